@@ -1,0 +1,181 @@
+"""The configuration of a model built from parts."""
+
+from transformers import PreTrainedConfig
+
+from .feed_forward import ACTIVATIONS
+from .norms import NORMS
+from .positions import POSITION_EMBEDDINGS
+
+ROTARY = ("rope", "yarn")
+ROPE_KEYS = ("rope_type", "rope_theta")
+YARN_KEYS = (
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+)
+PARTS = {"position_embedding": POSITION_EMBEDDINGS, "norm": NORMS, "activation": tuple(ACTIVATIONS)}
+COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "sliding_window",
+)
+
+
+class LabConfig(PreTrainedConfig):
+    """The parts and the sizes of a decoder, by the names that Hugging Face configurations use.
+
+    Multi-head, grouped-query and multi-query attention differ in `num_key_value_heads` only. Left out,
+    `num_key_value_heads` is `num_attention_heads`, `head_dim` is `hidden_size / num_attention_heads`, and
+    `intermediate_size` is 4 times `hidden_size`, or 8/3 times it in multiples of 64 for swiglu.
+    """
+
+    model_type = "llm_lab"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+
+    vocab_size: int = 256
+    hidden_size: int = 128
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 1024
+    position_embedding: str = "rope"
+    rope_parameters: dict | None = None
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    activation: str = "swiglu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        rope = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
+        problems = self._complete() + self._complete_rope(rope)
+        # The base class fills in rope_theta and, for YaRN, the original context.
+        self.rope_parameters = rope
+        super().__post_init__(**kwargs)
+        if self.position_embedding not in ROTARY:
+            self.rope_parameters = None
+        problems += self._problems()
+        if problems:
+            raise ValueError(
+                "This model cannot be built:\n" + "\n".join(f"- {problem}" for problem in problems)
+            )
+
+    def _complete(self) -> list[str]:
+        """Derive the sizes that were left out; return what stands in the way."""
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if not (_is_count(self.hidden_size) and _is_count(self.num_attention_heads)):
+            return []
+        if self.intermediate_size is None:
+            gated = self.activation == "swiglu"
+            self.intermediate_size = -(-8 * self.hidden_size // 192) * 64 if gated else 4 * self.hidden_size
+        if self.head_dim is None:
+            self.head_dim, rest = divmod(self.hidden_size, self.num_attention_heads)
+            if rest:
+                return [
+                    f"hidden_size = {self.hidden_size} is not divisible by num_attention_heads = "
+                    f"{self.num_attention_heads}: change one of them, or give head_dim"
+                ]
+        return []
+
+    def _complete_rope(self, rope: dict) -> list[str]:
+        """Derive rope_type and YaRN's factor in place; return what stands in the way."""
+        if self.position_embedding not in ROTARY:
+            return []
+        wanted = "yarn" if self.position_embedding == "yarn" else "default"
+        rope_type = rope.setdefault("rope_type", rope.pop("type", wanted))
+        if rope_type != wanted:
+            return [
+                f"rope_parameters.rope_type = {rope_type!r} does not go with position_embedding = "
+                f"{self.position_embedding!r}: it must be {wanted!r}"
+            ]
+        original = rope.get("original_max_position_embeddings")
+        if wanted == "yarn" and rope.get("factor") is None:
+            if not _is_count(original) or not _is_count(self.max_position_embeddings):
+                return [
+                    "position_embedding = 'yarn' needs rope_parameters.factor (at least 1) or "
+                    "rope_parameters.original_max_position_embeddings"
+                ]
+            rope["factor"] = max(1.0, self.max_position_embeddings / original)
+        return []
+
+    def _problems(self) -> list[str]:
+        """Everything that is wrong with the values, one sentence each."""
+        found = []
+        for name, allowed in PARTS.items():
+            if getattr(self, name) not in allowed:
+                found.append(f"{name} = {getattr(self, name)!r} is unknown: choose from {', '.join(allowed)}")
+        for name in COUNTS:
+            value = getattr(self, name)
+            if value is not None and not _is_count(value):
+                found.append(f"{name} = {value!r} must be a whole number of at least 1")
+        for name in ("attention_dropout", "hidden_dropout"):
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                found.append(f"{name} = {getattr(self, name)!r} must be at least 0 and less than 1")
+        for name in ("norm_eps", "initializer_range"):
+            if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                found.append(f"{name} = {getattr(self, name)!r} must be greater than 0")
+        if found:
+            return found
+        if self.num_attention_heads % self.num_key_value_heads:
+            found.append(
+                f"num_attention_heads = {self.num_attention_heads} is not divisible by "
+                f"num_key_value_heads = {self.num_key_value_heads}"
+            )
+        if self.position_embedding in ROTARY:
+            found += self._rope_problems()
+        if self.position_embedding == "sinusoidal" and self.hidden_size % 2:
+            found.append(f"hidden_size = {self.hidden_size} must be even for sinusoidal positions")
+        if self.sliding_window == 1:
+            found.append("sliding_window = 1 lets a token see only itself: it must be at least 2, or null")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            for token in value if isinstance(value, list | tuple) else [value]:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    found.append(f"{name} = {token} is outside the vocabulary of {self.vocab_size}")
+        return found
+
+    def _rope_problems(self) -> list[str]:
+        rope, found = self.rope_parameters, []
+        allowed = ROPE_KEYS + YARN_KEYS if self.position_embedding == "yarn" else ROPE_KEYS
+        if self.head_dim % 2:
+            found.append(f"head_dim = {self.head_dim} must be even for {self.position_embedding}")
+        for name in sorted(set(rope) - set(allowed)):
+            found.append(f"rope_parameters.{name} is unknown here: choose from {', '.join(allowed)}")
+        if not _is_number(rope["rope_theta"]) or rope["rope_theta"] <= 1:
+            found.append(f"rope_parameters.rope_theta = {rope['rope_theta']!r} must be greater than 1")
+        factor = rope.get("factor")
+        if factor is not None and (not _is_number(factor) or factor < 1):
+            found.append(f"rope_parameters.factor = {factor!r} must be at least 1")
+        return found
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

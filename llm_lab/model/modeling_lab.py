@@ -1,0 +1,253 @@
+"""The decoder put together from the parts that a `LabConfig` names, as a Hugging Face model.
+
+Parameter names are Llama's, so the weights of a combination that Llama, Mistral or Qwen3 has too load there.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import Attention, eager_attention
+from .block import Block
+from .configuration_lab import LabConfig
+from .feed_forward import FeedForward
+from .masks import alibi_mask_and_bias, token_positions
+from .norms import make_norm
+from .positions import Alibi, Rope, Sinusoidal, Yarn
+
+TAKES_ALIBI = ("eager", "sdpa", "flex_attention")
+
+
+def make_positions(config: LabConfig) -> Sinusoidal | Rope | Yarn | Alibi:
+    """The position embedding that the configuration names."""
+    if config.position_embedding == "sinusoidal":
+        return Sinusoidal(config.hidden_size)
+    if config.position_embedding == "alibi":
+        return Alibi(config.num_attention_heads)
+    rope = {name: value for name, value in config.rope_parameters.items() if value is not None}
+    rope["theta"] = rope.pop("rope_theta")
+    return {"default": Rope, "yarn": Yarn}[rope.pop("rope_type")](config.head_dim, **rope)
+
+
+def make_block(config: LabConfig, layer_idx: int) -> Block:
+    """The decoder block that the configuration names."""
+    attention = Attention(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        layer_idx,
+        bias=config.attention_bias,
+        qk_norm_eps=config.norm_eps if config.qk_norm else None,
+        sliding_window=config.sliding_window,
+        dropout=config.attention_dropout,
+    )
+    feed_forward = FeedForward(
+        config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias
+    )
+    norms = [make_norm(config.norm, config.hidden_size, config.norm_eps) for _ in range(2)]
+    return Block(attention, feed_forward, *norms, dropout=config.hidden_dropout)
+
+
+class LabPreTrainedModel(PreTrainedModel):
+    """What all models made of these parts share: initialisation and what the library may do with them."""
+
+    config: LabConfig
+    config_class = LabConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": Block, "attentions": Attention}  # noqa: RUF012
+
+    def __init__(self, config: LabConfig, *args, **kwargs) -> None:
+        refuse_alibi_without_bias(config)
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights, narrower by 1/sqrt(2 layers) where they add to the residual, as in GPT-2."""
+        if not getattr(module, "adds_to_residual", False):
+            return super()._init_weights(module)
+        depth_scale = 1 / math.sqrt(2 * self.config.num_hidden_layers)
+        init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+
+
+def refuse_alibi_without_bias(config: LabConfig) -> None:
+    """Raise for ALiBi with an attention kernel that would drop its bias without a word."""
+    kernel = config._attn_implementation or "sdpa"
+    if config.position_embedding == "alibi" and kernel not in TAKES_ALIBI:
+        raise ValueError(
+            f"attn_implementation = {kernel!r} takes no position bias, so ALiBi would be lost: "
+            f"choose from {', '.join(TAKES_ALIBI)}"
+        )
+
+
+class LabModel(LabPreTrainedModel):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: LabConfig) -> None:
+        super().__init__(config)
+        # No padding_idx: where the padding token is the end token, it would never be trained.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = make_positions(config)
+        self.dropout = nn.Dropout(config.hidden_dropout) if config.hidden_dropout > 0 else nn.Identity()
+        self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Token ids (batch, length), or their embeddings, to hidden states (batch, length, hidden_size)."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        # The mask sees only what the caller gave: a cache made here would switch off the masking between
+        # packed documents, and positions made here the is_causal kernel.
+        make_mask = (
+            create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
+        )
+        mask = make_mask(
+            config=self.config,
+            inputs_embeds=x,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        kernel = self.config._attn_implementation
+        rotary = None
+        if isinstance(self.positions, Alibi):
+            refuse_alibi_without_bias(self.config)
+            mask, bias = alibi_mask_and_bias(self.positions, kernel, mask, x, past_key_values)
+            kwargs["position_bias"] = bias
+        else:
+            positions = position_ids
+            if positions is None:
+                positions = token_positions(x, attention_mask, past_key_values)
+            if isinstance(self.positions, Rope):
+                rotary = self.positions(positions, x.dtype)
+            else:
+                x = (x * self.config.hidden_size**0.5 + self.positions(positions)).to(x.dtype)
+        if use_cache is None:
+            # Caching is for inference: in training it would cost a copy of all keys and values.
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
+        x = self.dropout(x)
+        for layer in self.layers:
+            x = layer(
+                x,
+                attention_function=attention_function,
+                attention_mask=mask,
+                rotary=rotary,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+
+
+class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
+    """The decoder with its language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: LabConfig) -> None:
+        super().__init__(config)
+        self.model = LabModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Token ids (batch, length) to logits (batch, length, vocab_size), and a loss if there are labels."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class LabForSequenceClassification(GenericForSequenceClassification, LabPreTrainedModel):
+    """The decoder with a score for the last real token: a reward model."""
+
+    def __init__(self, config: LabConfig) -> None:
+        LabPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = LabModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+def register() -> None:
+    """Teach the Auto classes of this process the model type, so that no remote code is needed here."""
+    AutoConfig.register(LabConfig.model_type, LabConfig, exist_ok=True)
+    AutoModel.register(LabConfig, LabModel, exist_ok=True)
+    AutoModelForCausalLM.register(LabConfig, LabForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(LabConfig, LabForSequenceClassification, exist_ok=True)
+
+
+# From here on, save_pretrained writes these files beside the weights, and auto_map into the config.
+LabConfig.register_for_auto_class()
+LabModel.register_for_auto_class("AutoModel")
+LabForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+LabForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
