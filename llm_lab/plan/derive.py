@@ -1,0 +1,237 @@
+"""What a recipe leaves out is derived here, each value with its reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from llm_lab.recipe.sizes import SIZES, Shape
+
+from .estimate import ASSUMED_GPU_MEMORY_BYTES, memory_by_part
+from .hardware import Machine
+from .parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
+from .vocabulary import vocabulary_size
+
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
+CPU_MAX_STEPS = 500
+CPU_MAX_LENGTH = 128
+CUDA_MAX_LENGTH = 1024
+COMPILE_PAYS_AFTER_STEPS = 300
+
+
+class _Draft:
+    """Recipe values being filled in, and why each got its value."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = copy.deepcopy(dict(values))
+        self.reasons: dict[str, str] = {}
+
+    def get(self, path: str) -> Any:
+        node: Any = self.values
+        for step in path.split("."):
+            if not isinstance(node, Mapping):
+                return None
+            node = node.get(step)
+        return node
+
+    def fill(self, path: str, value: Any, reason: str) -> None:
+        """Set a key that was left out."""
+        if self.get(path) is None and value is not None:
+            self.set(path, value, reason)
+
+    def set(self, path: str, value: Any, reason: str) -> None:
+        node = self.values
+        *parents, last = path.split(".")
+        for step in parents:
+            node = node[step]
+        node[last] = value
+        self.reasons[path] = reason
+
+
+def derive(
+    values: Mapping[str, Any], machine: Machine, *, name: str = "run"
+) -> tuple[dict[str, Any], dict[str, str], ModelShape | None]:
+    """Fill in what is left out. Returns the values, {dotted key: reason}, and the model's shape."""
+    draft = _Draft(values)
+    draft.fill("name", name, "the recipe file's name")
+    if draft.get("device") == "auto":
+        why_not = machine.cuda_problem
+        draft.set("device", machine.best_device, f"auto: {why_not}" if why_not else "auto: bf16 CUDA is there")
+    _derive_tokenizer(draft)
+    vocab_size, _ = vocabulary_size(draft.get("tokenizer"))
+    shape = _derive_model(draft, vocab_size)
+    _derive_train(draft, machine, shape)
+    return draft.values, draft.reasons, shape
+
+
+def model_source(values: Mapping[str, Any]) -> str:
+    """Return how a recipe names its model: parts, config or checkpoint."""
+    model = values.get("model")
+    if isinstance(model, Mapping):
+        return next((kind for kind in ("config", "checkpoint") if kind in model), "parts")
+    return "parts"
+
+
+def _derive_tokenizer(draft: _Draft) -> None:
+    if model_source(draft.values) == "checkpoint":
+        draft.fill("tokenizer", draft.get("model.checkpoint"), "the checkpoint's own")
+    elif model_source(draft.values) == "config":
+        draft.fill("tokenizer", "bytes", "no tokenizer was named")
+    else:
+        size = draft.get("model.size")
+        kind = SIZES[size].tokenizer
+        draft.fill("tokenizer", kind if kind == "bytes" else {"bpe": kind}, f"model.size = {size}")
+
+
+def _derive_model(draft: _Draft, vocab_size: int) -> ModelShape | None:
+    source = model_source(draft.values)
+    if source != "parts":
+        config = read_config_json(draft.get(f"model.{source}"))
+        if config is None:
+            return None
+        return shape_of_config(config, vocab_size if source == "config" else None)
+    size: str = draft.get("model.size")
+    shape: Shape = SIZES[size]
+    dial = f"size = {size}"
+    given_width = draft.get("model.hidden_size")
+    draft.fill("model.hidden_size", shape.hidden_size, dial)
+    draft.fill("model.num_hidden_layers", shape.num_hidden_layers, dial)
+    hidden: int = draft.get("model.hidden_size")
+    if given_width in (None, shape.hidden_size):
+        draft.fill("model.num_attention_heads", shape.num_attention_heads, dial)
+    else:
+        heads = _heads_for(hidden)
+        draft.fill("model.num_attention_heads", heads, f"{hidden // heads} numbers a head")
+    heads = draft.get("model.num_attention_heads")
+    attention = draft.get("model.attention")
+    if attention == "mha":
+        draft.fill("model.num_key_value_heads", heads, "mha: one for each head")
+    elif attention == "mqa":
+        draft.fill("model.num_key_value_heads", 1, "mqa: one for all heads")
+    elif heads == shape.num_attention_heads:
+        draft.fill("model.num_key_value_heads", shape.num_key_value_heads, dial)
+    else:
+        draft.fill("model.num_key_value_heads", _kv_heads_for(heads), "gqa: about a quarter of the heads")
+    draft.fill("model.head_dim", max(1, hidden // heads), "hidden_size / num_attention_heads")
+    if draft.get("model.activation") == "swiglu":
+        inner = max(8, round(hidden * 8 / 3 / 32) * 32)
+        draft.fill("model.intermediate_size", inner, "8/3 × hidden_size, to a multiple of 32")
+    else:
+        draft.fill("model.intermediate_size", 4 * hidden, "4 × hidden_size")
+    draft.fill("model.tie_word_embeddings", shape.tie_word_embeddings, dial)
+
+    rows = draft.get("train.max_length") or 0
+    original, factor = draft.get("model.original_max_position_embeddings"), draft.get("model.yarn_factor")
+    yarn = draft.get("model.position_embedding") == "yarn"
+    if yarn and original:
+        draft.fill("model.max_position_embeddings", int(original * factor), "original context × yarn_factor")
+    longest = max(shape.max_position_embeddings, rows)
+    draft.fill(
+        "model.max_position_embeddings", longest, dial if rows <= shape.max_position_embeddings else "train.max_length"
+    )
+    if yarn:
+        longest = draft.get("model.max_position_embeddings")
+        draft.fill(
+            "model.original_max_position_embeddings",
+            max(1, int(longest / factor)),
+            "max_position_embeddings / yarn_factor",
+        )
+    return shape_of_parts(draft.get("model"), vocab_size)
+
+
+def _heads_for(hidden: int) -> int:
+    """Heads of about 64 numbers; fewer numbers for narrow models, always dividing the width."""
+    wanted = max(1, hidden / (64 if hidden >= 256 else 32))
+    ways = [n for n in range(1, hidden + 1) if hidden % n == 0 and (hidden // n) % 2 == 0] or [1]
+    return min(ways, key=lambda n: (abs(n - wanted), n))
+
+
+def _kv_heads_for(heads: int) -> int:
+    ways = [n for n in range(1, heads + 1) if heads % n == 0 and n < heads] or [1]
+    return min(ways, key=lambda n: (abs(n - heads / 4), n))
+
+
+def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> None:
+    on_cpu = draft.get("device") == "cpu"
+    longest = draft.get("model.max_position_embeddings")
+    if longest is None:
+        source = model_source(draft.values)
+        config = read_config_json(draft.get(f"model.{source}") or "") or {}
+        longest = config.get("max_position_embeddings") or config.get("n_positions") or CUDA_MAX_LENGTH
+    most = CPU_MAX_LENGTH if on_cpu else CUDA_MAX_LENGTH
+    where = "on a CPU" if on_cpu else "on a GPU"
+    draft.fill(
+        "train.max_length",
+        min(longest, most),
+        "the model's context" if longest <= most else f"at most {most:,} {where}",
+    )
+    dtype = "bfloat16" if not on_cpu or machine.cpu_bf16_is_fast else "float32"
+    draft.fill(
+        "train.dtype",
+        dtype,
+        "CUDA"
+        if not on_cpu
+        else "this CPU multiplies bf16 in hardware (AMX)"
+        if machine.cpu_bf16_is_fast
+        else "this CPU has no fast bf16 (AMX)",
+    )
+    draft.fill("train.attn_implementation", "sdpa", "fused, and right for every combination of parts")
+    _derive_batch(draft, machine, shape, on_cpu)
+    _derive_steps(draft, machine, shape, on_cpu)
+    steps: int = draft.get("train.max_steps")
+    draft.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
+    draft.fill("train.eval_steps", max(1, steps // 10), "a tenth of max_steps")
+    draft.fill("train.save_steps", draft.get("train.eval_steps"), "as eval_steps")
+    draft.fill("train.logging_steps", min(50, max(1, steps // 50)), "a fiftieth of max_steps, 1 to 50")
+    if on_cpu and not machine.has_compiler:
+        draft.fill("train.compile", False, "no C++ compiler was found")
+    elif steps < COMPILE_PAYS_AFTER_STEPS:
+        draft.fill("train.compile", False, f"compiling costs more than it saves under {COMPILE_PAYS_AFTER_STEPS} steps")
+    else:
+        draft.fill("train.compile", True, f"pays from {COMPILE_PAYS_AFTER_STEPS} steps on")
+
+
+def _derive_batch(draft: _Draft, machine: Machine, shape: ModelShape | None, on_cpu: bool) -> None:
+    length: int = draft.get("train.max_length")
+    if on_cpu or shape is None:
+        draft.fill("train.per_device_train_batch_size", 16 if on_cpu else 8, "the usual on a CPU" if on_cpu else "safe")
+        draft.fill("train.gradient_accumulation_steps", 1, "one batch a step")
+        return
+    gpu_bytes = machine.gpus[0].memory_bytes if machine.gpus else ASSUMED_GPU_MEMORY_BYTES
+    rows = 1
+    while rows * 2 * length <= 65_536 and _bytes(draft, shape, rows * 2, length) <= 0.75 * gpu_bytes:
+        rows *= 2
+    draft.fill("train.per_device_train_batch_size", rows, f"fits {gpu_bytes / 1e9:.0f} GB with a quarter to spare")
+    rows = draft.get("train.per_device_train_batch_size")
+    wanted = 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
+    each = rows * length * max(1, len(machine.gpus))
+    draft.fill(
+        "train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens a step"
+    )
+
+
+def _bytes(draft: _Draft, shape: ModelShape, rows: int, length: int) -> int:
+    parts = memory_by_part(
+        shape,
+        rows=rows,
+        length=length,
+        optimizer=draft.get("optimizer.name"),
+        dtype=draft.get("train.dtype"),
+        checkpointing=draft.get("train.gradient_checkpointing"),
+    )
+    return sum(parts.values())
+
+
+def _derive_steps(draft: _Draft, machine: Machine, shape: ModelShape | None, on_cpu: bool) -> None:
+    if shape is None:
+        draft.fill("train.max_steps", CPU_MAX_STEPS if on_cpu else 10_000, "the model's size is not known yet")
+        return
+    devices = 1 if on_cpu else max(1, len(machine.gpus))
+    rows = draft.get("train.per_device_train_batch_size") * draft.get("train.gradient_accumulation_steps")
+    per_step = rows * draft.get("train.max_length") * devices
+    wanted = max(1, round(TOKENS_PER_PARAMETER * shape.parameters / per_step))
+    if on_cpu and wanted > CPU_MAX_STEPS:
+        draft.fill("train.max_steps", CPU_MAX_STEPS, f"the CPU rehearsal; 20 tokens a parameter would be {wanted:,}")
+    else:
+        draft.fill("train.max_steps", wanted, f"20 tokens for each of {shape.parameters:,} parameters")

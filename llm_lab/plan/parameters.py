@@ -1,0 +1,128 @@
+"""Parameters, FLOPs and cache size from numbers alone, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a decoder-only model that its cost follows from."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    gated: bool  # SwiGLU: three matrices instead of two
+    norm_has_bias: bool  # LayerNorm
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = True
+
+    @property
+    def parameters_by_part(self) -> dict[str, int]:
+        """Parameters of each part; their sum is exactly what the built model has."""
+        hidden, inner, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
+        query, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = hidden * query + 2 * hidden * keys + query * hidden
+        if self.attention_bias:
+            attention += query + 2 * keys + hidden
+        feed_forward = (3 if self.gated else 2) * hidden * inner
+        if self.mlp_bias:
+            feed_forward += (2 if self.gated else 1) * inner + hidden
+        norm = hidden * (2 if self.norm_has_bias else 1)
+        norms = layers * (2 * norm + (2 * self.head_dim if self.qk_norm else 0)) + norm
+        return {
+            "embedding": self.vocab_size * hidden,
+            "attention": layers * attention,
+            "feed-forward": layers * feed_forward,
+            "norms": norms,
+            "output": 0 if self.tie_word_embeddings else self.vocab_size * hidden,
+        }
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.parameters_by_part.values())
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters of the hidden matrices: what Muon takes."""
+        parts = self.parameters_by_part
+        return parts["attention"] + parts["feed-forward"]
+
+    def training_flops_per_token(self, length: int) -> float:
+        """FLOPs of forward and backward for one token in a row of `length` (Chowdhery et al. 2022, B)."""
+        multiplied = self.matrix_parameters + self.vocab_size * self.hidden_size
+        attention = self.num_hidden_layers * self.num_attention_heads * self.head_dim * length
+        return 6.0 * multiplied + 12.0 * attention
+
+    def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
+        """Bytes that generation must remember for each token."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_number
+
+
+def shape_of_parts(parts: Mapping[str, Any], vocab_size: int) -> ModelShape | None:
+    """Return the shape of a model from resolved parts, or None while a number is missing."""
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+    if any(not parts.get(key) for key in (*needed, "num_key_value_heads")):
+        return None
+    return ModelShape(
+        vocab_size=vocab_size,
+        **{key: parts[key] for key in (*needed, "num_key_value_heads")},
+        gated=parts.get("activation") == "swiglu",
+        norm_has_bias=parts.get("norm") == "layernorm",
+        **{key: bool(parts.get(key)) for key in ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings")},
+    )
+
+
+# Per model_type of Hugging Face: what its config leaves unsaid.
+_ARCHITECTURES: dict[str, dict[str, bool]] = {
+    "llama": {"gated": True, "norm_has_bias": False},
+    "mistral": {"gated": True, "norm_has_bias": False},
+    "qwen3": {"gated": True, "norm_has_bias": False, "qk_norm": True},
+    "llm_lab": {},
+}
+
+
+def read_config_json(path: str | Path) -> dict[str, Any] | None:
+    """Read a local Hugging Face config.json (a file, or the folder it stands in), or None."""
+    file = Path(path)
+    if file.is_dir():
+        file = next((f for f in (file / "config.json", file / "model" / "config.json") if f.exists()), file)
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) -> ModelShape | None:
+    """Return the shape a Hugging Face config stands for, or None for architectures not known here."""
+    kind = _ARCHITECTURES.get(config.get("model_type", ""))
+    if kind is None:
+        return None
+    parts = {key: config.get(key) for key in (f.name for f in fields(ModelShape)) if config.get(key) is not None}
+    heads = parts.get("num_attention_heads")
+    if not heads or not parts.get("hidden_size"):
+        return None
+    parts.setdefault("num_key_value_heads", heads)
+    parts.setdefault("head_dim", parts["hidden_size"] // heads)
+    parts.setdefault("tie_word_embeddings", False)
+    shape = shape_of_parts(
+        {"activation": config.get("activation"), "norm": config.get("norm"), **parts},
+        vocab_size or config.get("vocab_size") or 0,
+    )
+    if shape is None or not kind:
+        return shape
+    values = {f.name: getattr(shape, f.name) for f in fields(shape)}
+    return ModelShape(**{**values, **kind})

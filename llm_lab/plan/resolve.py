@@ -1,0 +1,191 @@
+"""From what a user wrote to a recipe in which every value stands, with where each came from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lab.recipe.errors import MachineError, Problem, UserError
+from llm_lab.recipe.files import to_yaml
+from llm_lab.recipe.rules import applies, check_rules, flatten
+from llm_lab.recipe.schema import StageRecipe
+from llm_lab.recipe.validate import validate
+
+from .derive import derive
+from .estimate import Estimate, estimate
+from .hardware import Machine, find_machine
+from .parameters import ModelShape
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from: answer, override, default or derived; derived ones have a reason."""
+
+    kind: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}" if self.reason else self.kind
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe in which nothing is left open."""
+
+    recipe: StageRecipe
+    values: dict[str, Any]  # the same as a plain nested dict, keys that do nothing left out
+    given: dict[str, Any]  # what the user wrote
+    origins: dict[str, Origin]  # by dotted path
+    shape: ModelShape | None
+    estimate: Estimate
+    machine: Machine
+
+    def to_yaml(self, header: tuple[str, ...] = ()) -> str:
+        """Write every value, a derived one with its reason; replays as it is."""
+
+        def comment(path: str, help_text: str) -> str | None:
+            origin = self.origins.get(path)
+            return f"derived: {origin.reason}" if origin and origin.kind == "derived" else None
+
+        return to_yaml(self.values, type(self.recipe), comment, header)
+
+
+def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell out shorthands: `model: NAME` is a checkpoint where there are weights, else a config."""
+    result = dict(raw)
+    model = result.get("model")
+    if isinstance(model, str):
+        folder = Path(model).expanduser()
+        exists = folder.exists()
+        has_weights = any((folder / sub / f).exists() for sub in ("", "model") for f in WEIGHT_FILES)
+        is_config = exists and not has_weights
+        result["model"] = {"config" if is_config else "checkpoint": model}
+    return result
+
+
+def diagnose(
+    raw: Mapping[str, Any],
+    *,
+    machine: Machine | None = None,
+    name: str = "run",
+    overrides: Collection[str] = (),
+) -> tuple[Resolved | None, list[Problem]]:
+    """Resolve as far as possible and return every problem found, instead of stopping at the first."""
+    machine = machine or find_machine()
+    given = normalise(raw)
+    recipe, problems, wrong = validate(given)
+    if recipe is None:
+        return None, problems
+    values, reasons, shape = derive(recipe.model_dump(by_alias=True), machine, name=name)
+    problems += [p for p in check_rules(values, given) if p.key not in wrong]
+    problems += [p for p in _missing_models(values) if p.key not in wrong]
+    values = _without_idle_keys(values)
+    final, more, _ = validate(values)
+    if final is None or more:
+        return None, problems + (more if not problems else [])
+    origins = _origins(given, values, reasons, overrides)
+    cost = estimate(final.model_dump(by_alias=True), shape, machine)
+    return Resolved(final, values, given, origins, shape, cost, machine), problems
+
+
+def resolve(
+    raw: Mapping[str, Any],
+    *,
+    machine: Machine | None = None,
+    name: str = "run",
+    overrides: Collection[str] = (),
+) -> Resolved:
+    """Return the recipe with every value in place. UserError with all problems where there are any."""
+    resolved, problems = diagnose(raw, machine=machine, name=name, overrides=overrides)
+    if problems or resolved is None:
+        raise UserError(*problems)
+    return resolved
+
+
+def demand_device(resolved: Resolved) -> None:
+    """Raise MachineError where the recipe's device can't be had here."""
+    problem = resolved.machine.cuda_problem
+    if resolved.values["device"] == "cuda" and problem:
+        raise MachineError(
+            Problem(
+                "device",
+                f"this machine can't: {problem}",
+                value="cuda",
+                mend="Set device=cpu for the rehearsal at toy size, or device=auto to take what there is.",
+            )
+        )
+    if not resolved.estimate.fits and resolved.estimate.memory_bytes:
+        raise MachineError(
+            Problem(
+                "train.per_device_train_batch_size",
+                f"the run needs about {resolved.estimate.memory_bytes / 2**30:.1f} GiB and there are "
+                f"{resolved.estimate.memory_available_bytes / 2**30:.1f} GiB",
+                value=resolved.values["train"]["per_device_train_batch_size"],
+                mend="Take fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
+                "train.gradient_checkpointing=true, or a smaller model.size.",
+            )
+        )
+
+
+def _missing_models(values: Mapping[str, Any]) -> list[Problem]:
+    """A named local model that is not there; a Hub name can only be checked when it is fetched."""
+    model = values.get("model")
+    problems = []
+    for kind in ("config", "checkpoint"):
+        if isinstance(model, Mapping) and kind in model:
+            path = Path(model[kind]).expanduser()
+            looks_local = model[kind].startswith((".", "/", "~")) or model[kind].count("/") > 1 or path.suffix == ".json"
+            looks_local = looks_local or model[kind].startswith(("checkpoints/", "configs/"))
+            if looks_local and not path.exists():
+                problems.append(
+                    Problem(
+                        f"model.{kind}",
+                        "there is no such file or folder",
+                        value=model[kind],
+                        mend="`llm-lab list runs` shows the checkpoints; Design a model writes configs.",
+                    )
+                )
+    return problems
+
+
+def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out keys that do nothing with the other values (the YaRN factor of a RoPE model)."""
+
+    def keep(node: Any, prefix: str) -> Any:
+        if isinstance(node, Mapping):
+            return {
+                key: keep(value, f"{prefix}{key}.")
+                for key, value in node.items()
+                if isinstance(value, Mapping) or f"{prefix}{key}" in _ALWAYS or applies(f"{prefix}{key}", values)
+            }
+        if isinstance(node, tuple | list):
+            return [keep(item, f"{prefix}{index}.") for index, item in enumerate(node)]
+        return node
+
+    return keep(values, "")
+
+
+# Written out for every attention, though only grouped-query asks for it: a reader wants the number.
+_ALWAYS = {"model.num_key_value_heads"}
+
+
+def _origins(
+    given: Mapping[str, Any], values: Mapping[str, Any], reasons: Mapping[str, str], overrides: Collection[str]
+) -> dict[str, Origin]:
+    written = dict(flatten(given))
+    origins = {}
+    for path, _ in flatten(values):
+        if any(path == key or path.startswith(key + ".") for key in overrides):
+            origins[path] = Origin("override")
+        elif path in reasons:
+            origins[path] = Origin("derived", reasons[path])
+        elif any(path == key or path.startswith(key + ".") or key.startswith(path + ".") for key in written):
+            origins[path] = Origin("answer")
+        else:
+            parent = next((r for r in reasons if path.startswith(r + ".")), None)
+            origins[path] = Origin("derived", reasons[parent]) if parent else Origin("default")
+    return origins

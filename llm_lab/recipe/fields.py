@@ -1,0 +1,205 @@
+"""What a recipe key is made of: type, bounds, default, and the words the wizard and the docs use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+# Strict numbers: `true` is not 1 and "12" is not 12, but 3 is a float.
+Int = Annotated[int, Field(strict=True)]
+Float = Annotated[float, Field(strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
+
+
+class Group(BaseModel):
+    """A group of recipe keys. Frozen: it is validated once, at construction, and never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def option(
+    default: Any = None,
+    *,
+    help: str,
+    question: str | None = None,
+    why: str | None = None,
+    choices: Mapping[Any, str] | None = None,
+    candidates: tuple[Any, ...] | None = None,
+    derived: str | None = None,
+    when: Mapping[str, tuple[Any, ...]] | None = None,
+    advanced: bool = False,
+    **constraints: Any,
+) -> Any:
+    """Declare one recipe key.
+
+    help: one line, shown beside the key everywhere. question: how the wizard asks it (no question:
+    it is not asked). why: the longer text behind `?`. choices: what each allowed value means.
+    candidates: numbers worth offering in a list. derived: in words, what a left-out key becomes.
+    when: {dotted key: values} that must hold for this key to do anything. advanced: asked only on
+    request. constraints: pydantic's (ge, le, gt, min_length ...).
+    """
+    extra = {
+        "question": question,
+        "why": why,
+        "choices": dict(choices) if choices else None,
+        "candidates": list(candidates) if candidates else None,
+        "derived": derived,
+        "when": {key: list(values) for key, values in when.items()} if when else None,
+        "advanced": advanced or None,
+    }
+    kept = {key: value for key, value in extra.items() if value is not None}
+    return Field(default, description=help, json_schema_extra=kept, **constraints)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A recipe key as the wizard, the errors and the docs see it."""
+
+    path: str  # dotted, without list indices: "model.hidden_size"
+    info: FieldInfo
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit(".", 1)[-1]
+
+    @property
+    def help(self) -> str:
+        return self.info.description or ""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        extra = self.info.json_schema_extra
+        return extra if isinstance(extra, dict) else {}
+
+    @property
+    def question(self) -> str | None:
+        return self.meta.get("question")
+
+    @property
+    def why(self) -> str | None:
+        return self.meta.get("why")
+
+    @property
+    def derived(self) -> str | None:
+        return self.meta.get("derived")
+
+    @property
+    def when(self) -> dict[str, list[Any]]:
+        return self.meta.get("when") or {}
+
+    @property
+    def choices(self) -> dict[Any, str] | None:
+        """Allowed values with what each means, or None where the value is free."""
+        if "choices" in self.meta:
+            return self.meta["choices"]
+        if self.kind == "bool":
+            return {True: "", False: ""}
+        return None
+
+    @property
+    def default(self) -> Any:
+        return self.info.get_default(call_default_factory=True)
+
+    @property
+    def required(self) -> bool:
+        return self.info.is_required()
+
+    @property
+    def kind(self) -> str:
+        """The type in words: int, float, bool, text, choice, list, group."""
+        types = _plain_types(self.info.annotation)
+        if bool in types:
+            return "bool"
+        if any(get_origin(t) is Literal for t in types):
+            return "choice"
+        if float in types:
+            return "float"
+        if int in types:
+            return "int"
+        if any(get_origin(t) is tuple for t in types):
+            return "list"
+        if any(isinstance(t, type) and issubclass(t, BaseModel) for t in types):
+            return "group"
+        return "text"
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None, bool]:
+        """(lowest, highest, lowest is excluded) for a number."""
+        low = high = None
+        exclusive = False
+        for item in _metadata(self.info):
+            for name in ("ge", "gt"):
+                if getattr(item, name, None) is not None:
+                    low, exclusive = getattr(item, name), name == "gt"
+            for name in ("le", "lt"):
+                if getattr(item, name, None) is not None:
+                    high = getattr(item, name)
+        return low, high, exclusive
+
+    def allowed(self) -> str:
+        """Return the allowed values in words."""
+        if self.kind == "bool":
+            return "true, false"
+        if self.choices:
+            return ", ".join(str(choice) for choice in self.choices)
+        low, high, exclusive = self.bounds
+        words = {"int": "a whole number", "float": "a number", "list": "a list", "text": "text"}.get(
+            self.kind, self.kind
+        )
+        below, above = _number(low), _number(high)
+        if low is not None and high is not None:
+            words += f" above {below}, up to {above}" if exclusive else f" from {below} to {above}"
+        elif low is not None:
+            words += f" above {below}" if exclusive else f" of at least {below}"
+        elif high is not None:
+            words += f" up to {above}"
+        return words + (", or null" if not self.required and self.default is None else "")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
+
+
+def _plain_types(annotation: Any) -> list[Any]:
+    """Unpack Annotated and unions to the types in them, NoneType left out."""
+    if get_origin(annotation) is Annotated:
+        return _plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (tuple, Literal) or not get_args(annotation):
+        return [] if annotation is type(None) else [annotation]
+    return [t for arg in get_args(annotation) for t in _plain_types(arg)]
+
+
+def _metadata(info: FieldInfo) -> Iterator[Any]:
+    yield from info.metadata
+    stack = list(get_args(info.annotation))
+    while stack:
+        item = stack.pop()
+        if isinstance(item, FieldInfo):
+            yield from item.metadata
+        elif get_args(item):
+            stack.extend(get_args(item))
+
+
+def groups_of(info: FieldInfo) -> list[type[Group]]:
+    """Return the groups a key may hold (several for a tagged union), list items included."""
+    found: list[type[Group]] = []
+    stack = [info.annotation]
+    while stack:
+        item = stack.pop(0)
+        if isinstance(item, type) and issubclass(item, Group):
+            found.append(item)
+        else:
+            stack = [arg for arg in get_args(item) if arg is not type(None)] + stack
+    return found
+
+
+def keys_of(group: type[Group], prefix: str = "") -> Iterator[Key]:
+    """Yield the keys of one group, in the order of the file, without descending."""
+    for name, info in group.model_fields.items():
+        yield Key(prefix + (info.alias or name), info)

@@ -1,0 +1,363 @@
+"""The recipe: every key there is. The wizard, the checks, the YAML and the docs are derived from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from .fields import Bool, Float, Group, Int, option
+from .parts import ModelCheckpoint, ModelConfig, ModelParts
+
+STAGES = {"pretrain": "learn from raw text, from scratch or on from a checkpoint"}
+DEVICES = {
+    "cuda": "demands a CUDA GPU that does bf16",
+    "cpu": "the rehearsal: everything works, at toy size",
+    "auto": "bf16 CUDA where there is one, the rehearsal elsewhere",
+}
+OPTIMIZERS = {
+    "muon": "orthogonalised momentum for matrices, AdamW for the rest; fewest steps",
+    "adamw": "the standard",
+}
+SCHEDULERS = {
+    "cosine": "down along a half cosine; the standard",
+    "linear": "down along a straight line",
+    "none": "stays flat after warm-up",
+}
+SPLITS = {
+    "end": "the last part of the text, in order",
+    "random": "documents chosen by a hash of their content",
+}
+DTYPES = {
+    "bfloat16": "autocast over float32 master weights",
+    "float32": "full precision",
+}
+ATTENTION_KERNELS = {
+    "sdpa": "torch's fused attention",
+    "flash_attention_2": "the flash-attn package (CUDA)",
+    "flex_attention": "torch's compiled flex attention (CUDA)",
+    "eager": "plain matrix products; slow, for study",
+}
+
+
+class BpeTokenizer(Group):
+    """A byte-level BPE, trained on the run's own training text."""
+
+    bpe: Int = option(..., help="entries of the vocabulary, at most", ge=257, le=1_000_000)
+
+
+class DataSource(Group):
+    """One set of texts."""
+
+    path: str = option(
+        ...,
+        help="a file, folder or glob (txt, md, jsonl, csv, parquet), builtin:stories, or a Hub name",
+        question="Which text?",
+        why="A folder is read with all its files of one kind. One text file is one document; one row of "
+        "jsonl, csv or parquet is one document. builtin:stories is made on the spot and needs no network.",
+        min_length=1,
+    )
+    subset: str | None = option(help="the Hub dataset's configuration", min_length=1)
+    split: str = option("train", help="the Hub dataset's split", min_length=1)
+    text_column: str | None = option(
+        help="column that holds the text", derived="found by looking at the first rows", min_length=1
+    )
+    weight: Float = option(1.0, help="share of the mix, relative to the others", gt=0.0)
+
+
+class Validation(Group):
+    """What is kept from training, to measure on. Never trained on, the same at every evaluation."""
+
+    fraction: Float = option(
+        0.1,
+        help="share of each set that is kept for validation",
+        question="What share of the text is kept for validation?",
+        ge=0.0,
+        le=0.5,
+    )
+    from_: Literal[tuple(SPLITS)] = option(
+        "end",
+        alias="from",
+        help="which part is kept",
+        question="Which part of the text is kept?",
+        choices=SPLITS,
+        advanced=True,
+    )
+    max_tokens: Int = option(
+        1_000_000, help="tokens measured at an evaluation, at most", ge=1, question="Tokens measured, at most?", advanced=True
+    )
+
+
+def _learning_rate(default: float, why: str) -> Any:
+    return option(
+        default, help="the peak learning rate", question="Learning rate?", why=why, gt=0.0, le=10.0
+    )
+
+
+def _betas(default: tuple[float, float], what: str) -> Any:
+    return option(default, help=f"{what}: decay of the two moments", question=f"{what}: betas?", advanced=True)
+
+
+Beta = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
+
+
+class AdamW(Group):
+    """AdamW (Loshchilov & Hutter 2017)."""
+
+    name: Literal["adamw"] = option("adamw", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    learning_rate: Float = _learning_rate(
+        1e-3, "1e-3 to 3e-3 for models under 10 M, 6e-4 at 124 M, 3e-4 at 1 B: larger models want less."
+    )
+    betas: tuple[Beta, Beta] = _betas((0.9, 0.95), "AdamW")
+    eps: Float = option(1e-8, help="added to the root", question="AdamW: epsilon?", gt=0.0, advanced=True)
+    weight_decay: Float = option(
+        0.1,
+        help="pulls matrices towards zero; never norms, biases or embeddings",
+        question="Weight decay?",
+        ge=0.0,
+        le=10.0,
+        advanced=True,
+    )
+
+
+class Muon(Group):
+    """Muon (Jordan et al. 2024): hidden matrices by orthogonalised momentum, the rest by AdamW."""
+
+    name: Literal["muon"] = option("muon", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    learning_rate: Float = _learning_rate(
+        0.02,
+        "For the hidden matrices. 0.02 works from nano to small: each update is orthogonal, so its size does "
+        "not depend on the gradient's.",
+    )
+    momentum: Float = option(
+        0.95, help="of the hidden matrices", question="Momentum?", ge=0.0, lt=1.0, advanced=True
+    )
+    nesterov: Bool = option(True, help="look ahead along the momentum", question="Nesterov?", advanced=True)
+    ns_steps: Int = option(
+        5, help="Newton-Schulz steps", question="Newton-Schulz steps?", ge=1, le=20, advanced=True
+    )
+    weight_decay: Float = option(
+        0.01,
+        help="pulls matrices towards zero; never norms, biases or embeddings",
+        question="Weight decay?",
+        ge=0.0,
+        le=10.0,
+        advanced=True,
+    )
+    adamw_learning_rate: Float = option(
+        3e-3,
+        help="for embeddings, head, norms and biases",
+        question="Learning rate for embeddings, head and norms?",
+        gt=0.0,
+        le=10.0,
+        advanced=True,
+    )
+    adamw_betas: tuple[Beta, Beta] = _betas((0.9, 0.95), "AdamW part")
+    adamw_eps: Float = option(1e-8, help="added to the root", question="AdamW part: epsilon?", gt=0.0, advanced=True)
+
+
+class Scheduler(Group):
+    """The learning rate over the run: up during warm-up, then down to the floor, never up again."""
+
+    name: Literal[tuple(SCHEDULERS)] = option(
+        "cosine", help="the curve after warm-up", question="Which learning-rate curve?", choices=SCHEDULERS
+    )
+    warmup_steps: Int | None = option(
+        help="steps up to the peak",
+        question="Warm-up steps?",
+        derived="5 % of max_steps, at most 2,000",
+        ge=0,
+    )
+    min_ratio: Float = option(
+        0.1,
+        help="the floor, as a share of the peak",
+        question="Floor, as a share of the peak?",
+        ge=0.0,
+        le=1.0,
+        when={"scheduler.name": ("cosine", "linear")},
+        advanced=True,
+    )
+
+
+class Train(Group):
+    """The run itself. A step is one optimizer update."""
+
+    max_steps: Int | None = option(
+        help="optimizer updates",
+        question="How many steps?",
+        why="A step is one optimizer update on per_device_train_batch_size × gradient_accumulation_steps × "
+        "GPUs × max_length tokens. 20 tokens a parameter is the best use of compute; more still helps.",
+        derived="about 20 tokens a parameter; at most 500 on a CPU",
+        ge=1,
+    )
+    max_length: Int | None = option(
+        help="tokens in a row of the batch: what the model sees at once",
+        question="Context while training, in tokens?",
+        derived="max_position_embeddings, at most 1,024; at most 128 on a CPU",
+        ge=2,
+    )
+    per_device_train_batch_size: Int | None = option(
+        help="rows in a batch on each device",
+        question="Rows in a batch?",
+        derived="16 on a CPU; on a GPU what its memory takes",
+        ge=1,
+    )
+    gradient_accumulation_steps: Int | None = option(
+        help="batches in a step",
+        question="Batches in a step?",
+        derived="1 on a CPU; on a GPU up to about 0.25 M tokens a step",
+        ge=1,
+        advanced=True,
+    )
+    max_grad_norm: Float = option(
+        1.0, help="gradients longer than this are shortened", question="Clip gradients at?", gt=0.0, advanced=True
+    )
+    eval_steps: Int | None = option(
+        help="steps between evaluations",
+        question="Steps between evaluations?",
+        derived="a tenth of max_steps",
+        ge=1,
+    )
+    save_steps: Int | None = option(
+        help="steps between checkpoints: what a crash can cost",
+        question="Steps between checkpoints?",
+        derived="as eval_steps",
+        ge=1,
+    )
+    save_total_limit: Int = option(
+        3, help="checkpoints that are kept", question="Checkpoints that are kept?", ge=1, advanced=True
+    )
+    logging_steps: Int | None = option(
+        help="steps between log lines",
+        question="Steps between log lines?",
+        derived="a fiftieth of max_steps, 1 to 50",
+        ge=1,
+        advanced=True,
+    )
+    dtype: Literal[tuple(DTYPES)] | None = option(
+        help="precision of the matrix products; master weights are always float32",
+        question="Precision?",
+        choices=DTYPES,
+        derived="bfloat16 on CUDA; on a CPU the faster",
+        advanced=True,
+    )
+    attn_implementation: Literal[tuple(ATTENTION_KERNELS)] | None = option(
+        help="the attention kernel",
+        question="Attention kernel?",
+        choices=ATTENTION_KERNELS,
+        derived="sdpa",
+        advanced=True,
+    )
+    gradient_checkpointing: Bool = option(
+        False,
+        help="recompute activations to save memory, for about a third more time",
+        question="Recompute activations to save memory?",
+        advanced=True,
+    )
+    compile: Bool | None = option(
+        help="torch.compile",
+        question="Compile the model?",
+        derived="true where it pays: a compiler is there and the run is long enough",
+        advanced=True,
+    )
+
+
+class Samples(Group):
+    """Texts written at every evaluation, always from the same prompts."""
+
+    prompts: tuple[str, ...] = option(
+        ("",), help="what the samples start from; empty: from nothing", question="Prompts of the samples?", advanced=True
+    )
+    max_new_tokens: Int = option(
+        80, help="length of a sample, in tokens", question="Tokens in a sample?", ge=1, le=100_000, advanced=True
+    )
+    temperature: Float = option(
+        0.8, help="0: always the likeliest token", question="Temperature of the samples?", ge=0.0, le=10.0, advanced=True
+    )
+
+
+def _model_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return next((kind for kind in ("config", "checkpoint") if kind in value), "parts")
+    return {ModelConfig: "config", ModelCheckpoint: "checkpoint"}.get(type(value), "parts")
+
+
+def _named(value: Any, default: str) -> str:
+    if isinstance(value, dict):
+        return str(value.get("name", default))
+    return getattr(value, "name", default)
+
+
+def _tokenizer_kind(value: Any) -> str:
+    return "trained" if isinstance(value, dict | BpeTokenizer) else "named"
+
+
+Model = Annotated[
+    Annotated[ModelParts, Tag("parts")]
+    | Annotated[ModelConfig, Tag("config")]
+    | Annotated[ModelCheckpoint, Tag("checkpoint")],
+    Discriminator(_model_kind),
+]
+Optimizer = Annotated[
+    Annotated[AdamW, Tag("adamw")] | Annotated[Muon, Tag("muon")],
+    Discriminator(lambda value: _named(value, "muon")),
+]
+Tokenizer = Annotated[
+    Annotated[str, Tag("named")] | Annotated[BpeTokenizer, Tag("trained")], Discriminator(_tokenizer_kind)
+]
+
+
+class StageRecipe(Group):
+    """What every stage's recipe has."""
+
+    stage: Literal[tuple(STAGES)] = option(..., help="what is done", choices=STAGES)
+    name: str | None = option(
+        help="the run's folder: checkpoints/<name>/",
+        question="Name of the run?",
+        derived="the recipe file's name",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+    )
+    seed: Int = option(
+        1337, help="same seed, same result", question="Seed?", ge=0, le=2**32 - 1, advanced=True
+    )
+    device: Literal[tuple(DEVICES)] = option(
+        "cuda", help="where it runs", question="Where does it run?", choices=DEVICES
+    )
+
+
+class PretrainRecipe(StageRecipe):
+    """Pretraining: the next token of raw text."""
+
+    stage: Literal["pretrain"] = option("pretrain", help="what is done", choices=STAGES)
+    model: Model = option(
+        ModelParts(),
+        help="parts, {config: a config.json}, or {checkpoint: weights to go on from}",
+    )
+    tokenizer: Tokenizer | None = option(
+        help="bytes, {bpe: entries}, a folder, or a name on the Hub",
+        derived="a checkpoint's own; else from model.size: bytes for nano, a BPE above",
+    )
+    data: tuple[DataSource, ...] = option(..., help="the texts, each with its weight", min_length=1)
+    validation: Validation = option(Validation(), help="what is kept from training, to measure on")
+    optimizer: Optimizer = option(Muon(), help="how weights follow gradients")
+    scheduler: Scheduler = option(Scheduler(), help="the learning rate over the run")
+    train: Train = option(Train(), help="the run itself")
+    samples: Samples = option(Samples(), help="texts written at every evaluation")
+
+
+STAGE_RECIPES: dict[str, type[StageRecipe]] = {"pretrain": PretrainRecipe}
+
+
+class PipelineRecipe(Group):
+    """Stages one after the other; a stage's model defaults to the result of the stage before it."""
+
+    name: str | None = option(
+        help="the pipeline's folder: checkpoints/<name>/",
+        derived="the recipe file's name",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+    )
+    seed: Int = option(1337, help="handed to each stage that has none", ge=0, le=2**32 - 1)
+    device: Literal[tuple(DEVICES)] = option("cuda", help="handed to each stage that has none", choices=DEVICES)
+    stages: tuple[dict[str, Any], ...] = option(..., help="the stages, each a recipe of its own", min_length=1)

@@ -1,0 +1,209 @@
+"""Check a raw recipe against the schema, and say everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pydantic import ValidationError
+
+from .errors import Problem, UserError, did_you_mean, one_of
+from .fields import Group, Key, groups_of
+from .schema import STAGE_RECIPES, StageRecipe
+
+_UNIONS = ("model", "optimizer", "tokenizer")
+
+
+def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -> Key | None:
+    """Return the schema's key at a dotted path (list indices allowed), or None.
+
+    raw picks the member of a tagged union (the optimizer's own keys).
+    """
+    options: list[type[Group]] = [group]
+    steps = path.split(".")
+    info = None
+    node: Any = raw
+    for step in steps:
+        node = _child(node, step)
+        if step.isdigit():
+            continue
+        found = None
+        for candidate in options:
+            infos = {(i.alias or n): i for n, i in candidate.model_fields.items()}
+            if step in infos:
+                found = infos[step]
+                break
+        if found is None:
+            return None
+        info = found
+        options = _narrow(groups_of(info), node)
+    return Key(".".join(s for s in steps if not s.isdigit()), info) if info is not None else None
+
+
+def _child(node: Any, step: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(step)
+    if isinstance(node, list | tuple) and step.isdigit() and int(step) < len(node):
+        return node[int(step)]
+    return None
+
+
+def _narrow(groups: list[type[Group]], node: Any) -> list[type[Group]]:
+    if isinstance(node, dict) and "name" in node:
+        named = [g for g in groups if "name" in g.model_fields and g.model_fields["name"].default == node["name"]]
+        return named or groups
+    return groups
+
+
+def stage_schema(raw: dict[str, Any]) -> type[StageRecipe]:
+    """Return the schema of the stage a raw recipe names. UserError where it names none that exists."""
+    stage = raw.get("stage")
+    if stage in STAGE_RECIPES:
+        return STAGE_RECIPES[stage]
+    if stage is None:
+        raise UserError(
+            Problem("stage", "a recipe says what it does", allowed=one_of(STAGE_RECIPES), mend="Add `stage: pretrain`.")
+        )
+    raise UserError(
+        Problem(
+            "stage",
+            "there is no such stage",
+            value=stage,
+            allowed=one_of(STAGE_RECIPES),
+            mend=did_you_mean(str(stage), STAGE_RECIPES),
+        )
+    )
+
+
+def validate(raw: dict[str, Any]) -> tuple[StageRecipe | None, list[Problem], set[str]]:
+    """Validate a raw stage recipe; never raises for what is in it.
+
+    Returns the recipe with its wrong keys left out (so that the rules across keys can still be
+    checked and every problem is told at once), the problems, and the dotted keys they are about.
+    """
+    schema = stage_schema(raw)
+    rest = copy.deepcopy(raw)
+    problems: list[Problem] = []
+    wrong: set[str] = set()
+    for _ in range(50):
+        try:
+            return schema.model_validate(rest), problems, wrong
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
+                    continue  # pydantic counts only the entries that were right
+                steps = _plain_steps(item["loc"])
+                path = ".".join(str(step) for step in steps)
+                if path not in wrong:
+                    wrong.add(path)
+                    problems.append(_problem(item, path, steps, schema, raw))
+                _remove(rest, steps, schema)
+    return None, problems, wrong
+
+
+def _plain_steps(loc: tuple[Any, ...]) -> list[Any]:
+    """Drop the union tags that pydantic puts into a location: ('model', 'parts', 'norm')."""
+    steps = list(loc)
+    if len(steps) > 1 and steps[0] in _UNIONS:
+        del steps[1]
+    return steps
+
+
+def _remove(node: Any, steps: list[Any], schema: type[Group]) -> None:
+    """Take a wrong key out; a required one (a data source's path) takes its item with it."""
+    parents = []
+    for step in steps[:-1]:
+        parents.append((node, step))
+        node = _child(node, str(step))
+    last = steps[-1] if steps else None
+    if isinstance(node, dict) and last in node:
+        del node[last]
+        key = find_key(schema, ".".join(map(str, steps)))
+        if key is None or not key.required:
+            return
+    if isinstance(node, list) and isinstance(last, int) and last < len(node):
+        del node[last]
+    elif parents:
+        parent, step = parents[-1]
+        if isinstance(parent, list) and isinstance(step, int) and step < len(parent):
+            del parent[step]
+        elif isinstance(parent, dict):
+            parent.pop(step, None)
+    root = parents[0][0] if parents else node
+    if isinstance(root, dict) and not root.get("data") and "data" in schema.model_fields:
+        root["data"] = [{"path": "builtin:stories"}]
+
+
+def _problem(
+    item: dict[str, Any], path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]
+) -> Problem:
+    kind, value = item["type"], item.get("input")
+    key = find_key(schema, path, raw)
+    if kind == "extra_forbidden":
+        return _unknown_key(path, steps, schema, raw)
+    if kind == "missing":
+        return Problem(path, "this key is needed and missing", mend=f"{key.help.capitalize()}." if key else None)
+    if kind == "union_tag_invalid":
+        choices = [g.model_fields["name"].default for g in groups_of(key.info)] if key else []
+        name = value.get("name") if isinstance(value, dict) else value
+        return Problem(
+            f"{path}.name",
+            f"there is no {path} of this name",
+            value=name,
+            allowed=one_of(choices),
+            mend=did_you_mean(str(name), choices),
+        )
+    if key is None:
+        return Problem(path, item["msg"], value=value)
+    if kind in ("model_type", "model_attributes_type"):
+        names = [n for g in groups_of(key.info) for n in g.model_fields]
+        return Problem(path, "a group of keys is expected here", value=value, allowed=one_of(dict.fromkeys(names)))
+    mend = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
+    if isinstance(value, str) and key.kind in ("int", "float"):
+        mend = f"Write it as a bare number: {key.name}: {value}" if _is_number(value) else mend
+    why = {
+        "string_pattern_mismatch": "letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
+        "too_short": "this needs at least one entry",
+    }.get(kind, key.help)
+    return Problem(path, why, value=value, allowed=key.allowed(), mend=mend)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]) -> Problem:
+    parent_path = ".".join(str(s) for s in steps[:-1])
+    parent = find_key(schema, parent_path, raw) if parent_path else None
+    node: Any = raw
+    for step in steps[:-1]:
+        node = _child(node, str(step))
+    groups = _narrow(groups_of(parent.info), node) if parent else [schema]
+    if isinstance(node, dict) and len(groups) > 1:
+        groups = [g for g in groups if any(k in g.model_fields for k in node)] or groups
+    names = [(i.alias or n) for g in groups[:1] for n, i in g.model_fields.items()]
+    last = str(steps[-1])
+    where = f"'{parent_path}'" if parent_path else f"a {raw.get('stage')} recipe"
+    if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
+        where = f"{parent_path} '{node['name']}'"
+    mend = did_you_mean(last, names)
+    if mend is None:
+        mend = _elsewhere(last, schema)
+    return Problem(path, f"{where} has no such key", allowed=None if mend else one_of(names), mend=mend)
+
+
+def _elsewhere(name: str, schema: type[Group]) -> str | None:
+    """Say where a key stands that was written in the wrong group."""
+    for top, info in schema.model_fields.items():
+        if top == name:
+            return f"It stands at the top level: {name}."
+        for group in groups_of(info):
+            if name in group.model_fields:
+                named = group.model_fields.get("name")
+                owner = f" (of {named.default})" if named is not None and len(groups_of(info)) > 1 else ""
+                return f"It stands in {top}.{name}{owner}."
+    return None
