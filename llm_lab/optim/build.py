@@ -1,0 +1,87 @@
+"""From a recipe's optimizer to torch's. A further optimizer is one more function in BUILDERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_lab.recipe.schema import AdamW, Muon
+
+from .muon import MuonWithAdamW
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Return trainable (hidden matrices, embeddings and head, vectors), each parameter once.
+
+    Embeddings and the output head are matrices by shape only: each row stands for a token. They are told by
+    what they are, not by a name, so that any Hugging Face model is split rightly.
+    """
+    embedding_ids = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        embedding_ids |= {id(p) for p in head.parameters()}
+    matrices, embeddings, vectors = [], [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in embedding_ids:
+            embeddings.append(parameter)
+        elif parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            vectors.append(parameter)
+    return matrices, embeddings, vectors
+
+
+def _groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group for group in groups if group["params"]]
+
+
+def _build_adamw(model: nn.Module, options: AdamW) -> torch.optim.Optimizer:
+    matrices, embeddings, vectors = split_parameters(model)
+    groups = _groups(
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": embeddings + vectors, "weight_decay": 0.0},
+    )
+    return torch.optim.AdamW(
+        groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps, fused=True
+    )
+
+
+def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:
+    matrices, embeddings, vectors = split_parameters(model)
+    return MuonWithAdamW(
+        _groups(
+            {
+                "params": matrices,
+                "algorithm": "muon",
+                "lr": options.learning_rate,
+                "momentum": options.momentum,
+                "nesterov": options.nesterov,
+                "ns_steps": options.ns_steps,
+                "weight_decay": options.weight_decay,
+            },
+            {
+                "params": embeddings + vectors,
+                "algorithm": "adamw",
+                "lr": options.adamw_learning_rate,
+                "betas": tuple(options.adamw_betas),
+                "eps": options.adamw_eps,
+                "weight_decay": 0.0,
+            },
+        )
+    )
+
+
+BUILDERS: dict[str, Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
+    "adamw": _build_adamw,
+    "muon": _build_muon,
+}
+
+
+def build_optimizer(model: nn.Module, options: Any) -> torch.optim.Optimizer:
+    """Build the optimizer a recipe names. Weight decay goes to hidden matrices only."""
+    return BUILDERS[options.name](model, options)

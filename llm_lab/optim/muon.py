@@ -1,0 +1,124 @@
+"""Muon for hidden matrices and AdamW for everything else, in one optimizer.
+
+One optimizer with an algorithm per group works with every trainer, scheduler and resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+# The quintic of Jordan et al. (2024): steepest at zero, so that five steps are enough.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+EPS = 1e-7
+
+
+def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Push the singular values of each matrix towards 1 by Newton-Schulz steps.
+
+    matrices: (count, rows, columns), orthogonalised all at once; returns the same shape in `dtype`.
+    Jordan et al. (2024), https://kellerjordan.github.io/posts/muon
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.to(dtype)
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
+    for _ in range(steps):
+        gram = x @ x.mT
+        update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, update, x, beta=a)
+    return x.mT if tall else x
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Groups with algorithm "muon" take 2-D hidden matrices; groups with "adamw" take anything.
+
+    A Muon step equals torch.optim.Muon's (adjust_lr_fn="original"): momentum, Newton-Schulz, decoupled
+    weight decay, and an update scaled by sqrt(max(1, rows / columns)). Gradients are left untouched.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]):
+        defaults = {
+            "lr": 0.02,
+            "weight_decay": 0.0,
+            "momentum": 0.95,
+            "nesterov": True,
+            "ns_steps": 5,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+        }
+        super().__init__(groups, defaults)
+        for group in self.param_groups:
+            assert group["algorithm"] in ("muon", "adamw")
+            assert group["algorithm"] == "adamw" or all(p.ndim == 2 for p in group["params"])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            if group["algorithm"] == "muon":
+                self._step_muon(group, with_grad)
+            elif with_grad:
+                self._step_adamw(group, with_grad)
+        return loss
+
+    def _step_muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        # Matrices of one shape are orthogonalised as one batch: a few large products instead of many small.
+        by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
+        for p in params:
+            by_shape[p.shape, p.device].append(p)
+        momentum, lr = group["momentum"], group["lr"]
+        for (shape, device), alike in by_shape.items():
+            grads = [p.grad for p in alike]
+            buffers = [self._buffer(p) for p in alike]
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)
+            updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+            # bf16 is enough for Newton-Schulz, and fast where the hardware multiplies it.
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            directions = orthogonalise(torch.stack(updates), group["ns_steps"], dtype).to(alike[0].dtype)
+            torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])
+            scale = math.sqrt(max(1.0, shape[0] / shape[1]))
+            torch._foreach_add_(alike, list(directions.unbind()), alpha=-lr * scale)
+
+    def _buffer(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state["momentum_buffer"]
+
+    def _step_adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+        states = [self.state[p] for p in params]
+        adamw(
+            params,
+            [p.grad for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )

@@ -1,0 +1,230 @@
+"""The run folder: recipe.yaml, run.json, metrics.jsonl, samples.md, report.md, model/, steps/."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lab.recipe.errors import Problem, UserError
+
+ROOT = Path("checkpoints")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk. Holds nothing but the path: every reading looks at the files."""
+
+    path: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.path / "samples.md"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def steps_path(self) -> Path:
+        return self.path / "steps"
+
+    def facts(self) -> dict[str, Any]:
+        """Read run.json; {} where there is none yet."""
+        try:
+            return json.loads(self.run_json.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def update(self, **facts: Any) -> None:
+        """Write facts into run.json."""
+        write_atomically(self.run_json, json.dumps({**self.facts(), **facts}, indent=2, ensure_ascii=False) + "\n")
+
+    def write_recipe(self, text: str) -> None:
+        write_atomically(self.recipe_path, text)
+
+    def status(self) -> str:
+        """done, stopped, failed, running, or interrupted where the process that ran it is gone."""
+        facts = self.facts()
+        status = facts.get("status", "unknown")
+        if status == "running" and not _alive(facts.get("process", {})):
+            return "interrupted"
+        return status
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; a last line that a crash cut off is left out."""
+        rows = []
+        if self.metrics_path.exists():
+            for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics and samples of steps after `step`: they will be made again."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        write_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.samples_path.exists():
+            parts = re.split(r"(?m)^(?=## Step )", self.samples_path.read_text(encoding="utf-8"))
+            kept = [p for p in parts if not (m := re.match(r"## Step (\d+)", p)) or int(m[1]) <= step]
+            write_atomically(self.samples_path, "".join(kept))
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Return (step, folder) of every complete checkpoint, oldest first."""
+        found = []
+        if self.steps_path.is_dir():
+            for folder in self.steps_path.iterdir():
+                match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+                if match and (folder / "trainer_state.json").exists():
+                    found.append((int(match[1]), folder))
+        return sorted(found)
+
+    def stages(self) -> list[RunFolder]:
+        """Return the stage runs inside a pipeline's folder, in order."""
+        return [RunFolder(self.path / name) for name in self.facts().get("stages", [])]
+
+
+def this_process() -> dict[str, Any]:
+    """Return what tells whether the process that runs a run is still there."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
+
+
+def _start_time(pid: int) -> float | None:
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def _alive(process: Mapping[str, Any]) -> bool:
+    if process.get("host") != socket.gethostname():
+        return True  # another machine's run on a shared disk: nothing says that it has ended
+    started = _start_time(process.get("pid", -1)) if process.get("pid") else None
+    return started is not None and abs(started - (process.get("started") or 0)) < 2.0
+
+
+def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunFolder:
+    """Make a new run folder; a name that is taken gets a number, so that no run is ever lost.
+
+    overwrite: replace a run of that name instead, unless it is under way.
+    """
+    path = root / name
+    if overwrite and path.exists():
+        run = RunFolder(path)
+        if not run.facts():
+            raise UserError(Problem(str(path), "this folder is no run of LLM Lab, so it is not replaced"))
+        if run.status() == "running":
+            raise UserError(Problem(str(path), "this run is under way", mend="Give the new one another name."))
+        shutil.rmtree(path)
+    root.mkdir(parents=True, exist_ok=True)
+    base = re.sub(r"-\d+$", "", name) if path.exists() else name
+    number = 1
+    while True:
+        try:
+            path.mkdir()
+            return RunFolder(path)
+        except FileExistsError:
+            number += 1
+            path = root / f"{base}-{number}"
+        except OSError as error:
+            raise UserError(Problem(str(path), f"the run folder can't be made: {error.strerror}")) from None
+
+
+def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
+    """Return the runs of a name and its numbered followers, oldest first."""
+    pattern = re.compile(re.escape(name) + r"(-\d+)?")
+    found = [run for run in list_runs(root) if pattern.fullmatch(run.path.name)]
+    return sorted(found, key=lambda run: run.facts().get("created_at", 0))
+
+
+def list_runs(root: Path = ROOT) -> list[RunFolder]:
+    """Return every run under a folder, newest first."""
+    runs = [RunFolder(path) for path in root.iterdir() if (path / "run.json").is_file()] if root.is_dir() else []
+    return sorted(runs, key=lambda run: -run.facts().get("created_at", 0))
+
+
+def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
+    """Return the Hugging Face folder that a user means: a run, its name, model/, or checkpoint-N.
+
+    UserError where nothing there can be loaded.
+    """
+    given = Path(path).expanduser()
+    candidates = [given] if given.exists() else [given, root / given]
+    for candidate in candidates:
+        for folder in _model_folders(candidate):
+            if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
+                return folder
+    existing = next((c for c in candidates if c.exists()), None)
+    if existing is not None:
+        raise UserError(Problem(str(path), "no model was saved here yet", mend="`llm-lab list runs` shows what there is."))
+    from llm_lab.recipe.errors import did_you_mean
+
+    names = [str(run.path) for run in list_runs(root)]
+    raise UserError(
+        Problem(
+            str(path),
+            "there is no such checkpoint",
+            mend=did_you_mean(str(path), [*names, *(Path(n).name for n in names)])
+            or "`llm-lab list runs` shows what there is.",
+        )
+    )
+
+
+def _model_folders(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        return
+    run = RunFolder(path)
+    for stage in reversed(run.stages()):
+        yield from _model_folders(stage.path)
+    yield run.model_path
+    yield path
+    for _, folder in reversed(run.checkpoints()):
+        yield folder
+
+
+def now() -> float:
+    """Seconds since the epoch."""
+    return time.time()
