@@ -37,8 +37,11 @@ class Rope(nn.Module):
 
     def inverse_frequencies(self, device: torch.device | None = None) -> torch.Tensor:
         """Radians per position for each pair of channels: float32 (head_dim / 2,)."""
+        return 1.0 / self._positions_per_radian(device)
+
+    def _positions_per_radian(self, device: torch.device | None) -> torch.Tensor:
         channels = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
-        return 1.0 / self.theta ** (channels / self.head_dim)
+        return self.theta ** (channels / self.head_dim)
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions (batch, length) to the cosine and the signed sine, (batch, length, 1, head_dim) each."""
@@ -87,11 +90,11 @@ class Yarn(Rope):
 
     def inverse_frequencies(self, device: torch.device | None = None) -> torch.Tensor:
         """Radians per position for each pair of channels: float32 (head_dim / 2,)."""
-        kept = super().inverse_frequencies(device)
+        per_radian = self._positions_per_radian(device)
         width = (self.ramp_end - self.ramp_start) or 0.001
         channels = torch.arange(self.head_dim // 2, dtype=torch.float32, device=device)
-        slowed_share = ((channels - self.ramp_start) / width).clamp(0, 1)
-        return kept / self.factor * slowed_share + kept * (1 - slowed_share)
+        kept_share = 1 - ((channels - self.ramp_start) / width).clamp(0, 1)
+        return 1.0 / (self.factor * per_radian) * (1 - kept_share) + 1.0 / per_radian * kept_share
 
 
 def _temperature(factor: float, mscale: float) -> float:
