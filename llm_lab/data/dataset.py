@@ -1,0 +1,94 @@
+"""Blocks of tokens as training and validation items, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_lab.data.mixing import BlockSchedule
+
+IGNORED = -100  # the label that losses leave out
+Item = dict[str, np.ndarray]
+
+
+class BlockDataset:
+    """The samples of a schedule, in its order: read them one after another, never shuffled again.
+
+    An item is {"input_ids", "shift_labels"}, each max_length tokens of int64; shift_labels[j] is the
+    token that follows input_ids[j].
+    """
+
+    def __init__(self, schedule: BlockSchedule, tokens: Sequence[np.ndarray]):
+        if len(tokens) != len(schedule.blocks):
+            raise ValueError("one token array for each source of the schedule")
+        self.schedule = schedule
+        self.tokens = list(tokens)
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, i: int) -> Item:
+        start = self.schedule.start(i)
+        stop = start + self.schedule.max_length + 1
+        block = np.asarray(self.tokens[self.schedule.source(i)][start:stop], dtype=np.int64)
+        return {"input_ids": block[:-1], "shift_labels": block[1:]}
+
+    # A memory map pickles as all of its contents; workers started by spawn should open the file instead.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"schedule": self.schedule, "tokens": [_shelve(tokens) for tokens in self.tokens]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.schedule = state["schedule"]
+        self.tokens = [_open(tokens) for tokens in state["tokens"]]
+
+
+class ValidationBlocks:
+    """Consecutive blocks from the start: every token but the first is a target exactly once.
+
+    Items are those of BlockDataset. The last block is filled up with `padding` and its labels with -100,
+    so a mean over the labels that are not -100 is the exact mean over the text.
+    """
+
+    def __init__(self, tokens: np.ndarray, max_length: int, padding: int = 0):
+        self.tokens = tokens
+        self.max_length = max_length
+        self.padding = padding
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are predicted in all."""
+        return max(0, len(self.tokens) - 1)
+
+    def __len__(self) -> int:
+        return -(-self.targets // self.max_length)
+
+    def __getitem__(self, i: int) -> Item:
+        if not 0 <= i < len(self):
+            raise IndexError(f"block {i} of {len(self)}")
+        start = i * self.max_length
+        block = np.asarray(self.tokens[start : start + self.max_length + 1], dtype=np.int64)
+        input_ids = np.full(self.max_length, self.padding, dtype=np.int64)
+        shift_labels = np.full(self.max_length, IGNORED, dtype=np.int64)
+        input_ids[: len(block) - 1] = block[:-1]
+        shift_labels[: len(block) - 1] = block[1:]
+        return {"input_ids": input_ids, "shift_labels": shift_labels}
+
+
+def validation_blocks(tokens: np.ndarray, max_length: int, padding: int = 0) -> ValidationBlocks:
+    """Return validation items over all tokens of a corpus; see ValidationBlocks."""
+    return ValidationBlocks(tokens, max_length, padding)
+
+
+def _shelve(tokens: np.ndarray) -> Any:
+    if isinstance(tokens, np.memmap) and tokens.base is not None and not isinstance(tokens.base, np.ndarray):
+        return (str(tokens.filename), tokens.dtype.str, int(tokens.offset), tokens.shape)
+    return tokens
+
+
+def _open(tokens: Any) -> np.ndarray:
+    if isinstance(tokens, tuple):
+        filename, dtype, offset, shape = tokens
+        return np.memmap(filename, dtype=dtype, mode="r", offset=offset, shape=shape)
+    return tokens

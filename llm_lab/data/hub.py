@@ -1,0 +1,136 @@
+"""Load text datasets from the Hugging Face Hub, and say plainly why one can't be loaded."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from llm_lab.data.paths import near_here
+from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=[Bb]earer )\S+")
+
+
+def load_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
+    """Return a `datasets.Dataset`, downloaded where it is not cached yet. UserError where it can't be had."""
+    import datasets
+    import httpx
+
+    try:
+        return datasets.load_dataset(path, subset, split=split)
+    # OSError holds the Hub's HTTP errors and Python's ConnectionError too.
+    except (datasets.exceptions.DatasetsError, OSError, httpx.HTTPError, ValueError, RuntimeError) as error:
+        raise UserError(_explain(error, path, subset, split, key)) from error
+
+
+def hub_texts(rows: Any, column: str) -> Iterator[str]:
+    """Yield one column of a `datasets.Dataset`; null and blank rows are passed over."""
+    for batch in rows.select_columns([column]).iter(batch_size=1000):
+        for value in batch[column]:
+            if value and not value.isspace():
+                yield value
+
+
+def _explain(error: BaseException, path: str, subset: str | None, split: str, key: str) -> Problem:
+    causes = list(_causes(error))
+    names = {type(cause).__name__ for cause in causes}
+    said = _SECRET.sub("***", " ".join(str(cause) for cause in causes))
+    page = f"https://huggingface.co/datasets/{path}"
+    where = f"{key}.path"
+    if choices := _listed(said, r"Config name is missing|BuilderConfig '[^']*' not found"):
+        if subset is None:
+            return Problem(
+                f"{key}.subset", f"{path} has several subsets, and none is named", allowed=one_of(choices)
+            )
+        return Problem(
+            f"{key}.subset",
+            f"{path} has no such subset",
+            value=subset,
+            allowed=one_of(choices),
+            mend=did_you_mean(subset, choices),
+        )
+    if choices := _listed(said, r"Unknown split|Bad split"):
+        return Problem(
+            f"{key}.split",
+            f"{path} has no such split",
+            value=split,
+            allowed=one_of(choices),
+            mend=did_you_mean(split, choices),
+        )
+    if "gated dataset" in said or "GatedRepoError" in names:
+        return Problem(
+            where,
+            "This dataset is gated: its owner wants terms accepted first",
+            value=path,
+            mend=f"Accept them at {page}, then log in with `hf auth login` or set HF_TOKEN.",
+        )
+    if names & {"DatasetNotFoundError", "RepositoryNotFoundError", "HFValidationError"}:
+        return Problem(
+            where,
+            "It is no file here, and the Hub shows no dataset of that name (or it is private)",
+            value=path,
+            mend=f"{near_here(path) or f'Check the name at {page}.'} "
+            "For a private one, log in with `hf auth login` or set HF_TOKEN.",
+        )
+    if _is_offline():
+        return Problem(
+            where,
+            "It is no file here, and it is not in the cache of the Hub while HF_HUB_OFFLINE forbids downloads",
+            value=path,
+            mend=f"{near_here(path) or ''} Unset HF_HUB_OFFLINE to download it, or name a local file.",
+        )
+    if isinstance(error, ConnectionError) or "Couldn't reach" in said or _is_network(causes):
+        return Problem(
+            where,
+            "It is no file here, and the Hugging Face Hub can't be reached",
+            value=path,
+            mend=f"{near_here(path) or ''} Check the network, or name a local file or builtin:stories.",
+        )
+    if "Dataset scripts are no longer supported" in said:
+        return Problem(
+            where,
+            "This dataset is a Python script, which is not run",
+            value=path,
+            mend=f"Download its Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and name their folder.",
+        )
+    if any(getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
+        return Problem(
+            where, "The disk is full", value=path, mend="Free some space, or set HF_HOME to a larger disk."
+        )
+    last = _SECRET.sub("***", str(causes[-1])).strip().splitlines() or [type(error).__name__]
+    return Problem(
+        where, f"The datasets library can't read it: {last[0][:300]}", value=path, mend=f"Look at {page}."
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _listed(said: str, sign: str) -> list[str]:
+    """Return the names that the datasets library lists after a complaint, [] where it is another one."""
+    found = re.search(rf"(?s)(?:{sign}).*?(\[.*?\])", said)
+    if not found:
+        return []
+    try:
+        return [str(name) for name in ast.literal_eval(found[1])]
+    except (ValueError, SyntaxError):
+        return []
+
+
+def _is_offline() -> bool:
+    import datasets
+    import huggingface_hub.constants
+
+    return bool(datasets.config.HF_HUB_OFFLINE or huggingface_hub.constants.HF_HUB_OFFLINE)
+
+
+def _is_network(causes: list[BaseException]) -> bool:
+    import httpx
+
+    return any(isinstance(cause, httpx.TransportError) for cause in causes)

@@ -1,0 +1,137 @@
+"""Turn a path of a recipe into the files it means, or tell that it is a name on the Hub."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from pathlib import Path
+
+from llm_lab.data.readers import SUFFIXES, kind_of
+from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+
+# They describe a corpus more often than they are one: a dataset's folder is Parquet and a README.md.
+_ABOUT = ("readme", "license", "licence", "notice", "changelog")
+_HUB_HINT = "A dataset on the Hub is named owner/name."
+
+
+def find_files(path: str, key: str) -> tuple[Path, ...] | None:
+    """Return the files, sorted, of one kind; None where the path can only be a name on the Hub.
+
+    UserError where it looks like a local path and is not there, or holds several kinds or none.
+    """
+    if not path.strip():
+        raise UserError(Problem(f"{key}.path", "It is empty", mend="Name a file, a folder, or a dataset."))
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return _in_folder(path, key, local)
+    if local.exists():
+        return (local,)
+    if any(sign in path for sign in "*?["):
+        return _in_glob(path, key, local)
+    if _looks_local(path):
+        raise UserError(_missing(path, key, local))
+    return None
+
+
+def near_here(path: str) -> str | None:
+    """Return 'Did you mean X?' for the name beside a missing path that is nearest to it, or None."""
+    missing = Path(path).expanduser()
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        names = [entry.name for entry in missing.parent.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return None
+    hint = did_you_mean(missing.name, names)
+    if hint is None:
+        return None
+    name = hint.removeprefix("Did you mean ").removesuffix("?")
+    return f"Did you mean {missing.parent / name}?"
+
+
+def _looks_local(path: str) -> bool:
+    return (
+        path.startswith(("./", "../", "/", "~"))
+        or "\\" in path
+        or path.endswith("/")
+        or kind_of(path) is not None
+        or path.count("/") > 1
+    )
+
+
+def _missing(path: str, key: str, local: Path) -> Problem:
+    first = local
+    while not first.parent.exists():
+        first = first.parent
+    why = "There is no such file or folder"
+    if first != local:
+        why = f"There is no folder {first}"
+    hint = near_here(path)
+    return Problem(
+        f"{key}.path", why, value=path, mend=f"{hint} {_HUB_HINT}" if hint else f"Check the path. {_HUB_HINT}"
+    )
+
+
+def _in_folder(path: str, key: str, folder: Path) -> tuple[Path, ...]:
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        raise UserError(
+            Problem(
+                f"{key}.path",
+                "This folder was written by save_to_disk, a form that only the datasets library reads",
+                value=path,
+                mend="Write it again as Parquet: datasets.load_from_disk(path).to_parquet('data.parquet')",
+            )
+        )
+    files = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    known = [file for file in files if kind_of(file.name)]
+    data = [file for file in known if not file.stem.lower().startswith(_ABOUT)] or known
+    if not data:
+        found = sorted({file.suffix or file.name for file in files})
+        raise UserError(
+            Problem(
+                f"{key}.path",
+                f"No file in this folder is of a kind that is read; it holds {one_of(found[:10]) or 'nothing'}",
+                value=path,
+                allowed=one_of(SUFFIXES),
+                mend="To read others as plain text, name them with a glob, such as 'src/**/*.py'.",
+            )
+        )
+    return _of_one_kind(path, key, sorted(data, key=lambda file: file.relative_to(folder).as_posix()))
+
+
+def _in_glob(path: str, key: str, pattern: Path) -> tuple[Path, ...]:
+    matches = sorted(glob.glob(str(pattern), recursive=True))
+    files = [Path(match) for match in matches if Path(match).is_file()]
+    if not files:
+        raise UserError(
+            Problem(
+                f"{key}.path",
+                "No file matches this pattern",
+                value=path,
+                mend=f"Look with: ls {path}. '**' stands for folders at any depth. {_HUB_HINT}",
+            )
+        )
+    return _of_one_kind(path, key, files)
+
+
+def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
+    kinds = Counter(kind_of(file.name) or "text" for file in files)
+    if len(kinds) > 1:
+        listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        kind = kinds.most_common(1)[0][0]
+        suffix = next(file.suffix for file in files if (kind_of(file.name) or "text") == kind)
+        folder = path.rstrip("/") if Path(path).expanduser().is_dir() else "folder"
+        raise UserError(
+            Problem(
+                f"{key}.path",
+                f"Files of several kinds are in it ({listing})",
+                value=path,
+                allowed="one kind a source",
+                mend=f"Name one kind with a glob, such as {folder}/**/*{suffix}, and give each its own entry.",
+            )
+        )
+    return tuple(files)

@@ -1,0 +1,230 @@
+"""Where text comes from: files, folders, globs, built-in corpora and datasets on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from llm_lab.data.builtin import BUILTIN, BUILTIN_VERSION, builtin_documents
+from llm_lab.data.columns import pick_column, string_columns
+from llm_lab.data.paths import find_files
+from llm_lab.data.readers import Reader, kind_of
+from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+
+_SNIFFED_ROWS = 20
+_FORMAT = "1"  # part of every fingerprint: raise it when the same files would give other documents
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A corpus that can be read again and again: the same documents in the same order each time."""
+
+    key: str
+    path: str
+    kind: str
+    files: tuple[Path, ...]
+    subset: str | None
+    split: str
+    text_column: str | None
+    columns: tuple[str, ...]
+    fingerprint: str
+    _read: Callable[[], Iterator[str]] = field(repr=False, compare=False)
+    _extent: str = field(repr=False, compare=False)
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents in order; blank ones are passed over. UserError where one can't be read."""
+        return self._read()
+
+    def describe(self) -> str:
+        """Return one line for people: what it is, how much, and which column is read."""
+        if self.text_column is None:
+            return self._extent
+        return f"{self._extent}, column {self.text_column!r} (of: {', '.join(self.columns)})"
+
+
+def open_source(
+    path: str,
+    *,
+    key: str = "data.0",
+    subset: str | None = None,
+    split: str = "train",
+    text_column: str | None = None,
+) -> TextSource:
+    """Find the corpus that a recipe's path names and look at its first rows; no text is kept in memory.
+
+    Local files win over the Hub. UserError, under `key`, for all that is wrong with the path, its
+    subset, split or column, or its first document.
+    """
+    path = str(path)
+    if path.startswith("builtin:"):
+        _refuse_extras(key, "a built-in corpus", subset, split, text_column)
+        source = _open_builtin(path, key)
+    elif (files := find_files(path, key)) is not None:
+        _refuse_extras(key, "a local file", subset, split)
+        source = _open_files(path, key, files, text_column)
+    else:
+        source = _open_hub(path, key, subset, split, text_column)
+    if next(source.documents(), None) is None:
+        raise UserError(
+            Problem(
+                f"{key}.path", "There is no text in it", value=path, mend="Name a source that holds text."
+            )
+        )
+    return source
+
+
+def _open_builtin(path: str, key: str) -> TextSource:
+    name = path.removeprefix("builtin:")
+    if name not in BUILTIN:
+        raise UserError(
+            Problem(
+                f"{key}.path",
+                f"There is no built-in corpus {name!r}",
+                value=path,
+                allowed=one_of([f"builtin:{known}" for known in BUILTIN]),
+                mend=did_you_mean(name, BUILTIN),
+            )
+        )
+    return TextSource(
+        key=key,
+        path=path,
+        kind="builtin",
+        files=(),
+        subset=None,
+        split="train",
+        text_column=None,
+        columns=(),
+        fingerprint=_digest("builtin", name, BUILTIN_VERSION[name]),
+        _read=partial(builtin_documents, name),
+        _extent=f"built-in corpus {name!r}: {BUILTIN[name].size}",
+    )
+
+
+def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str | None) -> TextSource:
+    # A file of an unknown suffix that the user named is read as plain text: .py, .tex, no suffix at all.
+    kind = kind_of(files[0].name) or "text"
+    readers = [Reader(file, kind, key, path) for file in files]
+    columns: tuple[str, ...] = ()
+    column = None
+    if kind == "text":
+        _refuse_extras(key, "plain text", text_column=text_column)
+        read = partial(_texts, readers)
+    else:
+        columns, column = _sniff(readers, key, path, text_column)
+        read = partial(_cells, readers, column)
+    size = sum(file.stat().st_size for file in files)
+    return TextSource(
+        key=key,
+        path=path,
+        kind=kind,
+        files=files,
+        subset=None,
+        split="train",
+        text_column=column,
+        columns=columns,
+        # Contents only, no names: a folder that moves keeps its tokens.
+        fingerprint=_digest(kind, column or "", *map(_file_digest, files)),
+        _read=read,
+        _extent=f"{len(files)} {kind} file{'s' if len(files) > 1 else ''}, {_size(size)}",
+    )
+
+
+def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: str | None) -> TextSource:
+    from llm_lab.data.hub import hub_texts, load_hub
+
+    rows = load_hub(path, subset=subset, split=split, key=key)
+    sample = list(islice(rows, _SNIFFED_ROWS))
+    names = tuple(rows.column_names)
+    strings = [name for name in names if str(getattr(rows.features[name], "dtype", "")).endswith("string")]
+    column = pick_column(key, path, names, strings, sample, text_column)
+    read = partial(hub_texts, rows, column)
+    digest = hashlib.sha256()
+    for text in read():
+        # Lengths between the documents, so that no two lists of documents hash alike.
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    where = ", ".join(([f"subset {subset}"] if subset else []) + [f"split {split}"])
+    return TextSource(
+        key=key,
+        path=path,
+        kind="hub",
+        files=(),
+        subset=subset,
+        split=split,
+        text_column=column,
+        columns=names,
+        fingerprint=_digest("hub", digest.hexdigest()),
+        _read=read,
+        _extent=f"Hub dataset {path} ({where}), {len(rows):,} rows",
+    )
+
+
+def _sniff(
+    readers: list[Reader], key: str, path: str, text_column: str | None
+) -> tuple[tuple[str, ...], str]:
+    sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), _SNIFFED_ROWS)]
+    if not sample:
+        raise UserError(
+            Problem(f"{key}.path", "It has no rows", value=path, mend="Name a source that holds text.")
+        )
+    if readers[0].kind == "parquet":
+        text = readers[0].parquet_columns()
+        names = tuple(text)
+        strings = [name for name in names if text[name]]
+    else:
+        names = tuple(dict.fromkeys(name for row in sample for name in row))
+        strings = string_columns(names, sample, typed=readers[0].kind != "csv")
+    return names, pick_column(key, path, names, strings, sample, text_column)
+
+
+def _texts(readers: list[Reader]) -> Iterator[str]:
+    for reader in readers:
+        text = reader.text()
+        if text and not text.isspace():
+            yield text
+
+
+def _cells(readers: list[Reader], column: str) -> Iterator[str]:
+    return chain.from_iterable(reader.column(column) for reader in readers)
+
+
+def _refuse_extras(
+    key: str, what: str, subset: str | None = None, split: str = "train", text_column: str | None = None
+) -> None:
+    """Refuse settings that would be without effect, all of them at once."""
+    problems = []
+    if subset is not None:
+        problems.append(("subset", subset, "subsets belong to datasets on the Hub"))
+    if split != "train":
+        problems.append(("split", split, "splits belong to datasets on the Hub"))
+    if text_column is not None:
+        problems.append(("text_column", text_column, "there are no columns in it"))
+    if problems:
+        raise UserError(
+            *(
+                Problem(f"{key}.{name}", f"This is {what}: {why}", value=value, mend="Leave the key out.")
+                for name, value, why in problems
+            )
+        )
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256("\0".join((_FORMAT, *parts)).encode()).hexdigest()
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit == "MB" else f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,146 @@
+"""The words of the built-in stories."""
+
+GIRLS = ("Mia Lily Anna Rosa Ella Nora Ruby Zoe Ivy Clara Lucy Maya Sara Emma Daisy Amy Nina Eva").split()
+BOYS = ("Tom Ben Max Sam Leo Jack Tim Noah Finn Oscar Theo Luke Adam Hugo Ravi Omar Felix Dan").split()
+# (kind, a name for a he, a name for a she)
+ANIMALS = (
+    ("fox", "Rufus", "Rusty"),
+    ("rabbit", "Hopper", "Clover"),
+    ("bear", "Bruno", "Honey"),
+    ("mouse", "Pip", "Minnie"),
+    ("cat", "Whiskers", "Luna"),
+    ("dog", "Buddy", "Bella"),
+    ("duck", "Quackers", "Puddle"),
+    ("frog", "Jumpy", "Lilypad"),
+    ("owl", "Hoot", "Olive"),
+    ("squirrel", "Nutty", "Hazel"),
+    ("hedgehog", "Spike", "Prickle"),
+    ("turtle", "Sheldon", "Myrtle"),
+    ("goat", "Billy", "Nanny"),
+    ("pony", "Chestnut", "Star"),
+    ("lamb", "Curly", "Snowy"),
+    ("pig", "Truffle", "Rosie"),
+    ("otter", "Splash", "River"),
+    ("badger", "Digger", "Bramble"),
+)
+TRAITS = "kind brave clever gentle cheerful curious friendly quiet helpful playful patient funny".split()
+SIZES = ("little", "small", "young", "little", "tiny")
+COLORS = "red blue green yellow purple orange white pink silver golden".split()
+FEEL_GOOD = ("happy", "very happy", "glad", "proud", "so happy", "full of joy", "cheerful")
+FEEL_BAD = ("sad", "very sad", "upset", "worried", "a little sad", "unhappy")
+WEATHER = ("sunny", "warm", "bright", "windy", "cool", "quiet", "clear", "fine")
+TIMES = ("morning", "day", "afternoon")
+
+HOMES = ("near the river", "at the edge of the forest", "on a green hill", "by the sea", "in a small village",
+         "near an old mill", "by a quiet lake", "in a little house with a red door", "at the end of a long road",
+         "in a town with many trees")  # fmt: skip
+
+# (where one is, where one goes, spots to look in)
+PLACES = (
+    ("in the garden", "to the garden", ("under the bench", "behind the roses", "by the wall")),
+    ("in the park", "to the park", ("under the swing", "behind a bush", "beside the fountain")),
+    ("in the forest", "into the forest", ("under a pile of leaves", "behind a tree", "beside a log")),
+    ("on the beach", "to the beach", ("under a towel", "behind a big rock", "beside a sand castle")),
+    ("on the farm", "to the farm", ("under the cart", "behind the barn", "in the hay")),
+    ("in the meadow", "to the meadow", ("in the tall grass", "behind a stone", "by the gate")),
+    ("by the river", "to the river", ("under the bridge", "behind a rock", "in the reeds")),
+    ("on the hill", "up the hill", ("under a bush", "behind the old windmill", "in the grass")),
+    ("in the village", "to the village", ("under a cart", "behind the bakery", "by the well")),
+    ("by the pond", "to the pond", ("under a big leaf", "behind the willow", "in the reeds")),
+    ("on the playground", "to the playground", ("under the slide", "behind the fence", "in the sand")),
+    ("in the orchard", "to the orchard", ("under a ladder", "behind a basket", "beside an old tree")),
+)
+TOYS = "ball kite drum boat doll book hat scarf bell lantern whistle teddy bucket puzzle robot train".split()
+TREATS = "cookie pear muffin peach cake pie bun plum pancake sandwich".split()
+SMALL_ANIMALS = "bird kitten puppy butterfly duckling beetle snail chick bunny ladybug".split()
+HIGH_PLACES = (
+    "in a tall tree",
+    "on the roof",
+    "on top of a high wall",
+    "on a tall fence",
+    "on a high branch",
+)
+TRIES = (
+    ("jumped as high as possible", "it was not high enough"),
+    ("threw a stick at it", "it did not move"),
+    ("tried to climb up", "it was too slippery"),
+    ("shook and shook", "nothing came down"),
+    ("stood on a box", "the box broke"),
+    ("called to the wind for help", "the wind only laughed"),
+    ("pulled with a long rope", "the rope was too short"),
+)
+GAMES = ("played hide and seek", "played tag", "built a tower of stones", "climbed a tree", "looked at the clouds",
+         "ran up and down the hill", "jumped over puddles", "sang songs", "picked flowers",
+         "told each other jokes", "made a little dam", "danced in a circle")  # fmt: skip
+FEARS = (
+    ("the dark", "the lamp went out", "It was only dark, and the moon was shining through the window"),
+    ("thunder", "a storm came and the thunder went boom", "It was only a loud noise, far away in the clouds"),
+    ("the deep water", "it was time to learn to swim", "The water was soft, and it held {him} up"),
+    ("the big slide", "it was {his} turn on the big slide", "The slide was fast, and it was fun"),
+    ("the new school", "the first day of school came", "The teacher was kind, and there were many books"),
+    ("loud dogs", "a big dog came running and barked", "The dog only wanted to play, and it wagged its tail"),
+    (
+        "the old bridge",
+        "they had to cross the old bridge",
+        "The bridge was strong, and it did not even shake",
+    ),
+)
+# (what is made, the things it takes, what is done, what goes wrong, how it is mended, how it turns out)
+PROJECTS = (
+    ("a cake", "flour, eggs and sugar", "mixed it all in a big bowl", "forgot the eggs",
+     "put the eggs in and mixed again", "The cake was soft and sweet"),
+    ("a kite", "paper, string and two sticks", "tied the sticks into a cross", "tore the paper",
+     "glued a new piece on top", "The kite flew high above the trees"),
+    ("some soup", "carrots, potatoes and water", "cut the carrots into pieces", "put in too much salt",
+     "added more water and one more potato", "The soup was warm and tasty"),
+    ("a bird house", "wood, nails and paint", "cut the wood into six parts", "made the door too small",
+     "made the door bigger with a saw", "Two little birds moved in that very day"),
+    ("a snowman", "snow, a carrot and an old hat", "rolled three big balls of snow", "dropped the head",
+     "rolled a new head, rounder than before", "The snowman smiled at everyone who came by"),
+    ("a boat", "bark, a leaf and a stick", "put the leaf on the stick for a sail", "made a hole in the boat",
+     "filled the hole with wax", "The boat floated down the stream like a swan"),
+    ("a birthday card", "paper, glue and paint", "folded the paper in two", "spilled the paint",
+     "turned the spot into a big flower", "It was the prettiest card of all"),
+    ("a tree house", "boards, rope and nails", "carried the boards up the tree", "made the ladder too short",
+     "added three more steps to the ladder", "From the tree house they could see the whole village"),
+)  # fmt: skip
+GIFTS = ("a warm scarf", "a little bell", "a box of paints", "a picture book", "a pot of honey", "a wooden boat",
+         "a bunch of flowers", "a jar of jam", "a paper star", "a new hat")  # fmt: skip
+ELDERS = (("Grandma", "she"), ("Grandpa", "he"), ("Mom", "she"), ("Dad", "he"), ("Aunt May", "she"),
+          ("Uncle Joe", "he"))  # fmt: skip
+BREAKABLES = ("blue vase", "tea cup", "big bowl", "flower pot", "glass lamp", "clay jug", "mirror", "plate")
+INDOOR_FUN = (
+    ("built a house out of blankets", "the house of blankets"),
+    ("put on a play with funny hats", "the play"),
+    ("read a book about pirates", "the pirates"),
+    ("played hide and seek in the whole house", "hide and seek"),
+    ("painted a picture of the sea", "the picture"),
+    ("made paper boats and let them float in the bath", "the paper boats"),
+    ("baked bread in the shape of a snail", "the bread snail"),
+)
+RACES = (
+    ("a running race", "ran"), ("a swimming race", "swam"), ("a boat race", "rowed"), ("a sack race", "hopped"),
+)  # fmt: skip
+# (one, many, where they are found)
+COUNTABLES = (
+    ("apple", "apples", "under the tree"), ("shell", "shells", "on the beach"), ("nut", "nuts", "in the forest"),
+    ("flower", "flowers", "in the meadow"), ("stone", "stones", "by the river"), ("egg", "eggs", "in the barn"),
+    ("berry", "berries", "behind the house"), ("leaf", "leaves", "in the park"), ("coin", "coins", "in a jar"),
+    ("button", "buttons", "in a box"), ("marble", "marbles", "in the grass"), ("star", "stars", "on the card"),
+    ("plum", "plums", "in the garden"), ("carrot", "carrots", "on the farm"),
+    ("feather", "feathers", "by the pond"), ("pencil", "pencils", "in a drawer"),
+)  # fmt: skip
+MORALS = (
+    "From that day on, they were the best of friends.",
+    "It was the best day of the whole year.",
+    "And they never forgot that day.",
+    "That night, {H} slept very well.",
+    "The next day, they met again to play.",
+    "{H} learned that a good friend makes everything easier.",
+    "{H} went home with a big smile.",
+    "And when the sun went down, they walked home together.",
+    "They laughed all the way home.",
+    "{H} told the story again and again.",
+    "Then it was time for bed, and the moon came out.",
+    "Helping a friend is a wonderful thing.",
+)
