@@ -30,6 +30,9 @@ COUNTS = (
     "max_position_embeddings",
     "sliding_window",
 )
+# The first three are still None here only where a size that they follow from is wrong, which is said.
+MAY_BE_NONE = ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window")
+SWITCHES = ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings", "use_cache")
 
 
 class LabConfig(PreTrainedConfig):
@@ -130,8 +133,11 @@ class LabConfig(PreTrainedConfig):
                 found.append(f"{name} = {getattr(self, name)!r} is unknown: choose from {', '.join(allowed)}")
         for name in COUNTS:
             value = getattr(self, name)
-            if value is not None and not _is_count(value):
+            if not _is_count(value) and not (value is None and name in MAY_BE_NONE):
                 found.append(f"{name} = {value!r} must be a whole number of at least 1")
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                found.append(f"{name} = {getattr(self, name)!r} must be true or false")
         for name in ("attention_dropout", "hidden_dropout"):
             if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} = {getattr(self, name)!r} must be at least 0 and less than 1")
@@ -167,9 +173,13 @@ class LabConfig(PreTrainedConfig):
             found.append(f"rope_parameters.{name} is unknown here: choose from {', '.join(allowed)}")
         if not _is_number(rope["rope_theta"]) or rope["rope_theta"] <= 1:
             found.append(f"rope_parameters.rope_theta = {rope['rope_theta']!r} must be greater than 1")
-        factor = rope.get("factor")
-        if factor is not None and (not _is_number(factor) or factor < 1):
-            found.append(f"rope_parameters.factor = {factor!r} must be at least 1")
+        for name in YARN_KEYS:
+            value, least = rope.get(name), 1 if name == "factor" else 0
+            if name == "truncate" or value is None:
+                continue
+            if not _is_number(value) or value < least or value == 0:
+                bound = f"at least {least}" if least else "greater than 0"
+                found.append(f"rope_parameters.{name} = {value!r} must be {bound}")
         return found
 
 

@@ -1,0 +1,138 @@
+"""A saved folder is whole: it loads here, in a stranger's process, and from the meta device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_model_combinations import tiny_config, tiny_model, tokens
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+
+from llm_lab.model import modeling_lab
+from llm_lab.model.configuration_lab import LabConfig
+from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification, register
+
+STRANGER = """
+import sys
+import torch
+
+class NoLab:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "llm_lab":
+            raise ImportError("llm_lab is not here")
+
+sys.meta_path.insert(0, NoLab())
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    ids = torch.load(folder + "/ids.pt", weights_only=True)
+    torch.save(model(ids).logits, folder + "/logits.pt")
+    torch.save(model.generate(ids, max_new_tokens=5, do_sample=False), folder + "/generated.pt")
+    model.save_pretrained(folder + "/again")
+assert not [name for name in sys.modules if name.split(".")[0] == "llm_lab"]
+"""
+
+
+def test_a_saved_folder_loads_where_llm_lab_is_unknown(tmp_path):
+    models = {
+        "rope": tiny_model("rope", norm="layernorm", activation="relu"),
+        "alibi": tiny_model("alibi", sliding_window=5, tie_word_embeddings=True),
+        "yarn": tiny_model("yarn", qk_norm=True, num_key_value_heads=1),
+        "sinusoidal": tiny_model("sinusoidal").to(torch.bfloat16),
+    }
+    ids = tokens(2, 11)
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        torch.save(ids, tmp_path / name / "ids.pt")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    folders = [str(tmp_path / name) for name in models]
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, *folders], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    for name, model in models.items():
+        folder = tmp_path / name
+        assert torch.equal(torch.load(folder / "logits.pt", weights_only=True), model(ids).logits)
+        generated = model.generate(ids, max_new_tokens=5, do_sample=False)
+        assert torch.equal(torch.load(folder / "generated.pt", weights_only=True), generated)
+        again = {path.name for path in (folder / "again").glob("*.py")}
+        assert again == {path.name for path in folder.glob("*.py")}
+
+
+def test_a_saved_folder_names_its_classes_and_holds_its_code(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "llm_lab"
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_lab.LabConfig",
+        "AutoModelForCausalLM": "modeling_lab.LabForCausalLM",
+    }
+    code = Path(modeling_lab.__file__).parent
+    saved = {path.name for path in tmp_path.glob("*.py")}
+    assert saved == {path.name for path in code.glob("*.py")} - {"__init__.py"}
+    assert all("llm_lab." not in (code / name).read_text() for name in saved)
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_registered_classes_load_without_remote_code(tmp_path):
+    register()
+    register()
+    model, ids = tiny_model("alibi"), tokens(2, 9)
+    model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), LabConfig)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(loaded) is LabForCausalLM
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert type(AutoModel.from_pretrained(tmp_path)) is modeling_lab.LabModel
+    reward = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+    assert type(reward) is LabForSequenceClassification
+    assert torch.equal(reward.model.norm.weight, model.model.norm.weight)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_heads_come_back_as_they_were(tied, tmp_path):
+    model, ids = tiny_model(tie_word_embeddings=tied), tokens(2, 9)
+    model.save_pretrained(tmp_path)
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) != tied
+    loaded = LabForCausalLM.from_pretrained(tmp_path)
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
+
+
+def test_loading_draws_no_weight_anew_but_the_missing_ones(tmp_path):
+    model = tiny_model(attention_bias=True)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    missing = "model.layers.1.mlp.down_proj.weight"
+    del weights[missing]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = LabForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert 0 < loaded.pop(missing).std() < 0.02
+    assert set(loaded) == set(weights)
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "yarn"])
+def test_a_model_born_on_the_meta_device_is_right(position):
+    model, ids = tiny_model(position), tokens(2, 9)
+    with torch.device("meta"):
+        empty = LabForCausalLM(tiny_config(position))
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty.eval()(ids).logits, model(ids).logits)
+
+
+def test_bf16_weights_come_back_as_bf16(tmp_path):
+    model = tiny_model("yarn").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded = LabForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.eval()(tokens(1, 9)).logits, model(tokens(1, 9)).logits)
