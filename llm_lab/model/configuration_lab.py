@@ -88,20 +88,20 @@ class LabConfig(PreTrainedConfig):
 
     def _complete(self) -> list[str]:
         """Derive the sizes that were left out; return what stands in the way."""
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
         if not (_is_count(self.hidden_size) and _is_count(self.num_attention_heads)):
             return []
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
         if self.intermediate_size is None:
             gated = self.activation == "swiglu"
             self.intermediate_size = -(-8 * self.hidden_size // 192) * 64 if gated else 4 * self.hidden_size
         if self.head_dim is None:
-            self.head_dim, rest = divmod(self.hidden_size, self.num_attention_heads)
-            if rest:
+            if self.hidden_size % self.num_attention_heads:
                 return [
                     f"hidden_size = {self.hidden_size} is not divisible by num_attention_heads = "
                     f"{self.num_attention_heads}: change one of them, or give head_dim"
                 ]
+            self.head_dim = self.hidden_size // self.num_attention_heads
         return []
 
     def _complete_rope(self, rope: dict) -> list[str]:
@@ -144,7 +144,7 @@ class LabConfig(PreTrainedConfig):
         for name in ("norm_eps", "initializer_range"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 found.append(f"{name} = {getattr(self, name)!r} must be greater than 0")
-        if found:
+        if found or self.head_dim is None:
             return found
         if self.num_attention_heads % self.num_key_value_heads:
             found.append(
@@ -166,7 +166,7 @@ class LabConfig(PreTrainedConfig):
 
     def _rope_problems(self) -> list[str]:
         rope, found = self.rope_parameters, []
-        allowed = ROPE_KEYS + YARN_KEYS if self.position_embedding == "yarn" else ROPE_KEYS
+        allowed = ROPE_KEYS if rope["rope_type"] == "default" else ROPE_KEYS + YARN_KEYS
         if self.head_dim % 2:
             found.append(f"head_dim = {self.head_dim} must be even for {self.position_embedding}")
         for name in sorted(set(rope) - set(allowed)):
