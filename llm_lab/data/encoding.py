@@ -78,7 +78,7 @@ def _encode_batch(
 ) -> Iterator[tuple[list[int], str, bool]]:
     encodings = backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
     for (piece, ends), encoding in zip(batch, encodings, strict=True):
-        yield (encoding.ids + [eos] if ends else encoding.ids), piece, ends
+        yield ([*encoding.ids, eos] if ends else encoding.ids), piece, ends
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:

@@ -78,7 +78,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
     if _is_offline():
         return Problem(
             where,
-            "It is no file here, and it is not in the cache of the Hub while HF_HUB_OFFLINE forbids downloads",
+            "It is no file here and not in the Hub's cache, and HF_HUB_OFFLINE forbids downloads",
             value=path,
             mend=f"{near_here(path) or ''} Unset HF_HUB_OFFLINE to download it, or name a local file.",
         )
@@ -94,7 +94,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             where,
             "This dataset is a Python script, which is not run",
             value=path,
-            mend=f"Download its Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and name their folder.",
+            mend=f"Download Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and name their folder.",
         )
     if any(getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
         return Problem(

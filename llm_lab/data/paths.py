@@ -94,7 +94,7 @@ def _in_folder(path: str, key: str, folder: Path) -> tuple[Path, ...]:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"No file in this folder is of a kind that is read; it holds {one_of(found[:10]) or 'nothing'}",
+                f"No file in this folder is of a kind that is read, only {one_of(found[:10]) or 'nothing'}",
                 value=path,
                 allowed=one_of(SUFFIXES),
                 mend="To read others as plain text, name them with a glob, such as 'src/**/*.py'.",
@@ -131,7 +131,7 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
                 f"Files of several kinds are in it ({listing})",
                 value=path,
                 allowed="one kind a source",
-                mend=f"Name one kind with a glob, such as {folder}/**/*{suffix}, and give each its own entry.",
+                mend=f"Name one kind with a glob, such as {folder}/**/*{suffix}; give each its own entry.",
             )
         )
     return tuple(files)

@@ -160,7 +160,7 @@ class Reader:
         for name, value in row.items():
             if isinstance(value, str) and not _is_sound(value):
                 self.refuse(
-                    f"{place} has half of a surrogate pair (\\ud800 to \\udfff) in {name!r}, which is no text",
+                    f"{place} has half of a surrogate pair (\\ud800 to \\udfff) in {name!r}: no text",
                     mend="Write the file again with whole characters; json.dumps does so for whole strings.",
                 )
         return row

@@ -1,7 +1,13 @@
 """The words of the built-in stories."""
 
-GIRLS = ("Mia Lily Anna Rosa Ella Nora Ruby Zoe Ivy Clara Lucy Maya Sara Emma Daisy Amy Nina Eva").split()
-BOYS = ("Tom Ben Max Sam Leo Jack Tim Noah Finn Oscar Theo Luke Adam Hugo Ravi Omar Felix Dan").split()
+GIRLS = (
+    "Mia", "Lily", "Anna", "Rosa", "Ella", "Nora", "Ruby", "Zoe", "Ivy", "Clara", "Lucy", "Maya", "Sara",
+    "Emma", "Daisy", "Amy", "Nina", "Eva",
+)  # fmt: skip
+BOYS = (
+    "Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Tim", "Noah", "Finn", "Oscar", "Theo", "Luke", "Adam",
+    "Hugo", "Ravi", "Omar", "Felix", "Dan",
+)  # fmt: skip
 # (kind, a name for a he, a name for a she)
 ANIMALS = (
     ("fox", "Rufus", "Rusty"),
@@ -22,19 +28,38 @@ ANIMALS = (
     ("pig", "Truffle", "Rosie"),
     ("otter", "Splash", "River"),
     ("badger", "Digger", "Bramble"),
-)
-TRAITS = "kind brave clever gentle cheerful curious friendly quiet helpful playful patient funny".split()
-SIZES = ("little", "small", "young", "little", "tiny")
-COLORS = "red blue green yellow purple orange white pink silver golden".split()
-FEEL_GOOD = ("happy", "very happy", "glad", "proud", "so happy", "full of joy", "cheerful")
-FEEL_BAD = ("sad", "very sad", "upset", "worried", "a little sad", "unhappy")
-WEATHER = ("sunny", "warm", "bright", "windy", "cool", "quiet", "clear", "fine")
-TIMES = ("morning", "day", "afternoon")
-
-HOMES = ("near the river", "at the edge of the forest", "on a green hill", "by the sea", "in a small village",
-         "near an old mill", "by a quiet lake", "in a little house with a red door", "at the end of a long road",
-         "in a town with many trees")  # fmt: skip
-
+)  # fmt: skip
+TRAITS = (
+    "kind", "brave", "clever", "gentle", "cheerful", "curious", "friendly", "quiet", "helpful", "playful",
+    "patient", "funny",
+)  # fmt: skip
+SIZES = (
+    "little", "small", "young", "little", "tiny",
+)  # fmt: skip
+COLORS = (
+    "red", "blue", "green", "yellow", "purple", "orange", "white", "pink", "silver", "golden",
+)  # fmt: skip
+HOBBIES = (
+    "sing", "dance", "draw", "read", "climb trees", "tell stories", "look at the stars", "collect stones",
+    "play the drum", "bake bread", "make up songs", "plant seeds", "watch the clouds", "jump over puddles",
+)  # fmt: skip
+FEEL_GOOD = (
+    "happy", "very happy", "glad", "proud", "so happy", "full of joy",
+)  # fmt: skip
+FEEL_BAD = (
+    "sad", "very sad", "upset", "worried", "a little sad", "unhappy",
+)  # fmt: skip
+WEATHER = (
+    "sunny", "warm", "bright", "windy", "cool", "quiet", "clear", "fine",
+)  # fmt: skip
+TIMES = (
+    "morning", "day", "afternoon",
+)  # fmt: skip
+HOMES = (
+    "near the river", "at the edge of the forest", "on a green hill", "by the sea", "in a small village",
+    "near an old mill", "by a quiet lake", "in a little house with a red door", "at the end of a long road",
+    "in a town with many trees",
+)  # fmt: skip
 # (where one is, where one goes, spots to look in)
 PLACES = (
     ("in the garden", "to the garden", ("under the bench", "behind the roses", "by the wall")),
@@ -49,17 +74,21 @@ PLACES = (
     ("by the pond", "to the pond", ("under a big leaf", "behind the willow", "in the reeds")),
     ("on the playground", "to the playground", ("under the slide", "behind the fence", "in the sand")),
     ("in the orchard", "to the orchard", ("under a ladder", "behind a basket", "beside an old tree")),
-)
-TOYS = "ball kite drum boat doll book hat scarf bell lantern whistle teddy bucket puzzle robot train".split()
-TREATS = "cookie pear muffin peach cake pie bun plum pancake sandwich".split()
-SMALL_ANIMALS = "bird kitten puppy butterfly duckling beetle snail chick bunny ladybug".split()
+)  # fmt: skip
+TOYS = (
+    "ball", "kite", "drum", "boat", "doll", "book", "hat", "scarf", "bell", "lantern", "whistle", "teddy",
+    "bucket", "puzzle", "robot", "train",
+)  # fmt: skip
+TREATS = (
+    "cookie", "pear", "muffin", "peach", "cake", "pie", "bun", "plum", "pancake", "sandwich",
+)  # fmt: skip
+SMALL_ANIMALS = (
+    "bird", "kitten", "puppy", "butterfly", "duckling", "beetle", "snail", "chick", "bunny", "ladybug",
+)  # fmt: skip
 HIGH_PLACES = (
-    "in a tall tree",
-    "on the roof",
-    "on top of a high wall",
-    "on a tall fence",
-    "on a high branch",
-)
+    "in a tall tree", "on the roof", "on top of a high wall", "on a tall fence", "on a high branch",
+)  # fmt: skip
+# (what is tried, why it fails)
 TRIES = (
     ("jumped as high as possible", "it was not high enough"),
     ("threw a stick at it", "it did not move"),
@@ -68,10 +97,13 @@ TRIES = (
     ("stood on a box", "the box broke"),
     ("called to the wind for help", "the wind only laughed"),
     ("pulled with a long rope", "the rope was too short"),
-)
-GAMES = ("played hide and seek", "played tag", "built a tower of stones", "climbed a tree", "looked at the clouds",
-         "ran up and down the hill", "jumped over puddles", "sang songs", "picked flowers",
-         "told each other jokes", "made a little dam", "danced in a circle")  # fmt: skip
+)  # fmt: skip
+GAMES = (
+    "played hide and seek", "played tag", "built a tower of stones", "climbed a tree",
+    "looked at the clouds", "ran up and down the hill", "jumped over puddles", "sang songs",
+    "picked flowers", "told each other jokes", "made a little dam", "danced in a circle",
+)  # fmt: skip
+# (what is feared, how it comes, what it turns out to be)
 FEARS = (
     ("the dark", "the lamp went out", "It was only dark, and the moon was shining through the window"),
     ("thunder", "a storm came and the thunder went boom", "It was only a loud noise, far away in the clouds"),
@@ -79,13 +111,10 @@ FEARS = (
     ("the big slide", "it was {his} turn on the big slide", "The slide was fast, and it was fun"),
     ("the new school", "the first day of school came", "The teacher was kind, and there were many books"),
     ("loud dogs", "a big dog came running and barked", "The dog only wanted to play, and it wagged its tail"),
-    (
-        "the old bridge",
-        "they had to cross the old bridge",
-        "The bridge was strong, and it did not even shake",
-    ),
-)
-# (what is made, the things it takes, what is done, what goes wrong, how it is mended, how it turns out)
+    ("the old bridge", "they had to cross the old bridge",
+     "The bridge was strong, and it did not even shake"),
+)  # fmt: skip
+PROJECT_WORDS = ("make", "parts", "step", "trouble", "mending", "result")
 PROJECTS = (
     ("a cake", "flour, eggs and sugar", "mixed it all in a big bowl", "forgot the eggs",
      "put the eggs in and mixed again", "The cake was soft and sweet"),
@@ -97,18 +126,30 @@ PROJECTS = (
      "made the door bigger with a saw", "Two little birds moved in that very day"),
     ("a snowman", "snow, a carrot and an old hat", "rolled three big balls of snow", "dropped the head",
      "rolled a new head, rounder than before", "The snowman smiled at everyone who came by"),
-    ("a boat", "bark, a leaf and a stick", "put the leaf on the stick for a sail", "made a hole in the boat",
-     "filled the hole with wax", "The boat floated down the stream like a swan"),
+    ("a boat", "bark, a leaf and a stick", "put the leaf on the stick for a sail",
+     "made a hole in the boat", "filled the hole with wax", "The boat floated down the stream like a swan"),
     ("a birthday card", "paper, glue and paint", "folded the paper in two", "spilled the paint",
      "turned the spot into a big flower", "It was the prettiest card of all"),
-    ("a tree house", "boards, rope and nails", "carried the boards up the tree", "made the ladder too short",
-     "added three more steps to the ladder", "From the tree house they could see the whole village"),
+    ("a tree house", "boards, rope and nails", "carried the boards up the tree",
+     "made the ladder too short", "added three more steps to the ladder",
+     "From the tree house they could see the whole village"),
 )  # fmt: skip
-GIFTS = ("a warm scarf", "a little bell", "a box of paints", "a picture book", "a pot of honey", "a wooden boat",
-         "a bunch of flowers", "a jar of jam", "a paper star", "a new hat")  # fmt: skip
-ELDERS = (("Grandma", "she"), ("Grandpa", "he"), ("Mom", "she"), ("Dad", "he"), ("Aunt May", "she"),
-          ("Uncle Joe", "he"))  # fmt: skip
-BREAKABLES = ("blue vase", "tea cup", "big bowl", "flower pot", "glass lamp", "clay jug", "mirror", "plate")
+GIFTS = (
+    "a warm scarf", "a little bell", "a box of paints", "a picture book", "a pot of honey", "a wooden boat",
+    "a bunch of flowers", "a jar of jam", "a paper star", "a new hat",
+)  # fmt: skip
+ELDERS = (
+    ("Grandma", "she"),
+    ("Grandpa", "he"),
+    ("Mom", "she"),
+    ("Dad", "he"),
+    ("Aunt May", "she"),
+    ("Uncle Joe", "he"),
+)  # fmt: skip
+BREAKABLES = (
+    "blue vase", "tea cup", "big bowl", "flower pot", "glass lamp", "clay jug", "mirror", "plate",
+)  # fmt: skip
+# (what is done, what it is called)
 INDOOR_FUN = (
     ("built a house out of blankets", "the house of blankets"),
     ("put on a play with funny hats", "the play"),
@@ -117,30 +158,32 @@ INDOOR_FUN = (
     ("painted a picture of the sea", "the picture"),
     ("made paper boats and let them float in the bath", "the paper boats"),
     ("baked bread in the shape of a snail", "the bread snail"),
-)
+)  # fmt: skip
 RACES = (
-    ("a running race", "ran"), ("a swimming race", "swam"), ("a boat race", "rowed"), ("a sack race", "hopped"),
+    ("a race around the lake", "ran"),
+    ("a race up the hill", "ran"),
+    ("a sack race at the fair", "hopped"),
+    ("a race through the forest", "ran"),
+    ("a race across the meadow", "ran"),
+    ("a race on one leg", "hopped"),
+    ("a race from the mill to the bridge", "ran"),
 )  # fmt: skip
 # (one, many, where they are found)
 COUNTABLES = (
-    ("apple", "apples", "under the tree"), ("shell", "shells", "on the beach"), ("nut", "nuts", "in the forest"),
-    ("flower", "flowers", "in the meadow"), ("stone", "stones", "by the river"), ("egg", "eggs", "in the barn"),
-    ("berry", "berries", "behind the house"), ("leaf", "leaves", "in the park"), ("coin", "coins", "in a jar"),
-    ("button", "buttons", "in a box"), ("marble", "marbles", "in the grass"), ("star", "stars", "on the card"),
-    ("plum", "plums", "in the garden"), ("carrot", "carrots", "on the farm"),
-    ("feather", "feathers", "by the pond"), ("pencil", "pencils", "in a drawer"),
+    ("apple", "apples", "under the tree"),
+    ("shell", "shells", "on the beach"),
+    ("nut", "nuts", "in the forest"),
+    ("flower", "flowers", "in the meadow"),
+    ("stone", "stones", "by the river"),
+    ("egg", "eggs", "in the barn"),
+    ("berry", "berries", "behind the house"),
+    ("leaf", "leaves", "in the park"),
+    ("coin", "coins", "in a jar"),
+    ("button", "buttons", "in a box"),
+    ("marble", "marbles", "in the grass"),
+    ("star", "stars", "on the card"),
+    ("plum", "plums", "in the garden"),
+    ("carrot", "carrots", "on the farm"),
+    ("feather", "feathers", "by the pond"),
+    ("pencil", "pencils", "in a drawer"),
 )  # fmt: skip
-MORALS = (
-    "From that day on, they were the best of friends.",
-    "It was the best day of the whole year.",
-    "And they never forgot that day.",
-    "That night, {H} slept very well.",
-    "The next day, they met again to play.",
-    "{H} learned that a good friend makes everything easier.",
-    "{H} went home with a big smile.",
-    "And when the sun went down, they walked home together.",
-    "They laughed all the way home.",
-    "{H} told the story again and again.",
-    "Then it was time for bed, and the moon came out.",
-    "Helping a friend is a wonderful thing.",
-)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from llm_lab.data import story_words as words
+from llm_lab.data.story_plots import PLOTS, SECTIONS
 
 T = TypeVar("T")
 _PRONOUNS = {"he": ("him", "his"), "she": ("her", "her")}
+_SOME = 0.6
+_HIGHEST = 12
 
 
 class Draw:
@@ -33,90 +37,157 @@ class Draw:
 
 
 class Story:
-    """Two friends, a place, a thing; and the paragraphs told about them so far.
+    """One story: its words stay the same from the first line to the last, its sentences are drawn.
 
-    Sentences are written with {H} the hero, {he} {him} {his} {kind}, {F} the friend, {fhe} {fhim} {fhis}
-    {fkind}, {E} an elder, {ehe} {ehis}, {where} and {to} the place, {thing}, and a capital where a
-    sentence begins inside another.
+    H is the hero, F the friend, E an elder; {he} {fhim} {ehis} are their pronouns, {He} {Fhis} with a
+    capital.
     """
 
     def __init__(self, draw: Draw):
         self.draw = draw
+        self.words = _world(draw)
         self.paragraphs: list[list[str]] = [[]]
-        hero, friend = self._person(), self._person()
-        while friend[0] == hero[0] or friend[1] == hero[1] not in ("boy", "girl"):
-            friend = self._person()
-        elder, ehe = draw.pick(words.ELDERS)
-        where, to, self.spots = draw.pick(words.PLACES)
-        trait, ftrait = draw.several(words.TRAITS, 2)
-        toy, other_toy = draw.several(words.TOYS, 2)
-        color, other_color = draw.several(words.COLORS, 2)
-        self.words: dict[str, Any] = {
-            **_person_words("", "H", *hero),
-            **_person_words("f", "F", *friend),
-            **_person_words("e", "E", elder, "", ehe),
-            "trait": trait,
-            "a_trait": article(trait),
-            "a_ftrait": article(ftrait),
-            "size": draw.pick(words.SIZES),
-            "home": draw.pick(words.HOMES),
-            "where": where,
-            "to": to,
-            "toy": toy,
-            "thing": f"{color} {toy}",
-            "a_thing": article(f"{color} {toy}"),
-            "other": f"{other_color} {other_toy}",
-            "an_other": article(f"{other_color} {other_toy}"),
-            "weather": draw.pick(words.WEATHER),
-            "time": draw.pick(words.TIMES),
-            "good": draw.pick(words.FEEL_GOOD),
-            "bad": draw.pick(words.FEEL_BAD),
-            "treat": draw.pick(words.TREATS),
-        }
 
-    def tell(self, plot: Callable[[Story], None]) -> str:
-        """Return the whole text of a plot in this world, its paragraphs apart by a blank line."""
-        plot(self)
+    def plot(self) -> str:
+        """Return a whole story after one of the plots."""
+        self._tell(self.draw.pick(PLOTS))
+        return self._text()
+
+    def sums(self) -> str:
+        """Return a whole story of one to three sums, each one written out, and right."""
+        one, many, found = self.draw.pick(words.COUNTABLES)
+        have = self.draw.number(2, _HIGHEST)
+        self.words |= {"many": many, "found": found, "n": _total(have, one, many)}
+        self._tell("numbers")
+        for _ in range(self.draw.pick((1, 1, 1, 2, 2, 3))):
+            takes = have > 3 and self.draw.chance(0.3)
+            # One is always left, so that there is something to count in the end.
+            change = self.draw.number(1, min(have - 1, _HIGHEST) if takes else _HIGHEST)
+            then = have - change if takes else have + change
+            self.words |= {"a": have, "b": change, "c": then}
+            self.words |= {"n": _total(then, one, many), "nb": _total(change, one, many)}
+            self._tell("take" if takes else "add")
+            have = then
+        self._tell("count")
+        return self._text()
+
+    def _text(self) -> str:
         return "\n\n".join(" ".join(lines) for lines in self.paragraphs if lines)
 
-    def say(self, *ways: str, **more: Any) -> None:
-        """Add a sentence or a few, told in one of several ways."""
-        text = self.draw.pick(ways).format(**self.words, **more)
-        # The quotation mark of a speech comes before its first letter.
-        at = 1 if text[0] == '"' else 0
-        self.paragraphs[-1].append(text[:at] + text[at].upper() + text[at + 1 :])
-
-    def maybe(self, share: float, *ways: str, **more: Any) -> None:
-        """Say it in a share of the stories only."""
-        if self.draw.chance(share):
-            self.say(*ways, **more)
-
-    def turn(self) -> None:
-        """Begin a paragraph."""
-        self.paragraphs.append([])
-
-    def _person(self) -> tuple[str, str, str]:
-        he = self.draw.pick(("he", "she"))
-        if self.draw.chance(0.5):
-            names, kind = (words.BOYS, "boy") if he == "he" else (words.GIRLS, "girl")
-            return self.draw.pick(names), kind, he
-        kind, *names = self.draw.pick(words.ANIMALS)
-        return names[0 if he == "he" else 1], kind, he
+    def _tell(self, section: str) -> None:
+        for mark, ways in _sections()[section]:
+            if mark == "~":
+                self.paragraphs.append([])
+            elif mark in ("?", "@?") and not self.draw.chance(_SOME):
+                continue
+            elif mark.startswith("@"):
+                self._tell(self.draw.pick(ways))
+            else:
+                self.paragraphs[-1].append(self.draw.pick(ways).format(**self.words))
 
 
-def article(phrase: str) -> str:
-    """Return a phrase with "a" or "an" before it."""
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+@cache
+def _sections() -> dict[str, list[tuple[str, list[str]]]]:
+    """Return the steps of every section: a mark, and the ways to say it or the sections to tell."""
+    sections: dict[str, list[tuple[str, list[str]]]] = {}
+    for line in SECTIONS.strip().splitlines():
+        mark, _, rest = line.partition(" ")
+        if mark == "==":
+            steps = sections.setdefault(rest, [])
+        elif mark == "|":
+            steps[-1][1].append(rest)
+        elif mark in ("-", "?"):
+            steps.append((mark, [rest]))
+        elif mark == "~":
+            steps.append((mark, []))
+        elif mark.startswith("@"):
+            steps.append(("@?" if mark.startswith("@?") else "@", mark.lstrip("@?").split("|")))
+    return sections
 
 
-def total(number: int, one: str, many: str) -> str:
-    """Return "1 apple" or "3 apples"."""
-    return f"{number} {one if number == 1 else many}"
+def _world(draw: Draw) -> dict[str, Any]:
+    hero, friend = _person(draw), _person(draw)
+    while friend[0] == hero[0] or friend[1] == hero[1] not in ("boy", "girl"):
+        friend = _person(draw)
+    elder, ehe = draw.pick(words.ELDERS)
+    where, to, spots = draw.pick(words.PLACES)
+    trait, ftrait = draw.several(words.TRAITS, 2)
+    toy, other_toy = draw.several(words.TOYS, 2)
+    color, other_color = draw.several(words.COLORS, 2)
+    (try1, reason1), (try2, reason2) = draw.several(words.TRIES, 2)
+    fear, moment, truth = draw.pick(words.FEARS)
+    gift, other_gift = draw.several(words.GIFTS, 2)
+    animal = draw.pick(words.SMALL_ANIMALS)
+    found: dict[str, Any] = {
+        **_person_words("", "H", *hero),
+        **_person_words("f", "F", *friend),
+        **_person_words("e", "E", elder, "", ehe),
+        "F_the": friend[0] if friend[1] in ("boy", "girl") else f"{friend[0]} the {friend[1]}",
+        "a_fkind": _article(friend[1]),
+        "a_trait": _article(trait),
+        "a_ftrait": _article(ftrait),
+        "trait": trait,
+        "size": draw.pick(words.SIZES),
+        "hobby": draw.pick(words.HOBBIES),
+        "home": draw.pick(words.HOMES),
+        "thing": f"{color} {toy}",
+        "a_thing": _article(f"{color} {toy}"),
+        "an_other": _article(f"{other_color} {other_toy}"),
+        "a_color": _article(other_color),
+        "animal": animal,
+        "a_small": _article(f"{draw.pick(('little', 'small', 'tiny'))} {animal}"),
+        **dict(zip(("spot1", "spot2", "spot3"), draw.several(spots, 3), strict=True)),
+        **dict(zip(("game1", "game2"), draw.several(words.GAMES, 2), strict=True)),
+        **dict(zip(("fun", "indoors"), draw.pick(words.INDOOR_FUN), strict=True)),
+        **dict(zip(("race", "went"), draw.pick(words.RACES), strict=True)),
+        **dict(zip(words.PROJECT_WORDS, draw.pick(words.PROJECTS), strict=True)),
+        **{"where": where, "to": to, "toy": toy, "fear": fear, "gift": gift, "other_gift": other_gift},
+        **{"try1": try1, "reason1": reason1, "try2": try2, "reason2": reason2},
+        "high": draw.pick(words.HIGH_PLACES),
+        "broken": draw.pick(words.BREAKABLES),
+        "weather": draw.pick(words.WEATHER),
+        "time": draw.pick(words.TIMES),
+        "good": draw.pick(words.FEEL_GOOD),
+        "bad": draw.pick(words.FEEL_BAD),
+        "treat": draw.pick(words.TREATS),
+    }
+    found["a_treat"] = _article(found["treat"])
+    found |= {"moment": moment.format(**found), "truth": truth.format(**found)}
+    return found | {
+        "Home": _capital(found["home"]),
+        "Gift": _capital(gift),
+        "A_small": _capital(found["a_small"]),
+    }
+
+
+def _person(draw: Draw) -> tuple[str, str, str]:
+    """Return (name, kind, "he" or "she")."""
+    he = draw.pick(("he", "she"))
+    if draw.chance(0.5):
+        names, kind = (words.BOYS, "boy") if he == "he" else (words.GIRLS, "girl")
+        return draw.pick(names), kind, he
+    kind, his_name, her_name = draw.pick(words.ANIMALS)
+    return (his_name if he == "he" else her_name), kind, he
 
 
 def _person_words(prefix: str, letter: str, name: str, kind: str, he: str) -> dict[str, str]:
     him, his = _PRONOUNS[he]
     lower = {f"{prefix}he": he, f"{prefix}him": him, f"{prefix}his": his}
-    # "fhe" is the friend's pronoun, "Fhe" the same one at the head of a sentence.
-    upper = {key[0].upper() + key[1:]: word.capitalize() for key, word in lower.items()}
-    return {letter: name, f"{prefix}kind": kind, **lower, **upper}
+    return {
+        letter: name,
+        f"{prefix}kind": kind,
+        **lower,
+        **{_capital(k): _capital(v) for k, v in lower.items()},
+    }
+
+
+def _capital(phrase: str) -> str:
+    return phrase[0].upper() + phrase[1:]
+
+
+def _article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _total(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
