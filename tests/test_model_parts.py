@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from test_model_combinations import tiny_config, tiny_model, tokens
-from transformers import LlamaConfig
+from transformers import DynamicCache, LlamaConfig
+from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
@@ -13,6 +14,8 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from llm_lab.model.feed_forward import FeedForward
+from llm_lab.model.masks import alibi_mask_and_bias
 from llm_lab.model.norms import RMSNorm
 from llm_lab.model.positions import Alibi, Rope, Sinusoidal, Yarn, apply_rotary
 
@@ -142,6 +145,23 @@ def test_alibi_bias_is_exact_in_a_bf16_model():
     assert bias[0, 0, 1023, 3].item() == -0.25 * 1020
 
 
+def test_alibi_measures_from_the_first_key_that_a_windowed_cache_holds():
+    model = tiny_model("alibi", sliding_window=5)
+    cache = DynamicCache(config=model.config)
+    model(tokens(1, 12), past_key_values=cache, use_cache=True)
+    mask, _ = alibi_mask_and_bias(Alibi(8), "eager", None, torch.zeros(1, 1, 32), cache)
+    assert mask[0, 0, 0].tolist() == [-2.0, -1.5, -1.0, -0.5, 0.0]
+
+
+def test_the_alibi_mask_is_the_exact_bias_below_the_diagonal():
+    mask, _ = alibi_mask_and_bias(Alibi(6), "sdpa", None, torch.zeros(1, 700, 32), None)
+    distance = torch.arange(700.0)[:, None] - torch.arange(700.0)
+    exact = -Alibi(6).slopes()[:, None, None] * distance
+    below = distance >= 0
+    assert torch.equal(mask[0][:, below], exact[:, below])
+    assert (mask[0][:, ~below] <= -1e8).all()
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("window", [None, 5])
 def test_alibi_attention_equals_brute_force(kernel, window):
@@ -178,3 +198,16 @@ def test_rms_norm_equals_llama(dtype):
     x = (torch.randn(3, 5, 48) * 7).to(dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(ours(x), theirs(x), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "leaky_relu", "silu", "swiglu"])
+def test_the_feed_forward_network_is_what_its_activation_says(activation, bias):
+    network, x = FeedForward(6, 10, activation, bias), torch.randn(4, 6)
+    inner = network.up_proj(x)
+    if activation == "swiglu":
+        inner = ACT2FN["silu"](network.gate_proj(x)) * inner
+    else:
+        inner = ACT2FN[activation](inner)
+    torch.testing.assert_close(network(x), network.down_proj(inner))
+    assert len(list(network.parameters())) == (3 if activation == "swiglu" else 2) * (2 if bias else 1)

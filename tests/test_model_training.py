@@ -50,7 +50,7 @@ def sdpa_calls(monkeypatch):
     calls, original = [], torch.nn.functional.scaled_dot_product_attention
 
     def spy(*args, **kwargs):
-        calls.append(kwargs)
+        calls.append({"dtypes": [tensor.dtype for tensor in args], **kwargs})
         return original(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
@@ -127,6 +127,26 @@ def test_autocast_and_bf16_weights_stay_near_float32(position, kernel):
         cast = model.to(torch.bfloat16)(ids, attention_mask=mask).logits[real]
     assert (autocast.float() - exact).norm() / exact.norm() < 0.03
     assert (cast.float() - exact).norm() / exact.norm() < 0.03
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_autocast_hands_the_kernel_one_dtype(position, sdpa_calls):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tiny_model(position, qk_norm=True)(tokens(2, 12))
+    assert sdpa_calls[0]["dtypes"] == [torch.bfloat16] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_flex_attention_equals_sdpa(position):
+    model = tiny_model(position, hidden_size=64, num_key_value_heads=2)
+    ids, mask = left_padded((20, 7), 20)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits
+        model.set_attn_implementation("flex_attention")
+        got = model(ids, attention_mask=mask).logits
+    real = mask.bool()
+    torch.testing.assert_close(got[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
 def test_autocast_trains_without_a_warning(recwarn):
