@@ -17,12 +17,14 @@ _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=[Bb]earer )\S+")
 def load_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
     """Return a `datasets.Dataset`, downloaded where it is not cached yet. UserError where it can't be had."""
     import datasets
-    import httpx
+
+    # Whichever HTTP client the Hub's library stands on: it has changed from release to release.
+    from huggingface_hub.errors import HTTPError
 
     try:
         return datasets.load_dataset(path, subset, split=split)
     # OSError holds the Hub's HTTP errors and Python's ConnectionError too.
-    except (datasets.exceptions.DatasetsError, OSError, httpx.HTTPError, ValueError, RuntimeError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, HTTPError, ValueError, RuntimeError) as error:
         raise UserError(_explain(error, path, subset, split, key)) from error
 
 
@@ -82,7 +84,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             value=path,
             mend=f"{near_here(path) or ''} Unset HF_HUB_OFFLINE to download it, or name a local file.",
         )
-    if isinstance(error, ConnectionError) or "Couldn't reach" in said or _is_network(causes):
+    if "Couldn't reach" in said or _is_network(causes):
         return Problem(
             where,
             "It is no file here, and the Hugging Face Hub can't be reached",
@@ -131,6 +133,5 @@ def _is_offline() -> bool:
 
 
 def _is_network(causes: list[BaseException]) -> bool:
-    import httpx
-
-    return any(isinstance(cause, httpx.TransportError) for cause in causes)
+    bases = {base.__name__ for cause in causes for base in type(cause).__mro__}
+    return bool(bases & {"TransportError", "ConnectionError", "TimeoutError"})

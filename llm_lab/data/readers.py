@@ -113,6 +113,8 @@ class Reader:
             stream.seek(0)
             if head.startswith(_UTF16):
                 self._refuse_utf16()
+            if (at := head.find(b"\0")) >= 0:
+                self._refuse_binary(at)
             if head.removeprefix(_BOM).lstrip().startswith(b"["):
                 yield from self._json_list(stream.read())
                 return

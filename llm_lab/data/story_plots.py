@@ -52,8 +52,8 @@ SECTIONS = """
 | They took {a_treat} with them.
 
 == friend
-- {His} best friend was a {fkind} named {F}.
-| {H} had a good friend, a {fkind} named {F}.
+- {His} best friend was {a_fkind} named {F}.
+| {H} had a good friend, {a_fkind} named {F}.
 | {His} friend {F} was {a_ftrait} {fkind}.
 | Next door lived {F}, {a_ftrait} {fkind}.
 | {H} and {F_the} played together every day.
