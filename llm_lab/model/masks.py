@@ -7,6 +7,16 @@ from .positions import Alibi
 
 # Far below any score, far from overflow in bf16: a row that is masked throughout stays finite.
 MASKED = -1e9
+TAKES_BIAS = ("eager", "sdpa", "flex_attention")
+
+
+def refuse_kernel_without_bias(kernel: str) -> None:
+    """Raise for an attention kernel that would drop ALiBi's bias without a word."""
+    if kernel not in TAKES_BIAS:
+        raise ValueError(
+            f"attn_implementation = {kernel!r} takes no position bias, so ALiBi would be lost: "
+            f"choose from {', '.join(TAKES_BIAS)}"
+        )
 
 
 def token_positions(
@@ -25,6 +35,7 @@ def alibi_mask_and_bias(
     alibi: Alibi, kernel: str, mask: torch.Tensor | None, x: torch.Tensor, cache: Cache | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """One additive mask (1 or batch, heads, queries, keys), or, for flex, its block mask and the bias."""
+    refuse_kernel_without_bias(kernel)
     batch, length, _ = x.shape
     past, key_count, first_key = 0, length, 0
     if cache is not None:

@@ -22,11 +22,9 @@ from .attention import Attention, eager_attention
 from .block import Block
 from .configuration_lab import LabConfig
 from .feed_forward import FeedForward
-from .masks import alibi_mask_and_bias, token_positions
+from .masks import alibi_mask_and_bias, refuse_kernel_without_bias, token_positions
 from .norms import make_norm
 from .positions import Alibi, Rope, Sinusoidal, Yarn
-
-TAKES_ALIBI = ("eager", "sdpa", "flex_attention")
 
 
 def make_positions(config: LabConfig) -> Sinusoidal | Rope | Yarn | Alibi:
@@ -77,7 +75,8 @@ class LabPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": Block, "attentions": Attention}  # noqa: RUF012
 
     def __init__(self, config: LabConfig, *args, **kwargs) -> None:
-        refuse_alibi_without_bias(config)
+        if config.position_embedding == "alibi":
+            refuse_kernel_without_bias(config._attn_implementation or "sdpa")
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -89,16 +88,6 @@ class LabPreTrainedModel(PreTrainedModel):
         init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
         if module.bias is not None:
             init.zeros_(module.bias)
-
-
-def refuse_alibi_without_bias(config: LabConfig) -> None:
-    """Raise for ALiBi with an attention kernel that would drop its bias without a word."""
-    kernel = config._attn_implementation or "sdpa"
-    if config.position_embedding == "alibi" and kernel not in TAKES_ALIBI:
-        raise ValueError(
-            f"attn_implementation = {kernel!r} takes no position bias, so ALiBi would be lost: "
-            f"choose from {', '.join(TAKES_ALIBI)}"
-        )
 
 
 class LabModel(LabPreTrainedModel):
@@ -145,7 +134,6 @@ class LabModel(LabPreTrainedModel):
         kernel = self.config._attn_implementation
         rotary = None
         if isinstance(self.positions, Alibi):
-            refuse_alibi_without_bias(self.config)
             mask, bias = alibi_mask_and_bias(self.positions, kernel, mask, x, past_key_values)
             kwargs["position_bias"] = bias
         else:
