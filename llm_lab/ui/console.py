@@ -85,25 +85,25 @@ def one_line(text: str) -> str:
 
 
 def count(number: float) -> str:
-    """Return a count for people: 9,500, 120 k, 1.2 M, 3.4 B."""
+    """Return a count for people: 9,500, 12 k, 1.2 M, 3.4 B."""
     if number < 9_999.5:
         return f"{number:,.0f}"
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if number >= unit * 0.9995:
-            return f"{_three_digits(number / unit)} {name}"
-    return f"{_three_digits(number / 1e3)} k"
+            return f"{_two_digits(number / unit)} {name}"
+    return f"{_two_digits(number / 1e3)} k"
 
 
 def size(number: float) -> str:
     """Return bytes for people: 3.4 GiB."""
     for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if number >= unit * 0.9995:
-            return f"{_three_digits(number / unit)} {name}"
+            return f"{_two_digits(number / unit)} {name}"
     return f"{number:.0f} bytes"
 
 
-def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 99.95 else f"{number:.1f}"
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,182 @@
+"""The plan of a run, before it starts: what it will make, take and cost."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.plan.estimate import Estimate
+from llm_lab.plan.resolve import Resolved
+from llm_lab.plan.vocabulary import vocabulary_size
+from llm_lab.recipe.rules import flatten
+from llm_lab.runs.folder import ROOT
+
+from .console import about, count, one_line, size
+
+if TYPE_CHECKING:
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+MAX_COLUMNS = 80
+TEXT_COLUMNS = 64
+DATA_LINES = 4
+BANNER = "CPU rehearsal: everything works, at toy size. Real training wants CUDA."
+USUAL_TOKENS_PER_PARAMETER = 20
+
+
+def plan_panel(resolved: Resolved) -> Panel:
+    """Return what is about to be done, in a panel of at most 80 columns and about 20 lines."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    values = resolved.values
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text, style in _lines(resolved):
+        table.add_row(name, Text(_wrapped(one_line(text)), style=style))
+    banner = [Text(BANNER, style="warn"), Text()] if values.get("device") == "cpu" else []
+    title = Text(f"Plan: {one_line(str(values.get('name')))} · {values.get('stage')}", style="title")
+    return Panel(
+        Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim"
+    )
+
+
+def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
+    values, cost = resolved.values, resolved.estimate
+    yield "model", _model(values), ""
+    if cost.parameters:
+        parts = sorted(cost.parameters_by_part.items(), key=lambda item: -item[1])
+        many = ", ".join(f"{part} {count(number)}" for part, number in parts if number)
+        yield "parameters", f"{_at_most(values)}{count(cost.parameters)}: {many}", ""
+    if values.get("tokenizer") is not None:
+        yield "tokenizer", _tokenizer(values["tokenizer"]), ""
+    for index, line in enumerate(_data(values.get("data") or ())):
+        yield "" if index else "data", line, ""
+    train = values.get("train") or {}
+    if train.get("max_steps"):
+        yield "training", _training(train, cost), ""
+    if values.get("optimizer"):
+        yield "optimizer", _optimizer(values), ""
+    if train.get("eval_steps"):
+        yield "evaluation", _evaluation(values, train), ""
+    if cost.memory_bytes:
+        yield "memory", _memory(cost), "" if cost.fits else "bad"
+    if cost.wall_seconds is not None:
+        yield "time", about(cost.wall_seconds) + ", by a rough reckoning", ""
+    if cost.disk_bytes:
+        yield "disk", f"{size(cost.disk_bytes)} in {ROOT / str(values.get('name'))}/", ""
+    yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
+
+
+def _wrapped(text: str) -> str:
+    """Fold text to the panel, no number apart from its unit."""
+    joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
+    return "\n".join(textwrap.wrap(joined, TEXT_COLUMNS, break_on_hyphens=False)).replace("\u00a0", " ")
+
+
+def _model(values: Mapping[str, Any]) -> str:
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return str(model)
+    if "checkpoint" in model:
+        return f"{model['checkpoint']}, trained on from its weights"
+    if "config" in model:
+        return f"{model['config']}, from scratch"
+    parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
+    return (
+        f"{parts}; {model['num_hidden_layers']} layers × {model['hidden_size']}, "
+        f"context {model['max_position_embeddings']:,}"
+    )
+
+
+def _at_most(values: Mapping[str, Any]) -> str:
+    """A vocabulary that is yet to be learnt can turn out smaller."""
+    certain = vocabulary_size(values.get("tokenizer"))[1]
+    return "" if certain else "about "
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    if isinstance(tokenizer, Mapping):
+        return f"BPE of at most {tokenizer.get('bpe', 0):,} entries, trained on this data"
+    return "bytes (257 entries)" if tokenizer == "bytes" else str(tokenizer)
+
+
+def _data(sources: Any) -> Iterator[str]:
+    whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
+    for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
+        share = f", {100 * source.get('weight', 1.0) / whole:.0f} % of the mix" if len(sources) > 1 else ""
+        subset = f" ({source['subset']})" if source.get("subset") else ""
+        yield f"{source.get('path')}{subset}{share}"
+    if len(sources) > DATA_LINES + 1:
+        yield f"and {len(sources) - DATA_LINES} more"
+
+
+def _training(train: Mapping[str, Any], cost: Estimate) -> str:
+    text = f"{train['max_steps']:,} steps × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    ratio = cost.tokens_per_parameter
+    if ratio is not None:
+        shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
+        text += f", {shown} a parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
+    return text
+
+
+def _optimizer(values: Mapping[str, Any]) -> str:
+    optimizer, scheduler = values["optimizer"], values.get("scheduler") or {}
+    text = f"{optimizer.get('name')}, learning rate {optimizer.get('learning_rate'):g}"
+    if scheduler:
+        curve = "flat" if scheduler["name"] == "none" else scheduler["name"]
+        text += f", {curve} after {scheduler.get('warmup_steps', 0):,} warm-up steps"
+    return text
+
+
+def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    fraction = (values.get("validation") or {}).get("fraction")
+    kept = "" if fraction is None else f", on {100 * fraction:.3g} % of the data"
+    if fraction == 0:
+        return "none: no data is kept for it"
+    saved = f"; saved every {train['save_steps']:,}" if train.get("save_steps") else ""
+    return f"every {train['eval_steps']:,} steps{kept}{saved}"
+
+
+def _memory(cost: Estimate) -> str:
+    parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
+    need = ", ".join(f"{part} {size(number)}" for part, number in parts)
+    fits = "" if cost.fits else "Does not fit! "
+    return f"{fits}about {size(cost.memory_bytes)} of {size(cost.memory_available_bytes)}: {need}"
+
+
+def derived_table(resolved: Resolved) -> Table:
+    """Return every derived value with its reason."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.title, table.title_justify, table.title_style = "Derived, because it was left out", "left", "title"
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", overflow="fold", max_width=20)
+    table.add_column(style="dim", overflow="fold")
+    found = dict(flatten(resolved.values))
+    last = ""
+    for path, origin in resolved.origins.items():
+        if origin.kind != "derived":
+            continue
+        group, _, key = path.rpartition(".")
+        if group and group != last:
+            table.add_row(Text(group, style="dim"))
+        last = group
+        table.add_row(("  " if group else "") + key, _written(found.get(path)), Text(one_line(origin.reason)))
+    return table
+
+
+def _written(value: Any) -> Text:
+    from rich.text import Text
+
+    if isinstance(value, bool) or value is None:
+        return Text({True: "true", False: "false", None: "null"}[value])
+    return Text(f"{value:g}" if isinstance(value, float) else one_line(str(value)))
