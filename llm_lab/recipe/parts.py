@@ -191,7 +191,7 @@ class ModelParts(Group):
         help="each token sees only this many before it, itself counted; null: all",
         question="Sliding window, in tokens (empty: none)?",
         why="Mistral's: attention costs stay linear in the context; layers pass information on.",
-        ge=1,
+        ge=2,
         advanced=True,
     )
     dropout: Float = option(

@@ -1,0 +1,27 @@
+"""LLM Lab: build a language model from parts, train it, talk to it, keep it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "run"]
+
+# No telemetry: TRL's trainers send usage statistics through the Hub's client unless this stands in the
+# environment before anything of Hugging Face is imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def load(checkpoint: str, **options: Any) -> Any:
+    """Load a run, a Hugging Face folder or a Hub name; returns (model, tokenizer)."""
+    from .runner import load
+
+    return load(checkpoint, **options)
+
+
+def run(recipe: Any, *overrides: str, **options: Any) -> Any:
+    """Run a recipe (a file, or a dict) as `llm-lab run` does; returns the run's facts (its run.json)."""
+    from .runner import run
+
+    return run(recipe, overrides, **options)

@@ -1,0 +1,110 @@
+"""Build a model from a recipe, or load one from disk or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_lab.recipe.errors import Problem, UserError
+
+from .native import lab_config
+from .tokenizers import hub_problem
+
+
+def quiet_libraries() -> None:
+    """Switch off the progress bars and chatter of the libraries: the display is ours."""
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
+    """Return the LabConfig of a recipe's resolved parts."""
+    from llm_lab.model.configuration_lab import LabConfig
+
+    same = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "max_position_embeddings position_embedding norm norm_eps activation attention_bias mlp_bias qk_norm "
+        "sliding_window attention_dropout tie_word_embeddings initializer_range"
+    ).split()
+    rope = None
+    if parts["position_embedding"] in ("rope", "yarn"):
+        rope = {"rope_type": "default", "rope_theta": parts["rope_theta"]}
+    if parts["position_embedding"] == "yarn":
+        rope |= {
+            "rope_type": "yarn",
+            "factor": parts["yarn_factor"],
+            "original_max_position_embeddings": parts["original_max_position_embeddings"],
+        }
+    return LabConfig(
+        vocab_size=vocab_size,
+        **{key: parts[key] for key in same},
+        hidden_dropout=parts["dropout"],
+        rope_parameters=rope,
+    )
+
+
+def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool = False) -> Any:
+    """Read a Hugging Face config from a folder, a config.json, or the Hub."""
+    from transformers import AutoConfig
+
+    from llm_lab.model.modeling_lab import register
+
+    register()
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
+        path = path / "model"
+    try:
+        return AutoConfig.from_pretrained(path if path.exists() else name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(hub_problem(error, key, name, "config")) from None
+
+
+def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
+    """Build a new causal LM with random weights; ours where the parts are ours, else the library's."""
+    from transformers import AutoModelForCausalLM
+
+    from llm_lab.model.modeling_lab import LabForCausalLM
+
+    ours = config if config.model_type == "llm_lab" else lab_config(config)
+    try:
+        if ours is not None:
+            return LabForCausalLM._from_config(ours, attn_implementation=attn_implementation)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise UserError(Problem("model", f"this model can't be built: {error}")) from None
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    key: str = "model.checkpoint",
+) -> Any:
+    """Load a causal LM with its weights, in eval mode.
+
+    folder: a Hugging Face folder, ours or not, or a name on the Hub. UserError where it can't be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llm_lab.model.modeling_lab import LabForCausalLM, register
+
+    register()
+    config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
+    extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    ours = config if config.model_type == "llm_lab" else lab_config(config)
+    loader = AutoModelForCausalLM if ours is None else LabForCausalLM
+    options = {"config": ours} if ours is not None else {"trust_remote_code": trust_remote_code}
+    try:
+        model = loader.from_pretrained(str(folder), dtype=getattr(torch, dtype), **options, **extra)
+    except Exception as error:
+        raise UserError(hub_problem(error, key, str(folder), "model")) from None
+    return model.to(device).eval()

@@ -1,0 +1,114 @@
+"""Tokenizers: bytes, a BPE trained on the run's own text, or any of Hugging Face's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llm_lab.recipe.errors import Problem, UserError
+
+END_OF_TEXT = "<|endoftext|>"
+LONG_TEXT = 1_000_000
+
+
+def make_byte_tokenizer() -> Any:
+    """Return a tokenizer whose ids 0 to 255 are the bytes of UTF-8 text, and 256 its end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = _byte_characters()
+    vocabulary = {character: byte for byte, character in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    # The split into words changes nothing without merges, but keeps the pieces that BPE works on short.
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    return _wrap(backend)
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int, *, key: str = "tokenizer.bpe") -> Any:
+    """Train a byte-level BPE with GPT-2's pre-tokenizer (one that llama.cpp knows).
+
+    Returns a tokenizer of at most `vocab_size` entries, the end-of-text token among them. UserError where
+    there is no text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,  # the end-of-text token comes on top, as the last id
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_pieces(documents), trainer)
+    if not backend.get_vocab_size():
+        raise UserError(Problem(key, "there is no text to train a tokenizer on", value=vocab_size))
+    return _wrap(backend)
+
+
+def _pieces(documents: Iterable[str]) -> Iterator[str]:
+    for document in documents:
+        for start in range(0, len(document), LONG_TEXT):
+            yield document[start : start + LONG_TEXT]
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in byte order."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+
+
+def _wrap(backend: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,  # GPT-2's way: the token between documents also begins one
+        eos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(name: str | Path, *, key: str = "tokenizer") -> Any:
+    """Load a tokenizer from a folder (a run's too) or the Hub. UserError with what to do where it can't be."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    source = next((f for f in (folder / "model", folder) if (f / "tokenizer_config.json").exists()), None)
+    if source is None and folder.is_dir():
+        source = next((f for f in (folder / "model", folder) if (f / "tokenizer.json").exists()), None)
+        if source is None:
+            raise UserError(Problem(key, "this folder holds no tokenizer.json", value=name))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source or str(name))
+    except Exception as error:
+        raise UserError(hub_problem(error, key, str(name), "tokenizer")) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            Problem(key, "this tokenizer has no fast (tokenizer.json) form, which training needs", value=name)
+        )
+    return tokenizer
+
+
+def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem:
+    """Put into words why something could not be loaded from disk or the Hub, and what to do."""
+    text = str(error)
+    lowered = text.lower()
+    if "gated" in lowered or "401" in text or "403" in text:
+        why = f"this {what} is gated or private"
+        mend = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
+    elif "trust_remote_code" in text:
+        why = f"this {what} brings its own code, which is run only if you say so"
+        mend = "Read that code first, then allow it with --trust-remote-code."
+    elif "not a local folder and is not a valid model identifier" in text or "404" in text:
+        why = f"there is no {what} of this name, here or on the Hub"
+        mend = "Check the spelling; a private one needs `hf auth login`."
+    elif any(word in lowered for word in ("connect", "offline", "resolve", "timed out", "couldn't reach")):
+        why = f"there is no such folder, and the Hub could not be reached for a {what} of this name"
+        mend = "Check the path, the network, and HF_HUB_OFFLINE."
+    else:
+        first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+        why, mend = f"the {what} can't be loaded: {first[:200]}", None
+    return Problem(key, why, value=name, mend=mend)

@@ -1,0 +1,390 @@
+"""From a recipe to a run: read it, resolve it, make the run folder, hand it to its stage."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lab.plan.hardware import Machine, find_machine
+from llm_lab.plan.resolve import Resolved, demand_device, diagnose
+from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.recipe.files import apply_overrides, read_recipe_file
+from llm_lab.recipe.rules import flatten
+from llm_lab.recipe.schema import PipelineRecipe
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
+
+# The stage named in a recipe is the module of that name in stages/, with a function run().
+STAGE_MODULES = {"pretrain": "llm_lab.stages.pretrain"}
+SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe amounts to: one stage, or several one after the other."""
+
+    name: str
+    stages: tuple[Resolved, ...]
+    is_pipeline: bool
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the recipe file a user means: a path, a run folder, or the name of a shipped recipe."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    for folder in (Path("configs"), SHIPPED_RECIPES):
+        for candidate in (folder / path.name, folder / f"{path.name}.yaml"):
+            if candidate.is_file() and path.parent in (Path(), Path("configs")):
+                return candidate
+    if (ROOT / path / "recipe.yaml").is_file():
+        return ROOT / path
+    if path.parent == Path() and not path.suffix:
+        known = [file.stem for file in list_recipes()]
+        from llm_lab.recipe.errors import did_you_mean
+
+        raise UserError(
+            Problem(
+                str(name),
+                "there is no such recipe",
+                mend=did_you_mean(str(name), known) or "`llm-lab list recipes` shows what there is.",
+            )
+        )
+    return path
+
+
+def list_recipes() -> list[Path]:
+    """Return the recipe files at hand: those in ./configs, then those that ship with LLM Lab."""
+    found: dict[str, Path] = {}
+    for folder in (Path("configs"), SHIPPED_RECIPES):
+        for file in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
+            found.setdefault(file.name, file)
+    return list(found.values())
+
+
+def read_job(
+    recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, machine: Machine | None = None
+) -> tuple[Job | None, list[Problem]]:
+    """Read and resolve a recipe as far as possible; returns the job and every problem found."""
+    machine = machine or find_machine()
+    if isinstance(recipe, Mapping):
+        raw, stem = dict(recipe), "run"
+    else:
+        path = find_recipe(recipe)
+        raw = read_recipe_file(path)
+        stem = (path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem) or "run"
+    raw, touched = apply_overrides(raw, overrides)
+    if "stages" not in raw:
+        resolved, problems = diagnose(raw, machine=machine, name=_safe_name(stem), overrides=touched)
+        job = Job(resolved.values["name"], (resolved,), False) if resolved else None
+        return job, problems
+    return _read_pipeline(raw, stem, touched, machine)
+
+
+def _read_pipeline(
+    raw: dict[str, Any], stem: str, touched: set[str], machine: Machine
+) -> tuple[Job | None, list[Problem]]:
+    from pydantic import ValidationError
+
+    try:
+        pipeline = PipelineRecipe.model_validate(raw)
+    except ValidationError as error:
+        return None, [
+            Problem(".".join(map(str, item["loc"])), item["msg"], allowed=", ".join(PipelineRecipe.model_fields))
+            for item in error.errors(include_url=False)
+        ]
+    name = pipeline.name or _safe_name(stem)
+    stages, problems, names = [], [], []
+    for index, stage in enumerate(pipeline.stages):
+        stage = {"seed": pipeline.seed, "device": pipeline.device, **stage}
+        label = stage.get("name") or stage.get("stage") or "stage"
+        while label in names:
+            label += "-2"
+        names.append(label)
+        stage["name"] = label
+        if index and "model" not in stage:
+            stage["model"] = {"checkpoint": str(ROOT / name / names[index - 1])}
+        prefix = f"stages.{index}."
+        own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
+        try:
+            resolved, found = diagnose(stage, machine=machine, name=label, overrides=own)
+        except UserError as error:
+            resolved, found = None, list(error.problems)
+        # The result of the stage before is not there yet, and will be.
+        coming = f"model.checkpoint = {ROOT / name}"
+        problems += [_within(prefix, p) for p in found if not str(p).startswith(coming)]
+        if resolved:
+            stages.append(resolved)
+    return (Job(name, tuple(stages), True) if len(stages) == len(names) else None), problems
+
+
+def _within(prefix: str, problem: Problem | str) -> Problem | str:
+    from dataclasses import replace
+
+    return replace(problem, key=prefix + problem.key) if isinstance(problem, Problem) else problem
+
+
+def _safe_name(stem: str) -> str:
+    import re
+
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
+
+
+def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Job:
+    """Return the resolved job. UserError with all that is wrong with recipe and data, at once."""
+    job, problems = read_job(recipe, overrides)
+    for resolved in job.stages if job else ():
+        problems = problems + [p for p in _data_problems(resolved) if str(p) not in map(str, problems)]
+    if problems or job is None:
+        raise UserError(*problems)
+    return job
+
+
+def _data_problems(resolved: Resolved) -> list[Problem | str]:
+    module = importlib.import_module("llm_lab.data.sources")
+    problems: list[Problem | str] = []
+    for index, source in enumerate(getattr(resolved.recipe, "data", ())):
+        try:
+            module.open_source(
+                source.path,
+                key=f"data.{index}",
+                subset=source.subset,
+                split=source.split,
+                text_column=source.text_column,
+            )
+        except UserError as error:
+            problems += error.problems
+    return problems
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    display: Display | None = None,
+    root: Path = ROOT,
+) -> dict[str, Any]:
+    """Run a recipe to its end; returns the facts of the run (its run.json, with "path").
+
+    UserError or MachineError before anything is written where recipe, data or machine do not fit.
+    """
+    display = display or Display()
+    job = check(recipe, overrides)
+    for resolved in job.stages:
+        demand_device(resolved)
+    if not job.is_pipeline:
+        folder = _open_folder(job.name, job.stages[0], resume=resume, overwrite=overwrite, root=root)
+        return _run_stage(job.stages[0], folder, display, resume=resume)
+    return _run_pipeline(job, display, resume=resume, overwrite=overwrite, root=root)
+
+
+def _run_pipeline(job: Job, display: Display, *, resume: bool, overwrite: bool, root: Path) -> dict[str, Any]:
+    names = [resolved.values["name"] for resolved in job.stages]
+    runs = runs_named(job.name, root=root) if resume else []
+    outer = runs[-1] if runs else create_run(job.name, root=root, overwrite=overwrite)
+    if not runs:
+        outer.write_recipe(_pipeline_yaml(job, outer.path.name))
+        outer.update(name=outer.path.name, created_at=now(), status="running", stages=names, process=this_process())
+    else:
+        outer.update(status="running", process=this_process())
+    facts: dict[str, Any] = {}
+    for resolved in job.stages:
+        model = resolved.values.get("model", {})
+        renamed = _moved(resolved, model, str(ROOT / job.name), str(outer.path))
+        folder = RunFolder(outer.path / resolved.values["name"])
+        if folder.status() == "done":
+            continue
+        folder.path.mkdir(exist_ok=True)
+        facts = _run_stage(renamed, folder, display, resume=resume and bool(folder.checkpoints()))
+        if facts["status"] != "done":
+            break
+    status = facts.get("status", "done")
+    outer.update(status=status, results=facts.get("results", {}), ended_at=now())
+    return {**outer.facts(), "path": str(outer.path)}
+
+
+def _moved(resolved: Resolved, model: Mapping[str, Any], planned: str, actual: str) -> Resolved:
+    """Point a stage at the pipeline folder that was really made (its name may have got a number)."""
+    checkpoint = model.get("checkpoint", "")
+    if planned == actual or not str(checkpoint).startswith(planned + "/"):
+        return resolved
+    raw = {**resolved.given, "model": {"checkpoint": actual + checkpoint[len(planned) :]}}
+    moved, _ = diagnose(raw, machine=resolved.machine, name=resolved.values["name"])
+    return moved or resolved
+
+
+def _pipeline_yaml(job: Job, name: str) -> str:
+    from llm_lab.recipe.files import to_yaml
+
+    stages = []
+    for index, resolved in enumerate(job.stages):
+        values = dict(resolved.values)
+        checkpoint = values.get("model", {}).get("checkpoint", "")
+        if index and str(checkpoint).startswith(f"{ROOT / job.name}/"):
+            values.pop("model")
+            values.pop("tokenizer", None)
+        stages.append(values)
+    return to_yaml({"name": name, "stages": stages}, PipelineRecipe, lambda path, text: None)
+
+
+def _open_folder(name: str, resolved: Resolved, *, resume: bool, overwrite: bool, root: Path) -> RunFolder:
+    # Processes beside the first one (torchrun) work in the folder that the first one made.
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _folder_of_first_process()
+    if not resume:
+        folder = create_run(name, root=root, overwrite=overwrite)
+        _tell_other_processes(folder)
+        return folder
+    runs = runs_named(name, root=root)
+    if not runs:
+        raise UserError(Problem(str(root / name), "there is no run to resume", mend="Start it without --resume."))
+    folder = runs[-1]
+    if folder.status() == "running":
+        pid = folder.facts().get("process", {}).get("pid")
+        raise UserError(Problem(str(folder.path), f"this run is under way (process {pid})"))
+    _demand_same_recipe(folder, resolved)
+    _tell_other_processes(folder)
+    return folder
+
+
+def _tell_other_processes(folder: RunFolder) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _marker().write_text(str(folder.path), encoding="utf-8")
+
+
+def _folder_of_first_process() -> RunFolder:
+    import time
+
+    for _ in range(6000):
+        if _marker().exists():
+            text = _marker().read_text(encoding="utf-8")
+            if text:
+                return RunFolder(Path(text))
+        time.sleep(0.1)
+    raise UserError("the first process did not make a run folder within ten minutes")
+
+
+def _marker() -> Path:
+    import tempfile
+
+    return Path(tempfile.gettempdir()) / f"llm-lab-run-{os.environ['TORCHELASTIC_RUN_ID']}"
+
+
+def _demand_same_recipe(folder: RunFolder, resolved: Resolved) -> None:
+    """A run goes on as it began: another recipe would make a run that no recipe describes."""
+    before = dict(flatten(read_recipe_file(folder.recipe_path)))
+    after = dict(flatten(resolved.values))
+    differing = [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if key != "name" and _plain(before.get(key)) != _plain(after.get(key))
+    ]
+    if differing:
+        problems = [
+            Problem(
+                key,
+                f"the run in {folder.path} began with {_plain(before.get(key))}",
+                value=_plain(after.get(key)),
+                mend=f"Resume with `llm-lab run {folder.recipe_path} --resume`, or start a new run.",
+            )
+            for key in differing
+        ]
+        raise UserError(*problems)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:
+    from dataclasses import replace
+
+    stage = importlib.import_module(STAGE_MODULES[resolved.recipe.stage])
+    recipe = resolved.recipe
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first and not resume:
+        name = folder.path.name
+        named = replace(resolved, values={**resolved.values, "name": name})
+        folder.write_recipe(named.to_yaml((f"Everything that made {folder.path}; replay it with:", f"llm-lab run {folder.recipe_path}")))
+        folder.update(**_first_facts(resolved, folder))
+    elif first:
+        folder.update(status="running", process=this_process(), resumed_at=[*folder.facts().get("resumed_at", []), now()])
+    try:
+        result = stage.run(recipe, folder, display, resume=resume)
+    except BaseException as error:
+        if first:
+            stopped = isinstance(error, KeyboardInterrupt)
+            folder.update(
+                status="stopped" if stopped else "failed",
+                ended_at=now(),
+                error=None if stopped else f"{type(error).__name__}: {str(error)[:500]}",
+            )
+        raise
+    if first:
+        folder.update(status=result.status, ended_at=now(), results=result.results, error=None)
+        from llm_lab.runs.report import write_report
+
+        write_report(folder)
+    return {**folder.facts(), "path": str(folder.path)}
+
+
+def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
+    estimate, machine = resolved.estimate, resolved.machine
+    device = resolved.values["device"]
+    gpu = machine.gpus[0] if device == "cuda" and machine.gpus else None
+    return {
+        "name": folder.path.name,
+        "stage": resolved.recipe.stage,
+        "status": "running",
+        "created_at": now(),
+        "process": this_process(),
+        "seed": resolved.recipe.seed,
+        "device": device,
+        "machine": machine.describe(),
+        "peak_flops": gpu.bf16_peak_flops if gpu else None,
+        "parameters": estimate.parameters,
+        "flops_per_token": estimate.flops_per_token,
+        "planned": {
+            "wall_seconds": estimate.wall_seconds,
+            "memory_bytes": estimate.memory_bytes,
+            "tokens": estimate.tokens,
+        },
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a run, a Hugging Face folder or a Hub name; returns (model, tokenizer), the model in eval mode."""
+    from llm_lab.hf.load import load_model, quiet_libraries
+    from llm_lab.hf.tokenizers import load_tokenizer
+    from llm_lab.runs.folder import find_model
+
+    quiet_libraries()
+    local = Path(checkpoint).expanduser()
+    looks_like_hub = checkpoint.count("/") == 1 and not local.exists() and not checkpoint.startswith((".", "~", "/"))
+    folder: str | Path = checkpoint
+    if not looks_like_hub or (ROOT / checkpoint).exists() or checkpoint.startswith(f"{ROOT}/"):
+        folder = find_model(checkpoint)
+    device = device or find_machine().best_device
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, key="checkpoint")
+    return model, load_tokenizer(folder, key="checkpoint")

@@ -1,0 +1,333 @@
+"""Pretraining: the next token of raw text. setup -> build -> fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llm_lab.data.blocks import TokenSet, default_cache_dir, prepare_tokens
+from llm_lab.data.dataset import BlockDataset
+from llm_lab.data.encoding import tokenizer_fingerprint
+from llm_lab.data.mixing import build_schedule
+from llm_lab.data.sources import TextSource, open_source
+from llm_lab.data.split import split_documents
+from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quiet_libraries, read_config
+from llm_lab.hf.save import save_model, set_special_tokens
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
+from llm_lab.optim.schedules import learning_rate_factor
+from llm_lab.recipe.errors import LabError, UserError
+from llm_lab.recipe.schema import BpeTokenizer, PretrainRecipe
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder, find_model
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is read: the sources, their tokens, and the tokenizer."""
+
+    tokenizer: Any
+    sources: list[TextSource]
+    tokens: list[TokenSet]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage ended: "done" or "stopped", and its numbers."""
+
+    status: str
+    results: dict[str, float]
+
+
+def run(recipe: PretrainRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+    """Train a model as the resolved recipe says, into the run folder."""
+    quiet_libraries()
+    texts = setup(recipe, folder, display)
+    model = build(recipe, texts.tokenizer, display)
+    return fit(recipe, folder, display, texts, model, resume=resume)
+
+
+def open_sources(recipe: PretrainRecipe) -> list[TextSource]:
+    """Open every data source. UserError with the problems of all of them."""
+    sources, problems = [], []
+    for index, source in enumerate(recipe.data):
+        try:
+            sources.append(
+                open_source(
+                    source.path,
+                    key=f"data.{index}",
+                    subset=source.subset,
+                    split=source.split,
+                    text_column=source.text_column,
+                )
+            )
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    return sources
+
+
+def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
+    """Open the data, make or load the tokenizer, and tokenise once."""
+    sources = open_sources(recipe)
+    for source in sources:
+        display.notice(f"{source.key}: {source.describe()}")
+    tokenizer = make_tokenizer(recipe, sources, folder, display)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    tokens = []
+    for source in sources:
+        found = prepare_tokens(
+            source,
+            tokenizer,
+            tokenizer_fingerprint=fingerprint,
+            fraction=recipe.validation.fraction,
+            take=recipe.validation.from_,
+            max_length=recipe.train.max_length,
+            cache_dir=default_cache_dir(),
+            progress=partial(display.progress, f"tokenising {source.key}"),
+        )
+        display.notice(f"{source.key}: {found.description}")
+        tokens.append(found)
+    return Texts(tokenizer, sources, tokens)
+
+
+def make_tokenizer(
+    recipe: PretrainRecipe, sources: Sequence[TextSource], folder: RunFolder, display: Display
+) -> Any:
+    """Return the recipe's tokenizer; a BPE is trained on the training part of the text, once a run."""
+    wanted = recipe.tokenizer
+    if wanted == "bytes":
+        return make_byte_tokenizer()
+    if not isinstance(wanted, BpeTokenizer):
+        checkpoint = getattr(recipe.model, "checkpoint", None)
+        return load_tokenizer(find_local(wanted) if wanted == checkpoint else wanted)
+    kept = folder.path / "tokenizer"
+    if (kept / "tokenizer.json").exists():
+        return load_tokenizer(kept)
+
+    def training_texts() -> Any:
+        for source in sources:
+            part, _ = split_documents(
+                source.documents, fraction=recipe.validation.fraction, take=recipe.validation.from_
+            )
+            yield from part()
+
+    display.notice(f"tokenizer: training a BPE of {wanted.bpe:,} entries on the training text")
+    tokenizer = train_bpe(training_texts(), wanted.bpe)
+    if len(tokenizer) < wanted.bpe:
+        display.notice(f"tokenizer: the text gave {len(tokenizer):,} entries, fewer than {wanted.bpe:,}")
+    tokenizer.save_pretrained(kept)
+    return tokenizer
+
+
+def find_local(name: str) -> str:
+    """Return the folder of a local checkpoint, or the name itself where it is one of the Hub's."""
+    local = Path(name).expanduser()
+    return str(find_model(local)) if local.exists() else name
+
+
+def build(recipe: PretrainRecipe, tokenizer: Any, display: Display) -> Any:
+    """Build or load the model, in float32, on the recipe's device, with the tokenizer's ids."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
+    kernel, model = recipe.train.attn_implementation, recipe.model
+    if hasattr(model, "checkpoint"):
+        built = load_model(find_local(model.checkpoint), attn_implementation=kernel)
+    elif hasattr(model, "config"):
+        config = read_config(model.config)
+        if config.vocab_size != len(tokenizer):
+            display.notice(f"model: vocab_size is {len(tokenizer):,}, the tokenizer's, not {config.vocab_size:,}")
+            config.vocab_size = len(tokenizer)
+        built = build_from_config(config, attn_implementation=kernel)
+    else:
+        config = config_of_parts(recipe.model.model_dump(by_alias=True), len(tokenizer))
+        built = build_from_config(config, attn_implementation=kernel)
+    if built.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise UserError(
+            f"model: its vocabulary has {built.get_input_embeddings().num_embeddings:,} entries, "
+            f"the tokenizer {len(tokenizer):,}. Take the tokenizer that belongs to it."
+        )
+    set_special_tokens(built, tokenizer)
+    if recipe.train.gradient_checkpointing:
+        enable = getattr(built, "activation_checkpointing_enable", None) or built.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    count = sum(parameter.numel() for parameter in built.parameters())
+    display.notice(f"model: {count:,} parameters, {type(built).__name__}")
+    return built.to(recipe.device)
+
+
+def fit(
+    recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any, *, resume: bool
+) -> Result:
+    """Train, evaluate and save; returns the last evaluation's numbers."""
+    from llm_lab.optim.build import build_optimizer
+
+    from .pretrain_trainer import PretrainTrainer
+    from .trainer import Interruption, training_arguments
+
+    train, schedule = recipe.train, recipe.scheduler
+    arguments = training_arguments(folder.steps_path, device=recipe.device, seed=recipe.seed, train=train)
+    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * arguments.world_size
+    order = build_schedule(
+        [len(tokens.train) for tokens in texts.tokens],
+        [source.weight for source in recipe.data],
+        max_length=train.max_length,
+        num_samples=train.max_steps * rows_per_step,
+        seed=recipe.seed,
+    )
+    for source, epochs in zip(texts.sources, order.epochs(), strict=True):
+        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
+    first_step = checkpoint[0] if checkpoint else 0
+    folder.forget_after(first_step)
+    before = max((row["wall_seconds"] for row in folder.metrics()), default=0.0)
+
+    def factor(update: int) -> float:
+        return learning_rate_factor(
+            update,
+            name=schedule.name,
+            max_steps=train.max_steps,
+            warmup_steps=schedule.warmup_steps,
+            min_ratio=getattr(schedule, "min_ratio", 0.0),
+        )
+
+    interruption = Interruption()
+    evaluation = Evaluation(recipe, folder, display, texts, model)
+    trainer = PretrainTrainer(
+        compile_loss=train.compile,
+        dtype=train.dtype,
+        run=folder,
+        display=display,
+        interruption=interruption,
+        eval_every=train.eval_steps,
+        tokens_per_step=rows_per_step * train.max_length,
+        wall_seconds_before=before,
+        save_total_limit=train.save_total_limit,
+        evaluate_step=evaluation.measure,
+        save=partial(save_model, model, tokenizer=texts.tokenizer),
+        build_optimizer=partial(build_optimizer, options=recipe.optimizer),
+        learning_rate_factor=factor,
+        model=model,
+        args=arguments,
+        train_dataset=BlockDataset(order, [tokens.train for tokens in texts.tokens]),
+    )
+    display.begin(max_steps=train.max_steps, first_step=first_step, facts=folder.facts())
+    if train.compile:
+        display.notice("compiling the model: the first steps take a while longer")
+    try:
+        with interruption.listen(display):
+            if checkpoint is None or first_step < train.max_steps:
+                trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
+            else:
+                # Trainer would train one step too many on a run that is complete.
+                trainer._load_from_checkpoint(str(checkpoint[1]))
+                trainer.state.global_step = first_step
+            finished = trainer.state.global_step >= train.max_steps
+            if finished and not evaluation.done_at(trainer.state.global_step):
+                trainer.evaluate_now()
+    finally:
+        display.end()
+    if trainer.is_world_process_zero():
+        write_model(folder, model, texts.tokenizer)
+    return Result("done" if finished else "stopped", evaluation.results(trainer.state.global_step))
+
+
+def write_model(folder: RunFolder, model: Any, tokenizer: Any) -> None:
+    """Write model/ whole: into a folder beside it, then moved to its place."""
+    import shutil
+
+    from .trainer import publish
+
+    staged = folder.path / ".model"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        save_model(model, staged, tokenizer)
+        publish(staged, folder.model_path)
+    except OSError as error:
+        raise LabError(f"{folder.model_path}: the model could not be written: {error.strerror or error}") from None
+
+
+class Evaluation:
+    """Held-out loss and samples of one run."""
+
+    def __init__(
+        self, recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any
+    ) -> None:
+        self.recipe, self.folder, self.display, self.texts, self.model = recipe, folder, display, texts, model
+        each = max(1, recipe.validation.max_tokens // len(texts.tokens))
+        self.held_out = [tokens.validation[:each] for tokens in texts.tokens if len(tokens.validation) > 1]
+        # The bytes of a part are taken in proportion: token counts and byte counts are known for the whole.
+        self.held_out_bytes = sum(
+            tokens.validation_bytes * min(1.0, each / len(tokens.validation))
+            for tokens in texts.tokens
+            if len(tokens.validation) > 1
+        )
+
+    def measure(self, step: int) -> dict[str, float] | None:
+        """Return eval_loss (nats per token) and bits_per_byte, and write the samples."""
+        from .measure import total_loss
+
+        row = None
+        if self.held_out:
+            train = self.recipe.train
+            nats, count = total_loss(
+                self.model,
+                self.held_out,
+                max_length=train.max_length,
+                rows=train.per_device_train_batch_size,
+                device=self.recipe.device,
+                dtype=train.dtype,
+            )
+            row = {"eval_loss": nats / count, "bits_per_byte": nats / math.log(2) / self.held_out_bytes}
+        self.write_samples(step)
+        return row
+
+    def write_samples(self, step: int) -> None:
+        import os
+
+        from .measure import write_sample
+
+        if int(os.environ.get("RANK", "0")) > 0:
+            return
+        wanted = self.recipe.samples
+        lines = [f"## Step {step}\n"]
+        for prompt in wanted.prompts:
+            text = write_sample(
+                self.model,
+                self.texts.tokenizer,
+                prompt,
+                max_new_tokens=wanted.max_new_tokens,
+                temperature=wanted.temperature,
+                seed=self.recipe.seed,
+                dtype=self.recipe.train.dtype,
+            )
+            self.display.sample(step, prompt, text)
+            quoted = (prompt + text).replace("\n", "\n> ")
+            lines.append(f"Prompt: `{prompt or '(none)'}`\n\n> {quoted}\n")
+        with open(self.folder.samples_path, "a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def done_at(self, step: int) -> bool:
+        """Tell whether this step was evaluated already (before a resume, say)."""
+        return not self.held_out or any(
+            row["step"] == step and "eval_loss" in row for row in self.folder.metrics()
+        )
+
+    def results(self, step: int) -> dict[str, float]:
+        """Return the run's last numbers, by the names of metrics.jsonl."""
+        rows = self.folder.metrics()
+        found: dict[str, float] = {}
+        for row in rows:
+            found |= {key: row[key] for key in ("eval_loss", "bits_per_byte", "loss") if key in row}
+            found |= {key: row[key] for key in ("train_tokens", "wall_seconds") if key in row}
+        speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
+        if speeds:
+            found["tokens_per_second"] = speeds[len(speeds) // 2]
+        return {"step": step, **found}
