@@ -1,0 +1,241 @@
+"""A conversation with a model: what it said, what it may see, and the next reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lab.recipe.errors import Problem, UserError
+
+from .chat_decoding import REPLACEMENT, Predictor, TextOfTokens, make_picker
+from .chat_files import read_conversation, write_conversation
+from .chat_settings import ChatSettings
+
+__all__ = ["ChatSession", "ChatSettings", "ReplyStats"]
+
+CONTEXT_FOR_TEXT = 16  # tokens before a continuation that its text is decoded with
+
+
+@dataclass(frozen=True)
+class ReplyStats:
+    """What a reply took, and why it stopped: end, length, context or stopped."""
+
+    tokens: int
+    prompt_tokens: int
+    seconds_to_first_token: float | None
+    tokens_per_second: float | None
+    stop: str
+
+
+class ChatSession:
+    """A model, its tokenizer, and what was said so far.
+
+    With a chat template it is a chat of turns; without one, the model continues the text so far.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, settings: ChatSettings | None = None):
+        self.name = name
+        self.settings = settings or ChatSettings()
+        self.mode = "chat" if getattr(tokenizer, "chat_template", None) else "completion"
+        self.messages: list[dict[str, str]] = []
+        self.system: str | None = None
+        self.notice: str | None = None  # what the last reply could not see, in words
+        self.last_stats: ReplyStats | None = None
+        self._written = ("", [])  # the text so far, and the tokens that it came as
+        self._tokenizer = tokenizer
+        self._predictor = Predictor(model)
+        self._end_tokens = _end_tokens(model, tokenizer)
+        config = model.config.get_text_config()
+        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        embeddings = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > embeddings:
+            why = (
+                f"it has {len(tokenizer):,} tokens and the model knows {embeddings:,}: it is another model's"
+            )
+            raise UserError(Problem("tokenizer", why))
+
+    def reply(self, text: str) -> Iterator[str]:
+        """Yield the pieces of a reply as they are generated; then both turns stand in `messages`.
+
+        Closing the iterator stops the reply, and what was said so far stays. UserError, with nothing changed,
+        where the text can't be answered.
+        """
+        settings = self.settings
+        ids = self._prompt(text)
+        prompt_tokens = len(ids)
+        room = settings.max_new_tokens
+        if self.context_length:
+            room = min(room, self.context_length - prompt_tokens)
+        pick = make_picker(
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
+            seed=settings.seed,
+        )
+        new_text = TextOfTokens(self._tokenizer, ids[-CONTEXT_FOR_TEXT:] if self.mode == "completion" else ())
+        pieces: list[str] = []
+        times = [time.monotonic()]
+        stop = "stopped"
+        try:
+            while len(times) <= room:
+                token = pick(ids, self._predictor.logits(ids))
+                if token in self._end_tokens:
+                    stop = "end"
+                    break
+                times.append(time.monotonic())
+                ids.append(token)
+                if piece := new_text.push(token):
+                    pieces.append(piece)
+                    yield piece
+            else:
+                stop = "length" if room == settings.max_new_tokens else "context"
+            if stop == "end" and (piece := new_text.rest()):
+                pieces.append(piece)
+                yield piece
+        finally:
+            self.last_stats = _stats(times, prompt_tokens, stop)
+            if pieces or stop != "stopped":
+                self.messages.append({"role": "user", "content": text})
+                self.messages.append({"role": "assistant", "content": "".join(pieces)})
+                self._written = (self._so_far(), ids)
+
+    def reset(self) -> None:
+        """Forget what was said; the system prompt and the settings stay."""
+        self.messages = []
+        self.notice = None
+
+    def set_system(self, text: str) -> None:
+        """Set the system prompt, or take it away with an empty text. UserError where the model has none."""
+        text = text.strip()
+        if self.mode == "completion":
+            raise UserError(
+                Problem(
+                    "system",
+                    "a base model has no system prompt",
+                    mend="Begin the text with what it should heed.",
+                )
+            )
+        if text:
+            shown = self._render([{"role": "system", "content": text}, {"role": "user", "content": "."}])
+            if text not in shown:
+                raise UserError(Problem("system", "this model's chat template leaves the system prompt out"))
+        self.system = text or None
+
+    def change_setting(self, name: str, text: str) -> None:
+        """Change one setting, given as text. UserError, with nothing changed, where it is wrong."""
+        self.settings = self.settings.changed(name, text)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the conversation as JSON; a file that is no conversation is not replaced."""
+        file = Path(path).expanduser()
+        write_conversation(file, self.mode, self.name, self.settings, self.system, self.messages)
+        return file
+
+    def load(self, path: str | Path) -> None:
+        """Take up a saved conversation in place of this one; settings stay. UserError where it is none."""
+        conversation = read_conversation(Path(path).expanduser())
+        if conversation["mode"] != self.mode:
+            why = f"it was made in {conversation['mode']} mode, and {self.name} is in {self.mode} mode"
+            raise UserError(Problem(str(path), why))
+        if conversation["system"]:
+            self.set_system(conversation["system"])
+        else:
+            self.system = None
+        self.reset()
+        self.messages = conversation["messages"]
+
+    def _prompt(self, text: str) -> list[int]:
+        """Return the tokens of all that the model shall see, cut to what its context holds."""
+        self.notice = None
+        limit = self.context_length
+        # Half of the context at most is kept free: a reply may want more, but the past is worth as much.
+        most = limit - min(self.settings.max_new_tokens, limit // 2) if limit else None
+        return self._chat_prompt(text, most) if self.mode == "chat" else self._text_prompt(text, most)
+
+    def _chat_prompt(self, text: str, most: int | None) -> list[int]:
+        if not text.strip():
+            raise UserError(Problem("message", "there is nothing in it"))
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        last = {"role": "user", "content": text}
+        for dropped in range(0, len(self.messages) + 1, 2):
+            ids = self._encode(
+                self._render([*system, *self.messages[dropped:], last], reply=True), special=False
+            )
+            if most is None or len(ids) <= most:
+                break
+        else:
+            self._demand_room(len(ids))
+        if dropped:
+            self.notice = (
+                f"The context of {self.context_length:,} tokens is full: the model no longer sees the "
+            )
+            self.notice += f"first {dropped} messages."
+        return ids
+
+    def _text_prompt(self, text: str, most: int | None) -> list[int]:
+        so_far = self._so_far()
+        if REPLACEMENT in so_far and so_far == self._written[0]:
+            ids = self._written[1] + self._encode(
+                text, special=False
+            )  # bytes that are no text: only ids tell them
+        else:
+            ids = self._encode(so_far + text, special=True)
+        if not ids:
+            begin = [self._tokenizer.bos_token_id, self._tokenizer.eos_token_id]
+            ids = [token for token in begin if token is not None][:1]
+        if not ids:
+            raise UserError(
+                Problem(
+                    "prompt", "this tokenizer has no token to begin a text with", mend="Write a few words."
+                )
+            )
+        if most is not None and len(ids) > most:
+            new = len(self._encode(text, special=False))
+            self._demand_room(new)
+            dropped = len(ids) - max(most, new)
+            ids = ids[dropped:]
+            if dropped:
+                self.notice = (
+                    f"The context of {self.context_length:,} tokens is full: the model no longer sees the "
+                )
+                self.notice += f"first {dropped:,} tokens."
+        return ids
+
+    def _so_far(self) -> str:
+        return "".join(message["content"] for message in self.messages)
+
+    def _demand_room(self, tokens: int) -> None:
+        if self.context_length and tokens >= self.context_length:
+            why = f"it takes {tokens:,} tokens, and the model's context holds {self.context_length:,}"
+            raise UserError(Problem("message", why, mend="Send less at once."))
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _render(self, messages: list[dict[str, str]], *, reply: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+        except TemplateError as error:
+            raise UserError(Problem("chat template", f"it does not take this: {error}")) from None
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Gather the tokens that end a text, from every place that may name them."""
+    found: set[int] = set()
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        token = getattr(holder, "eos_token_id", None)
+        found.update(token if isinstance(token, list | tuple) else [] if token is None else [token])
+    return found
+
+
+def _stats(times: list[float], prompt_tokens: int, stop: str) -> ReplyStats:
+    tokens = len(times) - 1
+    first = times[1] - times[0] if tokens else None
+    later = times[-1] - times[1] if tokens > 1 else 0.0
+    return ReplyStats(tokens, prompt_tokens, first, (tokens - 1) / later if later > 0 else None, stop)
