@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from llm_lab.plan.hardware import Machine, find_machine
 from llm_lab.plan.resolve import Resolved, demand_device, diagnose
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.schema import PipelineRecipe
@@ -135,22 +136,27 @@ def _safe_name(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
 
 
-def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Job:
-    """Return the resolved job. UserError with all that is wrong with recipe and data, at once."""
+def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Job, list[str]]:
+    """Return the resolved job and remarks. UserError with all that is wrong with recipe and data, at once."""
     job, problems = read_job(recipe, overrides)
+    remarks: list[str] = []
     for resolved in job.stages if job else ():
-        problems = problems + [p for p in _data_problems(resolved) if str(p) not in map(str, problems)]
+        found, more = _look_at_data(resolved)
+        problems = problems + [problem for problem in found if str(problem) not in map(str, problems)]
+        remarks += more
     if problems or job is None:
         raise UserError(*problems)
-    return job
+    return job, remarks
 
 
-def _data_problems(resolved: Resolved) -> list[Problem | str]:
-    module = importlib.import_module("llm_lab.data.sources")
+def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
+    from llm_lab.data.sources import look_at_source
+
     problems: list[Problem | str] = []
+    remarks = []
     for index, source in enumerate(getattr(resolved.recipe, "data", ())):
         try:
-            module.open_source(
+            remark = look_at_source(
                 source.path,
                 key=f"data.{index}",
                 subset=source.subset,
@@ -159,7 +165,9 @@ def _data_problems(resolved: Resolved) -> list[Problem | str]:
             )
         except UserError as error:
             problems += error.problems
-    return problems
+        else:
+            remarks += [remark] if remark else []
+    return problems, remarks
 
 
 def run(
@@ -176,7 +184,7 @@ def run(
     UserError or MachineError before anything is written where recipe, data or machine do not fit.
     """
     display = display or Display()
-    job = check(recipe, overrides)
+    job, _ = check(recipe, overrides)
     for resolved in job.stages:
         demand_device(resolved)
     if not job.is_pipeline:
@@ -319,7 +327,9 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
     try:
         result = stage.run(recipe, folder, display, resume=resume)
     except BaseException as error:
-        if first:
+        if first and isinstance(error, LabError) and not folder.metrics():
+            shutil.rmtree(folder.path)  # nothing was trained: leave nothing half made
+        elif first:
             stopped = isinstance(error, KeyboardInterrupt)
             folder.update(
                 status="stopped" if stopped else "failed",

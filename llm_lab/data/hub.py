@@ -6,6 +6,7 @@ import ast
 import errno
 import re
 from collections.abc import Iterator
+from logging import getLogger as get_logger
 from typing import Any
 
 from llm_lab.data.paths import near_here
@@ -21,11 +22,34 @@ def load_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
     # Whichever HTTP client the Hub's library stands on: it has changed from release to release.
     from huggingface_hub.errors import HTTPError
 
+    # Its HTTP client tells of each retry on standard error; what comes of it is told once, below.
+    get_logger("huggingface_hub").setLevel("ERROR")
     try:
         return datasets.load_dataset(path, subset, split=split)
     # OSError holds the Hub's HTTP errors and Python's ConnectionError too.
     except (datasets.exceptions.DatasetsError, OSError, HTTPError, ValueError, RuntimeError) as error:
         raise UserError(_explain(error, path, subset, split, key)) from error
+
+
+def look_at_hub(path: str, *, subset: str | None, split: str, key: str) -> str | None:
+    """Ask the Hub whether a dataset is there and open to this user. Returns a remark where it can't be asked.
+
+    UserError where the Hub says that there is no such set, or that it is gated.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if _is_offline():
+        return f"{key}: {path} was not checked: the Hub is switched off (HF_HUB_OFFLINE)"
+    try:
+        HfApi().dataset_info(path, timeout=10)
+    except (RepositoryNotFoundError, GatedRepoError) as error:
+        raise UserError(_explain(error, path, subset, split, key)) from None
+    except HfHubHTTPError as error:
+        return f"{key}: {path} was not checked: the Hub answered {error.response.status_code}"
+    except Exception:  # whichever way the network fails; its client changes from release to release
+        return f"{key}: {path} was not checked: the Hub can't be reached"
+    return None
 
 
 def hub_texts(rows: Any, column: str) -> Iterator[str]:

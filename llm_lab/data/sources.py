@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,28 @@ def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str |
     )
 
 
+def look_at_source(
+    path: str,
+    *,
+    key: str = "data.0",
+    subset: str | None = None,
+    split: str = "train",
+    text_column: str | None = None,
+) -> str | None:
+    """Check what a recipe's path names without downloading anything; returns a remark, or None.
+
+    Local and built-in text is opened as open_source does. Of a Hub dataset only its page is asked for;
+    where the Hub can't be reached that is a remark, not an error: the recipe may be meant for elsewhere.
+    """
+    path = str(path)
+    if path.startswith("builtin:") or find_files(path, key) is not None:
+        open_source(path, key=key, subset=subset, split=split, text_column=text_column)
+        return None
+    from llm_lab.data.hub import look_at_hub
+
+    return look_at_hub(path, subset=subset, split=split, key=key)
+
+
 def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: str | None) -> TextSource:
     from llm_lab.data.hub import hub_texts, load_hub
 
@@ -214,6 +236,13 @@ def _refuse_extras(
 
 
 def _file_digest(file: Path) -> str:
+    status = file.stat()
+    return _digest_of(file.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _digest_of(file: Path, size: int, changed_ns: int) -> str:
+    """Hash a file's content, once a process while its size and time stay: a check and a run both ask."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

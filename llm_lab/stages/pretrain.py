@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +49,8 @@ def run(recipe: PretrainRecipe, folder: RunFolder, display: Display, *, resume: 
     quiet_libraries()
     texts = setup(recipe, folder, display)
     model = build(recipe, texts.tokenizer, display)
+    if hasattr(recipe.model, "checkpoint") and is_first_process():
+        folder.update(parent=describe_parent(find_local(recipe.model.checkpoint)))
     return fit(recipe, folder, display, texts, model, resume=resume)
 
 
@@ -92,6 +96,8 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
         )
         display.notice(f"{source.key}: {found.description}")
         tokens.append(found)
+    if is_first_process():
+        folder.update(data=[{"path": source.path, "fingerprint": source.fingerprint} for source in sources])
     return Texts(tokenizer, sources, tokens)
 
 
@@ -122,6 +128,24 @@ def make_tokenizer(
         display.notice(f"tokenizer: the text gave {len(tokenizer):,} entries, fewer than {wanted.bpe:,}")
     tokenizer.save_pretrained(kept)
     return tokenizer
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is the one that writes (torchrun numbers them)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def describe_parent(checkpoint: str) -> dict[str, str | None]:
+    """Return where a model came from and a digest of its weights, for the lineage."""
+    folder = Path(checkpoint)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return {"path": checkpoint, "digest": None}
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return {"path": checkpoint, "digest": digest.hexdigest()}
 
 
 def find_local(name: str) -> str:
@@ -290,11 +314,9 @@ class Evaluation:
         return row
 
     def write_samples(self, step: int) -> None:
-        import os
-
         from .measure import write_sample
 
-        if int(os.environ.get("RANK", "0")) > 0:
+        if not is_first_process():
             return
         wanted = self.recipe.samples
         lines = [f"## Step {step}\n"]

@@ -1,0 +1,285 @@
+"""The commands. Each reads its words, calls the layer that does the work, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_lab import __version__
+from llm_lab.recipe.errors import LabError, Problem, UserError
+
+DONE, OUR_FAULT, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `llm-lab`; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments) or DONE
+    except LabError as error:
+        if arguments.debug:
+            raise
+        from llm_lab.ui.console import print_error
+
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)  # noqa: T201
+        return STOPPED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if arguments.debug:
+            raise
+        message = f"A fault of LLM Lab's: {type(error).__name__}: {error}\nAdd --debug for the traceback."
+        print(message, file=sys.stderr)  # noqa: T201
+        return OUR_FAULT
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    parser = argparse.ArgumentParser(
+        prog="llm-lab",
+        description="Build a language model from parts, train it, talk to it, keep it. Without a command: the wizard.",
+    )
+    parser.add_argument("--version", action="version", version=f"llm-lab {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(command=_wizard)
+    commands = parser.add_subparsers(title="commands", metavar="")
+
+    run = commands.add_parser("run", parents=[common], help="replay a recipe")
+    _recipe_arguments(run)
+    run.add_argument("--dry-run", action="store_true", help="stop after the plan")
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    run.add_argument("--overwrite", action="store_true", help="replace the run of the same name")
+    run.add_argument("--nproc", type=int, metavar="N", help="start N processes through torchrun")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", parents=[common], help="say all that is wrong with a recipe")
+    _recipe_arguments(check)
+    check.set_defaults(command=_check)
+
+    what = commands.add_parser("list", parents=[common], help="list recipes, data, parts or runs")
+    what.add_argument("what", nargs="?", choices=("recipes", "data", "parts", "runs"), help="all, if left out")
+    what.set_defaults(command=_list)
+
+    copy = commands.add_parser("copy", parents=[common], help="take a recipe to edit")
+    copy.add_argument("recipe", help="a recipe's name or file")
+    copy.add_argument("file", type=Path, help="where to")
+    copy.set_defaults(command=_copy)
+
+    show = commands.add_parser("show", parents=[common], help="what a checkpoint is")
+    show.add_argument("path", help="a run, a checkpoint or a Hugging Face folder")
+    show.set_defaults(command=_show)
+
+    chat = commands.add_parser("chat", parents=[common], help="talk to a model")
+    chat.add_argument("checkpoint", help="a run, a Hugging Face folder, or a name on the Hub")
+    chat.add_argument("--prompt", help="one answer, and out")
+    chat.add_argument("--max-new-tokens", type=int, help="length of an answer, in tokens")
+    chat.add_argument("--temperature", type=float, help="0: always the likeliest token")
+    chat.add_argument("--seed", type=int, help="same seed, same answer")
+    chat.add_argument("--device", choices=("cpu", "cuda"), help="where it runs")
+    chat.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    chat.set_defaults(command=_chat)
+
+    schema = commands.add_parser("schema", parents=[common], help="the JSON Schema of recipes, for editors")
+    schema.set_defaults(command=_schema)
+
+    doctor = commands.add_parser("doctor", parents=[common], help="what this machine can do")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a recipe's name or file, or a run's folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.max_steps=500")
+
+
+def _wizard(arguments: argparse.Namespace) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UserError(
+            Problem("llm-lab", "the wizard needs a terminal", mend="Without one: llm-lab run RECIPE [key=value ...].")
+        )
+    from llm_lab.ui.wizard import Actions, run_wizard
+
+    return run_wizard(Actions(start=_start_run, chat=_start_chat, doctor=_print_doctor, show=_print_show))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
+        return _run_with_torchrun(arguments)
+    if arguments.dry_run:
+        return _dry_run(arguments)
+    return _start_run(
+        arguments.recipe, arguments.overrides, resume=arguments.resume, overwrite=arguments.overwrite
+    )
+
+
+def _run_with_torchrun(arguments: argparse.Namespace) -> int:
+    import subprocess
+
+    from llm_lab.runner import check
+
+    if arguments.nproc < 1:
+        raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
+    check(arguments.recipe, arguments.overrides)  # say what is wrong once, not once a process
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.nproc}"]
+    words += ["-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
+    words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
+    return subprocess.run(words, check=False).returncode
+
+
+def _dry_run(arguments: argparse.Namespace) -> int:
+    from llm_lab.plan.resolve import demand_device
+    from llm_lab.runner import check
+    from llm_lab.ui.messages import print_plan
+
+    job, _ = check(arguments.recipe, arguments.overrides)
+    for resolved in job.stages:
+        print_plan(resolved)
+    for resolved in job.stages:
+        demand_device(resolved)
+    return DONE
+
+
+def _start_run(
+    recipe: Any, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False
+) -> int:
+    from llm_lab.runner import read_job, run
+    from llm_lab.runs.display import Display
+    from llm_lab.ui.messages import print_closing, print_plan
+    from llm_lab.ui.progress import make_display
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        job, problems = read_job(recipe, overrides)
+        if job is not None and not problems:
+            for resolved in job.stages:
+                print_plan(resolved)
+    facts = run(
+        recipe, overrides, resume=resume, overwrite=overwrite, display=make_display() if first else Display()
+    )
+    if first:
+        print_closing(facts)
+    return STOPPED if facts["status"] == "stopped" else DONE
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from llm_lab.runner import check
+    from llm_lab.ui.messages import print_checked
+
+    job, remarks = check(arguments.recipe, arguments.overrides)
+    print_checked(job.stages, remarks)
+    return DONE
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from llm_lab.runner import list_recipes
+    from llm_lab.ui.listing import print_listing
+
+    print_listing(arguments.what, list_recipes())
+    return DONE
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    from llm_lab.runner import find_recipe
+
+    source, target = find_recipe(arguments.recipe), arguments.file
+    if source.is_dir():
+        source /= "recipe.yaml"
+    if not source.is_file():
+        raise UserError(Problem(str(source), "there is no such recipe", mend="`llm-lab list recipes`"))
+    if target.is_dir():
+        target /= source.name
+    if target.exists():
+        raise UserError(Problem(str(target), "this file exists, and is not overwritten", mend="Name another."))
+    if not target.parent.is_dir():
+        raise UserError(Problem(str(target.parent), "there is no such folder"))
+    shutil.copyfile(source, target)
+    print(f"{source} -> {target}\nEdit it, then: llm-lab run {target}")  # noqa: T201
+    return DONE
+
+
+def _print_show(path: str) -> int:
+    from llm_lab.runs.folder import find_model
+    from llm_lab.ui.listing import print_checkpoint
+
+    print_checkpoint(path, find_model(path))
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    return _print_show(arguments.path)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    settings = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+    }
+    return _start_chat(
+        arguments.checkpoint,
+        prompt=arguments.prompt,
+        settings={key: value for key, value in settings.items() if value is not None},
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def _start_chat(
+    checkpoint: str,
+    *,
+    prompt: str | None = None,
+    settings: dict[str, Any] | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> int:
+    from llm_lab.runner import load
+    from llm_lab.stages.chat import ChatSession, ChatSettings
+    from llm_lab.ui.chat_screen import answer_once, run_chat
+
+    chosen = ChatSettings(**(settings or {}))
+
+    def open_session(name: str) -> ChatSession:
+        model, tokenizer = load(name, device=device, trust_remote_code=trust_remote_code)
+        return ChatSession(model, tokenizer, name=name, settings=chosen)
+
+    session = open_session(checkpoint)
+    if prompt is not None:
+        answer_once(session, prompt)
+    else:
+        run_chat(session, load=open_session)
+    return DONE
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    import json
+
+    from llm_lab.recipe.tables import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
+    return DONE
+
+
+def _print_doctor() -> int:
+    from llm_lab.stages.doctor import examine
+    from llm_lab.ui.listing import print_doctor
+
+    print_doctor(examine())
+    return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    return _print_doctor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

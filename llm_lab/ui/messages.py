@@ -1,0 +1,64 @@
+"""What is said before a run (the plan) and after it: where it is, what it reached, what one would do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_lab.plan.resolve import Resolved
+
+from .console import clock, make_console
+from .plan_panel import derived_table, plan_panel
+
+
+def print_plan(resolved: Resolved, *, derived: bool = True) -> None:
+    """Print what a run is going to do and cost, and what was derived."""
+    console = make_console()
+    console.print(plan_panel(resolved))
+    if derived and any(origin.kind == "derived" for origin in resolved.origins.values()):
+        console.print(derived_table(resolved))
+        console.print()
+
+
+def print_checked(stages: Sequence[Resolved], remarks: Sequence[str]) -> None:
+    """Print that a recipe is right, with what this machine says to it."""
+    from rich.text import Text
+
+    console = make_console()
+    for remark in remarks:
+        console.print(Text(f"{remark}.", style="warn"))
+    for resolved in stages:
+        console.print(plan_panel(resolved))
+        if resolved.values["device"] == "cuda" and resolved.machine.cuda_problem:
+            text = f"The recipe is right, but can't run on this machine: {resolved.machine.cuda_problem}."
+            console.print(Text(text, style="warn"))
+        else:
+            console.print(Text("The recipe is right.", style="good"))
+
+
+def print_closing(facts: Mapping[str, Any]) -> None:
+    """Print the end of a run."""
+    from rich.text import Text
+
+    console = make_console()
+    path, results = facts["path"], facts.get("results", {})
+    console.print()
+    if facts["status"] == "stopped":
+        console.print(Text(f"Stopped at step {results.get('step', 0):,}; the work is saved in {path}/", style="warn"))
+        console.print(f"Go on with:  llm-lab run {path}/recipe.yaml --resume", soft_wrap=True)
+        return
+    reached = []
+    if "eval_loss" in results:
+        reached.append(f"validation loss {results['eval_loss']:.4f} ({results['bits_per_byte']:.3f} bits a byte)")
+    elif "loss" in results:
+        reached.append(f"training loss {results['loss']:.4f}")
+    if "train_tokens" in results:
+        reached.append(f"{results['train_tokens']:,} tokens in {clock(results.get('wall_seconds', 0))}")
+    console.print(Text(f"Done: {path}/", style="good"))
+    if reached:
+        console.print("Reached: " + ", ".join(reached), soft_wrap=True)
+    console.print("What next:", style="title")
+    console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)
+    console.print(f"  look at it   llm-lab show {path}     (report: {path}/report.md)", soft_wrap=True)
+    console.print(f"  replay it    llm-lab run {path}/recipe.yaml", soft_wrap=True)
+    console.print("  the wizard   llm-lab")
