@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -94,10 +96,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
     """Return a copy of `raw` with `dotted.key=value` applied, and the dotted keys that were set.
 
     Values are typed as in a recipe file; `data.0.path` reaches into a list, one past its end adds an
-    item; `key=null` takes a key out, so that it is derived again.
+    item; `key=null` takes a key out, so that it is derived again (`data.0=null`: an item).
     """
-    import copy
-
     result = copy.deepcopy(raw)
     touched: set[str] = set()
     problems = []
@@ -130,7 +130,9 @@ def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
             index = int(step)
             if index == len(node):
                 node.append({})
-            if last:
+            if last and value is None:
+                del node[index]
+            elif last:
                 node[index] = value
             else:
                 if not isinstance(node[index], dict | list):
@@ -156,8 +158,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        text = f"{value:.12g}"
-        return text if any(mark in text for mark in ".en") else text + ".0"
+        # repr is the shortest text that reads back as the same number; YAML spells the odd ones with a dot.
+        return repr(value) if math.isfinite(value) else repr(value).replace("inf", ".inf").replace("nan", ".nan")
     if isinstance(value, int):
         return str(value)
     if isinstance(value, list | tuple):
@@ -166,7 +168,7 @@ def format_value(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
     text = str(value)
     plain = re.fullmatch(r"[A-Za-z0-9_./~*+-][A-Za-z0-9_./~*+ -]*|builtin:[a-z]+", text) and text == text.strip()
-    if plain and text[0] not in "*-~" and parse_yaml(text) == text:
+    if plain and text[0] not in "*-~" and parse_yaml(f"[{text}]") == [text]:
         return text
     return yaml.dump(text, Dumper=yaml.SafeDumper, default_style='"', width=10**9, allow_unicode=True).strip()
 
