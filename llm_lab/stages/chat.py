@@ -74,7 +74,8 @@ class ChatSession:
             top_k=settings.top_k,
             top_p=settings.top_p,
             repetition_penalty=settings.repetition_penalty,
-            seed=settings.seed,
+            # Another number each turn: the same one would draw every reply by the same dice.
+            seed=None if settings.seed is None else settings.seed + len(self.messages) // 2,
         )
         new_text = TextOfTokens(self._tokenizer, ids[-CONTEXT_FOR_TEXT:] if self.mode == "completion" else ())
         pieces: list[str] = []
