@@ -140,12 +140,20 @@ class Key:
                     high = getattr(item, name)
         return low, high, exclusive
 
+    @property
+    def entries(self) -> int | None:
+        """How many entries a list of fixed length has, or None."""
+        inner = next((t for t in _plain_types(self.info.annotation) if get_origin(t) is tuple), None)
+        return len(get_args(inner)) if inner is not None and Ellipsis not in get_args(inner) else None
+
     def allowed(self) -> str:
         """Return the allowed values in words."""
         if self.kind == "bool":
             return "true, false"
         if self.choices:
             return ", ".join(str(choice) for choice in self.choices)
+        if self.kind == "list" and (entries := self.entries):
+            return f"a list of {entries} numbers"
         low, high, exclusive = self.bounds
         words = {"int": "a whole number", "float": "a number", "list": "a list", "text": "text"}.get(
             self.kind, self.kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -40,6 +41,12 @@ def find_key(group: type[Group], path: str, raw: dict[str, Any] | None = None) -
     return Key(".".join(s for s in steps if not s.isdigit()), info) if info is not None else None
 
 
+def _at(node: Any, steps: list[Any]) -> Any:
+    for step in steps:
+        node = _child(node, str(step))
+    return node
+
+
 def _child(node: Any, step: str) -> Any:
     if isinstance(node, dict):
         return node.get(step)
@@ -58,7 +65,7 @@ def _narrow(groups: list[type[Group]], node: Any) -> list[type[Group]]:
 def stage_schema(raw: dict[str, Any]) -> type[StageRecipe]:
     """Return the schema of the stage a raw recipe names. UserError where it names none that exists."""
     stage = raw.get("stage")
-    if stage in STAGE_RECIPES:
+    if isinstance(stage, str) and stage in STAGE_RECIPES:
         return STAGE_RECIPES[stage]
     if stage is None:
         raise UserError(
@@ -89,23 +96,31 @@ def validate(raw: dict[str, Any]) -> tuple[StageRecipe | None, list[Problem], se
         try:
             return schema.model_validate(rest), problems, wrong
         except ValidationError as error:
-            for item in error.errors(include_url=False):
-                if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
-                    continue  # pydantic counts only the entries that were right
+            removed = set()
+            for item in [item for item in error.errors(include_url=False) if not _is_echo(item)]:
                 steps = _plain_steps(item["loc"])
                 path = ".".join(str(step) for step in steps)
                 if path not in wrong:
                     wrong.add(path)
                     problems.append(_problem(item, path, steps, schema, raw))
-                _remove(rest, steps, schema)
+                if path not in removed:
+                    removed.add(path)
+                    _remove(rest, steps, schema)
     return None, problems, wrong
 
 
+def _is_echo(item: Mapping[str, Any]) -> bool:
+    """Tell whether a list is called too short only because pydantic counts the entries that were right."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
+
+
 def _plain_steps(loc: tuple[Any, ...]) -> list[Any]:
-    """Drop the union tags that pydantic puts into a location: ('model', 'parts', 'norm')."""
+    """Drop what is no key of the file's: union tags, ('model', 'parts', 'norm'), and places in a list of values."""
     steps = list(loc)
     if len(steps) > 1 and steps[0] in _UNIONS:
         del steps[1]
+    if len(steps) > 2 and isinstance(steps[-1], int):
+        del steps[-1]
     return steps
 
 
@@ -139,10 +154,12 @@ def _problem(
 ) -> Problem:
     kind, value = item["type"], item.get("input")
     key = find_key(schema, path, raw)
+    if len(item["loc"]) and isinstance(item["loc"][-1], int) and not isinstance(steps[-1], int):
+        kind, value = "list_entry", _at(raw, steps)
     if kind == "extra_forbidden":
         return _unknown_key(path, steps, schema, raw)
     if kind == "missing":
-        return Problem(path, "this key is needed and missing", mend=f"{key.help.capitalize()}." if key else None)
+        return Problem(path, "this key is needed and missing", mend=_capital(key.help) if key else None)
     if kind == "union_tag_invalid":
         choices = [g.model_fields["name"].default for g in groups_of(key.info)] if key else []
         name = value.get("name") if isinstance(value, dict) else value
@@ -166,6 +183,10 @@ def _problem(
         "too_short": "this needs at least one entry",
     }.get(kind, key.help)
     return Problem(path, why, value=value, allowed=key.allowed(), mend=mend)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _is_number(text: str) -> bool:
