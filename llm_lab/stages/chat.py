@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_lab.recipe.errors import Problem, UserError
 
-from .chat_decoding import REPLACEMENT, Predictor, TextOfTokens, make_picker
+from .chat_decoding import REPLACEMENT, Predictor, TextOfTokens, end_tokens, make_picker
 from .chat_files import read_conversation, write_conversation
 from .chat_settings import ChatSettings
 
@@ -30,6 +30,15 @@ class ReplyStats:
     stop: str
 
 
+@dataclass(frozen=True)
+class _Written:
+    """The tokens that a text is made of: bytes that are no characters are lost in the text itself."""
+
+    text: str
+    ids: list[int]
+    stream: TextOfTokens
+
+
 class ChatSession:
     """A model, its tokenizer, and what was said so far.
 
@@ -44,10 +53,10 @@ class ChatSession:
         self.system: str | None = None
         self.notice: str | None = None  # what the last reply could not see, in words
         self.last_stats: ReplyStats | None = None
-        self._written = ("", [])  # the text so far, and the tokens that it came as
+        self._written: _Written | None = None
         self._tokenizer = tokenizer
         self._predictor = Predictor(model)
-        self._end_tokens = _end_tokens(model, tokenizer)
+        self._end_tokens = end_tokens(model, tokenizer)
         config = model.config.get_text_config()
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         embeddings = model.get_input_embeddings().weight.shape[0]
@@ -77,7 +86,7 @@ class ChatSession:
             # Another number each turn: the same one would draw every reply by the same dice.
             seed=None if settings.seed is None else settings.seed + len(self.messages) // 2,
         )
-        new_text = TextOfTokens(self._tokenizer, ids[-CONTEXT_FOR_TEXT:] if self.mode == "completion" else ())
+        new_text = self._text_after(ids, text)
         pieces: list[str] = []
         times = [time.monotonic()]
         stop = "stopped"
@@ -102,7 +111,7 @@ class ChatSession:
             if pieces or stop != "stopped":
                 self.messages.append({"role": "user", "content": text})
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
-                self._written = (self._so_far(), ids)
+                self._written = _Written(self._so_far(), ids, new_text)
 
     def reset(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""
@@ -163,51 +172,56 @@ class ChatSession:
         system = [{"role": "system", "content": self.system}] if self.system else []
         last = {"role": "user", "content": text}
         for dropped in range(0, len(self.messages) + 1, 2):
-            ids = self._encode(
-                self._render([*system, *self.messages[dropped:], last], reply=True), special=False
-            )
+            seen = self._render([*system, *self.messages[dropped:], last], reply=True)
+            ids = self._encode(seen, special=False)
             if most is None or len(ids) <= most:
                 break
         else:
             self._demand_room(len(ids))
         if dropped:
-            self.notice = (
-                f"The context of {self.context_length:,} tokens is full: the model no longer sees the "
-            )
-            self.notice += f"first {dropped} messages."
+            self._tell_full(f"the first {dropped} messages")
         return ids
 
     def _text_prompt(self, text: str, most: int | None) -> list[int]:
-        so_far = self._so_far()
-        if REPLACEMENT in so_far and so_far == self._written[0]:
-            ids = self._written[1] + self._encode(
-                text, special=False
-            )  # bytes that are no text: only ids tell them
+        so_far, written = self._so_far(), self._written_so_far()
+        if written and (not text or REPLACEMENT in so_far):
+            ids = written.ids + self._encode(text, special=False)
         else:
             ids = self._encode(so_far + text, special=True)
         if not ids:
             begin = [self._tokenizer.bos_token_id, self._tokenizer.eos_token_id]
             ids = [token for token in begin if token is not None][:1]
         if not ids:
-            raise UserError(
-                Problem(
-                    "prompt", "this tokenizer has no token to begin a text with", mend="Write a few words."
-                )
-            )
+            why = "this tokenizer has no token to begin a text with"
+            raise UserError(Problem("prompt", why, mend="Write a few words."))
         if most is not None and len(ids) > most:
             new = len(self._encode(text, special=False))
             self._demand_room(new)
-            dropped = len(ids) - max(most, new)
-            ids = ids[dropped:]
-            if dropped:
-                self.notice = (
-                    f"The context of {self.context_length:,} tokens is full: the model no longer sees the "
-                )
-                self.notice += f"first {dropped:,} tokens."
+            if len(ids) > max(most, new):
+                ids = ids[-max(most, new) :]
+                self._tell_full("the beginning of the text")
         return ids
+
+    def _tell_full(self, unseen: str) -> None:
+        self.notice = (
+            f"The context of {self.context_length:,} tokens is full: the model no longer sees {unseen}."
+        )
 
     def _so_far(self) -> str:
         return "".join(message["content"] for message in self.messages)
+
+    def _written_so_far(self) -> _Written | None:
+        """What the tokens of the text so far are, where this session wrote its end."""
+        return self._written if self._written and self._written.text == self._so_far() else None
+
+    def _text_after(self, ids: list[int], text: str) -> TextOfTokens:
+        """Return what turns the reply's tokens into text."""
+        if self.mode == "chat":
+            return TextOfTokens(self._tokenizer)
+        written = self._written_so_far()
+        if written and not text:
+            return written.stream  # it may hold the first bytes of a character
+        return TextOfTokens(self._tokenizer, ids[-CONTEXT_FOR_TEXT:])
 
     def _demand_room(self, tokens: int) -> None:
         if self.context_length and tokens >= self.context_length:
@@ -224,15 +238,6 @@ class ChatSession:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
         except TemplateError as error:
             raise UserError(Problem("chat template", f"it does not take this: {error}")) from None
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Gather the tokens that end a text, from every place that may name them."""
-    found: set[int] = set()
-    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
-        token = getattr(holder, "eos_token_id", None)
-        found.update(token if isinstance(token, list | tuple) else [] if token is None else [token])
-    return found
 
 
 def _stats(times: list[float], prompt_tokens: int, stop: str) -> ReplyStats:

@@ -93,6 +93,15 @@ def _can_be_cut(cache: Any) -> bool:
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Gather the tokens that end a text, from every place that may name them."""
+    found: set[int] = set()
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        token = getattr(holder, "eos_token_id", None)
+        found.update(token if isinstance(token, list | tuple) else [] if token is None else [token])
+    return found
+
+
 def make_picker(
     *, temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None
 ) -> Callable[[Sequence[int], Any], int]:

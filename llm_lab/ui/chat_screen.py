@@ -117,10 +117,8 @@ class _Screen:
             if argument:
                 self.session.change_setting(name, argument)
             self._say(f"{name} = {self._written(name)}", "good" if argument else "")
-        elif name in ("save", "load", "model"):
-            if not argument:
-                raise UserError(Problem(f"/{name}", f"it wants a name: /{name} {COMMANDS[name][0]}"))
-            getattr(self, f"_do_{name}")(argument)
+        elif name in ("save", "load", "model") and not argument:
+            raise UserError(Problem(f"/{name}", f"it wants a name: /{name} {COMMANDS[name][0]}"))
         else:
             getattr(self, f"_do_{name}")(argument)
         return True
@@ -179,22 +177,20 @@ def _stream(session: Any, text: str) -> None:
     """Write a reply to standard output as it comes, and a newline after it."""
     make_console()  # sets standard output to take any character
     reply = session.reply(text)
-    begun = False
+    line_end = ""
     try:
         for piece in reply:
-            begun = True
             sys.stdout.write(printable(piece))
             sys.stdout.flush()
-    except LabError:
-        if begun:
-            sys.stdout.write("\n")
-        raise
+            line_end = "\n"
+        line_end = "\n"
     except KeyboardInterrupt:
         reply.close()
-        sys.stdout.write("\n")
+        line_end = "\n"
         raise
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    finally:
+        sys.stdout.write(line_end)
+        sys.stdout.flush()
 
 
 def _piped_lines() -> Iterator[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_COLUMNS = 100
+NUMBER_LINES = 4
 CURVE_LINES = 8
 SAMPLE_LINES = 3
 MAX_POINTS = 2_000
@@ -189,7 +190,7 @@ def _steps(track: Track, columns: int, unicode: bool) -> Text:
 
 
 def _numbers(track: Track, columns: int) -> Iterator[Text]:
-    """Lay the numbers out in columns, as many lines as they take, at most three."""
+    """Lay the numbers out in columns, as many lines as they take, at most NUMBER_LINES."""
     from rich.text import Text
 
     pairs = list(numbers_of(track.latest, track.facts, short=False))
@@ -198,7 +199,7 @@ def _numbers(track: Track, columns: int) -> Iterator[Text]:
     width = max((len(name) + len(number) for name, number in pairs), default=0) + 3
     across = max(1, min(4, columns // width)) if pairs else 1
     cell = columns // across
-    for start in range(0, min(len(pairs), 3 * across), across):
+    for start in range(0, min(len(pairs), NUMBER_LINES * across), across):
         line = Text()
         for name, number in pairs[start : start + across]:
             style = "bad" if number in ("nan", "inf", "-inf") else "bold"
