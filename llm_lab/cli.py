@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,44 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def _wizard(arguments: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError(
-            Problem("llm-lab", "the wizard needs a terminal", mend="Without one: llm-lab run RECIPE [key=value ...].")
+            Problem(
+                "llm-lab",
+                "the wizard needs a terminal",
+                mend="Without one: llm-lab run RECIPE [key=value ...].",
+            )
         )
+    from llm_lab.runner import list_recipes
+    from llm_lab.ui.listing import recipe_summary
     from llm_lab.ui.wizard import Actions, run_wizard
 
-    return run_wizard(Actions(start=_start_run, chat=_start_chat, doctor=_print_doctor, show=_print_show))
+    return run_wizard(
+        Actions(
+            start=_start_run,
+            chat=_start_chat,
+            doctor=_print_doctor,
+            show=_print_show,
+            describe_data=_describe_data,
+            write_config=_write_config,
+            recipes=list_recipes,
+            summary=recipe_summary,
+        )
+    )
+
+
+def _describe_data(source: Mapping[str, Any]) -> str:
+    """Look at a data source of the wizard and say what was found."""
+    from llm_lab.data.sources import look_at_source, open_source
+
+    keys = {key: source[key] for key in ("subset", "split", "text_column") if source.get(key)}
+    remark = look_at_source(source["path"], **keys)
+    return remark or open_source(source["path"], **keys).describe()
+
+
+def _write_config(name: str, values: Mapping[str, Any]) -> Path:
+    """Write a design of the wizard as configs/models/<name>/config.json."""
+    from llm_lab.hf.design import write_design
+
+    return write_design(Path("configs/models") / name, values)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -117,9 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _run_with_torchrun(arguments)
     if arguments.dry_run:
         return _dry_run(arguments)
-    return _start_run(
-        arguments.recipe, arguments.overrides, resume=arguments.resume, overwrite=arguments.overwrite
-    )
+    return _start_run(arguments.recipe, arguments.overrides, resume=arguments.resume, overwrite=arguments.overwrite)
 
 
 def _run_with_torchrun(arguments: argparse.Namespace) -> int:
@@ -130,7 +161,13 @@ def _run_with_torchrun(arguments: argparse.Namespace) -> int:
     if arguments.nproc < 1:
         raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
     check(arguments.recipe, arguments.overrides)  # say what is wrong once, not once a process
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arguments.nproc}"]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={arguments.nproc}",
+    ]
     words += ["-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
     words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
     return subprocess.run(words, check=False).returncode
@@ -150,12 +187,19 @@ def _dry_run(arguments: argparse.Namespace) -> int:
 
 
 def _start_run(
-    recipe: Any, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False
+    recipe: Any,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    ask: bool = False,
 ) -> int:
+    """Show the plan, run, and say what came of it. ask: want a yes between plan and run."""
     from llm_lab.runner import read_job, run
     from llm_lab.runs.display import Display
     from llm_lab.ui.messages import print_closing, print_plan
     from llm_lab.ui.progress import make_display
+    from llm_lab.ui.prompts import confirm
 
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
@@ -163,9 +207,9 @@ def _start_run(
         if job is not None and not problems:
             for resolved in job.stages:
                 print_plan(resolved)
-    facts = run(
-        recipe, overrides, resume=resume, overwrite=overwrite, display=make_display() if first else Display()
-    )
+            if ask and not confirm("Start now?", yes="Yes, start", no="No, back to the menu"):
+                return DONE
+    facts = run(recipe, overrides, resume=resume, overwrite=overwrite, display=make_display() if first else Display())
     if first:
         print_closing(facts)
     return STOPPED if facts["status"] == "stopped" else DONE

@@ -26,11 +26,26 @@ def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
     """Return the LabConfig of a recipe's resolved parts."""
     from llm_lab.model.configuration_lab import LabConfig
 
-    same = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings position_embedding norm norm_eps activation attention_bias mlp_bias qk_norm "
-        "sliding_window attention_dropout tie_word_embeddings initializer_range"
-    ).split()
+    same = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "position_embedding",
+        "norm",
+        "norm_eps",
+        "activation",
+        "attention_bias",
+        "mlp_bias",
+        "qk_norm",
+        "sliding_window",
+        "attention_dropout",
+        "tie_word_embeddings",
+        "initializer_range",
+    ]
     rope = None
     if parts["position_embedding"] in ("rope", "yarn"):
         rope = {"rope_type": "default", "rope_theta": parts["rope_theta"]}

@@ -6,11 +6,23 @@ from typing import Any
 
 from llm_lab.recipe.native import native_architecture
 
-_SHARED = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "max_position_embeddings attention_dropout tie_word_embeddings initializer_range use_cache "
-    "bos_token_id eos_token_id pad_token_id"
-).split()
+_SHARED = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "attention_dropout",
+    "tie_word_embeddings",
+    "initializer_range",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+]
 
 
 def native_config(config: Any) -> Any | None:

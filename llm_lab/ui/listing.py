@@ -182,5 +182,3 @@ def print_doctor(findings: Sequence[Any]) -> None:
             text.append(f"\n{finding.mend}", style="help")
         rows.append((Text(marks[finding.status], style=finding.status), finding.name, text))
     console.print(_table("doctor", rows))
-
-

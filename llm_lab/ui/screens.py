@@ -1,0 +1,100 @@
+"""What stands above a question: the title, and the numbers that follow from the answers so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_lab.plan.resolve import Resolved
+from llm_lab.recipe.native import native_architecture
+from llm_lab.recipe.schema import STAGES
+
+from .console import count, is_terminal, make_console, one_line, size
+from .curve import draw_schedule
+
+
+def begin_screen(title: str, where: str = "") -> Any:
+    """Clear the terminal, print the title line, and return the console."""
+    console = make_console()
+    if is_terminal():
+        console.clear()
+    console.rule(f"[title]LLM Lab[/] · {title}" + (f" [dim]· {where}[/]" if where else ""), align="left", style="dim")
+    return console
+
+
+def print_model_numbers(console: Any, resolved: Resolved | None) -> None:
+    """Print the live panel of a design: parameters by part, memory, FLOPs a token, what loads it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if resolved is None or resolved.shape is None:
+        console.print("The numbers appear once the answers fit together.", style="dim")
+        return
+    shape, cost, model = resolved.shape, resolved.estimate, resolved.values["model"]
+    parts = shape.parameters_by_part
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    shares = "  ".join(
+        f"{part} {count(number)} ({100 * number / shape.parameters:.0f} %)" for part, number in parts.items() if number
+    )
+    table.add_row("parameters", Text(f"{count(shape.parameters)}", style="bold"))
+    table.add_row("by part", shares)
+    if "hidden_size" in model:
+        table.add_row(
+            "shape",
+            f"{model['num_hidden_layers']} layers × {model['hidden_size']}, heads {model['num_attention_heads']}/"
+            f"{model['num_key_value_heads']} of {model['head_dim']}, inner {model['intermediate_size']}, "
+            f"context {model['max_position_embeddings']:,}",
+        )
+        native, reason = native_architecture(model)
+        table.add_row("on disk", Text(reason, style="good" if native else "warn"))
+    state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
+    table.add_row(
+        "cost",
+        f"{size(state)} to train + {size(cost.memory_bytes - state)} for a batch; "
+        f"{count(shape.training_flops_per_token(resolved.values['train']['max_length']))}FLOPs a token; "
+        f"cache {shape.cache_bytes_per_token():,} bytes a token",
+    )
+    console.print(table)
+
+
+def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
+    """Print the live panel of a run: model, tokens, memory, and the learning-rate curve."""
+    from rich.text import Text
+
+    from .console import about
+
+    if resolved is None:
+        console.print("The numbers appear once the answers fit together.", style="dim")
+        return
+    values, cost = resolved.values, resolved.estimate
+    train, schedule = values["train"], values["scheduler"]
+    parameters = f"{count(cost.parameters)} parameters, " if cost.parameters else ""
+    seconds = f", {about(cost.wall_seconds)}" if cost.wall_seconds else ""
+    memory = f", {size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
+    console.print(Text(f"{STAGES[values['stage']]}", style="dim"))
+    console.print(Text(f"{parameters}{train['max_steps']:,} steps = {count(cost.tokens)} tokens{memory}{seconds}"))
+    if not cost.fits:
+        console.print(Text("This does not fit into memory.", style="bad"))
+    optimizer = values["optimizer"]
+    factors = [
+        learning_rate_factor_of(schedule, update, train["max_steps"])
+        for update in range(0, train["max_steps"], max(1, train["max_steps"] // 120))
+    ]
+    label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
+    console.print(Text(one_line(label), style="dim"))
+    for line in draw_schedule(factors, 60, 3):
+        console.print(Text(line, style="dim"))
+
+
+def learning_rate_factor_of(schedule: dict[str, Any], update: int, max_steps: int) -> float:
+    """Return the schedule's factor at one update, for the small curve."""
+    from llm_lab.optim.schedules import learning_rate_factor
+
+    return learning_rate_factor(
+        update,
+        name=schedule["name"],
+        max_steps=max_steps,
+        warmup_steps=schedule["warmup_steps"],
+        min_ratio=schedule.get("min_ratio", 0.0),
+    )
