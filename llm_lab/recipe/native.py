@@ -9,7 +9,7 @@ from typing import Any
 def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
     """Return (llama, mistral, qwen3 or None, the reason in words) for resolved parts."""
     odd = [
-        f"{key} = {parts.get(key)}"
+        str(parts.get(key))
         for key, wanted in (
             ("position_embedding", ("rope", "yarn")),
             ("norm", ("rmsnorm",)),
@@ -18,13 +18,13 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
         if parts.get(key) not in wanted
     ]
     if odd:
-        return None, "own code goes with it: no common architecture has " + ", ".join(odd)
+        return None, f"own code goes with it: Llama has no {', no '.join(odd)}"
     if parts.get("qk_norm"):
         if parts.get("mlp_bias"):
-            return None, "own code goes with it: no common architecture has qk_norm with mlp_bias"
+            return None, "own code goes with it: Qwen3 has QK-norm, but no mlp_bias"
         return "qwen3", "a plain Qwen3 folder: any tool loads it"
     if parts.get("sliding_window"):
         if parts.get("attention_bias") or parts.get("mlp_bias"):
-            return None, "own code goes with it: no common architecture has a sliding window with biases"
+            return None, "own code goes with it: Mistral has a sliding window, but no biases"
         return "mistral", "a plain Mistral folder: any tool loads it"
     return "llama", "a plain Llama folder: any tool loads it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from llm_lab.plan.hardware import Machine
 from llm_lab.plan.resolve import Resolved, diagnose
@@ -91,19 +91,22 @@ def ask_key(draft: Draft, path: str, *, show: Callable[[Draft], None]) -> Draft:
     trouble = ""
     while True:
         show(draft)
+        _say(f"{path}: {key.help}", "help")
         if trouble:
-            _complain(trouble)
+            _say(trouble, "bad")
         value = _ask_value(draft, path, key)
         why_not = draft.why_not(path, value) if value is not None else None
         if why_not is None:
-            return draft.with_answer(path, value)
+            # Enter on a default or derived value leaves it one: it goes on following the other answers.
+            taken = value == draft.value(path) and not _written(draft.raw, path)
+            return draft if taken else draft.with_answer(path, value)
         trouble = f"{path} = {format_value(value)}: {why_not}."
 
 
-def _complain(text: str) -> None:
+def _say(text: str, style: str) -> None:
     from .console import make_console
 
-    make_console().print(text, style="bad")
+    make_console().print(text, style=style)
 
 
 def _ask_value(draft: Draft, path: str, key: Key) -> Any:
@@ -165,11 +168,9 @@ def _wrong_type(key: Key, value: Any) -> str | None:
 
     annotation = key.info.annotation
     for item in key.info.metadata:
-        from typing import Annotated
-
         annotation = Annotated[annotation, item]
     try:
-        TypeAdapter(annotation).validate_python(value)
+        TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value)
     except ValidationError:
         return f"{format_value(value)} is not allowed here. Allowed: {key.allowed()}."
     return None

@@ -39,6 +39,7 @@ STOPS = {
     "context": "cut: the context is full",
     "stopped": "stopped",
 }
+ENDED = ("end", "completion")
 LEAVING = "Ctrl-D or /quit leaves."
 PROMPT = "> "
 
@@ -100,7 +101,8 @@ class _Screen:
         if stats and self._interactive:
             speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
             many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
-            self._say(f"[{many}{speed}; {STOPS[stats.stop]}]", "dim")
+            next_text = ", the next text is a new one" if (stats.stop, self.session.mode) == ENDED else ""
+            self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}]", "dim")
 
     def _command(self, line: str) -> bool:
         name, _, argument = line.strip().partition(" ")
@@ -109,9 +111,7 @@ class _Screen:
             return False
         if name not in COMMANDS:
             near = did_you_mean(name, COMMANDS)
-            mend = (
-                near.replace("mean ", "mean /") if near else "/help lists them."
-            ) + " //text sends a /text."
+            mend = (near.replace("mean ", "mean /") if near else "/help lists them.") + " //text sends a /text."
             raise UserError(Problem(f"/{name}", "there is no such command", mend=mend))
         if name in SETTINGS:
             if argument:

@@ -14,6 +14,7 @@ from llm_lab.recipe.parts import ModelParts
 from llm_lab.recipe.schema import PretrainRecipe
 
 from .asking import Draft, ask_keys
+from .console import make_console
 from .prompts import Back, Option, choose, confirm, type_in
 from .review import review
 from .screens import begin_screen, print_model_numbers
@@ -75,7 +76,14 @@ def design(
     actions = [("save", "Save this design"), ("menu", "Back to the menu, keeping the draft")]
     while True:
         try:
-            action, draft = review(draft, title="Design a model", actions=actions, show=show, only="model.")
+            action, draft = review(
+                draft,
+                title="Design a model",
+                actions=actions,
+                show=show,
+                only=("model.", "tokenizer"),
+                askers={"tokenizer": partial(_ask_tokenizer, show=show)},
+            )
         except Back:
             draft = run_steps(steps[-1:], draft)
             continue
@@ -87,6 +95,7 @@ def design(
             draft = _ask_name(draft, show=show)
             continue
         resolved, _ = draft.look()
+        make_console().print("Writing ...", style="dim")
         return write(name, resolved.values), draft
 
 

@@ -50,9 +50,7 @@ class Track:
     max_steps: int = 0
     step: int = 0
     latest: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, list[tuple[float, float]]] = field(
-        default_factory=lambda: {"loss": [], "eval_loss": []}
-    )
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"loss": [], "eval_loss": []})
     sample: tuple[int, str, str] | None = None
     saved_step: int | None = None
     progress: tuple[str, int, int] | None = None
@@ -184,9 +182,7 @@ def _steps(track: Track, columns: int, unicode: bool) -> Text:
         dots = "." * (1 + int(track.now()) % 3)
         times += f", first step{dots:3}"
     after = f" {share} %  {times}"
-    return _bar(
-        f"step {track.step:,}/{track.max_steps:,} ", track.step, track.max_steps, after, columns, unicode
-    )
+    return _bar(f"step {track.step:,}/{track.max_steps:,} ", track.step, track.max_steps, after, columns, unicode)
 
 
 def _numbers(track: Track, columns: int) -> Iterator[Text]:
@@ -233,7 +229,5 @@ def _sample(track: Track, columns: int, lines: int) -> list[Text]:
 
     step, prompt, text = track.sample or (0, "", "")
     heading = f"sample at step {step:,}" + (f", from {one_line(prompt)!r}" if prompt else "")
-    wrapped = [
-        part for line in printable(text).expandtabs(4).split("\n") for part in textwrap.wrap(line, columns)
-    ]
+    wrapped = [part for line in printable(text).expandtabs(4).split("\n") for part in textwrap.wrap(line, columns)]
     return [Text(heading, style="dim"), *map(Text, wrapped[:lines])]

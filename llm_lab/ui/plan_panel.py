@@ -42,9 +42,7 @@ def plan_panel(resolved: Resolved) -> Panel:
         table.add_row(name, Text(_wrapped(one_line(text)), style=style))
     banner = [Text(BANNER, style="warn"), Text()] if values.get("device") == "cpu" else []
     title = Text(f"Plan: {one_line(str(values.get('name')))} · {values.get('stage')}", style="title")
-    return Panel(
-        Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim"
-    )
+    return Panel(Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim")
 
 
 def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:

@@ -81,7 +81,9 @@ def pretrain(
     ]
     while True:
         try:
-            action, draft = review(draft, title=TITLE, actions=actions, show=show_run)
+            action, draft = review(
+                draft, title=TITLE, actions=actions, show=show_run, askers={"tokenizer": _ask_tokenizer}
+            )
             keep(draft)
             if action == "menu":
                 return None
@@ -133,6 +135,8 @@ def ask_model(draft: Draft) -> Draft:
     runs = [run for run in list_runs() if run.model_path.is_dir() or run.checkpoints() or run.stages()]
     now = draft.raw.get("model") or {}
     kind = next((key for key in ("config", "checkpoint") if key in now), "parts")
+    kind = "design" if str(now.get("config", "")).startswith(f"{MODELS}/") else kind
+    kind = "run" if str(now.get("checkpoint", "")) in [str(run.path) for run in runs] else kind
     options = [
         Option("parts", "a size from the dial, today's usual parts"),
         Option(
@@ -150,7 +154,9 @@ def ask_model(draft: Draft) -> Draft:
         draft = draft if draft.raw.get("model") else draft.with_answer("model", {})
         return ask_keys(draft, ["model.size"], show=show_run)
     if picked == "design":
-        name = choose("Which design?", [Option(name, name) for name in designs])
+        name = choose(
+            "Which design?", [Option(name, name) for name in designs], default=Path(now.get("config", "")).name
+        )
         return draft.with_answer("model", {"config": str(MODELS / name)})
     if picked == "run":
         path = choose("Which run?", [Option(str(run.path), str(run.path)) for run in runs])
@@ -229,8 +235,9 @@ def _ask_source(
         console = make_console()
         if trouble:
             console.print(trouble, style="bad")
+        console.print(f"data.{number}.path: {_path_help(draft)}", style="help")
         path = type_in(
-            "Which text (file, folder, glob, builtin:stories, Hub name)?",
+            "Which text?",
             default=path,
             why="A .txt or .md file is one document; in .jsonl, .csv and .parquet a row is one. Tab completes paths. "
             "A Hub name is owner/name; its subset and text column are asked next.",
@@ -252,6 +259,11 @@ def _ask_source(
                     return {**source, "text_column": column}
                 except LabError as second:
                     trouble = str(second)
+
+
+def _path_help(draft: Draft) -> str:
+    key = draft.key("data.0.path")
+    return key.help if key else ""
 
 
 def _is_hub_name(path: str) -> bool:

@@ -56,9 +56,7 @@ class PlainDisplay(Display):
 
     def begin(self, *, max_steps: int, first_step: int, facts: Mapping[str, Any]) -> None:
         self._track.begin(max_steps, first_step, facts)
-        self._say(
-            f"{self._track.heading}: {'on ' if first_step else ''}from step {first_step:,} to {max_steps:,}"
-        )
+        self._say(f"{self._track.heading}: {'on ' if first_step else ''}from step {first_step:,} to {max_steps:,}")
 
     def log(self, row: Mapping[str, Any]) -> None:
         track = self._track

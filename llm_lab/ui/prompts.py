@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-HINT = "(Enter takes it, Esc goes back, ? tells why)"
-TYPE_HINT = "(Esc goes back, ? tells why)"
+HINT = "(Esc: back, ?: why)"
+NO_WHY_HINT = "(Esc: back)"
 ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
 
 
@@ -55,7 +55,7 @@ def choose(message: str, options: Sequence[Option], *, default: Any = None, why:
         message,
         choices,
         default=wanted,
-        instruction=HINT if why else "(Enter takes it, Esc goes back)",
+        instruction=HINT if why else NO_WHY_HINT,
         style=_style(),
     )
     return _ask(question, why).value
@@ -96,7 +96,7 @@ def type_in(
         message,
         default=default,
         validate=verdict,
-        instruction=TYPE_HINT if why else "(Esc goes back)",
+        instruction=HINT if why else NO_WHY_HINT,
         style=_style(),
         validate_while_typing=False,
         **options,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from llm_lab.recipe.files import format_value
@@ -22,11 +23,13 @@ def review(
     title: str,
     actions: Sequence[tuple[str, str]],
     show: Callable[[Draft], None],
-    only: str = "",
+    only: tuple[str, ...] = ("",),
+    askers: Mapping[str, Callable[[Draft], Draft]] = MappingProxyType({}),
 ) -> tuple[str, Draft]:
     """Show all values until the user picks an action; returns (action, draft). Raises Back.
 
-    actions: (name, line) that stand above the values. only: a prefix of the keys that are shown.
+    actions: (name, line) that stand above the values. only: how the shown keys begin. askers: keys with a
+    question of their own.
     """
     at: Any = actions[0][0]
     while True:
@@ -42,7 +45,8 @@ def review(
             return picked, draft
         at = picked
         try:
-            draft = ask_key(draft, picked, show=show)
+            asker = next((ask for key, ask in askers.items() if picked.split(".")[0] == key), None)
+            draft = asker(draft) if asker else ask_key(draft, picked, show=show)
         except Back:
             continue
 
@@ -53,14 +57,14 @@ WHY = (
 )
 
 
-def value_lines(draft: Draft, only: str = "") -> list[Option]:
+def value_lines(draft: Draft, only: tuple[str, ...] = ("",)) -> list[Option]:
     """Return one line for each value, with its origin."""
     resolved, _ = draft.look()
     if resolved is None:
         return []
     lines = []
     for path, value in flatten(resolved.values):
-        if not path.startswith(only) or path == "stage" or not _can_be_asked(draft, path):
+        if not path.startswith(only) or path == "stage":
             continue
         origin = resolved.origins.get(path)
         shown = one_line(format_value(value))
@@ -68,8 +72,3 @@ def value_lines(draft: Draft, only: str = "") -> list[Option]:
             shown = shown[: VALUE_COLUMNS - 1] + "…"
         lines.append(Option(path, f"{path:<34} {shown:<{VALUE_COLUMNS}} {origin}"))
     return lines
-
-
-def _can_be_asked(draft: Draft, path: str) -> bool:
-    key = draft.key(path)
-    return key is not None and key.kind not in ("list", "group")

@@ -9,7 +9,7 @@ from llm_lab.recipe.native import native_architecture
 from llm_lab.recipe.schema import STAGES
 
 from .console import count, is_terminal, make_console, one_line, size
-from .curve import draw_schedule
+from .curve import draw_curve
 
 
 def begin_screen(title: str, where: str = "") -> Any:
@@ -34,8 +34,10 @@ def print_model_numbers(console: Any, resolved: Resolved | None) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    shares = "  ".join(
-        f"{part} {count(number)} ({100 * number / shape.parameters:.0f} %)" for part, number in parts.items() if number
+    shares = ", ".join(
+        f"{part} {count(number)} {100 * number / shape.parameters:.0f} %"
+        for part, number in sorted(parts.items(), key=lambda item: -item[1])
+        if number * 200 > shape.parameters
     )
     table.add_row("parameters", Text(f"{count(shape.parameters)}", style="bold"))
     table.add_row("by part", shares)
@@ -49,11 +51,12 @@ def print_model_numbers(console: Any, resolved: Resolved | None) -> None:
         native, reason = native_architecture(model)
         table.add_row("on disk", Text(reason, style="good" if native else "warn"))
     state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
+    flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
     table.add_row(
-        "cost",
-        f"{size(state)} to train + {size(cost.memory_bytes - state)} for a batch; "
-        f"{count(shape.training_flops_per_token(resolved.values['train']['max_length']))}FLOPs a token; "
-        f"cache {shape.cache_bytes_per_token():,} bytes a token",
+        "training", f"{size(state)} of memory + {size(cost.memory_bytes - state)} a batch, {count(flops)}FLOPs a token"
+    )
+    table.add_row(
+        "generating", f"{size(4 * shape.parameters)} + {shape.cache_bytes_per_token():,} bytes a token of context"
     )
     console.print(table)
 
@@ -77,13 +80,12 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
     if not cost.fits:
         console.print(Text("This does not fit into memory.", style="bad"))
     optimizer = values["optimizer"]
-    factors = [
-        learning_rate_factor_of(schedule, update, train["max_steps"])
-        for update in range(0, train["max_steps"], max(1, train["max_steps"] // 120))
-    ]
+    steps = train["max_steps"]
+    updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
+    points = [(0.0, 0.0), *((update + 1.0, learning_rate_factor_of(schedule, update, steps)) for update in updates)]
     label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
     console.print(Text(one_line(label), style="dim"))
-    for line in draw_schedule(factors, 60, 3):
+    for line in draw_curve(points, 60, 3):
         console.print(Text(line, style="dim"))
 
 
