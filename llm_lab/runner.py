@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_lab.plan.hardware import Machine, find_machine
 from llm_lab.plan.resolve import Resolved, demand_device, diagnose
 from llm_lab.recipe.errors import LabError, Problem, UserError
-from llm_lab.recipe.files import apply_overrides, read_recipe_file
+from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.schema import PipelineRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
+from llm_lab.runs.processes import connected, from_first_process, is_first_process, wait_for_all
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
 STAGE_MODULES = {"pretrain": "llm_lab.stages.pretrain"}
@@ -108,25 +108,24 @@ def _read_pipeline(
             label += "-2"
         names.append(label)
         stage["name"] = label
-        if index and "model" not in stage:
+        follows = index > 0 and "model" not in stage
+        if follows:
             stage["model"] = {"checkpoint": str(ROOT / name / names[index - 1])}
         prefix = f"stages.{index}."
         own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
+        before = stages[-1] if follows and stages else None
         try:
-            resolved, found = diagnose(stage, machine=machine, name=label, overrides=own)
+            resolved, found = diagnose(stage, machine=machine, name=label, overrides=own, before=before)
         except UserError as error:
             resolved, found = None, list(error.problems)
         # The result of the stage before is not there yet, and will be.
-        coming = f"model.checkpoint = {ROOT / name}"
-        problems += [_within(prefix, p) for p in found if not str(p).startswith(coming)]
+        problems += [_within(prefix, p) for p in found if not (follows and p.key == "model.checkpoint")]
         if resolved:
             stages.append(resolved)
     return (Job(name, tuple(stages), True) if len(stages) == len(names) else None), problems
 
 
 def _within(prefix: str, problem: Problem | str) -> Problem | str:
-    from dataclasses import replace
-
     return replace(problem, key=prefix + problem.key) if isinstance(problem, Problem) else problem
 
 
@@ -187,50 +186,59 @@ def run(
     job, _ = check(recipe, overrides)
     for resolved in job.stages:
         demand_device(resolved)
-    if not job.is_pipeline:
-        folder = _open_folder(job.name, job.stages[0], resume=resume, overwrite=overwrite, root=root)
+    with connected(job.stages[0].values["device"]):
+        folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
+        if job.is_pipeline:
+            return _run_pipeline(job, folder, display, resume=resume)
         return _run_stage(job.stages[0], folder, display, resume=resume)
-    return _run_pipeline(job, display, resume=resume, overwrite=overwrite, root=root)
 
 
-def _run_pipeline(job: Job, display: Display, *, resume: bool, overwrite: bool, root: Path) -> dict[str, Any]:
+def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:
     names = [resolved.values["name"] for resolved in job.stages]
-    runs = runs_named(job.name, root=root) if resume else []
-    outer = runs[-1] if runs else create_run(job.name, root=root, overwrite=overwrite)
-    if not runs:
-        outer.write_recipe(_pipeline_yaml(job, outer.path.name))
-        outer.update(name=outer.path.name, created_at=now(), status="running", stages=names, process=this_process())
-    else:
-        outer.update(status="running", process=this_process())
+    first = is_first_process()
+    if first and not resume:
+        outer.write_recipe(_pipeline_yaml({**_recipe_values(job), "name": outer.path.name}))
+        outer.update(name=outer.path.name, created_at=now(), stages=names)
+    if first:
+        outer.update(status="running", process=this_process(), error=None)
     facts: dict[str, Any] = {}
-    for resolved in job.stages:
-        model = resolved.values.get("model", {})
-        renamed = _moved(resolved, model, str(ROOT / job.name), str(outer.path))
-        folder = RunFolder(outer.path / resolved.values["name"])
-        if folder.status() == "done":
-            continue
-        folder.path.mkdir(exist_ok=True)
-        facts = _run_stage(renamed, folder, display, resume=resume and bool(folder.checkpoints()))
-        if facts["status"] != "done":
-            break
-    status = facts.get("status", "done")
-    outer.update(status=status, results=facts.get("results", {}), ended_at=now())
+    try:
+        for resolved in job.stages:
+            folder = RunFolder(outer.path / resolved.values["name"])
+            facts = folder.facts()
+            if facts.get("status") == "done":
+                continue
+            folder.path.mkdir(exist_ok=True)
+            moved = _moved(resolved, str(ROOT / job.name), str(outer.path))
+            facts = _run_stage(moved, folder, display, resume=resume and folder.recipe_path.exists())
+            if facts["status"] != "done":
+                break
+    except BaseException as error:
+        if first and isinstance(error, LabError) and not any((outer.path / name).exists() for name in names):
+            shutil.rmtree(outer.path)
+        elif first:
+            outer.update(ended_at=now(), **_how_it_ended(error))
+        raise
+    if first:
+        outer.update(status=facts["status"], results=facts.get("results", {}), ended_at=now())
+    wait_for_all()
     return {**outer.facts(), "path": str(outer.path)}
 
 
-def _moved(resolved: Resolved, model: Mapping[str, Any], planned: str, actual: str) -> Resolved:
+def _moved(resolved: Resolved, planned: str, actual: str) -> Resolved:
     """Point a stage at the pipeline folder that was really made (its name may have got a number)."""
-    checkpoint = model.get("checkpoint", "")
-    if planned == actual or not str(checkpoint).startswith(planned + "/"):
+    checkpoint = str(resolved.values.get("model", {}).get("checkpoint", ""))
+    if planned == actual or not checkpoint.startswith(planned + "/"):
         return resolved
-    raw = {**resolved.given, "model": {"checkpoint": actual + checkpoint[len(planned) :]}}
-    moved, _ = diagnose(raw, machine=resolved.machine, name=resolved.values["name"])
-    return moved or resolved
+    checkpoint = actual + checkpoint[len(planned) :]
+    values = {**resolved.values, "model": {"checkpoint": checkpoint}, "tokenizer": checkpoint}
+    return replace(resolved, values=values, recipe=type(resolved.recipe).model_validate(values))
 
 
-def _pipeline_yaml(job: Job, name: str) -> str:
-    from llm_lab.recipe.files import to_yaml
-
+def _recipe_values(job: Job) -> dict[str, Any]:
+    """Return the values that the job's recipe.yaml holds."""
+    if not job.is_pipeline:
+        return job.stages[0].values
     stages = []
     for index, resolved in enumerate(job.stages):
         values = dict(resolved.values)
@@ -239,56 +247,42 @@ def _pipeline_yaml(job: Job, name: str) -> str:
             values.pop("model")
             values.pop("tokenizer", None)
         stages.append(values)
-    return to_yaml({"name": name, "stages": stages}, PipelineRecipe, lambda path, text: None)
+    return {"name": job.name, "stages": stages}
 
 
-def _open_folder(name: str, resolved: Resolved, *, resume: bool, overwrite: bool, root: Path) -> RunFolder:
-    # Processes beside the first one (torchrun) work in the folder that the first one made.
-    if int(os.environ.get("RANK", "0")) > 0:
-        return _folder_of_first_process()
-    if not resume:
-        folder = create_run(name, root=root, overwrite=overwrite)
-        _tell_other_processes(folder)
-        return folder
-    runs = runs_named(name, root=root)
+def _pipeline_yaml(values: Mapping[str, Any]) -> str:
+    return to_yaml(dict(values), PipelineRecipe, lambda path, text: None)
+
+
+def _open_folder(job: Job, *, resume: bool, overwrite: bool, root: Path) -> RunFolder:
+    """Return a new run folder, or the one to go on in; all processes work in the first one's."""
+    path = None
+    if is_first_process():
+        folder = (
+            _folder_to_resume(job, root) if resume else create_run(job.name, root=root, overwrite=overwrite)
+        )
+        path = folder.path
+    return RunFolder(from_first_process(path))
+
+
+def _folder_to_resume(job: Job, root: Path) -> RunFolder:
+    runs = runs_named(job.name, root=root)
     if not runs:
-        raise UserError(Problem(str(root / name), "there is no run to resume", mend="Start it without --resume."))
+        raise UserError(
+            Problem(str(root / job.name), "there is no run to resume", mend="Start it without --resume.")
+        )
     folder = runs[-1]
     if folder.status() == "running":
         pid = folder.facts().get("process", {}).get("pid")
         raise UserError(Problem(str(folder.path), f"this run is under way (process {pid})"))
-    _demand_same_recipe(folder, resolved)
-    _tell_other_processes(folder)
+    _demand_same_recipe(folder, _recipe_values(job))
     return folder
 
 
-def _tell_other_processes(folder: RunFolder) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _marker().write_text(str(folder.path), encoding="utf-8")
-
-
-def _folder_of_first_process() -> RunFolder:
-    import time
-
-    for _ in range(6000):
-        if _marker().exists():
-            text = _marker().read_text(encoding="utf-8")
-            if text:
-                return RunFolder(Path(text))
-        time.sleep(0.1)
-    raise UserError("the first process did not make a run folder within ten minutes")
-
-
-def _marker() -> Path:
-    import tempfile
-
-    return Path(tempfile.gettempdir()) / f"llm-lab-run-{os.environ['TORCHELASTIC_RUN_ID']}"
-
-
-def _demand_same_recipe(folder: RunFolder, resolved: Resolved) -> None:
+def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any]) -> None:
     """A run goes on as it began: another recipe would make a run that no recipe describes."""
     before = dict(flatten(read_recipe_file(folder.recipe_path)))
-    after = dict(flatten(resolved.values))
+    after = dict(flatten(values))
     differing = [
         key
         for key in sorted(before.keys() | after.keys())
@@ -312,37 +306,41 @@ def _plain(value: Any) -> Any:
 
 
 def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:
-    from dataclasses import replace
-
     stage = importlib.import_module(STAGE_MODULES[resolved.recipe.stage])
     recipe = resolved.recipe
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_process()
     if first and not resume:
         name = folder.path.name
         named = replace(resolved, values={**resolved.values, "name": name})
-        folder.write_recipe(named.to_yaml((f"Everything that made {folder.path}; replay it with:", f"llm-lab run {folder.recipe_path}")))
+        folder.write_recipe(
+            named.to_yaml((f"Everything that made {folder.path}; replay it with:", f"llm-lab run {folder.recipe_path}"))
+        )
         folder.update(**_first_facts(resolved, folder))
     elif first:
-        folder.update(status="running", process=this_process(), resumed_at=[*folder.facts().get("resumed_at", []), now()])
+        folder.update(
+            status="running", process=this_process(), resumed_at=[*folder.facts().get("resumed_at", []), now()]
+        )
     try:
         result = stage.run(recipe, folder, display, resume=resume)
     except BaseException as error:
-        if first and isinstance(error, LabError) and not folder.metrics():
+        if first and isinstance(error, LabError) and not resume and not folder.metrics():
             shutil.rmtree(folder.path)  # nothing was trained: leave nothing half made
         elif first:
-            stopped = isinstance(error, KeyboardInterrupt)
-            folder.update(
-                status="stopped" if stopped else "failed",
-                ended_at=now(),
-                error=None if stopped else f"{type(error).__name__}: {str(error)[:500]}",
-            )
+            folder.update(ended_at=now(), **_how_it_ended(error))
         raise
     if first:
         folder.update(status=result.status, ended_at=now(), results=result.results, error=None)
         from llm_lab.runs.report import write_report
 
         write_report(folder)
+    wait_for_all()
     return {**folder.facts(), "path": str(folder.path)}
+
+
+def _how_it_ended(error: BaseException) -> dict[str, str | None]:
+    if isinstance(error, KeyboardInterrupt):
+        return {"status": "stopped", "error": None}
+    return {"status": "failed", "error": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
 def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:

@@ -50,8 +50,7 @@ def test_a_key_that_is_needed_is_asked_for_beside_the_one_that_was_mistyped():
 
 def test_an_unknown_key_that_is_near_none_lists_what_there_is():
     assert (
-        "Allowed: fraction, from, max_tokens."
-        in problems_of(tiny_recipe(validation={"xyzzy": 1}))["validation.xyzzy"]
+        "Allowed: fraction, from, max_tokens." in problems_of(tiny_recipe(validation={"xyzzy": 1}))["validation.xyzzy"]
     )
 
 
@@ -147,9 +146,7 @@ def test_null_is_as_good_as_left_out():
         }
     )
     assert problems_of(raw) == {}
-    assert "model.yarn_factor" not in problems_of(
-        tiny_recipe(**{"model.original_max_position_embeddings": None})
-    )
+    assert "model.yarn_factor" not in problems_of(tiny_recipe(**{"model.original_max_position_embeddings": None}))
 
 
 # Every rule: what breaks it, the key it is told under, and the nearest that passes.
@@ -160,45 +157,71 @@ BROKEN = {
         ({"model.head_dim": 9}, "model.head_dim", {"model.head_dim": 10}),
     ],
     "_kv_heads_divide_heads": [
-        ({"model.num_attention_heads": 4, "model.num_key_value_heads": 3}, "model.num_key_value_heads",
-         {"model.num_attention_heads": 4, "model.num_key_value_heads": 2}),
-        ({"model.attention": "mha"}, "model.num_key_value_heads",
-         {"model.attention": "mha", "model.num_key_value_heads": 2}),
-        ({"model.attention": "mqa", "model.num_key_value_heads": 2}, "model.num_key_value_heads",
-         {"model.attention": "mqa"}),
+        (
+            {"model.num_attention_heads": 4, "model.num_key_value_heads": 3},
+            "model.num_key_value_heads",
+            {"model.num_attention_heads": 4, "model.num_key_value_heads": 2},
+        ),
+        (
+            {"model.attention": "mha"},
+            "model.num_key_value_heads",
+            {"model.attention": "mha", "model.num_key_value_heads": 2},
+        ),
+        (
+            {"model.attention": "mqa", "model.num_key_value_heads": 2},
+            "model.num_key_value_heads",
+            {"model.attention": "mqa"},
+        ),
     ],
     "_sinusoids_come_in_pairs": [
-        ({"model.position_embedding": "sinusoidal", "model.hidden_size": 33, "model.num_attention_heads": 1},
-         "model.hidden_size", {"model.position_embedding": "sinusoidal"}),
+        (
+            {"model.position_embedding": "sinusoidal", "model.hidden_size": 33, "model.num_attention_heads": 1},
+            "model.hidden_size",
+            {"model.position_embedding": "sinusoidal"},
+        ),
     ],
     "_yarn_context_is_the_product": [
-        ({"model.position_embedding": "yarn", "model.original_max_position_embeddings": 10},
-         "model.original_max_position_embeddings",
-         {"model.position_embedding": "yarn", "model.original_max_position_embeddings": 8}),
+        (
+            {"model.position_embedding": "yarn", "model.original_max_position_embeddings": 10},
+            "model.original_max_position_embeddings",
+            {"model.position_embedding": "yarn", "model.original_max_position_embeddings": 8},
+        ),
     ],
     "_rows_fit_the_context": [({"train.max_length": 33}, "train.max_length", {"train.max_length": 32})],
     "_warmup_ends_within_the_run": [
         ({"scheduler.warmup_steps": 20}, "scheduler.warmup_steps", {"scheduler.warmup_steps": 19})
     ],
     "_alibi_has_a_kernel": [
-        ({"model.position_embedding": "alibi", "train.attn_implementation": "flash_attention_2", "device": "cuda"},
-         "train.attn_implementation", {"model.position_embedding": "alibi", "train.attn_implementation": "eager"}),
+        (
+            {"model.position_embedding": "alibi", "train.attn_implementation": "flash_attention_2", "device": "cuda"},
+            "train.attn_implementation",
+            {"model.position_embedding": "alibi", "train.attn_implementation": "eager"},
+        ),
     ],
     "_kernel_runs_on_the_device": [
-        ({"train.attn_implementation": kernel}, "train.attn_implementation",
-         {"train.attn_implementation": kernel, "device": "cuda"})
+        (
+            {"train.attn_implementation": kernel},
+            "train.attn_implementation",
+            {"train.attn_implementation": kernel, "device": "cuda"},
+        )
         for kernel in ("flash_attention_2", "flex_attention")
     ],
     "_checkpoint_brings_its_tokenizer": [
-        ({"model": {"checkpoint": "org/model"}, "tokenizer": "bytes"}, "tokenizer",
-         {"model": {"checkpoint": "org/model"}, "tokenizer": "org/model"}),
+        (
+            {"model": {"checkpoint": "org/model"}, "tokenizer": "bytes"},
+            "tokenizer",
+            {"model": {"checkpoint": "org/model"}, "tokenizer": "org/model"},
+        ),
     ],
     "_first_mistakes_with_data": [
-        ({"data": [{"path": "a.txt"}, {"path": "a.txt", "weight": 2.0}]}, "data.1.path",
-         {"data": [{"path": "a.txt", "subset": "x"}, {"path": "a.txt"}]}),
+        (
+            {"data": [{"path": "a.txt"}, {"path": "a.txt", "weight": 2.0}]},
+            "data.1.path",
+            {"data": [{"path": "a.txt", "subset": "x"}, {"path": "a.txt"}]},
+        ),
     ],
     "_a_single_prompt_is_a_text": [({"samples": {"prompts": []}}, "samples.prompts", {"samples": {"prompts": [""]}})],
-}  # fmt: skip
+}
 
 
 def test_every_rule_has_its_cases():

@@ -51,9 +51,12 @@ class _Draft:
 
 
 def derive(
-    values: Mapping[str, Any], machine: Machine, *, name: str = "run"
+    values: Mapping[str, Any], machine: Machine, *, name: str = "run", known: ModelShape | None = None
 ) -> tuple[dict[str, Any], dict[str, str], ModelShape | None]:
-    """Fill in what is left out. Returns the values, {dotted key: reason}, and the model's shape."""
+    """Fill in what is left out. Returns the values, {dotted key: reason}, and the model's shape.
+
+    known: the shape of a checkpoint that is still to be made.
+    """
     draft = _Draft(values)
     draft.fill("name", name, "the recipe file's name")
     if draft.get("device") == "auto":
@@ -61,7 +64,7 @@ def derive(
         draft.set("device", machine.best_device, f"auto: {why_not}" if why_not else "auto: bf16 CUDA is there")
     _derive_tokenizer(draft)
     vocab_size, _ = vocabulary_size(draft.get("tokenizer"))
-    shape = _derive_model(draft, vocab_size)
+    shape = known or _derive_model(draft, vocab_size)
     _derive_train(draft, machine, shape)
     return draft.values, draft.reasons, shape
 
@@ -72,6 +75,13 @@ def model_source(values: Mapping[str, Any]) -> str:
     if isinstance(model, Mapping):
         return next((kind for kind in ("config", "checkpoint") if kind in model), "parts")
     return "parts"
+
+
+def named_context(values: Mapping[str, Any]) -> int | None:
+    """Return the longest context of a model that is named by its config or checkpoint, where it is at hand."""
+    source = model_source(values)
+    config = read_config_json(values["model"][source]) if source != "parts" else None
+    return (config or {}).get("max_position_embeddings") or (config or {}).get("n_positions")
 
 
 def _derive_tokenizer(draft: _Draft) -> None:
@@ -155,11 +165,7 @@ def _kv_heads_for(heads: int) -> int:
 
 def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> None:
     on_cpu = draft.get("device") == "cpu"
-    longest = draft.get("model.max_position_embeddings")
-    if longest is None:
-        source = model_source(draft.values)
-        config = read_config_json(draft.get(f"model.{source}") or "") or {}
-        longest = config.get("max_position_embeddings") or config.get("n_positions") or CUDA_MAX_LENGTH
+    longest = (shape and shape.max_position_embeddings) or named_context(draft.values) or CUDA_MAX_LENGTH
     most = CPU_MAX_LENGTH if on_cpu else CUDA_MAX_LENGTH
     where = "on a CPU" if on_cpu else "on a GPU"
     draft.fill(
@@ -207,9 +213,7 @@ def _derive_batch(draft: _Draft, machine: Machine, shape: ModelShape | None, on_
     rows = draft.get("train.per_device_train_batch_size")
     wanted = 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
     each = rows * length * max(1, len(machine.gpus))
-    draft.fill(
-        "train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens a step"
-    )
+    draft.fill("train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens a step")
 
 
 def _bytes(draft: _Draft, shape: ModelShape, rows: int, length: int) -> int:

@@ -69,8 +69,7 @@ class Machine:
         if not self.gpus[0].does_bf16:
             major, minor = self.gpus[0].compute_capability
             return (
-                f"{self.gpus[0].name} (compute capability {major}.{minor}) has no bf16; "
-                "it takes 8.0 (Ampere) or later"
+                f"{self.gpus[0].name} (compute capability {major}.{minor}) has no bf16; it takes 8.0 (Ampere) or later"
             )
         return None
 

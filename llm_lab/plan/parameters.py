@@ -26,6 +26,7 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = True
+    max_position_embeddings: int | None = None
 
     @property
     def parameters_by_part(self) -> dict[str, int]:
@@ -79,6 +80,7 @@ def shape_of_parts(parts: Mapping[str, Any], vocab_size: int) -> ModelShape | No
         **{key: parts[key] for key in (*needed, "num_key_value_heads")},
         gated=parts.get("activation") == "swiglu",
         norm_has_bias=parts.get("norm") == "layernorm",
+        max_position_embeddings=parts.get("max_position_embeddings"),
         **{key: bool(parts.get(key)) for key in ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings")},
     )
 

@@ -13,7 +13,7 @@ from llm_lab.recipe.rules import applies, check_rules, flatten
 from llm_lab.recipe.schema import StageRecipe
 from llm_lab.recipe.validate import validate
 
-from .derive import derive
+from .derive import derive, model_source, named_context
 from .estimate import Estimate, estimate
 from .hardware import Machine, find_machine
 from .parameters import ModelShape
@@ -73,16 +73,21 @@ def diagnose(
     machine: Machine | None = None,
     name: str = "run",
     overrides: Collection[str] = (),
+    before: Resolved | None = None,
 ) -> tuple[Resolved | None, list[Problem]]:
-    """Resolve as far as possible and return every problem found, instead of stopping at the first."""
+    """Resolve as far as possible and return every problem found, instead of stopping at the first.
+
+    before: the stage whose result this one's model will be; its shape is known before its weights are there.
+    """
     machine = machine or find_machine()
     given = normalise(raw)
     recipe, problems, wrong = validate(given)
     if recipe is None:
         return None, problems
-    values, reasons, shape = derive(recipe.model_dump(by_alias=True), machine, name=name)
+    known = before.shape if before else None
+    values, reasons, shape = derive(recipe.model_dump(by_alias=True), machine, name=name, known=known)
     problems += [p for p in check_rules(values, given) if p.key not in wrong]
-    problems += [p for p in _missing_models(values) if p.key not in wrong]
+    problems += [p for p in _missing_models(values) + _too_long_rows(values, shape) if p.key not in wrong]
     values = _without_idle_keys(values)
     final, more, _ = validate(values)
     if final is None or more:
@@ -138,7 +143,9 @@ def _missing_models(values: Mapping[str, Any]) -> list[Problem]:
     for kind in ("config", "checkpoint"):
         if isinstance(model, Mapping) and kind in model:
             path = Path(model[kind]).expanduser()
-            looks_local = model[kind].startswith((".", "/", "~")) or model[kind].count("/") > 1 or path.suffix == ".json"
+            looks_local = (
+                model[kind].startswith((".", "/", "~")) or model[kind].count("/") > 1 or path.suffix == ".json"
+            )
             looks_local = looks_local or model[kind].startswith(("checkpoints/", "configs/"))
             if looks_local and not path.exists():
                 problems.append(
@@ -150,6 +157,22 @@ def _missing_models(values: Mapping[str, Any]) -> list[Problem]:
                     )
                 )
     return problems
+
+
+def _too_long_rows(values: Mapping[str, Any], shape: ModelShape | None) -> list[Problem]:
+    """Rows longer than the context of a model that is named by config or checkpoint; parts have a rule."""
+    longest = (shape and shape.max_position_embeddings) or named_context(values)
+    length = values["train"]["max_length"]
+    if model_source(values) == "parts" or not longest or length <= longest:
+        return []
+    return [
+        Problem(
+            "train.max_length",
+            f"rows are longer than the model's context of {longest} tokens",
+            value=length,
+            mend=f"Set it to at most {longest}, or leave it out.",
+        )
+    ]
 
 
 def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:

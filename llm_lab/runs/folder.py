@@ -160,7 +160,6 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
             raise UserError(Problem(str(path), "this run is under way", mend="Give the new one another name."))
         shutil.rmtree(path)
     root.mkdir(parents=True, exist_ok=True)
-    base = re.sub(r"-\d+$", "", name) if path.exists() else name
     number = 1
     while True:
         try:
@@ -168,7 +167,7 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
             return RunFolder(path)
         except FileExistsError:
             number += 1
-            path = root / f"{base}-{number}"
+            path = root / f"{name}-{number}"
         except OSError as error:
             raise UserError(Problem(str(path), f"the run folder can't be made: {error.strerror}")) from None
 
@@ -199,7 +198,9 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
                 return folder
     existing = next((c for c in candidates if c.exists()), None)
     if existing is not None:
-        raise UserError(Problem(str(path), "no model was saved here yet", mend="`llm-lab list runs` shows what there is."))
+        raise UserError(
+            Problem(str(path), "no model was saved here yet", mend="`llm-lab list runs` shows what there is.")
+        )
     from llm_lab.recipe.errors import did_you_mean
 
     names = [str(run.path) for run in list_runs(root)]

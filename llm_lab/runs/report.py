@@ -54,11 +54,13 @@ def draw_svg(series: dict[str, Points]) -> str:
         anchor = "end" if number else "start"
         across = WIDTH - MARGIN if number else MARGIN
         body.append(f'<text x="{across}" y="{HEIGHT - MARGIN + 18}" text-anchor="{anchor}">step {x:g}</text>')
-    for (name, points), colour in zip(series.items(), ("#8aa8c8", "#c0392b"), strict=False):
+    for points, colour in zip(series.values(), ("#8aa8c8", "#c0392b"), strict=False):
         path = " ".join(place(x, y) for x, y in points)
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
     for number, (name, colour) in enumerate(zip(series, ("#8aa8c8", "#c0392b"), strict=False)):
-        body.append(f'<text x="{WIDTH - MARGIN}" y="{24 + 16 * number}" text-anchor="end" fill="{colour}">{name}</text>')
+        body.append(
+            f'<text x="{WIDTH - MARGIN}" y="{24 + 16 * number}" text-anchor="end" fill="{colour}">{name}</text>'
+        )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-family="sans-serif" font-size="12">' + "".join(body) + "</svg>\n"

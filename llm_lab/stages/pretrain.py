@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from llm_lab.recipe.errors import LabError, UserError
 from llm_lab.recipe.schema import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
+from llm_lab.runs.processes import first_process_first, is_first_process
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Result:
 def run(recipe: PretrainRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
     """Train a model as the resolved recipe says, into the run folder."""
     quiet_libraries()
-    texts = setup(recipe, folder, display)
+    with first_process_first():
+        texts = setup(recipe, folder, display)
     model = build(recipe, texts.tokenizer, display)
     if hasattr(recipe.model, "checkpoint") and is_first_process():
         folder.update(parent=describe_parent(find_local(recipe.model.checkpoint)))
@@ -130,11 +131,6 @@ def make_tokenizer(
     return tokenizer
 
 
-def is_first_process() -> bool:
-    """Tell whether this process is the one that writes (torchrun numbers them)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def describe_parent(checkpoint: str) -> dict[str, str | None]:
     """Return where a model came from and a digest of its weights, for the lineage."""
     folder = Path(checkpoint)
@@ -210,7 +206,8 @@ def fit(
         display.notice(f"{source.key}: read {epochs:.2f} times over the run")
     checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
     first_step = checkpoint[0] if checkpoint else 0
-    folder.forget_after(first_step)
+    if is_first_process():
+        folder.forget_after(first_step)
     before = max((row["wall_seconds"] for row in folder.metrics()), default=0.0)
 
     def factor(update: int) -> float:
@@ -287,6 +284,7 @@ class Evaluation:
         self.recipe, self.folder, self.display, self.texts, self.model = recipe, folder, display, texts, model
         each = max(1, recipe.validation.max_tokens // len(texts.tokens))
         self.held_out = [tokens.validation[:each] for tokens in texts.tokens if len(tokens.validation) > 1]
+        self.measured_at: int | None = None
         # The bytes of a part are taken in proportion: token counts and byte counts are known for the whole.
         self.held_out_bytes = sum(
             tokens.validation_bytes * min(1.0, each / len(tokens.validation))
@@ -310,6 +308,7 @@ class Evaluation:
                 dtype=train.dtype,
             )
             row = {"eval_loss": nats / count, "bits_per_byte": nats / math.log(2) / self.held_out_bytes}
+        self.measured_at = step
         self.write_samples(step)
         return row
 
@@ -338,7 +337,8 @@ class Evaluation:
 
     def done_at(self, step: int) -> bool:
         """Tell whether this step was evaluated already (before a resume, say)."""
-        return not self.held_out or any(
+        # The file alone would not do: another process may look before the first one has written.
+        return not self.held_out or self.measured_at == step or any(
             row["step"] == step and "eval_loss" in row for row in self.folder.metrics()
         )
 

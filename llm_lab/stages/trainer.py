@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import any_process, process_count, wait_for_all
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = ".saving"
@@ -183,29 +185,37 @@ class LabTrainer(Trainer):
         step = self.state.global_step
         final = steps / f"{CHECKPOINT_PREFIX}{step}"
         with self._clock.paused():
+            trouble = None
+            if self.is_world_process_zero():
+                shutil.rmtree(self._staging, ignore_errors=True)
+            wait_for_all()
             try:
-                if self.is_world_process_zero():
-                    shutil.rmtree(self._staging, ignore_errors=True)
                 super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if self.is_world_process_zero():
-                    publish(self._staging / final.name, final)
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, SafetensorError) as error:
                 if not _is_disk_trouble(error):
                     raise
-                shutil.rmtree(self._staging, ignore_errors=True)
-                self.display.notice(
-                    f"The checkpoint of step {step} could not be written ({_first_line(error)}). Training goes on; "
-                    f"the last complete one is kept. Free some disk before step {step + self.args.save_steps}."
-                )
-                return
+                trouble = error
             finally:
                 self._staging = None
-            if self.is_world_process_zero():
-                shutil.rmtree(steps / STAGING, ignore_errors=True)
-                for _, folder in self.run.checkpoints()[: -self._save_total_limit]:
-                    shutil.rmtree(folder, ignore_errors=True)
-                self.display.saved(step, str(final))
+            failed = any_process(trouble is not None)
+            if not self.is_world_process_zero():
+                return
+            if not failed:
+                try:
+                    publish(steps / STAGING / final.name, final)
+                except OSError as error:
+                    failed, trouble = True, error
+            shutil.rmtree(steps / STAGING, ignore_errors=True)
+            if failed:
+                reason = _first_line(trouble) if trouble else "in another process"
+                self.display.notice(
+                    f"The checkpoint of step {step} could not be written ({reason}). Training goes on; the last "
+                    f"complete one is kept. Free some disk before step {step + self.args.save_steps}."
+                )
+                return
+            for _, folder in self.run.checkpoints()[: -self._save_total_limit]:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.display.saved(step, str(final))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Always a plain Hugging Face folder, so that every checkpoint can be talked to.
@@ -225,7 +235,7 @@ def publish(staged: Path, final: Path) -> None:
 
 def _is_disk_trouble(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, OSError) or "write" in text or "no space" in text
+    return isinstance(error, OSError) or any(word in text for word in ("write", "no space", "i/o error"))
 
 
 def _first_line(error: Exception) -> str:
@@ -277,18 +287,14 @@ class _Flow(TrainerCallback):
         if done or state.global_step % self.eval_every == 0:
             control.should_evaluate = True
         if done:
-            control.should_log = control.should_save = True
-        if self._asked_anywhere(args):
-            control.should_log = control.should_save = control.should_training_stop = True
-            control.should_evaluate = done
-
-    def _asked_anywhere(self, args: Any) -> bool:
-        if args.world_size == 1:
-            return self.interruption.asked
+            control.should_save = True
         # All processes must stop at the same step, or the others wait for ever.
-        flag = torch.tensor(int(self.interruption.asked), device=args.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+        if any_process(self.interruption.asked):
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = done
+        # The mean loss since the last log line is not part of a checkpoint: with a line at each, a resumed
+        # run logs what the run would have logged in one piece.
+        control.should_log |= control.should_save
 
 
 def training_arguments(
@@ -315,7 +321,7 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         use_cpu=device == "cpu",
-        ddp_backend="gloo" if device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_backend="gloo" if device == "cpu" and process_count() > 1 else None,
         ddp_find_unused_parameters=False,
         # Autocast is ours (see PretrainTrainer): accelerate's turns all logits into a float32 copy.
         bf16=False,
