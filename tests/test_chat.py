@@ -22,8 +22,7 @@ from llm_lab.ui.chat_screen import answer_once, run_chat
 
 END = 256
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 )
 SHAPE = {
     "vocab_size": 257,
@@ -88,9 +87,7 @@ def written_and_generated(session, model, text, **options):
     """Return the tokens of a reply, and those that `generate` makes of the same text."""
     ids = session._tokenizer(text)["input_ids"] or [END]
     given = torch.tensor([ids])
-    out = model.generate(
-        given, attention_mask=torch.ones_like(given), pad_token_id=0, max_new_tokens=24, **options
-    )
+    out = model.generate(given, attention_mask=torch.ones_like(given), pad_token_id=0, max_new_tokens=24, **options)
     expected = out[0].tolist()
     if len(expected) > len(ids) and expected[-1] == END:
         expected.pop()
@@ -272,6 +269,21 @@ def test_the_space_between_a_text_and_its_continuation_stays():
 # The history
 
 
+def test_after_the_end_of_a_text_a_base_model_begins_another(tmp_path):
+    model = loud(llama())
+    session = open_session(model)
+    usual = session._predictor.logits
+    session._predictor.logits = lambda ids: torch.nn.functional.one_hot(torch.tensor([END]), 257) * 1e4
+    assert say(session, "Once") == ""
+    session.save(tmp_path / "talk.json")
+    session._predictor.logits = usual
+    loaded = open_session(model)
+    loaded.load(tmp_path / "talk.json")
+    anew = say(open_session(model), "")
+    assert say(session, "") == anew
+    assert say(loaded, "") == anew
+
+
 @pytest.mark.parametrize("cut", [1, 7, 24, 30])
 def test_a_base_model_continues_the_text_so_far(cut):
     model = loud(llama())
@@ -286,9 +298,7 @@ def test_a_base_model_continues_the_text_so_far(cut):
 def test_a_character_that_a_cut_falls_into_is_finished_by_the_next_reply():
     tokens = iter([*"你".encode(), END])
     session = open_session(settings=ChatSettings(max_new_tokens=2))
-    session._predictor.logits = lambda ids: (
-        torch.nn.functional.one_hot(torch.tensor([next(tokens)]), 257) * 1e4
-    )
+    session._predictor.logits = lambda ids: torch.nn.functional.one_hot(torch.tensor([next(tokens)]), 257) * 1e4
     assert say(session, "Once") == ""
     assert say(session, "") == "你"
     assert [message["content"] for message in session.messages] == ["Once", "", "", "你"]

@@ -83,13 +83,8 @@ def test_a_plain_log_line_says_all_that_a_row_knows():
 def test_a_plain_evaluation_line_says_that_it_is_one():
     display = PlainDisplay(fake_console(terminal=False))
     display.begin(max_steps=2000, first_step=0, facts={})
-    display.log(
-        {"step": 250, "train_tokens": 9, "wall_seconds": 3.0, "eval_loss": 2.2, "bits_per_byte": 3.174}
-    )
-    assert (
-        display._console.file.getvalue().splitlines()[-1]
-        == "step 250/2000  evaluation  eval loss 2.200  bpb 3.174"
-    )
+    display.log({"step": 250, "train_tokens": 9, "wall_seconds": 3.0, "eval_loss": 2.2, "bits_per_byte": 3.174})
+    assert display._console.file.getvalue().splitlines()[-1] == "step 250/2000  evaluation  eval loss 2.200  bpb 3.174"
 
 
 def test_plain_lines_hold_no_control_characters_whatever_the_model_writes():
@@ -346,9 +341,7 @@ def test_the_plan_fits_the_screen(machine, model):
 
 def test_the_plan_says_what_is_made_and_what_it_costs():
     text = shown(
-        plan_panel(
-            resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP)
-        )
+        plan_panel(resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP))
     )
     for wanted in (
         BANNER,
@@ -363,9 +356,7 @@ def test_the_plan_says_what_is_made_and_what_it_costs():
 
 
 def test_the_plan_has_no_rehearsal_banner_on_a_gpu():
-    resolved = resolve(
-        {"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cuda"}, machine=WORKSTATION
-    )
+    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cuda"}, machine=WORKSTATION)
     assert BANNER not in shown(plan_panel(resolved))
 
 

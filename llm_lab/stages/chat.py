@@ -37,19 +37,21 @@ class _Written:
     text: str
     ids: list[int]
     stream: TextOfTokens
+    ended: bool
 
 
 class ChatSession:
     """A model, its tokenizer, and what was said so far.
 
-    With a chat template it is a chat of turns; without one, the model continues the text so far.
+    With a chat template it is a chat of turns; without one, the model continues the text so far, until it
+    ends it: what is said next begins another.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, settings: ChatSettings | None = None):
         self.name = name
         self.settings = settings or ChatSettings()
         self.mode = "chat" if getattr(tokenizer, "chat_template", None) else "completion"
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
         self.system: str | None = None
         self.notice: str | None = None  # what the last reply could not see, in words
         self.last_stats: ReplyStats | None = None
@@ -61,9 +63,7 @@ class ChatSession:
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         embeddings = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > embeddings:
-            why = (
-                f"it has {len(tokenizer):,} tokens and the model knows {embeddings:,}: it is another model's"
-            )
+            why = f"it has {len(tokenizer):,} tokens and the model knows {embeddings:,}: it is another model's"
             raise UserError(Problem("tokenizer", why))
 
     def reply(self, text: str) -> Iterator[str]:
@@ -111,7 +111,9 @@ class ChatSession:
             if pieces or stop != "stopped":
                 self.messages.append({"role": "user", "content": text})
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
-                self._written = _Written(self._so_far(), ids, new_text)
+                if stop == "end" and self.mode == "completion":
+                    self.messages[-1]["ended"] = True
+                self._written = _Written(self._so_far(), ids, new_text, stop == "end")
 
     def reset(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""
@@ -203,16 +205,17 @@ class ChatSession:
         return ids
 
     def _tell_full(self, unseen: str) -> None:
-        self.notice = (
-            f"The context of {self.context_length:,} tokens is full: the model no longer sees {unseen}."
-        )
+        self.notice = f"The context of {self.context_length:,} tokens is full: the model no longer sees {unseen}."
 
     def _so_far(self) -> str:
-        return "".join(message["content"] for message in self.messages)
+        """The text that a base model continues: all since it last ended one."""
+        ended = [index for index, message in enumerate(self.messages) if message.get("ended")]
+        return "".join(message["content"] for message in self.messages[ended[-1] + 1 if ended else 0 :])
 
     def _written_so_far(self) -> _Written | None:
         """What the tokens of the text so far are, where this session wrote its end."""
-        return self._written if self._written and self._written.text == self._so_far() else None
+        written = self._written
+        return written if written and not written.ended and written.text == self._so_far() else None
 
     def _text_after(self, ids: list[int], text: str) -> TextOfTokens:
         """Return what turns the reply's tokens into text."""
@@ -231,7 +234,7 @@ class ChatSession:
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
-    def _render(self, messages: list[dict[str, str]], *, reply: bool = False) -> str:
+    def _render(self, messages: list[dict[str, Any]], *, reply: bool = False) -> str:
         from jinja2 import TemplateError
 
         try:

@@ -73,9 +73,7 @@ class Predictor:
         if length < len(ids) and ids[:length] == cached:
             return length
         shared = 0
-        for old, new in zip(
-            cached, ids[:-1], strict=False
-        ):  # the last token is fed always: its logits are wanted
+        for old, new in zip(cached, ids[:-1], strict=False):  # the last token is fed always: its logits are wanted
             if old != new:
                 break
             shared += 1

@@ -13,7 +13,7 @@ from llm_lab.runs.folder import write_atomically
 from .chat_settings import ChatSettings
 
 KIND = "llm-lab conversation"
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 def write_conversation(
@@ -46,7 +46,8 @@ def read_conversation(file: Path, *, why_not: str = "this is no saved conversati
         raise UserError(Problem(str(file), why_not)) from None
     if not isinstance(found, dict) or found.get("kind") != KIND or not _is_sound(found):
         raise UserError(Problem(str(file), why_not))
-    messages = [{"role": message["role"], "content": message["content"]} for message in found["messages"]]
+    kept = ("role", "content", "ended")
+    messages = [{key: message[key] for key in kept if key in message} for message in found["messages"]]
     return {"mode": found["mode"], "system": found["system"], "messages": messages}
 
 
@@ -61,6 +62,7 @@ def _is_sound(found: dict[str, Any]) -> bool:
             isinstance(message, dict)
             and message.get("role") == ("assistant" if index % 2 else "user")
             and isinstance(message.get("content"), str)
+            and isinstance(message.get("ended", True), bool)
             for index, message in enumerate(messages)
         )
     )

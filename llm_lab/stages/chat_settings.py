@@ -35,9 +35,7 @@ class ChatSettings:
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
-            right_kind = isinstance(value, (int, float) if kind is float else int) and not isinstance(
-                value, bool
-            )
+            right_kind = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
             if not right_kind or not least <= value <= greatest:
                 problems.append(Problem(name, "not a value this can have", value=value, allowed=allowed))
         if problems:
@@ -47,9 +45,7 @@ class ChatSettings:
         """Return the settings with one of them read from text. UserError where it can't be."""
         if name not in _RANGES:
             raise UserError(
-                Problem(
-                    name, "no such setting", allowed=one_of(list(_RANGES)), mend=did_you_mean(name, _RANGES)
-                )
+                Problem(name, "no such setting", allowed=one_of(list(_RANGES)), mend=did_you_mean(name, _RANGES))
             )
         kind, _, _, allowed = _RANGES[name]
         text = text.strip().replace("_", "")
