@@ -201,16 +201,13 @@ def test_a_run_without_validation_is_not_evaluated():
 def test_two_sources_are_mixed_by_their_weights():
     write_text("other.txt", seed=1)
 
-    class Listening(Display):
-        said = []
-
-        def notice(self, text):
-            self.said.append(text)
-
+    said = []
+    display = Display()
+    display.notice = said.append
     data = [{"path": "text.txt", "weight": 3.0}, {"path": "other.txt", "weight": 1.0}]
-    facts = run(tiny_recipe(data=data, **{"train.max_steps": 200}), display=Listening())
+    facts = run(tiny_recipe(data=data, **{"train.max_steps": 200}), display=display)
     assert [entry["path"] for entry in facts["data"]] == ["text.txt", "other.txt"]
-    read = [float(text.split("read ")[1].split()[0]) for text in Listening.said if "over the run" in text]
+    read = [float(text.split("read ")[1].split()[0]) for text in said if "over the run" in text]
     assert read[0] == pytest.approx(3 * read[1], rel=0.1)
 
 
