@@ -199,7 +199,7 @@ _ALWAYS = {"model.num_key_value_heads"}
 def _origins(
     given: Mapping[str, Any], values: Mapping[str, Any], reasons: Mapping[str, str], overrides: Collection[str]
 ) -> dict[str, Origin]:
-    written = dict(flatten(given))
+    written = {path: value for path, value in flatten(given) if value != {}}
     origins = {}
     for path, _ in flatten(values):
         if any(path == key or path.startswith(key + ".") for key in overrides):
