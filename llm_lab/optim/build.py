@@ -46,9 +46,7 @@ def _build_adamw(model: nn.Module, options: AdamW) -> torch.optim.Optimizer:
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": embeddings + vectors, "weight_decay": 0.0},
     )
-    return torch.optim.AdamW(
-        groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps, fused=True)
 
 
 def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:

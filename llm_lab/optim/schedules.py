@@ -12,9 +12,7 @@ CURVES: dict[str, Callable[[float], float]] = {
 }
 
 
-def learning_rate_factor(
-    update: int, *, name: str, max_steps: int, warmup_steps: int, min_ratio: float = 0.0
-) -> float:
+def learning_rate_factor(update: int, *, name: str, max_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:
     """Return the factor for one update, counted from 0.
 
     It rises to 1 at the last warm-up update, never rises after it, is exactly `min_ratio` at the last

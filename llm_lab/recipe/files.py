@@ -41,9 +41,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
         if not isinstance(key, str | int | float):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
         if str(key) in found:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{key}' stands twice", key_node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
         found[str(key)] = loader.construct_object(value_node, deep=True)
     return found
 
@@ -105,9 +103,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
         key, equals, value_text = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            problems.append(
-                Problem(text, "an override is written key=value", mend="For example train.max_steps=500.")
-            )
+            problems.append(Problem(text, "an override is written key=value", mend="For example train.max_steps=500."))
             continue
         try:
             _set(result, key.split("."), parse_yaml(value_text, key), key)
@@ -124,9 +120,7 @@ def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
         last = position == len(steps) - 1
         if isinstance(node, list):
             if not step.isdigit() or int(step) > len(node):
-                raise UserError(
-                    Problem(key, f"'{step}' is no place in this list", allowed=f"0 to {len(node)}")
-                )
+                raise UserError(Problem(key, f"'{step}' is no place in this list", allowed=f"0 to {len(node)}"))
             index = int(step)
             if index == len(node):
                 node.append({})

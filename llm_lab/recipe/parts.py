@@ -174,9 +174,7 @@ class ModelParts(Group):
         derived="from size: true up to large",
         advanced=True,
     )
-    attention_bias: Bool = option(
-        False, help="biases in q, k, v, o", question="Biases in attention?", advanced=True
-    )
+    attention_bias: Bool = option(False, help="biases in q, k, v, o", question="Biases in attention?", advanced=True)
     mlp_bias: Bool = option(
         False, help="biases in the feed-forward", question="Biases in the feed-forward?", advanced=True
     )

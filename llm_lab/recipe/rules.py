@@ -96,8 +96,7 @@ def _yarn_context_is_the_product(values: Values) -> Iterator[Problem]:
     if longest and factor and original and abs(original * factor - longest) >= factor:
         yield Problem(
             "model.original_max_position_embeddings",
-            f"times yarn_factor = {factor:g} this gives {original * factor:g}, "
-            f"not max_position_embeddings = {longest}",
+            f"times yarn_factor = {factor:g} this gives {original * factor:g}, not max_position_embeddings = {longest}",
             value=original,
             mend=f"Set it to {max(1, int(longest / factor))}, or leave it out.",
         )
@@ -149,14 +148,13 @@ def _kernel_runs_on_the_device(values: Values) -> Iterator[Problem]:
 
 def _checkpoint_brings_its_tokenizer(values: Values) -> Iterator[Problem]:
     model, tokenizer = values.get("model"), values.get("tokenizer")
-    if isinstance(model, Mapping) and "checkpoint" in model and tokenizer is not None:
-        if tokenizer != model["checkpoint"]:
-            yield Problem(
-                "tokenizer",
-                "a checkpoint has its own tokenizer; its embeddings mean nothing in another",
-                value=tokenizer,
-                mend="Leave it out.",
-            )
+    if isinstance(model, Mapping) and "checkpoint" in model and tokenizer not in (None, model["checkpoint"]):
+        yield Problem(
+            "tokenizer",
+            "a checkpoint has its own tokenizer; its embeddings mean nothing in another",
+            value=tokenizer,
+            mend="Leave it out.",
+        )
 
 
 def _first_mistakes_with_data(values: Values) -> Iterator[Problem]:

@@ -84,14 +84,16 @@ class Validation(Group):
         advanced=True,
     )
     max_tokens: Int = option(
-        1_000_000, help="tokens measured at an evaluation, at most", ge=1, question="Tokens measured, at most?", advanced=True
+        1_000_000,
+        help="tokens measured at an evaluation, at most",
+        ge=1,
+        question="Tokens measured, at most?",
+        advanced=True,
     )
 
 
 def _learning_rate(default: float, why: str) -> Any:
-    return option(
-        default, help="the peak learning rate", question="Learning rate?", why=why, gt=0.0, le=10.0
-    )
+    return option(default, help="the peak learning rate", question="Learning rate?", why=why, gt=0.0, le=10.0)
 
 
 def _betas(default: tuple[float, float], what: str) -> Any:
@@ -129,13 +131,9 @@ class Muon(Group):
         "For the hidden matrices. 0.02 works from nano to small: each update is orthogonal, so its size does "
         "not depend on the gradient's.",
     )
-    momentum: Float = option(
-        0.95, help="of the hidden matrices", question="Momentum?", ge=0.0, lt=1.0, advanced=True
-    )
+    momentum: Float = option(0.95, help="of the hidden matrices", question="Momentum?", ge=0.0, lt=1.0, advanced=True)
     nesterov: Bool = option(True, help="look ahead along the momentum", question="Nesterov?", advanced=True)
-    ns_steps: Int = option(
-        5, help="Newton-Schulz steps", question="Newton-Schulz steps?", ge=1, le=20, advanced=True
-    )
+    ns_steps: Int = option(5, help="Newton-Schulz steps", question="Newton-Schulz steps?", ge=1, le=20, advanced=True)
     weight_decay: Float = option(
         0.01,
         help="pulls matrices towards zero; never norms, biases or embeddings",
@@ -266,13 +264,21 @@ class Samples(Group):
     """Texts written at every evaluation, always from the same prompts."""
 
     prompts: tuple[str, ...] = option(
-        ("",), help="what the samples start from; empty: from nothing", question="Prompts of the samples?", advanced=True
+        ("",),
+        help="what the samples start from; empty: from nothing",
+        question="Prompts of the samples?",
+        advanced=True,
     )
     max_new_tokens: Int = option(
         80, help="length of a sample, in tokens", question="Tokens in a sample?", ge=1, le=100_000, advanced=True
     )
     temperature: Float = option(
-        0.8, help="0: always the likeliest token", question="Temperature of the samples?", ge=0.0, le=10.0, advanced=True
+        0.8,
+        help="0: always the likeliest token",
+        question="Temperature of the samples?",
+        ge=0.0,
+        le=10.0,
+        advanced=True,
     )
 
 
@@ -318,9 +324,7 @@ class StageRecipe(Group):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
     )
-    seed: Int = option(
-        1337, help="same seed, same result", question="Seed?", ge=0, le=2**32 - 1, advanced=True
-    )
+    seed: Int = option(1337, help="same seed, same result", question="Seed?", ge=0, le=2**32 - 1, advanced=True)
     device: Literal[tuple(DEVICES)] = option(
         "cuda", help="where it runs", question="Where does it run?", choices=DEVICES
     )

@@ -29,7 +29,13 @@ def option_tables(stage: str) -> str:
     for key, owner in leaf_keys(schema):
         heading = _heading(key, owner, schema)
         if heading != last:
-            lines += ["", f"**{heading}**", "", "| key | allowed | default | what it does |", "| --- | --- | --- | --- |"]
+            lines += [
+                "",
+                f"**{heading}**",
+                "",
+                "| key | allowed | default | what it does |",
+                "| --- | --- | --- | --- |",
+            ]
             last = heading
         lines.append(f"| `{key.name}` | {_cell(key.allowed())} | {_cell(_default(key))} | {_cell(key.help)} |")
     return "\n".join(lines).strip() + "\n"
@@ -85,5 +91,3 @@ def json_schema() -> dict[str, Any]:
         "anyOf": [*members, pipeline],
         "$defs": definitions,
     }
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,6 +12,7 @@ from .errors import Problem, UserError, did_you_mean, one_of
 from .fields import Group, Key, groups_of
 from .schema import STAGE_RECIPES, StageRecipe
 
+AnyGroup = TypeVar("AnyGroup", bound=Group)
 _UNIONS = ("model", "optimizer", "tokenizer")
 
 
@@ -83,12 +84,16 @@ def stage_schema(raw: dict[str, Any]) -> type[StageRecipe]:
 
 
 def validate(raw: dict[str, Any]) -> tuple[StageRecipe | None, list[Problem], set[str]]:
-    """Validate a raw stage recipe; never raises for what is in it.
+    """Validate a raw stage recipe by the schema of the stage it names; see validate_as."""
+    return validate_as(stage_schema(raw), raw)
+
+
+def validate_as(schema: type[AnyGroup], raw: dict[str, Any]) -> tuple[AnyGroup | None, list[Problem], set[str]]:
+    """Validate raw values; never raises for what is in them.
 
     Returns the recipe with its wrong keys left out (so that the rules across keys can still be
     checked and every problem is told at once), the problems, and the dotted keys they are about.
     """
-    schema = stage_schema(raw)
     rest = copy.deepcopy(raw)
     problems: list[Problem] = []
     wrong: set[str] = set()
@@ -149,9 +154,7 @@ def _remove(node: Any, steps: list[Any], schema: type[Group]) -> None:
         root["data"] = [{"path": "builtin:stories"}]
 
 
-def _problem(
-    item: dict[str, Any], path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]
-) -> Problem:
+def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]) -> Problem:
     kind, value = item["type"], item.get("input")
     key = find_key(schema, path, raw)
     if len(item["loc"]) and isinstance(item["loc"][-1], int) and not isinstance(steps[-1], int):
@@ -208,7 +211,7 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
         groups = [g for g in groups if any(k in g.model_fields for k in node)] or groups
     names = [(i.alias or n) for g in groups[:1] for n, i in g.model_fields.items()]
     last = str(steps[-1])
-    where = f"'{parent_path}'" if parent_path else f"a {raw.get('stage')} recipe"
+    where = f"'{parent_path}'" if parent_path else f"a {raw['stage']} recipe" if "stage" in raw else "a pipeline"
     if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
         where = f"{parent_path} '{node['name']}'"
     mend = did_you_mean(last, names)

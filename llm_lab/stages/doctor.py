@@ -11,10 +11,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 from llm_lab.plan.hardware import Machine, find_machine
 
-PACKAGES = (
-    "torch transformers trl peft datasets accelerate tokenizers safetensors pydantic questionary rich "
-    "lion-pytorch flash-attn bitsandbytes"
-).split()
+PACKAGES = [
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "pydantic",
+    "questionary",
+    "rich",
+    "lion-pytorch",
+    "flash-attn",
+    "bitsandbytes",
+]
 HUB_SECONDS = 3.0
 
 
@@ -87,7 +99,9 @@ def _attention(machine: Machine) -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(os.getcwd()).free
     status = "good" if free > 5 * 2**30 else "warn"
-    yield Finding("free disk here", status, f"{free / 2**30:.0f} GiB", "" if status == "good" else "Checkpoints need room.")
+    yield Finding(
+        "free disk here", status, f"{free / 2**30:.0f} GiB", "" if status == "good" else "Checkpoints need room."
+    )
 
 
 def _hub() -> Iterator[Finding]:
