@@ -16,6 +16,7 @@ from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.schema import PipelineRecipe
+from llm_lab.recipe.validate import validate_as
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, wait_for_all
@@ -90,20 +91,14 @@ def read_job(
 def _read_pipeline(
     raw: dict[str, Any], stem: str, touched: set[str], machine: Machine
 ) -> tuple[Job | None, list[Problem]]:
-    from pydantic import ValidationError
-
-    try:
-        pipeline = PipelineRecipe.model_validate(raw)
-    except ValidationError as error:
-        return None, [
-            Problem(".".join(map(str, item["loc"])), item["msg"], allowed=", ".join(PipelineRecipe.model_fields))
-            for item in error.errors(include_url=False)
-        ]
+    pipeline, problems, _ = validate_as(PipelineRecipe, raw)
+    if pipeline is None:
+        return None, problems
     name = pipeline.name or _safe_name(stem)
-    stages, problems, names = [], [], []
+    stages, names = [], []
     for index, stage in enumerate(pipeline.stages):
         stage = {"seed": pipeline.seed, "device": pipeline.device, **stage}
-        label = stage.get("name") or stage.get("stage") or "stage"
+        label = str(stage.get("name") or stage.get("stage") or "stage")
         while label in names:
             label += "-2"
         names.append(label)
