@@ -19,7 +19,7 @@ from llm_lab.data.split import split_documents
 from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quiet_libraries, read_config
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
-from llm_lab.optim.schedules import learning_rate_factor
+from llm_lab.plan.schedule import learning_rate_factor
 from llm_lab.recipe.errors import LabError, UserError
 from llm_lab.recipe.schema import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.display import Display

@@ -91,7 +91,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
 
 def learning_rate_factor_of(schedule: dict[str, Any], update: int, max_steps: int) -> float:
     """Return the schedule's factor at one update, for the small curve."""
-    from llm_lab.optim.schedules import learning_rate_factor
+    from llm_lab.plan.schedule import learning_rate_factor
 
     return learning_rate_factor(
         update,

@@ -1,4 +1,4 @@
-"""The learning rate over a run, as a factor of the peak. No torch: the wizard draws it too."""
+"""The learning rate over a run, as a factor of the peak: the trainer follows it, the wizard draws it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""Interleaved timing: A B A B ..., medians and spread, so that a noisy machine hits both alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender over all rounds."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def spread(self) -> str:
+        """Return median and range in milliseconds."""
+        low, high = min(self.seconds), max(self.seconds)
+        return f"{1e3 * self.median:,.1f} ms ({1e3 * low:,.1f} to {1e3 * high:,.1f})"
+
+
+def race(contenders: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """Time every contender once a round, in turn."""
+    for contender in contenders.values():
+        for _ in range(warmup):
+            contender()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
