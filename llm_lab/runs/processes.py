@@ -1,18 +1,81 @@
-"""The processes of one run (torchrun starts them): who writes, and who waits for whom.
+"""The processes of one run: how they start, who writes, and who waits for whom.
 
-With one process nothing here does anything, and torch is not imported.
+They know each other by the variables that torchrun sets, so torchrun can start them too. With one process
+nothing here does anything, and torch is not imported.
 """
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-# Others wait while the first makes tokens of a large text; torchrun ends them all where one fails.
+# Others wait while the first makes tokens of a large text; where one fails, whoever started them ends all.
 PATIENCE = timedelta(days=1)
+STOPPED = 130
+GRACE_SECONDS = 10.0
+
+
+def start_processes(command: Sequence[str], count: int) -> int:
+    """Run a command in `count` processes on this machine; returns the first exit code that is not 0.
+
+    torchrun would do, but answers Ctrl-C by ending its processes: here they get the signal once, and the
+    time that they need to save. Where one fails the others are ended.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    everyone = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    everyone |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    # As torchrun does: N processes of all cores each would stand in each other's way.
+    everyone.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    processes: list[subprocess.Popen] = []
+
+    def pass_on(signum: int, frame: Any) -> None:
+        for process in processes:
+            process.send_signal(signum)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for rank in range(count):
+            # A session of their own: the terminal's Ctrl-C would reach them beside the one passed on.
+            process = subprocess.Popen(
+                list(command),
+                env={**everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.DEVNULL,
+                stdout=None if rank == 0 else subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            processes.append(process)
+        return _wait(processes)
+    finally:
+        for process in processes:
+            process.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen]) -> int:
+    ends = None
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [code for code in codes if code]
+        if None not in codes:
+            return failed[0] if failed else 0
+        if any(code != STOPPED for code in failed):
+            # The others wait for the one that is gone.
+            ends = ends or time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > ends:
+                for process in processes:
+                    process.kill()
+        time.sleep(0.1)
 
 
 def process_count() -> int:
@@ -41,6 +104,8 @@ def connected(device: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # What still holds the connection in a cycle (DDP's wrapper does) would tear it down at exit, and abort.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

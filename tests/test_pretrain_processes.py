@@ -1,0 +1,106 @@
+"""Several processes on one run: the same losses, one folder, one checkpoint, one stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe, write_text
+from test_pretrain_run import losses, weights
+
+from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import start_processes
+
+pytestmark = pytest.mark.slow
+TINY = RunFolder(Path("checkpoints/tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _text(in_tmp_path):
+    write_text("text.txt")
+
+
+PROGRAM = """
+import sys
+from llm_lab.runs.processes import start_processes
+sys.exit(start_processes(sys.argv[1:], 2))
+"""
+
+
+def start(raw: dict, *words: str) -> subprocess.Popen:
+    """Start two processes of one run."""
+    Path("recipe.yaml").write_text(json.dumps(raw))
+    command = [sys.executable, "-c", PROGRAM, sys.executable, "-m", "llm_lab.cli", "run", "recipe.yaml", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_with_two(raw: dict, *words: str) -> dict:
+    process = start(raw, *words)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return {**TINY.facts(), "path": str(TINY.path)}
+
+
+def test_two_processes_give_the_losses_of_one_with_twice_the_batch():
+    raw = tiny_recipe(tokenizer={"bpe": 280})
+    two = run_with_two(raw)
+    assert two["status"] == "done"
+    assert [path.name for path in Path("checkpoints").iterdir()] == ["tiny"]
+    assert two["results"]["train_tokens"] == 20 * 2 * 4 * 16
+    one = run({**raw, "name": "one", "train": {**raw["train"], "per_device_train_batch_size": 8}})
+    assert len(losses(two)) == len(losses(one))
+    for mine, other in zip(losses(two), losses(one), strict=True):
+        assert dict(mine) == pytest.approx(dict(other), rel=1e-3)
+    theirs = weights(one)
+    assert all(torch.allclose(tensor, theirs[name], atol=5e-3) for name, tensor in weights(two).items())
+
+    # Resumed from the middle, the run ends as it did.
+    kept, rows = weights(two), losses(two)
+    for folder in (TINY.steps_path / "checkpoint-20", TINY.model_path):
+        folder.rename(folder.with_name("gone"))
+    resumed = run_with_two(raw, "--resume")
+    assert losses(resumed) == rows
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(resumed).items())
+    assert sorted(file.name for file in (TINY.steps_path / "checkpoint-20").glob("rng_state*")) == [
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    ]
+
+
+def test_a_pipeline_of_two_processes_goes_through_its_stages():
+    second = tiny_recipe(name="second")
+    del second["model"]
+    process = start({"name": "both", "device": "cpu", "stages": [tiny_recipe(name="first"), second]})
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    outer = RunFolder(Path("checkpoints/both"))
+    assert [stage.facts()["status"] for stage in outer.stages()] == ["done", "done"]
+
+
+def test_ctrl_c_stops_both_at_the_same_step():
+    process = start(tiny_recipe(**{"train.max_steps": 20_000, "train.save_steps": 20_000, "train.eval_steps": 20_000}))
+    end = time.monotonic() + 120
+    while not [row for row in TINY.metrics() if row["step"] >= 10]:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert TINY.status() == "stopped"
+    ((step, folder),) = TINY.checkpoints()
+    assert 10 <= step < 20_000
+    assert len(list(folder.glob("rng_state_*.pth"))) == 2
+
+
+def test_where_one_process_fails_the_others_are_ended():
+    program = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(100)"
+    begun = time.monotonic()
+    assert start_processes([sys.executable, "-c", program], 2) in (3, -9)
+    assert time.monotonic() - begun < 60
