@@ -8,20 +8,24 @@ from typing import Any
 
 from .load import config_of_parts, quiet_libraries
 from .native import native_config
+from .tokenizers import load_tokenizer, make_byte_tokenizer
 
 
 def write_design(folder: Path, values: Mapping[str, Any]) -> Path:
     """Write the config of a resolved recipe's parts into `folder` and return it.
 
     Native parts make a Llama, Mistral or Qwen3 config; others carry the code that reads them. The vocabulary
-    is the tokenizer's where its size is known now, and is set again from it when training begins.
+    is the tokenizer's; that of a BPE still to be trained is set again when training begins.
     """
-    from llm_lab.plan.vocabulary import vocabulary_size
-
     quiet_libraries()
-    size, _ = vocabulary_size(values.get("tokenizer"))
-    config = config_of_parts(values["model"], size)
+    config = config_of_parts(values["model"], _vocabulary_size(values["tokenizer"]))
     native = native_config(config)
     folder.mkdir(parents=True, exist_ok=True)
     (native if native is not None else config).save_pretrained(folder)
     return folder
+
+
+def _vocabulary_size(tokenizer: Any) -> int:
+    if isinstance(tokenizer, Mapping):
+        return tokenizer["bpe"]
+    return len(make_byte_tokenizer() if tokenizer == "bytes" else load_tokenizer(tokenizer))
