@@ -74,6 +74,31 @@ def bench_training_step() -> str:
     )
 
 
+def bench_precision() -> str:
+    """The same step in bf16 autocast and in float32: what `train.dtype` is derived from."""
+    import torch
+
+    from llm_lab.hf.load import build_from_config
+    from llm_lab.stages.pretrain_trainer import next_token_loss
+
+    ids = torch.randint(0, VOCABULARY, (16, 129))
+    model = build_from_config(_llama_config()).train()
+
+    def stepper(dtype: str) -> Callable:
+        def step() -> None:
+            next_token_loss(model, ids[:, :-1], ids[:, 1:], "cpu", dtype).backward()
+            model.zero_grad()
+
+        return step
+
+    timings = race({dtype: stepper(dtype) for dtype in ("bfloat16", "float32")}, rounds=30, warmup=3)
+    ratio = timings["float32"].median / timings["bfloat16"].median
+    return (
+        f"| forward and backward in bf16, 16 × 128 tokens, 4 × 128 | {timings['bfloat16'].spread()} "
+        f"| in float32 {timings['float32'].spread()} | {ratio:.2f} × |"
+    )
+
+
 def bench_chat() -> str:
     """Greedy tokens a second: our streaming chat against transformers' generate, both with a cache."""
     import torch
@@ -131,7 +156,7 @@ def main() -> None:
     print(f"{machine.describe()} ({machine.cpu_name}); torch {torch.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, commit {commit.stdout.strip()}\n")
     print("| what | ours | against | ratio (more is better) |\n| --- | --- | --- | --- |")
-    for bench in (bench_training_step, bench_chat, bench_start):
+    for bench in (bench_training_step, bench_precision, bench_chat, bench_start):
         print(bench(), flush=True)
 
 
