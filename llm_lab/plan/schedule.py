@@ -16,7 +16,7 @@ def learning_rate_factor(update: int, *, name: str, max_steps: int, warmup_steps
     """Return the factor for one update, counted from 0.
 
     It rises to 1 at the last warm-up update, never rises after it, is exactly `min_ratio` at the last
-    update, and stays there past the end.
+    update, and stays there past the end. A run of one update makes it at the peak.
     """
     if update < warmup_steps:
         return (update + 1) / warmup_steps
