@@ -92,6 +92,11 @@ _ARCHITECTURES: dict[str, dict[str, bool]] = {
     "qwen3": {"gated": True, "norm_has_bias": False, "qk_norm": True},
     "llm_lab": {},
 }
+# What transformers takes where a config leaves a key out, if it is no number of the shape itself.
+_LEFT_OUT: dict[str, dict[str, int]] = {
+    "mistral": {"num_key_value_heads": 8},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+}
 
 
 def read_config_json(path: str | Path) -> dict[str, Any] | None:
@@ -113,6 +118,7 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
     kind = _ARCHITECTURES.get(config.get("model_type", ""))
     if kind is None:
         return None
+    config = {**_LEFT_OUT.get(config["model_type"], {}), **config}
     parts = {key: config.get(key) for key in (f.name for f in fields(ModelShape)) if config.get(key) is not None}
     heads = parts.get("num_attention_heads")
     if not heads or not parts.get("hidden_size"):
