@@ -125,8 +125,17 @@ def _wizard(arguments: argparse.Namespace) -> int:
             write_config=_write_config,
             recipes=list_recipes,
             summary=recipe_summary,
-        )
+            problems=_problems,
+        ),
+        debug=arguments.debug,
     )
+
+
+def _problems(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """Return all that is wrong with a recipe."""
+    from llm_lab.runner import read_job
+
+    return [str(problem) for problem in read_job(recipe, overrides)[1]]
 
 
 def _describe_data(source: Mapping[str, Any]) -> str:
@@ -193,22 +202,25 @@ def _start_run(
     resume: bool = False,
     overwrite: bool = False,
     ask: bool = False,
+    show_plan: bool = True,
 ) -> int:
     """Show the plan, run, and say what came of it. ask: want a yes between plan and run."""
     from llm_lab.runner import read_job, run
     from llm_lab.runs.display import Display
+    from llm_lab.ui.console import say_wait
     from llm_lab.ui.messages import print_closing, print_plan
     from llm_lab.ui.progress import make_display
     from llm_lab.ui.prompts import confirm
 
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
-        job, problems = read_job(recipe, overrides)
+        job, problems = read_job(recipe, overrides) if show_plan else (None, [])
         if job is not None and not problems:
             for resolved in job.stages:
-                print_plan(resolved)
-            if ask and not confirm("Start now?", yes="Yes, start", no="No, back to the menu"):
+                print_plan(resolved, derived=not ask)
+            if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
                 return DONE
+        say_wait("Getting ready ...")
     facts = run(recipe, overrides, resume=resume, overwrite=overwrite, display=make_display() if first else Display())
     if first:
         print_closing(facts)
@@ -286,6 +298,9 @@ def _start_chat(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> int:
+    from llm_lab.ui.console import say_wait
+
+    say_wait(f"Loading {checkpoint} ...")
     from llm_lab.runner import load
     from llm_lab.stages.chat import ChatSession, ChatSettings
     from llm_lab.ui.chat_screen import answer_once, run_chat

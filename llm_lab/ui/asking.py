@@ -2,131 +2,105 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from llm_lab.plan.hardware import Machine
-from llm_lab.plan.resolve import Resolved, diagnose
-from llm_lab.recipe.errors import Problem
+from llm_lab.plan.resolve import Resolved
+from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.fields import Key
 from llm_lab.recipe.files import format_value, parse_yaml
-from llm_lab.recipe.rules import applies
-from llm_lab.recipe.validate import find_key, stage_schema
 
+from .console import count, make_console, size
+from .draft import Draft
 from .prompts import Back, Option, choose, type_in
 
+Show = Callable[[Draft], None]
+Step = Callable[[Draft], Draft]
 OFFERED = 9  # numbers in a list, so that panel and list fit 24 lines
-OTHER = "other"
+OTHER = "another number ..."
 
 
-@dataclass
-class Draft:
-    """A recipe being answered: what the user said, and what follows from it."""
-
-    raw: dict[str, Any]
-    machine: Machine
-    name: str = "run"
-    _memory: dict[str, tuple[Resolved | None, list[Problem]]] = field(default_factory=dict, repr=False)
-
-    def look(self) -> tuple[Resolved | None, list[Problem]]:
-        """Resolve the draft as far as it goes."""
-        signature = repr(self.raw)
-        if signature not in self._memory:
-            self._memory = {signature: diagnose(self.raw, machine=self.machine, name=self.name)}
-        return self._memory[signature]
-
-    def with_answer(self, path: str, value: Any) -> Draft:
-        """Return the draft with one key answered (None: left out, so that it is derived)."""
-        raw = copy.deepcopy(self.raw)
-        node: Any = raw
-        *parents, last = path.split(".")
-        for step in parents:
-            node = node[int(step)] if isinstance(node, list) else node.setdefault(step, {})
-        if value is None:
-            node.pop(last, None)
-        else:
-            node[last] = value
-        return Draft(raw, self.machine, self.name)
-
-    def value(self, path: str) -> Any:
-        """Return what a key is now: answered, derived or default."""
-        resolved, _ = self.look()
-        node: Any = resolved.values if resolved else self.raw
-        for step in path.split("."):
-            if isinstance(node, list | tuple) and step.isdigit() and int(step) < len(node):
-                node = node[int(step)]
-            elif isinstance(node, dict):
-                node = node.get(step)
-            else:
-                return None
-        return node
-
-    def key(self, path: str) -> Key | None:
-        resolved, _ = self.look()
-        return find_key(stage_schema(self.raw), path, resolved.values if resolved else self.raw)
-
-    def applies(self, path: str) -> bool:
-        resolved, _ = self.look()
-        return applies(path, resolved.values if resolved else self.raw)
-
-    def why_not(self, path: str, value: Any) -> str | None:
-        """Return why a value can't be taken here, the other answers being what they are, or None."""
-        before = {str(problem) for problem in self.look()[1]}
-        for problem in self.with_answer(path, value).look()[1]:
-            about_this = isinstance(problem, Problem) and problem.key.split(".")[0] == path.split(".")[0]
-            if str(problem) not in before and about_this:
-                return problem.why if problem.key == path else f"{problem.key.rsplit('.', 1)[-1]}: {problem.why}"
-        return None
+class _Derive:
+    """Picked to take an answer back, so that the key follows the others again."""
 
 
-def ask_key(draft: Draft, path: str, *, show: Callable[[Draft], None]) -> Draft:
+DERIVE = _Derive()
+
+
+def ask_key(draft: Draft, path: str, *, show: Show) -> Draft:
     """Ask one key and return the draft with the answer. `show` draws the screen above the question.
 
     Raises Back.
     """
     key = draft.key(path)
     assert key is not None, path
-    trouble = ""
-    while True:
-        show(draft)
-        _say(f"{path}: {key.help}", "help")
-        if trouble:
-            _say(trouble, "bad")
-        value = _ask_value(draft, path, key)
-        why_not = draft.why_not(path, value) if value is not None else None
-        if why_not is None:
-            # Enter on a default or derived value leaves it one: it goes on following the other answers.
-            taken = value == draft.value(path) and not _written(draft.raw, path)
-            return draft if taken else draft.with_answer(path, value)
-        trouble = f"{path} = {format_value(value)}: {why_not}."
+    begin_question(draft, f"{path}: {key.help}", show=show)
+    value = _ask_value(draft, path, key)
+    draft = draft.with_notice("")
+    if value is DERIVE:
+        return draft.with_answer(path, None)
+    # Enter on a default or derived value leaves it one: it goes on following the other answers.
+    return draft if value == draft.value(path) and not draft.is_answered(path) else draft.with_answer(path, value)
 
 
-def _say(text: str, style: str) -> None:
-    from .console import make_console
+def begin_question(draft: Draft, help_line: str, *, show: Show) -> None:
+    """Draw what stands above a question: the screen, what the last answer brought with it, the help line."""
+    from rich.text import Text
 
-    make_console().print(text, style=style)
+    show(draft)
+    console = make_console()
+    if draft.notice:
+        console.print(Text(draft.notice, style="warn"))
+    console.print(Text(help_line, style="help"))
 
 
 def _ask_value(draft: Draft, path: str, key: Key) -> Any:
-    message = key.question or f"{path}: {key.help}?"
+    message = key.question or f"{path}?"
     now = draft.value(path)
     why = "\n".join(part for part in (key.help[:1].upper() + key.help[1:] + ".", key.why or "") if part)
-    if key.kind == "bool":
-        return choose(message, [Option(True, "yes"), Option(False, "no")], default=now, why=why)
-    if key.choices:
-        width = max(len(str(choice)) for choice in key.choices) + 2
-        options = [
-            Option(choice, f"{choice!s:<{width}}{meaning}", draft.why_not(path, choice))
-            for choice, meaning in key.choices.items()
-        ]
-        return choose(message, options, default=now, why=why)
+    if key.kind == "bool" or key.choices:
+        return choose(message, _choices(draft, path, key) + _way_back(draft, path, key), default=now, why=why)
     if key.meta.get("candidates"):
-        picked = choose(message, _numbers(draft, path, key, now), default=now, why=why)
+        options = [*_numbers(draft, path, key, now), Option(OTHER, OTHER, about=_allowed(key))]
+        picked = choose(message, options + _way_back(draft, path, key), default=now, why=why)
         if picked != OTHER:
             return picked
-    return _type_value(message, key, now, why)
+    return _type_value(draft, path, key, message, why)
+
+
+def _choices(draft: Draft, path: str, key: Key) -> list[Option]:
+    if key.kind == "bool":
+        names = {True: "yes", False: "no"}
+    else:
+        width = max(len(str(choice)) for choice in key.choices) + 2
+        names = {choice: f"{choice!s:<{width}}{meaning}" for choice, meaning in key.choices.items()}
+    return [_option(draft, path, choice, name) for choice, name in names.items()]
+
+
+def _option(draft: Draft, path: str, value: Any, title: str) -> Option:
+    why_not = draft.why_not(path, value)
+    if why_not:
+        return Option(value, title.split("  ")[0], why_not)
+    resolved, _ = draft.with_answer(path, value).look()
+    return Option(value, title, about=effect(resolved))
+
+
+def effect(resolved: Resolved | None) -> str:
+    """Return in a line what an answer would lead to: size, memory, work."""
+    if resolved is None or not resolved.estimate.parameters:
+        return ""
+    cost, shape = resolved.estimate, resolved.shape
+    words = f"→ {count(cost.parameters)} parameters, {size(cost.memory_bytes)} of memory to train"
+    if shape is not None:
+        flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
+        words += f", {count(flops)}FLOPs a token"
+    return words + ("" if cost.fits else "; does not fit into memory")
+
+
+def _way_back(draft: Draft, path: str, key: Key) -> list[Option]:
+    if not key.derived or not draft.is_answered(path):
+        return []
+    return [Option(DERIVE, "take the answer back", about=f"Derived again: {key.derived}.")]
 
 
 def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Option]:
@@ -140,29 +114,52 @@ def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Option]:
     options = []
     for number in numbers[start : start + OFFERED]:
         remark = str(origin) if number == now and origin and origin.kind == "derived" else ""
-        options.append(Option(number, f"{number:<{width},}{remark}", draft.why_not(path, number)))
-    return [*options, Option(OTHER, "another number ...")]
+        options.append(_option(draft, path, number, f"{number:<{width},}{remark}"))
+    return options
 
 
-def _type_value(message: str, key: Key, now: Any, why: str) -> Any:
-    optional = not key.required and key.default is None
+def _allowed(key: Key) -> str:
+    example = ' Written like ["Once", "The"].' if key.kind == "list" and not key.entries else ""
+    example = " Written like [0.9, 0.95]." if key.kind == "list" and key.entries else example
+    empty = f" Empty: derived, {key.derived}." if key.derived else " Empty: none." if _is_optional(key) else ""
+    text = "Letters, digits, '.', '_' and '-'" if _pattern(key) else key.allowed().removesuffix(", or null")
+    return f"Allowed: {text}.{example}{empty}"
+
+
+def _is_optional(key: Key) -> bool:
+    return not key.required and key.default is None
+
+
+def _pattern(key: Key) -> str | None:
+    return next((item.pattern for item in key.info.metadata if getattr(item, "pattern", None)), None)
+
+
+def _type_value(draft: Draft, path: str, key: Key, message: str, why: str) -> Any:
+    now, optional = draft.value(path), _is_optional(key)
 
     def parse(text: str) -> Any:
         if not text.strip():
-            return None if optional else now
-        return text.strip() if key.kind == "text" else parse_yaml(text)
+            return DERIVE if optional else now
+        value = text.strip() if key.kind == "text" else parse_yaml(text)
+        return DERIVE if value is None and optional else value
 
     def validate(text: str) -> str | None:
-        value = parse(text)
-        if value is None:
-            return None if optional else f"Allowed: {key.allowed()}."
-        return _wrong_type(key, value)
+        try:
+            value = parse(text)
+        except UserError:
+            return f"{text} can't be read."
+        if value is DERIVE:
+            return None
+        if _is_wrong_type(key, value):
+            return f"{format_value(value)} is not allowed here."
+        why_not = draft.why_not(path, value)
+        return f"{format_value(value)}: {why_not}." if why_not else None
 
     shown = "" if now is None else str(now) if key.kind == "text" else format_value(now)
-    return parse(type_in(message, default=shown, why=f"{why}\nAllowed: {key.allowed()}.", validate=validate))
+    return parse(type_in(message, default=shown, why=why, about=_allowed(key), validate=validate))
 
 
-def _wrong_type(key: Key, value: Any) -> str | None:
+def _is_wrong_type(key: Key, value: Any) -> bool:
     """Check one value against its key alone."""
     from pydantic import TypeAdapter, ValidationError
 
@@ -172,37 +169,44 @@ def _wrong_type(key: Key, value: Any) -> str | None:
     try:
         TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value)
     except ValidationError:
-        return f"{format_value(value)} is not allowed here. Allowed: {key.allowed()}."
-    return None
+        return True
+    return False
 
 
-def ask_keys(draft: Draft, paths: Sequence[str], *, show: Callable[[Draft], None]) -> Draft:
+def ask_keys(draft: Draft, paths: Sequence[str], *, show: Show) -> Draft:
     """Ask several keys one after the other; Escape goes to the one before. Raises Back at the first."""
-    asked: list[int] = []
-    position = 0
-    while position < len(paths):
-        path = paths[position]
-        if not draft.applies(path):
-            # An answer that does nothing any more (another choice was made above) must not stay behind.
-            draft = draft.with_answer(path, None) if _written(draft.raw, path) else draft
-            position += 1
-            continue
+
+    def step(path: str) -> Step:
+        return lambda draft: ask_key(draft, path, show=show) if draft.applies(path) else skip(draft)
+
+    return run_steps([step(path) for path in paths], draft)
+
+
+class Skipped(Exception):
+    """A question that has nothing to ask now; Escape goes past it."""
+
+
+def skip(draft: Draft) -> Draft:
+    raise Skipped
+
+
+def run_steps(
+    steps: Sequence[Step], draft: Draft, *, first: int = 0, keep: Callable[[Draft], None] = lambda draft: None
+) -> Draft:
+    """Run questions one after the other; Back goes to the one before, and out of the first.
+
+    first: where to begin. keep: takes the draft before each question, with the number of the question.
+    """
+    position, direction = max(0, min(first, len(steps) - 1)), 1
+    while position < len(steps):
         try:
-            draft = ask_key(draft, path, show=show)
+            keep(draft.at_step(position))
+            draft, direction = steps[position](draft), 1
+        except Skipped:
+            pass
         except Back:
-            if not asked:
-                raise
-            position = asked.pop()
-            continue
-        asked.append(position)
-        position += 1
+            direction = -1
+        position += direction
+        if position < 0:
+            raise Back
     return draft
-
-
-def _written(raw: dict[str, Any], path: str) -> bool:
-    node: Any = raw
-    for step in path.split("."):
-        if not isinstance(node, dict) or step not in node:
-            return False
-        node = node[step]
-    return True

@@ -44,6 +44,12 @@ def is_terminal() -> bool:
         return False  # closed, or taken away
 
 
+def say_wait(text: str) -> None:
+    """Say in a terminal what takes seconds now, so that it does not look dead."""
+    if is_terminal():
+        make_console(stderr=True).print(one_line(text), style="dim", markup=False)
+
+
 def speaks_unicode(console: Console) -> bool:
     """Whether the console's encoding has braille and line drawing."""
     return console.encoding.lower().replace("-", "").startswith("utf")

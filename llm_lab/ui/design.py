@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,19 @@ from llm_lab.recipe.fields import keys_of
 from llm_lab.recipe.parts import ModelParts
 from llm_lab.recipe.schema import PretrainRecipe
 
-from .asking import Draft, ask_keys
+from .asking import Show, Step, ask_key, ask_keys, begin_question, run_steps, skip
 from .console import make_console
+from .draft import Draft
 from .prompts import Back, Option, choose, confirm, type_in
-from .review import review
+from .review import Action, demand_no_problem, review
 from .screens import begin_screen, print_model_numbers
 
-Show = Callable[[Draft], None]
+TITLE = "Design a model"
+ACTIONS = (
+    Action("save", "Save this design", demand_no_problem),
+    Action("menu", "Back to the menu, keeping the draft"),
+)
+BPE_ENTRIES = 4096
 MODELS = Path("configs/models")
 TOKENIZERS = {
     "bytes": "bytes: 257 entries, any text in any language, long sequences",
@@ -54,7 +60,7 @@ def design_paths(*, advanced: bool) -> list[str]:
 
 def show_design(draft: Draft) -> None:
     """Draw the screen above a question of the design."""
-    console = begin_screen("Design a model", draft.raw.get("name", ""))
+    console = begin_screen(TITLE, draft.raw.get("name", ""))
     print_model_numbers(console, draft.look()[0])
     console.print()
 
@@ -66,123 +72,140 @@ def design(
 
     keep: takes the draft as it is, so that a Ctrl-C loses no answer. Raises Back at the first question.
     """
+    written: list[Path] = []
 
-    def show(draft: Draft) -> None:
-        keep(draft)
-        show_design(draft)
+    def finish(draft: Draft) -> Draft:
+        draft, folder = _finish(draft, write=write, keep=keep)
+        written[:] = [folder] if folder else []
+        return draft
 
-    steps = [partial(step, show=show) for step in (_ask_name, _ask_tokenizer, _ask_parts, _ask_more)]
-    draft = run_steps(steps, draft)
-    actions = [("save", "Save this design"), ("menu", "Back to the menu, keeping the draft")]
+    parts = [_asker(path) for path in design_paths(advanced=False)]
+    steps = [ask_name, ask_tokenizer_of_design, *parts, _ask_more, finish]
+    draft = run_steps(steps, draft, first=draft.step, keep=keep)
+    return (written[0] if written else None), draft
+
+
+def _finish(
+    draft: Draft, *, write: Callable[[str, Mapping[str, Any]], Path], keep: Callable[[Draft], None]
+) -> tuple[Draft, Path | None]:
+    """Review and write; no folder where the user goes to the menu."""
+    askers = {"name": ask_name, "tokenizer": ask_tokenizer_of_design}
     while True:
-        try:
-            action, draft = review(
-                draft,
-                title="Design a model",
-                actions=actions,
-                show=show,
-                only=("model.", "tokenizer"),
-                askers={"tokenizer": partial(_ask_tokenizer, show=show)},
-            )
-        except Back:
-            draft = run_steps(steps[-1:], draft)
-            continue
+        action, draft = review(
+            draft,
+            title=TITLE,
+            actions=ACTIONS,
+            show=show_design,
+            only=("name", "tokenizer", "model."),
+            asker_of=lambda path: askers.get(path.split(".")[0]),
+        )
         keep(draft)
         if action == "menu":
-            return None, draft
+            return draft, None
         name = draft.raw["name"]
-        if (MODELS / name).exists() and not confirm(f"{MODELS / name} exists. Replace it?", default=False):
-            draft = _ask_name(draft, show=show)
+        try:
+            if (MODELS / name).exists() and not confirm(f"{MODELS / name} exists. Replace it?", default=False):
+                draft = ask_name(draft)
+                continue
+        except Back:
             continue
         resolved, _ = draft.look()
-        make_console().print("Writing ...", style="dim")
-        return write(name, resolved.values), draft
+        make_console().print("Writing; the first time takes a few seconds ...", style="dim")
+        return draft, write(name, resolved.values)
 
 
-def run_steps(steps: list[Callable[[Draft], Draft]], draft: Draft) -> Draft:
-    """Run questions one after the other; Back goes to the step before, and out of the first."""
-    position = 0
-    while position < len(steps):
-        try:
-            draft = steps[position](draft)
-            position += 1
-        except Back:
-            if position == 0:
-                raise
-            position -= 1
-    return draft
+def _asker(path: str) -> Step:
+    def ask(draft: Draft) -> Draft:
+        return ask_key(draft, path, show=show_design) if draft.applies(path) else skip(draft)
+
+    return ask
 
 
-def _ask_name(draft: Draft, *, show: Show) -> Draft:
-    show(draft)
+def ask_name(draft: Draft) -> Draft:
+    """Ask for the design's name."""
+    begin_question(draft, f"It is written to {MODELS}/<name>/config.json.", show=show_design)
     pattern = next(m.pattern for m in PretrainRecipe.model_fields["name"].metadata if hasattr(m, "pattern"))
-
-    def validate(text: str) -> str | None:
-        good = re.match(pattern, text.strip())
-        return None if good else "Letters, digits, '.', '_' and '-', beginning with a letter or digit."
-
+    allowed = "Letters, digits, '.', '_' and '-', beginning with a letter or digit."
     name = type_in(
         "A name for the model?",
         default=draft.raw.get("name") or "my-model",
-        why=f"It is written to {MODELS}/<name>/config.json.",
-        validate=validate,
+        why="The name of its folder, and of what is made from it.",
+        about=allowed,
+        validate=lambda text: None if re.match(pattern, text.strip()) else f"{text.strip()} is no name for a folder.",
     )
     return draft.with_answer("name", name)
 
 
-def ask_tokenizer(draft: Draft) -> Draft:
+def ask_tokenizer(draft: Draft, *, show: Show) -> Draft:
     """Ask for the tokenizer: bytes, a BPE to train, or a named one."""
     now = draft.value("tokenizer")
     kind = "bpe" if isinstance(now, Mapping) else "bytes" if now in (None, "bytes") else "named"
-    picked = choose(
-        "Which tokenizer?",
-        [Option(key, text) for key, text in TOKENIZERS.items()],
-        default=kind,
-        why=TOKENIZER_WHY,
-    )
-    if picked == "bytes":
-        return draft.with_answer("tokenizer", "bytes")
-    if picked == "bpe":
-        default = now["bpe"] if isinstance(now, Mapping) else 4096
+    while True:
+        begin_question(draft, "tokenizer: what the model reads and writes, one token at a time", show=show)
+        options = [Option(key, text) for key, text in TOKENIZERS.items()]
+        picked = choose("Which tokenizer?", options, default=kind, why=TOKENIZER_WHY)
+        try:
+            value = _ask_about_tokenizer(picked, now)
+        except Back:
+            continue
+        draft = draft.with_notice("")
+        # As with any key: Enter on what was derived leaves it derived.
+        same = value == now and not draft.is_answered("tokenizer")
+        return draft if same else draft.with_answer("tokenizer", value)
+
+
+def _ask_about_tokenizer(kind: str, now: Any) -> Any:
+    if kind == "bytes":
+        return "bytes"
+    if kind == "bpe":
+        default = now["bpe"] if isinstance(now, Mapping) else BPE_ENTRIES
         text = type_in(
             "How many entries at most?",
             default=str(default),
             why="1,000 to 4,000 for a small text, 32,000 for much text. Each entry costs hidden_size parameters.",
-            validate=lambda text: (
-                None
-                if text.strip().replace(",", "").isdigit() and 257 <= int(text.replace(",", "")) <= 1_000_000
-                else "A whole number from 257 to 1,000,000."
-            ),
+            about="Allowed: a whole number from 257 to 1,000,000.",
+            validate=_why_no_vocabulary,
         )
-        return draft.with_answer("tokenizer", {"bpe": int(text.replace(",", ""))})
-    name = type_in(
-        "Which tokenizer (a folder, or a name on the Hub)?",
-        default=now if kind == "named" else "gpt2",
-        why="A folder with tokenizer.json, a run of yours, or a name such as gpt2.",
-        validate=lambda text: None if text.strip() else "A name or a folder is needed.",
+        return {"bpe": int(text.replace(",", ""))}
+    return type_in(
+        "Which one?",
+        default=now if isinstance(now, str) and now != "bytes" else "gpt2",
+        why="It is used as it is: its entries, its special tokens, its chat template.",
+        about="A folder with tokenizer.json, a run of yours, or a name on the Hub such as gpt2.",
+        validate=_why_no_tokenizer,
         paths=True,
     )
-    return draft.with_answer("tokenizer", name)
 
 
-def _ask_tokenizer(draft: Draft, *, show: Show) -> Draft:
-    show(draft)
-    return ask_tokenizer(draft)
+def _why_no_vocabulary(text: str) -> str | None:
+    digits = text.strip().replace(",", "")
+    good = digits.isdigit() and 257 <= int(digits) <= 1_000_000
+    return None if good else f"{text!r} is not allowed: the 256 bytes and one sign are the least, 1,000,000 the most."
 
 
-def _ask_parts(draft: Draft, *, show: Show) -> Draft:
-    return ask_keys(draft, design_paths(advanced=False), show=show)
+def _why_no_tokenizer(text: str) -> str | None:
+    text = text.strip()
+    if not text:
+        return "A name or a folder is needed."
+    looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1
+    return f"There is no folder {text}." if looks_local and not Path(text).expanduser().exists() else None
 
 
-def _ask_more(draft: Draft, *, show: Show) -> Draft:
-    show(draft)
-    more = choose(
-        "Look at the finer settings too?",
-        [
-            Option(False, "no, the usual ones are fine"),
-            Option(True, "yes: biases, dropout, QK-norm, sliding window ..."),
-        ],
-        default=False,
-        why="They all have sensible values, can be changed in the review, and stand in the config.",
-    )
-    return ask_keys(draft, design_paths(advanced=True), show=show) if more else draft
+def ask_tokenizer_of_design(draft: Draft) -> Draft:
+    """Ask for the tokenizer below the design's numbers."""
+    return ask_tokenizer(draft, show=show_design)
+
+
+def _ask_more(draft: Draft) -> Draft:
+    while True:
+        begin_question(draft, "Biases, dropout, QK-norm, sliding window, head_dim and the like", show=show_design)
+        more = choose(
+            "Look at the finer settings too?",
+            [Option(False, "no, the usual ones are fine"), Option(True, "yes, one by one")],
+            default=False,
+            why="They all have sensible values, can be changed in the review, and stand in the config.",
+        )
+        if not more:
+            return draft
+        with contextlib.suppress(Back):
+            return ask_keys(draft, design_paths(advanced=True), show=show_design)

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 HINT = "(Esc: back, ?: why)"
-NO_WHY_HINT = "(Esc: back)"
+COLUMNS = 79
+ABOVE = 11  # lines of a screen above its question, where nothing else is said: title, panel, help
+LEAST_LINES = 3
+ROOM_TO_TYPE = 16
+PAGE = 8
 ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
 
 
@@ -17,59 +21,76 @@ class Back(Exception):
 
 @dataclass(frozen=True)
 class Option:
-    """One line of a list. why_not: the reason it can't be taken, shown beside it."""
+    """One line of a list. why_not: the reason it can't be taken; about: said below while it is pointed at."""
 
     value: Any
     title: str
     why_not: str | None = None
+    about: str = ""
 
 
 class _Boxed:
     """Carries a choice's value: questionary takes None for "no value" and compares True with 1."""
 
-    def __init__(self, value: Any):
-        self.value = value
+    def __init__(self, option: Option):
+        self.option = option
 
 
-def choose(message: str, options: Sequence[Option], *, default: Any = None, why: str = "", columns: int = 79) -> Any:
-    """Ask for one of several; options that can't be taken are shown with the reason. Raises Back."""
+def choose(
+    message: str,
+    options: Sequence[Option],
+    *,
+    default: Any = None,
+    why: str = "",
+    above: int = ABOVE,
+) -> Any:
+    """Ask for one of several; options that can't be taken are shown with the reason. Raises Back.
+
+    above: how many lines of the screen stand above the question, so that all of it fits the terminal.
+    """
+    possible = [option for option in options if not option.why_not]
+    if not possible:
+        raise Back
+    same = [option for option in possible if option.value == default and type(option.value) is type(default)]
+    wanted = (same or possible)[0]
+    if _is_dumb():
+        from .plain_prompts import choose_plainly
+
+        return choose_plainly(message, options, wanted, why).value
     import questionary
 
-    boxes = [_Boxed(option.value) for option in options]
-    choices = [
-        questionary.Choice(_fitted(option, columns), value=box, disabled=_reason(option, columns))
-        for option, box in zip(options, boxes, strict=True)
-    ]
-    first = next((box for option, box in zip(options, boxes, strict=True) if not option.why_not), None)
-    if first is None:
-        raise Back
-    wanted = next(
-        (
-            box
-            for option, box in zip(options, boxes, strict=True)
-            if not option.why_not and option.value == default and type(option.value) is type(default)
-        ),
-        first,
-    )
+    boxes = [_Boxed(option) for option in options]
     question = questionary.select(
         message,
-        choices,
-        default=wanted,
-        instruction=HINT if why else NO_WHY_HINT,
+        [
+            questionary.Choice(_fitted(box.option), value=box, disabled=_reason(box.option), shortcut_key=False)
+            for box in boxes
+        ],
+        default=next(box for box in boxes if box.option is wanted),
+        instruction=HINT,
         style=_style(),
     )
-    return _ask(question, why).value
+    from .prompt_layout import lay_out_list
+
+    footer = lay_out_list(question.application, why, above=above, describe=_about)
+    return _ask(question, footer).option.value
 
 
-def _fitted(option: Option, columns: int) -> str:
-    room = columns - 5
+def _about(box: _Boxed) -> str:
+    option = box.option
+    whole = option.title.strip() if _fitted(option) != option.title else ""
+    return "\n".join(text for text in (whole, option.about) if text)
+
+
+def _fitted(option: Option) -> str:
+    room = COLUMNS - 5
     return option.title if len(option.title) <= room else option.title[: room - 1] + "…"
 
 
-def _reason(option: Option, columns: int) -> str | None:
+def _reason(option: Option) -> str | None:
     if option.why_not is None:
         return None
-    room = max(12, columns - 10 - len(_fitted(option, columns)))
+    room = max(12, COLUMNS - 8 - len(_fitted(option)))
     return option.why_not if len(option.why_not) <= room else option.why_not[: room - 1] + "…"
 
 
@@ -78,79 +99,92 @@ def type_in(
     *,
     default: str = "",
     why: str = "",
+    about: str = "",
     validate: Callable[[str], str | None] = lambda text: None,
     paths: bool = False,
 ) -> str:
-    """Ask for a text. validate returns what is wrong with it, or None. Raises Back."""
-    import questionary
+    """Ask for a text; typing replaces the default. validate returns what is wrong with it, or None. Raises Back.
 
-    def verdict(text: str) -> bool | str:
-        return validate(text) or True
+    about: one line on what may be typed, shown below.
+    """
+    if _is_dumb():
+        from .plain_prompts import type_plainly
+
+        return type_plainly(message, default, why, about, validate)
+    import questionary
 
     options: dict[str, Any] = {}
     if paths:
         from prompt_toolkit.completion import PathCompleter
 
         options = {"completer": PathCompleter(expanduser=True), "complete_while_typing": False}
-    question = questionary.text(
-        message,
-        default=default,
-        validate=verdict,
-        instruction=HINT if why else NO_WHY_HINT,
-        style=_style(),
-        validate_while_typing=False,
-        **options,
-    )
-    return _ask(question, why, typing=True).strip()
+    fits = len(message) + len(HINT) + len(default) < COLUMNS - ROOM_TO_TYPE
+    # Where it does not, the answer gets a line of its own, and the hint stands below.
+    instruction, about = (HINT, about) if fits else ("\n ", f"{about}\n{HINT}")
+    question = questionary.text(message, default=default, instruction=instruction, style=_style(), **options)
+    from .prompt_layout import lay_out_text
+
+    footer = lay_out_text(question.application, why, about, validate)
+    return _ask(question, footer).strip()
 
 
-def confirm(message: str, *, default: bool = True, why: str = "", yes: str = "Yes", no: str = "No") -> bool:
+def confirm(
+    message: str, *, default: bool = True, why: str = "", yes: str = "Yes", no: str = "No", above: int = ABOVE
+) -> bool:
     """Ask yes or no. Raises Back."""
-    return choose(message, [Option(True, yes), Option(False, no)], default=default, why=why)
+    return choose(message, [Option(True, yes), Option(False, no)], default=default, why=why, above=above)
 
 
 def wait_for_enter(message: str = "Enter goes back to the menu") -> None:
     """Wait, so that what was printed can be read."""
     import contextlib
 
-    import questionary
-
     with contextlib.suppress(Back, KeyboardInterrupt, EOFError):
-        _ask(questionary.text(message, qmark="", instruction="", style=_style()), "", typing=True)
+        if _is_dumb():
+            input(f"{message} ")
+            return
+        import questionary
+
+        from .prompt_layout import lay_out_text
+
+        question = questionary.text(message, qmark="", instruction="", style=_style())
+        _ask(question, lay_out_text(question.application, "", "", lambda text: None))
 
 
-def _ask(question: Any, why: str, *, typing: bool = False) -> Any:
-    from prompt_toolkit.application import run_in_terminal
+def _is_dumb() -> bool:
+    """Whether the terminal can only print lines (TERM=dumb): an editor's shell, a serial console."""
+    from prompt_toolkit.application import get_app_session
+    from prompt_toolkit.output import DummyOutput
+    from prompt_toolkit.utils import is_dumb_terminal
+
+    return is_dumb_terminal() and not isinstance(get_app_session().output, DummyOutput)
+
+
+def _ask(question: Any, footer: Any) -> Any:
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
 
-    keys, app = KeyBindings(), question.application
+    app = question.application
+    keys = KeyBindings()
 
-    @keys.add("escape", eager=not typing)
+    @keys.add("escape", eager=footer.is_list)
     def _(event: Any) -> None:
         event.app.exit(exception=Back())
 
-    # In a text, ? is a letter unless the line is empty.
-    at_start = Condition(lambda: not typing or not app.current_buffer.text)
+    # In a text, ? is a letter once something has been typed.
+    untouched = Condition(lambda: footer.is_list or footer.is_untouched())
 
-    @keys.add("?", filter=at_start, eager=True)
+    @keys.add("?", filter=untouched, eager=True)
     def _(event: Any) -> None:
-        run_in_terminal(lambda: _print_why(why))
+        footer.show_why = not footer.show_why
 
-    @keys.add("c-d", filter=at_start, eager=True)
+    @keys.add("c-d", filter=untouched, eager=True)
     def _(event: Any) -> None:
         event.app.exit(exception=Back())
 
-    app.key_bindings = merge_key_bindings([app.key_bindings, keys]) if app.key_bindings else keys
+    app.key_bindings = merge_key_bindings([*([app.key_bindings] if app.key_bindings else []), footer.keys, keys])
     app.ttimeoutlen = app.timeoutlen = ESCAPE_SECONDS
     return question.unsafe_ask()
-
-
-def _print_why(why: str) -> None:
-    from .console import make_console
-
-    console = make_console()
-    console.print(f"\n{why or 'There is nothing more to say about this one.'}\n", style="help")
 
 
 def _style() -> Any:
@@ -161,10 +195,14 @@ def _style() -> Any:
             ("qmark", "fg:ansicyan bold"),
             ("question", "bold"),
             ("answer", "fg:ansicyan"),
+            ("selected", "reverse"),
             ("pointer", "fg:ansicyan bold"),
             ("highlighted", "fg:ansicyan bold"),
             ("instruction", "fg:ansibrightblack"),
             ("disabled", "fg:ansibrightblack"),
             ("separator", "fg:ansibrightblack"),
+            ("why", "fg:ansicyan"),
+            ("about", "fg:ansibrightblack"),
+            ("bad", "fg:ansired bold"),
         ]
     )

@@ -2,73 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.rules import flatten
 
-from .asking import Draft, ask_key
+from .asking import Show, Step, ask_key, effect
 from .console import make_console, one_line
-from .prompts import Back, Option, choose
+from .draft import Draft
+from .prompts import COLUMNS, Back, Option, choose
 from .screens import begin_screen
 
-VALUE_COLUMNS = 20
+VALUE_COLUMNS = 14
+LINE_COLUMNS = 73
+WHY = (
+    "answer: you said so. default: the schema's own. derived: it follows from the others, for the reason that "
+    "stands beside it, and changes with them. Enter on a line changes it; Page Up and Page Down move faster."
+)
+
+
+@dataclass(frozen=True)
+class Action:
+    """A line above the values. why_not: what stands in its way now, or None."""
+
+    name: str
+    line: str
+    why_not: Callable[[Draft], str | None] = lambda draft: None
+
+
+def demand_no_problem(draft: Draft) -> str | None:
+    """Return why nothing can be made of the draft yet, or None."""
+    return "first mend what is marked above" if draft.look()[1] else None
 
 
 def review(
     draft: Draft,
     *,
     title: str,
-    actions: Sequence[tuple[str, str]],
-    show: Callable[[Draft], None],
+    actions: Sequence[Action],
+    show: Show,
     only: tuple[str, ...] = ("",),
-    askers: Mapping[str, Callable[[Draft], Draft]] = MappingProxyType({}),
+    asker_of: Callable[[str], Step | None] = lambda path: None,
 ) -> tuple[str, Draft]:
     """Show all values until the user picks an action; returns (action, draft). Raises Back.
 
-    actions: (name, line) that stand above the values. only: how the shown keys begin. askers: keys with a
-    question of their own.
+    only: how the shown keys begin. asker_of: the question of a key that has one of its own, else None.
     """
-    at: Any = actions[0][0]
+    at: Any = actions[0].name
     while True:
-        begin_screen(title, "review")
-        _, problems = draft.look()
-        console = make_console()
-        for problem in problems:
-            console.print(str(problem), style="bad")
-        why_not = "first mend what is marked above" if problems else None
-        options = [Option(name, line, why_not) for name, line in actions] + value_lines(draft, only)
-        picked = choose("Anything to change?", options, default=at, why=WHY)
-        if picked in dict(actions):
-            return picked, draft
+        above = _print_head(draft, title)
+        options = [Option(action.name, action.line, action.why_not(draft)) for action in actions]
+        options += value_lines(draft, only)
+        picked = choose("All right? Enter on a line changes it.", options, default=at, why=WHY, above=above)
+        if picked in [action.name for action in actions]:
+            return picked, draft.with_notice("")
         at = picked
         try:
-            asker = next((ask for key, ask in askers.items() if picked.split(".")[0] == key), None)
+            asker = asker_of(picked)
             draft = asker(draft) if asker else ask_key(draft, picked, show=show)
         except Back:
             continue
 
 
-WHY = (
-    "answer: you said so. override: set on the command line. default: the schema's own. derived: it follows from "
-    "the others, for the reason that stands beside it. Enter on a line changes it."
-)
+def _print_head(draft: Draft, title: str) -> int:
+    """Print what stands above the list; returns how many lines that is."""
+    from rich.text import Text
+
+    begin_screen(title, "review")
+    console, lines = make_console(), 1
+    resolved, problems = draft.look()
+    texts = [(str(problem), "bad") for problem in problems] + [(draft.notice, "warn"), (effect(resolved), "dim")]
+    for text, style in texts:
+        for line in textwrap.wrap(text, COLUMNS):
+            console.print(Text(line, style=style))
+            lines += 1
+    return lines
 
 
 def value_lines(draft: Draft, only: tuple[str, ...] = ("",)) -> list[Option]:
-    """Return one line for each value, with its origin."""
+    """Return one line for each value, with its origin; below the list, the whole of it and its help."""
     resolved, _ = draft.look()
-    if resolved is None:
-        return []
+    values = resolved.values if resolved else draft.raw
     lines = []
-    for path, value in flatten(resolved.values):
+    for path, value in flatten(values):
         if not path.startswith(only) or path == "stage":
             continue
-        origin = resolved.origins.get(path)
+        origin = str(resolved.origins.get(path)) if resolved else "answer"
         shown = one_line(format_value(value))
+        key = draft.key(path)
+        about = f"{path} = {shown} ({origin})" + (f": {key.help}." if key else "")
         if len(shown) > VALUE_COLUMNS:
             shown = shown[: VALUE_COLUMNS - 1] + "…"
-        lines.append(Option(path, f"{path:<34} {shown:<{VALUE_COLUMNS}} {origin}"))
+        line = f"{path:<33} {shown:<{VALUE_COLUMNS}} {origin}"
+        lines.append(Option(path, line if len(line) <= LINE_COLUMNS else line[: LINE_COLUMNS - 1] + "…", about=about))
     return lines

@@ -1,0 +1,211 @@
+"""What stands behind the entries of the menu."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_lab.plan.hardware import find_machine
+from llm_lab.recipe.errors import LabError
+from llm_lab.runs.folder import list_runs
+
+from . import design, pretraining
+from .console import make_console, print_error
+from .draft import Draft
+from .prompts import Back, Option, choose, type_in, wait_for_enter
+from .saving import save_recipe
+from .screens import begin_screen
+from .sources import runs_with_a_model
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What the wizard has done for it by other layers; it never does the work itself."""
+
+    start: Callable[..., int]  # (recipe, overrides, resume=, ask=, show_plan=) runs it
+    chat: Callable[[str], int]  # talks to a checkpoint
+    doctor: Callable[[], int]
+    show: Callable[[str], int]  # prints what a checkpoint is
+    describe_data: Callable[[Mapping[str, Any]], str]  # looks at a data source
+    write_config: Callable[[str, Mapping[str, Any]], Path]  # a design as config.json
+    recipes: Callable[[], list[Path]]
+    summary: Callable[[Path], str]
+    problems: Callable[[str, Sequence[str]], list[str]]  # all that is wrong with a recipe and its overrides
+
+
+@dataclass
+class Wizard:
+    """The drafts that stay while the user walks through the menu."""
+
+    actions: Actions
+    drafts: dict[str, Draft] = field(default_factory=dict)
+
+
+def do_design(wizard: Wizard) -> None:
+    """Design a model, and go on to pretrain it."""
+    draft = _resume_draft(wizard, "design", design.new_draft)
+    folder, draft = design.design(draft, write=wizard.actions.write_config, keep=_keeper(wizard, "design"))
+    if folder is None:
+        return
+    wizard.drafts.pop("design", None)
+    begin_screen("Design a model", folder.name)
+    make_console().print(f"Written: {folder}/config.json\n", style="good")
+    options = [Option("pretrain", "Pretrain it"), Option("menu", "Back to the menu")]
+    if choose("What next?", options, why="A design has no weights yet: pretraining gives it some.") == "pretrain":
+        fresh = pretraining.new_draft(find_machine())
+        fresh = fresh.with_answer("name", folder.name).with_answer("model", {"config": str(folder)})
+        # A config does not name its tokenizer, and the design was made for this one.
+        fresh = fresh.with_answer("tokenizer", draft.value("tokenizer"))
+        wizard.drafts["pretrain"] = fresh.at_step(1)
+        do_pretrain(wizard, ask=False)
+
+
+def do_pretrain(wizard: Wizard, *, ask: bool = True) -> None:
+    """Ask for a pretraining run and start it."""
+    draft = _resume_draft(wizard, "pretrain", pretraining.new_draft) if ask else wizard.drafts["pretrain"]
+    started = pretraining.pretrain(
+        draft,
+        describe_data=wizard.actions.describe_data,
+        save=save_recipe,
+        keep=_keeper(wizard, "pretrain"),
+    )
+    if started is not None and _start(wizard, started.raw, show_plan=False):
+        wizard.drafts.pop("pretrain", None)
+
+
+def _keeper(wizard: Wizard, name: str) -> Callable[[Draft], None]:
+    return lambda draft: wizard.drafts.update({name: draft})
+
+
+def _resume_draft(wizard: Wizard, name: str, fresh: Callable[[Any], Draft]) -> Draft:
+    new, kept = fresh(find_machine()), wizard.drafts.get(name)
+    if kept is None or kept.raw == new.raw:
+        return new
+    begin_screen("a draft was kept")
+    options = [Option(True, "go on with it, where I was"), Option(False, "start anew")]
+    return kept if choose("Go on?", options, why="Your answers so far were kept; Escape leads to them.") else new
+
+
+def _start(wizard: Wizard, recipe: Any, *words: Any, **options: Any) -> bool:
+    """Run a recipe; False where it could not be started."""
+    try:
+        wizard.actions.start(recipe, *words, **options)
+        return True
+    except LabError as error:
+        print_error(error)
+        return False
+    except KeyboardInterrupt:
+        make_console().print("\nStopped.", style="warn")
+        return True
+    finally:
+        wait_for_enter()
+
+
+def do_chat(wizard: Wizard) -> None:
+    """Pick a model and talk to it."""
+    begin_screen("Chat")
+    _talk(wizard, _pick_checkpoint("Talk to which model?"))
+
+
+def _talk(wizard: Wizard, path: str) -> None:
+    begin_screen("Chat", path)
+    wizard.actions.chat(path)
+
+
+def _pick_checkpoint(question: str) -> str:
+    options = [Option(str(run.path), f"{run.path}  ({run.status()})") for run in runs_with_a_model()]
+    options.append(Option(None, "another folder, or a name on the Hub"))
+    while True:
+        picked = choose(question, options, why=CHECKPOINT_WHY, above=2)
+        if picked is not None:
+            return picked
+        with contextlib.suppress(Back):
+            return type_in(
+                "Which one?",
+                why=CHECKPOINT_WHY,
+                about="A folder, or a name on the Hub such as Qwen/Qwen3-0.6B. Tab completes paths.",
+                validate=lambda text: None if text.strip() else "A path or a name is needed.",
+                paths=True,
+            )
+
+
+CHECKPOINT_WHY = "Any run of yours, any Hugging Face folder with a causal language model, or a name on the Hub."
+
+
+def do_checkpoints(wizard: Wizard) -> None:
+    """Look at runs and models: talk, resume, replay."""
+    while True:
+        begin_screen("Checkpoints")
+        path = _pick_checkpoint("Look at which one?")
+        begin_screen("Checkpoints", path)
+        try:
+            wizard.actions.show(path)
+        except LabError as error:
+            print_error(error)
+        run = next((run for run in list_runs() if str(run.path) == path), None)
+        options = [Option("list", "Back to the list"), Option("chat", "Talk to it")]
+        if run is not None and run.recipe_path.exists():
+            if run.status() in ("stopped", "interrupted", "failed"):
+                options.append(Option("resume", "Go on with this run"))
+            options.append(Option("replay", "Replay its recipe as a new run"))
+        with contextlib.suppress(Back):
+            picked = choose("What with it?", options, why="Replaying makes a new run with the same numbers.", above=18)
+            if picked == "chat":
+                _talk(wizard, path)
+            elif picked in ("resume", "replay"):
+                _start(wizard, str(run.recipe_path), resume=picked == "resume", ask=True)
+
+
+def do_replay(wizard: Wizard) -> None:
+    """Run a recipe file, changed or not."""
+    files: Sequence[Path] = wizard.actions.recipes()
+    options = [Option(str(file), f"{file.stem:<14} {wizard.actions.summary(file)}") for file in files]
+    options.append(Option(None, "another file"))
+    picked: str | None = None
+    while True:
+        begin_screen("Replay a recipe")
+        picked = choose("Which recipe?", options, why=REPLAY_WHY, above=2, default=picked)
+        with contextlib.suppress(Back):
+            path = picked or type_in("Which file?", why=REPLAY_WHY, about="Tab.", validate=_why_no_recipe, paths=True)
+            overrides = _ask_overrides(wizard, path)
+            _start(wizard, path, overrides, ask=True)
+            return
+
+
+def _why_no_recipe(text: str) -> str | None:
+    return None if Path(text.strip()).expanduser().exists() else f"There is no {text.strip() or 'empty name'}."
+
+
+def _ask_overrides(wizard: Wizard, path: str) -> list[str]:
+    """Ask what to change until the recipe is right."""
+
+    def validate(text: str) -> str | None:
+        try:
+            problems = wizard.actions.problems(path, shlex.split(text))
+        except (LabError, ValueError) as error:
+            return str(error)
+        return "\n".join(problems) or None
+
+    text = type_in(
+        "Anything to change?",
+        why="For example train.max_steps=200 data.0.path=my-text.txt name=again, as on the command line.",
+        about="key=value, several with spaces between; empty: nothing.",
+        validate=validate,
+    )
+    return shlex.split(text)
+
+
+REPLAY_WHY = (
+    "A recipe is all there is to a run. Those of your runs are in their folders: checkpoints/<name>/recipe.yaml."
+)
+
+
+def do_doctor(wizard: Wizard) -> None:
+    """Show what this machine can do."""
+    begin_screen("Doctor")
+    wizard.actions.doctor()
+    wait_for_enter()

@@ -1,0 +1,132 @@
+"""What stands below a question, and how a long list is kept within the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from .prompts import COLUMNS, LEAST_LINES, PAGE
+
+NO_WHY = "There is nothing more to say about this one."
+MOST_ABOUT = 3  # lines
+
+
+class Footer:
+    """The lines below a question: what is wrong, the longer why once it is asked for, what a line means."""
+
+    def __init__(self, app: Any, why: str, *, is_list: bool):
+        from prompt_toolkit.key_binding import KeyBindings
+
+        self.app = app
+        self.why = why
+        self.is_list = is_list
+        self.show_why = False
+        self.trouble = ""
+        self.about: Callable[[], str] = lambda: ""
+        self.least = 0
+        self.keys = KeyBindings()
+
+    def is_untouched(self) -> bool:
+        """Whether the text is empty or the default still, ready to be typed over."""
+        buffer = self.app.current_buffer
+        return not buffer.text or buffer.selection_state is not None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return (style, line) of what is shown now."""
+        columns = min(COLUMNS, self.app.output.get_size().columns - 1)
+        found = []
+        if self.trouble:
+            found += [("class:bad", line) for line in _wrap(self.trouble, columns)]
+        if self.show_why:
+            found += [("class:why", line) for line in _wrap(self.why or NO_WHY, columns)]
+        found += [("class:about", line) for line in _wrap(self.about(), columns)[:MOST_ABOUT]]
+        return found + [("", "")] * (self.least - len(found))
+
+    def attach(self) -> None:
+        """Put the lines under the question."""
+        from prompt_toolkit.filters import IsDone
+        from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
+
+        def text() -> list[tuple[str, str]]:
+            return [(style, f"{line}\n") for style, line in self.lines()]
+
+        window = Window(FormattedTextControl(text), height=lambda: Dimension.exact(len(self.lines())))
+        layout = self.app.layout
+        layout.container = HSplit([layout.container, ConditionalContainer(window, filter=~IsDone())])
+
+
+def _wrap(text: str, columns: int) -> list[str]:
+    return [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, columns)]
+
+
+def lay_out_list(app: Any, why: str, *, above: int, describe: Callable[[Any], str]) -> Footer:
+    """Keep a list within the lines of the terminal, with what the pointed line means below it."""
+    from prompt_toolkit.filters import Condition
+    from prompt_toolkit.layout import ConditionalMargin, Dimension, ScrollbarMargin
+    from questionary.prompts.common import InquirerControl
+
+    window = next(w for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
+    control = window.content
+    footer = Footer(app, why, is_list=True)
+    footer.about = lambda: describe(control.get_pointed_at().value)
+    # As many lines as the longest takes: the screen must not jump while the pointer moves.
+    footer.least = min(MOST_ABOUT, max(len(_wrap(describe(c.value), COLUMNS)) for c in control.choices))
+
+    def room() -> int:
+        free = app.output.get_size().rows - above - 1 - len(footer.lines())
+        return min(len(control.choices), max(LEAST_LINES, free))
+
+    window.height = lambda: Dimension.exact(room())
+    is_long = Condition(lambda: room() < len(control.choices))
+    window.right_margins = [ConditionalMargin(ScrollbarMargin(display_arrows=True), is_long)]
+
+    def move(step: int) -> None:
+        last = len(control.choices) - 1
+        at = max(0, min(last, control.pointed_at + step))
+        back = -1 if step > 0 else 1
+        while control.choices[at].disabled and 0 <= at + back <= last:
+            at += back
+        control.pointed_at = at
+
+    for key, step in (("pagedown", PAGE), ("pageup", -PAGE), ("end", 10**6), ("home", -(10**6))):
+        footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
+    footer.attach()
+    return footer
+
+
+def lay_out_text(app: Any, why: str, about: str, validate: Callable[[str], str | None]) -> Footer:
+    """Say below a text what is wrong with it, and let the first key typed replace the default."""
+    from prompt_toolkit.filters import has_completions, to_filter
+    from prompt_toolkit.keys import Keys
+
+    footer = Footer(app, why, is_list=False)
+    footer.about = lambda: about
+    buffer = app.current_buffer
+    app.layout.current_window.dont_extend_height = to_filter(True)
+    if buffer.text:
+        buffer.cursor_position = 0
+        buffer.start_selection()
+        buffer.selection_state.enter_shift_mode()
+        buffer.cursor_position = len(buffer.text)
+
+    def forget_trouble(_: Any) -> None:
+        footer.trouble = ""
+
+    buffer.on_text_changed += forget_trouble
+
+    @footer.keys.add("enter", filter=~has_completions, eager=True)
+    def _(event: Any) -> None:
+        footer.trouble = validate(buffer.text) or ""
+        if not footer.trouble:
+            buffer.exit_selection()
+            buffer.validate_and_handle()
+
+    @footer.keys.add(Keys.BracketedPaste, eager=True)
+    def _(event: Any) -> None:
+        if buffer.selection_state:
+            buffer.cut_selection()
+        buffer.insert_text(event.data.replace("\r\n", " ").replace("\n", " "))
+
+    footer.attach()
+    return footer
