@@ -95,10 +95,7 @@ def test_the_template_of_a_tokenizer_adds_nothing(tokenizer):
     )
     assert len(framed("ab")["input_ids"]) == 4
     path = write_rows("a.jsonl", "abcdef")
-    assert (
-        prepare(path, framed, fraction=0.0).train.tolist()
-        == prepare(path, tokenizer, fraction=0.0).train.tolist()
-    )
+    assert prepare(path, framed, fraction=0.0).train.tolist() == prepare(path, tokenizer, fraction=0.0).train.tolist()
 
 
 def test_padding_and_truncation_left_on_by_others_are_without_effect():
@@ -242,9 +239,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(tokenizer, monkeypatch):
 def test_nothing_stands_in_the_cache_before_it_is_whole(tokenizer):
     Path("a.txt").write_text("some text to keep " * 10)
     seen = []
-    prepare(
-        "a.txt", tokenizer, progress=lambda *_: seen.extend(path.name for path in Path("cache").iterdir())
-    )
+    prepare("a.txt", tokenizer, progress=lambda *_: seen.extend(path.name for path in Path("cache").iterdir()))
     assert seen
     assert all(name.startswith(".half-done-") for name in seen)
 
@@ -364,9 +359,7 @@ def test_too_little_text_is_told_for_both_sides_at_once(tokenizer):
 def test_too_little_validation_is_told_from_the_cache_too(tokenizer):
     Path("a.txt").write_text("x" * 100)
     for _ in range(2):
-        with pytest.raises(
-            UserError, match=r"^validation\.fraction = 0\.01: The validation part of a\.txt is 2"
-        ):
+        with pytest.raises(UserError, match=r"^validation\.fraction = 0\.01: The validation part of a\.txt is 2"):
             prepare("a.txt", tokenizer, fraction=0.01)
 
 

@@ -41,9 +41,7 @@ def test_a_dataset_is_read_by_its_text_column(hub):
     source = open_source("owner/name", subset="en", split="test")
     assert list(source.documents()) == ["one", "three"]
     assert source.kind == "hub"
-    assert source.describe() == (
-        "Hub dataset owner/name (subset en, split test), 3 rows, column 'text' (of: id, text)"
-    )
+    assert source.describe() == ("Hub dataset owner/name (subset en, split test), 3 rows, column 'text' (of: id, text)")
 
 
 def test_the_fingerprint_of_a_dataset_is_that_of_its_text(hub):
@@ -62,11 +60,7 @@ def test_a_wrong_column_of_a_dataset_is_told(hub):
 
 
 def test_an_empty_dataset_is_refused(hub):
-    hub(
-        datasets.Dataset.from_dict(
-            {"text": []}, features=datasets.Features({"text": datasets.Value("string")})
-        )
-    )
+    hub(datasets.Dataset.from_dict({"text": []}, features=datasets.Features({"text": datasets.Value("string")})))
     assert "There is no text in it" in refusal()
 
 
@@ -142,9 +136,7 @@ def test_a_split_that_a_real_dataset_lacks_is_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         datasets,
         "load_dataset",
-        lambda path, subset, *, split: load(
-            "json", data_dir=str(tmp_path / "rows"), split=split, cache_dir=tmp_path
-        ),
+        lambda path, subset, *, split: load("json", data_dir=str(tmp_path / "rows"), split=split, cache_dir=tmp_path),
     )
     assert list(open_source("owner/name").documents()) == ["one"]
     assert "data.0.split = test: owner/name has no such split. Allowed: train." in refusal(split="test")

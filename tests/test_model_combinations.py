@@ -55,9 +55,7 @@ def left_padded(lengths: tuple[int, ...], width: int) -> tuple[torch.Tensor, tor
     return tokens(len(lengths), width) * mask, mask
 
 
-def decode_in_chunks(
-    model: LabForCausalLM, ids: torch.Tensor, mask: torch.Tensor, ends: list[int], cache=None
-):
+def decode_in_chunks(model: LabForCausalLM, ids: torch.Tensor, mask: torch.Tensor, ends: list[int], cache=None):
     """Logits of a forward pass that is cut at `ends` and carried on from the cache."""
     logits = []
     for start, end in itertools.pairwise([0, *ends]):
@@ -69,9 +67,7 @@ def decode_in_chunks(
 
 @pytest.mark.parametrize(("position", "norm", "attention", "activation"), COMBINATIONS)
 def test_every_combination_trains_decodes_saves_and_loads(position, norm, attention, activation, tmp_path):
-    model = tiny_model(
-        position, norm=norm, num_key_value_heads=KEY_VALUE_HEADS[attention], activation=activation
-    )
+    model = tiny_model(position, norm=norm, num_key_value_heads=KEY_VALUE_HEADS[attention], activation=activation)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     ids = tokens(2, 12)

@@ -32,9 +32,7 @@ def test_only_rotary_positions_carry_rope_parameters(position):
 
 def test_yarn_derives_its_factor_from_the_contexts():
     rope = {"original_max_position_embeddings": 16}
-    assert (
-        tiny_config("yarn", rope_parameters=rope, max_position_embeddings=64).rope_parameters["factor"] == 4
-    )
+    assert tiny_config("yarn", rope_parameters=rope, max_position_embeddings=64).rope_parameters["factor"] == 4
     assert rope == {"original_max_position_embeddings": 16}
 
 

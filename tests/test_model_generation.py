@@ -35,9 +35,7 @@ def caches(config):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "ends", [list(range(1, 17)), [9, 10, 11, 12, 13, 16], [3, 9, 16], [1, 15, 16]], ids=str
-)
+@pytest.mark.parametrize("ends", [list(range(1, 17)), [9, 10, 11, 12, 13, 16], [3, 9, 16], [1, 15, 16]], ids=str)
 def test_cached_decoding_equals_the_full_forward(model, ends):
     ids, mask = tokens(2, 16), torch.ones(2, 16, dtype=torch.long)
     full = model(ids).logits
@@ -96,9 +94,7 @@ def test_a_window_is_as_wide_as_it_says(position, kernel):
 
 
 @pytest.mark.parametrize("width", [None, 5])
-@pytest.mark.parametrize(
-    "options", [{"cache_implementation": "static"}, {"use_cache": False}, {"num_beams": 1}]
-)
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}, {"num_beams": 1}])
 def test_generation_is_the_same_with_every_cache(position, width, options):
     model = tiny_model(position, sliding_window=width, num_key_value_heads=2)
     ids, mask = left_padded((9, 4), 9)

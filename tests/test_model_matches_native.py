@@ -65,9 +65,7 @@ PAIRS = {
     "llama-eager": lambda: llama_like(attn_implementation="eager", num_key_value_heads=2),
     "llama-gqa-biases": lambda: llama_like(num_key_value_heads=2, **BIASES),
     "llama-mqa-tied": lambda: llama_like(num_key_value_heads=1, tie_word_embeddings=True),
-    "llama-yarn": lambda: llama_like(
-        "yarn", rope_parameters={**YARN, "beta_fast": 8.0, "rope_theta": 5000.0}
-    ),
+    "llama-yarn": lambda: llama_like("yarn", rope_parameters={**YARN, "beta_fast": 8.0, "rope_theta": 5000.0}),
     "mistral-window": mistral_like,
     "qwen3-qk-norm": qwen3_like,
 }
@@ -101,24 +99,19 @@ def test_left_padded_logits_equal_the_native_model(pair):
 def test_packed_documents_equal_the_native_model(pair):
     positions = torch.cat((torch.arange(7), torch.arange(9))).repeat(2, 1)
     with torch.no_grad():
-        ours, native = (
-            model(tokens(2, 16), position_ids=positions, use_cache=False).logits for model in pair
-        )
+        ours, native = (model(tokens(2, 16), position_ids=positions, use_cache=False).logits for model in pair)
     torch.testing.assert_close(ours, native, atol=1e-5, rtol=1e-4)
 
 
 def test_greedy_generation_equals_the_native_model(pair):
     ids, mask = left_padded((9, 4), 9)
-    ours, native = (
-        model.generate(ids, attention_mask=mask, max_new_tokens=10, do_sample=False) for model in pair
-    )
+    ours, native = (model.generate(ids, attention_mask=mask, max_new_tokens=10, do_sample=False) for model in pair)
     assert torch.equal(ours, native)
 
 
 def test_hidden_states_and_attentions_equal_the_native_model():
     ours, native = (
-        model(tokens(2, 9), output_hidden_states=True, output_attentions=True)
-        for model in PAIRS["llama-eager"]()
+        model(tokens(2, 9), output_hidden_states=True, output_attentions=True) for model in PAIRS["llama-eager"]()
     )
     for name in ("hidden_states", "attentions"):
         assert len(getattr(ours, name)) == len(getattr(native, name))

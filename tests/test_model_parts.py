@@ -183,9 +183,7 @@ def test_alibi_attention_equals_brute_force(kernel, window):
                 visible = range(max(0, i - window + 1) if window else 0, i + 1)
                 scores = [query[i, head] @ key[j, head // 2] / width**0.5 - slope * (i - j) for j in visible]
                 weights = torch.stack(scores).softmax(0)
-                result[i, head] = sum(
-                    weight * value[j, head // 2] for weight, j in zip(weights, visible, strict=True)
-                )
+                result[i, head] = sum(weight * value[j, head // 2] for weight, j in zip(weights, visible, strict=True))
         expected = attention.o_proj(result.flatten(1))
     torch.testing.assert_close(seen["out"][0], expected, atol=1e-5, rtol=1e-4)
 

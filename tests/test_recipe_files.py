@@ -85,9 +85,7 @@ def test_overrides_are_typed_as_in_a_file():
 def test_overrides_reach_into_lists():
     raw = {"data": [{"path": "a.txt", "weight": 2.0}]}
     assert overridden(raw, "data.0.path=b.txt") == {"data": [{"path": "b.txt", "weight": 2.0}]}
-    assert overridden(raw, "data.1.path=b.txt") == {
-        "data": [{"path": "a.txt", "weight": 2.0}, {"path": "b.txt"}]
-    }
+    assert overridden(raw, "data.1.path=b.txt") == {"data": [{"path": "a.txt", "weight": 2.0}, {"path": "b.txt"}]}
     assert overridden({}, "data.0.path=b.txt") == {"data": [{"path": "b.txt"}]}
     assert raw == {"data": [{"path": "a.txt", "weight": 2.0}]}
     with pytest.raises(UserError, match=r"'2' is no place in this list. Allowed: 0 to 1"):
@@ -162,9 +160,7 @@ def test_a_number_that_is_none_reads_back():
     seed=st.integers(0, 2**32 - 1),
 )
 def test_a_written_recipe_reads_back_as_the_same_values(learning_rate, prompts, weight, seed):
-    values = tiny_recipe(
-        **{"optimizer.learning_rate": learning_rate, "samples.prompts": prompts, "seed": seed}
-    )
+    values = tiny_recipe(**{"optimizer.learning_rate": learning_rate, "samples.prompts": prompts, "seed": seed})
     values["data"][0]["weight"] = weight
     text = to_yaml(values, PretrainRecipe, lambda path, help_text: help_text, header=("one", "two"))
     assert text.startswith("# one\n# two\n")
