@@ -33,6 +33,7 @@ class Job:
     name: str
     stages: tuple[Resolved, ...]
     is_pipeline: bool
+    own_run: RunFolder | None = None  # the run whose recipe.yaml this is, where it is one
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -75,17 +76,21 @@ def read_job(
     """Read and resolve a recipe as far as possible; returns the job and every problem found."""
     machine = machine or find_machine()
     if isinstance(recipe, Mapping):
-        raw, stem = dict(recipe), "run"
+        raw, stem, home = dict(recipe), "run", None
     else:
         path = find_recipe(recipe)
         raw = read_recipe_file(path)
+        home = path if path.is_dir() else path.parent
         stem = (path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem) or "run"
     raw, touched = apply_overrides(raw, overrides)
     if "stages" not in raw:
         resolved, problems = diagnose(raw, machine=machine, name=_safe_name(stem), overrides=touched)
         job = Job(resolved.values["name"], (resolved,), False) if resolved else None
-        return job, problems
-    return _read_pipeline(raw, stem, touched, machine)
+    else:
+        job, problems = _read_pipeline(raw, stem, touched, machine)
+    if job is not None and home is not None and RunFolder(home).facts():
+        job = replace(job, own_run=RunFolder(home))
+    return job, problems
 
 
 def _read_pipeline(
@@ -253,19 +258,15 @@ def _open_folder(job: Job, *, resume: bool, overwrite: bool, root: Path) -> RunF
     """Return a new run folder, or the one to go on in; all processes work in the first one's."""
     path = None
     if is_first_process():
-        folder = (
-            _folder_to_resume(job, root) if resume else create_run(job.name, root=root, overwrite=overwrite)
-        )
+        folder = _folder_to_resume(job, root) if resume else create_run(job.name, root=root, overwrite=overwrite)
         path = folder.path
     return RunFolder(from_first_process(path))
 
 
 def _folder_to_resume(job: Job, root: Path) -> RunFolder:
-    runs = runs_named(job.name, root=root)
+    runs = [job.own_run] if job.own_run else runs_named(job.name, root=root)
     if not runs:
-        raise UserError(
-            Problem(str(root / job.name), "there is no run to resume", mend="Start it without --resume.")
-        )
+        raise UserError(Problem(str(root / job.name), "there is no run to resume", mend="Start it without --resume."))
     folder = runs[-1]
     if folder.status() == "running":
         pid = folder.facts().get("process", {}).get("pid")

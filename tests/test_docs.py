@@ -22,7 +22,7 @@ def test_generated_tables_are_current():
 
 
 def test_every_command_of_the_readme_exists():
-    from llm_lab.cli import _parser
+    from llm_lab.cli import parse
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^llm-lab ([^#\n>]+)", readme, flags=re.MULTILINE)
@@ -30,7 +30,7 @@ def test_every_command_of_the_readme_exists():
     for line in commands:
         import shlex
 
-        _parser().parse_args(shlex.split(line))
+        parse(shlex.split(line))
 
 
 def test_every_file_the_readme_links_to_exists():
@@ -43,3 +43,49 @@ def test_every_file_the_readme_links_to_exists():
 def test_the_makefile_has_every_target_that_the_documents_name(target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+SMALL = [
+    *("train.max_steps=4", "train.eval_steps=2", "train.save_steps=2", "train.logging_steps=1"),
+    *("scheduler.warmup_steps=1", "samples.max_new_tokens=4", "validation.max_tokens=2000"),
+]
+
+
+def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path, monkeypatch, capsys):
+    import shlex
+    import shutil
+
+    from llm_lab.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    Path("input.txt").write_text("To be, or not to be: that is the question.\n" * 200, encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^llm-lab ([^#\n>]+)", readme, flags=re.MULTILINE)
+    assert lines[0].startswith("run configs/demo.yaml")
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "run" and "--dry-run" not in words:
+            words = [word for word in words if not word.startswith("train.")] + SMALL
+        code = main(words)
+        told = capsys.readouterr()
+        wanted = 3 if "gpu-124m" in line else 0  # tests run where there is no GPU, and a plan says so
+        assert code == wanted, f"{line}: {told.err}"
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["demo", "demo-2", "shakespeare"]
+
+
+def test_the_python_of_the_readme_works(tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1]
+    small = ", ".join(repr(word) for word in SMALL)
+    code = code.replace('"train.max_steps=100"', small)
+    assert small in code
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["facts"]["status"] == "done"
+    assert scope["model"].num_parameters() > 100_000
+    assert len(scope["tokenizer"]) > 256
