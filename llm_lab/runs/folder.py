@@ -22,11 +22,14 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -159,17 +162,18 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
         if run.status() == "running":
             raise UserError(Problem(str(path), "this run is under way", mend="Give the new one another name."))
         shutil.rmtree(path)
-    root.mkdir(parents=True, exist_ok=True)
     number = 1
-    while True:
-        try:
-            path.mkdir()
-            return RunFolder(path)
-        except FileExistsError:
-            number += 1
-            path = root / f"{name}-{number}"
-        except OSError as error:
-            raise UserError(Problem(str(path), f"the run folder can't be made: {error.strerror}")) from None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                number += 1
+                path = root / f"{name}-{number}"
+    except OSError as error:
+        raise UserError(Problem(str(path), f"the run folder can't be made: {error.strerror}")) from None
 
 
 def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
