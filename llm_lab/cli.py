@@ -18,7 +18,7 @@ DONE, OUR_FAULT, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `llm-lab`; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         return arguments.command(arguments) or DONE
     except LabError as error:
@@ -40,6 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"A fault of LLM Lab's: {type(error).__name__}: {error}\nAdd --debug for the traceback."
         print(message, file=sys.stderr)  # noqa: T201
         return OUR_FAULT
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the words of a command; exits with 2 and the usage where they are no command."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes all key=value words or none: those after an option (run R --resume a=1) are left over.
+    if rest and hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -204,13 +216,16 @@ def _start_run(
     ask: bool = False,
     show_plan: bool = True,
 ) -> int:
-    """Show the plan, run, and say what came of it. ask: want a yes between plan and run."""
+    """Show the plan, run, and say what came of it.
+
+    ask: want a yes between plan and run, and raise Back without one. show_plan: False where it was seen already.
+    """
     from llm_lab.runner import read_job, run
     from llm_lab.runs.display import Display
     from llm_lab.ui.console import say_wait
     from llm_lab.ui.messages import print_closing, print_plan
     from llm_lab.ui.progress import make_display
-    from llm_lab.ui.prompts import confirm
+    from llm_lab.ui.prompts import Back, confirm
 
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
@@ -219,7 +234,7 @@ def _start_run(
             for resolved in job.stages:
                 print_plan(resolved, derived=not ask)
             if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
-                return DONE
+                raise Back
         say_wait("Getting ready ...")
     facts = run(recipe, overrides, resume=resume, overwrite=overwrite, display=make_display() if first else Display())
     if first:

@@ -70,19 +70,17 @@ def _ask_value(draft: Draft, path: str, key: Key) -> Any:
 
 def _choices(draft: Draft, path: str, key: Key) -> list[Option]:
     if key.kind == "bool":
-        names = {True: "yes", False: "no"}
-    else:
-        width = max(len(str(choice)) for choice in key.choices) + 2
-        names = {choice: f"{choice!s:<{width}}{meaning}" for choice, meaning in key.choices.items()}
-    return [_option(draft, path, choice, name) for choice, name in names.items()]
+        return [_option(draft, path, value, name) for value, name in ((True, "yes"), (False, "no"))]
+    width = max(len(str(choice)) for choice in key.choices) + 2
+    return [_option(draft, path, choice, f"{choice!s:<{width}}", text) for choice, text in key.choices.items()]
 
 
-def _option(draft: Draft, path: str, value: Any, title: str) -> Option:
+def _option(draft: Draft, path: str, value: Any, name: str, text: str = "") -> Option:
     why_not = draft.why_not(path, value)
     if why_not:
-        return Option(value, title.split("  ")[0], why_not)
+        return Option(value, name, why_not)
     resolved, _ = draft.with_answer(path, value).look()
-    return Option(value, title, about=effect(resolved))
+    return Option(value, name + text, about=effect(resolved))
 
 
 def effect(resolved: Resolved | None) -> str:
@@ -114,7 +112,7 @@ def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Option]:
     options = []
     for number in numbers[start : start + OFFERED]:
         remark = str(origin) if number == now and origin and origin.kind == "derived" else ""
-        options.append(_option(draft, path, number, f"{number:<{width},}{remark}"))
+        options.append(_option(draft, path, number, f"{number:<{width},}", remark))
     return options
 
 

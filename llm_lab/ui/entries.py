@@ -11,15 +11,17 @@ from typing import Any
 
 from llm_lab.plan.hardware import find_machine
 from llm_lab.recipe.errors import LabError
-from llm_lab.runs.folder import list_runs
+from llm_lab.runs.folder import RunFolder, list_runs
 
 from . import design, pretraining
-from .console import make_console, print_error
+from .console import make_console, one_line, print_error, say_wait
 from .draft import Draft
 from .prompts import Back, Option, choose, type_in, wait_for_enter
 from .saving import save_recipe
 from .screens import begin_screen
 from .sources import runs_with_a_model
+
+ANOTHER = "another"
 
 
 @dataclass(frozen=True)
@@ -91,24 +93,24 @@ def _resume_draft(wizard: Wizard, name: str, fresh: Callable[[Any], Draft]) -> D
 
 
 def _start(wizard: Wizard, recipe: Any, *words: Any, **options: Any) -> bool:
-    """Run a recipe; False where it could not be started."""
+    """Run a recipe; False where it could not be started. Raises Back where the user takes the start back."""
+    if options.get("ask"):
+        make_console().clear()
+    started = True
     try:
         wizard.actions.start(recipe, *words, **options)
-        return True
     except LabError as error:
         print_error(error)
-        return False
+        started = False
     except KeyboardInterrupt:
         make_console().print("\nStopped.", style="warn")
-        return True
-    finally:
-        wait_for_enter()
+    wait_for_enter()
+    return started
 
 
 def do_chat(wizard: Wizard) -> None:
     """Pick a model and talk to it."""
-    begin_screen("Chat")
-    _talk(wizard, _pick_checkpoint("Talk to which model?"))
+    _talk(wizard, _pick_checkpoint("Chat", "Talk to which model?"))
 
 
 def _talk(wizard: Wizard, path: str) -> None:
@@ -116,12 +118,19 @@ def _talk(wizard: Wizard, path: str) -> None:
     wizard.actions.chat(path)
 
 
-def _pick_checkpoint(question: str) -> str:
-    options = [Option(str(run.path), f"{run.path}  ({run.status()})") for run in runs_with_a_model()]
-    options.append(Option(None, "another folder, or a name on the Hub"))
+def describe_run(run: RunFolder) -> str:
+    """Return a run in a line: where, how it ended, what it reached."""
+    loss = run.facts().get("results", {}).get("eval_loss")
+    return f"{run.path}: {run.status()}" + (f", validation loss {loss:.3f}" if loss is not None else "")
+
+
+def _pick_checkpoint(title: str, question: str) -> str:
+    options = [Option(str(run.path), one_line(describe_run(run))) for run in runs_with_a_model()]
+    options.append(Option(ANOTHER, "another folder, or a name on the Hub"))
     while True:
+        begin_screen(title)
         picked = choose(question, options, why=CHECKPOINT_WHY, above=2)
-        if picked is not None:
+        if picked != ANOTHER:
             return picked
         with contextlib.suppress(Back):
             return type_in(
@@ -139,8 +148,7 @@ CHECKPOINT_WHY = "Any run of yours, any Hugging Face folder with a causal langua
 def do_checkpoints(wizard: Wizard) -> None:
     """Look at runs and models: talk, resume, replay."""
     while True:
-        begin_screen("Checkpoints")
-        path = _pick_checkpoint("Look at which one?")
+        path = _pick_checkpoint("Checkpoints", "Look at which one?")
         begin_screen("Checkpoints", path)
         try:
             wizard.actions.show(path)
@@ -164,16 +172,21 @@ def do_replay(wizard: Wizard) -> None:
     """Run a recipe file, changed or not."""
     files: Sequence[Path] = wizard.actions.recipes()
     options = [Option(str(file), f"{file.stem:<14} {wizard.actions.summary(file)}") for file in files]
-    options.append(Option(None, "another file"))
-    picked: str | None = None
+    options.append(Option(ANOTHER, "another file"))
+    picked = ""
     while True:
         begin_screen("Replay a recipe")
         picked = choose("Which recipe?", options, why=REPLAY_WHY, above=2, default=picked)
         with contextlib.suppress(Back):
-            path = picked or type_in("Which file?", why=REPLAY_WHY, about="Tab.", validate=_why_no_recipe, paths=True)
-            overrides = _ask_overrides(wizard, path)
-            _start(wizard, path, overrides, ask=True)
+            path = picked if picked != ANOTHER else _type_recipe()
+            begin_screen("Replay a recipe", path)
+            _start(wizard, path, _ask_overrides(wizard, path), ask=True)
             return
+
+
+def _type_recipe() -> str:
+    about = "A recipe file, or the folder of a run. Tab completes paths."
+    return type_in("Which file?", why=REPLAY_WHY, about=about, validate=_why_no_recipe, paths=True)
 
 
 def _why_no_recipe(text: str) -> str | None:
@@ -207,5 +220,6 @@ REPLAY_WHY = (
 def do_doctor(wizard: Wizard) -> None:
     """Show what this machine can do."""
     begin_screen("Doctor")
+    say_wait("Looking ...")
     wizard.actions.doctor()
     wait_for_enter()

@@ -97,7 +97,7 @@ def lay_out_list(app: Any, why: str, *, above: int, describe: Callable[[Any], st
 
 def lay_out_text(app: Any, why: str, about: str, validate: Callable[[str], str | None]) -> Footer:
     """Say below a text what is wrong with it, and let the first key typed replace the default."""
-    from prompt_toolkit.filters import has_completions, to_filter
+    from prompt_toolkit.filters import has_completions, has_selection, to_filter
     from prompt_toolkit.keys import Keys
 
     footer = Footer(app, why, is_list=False)
@@ -128,5 +128,10 @@ def lay_out_text(app: Any, why: str, about: str, validate: Callable[[str], str |
             buffer.cut_selection()
         buffer.insert_text(event.data.replace("\r\n", " ").replace("\n", " "))
 
+    def erase(_: Any) -> None:
+        buffer.cut_selection()
+
+    for key in ("c-u", "c-k", "c-w", "delete"):
+        footer.keys.add(key, filter=has_selection, eager=True)(erase)
     footer.attach()
     return footer

@@ -73,6 +73,7 @@ def choose(
     from .prompt_layout import lay_out_list
 
     footer = lay_out_list(question.application, why, above=above, describe=_about)
+    question.application.erase_when_done = True  # or a long line that was picked would be wrapped
     return _ask(question, footer).option.value
 
 

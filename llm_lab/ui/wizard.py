@@ -12,7 +12,17 @@ from llm_lab.runs.folder import list_runs
 
 from .console import make_console, one_line, print_error
 from .design import MODELS
-from .entries import Actions, Wizard, do_chat, do_checkpoints, do_design, do_doctor, do_pretrain, do_replay
+from .entries import (
+    Actions,
+    Wizard,
+    describe_run,
+    do_chat,
+    do_checkpoints,
+    do_design,
+    do_doctor,
+    do_pretrain,
+    do_replay,
+)
 from .prompts import Back, Option, choose, wait_for_enter
 from .screens import begin_screen
 
@@ -63,9 +73,7 @@ def _menu(last: Any) -> Any:
     lines = [("machine", machine.describe()), ("designs", ", ".join(designs) or "none yet")]
     runs = list_runs()
     for number, run in enumerate(runs[:RUNS_SHOWN]):
-        loss = run.facts().get("results", {}).get("eval_loss")
-        reached = f", validation loss {loss:.3f}" if loss is not None else ""
-        lines.append(("" if number else "runs", f"{run.path}: {run.status()}{reached}"))
+        lines.append(("" if number else "runs", describe_run(run)))
     if not runs:
         lines.append(("runs", "none yet"))
     elif len(runs) > RUNS_SHOWN:
