@@ -19,7 +19,7 @@ from llm_lab.recipe.schema import PipelineRecipe
 from llm_lab.recipe.validate import validate_as
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
-from llm_lab.runs.processes import connected, from_first_process, is_first_process, wait_for_all
+from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
 STAGE_MODULES = {"pretrain": "llm_lab.stages.pretrain"}
@@ -352,7 +352,8 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
         "seed": resolved.recipe.seed,
         "device": device,
         "machine": machine.describe(),
-        "peak_flops": gpu.bf16_peak_flops if gpu else None,
+        "model": _describe_model(resolved.values.get("model")),
+        "peak_flops": gpu.bf16_peak_flops * process_count() if gpu and gpu.bf16_peak_flops else None,
         "parameters": estimate.parameters,
         "flops_per_token": estimate.flops_per_token,
         "planned": {
@@ -362,6 +363,14 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
         },
         "versions": _versions(),
     }
+
+
+def _describe_model(model: Any) -> str:
+    """Return the model in a few words: its parts, or where it comes from."""
+    if not isinstance(model, Mapping):
+        return ""
+    parts = [model.get(key) for key in ("position_embedding", "norm", "attention", "activation")]
+    return str(model.get("config") or model.get("checkpoint") or " · ".join(map(str, parts)))
 
 
 def _versions() -> dict[str, str]:

@@ -212,7 +212,7 @@ def _derive_batch(draft: _Draft, machine: Machine, shape: ModelShape | None, on_
     draft.fill("train.per_device_train_batch_size", rows, f"fits {gpu_bytes / 1e9:.0f} GB with a quarter to spare")
     rows = draft.get("train.per_device_train_batch_size")
     wanted = 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
-    each = rows * length * max(1, len(machine.gpus))
+    each = rows * length * machine.processes
     draft.fill("train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens a step")
 
 
@@ -232,7 +232,7 @@ def _derive_steps(draft: _Draft, machine: Machine, shape: ModelShape | None, on_
     if shape is None:
         draft.fill("train.max_steps", CPU_MAX_STEPS if on_cpu else 10_000, "the model's size is not known yet")
         return
-    devices = 1 if on_cpu else max(1, len(machine.gpus))
+    devices = machine.processes
     rows = draft.get("train.per_device_train_batch_size") * draft.get("train.gradient_accumulation_steps")
     per_step = rows * draft.get("train.max_length") * devices
     wanted = max(1, round(TOKENS_PER_PARAMETER * shape.parameters / per_step))

@@ -69,7 +69,7 @@ def memory_by_part(
 def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine) -> Estimate:
     """Work out the cost of a resolved pretraining recipe on this machine."""
     train, device = recipe["train"], recipe["device"]
-    devices = max(1, len(machine.gpus)) if device == "cuda" else 1
+    devices = machine.processes
     rows, length = train["per_device_train_batch_size"], train["max_length"]
     per_step = rows * length * train["gradient_accumulation_steps"] * devices
     tokens = per_step * train["max_steps"]

@@ -60,6 +60,7 @@ class Machine:
     memory_bytes: int
     has_compiler: bool  # a C++ compiler, which torch.compile needs on a CPU
     cpu_bf16_is_fast: bool  # AMX or AVX-512 BF16: bf16 products in hardware
+    processes: int = 1  # that train together, one a GPU (run --nproc)
 
     @property
     def cuda_problem(self) -> str | None:
@@ -100,6 +101,7 @@ def find_machine() -> Machine:
         cpu_cores=_usable_cores(),
         memory_bytes=psutil.virtual_memory().total,
         has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++")),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
         cpu_bf16_is_fast=any(flag in _cpu_flags().split() for flag in ("amx_bf16", "avx512_bf16")),
     )
 

@@ -50,8 +50,10 @@ def run(recipe: PretrainRecipe, folder: RunFolder, display: Display, *, resume: 
     with first_process_first():
         texts = setup(recipe, folder, display)
     model = build(recipe, texts.tokenizer, display)
-    if hasattr(recipe.model, "checkpoint") and is_first_process():
-        folder.update(parent=describe_parent(find_local(recipe.model.checkpoint)))
+    if is_first_process():
+        folder.update(parameters=sum(parameter.numel() for parameter in model.parameters()))
+        if hasattr(recipe.model, "checkpoint"):
+            folder.update(parent=describe_parent(find_local(recipe.model.checkpoint)))
     return fit(recipe, folder, display, texts, model, resume=resume)
 
 
@@ -79,8 +81,6 @@ def open_sources(recipe: PretrainRecipe) -> list[TextSource]:
 def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     """Open the data, make or load the tokenizer, and tokenise once."""
     sources = open_sources(recipe)
-    for source in sources:
-        display.notice(f"{source.key}: {source.describe()}")
     tokenizer = make_tokenizer(recipe, sources, folder, display)
     fingerprint = tokenizer_fingerprint(tokenizer)
     tokens = []
