@@ -1,0 +1,214 @@
+"""No dead keys: each key of a recipe, changed alone, changes what a real run does."""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_recipe, write_text
+from test_model_combinations import tiny_config
+
+from llm_lab.hf.save import save_model
+from llm_lab.hf.tokenizers import make_byte_tokenizer
+from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.recipe.errors import MachineError
+from llm_lab.recipe.schema import PretrainRecipe
+from llm_lab.recipe.tables import leaf_keys
+from llm_lab.runner import STAGE_MODULES, run
+from llm_lab.runs.folder import RunFolder
+from llm_lab.stages import pretrain
+
+YARN = {"model.position_embedding": "yarn"}
+MUON = {"optimizer": {"name": "muon"}}
+TWO = {"data": [{"path": "text.txt"}, {"path": "rows.jsonl", "text_column": "text"}]}
+ROWS = {"data": [{"path": "rows.jsonl", "text_column": "text"}]}
+
+# Each key: what it is changed to, what is seen to change, and what else the recipe needs for it.
+EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
+    "PretrainRecipe.name": ("other", "path"),
+    "PretrainRecipe.seed": (7, "losses"),
+    "PretrainRecipe.device": ("cuda", "refused"),
+    "PretrainRecipe.tokenizer": ({"bpe": 280}, "tokenizer"),
+    "ModelParts.size": ("micro", "config", {"model": {"num_hidden_layers": 1}}),
+    "ModelParts.position_embedding": ("alibi", "losses"),
+    "ModelParts.rope_theta": (50.0, "losses"),
+    "ModelParts.yarn_factor": (2.0, "losses", YARN),
+    "ModelParts.original_max_position_embeddings": (16, "losses", YARN | {"model.max_position_embeddings": None}),
+    "ModelParts.norm": ("layernorm", "config"),
+    "ModelParts.norm_eps": (0.1, "losses"),
+    "ModelParts.attention": ("mha", "config", {"model.num_key_value_heads": None}),
+    "ModelParts.activation": ("gelu", "losses"),
+    "ModelParts.hidden_size": (16, "config"),
+    "ModelParts.num_hidden_layers": (1, "config"),
+    "ModelParts.num_attention_heads": (4, "config"),
+    "ModelParts.num_key_value_heads": (2, "config"),
+    "ModelParts.head_dim": (8, "config"),
+    "ModelParts.intermediate_size": (64, "config"),
+    "ModelParts.max_position_embeddings": (64, "config"),
+    "ModelParts.tie_word_embeddings": (False, "config"),
+    "ModelParts.attention_bias": (True, "config"),
+    "ModelParts.mlp_bias": (True, "config"),
+    "ModelParts.qk_norm": (True, "config"),
+    "ModelParts.sliding_window": (4, "losses"),
+    "ModelParts.dropout": (0.5, "losses"),
+    "ModelParts.attention_dropout": (0.5, "losses"),
+    "ModelParts.initializer_range": (0.1, "losses"),
+    "ModelConfig.config": ("shape", "config"),
+    "ModelCheckpoint.checkpoint": ("weights", "losses"),
+    "DataSource.path": ("other.txt", "losses"),
+    "DataSource.subset": ("part", "sources"),
+    "DataSource.split": ("test", "sources"),
+    "DataSource.text_column": ("reply", "losses", ROWS),
+    "DataSource.weight": (5.0, "losses", TWO),
+    "Validation.fraction": (0.3, "evaluations"),
+    "Validation.from": ("random", "evaluations", ROWS),
+    "Validation.max_tokens": (50, "evaluations"),
+    "AdamW.name": ("muon", "losses", {"optimizer": {"name": "adamw"}}),
+    "AdamW.learning_rate": (0.001, "losses"),
+    "AdamW.betas": ([0.5, 0.6], "losses"),
+    "AdamW.eps": (0.1, "losses"),
+    "AdamW.weight_decay": (5.0, "losses"),
+    "Muon.name": ("adamw", "losses", MUON),
+    "Muon.learning_rate": (0.1, "losses", MUON),
+    "Muon.momentum": (0.5, "losses", MUON),
+    "Muon.nesterov": (False, "losses", MUON),
+    "Muon.ns_steps": (2, "losses", MUON),
+    "Muon.weight_decay": (5.0, "losses", MUON),
+    "Muon.adamw_learning_rate": (0.1, "losses", MUON),
+    "Muon.adamw_betas": ([0.5, 0.6], "losses", MUON),
+    "Muon.adamw_eps": (0.1, "losses", MUON),
+    "Scheduler.name": ("none", "learning rates"),
+    "Scheduler.warmup_steps": (3, "learning rates"),
+    "Scheduler.min_ratio": (0.5, "learning rates"),
+    "Train.max_steps": (5, "logged at"),
+    "Train.max_length": (8, "losses"),
+    "Train.per_device_train_batch_size": (2, "losses"),
+    "Train.gradient_accumulation_steps": (2, "losses"),
+    "Train.max_grad_norm": (0.1, "losses"),
+    "Train.eval_steps": (1, "evaluations"),
+    "Train.save_steps": (1, "checkpoints"),
+    "Train.save_total_limit": (1, "checkpoints"),
+    "Train.logging_steps": (3, "logged at", {"train.save_steps": 4}),
+    "Train.dtype": ("bfloat16", "losses"),
+    "Train.attn_implementation": ("eager", "built"),
+    "Train.gradient_checkpointing": (True, "built"),
+    "Train.compile": (True, "compiled"),
+    "Samples.prompts": (["a"], "samples"),
+    "Samples.max_new_tokens": (9, "samples"),
+    "Samples.temperature": (0.0, "samples"),
+}
+LEAVES = {f"{owner}.{key.name}": key.path for key, owner in leaf_keys(PretrainRecipe) if key.path != "stage"}
+
+
+def test_every_key_says_how_its_effect_is_seen():
+    assert set(EFFECTS) == set(LEAVES)
+
+
+def test_the_stage_names_the_module_that_runs():
+    assert set(STAGE_MODULES) == set(PretrainRecipe.model_fields["stage"].json_schema_extra["choices"])
+
+
+def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a recipe; return what is to be seen of it.
+
+    Subset and split belong to sets on the Hub: of them it is seen that they reach the source.
+    """
+    seen: dict[str, Any] = {"compiled": False, "sources": []}
+    build, open_source = pretrain.build, pretrain.open_source
+
+    def watched_build(*args):
+        model = build(*args)
+        layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+        seen["built"] = (model.config._attn_implementation, type(layers[0]).__name__, is_checkpointed(model))
+        return model
+
+    def watched_source(path, **keys):
+        seen["sources"].append(dict(keys))
+        return open_source(path, key=keys["key"], text_column=keys["text_column"])
+
+    def watched_compile(function, **keys):
+        seen["compiled"] = True
+        return function
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "build", watched_build)
+        patch.setattr(pretrain, "open_source", watched_source)
+        patch.setattr("llm_lab.data.sources.look_at_source", lambda *args, **keys: None)
+        patch.setattr(torch, "compile", watched_compile)
+        try:
+            facts = run(raw)
+        except MachineError as error:
+            return {"refused": str(error)}
+    folder = RunFolder(Path(facts["path"]))
+    rows = folder.metrics()
+    return seen | {
+        "path": re.sub(r"-\d+$", "", folder.path.name),
+        "losses": [row["loss"] for row in rows if "loss" in row],
+        "learning rates": [row["learning_rate"] for row in rows if "loss" in row],
+        "logged at": [row["step"] for row in rows if "loss" in row],
+        "evaluations": [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row],
+        "checkpoints": [step for step, _ in folder.checkpoints()],
+        "config": json.loads((folder.model_path / "config.json").read_text()),
+        "tokenizer": (folder.model_path / "tokenizer.json").read_text(),
+        "samples": folder.samples_path.read_text(),
+    }
+
+
+def is_checkpointed(model: Any) -> bool:
+    return any(
+        "Checkpoint" in type(module).__name__ or getattr(module, "gradient_checkpointing", False)
+        for module in model.modules()
+    )
+
+
+def recipe(changes: dict) -> dict:
+    raw = tiny_recipe(validation={}, tokenizer="bytes", **{"train.max_steps": 4})
+    raw["train"] |= {"eval_steps": 2, "save_steps": 2, "logging_steps": 1}
+    raw["scheduler"] = {"warmup_steps": 1}
+    for key, value in copy.deepcopy(changes).items():
+        group, _, name = key.rpartition(".")
+        (raw[group] if group else raw)[name] = value
+    return raw
+
+
+def put(raw: dict, path: str, value: Any) -> dict:
+    *groups, name = path.split(".")
+    node: Any = raw
+    for group in groups:
+        node = node[0] if group == "N" else node[group]
+    if name in ("config", "checkpoint"):
+        raw["model"] = {name: value}
+        raw.pop("tokenizer")
+    else:
+        node[name] = value
+    return raw
+
+
+@pytest.fixture(scope="module")
+def observed():
+    """What recipes before the change show: each is run once."""
+    return {}
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_a_key_that_is_changed_alone_changes_the_run(key, in_tmp_path, monkeypatch, observed):
+    write_text("text.txt", 60)
+    write_text("other.txt", 60, seed=1)
+    words = write_text("words.txt", 120, seed=2)
+    lines = Path(words).read_text().splitlines()
+    rows = (json.dumps({"text": text, "reply": text[::-1]}) + "\n" for text in lines)
+    Path("rows.jsonl").write_text("".join(rows))
+    config = tiny_config(vocab_size=257, eos_token_id=None, pad_token_id=None)
+    config.save_pretrained("shape")
+    save_model(LabForCausalLM(config), Path("weights"), make_byte_tokenizer())
+
+    value, facet, *needs = EFFECTS[key]
+    needs = needs[0] if needs else {}
+    known = json.dumps(needs)
+    if known not in observed:
+        observed[known] = observe(recipe(needs), monkeypatch)
+    after = observe(put(recipe(needs), LEAVES[key], value), monkeypatch)
+    assert after.get(facet) != observed[known].get(facet)
