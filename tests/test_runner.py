@@ -1,0 +1,99 @@
+"""From words to a job: which recipe is meant, what is wrong with it, and where a model is loaded from."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_recipe, write_text
+
+import llm_lab
+from llm_lab.recipe.errors import MachineError, UserError
+from llm_lab.runner import SHIPPED_RECIPES, check, find_recipe, list_recipes, load, read_job, run
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(in_tmp_path):
+    write_text("text.txt")
+
+
+def write_recipe(path: str, **changes) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    raw = {key: value for key, value in tiny_recipe(**changes).items() if key != "name"}
+    Path(path).write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_a_recipe_is_found_by_path_by_name_and_by_run():
+    write_recipe("configs/own.yaml")
+    write_recipe("checkpoints/done/recipe.yaml")
+    assert find_recipe("configs/own.yaml") == find_recipe("own") == find_recipe("own.yaml") == Path("configs/own.yaml")
+    assert find_recipe("done") == Path("checkpoints/done")
+    assert find_recipe("checkpoints/done") == Path("checkpoints/done")
+    shipped = sorted(SHIPPED_RECIPES.glob("*.yaml"))
+    assert find_recipe(shipped[0].stem) == shipped[0]
+    assert set(list_recipes()) >= {Path("configs/own.yaml"), *shipped}
+    with pytest.raises(UserError, match=r"no such recipe\. Did you mean own\?"):
+        find_recipe("owm")
+    with pytest.raises(UserError, match="there is no such recipe file"):
+        check("elsewhere/own.yaml")
+
+
+def test_ones_own_recipe_comes_before_the_shipped_one_of_that_name():
+    name = sorted(SHIPPED_RECIPES.glob("*.yaml"))[0].name
+    write_recipe(f"configs/{name}")
+    assert find_recipe(name) == Path("configs") / name
+    assert [file for file in list_recipes() if file.name == name] == [Path("configs") / name]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("my text (1).yaml", "my-text-1"), ("..yaml", "run"), ("checkpoints/old-2/recipe.yaml", "old-2")]
+)
+def test_a_run_without_a_name_is_called_after_its_file(path, name):
+    job, problems = read_job(write_recipe(path))
+    assert problems == []
+    assert job.name == name
+
+
+def test_overrides_reach_the_run_and_are_told_as_such():
+    job, _ = check(write_recipe("own.yaml"), ["train.max_steps=3", "data.1.path=builtin:stories"])
+    (resolved,) = job.stages
+    assert resolved.values["train"]["max_steps"] == 3
+    assert [str(resolved.origins[key]) for key in ("train.max_steps", "data.1.path")] == ["override", "override"]
+    assert str(resolved.origins["train.eval_steps"]) == "answer"
+
+
+def test_what_is_wrong_with_recipe_and_data_is_told_at_once():
+    raw = tiny_recipe(data=[{"path": "gone.txt"}, {"path": "text.txt", "text_column": "body"}])
+    raw["model"]["num_attention_heads"] = 3
+    with pytest.raises(UserError) as caught:
+        check(raw)
+    assert [problem.key.split(".")[0] for problem in caught.value.problems].count("data") >= 1
+    assert "model.num_attention_heads" in [problem.key for problem in caught.value.problems]
+    assert "gone.txt" in str(caught.value)
+
+
+def test_nothing_is_written_where_the_run_can_not_begin():
+    with pytest.raises(MachineError):
+        run(tiny_recipe(device="cuda"))
+    with pytest.raises(UserError):
+        run(tiny_recipe(), ["sede=1"])
+    assert not Path("checkpoints").exists()
+
+
+def test_a_notebook_can_do_what_the_commands_do():
+    facts = llm_lab.run(tiny_recipe(), "train.max_steps=2", "scheduler.warmup_steps=0")
+    assert facts["results"]["step"] == 2
+    for name in ("tiny", "checkpoints/tiny", "checkpoints/tiny/model", "checkpoints/tiny/steps/checkpoint-2"):
+        model, tokenizer = llm_lab.load(name)
+        assert not model.training
+        assert len(tokenizer) == 257
+    replayed = llm_lab.run("tiny", overwrite=True)
+    assert replayed["results"]["eval_loss"] == facts["results"]["eval_loss"]
+
+
+def test_a_model_that_is_nowhere_is_told():
+    with pytest.raises(UserError, match=r"checkpoint = org/name.*Hub could not be reached"):
+        load("org/name")
+    for name in ("nothing", "checkpoints/nothing", "./a/b"):
+        with pytest.raises(UserError, match="no such checkpoint"):
+            load(name)
