@@ -123,23 +123,27 @@ def _wizard(arguments: argparse.Namespace) -> int:
                 mend="Without one: llm-lab run RECIPE [key=value ...].",
             )
         )
-    from llm_lab.runner import list_recipes
-    from llm_lab.ui.listing import recipe_summary
-    from llm_lab.ui.wizard import Actions, run_wizard
+    from llm_lab.ui.wizard import run_wizard
 
-    return run_wizard(
-        Actions(
-            start=_start_run,
-            chat=_start_chat,
-            doctor=_print_doctor,
-            show=_print_show,
-            describe_data=_describe_data,
-            write_config=_write_config,
-            recipes=list_recipes,
-            summary=recipe_summary,
-            problems=_problems,
-        ),
-        debug=arguments.debug,
+    return run_wizard(wizard_actions(), debug=arguments.debug)
+
+
+def wizard_actions() -> Any:
+    """Return what the wizard has done for it."""
+    from llm_lab.runner import list_recipes
+    from llm_lab.ui.entries import Actions
+    from llm_lab.ui.listing import recipe_summary
+
+    return Actions(
+        start=_start_run,
+        chat=_start_chat,
+        doctor=_print_doctor,
+        show=_print_show,
+        describe_data=_describe_data,
+        write_config=_write_config,
+        recipes=list_recipes,
+        summary=recipe_summary,
+        problems=_problems,
     )
 
 
@@ -161,6 +165,7 @@ def _describe_data(source: Mapping[str, Any]) -> str:
 
 def _write_config(name: str, values: Mapping[str, Any]) -> Path:
     """Write a design of the wizard as configs/models/<name>/config.json."""
+    import llm_lab.model.modeling_lab  # noqa: F401  (it registers the code that save_pretrained writes beside a config)
     from llm_lab.hf.design import write_design
 
     return write_design(Path("configs/models") / name, values)

@@ -37,6 +37,9 @@ class Draft:
     def with_answer(self, path: str, value: Any) -> Draft:
         """Return the draft with one key answered (None: left out, so that it is derived)."""
         raw = copy.deepcopy(self.raw)
+        group, _, name = path.rpartition(".")
+        if name == "name" and group and value != self.value(path):
+            _set(raw, group, {})  # another optimizer has other keys, and its own scale of learning rates
         _set(raw, path, value)
         dropped = _drop_idle_answers(raw, path, value)
         notice = f"Left out, for it does nothing now: {', '.join(dropped)}." if dropped else ""

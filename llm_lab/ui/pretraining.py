@@ -154,7 +154,6 @@ def ask_optimizer(draft: Draft) -> Draft:
     name = answered.value("optimizer.name")
     if name == before:
         return answered
-    answered = draft.with_answer("optimizer", {"name": name})
     now = answered.value("optimizer.learning_rate")
     return answered.with_notice(f"{name} has its own scale: its learning rate is now {now:g}; {before}'s was {rate:g}.")
 
