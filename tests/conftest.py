@@ -19,6 +19,14 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LLM_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def online_where_the_hub_is_faked(request, monkeypatch):
+    """A test with a fake Hub (its `hub` fixture) must reach it."""
+    if "hub" in request.fixturenames:
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Two processes of two threads on two cores are many times slower than of one."""

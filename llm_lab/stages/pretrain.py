@@ -102,9 +102,7 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     return Texts(tokenizer, sources, tokens)
 
 
-def make_tokenizer(
-    recipe: PretrainRecipe, sources: Sequence[TextSource], folder: RunFolder, display: Display
-) -> Any:
+def make_tokenizer(recipe: PretrainRecipe, sources: Sequence[TextSource], folder: RunFolder, display: Display) -> Any:
     """Return the recipe's tokenizer; a BPE is trained on the training part of the text, once a run."""
     wanted = recipe.tokenizer
     if wanted == "bytes":
@@ -193,7 +191,20 @@ def fit(
     from .trainer import Interruption, training_arguments
 
     train, schedule = recipe.train, recipe.scheduler
-    arguments = training_arguments(folder.steps_path, device=recipe.device, seed=recipe.seed, train=train)
+    checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
+    first_step = checkpoint[0] if checkpoint else 0
+    if is_first_process():
+        folder.forget_after(first_step)
+    before = max((row["wall_seconds"] for row in folder.metrics()), default=0.0)
+    evaluation = Evaluation(recipe, folder, display, texts, model)
+    arguments = training_arguments(
+        folder.steps_path,
+        device=recipe.device,
+        seed=recipe.seed,
+        train=train,
+        # A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
+        eval_on_start=first_step > 0 and first_step % train.eval_steps == 0 and not evaluation.done_at(first_step),
+    )
     rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * arguments.world_size
     order = build_schedule(
         [len(tokens.train) for tokens in texts.tokens],
@@ -204,11 +215,6 @@ def fit(
     )
     for source, epochs in zip(texts.sources, order.epochs(), strict=True):
         display.notice(f"{source.key}: read {epochs:.2f} times over the run")
-    checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
-    first_step = checkpoint[0] if checkpoint else 0
-    if is_first_process():
-        folder.forget_after(first_step)
-    before = max((row["wall_seconds"] for row in folder.metrics()), default=0.0)
 
     def factor(update: int) -> float:
         return learning_rate_factor(
@@ -220,7 +226,6 @@ def fit(
         )
 
     interruption = Interruption()
-    evaluation = Evaluation(recipe, folder, display, texts, model)
     trainer = PretrainTrainer(
         compile_loss=train.compile,
         dtype=train.dtype,
@@ -278,9 +283,7 @@ def write_model(folder: RunFolder, model: Any, tokenizer: Any) -> None:
 class Evaluation:
     """Held-out loss and samples of one run."""
 
-    def __init__(
-        self, recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any
-    ) -> None:
+    def __init__(self, recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any) -> None:
         self.recipe, self.folder, self.display, self.texts, self.model = recipe, folder, display, texts, model
         each = max(1, recipe.validation.max_tokens // len(texts.tokens))
         self.held_out = [tokens.validation[:each] for tokens in texts.tokens if len(tokens.validation) > 1]
@@ -338,8 +341,10 @@ class Evaluation:
     def done_at(self, step: int) -> bool:
         """Tell whether this step was evaluated already (before a resume, say)."""
         # The file alone would not do: another process may look before the first one has written.
-        return not self.held_out or self.measured_at == step or any(
-            row["step"] == step and "eval_loss" in row for row in self.folder.metrics()
+        return (
+            not self.held_out
+            or self.measured_at == step
+            or any(row["step"] == step and "eval_loss" in row for row in self.folder.metrics())
         )
 
     def results(self, step: int) -> dict[str, float]:

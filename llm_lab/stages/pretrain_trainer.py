@@ -20,9 +20,7 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}
 
 
-def next_token_loss(
-    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str
-) -> torch.Tensor:
+def next_token_loss(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str) -> torch.Tensor:
     """Return the mean cross-entropy of labels[i, j], the token after input_ids[i, j]."""
     with autocast(device, dtype):
         logits = model(input_ids=input_ids, use_cache=False).logits
