@@ -157,6 +157,7 @@ def test_a_checkpoint_is_saved_before_it_is_evaluated(monkeypatch):
     assert TINY.status() == "failed"
     assert [step for step, _ in TINY.checkpoints()] == [10]
     assert run(tiny_recipe(), resume=True)["status"] == "done"
+    assert [row["step"] for row in TINY.metrics() if "eval_loss" in row] == [10, 20], "made up for on resume"
 
 
 class Listening(Display):

@@ -298,12 +298,12 @@ class _Flow(TrainerCallback):
 
 
 def training_arguments(
-    steps_path: Path, *, device: str, seed: int, train: Any, max_steps: int | None = None
+    steps_path: Path, *, device: str, seed: int, train: Any, eval_on_start: bool = False
 ) -> TrainingArguments:
     """Return Trainer's arguments for a run: what our recipe does not name is switched off."""
     return TrainingArguments(
         output_dir=str(steps_path),
-        max_steps=max_steps or train.max_steps,
+        max_steps=train.max_steps,
         per_device_train_batch_size=train.per_device_train_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
@@ -315,6 +315,7 @@ def training_arguments(
         save_steps=train.save_steps,
         save_total_limit=None,  # ours: LabTrainer drops the oldest only after the newest is in its place
         eval_strategy="no",
+        eval_on_start=eval_on_start,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
