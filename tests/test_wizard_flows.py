@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_text
-from wizard_keys import Key, To, answer, keyboard, pick
+from wizard_keys import Key, answer, keyboard, pick
 
 from llm_lab.cli import wizard_actions
 from llm_lab.plan.hardware import find_machine
@@ -179,8 +179,9 @@ def test_a_draft_without_an_answer_is_not_asked_about(lab):
 
 def test_escape_walks_back_from_the_review_to_the_menu(lab):
     screens = lab(*TO_REVIEW, *[Key.ESCAPE] * 11, *LEAVE)
-    order = ["Name of the run", "How many steps", "Rows in a batch", "Context while training", "learning-rate curve",
-             "Learning rate?", "Which optimizer", "Which tokenizer", "Which text?", "Which model?", "like to do?"]  # fmt: skip
+    order = ["Name of the run", "How many steps", "Rows in a batch", "Context while training"]
+    order += ["learning-rate curve", "Learning rate?", "Which optimizer", "Which tokenizer", "Which text?"]
+    order += ["Which model?", "like to do?"]
     back = [next((name for name in order if name in screen), "") for screen in screens]
     back = back[len(back) - back[::-1].index("Name of the run") - 1 :]
     assert [name for at, name in enumerate(back) if name and name not in back[:at]] == order

@@ -62,7 +62,8 @@ def print_error(error: LabError) -> None:
     console = make_console(stderr=True)
     for problem in error.problems:
         what, _, rest = str(problem).partition(": ")
-        console.print(Text.assemble((printable(what), "bad"), ": " if rest else "", printable(rest)))
+        text = Text.assemble((printable(what), "bad"), ": " if rest else "", printable(rest))
+        console.print(text, soft_wrap=not console.is_terminal)
 
 
 def printable(text: str) -> str:

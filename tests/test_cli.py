@@ -1,0 +1,218 @@
+"""The commands: what they print, where, and what they exit with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_recipe, write_text
+
+from llm_lab.cli import main
+from llm_lab.plan.hardware import find_machine
+from llm_lab.recipe.errors import MachineError
+
+SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def recipe(in_tmp_path) -> str:
+    """A tiny recipe in a folder of its own."""
+    write_text("text.txt")
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_recipe(**{"train.max_steps": 4, "train.eval_steps": 2})))
+    return "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a tiny run."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        write_text("text.txt")
+        Path("tiny.yaml").write_text(yaml.safe_dump(tiny_recipe(**{"train.max_steps": 4, "train.eval_steps": 2})))
+        assert main(["run", "tiny.yaml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def lab(*words: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "llm_lab", *words], capture_output=True, text=True, **options)
+
+
+def test_without_a_terminal_the_wizard_names_run_and_exits_with_2(in_tmp_path):
+    done = lab(stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert "llm-lab run RECIPE" in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_run_trains_and_says_where_the_model_is(trained, capfd):
+    assert (trained / "checkpoints/tiny/model/config.json").is_file()
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe, capsys):
+    assert main(["run", recipe, "--dry-run", "train.max_steps=7"]) == 0
+    said = capsys.readouterr().out
+    assert "Plan: tiny" in said
+    assert "7 steps" in said
+    assert not Path("checkpoints").exists()
+
+
+def test_check_says_that_a_recipe_is_right(recipe, capsys):
+    assert main(["check", recipe]) == 0
+    assert "The recipe is right." in capsys.readouterr().out
+
+
+def test_check_says_all_that_is_wrong_at_once(recipe, capsys):
+    assert main(["check", recipe, "train.max_steps=x", "optimizer.lr=1", "data.0.path=nosuch.txt"]) == 2
+    captured = capsys.readouterr()
+    for key in ("train.max_steps = x", "optimizer.lr", "data.0.path = nosuch.txt"):
+        assert key in captured.err.replace("\n", " ")
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_recipe_is_right(file, in_tmp_path, capsys):
+    overrides = ["data.0.path=text.txt"] if "input.txt" in file.read_text() else []
+    write_text("text.txt")
+    assert main(["check", str(file), *overrides]) == 0
+
+
+def test_a_recipe_that_is_nearly_named_is_suggested(in_tmp_path, capsys):
+    assert main(["run", "dmo"]) == 2
+    assert "Did you mean demo?" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_machine().cuda_problem is None, reason="this machine has a GPU")
+def test_a_recipe_for_cuda_is_refused_without_it_with_the_way_out(recipe, capsys):
+    assert main(["run", recipe, "device=cuda"]) == MachineError.exit_code == 3
+    said = capsys.readouterr().err
+    assert find_machine().cuda_problem in said.replace("\n", " ")
+    assert "device=cpu" in said
+    assert not Path("checkpoints").exists()
+
+
+def test_an_error_is_a_short_paragraph_without_a_traceback(in_tmp_path):
+    done = lab("run", "nosuch.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nosuch.yaml: there is no such recipe file." in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip()) < 400
+
+
+@pytest.mark.parametrize("words", [["--debug", "run", "nosuch.yaml"], ["run", "nosuch.yaml", "--debug"]])
+def test_debug_gives_the_traceback(in_tmp_path, words):
+    assert "Traceback" in lab(*words).stderr
+
+
+def test_a_fault_of_ours_exits_with_1_and_says_how_to_see_more(in_tmp_path, capsys, monkeypatch):
+    def boom():
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("llm_lab.cli._print_doctor", boom)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert "RuntimeError: boom" in said
+    assert "--debug" in said
+
+
+def test_an_unknown_command_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["frobnicate"])
+    assert leaving.value.code == 2
+
+
+def test_ctrl_c_saves_and_exits_with_130(recipe):
+    words = ["run", recipe, "train.max_steps=20000", "train.eval_steps=20000", "train.save_steps=20000"]
+    command = [sys.executable, "-u", "-m", "llm_lab", *words, "train.logging_steps=5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            if line.startswith("step "):
+                child.send_signal(signal.SIGINT)
+                break
+        rest, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "--resume" in rest
+    assert "Traceback" not in errors
+    assert list(Path("checkpoints/tiny/steps").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("what", [[], ["recipes"], ["data"], ["parts"], ["runs"]])
+def test_list_lists(trained, what, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main(["list", *what]) == 0
+    said = capsys.readouterr().out
+    expected = {"recipes": "demo", "data": "builtin:stories", "parts": "rmsnorm", "runs": "checkpoints/tiny"}
+    for name in what or expected:
+        assert expected[name] in said
+
+
+def test_copy_takes_a_recipe_and_never_overwrites(in_tmp_path, capsys):
+    assert main(["copy", "demo", "mine.yaml"]) == 0
+    assert Path("mine.yaml").read_text() == next(f for f in SHIPPED if f.stem == "demo").read_text()
+    assert "llm-lab run mine.yaml" in capsys.readouterr().out
+    assert main(["copy", "demo", "mine.yaml"]) == 2
+    assert "not overwritten" in capsys.readouterr().err
+
+
+def test_show_says_what_a_checkpoint_is(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main(["show", "tiny"]) == 0
+    said = capsys.readouterr().out
+    for text in ("parameters", "vocabulary    257", "checkpoints/tiny: pretrain, done", "scratch"):
+        assert text in said
+
+
+def test_show_suggests_the_run_that_was_meant(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main(["show", "checkpoints/tny"]) == 2
+    assert "Did you mean checkpoints/tiny?" in capsys.readouterr().err
+
+
+def test_one_answer_of_chat_is_all_that_is_on_standard_output(trained):
+    words = ("chat", "checkpoints/tiny", "--prompt", "the", "--seed", "1", "--max-new-tokens", "8")
+    first, second = lab(*words, cwd=trained), lab(*words, cwd=trained)
+    assert first.returncode == 0
+    assert first.stdout == second.stdout
+    assert first.stdout.endswith("\n")
+    assert "Loading" not in first.stdout + first.stderr
+    assert "\x1b" not in first.stdout
+    assert "Warning" not in first.stderr
+
+
+def test_chat_with_a_model_that_is_not_there_exits_with_2(in_tmp_path, capsys):
+    assert main(["chat", "checkpoints/nosuch", "--prompt", "x"]) == 2
+    assert "checkpoints/nosuch" in capsys.readouterr().err
+
+
+def test_doctor_says_what_the_machine_can_do(in_tmp_path, capsys):
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for text in ("CPU", "memory", "bf16 CUDA", "torch"):
+        assert text in said
+
+
+def test_schema_is_a_json_schema(capsys):
+    assert main(["schema"]) == 0
+    assert "$defs" in json.loads(capsys.readouterr().out)
+
+
+def test_version_and_help(capsys):
+    for word in ("--version", "--help"):
+        with pytest.raises(SystemExit) as leaving:
+            main([word])
+        assert leaving.value.code == 0
+    assert "llm-lab" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_error(trained):
+    command = f"{sys.executable} -m llm_lab list parts | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=trained)
+    assert "Traceback" not in done.stderr

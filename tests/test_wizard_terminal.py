@@ -1,0 +1,112 @@
+"""The wizard in a real terminal of 80 by 24, from the menu to a trained model's reply."""
+
+import os
+import re
+import sys
+
+import pexpect
+import pytest
+from conftest import write_text
+
+WIZARD = [sys.executable, "-m", "llm_lab"]
+ENTER, DOWN, ESCAPE, END_OF_INPUT = "\r", "\x1b[B", "\x1b", "\x04"
+
+
+class Terminal:
+    """A pseudo-terminal with the wizard in it."""
+
+    def __init__(self, folder, **environment):
+        self.child = pexpect.spawn(
+            WIZARD[0],
+            WIZARD[1:],
+            cwd=folder,
+            dimensions=(24, 80),
+            encoding="utf-8",
+            timeout=40,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **environment},
+        )
+
+    def at(self, text: str, *keys: str) -> None:
+        """Wait for a text on the screen, then press keys."""
+        self.child.expect(re.escape(text))
+        for key in keys:
+            self.child.send(key)
+
+
+@pytest.fixture
+def terminal(in_tmp_path):
+    write_text("text.txt")
+    terminals = []
+
+    def begin(**environment):
+        terminals.append(Terminal(in_tmp_path, **environment))
+        return terminals[-1]
+
+    yield begin
+    for each in terminals:
+        each.child.close(force=True)
+
+
+def test_a_person_trains_a_model_in_the_wizard_and_talks_to_it(terminal, in_tmp_path):
+    here = terminal()
+    here.at("What would you like to do?", DOWN, ENTER)
+    here.at("Which model?", ENTER)
+    here.at("How large?", ENTER)
+    here.at("Which text?", "text.txt", ENTER)
+    here.at("Another set", ENTER)
+    here.at("Which tokenizer?", ENTER)
+    here.at("Which optimizer?", DOWN, ENTER)
+    here.at("Learning rate?", ENTER)
+    here.at("learning-rate curve?", ENTER)
+    here.at("Context while training", "32", ENTER)
+    here.at("Rows in a batch?", "2", ENTER)
+    here.at("How many steps?", "10", ENTER)
+    here.at("Name of the run?", "first", ENTER)
+    here.at("All right?", ENTER)
+    here.at("Start now?", ENTER)
+    here.at("Getting ready")
+    here.at("Done: checkpoints/first/")
+    here.at("Enter goes back to the menu", ENTER)
+    here.at("checkpoints/first: done")
+    here.at("What would you like to do?", DOWN, ENTER)
+    here.at("Talk to which model?", ENTER)
+    here.at("Loading checkpoints/first")
+    here.at("Ctrl-D leaves.", "the small", ENTER)
+    here.at("tokens/s;", END_OF_INPUT)
+    here.at("What would you like to do?", ESCAPE)
+    here.child.expect(pexpect.EOF)
+    here.child.close()
+    assert here.child.exitstatus == 0
+    assert (in_tmp_path / "checkpoints/first/model/config.json").is_file()
+
+
+def test_keys_that_are_typed_ahead_are_not_lost(terminal):
+    here = terminal()
+    here.at("What would you like to do?", DOWN, ENTER, ENTER, ENTER)
+    here.at("Which text?")
+
+
+def test_no_colour_is_sent_where_none_is_wanted(terminal):
+    here = terminal(NO_COLOR="1")
+    here.at("What would you like to do?", DOWN, ENTER)
+    here.at("Which model?")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", here.child.before)
+
+
+def test_a_dumb_terminal_gets_plain_lines(terminal):
+    here = terminal(TERM="dumb")
+    here.at("What would you like to do?")
+    here.at("Number [1]", "2\r")
+    here.at("Which model?")
+    here.at("Number [1]", "b\r")
+    here.at("What would you like to do?")
+    here.at("Number [", "7\r")
+    here.child.expect(pexpect.EOF)
+    assert "\x1b" not in here.child.before
+
+
+def test_the_terminal_is_never_asked_where_its_cursor_is(terminal):
+    here = terminal()
+    here.at("What would you like to do?", ESCAPE)
+    here.child.expect(pexpect.EOF)
+    assert "\x1b[6n" not in here.child.before
