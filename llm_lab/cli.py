@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="stop after the plan")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     run.add_argument("--overwrite", action="store_true", help="replace the run of the same name")
-    run.add_argument("--nproc", type=int, metavar="N", help="start N processes through torchrun")
+    run.add_argument("--nproc", type=int, metavar="N", help="train with N processes, one a GPU")
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check", parents=[common], help="say all that is wrong with a recipe")
@@ -173,30 +173,22 @@ def _write_config(name: str, values: Mapping[str, Any]) -> Path:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
-        return _run_with_torchrun(arguments)
+        return _run_in_processes(arguments)
     if arguments.dry_run:
         return _dry_run(arguments)
     return _start_run(arguments.recipe, arguments.overrides, resume=arguments.resume, overwrite=arguments.overwrite)
 
 
-def _run_with_torchrun(arguments: argparse.Namespace) -> int:
-    import subprocess
-
+def _run_in_processes(arguments: argparse.Namespace) -> int:
     from llm_lab.runner import check
+    from llm_lab.runs.processes import start_processes
 
     if arguments.nproc < 1:
         raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
     check(arguments.recipe, arguments.overrides)  # say what is wrong once, not once a process
-    words = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={arguments.nproc}",
-    ]
-    words += ["-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
+    words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
     words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
-    return subprocess.run(words, check=False).returncode
+    return start_processes(words, arguments.nproc)
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:

@@ -16,8 +16,9 @@ from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.build import build_optimizer, split_parameters
 from llm_lab.optim.muon import COEFFICIENTS, MuonWithAdamW
 from llm_lab.plan.schedule import learning_rate_factor
-from llm_lab.recipe.schema import AdamW, Muon
+from llm_lab.recipe.schema import SCHEDULERS, Adafactor, AdamW, Lion, Muon, Sophia
 
+OPTIONS = [AdamW(), Muon(), Lion(), Sophia(), Adafactor(weight_decay=0.1), Adafactor(beta1=0.9)]
 SHAPES = [(8, 8), (16, 4), (4, 16), (8, 8), (1, 6)]
 
 
@@ -106,7 +107,7 @@ def test_the_rest_is_torchs_adamw_to_the_bit():
     assert all(torch.equal(parameter, other) for parameter, other in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize("options", [AdamW(), Muon()])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
 def test_a_saved_optimizer_goes_on_bit_exactly(options, tmp_path):
     whole = LabForCausalLM(tiny_config())
     first = copy.deepcopy(whole)
@@ -154,7 +155,7 @@ def test_embeddings_and_head_are_no_hidden_matrices(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("options", [AdamW(), Muon()])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
 def test_every_trainable_parameter_moves_and_only_matrices_decay(kind, options):
     model = MODELS[kind]()
     frozen = next(iter(model.parameters())) if kind == "untied" else None
@@ -188,7 +189,7 @@ def test_the_values_of_a_recipe_reach_the_optimizer():
 
 
 @given(
-    name=st.sampled_from(["cosine", "linear", "none"]),
+    name=st.sampled_from(list(SCHEDULERS)),
     max_steps=st.integers(1, 400),
     warmup_share=st.floats(0.0, 1.0),
     min_ratio=st.floats(0.0, 1.0),
@@ -210,3 +211,92 @@ def test_the_learning_rate_rises_then_falls_to_its_floor_and_stays(name, max_ste
     assert factors[max_steps - 1] == last
     assert all(factor == floor for factor in factors[max_steps:])
     assert all(floor - 1e-12 <= factor <= 1.0 for factor in falling)
+
+
+def test_the_curves_equal_a_hand_calculation():
+    def curve(**options):
+        return [round(learning_rate_factor(update, max_steps=11, warmup_steps=1, **options), 6) for update in range(11)]
+
+    assert curve(name="polynomial", power=3.0) == [round((1 - update / 10) ** 3, 6) for update in range(11)]
+    flat, falling = [1.0] * 7, [0.775, 0.55, 0.325, 0.1]
+    assert curve(name="wsd", decay_ratio=0.4, min_ratio=0.1)[1:] == [*flat[1:], *falling]
+    assert curve(name="cosine", min_ratio=0.2)[5] == 0.6
+
+
+def test_a_lion_step_equals_a_hand_calculation():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    weight = model[0].weight
+    before = weight.detach().clone()
+    options = Lion(learning_rate=0.01, betas=(0.9, 0.99), weight_decay=0.5)
+    optimizer = build_optimizer(model, options)
+    mean, expected = torch.zeros_like(before), before
+    for step in range(3):
+        give_gradients([weight], step)
+        grad = weight.grad.clone()
+        optimizer.step()
+        expected = expected * (1 - 0.01 * 0.5) - 0.01 * torch.sign(0.9 * mean + 0.1 * grad)
+        mean = 0.99 * mean + 0.01 * grad
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_a_sophia_step_equals_the_published_algorithm():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    weight, options = model[0].weight, Sophia(learning_rate=0.1, betas=(0.9, 0.8), rho=0.05, weight_decay=0.3)
+    expected = weight.detach().clone()
+    optimizer = build_optimizer(model, options)
+    mean = hessian = torch.zeros_like(expected)
+    for step in range(6):
+        give_gradients([weight], step)
+        grad = weight.grad.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * grad
+        expected = expected * (1 - 0.1 * 0.3) - 0.1 * torch.clamp(mean / torch.clamp(0.05 * hessian, min=1e-12), -1, 1)
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+        if step % 2 == 0:
+            give_gradients([weight], step + 50)
+            hessian = 0.8 * hessian + 0.2 * 64 * weight.grad**2
+            optimizer.update_hessian(64)
+    inside = (mean.abs() < (0.05 * hessian).clamp(min=1e-12)).float().mean()
+    assert optimizer.unclipped_share() == pytest.approx(inside.item())
+    assert 0 < inside < 1
+
+
+def test_sophias_estimate_is_the_diagonal_of_the_gauss_newton_matrix():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3, bias=False), torch.randn(16, 4)
+    optimizer = build_optimizer(model, Sophia(betas=(0.9, 0.5)))
+    probabilities = torch.softmax(model(x), -1).detach()
+    # For softmax regression: the mean over examples of x_j ** 2 * p_c * (1 - p_c).
+    expected = torch.einsum("bj,bc->cj", x**2, probabilities * (1 - probabilities)) / len(x)
+    total = torch.zeros_like(expected)
+    for _ in range(4000):
+        labels = torch.multinomial(probabilities, 1).squeeze(1)
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.state.clear()
+        optimizer.update_hessian(len(x))
+        total += optimizer.state[model.weight]["hessian"] / 0.5
+    torch.testing.assert_close(total / 4000, expected, rtol=0.1, atol=0.005)
+
+
+def test_an_adafactor_step_equals_the_paper_and_keeps_rows_and_columns_only():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4, bias=False))
+    weight = model[0].weight
+    expected = weight.detach().clone()
+    optimizer = build_optimizer(model, Adafactor(learning_rate=0.02))
+    rows, columns = torch.zeros(4), torch.zeros(5)
+    for step in range(1, 5):
+        give_gradients([weight], step)
+        grad = weight.grad.clone()
+        optimizer.step()
+        squared, beta = grad**2 + 1e-30, 1 - step**-0.8
+        rows = beta * rows + (1 - beta) * squared.mean(1)
+        columns = beta * columns + (1 - beta) * squared.mean(0)
+        update = grad / torch.sqrt(torch.outer(rows, columns) / rows.mean())
+        update = update / max(1.0, update.square().mean().sqrt().item())
+        size = max(1e-3, expected.square().mean().sqrt().item())
+        expected = expected - 0.02 * size * update
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+    kept = sum(value.numel() for value in optimizer.state[weight].values() if torch.is_tensor(value))
+    assert kept <= 4 + 5 + 1

@@ -108,8 +108,10 @@ def test_ctrl_c_saves_and_resume_equals_a_run_in_one_piece():
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(resumed).items())
 
 
-def test_resume_bitwise_with_adamw_from_any_checkpoint():
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sophia", "adafactor"])
+def test_resume_bitwise_with_every_optimizer_from_any_checkpoint(optimizer):
     raw = tiny_recipe(**{"model.dropout": 0.1, "model.attention_dropout": 0.1, "train.logging_steps": 7})
+    raw["optimizer"] = {"name": optimizer} | ({"k": 3} if optimizer == "sophia" else {})
     whole = run(raw)
     shutil.copytree("checkpoints/tiny", "checkpoints/whole")
     shutil.rmtree(TINY.steps_path / "checkpoint-20")

@@ -23,6 +23,9 @@ from llm_lab.stages import pretrain
 
 YARN = {"model.position_embedding": "yarn"}
 MUON = {"optimizer": {"name": "muon"}}
+LION = {"optimizer": {"name": "lion"}}
+SOPHIA = {"optimizer": {"name": "sophia"}}
+ADAFACTOR = {"optimizer": {"name": "adafactor"}}
 TWO = {"data": [{"path": "text.txt"}, {"path": "rows.jsonl", "text_column": "text"}]}
 ROWS = {"data": [{"path": "rows.jsonl", "text_column": "text"}]}
 
@@ -80,9 +83,29 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Muon.adamw_learning_rate": (0.1, "losses", MUON),
     "Muon.adamw_betas": ([0.5, 0.6], "losses", MUON),
     "Muon.adamw_eps": (0.1, "losses", MUON),
+    "Lion.name": ("adamw", "losses", LION),
+    "Lion.learning_rate": (0.01, "losses", LION),
+    "Lion.betas": ([0.5, 0.6], "losses", LION),
+    "Lion.weight_decay": (9.0, "losses", {"optimizer": {"name": "lion", "learning_rate": 0.01}}),
+    "Sophia.name": ("adamw", "losses", SOPHIA),
+    "Sophia.learning_rate": (0.01, "losses", SOPHIA),
+    "Sophia.betas": ([0.5, 0.6], "losses", SOPHIA),
+    "Sophia.rho": (5.0, "losses", SOPHIA),
+    "Sophia.k": (1, "losses", SOPHIA),
+    "Sophia.weight_decay": (9.0, "losses", {"optimizer": {"name": "sophia", "learning_rate": 0.01}}),
+    "Adafactor.name": ("adamw", "losses", ADAFACTOR),
+    "Adafactor.learning_rate": (0.1, "losses", ADAFACTOR),
+    "Adafactor.scale_parameter": (False, "losses", ADAFACTOR),
+    "Adafactor.decay_rate": (0.1, "losses", ADAFACTOR),
+    "Adafactor.clip_threshold": (0.1, "losses", ADAFACTOR),
+    "Adafactor.beta1": (0.5, "losses", ADAFACTOR),
+    "Adafactor.eps": ([1e-30, 0.5], "losses", ADAFACTOR),
+    "Adafactor.weight_decay": (9.0, "losses", ADAFACTOR),
     "Scheduler.name": ("none", "learning rates"),
     "Scheduler.warmup_steps": (3, "learning rates"),
     "Scheduler.min_ratio": (0.5, "learning rates"),
+    "Scheduler.power": (1.0, "learning rates", {"scheduler.name": "polynomial"}),
+    "Scheduler.decay_ratio": (0.9, "learning rates", {"scheduler.name": "wsd"}),
     "Train.max_steps": (5, "logged at"),
     "Train.max_length": (8, "losses"),
     "Train.per_device_train_batch_size": (2, "losses"),

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_lab.recipe.schema import AdamW, Muon
+from llm_lab.recipe.schema import Adafactor, AdamW, Lion, Muon, Sophia
 
 from .muon import MuonWithAdamW
+from .sophia import Sophia as SophiaOptimizer
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -41,11 +42,7 @@ def _groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _build_adamw(model: nn.Module, options: AdamW) -> torch.optim.Optimizer:
-    matrices, embeddings, vectors = split_parameters(model)
-    groups = _groups(
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": embeddings + vectors, "weight_decay": 0.0},
-    )
+    groups = _decay_groups(model, options.weight_decay)
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps, fused=True)
 
 
@@ -74,9 +71,48 @@ def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:
     )
 
 
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    matrices, embeddings, vectors = split_parameters(model)
+    return _groups(
+        {"params": matrices, "weight_decay": weight_decay}, {"params": embeddings + vectors, "weight_decay": 0.0}
+    )
+
+
+def _build_lion(model: nn.Module, options: Lion) -> torch.optim.Optimizer:
+    from lion_pytorch import Lion as LionOptimizer
+
+    groups = _decay_groups(model, options.weight_decay)
+    return LionOptimizer(groups, lr=options.learning_rate, betas=tuple(options.betas))
+
+
+def _build_sophia(model: nn.Module, options: Sophia) -> torch.optim.Optimizer:
+    groups = _decay_groups(model, options.weight_decay)
+    return SophiaOptimizer(groups, lr=options.learning_rate, betas=tuple(options.betas), rho=options.rho)
+
+
+def _build_adafactor(model: nn.Module, options: Adafactor) -> torch.optim.Optimizer:
+    # transformers' and torch's differ: this one is the paper's, with update clipping and relative steps.
+    from transformers.optimization import Adafactor as AdafactorOptimizer
+
+    return AdafactorOptimizer(
+        _decay_groups(model, options.weight_decay),
+        lr=options.learning_rate,
+        eps=tuple(options.eps),
+        clip_threshold=options.clip_threshold,
+        decay_rate=-options.decay_rate,
+        beta1=options.beta1,
+        scale_parameter=options.scale_parameter,
+        relative_step=False,  # the schedule is the recipe's
+        warmup_init=False,
+    )
+
+
 BUILDERS: dict[str, Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
     "adamw": _build_adamw,
     "muon": _build_muon,
+    "lion": _build_lion,
+    "sophia": _build_sophia,
+    "adafactor": _build_adafactor,
 }
 
 

@@ -49,7 +49,13 @@ def memory_by_part(
     about 34 bytes × hidden_size per token and layer in bf16 with a fused attention, twice in float32.
     """
     parameters, matrices = shape.parameters, shape.matrix_parameters
-    moments = 8 * parameters if optimizer == "adamw" else 4 * matrices + 8 * (parameters - matrices)
+    moments = {
+        "adamw": 8 * parameters,
+        "sophia": 8 * parameters,
+        "lion": 4 * parameters,
+        "muon": 4 * matrices + 8 * (parameters - matrices),
+        "adafactor": 4 * parameters // min(shape.hidden_size, shape.intermediate_size) * 2,  # rows and columns
+    }[optimizer]
     half = dtype == "bfloat16"
     tokens = rows * length
     inner = shape.intermediate_size * (3 if shape.gated else 2)

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-
-CURVES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-    "linear": lambda progress: 1.0 - progress,
-    "none": lambda progress: 1.0,
-}
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
-def learning_rate_factor(update: int, *, name: str, max_steps: int, warmup_steps: int, min_ratio: float = 0.0) -> float:
+def learning_rate_factor(
+    update: int,
+    *,
+    name: str,
+    max_steps: int,
+    warmup_steps: int,
+    min_ratio: float = 0.0,
+    power: float = 2.0,
+    decay_ratio: float = 0.2,
+) -> float:
     """Return the factor for one update, counted from 0.
 
     It rises to 1 at the last warm-up update, never rises after it, is exactly `min_ratio` at the last
-    update, and stays there past the end. A run of one update makes it at the peak.
+    update, and stays there past the end. power: of the polynomial. decay_ratio: share of the run in which
+    warm-up-stable-decay falls.
     """
     if update < warmup_steps:
         return (update + 1) / warmup_steps
+    if name == "none":
+        return 1.0
     start = max(0, warmup_steps - 1)
-    span = max(1, max_steps - 1 - start)
-    progress = min(1.0, (update - start) / span)
-    floor = 1.0 if name == "none" else min_ratio
-    return floor + (1.0 - floor) * CURVES[name](progress)
+    if name == "wsd":
+        start = max(start, max_steps - 1 - max(1, round(decay_ratio * max_steps)))
+    progress = min(1.0, max(0.0, (update - start) / max(1, max_steps - 1 - start)))
+    left = {
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "linear": 1.0 - progress,
+        "wsd": 1.0 - progress,
+        "polynomial": (1.0 - progress) ** power,
+    }[name]
+    return min_ratio + (1.0 - min_ratio) * left
+
+
+def factor_of(scheduler: Mapping[str, Any], max_steps: int) -> Callable[[int], float]:
+    """Return update -> factor for a resolved recipe's scheduler."""
+
+    def factor(update: int) -> float:
+        return learning_rate_factor(update, max_steps=max_steps, **scheduler)
+
+    return factor

@@ -18,10 +18,15 @@ DEVICES = {
 OPTIMIZERS = {
     "muon": "orthogonalised momentum for matrices, AdamW for the rest; fewest steps",
     "adamw": "the standard",
+    "lion": "sign of the momentum; half of AdamW's memory, a smaller learning rate",
+    "sophia": "momentum over estimated curvature, clipped; an extra pass every k steps",
+    "adafactor": "factored second moments: almost no memory",
 }
 SCHEDULERS = {
     "cosine": "down along a half cosine; the standard",
     "linear": "down along a straight line",
+    "polynomial": "down along (1 - progress) to a power",
+    "wsd": "warm-up, stable, decay: flat, then down at the end",
     "none": "stays flat after warm-up",
 }
 SPLITS = {
@@ -96,11 +101,24 @@ def _learning_rate(default: float, why: str) -> Any:
     return option(default, help="the peak learning rate", question="Learning rate?", why=why, gt=0.0, le=10.0)
 
 
+def _weight_decay(default: float, why: str | None = None) -> Any:
+    return option(
+        default,
+        help="pulls matrices towards zero; never norms, biases or embeddings",
+        question="Weight decay?",
+        why=why,
+        ge=0.0,
+        le=10.0,
+        advanced=True,
+    )
+
+
 def _betas(default: tuple[float, float], what: str) -> Any:
     return option(default, help=f"{what}: decay of the two moments", question=f"{what}: betas?", advanced=True)
 
 
 Beta = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(strict=True, gt=0.0)]
 
 
 class AdamW(Group):
@@ -112,14 +130,7 @@ class AdamW(Group):
     )
     betas: tuple[Beta, Beta] = _betas((0.9, 0.95), "AdamW")
     eps: Float = option(1e-8, help="added to the root", question="AdamW: epsilon?", gt=0.0, advanced=True)
-    weight_decay: Float = option(
-        0.1,
-        help="pulls matrices towards zero; never norms, biases or embeddings",
-        question="Weight decay?",
-        ge=0.0,
-        le=10.0,
-        advanced=True,
-    )
+    weight_decay: Float = _weight_decay(0.1)
 
 
 class Muon(Group):
@@ -134,14 +145,7 @@ class Muon(Group):
     momentum: Float = option(0.95, help="of the hidden matrices", question="Momentum?", ge=0.0, lt=1.0, advanced=True)
     nesterov: Bool = option(True, help="look ahead along the momentum", question="Nesterov?", advanced=True)
     ns_steps: Int = option(5, help="Newton-Schulz steps", question="Newton-Schulz steps?", ge=1, le=20, advanced=True)
-    weight_decay: Float = option(
-        0.01,
-        help="pulls matrices towards zero; never norms, biases or embeddings",
-        question="Weight decay?",
-        ge=0.0,
-        le=10.0,
-        advanced=True,
-    )
+    weight_decay: Float = _weight_decay(0.01)
     adamw_learning_rate: Float = option(
         3e-3,
         help="for embeddings, head, norms and biases",
@@ -152,6 +156,80 @@ class Muon(Group):
     )
     adamw_betas: tuple[Beta, Beta] = _betas((0.9, 0.95), "AdamW part")
     adamw_eps: Float = option(1e-8, help="added to the root", question="AdamW part: epsilon?", gt=0.0, advanced=True)
+
+
+class Lion(Group):
+    """Lion (Chen et al. 2023): every weight moves by the learning rate, in the direction of the momentum's sign."""
+
+    name: Literal["lion"] = option("lion", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    learning_rate: Float = _learning_rate(2e-4, "3 to 10 times smaller than AdamW's: a step moves every weight fully.")
+    betas: tuple[Beta, Beta] = _betas((0.9, 0.99), "Lion")
+    weight_decay: Float = _weight_decay(0.5, "3 to 10 times AdamW's, as the learning rate is that much smaller.")
+
+
+class Sophia(Group):
+    """Sophia-G (Liu et al. 2023): momentum over a Gauss-Newton-Bartlett estimate of curvature, clipped."""
+
+    name: Literal["sophia"] = option("sophia", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    learning_rate: Float = _learning_rate(8e-4, "About 0.8 times what AdamW would take, as its authors advise.")
+    betas: tuple[Beta, Beta] = _betas((0.96, 0.99), "Sophia")
+    rho: Float = option(
+        0.05,
+        help="scale of the curvature: larger clips less",
+        question="Rho?",
+        why="Tune it so that 10 to 50 % of the entries are not clipped; the log has it as unclipped_share.",
+        gt=0.0,
+        le=10.0,
+        advanced=True,
+    )
+    k: Int = option(
+        10,
+        help="steps between two estimates of the curvature",
+        question="Steps between two estimates of the curvature (k)?",
+        why="Each costs one more forward and backward pass: with 10 about a twentieth of the time.",
+        ge=1,
+        le=10_000,
+        advanced=True,
+    )
+    weight_decay: Float = _weight_decay(0.2, "Its authors' value for language models.")
+
+
+class Adafactor(Group):
+    """Adafactor (Shazeer & Stern 2018), as transformers has it: rows and columns instead of full second moments."""
+
+    name: Literal["adafactor"] = option(
+        "adafactor", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?"
+    )
+    learning_rate: Float = _learning_rate(
+        0.02, "With scale_parameter it is relative: a weight matrix moves by this share of its own size."
+    )
+    scale_parameter: Bool = option(
+        True,
+        help="steps in proportion to the size of the weights",
+        question="Scale steps by the size of the weights?",
+        advanced=True,
+    )
+    decay_rate: Float = option(
+        0.8,
+        help="the second moment's memory grows as step ** decay_rate",
+        question="Decay rate?",
+        gt=0.0,
+        le=1.0,
+        advanced=True,
+    )
+    clip_threshold: Float = option(
+        1.0, help="root mean square of an update, at most", question="Clip updates at?", gt=0.0, advanced=True
+    )
+    beta1: Beta | None = option(
+        help="momentum; null: none, and no memory for it", question="Momentum (empty: none)?", advanced=True
+    )
+    eps: tuple[Positive, Positive] = option(
+        (1e-30, 1e-3),
+        help="added to squared gradients; least size of a weight matrix",
+        question="The two epsilons?",
+        advanced=True,
+    )
+    weight_decay: Float = _weight_decay(0.0, "None in the paper.")
 
 
 class Scheduler(Group):
@@ -172,8 +250,25 @@ class Scheduler(Group):
         question="Floor, as a share of the peak?",
         ge=0.0,
         le=1.0,
-        when={"scheduler.name": ("cosine", "linear")},
+        when={"scheduler.name": ("cosine", "linear", "polynomial", "wsd")},
         advanced=True,
+    )
+    power: Float = option(
+        2.0,
+        help="of the polynomial: 1 is linear",
+        question="Power of the polynomial?",
+        gt=0.0,
+        le=10.0,
+        when={"scheduler.name": ("polynomial",)},
+    )
+    decay_ratio: Float = option(
+        0.2,
+        help="share of the run in which it decays, at the end",
+        question="Share of the run that decays?",
+        why="A tenth to a fifth is enough (Hu et al. 2024): the flat part can be gone on with later.",
+        gt=0.0,
+        le=1.0,
+        when={"scheduler.name": ("wsd",)},
     )
 
 
@@ -305,7 +400,11 @@ Model = Annotated[
     Discriminator(_model_kind),
 ]
 Optimizer = Annotated[
-    Annotated[AdamW, Tag("adamw")] | Annotated[Muon, Tag("muon")],
+    Annotated[AdamW, Tag("adamw")]
+    | Annotated[Muon, Tag("muon")]
+    | Annotated[Lion, Tag("lion")]
+    | Annotated[Sophia, Tag("sophia")]
+    | Annotated[Adafactor, Tag("adafactor")],
     Discriminator(lambda value: _named(value, "muon")),
 ]
 Tokenizer = Annotated[

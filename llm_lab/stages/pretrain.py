@@ -19,7 +19,7 @@ from llm_lab.data.split import split_documents
 from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quiet_libraries, read_config
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
-from llm_lab.plan.schedule import learning_rate_factor
+from llm_lab.plan.schedule import factor_of
 from llm_lab.recipe.errors import LabError, UserError
 from llm_lab.recipe.schema import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.display import Display
@@ -190,7 +190,7 @@ def fit(
     from .pretrain_trainer import PretrainTrainer
     from .trainer import Interruption, training_arguments
 
-    train, schedule = recipe.train, recipe.scheduler
+    train = recipe.train
     checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
     first_step = checkpoint[0] if checkpoint else 0
     if is_first_process():
@@ -216,19 +216,11 @@ def fit(
     for source, epochs in zip(texts.sources, order.epochs(), strict=True):
         display.notice(f"{source.key}: read {epochs:.2f} times over the run")
 
-    def factor(update: int) -> float:
-        return learning_rate_factor(
-            update,
-            name=schedule.name,
-            max_steps=train.max_steps,
-            warmup_steps=schedule.warmup_steps,
-            min_ratio=getattr(schedule, "min_ratio", 0.0),
-        )
-
     interruption = Interruption()
     trainer = PretrainTrainer(
         compile_loss=train.compile,
         dtype=train.dtype,
+        curvature_every=getattr(recipe.optimizer, "k", None),
         run=folder,
         display=display,
         interruption=interruption,
@@ -239,7 +231,7 @@ def fit(
         evaluate_step=evaluation.measure,
         save=partial(save_model, model, tokenizer=texts.tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
-        learning_rate_factor=factor,
+        learning_rate_factor=factor_of(recipe.scheduler.model_dump(), train.max_steps),
         model=model,
         args=arguments,
         train_dataset=BlockDataset(order, [tokens.train for tokens in texts.tokens]),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
 from .measure import autocast
 from .trainer import LabTrainer
@@ -28,15 +29,50 @@ def next_token_loss(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, d
 
 
 class PretrainTrainer(LabTrainer):
-    """Trains on blocks of equal length, so that a mean of means is the mean."""
+    """Trains on blocks of equal length, so that a mean of means is the mean.
 
-    def __init__(self, *, compile_loss: bool, dtype: str, **kwargs: Any):
+    curvature_every: steps between two estimates of the Hessian's diagonal, for Sophia.
+    """
+
+    def __init__(self, *, compile_loss: bool, dtype: str, curvature_every: int | None = None, **kwargs: Any):
         super().__init__(data_collator=collate, **kwargs)
         # dynamic=False: every batch has the same shape, and a second graph would only cost time.
         self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
         self._dtype = dtype
+        self._last_ids: torch.Tensor | None = None
+        if curvature_every is not None:
+            self.add_callback(_Curvature(self, curvature_every))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        return self._loss(model, inputs["input_ids"], inputs["shift_labels"], self.args.device.type, self._dtype)
+        self._last_ids = inputs["input_ids"]
+        return self._loss(model, self._last_ids, inputs["shift_labels"], self.args.device.type, self._dtype)
+
+    def estimate_curvature(self) -> None:
+        """Give the optimizer gradients of the loss on labels that the model draws itself (Sophia's estimator)."""
+        model, ids = self.model_wrapped, self._last_ids
+        with autocast(self.args.device.type, self._dtype):
+            logits = model(input_ids=ids, use_cache=False).logits
+        logits = logits.float().flatten(0, 1)
+        labels = torch.distributions.Categorical(logits=logits.detach()).sample()
+        self.accelerator.backward(F.cross_entropy(logits, labels))
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        # Processes average their gradients: together they saw that many tokens.
+        inner.update_hessian(labels.numel() * self.args.world_size)
+        model.zero_grad()
+
+    def extra_metrics(self) -> dict[str, float]:
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        return {"unclipped_share": inner.unclipped_share()} if hasattr(inner, "unclipped_share") else {}
+
+
+class _Curvature(TrainerCallback):
+    """Asks for an estimate after the first step, and then every so many."""
+
+    def __init__(self, trainer: PretrainTrainer, every: int):
+        self.trainer, self.every = trainer, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (state.global_step - 1) % self.every == 0:
+            self.trainer.estimate_curvature()

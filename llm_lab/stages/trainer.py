@@ -152,7 +152,11 @@ class LabTrainer(Trainer):
             row["tokens_per_second"] = round(speed * self.tokens_per_step, 1)
         if torch.cuda.is_available():
             row["memory_bytes"] = torch.cuda.max_memory_allocated()
-        self.record(row)
+        self.record(row | self.extra_metrics())
+
+    def extra_metrics(self) -> dict[str, float]:
+        """Return what a stage's optimizer or loss has to tell beside the usual."""
+        return {}
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, Any]:
         # Save first: an evaluation that fails must not cost the steps before it.

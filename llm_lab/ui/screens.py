@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_lab.plan.resolve import Resolved
+from llm_lab.plan.schedule import factor_of
 from llm_lab.recipe.native import native_architecture
 from llm_lab.recipe.schema import STAGES
 
@@ -82,21 +83,9 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
     optimizer = values["optimizer"]
     steps = train["max_steps"]
     updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
-    points = [(0.0, 0.0), *((update + 1.0, learning_rate_factor_of(schedule, update, steps)) for update in updates)]
+    factor = factor_of(schedule, steps)
+    points = [(0.0, 0.0), *((update + 1.0, factor(update)) for update in updates)]
     label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
     console.print(Text(one_line(label), style="dim"))
     for line in draw_curve(points, 60, 3):
         console.print(Text(line, style="dim"))
-
-
-def learning_rate_factor_of(schedule: dict[str, Any], update: int, max_steps: int) -> float:
-    """Return the schedule's factor at one update, for the small curve."""
-    from llm_lab.plan.schedule import learning_rate_factor
-
-    return learning_rate_factor(
-        update,
-        name=schedule["name"],
-        max_steps=max_steps,
-        warmup_steps=schedule["warmup_steps"],
-        min_ratio=schedule.get("min_ratio", 0.0),
-    )
