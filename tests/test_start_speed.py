@@ -1,6 +1,5 @@
 """The first prompt stands at once: nothing heavy is imported before it is needed."""
 
-import os
 import statistics
 import subprocess
 import sys

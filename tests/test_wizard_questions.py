@@ -7,10 +7,11 @@ from llm_lab.plan.hardware import find_machine
 from llm_lab.recipe.fields import groups_of, keys_of
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.schema import STAGE_RECIPES
-from llm_lab.ui import pretraining
+from llm_lab.ui import design, pretraining
 from llm_lab.ui.asking import ask_key, ask_keys
 from llm_lab.ui.draft import Draft
 from llm_lab.ui.prompts import Back, Option, choose, confirm, type_in
+from llm_lab.ui.review import value_lines
 
 
 @pytest.fixture
@@ -201,6 +202,25 @@ def test_another_optimizer_offers_its_own_learning_rate_and_says_so(press, draft
     assert answered.value("optimizer.learning_rate") == 0.001
     _, screens = press(asked(answered, "optimizer.learning_rate"), Key.ENTER)
     assert "adamw has its own scale: its learning rate is now 0.001; muon's was 0.5." in screens[0]
+
+
+@pytest.mark.parametrize("size", ["nano", "7b"])
+@pytest.mark.parametrize("positions", ["rope", "yarn"])
+def test_every_question_fits_the_terminal_with_its_why_whatever_the_model(press, draft, size, positions):
+    large = draft.with_answer("model", {"size": size, "position_embedding": positions, "activation": "gelu"})
+    for line in value_lines(large):
+        show = design.show_design if line.value.startswith("model.") else pretraining.show_run
+        _, screens = press(lambda path=line.value, show=show: ask_key(large, path, show=show), Key.WHY, Key.ENTER)
+        assert len(screens) == 2  # the keyboard has measured them
+
+
+def test_the_plan_of_a_large_run_fits_the_terminal_with_its_question(press, draft):
+    parts = {"size": "micro", "position_embedding": "sinusoidal", "norm": "layernorm", "activation": "leaky_relu"}
+    texts = [{"path": f"someone/a-long-name-of-texts-{n}", "subset": "sample-10BT"} for n in range(9)]
+    large = draft.with_answer("model", parts | {"tie_word_embeddings": False}).with_answer("data", texts)
+    started, screens = press(lambda: pretraining.confirm_plan(large), Key.WHY, Key.ENTER)
+    assert started
+    assert "╭─ Plan" in screens[0]
 
 
 def every_key(group, prefix=""):

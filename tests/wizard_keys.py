@@ -80,7 +80,11 @@ class Keyboard:
     def _press(self, app: Application) -> None:
         if app.is_done or self._leaving:
             return
-        self._look(app)
+        try:
+            self._look(app)
+        except AssertionError as error:
+            app.exit(exception=error)  # raised here, it would leave the question waiting
+            return
         step = self._next(app)
         if step is None:
             app.exit(exception=AssertionError(f"No key is left for this question:\n{self.screens[-1]}"))

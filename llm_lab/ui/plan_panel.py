@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 80
 TEXT_COLUMNS = 64
-DATA_LINES = 4
+DATA_LINES = 2
 BANNER = "CPU rehearsal: everything works, at toy size. Real training wants CUDA."
 USUAL_TOKENS_PER_PARAMETER = 20
 
@@ -40,7 +40,7 @@ def plan_panel(resolved: Resolved) -> Panel:
     table.add_column(overflow="fold")
     for name, text, style in _lines(resolved):
         table.add_row(name, Text(_wrapped(one_line(text)), style=style))
-    banner = [Text(BANNER, style="warn"), Text()] if values.get("device") == "cpu" else []
+    banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
     title = Text(f"Plan: {one_line(str(values.get('name')))} · {values.get('stage')}", style="title")
     return Panel(Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim")
 

@@ -30,10 +30,7 @@ KEYS = (
     "name",
 )
 PLAN_LINES = 20  # the panel's most
-PLAN_WHY = (
-    "What you see is all that is going to happen. The run can be stopped at any time with Ctrl-C; it saves, and "
-    "goes on later from Checkpoints, or with llm-lab run checkpoints/<name>/recipe.yaml --resume."
-)
+PLAN_WHY = "Ctrl-C stops the run at any time and saves it; Checkpoints goes on with it."  # one line: it is full
 
 
 def new_draft(machine: Machine) -> Draft:
@@ -97,7 +94,7 @@ def _finish(
             elif action in askers:
                 draft = askers[action](draft)
                 keep(draft)
-            elif _confirm_plan(draft):
+            elif confirm_plan(draft):
                 return draft, True
         except Back:
             continue
@@ -132,7 +129,8 @@ def _asker_of(path: str, askers: Mapping[str, Step]) -> Step | None:
     return askers["model"] if path in ("model.config", "model.checkpoint") else None
 
 
-def _confirm_plan(draft: Draft) -> bool:
+def confirm_plan(draft: Draft) -> bool:
+    """Show what is going to happen, and ask for the start. Raises Back."""
     console = make_console()
     console.clear()
     resolved, _ = draft.look()
