@@ -178,9 +178,8 @@ def test_show_suggests_the_run_that_was_meant(trained, capsys, monkeypatch):
 
 def test_one_answer_of_chat_is_all_that_is_on_standard_output(trained):
     words = ("chat", "checkpoints/tiny", "--prompt", "the", "--seed", "1", "--max-new-tokens", "8")
-    first, second = lab(*words, cwd=trained), lab(*words, cwd=trained)
+    first = lab(*words, cwd=trained)
     assert first.returncode == 0
-    assert first.stdout == second.stdout
     assert first.stdout.endswith("\n")
     assert "Loading" not in first.stdout + first.stderr
     assert "\x1b" not in first.stdout

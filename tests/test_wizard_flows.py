@@ -12,7 +12,7 @@ from llm_lab.plan.hardware import find_machine
 from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.errors import MachineError, Problem
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.schema import STAGE_RECIPES
+from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS, STAGE_RECIPES
 from llm_lab.runs.folder import RunFolder
 from llm_lab.ui import design, pretraining
 from llm_lab.ui.review import value_lines
@@ -283,11 +283,9 @@ def test_every_key_with_a_question_is_reachable_in_the_review():
     from test_wizard_questions import every_key
 
     draft = pretraining.new_draft(find_machine())
-    drafts = [
-        draft,
-        draft.with_answer("model.position_embedding", "yarn"),
-        draft.with_answer("optimizer", {"name": "adamw"}),
-    ]
+    drafts = [draft, draft.with_answer("model.position_embedding", "yarn")]
+    drafts += [draft.with_answer("optimizer.name", name) for name in OPTIMIZERS]
+    drafts += [draft.with_answer("scheduler.name", name) for name in SCHEDULERS]
     lines = [line.value for each in drafts for line in value_lines(each)]
     reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
     assert {key.path for key in every_key(STAGE_RECIPES["pretrain"]) if key.question} <= reachable

@@ -204,8 +204,7 @@ def test_another_optimizer_offers_its_own_learning_rate_and_says_so(press, draft
     assert "adamw has its own scale: its learning rate is now 0.001; muon's was 0.5." in screens[0]
 
 
-@pytest.mark.parametrize("size", ["nano", "7b"])
-@pytest.mark.parametrize("positions", ["rope", "yarn"])
+@pytest.mark.parametrize(("size", "positions"), [("nano", "rope"), ("7b", "yarn")])
 def test_every_question_fits_the_terminal_with_its_why_whatever_the_model(press, draft, size, positions):
     large = draft.with_answer("model", {"size": size, "position_embedding": positions, "activation": "gelu"})
     for line in value_lines(large):
@@ -221,6 +220,13 @@ def test_the_plan_of_a_large_run_fits_the_terminal_with_its_question(press, draf
     started, screens = press(lambda: pretraining.confirm_plan(large), Key.WHY, Key.ENTER)
     assert started
     assert "╭─ Plan" in screens[0]
+
+
+def test_another_schedule_keeps_the_warm_up_that_was_answered(press, draft):
+    warm = draft.with_answer("scheduler.warmup_steps", 7).with_answer("scheduler.min_ratio", 0.3)
+    answered, _ = press(asked(warm, "scheduler.name"), *pick("none"))
+    assert answered.raw["scheduler"] == {"name": "none", "warmup_steps": 7}
+    assert "scheduler.min_ratio = 0.3" in answered.notice
 
 
 def every_key(group, prefix=""):

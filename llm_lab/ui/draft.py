@@ -10,7 +10,7 @@ from typing import Any
 from llm_lab.plan.hardware import Machine
 from llm_lab.plan.resolve import Resolved, diagnose
 from llm_lab.recipe.errors import Problem
-from llm_lab.recipe.fields import Key
+from llm_lab.recipe.fields import Key, groups_of
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.rules import applies, flatten
 from llm_lab.recipe.validate import find_key, stage_schema
@@ -37,13 +37,18 @@ class Draft:
     def with_answer(self, path: str, value: Any) -> Draft:
         """Return the draft with one key answered (None: left out, so that it is derived)."""
         raw = copy.deepcopy(self.raw)
-        group, _, name = path.rpartition(".")
-        if name == "name" and group and value != self.value(path):
-            _set(raw, group, {})  # another optimizer has other keys, and its own scale of learning rates
+        if self._is_another_kind(path, value):
+            # Another optimizer has other keys, and its own scale of learning rates.
+            _set(raw, path.rpartition(".")[0], {})
         _set(raw, path, value)
         dropped = _drop_idle_answers(raw, path, value)
         notice = f"Left out, for it does nothing now: {', '.join(dropped)}." if dropped else ""
         return Draft(raw, self.machine, self.name, self.step, notice)
+
+    def _is_another_kind(self, path: str, value: Any) -> bool:
+        group, _, last = path.rpartition(".")
+        key = find_key(stage_schema(self.raw), group) if group and last == "name" else None
+        return key is not None and len(groups_of(key.info)) > 1 and value != self.value(path)
 
     def at_step(self, step: int) -> Draft:
         return replace(self, step=step)

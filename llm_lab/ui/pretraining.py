@@ -24,6 +24,8 @@ KEYS = (
     "optimizer.name",
     "optimizer.learning_rate",
     "scheduler.name",
+    "scheduler.power",
+    "scheduler.decay_ratio",
     "train.max_length",
     "train.per_device_train_batch_size",
     "train.max_steps",
