@@ -9,6 +9,7 @@ import pytest
 from conftest import write_text
 
 WIZARD = [sys.executable, "-m", "llm_lab"]
+TAKES_KEYS = "\x1b[?2004h"  # what a prompt sends once it reads keys itself
 ENTER, DOWN, ESCAPE, END_OF_INPUT = "\r", "\x1b[B", "\x1b", "\x04"
 
 
@@ -72,7 +73,8 @@ def test_a_person_trains_a_model_in_the_wizard_and_talks_to_it(terminal, in_tmp_
     here.at("Talk to which model?", ENTER)
     here.at("Loading checkpoints/first")
     here.at("Ctrl-D leaves.", "the small", ENTER)
-    here.at("tokens/s;", END_OF_INPUT)
+    here.at("tokens/s;")
+    here.at(TAKES_KEYS, END_OF_INPUT)  # before, the terminal itself would take a Ctrl-D
     here.at("What would you like to do?", ESCAPE)
     here.child.expect(pexpect.EOF)
     here.child.close()
