@@ -165,7 +165,6 @@ def _describe_data(source: Mapping[str, Any]) -> str:
 
 def _write_config(name: str, values: Mapping[str, Any]) -> Path:
     """Write a design of the wizard as configs/models/<name>/config.json."""
-    import llm_lab.model.modeling_lab  # noqa: F401  (it registers the code that save_pretrained writes beside a config)
     from llm_lab.hf.design import write_design
 
     return write_design(Path("configs/models") / name, values)

@@ -198,3 +198,19 @@ def test_what_is_wrong_with_a_pipeline_is_told_by_stage():
 def test_the_byte_tokenizer_of_a_run_is_the_same_for_all():
     run(tiny_recipe(tokenizer="bytes"))
     assert AutoTokenizer.from_pretrained("checkpoints/tiny/model").get_vocab() == make_byte_tokenizer().get_vocab()
+
+
+def test_a_design_brings_the_tokenizer_it_was_made_for(in_tmp_path):
+    from llm_lab.hf.design import write_design
+    from llm_lab.plan.resolve import resolve
+
+    write_text("text.txt")
+    design = resolve(tiny_recipe(tokenizer={"bpe": 280}))
+    folder = write_design(Path("configs/models/mine"), design.values)
+    raw = tiny_recipe(model={"config": str(folder)})
+    resolved = resolve(raw)
+    assert resolved.values["tokenizer"] == {"bpe": 280}
+    assert resolved.origins["tokenizer.bpe"].reason == "the design's"
+    config = json.loads((Path(run(raw)["path"]) / "model" / "config.json").read_text())
+    assert config["vocab_size"] == 280
+    assert "lab_tokenizer" not in config

@@ -17,11 +17,16 @@ def write_design(folder: Path, values: Mapping[str, Any]) -> Path:
     Native parts make a Llama, Mistral or Qwen3 config; others carry the code that reads them. The vocabulary
     is the tokenizer's; that of a BPE still to be trained is set again when training begins.
     """
+    # Registers the code that save_pretrained writes beside a config of ours.
+    import llm_lab.model.modeling_lab  # noqa: F401
+
     quiet_libraries()
-    config = config_of_parts(values["model"], _vocabulary_size(values["tokenizer"]))
-    native = native_config(config)
+    ours = config_of_parts(values["model"], _vocabulary_size(values["tokenizer"]))
+    native = native_config(ours)
+    config = native if native is not None else ours
+    config.lab_tokenizer = values["tokenizer"]  # so that a pretraining of this design takes the one it was made for
     folder.mkdir(parents=True, exist_ok=True)
-    (native if native is not None else config).save_pretrained(folder)
+    config.save_pretrained(folder)
     return folder
 
 

@@ -74,9 +74,12 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
     if path.is_dir() and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
         path = path / "model"
     try:
-        return AutoConfig.from_pretrained(path if path.exists() else name, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path if path.exists() else name, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(hub_problem(error, key, name, "config")) from None
+    if hasattr(config, "lab_tokenizer"):
+        del config.lab_tokenizer  # a design's remark for the recipe, no part of a model
+    return config
 
 
 def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:

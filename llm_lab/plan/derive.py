@@ -17,6 +17,8 @@ TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
 CPU_MAX_STEPS = 500
 CPU_MAX_LENGTH = 128
 CUDA_MAX_LENGTH = 1024
+CPU_EVAL_TOKENS = 131_072
+CUDA_EVAL_TOKENS = 1_048_576
 # Measured: compiling takes half a minute on two CPU cores and saves about 5 ms of a 35 ms step.
 COMPILE_PAYS_AFTER_STEPS = {"cpu": 5000, "cuda": 200}
 
@@ -88,7 +90,8 @@ def _derive_tokenizer(draft: _Draft) -> None:
     if model_source(draft.values) == "checkpoint":
         draft.fill("tokenizer", draft.get("model.checkpoint"), "the checkpoint's own")
     elif model_source(draft.values) == "config":
-        draft.fill("tokenizer", "bytes", "no tokenizer was named")
+        designed = (read_config_json(draft.get("model.config")) or {}).get("lab_tokenizer")
+        draft.fill("tokenizer", designed or "bytes", "the design's" if designed else "no tokenizer was named")
     else:
         size = draft.get("model.size")
         kind = SIZES[size].tokenizer
@@ -188,7 +191,9 @@ def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> 
     _derive_steps(draft, machine, shape, on_cpu)
     steps: int = draft.get("train.max_steps")
     draft.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
-    draft.fill("train.eval_steps", max(1, steps // 10), "a tenth of max_steps")
+    draft.fill("train.eval_steps", max(min(steps, 10), steps // 10), "a tenth of max_steps, at least 10")
+    most = CPU_EVAL_TOKENS if on_cpu else CUDA_EVAL_TOKENS
+    draft.fill("validation.max_tokens", most, f"enough to tell models apart, and soon done {where}")
     draft.fill("train.save_steps", draft.get("train.eval_steps"), "as eval_steps")
     draft.fill("train.logging_steps", min(50, max(1, steps // 50)), "a fiftieth of max_steps, 1 to 50")
     if on_cpu and not machine.has_compiler:

@@ -88,12 +88,24 @@ class Validation(Group):
         choices=SPLITS,
         advanced=True,
     )
-    max_tokens: Int = option(
-        1_000_000,
+    max_tokens: Int | None = option(
         help="tokens measured at an evaluation, at most",
+        question="Tokens measured at an evaluation, at most?",
+        derived="131,072 on a CPU, 1,048,576 on a GPU",
         ge=1,
-        question="Tokens measured, at most?",
         advanced=True,
+    )
+
+
+def _name(default: str) -> Any:
+    return option(
+        default,
+        help="how weights follow their gradients",
+        choices=OPTIMIZERS,
+        question="Which optimizer?",
+        why="Muon needed the fewest steps where it was measured here (nano); most published numbers are AdamW's. "
+        "Lion and Adafactor save memory. Sophia costs an extra pass now and then. Each has its own scale of learning "
+        "rates: another optimizer, another default.",
     )
 
 
@@ -124,7 +136,7 @@ Positive = Annotated[float, Field(strict=True, gt=0.0)]
 class AdamW(Group):
     """AdamW (Loshchilov & Hutter 2017)."""
 
-    name: Literal["adamw"] = option("adamw", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    name: Literal["adamw"] = _name("adamw")
     learning_rate: Float = _learning_rate(
         1e-3, "1e-3 to 3e-3 for models under 10 M, 6e-4 at 124 M, 3e-4 at 1 B: larger models want less."
     )
@@ -136,7 +148,7 @@ class AdamW(Group):
 class Muon(Group):
     """Muon (Jordan et al. 2024): hidden matrices by orthogonalised momentum, the rest by AdamW."""
 
-    name: Literal["muon"] = option("muon", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    name: Literal["muon"] = _name("muon")
     learning_rate: Float = _learning_rate(
         0.02,
         "For the hidden matrices. 0.02 works from nano to small: each update is orthogonal, so its size does "
@@ -161,7 +173,7 @@ class Muon(Group):
 class Lion(Group):
     """Lion (Chen et al. 2023): every weight moves by the learning rate, in the direction of the momentum's sign."""
 
-    name: Literal["lion"] = option("lion", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    name: Literal["lion"] = _name("lion")
     learning_rate: Float = _learning_rate(2e-4, "3 to 10 times smaller than AdamW's: a step moves every weight fully.")
     betas: tuple[Beta, Beta] = _betas((0.9, 0.99), "Lion")
     weight_decay: Float = _weight_decay(0.5, "3 to 10 times AdamW's, as the learning rate is that much smaller.")
@@ -170,7 +182,7 @@ class Lion(Group):
 class Sophia(Group):
     """Sophia-G (Liu et al. 2023): momentum over a Gauss-Newton-Bartlett estimate of curvature, clipped."""
 
-    name: Literal["sophia"] = option("sophia", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?")
+    name: Literal["sophia"] = _name("sophia")
     learning_rate: Float = _learning_rate(8e-4, "About 0.8 times what AdamW would take, as its authors advise.")
     betas: tuple[Beta, Beta] = _betas((0.96, 0.99), "Sophia")
     rho: Float = option(
@@ -197,9 +209,7 @@ class Sophia(Group):
 class Adafactor(Group):
     """Adafactor (Shazeer & Stern 2018), as transformers has it: rows and columns instead of full second moments."""
 
-    name: Literal["adafactor"] = option(
-        "adafactor", help="the optimizer", choices=OPTIMIZERS, question="Which optimizer?"
-    )
+    name: Literal["adafactor"] = _name("adafactor")
     learning_rate: Float = _learning_rate(
         0.02, "With scale_parameter it is relative: a weight matrix moves by this share of its own size."
     )
@@ -236,7 +246,12 @@ class Scheduler(Group):
     """The learning rate over the run: up during warm-up, then down to the floor, never up again."""
 
     name: Literal[tuple(SCHEDULERS)] = option(
-        "cosine", help="the curve after warm-up", question="Which learning-rate curve?", choices=SCHEDULERS
+        "cosine",
+        help="the curve after warm-up",
+        question="Which learning-rate curve?",
+        choices=SCHEDULERS,
+        why="The last, small steps bring most of the gain: every curve but `none` ends at the floor. wsd can be "
+        "gone on with from its flat part; the others are made for one length.",
     )
     warmup_steps: Int | None = option(
         help="steps up to the peak",
@@ -308,7 +323,7 @@ class Train(Group):
     eval_steps: Int | None = option(
         help="steps between evaluations",
         question="Steps between evaluations?",
-        derived="a tenth of max_steps",
+        derived="a tenth of max_steps, at least 10",
         ge=1,
     )
     save_steps: Int | None = option(
@@ -425,7 +440,12 @@ class StageRecipe(Group):
     )
     seed: Int = option(1337, help="same seed, same result", question="Seed?", ge=0, le=2**32 - 1, advanced=True)
     device: Literal[tuple(DEVICES)] = option(
-        "cuda", help="where it runs", question="Where does it run?", choices=DEVICES
+        "cuda",
+        help="where it runs",
+        question="Where does it run?",
+        choices=DEVICES,
+        why="Training is made for bf16 on CUDA. The CPU rehearsal runs the same code at toy size: to learn, to test a "
+        "recipe, to make a first model.",
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 from llm_lab.data.dataset import validation_blocks
 
+PATIENCE_SECONDS = 2.0  # an evaluation that takes longer tells how far it is
+
 
 def autocast(device: str, dtype: str) -> AbstractContextManager:
     """Return bf16 autocast, or nothing for float32."""
@@ -20,16 +23,25 @@ def autocast(device: str, dtype: str) -> AbstractContextManager:
 
 @torch.no_grad()
 def total_loss(
-    model: Any, texts: Sequence[np.ndarray], *, max_length: int, rows: int, device: str, dtype: str
+    model: Any,
+    texts: Sequence[np.ndarray],
+    *,
+    max_length: int,
+    rows: int,
+    device: str,
+    dtype: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[float, int]:
     """Return (sum of nats, number of tokens predicted) over token arrays, each token a target once.
 
-    With several processes each takes its share of the batches.
+    With several processes each takes its share of the batches. progress: told (tokens done, tokens in all) of an
+    evaluation that takes more than two seconds.
     """
     rank, world = 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     total = torch.zeros(2, dtype=torch.float64)
+    count, done, begun = sum(len(tokens) for tokens in texts), 0, time.perf_counter()
     for tokens in texts:
         blocks = validation_blocks(tokens, max_length)
         for number, start in enumerate(range(0, len(blocks), rows)):
@@ -42,6 +54,11 @@ def total_loss(
                 logits = model(input_ids=ids, use_cache=False).logits
             nats = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
             total += torch.tensor([nats.item(), (labels != -100).sum().item()], dtype=torch.float64)
+            if time.perf_counter() - begun > PATIENCE_SECONDS:
+                progress(min(done + (start + rows) * max_length, count - 1), count)
+        done += len(tokens)
+    if time.perf_counter() - begun > PATIENCE_SECONDS:
+        progress(count, count)
     if world > 1:
         total = total.to(device)
         torch.distributed.all_reduce(total)

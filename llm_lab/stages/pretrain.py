@@ -301,6 +301,7 @@ class Evaluation:
                 rows=train.per_device_train_batch_size,
                 device=self.recipe.device,
                 dtype=train.dtype,
+                progress=partial(self.display.progress, "evaluating"),
             )
             row = {"eval_loss": nats / count, "bits_per_byte": nats / math.log(2) / self.held_out_bytes}
         self.measured_at = step
