@@ -1,5 +1,6 @@
 """Where a run's model and tokenizer come from: parts, a config, a checkpoint, the stage before."""
 
+import json
 import math
 import shutil
 from pathlib import Path
