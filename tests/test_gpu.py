@@ -1,0 +1,72 @@
+"""What only a CUDA GPU that does bf16 can show. Skipped elsewhere; `make test-all` runs them where there is one."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe, write_text
+from test_model_combinations import tiny_config
+
+from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.plan.hardware import find_machine
+from llm_lab.recipe.parts import ACTIVATIONS, NORMS, POSITIONS
+from llm_lab.recipe.schema import OPTIMIZERS
+from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(find_machine().cuda_problem is not None, reason="no CUDA GPU that does bf16"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _text(in_tmp_path):
+    write_text("text.txt")
+
+
+def recipe(**changes) -> dict:
+    raw = tiny_recipe(device="cuda", **{"train.dtype": "bfloat16", "train.max_steps": 40} | changes)
+    raw["model"] |= {"hidden_size": 64}
+    return raw
+
+
+def losses(facts: dict) -> list[float]:
+    return [row["loss"] for row in RunFolder(Path(facts["path"])).metrics() if "loss" in row]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_in_bf16(name):
+    seen = losses(run(recipe(optimizer={"name": name})))
+    assert seen[-1] < seen[0] - 0.3
+
+
+@pytest.mark.parametrize(
+    ("position", "norm", "activation"),
+    [*itertools.product(POSITIONS, NORMS, ["swiglu"]), *[("rope", "rmsnorm", a) for a in ACTIVATIONS]],
+)
+def test_every_part_trains_compiled_in_bf16(position, norm, activation):
+    raw = recipe(**{"train.compile": True, "train.max_steps": 10, "train.eval_steps": 10, "train.save_steps": 10})
+    raw["model"] |= {"position_embedding": position, "norm": norm, "activation": activation}
+    seen = losses(run(raw))
+    assert seen[-1] < seen[0]
+
+
+def test_the_same_recipe_gives_the_same_losses_on_a_gpu():
+    assert losses(run(recipe())) == losses(run(recipe()))
+
+
+@pytest.mark.parametrize("kernel", ["flex_attention", "flash_attention_2"])
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_attention_kernels_agree(kernel, position):
+    if kernel == "flash_attention_2" and (position == "alibi" or not importlib.util.find_spec("flash_attn")):
+        pytest.skip("flash attention takes no ALiBi, or is not installed")
+    config = tiny_config(hidden_size=128, num_attention_heads=2, head_dim=64, position_embedding=position)
+    reference = LabForCausalLM._from_config(config, attn_implementation="sdpa").to("cuda", torch.bfloat16).eval()
+    other = LabForCausalLM._from_config(config, attn_implementation=kernel).to("cuda", torch.bfloat16).eval()
+    other.load_state_dict(reference.state_dict())
+    ids = torch.randint(0, config.vocab_size, (2, 128), device="cuda")
+    with torch.no_grad():
+        torch.testing.assert_close(other(ids).logits, reference(ids).logits, rtol=5e-2, atol=5e-2)
