@@ -100,7 +100,7 @@ def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
             (
                 one_line(str(run.path)),
                 Text(status, style=STATUS_STYLE.get(status, "")),
-                f"{count(facts['parameters'])} parameters" if facts.get("parameters") else "",
+                f"{count(facts['parameters'])} params" if facts.get("parameters") else "",
                 f"val loss {loss:.3f}" if loss is not None else "",
                 Text(when, style="dim"),
             )
