@@ -215,3 +215,13 @@ def test_a_design_brings_the_tokenizer_it_was_made_for(in_tmp_path):
     config = json.loads((Path(run(raw)["path"]) / "model" / "config.json").read_text())
     assert config["vocab_size"] == 280
     assert "lab_tokenizer" not in config
+
+
+def test_the_measured_mix_stands_in_the_run_and_its_report(in_tmp_path):
+    write_text("text.txt")
+    write_text("other.txt", 40, seed=1)
+    raw = tiny_recipe(data=[{"path": "text.txt", "weight": 3.0}, {"path": "other.txt", "weight": 1.0}])
+    facts = run(raw)
+    assert [item["share"] for item in facts["mix"]] == [0.75, 0.25]
+    assert facts["mix"][1]["epochs"] > facts["mix"][0]["epochs"]
+    assert "| other.txt | 25.0 % |" in (Path(facts["path"]) / "report.md").read_text()

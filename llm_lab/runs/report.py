@@ -23,6 +23,9 @@ def write_report(run: RunFolder) -> None:
         lines += ["![loss over steps](curves.svg)", ""]
     lines += ["| result | value |", "| --- | --- |"]
     lines += [f"| {key} | {_number(value)} |" for key, value in facts.get("results", {}).items()]
+    if facts.get("mix"):
+        lines += ["", "| data | share of what was read | times read |", "| --- | --- | --- |"]
+        lines += [f"| {item['path']} | {100 * item['share']:.1f} % | {item['epochs']:.2f} |" for item in facts["mix"]]
     planned = facts.get("planned", {})
     if planned.get("wall_seconds"):
         lines += ["", f"Planned: about {planned['wall_seconds']:.0f} s, {planned['memory_bytes'] / 2**30:.2f} GiB."]

@@ -253,6 +253,14 @@ def fit(
     finally:
         display.end()
     if trainer.is_world_process_zero():
+        samples = trainer.state.global_step * rows_per_step
+        shares = zip(texts.sources, order.counts(samples), order.epochs(samples), strict=True)
+        folder.update(
+            mix=[
+                {"path": source.path, "share": count / max(1, samples), "epochs": round(epochs, 4)}
+                for source, count, epochs in shares
+            ]
+        )
         write_model(folder, model, texts.tokenizer)
     return Result("done" if finished else "stopped", evaluation.results(trainer.state.global_step))
 
