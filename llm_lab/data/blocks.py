@@ -168,8 +168,7 @@ def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
         meta = json.loads((folder / "meta.json").read_bytes())
         size = np.dtype(meta["dtype"]).itemsize
         sound = meta["key"] == key and all(
-            (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size
-            for name in ("train", "validation")
+            (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size for name in ("train", "validation")
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -223,14 +222,11 @@ def _check_lengths(tokens: TokenSet, source: TextSource, fraction: float, max_le
             )
         )
     if fraction > 0 and len(tokens.validation) < max_length + 1:
-        left_out = (
-            f", after {tokens.duplicates} were left out that training holds" if tokens.duplicates else ""
-        )
+        left_out = f", after {tokens.duplicates} were left out that training holds" if tokens.duplicates else ""
         problems.append(
             Problem(
                 "validation.fraction",
-                f"The validation part of {source.path} is {len(tokens.validation):,} tokens long{left_out}, "
-                f"and {need}",
+                f"The validation part of {source.path} is {len(tokens.validation):,} tokens long{left_out}, and {need}",
                 value=fraction,
                 mend="Set a larger fraction, give more text, or set a smaller train.max_length.",
             )

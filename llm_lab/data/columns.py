@@ -11,9 +11,7 @@ PREFERRED = ("text", "content", "body", "document", "story")
 _CLEARLY_LONGER = 3.0
 
 
-def string_columns(
-    columns: Sequence[str], sample: Sequence[Mapping[str, Any]], *, typed: bool = True
-) -> list[str]:
+def string_columns(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], *, typed: bool = True) -> list[str]:
     """Return the columns that hold text in every sampled row that has a value.
 
     In a table without types (CSV) a column of nothing but numbers is no text.

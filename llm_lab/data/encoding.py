@@ -73,9 +73,7 @@ def encode(documents: Iterator[str], tokenizer: Any, eos: int) -> Iterator[tuple
     yield from _encode_batch(backend, batch, eos)
 
 
-def _encode_batch(
-    backend: Any, batch: list[tuple[str, bool]], eos: int
-) -> Iterator[tuple[list[int], str, bool]]:
+def _encode_batch(backend: Any, batch: list[tuple[str, bool]], eos: int) -> Iterator[tuple[list[int], str, bool]]:
     encodings = backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
     for (piece, ends), encoding in zip(batch, encodings, strict=True):
         yield ([*encoding.ids, eos] if ends else encoding.ids), piece, ends

@@ -68,9 +68,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
     where = f"{key}.path"
     if choices := _listed(said, r"Config name is missing|BuilderConfig '[^']*' not found"):
         if subset is None:
-            return Problem(
-                f"{key}.subset", f"{path} has several subsets, and none is named", allowed=one_of(choices)
-            )
+            return Problem(f"{key}.subset", f"{path} has several subsets, and none is named", allowed=one_of(choices))
         return Problem(
             f"{key}.subset",
             f"{path} has no such subset",
@@ -123,13 +121,9 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             mend=f"Download Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and name their folder.",
         )
     if any(getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
-        return Problem(
-            where, "The disk is full", value=path, mend="Free some space, or set HF_HOME to a larger disk."
-        )
+        return Problem(where, "The disk is full", value=path, mend="Free some space, or set HF_HOME to a larger disk.")
     last = _SECRET.sub("***", str(causes[-1])).strip().splitlines() or [type(error).__name__]
-    return Problem(
-        where, f"The datasets library can't read it: {last[0][:300]}", value=path, mend=f"Look at {page}."
-    )
+    return Problem(where, f"The datasets library can't read it: {last[0][:300]}", value=path, mend=f"Look at {page}.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

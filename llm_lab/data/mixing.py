@@ -32,9 +32,7 @@ class SourceBlocks:
     max_length: int
     seed: int
     index: int
-    _orders: OrderedDict[int, tuple[int, np.ndarray]] = field(
-        default_factory=OrderedDict, repr=False, compare=False
-    )
+    _orders: OrderedDict[int, tuple[int, np.ndarray]] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     @property
     def first(self) -> int:

@@ -230,9 +230,7 @@ class Reader:
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
         try:
-            with (
-                gzip.open(self.file) if self.file.suffix.lower() == ".gz" else self.file.open("rb") as stream
-            ):
+            with gzip.open(self.file) if self.file.suffix.lower() == ".gz" else self.file.open("rb") as stream:
                 yield stream
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             self.refuse(f"{self.file} is not a whole gzip file: {error}", mend="Is the download whole?")

@@ -71,9 +71,7 @@ def open_source(
         source = _open_hub(path, key, subset, split, text_column)
     if next(source.documents(), None) is None:
         raise UserError(
-            Problem(
-                f"{key}.path", "There is no text in it", value=path, mend="Name a source that holds text."
-            )
+            Problem(f"{key}.path", "There is no text in it", value=path, mend="Name a source that holds text.")
         )
     return source
 
@@ -186,14 +184,10 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
     )
 
 
-def _sniff(
-    readers: list[Reader], key: str, path: str, text_column: str | None
-) -> tuple[tuple[str, ...], str]:
+def _sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -> tuple[tuple[str, ...], str]:
     sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), _SNIFFED_ROWS)]
     if not sample:
-        raise UserError(
-            Problem(f"{key}.path", "It has no rows", value=path, mend="Name a source that holds text.")
-        )
+        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, mend="Name a source that holds text."))
     if readers[0].kind == "parquet":
         text = readers[0].parquet_columns()
         names = tuple(text)

@@ -52,9 +52,7 @@ def split_documents(source_documents: Documents, *, fraction: float, take: str) 
     """
     if not 0 <= fraction < 1:
         raise UserError(
-            Problem(
-                "validation.fraction", "It is out of range", value=fraction, allowed="0 up to, not with, 1"
-            )
+            Problem("validation.fraction", "It is out of range", value=fraction, allowed="0 up to, not with, 1")
         )
     if take not in TAKES:
         raise UserError(
@@ -72,9 +70,7 @@ def split_documents(source_documents: Documents, *, fraction: float, take: str) 
     return _split_end(source_documents, lengths, hashes, fraction)
 
 
-def _split_random(
-    source: Documents, lengths: np.ndarray, hashes: np.ndarray, fraction: float
-) -> tuple[Side, Side]:
+def _split_random(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fraction: float) -> tuple[Side, Side]:
     if len(lengths) == 1 and fraction > 0:
         raise UserError(
             Problem(
@@ -88,9 +84,7 @@ def _split_random(
     return _side(source, lengths, ~held_out), _side(source, lengths, held_out)
 
 
-def _split_end(
-    source: Documents, lengths: np.ndarray, hashes: np.ndarray, fraction: float
-) -> tuple[Side, Side]:
+def _split_end(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fraction: float) -> tuple[Side, Side]:
     total = int(lengths.sum())
     starts = np.cumsum(lengths) - lengths
     boundary = int(total * (1 - fraction))

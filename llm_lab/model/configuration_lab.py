@@ -82,9 +82,7 @@ class LabConfig(PreTrainedConfig):
             self.rope_parameters = None
         problems += self._problems()
         if problems:
-            raise ValueError(
-                "This model cannot be built:\n" + "\n".join(f"- {problem}" for problem in problems)
-            )
+            raise ValueError("This model cannot be built:\n" + "\n".join(f"- {problem}" for problem in problems))
 
     def _complete(self) -> list[str]:
         """Derive the sizes that were left out; return what stands in the way."""

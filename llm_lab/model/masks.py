@@ -19,9 +19,7 @@ def refuse_kernel_without_bias(kernel: str) -> None:
         )
 
 
-def token_positions(
-    x: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
-) -> torch.LongTensor:
+def token_positions(x: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.LongTensor:
     """Positions (1 or batch, length) after the cached tokens, not counting those that a 2-D mask hides."""
     past = cache.get_seq_length() if cache is not None else 0
     index = torch.arange(x.shape[1], device=x.device) + past

@@ -51,9 +51,7 @@ def make_block(config: LabConfig, layer_idx: int) -> Block:
         sliding_window=config.sliding_window,
         dropout=config.attention_dropout,
     )
-    feed_forward = FeedForward(
-        config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias
-    )
+    feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
     norms = [make_norm(config.norm, config.hidden_size, config.norm_eps) for _ in range(2)]
     return Block(attention, feed_forward, *norms, dropout=config.hidden_dropout)
 
@@ -121,9 +119,7 @@ class LabModel(LabPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         # The mask sees only what the caller gave: a cache made here would switch off the masking between
         # packed documents, and positions made here the is_causal kernel.
-        make_mask = (
-            create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
-        )
+        make_mask = create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
         mask = make_mask(
             config=self.config,
             inputs_embeds=x,
@@ -203,9 +199,7 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
