@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab import __version__
-from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.recipe.errors import LabError, MachineError, Problem, UserError
 
 DONE, OUR_FAULT, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -37,9 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
+        if trouble := _file_trouble(error):
+            from llm_lab.ui.console import print_error
+
+            print_error(trouble)
+            return trouble.exit_code
         message = f"A fault of LLM Lab's: {type(error).__name__}: {error}\nAdd --debug for the traceback."
         print(message, file=sys.stderr)  # noqa: T201
         return OUR_FAULT
+
+
+def _file_trouble(error: Exception) -> LabError | None:
+    """Put into words what the system says of a file: what the user named, or a disk that is full."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = str(error.filename or "the disk")
+        return MachineError(Problem(where, "it is full", mend="Make room; a run goes on with --resume."))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
+        why = f"the system refuses it: {os.strerror(error.errno)}"
+        return UserError(Problem(str(error.filename), why, mend="Name another, or change its permissions."))
+    return None
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.plan.hardware import Machine, find_machine
-from llm_lab.plan.resolve import Resolved, demand_device, diagnose
+from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose
 from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
 from llm_lab.recipe.rules import flatten
@@ -397,7 +397,10 @@ def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool 
     folder: str | Path = checkpoint
     if not looks_like_hub or (ROOT / checkpoint).exists() or checkpoint.startswith(f"{ROOT}/"):
         folder = find_model(checkpoint)
-    device = device or find_machine().best_device
+    machine = find_machine()
+    device = device or machine.best_device
+    if device == "cuda":
+        demand_cuda(machine, "Leave the device out to take what there is, or take cpu.")
     dtype = "bfloat16" if device == "cuda" else "float32"
     model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, key="checkpoint")
     return model, load_tokenizer(folder, key="checkpoint")

@@ -188,6 +188,9 @@ BROKEN = {
         ),
     ],
     "_rows_fit_the_context": [({"train.max_length": 33}, "train.max_length", {"train.max_length": 32})],
+    "_warmup_is_said_once": [
+        ({"scheduler.warmup_ratio": 0.5}, "scheduler.warmup_ratio", {"scheduler.warmup_ratio": 0.1})
+    ],
     "_warmup_ends_within_the_run": [
         ({"scheduler.warmup_steps": 20}, "scheduler.warmup_steps", {"scheduler.warmup_steps": 19})
     ],

@@ -103,6 +103,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Adafactor.weight_decay": (9.0, "losses", ADAFACTOR),
     "Scheduler.name": ("none", "learning rates"),
     "Scheduler.warmup_steps": (3, "learning rates"),
+    "Scheduler.warmup_ratio": (0.75, "learning rates", {"scheduler": {}}),
     "Scheduler.min_ratio": (0.5, "learning rates"),
     "Scheduler.power": (1.0, "learning rates", {"scheduler.name": "polynomial"}),
     "Scheduler.decay_ratio": (0.9, "learning rates", {"scheduler.name": "wsd"}),

@@ -24,8 +24,11 @@ def find_files(path: str, key: str) -> tuple[Path, ...] | None:
     local = Path(path).expanduser()
     if local.is_dir():
         return _in_folder(path, key, local)
-    if local.exists():
+    if local.is_file():
         return (local,)
+    if local.exists():
+        why = "This is a device or a pipe, and a text is read more than once"
+        raise UserError(Problem(f"{key}.path", why, value=path, mend="Write it into a file first."))
     if any(sign in path for sign in "*?["):
         return _in_glob(path, key, local)
     if _looks_local(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from logging import getLogger as get_logger
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ def quiet_libraries() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # Its HTTP client tells of each retry on standard error; what came of them stands in our own error.
+    get_logger("huggingface_hub").setLevel("ERROR")
 
 
 def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:

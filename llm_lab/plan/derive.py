@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from llm_lab.recipe.rules import warmup_steps_of
 from llm_lab.recipe.sizes import SIZES, Shape
 
 from .estimate import ASSUMED_GPU_MEMORY_BYTES, memory_by_part
@@ -190,6 +191,9 @@ def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> 
     _derive_batch(draft, machine, shape, on_cpu)
     _derive_steps(draft, machine, shape, on_cpu)
     steps: int = draft.get("train.max_steps")
+    ratio = draft.get("scheduler.warmup_ratio")
+    if ratio is not None:
+        draft.fill("scheduler.warmup_steps", warmup_steps_of(ratio, steps), "warmup_ratio × max_steps")
     draft.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
     draft.fill("train.eval_steps", max(min(steps, 10), steps // 10), "a tenth of max_steps, at least 10")
     most = CPU_EVAL_TOKENS if on_cpu else CUDA_EVAL_TOKENS

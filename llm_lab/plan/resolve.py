@@ -111,17 +111,17 @@ def resolve(
     return resolved
 
 
+def demand_cuda(machine: Machine, mend: str) -> None:
+    """Raise MachineError where there is no CUDA GPU that does bf16."""
+    if machine.cuda_problem:
+        raise MachineError(Problem("device", f"this machine can't: {machine.cuda_problem}", value="cuda", mend=mend))
+
+
 def demand_device(resolved: Resolved) -> None:
     """Raise MachineError where the recipe's device can't be had here."""
-    problem = resolved.machine.cuda_problem
-    if resolved.values["device"] == "cuda" and problem:
-        raise MachineError(
-            Problem(
-                "device",
-                f"this machine can't: {problem}",
-                value="cuda",
-                mend="Set device=cpu for the rehearsal at toy size, or device=auto to take what there is.",
-            )
+    if resolved.values["device"] == "cuda":
+        demand_cuda(
+            resolved.machine, "Set device=cpu for the rehearsal at toy size, or device=auto to take what there is."
         )
     if not resolved.estimate.fits and resolved.estimate.memory_bytes:
         raise MachineError(

@@ -41,9 +41,10 @@ def learning_rate_factor(
 
 
 def factor_of(scheduler: Mapping[str, Any], max_steps: int) -> Callable[[int], float]:
-    """Return update -> factor for a resolved recipe's scheduler."""
+    """Return update -> factor for a resolved recipe's scheduler, in which warm-up is counted in steps."""
+    options = {key: value for key, value in scheduler.items() if key != "warmup_ratio"}
 
     def factor(update: int) -> float:
-        return learning_rate_factor(update, max_steps=max_steps, **scheduler)
+        return learning_rate_factor(update, max_steps=max_steps, **options)
 
     return factor

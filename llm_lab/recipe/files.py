@@ -50,6 +50,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
+# What a plain text can't begin with in YAML; on a command line nothing else can be meant by them.
+_YAML_SIGNS = ("*", "&", "!", "%", "@", "`")
+
+
 def parse_yaml(text: str, where: str = "recipe") -> Any:
     """Parse YAML 1.2 core types. UserError with line and column where it is no YAML."""
     try:
@@ -79,6 +83,8 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         if not path.exists():
             raise UserError(Problem(str(path.parent), "this folder holds no recipe.yaml"))
     try:
+        if not path.is_file():
+            raise UserError(Problem(str(path), "this is a device or a pipe; a recipe is read more than once"))
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(Problem(str(path), f"this is no UTF-8 text (byte {error.start})")) from None
@@ -100,19 +106,26 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
     touched: set[str] = set()
     problems = []
     for text in overrides:
-        key, equals, value_text = text.partition("=")
+        # From Python it may be anything: a list or a dict where words were meant.
+        key, equals, value_text = text.partition("=") if isinstance(text, str) else ("", "", "")
         key = key.strip()
-        if not equals or not key:
-            problems.append(Problem(text, "an override is written key=value", mend="For example train.max_steps=500."))
+        if not equals or not all(key.split(".")):
+            why = "an override is written key=value"
+            problems.append(Problem(str(text), why, mend="For example train.max_steps=500."))
             continue
         try:
-            _set(result, key.split("."), parse_yaml(value_text, key), key)
+            _set(result, key.split("."), _typed(value_text, key), key)
             touched.add(key)
         except UserError as error:
             problems.extend(error.problems)
     if problems:
         raise UserError(*problems)
     return result, touched
+
+
+def _typed(text: str, key: str) -> Any:
+    """Type a value as a recipe file would, but take a glob as it is: YAML has other uses for its first sign."""
+    return text.strip() if text.lstrip().startswith(_YAML_SIGNS) else parse_yaml(text, key)
 
 
 def _set(node: Any, steps: list[str], value: Any, key: str) -> None:

@@ -127,6 +127,23 @@ def _warmup_ends_within_the_run(values: Values) -> Iterator[Problem]:
         )
 
 
+def warmup_steps_of(ratio: float, max_steps: int) -> int:
+    """Return the warm-up steps that a share of the run amounts to; the last step is never one of them."""
+    return min(max_steps - 1, round(ratio * max_steps))
+
+
+def _warmup_is_said_once(values: Values) -> Iterator[Problem]:
+    scheduler, steps = values.get("scheduler", {}), values.get("train", {}).get("max_steps")
+    ratio, warmup = scheduler.get("warmup_ratio"), scheduler.get("warmup_steps")
+    if ratio is not None and warmup is not None and steps and warmup != warmup_steps_of(ratio, steps):
+        yield Problem(
+            "scheduler.warmup_ratio",
+            f"it makes {warmup_steps_of(ratio, steps)} of {steps} steps, and scheduler.warmup_steps says {warmup}",
+            value=ratio,
+            mend="Leave out one of the two.",
+        )
+
+
 def _alibi_has_a_kernel(values: Values) -> Iterator[Problem]:
     kernel = values.get("train", {}).get("attn_implementation")
     if _parts(values).get("position_embedding") == "alibi" and kernel == "flash_attention_2":
@@ -183,6 +200,7 @@ RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
     _yarn_context_is_the_product,
     _rows_fit_the_context,
     _warmup_ends_within_the_run,
+    _warmup_is_said_once,
     _alibi_has_a_kernel,
     _kernel_runs_on_the_device,
     _checkpoint_brings_its_tokenizer,

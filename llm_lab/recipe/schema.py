@@ -256,8 +256,15 @@ class Scheduler(Group):
     warmup_steps: Int | None = option(
         help="steps up to the peak",
         question="Warm-up steps?",
-        derived="5 % of max_steps, at most 2,000",
+        derived="warmup_ratio × max_steps, else 5 % of max_steps, at most 2,000",
         ge=0,
+    )
+    warmup_ratio: Float | None = option(
+        help="warm-up as a share of the run, instead of warmup_steps",
+        question="Warm-up as a share of the run (empty: in steps)?",
+        ge=0.0,
+        lt=1.0,
+        advanced=True,
     )
     min_ratio: Float = option(
         0.1,

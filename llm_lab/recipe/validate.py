@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from .errors import Problem, UserError, did_you_mean, one_of
 from .fields import Group, Key, groups_of
+from .files import format_value
 from .schema import STAGE_RECIPES, StageRecipe
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
@@ -180,9 +182,11 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
         return Problem(path, "a group of keys is expected here", value=value, allowed=one_of(dict.fromkeys(names)))
     mend = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
     if isinstance(value, str) and key.kind in ("int", "float"):
-        mend = f"Write it as a bare number: {key.name}: {value}" if _is_number(value) else mend
+        number = _number(value)
+        mend = f"Write it as a bare number: {key.name}: {number}" if number else mend
     why = {
         "string_pattern_mismatch": "letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
+        "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too many",
         "too_short": "this needs at least one entry",
     }.get(kind, key.help)
     return Problem(path, why, value=value, allowed=key.allowed(), mend=mend)
@@ -192,12 +196,13 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> str | None:
+    """Return the number that a text was meant to be, as YAML spells it, or None."""
     try:
-        float(text)
+        number = float(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return None if math.isnan(number) else text if math.isfinite(number) else format_value(number)
 
 
 def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]) -> Problem:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import unicodedata
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llm_lab.recipe.errors import LabError
@@ -33,7 +35,15 @@ def make_console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     with contextlib.suppress(AttributeError, ValueError, OSError):
         stream.reconfigure(errors="replace")  # a terminal that can't show a character is no reason to stop
-    return Console(stderr=stderr, highlight=False, emoji=False, theme=Theme(THEME))
+    console = Console(stderr=stderr, highlight=False, emoji=False, theme=Theme(THEME))
+    console.on_broken_pipe = partial(_go_on_unheard, console)  # rich's own ends the program, with exit code 1
+    return console
+
+
+def _go_on_unheard(console: Console) -> None:
+    """The reader has left (`| head`): that ends no run."""
+    console.quiet = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
 
 
 def is_terminal() -> bool:

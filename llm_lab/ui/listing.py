@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.plan.parameters import read_config_json, shape_of_config
-from llm_lab.recipe.errors import UserError
+from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.native import native_architecture
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
@@ -113,7 +113,9 @@ def print_checkpoint(name: str, folder: Path) -> None:
     from rich.text import Text
 
     console = make_console()
-    config = read_config_json(folder) or {}
+    config = read_config_json(folder)
+    if config is None:
+        raise UserError(Problem(str(folder / "config.json"), "this is no config: not the JSON of one object"))
     run = next((RunFolder(p) for p in (folder, *folder.parents[:2]) if (p / "run.json").is_file()), None)
     rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
     shape = shape_of_config(config)
@@ -123,7 +125,10 @@ def print_checkpoint(name: str, folder: Path) -> None:
         rows.append(("cache", f"{shape.cache_bytes_per_token():,} bytes a token in bf16"))
     rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
     rows.append(("context", f"{config.get('max_position_embeddings', 0):,} tokens"))
-    rows.append(("loads in", _loads_in(config)))
+    if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+        rows.append(("loads in", _loads_in(config)))
+    else:
+        rows.append(("weights", "none here: this is a design, or a copy that is not whole"))
     if run is not None:
         rows += _run_rows(run, folder)
     console.print(_table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
