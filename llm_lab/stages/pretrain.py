@@ -24,7 +24,7 @@ from llm_lab.recipe.errors import LabError, UserError
 from llm_lab.recipe.schema import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
-from llm_lab.runs.processes import first_process_first, is_first_process
+from llm_lab.runs.processes import first_process_first, is_first_process, process_count
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,8 @@ def fit(
     recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any, *, resume: bool
 ) -> Result:
     """Train, evaluate and save; returns the last evaluation's numbers."""
+    import torch
+
     from llm_lab.optim.build import build_optimizer
 
     from .pretrain_trainer import PretrainTrainer
@@ -236,6 +238,9 @@ def fit(
         args=arguments,
         train_dataset=BlockDataset(order, [tokens.train for tokens in texts.tokens]),
     )
+    idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
+    if idle > 0:
+        display.notice(f"{idle} more GPUs are idle: start with --nproc {idle + process_count()} to train on all")
     display.begin(max_steps=train.max_steps, first_step=first_step, facts=folder.facts())
     if train.compile:
         display.notice("compiling the model: the first steps take a while longer")

@@ -305,7 +305,7 @@ def training_arguments(
     steps_path: Path, *, device: str, seed: int, train: Any, eval_on_start: bool = False
 ) -> TrainingArguments:
     """Return Trainer's arguments for a run: what our recipe does not name is switched off."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(steps_path),
         max_steps=train.max_steps,
         per_device_train_batch_size=train.per_device_train_batch_size,
@@ -332,3 +332,6 @@ def training_arguments(
         bf16=False,
         fp16=False,
     )
+    # One process is one GPU: Trainer would spread a batch over all it sees, through the slow DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
