@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe's name or file, or a run's folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.max_steps=500")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example train.max_steps=500")
 
 
 def _wizard(arguments: argparse.Namespace) -> int:

@@ -145,3 +145,25 @@ def test_a_run_from_python_is_loaded_by_its_path_and_by_its_checkpoint(text):
         model, tokenizer = load(path)
         assert model.config.vocab_size == len(tokenizer)
     shutil.rmtree("checkpoints")
+
+
+def test_a_run_is_not_resumed_on_a_text_that_has_changed_or_from_a_broken_checkpoint(text):
+    facts = run(tiny_recipe(text), "train.max_steps=4", "train.save_steps=2", "train.eval_steps=2")
+    recipe = f"{facts['path']}/recipe.yaml"
+    shutil.copy(text, "before.txt")
+    with open(text, "a") as file:
+        file.write("one more line\n")
+    with pytest.raises(UserError, match="has changed since the run began"):
+        run(recipe, resume=True)
+    shutil.move("before.txt", text)
+    os.truncate(f"{facts['path']}/steps/checkpoint-4/optimizer.pt", 10)
+    with pytest.raises(UserError, match="this file of the checkpoint is broken"):
+        run(recipe, resume=True)
+    shutil.rmtree(f"{facts['path']}/steps/checkpoint-4")
+    assert run(recipe, resume=True)["results"]["step"] == 4
+
+
+def test_a_command_without_its_recipe_asks_for_the_recipe_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["run"])
+    assert capsys.readouterr().err.rstrip().endswith("required: recipe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quie
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.plan.schedule import factor_of
-from llm_lab.recipe.errors import LabError, UserError
+from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.schema import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
@@ -81,6 +82,7 @@ def open_sources(recipe: PretrainRecipe) -> list[TextSource]:
 def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     """Open the data, make or load the tokenizer, and tokenise once."""
     sources = open_sources(recipe)
+    _demand_same_data(sources, folder)
     tokenizer = make_tokenizer(recipe, sources, folder, display)
     fingerprint = tokenizer_fingerprint(tokenizer)
     tokens = []
@@ -100,6 +102,26 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     if is_first_process():
         folder.update(data=[{"path": source.path, "fingerprint": source.fingerprint} for source in sources])
     return Texts(tokenizer, sources, tokens)
+
+
+def _demand_same_data(sources: Sequence[TextSource], folder: RunFolder) -> None:
+    """A run that is resumed must find the text it began with, or its record would tell of another."""
+    before = [source["fingerprint"] for source in folder.facts().get("data", [])]
+    changed = [
+        source for source, fingerprint in zip(sources, before, strict=False) if source.fingerprint != fingerprint
+    ]
+    if changed:
+        why = "this text has changed since the run began"
+        mend = "Put it back as it was, or start a new run."
+        raise UserError(*(Problem(f"{source.key}.path", why, value=source.path, mend=mend) for source in changed))
+
+
+def _demand_whole(checkpoint: Path) -> None:
+    """Refuse a checkpoint that a copy or a full disk has cut off: its state files are zip archives."""
+    for file in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+        if not zipfile.is_zipfile(file):
+            mend = f"Delete {checkpoint}: the run then goes on from the checkpoint before it, or from the start."
+            raise UserError(Problem(str(file), "this file of the checkpoint is broken", mend=mend))
 
 
 def make_tokenizer(recipe: PretrainRecipe, sources: Sequence[TextSource], folder: RunFolder, display: Display) -> Any:
@@ -194,6 +216,8 @@ def fit(
 
     train = recipe.train
     checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
+    if checkpoint:
+        _demand_whole(checkpoint[1])
     first_step = checkpoint[0] if checkpoint else 0
     if is_first_process():
         folder.forget_after(first_step)
