@@ -221,3 +221,7 @@ def test_known_peaks_are_told_by_name():
     peaks = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "x": None}
     for name, peak in peaks.items():
         assert Gpu(name, GIB, (9, 0)).bf16_peak_flops == peak
+
+
+def test_a_model_given_as_a_size_is_that_size():
+    assert resolve(tiny_recipe(model="micro")).values["model"]["size"] == "micro"

@@ -282,3 +282,8 @@ def test_a_problem_is_one_short_paragraph():
     assert str(Problem("a", "no", value=None)) == "a = null: no."
     assert str(UserError(problem, "b")) == f"{problem}\nb"
     assert (UserError("a").exit_code, MachineError("a").exit_code) == (2, 3)
+
+
+def test_an_optimizer_given_by_its_name_alone_is_told_how_it_is_written():
+    found = problems_of(tiny_recipe(optimizer="adamw"))
+    assert "Write optimizer: {name: adamw}." in found["optimizer"]

@@ -11,6 +11,7 @@ from llm_lab.recipe.errors import MachineError, Problem, UserError
 from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.rules import applies, check_rules, flatten
 from llm_lab.recipe.schema import StageRecipe
+from llm_lab.recipe.sizes import SIZES
 from llm_lab.recipe.validate import validate
 
 from .derive import derive, model_source, named_context
@@ -55,10 +56,12 @@ class Resolved:
 
 
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell out shorthands: `model: NAME` is a checkpoint where there are weights, else a config."""
+    """Spell out shorthands: `model: NAME` is a size of the dial, a checkpoint where there are weights, or a config."""
     result = dict(raw)
     model = result.get("model")
-    if isinstance(model, str):
+    if isinstance(model, str) and model in SIZES and not Path(model).exists():
+        result["model"] = {"size": model}
+    elif isinstance(model, str):
         folder = Path(model).expanduser()
         exists = folder.exists()
         has_weights = any((folder / sub / f).exists() for sub in ("", "model") for f in WEIGHT_FILES)

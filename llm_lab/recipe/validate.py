@@ -178,8 +178,12 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
     if key is None:
         return Problem(path, item["msg"], value=value)
     if kind in ("model_type", "model_attributes_type"):
-        names = [n for g in groups_of(key.info) for n in g.model_fields]
-        return Problem(path, "a group of keys is expected here", value=value, allowed=one_of(dict.fromkeys(names)))
+        groups = groups_of(key.info)
+        named = [g.model_fields["name"].default for g in groups if "name" in g.model_fields]
+        mend = f"Write {path}: {{name: {value}}}." if value in named else None
+        names = dict.fromkeys(n for g in groups for n in g.model_fields)
+        allowed = None if mend else one_of(names)
+        return Problem(path, "a group of keys is expected here", value=value, allowed=allowed, mend=mend)
     mend = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
     if isinstance(value, str) and key.kind in ("int", "float"):
         number = _number(value)

@@ -64,7 +64,11 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
     if train.get("eval_steps"):
         yield "evaluation", _evaluation(values, train), ""
     if cost.memory_bytes:
-        yield "memory", _memory(cost), "" if cost.fits else "bad"
+        yield (
+            "memory",
+            _memory(cost, assumed=values.get("device") == "cuda" and not resolved.machine.gpus),
+            "" if cost.fits else "bad",
+        )
     if cost.wall_seconds is not None:
         yield "time", about(cost.wall_seconds) + ", by a rough reckoning", ""
     if cost.disk_bytes:
@@ -142,11 +146,11 @@ def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     return f"every {train['eval_steps']:,} steps{kept}{saved}"
 
 
-def _memory(cost: Estimate) -> str:
+def _memory(cost: Estimate, *, assumed: bool) -> str:
     parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
     need = ", ".join(f"{part} {size(number)}" for part, number in parts)
     fits = "" if cost.fits else "Does not fit! "
-    return f"{fits}about {size(cost.memory_bytes)} of {size(cost.memory_available_bytes)}: {need}"
+    return f"{fits}about {size(cost.memory_bytes)} of {size(cost.memory_available_bytes)}{' (assumed)' if assumed else ''}: {need}"
 
 
 def derived_table(resolved: Resolved) -> Table:
