@@ -150,7 +150,8 @@ def _memory(cost: Estimate, *, assumed: bool) -> str:
     parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
     need = ", ".join(f"{part} {size(number)}" for part, number in parts)
     fits = "" if cost.fits else "Does not fit! "
-    return f"{fits}about {size(cost.memory_bytes)} of {size(cost.memory_available_bytes)}{' (assumed)' if assumed else ''}: {need}"
+    there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
+    return f"{fits}about {size(cost.memory_bytes)} of {there}: {need}"
 
 
 def derived_table(resolved: Resolved) -> Table:
