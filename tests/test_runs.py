@@ -206,7 +206,7 @@ def test_the_report_tells_the_run_and_draws_its_curves():
     text = run.report_path.read_text()
     for words in (
         "# a\n",
-        "Pretrain, done, on 2 CPU cores.",
+        "Pretrain, done. Machine: 2 CPU cores.",
         "| eval_loss | 1.5000 |",
         "1,000,000",
         "1.00 GiB",

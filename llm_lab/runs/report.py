@@ -17,7 +17,7 @@ def write_report(run: RunFolder) -> None:
     training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     held_out = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
     lines = [f"# {facts.get('name', run.path.name)}", ""]
-    lines += [f"{facts.get('stage', 'run').capitalize()}, {facts.get('status')}, on {facts.get('machine')}.", ""]
+    lines += [f"{facts.get('stage', 'run').capitalize()}, {facts.get('status')}. Machine: {facts.get('machine')}.", ""]
     if training:
         write_atomically(run.path / "curves.svg", draw_svg({"training loss": training, "validation loss": held_out}))
         lines += ["![loss over steps](curves.svg)", ""]

@@ -59,6 +59,7 @@ def print_closing(facts: Mapping[str, Any]) -> None:
         console.print("Reached: " + ", ".join(reached), soft_wrap=True)
     console.print("What next:", style="title")
     console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)
-    console.print(f"  look at it   llm-lab show {path}     (report: {path}/report.md)", soft_wrap=True)
+    console.print(f"  look at it   llm-lab show {path}", soft_wrap=True)
+    console.print(f"  its report   {path}/report.md", soft_wrap=True)
     console.print(f"  replay it    llm-lab run {path}/recipe.yaml", soft_wrap=True)
     console.print("  the wizard   llm-lab")
