@@ -23,9 +23,10 @@ class Terminal:
             cwd=folder,
             dimensions=(24, 80),
             encoding="utf-8",
-            timeout=40,
+            timeout=90,  # machines that run tests are busy
             env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **environment},
         )
+        self.child.delaybeforesend = 0.2  # a person, too, looks before pressing a key
 
     def at(self, text: str, *keys: str) -> None:
         """Wait for a text on the screen, then press keys."""
