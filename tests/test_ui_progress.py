@@ -13,7 +13,7 @@ from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.ui import console as console_module
 from llm_lab.ui.console import THEME, about, clock, count, print_error, printable, size
-from llm_lab.ui.curve import draw_curve, draw_curves, draw_schedule
+from llm_lab.ui.curve import draw_curve, draw_curves
 from llm_lab.ui.frame import Track, draw_frame, numbers_of
 from llm_lab.ui.plan_panel import BANNER, derived_table, plan_panel
 from llm_lab.ui.progress import PlainDisplay, TerminalDisplay, make_display
@@ -278,7 +278,7 @@ def test_the_later_curve_lies_on_top():
 
 
 def test_a_schedule_is_drawn_from_zero():
-    lines = draw_schedule([0.5, 1.0, 0.5, 0.1], 40, 6)
+    lines = draw_curve([(0, 0.0), *enumerate([0.5, 1.0, 0.5, 0.1])], 40, 6)
     assert lines[0].startswith("   1.0 ┤")
     assert lines[4].startswith("   0.0 ┤")
 

@@ -25,12 +25,6 @@ def draw_curve(
     return ["".join(text for text, _ in line).rstrip() for line in lines]
 
 
-def draw_schedule(factors: Sequence[float], width: int, height: int, *, ascii_only: bool = False) -> list[str]:
-    """Draw the learning-rate factor of each step, from zero up."""
-    points = [(0.0, 0.0), *((float(step), factor) for step, factor in enumerate(factors))]
-    return draw_curve(points, width, height, ascii_only=ascii_only)
-
-
 def draw_curves(
     series: Sequence[Points], width: int, height: int, *, ascii_only: bool = False, y_max: float | None = None
 ) -> list[list[tuple[str, int | None]]]:
