@@ -237,12 +237,13 @@ def _start_run(
     """
     from llm_lab.runner import read_job, run
     from llm_lab.runs.display import Display
+    from llm_lab.runs.processes import is_first_process
     from llm_lab.ui.console import say_wait
     from llm_lab.ui.messages import print_closing, print_plan
     from llm_lab.ui.progress import make_display
     from llm_lab.ui.prompts import Back, confirm
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_process()
     if first:
         job, problems = read_job(recipe, overrides) if show_plan else (None, [])
         if job is not None and not problems:

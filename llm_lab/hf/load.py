@@ -29,26 +29,7 @@ def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
     """Return the LabConfig of a recipe's resolved parts."""
     from llm_lab.model.configuration_lab import LabConfig
 
-    same = [
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "position_embedding",
-        "norm",
-        "norm_eps",
-        "activation",
-        "attention_bias",
-        "mlp_bias",
-        "qk_norm",
-        "sliding_window",
-        "attention_dropout",
-        "tie_word_embeddings",
-        "initializer_range",
-    ]
+    same = {key: value for key, value in parts.items() if key in LabConfig.__annotations__}
     rope = None
     if parts["position_embedding"] in ("rope", "yarn"):
         rope = {"rope_type": "default", "rope_theta": parts["rope_theta"]}
@@ -60,7 +41,7 @@ def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
         }
     return LabConfig(
         vocab_size=vocab_size,
-        **{key: parts[key] for key in same},
+        **same,
         hidden_dropout=parts["dropout"],
         rope_parameters=rope,
     )
