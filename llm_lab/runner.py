@@ -15,7 +15,7 @@ from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose
 from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
 from llm_lab.recipe.rules import flatten
-from llm_lab.recipe.schema import PipelineRecipe
+from llm_lab.recipe.stages import PipelineRecipe
 from llm_lab.recipe.validate import validate_as
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process

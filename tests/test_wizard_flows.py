@@ -12,7 +12,8 @@ from llm_lab.plan.hardware import find_machine
 from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.errors import MachineError, Problem
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS, STAGE_RECIPES
+from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS
+from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.runs.folder import RunFolder
 from llm_lab.ui import design, pretraining
 from llm_lab.ui.review import value_lines

@@ -6,7 +6,7 @@ from wizard_keys import Key, To, answer, keyboard, pick
 from llm_lab.plan.hardware import find_machine
 from llm_lab.recipe.fields import groups_of, keys_of
 from llm_lab.recipe.files import format_value
-from llm_lab.recipe.schema import STAGE_RECIPES
+from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.ui import design, pretraining
 from llm_lab.ui.asking import ask_key, ask_keys
 from llm_lab.ui.draft import Draft

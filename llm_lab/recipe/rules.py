@@ -188,6 +188,28 @@ def _first_mistakes_with_data(values: Values) -> Iterator[Problem]:
         seen.setdefault(same, index)
 
 
+def _builtin_text_is_no_stream(values: Values) -> Iterator[Problem]:
+    for index, source in enumerate(values.get("data") or ()):
+        if source.get("streaming") and str(source.get("path")).startswith("builtin:"):
+            yield Problem(
+                f"data.{index}.streaming",
+                "built-in text is made on the spot, so there is nothing to stream",
+                value=True,
+                mend="Leave it out.",
+            )
+
+
+def _documents_are_masked_by_a_kernel_that_can(values: Values) -> Iterator[Problem]:
+    train = values.get("train", {})
+    if train.get("document_mask") and train.get("attn_implementation") == "flash_attention_2":
+        yield Problem(
+            "train.document_mask",
+            "flash attention knows no documents in rows of a batch, and would mix them without a word",
+            value=True,
+            mend="Leave out train.attn_implementation: sdpa, flex_attention and eager can.",
+        )
+
+
 def _a_single_prompt_is_a_text(values: Values) -> Iterator[Problem]:
     if values.get("samples") and not values["samples"].get("prompts"):
         yield Problem("samples.prompts", "at least one prompt is needed", allowed='a list of texts; [""] is none')
@@ -205,6 +227,8 @@ RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
     _kernel_runs_on_the_device,
     _checkpoint_brings_its_tokenizer,
     _first_mistakes_with_data,
+    _builtin_text_is_no_stream,
+    _documents_are_masked_by_a_kernel_that_can,
     _a_single_prompt_is_a_text,
 )
 

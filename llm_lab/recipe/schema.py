@@ -8,8 +8,17 @@ from pydantic import Discriminator, Field, Tag
 
 from .fields import Bool, Float, Group, Int, option
 from .parts import ModelCheckpoint, ModelConfig, ModelParts
+from .scoring import Score
 
-STAGES = {"pretrain": "learn from raw text, from scratch or on from a checkpoint"}
+STAGES = {
+    "pretrain": "learn from raw text, from scratch or on from a checkpoint",
+    "sft": "learn to answer, from conversations",
+    "reward": "learn to judge answers, from preferences",
+    "dpo": "prefer the better answer, straight from preferences",
+    "grpo": "try, score, and do more of what scored well; groups of answers compared",
+    "ppo": "try, score, and do more of what scored well; with a critic",
+    "merge": "put a LoRA adapter into its base",
+}
 DEVICES = {
     "cuda": "demands a CUDA GPU that does bf16",
     "cpu": "the rehearsal: everything works, at toy size",
@@ -36,6 +45,10 @@ SPLITS = {
 DTYPES = {
     "bfloat16": "autocast over float32 master weights",
     "float32": "full precision",
+}
+WHEN_EXHAUSTED = {
+    "repeat": "goes on with its next epoch",
+    "stop": "the run ends where the first set ends",
 }
 ATTENTION_KERNELS = {
     "sdpa": "torch's fused attention",
@@ -67,6 +80,14 @@ class DataSource(Group):
     text_column: str | None = option(
         help="column that holds the text", derived="found by looking at the first rows", min_length=1
     )
+    streaming: Bool = option(
+        False,
+        help="read it bit by bit while training, in its own order, without a copy on the disk",
+        question="Stream it?",
+        why="For a set that does not fit the disk. Nothing is kept but a small window: the rows are read in the order "
+        "they stand in, unshuffled, and tokenised while the model trains. A run goes on where it stopped without "
+        "reading again. Where it ends can't be known beforehand. With several GPUs each reads the whole stream.",
+    )
     weight: Float = option(1.0, help="share of the mix, relative to the others", gt=0.0)
 
 
@@ -75,7 +96,7 @@ class Validation(Group):
 
     fraction: Float = option(
         0.1,
-        help="share of each set that is kept for validation",
+        help="share of each set that is kept for validation; 0: none, of streams too",
         question="What share of the text is kept for validation?",
         ge=0.0,
         le=0.5,
@@ -93,6 +114,14 @@ class Validation(Group):
         question="Tokens measured at an evaluation, at most?",
         derived="131,072 on a CPU, 1,048,576 on a GPU",
         ge=1,
+        advanced=True,
+    )
+    stream_documents: Int = option(
+        1000,
+        help="of a set that is streamed: its first documents are kept, at most so many, and at most max_tokens",
+        question="Documents kept at the head of a stream, at most?",
+        ge=1,
+        le=100_000,
         advanced=True,
     )
 
@@ -294,8 +323,8 @@ class Scheduler(Group):
     )
 
 
-class Train(Group):
-    """The run itself. A step is one optimizer update."""
+class TrainSteps(Group):
+    """How long a pretraining run is, and its rows."""
 
     max_steps: Int | None = option(
         help="optimizer updates",
@@ -311,6 +340,11 @@ class Train(Group):
         derived="max_position_embeddings, at most 1,024; at most 128 on a CPU",
         ge=2,
     )
+
+
+class TrainLoop(Group):
+    """What every trained stage sets: batches, when to evaluate and save, precision."""
+
     per_device_train_batch_size: Int | None = option(
         help="rows in a batch on each device",
         question="Rows in a batch?",
@@ -363,12 +397,26 @@ class Train(Group):
         derived="sdpa",
         advanced=True,
     )
+    document_mask: Bool = option(
+        False,
+        help="attention stays within a document; else a row's documents see those before them",
+        question="Keep attention within documents?",
+        why="Rows are cut from one long text, so a row may hold several documents, parted by the end-of-text token. "
+        "With the mask that token opens the next document, which sees nothing before it; positions begin anew. It "
+        "costs some speed: the fastest kernels take no mask. Helps where documents are much shorter than max_length.",
+        advanced=True,
+    )
     gradient_checkpointing: Bool = option(
         False,
         help="recompute activations to save memory, for about a third more time",
         question="Recompute activations to save memory?",
         advanced=True,
     )
+
+
+class Train(TrainLoop, TrainSteps):
+    """The run itself. A step is one optimizer update."""
+
     compile: Bool | None = option(
         help="torch.compile",
         question="Compile the model?",
@@ -459,7 +507,7 @@ class StageRecipe(Group):
 class PretrainRecipe(StageRecipe):
     """Pretraining: the next token of raw text."""
 
-    stage: Literal["pretrain"] = option("pretrain", help="what is done", choices=STAGES)
+    stage: Literal["pretrain"] = option("pretrain", help="what is done", choices={"pretrain": STAGES["pretrain"]})
     model: Model = option(
         ModelParts(),
         help="parts, {config: a config.json}, or {checkpoint: weights to go on from}",
@@ -469,25 +517,19 @@ class PretrainRecipe(StageRecipe):
         derived="a checkpoint's own; else from model.size: bytes for nano, a BPE above",
     )
     data: tuple[DataSource, ...] = option(..., help="the texts, each with its weight", min_length=1)
+    when_exhausted: Literal[tuple(WHEN_EXHAUSTED)] = option(
+        "repeat",
+        help="what happens when a set has been read to its end",
+        question="When a set has been read to its end?",
+        choices=WHEN_EXHAUSTED,
+        why="Up to about four epochs repeated text is nearly as good as new (Muennighoff et al. 2023). With stop, "
+        "max_steps is cut beforehand to what the sets give, and the learning rate follows the shorter run. A stream's "
+        "end can't be known: there the run ends when it comes, wherever the learning rate is then.",
+        advanced=True,
+    )
     validation: Validation = option(Validation(), help="what is kept from training, to measure on")
     optimizer: Optimizer = option(Muon(), help="how weights follow gradients")
     scheduler: Scheduler = option(Scheduler(), help="the learning rate over the run")
     train: Train = option(Train(), help="the run itself")
     samples: Samples = option(Samples(), help="texts written at every evaluation")
-
-
-STAGE_RECIPES: dict[str, type[StageRecipe]] = {"pretrain": PretrainRecipe}
-
-
-class PipelineRecipe(Group):
-    """Stages one after the other; a stage's model defaults to the result of the stage before it."""
-
-    name: str | None = option(
-        help="the pipeline's folder: checkpoints/<name>/",
-        derived="the recipe file's name",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=100,
-    )
-    seed: Int = option(1337, help="handed to each stage that has none", ge=0, le=2**32 - 1)
-    device: Literal[tuple(DEVICES)] = option("cuda", help="handed to each stage that has none", choices=DEVICES)
-    stages: tuple[dict[str, Any], ...] = option(..., help="the stages, each a recipe of its own", min_length=1)
+    score: Score | None = option(help="held-out prompts that are answered and scored at every evaluation")

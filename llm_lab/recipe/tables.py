@@ -7,7 +7,8 @@ from typing import Any
 
 from .fields import Group, Key, groups_of, keys_of
 from .files import format_value
-from .schema import STAGE_RECIPES, StageRecipe
+from .schema import StageRecipe
+from .stages import STAGE_RECIPES
 
 
 def leaf_keys(group: type[Group], prefix: str = "") -> Iterator[tuple[Key, str]]:

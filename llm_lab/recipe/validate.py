@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from .errors import Problem, UserError, did_you_mean, one_of
 from .fields import Group, Key, groups_of
 from .files import format_value
-from .schema import STAGE_RECIPES, StageRecipe
+from .schema import StageRecipe
+from .stages import STAGE_RECIPES
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 _UNIONS = ("model", "optimizer", "tokenizer")
