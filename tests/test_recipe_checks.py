@@ -50,7 +50,8 @@ def test_a_key_that_is_needed_is_asked_for_beside_the_one_that_was_mistyped():
 
 def test_an_unknown_key_that_is_near_none_lists_what_there_is():
     assert (
-        "Allowed: fraction, from, max_tokens." in problems_of(tiny_recipe(validation={"xyzzy": 1}))["validation.xyzzy"]
+        "Allowed: fraction, from, max_tokens, stream_documents."
+        in problems_of(tiny_recipe(validation={"xyzzy": 1}))["validation.xyzzy"]
     )
 
 
@@ -221,6 +222,20 @@ BROKEN = {
             {"data": [{"path": "a.txt"}, {"path": "a.txt", "weight": 2.0}]},
             "data.1.path",
             {"data": [{"path": "a.txt", "subset": "x"}, {"path": "a.txt"}]},
+        ),
+    ],
+    "_builtin_text_is_no_stream": [
+        (
+            {"data": [{"path": "builtin:stories", "streaming": True}]},
+            "data.0.streaming",
+            {"data": [{"path": "rows.jsonl", "streaming": True}]},
+        ),
+    ],
+    "_documents_are_masked_by_a_kernel_that_can": [
+        (
+            {"train.document_mask": True, "train.attn_implementation": "flash_attention_2", "device": "cuda"},
+            "train.document_mask",
+            {"train.document_mask": True, "train.attn_implementation": "sdpa"},
         ),
     ],
     "_a_single_prompt_is_a_text": [({"samples": {"prompts": []}}, "samples.prompts", {"samples": {"prompts": [""]}})],

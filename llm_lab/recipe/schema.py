@@ -394,9 +394,20 @@ class TrainLoop(Group):
         help="the attention kernel",
         question="Attention kernel?",
         choices=ATTENTION_KERNELS,
-        derived="sdpa",
+        derived="flash_attention_2 where flash-attn is installed and the parts allow it, else sdpa",
         advanced=True,
     )
+    gradient_checkpointing: Bool | None = option(
+        help="recompute activations to save memory, for about a third more time",
+        question="Recompute activations to save memory?",
+        derived="true only where the run does not fit without",
+        advanced=True,
+    )
+
+
+class Train(TrainLoop, TrainSteps):
+    """The run itself. A step is one optimizer update."""
+
     document_mask: Bool = option(
         False,
         help="attention stays within a document; else a row's documents see those before them",
@@ -406,17 +417,6 @@ class TrainLoop(Group):
         "costs some speed: the fastest kernels take no mask. Helps where documents are much shorter than max_length.",
         advanced=True,
     )
-    gradient_checkpointing: Bool = option(
-        False,
-        help="recompute activations to save memory, for about a third more time",
-        question="Recompute activations to save memory?",
-        advanced=True,
-    )
-
-
-class Train(TrainLoop, TrainSteps):
-    """The run itself. A step is one optimizer update."""
-
     compile: Bool | None = option(
         help="torch.compile",
         question="Compile the model?",
