@@ -88,25 +88,41 @@ def load_model(
     dtype: str = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    merge: bool = False,
+    load_in_4bit: bool = False,
     key: str = "model.checkpoint",
 ) -> Any:
     """Load a causal LM with its weights, in eval mode.
 
-    folder: a Hugging Face folder, ours or not, or a name on the Hub. UserError where it can't be loaded.
+    folder: a Hugging Face folder, ours or not, an adapter's folder, or a name on the Hub. merge: put an adapter
+    into its base instead of attaching it (a PeftModel); training begins from there. load_in_4bit: as QLoRA's
+    frozen base, on CUDA. UserError where it can't be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     from llm_lab.model.modeling_lab import LabForCausalLM, register
 
+    from .adapter import is_adapter, load_adapter
+    from .lora import demand_4bit, quantization_4bit
+
+    if is_adapter(folder):
+        options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+        if load_in_4bit:
+            why, mend = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {folder}"
+            raise UserError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
+        return load_adapter(folder, device=device, merge=merge, key=key, **options)
     register()
     config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM
     options = {"config": ours} if ours is not None else {"trust_remote_code": trust_remote_code}
+    if load_in_4bit:
+        demand_4bit(device)
+        extra |= {"quantization_config": quantization_4bit(), "device_map": device}
     try:
         model = loader.from_pretrained(str(folder), dtype=getattr(torch, dtype), **options, **extra)
     except Exception as error:
         raise UserError(hub_problem(error, key, str(folder), "model")) from None
-    return model.to(device).eval()
+    return (model if load_in_4bit else model.to(device)).eval()

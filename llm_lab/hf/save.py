@@ -45,8 +45,12 @@ def to_native(model: Any) -> Any | None:
 def save_model(model: Any, folder: Path, tokenizer: Any = None, state_dict: dict | None = None) -> None:
     """Write config, weights (safetensors), generation config and tokenizer into `folder`.
 
-    A combination of parts that no common architecture has carries its own code.
+    A combination of parts that no common architecture has carries its own code. Of a PeftModel, the adapter.
     """
+    if hasattr(model, "peft_config"):
+        from .adapter import save_adapter
+
+        return save_adapter(model, folder, tokenizer)
     native = to_native(model) if state_dict is None else None
     (native if native is not None else model).save_pretrained(folder, state_dict=state_dict)
     if tokenizer is not None:

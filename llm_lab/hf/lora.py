@@ -1,0 +1,256 @@
+"""LoRA: which layers of a model get an adapter, and the adapter put beside them (Hu et al., arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.recipe.errors import MachineError, Problem, UserError, did_you_mean, one_of
+
+if TYPE_CHECKING:
+    from llm_lab.recipe.post_training import Lora
+
+QUERIES = frozenset({"q_proj", "query", "q_lin", "wq", "q"})
+VALUES = frozenset({"v_proj", "value", "v_lin", "wv", "v"})
+# Queries, keys and values in one matrix: GPT-2's, NeoX's and Falcon's, Phi-3's, MPT's.
+FUSED = frozenset({"c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "W_pack"})
+# Feed-forward layers that stand in the block itself, as OPT's do.
+PLAIN_FEED_FORWARD = frozenset({"fc1", "fc2", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What of a model is trained: the names of its parameters, and their number."""
+
+    names: frozenset[str]
+    parameters: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.parameters / self.total
+
+    def describe(self) -> str:
+        """Return it in one line."""
+        return f"{self.parameters:,} of {self.total:,} parameters are trained ({self.share:.2%})"
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A linear layer of a block: its whole name, and what stands between the block and it."""
+
+    name: str
+    inside: tuple[str, ...]
+
+    @property
+    def leaf(self) -> str:
+        return self.inside[-1]
+
+    @property
+    def role(self) -> str | None:
+        """"attention" or "ffn", or None where the names do not tell."""
+        for part in self.inside[:-1]:
+            if "attn" in part.lower() or "attention" in part.lower():
+                return "attention"
+            if any(word in part.lower() for word in ("mlp", "ffn", "feed_forward", "feedforward")):
+                return "ffn"
+        return "ffn" if len(self.inside) == 1 and self.leaf in PLAIN_FEED_FORWARD else None
+
+
+def target_modules(model: Any, preset: str, custom: Sequence[str] | None = None) -> list[str]:
+    """Return the names (suffixes, as PEFT takes them) of the layers that a preset means in this model.
+
+    custom: the names for preset "custom". UserError, with the linear layers there are, where a preset can't be
+    told from the names of the layers, and where a custom name is no layer.
+    """
+    if preset == "custom":
+        return _check_custom(model, custom or ())
+    layers = list(_block_layers(model))
+    attention = [layer for layer in layers if layer.role == "attention"]
+    feed_forward = [layer for layer in layers if layer.role == "ffn"]
+    if preset == "minimal":
+        separate = [{layer.leaf for layer in attention} & names for names in (QUERIES, VALUES)]
+        wanted = separate[0] | separate[1] if all(separate) else {layer.leaf for layer in attention} & FUSED
+        chosen = [layer for layer in attention if layer.leaf in wanted]
+    else:
+        chosen = {"attention_only": attention, "ffn_only": feed_forward, "all": layers}[preset]
+    missing = []
+    if preset != "ffn_only" and not attention:
+        missing.append("attention")
+    if preset in ("ffn_only", "all") and (not feed_forward or _has_fused_experts(model)):
+        missing.append("feed-forward")
+    if preset == "minimal" and attention and not chosen:
+        missing.append("query and value")
+    if missing:
+        raise UserError(
+            Problem(
+                "lora.preset",
+                f"the {' and '.join(missing)} layers of {type(model).__name__} can't be told by their names; "
+                f"its linear layers are {one_of(_suffixes(layers, layers)) or 'not in blocks'}",
+                value=preset,
+                mend="Take preset custom, with lora.target_modules.",
+            )
+        )
+    return _suffixes(chosen, layers)
+
+
+def _block_layers(model: Any) -> Iterator[_Layer]:
+    """Yield the linear layers inside the decoder's blocks: those with a number in their name."""
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+        if number is not None and number + 1 < len(parts) and _is_linear(module):
+            # Numbers of experts say nothing of what a layer is.
+            yield _Layer(name, tuple(part for part in parts[number + 1 :] if not part.isdigit()))
+
+
+def _is_linear(module: Any) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _has_fused_experts(model: Any) -> bool:
+    """Tell whether blocks hold the matrices of several experts in one tensor, which no linear layer is."""
+    return any(parameter.ndim == 3 and "expert" in name for name, parameter in model.named_parameters())
+
+
+def _suffixes(chosen: Iterable[_Layer], layers: Iterable[_Layer]) -> list[str]:
+    """Return the shortest names that mean the chosen layers and no other: GPT-2 has a c_proj in both halves."""
+    chosen = list(chosen)
+    names = {layer.name for layer in chosen}
+    others = [layer for layer in layers if layer.name not in names]
+    found = {}
+    for layer in chosen:
+        for length in range(1, len(layer.inside) + 1):
+            suffix = ".".join(layer.inside[-length:])
+            if not any(_means(suffix, other.name) for other in others):
+                break
+        found[suffix] = None
+    return list(found)
+
+
+def _means(suffix: str, name: str) -> bool:
+    return name == suffix or name.endswith("." + suffix)
+
+
+def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
+    from torch import nn
+
+    known = [name for name, module in model.named_modules() if _is_linear(module) or isinstance(module, nn.Embedding)]
+    short = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
+    if not names:
+        raise UserError(Problem("lora.target_modules", "preset custom wants the names of layers", allowed=one_of(short)))
+    problems = []
+    ends = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}
+    ends |= {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+    for name in names:
+        meant = [layer for layer in known if _means(name, layer)]
+        if not meant:
+            why, mend = f"{type(model).__name__} has no such layer", did_you_mean(name, short)
+        elif model.config.get_text_config().tie_word_embeddings and ends & set(meant):
+            why = "embeddings and head are one matrix here, and an adapter on it would part them"
+            mend = "Leave it out: the rows of new tokens are trained anyway."
+        else:
+            continue
+        problems.append(Problem("lora.target_modules", why, value=name, allowed=one_of(short), mend=mend))
+    if problems:
+        raise UserError(*problems)
+    return list(names)
+
+
+def demand_4bit(device: str) -> None:
+    """MachineError where a base can't be kept in 4 bits: that takes CUDA and bitsandbytes."""
+    if device != "cuda":
+        why, mend = "4 bits need a CUDA GPU", "Set lora.load_in_4bit=false; the adapter is the same, only larger."
+    elif find_spec("bitsandbytes") is None:
+        why, mend = "bitsandbytes is not installed", "pip install bitsandbytes, or set lora.load_in_4bit=false."
+    else:
+        return
+    raise MachineError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
+
+
+def quantization_4bit() -> Any:
+    """Return how QLoRA keeps a base: NF4, its constants quantised too (Dettmers et al., arXiv:2305.14314)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable[int] = ()) -> Any:
+    """Return the model with a new adapter, a PeftModel: the adapter is trained, the rest is frozen.
+
+    options: the recipe's group, with its dropout derived. new_token_ids: tokens whose rows in embeddings and head
+    are trained too; those that the base on disk has no rows for always are. A reward model's score head is
+    trained whole. Same seed, same adapter. UserError where a preset or a name does not fit the model.
+    """
+    import torch
+    from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
+
+    from .adapter import wrap
+
+    targets = target_modules(model, options.preset, options.target_modules)
+    if getattr(model, "is_loaded_in_4bit", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    judges = hasattr(model, "score")
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        target_modules=targets,
+        modules_to_save=["score"] if judges else None,
+        trainable_token_indices=_rows_to_train(model, new_token_ids, targets),
+        task_type=TaskType.SEQ_CLS if judges else TaskType.CAUSAL_LM,
+    )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        adapted = wrap(model, config)
+    # Absolute, so that the adapter finds its base from any folder.
+    base = model.name_or_path
+    adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
+    assert describe_trainable(adapted).parameters > 0
+    return adapted
+
+
+def _rows_to_train(model: Any, new_token_ids: Iterable[int], targets: Sequence[str]) -> Any:
+    """Return PEFT's trainable_token_indices: of the embeddings, and of the head where it is another matrix."""
+    from .adapter import rows_on_disk
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = sorted({*new_token_ids, *range(rows_on_disk(model.name_or_path) or rows, rows)})
+    if not ids:
+        return None
+    head = model.get_output_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    own_head = head is not None and head.weight is not model.get_input_embeddings().weight
+    ends = [names[id(model.get_input_embeddings())], *([names[id(head)]] if own_head else [])]
+    if any(_means(target, end) for target in targets for end in ends):
+        why = "the rows of new tokens are trained whole, and can't have an adapter too"
+        raise UserError(Problem("lora.target_modules", why, mend="Leave embeddings and head out."))
+    if getattr(head, "bias", None) is not None:
+        # PEFT computes such a head without its bias.
+        why = f"{type(model).__name__} has a bias in its head, beside which single rows can't be trained"
+        raise UserError(Problem("lora", why, mend="Take a chat template whose tokens the model has, or leave lora out."))
+    return dict.fromkeys(ends, ids) if own_head else ids
+
+
+def describe_trainable(model: Any) -> Trainable:
+    """Return which parameters of a model are trained."""
+    names = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    if hasattr(model, "get_nb_trainable_parameters"):  # it knows how many weights 4-bit tensors hold
+        trained, total = model.get_nb_trainable_parameters()
+        return Trainable(names, trained, total)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return Trainable(names, sum(sizes[name] for name in names), sum(sizes.values()))
