@@ -1,0 +1,251 @@
+"""Proximal policy optimisation of a language model (Schulman et al. 2017, arXiv 1707.06347; as in Stiennon et al.
+2020 and Ouyang et al. 2022): rollouts by TRL, the rest plainly written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from trl import GRPOConfig
+from trl.models.utils import disable_gradient_checkpointing
+
+from .advantages import explained_variance, generalized_advantages, masked_mean, token_rewards, whiten
+from .critic import Critic
+from .rollouts import RolloutTrainer, switch_off_dropout
+
+CRITIC_FILE, CRITIC_OPTIMIZER_FILE = "critic.safetensors", "critic_optimizer.pt"
+
+
+@dataclass
+class PPOConfig(GRPOConfig):
+    """GRPOConfig with what PPO adds. Of GRPO's own: beta weighs the KL penalty, epsilon is the policy's clip range,
+    num_iterations the passes over a rollout, steps_per_generation / gradient_accumulation_steps its minibatches;
+    what GRPO knows beside (loss_type, scale_rewards ...) does nothing.
+
+    missing_eos_penalty: taken from the reward of a completion that was cut off.
+    """
+
+    num_generations: int | None = field(default=1)
+    num_iterations: int = field(default=4)
+    beta: float = field(default=0.05)
+    gamma: float = field(default=1.0)
+    lam: float = field(default=0.95)
+    cliprange_value: float = field(default=0.2)
+    vf_coef: float = field(default=0.5)
+    critic_learning_rate: float = field(default=1e-5)
+    missing_eos_penalty: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            # GRPO compares completions of one prompt; PPO has a critic for that, and 1 is its natural number. Only
+            # checks of vLLM come after this one.
+            if self.num_generations != 1 or "at least 2 generations" not in str(error):
+                raise
+        filters = (self.top_p, self.top_k, self.min_p or 0.0, self.repetition_penalty)
+        if filters != (1.0, 0, 0.0, 1.0) or self.use_vllm:
+            # The log-probabilities are those of all tokens: a filter samples from another distribution.
+            raise ValueError("PPO samples with a temperature only: no top_p, top_k, min_p, repetition_penalty, vLLM")
+
+
+class PPOTrainer(RolloutTrainer):
+    """Trains a policy on the rewards of its own completions, and a critic beside it.
+
+    critic: has an AdamW of its own with args.critic_learning_rate, which follows the policy's schedule.
+    """
+
+    def __init__(self, *, critic: Critic, args: PPOConfig, **kwargs: Any):
+        super().__init__(args=args, **kwargs)
+        switch_off_dropout(critic)
+        if args.gradient_checkpointing:
+            critic.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            critic.model.enable_input_require_grads()
+        self.critic = self.accelerator.prepare_model(critic.train())
+        self.critic_optimizer = self._create_critic_optimizer(critic)
+
+    # The rollout
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        by_function = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        scores = (by_function * self.reward_weights.to(by_function.device)).nansum(dim=1)
+        self._scores = scores.masked_fill(by_function.isnan().all(dim=1), torch.nan)  # of all processes
+        return by_function
+
+    @torch.no_grad()
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        rollout = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        del self._metrics[mode]["frac_reward_zero_std"]  # there are no groups
+        ids, attention_mask, tokens = _whole(rollout)
+        chunk = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
+
+        logps = rollout.get("old_per_token_logps")
+        if logps is None:
+            with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                logps, _, _ = self._get_per_token_logps_and_entropies(
+                    self.model, ids, attention_mask, tokens, batch_size=chunk
+                )
+        with self.accelerator.autocast():
+            values = torch.cat(
+                [
+                    self.critic(some_ids, some_mask, tokens)
+                    for some_ids, some_mask in zip(ids.split(chunk), attention_mask.split(chunk), strict=True)
+                ]
+            )
+
+        rows = len(ids)
+        scores = self._scores[self.accelerator.process_index * rows :][:rows]
+        mask = rollout["completion_mask"].bool()
+        if "tool_mask" in rollout:
+            mask &= rollout["tool_mask"].bool()
+        mask &= ~scores.isnan()[:, None]  # what no reward applies to teaches nothing
+        eos = torch.tensor(self.eos_token_ids, device=ids.device)
+        cut_off = ~(torch.isin(rollout["completion_ids"], eos) & mask).any(dim=1)
+        scores = scores.nan_to_num() - self.args.missing_eos_penalty * cut_off
+
+        kl = logps - rollout["ref_per_token_logps"] if self.beta else torch.zeros_like(logps)
+        rewards = token_rewards(scores, self.beta * kl, mask)
+        advantages, returns = generalized_advantages(rewards, values, mask, gamma=self.args.gamma, lam=self.args.lam)
+        rollout |= {
+            "old_per_token_logps": logps,
+            "old_values": values,
+            "advantages": whiten(advantages, mask, self._total),
+            "returns": returns,
+            "loss_mask": mask,
+            "num_items_in_batch": self._total(mask.sum()),
+        }
+        metrics = self._metrics[mode]
+        if self.beta:
+            metrics["kl"].append(masked_mean(kl, mask, self._total).item())
+        metrics["return_mean"].append(masked_mean(returns, mask, self._total).item())
+        metrics["explained_variance"].append(explained_variance(values, returns, mask))
+        return rollout
+
+    def _total(self, x: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(x, reduction="sum")
+
+    # The loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids, attention_mask, tokens = _whole(inputs)
+        mask, advantages = inputs["loss_mask"], inputs["advantages"]
+        logps, entropies, _ = self._get_per_token_logps_and_entropies(
+            model, ids, attention_mask, tokens, compute_entropy=True
+        )
+        with self.accelerator.autocast():
+            values = self.critic(ids, attention_mask, tokens)
+
+        log_ratio = (logps - inputs["old_per_token_logps"]).masked_fill(~mask, 0.0)
+        ratio = log_ratio.exp()
+        policy_loss, clipped = clipped_policy_loss(ratio, advantages, self.epsilon_low, self.epsilon_high)
+        value_loss, value_clipped = clipped_value_loss(
+            values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
+        )
+        mode = "train" if self.model.training else "eval"
+        measured = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropies,
+            "ratio_mean": ratio,
+            "clip_fraction": clipped,
+            "value_clip_fraction": value_clipped,
+            "step_kl": ratio - 1 - log_ratio,
+        }
+        sums = torch.stack([x.detach().float().masked_fill(~mask, 0.0).sum() for x in [*measured.values(), mask]])
+        *sums, count = self._total(sums).tolist()
+        for name, total in zip(measured, sums, strict=True):
+            self._metrics[mode][name].append(total / count if count else float("nan"))
+
+        per_token = (policy_loss + self.args.vf_coef * value_loss).masked_fill(~mask, 0.0)
+        return per_token.sum() / self._tokens_of_a_step(inputs, mode)
+
+    def _tokens_of_a_step(self, inputs: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
+        """Return how many tokens an optimizer step has on average, so that each token of a rollout weighs the same."""
+        # The processes' gradients are averaged, not summed.
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        if mode == "train":
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return tokens
+
+    # The critic's steps, which Trainer knows nothing of
+
+    def _create_critic_optimizer(self, critic: Critic) -> torch.optim.AdamW:
+        args = self.args
+        trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            groups, lr=args.critic_learning_rate, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon
+        )
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._step_critic()
+        return loss
+
+    def _step_critic(self) -> None:
+        base, now = self.lr_scheduler.base_lrs[0], self.lr_scheduler.get_last_lr()[0]
+        for group in self.critic_optimizer.param_groups:
+            group["lr"] = self.args.critic_learning_rate * (now / base if base else 1.0)
+        largest = self.args.max_grad_norm if self.args.max_grad_norm > 0 else float("inf")
+        norm = nn.utils.clip_grad_norm_(self.critic.parameters(), largest)
+        self._metrics["train"]["critic_grad_norm"].append(norm.item())
+        self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad(set_to_none=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            state = {name: parameter.detach().contiguous() for name, parameter in self._trained_of_critic().items()}
+            save_file(state, Path(output_dir) / CRITIC_FILE)
+            torch.save(self.critic_optimizer.state_dict(), Path(output_dir) / CRITIC_OPTIMIZER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        stored, device = load_file(Path(checkpoint) / CRITIC_FILE), self.accelerator.device
+        trained = self._trained_of_critic()
+        if stored.keys() != trained.keys():
+            raise ValueError(f"{checkpoint} holds another critic")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(stored[name])
+        state = torch.load(Path(checkpoint) / CRITIC_OPTIMIZER_FILE, map_location=device, weights_only=True)
+        self.critic_optimizer.load_state_dict(state)
+
+    def _trained_of_critic(self) -> dict[str, nn.Parameter]:
+        critic = self.accelerator.unwrap_model(self.critic)
+        return {name: parameter for name, parameter in critic.named_parameters() if parameter.requires_grad}
+
+
+def clipped_policy_loss(
+    ratio: torch.Tensor, advantages: torch.Tensor, low: float, high: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each token's loss (1707.06347, equation 7, negated), and whether the clip stopped it."""
+    free, held = -ratio * advantages, -ratio.clamp(1 - low, 1 + high) * advantages
+    return torch.maximum(free, held), held > free
+
+
+def clipped_value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each token's half squared error, held back where a value strays from its old one, and whether it was."""
+    near = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    free, held = (values - returns).square(), (near - returns).square()
+    return 0.5 * torch.maximum(free, held), held > free
+
+
+def _whole(rollout: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return ids and attention mask of prompts with completions, and the width of the completions."""
+    ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+    attention_mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+    return ids, attention_mask, rollout["completion_ids"].shape[1]
