@@ -1,0 +1,177 @@
+"""Chat templates: how a conversation is written as text, and the tokens and embeddings that this needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+
+from .conversations import find_end_of_turn, has_answer_markers
+from .save import set_special_tokens
+
+PAD = "<|pad|>"
+# Tokens that some tokenizers bring to fill rows with, without saying so.
+_KNOWN_PADS = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|padding|>", "<unk>", "[UNK]")
+# New embeddings are the mean of the others; a little noise, relative to their spread, tells them apart.
+_NOISE = 0.02
+
+# Answers are trimmed: white space at their start would melt into a token with the line end before it, and the
+# prompt would no longer be the beginning of the conversation.
+_LOOP = """{%- for message in messages %}
+{{- HEADER }}
+{%- if message['role'] == 'assistant' %}
+{%- generation %}{{- message['content'] | trim + END }}{%- endgeneration %}
+{%- else %}
+{{- message['content'] + END }}
+{%- endif %}
+{{- AFTER }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- PROMPT }}
+{%- endif %}
+"""
+
+
+def _template(header: str, end: str, after: str) -> str:
+    """Return the Jinja of turns that are a header, the content and an end; what the assistant says is marked."""
+    template = _LOOP.replace("HEADER", header).replace("END", end).replace("AFTER", after)
+    return template.replace("PROMPT", header.replace("message['role']", "'assistant'"))
+
+
+# Name: (Jinja, the control tokens in it; the last of them ends a turn. None: the tokenizer's own EOS does).
+CHAT_TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "chatml": (
+        _template(r"'<|im_start|>' + message['role'] + '\n'", "'<|im_end|>'", r"'\n'"),
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    "zephyr": (_template(r"'<|' + message['role'] + '|>\n'", "eos_token", r"'\n'"), ()),
+    "llama3": (
+        _template(r"'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'", "'<|eot_id|>'", "''"),
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ChosenTemplate:
+    """The chat template that a tokenizer has now. `notice` says so in one line.
+
+    new_ids: the tokens that were added for it, which embeddings have to be made for. former_eos_id: what ended a
+    text before, where that is not what ends a turn now.
+    """
+
+    name: str
+    new_ids: tuple[int, ...]
+    end_of_turn_id: int
+    former_eos_id: int | None
+    notice: str
+
+
+def apply_chat_template_choice(
+    tokenizer: Any, choice: str | None = None, *, key: str = "chat_template"
+) -> ChosenTemplate:
+    """Give a tokenizer its chat template, control tokens, EOS (what ends a turn) and a padding token other than EOS.
+
+    choice: "own", a name of CHAT_TEMPLATES, or None: its own where it has one, else chatml. The tokenizer keeps it
+    when it is saved. UserError where there is none of that name, or its own ends no turn.
+    """
+    own = bool(getattr(tokenizer, "chat_template", None))
+    name = choice or ("own" if own else "chatml")
+    size, former_eos = len(tokenizer), tokenizer.eos_token_id
+    if name == "own":
+        notice = _keep_own(tokenizer, own, key)
+    elif name in CHAT_TEMPLATES:
+        _set_template(tokenizer, name, key)
+        notice = f"chat template {name}" + (" in place of the tokenizer's own" if own else "")
+    else:
+        names = ("own", *CHAT_TEMPLATES)
+        why = "there is no such chat template"
+        raise UserError(Problem(key, why, value=name, allowed=one_of(names), mend=did_you_mean(name, names)))
+    _set_pad(tokenizer)
+    new_ids = tuple(range(size, len(tokenizer)))
+    if new_ids:
+        notice += f"; new tokens: {', '.join(tokenizer.convert_ids_to_tokens(list(new_ids)))}"
+    eos = tokenizer.eos_token_id
+    return ChosenTemplate(name, new_ids, eos, former_eos if former_eos != eos else None, notice)
+
+
+def _keep_own(tokenizer: Any, own: bool, key: str) -> str:
+    if not own:
+        why = "this tokenizer has no chat template of its own"
+        raise UserError(Problem(key, why, value="own", mend="Take chatml, or leave the key out."))
+    end = find_end_of_turn(tokenizer)
+    if end is None:
+        why = "the tokenizer's own template ends no turn with a token of its own, so a model would never learn to stop"
+        raise UserError(Problem(key, why, value="own", mend="Take chatml."))
+    tokenizer.eos_token = end
+    if has_answer_markers(tokenizer):
+        return f"the tokenizer's own chat template; {end} ends a turn"
+    return (
+        f"the tokenizer's own chat template; {end} ends a turn; it marks no answers, so they are found by their turns"
+    )
+
+
+def _set_template(tokenizer: Any, name: str, key: str) -> None:
+    template, control_tokens = CHAT_TEMPLATES[name]
+    if control_tokens:
+        tokenizer.add_special_tokens(
+            {"eos_token": control_tokens[-1], "extra_special_tokens": list(control_tokens[:-1])},
+            replace_extra_special_tokens=False,
+        )
+    elif tokenizer.eos_token is None:
+        why = "this tokenizer has no end-of-text token (EOS), with which this template ends a turn"
+        raise UserError(Problem(key, why, value=name, mend="Take chatml, which brings its own."))
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer("")["input_ids"][:1] == [bos]:
+        # Its model has seen no text without; the template's texts are encoded without the tokenizer's additions.
+        template = "{{- bos_token }}\n" + template
+    tokenizer.chat_template = template
+
+
+def _set_pad(tokenizer: Any) -> None:
+    """Take a padding token that is not EOS: were it EOS, masking the one would hide the other from the loss."""
+    if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    pad = next((token for token in _KNOWN_PADS if token in special and token != tokenizer.eos_token), PAD)
+    tokenizer.add_special_tokens({"pad_token": pad})
+
+
+def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None, *, seed: int = 0) -> list[int]:
+    """Make embeddings for new tokens and tell the model's configs the tokenizer's ids; returns the new tokens' ids.
+
+    New rows, of the head too, are the mean of the old ones with a little seeded noise. Rows are never taken away:
+    many models have more than their tokenizer has tokens. chosen: what apply_chat_template_choice returned; the
+    former EOS in it still ends a generation, and rows that stood empty for its tokens are made anew as well.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    new_ids = sorted({*range(rows, len(tokenizer)), *(chosen.new_ids if chosen else ())})
+    if len(tokenizer) > rows:
+        # Its own way of filling them (mean_resizing) draws from torch's global generator, and says so at length.
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if new_ids:
+        _fill_rows(model, new_ids, seed)
+    set_special_tokens(model, tokenizer)
+    if chosen is not None and chosen.former_eos_id is not None:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, chosen.former_eos_id]
+    return new_ids
+
+
+def _fill_rows(model: Any, new_ids: Sequence[int], seed: int) -> None:
+    import torch
+
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    matrices = [embeddings.weight]
+    if head is not None and head.weight is not embeddings.weight:
+        matrices.append(head.weight)
+    with torch.no_grad():
+        for weight in matrices:
+            old = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
+            old[list(new_ids)] = False
+            kept = weight[old].float()
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn(len(new_ids), weight.shape[1], generator=generator).to(weight.device)
+            rows = kept.mean(0) + _NOISE * kept.std(0) * noise
+            weight[list(new_ids)] = rows.to(weight.dtype)
