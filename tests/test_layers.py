@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "hf": {"model", "recipe"},
     "data": {"recipe"},
     "optim": {"recipe"},
-    "rewards": set(),
+    "rewards": {"recipe", "hf"},
     "runs": {"recipe"},
     "stages": {"recipe", "plan", "model", "hf", "data", "optim", "rewards", "runs"},
 }

@@ -1,0 +1,126 @@
+"""Verifiable rewards: plain functions of the answers' text, f(completions, **columns) -> one number each.
+
+`columns` are the other columns of the data, one value for each completion. None means that a reward does not
+apply to a completion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from .answers import find_number, find_words
+
+Rewards = list[float | None]
+
+
+def exact_number(completions: Sequence[str], *, answer: Sequence[Any], **columns: Any) -> Rewards:
+    r"""1 where the number a completion comes to is the answer's; None where no answer is known.
+
+    Both are read as in `find_number`: GSM8K's "#### 1,234", "\boxed{}", "the answer is", or the last number.
+
+    >>> exact_number(["2 + 3 = 5", "It costs $1,200.50.", "six"], answer=["#### 5", 1200.5, "6"])
+    [1.0, 1.0, 0.0]
+    """
+    return [
+        None if wanted is None else float(find_number(text) == answer_number(wanted))
+        for text, wanted in zip(completions, answer, strict=True)
+    ]
+
+
+def answer_number(answer: Any) -> Fraction:
+    """Return the number of an answer in the data. ValueError where it holds none."""
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        # repr gives 0.1 as one tenth; the float itself is not quite.
+        return Fraction(repr(answer))
+    found = find_number(str(answer))
+    if found is None:
+        raise ValueError("holds no number")
+    return found
+
+
+def exact_match(completions: Sequence[str], *, answer: Sequence[Any], **columns: Any) -> Rewards:
+    """1 where a completion's answer is the right one, or one of several, as normalised text.
+
+    Both are read as in `find_words`: in an <answer> tag, after ####, or the whole text; capitals, spaces and the
+    punctuation around do not count.
+
+    >>> exact_match(["<answer>The Nile.</answer>", "Danube"], answer=["the nile", ["Rhine", "danube"]])
+    [1.0, 1.0]
+    """
+    return [
+        None
+        if wanted is None
+        else float(find_words(text) in {find_words(str(one)) for one in (wanted if _is_list(wanted) else [wanted])})
+        for text, wanted in zip(completions, answer, strict=True)
+    ]
+
+
+def regex(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewards:
+    """1 where the regular expression is found in a completion; a dot also stands for a line break.
+
+    >>> regex(["so: <b>4</b>", "4"], pattern="<b>.*</b>")
+    [1.0, 0.0]
+    """
+    return [float(re.search(pattern, text, re.DOTALL) is not None) for text in completions]
+
+
+def format(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewards:
+    """1 where the whole completion, spaces around it aside, has the form of the regular expression.
+
+    >>> format(["<think>2 + 2</think> 4", "well, <think>2 + 2</think> 4"], pattern="<think>.*</think>.*")
+    [1.0, 0.0]
+    """
+    return [float(re.fullmatch(pattern, text.strip(), re.DOTALL) is not None) for text in completions]
+
+
+def length(completions: Sequence[str], *, length: int, **columns: Any) -> Rewards:
+    """From 1 for no text at all down to 0 at `length` characters and above.
+
+    >>> length(["", "four", "fourteen letters"], length=8)
+    [1.0, 0.5, 0.0]
+    """
+    return [max(0.0, 1.0 - len(text) / length) for text in completions]
+
+
+def repetition(completions: Sequence[str], *, ngram: int = 3, **columns: Any) -> Rewards:
+    """Minus the share of runs of `ngram` words that stood before: 0 without any, towards -1 for a loop.
+
+    Punctuation marks count as words. Yeo et al. 2025 (https://arxiv.org/abs/2502.03373), over words.
+
+    >>> repetition(["one two three", "go go go go go"], ngram=2)
+    [0.0, -0.75]
+    """
+    found = []
+    for text in completions:
+        words = re.findall(r"\w+|[^\w\s]", text.casefold())
+        runs = [tuple(words[start : start + ngram]) for start in range(len(words) - ngram + 1)]
+        found.append(len(set(runs)) / len(runs) - 1.0 if runs else 0.0)
+    return found
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A function by its name in a recipe: the keys of a reward term it takes, the columns of the data it reads."""
+
+    function: Callable[..., Rewards]
+    keys: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    read_answer: Callable[[Any], Any] | None = None  # ValueError for an answer in the data that it can't use
+
+
+FUNCTIONS: Mapping[str, RewardFunction] = {
+    "exact_number": RewardFunction(exact_number, columns=("answer",), read_answer=answer_number),
+    "exact_match": RewardFunction(exact_match, columns=("answer",)),
+    "regex": RewardFunction(regex, keys=("pattern",)),
+    "format": RewardFunction(format, keys=("pattern",)),
+    "length": RewardFunction(length, keys=("length",)),
+    "repetition": RewardFunction(repetition, keys=("ngram",)),
+}
