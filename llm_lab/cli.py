@@ -120,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     chat.set_defaults(command=_chat)
 
+    merge = commands.add_parser("merge", parents=[common], help="put a LoRA adapter into its base")
+    merge.add_argument("adapter", help="a run that trained an adapter, or an adapter's folder")
+    merge.add_argument("--out", type=Path, metavar="DIR", help="a plain folder to write; left out, a run of its own")
+    merge.add_argument("--tolerance", type=float, help="largest difference of logits, relative to their size")
+    merge.set_defaults(command=_merge)
+
     schema = commands.add_parser("schema", parents=[common], help="the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
 
@@ -348,6 +354,40 @@ def _start_chat(
     else:
         run_chat(session, load=open_session)
     return DONE
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    if arguments.out is None:
+        recipe = {"stage": "merge", "name": _merged_name(arguments.adapter), "device": "auto"}
+        recipe |= {"model": {"checkpoint": arguments.adapter}, "merge": {"tolerance": arguments.tolerance}}
+        return _start_run(recipe)
+    from llm_lab.ui.console import say_wait
+    from llm_lab.ui.progress import make_display
+
+    say_wait(f"Loading {arguments.adapter} ...")
+    from llm_lab.stages.merge import merge_into
+
+    merge_into(
+        arguments.adapter,
+        arguments.out,
+        make_display(),
+        tolerance=arguments.tolerance,
+    )
+    print(f"The whole model: {arguments.out}/\nTalk to it: llm-lab chat {arguments.out}")  # noqa: T201
+    return DONE
+
+
+def _merged_name(adapter: str) -> str:
+    """Return the name of the run that merges an adapter: that of the run that trained it, and what was done."""
+    import re
+
+    from llm_lab.runs.folder import RunFolder, find_model
+
+    folder = find_model(adapter)
+    parents = [folder, *folder.resolve().parents]
+    runs = [parent.name for parent in parents[:4] if RunFolder(parent).facts()]
+    name = "-".join(reversed(runs)) or folder.resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80] + "-merged"
 
 
 def _schema(arguments: argparse.Namespace) -> int:

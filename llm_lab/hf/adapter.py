@@ -92,8 +92,9 @@ def _find_base(folder: Path, name: str | None, digest: str | None, key: str) -> 
             return str(moved)
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     if looks_local:
+        why = f"the base that this adapter belongs to is not at {name}"
         mend = f"Put it there, or write where it is into {folder / CONFIG} as base_model_name_or_path."
-        raise UserError(Problem(key, f"the base that this adapter belongs to is not at {name}", value=folder, mend=mend))
+        raise UserError(Problem(key, why, value=folder, mend=mend))
     return name
 
 
@@ -164,11 +165,13 @@ def wrap(base: Any, config: Any) -> Any:
     with warnings.catch_warnings():
         # PEFT asks transformers by a name that is going away.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        # GPT-2's layers hold their weights the other way round, which PEFT sees and says.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         return get_peft_model(base, config)
 
 
-def attach_adapter(base: Any, adapter: Adapter, *, trainable: bool = False, key: str = "adapter") -> Any:
-    """Return a loaded base with the adapter attached, a PeftModel; its vocabulary grows to the adapter's.
+def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
+    """Return a loaded base with the adapter attached, a frozen PeftModel; its vocabulary grows to the adapter's.
 
     UserError, in words, where the two do not belong together.
     """
@@ -176,10 +179,11 @@ def attach_adapter(base: Any, adapter: Adapter, *, trainable: bool = False, key:
 
     _grow_vocabulary(base, adapter, key)
     config = PeftConfig.from_pretrained(adapter.folder)
-    config.inference_mode = not trainable
+    config.base_model_name_or_path = adapter.base  # it may have moved
+    config.inference_mode = True
     try:
         model = wrap(base, config)
-        loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=trainable, torch_device="cpu")
+        loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")
     except (RuntimeError, ValueError, KeyError) as error:
         raise _mismatch(adapter, key, _shapes(error)) from None
     strangers = [name for name in loaded.unexpected_keys if not _is_whole_end(name)]
@@ -194,7 +198,7 @@ def attach_adapter(base: Any, adapter: Adapter, *, trainable: bool = False, key:
         model.generation_config = base.generation_config = GenerationConfig.from_pretrained(adapter.folder)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(base.config, name, getattr(base.generation_config, name))
-    return model if trainable else model.eval()
+    return model.eval()
 
 
 def _grow_vocabulary(base: Any, adapter: Adapter, key: str) -> None:
@@ -265,4 +269,6 @@ def load_adapter(
         import torch
 
         model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+        # An adapter trained on it finds it here, and not in the base without this one.
+        model.config._name_or_path = model.name_or_path = str(folder)
     return model.to(device).eval()

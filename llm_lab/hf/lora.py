@@ -51,7 +51,7 @@ class _Layer:
 
     @property
     def role(self) -> str | None:
-        """"attention" or "ffn", or None where the names do not tell."""
+        """ "attention" or "ffn", or None where the names do not tell."""
         for part in self.inside[:-1]:
             if "attn" in part.lower() or "attention" in part.lower():
                 return "attention"
@@ -144,7 +144,8 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
     known = [name for name, module in model.named_modules() if _is_linear(module) or isinstance(module, nn.Embedding)]
     short = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
     if not names:
-        raise UserError(Problem("lora.target_modules", "preset custom wants the names of layers", allowed=one_of(short)))
+        why = "preset custom wants the names of layers"
+        raise UserError(Problem("lora.target_modules", why, allowed=one_of(short)))
     problems = []
     ends = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}
     ends |= {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
@@ -242,7 +243,8 @@ def _rows_to_train(model: Any, new_token_ids: Iterable[int], targets: Sequence[s
     if getattr(head, "bias", None) is not None:
         # PEFT computes such a head without its bias.
         why = f"{type(model).__name__} has a bias in its head, beside which single rows can't be trained"
-        raise UserError(Problem("lora", why, mend="Take a chat template whose tokens the model has, or leave lora out."))
+        mend = "Take a chat template whose tokens the model has, or leave lora out."
+        raise UserError(Problem("lora", why, mend=mend))
     return dict.fromkeys(ends, ids) if own_head else ids
 
 

@@ -1,0 +1,95 @@
+"""The merge of a LoRA adapter into its base, as a run or into a folder of the user's."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_lab.hf.adapter import read_adapter
+from llm_lab.hf.load import quiet_libraries
+from llm_lab.hf.merge import Merged, merge_adapter
+from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder, find_model
+
+from .pretrain import Result, describe_parent
+
+if TYPE_CHECKING:
+    from llm_lab.recipe.post_training import MergeRecipe
+
+
+def run(recipe: MergeRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+    """Merge the recipe's adapter into the run folder's model/."""
+    merged = merge_into(
+        recipe.model.checkpoint,
+        folder.model_path,
+        display,
+        tolerance=recipe.merge.tolerance,
+        seed=recipe.seed,
+        key="model.checkpoint",
+    )
+    adapter = merged.adapter
+    folder.update(parent=describe_parent(str(adapter.folder)), base=describe_parent(adapter.base))
+    results = {
+        "logit_difference": merged.difference,
+        "relative_logit_difference": merged.relative_difference,
+        "adapter_effect": merged.effect,
+    }
+    return Result("done", results)
+
+
+def merge_into(
+    checkpoint: str | Path,
+    out: Path,
+    display: Display,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    key: str = "adapter",
+) -> Merged:
+    """Merge an adapter, or the run that trained it, into the folder `out`, which appears whole or not at all.
+
+    UserError where it is no adapter, where it and its base do not belong together, where the result would be
+    another model, and where `out` holds something.
+    """
+    quiet_libraries()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(Problem("--out", "there is something here already", value=out, mend="Name a new folder."))
+    adapter = read_adapter(find_model(checkpoint), key=key)
+    display.notice(f"merging {adapter.folder} into {adapter.base}")
+    if adapter.in_4bit:
+        display.notice(
+            "this adapter was trained beside a base in 4 bits; it goes into the base's full weights, which "
+            "differ a little from what it knew: score the result"
+        )
+    load = None
+    if adapter.task == "SEQ_CLS":
+        from llm_lab.rewards.classifier import load_classifier
+
+        load = partial(load_classifier, new_head=True, trust_remote_code=trust_remote_code, key=key)
+    from .trainer import publish
+
+    staged = out.with_name(f".{out.name}.merging")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        merged = merge_adapter(
+            adapter.folder,
+            staged,
+            tolerance=tolerance,
+            seed=seed,
+            load=load,
+            trust_remote_code=trust_remote_code,
+            key=key,
+        )
+        publish(staged, out)
+    except OSError as error:
+        raise LabError(f"{out}: the model could not be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    display.notice(merged.describe())
+    if merged.effect == 0:
+        display.notice("the adapter changes nothing: was it trained?")
+    return merged
