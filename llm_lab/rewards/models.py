@@ -59,7 +59,7 @@ class RewardModel:
     ):
         self.model, self.tokenizer, self.name, self.key = model.eval(), tokenizer, name, key
         self.batch_size = batch_size
-        self.max_length = max_length or longest_input(model.config, tokenizer)
+        self.max_length = max_length or longest_input(model, tokenizer)
         self.encoder = is_encoder(model.config)
         self.form = "template" if tokenizer.chat_template else "pair" if self.encoder else "text"
         self.scored = self.truncated = 0
@@ -129,32 +129,29 @@ class RewardModel:
         import torch
 
         config = self.model.config.get_text_config()
-        pad = config.pad_token_id
-        if self.encoder and pad is None:
+        own_pad = config.pad_token_id
+        if own_pad is not None:
+            pad = own_pad
+        elif self.encoder:
             pad = self.tokenizer.pad_token_id or 0
-        if not self.encoder and pad is None:
-            # A decoder is read at the last token that is not the padding token. Without one that is the last token:
-            # so pad with an id that none of these rows has.
+        else:
+            # A decoder is read at the last token that is not the padding token; without one, at the last. So pad
+            # with an id that none of these rows has: the end token would move the place where they are read.
             used = {token for row in rows for token in row["input_ids"]}
             pad = next(token for token in range(len(used) + 1) if token not in used)
-            config.pad_token_id = pad
-            own_pad = None
-        else:
-            own_pad = config.pad_token_id
         longest = max(len(row["input_ids"]) for row in rows)
+        fills = {key: pad if key == "input_ids" else 0 for key in rows[0]}
         batch = {
             key: torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in rows])
-            for key, fill in ((key, pad if key == "input_ids" else 0) for key in rows[0])
+            for key, fill in fills.items()
         }
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        batch["attention_mask"] = (torch.arange(longest)[None] < lengths[:, None]).long()
-        if not self.encoder:
-            batch["use_cache"] = False
-        device = self.model.device
+        batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+        batch = {key: value.to(self.model.device) for key, value in batch.items()}
+        config.pad_token_id = pad
         try:
             with torch.inference_mode():
-                moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-                logits = self.model(**moved).logits.float()
+                logits = self.model(**batch).logits.float()
         finally:
             config.pad_token_id = own_pad
         scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
@@ -163,10 +160,14 @@ class RewardModel:
         return scores.tolist()
 
 
-def longest_input(config: Any, tokenizer: Any) -> int:
+def longest_input(model: Any, tokenizer: Any) -> int:
     """Return the most tokens that a model reads: the smaller of its own limit and its tokenizer's."""
+    limits = [tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        # RoBERTa's first position is the one after its padding id.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
     # A tokenizer that knows no limit says 1e30.
-    limits = [tokenizer.model_max_length, getattr(config.get_text_config(), "max_position_embeddings", None)]
     known = [limit for limit in limits if limit and 0 < limit < 10**8]
     return min(known) if known else 4096
 
