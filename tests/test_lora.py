@@ -30,6 +30,7 @@ from llm_lab.hf.lora import attach_lora, demand_4bit, describe_trainable, target
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
+from llm_lab.optim.build import split_parameters
 from llm_lab.recipe.errors import MachineError, UserError
 from llm_lab.recipe.parts import ACTIVATIONS
 from llm_lab.recipe.post_training import LORA_PRESETS, Lora
@@ -274,6 +275,17 @@ def test_an_adapter_can_be_chatted_with(tmp_path):
     )
     told = tokenizer.decode(expected[0, session.last_stats.prompt_tokens :], skip_special_tokens=True)
     assert session.messages[1]["content"] == told.rstrip("\ufffd")  # a character may be cut off at the end
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_optimizer_takes_the_rows_of_new_tokens_for_embeddings(tied, tmp_path):
+    base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
+    model = attach_lora(base, lora(use_dora=True), seed=1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices, embeddings, vectors = ({names[id(p)] for p in group} for group in split_parameters(model))
+    assert matrices | embeddings | vectors == describe_trainable(model).names
+    assert embeddings == {name for name in names.values() if "trainable_tokens_delta" in name}
+    assert vectors == {name for name in names.values() if "lora_magnitude_vector" in name}
 
 
 STRANGER = """

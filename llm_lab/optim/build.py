@@ -20,10 +20,11 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     Embeddings and the output head are matrices by shape only: each row stands for a token. They are told by
     what they are, not by a name, so that any Hugging Face model is split rightly.
     """
-    embedding_ids = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is not None:
-        embedding_ids |= {id(p) for p in head.parameters()}
+    ends = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for name in ("get_input_embeddings", "get_output_embeddings"):  # PEFT wraps them, with rows of new tokens beside
+        end = getattr(model, name)() if hasattr(model, name) else None
+        ends += [end] if end is not None else []
+    embedding_ids = {id(parameter) for end in ends for parameter in end.parameters()}
     matrices, embeddings, vectors = [], [], []
     for parameter in model.parameters():
         if not parameter.requires_grad:
