@@ -156,6 +156,14 @@ def build_schedule(
             )
     if problems:
         raise UserError(*problems)
+    blocks = tuple(SourceBlocks(int(tokens), max_length, seed, i) for i, tokens in enumerate(token_counts))
+    return BlockSchedule(num_samples, max_length, blocks, *order_sources(weights, num_samples))
+
+
+def order_sources(weights: Sequence[float], num_samples: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Return the source of each sample of a period that repeats, how many of the same source come before it
+    in the period, and how many of each source a period has. Weights are positive and finite.
+    """
     pattern = _pattern(_whole_numbers(weights), num_samples)
     ranks = np.zeros(len(pattern), dtype=np.int32)
     per_period = []
@@ -163,8 +171,7 @@ def build_schedule(
         of_source = np.flatnonzero(pattern == source)
         ranks[of_source] = np.arange(len(of_source), dtype=np.int32)
         per_period.append(len(of_source))
-    blocks = tuple(SourceBlocks(int(tokens), max_length, seed, i) for i, tokens in enumerate(token_counts))
-    return BlockSchedule(num_samples, max_length, blocks, pattern, ranks, tuple(per_period))
+    return pattern, ranks, tuple(per_period)
 
 
 def _whole_numbers(weights: Sequence[float]) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -228,7 +229,7 @@ def _encode(tokenizer: Any, written: _Rendered) -> tuple[list[int], list[int]]:
     cuts = sorted({0, len(written.text), *(start for start, _ in written.answers)})
     ids: list[int] = []
     mask: list[int] = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         answer_end = next((end for begin, end in written.answers if begin == start), start)
         for at, piece, is_text in _pieces(written.text[start:stop], written.marks):
             tokens, offsets = _encode_piece(tokenizer, piece, facts, first=start + at == 0, is_text=is_text)

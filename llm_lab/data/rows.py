@@ -1,0 +1,216 @@
+"""One row of a set as an example: a conversation, a preference, a prompt or a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_lab.data.dialogues import (
+    Message,
+    Unreadable,
+    Unusable,
+    check_turns,
+    is_dialogue,
+    read_dialogue,
+    read_messages,
+    read_text,
+)
+from llm_lab.data.formats import Format
+
+LEFT_OUT = "what follows the last answer was left out"
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is learnt from; which fields are set depends on the kind.
+
+    conversation: prompt (all messages before the last answer) and completion, that answer; or text alone.
+    preference: prompt, chosen, rejected. prompt: prompt, and answer (what a reward compares with) where there is one.
+    columns: the row's other plain values (of prompts only).
+    """
+
+    prompt: tuple[Message, ...] = ()
+    completion: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    answer: str | None = None
+    text: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The whole conversation: prompt, and the last answer where there is one."""
+        last = [] if self.completion is None else [_said("assistant", self.completion)]
+        return [*self.prompt, *last]
+
+    @property
+    def opening(self) -> str:
+        """What two examples have in common that must not stand on both sides of a split.
+
+        Of a conversation, where every answer is learnt, it is all before the first; else the whole prompt.
+        """
+        if self.text is not None:
+            return self.text
+        until = len(self.prompt)
+        if self.completion is not None:
+            until = next((i for i, said in enumerate(self.prompt) if said["role"] == "assistant"), until)
+        return "\0".join(part for said in self.prompt[:until] for part in (said["role"], said["content"].strip()))
+
+
+def read_example(row: Mapping[str, Any], form: Format) -> tuple[Example, str | None]:
+    """Return a row's example, and in words what was left out of it, or None.
+
+    Unusable where the row teaches nothing, with the reason; Unreadable where its form is another.
+    """
+    if form.layout == ("text",):
+        text = read_text(row.get(form.fields["text"]), _column(form, "text"))
+        if not text.strip():
+            raise Unusable("no text")
+        return Example(text=text), None
+    if form.layout == ("chosen", "rejected"):
+        return _read_preference(row, form), None
+    if form.layout == ("messages",):
+        column = form.fields["messages"]
+        messages = [*_system(row, form), *read_messages(row.get(column) or [], _column(form, "messages"))]
+    else:
+        messages = _prompt(row, form)
+        if "completion" in form.fields:
+            messages += _answers(row, form, "completion")
+    return _from_messages(messages, row, form)
+
+
+def _from_messages(messages: list[Message], row: Mapping[str, Any], form: Format) -> tuple[Example, str | None]:
+    asked = max((i for i, said in enumerate(messages) if said["role"] == "user"), default=-1)
+    answered = max((i for i, said in enumerate(messages) if said["role"] == "assistant"), default=-1)
+    if asked < 0:
+        raise Unusable("no question" if messages else "no messages")
+    answer = _answer(row, form)
+    if form.kind == "prompt":
+        prompt = messages[: asked + 1]
+        check_turns(prompt)
+        if answer is None and answered > asked:
+            answer = messages[answered]["content"]
+        return Example(tuple(prompt), answer=answer, columns=_others(row, form)), None
+    if answered < 0:
+        raise Unusable("no answer")
+    kept = messages[: answered + 1]
+    check_turns(kept)
+    remark = LEFT_OUT if len(kept) < len(messages) else None
+    return Example(tuple(kept[:-1]), completion=kept[-1]["content"], answer=answer), remark
+
+
+def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
+    chosen, rejected = (_answers(row, form, field) for field in ("chosen", "rejected"))
+    before = _shared(chosen, rejected)
+    if before:
+        # Sets that give the prompt in both answers often give it once more beside them.
+        prompt = chosen[:before]
+        if prompt[0]["role"] != "system":
+            prompt = [*_system(row, form), *prompt]
+    elif "prompt" in form.fields:
+        prompt = _prompt(row, form)
+    else:
+        prompt, chosen, rejected = _split_strings(chosen, rejected)
+        prompt = [*_system(row, form), *prompt]
+    chosen, rejected = chosen[before:], rejected[before:]
+    if [said["role"] for said in (*chosen, *rejected)] != ["assistant", "assistant"]:
+        raise Unusable("the two differ before the last answer")
+    if not any(said["role"] == "user" for said in prompt):
+        raise Unusable("no question")
+    check_turns([*prompt, *chosen])
+    check_turns([*prompt, *rejected])
+    better, worse = chosen[0]["content"], rejected[0]["content"]
+    if form.kind == "conversation":
+        return Example(tuple(prompt), completion=better, answer=_answer(row, form))
+    if form.kind == "prompt":
+        return Example(tuple(prompt), answer=_answer(row, form), columns=_others(row, form))
+    if better.strip() == worse.strip():
+        raise Unusable("both answers are the same")
+    return Example(tuple(prompt), chosen=better, rejected=worse, answer=_answer(row, form))
+
+
+def _shared(chosen: list[Message], rejected: list[Message]) -> int:
+    """Return how many messages both begin with, the last one of each left out."""
+    count = 0
+    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count
+
+
+def _split_strings(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], ...]:
+    """Take the prompt out of two strings that begin with it: all lines that both have at their start."""
+    if len(chosen) != 1 or len(rejected) != 1:
+        return [], chosen, rejected
+    better, worse = chosen[0]["content"], rejected[0]["content"]
+    end = next((i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), min(len(better), len(worse)))
+    cut = better.rfind("\n", 0, end) + 1
+    if not better[:cut].strip():
+        raise Unusable("no question")
+    prompt = [_said("user", better[:cut].strip())]
+    return prompt, [_said("assistant", better[cut:])], [_said("assistant", worse[cut:])]
+
+
+def _prompt(row: Mapping[str, Any], form: Format) -> list[Message]:
+    """Return the messages of the prompt column: one question, a list of messages, or a dialogue."""
+    value, what = row.get(form.fields["prompt"]), _column(form, "prompt")
+    if value is None:
+        raise Unusable("no question")
+    if is_dialogue(value):
+        messages = read_dialogue(value)
+        if messages[-1] == _said("assistant", ""):
+            messages.pop()
+    elif isinstance(value, str) and not _is_json_list(value):
+        question = read_text(value, what)
+        more = read_text(row.get(form.fields["input"]), _column(form, "input")) if "input" in form.fields else ""
+        messages = [_said("user", f"{question}\n\n{more}" if more.strip() else question)]
+    else:
+        messages = read_messages(value, what)
+    return [*_system(row, form), *messages]
+
+
+def _answers(row: Mapping[str, Any], form: Format, field: str) -> list[Message]:
+    value, what = row.get(form.fields[field]), _column(form, field)
+    if value is None:
+        raise Unusable("no answer")
+    if is_dialogue(value):
+        return read_dialogue(value)
+    if isinstance(value, str) and not _is_json_list(value):
+        return [_said("assistant", read_text(value, what))]
+    return read_messages(value, what)
+
+
+def _is_json_list(value: str) -> bool:
+    return value.lstrip().startswith(('[{"', '[ {"'))
+
+
+def _system(row: Mapping[str, Any], form: Format) -> list[Message]:
+    if "system" not in form.fields:
+        return []
+    text = read_text(row.get(form.fields["system"]), _column(form, "system"))
+    return [_said("system", text)] if text.strip() else []
+
+
+def _answer(row: Mapping[str, Any], form: Format) -> str | None:
+    """Return what a checkable reward compares with: the whole cell, as text."""
+    value = row.get(form.fields["answer"]) if "answer" in form.fields else None
+    if value is None or isinstance(value, str):
+        return None if value is None else read_text(value, _column(form, "answer"))
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise Unreadable(f"{_column(form, 'answer')} holds {type(value).__name__}, not text or a number")
+
+
+def _others(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
+    used = set(form.fields.values())
+    return {k: v for k, v in row.items() if k not in used and isinstance(v, str | bool | int | float)}
+
+
+def _column(form: Format, field: str) -> str:
+    return f"column {form.fields[field]!r}"
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
