@@ -127,7 +127,7 @@ def test_pieces_do_not_change_the_tokens(monkeypatch):
     backend.train_from_iterator([text], trainers.BpeTrainer(vocab_size=500, show_progress=False))
     whole = backend.encode(text).ids
     monkeypatch.setattr(encoding, "_PIECE", 1000)
-    parts = [piece for piece, _ in encoding._pieces(text)]
+    parts = [piece for piece, _ in encoding.pieces_of(text)]
     assert len(parts) > 30
     assert [token for part in parts for token in backend.encode(part).ids] == whole
 
@@ -135,7 +135,7 @@ def test_pieces_do_not_change_the_tokens(monkeypatch):
 def test_pieces_end_after_a_line(monkeypatch):
     monkeypatch.setattr(encoding, "_PIECE", 20)
     text = "one line\n\nanother line\nand one more\n"
-    parts = [piece for piece, _ in encoding._pieces(text)]
+    parts = [piece for piece, _ in encoding.pieces_of(text)]
     assert "".join(parts) == text
     assert parts[0] == "one line\n\n"
     assert parts[1] == "another line\n"

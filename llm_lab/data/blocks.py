@@ -114,7 +114,7 @@ def _write(
             before = done
             counts = {"tokens": 0, "documents": 0, "bytes": 0}
             with (temporary / f"{name}.bin").open("wb") as file:
-                for ids, text, ends in encode(side(), tokenizer, eos):
+                for ids, text, ends in encode(side(), tokenizer):
                     # Not ndarray.tofile: its error on a full disk has no errno.
                     file.write(np.asarray(ids, dtype=dtype).tobytes())
                     counts["tokens"] += len(ids)

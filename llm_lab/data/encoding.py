@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_lab.recipe.errors import Problem, UserError
@@ -58,28 +58,37 @@ def _plain_backend(tokenizer: Any) -> Any:
     return backend
 
 
-def encode(documents: Iterator[str], tokenizer: Any, eos: int) -> Iterator[tuple[list[int], str, bool]]:
+class Encoder:
+    """Turns pieces of documents into tokens, all cores at work; EOS after the piece that ends a document."""
+
+    def __init__(self, tokenizer: Any):
+        self.eos = checked_eos(tokenizer)
+        self._backend = _plain_backend(tokenizer)
+
+    def __call__(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[list[int], str, bool]]:
+        """Take (text, whether a document ends here) and yield (tokens, text, whether a document ends here)."""
+        encodings = self._backend.encode_batch_fast([piece for piece, _ in pieces], add_special_tokens=False)
+        for (piece, ends), encoding in zip(pieces, encodings, strict=True):
+            yield ([*encoding.ids, self.eos] if ends else encoding.ids), piece, ends
+
+
+def encode(documents: Iterator[str], tokenizer: Any) -> Iterator[tuple[list[int], str, bool]]:
     """Yield (tokens, text, whether a document ends here), piece by piece, EOS included."""
-    backend = _plain_backend(tokenizer)
+    encoder = Encoder(tokenizer)
     batch: list[tuple[str, bool]] = []
     size = 0
     for text in documents:
-        for piece, ends in _pieces(text):
+        for piece, ends in pieces_of(text):
             batch.append((piece, ends))
             size += len(piece)
             if size >= _BATCH or len(batch) >= 10_000:
-                yield from _encode_batch(backend, batch, eos)
+                yield from encoder(batch)
                 batch, size = [], 0
-    yield from _encode_batch(backend, batch, eos)
+    yield from encoder(batch)
 
 
-def _encode_batch(backend: Any, batch: list[tuple[str, bool]], eos: int) -> Iterator[tuple[list[int], str, bool]]:
-    encodings = backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
-    for (piece, ends), encoding in zip(batch, encodings, strict=True):
-        yield ([*encoding.ids, eos] if ends else encoding.ids), piece, ends
-
-
-def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+def pieces_of(text: str) -> Iterator[tuple[str, bool]]:
+    """Cut a long document where no token stands across; yield (piece, whether it is the last)."""
     start = 0
     while len(text) - start > _PIECE:
         cut = _CUT.search(text, start + _PIECE // 2, start + _PIECE)

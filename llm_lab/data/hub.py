@@ -6,6 +6,7 @@ import ast
 import errno
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import getLogger as get_logger
 from typing import Any
 
@@ -19,13 +20,30 @@ def load_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
     """Return a `datasets.Dataset`, downloaded where it is not cached yet. UserError where it can't be had."""
     import datasets
 
+    with hub_errors(path, subset, split, key):
+        return datasets.load_dataset(path, subset, split=split)
+
+
+def stream_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
+    """Return a `datasets.IterableDataset`, which downloads while it is read. UserError where it can't be had."""
+    import datasets
+
+    with hub_errors(path, subset, split, key):
+        return datasets.load_dataset(path, subset, split=split, streaming=True)
+
+
+@contextmanager
+def hub_errors(path: str, subset: str | None, split: str, key: str) -> Iterator[None]:
+    """Turn what the Hub's libraries raise into a UserError that says what it means."""
+    import datasets
+
     # Whichever HTTP client the Hub's library stands on: it has changed from release to release.
     from huggingface_hub.errors import HTTPError
 
     # Its HTTP client tells of each retry on standard error; what comes of it is told once, below.
     get_logger("huggingface_hub").setLevel("ERROR")
     try:
-        return datasets.load_dataset(path, subset, split=split)
+        yield
     # OSError holds the Hub's HTTP errors and Python's ConnectionError too.
     except (datasets.exceptions.DatasetsError, OSError, HTTPError, ValueError, RuntimeError) as error:
         raise UserError(_explain(error, path, subset, split, key)) from error

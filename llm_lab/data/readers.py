@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import sys
 import zlib
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from llm_lab.data.pieces import Lines, Place
 from llm_lab.recipe.errors import Problem, UserError
 
 SUFFIXES = {
@@ -27,6 +27,7 @@ SUFFIXES = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
+START = (0, 0)
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -52,20 +53,28 @@ class Reader:
 
     def text(self) -> str:
         """Return a whole plain text file; newlines stay as they are, a byte order mark goes."""
-        with self._open() as stream:
+        with self.open() as stream:
             data = stream.read()
-        if data.startswith(_UTF16):
-            self._refuse_utf16()
+        self.refuse_utf16_at(data)
         if (at := data.find(b"\0")) >= 0:
-            self._refuse_binary(at)
+            self.refuse_binary(at)
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            self._refuse_encoding()
+            self.refuse_encoding()
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (line or row number from 1, row) of a file that has columns."""
-        return {"jsonl": self._json_rows, "csv": self._csv_rows, "parquet": self._parquet_rows}[self.kind]()
+        return ((number, row) for (_, number), row in self.rows_from(START))
+
+    def rows_from(self, start: Place, columns: list[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Yield (the place behind the row, row) from a place on; what stands before it is not read again.
+
+        columns: of a Parquet file, those that are needed.
+        """
+        if self.kind == "parquet":
+            return self._parquet_rows(start, columns)
+        return (self._json_rows if self.kind == "jsonl" else self._csv_rows)(start)
 
     def place(self, number: int) -> str:
         """Return words for where a row stands."""
@@ -85,8 +94,12 @@ class Reader:
 
     def column(self, column: str) -> Iterator[str]:
         """Yield the text of one column, row by row; null and blank rows are passed over."""
-        rows = self._parquet_rows([column]) if self.kind == "parquet" else self.rows()
-        for number, row in rows:
+        return (text for _, text in self.column_from(START, column))
+
+    def column_from(self, start: Place, column: str) -> Iterator[tuple[Place, str]]:
+        """Yield (the place behind the row, text) of one column from a place on; see column."""
+        for place, row in self.rows_from(start, [column]):
+            number = place[1]
             if column not in row:
                 self.refuse(
                     f"{self.place(number)} has no column {column!r}, only {', '.join(row) or 'nothing'}",
@@ -101,38 +114,43 @@ class Reader:
                     mend="Make it a string, or set text_column to a column of strings.",
                 )
             if value and not value.isspace():
-                yield value
+                yield place, value
 
     def refuse(self, why: str, mend: str | None = None) -> NoReturn:
         """Raise a UserError about this file."""
         raise UserError(Problem(f"{self.key}.path", why, value=self.path, mend=mend))
 
-    def _json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self._open() as stream:
+    def is_json_list(self) -> bool:
+        """Tell whether this is one JSON list, which can only be read whole."""
+        with self.open() as stream:
+            return self.kind == "jsonl" and stream.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
+
+    def _json_rows(self, start: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
+        with self.open() as stream:
             head = stream.read(4096)
-            stream.seek(0)
-            if head.startswith(_UTF16):
-                self._refuse_utf16()
+            self.refuse_utf16_at(head)
             if (at := head.find(b"\0")) >= 0:
-                self._refuse_binary(at)
+                self.refuse_binary(at)
+            offset, number = start
+            stream.seek(offset)
             if head.removeprefix(_BOM).lstrip().startswith(b"["):
                 yield from self._json_list(stream.read())
                 return
-            offset = 0
-            for number, line in enumerate(stream, 1):
+            for line in stream:
                 if (at := line.find(b"\0")) >= 0:
-                    self._refuse_binary(offset + at)
+                    self.refuse_binary(offset + at)
                 offset += len(line)
+                number += 1
                 body = line.removeprefix(_BOM) if number == 1 else line
                 if body.strip():
-                    yield number, self._json_row(number, body)
+                    yield (offset, number), self._json_row(number, body)
 
     def _json_row(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             # json takes bytes too, but would guess at UTF-16 and let broken UTF-8 by.
             row = json.loads(line.decode())
         except UnicodeDecodeError:
-            self._refuse_encoding()
+            self.refuse_encoding()
         except ValueError as error:
             self.refuse(
                 f"{self.place(number)} is not JSON: {error}",
@@ -140,18 +158,18 @@ class Reader:
             )
         return self._checked_row(row, self.place(number))
 
-    def _json_list(self, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _json_list(self, data: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:
         try:
             rows = json.loads(data.decode("utf-8-sig"))
         except UnicodeDecodeError:
-            self._refuse_encoding()
+            self.refuse_encoding()
         except ValueError as error:
             self.refuse(
                 f"{self.file} begins as a list but is not JSON: {error}",
                 mend="Mend that line, or give one object a line.",
             )
         for number, row in enumerate(rows, 1):
-            yield number, self._checked_row(row, f"item {number} of {self.file}")
+            yield (0, number), self._checked_row(row, f"item {number} of {self.file}")
 
     def _checked_row(self, row: Any, place: str) -> dict[str, Any]:
         if not isinstance(row, dict):
@@ -167,49 +185,56 @@ class Reader:
                 )
         return row
 
-    def _csv_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _csv_rows(self, start: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
         # The module's own limit is 128 KiB a cell, and documents are often longer.
         csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))
-        with self._open() as stream:
-            if stream.read(2) in _UTF16:
-                self._refuse_utf16()
+        with self.open() as stream:
+            self.refuse_utf16_at(stream.read(2))
             stream.seek(0)
             delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in self.file.suffixes] else ","
-            lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            reader = csv.DictReader(self._without_nul(lines), delimiter=delimiter, strict=True)
+            lines = Lines(self, stream)
+            cells = csv.reader(lines, delimiter=delimiter, strict=True)
             try:
-                for row in reader:
-                    if row.pop(None, None) is not None:
+                names = next((row for row in cells if row), [])
+                if start != START:
+                    lines.go_to(start)
+                for row in cells:
+                    if len(row) > len(names):
                         self.refuse(
-                            f"{self.place(reader.line_num)} has more cells than the first line has names",
+                            f"{self.place(lines.number)} has more cells than the first line has names",
                             mend="Put cells with commas, quotes or line breaks into double quotes.",
                         )
-                    yield reader.line_num, row
+                    if row:
+                        short = [None] * (len(names) - len(row))
+                        yield (lines.offset, lines.number), dict(zip(names, [*row, *short], strict=True))
             except csv.Error as error:
                 self.refuse(
-                    f"{self.place(reader.line_num)} is not CSV: {error}",
+                    f"{self.place(lines.number)} is not CSV: {error}",
                     mend="Double the quotes inside a quoted cell, and close every quote.",
                 )
             except UnicodeDecodeError:
-                self._refuse_encoding()
+                self.refuse_encoding()
 
-    def _without_nul(self, lines: Iterator[str]) -> Iterator[str]:
-        for line in lines:
-            if "\0" in line:
-                self.refuse(f"{self.file} holds NUL bytes, so it is not text", mend="Is it the right file?")
-            yield line
-
-    def _parquet_rows(self, columns: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _parquet_rows(self, start: Place, columns: list[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
         number = 0
         with self._parquet() as parquet:
-            for batch in parquet.iter_batches(batch_size=1024, columns=columns):
-                try:
-                    rows = batch.to_pylist()
-                except UnicodeDecodeError:
-                    self.refuse(f"rows {number + 1} and on of {self.file} are not UTF-8 text")
-                for row in rows:
-                    number += 1
-                    yield number, row
+            for group in range(parquet.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                if number + rows <= start[1]:
+                    number += rows
+                    continue
+                for batch in parquet.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
+                    if number + batch.num_rows <= start[1]:
+                        number += batch.num_rows
+                        continue
+                    try:
+                        rows = batch.to_pylist()
+                    except UnicodeDecodeError:
+                        self.refuse(f"rows {number + 1} and on of {self.file} are not UTF-8 text")
+                    for row in rows:
+                        number += 1
+                        if number > start[1]:
+                            yield (number, number), row
 
     @contextmanager
     def _parquet(self) -> Iterator[Any]:
@@ -228,7 +253,8 @@ class Reader:
             self.refuse(f"{self.file} can't be read: {error.strerror or error}")
 
     @contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the file for its bytes, unpacked where it is a .gz."""
         try:
             with gzip.open(self.file) if self.file.suffix.lower() == ".gz" else self.file.open("rb") as stream:
                 yield stream
@@ -237,9 +263,10 @@ class Reader:
         except OSError as error:
             self.refuse(f"{self.file} can't be read: {error.strerror or error}")
 
-    def _refuse_encoding(self) -> NoReturn:
+    def refuse_encoding(self) -> NoReturn:
+        """Refuse a file that is not UTF-8, by the place where it is not."""
         offset = 0
-        with self._open() as stream:
+        with self.open() as stream:
             for number, line in enumerate(stream, 1):
                 try:
                     line.decode()
@@ -253,13 +280,17 @@ class Reader:
                 offset += len(line)
         self.refuse(f"{self.file} changed while it was read")
 
-    def _refuse_utf16(self) -> NoReturn:
+    def refuse_utf16_at(self, head: bytes) -> None:
+        """Refuse a file that begins as UTF-16 does."""
+        if not head.startswith(_UTF16):
+            return
         self.refuse(
             f"{self.file} is UTF-16, not UTF-8",
             mend=f"Convert it: iconv -f UTF-16 -t UTF-8 {self.file.name} > utf8-{self.file.name}",
         )
 
-    def _refuse_binary(self, offset: int) -> NoReturn:
+    def refuse_binary(self, offset: int) -> NoReturn:
+        """Refuse a file that is no text."""
         self.refuse(
             f"{self.file} holds a NUL byte at offset {offset}, so it is not text",
             mend="Is it the right file? Text, JSON lines, CSV and Parquet are read.",

@@ -62,10 +62,10 @@ def open_source(
     """
     path = str(path)
     if path.startswith("builtin:"):
-        _refuse_extras(key, "a built-in corpus", subset, split, text_column)
+        refuse_extras(key, "a built-in corpus", subset, split, text_column)
         source = _open_builtin(path, key)
     elif (files := find_files(path, key)) is not None:
-        _refuse_extras(key, "a local file", subset, split)
+        refuse_extras(key, "a local file", subset, split)
         source = _open_files(path, key, files, text_column)
     else:
         source = _open_hub(path, key, subset, split, text_column)
@@ -110,12 +110,11 @@ def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str |
     columns: tuple[str, ...] = ()
     column = None
     if kind == "text":
-        _refuse_extras(key, "plain text", text_column=text_column)
+        refuse_extras(key, "plain text", text_column=text_column)
         read = partial(_texts, readers)
     else:
-        columns, column = _sniff(readers, key, path, text_column)
+        columns, column = sniff(readers, key, path, text_column)
         read = partial(_cells, readers, column)
-    size = sum(file.stat().st_size for file in files)
     return TextSource(
         key=key,
         path=path,
@@ -128,7 +127,7 @@ def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str |
         # Contents only, no names: a folder that moves keeps its tokens.
         fingerprint=_digest(kind, column or "", *map(_file_digest, files)),
         _read=read,
-        _extent=f"{len(files)} {kind} file{'s' if len(files) > 1 else ''}, {_size(size)}",
+        _extent=describe_files(kind, files),
     )
 
 
@@ -139,15 +138,21 @@ def look_at_source(
     subset: str | None = None,
     split: str = "train",
     text_column: str | None = None,
+    streaming: bool = False,
 ) -> str | None:
     """Check what a recipe's path names without downloading anything; returns a remark, or None.
 
-    Local and built-in text is opened as open_source does. Of a Hub dataset only its page is asked for;
+    Local and built-in text is opened as open_source, or open_stream, does. Of a Hub dataset only its page is asked for;
     where the Hub can't be reached that is a remark, not an error: the recipe may be meant for elsewhere.
     """
     path = str(path)
     if path.startswith("builtin:") or find_files(path, key) is not None:
-        open_source(path, key=key, subset=subset, split=split, text_column=text_column)
+        if streaming:
+            from llm_lab.data.streams import open_stream
+
+            open_stream(path, key=key, subset=subset, split=split, text_column=text_column)
+        else:
+            open_source(path, key=key, subset=subset, split=split, text_column=text_column)
         return None
     from llm_lab.data.hub import look_at_hub
 
@@ -184,7 +189,14 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
     )
 
 
-def _sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -> tuple[tuple[str, ...], str]:
+def describe_files(kind: str, files: tuple[Path, ...]) -> str:
+    """Return how many files of which kind and size, in words."""
+    size = sum(file.stat().st_size for file in files)
+    return f"{len(files)} {kind} file{'s' if len(files) > 1 else ''}, {_size(size)}"
+
+
+def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -> tuple[tuple[str, ...], str]:
+    """Return the columns of a table, and which one holds the text, by its first rows."""
     sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), _SNIFFED_ROWS)]
     if not sample:
         raise UserError(Problem(f"{key}.path", "It has no rows", value=path, mend="Name a source that holds text."))
@@ -209,7 +221,7 @@ def _cells(readers: list[Reader], column: str) -> Iterator[str]:
     return chain.from_iterable(reader.column(column) for reader in readers)
 
 
-def _refuse_extras(
+def refuse_extras(
     key: str, what: str, subset: str | None = None, split: str = "train", text_column: str | None = None
 ) -> None:
     """Refuse settings that would be without effect, all of them at once."""

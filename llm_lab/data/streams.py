@@ -1,0 +1,201 @@
+"""Texts that are read bit by bit: where a stream stands, and the documents at its head that are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llm_lab.data.columns import pick_column, string_columns
+from llm_lab.data.paths import find_files
+from llm_lab.data.pieces import text_pieces
+from llm_lab.data.readers import START, Reader, kind_of
+from llm_lab.data.sources import describe_files, refuse_extras, sniff
+from llm_lab.recipe.errors import Problem, UserError
+
+_SNIFFED_ROWS = 20
+_HEAD_CHARACTERS = 4_000_000
+
+
+Position = dict[str, Any]  # where reading goes on: plain values, to be written as JSON
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of one, in the order of its stream. `position` tells where reading goes on behind it."""
+
+    text: str
+    begins: bool
+    ends: bool
+    position: Callable[[], Position]
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """A corpus that is read forwards, from the start or from a position of before."""
+
+    key: str
+    path: str
+    text_column: str | None
+    _read: Callable[[Position | None], Iterator[Piece]] = field(repr=False, compare=False)
+    _extent: str = field(repr=False, compare=False)
+    _identity: str = field(repr=False, compare=False)
+
+    def pieces(self, position: Position | None = None) -> Iterator[Piece]:
+        """Yield documents in order, long ones in parts; blank ones are passed over."""
+        return self._read(position)
+
+    def describe(self) -> str:
+        """Return one line for people: what is streamed, and which column of it."""
+        column = f", column {self.text_column!r}" if self.text_column else ""
+        return f"streamed: {self._extent}{column}"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first documents of a stream, which are kept for validation; training begins at `position`.
+
+    `digests` are those of whole documents: an equal one further on is left out of training.
+    """
+
+    pieces: tuple[tuple[str, bool], ...]
+    documents: int
+    position: Position | None
+    digests: frozenset[bytes]
+    fingerprint: str
+
+
+def open_stream(
+    path: str, *, key: str = "data.0", subset: str | None = None, split: str = "train", text_column: str | None = None
+) -> TextStream:
+    """Find the corpus that a recipe's path names and look at its first rows; nothing is downloaded whole.
+
+    UserError, under `key`, for all that open_source refuses, and for what can only be read whole.
+    """
+    path = str(path)
+    files = find_files(path, key)
+    if files is None:
+        stream = _open_hub(path, key, subset, split, text_column)
+    else:
+        stream = _open_files(path, key, files, subset, split, text_column)
+    if next(stream.pieces(), None) is None:
+        raise UserError(
+            Problem(f"{key}.path", "There is no text in it", value=path, mend="Name a source that holds text.")
+        )
+    return stream
+
+
+def hold_out(stream: TextStream, documents: int) -> Head:
+    """Read the head of a stream: so many documents, or 4 million characters; 0 documents keep nothing.
+
+    The digest is of the text that is kept and of what is known of the rest (for files: their sizes).
+    """
+    pieces, digests, position = [], set(), None
+    complete = characters = 0
+    digest = hashlib.sha256(stream._identity.encode())
+    for piece in stream.pieces() if documents else ():
+        pieces.append((piece.text, piece.ends))
+        data = piece.text.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+        if piece.begins and piece.ends:
+            digests.add(digest_of(piece.text))
+        complete += piece.ends
+        characters += len(piece.text)
+        if complete >= documents or characters >= _HEAD_CHARACTERS:
+            position = piece.position()
+            break
+    else:
+        if documents:
+            raise UserError(_too_short(stream, complete))
+    return Head(tuple(pieces), complete, position, frozenset(digests), digest.hexdigest())
+
+
+def digest_of(document: str) -> bytes:
+    """Return what equal documents are told by."""
+    return hashlib.sha256(document.encode()).digest()[:16]
+
+
+def _too_short(stream: TextStream, documents: int) -> Problem:
+    return Problem(
+        "validation.stream_documents",
+        f"{stream.path} ends with its {documents:,} documents, and all of them would be kept for validation",
+        mend="Keep fewer, or leave out streaming: this set is small.",
+    )
+
+
+def _open_files(
+    path: str, key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
+) -> TextStream:
+    refuse_extras(key, "a local file", subset, split)
+    kind = kind_of(files[0].name) or "text"
+    readers = [Reader(file, kind, key, path) for file in files]
+    column = None
+    if kind == "text":
+        refuse_extras(key, "plain text", text_column=text_column)
+    else:
+        if any(reader.is_json_list() for reader in readers):
+            mend = "Write one object a line, or leave out streaming."
+            raise UserError(Problem(f"{key}.streaming", "a JSON list can only be read whole", value=True, mend=mend))
+        _, column = sniff(readers, key, path, text_column)
+    return TextStream(
+        key=key,
+        path=path,
+        text_column=column,
+        _read=partial(_read_files, readers, column),
+        _extent=describe_files(kind, files),
+        _identity="\0".join([kind, column or "", *(str(file.stat().st_size) for file in files)]),
+    )
+
+
+def _read_files(readers: list[Reader], column: str | None, position: Position | None) -> Iterator[Piece]:
+    file, (offset, number) = (position["file"], position["place"]) if position else (0, START)
+    for index in range(file, len(readers)):
+        if column is None:
+            for place, text, begins, ends in text_pieces(readers[index], offset):
+                # Behind the end of a file stands the next one, or its end would be read twice.
+                following = (index + 1, START) if ends else (index, (place, 0))
+                yield Piece(text, begins, ends, partial(_position, *following))
+        else:
+            for place, text in readers[index].column_from((offset, number), column):
+                yield Piece(text, True, True, partial(_position, index, place))
+        offset, number = START
+
+
+def _position(file: int, place: tuple[int, int]) -> Position:
+    return {"file": file, "place": list(place)}
+
+
+def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: str | None) -> TextStream:
+    from llm_lab.data.hub import hub_errors, stream_hub
+
+    rows = stream_hub(path, subset=subset, split=split, key=key)
+    # Before the first row is read, so that the start can be gone back to.
+    start = rows.state_dict()
+    with hub_errors(path, subset, split, key):
+        sample = list(islice(rows, _SNIFFED_ROWS))
+    names = list(dict.fromkeys(name for row in sample for name in row))
+    column = pick_column(key, path, names, string_columns(names, sample), sample, text_column)
+    where = ", ".join(([f"subset {subset}"] if subset else []) + [f"split {split}"])
+    return TextStream(
+        key=key,
+        path=path,
+        text_column=column,
+        _read=partial(_read_hub, rows, start, column, partial(hub_errors, path, subset, split, key)),
+        _extent=f"Hub dataset {path} ({where})",
+        _identity="\0".join(["hub", path, subset or "", split, column]),
+    )
+
+
+def _read_hub(
+    rows: Any, start: Position, column: str, errors: Callable[[], Any], position: Position | None
+) -> Iterator[Piece]:
+    rows.load_state_dict(position or start)
+    with errors():
+        for row in rows:
+            text = row[column]
+            if text and not text.isspace():
+                yield Piece(text, True, True, rows.state_dict)
