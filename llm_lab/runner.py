@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 import shutil
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from llm_lab.runs.processes import connected, from_first_process, is_first_proce
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
 STAGE_MODULES = {"pretrain": "llm_lab.stages.pretrain"}
+LEAST_STEPS_TO_LEARN_FROM = 100
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -302,8 +304,10 @@ def _plain(value: Any) -> Any:
 
 
 def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:
+    from llm_lab.runs.memory import forget_peak_memory, peak_memory_bytes
+
     stage = importlib.import_module(STAGE_MODULES[resolved.recipe.stage])
-    recipe = resolved.recipe
+    recipe, device = resolved.recipe, resolved.values["device"]
     first = is_first_process()
     if first and not resume:
         name = folder.path.name
@@ -317,7 +321,15 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
             status="running", process=this_process(), resumed_at=[*folder.facts().get("resumed_at", []), now()]
         )
     try:
+        if not resume:
+            from llm_lab.stages.calibrate import calibrate
+
+            resolved = calibrate(resolved, display)
+            if first:
+                folder.update(predicted=_predicted(resolved))
+        forget_peak_memory(device)
         result = stage.run(recipe, folder, display, resume=resume)
+        results = {**result.results, "memory_bytes": peak_memory_bytes(device)}
     except BaseException as error:
         if first and isinstance(error, LabError) and not resume and not folder.metrics():
             shutil.rmtree(folder.path)  # nothing was trained: leave nothing half made
@@ -325,7 +337,9 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
             folder.update(ended_at=now(), **_how_it_ended(error))
         raise
     if first:
-        folder.update(status=result.status, ended_at=now(), results=result.results, error=None)
+        folder.update(status=result.status, ended_at=now(), results=results, error=None)
+        if result.status == "done":
+            _keep_speed(resolved, folder, results)
         from llm_lab.runs.report import write_report
 
         write_report(folder)
@@ -356,13 +370,33 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
         "peak_flops": gpu.bf16_peak_flops * process_count() if gpu and gpu.bf16_peak_flops else None,
         "parameters": estimate.parameters,
         "flops_per_token": estimate.flops_per_token,
-        "planned": {
-            "wall_seconds": estimate.wall_seconds,
-            "memory_bytes": estimate.memory_bytes,
-            "tokens": estimate.tokens,
-        },
+        "predicted": _predicted(resolved),
         "versions": _versions(),
     }
+
+
+def _predicted(resolved: Resolved) -> dict[str, Any]:
+    """Return what the plan says a run will take, to hold against what it took."""
+    cost = resolved.estimate
+    return {
+        "wall_seconds": cost.wall_seconds,
+        "memory_bytes": cost.memory_bytes,
+        "seconds_by_part": cost.seconds_by_part,
+        "basis": cost.basis,
+    }
+
+
+def _keep_speed(resolved: Resolved, folder: RunFolder, results: Mapping[str, Any]) -> None:
+    """Let the next plan with these settings predict from how fast this run was."""
+    from llm_lab.plan.measurements import Measurement, keep_measurement
+
+    # The first step is not like the others: a model compiles in it.
+    speeds = [row["tokens_per_second"] for row in folder.metrics() if row.get("tokens_per_second") and row["step"] > 1]
+    if resolved.recipe.stage != "pretrain" or not speeds or results["step"] < LEAST_STEPS_TO_LEARN_FROM:
+        return
+    seconds = resolved.estimate.tokens_per_step / statistics.harmonic_mean(speeds)
+    measurement = Measurement("run", seconds, memory_bytes=results["memory_bytes"])
+    keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)
 
 
 def _describe_model(model: Any) -> str:

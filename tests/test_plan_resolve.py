@@ -58,7 +58,10 @@ def test_the_device_is_resolved(wanted, there, device):
 def test_a_run_that_does_not_fit_is_refused_with_the_way_out():
     raw = bare(model={"size": "7b"}, train={"per_device_train_batch_size": 64, "max_length": 4096})
     with pytest.raises(MachineError, match=r"needs about [\d.]+ GiB and there are 80\.0 GiB.*gradient_checkpointing"):
+        demand_device(resolve(raw | {"train": {**raw["train"], "gradient_checkpointing": False}}, machine=machine(H100)))
+    with pytest.raises(MachineError) as caught:
         demand_device(resolve(raw, machine=machine(H100)))
+    assert "gradient_checkpointing" not in str(caught.value), "it is on already"
     with pytest.raises(MachineError, match=r"there are 16\.0 GiB"):
         demand_device(resolve(bare(device="cpu", model={"size": "3b"}), machine=LAPTOP))
 

@@ -66,7 +66,7 @@ def test_a_run_learns_and_leaves_a_whole_folder():
         "train_tokens": 1280,
     }
     assert {"loss", "tokens_per_second", "wall_seconds"} < set(results)
-    assert {"seed", "device", "machine", "versions", "planned", "created_at", "ended_at"} < set(facts)
+    assert {"seed", "device", "machine", "versions", "predicted", "created_at", "ended_at"} < set(facts)
     assert [step for step, _ in folder.checkpoints()] == [10, 20]
     assert folder.samples_path.read_text().count("## Step ") == 2
     assert "| eval_loss |" in folder.report_path.read_text()

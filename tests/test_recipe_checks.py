@@ -39,7 +39,7 @@ def test_a_key_in_the_wrong_group_is_shown_its_place():
 def test_a_key_of_another_optimizer_is_refused_with_its_owner():
     found = problems_of(tiny_recipe(**{"optimizer.momentum": 0.9}))
     assert found["optimizer.momentum"].startswith("optimizer.momentum: optimizer 'adamw' has no such key")
-    assert "(of muon)" in found["optimizer.momentum"]
+    assert "It belongs to optimizer muon." in found["optimizer.momentum"]
 
 
 def test_a_key_that_is_needed_is_asked_for_beside_the_one_that_was_mistyped():
@@ -195,6 +195,26 @@ BROKEN = {
     "_warmup_ends_within_the_run": [
         ({"scheduler.warmup_steps": 20}, "scheduler.warmup_steps", {"scheduler.warmup_steps": 19})
     ],
+    "_warmup_leaves_room_for_the_decay": [
+        (
+            {"scheduler": {"name": "wsd", "warmup_steps": 11, "decay_ratio": 0.5}},
+            "scheduler.decay_ratio",
+            {"scheduler": {"name": "wsd", "warmup_steps": 10, "decay_ratio": 0.5}},
+        ),
+    ],
+    "_kernel_takes_the_model": [
+        (
+            {"device": "cuda", "train.dtype": "bfloat16", "train.attn_implementation": kernel} | parts,
+            "train.attn_implementation",
+            {"device": "cuda", "train.dtype": "bfloat16", "train.attn_implementation": "sdpa"} | parts,
+        )
+        for kernel, parts in (
+            ("flex_attention", {"model.attention_dropout": 0.1}),
+            ("flex_attention", {"model.head_dim": 8}),
+            ("flash_attention_2", {"model.head_dim": 258}),
+            ("flash_attention_2", {"train.dtype": "float32"}),
+        )
+    ],
     "_alibi_has_a_kernel": [
         (
             {"model.position_embedding": "alibi", "train.attn_implementation": "flash_attention_2", "device": "cuda"},
@@ -206,7 +226,7 @@ BROKEN = {
         (
             {"train.attn_implementation": kernel},
             "train.attn_implementation",
-            {"train.attn_implementation": kernel, "device": "cuda"},
+            {"train.attn_implementation": kernel, "device": "cuda", "train.dtype": "bfloat16"},
         )
         for kernel in ("flash_attention_2", "flex_attention")
     ],
@@ -233,7 +253,12 @@ BROKEN = {
     ],
     "_documents_are_masked_by_a_kernel_that_can": [
         (
-            {"train.document_mask": True, "train.attn_implementation": "flash_attention_2", "device": "cuda"},
+            {
+                "train.dtype": "bfloat16",
+                "train.document_mask": True,
+                "train.attn_implementation": "flash_attention_2",
+                "device": "cuda",
+            },
             "train.document_mask",
             {"train.document_mask": True, "train.attn_implementation": "sdpa"},
         ),

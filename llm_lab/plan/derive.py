@@ -9,7 +9,7 @@ from typing import Any
 from llm_lab.recipe.rules import warmup_steps_of
 from llm_lab.recipe.sizes import SIZES, Shape
 
-from .estimate import ASSUMED_GPU_MEMORY_BYTES, memory_by_part
+from .estimate import FULL, available_bytes, memory_by_part
 from .hardware import Machine
 from .parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
 from .vocabulary import vocabulary_size
@@ -20,6 +20,7 @@ CPU_MAX_LENGTH = 128
 CUDA_MAX_LENGTH = 1024
 CPU_EVAL_TOKENS = 131_072
 CUDA_EVAL_TOKENS = 1_048_576
+FLASH_MAX_HEAD_DIM = 256
 # Measured: compiling takes half a minute on two CPU cores and saves about 5 ms of a 35 ms step.
 COMPILE_PAYS_AFTER_STEPS = {"cpu": 5000, "cuda": 200}
 
@@ -187,13 +188,16 @@ def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> 
         if machine.cpu_bf16_is_fast
         else "this CPU has no bf16 in hardware",
     )
-    draft.fill("train.attn_implementation", "sdpa", "fused, and right for every combination of parts")
+    draft.fill("train.attn_implementation", *_kernel(draft, machine, shape))
     _derive_batch(draft, machine, shape, on_cpu)
     _derive_steps(draft, machine, shape, on_cpu)
     steps: int = draft.get("train.max_steps")
     ratio = draft.get("scheduler.warmup_ratio")
     if ratio is not None:
         draft.fill("scheduler.warmup_steps", warmup_steps_of(ratio, steps), "warmup_ratio × max_steps")
+    flat_from = steps - round((draft.get("scheduler.decay_ratio") or 0.0) * steps)
+    if draft.get("scheduler.name") == "wsd" and flat_from < min(2000, steps // 20):
+        draft.fill("scheduler.warmup_steps", flat_from, "what decay_ratio leaves of the run")
     draft.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
     draft.fill("train.eval_steps", max(min(steps, 10), steps // 10), "a tenth of max_steps, at least 10")
     most = CPU_EVAL_TOKENS if on_cpu else CUDA_EVAL_TOKENS
@@ -208,31 +212,78 @@ def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> 
     draft.fill("train.compile", pays, f"it pays from about {enough:,} steps on")
 
 
+def _kernel(draft: _Draft, machine: Machine, shape: ModelShape | None) -> tuple[str, str]:
+    """Return the attention kernel for the parts on this machine, and why.
+
+    flex_attention is never taken unasked: it is compiled anew for every length of a sample that is being written.
+    """
+    if draft.get("device") == "cpu":
+        return "sdpa", "fused, and right for every combination of parts"
+    if _position_embedding(draft.values) == "alibi":
+        return "sdpa", "flash attention would drop ALiBi's penalties"
+    if draft.get("train.document_mask"):
+        return "sdpa", "flash attention knows no documents in a row"
+    if draft.get("train.dtype") != "bfloat16":
+        return "sdpa", "flash attention takes no float32"
+    if shape is not None and shape.head_dim > FLASH_MAX_HEAD_DIM:
+        return "sdpa", f"flash attention takes at most {FLASH_MAX_HEAD_DIM} numbers a head"
+    if not machine.has_flash_attention:
+        return "sdpa", "fused, and right for every combination of parts; the package flash-attn is not installed"
+    window = ", and it skips what the sliding window hides" if draft.get("model.sliding_window") else ""
+    return "flash_attention_2", f"the package flash-attn is installed{window}"
+
+
+def _position_embedding(values: Mapping[str, Any]) -> str | None:
+    """Return the model's position embedding where its parts or its config are at hand."""
+    source = model_source(values)
+    model = values["model"] if source == "parts" else read_config_json(values["model"][source])
+    return (model or {}).get("position_embedding")
+
+
 def _derive_batch(draft: _Draft, machine: Machine, shape: ModelShape | None, on_cpu: bool) -> None:
+    """Choose the rows of a batch, and recompute activations only where nothing else fits."""
     length: int = draft.get("train.max_length")
+    memory_bytes = available_bytes(draft.get("device"), machine)
+    rows = draft.get("train.per_device_train_batch_size") or (16 if on_cpu else 8 if shape is None else None)
+    if shape is None:
+        draft.fill("train.gradient_checkpointing", False, "the model's size is not known yet")
+    else:
+        # Rows that are derived leave a quarter to spare; rows that were asked for must just fit.
+        room = (0.75 if rows is None else FULL) * memory_bytes
+        plain, saved = (_bytes(draft, shape, rows or 1, length, checkpointing) for checkpointing in (False, True))
+        many = "1 row" if (rows or 1) == 1 else f"{rows} rows"
+        draft.fill(
+            "train.gradient_checkpointing",
+            plain > room,
+            f"without it {many} would take {plain / 2**30:.1f} GiB, with it {saved / 2**30:.1f} GiB"
+            if plain > room
+            else f"{many} fit without it"
+            if rows != 1 and rows is not None
+            else "it fits without",
+        )
     if on_cpu or shape is None:
-        draft.fill("train.per_device_train_batch_size", 16 if on_cpu else 8, "the usual on a CPU" if on_cpu else "safe")
+        draft.fill("train.per_device_train_batch_size", rows, "the usual on a CPU" if on_cpu else "safe")
         draft.fill("train.gradient_accumulation_steps", 1, "one batch a step")
         return
-    gpu_bytes = machine.gpus[0].memory_bytes if machine.gpus else ASSUMED_GPU_MEMORY_BYTES
+    checkpointing = draft.get("train.gradient_checkpointing")
     rows = 1
-    while rows * 2 * length <= 65_536 and _bytes(draft, shape, rows * 2, length) <= 0.75 * gpu_bytes:
+    while rows * 2 * length <= 65_536 and _bytes(draft, shape, rows * 2, length, checkpointing) <= 0.75 * memory_bytes:
         rows *= 2
-    draft.fill("train.per_device_train_batch_size", rows, f"fits {gpu_bytes / 1e9:.0f} GB with a quarter to spare")
+    draft.fill("train.per_device_train_batch_size", rows, f"fits {memory_bytes / 1e9:.0f} GB with a quarter to spare")
     rows = draft.get("train.per_device_train_batch_size")
     wanted = 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
     each = rows * length * machine.processes
     draft.fill("train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens a step")
 
 
-def _bytes(draft: _Draft, shape: ModelShape, rows: int, length: int) -> int:
+def _bytes(draft: _Draft, shape: ModelShape, rows: int, length: int, checkpointing: bool) -> int:
     parts = memory_by_part(
         shape,
         rows=rows,
         length=length,
         optimizer=draft.get("optimizer.name"),
         dtype=draft.get("train.dtype"),
-        checkpointing=draft.get("train.gradient_checkpointing"),
+        checkpointing=checkpointing,
     )
     return sum(parts.values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import platform
 import shutil
@@ -61,6 +62,7 @@ class Machine:
     has_compiler: bool  # a C++ compiler, which torch.compile needs on a CPU
     cpu_bf16_is_fast: bool  # AMX or AVX-512 BF16: bf16 products in hardware
     processes: int = 1  # that train together, one a GPU (run --nproc)
+    has_flash_attention: bool = False  # the package flash-attn
 
     @property
     def cuda_problem(self) -> str | None:
@@ -102,6 +104,7 @@ def find_machine() -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++")),
         processes=int(os.environ.get("WORLD_SIZE", "1")),
+        has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
         cpu_bf16_is_fast=any(flag in _cpu_flags().split() for flag in ("amx_bf16", "avx512_bf16")),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,12 @@ def resolve(
     return resolved
 
 
+def estimate_again(resolved: Resolved, *, first_step: int = 0) -> Resolved:
+    """Return the same with what was measured since, or with only what is left after `first_step`."""
+    values = resolved.recipe.model_dump(by_alias=True)
+    return replace(resolved, estimate=estimate(values, resolved.shape, resolved.machine, first_step=first_step))
+
+
 def demand_cuda(machine: Machine, mend: str) -> None:
     """Raise MachineError where there is no CUDA GPU that does bf16."""
     if machine.cuda_problem:
@@ -126,6 +132,16 @@ def demand_device(resolved: Resolved) -> None:
         demand_cuda(
             resolved.machine, "Set device=cpu for the rehearsal at toy size, or device=auto to take what there is."
         )
+    train = resolved.values.get("train") or {}
+    if train.get("attn_implementation") == "flash_attention_2" and not resolved.machine.has_flash_attention:
+        raise MachineError(
+            Problem(
+                "train.attn_implementation",
+                "the package flash-attn is not installed here",
+                value="flash_attention_2",
+                mend="Install it (pip install flash-attn --no-build-isolation), or leave the key out for sdpa.",
+            )
+        )
     if not resolved.estimate.fits and resolved.estimate.memory_bytes:
         raise MachineError(
             Problem(
@@ -134,7 +150,8 @@ def demand_device(resolved: Resolved) -> None:
                 f"{resolved.estimate.memory_available_bytes / 2**30:.1f} GiB",
                 value=resolved.values["train"]["per_device_train_batch_size"],
                 mend="Take fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
-                "train.gradient_checkpointing=true, or a smaller model.size.",
+                + ("" if train.get("gradient_checkpointing") else "train.gradient_checkpointing=true, ")
+                + "or a smaller model.size.",
             )
         )
 

@@ -127,6 +127,22 @@ def _warmup_ends_within_the_run(values: Values) -> Iterator[Problem]:
         )
 
 
+def _warmup_leaves_room_for_the_decay(values: Values) -> Iterator[Problem]:
+    scheduler, steps = values.get("scheduler", {}), values.get("train", {}).get("max_steps")
+    warmup, ratio = scheduler.get("warmup_steps"), scheduler.get("decay_ratio")
+    if scheduler.get("name") != "wsd" or not steps or warmup is None or ratio is None or warmup >= steps:
+        return
+    decay = round(ratio * steps)
+    if warmup + decay > steps:
+        yield Problem(
+            "scheduler.decay_ratio",
+            f"{warmup} steps of warm-up and {decay} of decay are more than train.max_steps = {steps}",
+            value=ratio,
+            allowed=f"above 0, up to {(steps - warmup) / steps:.4g}",
+            mend="Or take fewer scheduler.warmup_steps.",
+        )
+
+
 def warmup_steps_of(ratio: float, max_steps: int) -> int:
     """Return the warm-up steps that a share of the run amounts to; the last step is never one of them."""
     return min(max_steps - 1, round(ratio * max_steps))
@@ -161,6 +177,24 @@ def _kernel_runs_on_the_device(values: Values) -> Iterator[Problem]:
     if values.get("device") == "cpu" and kernel in ("flash_attention_2", "flex_attention"):
         reason = "needs CUDA" if kernel == "flash_attention_2" else "has no backward pass on a CPU"
         yield Problem("train.attn_implementation", f"{kernel} {reason}", value=kernel, allowed="sdpa, eager")
+
+
+def _kernel_takes_the_model(values: Values) -> Iterator[Problem]:
+    train, parts = values.get("train", {}), _parts(values)
+    kernel = train.get("attn_implementation")
+    if values.get("device") == "cpu" or (kernel == "flash_attention_2" and parts.get("position_embedding") == "alibi"):
+        return  # what stands in the way there has a rule of its own
+    if kernel == "flex_attention" and parts.get("attention_dropout"):
+        why = f"flex attention has no dropout, and model.attention_dropout = {parts['attention_dropout']:g}"
+    elif kernel == "flex_attention" and (parts.get("head_dim") or 16) < 16:
+        why = f"flex attention takes at least 16 numbers a head, and model.head_dim = {parts['head_dim']}"
+    elif kernel == "flash_attention_2" and (parts.get("head_dim") or 1) > 256:
+        why = f"flash attention takes at most 256 numbers a head, and model.head_dim = {parts['head_dim']}"
+    elif kernel == "flash_attention_2" and train.get("dtype") == "float32":
+        why = "flash attention takes no float32"
+    else:
+        return
+    yield Problem("train.attn_implementation", why, value=kernel, allowed="sdpa, eager", mend="Leave it out.")
 
 
 def _checkpoint_brings_its_tokenizer(values: Values) -> Iterator[Problem]:
@@ -222,9 +256,11 @@ RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
     _yarn_context_is_the_product,
     _rows_fit_the_context,
     _warmup_ends_within_the_run,
+    _warmup_leaves_room_for_the_decay,
     _warmup_is_said_once,
     _alibi_has_a_kernel,
     _kernel_runs_on_the_device,
+    _kernel_takes_the_model,
     _checkpoint_brings_its_tokenizer,
     _first_mistakes_with_data,
     _builtin_text_is_no_stream,

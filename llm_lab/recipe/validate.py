@@ -178,6 +178,8 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
         )
     if key is None:
         return Problem(path, item["msg"], value=value)
+    if kind == "dict_type":
+        return Problem(path, "a group of keys is expected here, as in {stage: pretrain, data: [...]}", value=value)
     if kind in ("model_type", "model_attributes_type"):
         groups = groups_of(key.info)
         named = [g.model_fields["name"].default for g in groups if "name" in g.model_fields]
@@ -194,7 +196,8 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
         "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too many",
         "too_short": "this needs at least one entry",
     }.get(kind, key.help)
-    return Problem(path, why, value=value, allowed=key.allowed(), mend=mend)
+    # Of a group with a shorthand (the tokenizer's) the help says what it may be, and "group" would say nothing.
+    return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), mend=mend)
 
 
 def _capital(text: str) -> str:
@@ -224,10 +227,25 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     where = f"'{parent_path}'" if parent_path else f"a {raw['stage']} recipe" if "stage" in raw else "a pipeline"
     if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
         where = f"{parent_path} '{node['name']}'"
-    mend = did_you_mean(last, names)
-    if mend is None:
-        mend = _elsewhere(last, schema)
+    mend = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
+    if path == "weights" and "data" in schema.model_fields:
+        mend = _each_its_weight(raw)
+    mend = mend or did_you_mean(last, names) or _elsewhere(last, schema)
     return Problem(path, f"{where} has no such key", allowed=None if mend else one_of(names), mend=mend)
+
+
+def _each_its_weight(raw: Mapping[str, Any]) -> str:
+    """Say where weights go that were written as a list of their own, as in other tools."""
+    weights, sets = raw["weights"], raw.get("data")
+    both = isinstance(weights, list) and isinstance(sets, list) and len(weights) != len(sets)
+    mismatch = f"There are {len(weights)} weights and {len(sets)} sets. " if both else ""
+    return mismatch + "Each set has its own: data: [{path: a.txt, weight: 2.0}, {path: b.txt, weight: 1.0}]."
+
+
+def _of_another(name: str, path: str, groups: list[type[Group]]) -> str | None:
+    """Say whose key it is, of those that could stand here: another optimizer's."""
+    owners = [g.model_fields["name"].default for g in groups if name in g.model_fields and "name" in g.model_fields]
+    return f"It belongs to {path} {' or '.join(owners)}." if len(groups) > 1 and owners else None
 
 
 def _elsewhere(name: str, schema: type[Group]) -> str | None:

@@ -1,0 +1,68 @@
+"""`llm-lab check`: one recipe with many mistakes gets all its errors at once, each in words."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_lab.cli import main
+
+FOUR = """
+stage: pretrain
+name: four
+device: cpu
+weights: [1.0, 2.0, 3.0]
+data:
+  - {path: rows.jsonl, text_column: body}
+  - {path: b.txt}
+optimizer: {name: adamw, momentum: 0.9}
+scheduler: {name: cosine, warmup_steps: 5000}
+train: {max_steps: 100}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _data(in_tmp_path):
+    Path("rows.jsonl").write_text('{"text": "hello there"}\n{"text": "good day"}\n')
+    Path("b.txt").write_text("hello\n")
+
+
+def errors_of(recipe: str, capsys) -> str:
+    Path("recipe.yaml").write_text(recipe)
+    assert main(["check", "recipe.yaml"]) == 2
+    printed = capsys.readouterr()
+    return " ".join((printed.out + printed.err).split())
+
+
+def test_a_schedule_weights_an_optimizer_and_a_column_that_are_wrong_are_told_at_once(capsys):
+    said = errors_of(FOUR, capsys)
+    for words in (
+        "scheduler.warmup_steps = 5000: warm-up would never end: the run has train.max_steps = 100. Allowed: 0 to 99.",
+        "weights: a pretrain recipe has no such key. There are 3 weights and 2 sets. Each set has its own: data: [{",
+        "optimizer.momentum: optimizer 'adamw' has no such key. It belongs to optimizer muon.",
+        "data.0.text_column = body: There is no such column. Allowed: text.",
+    ):
+        assert words in said, words
+    assert said.count("rows.jsonl") + said.count("Traceback") == 0
+
+
+def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_told_with_what_would(capsys):
+    said = errors_of(
+        FOUR.replace("name: cosine, warmup_steps: 5000", "name: wsd, warmup_steps: 30, decay_ratio: 0.8"), capsys
+    )
+    assert (
+        "30 steps of warm-up and 80 of decay are more than train.max_steps = 100. Allowed: above 0, up to 0.7." in said
+    )
+    assert "There is no such column" in said
+
+
+def test_each_owner_of_a_key_is_named(capsys):
+    assert "It belongs to optimizer sophia." in errors_of(FOUR.replace("momentum: 0.9", "rho: 0.1"), capsys)
+
+
+def test_a_stage_and_a_tokenizer_of_the_wrong_kind_are_told_in_words(capsys):
+    pipeline = "stages:\n- {stage: pretrain, data: [{path: b.txt}], device: cpu, tokenizer: 5}\n- 5\n"
+    said = errors_of(pipeline, capsys)
+    assert "stages.1 = 5: a group of keys is expected here" in said
+    said = errors_of("{stage: pretrain, data: [{path: b.txt}], device: cpu, tokenizer: 5}", capsys)
+    assert "tokenizer = 5: bytes, {bpe: entries}, a folder, or a name on the Hub." in said
+    assert "Allowed: group" not in said
