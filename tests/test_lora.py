@@ -24,6 +24,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from llm_lab.cli import main
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import load_model
 from llm_lab.hf.lora import attach_lora, demand_4bit, describe_trainable, target_modules
@@ -31,6 +32,7 @@ from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
 from llm_lab.optim.build import split_parameters
+from llm_lab.plan.parameters import read_config_json, shape_of_config
 from llm_lab.recipe.errors import MachineError, UserError
 from llm_lab.recipe.parts import ACTIVATIONS
 from llm_lab.recipe.post_training import LORA_PRESETS, Lora
@@ -356,6 +358,22 @@ def test_only_the_trained_adapter_is_saved_beside_a_reference_copy(tmp_path):
     save_model(disturb(model), tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "ref").exists()
     torch.testing.assert_close(load_model(tmp_path / "adapter")(ids(model)).logits, model(ids(model)).logits)
+
+
+def test_the_plan_and_the_show_command_know_what_an_adapter_is(tmp_path, capsys):
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
+    save_model(attach_lora(base, lora(preset="minimal"), seed=1), tmp_path / "run" / "model", tokenizer)
+    shape = shape_of_config(read_config_json(tmp_path / "run"))
+    assert shape.parameters == sum(p.numel() for p in load_model(tmp_path / "run" / "model", merge=True).parameters())
+    assert main(["show", str(tmp_path / "run")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LoRA, r 4, alpha 8.0, on q_proj, v_proj" in said
+    assert "259 entries" in said
+    assert "llm-lab merge" in said
+    shutil.rmtree(tmp_path / "base")
+    assert read_config_json(tmp_path / "run") is None
+    assert main(["show", str(tmp_path / "run")]) == 2
+    assert "the base of this adapter is not at" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_reward_model_trains_its_score_head_whole():

@@ -100,17 +100,40 @@ _LEFT_OUT: dict[str, dict[str, int]] = {
 
 
 def read_config_json(path: str | Path) -> dict[str, Any] | None:
-    """Read a local Hugging Face config.json (a file, or the folder it stands in), or None."""
+    """Read a local config.json (a file, or the folder it stands in), or None. An adapter's is its base's."""
     file = Path(path)
     if file.is_dir():
         file = next((f for f in (file / "config.json", file / "model" / "config.json") if f.exists()), file)
+    if file.is_dir():
+        adapter = read_adapter_json(file)
+        base = (adapter or {}).get("base_model_name_or_path")
+        config = read_config_json(base) if base and Path(base).is_dir() else None
+        return _with_rows(config, adapter) if config and adapter else None
+    return _read_object(file)
+
+
+def read_adapter_json(folder: str | Path) -> dict[str, Any] | None:
+    """Read the adapter_config.json of a LoRA adapter's folder (or run), or None."""
+    path = Path(folder)
+    file = next((f for f in (path, path / "model") if (f / "adapter_config.json").is_file()), path)
+    return _read_object(file / "adapter_config.json")
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return config if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _with_rows(config: dict[str, Any], adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base's config with the vocabulary that the adapter has grown it to."""
+    trained = adapter.get("trainable_token_indices") or []
+    rows = [row for ids in (trained.values() if isinstance(trained, dict) else [trained]) for row in ids]
+    return {**config, "vocab_size": max([config.get("vocab_size", 0), *(row + 1 for row in rows)])}
 
 
 def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) -> ModelShape | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llm_lab.plan.parameters import read_config_json, shape_of_config
+from llm_lab.plan.parameters import read_adapter_json, read_config_json, shape_of_config
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.native import native_architecture
@@ -114,10 +114,16 @@ def print_checkpoint(name: str, folder: Path) -> None:
 
     console = make_console()
     config = read_config_json(folder)
+    adapter = None if (folder / "config.json").exists() else read_adapter_json(folder)
+    if config is None and adapter is not None:
+        why = f"the base of this adapter is not at {adapter.get('base_model_name_or_path')}"
+        raise UserError(Problem(str(folder), why, mend="Put it there, or name its place in adapter_config.json."))
     if config is None:
         raise UserError(Problem(str(folder / "config.json"), "this is no config: not the JSON of one object"))
     run = next((RunFolder(p) for p in (folder, *folder.parents[:2]) if (p / "run.json").is_file()), None)
     rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
+    if adapter is not None:
+        rows[1:1] = _adapter_rows(adapter)
     shape = shape_of_config(config)
     if shape is not None:
         parts = ", ".join(f"{part} {count(number)}" for part, number in shape.parameters_by_part.items() if number)
@@ -125,13 +131,23 @@ def print_checkpoint(name: str, folder: Path) -> None:
         rows.append(("cache", f"{shape.cache_bytes_per_token():,} bytes a token in bf16"))
     rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
     rows.append(("context", f"{config.get('max_position_embeddings', 0):,} tokens"))
-    if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+    if adapter is not None:
+        rows.append(("loads in", "peft, beside its base; whole and anywhere after: llm-lab merge " + name))
+    elif any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
         rows.append(("loads in", _loads_in(config)))
     else:
         rows.append(("weights", "none here: this is a design, or a copy that is not whole"))
     if run is not None:
         rows += _run_rows(run, folder)
     console.print(_table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
+
+
+def _adapter_rows(adapter: dict[str, Any]) -> list[tuple[str, Any]]:
+    kind = "DoRA" if adapter.get("use_dora") else "LoRA"
+    layers = adapter.get("target_modules") or []
+    names = ", ".join(sorted(layers)) if isinstance(layers, list) else layers
+    told = f"{kind}, r {adapter.get('r')}, alpha {adapter.get('lora_alpha')}, on {names}"
+    return [("adapter", told), ("base", adapter.get("base_model_name_or_path"))]
 
 
 def _architecture(config: dict[str, Any]) -> str:
