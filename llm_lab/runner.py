@@ -23,7 +23,7 @@ from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, th
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
-STAGE_MODULES = {"pretrain": "llm_lab.stages.pretrain"}
+STAGE_MODULES = {"pretrain": "llm_lab.stages.pretrain", "merge": "llm_lab.stages.merge"}
 LEAST_STEPS_TO_LEARN_FROM = 100
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from llm_lab.data.encoding import tokenizer_fingerprint
 from llm_lab.data.mixing import build_schedule
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
+from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quiet_libraries, read_config
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
@@ -153,15 +153,7 @@ def make_tokenizer(recipe: PretrainRecipe, sources: Sequence[TextSource], folder
 
 def describe_parent(checkpoint: str) -> dict[str, str | None]:
     """Return where a model came from and a digest of its weights, for the lineage."""
-    folder = Path(checkpoint)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return {"path": checkpoint, "digest": None}
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return {"path": checkpoint, "digest": digest.hexdigest()}
+    return {"path": checkpoint, "digest": weights_digest(checkpoint)}
 
 
 def find_local(name: str) -> str:
