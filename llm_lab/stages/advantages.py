@@ -57,10 +57,8 @@ def whiten(x: torch.Tensor, mask: torch.Tensor, total: Sum = lambda x: x) -> tor
     return (centred * torch.rsqrt(variance + 1e-8)).masked_fill(~mask, 0.0)
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
-    """Return the share of the returns' variance that the values foretell: 1 is all, NaN where there is none."""
-    if mask.sum() < 2:
-        return float("nan")
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
+    """Return the share of the returns' variance that the values foretell: 1 is all, None where there is none."""
     found, foretold = returns[mask].double(), values[mask].double()
-    variance = found.var(correction=0)
-    return float(1 - (found - foretold).var(correction=0) / variance) if variance > 0 else float("nan")
+    variance = found.var(correction=0) if len(found) > 1 else 0.0
+    return float(1 - (found - foretold).var(correction=0) / variance) if variance > 0 else None

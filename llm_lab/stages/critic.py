@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ class Critic(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
         """Return float32 values (rows, tokens) of the states before each of the last tokens was chosen."""
         base = self._classifier()
+        # Not every model has positions (ALiBi's have none); those that do would count the padding.
+        known = "position_ids" in inspect.signature(base.base_model.forward).parameters
+        extra = {"position_ids": (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)} if known else {}
         hidden = base.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(dim=-1) - 1).clamp(min=0),
-            use_cache=False,
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra
         ).last_hidden_state
         # The state before token t is what the model knows at position t - 1.
         before = hidden[:, -tokens - 1 : -1] if tokens else hidden[:, :0]

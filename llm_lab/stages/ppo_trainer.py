@@ -64,7 +64,6 @@ class PPOTrainer(RolloutTrainer):
         switch_off_dropout(critic)
         if args.gradient_checkpointing:
             critic.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-            critic.model.enable_input_require_grads()
         self.critic = self.accelerator.prepare_model(critic.train())
         self.critic_optimizer = self._create_critic_optimizer(critic)
 
@@ -123,7 +122,9 @@ class PPOTrainer(RolloutTrainer):
         if self.beta:
             metrics["kl"].append(masked_mean(kl, mask, self._total).item())
         metrics["return_mean"].append(masked_mean(returns, mask, self._total).item())
-        metrics["explained_variance"].append(explained_variance(values, returns, mask))
+        foretold = explained_variance(values, returns, mask)
+        if foretold is not None:
+            metrics["explained_variance"].append(foretold)
         return rollout
 
     def _total(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,7 +160,7 @@ class PPOTrainer(RolloutTrainer):
         sums = torch.stack([x.detach().float().masked_fill(~mask, 0.0).sum() for x in [*measured.values(), mask]])
         *sums, count = self._total(sums).tolist()
         for name, total in zip(measured, sums, strict=True):
-            self._metrics[mode][name].append(total / count if count else float("nan"))
+            self._metrics[mode][name].append(total / max(count, 1))
 
         per_token = (policy_loss + self.args.vf_coef * value_loss).masked_fill(~mask, 0.0)
         return per_token.sum() / self._tokens_of_a_step(inputs, mode)

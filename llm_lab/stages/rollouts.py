@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,34 @@ from torch.nn.modules.dropout import _DropoutNd
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from llm_lab.recipe.errors import Problem, UserError
+
 
 class RolloutTrainer(GRPOTrainer):
     """GRPOTrainer for a model that is loaded already; args.beta weighs the KL to the model as it is given."""
 
     def __init__(self, *, model: Any, args: Any, **kwargs: Any):
-        beta = args.beta
-        adapted = hasattr(model, "peft_config") or kwargs.get("peft_config") is not None
-        reference = copy.deepcopy(model) if beta and not adapted else None
-        if reference is not None:
-            args.beta = 0.0  # TRL would load a reference from config._name_or_path, whatever lies there by now
+        at_once = args.generation_batch_size // args.num_generations
+        prompts = kwargs["train_dataset"]
+        if len(prompts) < at_once:  # TRL would train for 0 steps
+            raise UserError(
+                Problem(
+                    "train.per_device_train_batch_size",
+                    f"there are {len(prompts):,} prompts, and a rollout takes {at_once:,} at once",
+                    mend="Give more prompts, or take smaller batches.",
+                )
+            )
+        beta, args.beta = args.beta, 0.0  # TRL would load a reference from wherever config._name_or_path points
+        reference = None
+        if beta and kwargs.get("peft_config") is None and not starts_as_its_base(model):
+            reference = copy.deepcopy(model)
         super().__init__(model=model, args=args, **kwargs)
+        args.beta = self.beta = beta  # without a reference model, TRL switches the adapter off
         if reference is not None:
-            args.beta = self.beta = beta
             reference.eval().requires_grad_(False)
-            add_fused_lm_head(reference, temperature=self.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
+            add_fused_lm_head(
+                _base_of(reference), temperature=self.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32
+            )
             give_positions(reference)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
         switch_off_dropout(self.model)
@@ -51,19 +63,11 @@ class RolloutTrainer(GRPOTrainer):
             seed=self.args.seed,
         )
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self.accelerator.autocast():  # PEFT generates past the wrapping that would do this
+            return super()._generate_single_turn(*args, **kwargs)
+
     # What is written
-
-    def take_metrics(self) -> dict[str, float]:
-        """Return the means of what was measured since the last call, under TRL's names."""
-        measured = {
-            name: [value for value in values if not math.isnan(value)]
-            for name, values in self._metrics["train"].items()
-        }
-        self._metrics["train"].clear()
-        return {name: sum(values) / len(values) for name, values in measured.items() if values}
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: TRL would put a card of its own beside the checkpoints at every save."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -108,6 +112,12 @@ class _EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
+def starts_as_its_base(model: nn.Module) -> bool:
+    """Tell whether a model is one with an adapter that changes nothing yet."""
+    changes = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    return bool(changes) and not any(parameter.any() for parameter in changes)
+
+
 def switch_off_dropout(model: nn.Module) -> None:
     """Switch off all dropout, that inside attention too: with it, a policy differs from itself."""
     for module in model.modules():
@@ -120,8 +130,7 @@ def switch_off_dropout(model: nn.Module) -> None:
 
 def give_positions(model: nn.Module) -> None:
     """Count positions from the first real token, as generate() does: TRL passes none for left-padded prompts."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "position_ids" not in inspect.signature(base.forward).parameters:
+    if "position_ids" not in inspect.signature(_base_of(model).forward).parameters:
         return
 
     def add_positions(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -131,3 +140,7 @@ def give_positions(model: nn.Module) -> None:
         return args, kwargs
 
     model.register_forward_pre_hook(add_positions, with_kwargs=True)
+
+
+def _base_of(model: nn.Module) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

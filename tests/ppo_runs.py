@@ -1,0 +1,99 @@
+"""Tiny PPO runs for the tests: a byte model, prompts of one letter, rewards that can be checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from llm_lab.hf.load import load_model
+from llm_lab.hf.save import save_model, set_special_tokens
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
+from llm_lab.model.configuration_lab import LabConfig
+from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.stages.critic import load_critic
+from llm_lab.stages.ppo_trainer import PPOConfig, PPOTrainer
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+PROMPTS = ["a", "bc", "def", "g", "hi", "jkl", "m", "no"]
+
+
+def make_start(folder: Path, kind: str = "rope", dropout: float = 0.0) -> Path:
+    """Write a policy to start from: a position embedding of ours, or stock 'llama' or 'gpt2'."""
+    torch.manual_seed(0)
+    tokenizer = make_byte_tokenizer()
+    if kind == "llama":
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                intermediate_size=64,
+                max_position_embeddings=64,
+                attention_dropout=dropout,
+                **SIZES,
+            )
+        )
+    elif kind == "gpt2":
+        drop = {"attn_pdrop": dropout, "resid_pdrop": dropout, "embd_pdrop": dropout}
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2, **drop)
+        )
+    else:
+        model = LabForCausalLM(
+            LabConfig(
+                vocab_size=len(tokenizer),
+                position_embedding=kind,
+                activation="gelu",
+                max_position_embeddings=64,
+                attention_dropout=dropout,
+                hidden_dropout=dropout,
+                **SIZES,
+            )
+        )
+    set_special_tokens(model, tokenizer)
+    save_model(model, folder, tokenizer)
+    return folder
+
+
+def share_of_low_bytes(completions: list[str], **_: Any) -> list[float]:
+    """The reward: the share of characters before "@", which a new model writes a quarter of the time."""
+    return [sum(character < "@" for character in text) / max(len(text), 1) for text in completions]
+
+
+def make_trainer(
+    start: Path, out: Path, *, reward: Any = share_of_low_bytes, lora: Any = None, cls: Any = PPOTrainer, **changes
+):
+    """Make a trainer of two minibatches of four completions a rollout and two epochs."""
+    from datasets import Dataset
+
+    settings = {
+        "output_dir": str(out),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        "steps_per_generation": 2,
+        "num_iterations": 2,
+        "max_completion_length": 6,
+        "max_steps": 4,
+        "learning_rate": 3e-3,
+        "critic_learning_rate": 3e-3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "seed": 1,
+    }
+    model = changes.pop("model", None) or load_model(start)
+    prompts = changes.pop("prompts", PROMPTS)
+    critic_lora = changes.pop("critic_lora", None)
+    return cls(
+        model=model,
+        critic=load_critic(start, peft_config=critic_lora),
+        args=PPOConfig(**(settings | changes)),
+        reward_funcs=reward,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=load_tokenizer(start),
+        peft_config=lora,
+    )
