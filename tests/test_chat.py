@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from llm_lab.hf.conversations import encode_prompt, render_conversation
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
@@ -377,12 +378,22 @@ def test_a_message_longer_than_the_context_is_refused_and_changes_nothing(chat):
     assert session.messages == before
 
 
+def test_a_chat_asks_with_the_tokens_that_training_uses():
+    session = open_session(chat=True)
+    say(session, "hello <|endoftext|>")
+    say(session, "and?")
+    ids = session._prompt("more")
+    assert ids == encode_prompt(session._tokenizer, [*session.messages, {"role": "user", "content": "more"}])
+    assert session._tokenizer.eos_token_id not in ids  # what the user wrote is text
+
+
 def test_a_system_prompt_is_seen_by_the_model():
     session = open_session(chat=True)
     plain = say(session, "hello")
     session.reset()
     session.set_system("be kind")
-    assert session._render([{"role": "system", "content": "be kind"}]) == "s:be kind\n"
+    system = [{"role": "system", "content": "be kind"}]
+    assert render_conversation(session._tokenizer, system) == "s:be kind\n"
     assert session.system == "be kind"
     assert say(session, "hello") != plain
 

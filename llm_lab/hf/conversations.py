@@ -79,7 +79,7 @@ def encode_conversation(
     Longer ones are cut at the end. UserError where there is no chat template, where it does not take these messages,
     or where its answers can't be told from the rest.
     """
-    written = _render(tokenizer, messages)
+    written = _render(tokenizer, messages, strict=assistant_only)
     ids, mask = _encode(tokenizer, written)
     if not assistant_only:
         mask = [1] * len(ids)
@@ -133,7 +133,12 @@ def has_answer_markers(tokenizer: Any) -> bool:
 
 
 def _render(
-    tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False, find_answers: bool = True
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    prompt: bool = False,
+    find_answers: bool = True,
+    strict: bool = False,
 ) -> _Rendered:
     facts = _facts(tokenizer)
     marked, marks = _mark(messages, facts.control_tokens)
@@ -141,7 +146,7 @@ def _render(
     if not find_answers:
         return _Rendered(text, (), marks)
     if not facts.has_markers:
-        spans = list(_find_answers(tokenizer, marked, text, facts, marks))
+        spans = list(_find_answers(tokenizer, marked, text, facts, marks, strict))
     return _Rendered(text, tuple(spans), marks)
 
 
@@ -187,32 +192,30 @@ def _template(tokenizer: Any) -> str:
 
 
 def _find_answers(
-    tokenizer: Any, messages: list[Message], text: str, facts: _Facts, marks: tuple[str, str]
+    tokenizer: Any, messages: list[Message], text: str, facts: _Facts, marks: tuple[str, str], strict: bool
 ) -> Iterator[tuple[int, int]]:
-    """Yield where the answers stand: each from where its prompt ends through the next end of a turn."""
+    """Yield where the answers stand: each from where its prompt ends through the next end of a turn.
+
+    strict: UserError for those that can't be told. They are passed over where nothing hangs on them: in a prompt,
+    which nothing is learnt from, or where all is learnt.
+    """
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, _ = _apply_template(tokenizer, messages[:number], prompt=True)
-        if not text.startswith(before):
-            raise UserError(
-                Problem(
-                    _KEY,
-                    f"it writes what stands before message {number + 1} otherwise once that is answered, so what is "
-                    "learnt would not be what is asked",
-                    mend="Set chat_template: chatml.",
-                )
-            )
-        end = _find_outside_marks(text, facts.end_of_turn, len(before), marks) if facts.end_of_turn else None
-        if end is None:
-            raise UserError(
-                Problem(
-                    _KEY,
-                    "it ends the assistant's turn with no token of its own, so a model would never learn to stop",
-                    mend="Set chat_template: chatml.",
-                )
-            )
-        yield len(before), end
+        if not number:
+            why = "where the assistant speaks first, what it says can't be told from what is written before"
+        else:
+            before, _ = _apply_template(tokenizer, messages[:number], prompt=True)
+            end = _find_outside_marks(text, facts.end_of_turn, len(before), marks) if facts.end_of_turn else None
+            if text.startswith(before) and (end is not None or not strict):
+                yield len(before), end or len(before)
+                continue
+            why = "it ends the assistant's turn with no token of its own, so a model would never learn to stop"
+            if end is not None:
+                why = f"it writes what stands before message {number + 1} otherwise once that is answered, so what is "
+                why += "learnt would not be what is asked"
+        if strict:
+            raise UserError(Problem(_KEY, why, mend="Set chat_template: chatml."))
 
 
 def _find_outside_marks(text: str, token: str, start: int, marks: tuple[str, str]) -> int | None:
@@ -295,7 +298,10 @@ def _look_up(tokenizer: Any) -> _Facts:
     # A word that no template writes, so that what follows it is what follows an answer.
     word = "qzxjq"
     example = [{"role": "user", "content": "?"}, {"role": "assistant", "content": word}]
-    text, spans = _apply_template(tokenizer, example, prompt=False)
+    try:
+        text, spans = _apply_template(tokenizer, example, prompt=False)
+    except UserError:  # it takes other conversations only, or none; that is said where one is encoded
+        text, spans = "", []
     after = text[text.rindex(word) + len(word) :] if word in text else ""
     end = pattern.match(after.lstrip())
     marked = [text[start:stop] for start, stop in spans]

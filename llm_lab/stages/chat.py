@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_lab.hf.conversations import encode_prompt, render_conversation
 from llm_lab.recipe.errors import Problem, UserError
 
 from .chat_decoding import REPLACEMENT, Predictor, TextOfTokens, end_tokens, make_picker
@@ -132,7 +133,8 @@ class ChatSession:
                 )
             )
         if text:
-            shown = self._render([{"role": "system", "content": text}, {"role": "user", "content": "."}])
+            asked = [{"role": "system", "content": text}, {"role": "user", "content": "."}]
+            shown = render_conversation(self._tokenizer, asked)
             if text not in shown:
                 raise UserError(Problem("system", "this model's chat template leaves the system prompt out"))
         self.system = text or None
@@ -174,8 +176,8 @@ class ChatSession:
         system = [{"role": "system", "content": self.system}] if self.system else []
         last = {"role": "user", "content": text}
         for dropped in range(0, len(self.messages) + 1, 2):
-            seen = self._render([*system, *self.messages[dropped:], last], reply=True)
-            ids = self._encode(seen, special=False)
+            # The same function as in training: the model is asked as it was taught.
+            ids = encode_prompt(self._tokenizer, [*system, *self.messages[dropped:], last])
             if most is None or len(ids) <= most:
                 break
         else:
@@ -233,14 +235,6 @@ class ChatSession:
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-    def _render(self, messages: list[dict[str, Any]], *, reply: bool = False) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
-        except TemplateError as error:
-            raise UserError(Problem("chat template", f"it does not take this: {error}")) from None
 
 
 def _stats(times: list[float], prompt_tokens: int, stop: str) -> ReplyStats:
