@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from llm_lab.data.encoding import Encoder, pieces_of
-from llm_lab.data.streams import Head, Position, TextStream, digest_of
+from llm_lab.data.streams import Position, StreamSource
 from llm_lab.recipe.errors import Problem, UserError
 
 # A chunk is what is encoded at once, and what is read again at most when a run goes on.
@@ -37,26 +37,50 @@ class _Chunk:
     ends_epoch: bool
 
 
+@dataclass(frozen=True)
+class StreamTokens:
+    """A stream's validation tokens, and how its training blocks are had; stands beside TokenSet."""
+
+    source: StreamSource
+    validation: np.ndarray
+    validation_bytes: int
+    description: str
+
+
+def prepare_stream(source: StreamSource, tokenizer: Any) -> StreamTokens:
+    """Encode what a stream keeps for validation. UserError where the tokenizer has no EOS."""
+    pieces = [(text, last and ends) for kept, ends in source.kept for text, last in pieces_of(kept)]
+    validation = _joined(ids for ids, _, _ in Encoder(tokenizer)(pieces))
+    description = source.stream.describe()
+    if source.kept:
+        what = f"its first {source.documents:,} documents" if source.documents > 1 else "its beginning"
+        description += f"; {what} ({len(validation):,} tokens) are kept for validation"
+    return StreamTokens(source, validation, sum(len(text.encode()) for text, _ in source.kept), description)
+
+
+def _joined(lists: Iterable[list[int]]) -> np.ndarray:
+    found = [np.asarray(ids, dtype=np.uint32) for ids in lists]
+    return np.concatenate(found) if found else np.zeros(0, np.uint32)
+
+
 class BlockStream:
-    """Block k holds tokens k * max_length up to, and with, (k + 1) * max_length of a stream that begins anew at its end.
+    """The training part of a stream, again and again, in blocks: the k-th begins at token k * max_length.
 
     Blocks are asked for in rising order; those that are left out (another process has them) are passed over.
-    Training begins behind the head, and leaves out documents that are equal to one of the head's.
+    state: what `state` returned, to go on from there.
     """
 
-    def __init__(
-        self, stream: TextStream, head: Head, tokenizer: Any, *, max_length: int, state: dict[str, Any] | None = None
-    ):
-        self.stream, self.head, self.max_length = stream, head, max_length
+    def __init__(self, source: StreamSource, tokenizer: Any, *, max_length: int, state: dict[str, Any] | None = None):
+        self.source, self.max_length = source, max_length
         self._encoder = Encoder(tokenizer)
-        mark = Mark(**state) if state else Mark(head.position)
+        mark = Mark(**state) if state else Mark(source.start)
         self._epoch_tokens = mark.epoch_tokens
         self._marks = deque([mark])
         self._parts: deque[np.ndarray] = deque()
         self._from = self._until = mark.tokens  # the tokens that are at hand
         self._ready: queue.Queue[_Chunk | BaseException] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
-        self._reader = threading.Thread(target=self._read, args=(mark,), name=f"stream of {stream.path}", daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(mark,), name=f"stream of {source.path}", daemon=True)
 
     def block(self, k: int) -> np.ndarray:
         """Return max_length + 1 tokens (int64), reading on as far as they take."""
@@ -139,11 +163,8 @@ class BlockStream:
         while True:
             batch: list[tuple[str, bool]] = []
             size = 0
-            for piece in self.stream.pieces(mark.position):
-                if piece.begins and piece.ends and digest_of(piece.text) in self.head.digests:
-                    continue
-                parts = list(pieces_of(piece.text))
-                batch += [(text, last and piece.ends) for text, last in parts]
+            for piece in self.source.training_pieces(mark.position):
+                batch += [(text, last and piece.ends) for text, last in pieces_of(piece.text)]
                 size += len(piece.text)
                 if size >= CHUNK_CHARACTERS or len(batch) >= CHUNK_PIECES:
                     tokens = self._encode(batch)
@@ -155,18 +176,18 @@ class BlockStream:
             if mark.epoch_tokens is None and ended < self.max_length + 1:
                 raise UserError(self._too_short(ended))
             yield _Chunk(tokens, mark, True)
-            mark = Mark(self.head.position, ended, mark.epoch_tokens or ended)
+            mark = Mark(self.source.start, ended, mark.epoch_tokens or ended)
 
     def _encode(self, batch: list[tuple[str, bool]]) -> np.ndarray:
-        found = [np.asarray(ids, dtype=np.uint32) for ids, _, _ in self._encoder(batch)]
-        return np.concatenate(found) if found else np.zeros(0, np.uint32)
+        return _joined(ids for ids, _, _ in self._encoder(batch))
 
     def _too_short(self, tokens: int) -> Problem:
-        behind = f" behind the {self.head.documents:,} documents for validation" if self.head.documents else ""
+        kept = self.source.documents
+        behind = f" behind the {kept:,} documents for validation" if kept else ""
         return Problem(
-            f"{self.stream.key}.path",
+            f"{self.source.key}.path",
             f"The stream is {tokens:,} tokens long{behind}, and one block of max_length = {self.max_length:,} takes "
             f"{self.max_length + 1:,}",
-            value=self.stream.path,
+            value=self.source.path,
             mend="Give more text, keep fewer validation.stream_documents, or set a smaller train.max_length.",
         )

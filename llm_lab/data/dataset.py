@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_lab.data.block_stream import BlockStream
 from llm_lab.data.mixing import BlockSchedule
 
 IGNORED = -100  # the label that losses leave out
@@ -17,10 +18,10 @@ class BlockDataset:
     """The samples of a schedule, in its order: read them one after another, never shuffled again.
 
     An item is {"input_ids", "shift_labels"}, each max_length tokens of int64; shift_labels[j] is the
-    token that follows input_ids[j].
+    token that follows input_ids[j]. Of a source that is streamed, samples are asked for in rising order.
     """
 
-    def __init__(self, schedule: BlockSchedule, tokens: Sequence[np.ndarray]):
+    def __init__(self, schedule: BlockSchedule, tokens: Sequence[np.ndarray | BlockStream]):
         if len(tokens) != len(schedule.blocks):
             raise ValueError("one token array for each source of the schedule")
         self.schedule = schedule
@@ -30,10 +31,50 @@ class BlockDataset:
         return len(self.schedule)
 
     def __getitem__(self, i: int) -> Item:
-        start = self.schedule.start(i)
-        stop = start + self.schedule.max_length + 1
-        block = np.asarray(self.tokens[self.schedule.source(i)][start:stop], dtype=np.int64)
+        source, position = self.schedule.place(i)
+        tokens = self.tokens[source]
+        if isinstance(tokens, BlockStream):
+            block = tokens.block(position)
+        else:
+            start = self.schedule.start(i)
+            block = np.asarray(tokens[start : start + self.schedule.max_length + 1], dtype=np.int64)
         return {"input_ids": block[:-1], "shift_labels": block[1:]}
+
+    @property
+    def streams(self) -> dict[int, BlockStream]:
+        """The sources that are streamed, by their number."""
+        return {source: tokens for source, tokens in enumerate(self.tokens) if isinstance(tokens, BlockStream)}
+
+    def epochs(self, samples: int | None = None) -> list[float | None]:
+        """Return how often each source is read through in the first samples; None: a stream's first epoch goes on."""
+        counts = self.schedule.counts(samples)
+        found = self.schedule.epochs(samples)
+        return [
+            self.tokens[source].epochs(counts[source]) if source in self.streams else times
+            for source, times in enumerate(found)
+        ]
+
+    def consumed(self, samples: int) -> None:
+        """Take note that training has used so many samples."""
+        counts = self.schedule.counts(samples)
+        for source, stream in self.streams.items():
+            stream.consumed(counts[source])
+
+    def stream_states(self, samples: int) -> dict[str, dict[str, Any]]:
+        """Return what the streams go on from behind so many samples, by the number of their source."""
+        counts = self.schedule.counts(samples)
+        return {str(source): stream.state(counts[source]) for source, stream in self.streams.items()}
+
+    def exhausted_by(self, samples: int) -> int | None:
+        """Return a stream whose first epoch does not hold its share of so many samples, or None."""
+        counts = self.schedule.counts(samples)
+        short = (source for source, stream in self.streams.items() if not stream.first_epoch_holds(counts[source]))
+        return next(short, None)
+
+    def close(self) -> None:
+        """End the reading of streams."""
+        for stream in self.streams.values():
+            stream.close()
 
     # A memory map pickles as all of its contents; workers started by spawn should open the file instead.
     def __getstate__(self) -> dict[str, Any]:

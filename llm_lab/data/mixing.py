@@ -76,13 +76,14 @@ class SourceBlocks:
 class BlockSchedule:
     """Sample i is the block of `source(i)` that begins at token `start(i)`.
 
-    After any number of samples the count of every source is within 1 of its share. The pattern of
-    sources repeats, so only one period of it is kept.
+    A source that is streamed has no blocks here (None): its samples are its blocks one after the other. After
+    any number of samples the count of every source is within 1 of its share. The pattern of sources repeats,
+    so only one period of it is kept.
     """
 
     num_samples: int
     max_length: int
-    blocks: tuple[SourceBlocks, ...]
+    blocks: tuple[SourceBlocks | None, ...]
     _pattern: np.ndarray = field(repr=False)  # source of each sample of a period
     _ranks: np.ndarray = field(repr=False)  # how many samples of that source come before it in the period
     _per_period: tuple[int, ...] = field(repr=False)
@@ -94,11 +95,16 @@ class BlockSchedule:
         """Return the index of the source that sample i is read from."""
         return int(self._pattern[self._checked(i) % len(self._pattern)])
 
-    def start(self, i: int) -> int:
-        """Return the token offset of sample i in its source's training tokens."""
+    def place(self, i: int) -> tuple[int, int]:
+        """Return the source of sample i, and how many samples of that source come before it."""
         period, within = divmod(self._checked(i), len(self._pattern))
         source = int(self._pattern[within])
-        return self.blocks[source].start(period * self._per_period[source] + int(self._ranks[within]))
+        return source, period * self._per_period[source] + int(self._ranks[within])
+
+    def start(self, i: int) -> int:
+        """Return the token offset of sample i in its source's training tokens."""
+        source, position = self.place(i)
+        return self.blocks[source].start(position)
 
     def counts(self, samples: int | None = None) -> list[int]:
         """Return how many of the first `samples` samples (all of them by default) each source gives."""
@@ -109,9 +115,19 @@ class BlockSchedule:
         rest = np.bincount(self._pattern[:within], minlength=len(self.blocks))
         return [periods * whole + int(part) for whole, part in zip(self._per_period, rest, strict=True)]
 
-    def epochs(self, samples: int | None = None) -> list[float]:
-        """Return how often each source is read through in the first `samples` samples."""
-        return [blocks.epochs(count) for blocks, count in zip(self.blocks, self.counts(samples), strict=True)]
+    def epochs(self, samples: int | None = None) -> list[float | None]:
+        """Return how often each source is read through in the first `samples` samples; None for a stream."""
+        counts = self.counts(samples)
+        return [blocks and blocks.epochs(count) for blocks, count in zip(self.blocks, counts, strict=True)]
+
+    def first_repeat(self) -> int | None:
+        """Return the first sample that would read a source a second time; None where there is none, streams aside."""
+        found = []
+        for source, (blocks, each) in enumerate(zip(self.blocks, self._per_period, strict=True)):
+            if blocks is not None and each:
+                period, rank = divmod(blocks.first, each)
+                found.append(period * len(self._pattern) + int(np.flatnonzero(self._pattern == source)[rank]))
+        return min((i for i in found if i < self.num_samples), default=None)
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < self.num_samples:
@@ -120,14 +136,14 @@ class BlockSchedule:
 
 
 def build_schedule(
-    token_counts: Sequence[int],
+    token_counts: Sequence[int | None],
     weights: Sequence[float],
     *,
     max_length: int,
     num_samples: int,
     seed: int,
 ) -> BlockSchedule:
-    """Return the order in which num_samples blocks are read from sources of so many tokens.
+    """Return the order in which num_samples blocks are read from sources of so many tokens (None: a stream).
 
     Weights are shares of samples (2.0 and 1.0: two of three). UserError for weights that are not
     positive numbers and for sources shorter than one block, all of them at once.
@@ -146,7 +162,7 @@ def build_schedule(
                     mend="To leave a source out, leave out its entry.",
                 )
             )
-        if tokens < max_length + 1:
+        if tokens is not None and tokens < max_length + 1:
             problems.append(
                 Problem(
                     f"data.{index}",
@@ -156,7 +172,10 @@ def build_schedule(
             )
     if problems:
         raise UserError(*problems)
-    blocks = tuple(SourceBlocks(int(tokens), max_length, seed, i) for i, tokens in enumerate(token_counts))
+    blocks = tuple(
+        None if tokens is None else SourceBlocks(int(tokens), max_length, seed, i)
+        for i, tokens in enumerate(token_counts)
+    )
     return BlockSchedule(num_samples, max_length, blocks, *order_sources(weights, num_samples))
 
 

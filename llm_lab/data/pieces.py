@@ -24,8 +24,9 @@ def text_pieces(reader: Reader, offset: int = 0) -> Iterator[tuple[int, str, boo
         stream.seek(offset)
         begins, left = offset == 0, b""
         while True:
-            data = left + (fresh := stream.read(_PIECE_BYTES))
-            ends = len(fresh) < _PIECE_BYTES
+            # Always so many bytes from where the piece begins: who goes on from here cuts at the same places.
+            data = left + stream.read(_PIECE_BYTES - len(left))
+            ends = len(data) < _PIECE_BYTES
             cut = len(data) if ends else _cut(data)
             piece, left = data[:cut], data[cut:]
             if (at := piece.find(b"\0")) >= 0:

@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class TextStream:
-    """A corpus that is read forwards, from the start or from a position of before."""
+    """A corpus that is read forwards, from the start or from a position of before, by one reader at a time."""
 
     key: str
     path: str
@@ -56,17 +56,33 @@ class TextStream:
 
 
 @dataclass(frozen=True)
-class Head:
-    """The first documents of a stream, which are kept for validation; training begins at `position`.
+class StreamSource:
+    """A stream and its first documents, `kept` for validation as (text, ends its document); training begins behind.
 
-    `digests` are those of whole documents: an equal one further on is left out of training.
+    An equal document further on is left out of training. The fingerprint is of what is kept and of what is known
+    of the rest (for files: their sizes).
     """
 
-    pieces: tuple[tuple[str, bool], ...]
+    stream: TextStream
+    kept: tuple[tuple[str, bool], ...]
     documents: int
-    position: Position | None
-    digests: frozenset[bytes]
+    start: Position | None
     fingerprint: str
+    _digests: frozenset[bytes] = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        return self.stream.key
+
+    @property
+    def path(self) -> str:
+        return self.stream.path
+
+    def training_pieces(self, position: Position | None = None) -> Iterator[Piece]:
+        """Yield what is trained on, from a position (None: its beginning) to the end of the stream."""
+        for piece in self.stream.pieces(position or self.start):
+            if not (piece.begins and piece.ends and _digest_of(piece.text) in self._digests):
+                yield piece
 
 
 def open_stream(
@@ -89,20 +105,20 @@ def open_stream(
     return stream
 
 
-def hold_out(stream: TextStream, documents: int) -> Head:
+def hold_out(stream: TextStream, documents: int) -> StreamSource:
     """Read the head of a stream: so many documents, or 4 million characters; 0 documents keep nothing.
 
-    The digest is of the text that is kept and of what is known of the rest (for files: their sizes).
+    UserError where the whole stream is not longer than that.
     """
-    pieces, digests, position = [], set(), None
+    kept, digests, position = [], set(), None
     complete = characters = 0
     digest = hashlib.sha256(stream._identity.encode())
     for piece in stream.pieces() if documents else ():
-        pieces.append((piece.text, piece.ends))
+        kept.append((piece.text, piece.ends))
         data = piece.text.encode()
         digest.update(len(data).to_bytes(8, "big") + data)
         if piece.begins and piece.ends:
-            digests.add(digest_of(piece.text))
+            digests.add(_digest_of(piece.text))
         complete += piece.ends
         characters += len(piece.text)
         if complete >= documents or characters >= _HEAD_CHARACTERS:
@@ -111,11 +127,10 @@ def hold_out(stream: TextStream, documents: int) -> Head:
     else:
         if documents:
             raise UserError(_too_short(stream, complete))
-    return Head(tuple(pieces), complete, position, frozenset(digests), digest.hexdigest())
+    return StreamSource(stream, tuple(kept), complete, position, digest.hexdigest(), frozenset(digests))
 
 
-def digest_of(document: str) -> bytes:
-    """Return what equal documents are told by."""
+def _digest_of(document: str) -> bytes:
     return hashlib.sha256(document.encode()).digest()[:16]
 
 
