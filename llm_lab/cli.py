@@ -217,10 +217,12 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
 
 def _dry_run(arguments: argparse.Namespace) -> int:
     from llm_lab.plan.resolve import demand_device
-    from llm_lab.runner import check
+    from llm_lab.runner import check, what_is_left
     from llm_lab.ui.messages import print_plan
 
     job, _ = check(arguments.recipe, arguments.overrides)
+    if arguments.resume:
+        job = what_is_left(job)
     for resolved in job.stages:
         print_plan(resolved)
     for resolved in job.stages:
@@ -241,7 +243,7 @@ def _start_run(
 
     ask: want a yes between plan and run, and raise Back without one. show_plan: False where it was seen already.
     """
-    from llm_lab.runner import read_job, run
+    from llm_lab.runner import read_job, run, what_is_left
     from llm_lab.runs.display import Display
     from llm_lab.runs.processes import is_first_process
     from llm_lab.ui.console import say_wait
@@ -253,6 +255,8 @@ def _start_run(
     if first:
         job, problems = read_job(recipe, overrides) if show_plan else (None, [])
         if job is not None and not problems:
+            if resume:
+                job = what_is_left(job)
             for resolved in job.stages:
                 print_plan(resolved, derived=not ask)
             if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
@@ -358,8 +362,11 @@ def _start_chat(
 
 def _merge(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
-        recipe = {"stage": "merge", "name": _merged_name(arguments.adapter), "device": "auto"}
-        recipe |= {"model": {"checkpoint": arguments.adapter}, "merge": {"tolerance": arguments.tolerance}}
+        from llm_lab.runs.folder import find_model
+
+        folder = find_model(arguments.adapter)
+        recipe = {"stage": "merge", "name": _merged_name(folder), "device": "auto"}
+        recipe |= {"model": {"checkpoint": str(folder)}, "merge": {"tolerance": arguments.tolerance}}
         return _start_run(recipe)
     from llm_lab.ui.console import say_wait
     from llm_lab.ui.progress import make_display
@@ -377,13 +384,12 @@ def _merge(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _merged_name(adapter: str) -> str:
+def _merged_name(folder: Path) -> str:
     """Return the name of the run that merges an adapter: that of the run that trained it, and what was done."""
     import re
 
-    from llm_lab.runs.folder import RunFolder, find_model
+    from llm_lab.runs.folder import RunFolder
 
-    folder = find_model(adapter)
     parents = [folder, *folder.resolve().parents]
     runs = [parent.name for parent in parents[:4] if RunFolder(parent).facts()]
     name = "-".join(reversed(runs)) or folder.resolve().name

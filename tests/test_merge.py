@@ -13,13 +13,16 @@ from test_lora import GPT2, PRESETS, chat_tokenizer, disturb, ids, lora, save_ba
 from test_model_combinations import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
+from llm_lab.cli import main
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.hf.load import load_model
 from llm_lab.hf.lora import attach_lora
-from llm_lab.hf.merge import merge_adapter
+from llm_lab.hf.merge import TOLERANCES, merge_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
+from llm_lab.plan.derive import MERGE_TOLERANCES
+from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.parts import ACTIVATIONS
 from llm_lab.recipe.post_training import MergeRecipe
@@ -315,3 +318,63 @@ def test_the_stage_writes_a_run_with_its_lineage(tmp_path):
         "digest": read_adapter(tmp_path / "adapter").digest,
     }
     assert load_model(folder.model_path).config.vocab_size == len(chat_tokenizer())
+
+
+def make_run(in_tmp_path):
+    """A pipeline's folder with an adapter that its second stage has trained."""
+    outer = RunFolder(in_tmp_path / "checkpoints" / "life")
+    for name in ("pretrain", "sft"):
+        (outer.path / name).mkdir(parents=True)
+        RunFolder(outer.path / name).update(name=name, stage=name, status="done")
+    outer.update(name="life", stages=["pretrain", "sft"], status="done")
+    base, tokenizer = with_chat_tokens(save_base(outer.path / "pretrain" / "model"))
+    return save_adapter_on(base, outer.path / "sft" / "model", tokenizer)
+
+
+def test_the_merge_command_makes_a_run_that_can_be_replayed(in_tmp_path, capsys):
+    attached = make_run(in_tmp_path)
+    assert main(["merge", "checkpoints/life"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "checkpoints/life/sft/model, put into its base" in said
+    assert "largest difference of logits" in said
+    assert "Done: checkpoints/life-sft-merged/" in said
+    whole = load_model("checkpoints/life-sft-merged/model")
+    torch.testing.assert_close(whole(ids(attached)).logits, attached(ids(attached)).logits, rtol=1e-4, atol=1e-4)
+    facts = RunFolder(Path("checkpoints/life-sft-merged")).facts()
+    assert facts["status"] == "done"
+    assert facts["parameters"] == sum(parameter.numel() for parameter in whole.parameters())
+    assert "relative_logit_difference | " in Path("checkpoints/life-sft-merged/report.md").read_text()
+    recipe = Path("checkpoints/life-sft-merged/recipe.yaml")
+    assert "tolerance: 0.0001" in recipe.read_text()
+    assert main(["run", str(recipe)]) == 0
+    again = load_file("checkpoints/life-sft-merged-2/model/model.safetensors")
+    first = load_file("checkpoints/life-sft-merged/model/model.safetensors")
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_the_merge_command_writes_a_plain_folder_where_it_is_told_to(in_tmp_path, capsys):
+    attached = make_run(in_tmp_path)
+    assert main(["merge", "life", "--out", "plain"]) == 0
+    assert "Talk to it: llm-lab chat plain" in capsys.readouterr().out
+    torch.testing.assert_close(
+        load_model("plain")(ids(attached)).logits, attached(ids(attached)).logits, rtol=1e-4, atol=1e-4
+    )
+    assert not Path("plain/run.json").exists()
+    assert main(["merge", "plain", "--out", "twice"]) == 2
+    assert "this folder is no adapter" in capsys.readouterr().err
+    assert main(["merge", "plain"]) == 2
+    assert not Path("checkpoints/plain-merged").exists()
+    assert main(["merge", "life", "--out", "plain"]) == 2
+    assert "something here already" in capsys.readouterr().err
+
+
+def test_the_tolerance_follows_the_dtype_that_the_base_is_kept_in(in_tmp_path):
+    assert MERGE_TOLERANCES == TOLERANCES
+    save_model(save_base(in_tmp_path / "fp32").bfloat16(), in_tmp_path / "base", make_byte_tokenizer())
+    save_adapter_on(load_model(in_tmp_path / "base"), in_tmp_path / "adapter")
+    recipe = {"stage": "merge", "device": "cpu", "model": {"checkpoint": str(in_tmp_path / "adapter")}}
+    resolved = resolve(recipe)
+    assert resolved.recipe.merge.tolerance == 2e-2
+    assert resolved.origins["merge.tolerance"].reason == "the base is kept in bfloat16"
+    assert resolve({**recipe, "merge": {"tolerance": 0.5}}).recipe.merge.tolerance == 0.5
+    assert resolved.estimate.memory_bytes > 4 * resolved.estimate.parameters
