@@ -48,7 +48,8 @@ def newton_schulz(update: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_equals_the_algorithm_written_out(nesterov):
+def test_muon_equals_the_algorithm_written_out(nesterov, monkeypatch):
+    monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: False)
     mine, lr, decay, momentum = matrices(), 0.02, 0.1, 0.9
     other = [parameter.detach().clone() for parameter in mine]
     buffers = [torch.zeros_like(parameter) for parameter in other]
@@ -68,8 +69,10 @@ def test_muon_equals_the_algorithm_written_out(nesterov):
             assert torch.equal(parameter.grad, grad), "a step must leave the gradients as they are"
 
 
+@pytest.mark.parametrize("in_bf16", [True, False])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_equals_torchs_within_its_bf16(nesterov):
+def test_muon_equals_torchs_within_its_bf16(nesterov, in_bf16, monkeypatch):
+    monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: in_bf16)
     mine, theirs = matrices(), matrices()
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": nesterov, "ns_steps": 5}
     optimizer = MuonWithAdamW([{"params": mine, "algorithm": "muon", **options}])

@@ -114,7 +114,9 @@ def test_a_step_is_an_optimizer_update(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_accumulating_four_batches_of_one_equals_a_batch_of_four(optimizer):
+def test_accumulating_four_batches_of_one_equals_a_batch_of_four(optimizer, monkeypatch):
+    # Its rounding would tell sums of four apart that differ in the last digit.
+    monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: False)
     changes = {"optimizer": {"name": optimizer}}
     four = run(tiny_recipe(**changes, name="four"))
     ones = tiny_recipe(**changes, name="ones")

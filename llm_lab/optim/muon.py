@@ -5,6 +5,7 @@ One optimizer with an algorithm per group works with every trainer, scheduler an
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from typing import Any
@@ -35,6 +36,15 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, update, x, beta=a)
     return x.mT if tall else x
+
+
+@functools.cache
+def _multiplies_bf16(device_type: str) -> bool:
+    """Whether the hardware multiplies bf16: enough for Newton-Schulz, and up to four times as fast."""
+    if device_type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return device_type == "cuda"
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -85,8 +95,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             buffers = [self._buffer(p) for p in alike]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-            # bf16 is enough for Newton-Schulz, and fast where the hardware multiplies it.
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
             directions = orthogonalise(torch.stack(updates), group["ns_steps"], dtype).to(alike[0].dtype)
             torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])
             scale = math.sqrt(max(1.0, shape[0] / shape[1]))

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from llm_lab.data.dataset import validation_blocks
 
+from .token_loss import head_for_pieces, summed_cross_entropy
+
 PATIENCE_SECONDS = 2.0  # an evaluation that takes longer tells how far it is
 
 
@@ -50,9 +52,7 @@ def total_loss(
             items = [blocks[i] for i in range(start, min(start + rows, len(blocks)))]
             ids = torch.from_numpy(np.stack([item["input_ids"] for item in items])).to(device)
             labels = torch.from_numpy(np.stack([item["shift_labels"] for item in items])).to(device)
-            with autocast(device, dtype):
-                logits = model(input_ids=ids, use_cache=False).logits
-            nats = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+            nats = _summed_nats(model, ids, labels, device, dtype)
             total += torch.tensor([nats.item(), (labels != -100).sum().item()], dtype=torch.float64)
             if time.perf_counter() - begun > PATIENCE_SECONDS:
                 progress(min(done + (start + rows) * max_length, count - 1), count)
@@ -63,6 +63,14 @@ def total_loss(
         total = total.to(device)
         torch.distributed.all_reduce(total)
     return float(total[0]), int(total[1])
+
+
+def _summed_nats(model: Any, ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str) -> torch.Tensor:
+    with head_for_pieces(model, ids.numel()) as head, autocast(device, dtype):
+        output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        if head is not None:
+            return summed_cross_entropy(output, head, labels.flatten())
+    return F.cross_entropy(output.float(), labels.flatten(), reduction="sum")
 
 
 @torch.no_grad()

@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
+from llm_lab.plan.hardware import find_machine
+
+from .cpu_products import keep_freed_memory, speed_up_products
 from .measure import autocast
+from .token_loss import drawn_labels, head_for_pieces, linear_cross_entropy
 from .trainer import LabTrainer
 
 
@@ -21,11 +26,18 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}
 
 
-def next_token_loss(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str) -> torch.Tensor:
-    """Return the mean cross-entropy of labels[i, j], the token after input_ids[i, j]."""
+def next_token_loss(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str, head: nn.Linear | None = None
+) -> torch.Tensor:
+    """Return the mean cross-entropy of labels[i, j], the token after input_ids[i, j].
+
+    head: what was taken off the model (see `head_for_pieces`).
+    """
     with autocast(device, dtype):
-        logits = model(input_ids=input_ids, use_cache=False).logits
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        output = model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
+        if head is not None:
+            return linear_cross_entropy(output, head, labels.flatten())
+    return F.cross_entropy(output.float(), labels.flatten())
 
 
 class PretrainTrainer(LabTrainer):
@@ -39,6 +51,10 @@ class PretrainTrainer(LabTrainer):
         # dynamic=False: every batch has the same shape, and a second graph would only cost time.
         self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
         self._dtype = dtype
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+            if dtype == "float32" and not compile_loss:
+                speed_up_products(self.model, find_machine().cpu_name)
         self._last_ids: torch.Tensor | None = None
         if curvature_every is not None:
             self.add_callback(_Curvature(self, curvature_every))
@@ -46,17 +62,22 @@ class PretrainTrainer(LabTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        self._last_ids = inputs["input_ids"]
-        return self._loss(model, self._last_ids, inputs["shift_labels"], self.args.device.type, self._dtype)
+        ids = self._last_ids = inputs["input_ids"]
+        with head_for_pieces(self.model, ids.numel()) as head:
+            return self._loss(model, ids, inputs["shift_labels"], self.args.device.type, self._dtype, head)
 
     def estimate_curvature(self) -> None:
         """Give the optimizer gradients of the loss on labels that the model draws itself (Sophia's estimator)."""
         model, ids = self.model_wrapped, self._last_ids
-        with autocast(self.args.device.type, self._dtype):
-            logits = model(input_ids=ids, use_cache=False).logits
-        logits = logits.float().flatten(0, 1)
-        labels = torch.distributions.Categorical(logits=logits.detach()).sample()
-        self.accelerator.backward(F.cross_entropy(logits, labels))
+        with head_for_pieces(self.model, ids.numel()) as head, autocast(self.args.device.type, self._dtype):
+            output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+            if head is not None:
+                labels = drawn_labels(output, head)
+                loss = linear_cross_entropy(output, head, labels)
+        if head is None:
+            labels = torch.distributions.Categorical(logits=output.detach().float()).sample()
+            loss = F.cross_entropy(output.float(), labels)
+        self.accelerator.backward(loss)
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         # Processes average their gradients: together they saw that many tokens.
         inner.update_hessian(labels.numel() * self.args.world_size)
