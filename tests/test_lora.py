@@ -23,6 +23,8 @@ from transformers import (
     PhiConfig,
     Qwen2Config,
 )
+from trl.trainer.dpo_trainer import use_adapter
+from trl.trainer.utils import add_fused_lm_head
 
 from llm_lab.cli import main
 from llm_lab.hf.adapter import is_adapter, read_adapter
@@ -374,6 +376,29 @@ def test_the_plan_and_the_show_command_know_what_an_adapter_is(tmp_path, capsys)
     assert read_config_json(tmp_path / "run") is None
     assert main(["show", str(tmp_path / "run")]) == 2
     assert "the base of this adapter is not at" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("reference", ["ref", None])
+@pytest.mark.parametrize("tied", [True, False])
+def test_trl_reads_the_rows_of_new_tokens_and_its_reference_is_the_model_without_the_adapter(tied, reference, tmp_path):
+    base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
+    batch = ids(base)
+
+    def log_probs(logits):
+        return torch.log_softmax(logits, dim=-1)[:, :-1].gather(-1, batch[:, 1:, None]).flatten()
+
+    before = log_probs(base(batch).logits).detach()
+    model = attach_lora(base, lora(), seed=1)
+    model.add_adapter("ref", model.peft_config["default"])  # TRL's way; without it, it switches the adapter off
+    add_fused_lm_head(disturb(model).get_base_model())
+    with torch.no_grad(), use_adapter(model, adapter_name=reference):
+        found = model(batch, labels=batch, fused_lm_head=True).log_probs.flatten()
+    torch.testing.assert_close(found, before, rtol=0, atol=1e-4)
+    found = model(batch, labels=batch, fused_lm_head=True).log_probs.flatten()
+    torch.testing.assert_close(found, log_probs(model(batch).logits), rtol=0, atol=1e-4)
+    assert (found - before).abs().max() > 0.1
+    found.sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_a_reward_model_trains_its_score_head_whole():

@@ -161,13 +161,19 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
 def wrap(base: Any, config: Any) -> Any:
     """Return a model with the layers of an adapter, untrained, as a PeftModel."""
     from peft import get_peft_model
+    from peft.utils.other import TrainableTokensWrapper
 
     with warnings.catch_warnings():
         # PEFT asks transformers by a name that is going away.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         # GPT-2's layers hold their weights the other way round, which PEFT sees and says.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
-        return get_peft_model(base, config)
+        model = get_peft_model(base, config)
+    for module in model.modules():
+        # TRL reads weight and bias of the head past its forward, and PEFT passes on the weight only.
+        if isinstance(module, TrainableTokensWrapper) and getattr(module.original_module, "bias", None) is None:
+            module.bias = None
+    return model
 
 
 def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
