@@ -15,10 +15,12 @@ def set_special_tokens(model: Any, tokenizer: Any) -> None:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    writes = getattr(model, "generation_config", None) is not None  # a classifier has none
     for key, value in ids.items():
         setattr(model.config, key, value)
-        setattr(model.generation_config, key, value)
-    if tokenizer.pad_token_id is None:
+        if writes:
+            setattr(model.generation_config, key, value)
+    if writes and tokenizer.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.eos_token_id
 
 

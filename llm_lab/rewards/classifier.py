@@ -9,11 +9,13 @@ from typing import Any
 
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
 from llm_lab.hf.load import load_model, read_config
+from llm_lab.hf.lora import demand_4bit, quantization_4bit
 from llm_lab.hf.save import to_native
 from llm_lab.hf.tokenizers import hub_problem
 from llm_lab.recipe.errors import Problem, UserError
 
-HEADS = ("score.", "classifier.", "classification_head.")
+# Encoders before classification have no pooler either.
+HEADS = frozenset({"score", "classifier", "classification_head", "pooler"})
 
 
 def is_encoder(config: Any) -> bool:
@@ -28,6 +30,8 @@ def load_classifier(
     *,
     dtype: str = "float32",
     new_head: bool = False,
+    device: str = "cpu",
+    load_in_4bit: bool = False,
     key: str = "rewards.model",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -35,14 +39,22 @@ def load_classifier(
     """Load a sequence classifier in eval mode; a LoRA adapter comes merged into its base.
 
     new_head: one label, and a new head where the checkpoint has none that fits (a language model has none). Without
-    it such a checkpoint is refused: the library would score with random weights.
-    UserError where it can't be loaded.
+    it such a checkpoint is refused: the library would score with random weights. load_in_4bit: as QLoRA's frozen
+    base, on CUDA. UserError where it can't be loaded.
     """
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     options = {option: value for option, value in options.items() if value}
+    if load_in_4bit:
+        demand_4bit(device)
+        if is_adapter(name):
+            why, mend = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {name}"
+            raise UserError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
+        options |= {"quantization_config": quantization_4bit(), "device_map": device}
     if is_adapter(name):
-        return _load_adapter(Path(name), dtype=dtype, new_head=new_head, key=key, options=options)
-    return _load_whole(str(name), dtype=dtype, new_head=new_head, key=key, options=options)
+        model = _load_adapter(Path(name), dtype=dtype, new_head=new_head, key=key, options=options)
+    else:
+        model = _load_whole(str(name), dtype=dtype, new_head=new_head, key=key, options=options)
+    return (model if load_in_4bit else model.to(device)).eval()
 
 
 def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Mapping[str, Any]) -> Any:
@@ -67,12 +79,12 @@ def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Map
         )
     except Exception as error:
         raise UserError(hub_problem(error, key, name, "reward model")) from None
-    missing = [parameter for parameter in loaded["missing_keys"] if not parameter.startswith(HEADS)]
+    missing = [parameter for parameter in loaded["missing_keys"] if HEADS.isdisjoint(parameter.split("."))]
     if missing:
         raise UserError(Problem(key, f"weights are missing from it: {', '.join(sorted(missing)[:3])}", value=name))
     if loaded["missing_keys"] and not new_head:
         raise _no_judge(name, key)
-    return model.eval()
+    return model
 
 
 def _load_adapter(folder: Path, *, dtype: str, new_head: bool, key: str, options: Mapping[str, Any]) -> Any:
@@ -81,20 +93,18 @@ def _load_adapter(folder: Path, *, dtype: str, new_head: bool, key: str, options
         base = load_classifier(adapter.base, dtype=dtype, new_head=True, key=key, **options)
         model = attach_adapter(base, adapter, key=key).merge_and_unload()
     elif new_head:
-        model = add_head(load_model(folder, dtype=dtype, key=key, **options))
+        model = add_head(load_model(folder, dtype=dtype, merge=True, key=key, **options))
     else:
         raise _no_judge(str(folder), key)
     # So that an adapter trained on it finds its base again.
     model.config._name_or_path = model.name_or_path = str(folder)
-    return model.eval()
+    return model
 
 
 def add_head(causal: Any) -> Any:
     """Return a causal LM's backbone with a new score head of one label, native where its parts are."""
     from transformers import AutoModelForSequenceClassification
 
-    if hasattr(causal, "merge_and_unload"):
-        causal = causal.merge_and_unload()
     native = to_native(causal)
     causal = causal if native is None else native
     config = copy.deepcopy(causal.config)

@@ -30,8 +30,8 @@ def load_reward_model(
     quiet_libraries()
     tokenizer = load_tokenizer(name, key=key)
     dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    model = load_classifier(name, dtype=dtype, key=key, trust_remote_code=trust_remote_code)
-    return RewardModel(model.to(device), tokenizer, name=str(name), batch_size=batch_size, key=key)
+    model = load_classifier(name, dtype=dtype, device=device, key=key, trust_remote_code=trust_remote_code)
+    return RewardModel(model, tokenizer, name=str(name), batch_size=batch_size, key=key)
 
 
 class RewardModel:
@@ -151,7 +151,7 @@ class RewardModel:
         config.pad_token_id = pad
         try:
             with torch.inference_mode():
-                logits = self.model(**batch).logits.float()
+                logits = self.model(**batch, **({} if self.encoder else {"use_cache": False})).logits.float()
         finally:
             config.pad_token_id = own_pad
         scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
