@@ -8,22 +8,25 @@ import shutil
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_lab.pipelines import move, pipeline_values, pipeline_yaml, read_pipeline
 from llm_lab.plan.hardware import Machine, find_machine
-from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose
+from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose, estimate_again
 from llm_lab.recipe.errors import LabError, Problem, UserError
-from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
+from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.rules import flatten
-from llm_lab.recipe.stages import PipelineRecipe
-from llm_lab.recipe.validate import validate_as
+from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
-STAGE_MODULES = {"pretrain": "llm_lab.stages.pretrain", "merge": "llm_lab.stages.merge"}
+STAGE_MODULES = {stage: f"llm_lab.stages.{stage}" for stage in STAGE_RECIPES}
+# What the examples of a stage are.
+KINDS = {"sft": "conversation", "reward": "preference", "dpo": "preference", "grpo": "prompt", "ppo": "prompt"}
 LEAST_STEPS_TO_LEARN_FROM = 100
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 
@@ -89,46 +92,11 @@ def read_job(
         resolved, problems = diagnose(raw, machine=machine, name=_safe_name(stem), overrides=touched)
         job = Job(resolved.values["name"], (resolved,), False) if resolved else None
     else:
-        job, problems = _read_pipeline(raw, stem, touched, machine)
+        name, stages, problems = read_pipeline(raw, _safe_name(stem), ROOT, touched, machine)
+        job = Job(name, tuple(stages), True) if stages else None
     if job is not None and home is not None and RunFolder(home).facts():
         job = replace(job, own_run=RunFolder(home))
     return job, problems
-
-
-def _read_pipeline(
-    raw: dict[str, Any], stem: str, touched: set[str], machine: Machine
-) -> tuple[Job | None, list[Problem]]:
-    pipeline, problems, _ = validate_as(PipelineRecipe, raw)
-    if pipeline is None:
-        return None, problems
-    name = pipeline.name or _safe_name(stem)
-    stages, names = [], []
-    for index, stage in enumerate(pipeline.stages):
-        stage = {"seed": pipeline.seed, "device": pipeline.device, **stage}
-        label = str(stage.get("name") or stage.get("stage") or "stage")
-        while label in names:
-            label += "-2"
-        names.append(label)
-        stage["name"] = label
-        follows = index > 0 and "model" not in stage
-        if follows:
-            stage["model"] = {"checkpoint": str(ROOT / name / names[index - 1])}
-        prefix = f"stages.{index}."
-        own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
-        before = stages[-1] if follows and stages else None
-        try:
-            resolved, found = diagnose(stage, machine=machine, name=label, overrides=own, before=before)
-        except UserError as error:
-            resolved, found = None, list(error.problems)
-        # The result of the stage before is not there yet, and will be.
-        problems += [_within(prefix, p) for p in found if not (follows and p.key == "model.checkpoint")]
-        if resolved:
-            stages.append(resolved)
-    return (Job(name, tuple(stages), True) if len(stages) == len(names) else None), problems
-
-
-def _within(prefix: str, problem: Problem | str) -> Problem | str:
-    return replace(problem, key=prefix + problem.key) if isinstance(problem, Problem) else problem
 
 
 def _safe_name(stem: str) -> str:
@@ -151,23 +119,37 @@ def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ())
 
 
 def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
+    """Look whether data, prompts to score on and rewards are there; returns problems and remarks."""
+    from llm_lab.data.examples import look_at_examples
     from llm_lab.data.sources import look_at_source
+    from llm_lab.rewards.build import check_files
 
+    recipe = resolved.recipe
+    looks = []
+    for index, source in enumerate(getattr(recipe, "data", ())):
+        options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
+        if recipe.stage == "pretrain":
+            looks.append(partial(look_at_source, source.path, **options))
+        else:
+            options["columns"] = source.columns.model_dump(exclude_none=True) if source.columns else None
+            looks.append(partial(look_at_examples, source.path, kind=KINDS[recipe.stage], **options))
+    score = getattr(recipe, "score", None)
+    if score is not None and score.path:
+        columns = score.columns.model_dump(exclude_none=True) if score.columns else None
+        look = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)
+        looks.append(partial(look, split=score.split))
     problems: list[Problem | str] = []
     remarks = []
-    for index, source in enumerate(getattr(resolved.recipe, "data", ())):
+    for look in looks:
         try:
-            remark = look_at_source(
-                source.path,
-                key=f"data.{index}",
-                subset=source.subset,
-                split=source.split,
-                text_column=source.text_column,
-            )
+            remark = look()
         except UserError as error:
             problems += error.problems
         else:
             remarks += [remark] if remark else []
+    for key, holder in (("rewards", recipe), ("score.rewards", score)):
+        terms = getattr(holder, "rewards", None) or ()
+        problems += check_files([term.model_dump() for term in terms], key=key)
     return problems, remarks
 
 
@@ -199,7 +181,7 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
     names = [resolved.values["name"] for resolved in job.stages]
     first = is_first_process()
     if first and not resume:
-        outer.write_recipe(_pipeline_yaml({**_recipe_values(job), "name": outer.path.name}))
+        outer.write_recipe(pipeline_yaml({**_recipe_values(job), "name": outer.path.name}))
         outer.update(name=outer.path.name, created_at=now(), stages=names)
     if first:
         outer.update(status="running", process=this_process(), error=None)
@@ -211,7 +193,7 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
             if facts.get("status") == "done":
                 continue
             folder.path.mkdir(exist_ok=True)
-            moved = _moved(resolved, str(ROOT / job.name), str(outer.path))
+            moved = move(resolved, ROOT / job.name, outer.path)
             facts = _run_stage(moved, folder, display, resume=resume and folder.recipe_path.exists())
             if facts["status"] != "done":
                 break
@@ -227,33 +209,9 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
     return {**outer.facts(), "path": str(outer.path)}
 
 
-def _moved(resolved: Resolved, planned: str, actual: str) -> Resolved:
-    """Point a stage at the pipeline folder that was really made (its name may have got a number)."""
-    checkpoint = str(resolved.values.get("model", {}).get("checkpoint", ""))
-    if planned == actual or not checkpoint.startswith(planned + "/"):
-        return resolved
-    checkpoint = actual + checkpoint[len(planned) :]
-    values = {**resolved.values, "model": {"checkpoint": checkpoint}, "tokenizer": checkpoint}
-    return replace(resolved, values=values, recipe=type(resolved.recipe).model_validate(values))
-
-
 def _recipe_values(job: Job) -> dict[str, Any]:
     """Return the values that the job's recipe.yaml holds."""
-    if not job.is_pipeline:
-        return job.stages[0].values
-    stages = []
-    for index, resolved in enumerate(job.stages):
-        values = dict(resolved.values)
-        checkpoint = values.get("model", {}).get("checkpoint", "")
-        if index and str(checkpoint).startswith(f"{ROOT / job.name}/"):
-            values.pop("model")
-            values.pop("tokenizer", None)
-        stages.append(values)
-    return {"name": job.name, "stages": stages}
-
-
-def _pipeline_yaml(values: Mapping[str, Any]) -> str:
-    return to_yaml(dict(values), PipelineRecipe, lambda path, text: None)
+    return pipeline_values(job.stages, ROOT / job.name) if job.is_pipeline else job.stages[0].values
 
 
 def _open_folder(job: Job, *, resume: bool, overwrite: bool, root: Path) -> RunFolder:
@@ -275,6 +233,20 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
         raise UserError(Problem(str(folder.path), f"this run is under way (process {pid})"))
     _demand_same_recipe(folder, _recipe_values(job))
     return folder
+
+
+def what_is_left(job: Job, *, root: Path = ROOT) -> Job:
+    """Return the job with plans that count only what a resumed run has still to do.
+
+    UserError where there is nothing to go on with.
+    """
+    folder = _folder_to_resume(job, root)
+    stages = []
+    for resolved in job.stages:
+        own = RunFolder(folder.path / resolved.values["name"]) if job.is_pipeline else folder
+        checkpoints = own.checkpoints()
+        stages.append(estimate_again(resolved, first_step=checkpoints[-1][0]) if checkpoints else resolved)
+    return replace(job, stages=tuple(stages))
 
 
 def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any]) -> None:

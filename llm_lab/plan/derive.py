@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 from llm_lab.recipe.rules import warmup_steps_of
 from llm_lab.recipe.sizes import SIZES, Shape
 
+from .draft import Draft
 from .estimate import FULL, available_bytes, memory_by_part
 from .hardware import Machine
 from .parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
+from .tuning import derive_tuning
 from .vocabulary import vocabulary_size
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
+# What rounding to the base's dtype may change logits by; llm_lab/hf/merge.py says why.
+MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 CPU_MAX_STEPS = 500
 CPU_MAX_LENGTH = 128
 CUDA_MAX_LENGTH = 1024
@@ -25,47 +28,26 @@ FLASH_MAX_HEAD_DIM = 256
 COMPILE_PAYS_AFTER_STEPS = {"cpu": 5000, "cuda": 200}
 
 
-class _Draft:
-    """Recipe values being filled in, and why each got its value."""
-
-    def __init__(self, values: Mapping[str, Any]):
-        self.values = copy.deepcopy(dict(values))
-        self.reasons: dict[str, str] = {}
-
-    def get(self, path: str) -> Any:
-        node: Any = self.values
-        for step in path.split("."):
-            if not isinstance(node, Mapping):
-                return None
-            node = node.get(step)
-        return node
-
-    def fill(self, path: str, value: Any, reason: str) -> None:
-        """Set a key that was left out."""
-        if self.get(path) is None and value is not None:
-            self.set(path, value, reason)
-
-    def set(self, path: str, value: Any, reason: str) -> None:
-        node = self.values
-        *parents, last = path.split(".")
-        for step in parents:
-            node = node[step]
-        node[last] = value
-        self.reasons[path] = reason
-
-
 def derive(
-    values: Mapping[str, Any], machine: Machine, *, name: str = "run", known: ModelShape | None = None
+    values: Mapping[str, Any],
+    machine: Machine,
+    *,
+    name: str = "run",
+    known: ModelShape | None = None,
 ) -> tuple[dict[str, Any], dict[str, str], ModelShape | None]:
     """Fill in what is left out. Returns the values, {dotted key: reason}, and the model's shape.
 
     known: the shape of a checkpoint that is still to be made.
     """
-    draft = _Draft(values)
+    draft = Draft(values)
     draft.fill("name", name, "the recipe file's name")
     if draft.get("device") == "auto":
         why_not = machine.cuda_problem
         draft.set("device", machine.best_device, f"auto: {why_not}" if why_not else "auto: bf16 CUDA is there")
+    if draft.get("stage") == "merge":
+        _derive_merge(draft)
+    if draft.get("stage") != "pretrain":
+        return draft.values, draft.reasons, derive_tuning(draft, machine, known)
     _derive_tokenizer(draft)
     vocab_size, _ = vocabulary_size(draft.get("tokenizer"))
     shape = known or _derive_model(draft, vocab_size)
@@ -88,7 +70,7 @@ def named_context(values: Mapping[str, Any]) -> int | None:
     return (config or {}).get("max_position_embeddings") or (config or {}).get("n_positions")
 
 
-def _derive_tokenizer(draft: _Draft) -> None:
+def _derive_tokenizer(draft: Draft) -> None:
     if model_source(draft.values) == "checkpoint":
         draft.fill("tokenizer", draft.get("model.checkpoint"), "the checkpoint's own")
     elif model_source(draft.values) == "config":
@@ -100,7 +82,7 @@ def _derive_tokenizer(draft: _Draft) -> None:
         draft.fill("tokenizer", kind if kind == "bytes" else {"bpe": kind}, f"model.size = {size}")
 
 
-def _derive_model(draft: _Draft, vocab_size: int) -> ModelShape | None:
+def _derive_model(draft: Draft, vocab_size: int) -> ModelShape | None:
     source = model_source(draft.values)
     if source != "parts":
         config = read_config_json(draft.get(f"model.{source}"))
@@ -168,7 +150,15 @@ def _kv_heads_for(heads: int) -> int:
     return min(ways, key=lambda n: (abs(n - heads / 4), n))
 
 
-def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> None:
+def _derive_merge(draft: Draft) -> None:
+    config = read_config_json(draft.get("model.checkpoint")) or {}
+    kept = config.get("dtype") or config.get("torch_dtype")
+    if config:
+        limit = MERGE_TOLERANCES.get(kept, MERGE_TOLERANCES["float32"])
+        draft.fill("merge.tolerance", limit, f"the base is kept in {kept or 'float32'}")
+
+
+def _derive_train(draft: Draft, machine: Machine, shape: ModelShape | None) -> None:
     on_cpu = draft.get("device") == "cpu"
     longest = (shape and shape.max_position_embeddings) or named_context(draft.values) or CUDA_MAX_LENGTH
     most = CPU_MAX_LENGTH if on_cpu else CUDA_MAX_LENGTH
@@ -212,7 +202,7 @@ def _derive_train(draft: _Draft, machine: Machine, shape: ModelShape | None) -> 
     draft.fill("train.compile", pays, f"it pays from about {enough:,} steps on")
 
 
-def _kernel(draft: _Draft, machine: Machine, shape: ModelShape | None) -> tuple[str, str]:
+def _kernel(draft: Draft, machine: Machine, shape: ModelShape | None) -> tuple[str, str]:
     """Return the attention kernel for the parts on this machine, and why.
 
     flex_attention is never taken unasked: it is compiled anew for every length of a sample that is being written.
@@ -240,7 +230,7 @@ def _position_embedding(values: Mapping[str, Any]) -> str | None:
     return (model or {}).get("position_embedding")
 
 
-def _derive_batch(draft: _Draft, machine: Machine, shape: ModelShape | None, on_cpu: bool) -> None:
+def _derive_batch(draft: Draft, machine: Machine, shape: ModelShape | None, on_cpu: bool) -> None:
     """Choose the rows of a batch, and recompute activations only where nothing else fits."""
     length: int = draft.get("train.max_length")
     memory_bytes = available_bytes(draft.get("device"), machine)
@@ -276,7 +266,7 @@ def _derive_batch(draft: _Draft, machine: Machine, shape: ModelShape | None, on_
     draft.fill("train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens a step")
 
 
-def _bytes(draft: _Draft, shape: ModelShape, rows: int, length: int, checkpointing: bool) -> int:
+def _bytes(draft: Draft, shape: ModelShape, rows: int, length: int, checkpointing: bool) -> int:
     parts = memory_by_part(
         shape,
         rows=rows,
@@ -284,11 +274,12 @@ def _bytes(draft: _Draft, shape: ModelShape, rows: int, length: int, checkpointi
         optimizer=draft.get("optimizer.name"),
         dtype=draft.get("train.dtype"),
         checkpointing=checkpointing,
+        in_pieces=draft.get("stage") == "pretrain",
     )
     return sum(parts.values())
 
 
-def _derive_steps(draft: _Draft, machine: Machine, shape: ModelShape | None, on_cpu: bool) -> None:
+def _derive_steps(draft: Draft, machine: Machine, shape: ModelShape | None, on_cpu: bool) -> None:
     if shape is None:
         draft.fill("train.max_steps", CPU_MAX_STEPS if on_cpu else 10_000, "the model's size is not known yet")
         return

@@ -18,6 +18,7 @@ from .derive import derive, model_source, named_context
 from .estimate import Estimate, estimate
 from .hardware import Machine, find_machine
 from .parameters import ModelShape
+from .tuning import estimate_tuning
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
@@ -96,7 +97,7 @@ def diagnose(
     if final is None or more:
         return None, problems + (more if not problems else [])
     origins = _origins(given, values, reasons, overrides)
-    cost = estimate(final.model_dump(by_alias=True), shape, machine)
+    cost = _cost(final, shape, machine)
     return Resolved(final, values, given, origins, shape, cost, machine), problems
 
 
@@ -116,8 +117,14 @@ def resolve(
 
 def estimate_again(resolved: Resolved, *, first_step: int = 0) -> Resolved:
     """Return the same with what was measured since, or with only what is left after `first_step`."""
-    values = resolved.recipe.model_dump(by_alias=True)
-    return replace(resolved, estimate=estimate(values, resolved.shape, resolved.machine, first_step=first_step))
+    return replace(resolved, estimate=_cost(resolved.recipe, resolved.shape, resolved.machine, first_step))
+
+
+def _cost(recipe: StageRecipe, shape: ModelShape | None, machine: Machine, first_step: int = 0) -> Estimate:
+    values = recipe.model_dump(by_alias=True)
+    if recipe.stage not in ("pretrain", "merge"):
+        return estimate_tuning(values, shape, machine)
+    return estimate(values, shape, machine, first_step=first_step)
 
 
 def demand_cuda(machine: Machine, mend: str) -> None:
@@ -142,6 +149,14 @@ def demand_device(resolved: Resolved) -> None:
                 mend="Install it (pip install flash-attn --no-build-isolation), or leave the key out for sdpa.",
             )
         )
+    optimizer = (resolved.values.get("optimizer") or {}).get("name")
+    if optimizer == "adamw_8bit" and not resolved.machine.has_bitsandbytes:
+        why, mend = "the package bitsandbytes is not installed here", "pip install 'llm-lab[cuda]', or take adamw."
+        raise MachineError(Problem("optimizer.name", why, value=optimizer, mend=mend))
+    if not resolved.estimate.fits and resolved.estimate.memory_bytes and not train:
+        needed, there = resolved.estimate.memory_bytes / 2**30, resolved.estimate.memory_available_bytes / 2**30
+        why = f"the model in float32 needs about {needed:.1f} GiB, and there are {there:.1f} GiB"
+        raise MachineError(Problem("model.checkpoint", why, value=resolved.values["model"]["checkpoint"]))
     if not resolved.estimate.fits and resolved.estimate.memory_bytes:
         raise MachineError(
             Problem(
@@ -182,8 +197,8 @@ def _missing_models(values: Mapping[str, Any]) -> list[Problem]:
 def _too_long_rows(values: Mapping[str, Any], shape: ModelShape | None) -> list[Problem]:
     """Rows longer than the context of a model that is named by config or checkpoint; parts have a rule."""
     longest = (shape and shape.max_position_embeddings) or named_context(values)
-    length = values["train"]["max_length"]
-    if model_source(values) == "parts" or not longest or length <= longest:
+    length = (values.get("train") or {}).get("max_length")
+    if model_source(values) == "parts" or not longest or not length or length <= longest:
         return []
     return [
         Problem(
@@ -206,10 +221,15 @@ def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:
                 if isinstance(value, Mapping) or f"{prefix}{key}" in _ALWAYS or applies(f"{prefix}{key}", values)
             }
         if isinstance(node, tuple | list):
-            return [keep(item, f"{prefix}{index}.") for index, item in enumerate(node)]
+            return [_without_none(keep(item, f"{prefix}{index}.")) for index, item in enumerate(node)]
         return node
 
     return keep(values, "")
+
+
+def _without_none(item: Any) -> Any:
+    """Leave out what an entry of a list does not set: a line each would bury what it does."""
+    return {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else item
 
 
 # Written out for every attention, though only grouped-query asks for it: a reader wants the number.

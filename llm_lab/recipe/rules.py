@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .errors import Problem
+from .tuning_rules import TUNING_RULES
 from .validate import find_key, stage_schema
 
 Values = Mapping[str, Any]
@@ -179,6 +180,12 @@ def _kernel_runs_on_the_device(values: Values) -> Iterator[Problem]:
         yield Problem("train.attn_implementation", f"{kernel} {reason}", value=kernel, allowed="sdpa, eager")
 
 
+def _eight_bits_need_cuda(values: Values) -> Iterator[Problem]:
+    if values.get("device") == "cpu" and values.get("optimizer", {}).get("name") == "adamw_8bit":
+        why, mend = "its 8-bit moments need a CUDA GPU", "Take adamw, or a machine with a GPU and device=cuda."
+        yield Problem("optimizer.name", why, value="adamw_8bit", mend=mend)
+
+
 def _kernel_takes_the_model(values: Values) -> Iterator[Problem]:
     train, parts = values.get("train", {}), _parts(values)
     kernel = train.get("attn_implementation")
@@ -245,7 +252,8 @@ def _documents_are_masked_by_a_kernel_that_can(values: Values) -> Iterator[Probl
 
 
 def _a_single_prompt_is_a_text(values: Values) -> Iterator[Problem]:
-    if values.get("samples") and not values["samples"].get("prompts"):
+    prompts = (values.get("samples") or {}).get("prompts")
+    if prompts is not None and not prompts:
         yield Problem("samples.prompts", "at least one prompt is needed", allowed='a list of texts; [""] is none')
 
 
@@ -260,6 +268,7 @@ RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
     _warmup_is_said_once,
     _alibi_has_a_kernel,
     _kernel_runs_on_the_device,
+    _eight_bits_need_cuda,
     _kernel_takes_the_model,
     _checkpoint_brings_its_tokenizer,
     _first_mistakes_with_data,
@@ -271,7 +280,7 @@ RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
 
 def check_rules(values: Values, given: Mapping[str, Any]) -> list[Problem]:
     """Return every broken rule. values: the resolved recipe; given: what the user wrote."""
-    problems = [problem for rule in RULES for problem in rule(values)]
+    problems = [problem for rule in (*RULES, *TUNING_RULES) for problem in rule(values)]
     return problems + list(_keys_that_do_nothing(values, given))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -55,12 +55,16 @@ class Interruption:
                 signal.signal(number, handler)
 
 
-class LabTrainer(Trainer):
-    """Trainer for one run folder.
+class LabRun:
+    """What makes any Trainer (Hugging Face's own, TRL's) one of ours; stands before it among the bases.
 
     evaluate_step: called at every evaluation with the step; returns a row for metrics.jsonl, or None.
     save: called with a folder; writes model and tokenizer as a plain Hugging Face folder.
+    tokens_per_step: fixed by the batch's shape; None where the trainer counts what it saw, as TRL's do.
     """
+
+    # What TRL gathers and we record: {its name: ours}.
+    tells: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class LabTrainer(Trainer):
         display: Display,
         interruption: Interruption,
         eval_every: int,
-        tokens_per_step: int,
+        tokens_per_step: int | None,
         wall_seconds_before: float,
         save_total_limit: int,
         evaluate_step: Callable[[int], dict[str, Any] | None],
@@ -88,7 +92,11 @@ class LabTrainer(Trainer):
         self._staging: Path | None = None
         self._save_total_limit = save_total_limit
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Flow(interruption, eval_every, self._clock))
+        self.add_callback(_Flow(interruption, eval_every, self))
+
+    def begin_clock(self) -> None:
+        """Start to measure the speed at what has been trained on so far."""
+        self._clock.begin(self.train_tokens)
 
     # What is trained how
 
@@ -120,12 +128,19 @@ class LabTrainer(Trainer):
         """Seconds of work on this run, those before a resume included."""
         return time.perf_counter() - self._started
 
+    @property
+    def train_tokens(self) -> int:
+        """Tokens trained on so far; a new stage counts anew."""
+        if self.tokens_per_step is None:
+            return int(self.state.num_input_tokens_seen)
+        return self.state.global_step * self.tokens_per_step
+
     def record(self, row: dict[str, Any]) -> None:
         """Write a row of metrics.jsonl and show it."""
         step = self.state.global_step
         full = {
             "step": step,
-            "train_tokens": step * self.tokens_per_step,
+            "train_tokens": self.train_tokens,
             "wall_seconds": round(self.wall_seconds, 3),
             **row,
         }
@@ -147,16 +162,22 @@ class LabTrainer(Trainer):
                 )
             )
         row = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-        speed = self._clock.take(self.state.global_step)
+        speed = self._clock.take(self.train_tokens)
         if speed:
-            row["tokens_per_second"] = round(speed * self.tokens_per_step, 1)
+            row["tokens_per_second"] = round(speed, 1)
         if torch.cuda.is_available():
             row["memory_bytes"] = torch.cuda.max_memory_allocated()
         self.record(row | self.extra_metrics())
 
     def extra_metrics(self) -> dict[str, float]:
-        """Return what a stage's optimizer or loss has to tell beside the usual."""
-        return {}
+        """Return what a stage's optimizer or loss has to tell beside the usual: the means of what TRL gathered."""
+        gathered = getattr(self, "_metrics", {}).get("train", {})
+        means = {key: sum(values) / len(values) for key, values in gathered.items() if values}
+        gathered.clear()
+        return {name: round(means[key], 6) for key, name in self.tells.items() if key in means}
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none beside the checkpoints: report.md has the facts."""
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, Any]:
         # Save first: an evaluation that fails must not cost the steps before it.
@@ -247,23 +268,23 @@ def _first_line(error: Exception) -> str:
 
 
 class _StepClock:
-    """Steps a second between two log lines, time spent on saving and evaluating left out."""
+    """Tokens a second between two log lines, time spent on saving and evaluating left out."""
 
     def __init__(self) -> None:
         self._mark = time.perf_counter()
-        self._step: int | None = None
+        self._tokens: int | None = None
         self._paused = 0.0
         self._depth = 0
 
-    def begin(self, step: int) -> None:
-        self._mark, self._step, self._paused = time.perf_counter(), step, 0.0
+    def begin(self, tokens: int) -> None:
+        self._mark, self._tokens, self._paused = time.perf_counter(), tokens, 0.0
 
-    def take(self, step: int) -> float | None:
+    def take(self, tokens: int) -> float | None:
         """Return the speed since the last call."""
         seconds = time.perf_counter() - self._mark - self._paused
-        steps = step - (self._step if self._step is not None else step)
-        self.begin(step)
-        return steps / seconds if steps > 0 and seconds > 0 else None
+        new = tokens - (self._tokens if self._tokens is not None else tokens)
+        self.begin(tokens)
+        return new / seconds if new > 0 and seconds > 0 else None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -277,14 +298,18 @@ class _StepClock:
                 self._paused += time.perf_counter() - start
 
 
+class LabTrainer(LabRun, Trainer):
+    """Hugging Face's Trainer for one run folder."""
+
+
 class _Flow(TrainerCallback):
     """When to evaluate, and when to stop."""
 
-    def __init__(self, interruption: Interruption, eval_every: int, clock: _StepClock):
-        self.interruption, self.eval_every, self.clock = interruption, eval_every, clock
+    def __init__(self, interruption: Interruption, eval_every: int, trainer: LabRun):
+        self.interruption, self.eval_every, self.trainer = interruption, eval_every, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.begin(state.global_step)
+        self.trainer.begin_clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.global_step >= state.max_steps
@@ -302,10 +327,20 @@ class _Flow(TrainerCallback):
 
 
 def training_arguments(
-    steps_path: Path, *, device: str, seed: int, train: Any, eval_on_start: bool = False
+    steps_path: Path,
+    *,
+    device: str,
+    seed: int,
+    train: Any,
+    eval_on_start: bool = False,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **options: Any,
 ) -> TrainingArguments:
-    """Return Trainer's arguments for a run: what our recipe does not name is switched off."""
-    arguments = TrainingArguments(
+    """Return Trainer's arguments for a run: what our recipe does not name is switched off.
+
+    kind: TRL's own arguments for its trainers, with their options.
+    """
+    arguments = kind(
         output_dir=str(steps_path),
         max_steps=train.max_steps,
         per_device_train_batch_size=train.per_device_train_batch_size,
@@ -329,8 +364,7 @@ def training_arguments(
         ddp_backend="gloo" if device == "cpu" and process_count() > 1 else None,
         ddp_find_unused_parameters=False,
         # Autocast is ours (see PretrainTrainer): accelerate's turns all logits into a float32 copy.
-        bf16=False,
-        fp16=False,
+        **{"bf16": False, "fp16": False, **options},
     )
     # One process is one GPU: Trainer would spread a batch over all it sees, through the slow DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)

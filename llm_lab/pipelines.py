@@ -1,0 +1,133 @@
+"""Several stages one after the other: who goes on from whom, and what they hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llm_lab.plan.hardware import Machine
+from llm_lab.plan.resolve import Resolved, diagnose
+from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.recipe.files import to_yaml
+from llm_lab.recipe.stages import STAGE_RECIPES, PipelineRecipe
+from llm_lab.recipe.validate import validate_as
+
+REFERENCE = "stage:"  # stage:sft means the result of the stage named sft
+
+
+def read_pipeline(
+    raw: dict[str, Any], name: str, root: Path, touched: set[str], machine: Machine
+) -> tuple[str, list[Resolved] | None, list[Problem]]:
+    """Resolve every stage of a pipeline; returns its name, the stages where all are right, and every problem."""
+    pipeline, problems, _ = validate_as(PipelineRecipe, raw)
+    if pipeline is None:
+        return name, None, problems
+    name = pipeline.name or name
+    home = root / name
+    resolved: dict[str, Resolved] = {}
+    labels: list[str] = []
+    for index, stage in enumerate(pipeline.stages):
+        stage = {"seed": pipeline.seed, "device": pipeline.device, **stage}
+        schema = STAGE_RECIPES.get(stage.get("stage"))
+        if schema and "score" in schema.model_fields and raw.get("score") is not None:
+            stage.setdefault("score", raw["score"])
+        label = str(stage.get("name") or stage.get("stage") or "stage")
+        while label in labels:
+            label += "-2"
+        stage["name"] = label
+        prefix = f"stages.{index}."
+        unknown: list[Problem] = []
+        if "model" not in stage and labels:
+            stage["model"] = {"checkpoint": REFERENCE + _last_policy(labels, resolved)}
+        stage = _place(stage, labels, home, prefix, unknown)
+        labels.append(label)
+        before = resolved.get(_stage_of(stage, home))
+        own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
+        try:
+            result, found = diagnose(stage, machine=machine, name=label, overrides=own, before=before)
+        except UserError as error:
+            result, found = None, list(error.problems)
+        # The result of a stage before is not there yet, and will be.
+        found = [p for p in found if not (isinstance(p, Problem) and _is_inside(p.value, home))]
+        problems += unknown + [_within(prefix, problem) for problem in found]
+        if result:
+            resolved[label] = result
+    return name, list(resolved.values()) if len(resolved) == len(labels) else None, problems
+
+
+def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
+    """Return the last stage whose result can be talked to: a reward model is not gone on from."""
+    policies = [label for label in labels if label not in resolved or resolved[label].recipe.stage != "reward"]
+    return (policies or labels)[-1]
+
+
+def _stage_of(stage: Mapping[str, Any], home: Path) -> str | None:
+    model = stage.get("model")
+    checkpoint = model.get("checkpoint") if isinstance(model, Mapping) else model
+    return Path(checkpoint).name if _is_inside(checkpoint, home) else None
+
+
+def _place(stage: Any, labels: list[str], home: Path, prefix: str, problems: list[Problem]) -> Any:
+    """Put the folders in where stages are named: stage:sft becomes checkpoints/demo/sft."""
+
+    def place(text: str, path: str) -> str:
+        if not text.startswith(REFERENCE):
+            return text
+        wanted = text.removeprefix(REFERENCE)
+        if wanted not in labels:
+            mend = did_you_mean(wanted, labels) or "A stage can go on from those that stand before it."
+            problems.append(
+                Problem(prefix + path, "no stage before this one has that name", text, one_of(labels) or "none", mend)
+            )
+        return str(home / wanted)
+
+    return map_texts(stage, place)
+
+
+def map_texts(node: Any, change: Callable[[str, str], str], path: str = "") -> Any:
+    """Return nested values with every text replaced by change(text, dotted key)."""
+    if isinstance(node, Mapping):
+        return {key: map_texts(value, change, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [map_texts(value, change, f"{path}.{index}") for index, value in enumerate(node)]
+    return change(node, path) if isinstance(node, str) else node
+
+
+def move(resolved: Resolved, planned: Path, actual: Path) -> Resolved:
+    """Point a stage at the pipeline folder that was really made (its name may have got a number)."""
+    if planned == actual:
+        return resolved
+
+    def moved(text: str, path: str) -> str:
+        return str(actual / Path(text).name) if _is_inside(text, planned) else text
+
+    values = map_texts(resolved.values, moved)
+    return replace(resolved, values=values, recipe=type(resolved.recipe).model_validate(values))
+
+
+def pipeline_values(stages: tuple[Resolved, ...], home: Path) -> dict[str, Any]:
+    """Return the values of a pipeline's recipe.yaml: stages refer to each other by name."""
+
+    def name_stage(text: str, path: str) -> str:
+        return REFERENCE + Path(text).name if _is_inside(text, home) else text
+
+    written = [map_texts(resolved.values, name_stage) for resolved in stages]
+    for values in written:
+        if str(values.get("tokenizer", "")).startswith(REFERENCE):
+            del values["tokenizer"]
+    return {"name": home.name, "stages": written}
+
+
+def pipeline_yaml(values: Mapping[str, Any]) -> str:
+    """Write a pipeline's values as YAML, each stage's keys in the order of its schema."""
+    return to_yaml(dict(values), PipelineRecipe, lambda path, text: None)
+
+
+def _is_inside(text: Any, home: Path) -> bool:
+    return isinstance(text, str) and Path(text).parent == home
+
+
+def _within(prefix: str, problem: Problem | str) -> Problem | str:
+    return replace(problem, key=prefix + problem.key) if isinstance(problem, Problem) else problem
