@@ -272,6 +272,17 @@ def test_a_base_that_is_another_is_refused_in_words_and_nothing_is_left(change, 
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
+def test_an_adapter_is_not_talked_to_beside_a_base_that_has_changed_since(tmp_path):
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
+    save_adapter_on(base, tmp_path / "first", tokenizer)
+    save_adapter_on(load_model(tmp_path / "first", merge=True), tmp_path / "second", tokenizer)
+    load_model(tmp_path / "second")
+    words = other_weights(tmp_path)
+    for name in ("first", "second"):
+        with pytest.raises(UserError, match=words):
+            load_model(tmp_path / name)
+
+
 def test_what_is_no_adapter_is_told(tmp_path):
     save_base(tmp_path / "base")
     with pytest.raises(UserError, match="this folder is no adapter: it is a whole model"):

@@ -158,6 +158,16 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def demand_base(adapter: Adapter, *, key: str = "adapter") -> None:
+    """UserError where the base's weights are not those that the adapter was trained on."""
+    if adapter.digest is None:
+        return
+    if weights_digest(adapter.base) not in (adapter.digest, None):
+        why = f"the weights in {adapter.base} are not those it was trained on: their digest is another"
+        mend = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
+        raise UserError(Problem(key, why, value=adapter.folder, mend=mend))
+
+
 def wrap(base: Any, config: Any) -> Any:
     """Return a model with the layers of an adapter, untrained, as a PeftModel."""
     from peft import get_peft_model
@@ -183,6 +193,7 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
     """
     from peft import PeftConfig
 
+    demand_base(adapter, key=key)
     _grow_vocabulary(base, adapter, key)
     config = PeftConfig.from_pretrained(adapter.folder)
     config.base_model_name_or_path = adapter.base  # it may have moved

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_lab.recipe.errors import Problem, UserError
 
-from .adapter import Adapter, attach_adapter, is_adapter, read_adapter, weights_digest
+from .adapter import Adapter, attach_adapter, is_adapter, read_adapter
 from .load import load_model, read_config
 from .save import save_model
 from .tokenizers import load_tokenizer
@@ -57,7 +58,6 @@ def merge_adapter(
     tolerance: float | None = None,
     seed: int = 0,
     load: Callable[[str], Any] | None = None,
-    trust_remote_code: bool = False,
     key: str = "adapter",
 ) -> Merged:
     """Write the base with the adapter in it as a plain Hugging Face folder, `out`, in the base's own dtype.
@@ -68,9 +68,8 @@ def merge_adapter(
     (relative to the largest logit); what was written then stays for the caller to drop.
     """
     adapter = read_adapter(folder, key=key)
-    load = load or _causal_loader(key, trust_remote_code)
-    dtype = _storage_dtype(adapter.base, key, trust_remote_code)
-    demand_base(adapter, key=key)
+    load = load or partial(load_model, merge=True, key=key)
+    dtype = _storage_dtype(adapter.base, key)
     tokenizer = find_tokenizer(adapter, key=key)
     model = attach_adapter(load(adapter.base), adapter, key=key)
     probe = _probe_tokens(model, tokenizer, adapter, seed, key)
@@ -95,23 +94,6 @@ def merge_adapter(
     return Merged(adapter, dtype, scale, effect, in_float32, written, limit)
 
 
-def _causal_loader(key: str, trust_remote_code: bool) -> Callable[[str], Any]:
-    def load(name: str) -> Any:
-        return load_model(name, merge=True, key=key, trust_remote_code=trust_remote_code)
-
-    return load
-
-
-def demand_base(adapter: Adapter, *, key: str = "adapter") -> None:
-    """UserError where the base's weights are not those that the adapter was trained on."""
-    if adapter.digest is None:
-        return
-    if weights_digest(adapter.base) not in (adapter.digest, None):
-        why = f"the weights in {adapter.base} are not those it was trained on: their digest is another"
-        mend = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
-        raise UserError(Problem(key, why, value=adapter.folder, mend=mend))
-
-
 def find_tokenizer(adapter: Adapter, *, key: str = "adapter") -> Any:
     """Return the adapter's own tokenizer, or its base's. UserError where the two number tokens differently."""
     if not (adapter.folder / "tokenizer_config.json").is_file() and not (adapter.folder / "tokenizer.json").is_file():
@@ -129,11 +111,11 @@ def find_tokenizer(adapter: Adapter, *, key: str = "adapter") -> Any:
     return own
 
 
-def _storage_dtype(base: str, key: str, trust_remote_code: bool) -> str:
+def _storage_dtype(base: str, key: str) -> str:
     """Return the dtype that the weights of a base are kept in. UserError where they are quantised."""
     while is_adapter(base):
         base = read_adapter(base, key=key).base
-    config = read_config(base, key=key, trust_remote_code=trust_remote_code)
+    config = read_config(base, key=key)
     if getattr(config, "quantization_config", None):
         mend = "Name the same model, not quantised, as base_model_name_or_path in adapter_config.json."
         raise UserError(Problem(key, "its base is kept quantised, and takes no adapter", value=base, mend=mend))

@@ -47,7 +47,6 @@ def merge_into(
     *,
     tolerance: float | None = None,
     seed: int = 0,
-    trust_remote_code: bool = False,
     key: str = "adapter",
 ) -> Merged:
     """Merge an adapter, or the run that trained it, into the folder `out`, which appears whole or not at all.
@@ -69,7 +68,7 @@ def merge_into(
     if adapter.task == "SEQ_CLS":
         from llm_lab.rewards.classifier import load_classifier
 
-        load = partial(load_classifier, new_head=True, trust_remote_code=trust_remote_code, key=key)
+        load = partial(load_classifier, new_head=True, key=key)
     from .trainer import publish
 
     staged = out.with_name(f".{out.name}.merging")
@@ -81,7 +80,6 @@ def merge_into(
             tolerance=tolerance,
             seed=seed,
             load=load,
-            trust_remote_code=trust_remote_code,
             key=key,
         )
         publish(staged, out)
