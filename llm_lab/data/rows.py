@@ -16,7 +16,7 @@ from llm_lab.data.dialogues import (
     read_messages,
     read_text,
 )
-from llm_lab.data.formats import Format
+from llm_lab.data.formats import NAMES, Format
 
 LEFT_OUT = "what follows the last answer was left out"
 
@@ -196,10 +196,14 @@ def _system(row: Mapping[str, Any], form: Format) -> list[Message]:
 def _answer(row: Mapping[str, Any], form: Format) -> str | None:
     """Return what a checkable reward compares with: the whole cell, as text."""
     value = row.get(form.fields["answer"]) if "answer" in form.fields else None
-    if value is None or isinstance(value, str):
-        return None if value is None else read_text(value, _column(form, "answer"))
+    if isinstance(value, str):
+        return read_text(value, _column(form, "answer"))
     if isinstance(value, bool | int | float):
         return str(value)
+    if value is None or form.kind != "prompt":  # only prompts are nothing without it
+        return None
+    if form.fields["answer"] in NAMES["completion"]:
+        return read_messages(value, _column(form, "answer"))[-1]["content"]
     raise Unreadable(f"{_column(form, 'answer')} holds {type(value).__name__}, not text or a number")
 
 
