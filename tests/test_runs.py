@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from llm_lab.runs.folder import (
     this_process,
     write_atomically,
 )
-from llm_lab.runs.report import draw_svg, write_report
 
 
 @pytest.fixture(autouse=True)
@@ -192,41 +190,6 @@ def test_a_model_that_is_not_there_is_told_with_what_is():
         find_model("shakespere")
     with pytest.raises(UserError, match="llm-lab list runs"):
         find_model("xyzzy")
-
-
-def test_the_report_tells_the_run_and_draws_its_curves():
-    run = make_run("a", stage="pretrain", machine="2 CPU cores", results={"eval_loss": 1.5, "train_tokens": 1_000_000})
-    write_report(run)
-    assert "curves.svg" not in run.report_path.read_text()
-    for step in range(1, 4):
-        run.append_metrics({"step": step, "loss": 5.0 / step})
-    run.append_metrics({"step": 3, "eval_loss": 2.0, "bits_per_byte": 1.0})
-    run.update(planned={"wall_seconds": 12.3, "memory_bytes": 2**30}, versions={"torch": "2"})
-    write_report(run)
-    text = run.report_path.read_text()
-    for words in (
-        "# a\n",
-        "Pretrain, done. Machine: 2 CPU cores.",
-        "| eval_loss | 1.5000 |",
-        "1,000,000",
-        "1.00 GiB",
-        "torch 2",
-    ):
-        assert words in text
-    picture = ElementTree.parse(run.path / "curves.svg").getroot()
-    lines = picture.findall("{http://www.w3.org/2000/svg}polyline")
-    assert [len(line.get("points").split()) for line in lines] == [3, 1]
-
-
-@pytest.mark.parametrize("points", [[(1, 2.0)], [(1, 2.0), (1, 2.0)], [(0, -1.0), (10, 1e9)]])
-def test_curves_of_any_shape_are_well_formed_and_inside_the_picture(points):
-    picture = ElementTree.fromstring(draw_svg({"training loss": points, "validation loss": []}))
-    _, _, width, height = map(float, picture.get("viewBox").split())
-    for line in picture.findall("{http://www.w3.org/2000/svg}polyline"):
-        for point in line.get("points").split():
-            x, y = map(float, point.split(","))
-            assert 0 <= x <= width
-            assert 0 <= y <= height
 
 
 def test_runs_are_made_where_one_stands():

@@ -29,7 +29,7 @@ FULL = 0.95  # the share of the memory that a run may take
 BASES = {
     None: "from experience",
     "trial": "measured here",
-    "run": "by the last such run here",
+    "run": "measured in the last such run here",
 }
 
 
@@ -70,16 +70,18 @@ class Estimate:
 
 
 def memory_by_part(
-    shape: ModelShape, *, rows: int, length: int, optimizer: str, dtype: str, checkpointing: bool
+    shape: ModelShape, *, rows: int, length: int, optimizer: str, dtype: str, checkpointing: bool, in_pieces: bool = False
 ) -> dict[str, int]:
     """Return bytes on each device by what they are for.
 
     Master weights, gradients and moments are float32. Activations follow Korthikanti et al. (2022):
     about 34 bytes × hidden_size per token and layer in bf16 with a fused attention, twice in float32.
+    in_pieces: large logits are never held whole, as in pretraining.
     """
     parameters, matrices = shape.parameters, shape.matrix_parameters
     moments = {
         "adamw": 8 * parameters,
+        "adamw_8bit": 2 * matrices + 8 * (parameters - matrices),
         "sophia": 8 * parameters,
         "lion": 4 * parameters,
         "muon": 4 * matrices + 8 * (parameters - matrices),
@@ -97,8 +99,34 @@ def memory_by_part(
         "gradients": 4 * parameters,
         "optimizer": moments,
         "activations": activations,
-        "logits": tokens * shape.vocab_size * (14 if half else 12),
+        "logits": _logits_bytes(shape, tokens, half, in_pieces),
     }
+
+
+def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -> int:
+    if not in_pieces or 4 * tokens * shape.vocab_size <= PIECE_OF_LOGITS_BYTES:
+        return tokens * shape.vocab_size * (14 if half else 12)
+    # A piece and two passing copies of it; the gradients of head and hidden states, held and handed on.
+    gradients = 2 * shape.hidden_size * (4 * shape.vocab_size + tokens * (2 if half else 4))
+    return 3 * PIECE_OF_LOGITS_BYTES + gradients
+
+
+def _without_training(shape: ModelShape | None, machine: Machine) -> Estimate:
+    """Return what a merge takes: the model in float32, on the CPU."""
+    weights = 4 * shape.parameters if shape else 0
+    memory = {"weights": weights, "program": PROGRAM_BYTES} if shape else {}
+    return Estimate(
+        parameters=shape.parameters if shape else None,
+        parameters_by_part=shape.parameters_by_part if shape else {},
+        tokens=0,
+        tokens_per_step=0,
+        flops_per_token=None,
+        memory_by_part=memory,
+        memory_bytes=sum(memory.values()),
+        memory_available_bytes=available_bytes("cpu", machine),
+        seconds_by_part={},
+        disk_bytes=weights,
+    )
 
 
 def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, first_step: int = 0) -> Estimate:
@@ -106,6 +134,8 @@ def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machi
 
     first_step: where a run goes on; only what is left is counted.
     """
+    if "train" not in recipe:
+        return _without_training(shape, machine)
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
     per_step = rows * length * train["gradient_accumulation_steps"] * machine.processes

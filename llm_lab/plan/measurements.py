@@ -106,7 +106,7 @@ def _settings(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) ->
     return {
         "stage": recipe.get("stage"),
         "device": [recipe["device"], *device, machine.processes],
-        "threads": None if on_cuda else os.environ.get("OMP_NUM_THREADS"),
+        "threads": None if on_cuda else os.environ.get("OMP_NUM_THREADS") or str(machine.cpu_cores),
         "versions": [_version("torch"), _version("transformers")],
         "shape": asdict(shape),
         "model": model,

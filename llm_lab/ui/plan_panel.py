@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 80
 TEXT_COLUMNS = 64
+VALUE_COLUMNS = 20
 DATA_LINES = 2
 BANNER = "CPU rehearsal: everything works, at toy size. Real training wants CUDA."
 USUAL_TOKENS_PER_PARAMETER = 20
@@ -58,6 +59,8 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
         yield "" if index else "data", line, ""
     train = values.get("train") or {}
     if train.get("max_steps"):
+        if cost.first_step:
+            yield "goes on", f"from step {cost.first_step:,}; what follows is of what is left", ""
         yield "training", _training(train, cost), ""
     if values.get("optimizer"):
         yield "optimizer", _optimizer(values), ""
@@ -70,7 +73,7 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
             "" if cost.fits else "bad",
         )
     if cost.wall_seconds is not None:
-        yield "time", about(cost.wall_seconds) + ", by a rough reckoning", ""
+        yield "time", _time(cost), ""
     if cost.disk_bytes:
         yield "disk", f"{size(cost.disk_bytes)} in {ROOT / str(values.get('name'))}/", ""
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
@@ -78,8 +81,20 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
 
 def _wrapped(text: str) -> str:
     """Fold text to the panel, no number apart from its unit."""
+    text = " ".join(_in_pieces(word, TEXT_COLUMNS).replace("\n", " ") for word in text.split(" "))
     joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
     return "\n".join(textwrap.wrap(joined, TEXT_COLUMNS, break_on_hyphens=False)).replace("\u00a0", " ")
+
+
+def _in_pieces(text: str, columns: int) -> str:
+    """Fold text behind slashes and spaces, so that no name in a path is cut unless it alone is too long."""
+    lines, line = [], ""
+    for piece in re.findall(r"[^/ ]*[/ ]+|[^/ ]+", text):
+        if line and len(line + piece.rstrip()) > columns:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece
+    return "\n".join([*lines, line])
 
 
 def _model(values: Mapping[str, Any]) -> str:
@@ -87,7 +102,8 @@ def _model(values: Mapping[str, Any]) -> str:
     if not isinstance(model, Mapping):
         return str(model)
     if "checkpoint" in model:
-        return f"{model['checkpoint']}, trained on from its weights"
+        what = "trained on from its weights" if values.get("train") else "put into its base"
+        return f"{model['checkpoint']}, {what}"
     if "config" in model:
         return f"{model['config']}, from scratch"
     parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
@@ -120,9 +136,10 @@ def _data(sources: Any) -> Iterator[str]:
 
 
 def _training(train: Mapping[str, Any], cost: Estimate) -> str:
-    text = f"{train['max_steps']:,} steps × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    steps = max(0, train["max_steps"] - cost.first_step)
+    text = f"{steps:,} steps × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
-    if ratio is not None:
+    if ratio is not None and not cost.first_step:
         shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
         text += f", {shown} a parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
     return text
@@ -146,12 +163,21 @@ def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     return f"every {train['eval_steps']:,} steps{kept}{saved}"
 
 
+def _time(cost: Estimate) -> str:
+    """The whole, what it stands on, and the parts that are more than a hundredth."""
+    whole = cost.wall_seconds or 0.0
+    parts = sorted(cost.seconds_by_part.items(), key=lambda item: -item[1])
+    shares = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts if seconds > 0.01 * whole]
+    return f"{about(whole)} ({cost.basis}): {', '.join(shares)}" if whole else about(whole)
+
+
 def _memory(cost: Estimate, *, assumed: bool) -> str:
     parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
     need = ", ".join(f"{part} {size(number)}" for part, number in parts)
     fits = "" if cost.fits else "Does not fit! "
     there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
-    return f"{fits}about {size(cost.memory_bytes)} of {there}: {need}"
+    measured = " (measured here)" if cost.measurement and cost.measurement.memory_bytes else ""
+    return f"{fits}about {size(cost.memory_bytes)}{measured} of {there}: {need}"
 
 
 def derived_table(resolved: Resolved) -> Table:
@@ -162,7 +188,7 @@ def derived_table(resolved: Resolved) -> Table:
     table = Table.grid(padding=(0, 2))
     table.title, table.title_justify, table.title_style = "Derived, because it was left out", "left", "title"
     table.add_column(no_wrap=True)
-    table.add_column(style="bold", overflow="fold", max_width=20)
+    table.add_column(style="bold", overflow="fold", max_width=VALUE_COLUMNS)
     table.add_column(style="dim", overflow="fold")
     found = dict(flatten(resolved.values))
     last = ""
@@ -182,4 +208,4 @@ def _written(value: Any) -> Text:
 
     if isinstance(value, bool) or value is None:
         return Text({True: "true", False: "false", None: "null"}[value])
-    return Text(f"{value:g}" if isinstance(value, float) else one_line(str(value)))
+    return Text(f"{value:g}" if isinstance(value, float) else _in_pieces(one_line(str(value)), VALUE_COLUMNS))
