@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_lab.data.block_stream import BlockStream, StreamTokens, prepare_stream
 from llm_lab.data.blocks import TokenSet, default_cache_dir, prepare_tokens
 from llm_lab.data.dataset import BlockDataset
 from llm_lab.data.encoding import tokenizer_fingerprint
 from llm_lab.data.mixing import build_schedule
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
+from llm_lab.data.streams import StreamSource, hold_out, open_stream
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quiet_libraries, read_config
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.plan.schedule import factor_of
 from llm_lab.recipe.errors import LabError, Problem, UserError
-from llm_lab.recipe.schema import BpeTokenizer, PretrainRecipe
+from llm_lab.recipe.schema import BpeTokenizer, DataSource, PretrainRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.processes import first_process_first, is_first_process, process_count
+
+BPE_STREAM_CHARACTERS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Texts:
     """What is read: the sources, their tokens, and the tokenizer."""
 
     tokenizer: Any
-    sources: list[TextSource]
-    tokens: list[TokenSet]
+    sources: list[TextSource | StreamSource]
+    tokens: list[TokenSet | StreamTokens]
 
 
 @dataclass(frozen=True)
@@ -58,25 +62,25 @@ def run(recipe: PretrainRecipe, folder: RunFolder, display: Display, *, resume: 
     return fit(recipe, folder, display, texts, model, resume=resume)
 
 
-def open_sources(recipe: PretrainRecipe) -> list[TextSource]:
-    """Open every data source. UserError with the problems of all of them."""
+def open_sources(recipe: PretrainRecipe) -> list[TextSource | StreamSource]:
+    """Open every data source; of streams, keep the head. UserError with the problems of all of them."""
     sources, problems = [], []
     for index, source in enumerate(recipe.data):
         try:
-            sources.append(
-                open_source(
-                    source.path,
-                    key=f"data.{index}",
-                    subset=source.subset,
-                    split=source.split,
-                    text_column=source.text_column,
-                )
-            )
+            sources.append(_open(source, f"data.{index}", recipe))
         except UserError as error:
             problems.extend(error.problems)
     if problems:
         raise UserError(*problems)
     return sources
+
+
+def _open(source: DataSource, key: str, recipe: PretrainRecipe) -> TextSource | StreamSource:
+    named = {"subset": source.subset, "split": source.split, "text_column": source.text_column}
+    if not source.streaming:
+        return open_source(source.path, key=key, **named)
+    kept = recipe.validation.stream_documents if recipe.validation.fraction > 0 else 0
+    return hold_out(open_stream(source.path, key=key, **named), kept)
 
 
 def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
@@ -87,16 +91,19 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     fingerprint = tokenizer_fingerprint(tokenizer)
     tokens = []
     for source in sources:
-        found = prepare_tokens(
-            source,
-            tokenizer,
-            tokenizer_fingerprint=fingerprint,
-            fraction=recipe.validation.fraction,
-            take=recipe.validation.from_,
-            max_length=recipe.train.max_length,
-            cache_dir=default_cache_dir(),
-            progress=partial(display.progress, f"tokenising {source.key}"),
-        )
+        if isinstance(source, StreamSource):
+            found = prepare_stream(source, tokenizer)
+        else:
+            found = prepare_tokens(
+                source,
+                tokenizer,
+                tokenizer_fingerprint=fingerprint,
+                fraction=recipe.validation.fraction,
+                take=recipe.validation.from_,
+                max_length=recipe.train.max_length,
+                cache_dir=default_cache_dir(),
+                progress=partial(display.progress, f"tokenising {source.key}"),
+            )
         display.notice(f"{source.key}: {found.description}")
         tokens.append(found)
     if is_first_process():
@@ -104,7 +111,7 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     return Texts(tokenizer, sources, tokens)
 
 
-def _demand_same_data(sources: Sequence[TextSource], folder: RunFolder) -> None:
+def _demand_same_data(sources: Sequence[TextSource | StreamSource], folder: RunFolder) -> None:
     """A run that is resumed must find the text it began with, or its record would tell of another."""
     before = [source["fingerprint"] for source in folder.facts().get("data", [])]
     changed = [
@@ -124,7 +131,9 @@ def _demand_whole(checkpoint: Path) -> None:
             raise UserError(Problem(str(file), "this file of the checkpoint is broken", mend=mend))
 
 
-def make_tokenizer(recipe: PretrainRecipe, sources: Sequence[TextSource], folder: RunFolder, display: Display) -> Any:
+def make_tokenizer(
+    recipe: PretrainRecipe, sources: Sequence[TextSource | StreamSource], folder: RunFolder, display: Display
+) -> Any:
     """Return the recipe's tokenizer; a BPE is trained on the training part of the text, once a run."""
     wanted = recipe.tokenizer
     if wanted == "bytes":
@@ -138,17 +147,33 @@ def make_tokenizer(recipe: PretrainRecipe, sources: Sequence[TextSource], folder
 
     def training_texts() -> Any:
         for source in sources:
+            if isinstance(source, StreamSource):
+                yield from _beginning(source)
+                continue
             part, _ = split_documents(
                 source.documents, fraction=recipe.validation.fraction, take=recipe.validation.from_
             )
             yield from part()
 
     display.notice(f"tokenizer: training a BPE of {wanted.bpe:,} entries on the training text")
+    for source in sources:
+        if isinstance(source, StreamSource):
+            display.notice(f"tokenizer: of {source.path} it reads the first {BPE_STREAM_CHARACTERS:,} characters")
     tokenizer = train_bpe(training_texts(), wanted.bpe)
     if len(tokenizer) < wanted.bpe:
         display.notice(f"tokenizer: the text gave {len(tokenizer):,} entries, fewer than {wanted.bpe:,}")
     tokenizer.save_pretrained(kept)
     return tokenizer
+
+
+def _beginning(source: StreamSource) -> Iterator[str]:
+    """Yield the texts that a BPE is trained on where the whole can't be read."""
+    characters = 0
+    for piece in source.training_pieces():
+        yield piece.text
+        characters += len(piece.text)
+        if characters >= BPE_STREAM_CHARACTERS:
+            return
 
 
 def describe_parent(checkpoint: str) -> dict[str, str | None]:
@@ -203,10 +228,12 @@ def fit(
 
     from llm_lab.optim.build import build_optimizer
 
+    from .document_mask import mask_documents
+    from .pretrain_data import Reading, read_stream_states, steps_that_last
     from .pretrain_trainer import PretrainTrainer
     from .trainer import Interruption, training_arguments
 
-    train = recipe.train
+    train, scheduler = recipe.train, recipe.scheduler.model_dump()
     checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
     if checkpoint:
         _demand_whole(checkpoint[1])
@@ -214,6 +241,29 @@ def fit(
     if is_first_process():
         folder.forget_after(first_step)
     before = max((row["wall_seconds"] for row in folder.metrics()), default=0.0)
+    if train.document_mask:
+        mask_documents(model, texts.tokenizer.eos_token_id)
+    paths = [source.path for source in texts.sources]
+    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
+    plan_order = partial(
+        build_schedule,
+        [None if isinstance(tokens, StreamTokens) else len(tokens.train) for tokens in texts.tokens],
+        [source.weight for source in recipe.data],
+        max_length=train.max_length,
+        seed=recipe.seed,
+    )
+    order = plan_order(num_samples=train.max_steps * rows_per_step)
+    stop = recipe.when_exhausted == "stop"
+    if stop and (steps := steps_that_last(order, rows_per_step, paths)) < train.max_steps:
+        ends = paths[order.source(order.first_repeat())]
+        display.notice(f"{ends}: used up after {steps:,} steps, so the run ends there, not at {train.max_steps:,}")
+        if is_first_process():
+            folder.update(exhausted={"path": ends, "step": steps, "max_steps": train.max_steps})
+        if scheduler["warmup_steps"] >= steps:
+            scheduler["warmup_steps"] = steps // 20
+            display.notice(f"warm-up is cut to {steps // 20:,} steps, to fit the shorter run")
+        train = train.model_copy(update={"max_steps": steps})
+        order = plan_order(num_samples=steps * rows_per_step)
     evaluation = Evaluation(recipe, folder, display, texts, model)
     arguments = training_arguments(
         folder.steps_path,
@@ -223,16 +273,24 @@ def fit(
         # A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
         eval_on_start=first_step > 0 and first_step % train.eval_steps == 0 and not evaluation.done_at(first_step),
     )
-    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * arguments.world_size
-    order = build_schedule(
-        [len(tokens.train) for tokens in texts.tokens],
-        [source.weight for source in recipe.data],
-        max_length=train.max_length,
-        num_samples=train.max_steps * rows_per_step,
-        seed=recipe.seed,
+    states = read_stream_states(checkpoint[1] if checkpoint else None)
+    dataset = BlockDataset(
+        order,
+        [
+            BlockStream(tokens.source, texts.tokenizer, max_length=train.max_length, state=states.get(str(number)))
+            if isinstance(tokens, StreamTokens)
+            else tokens.train
+            for number, tokens in enumerate(texts.tokens)
+        ],
     )
-    for source, epochs in zip(texts.sources, order.epochs(), strict=True):
-        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    for source, epochs, count in zip(texts.sources, order.epochs(), order.counts(), strict=True):
+        if epochs is None:
+            what = f"{count * train.max_length:,} tokens of the stream are read over the run"
+            what += "; where it ends before, the run ends too" if stop else ""
+        else:
+            what = f"read {epochs:.2f} times over the run"
+        display.notice(f"{source.key}: {what}")
+    reading = Reading(dataset, paths, rows_per_step, display, stop_at_end=stop)
 
     interruption = Interruption()
     trainer = PretrainTrainer(
@@ -249,10 +307,11 @@ def fit(
         evaluate_step=evaluation.measure,
         save=partial(save_model, model, tokenizer=texts.tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
-        learning_rate_factor=factor_of(recipe.scheduler.model_dump(), train.max_steps),
+        learning_rate_factor=factor_of(scheduler, train.max_steps),
+        reading=reading,
         model=model,
         args=arguments,
-        train_dataset=BlockDataset(order, [tokens.train for tokens in texts.tokens]),
+        train_dataset=dataset,
     )
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:
@@ -262,26 +321,25 @@ def fit(
         display.notice("compiling the model: the first steps take a while longer")
     try:
         with interruption.listen(display):
-            if checkpoint is None or first_step < train.max_steps:
+            ended = stop and first_step > 0 and first_step < train.max_steps and reading.ends_before(first_step + 1)
+            if checkpoint is None or (first_step < train.max_steps and not ended):
                 trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
             else:
                 # Trainer would train one step too many on a run that is complete.
                 trainer._load_from_checkpoint(str(checkpoint[1]))
                 trainer.state.global_step = first_step
-            finished = trainer.state.global_step >= train.max_steps
+            finished = trainer.state.global_step >= train.max_steps or reading.ended is not None
             if finished and not evaluation.done_at(trainer.state.global_step):
                 trainer.evaluate_now()
     finally:
+        dataset.close()
         display.end()
     if trainer.is_world_process_zero():
-        samples = trainer.state.global_step * rows_per_step
-        shares = zip(texts.sources, order.counts(samples), order.epochs(samples), strict=True)
-        folder.update(
-            mix=[
-                {"path": source.path, "share": count / max(1, samples), "epochs": round(epochs, 4)}
-                for source, count, epochs in shares
-            ]
-        )
+        step = trainer.state.global_step
+        if reading.ended:
+            folder.update(exhausted={"path": reading.ended, "step": step, "max_steps": train.max_steps})
+            display.notice(f"{reading.ended}: used up, so the run ended at step {step:,} of {train.max_steps:,}")
+        folder.update(mix=reading.facts(step))
         write_model(folder, model, texts.tokenizer)
     return Result("done" if finished else "stopped", evaluation.results(trainer.state.global_step))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from llm_lab.plan.hardware import find_machine
 
 from .cpu_products import keep_freed_memory, speed_up_products
 from .measure import autocast
+from .pretrain_data import Reading
 from .token_loss import drawn_labels, head_for_pieces, linear_cross_entropy
 from .trainer import LabTrainer
 
@@ -43,11 +45,16 @@ def next_token_loss(
 class PretrainTrainer(LabTrainer):
     """Trains on blocks of equal length, so that a mean of means is the mean.
 
-    curvature_every: steps between two estimates of the Hessian's diagonal, for Sophia.
+    reading: what is known of the texts over the run. curvature_every: steps between two estimates of the Hessian's
+    diagonal, for Sophia.
     """
 
-    def __init__(self, *, compile_loss: bool, dtype: str, curvature_every: int | None = None, **kwargs: Any):
+    def __init__(
+        self, *, compile_loss: bool, dtype: str, reading: Reading, curvature_every: int | None = None, **kwargs: Any
+    ):
         super().__init__(data_collator=collate, **kwargs)
+        self._reading = reading
+        self.add_callback(reading)
         # dynamic=False: every batch has the same shape, and a second graph would only cost time.
         self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
         self._dtype = dtype
@@ -83,9 +90,14 @@ class PretrainTrainer(LabTrainer):
         inner.update_hessian(labels.numel() * self.args.world_size)
         model.zero_grad()
 
-    def extra_metrics(self) -> dict[str, float]:
+    def extra_metrics(self) -> dict[str, Any]:
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        return {"unclipped_share": inner.unclipped_share()} if hasattr(inner, "unclipped_share") else {}
+        told = {"unclipped_share": inner.unclipped_share()} if hasattr(inner, "unclipped_share") else {}
+        return told | self._reading.metrics(self.state.global_step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self._reading.write_stream_states(Path(output_dir), self.state.global_step)
 
 
 class _Curvature(TrainerCallback):
