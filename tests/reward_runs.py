@@ -29,13 +29,19 @@ class Notes(Display):
         self.rows.append(row)
 
 
-def write_preferences(path: Path, count: int = 300, seed: int = 0) -> str:
-    """The better answer says please, at its beginning or its end; nothing else tells the two apart."""
+def write_preferences(path: Path, count: int = 300, seed: int = 0, wrong: float = 0.0) -> str:
+    """The better answer says please, at its beginning or its end, where the worse says a word of the same length.
+
+    wrong: share of the preferences that are the other way round.
+    """
     pick = random.Random(seed)
     rows = []
     for number in range(count):
         better, worse = pick.choice(ANSWERS), pick.choice(ANSWERS)
-        better = f"please {better}" if pick.random() < 0.5 else f"{better} please"
+        polite, rude = ("please {}", "{} please"), ("banana {}", "{} banana")
+        better, worse = pick.choice(polite).format(better), pick.choice(rude).format(worse)
+        if pick.random() < wrong:
+            better, worse = worse, better
         rows.append({"prompt": f"{number}?", "chosen": better, "rejected": worse})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -70,7 +76,8 @@ def make_recipe(base: str, data: str, **changes) -> RewardRecipe:
         "scheduler": {"warmup_steps": 5},
         "train": {
             "max_steps": 60, "max_length": 96, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-            "eval_steps": 30, "save_steps": 30, "logging_steps": 10, "dtype": "float32", "gradient_checkpointing": False,
+            "eval_steps": 30, "save_steps": 30, "logging_steps": 10, "dtype": "float32",
+            "gradient_checkpointing": False,
         },
     }  # fmt: skip
     for key, value in changes.items():

@@ -288,4 +288,5 @@ def load_adapter(
         model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
         # An adapter trained on it finds it here, and not in the base without this one.
         model.config._name_or_path = model.name_or_path = str(folder)
+        model.requires_grad_(True)  # PEFT leaves the base frozen, and training begins from here
     return model.to(device).eval()

@@ -154,7 +154,8 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
     if new_ids:
         _fill_rows(model, new_ids, seed)
     set_special_tokens(model, tokenizer)
-    if chosen is not None and chosen.former_eos_id is not None:
+    writes = getattr(model, "generation_config", None) is not None
+    if writes and chosen is not None and chosen.former_eos_id is not None:
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, chosen.former_eos_id]
     return new_ids
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_lab.recipe.schema import Adafactor, AdamW, Lion, Muon, Sophia
+from llm_lab.recipe.schema import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
 
 from .muon import MuonWithAdamW
 from .sophia import Sophia as SophiaOptimizer
@@ -24,6 +24,8 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for name in ("get_input_embeddings", "get_output_embeddings"):  # PEFT wraps them, with rows of new tokens beside
         end = getattr(model, name)() if hasattr(model, name) else None
         ends += [end] if end is not None else []
+    # A classifier's head gives numbers, not hidden states.
+    ends += [module for name, module in model.named_modules() if name.rpartition(".")[2] in ("score", "classifier")]
     embedding_ids = {id(parameter) for end in ends for parameter in end.parameters()}
     matrices, embeddings, vectors = [], [], []
     for parameter in model.parameters():
@@ -45,6 +47,18 @@ def _groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
 def _build_adamw(model: nn.Module, options: AdamW) -> torch.optim.Optimizer:
     groups = _decay_groups(model, options.weight_decay)
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps, fused=True)
+
+
+def _build_adamw_8bit(model: nn.Module, options: AdamW8bit) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit as AdamW8bitOptimizer
+    from bitsandbytes.optim import GlobalOptimManager
+
+    # The gradients of embeddings are rare and uneven: in 8 bits they make training unstable (section 2.3).
+    manager = GlobalOptimManager.get_instance()
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        manager.register_module_override(module, "weight", {"optim_bits": 32})
+    groups = _decay_groups(model, options.weight_decay)
+    return AdamW8bitOptimizer(groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps)
 
 
 def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:
@@ -110,6 +124,7 @@ def _build_adafactor(model: nn.Module, options: Adafactor) -> torch.optim.Optimi
 
 BUILDERS: dict[str, Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
     "adamw": _build_adamw,
+    "adamw_8bit": _build_adamw_8bit,
     "muon": _build_muon,
     "lion": _build_lion,
     "sophia": _build_sophia,

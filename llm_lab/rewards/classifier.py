@@ -92,6 +92,7 @@ def _load_adapter(folder: Path, *, dtype: str, new_head: bool, key: str, options
     if adapter.task == "SEQ_CLS":
         base = load_classifier(adapter.base, dtype=dtype, new_head=True, key=key, **options)
         model = attach_adapter(base, adapter, key=key).merge_and_unload()
+        model.requires_grad_(True)  # PEFT leaves the base frozen
     elif new_head:
         model = add_head(load_model(folder, dtype=dtype, merge=True, key=key, **options))
     else:
