@@ -10,11 +10,14 @@ from conftest import tiny_recipe, write_text
 from test_model_combinations import tiny_config
 
 from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.optim.build import build_optimizer
 from llm_lab.plan.hardware import find_machine
 from llm_lab.recipe.parts import ACTIVATIONS, NORMS, POSITIONS
-from llm_lab.recipe.schema import OPTIMIZERS
+from llm_lab.recipe.schema import OPTIMIZERS, AdamW, AdamW8bit
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
+from llm_lab.stages import token_loss
+from llm_lab.stages.pretrain_trainer import next_token_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,6 +42,8 @@ def losses(facts: dict) -> list[float]:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_learns_in_bf16(name):
+    if name == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
     seen = losses(run(recipe(optimizer={"name": name})))
     assert seen[-1] < seen[0] - 0.3
 
@@ -52,6 +57,52 @@ def test_every_part_trains_compiled_in_bf16(position, norm, activation):
     raw["model"] |= {"position_embedding": position, "norm": norm, "activation": activation}
     seen = losses(run(raw))
     assert seen[-1] < seen[0]
+
+
+def test_eight_bit_moments_follow_adamw_at_a_quarter_of_its_memory():
+    pytest.importorskip("bitsandbytes")
+    config = tiny_config(hidden_size=256, intermediate_size=512, vocab_size=61)
+    ids = torch.randint(0, 61, (4, 32), device="cuda")
+    seen, sizes = {}, {}
+    for options in (AdamW(), AdamW8bit()):
+        torch.manual_seed(0)
+        model = LabForCausalLM(config).cuda().train()
+        optimizer = build_optimizer(model, options)
+        for _ in range(20):
+            loss = model(ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        seen[options.name] = loss.item()
+        states = optimizer.state_dict()["state"].values()
+        tensors = [value for state in states for value in state.values() if torch.is_tensor(value)]
+        sizes[options.name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        embedding = optimizer.state[model.get_input_embeddings().weight]
+        assert all(value.dtype == torch.float32 for value in embedding.values() if torch.is_tensor(value))
+    assert seen["adamw_8bit"] == pytest.approx(seen["adamw"], rel=0.1)
+    assert sizes["adamw_8bit"] < 0.35 * sizes["adamw"]
+
+
+def test_a_loss_in_pieces_trains_and_takes_less_memory_on_a_gpu(monkeypatch):
+    torch.manual_seed(0)
+    model = LabForCausalLM(tiny_config(hidden_size=64, vocab_size=32_768)).cuda().train()
+    ids = torch.randint(0, 32_768, (8, 513), device="cuda")
+    seen = {}
+    for bound in (2**40, 2**25):
+        monkeypatch.setattr(token_loss, "PIECE_OF_LOGITS_BYTES", bound)
+        model.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+        with token_loss.head_for_pieces(model, 8 * 512) as head:
+            assert (head is None) == (bound == 2**40)
+            loss = next_token_loss(model, ids[:, :-1], ids[:, 1:], "cuda", "bfloat16", head)
+        loss.backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        seen[bound] = loss.item(), gradients, torch.cuda.max_memory_allocated()
+    (loss, gradients, memory), (got, found, less) = seen.values()
+    assert got == pytest.approx(loss, rel=1e-3)
+    assert less < memory / 2
+    for expected, gradient in zip(gradients, found, strict=True):
+        assert (gradient - expected).norm() < 0.02 * expected.norm()
 
 
 def test_the_same_recipe_gives_the_same_losses_on_a_gpu():

@@ -37,6 +37,31 @@ def test_cuda_is_demanded_where_nothing_is_said():
     demand_device(resolve(bare(), machine=machine(H100)))
 
 
+def test_eight_bit_moments_are_refused_where_their_package_is_missing_and_planned_where_it_is_not():
+    raw = bare(optimizer={"name": "adamw_8bit"}, device="cuda", model={"size": "small"})
+    with pytest.raises(MachineError, match=r"optimizer\.name = adamw_8bit: .*bitsandbytes.*llm-lab\[cuda\]") as caught:
+        demand_device(resolve(raw, machine=machine(H100)))
+    assert caught.value.exit_code == 3
+    small = resolve(raw, machine=machine(H100, has_bitsandbytes=True))
+    demand_device(small)
+    plain = resolve({**raw, "optimizer": {"name": "adamw"}}, machine=machine(H100))
+    saved = plain.estimate.memory_by_part["optimizer"] - small.estimate.memory_by_part["optimizer"]
+    assert saved == 6 * small.shape.matrix_parameters
+
+
+def test_large_logits_are_planned_in_pieces():
+    raw = bare(device="cuda", model={"size": "small"}, tokenizer={"bpe": 65_536})
+    logits = {
+        rows: resolve(
+            {**raw, "train": {"per_device_train_batch_size": rows, "max_length": 1024}}, machine=machine(H100)
+        ).estimate.memory_by_part["logits"]
+        for rows in (1, 2, 32, 64)
+    }
+    assert logits[2] == 2 * logits[1]
+    assert logits[32] < 4 * logits[2]
+    assert logits[64] < 1.2 * logits[32]
+
+
 def test_a_gpu_without_bf16_is_refused_by_name_and_capability():
     with pytest.raises(MachineError, match=r"Tesla T4 \(compute capability 7\.5\) has no bf16"):
         demand_device(resolve(bare(), machine=machine(T4)))
@@ -58,7 +83,9 @@ def test_the_device_is_resolved(wanted, there, device):
 def test_a_run_that_does_not_fit_is_refused_with_the_way_out():
     raw = bare(model={"size": "7b"}, train={"per_device_train_batch_size": 64, "max_length": 4096})
     with pytest.raises(MachineError, match=r"needs about [\d.]+ GiB and there are 80\.0 GiB.*gradient_checkpointing"):
-        demand_device(resolve(raw | {"train": {**raw["train"], "gradient_checkpointing": False}}, machine=machine(H100)))
+        demand_device(
+            resolve(raw | {"train": {**raw["train"], "gradient_checkpointing": False}}, machine=machine(H100))
+        )
     with pytest.raises(MachineError) as caught:
         demand_device(resolve(raw, machine=machine(H100)))
     assert "gradient_checkpointing" not in str(caught.value), "it is on already"

@@ -230,6 +230,13 @@ BROKEN = {
         )
         for kernel in ("flash_attention_2", "flex_attention")
     ],
+    "_eight_bits_need_cuda": [
+        (
+            {"optimizer": {"name": "adamw_8bit"}},
+            "optimizer.name",
+            {"optimizer": {"name": "adamw_8bit"}, "device": "cuda", "train.dtype": "bfloat16"},
+        ),
+    ],
     "_checkpoint_brings_its_tokenizer": [
         (
             {"model": {"checkpoint": "org/model"}, "tokenizer": "bytes"},

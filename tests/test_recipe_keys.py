@@ -3,7 +3,9 @@
 import copy
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from test_model_combinations import tiny_config
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.optim.build import BUILDERS
+from llm_lab.recipe import rules
 from llm_lab.recipe.errors import MachineError
 from llm_lab.recipe.schema import PretrainRecipe
 from llm_lab.recipe.tables import leaf_keys
@@ -22,6 +26,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import pretrain
 
 YARN = {"model.position_embedding": "yarn"}
+EIGHT_BIT = {"optimizer": {"name": "adamw_8bit"}}
 MUON = {"optimizer": {"name": "muon"}}
 LION = {"optimizer": {"name": "lion"}}
 SOPHIA = {"optimizer": {"name": "sophia"}}
@@ -74,6 +79,11 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "AdamW.betas": ([0.5, 0.6], "losses"),
     "AdamW.eps": (0.1, "losses"),
     "AdamW.weight_decay": (5.0, "losses"),
+    "AdamW8bit.name": ("adamw", "optimizers", EIGHT_BIT),
+    "AdamW8bit.learning_rate": (0.01, "losses", EIGHT_BIT),
+    "AdamW8bit.betas": ([0.5, 0.6], "losses", EIGHT_BIT),
+    "AdamW8bit.eps": (0.1, "losses", EIGHT_BIT),
+    "AdamW8bit.weight_decay": (9.0, "losses", EIGHT_BIT),
     "Muon.name": ("adamw", "losses", MUON),
     "Muon.learning_rate": (0.1, "losses", MUON),
     "Muon.momentum": (0.5, "losses", MUON),
@@ -138,9 +148,10 @@ def test_the_stage_names_the_module_that_runs():
 def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run a recipe; return what is to be seen of it.
 
-    Subset and split belong to sets on the Hub: of them it is seen that they reach the source.
+    Subset and split belong to sets on the Hub: of them it is seen that they reach the source. The 8-bit AdamW is a
+    CUDA package's: torch's stands in for it, and it is seen what reaches that.
     """
-    seen: dict[str, Any] = {"compiled": False, "sources": []}
+    seen: dict[str, Any] = {"compiled": False, "sources": [], "optimizers": 0}
     build, open_source = pretrain.build, pretrain.open_source
 
     def watched_build(*args):
@@ -157,7 +168,21 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["compiled"] = True
         return function
 
+    def build_8bit(model, options):
+        seen["optimizers"] += 1
+        manager = SimpleNamespace(register_module_override=lambda module, name, config: None)
+        stand_in = SimpleNamespace(
+            AdamW8bit=torch.optim.AdamW, GlobalOptimManager=SimpleNamespace(get_instance=lambda: manager)
+        )
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=stand_in))
+            patch.setitem(sys.modules, "bitsandbytes.optim", stand_in)
+            return builder(model, options)
+
+    builder = BUILDERS["adamw_8bit"]
     with monkeypatch.context() as patch:
+        patch.setitem(BUILDERS, "adamw_8bit", build_8bit)
+        patch.setattr(rules, "RULES", [rule for rule in rules.RULES if rule.__name__ != "_eight_bits_need_cuda"])
         patch.setattr(pretrain, "build", watched_build)
         patch.setattr(pretrain, "open_source", watched_source)
         patch.setattr("llm_lab.data.sources.look_at_source", lambda *args, **keys: None)

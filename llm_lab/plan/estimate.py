@@ -70,7 +70,14 @@ class Estimate:
 
 
 def memory_by_part(
-    shape: ModelShape, *, rows: int, length: int, optimizer: str, dtype: str, checkpointing: bool, in_pieces: bool = False
+    shape: ModelShape,
+    *,
+    rows: int,
+    length: int,
+    optimizer: str,
+    dtype: str,
+    checkpointing: bool,
+    in_pieces: bool = False,
 ) -> dict[str, int]:
     """Return bytes on each device by what they are for.
 
@@ -151,6 +158,7 @@ def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machi
         optimizer=recipe["optimizer"]["name"],
         dtype=train["dtype"],
         checkpointing=bool(train["gradient_checkpointing"]),
+        in_pieces=recipe["stage"] == "pretrain",
     )
     checkpoint = 4 * shape.parameters + memory["optimizer"]
     if device == "cpu":

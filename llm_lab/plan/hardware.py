@@ -63,6 +63,7 @@ class Machine:
     cpu_bf16_is_fast: bool  # AMX or AVX-512 BF16: bf16 products in hardware
     processes: int = 1  # that train together, one a GPU (run --nproc)
     has_flash_attention: bool = False  # the package flash-attn
+    has_bitsandbytes: bool = False
 
     @property
     def cuda_problem(self) -> str | None:
@@ -105,6 +106,7 @@ def find_machine() -> Machine:
         has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++")),
         processes=int(os.environ.get("WORLD_SIZE", "1")),
         has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
+        has_bitsandbytes=importlib.util.find_spec("bitsandbytes") is not None,
         cpu_bf16_is_fast=any(flag in _cpu_flags().split() for flag in ("amx_bf16", "avx512_bf16")),
     )
 

@@ -150,9 +150,15 @@ def demand_device(resolved: Resolved) -> None:
             )
         )
     optimizer = (resolved.values.get("optimizer") or {}).get("name")
-    if optimizer == "adamw_8bit" and not resolved.machine.has_bitsandbytes:
+    on_cuda = resolved.values["device"] == "cuda"
+    if on_cuda and optimizer == "adamw_8bit" and not resolved.machine.has_bitsandbytes:
         why, mend = "the package bitsandbytes is not installed here", "pip install 'llm-lab[cuda]', or take adamw."
         raise MachineError(Problem("optimizer.name", why, value=optimizer, mend=mend))
+    in_4bit = (resolved.values.get("lora") or {}).get("load_in_4bit")
+    if in_4bit and not (on_cuda and resolved.machine.has_bitsandbytes):
+        why = "bitsandbytes is not installed here" if on_cuda else "4 bits need a CUDA GPU"
+        mend = "Set lora.load_in_4bit=false: the adapter is the same, the base takes more memory."
+        raise MachineError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
     if not resolved.estimate.fits and resolved.estimate.memory_bytes and not train:
         needed, there = resolved.estimate.memory_bytes / 2**30, resolved.estimate.memory_available_bytes / 2**30
         why = f"the model in float32 needs about {needed:.1f} GiB, and there are {there:.1f} GiB"

@@ -27,6 +27,7 @@ DEVICES = {
 OPTIMIZERS = {
     "muon": "orthogonalised momentum for matrices, AdamW for the rest; fewest steps",
     "adamw": "the standard",
+    "adamw_8bit": "AdamW with its moments in 8 bits: a quarter of their memory; CUDA and bitsandbytes",
     "lion": "sign of the momentum; half of AdamW's memory, a smaller learning rate",
     "sophia": "momentum over estimated curvature, clipped; an extra pass every k steps",
     "adafactor": "factored second moments: almost no memory",
@@ -168,6 +169,18 @@ class AdamW(Group):
     name: Literal["adamw"] = _name("adamw")
     learning_rate: Float = _learning_rate(
         1e-3, "1e-3 to 3e-3 for models under 10 M, 6e-4 at 124 M, 3e-4 at 1 B: larger models want less."
+    )
+    betas: tuple[Beta, Beta] = _betas((0.9, 0.95), "AdamW")
+    eps: Float = option(1e-8, help="added to the root", question="AdamW: epsilon?", gt=0.0, advanced=True)
+    weight_decay: Float = _weight_decay(0.1)
+
+
+class AdamW8bit(Group):
+    """AdamW with blockwise 8-bit moments (Dettmers et al. 2021), by bitsandbytes on CUDA."""
+
+    name: Literal["adamw_8bit"] = _name("adamw_8bit")
+    learning_rate: Float = _learning_rate(
+        1e-3, "As AdamW's: the moments of hidden matrices are rounded to 8 bits in blocks of 256, the rest stays."
     )
     betas: tuple[Beta, Beta] = _betas((0.9, 0.95), "AdamW")
     eps: Float = option(1e-8, help="added to the root", question="AdamW: epsilon?", gt=0.0, advanced=True)
@@ -471,6 +484,7 @@ Model = Annotated[
 ]
 Optimizer = Annotated[
     Annotated[AdamW, Tag("adamw")]
+    | Annotated[AdamW8bit, Tag("adamw_8bit")]
     | Annotated[Muon, Tag("muon")]
     | Annotated[Lion, Tag("lion")]
     | Annotated[Sophia, Tag("sophia")]
