@@ -270,7 +270,7 @@ def test_settings_for_the_hub_are_refused_together_on_files():
     write("a.txt", "text")
     said = refusal("a.txt", subset="en", split="test").splitlines()
     assert len(said) == 2
-    assert said[0].startswith("data.0.subset = en: This is a local file: subsets belong to datasets on the Hub.")
+    assert said[0].startswith("data.0.subset = en: This is plain text: subsets belong to datasets on the Hub.")
     assert "data.0.text_column = x: This is plain text" in refusal("a.txt", text_column="x")
 
 

@@ -65,7 +65,7 @@ def open_source(
         refuse_extras(key, "a built-in corpus", subset, split, text_column)
         source = _open_builtin(path, key)
     elif (files := find_files(path, key)) is not None:
-        refuse_extras(key, "a local file", subset, split)
+        refuse_local_extras(key, files, subset, split, text_column)
         source = _open_files(path, key, files, text_column)
     else:
         source = _open_hub(path, key, subset, split, text_column)
@@ -110,7 +110,6 @@ def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str |
     columns: tuple[str, ...] = ()
     column = None
     if kind == "text":
-        refuse_extras(key, "plain text", text_column=text_column)
         read = partial(_texts, readers)
     else:
         columns, column = sniff(readers, key, path, text_column)
@@ -239,6 +238,16 @@ def refuse_extras(
                 for name, value, why in problems
             )
         )
+
+
+def refuse_local_extras(
+    key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
+) -> None:
+    """Refuse what would be without effect on local files; a column belongs to tables."""
+    if (kind_of(files[0].name) or "text") == "text":
+        refuse_extras(key, "plain text", subset, split, text_column)
+    else:
+        refuse_extras(key, "a local file", subset, split)
 
 
 def _file_digest(file: Path) -> str:

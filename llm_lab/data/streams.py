@@ -14,7 +14,7 @@ from llm_lab.data.columns import pick_column, string_columns
 from llm_lab.data.paths import find_files
 from llm_lab.data.pieces import text_pieces
 from llm_lab.data.readers import START, Reader, kind_of
-from llm_lab.data.sources import describe_files, refuse_extras, sniff
+from llm_lab.data.sources import describe_files, refuse_local_extras, sniff
 from llm_lab.recipe.errors import Problem, UserError
 
 _SNIFFED_ROWS = 20
@@ -145,13 +145,11 @@ def _too_short(stream: TextStream, documents: int) -> Problem:
 def _open_files(
     path: str, key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
 ) -> TextStream:
-    refuse_extras(key, "a local file", subset, split)
+    refuse_local_extras(key, files, subset, split, text_column)
     kind = kind_of(files[0].name) or "text"
     readers = [Reader(file, kind, key, path) for file in files]
     column = None
-    if kind == "text":
-        refuse_extras(key, "plain text", text_column=text_column)
-    else:
+    if kind != "text":
         if any(reader.is_json_list() for reader in readers):
             mend = "Write one object a line, or leave out streaming."
             raise UserError(Problem(f"{key}.streaming", "a JSON list can only be read whole", value=True, mend=mend))

@@ -337,8 +337,8 @@ def fit(
     if trainer.is_world_process_zero():
         step = trainer.state.global_step
         if reading.ended:
-            folder.update(exhausted={"path": reading.ended, "step": step, "max_steps": train.max_steps})
-            display.notice(f"{reading.ended}: used up, so the run ended at step {step:,} of {train.max_steps:,}")
+            folder.update(exhausted={"path": reading.ended, "step": step, "max_steps": recipe.train.max_steps})
+            display.notice(f"{reading.ended}: used up, so the run ended at step {step:,} of {recipe.train.max_steps:,}")
         folder.update(mix=reading.facts(step))
         write_model(folder, model, texts.tokenizer)
     return Result("done" if finished else "stopped", evaluation.results(trainer.state.global_step))
