@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
+from llm_lab.recipe.post_training import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder
 
 from .measure import autocast
@@ -69,6 +72,39 @@ class LabRewardTrainer(LabRun, RewardTrainer):
             return score_batch(model, batch, self.model.config, self.args.device.type, self._dtype)
 
         return super().compute_loss(scored, inputs, return_outputs, num_items_in_batch)
+
+
+def make_trainer(
+    *,
+    recipe: RewardRecipe,
+    arguments: Callable[..., Any],
+    order: Any,
+    tokenizer: Any,
+    pad_token_id: int,
+    **common: Any,
+) -> LabRewardTrainer:
+    """Return the trainer for pairs in the order of a mix."""
+    starts = [0]
+    for pairs in order.sets:
+        starts.append(starts[-1] + len(pairs))
+    places = (order.locate(index) for index in range(len(order)))
+    # Each pair is stored once: TRL takes nothing but a Dataset.
+    rows = Dataset.from_list([pair for pairs in order.sets for pair in pairs])
+    return LabRewardTrainer(
+        dtype=recipe.train.dtype,
+        args=arguments(
+            kind=RewardConfig,
+            bf16=False,  # autocast is ours
+            max_length=None,  # what is too long was cut, and counted
+            disable_dropout=False,  # it is off, but for the adapter's
+            activation_checkpointing=False,  # switched on where the model is built
+            center_rewards_coefficient=recipe.reward.center_rewards_coefficient or None,
+        ),
+        data_collator=partial(collate_pairs, pad_token_id=pad_token_id),
+        train_dataset=rows.select([starts[source] + place for source, place in places]),
+        processing_class=tokenizer,
+        **common,
+    )
 
 
 @torch.no_grad()
