@@ -1,0 +1,114 @@
+"""Direct preference optimisation: prefer the better answer, straight from preferences. setup -> build -> fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from llm_lab.data.examples import Example, build_example_mix
+from llm_lab.hf.conversations import encode_answer
+from llm_lab.hf.load import load_model, quiet_libraries
+from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.recipe.post_training import DpoRecipe
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import first_process_first
+
+from .pretrain import Result, find_local
+from .tuning import Evaluation, fit, load_policy, open_sets, record_parent, rows_per_step, settle_recipe
+
+Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
+
+
+def run(recipe: DpoRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+    """Tune a model on preferences as the resolved recipe says, into the run folder."""
+    from .dpo_trainer import make_trainer, measure_preferences
+    from .talk import talk_measures
+
+    quiet_libraries()
+    with first_process_first():
+        examples = open_sets(recipe, "preference", folder, display)
+        model, tokenizer = load_policy(recipe, display)
+        reference = load_reference(recipe, model, tokenizer)
+    record_parent(recipe, folder, model)
+    into_pairs = partial(encode, tokenizer=tokenizer, max_length=recipe.train.max_length)
+    sets, problems = [], []
+    for source, rows in zip(examples.sources, examples.train, strict=True):
+        counts: Counter[str] = Counter()
+        sets.append(into_pairs(rows, counts=counts))
+        for reason, count in counts.items():
+            display.notice(f"{source.key}: {count:,} of {len(rows):,} preferences: {reason}")
+        if not sets[-1]:
+            why = f"no preference is left to learn from within train.max_length = {recipe.train.max_length}"
+            problems.append(Problem(f"{source.key}.path", why, value=source.path, mend="Set a larger max_length."))
+    if problems:
+        raise UserError(*problems)
+    held_out = into_pairs(examples.validation[: recipe.validation.max_examples], counts=Counter())
+    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
+    order = build_example_mix(
+        sets,
+        [source.weight for source in recipe.data],
+        num_samples=recipe.train.max_steps * rows_per_step(recipe),
+        seed=recipe.seed,
+    )
+    for source, epochs in zip(examples.sources, order.epochs(), strict=True):
+        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    measures = talk_measures(recipe, folder, display, model, tokenizer, examples.validation)
+    trainers: list[Any] = []
+    if held_out:
+        # The reference is the trainer's: it exists once the trainer does.
+        measures.insert(0, lambda step: measure_preferences(trainers[0], held_out))
+
+    def make(**common: Any) -> Any:
+        trainers.append(make_trainer(recipe=recipe, order=order, tokenizer=tokenizer, reference=reference, **common))
+        return trainers[0]
+
+    evaluation = Evaluation(folder, measures)
+    return fit(recipe, folder, display, model, tokenizer, make_trainer=make, evaluation=evaluation, resume=resume)
+
+
+def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
+    """Return the model that DPO stays near to, or None where it is the start beside an adapter.
+
+    The start is copied, not loaded again: its embeddings may have new rows.
+    """
+    import copy
+
+    if recipe.dpo.reference is not None:
+        name = find_local(recipe.dpo.reference)
+        loaded = load_model(
+            name,
+            device=recipe.device,
+            attn_implementation=recipe.train.attn_implementation,
+            merge=True,
+            key="dpo.reference",
+        )
+        rows = loaded.get_input_embeddings().weight.shape[0]
+        if rows < len(tokenizer):
+            why = f"its vocabulary has {rows:,} entries, the model's tokenizer {len(tokenizer):,}"
+            raise UserError(Problem("dpo.reference", why, value=recipe.dpo.reference, mend="Name a kindred model."))
+        return loaded.requires_grad_(False)
+    if recipe.lora is not None:
+        return None
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int, counts: Counter[str]) -> list[Pair]:
+    """Return preferences as tokens, those that chat and SFT would use; what is cut or left out is counted."""
+    pairs = []
+    for example in examples:
+        prompt, chosen = encode_answer(tokenizer, example.prompt, example.chosen)
+        _, rejected = encode_answer(tokenizer, example.prompt, example.rejected)
+        room = max_length - len(prompt)
+        if room < 1:
+            counts[f"the prompt alone is longer than {max_length:,} tokens"] += 1
+            continue
+        if chosen[:room] == rejected[:room]:
+            counts["both answers are the same as tokens"] += 1
+            continue
+        if len(chosen) > room or len(rejected) > room:
+            counts[f"longer than {max_length:,} tokens: the end of an answer was cut off"] += 1
+        pairs.append({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]})
+    return pairs

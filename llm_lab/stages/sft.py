@@ -1,0 +1,104 @@
+"""Supervised fine-tuning: learn to answer, from conversations. setup -> build -> fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from llm_lab.data.examples import Example, build_example_mix
+from llm_lab.hf.conversations import Encoded, encode_conversation, encode_text
+from llm_lab.hf.load import quiet_libraries
+from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.recipe.post_training import SftRecipe
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import first_process_first
+
+from .pretrain import Result
+from .tuning import Evaluation, Examples, fit, load_policy, open_sets, record_parent, rows_per_step, settle_recipe
+
+
+def run(recipe: SftRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+    """Tune a model on conversations as the resolved recipe says, into the run folder."""
+    from .packing import pack
+    from .sft_trainer import collate_examples, make_trainer, measure_loss
+    from .talk import talk_measures
+
+    quiet_libraries()
+    with first_process_first():
+        examples = open_sets(recipe, "conversation", folder, display)
+        model, tokenizer = load_policy(recipe, display)
+    record_parent(recipe, folder, model)
+    sets = encode_sets(recipe, examples, tokenizer, display)
+    held_out = encode(recipe, examples.validation[: recipe.validation.max_examples], tokenizer)[0]
+    if recipe.sft.packing:
+        sets = [pack(rows, recipe.train.max_length) for rows in sets]
+        count = sum(map(len, sets))
+        display.notice(f"packed into {count:,} rows of at most {recipe.train.max_length:,} tokens, kept apart")
+    else:
+        sets = [[[row] for row in rows] for rows in sets]
+    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
+    order = build_example_mix(
+        sets,
+        [source.weight for source in recipe.data],
+        num_samples=recipe.train.max_steps * rows_per_step(recipe),
+        seed=recipe.seed,
+    )
+    for source, epochs in zip(examples.sources, order.epochs(), strict=True):
+        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    pad = tokenizer.pad_token_id
+    measures = talk_measures(recipe, folder, display, model, tokenizer, examples.validation)
+    if held_out:
+        collate = partial(collate_examples, pad_token_id=pad)
+        train = recipe.train
+        rows = train.per_device_train_batch_size
+        into_loss = partial(measure_loss, model, held_out, collate, rows=rows, device=recipe.device, dtype=train.dtype)
+        measures.insert(0, lambda step: into_loss())
+    return fit(
+        recipe,
+        folder,
+        display,
+        model,
+        tokenizer,
+        make_trainer=partial(make_trainer, order=order, tokenizer=tokenizer),
+        evaluation=Evaluation(folder, measures),
+        resume=resume,
+    )
+
+
+def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tuple[list[Encoded], dict[str, int]]:
+    """Return the examples as tokens, and how many were cut or dropped, by reason."""
+    length, found = recipe.train.max_length, []
+    counts = {f"longer than {length:,} tokens: the end was cut off": 0, "nothing to learn within max_length": 0}
+    cut, empty = counts
+    for example in examples:
+        if example.text is not None:
+            row = encode_text(tokenizer, example.text, max_length=length)
+        else:
+            row = encode_conversation(
+                tokenizer, example.messages, assistant_only=recipe.sft.assistant_only_loss, max_length=length
+            )
+        # The first token has nothing before it that could foretell it.
+        if not any(row.labels_mask[1:]):
+            counts[empty] += 1
+            continue
+        counts[cut] += row.truncated
+        found.append(row)
+    return found, {reason: count for reason, count in counts.items() if count}
+
+
+def encode_sets(recipe: SftRecipe, examples: Examples, tokenizer: Any, display: Display) -> list[list[Encoded]]:
+    """Return each set's examples as tokens. UserError where nothing is left of one."""
+    sets, problems = [], []
+    for source, rows in zip(examples.sources, examples.train, strict=True):
+        encoded, counts = encode(recipe, rows, tokenizer)
+        for reason, count in counts.items():
+            display.notice(f"{source.key}: {count:,} of {len(rows):,} examples: {reason}")
+        if not encoded:
+            why = f"no example is left to learn from within train.max_length = {recipe.train.max_length}"
+            problems.append(Problem(f"{source.key}.path", why, value=source.path, mend="Set a larger max_length."))
+        sets.append(encoded)
+    if problems:
+        raise UserError(*problems)
+    return sets

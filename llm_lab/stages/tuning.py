@@ -1,0 +1,267 @@
+"""What the stages after pretraining have in common: the examples, the model, the run's course."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llm_lab.data.examples import Example, ExampleSource, open_examples, split_examples
+from llm_lab.hf.adapter import save_adapter
+from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
+from llm_lab.hf.load import load_model
+from llm_lab.hf.lora import attach_lora, demand_4bit, describe_trainable
+from llm_lab.hf.save import save_model
+from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.plan.schedule import factor_of
+from llm_lab.plan.tuning import settle
+from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.recipe.post_training import TuneRecipe
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import is_first_process, process_count
+
+from .pretrain import Result, _demand_whole, describe_parent, find_local
+
+KEY = "model.checkpoint"
+# Columns of metrics.jsonl that are no result: they tell where the run is, not what it came to.
+_COURSE = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learnt from: the sources, each one's training examples, and what is kept from training."""
+
+    sources: list[ExampleSource]
+    train: list[Sequence[Example]]
+    validation: list[Example]
+
+
+def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, display: Display) -> Examples:
+    """Open the recipe's sets of examples and split them. UserError with the problems of all of them."""
+    sources, problems = [], []
+    for index, given in enumerate(recipe.data):
+        columns = given.columns.model_dump(exclude_none=True) if given.columns else None
+        where = {"key": f"data.{index}", "subset": given.subset, "split": given.split}
+        try:
+            sources.append(open_examples(given.path, kind=kind, columns=columns, **where))
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    before = [source["fingerprint"] for source in folder.facts().get("data", [])]
+    changed = [source for source, old in zip(sources, before, strict=False) if source.fingerprint != old]
+    if changed:
+        why, mend = "this set has changed since the run began", "Put it back as it was, or start a new run."
+        raise UserError(*(Problem(f"{source.key}.path", why, value=source.path, mend=mend) for source in changed))
+    for source in sources:
+        display.notice(f"{source.key}: {source.description}")
+    splits = split_examples(sources, fraction=recipe.validation.fraction, take=recipe.validation.from_)
+    if is_first_process():
+        counts = [{"read": s.counts.read, "kept": s.counts.kept, "dropped": dict(s.counts.dropped)} for s in sources]
+        data = [{"path": s.path, "fingerprint": s.fingerprint, **c} for s, c in zip(sources, counts, strict=True)]
+        folder.update(data=data)
+    held_out = [example for split in splits for example in split.validation]
+    return Examples(sources, [split.train for split in splits], held_out)
+
+
+def load_policy(recipe: TuneRecipe, display: Display) -> tuple[Any, Any]:
+    """Load model and tokenizer, with a chat template and the recipe's adapter; an adapter before it is merged in.
+
+    Weights are float32; beside an adapter the frozen ones have the run's own precision.
+    """
+    import torch
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
+    checkpoint, lora, train = find_local(recipe.model.checkpoint), recipe.lora, recipe.train
+    in_4bit = lora is not None and lora.load_in_4bit
+    if in_4bit:
+        demand_4bit(recipe.device)
+    frozen_dtype = train.dtype if lora is not None and recipe.device == "cuda" else "float32"
+    model = load_model(
+        checkpoint,
+        device=recipe.device,
+        dtype=frozen_dtype,
+        attn_implementation=train.attn_implementation,
+        merge=True,
+        load_in_4bit=in_4bit,
+    )
+    tokenizer = load_tokenizer(checkpoint, key=KEY)
+    chosen = apply_chat_template_choice(tokenizer, recipe.chat_template)
+    display.notice(chosen.notice)
+    resize_for(model, tokenizer, chosen, seed=recipe.seed)
+    if train.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if lora is not None:
+        if train.gradient_checkpointing:
+            model.enable_input_require_grads()
+        model = attach_lora(model, lora, seed=recipe.seed, new_token_ids=chosen.new_ids)
+    trainable = describe_trainable(model)
+    display.notice(f"model: {type(_base_of(model)).__name__}; {trainable.describe()}")
+    # In training mode for the dropout that the recipe asks for; what must be without it sees to that itself.
+    return model.train(), tokenizer
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def record_parent(recipe: TuneRecipe, folder: RunFolder, model: Any) -> None:
+    """Write into run.json where the model came from and how much of it is trained."""
+    if is_first_process():
+        trainable = describe_trainable(model)
+        folder.update(
+            parameters=trainable.total,
+            trained_parameters=trainable.parameters,
+            parent=describe_parent(find_local(recipe.model.checkpoint)),
+        )
+
+
+def settle_recipe(recipe: TuneRecipe, examples: int, folder: RunFolder, display: Display) -> TuneRecipe:
+    """Return the recipe with the steps that its epochs come to over so many training examples."""
+    values, reasons = settle(recipe.model_dump(by_alias=True), examples=examples, processes=process_count())
+    if "train.max_steps" in reasons:
+        display.notice(f"steps: {values['train']['max_steps']:,}, {reasons['train.max_steps']}")
+        if is_first_process():
+            folder.update(max_steps=values["train"]["max_steps"])
+    return type(recipe).model_validate(values)
+
+
+def rows_per_step(recipe: TuneRecipe) -> int:
+    """Return how many rows an optimizer step sees, on all devices."""
+    train = recipe.train
+    return train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
+
+
+class Evaluation:
+    """What is measured at an evaluation: loss on held-out examples, scores on held-out prompts, samples."""
+
+    def __init__(self, folder: RunFolder, measures: Sequence[Callable[[int], dict[str, float] | None]]):
+        self.folder, self.measures = folder, measures
+        self._measured: set[int] = set()
+
+    def measure(self, step: int) -> dict[str, float] | None:
+        """Return a row for metrics.jsonl, or None where there is nothing to measure."""
+        self._measured.add(step)
+        row: dict[str, float] = {}
+        for measure in self.measures:
+            row |= measure(step) or {}
+        return row or None
+
+    def done_at(self, step: int) -> bool:
+        """Whether a step has been evaluated, in this process or one before."""
+        known = any(row["step"] == step and "loss" not in row for row in self.folder.metrics())
+        return step in self._measured or known or not self.measures
+
+
+def fit(
+    recipe: TuneRecipe,
+    folder: RunFolder,
+    display: Display,
+    model: Any,
+    tokenizer: Any,
+    *,
+    make_trainer: Callable[..., Any],
+    evaluation: Evaluation,
+    resume: bool,
+    save: Callable[..., None] | None = None,
+) -> Result:
+    """Train, evaluate and save; returns the last evaluation's numbers.
+
+    make_trainer(arguments=..., **common): builds the stage's trainer; `arguments(kind, **options)` makes its
+    TrainingArguments. The recipe is settled.
+    """
+    from llm_lab.optim.build import build_optimizer
+
+    from .trainer import Interruption, training_arguments
+
+    save = save or save_policy
+    train, scheduler = recipe.train, recipe.scheduler.model_dump()
+    checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
+    if checkpoint:
+        _demand_whole(checkpoint[1])
+    first_step = checkpoint[0] if checkpoint else 0
+    if is_first_process():
+        folder.forget_after(first_step)
+    # A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
+    late = first_step > 0 and first_step % train.eval_steps == 0 and not evaluation.done_at(first_step)
+    arguments = partial(
+        training_arguments,
+        folder.steps_path,
+        device=recipe.device,
+        seed=recipe.seed,
+        train=train,
+        eval_on_start=late,
+        include_num_input_tokens_seen="non_padding",
+        # Log-probabilities come from a fused head in float32, so that accelerate's autocast copies no logits.
+        bf16=train.dtype == "bfloat16",
+    )
+    interruption = Interruption()
+    trainer = make_trainer(
+        arguments=arguments,
+        run=folder,
+        display=display,
+        interruption=interruption,
+        eval_every=train.eval_steps,
+        tokens_per_step=None,
+        wall_seconds_before=max((row["wall_seconds"] for row in folder.metrics()), default=0.0),
+        save_total_limit=train.save_total_limit,
+        evaluate_step=evaluation.measure,
+        save=partial(save, model, tokenizer=tokenizer),
+        build_optimizer=partial(build_optimizer, options=recipe.optimizer),
+        learning_rate_factor=factor_of(scheduler, train.max_steps),
+        model=model,
+    )
+    display.begin(max_steps=train.max_steps, first_step=first_step, facts=folder.facts())
+    try:
+        with interruption.listen(display):
+            if first_step == 0 and not evaluation.done_at(0):
+                trainer.evaluate_now()  # where it starts from: without it no one can tell what the stage added
+            if checkpoint is None or first_step < train.max_steps:
+                trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
+            else:
+                # Trainer would train one step too many on a run that is complete.
+                trainer._load_from_checkpoint(str(checkpoint[1]))
+                trainer.state.global_step = first_step
+            finished = trainer.state.global_step >= train.max_steps
+            if finished and not evaluation.done_at(trainer.state.global_step):
+                trainer.evaluate_now()
+    finally:
+        display.end()
+    if trainer.is_world_process_zero():
+        write_model(folder, partial(save, model, tokenizer=tokenizer))
+    return Result("done" if finished else "stopped", results_of(folder, trainer.state.global_step))
+
+
+def save_policy(model: Any, folder: Path, tokenizer: Any) -> None:
+    """Write a model, or the adapter that is trained beside it, as a plain Hugging Face folder."""
+    (save_adapter if hasattr(model, "peft_config") else save_model)(model, Path(folder), tokenizer=tokenizer)
+
+
+def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
+    """Write model/ whole: into a folder beside it, then moved to its place."""
+    from .trainer import publish
+
+    staged = folder.path / ".model"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        save(staged)
+        publish(staged, folder.model_path)
+    except OSError as error:
+        raise LabError(f"{folder.model_path}: the model could not be written: {error.strerror or error}") from None
+
+
+def results_of(folder: RunFolder, step: int) -> dict[str, float]:
+    """Return the last value of everything that was measured, and the median speed."""
+    rows = folder.metrics()
+    found: dict[str, float] = {"step": step}
+    for row in rows:
+        found |= {name: value for name, value in row.items() if name not in _COURSE}
+    speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
+    return found | ({"tokens_per_second": speeds[len(speeds) // 2]} if speeds else {})
