@@ -1,10 +1,12 @@
-"""Corpora that are made, not downloaded: little English stories from a seeded grammar with a world in it."""
+"""Corpora that are made, not downloaded: little English stories, and sums for every stage, from seeded generators."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from llm_lab.data.arithmetic_world import world_documents, world_examples
 
 _STORIES = 7000
 _SEED = 20_240_229
@@ -25,17 +27,22 @@ BUILTIN = {
         description="little English stories, one in five with sums written out; made by a seeded grammar",
         licence="Apache-2.0, like the program that makes them",
         size="7,000 stories, 3.8 MB",
-    )
+    ),
+    "sums": BuiltinCorpus(
+        description="who has how many apples, worked out; its examples ask for the answers (SFT, DPO, GRPO, PPO)",
+        licence="Apache-2.0, like the program that makes them",
+        size="24,000 texts, 2.9 MB",
+    ),
 }
 # Part of the fingerprint: raise it with every change to a corpus.
-BUILTIN_VERSION = {"stories": "1"}
+BUILTIN_VERSION = {"stories": "1", "sums": "1"}
 # Name: a function of (kind of example, split) that yields rows; KeyError, naming those there are, for others.
-BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterator[Mapping[str, Any]]]] = {}
+BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterator[Mapping[str, Any]]]] = {"sums": world_examples}
 
 
 def builtin_documents(name: str) -> Iterator[str]:
     """Yield the documents of a built-in corpus, the same on every machine. KeyError where there is none."""
-    return {"stories": _stories}[name]()
+    return {"stories": _stories, "sums": world_documents}[name]()
 
 
 def _stories() -> Iterator[str]:

@@ -1,0 +1,238 @@
+"""A teaching world for every stage: who has how many of what, asked, worked out, and checkable.
+
+One seeded generator makes texts to pretrain on, questions with written working for SFT, prompts with an
+answer for reinforcement learning, pairs of right and wrong working, and a test that no other set has seen.
+The best score on every set is known: all questions have exactly one right answer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llm_lab.data.story_world import Draw
+
+_SEED = 20_260_101
+_HIGHEST = 30
+_HIGHEST_START = 20
+_HIGHEST_CHANGE = 9
+_STEPS = (1, 2, 2, 3, 3)
+_SHARE_COUNTED_AFTER = 0.6
+_SHARE_ASKED = 0.25
+_BUCKETS = 16
+
+PEOPLE = (
+    ("Tom", "he"), ("Ben", "he"), ("Max", "he"), ("Sam", "he"),
+    ("Mia", "she"), ("Lily", "she"), ("Anna", "she"), ("Rosa", "she"),
+)  # fmt: skip
+THINGS = ("apples", "shells", "nuts", "eggs", "coins", "plums")
+MORE = ("finds {n} more", "gets {n} from {friend}", "buys {n} more")
+FEWER = ("loses {n}", "gives {n} to {friend}", "sells {n}")
+ORDER = ("", "Then ", "After that, ")
+
+
+@dataclass(frozen=True)
+class WorldSet:
+    """How many rows a set has, and which shares of all problems are its own."""
+
+    rows: int
+    buckets: tuple[int, ...]
+
+
+TEXTS = WorldSet(24_000, (0, 1, 2, 3, 4))
+# By (kind of example, split): all kinds of the test ask the same questions, which no other set asks.
+EXAMPLES = {
+    ("conversation", "train"): WorldSet(2_000, (5, 6, 7)),
+    ("preference", "train"): WorldSet(2_000, (8, 9, 10)),
+    ("prompt", "train"): WorldSet(2_000, (11, 12, 13)),
+    ("conversation", "test"): WorldSet(1_000, (14, 15)),
+    ("preference", "test"): WorldSet(1_000, (14, 15)),
+    ("prompt", "test"): WorldSet(1_000, (14, 15)),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """Somebody has `numbers[0]` things, and each further number is what comes (above 0) or goes."""
+
+    numbers: tuple[int, ...]
+    name: str
+    he: str
+    things: str
+    events: tuple[str, ...]
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """What there is at first and after each change."""
+        return tuple(sum(self.numbers[: count + 1]) for count in range(len(self.numbers)))
+
+    @property
+    def answer(self) -> str:
+        return str(self.totals[-1])
+
+    @property
+    def prompt(self) -> str:
+        return f"{self._told()} {self._asked()}"
+
+    @property
+    def completion(self) -> str:
+        return work_out(self.numbers)
+
+    def document(self, counted_after: bool, asked: bool) -> str:
+        """Return the story as text: worked out after each event or all at the end, told or asked in its last line."""
+        end = (
+            f"{self._asked()} The answer is {self.answer}."
+            if asked
+            else f"Now {self.name} has {self.answer} {self.things}."
+        )
+        if counted_after:
+            return f"{self._told()}\nSo {_steps(self.numbers)} {end}"
+        lines = [self._beginning()]
+        for sentence, before, change in zip(self._happenings(), self.totals, self.numbers[1:], strict=False):
+            lines += [sentence, _step(before, change)]
+        return " ".join([*lines, end])
+
+    def _told(self) -> str:
+        return " ".join([self._beginning(), *self._happenings()])
+
+    def _asked(self) -> str:
+        return f"How many {self.things} does {self.name} have now?"
+
+    def _beginning(self) -> str:
+        return f"{self.name} has {self.numbers[0]} {self.things}."
+
+    def _happenings(self) -> list[str]:
+        return [
+            f"{order}{self.he if order else self.he.capitalize()} {event}."
+            for order, event in zip(ORDER, self.events, strict=False)
+        ]
+
+
+def work_out(numbers: tuple[int, ...]) -> str:
+    """Return the working of a problem, one sum a change, and its answer."""
+    return f"So {_steps(numbers)} The answer is {sum(numbers)}."
+
+
+def world_documents() -> Iterator[str]:
+    """Yield the texts to pretrain on, the same on every machine."""
+    for draw, question in _questions(TEXTS):
+        yield question.document(draw.chance(_SHARE_COUNTED_AFTER), draw.chance(_SHARE_ASKED))
+
+
+def world_examples(kind: str, split: str) -> Iterator[dict[str, str]]:
+    """Yield rows of prompt and answer; conversations have a completion, preferences chosen and rejected.
+
+    kind: conversation, preference or prompt. split: train or test. KeyError where there is no such set.
+    """
+    if (kind, split) not in EXAMPLES:
+        raise KeyError(f"there are {', '.join(sorted({split for _, split in EXAMPLES}))}")
+    return _rows(kind, EXAMPLES[kind, split])
+
+
+def _rows(kind: str, chosen: WorldSet) -> Iterator[dict[str, str]]:
+    for draw, question in _questions(chosen):
+        row = {"prompt": question.prompt}
+        if kind == "conversation":
+            row["completion"] = question.completion
+        elif kind == "preference":
+            row |= {"chosen": question.completion, "rejected": _wrong_working(draw, question.numbers)}
+        yield row | {"answer": question.answer}
+
+
+def bucket_of(numbers: tuple[int, ...]) -> int:
+    """Return which of the shares of all problems this one is in: two sets share a sum, never a problem."""
+    return zlib.crc32(" ".join(map(str, numbers)).encode()) % _BUCKETS
+
+
+def _questions(chosen: WorldSet) -> Iterator[tuple[Draw, Question]]:
+    """Yield a set's questions. All are of its own problems; but for texts, no problem comes twice."""
+    seen: set[tuple[int, ...]] = set()
+    seed = _SEED + 10_000_000 * chosen.buckets[0]
+    for _ in range(chosen.rows):
+        numbers = None
+        while numbers is None or bucket_of(numbers) not in chosen.buckets or (numbers in seen and chosen != TEXTS):
+            # A generator of its own for each question: what one draws moves no other.
+            draw = Draw(seed)
+            seed += 1
+            numbers = _numbers(draw)
+        seen.add(numbers)
+        yield draw, _tell(draw, numbers)
+
+
+def _numbers(draw: Draw) -> tuple[int, ...]:
+    numbers = [draw.number(2, _HIGHEST_START)]
+    for _ in range(draw.pick(_STEPS)):
+        have = sum(numbers)
+        # Something is always left to count, and no total is above the highest.
+        takes = have > 1 and (draw.chance(0.5) or have == _HIGHEST)
+        room = have - 1 if takes else _HIGHEST - have
+        change = draw.number(1, min(room, _HIGHEST_CHANGE))
+        numbers.append(-change if takes else change)
+    return tuple(numbers)
+
+
+def _tell(draw: Draw, numbers: tuple[int, ...]) -> Question:
+    name, he = draw.pick(PEOPLE)
+    things = draw.pick(THINGS)
+    events = []
+    for change in numbers[1:]:
+        friend = draw.pick([other for other, _ in PEOPLE if other != name])
+        events.append(draw.pick(MORE if change > 0 else FEWER).format(n=abs(change), friend=friend))
+    return Question(numbers, name, he, things, tuple(events))
+
+
+def _step(before: int, change: int, after: int | None = None) -> str:
+    sign = "+" if change > 0 else "-"
+    return f"{before} {sign} {abs(change)} = {before + change if after is None else after}."
+
+
+def _steps(numbers: tuple[int, ...]) -> str:
+    totals = [sum(numbers[: count + 1]) for count in range(len(numbers))]
+    return " ".join(_step(before, change) for before, change in zip(totals, numbers[1:], strict=False))
+
+
+def _wrong_working(draw: Draw, numbers: tuple[int, ...]) -> str:
+    """Return working with one plausible mistake in it, carried on to another answer."""
+    mistakes = (_miscounted, _wrong_sign, _misread, _left_out)
+    while True:
+        working = draw.pick(mistakes)(draw, numbers)
+        if working is not None and not working.endswith(f"The answer is {sum(numbers)}."):
+            return working
+
+
+def _miscounted(draw: Draw, numbers: tuple[int, ...]) -> str | None:
+    """One sum is off by a little or by a ten; the rest goes on from there."""
+    wrong, slip = draw.number(1, len(numbers) - 1), draw.pick((-10, -2, -1, 1, 2, 10))
+    have, lines = numbers[0], []
+    for count, change in enumerate(numbers[1:], 1):
+        after = have + change + (slip if count == wrong else 0)
+        lines.append(_step(have, change, after))
+        have = after
+        if not 0 <= have <= _HIGHEST:
+            return None
+    return " ".join(["So", *lines, f"The answer is {have}."])
+
+
+def _wrong_sign(draw: Draw, numbers: tuple[int, ...]) -> str | None:
+    """One change is taken the wrong way round."""
+    wrong = draw.number(1, len(numbers) - 1)
+    return _work_out_wrong((*numbers[:wrong], -numbers[wrong], *numbers[wrong + 1 :]))
+
+
+def _misread(draw: Draw, numbers: tuple[int, ...]) -> str | None:
+    """One number is read a little wrong."""
+    wrong, slip = draw.number(0, len(numbers) - 1), draw.pick((-2, -1, 1, 2))
+    return _work_out_wrong((*numbers[:wrong], numbers[wrong] + slip, *numbers[wrong + 1 :]))
+
+
+def _left_out(draw: Draw, numbers: tuple[int, ...]) -> str | None:
+    """One of several changes is forgotten."""
+    wrong = draw.number(1, len(numbers) - 1)
+    return _work_out_wrong((*numbers[:wrong], *numbers[wrong + 1 :])) if len(numbers) > 2 else None
+
+
+def _work_out_wrong(numbers: tuple[int, ...]) -> str | None:
+    """Return their working, or None where no story could have these numbers."""
+    totals = [sum(numbers[: count + 1]) for count in range(len(numbers))]
+    return work_out(numbers) if 0 not in numbers and all(0 <= total <= _HIGHEST for total in totals) else None
