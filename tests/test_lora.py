@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,9 @@ from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
 from llm_lab.optim.build import split_parameters
+from llm_lab.plan.hardware import Gpu, Machine
 from llm_lab.plan.parameters import read_config_json, shape_of_config
+from llm_lab.plan.resolve import demand_device, resolve
 from llm_lab.recipe.errors import MachineError, UserError
 from llm_lab.recipe.parts import ACTIVATIONS
 from llm_lab.recipe.post_training import LORA_PRESETS, Lora
@@ -447,6 +450,31 @@ def test_broken_and_other_adapters_are_told(tmp_path):
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
         load_model(tmp_path / "adapter")
+
+
+def test_four_bits_are_refused_before_anything_long(tmp_path):
+    save_base(tmp_path / "base")
+    recipe = {"stage": "sft", "data": [{"path": "chats.jsonl"}], "lora": {"load_in_4bit": True}}
+    recipe |= {"model": {"checkpoint": str(tmp_path / "base")}}
+    machine = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 128 * 2**30, True, True)
+    with pytest.raises(MachineError, match=r"lora\.load_in_4bit = true: .*bitsandbytes.*load_in_4bit=false"):
+        demand_device(resolve(recipe, machine=machine))
+    demand_device(resolve(recipe, machine=replace(machine, has_bitsandbytes=True)))
+    with pytest.raises(UserError, match=r"lora\.load_in_4bit = true: .*CUDA"):
+        resolve({**recipe, "device": "cpu"}, machine=machine)
+
+
+def test_dropout_of_an_adapter_is_off_where_ratios_are_taken(tmp_path):
+    save_base(tmp_path / "base")
+    recipe = {"device": "cpu", "data": [{"path": "chats.jsonl"}], "model": {"checkpoint": str(tmp_path / "base")}}
+    rewards = {"rewards": [{"name": "exact_number"}]}
+    terms = {stage: {**rewards, stage: {"max_completion_length": 16}} for stage in ("grpo", "ppo")}
+    for stage, dropout in {"sft": 0.05, "dpo": 0.05, "grpo": 0.0, "ppo": 0.0}.items():
+        resolved = resolve({"stage": stage, **recipe, **terms.get(stage, {}), "lora": {}})
+        assert resolved.recipe.lora.dropout == dropout
+        model = attach_lora(load_model(tmp_path / "base"), resolved.recipe.lora, seed=1).train()
+        rates = {m.p for name, m in model.named_modules() if "lora_dropout" in name and isinstance(m, torch.nn.Dropout)}
+        assert rates == ({dropout} if dropout else set())
 
 
 def test_four_bits_are_refused_where_they_can_not_be(monkeypatch):

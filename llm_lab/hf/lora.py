@@ -167,9 +167,12 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
 def demand_4bit(device: str) -> None:
     """MachineError where a base can't be kept in 4 bits: that takes CUDA and bitsandbytes."""
     if device != "cuda":
-        why, mend = "4 bits need a CUDA GPU", "Set lora.load_in_4bit=false; the adapter is the same, only larger."
+        why, mend = (
+            "4 bits need a CUDA GPU",
+            "Set lora.load_in_4bit=false: the adapter is the same, the base takes more memory.",
+        )
     elif find_spec("bitsandbytes") is None:
-        why, mend = "bitsandbytes is not installed", "pip install bitsandbytes, or set lora.load_in_4bit=false."
+        why, mend = "bitsandbytes is not installed", "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false."
     else:
         return
     raise MachineError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
@@ -200,6 +203,7 @@ def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable
 
     from .adapter import wrap
 
+    assert options.dropout is not None, "the plan derives it"
     targets = target_modules(model, options.preset, options.target_modules)
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)

@@ -155,9 +155,9 @@ def demand_device(resolved: Resolved) -> None:
         why, mend = "the package bitsandbytes is not installed here", "pip install 'llm-lab[cuda]', or take adamw."
         raise MachineError(Problem("optimizer.name", why, value=optimizer, mend=mend))
     in_4bit = (resolved.values.get("lora") or {}).get("load_in_4bit")
-    if in_4bit and not (on_cuda and resolved.machine.has_bitsandbytes):
-        why = "bitsandbytes is not installed here" if on_cuda else "4 bits need a CUDA GPU"
-        mend = "Set lora.load_in_4bit=false: the adapter is the same, the base takes more memory."
+    if in_4bit and not resolved.machine.has_bitsandbytes:
+        why = "the package bitsandbytes is not installed here"
+        mend = "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false: only the base takes more memory."
         raise MachineError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
     if not resolved.estimate.fits and resolved.estimate.memory_bytes and not train:
         needed, there = resolved.estimate.memory_bytes / 2**30, resolved.estimate.memory_available_bytes / 2**30
