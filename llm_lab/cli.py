@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(check)
     check.set_defaults(command=_check)
 
+    xray = commands.add_parser("xray", parents=[common], help="show a recipe's data as tokens, and which are learnt")
+    _recipe_arguments(xray)
+    xray.add_argument("--examples", type=int, default=2, metavar="N", help="how many of each set are shown (2)")
+    xray.set_defaults(command=_xray)
+
     what = commands.add_parser("list", parents=[common], help="list recipes, data, parts or runs")
     what.add_argument("what", nargs="?", choices=("recipes", "data", "parts", "runs"), help="all, if left out")
     what.set_defaults(command=_list)
@@ -182,10 +187,12 @@ def _problems(recipe: str, overrides: Sequence[str]) -> list[str]:
 def _describe_data(source: Mapping[str, Any]) -> str:
     """Look at a data source of the wizard and say what was found."""
     from llm_lab.data.sources import look_at_source, open_source
+    from llm_lab.data.streams import open_stream
 
     keys = {key: source[key] for key in ("subset", "split", "text_column") if source.get(key)}
-    remark = look_at_source(source["path"], **keys)
-    return remark or open_source(source["path"], **keys).describe()
+    streaming = bool(source.get("streaming"))
+    remark = look_at_source(source["path"], streaming=streaming, **keys)
+    return remark or (open_stream if streaming else open_source)(source["path"], **keys).describe()
 
 
 def _write_config(name: str, values: Mapping[str, Any]) -> Path:
@@ -274,6 +281,21 @@ def _check(arguments: argparse.Namespace) -> int:
 
     job, remarks = check(arguments.recipe, arguments.overrides)
     print_checked(job.stages, remarks)
+    return DONE
+
+
+def _xray(arguments: argparse.Namespace) -> int:
+    from llm_lab.runner import check
+    from llm_lab.ui.console import say_wait
+    from llm_lab.ui.xray import print_xray
+
+    job, _ = check(arguments.recipe, arguments.overrides)
+    say_wait("Reading the data ...")
+    from llm_lab.hf.load import quiet_libraries
+    from llm_lab.stages.xray import xray_stages
+
+    quiet_libraries()
+    print_xray(xray_stages([resolved.recipe for resolved in job.stages], specimens=arguments.examples))
     return DONE
 
 

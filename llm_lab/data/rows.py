@@ -203,7 +203,8 @@ def _answer(row: Mapping[str, Any], form: Format) -> str | None:
     if value is None or form.kind != "prompt":  # only prompts are nothing without it
         return None
     if form.fields["answer"] in NAMES["completion"]:
-        return read_messages(value, _column(form, "answer"))[-1]["content"]
+        said = read_messages(value, _column(form, "answer"))
+        return said[-1]["content"] if said else None
     raise Unreadable(f"{_column(form, 'answer')} holds {type(value).__name__}, not text or a number")
 
 
