@@ -22,6 +22,7 @@ from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
+from llm_lab.runs.scores import collect_scores, write_pipeline_report
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
 STAGE_MODULES = {stage: f"llm_lab.stages.{stage}" for stage in STAGE_RECIPES}
@@ -204,7 +205,12 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
             outer.update(ended_at=now(), **_how_it_ended(error))
         raise
     if first:
-        outer.update(status=facts["status"], results=facts.get("results", {}), ended_at=now())
+        scores = collect_scores(outer)
+        results = facts.get("results", {}) | ({"scores": scores} if scores else {})
+        outer.update(status=facts["status"], results=results, ended_at=now())
+        write_pipeline_report(outer)
+        if scores:
+            display.scores(scores)
     wait_for_all()
     return {**outer.facts(), "path": str(outer.path)}
 

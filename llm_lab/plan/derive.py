@@ -12,7 +12,7 @@ from .draft import Draft
 from .estimate import FULL, available_bytes, memory_by_part
 from .hardware import Machine
 from .parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
-from .tuning import derive_tuning
+from .tuning import derive_score, derive_tuning
 from .vocabulary import vocabulary_size
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
@@ -52,6 +52,7 @@ def derive(
     vocab_size, _ = vocabulary_size(draft.get("tokenizer"))
     shape = known or _derive_model(draft, vocab_size)
     _derive_train(draft, machine, shape)
+    derive_score(draft, "pretrain", shape)
     return draft.values, draft.reasons, shape
 
 
@@ -266,6 +267,14 @@ def _derive_batch(draft: Draft, machine: Machine, shape: ModelShape | None, on_c
     draft.fill("train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens a step")
 
 
+def _will_be_compiled(draft: Draft) -> bool:
+    """Tell it before the steps are known: runs on a GPU are all but always long enough."""
+    asked, steps = draft.get("train.compile"), draft.get("train.max_steps")
+    if asked is not None or draft.get("device") == "cpu":
+        return bool(asked)
+    return steps is None or steps >= COMPILE_PAYS_AFTER_STEPS["cuda"]
+
+
 def _bytes(draft: Draft, shape: ModelShape, rows: int, length: int, checkpointing: bool) -> int:
     parts = memory_by_part(
         shape,
@@ -275,6 +284,7 @@ def _bytes(draft: Draft, shape: ModelShape, rows: int, length: int, checkpointin
         dtype=draft.get("train.dtype"),
         checkpointing=checkpointing,
         in_pieces=draft.get("stage") == "pretrain",
+        compiled=_will_be_compiled(draft),
     )
     return sum(parts.values())
 

@@ -36,8 +36,7 @@ def derive_tuning(draft: Draft, machine: Machine, known: ModelShape | None) -> M
         _derive_lora(draft, stage)
         _derive_learning_rates(draft, stage)
         _derive_train(draft, machine, shape, stage, on_cpu)
-    if draft.get("score") is not None:
-        _derive_score(draft, stage, shape)
+    derive_score(draft, stage, shape)
     return shape
 
 
@@ -130,7 +129,10 @@ def settle(values: Mapping[str, Any], *, examples: int, processes: int) -> tuple
     return draft.values, draft.reasons
 
 
-def _derive_score(draft: Draft, stage: str, shape: ModelShape | None) -> None:
+def derive_score(draft: Draft, stage: str, shape: ModelShape | None) -> None:
+    """Fill in how held-out prompts are scored, where the recipe has them scored."""
+    if draft.get("score") is None:
+        return
     length = draft.get("grpo.max_completion_length") or draft.get("ppo.max_completion_length")
     if length:
         draft.fill("score.max_completion_length", length, f"{stage}.max_completion_length")

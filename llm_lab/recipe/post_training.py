@@ -486,4 +486,3 @@ class MergeRecipe(StageRecipe):
     stage: Literal["merge"] = option("merge", help="what is done", choices={"merge": STAGES["merge"]})
     model: ModelCheckpoint = option(..., help="the adapter: {checkpoint: a run or a folder}")
     merge: MergeOptions = option(MergeOptions(), help="when it is refused")
-    score: Score | None = option(help="held-out prompts that are answered and scored")

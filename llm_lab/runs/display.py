@@ -27,5 +27,8 @@ class Display:
     def saved(self, step: int, path: str) -> None:
         """A checkpoint is on disk."""
 
+    def scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Show what the stages of a pipeline scored on the same held-out prompts."""
+
     def end(self) -> None:
         """Training is over, or was stopped."""

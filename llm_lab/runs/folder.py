@@ -223,7 +223,8 @@ def _model_folders(path: Path) -> Iterator[Path]:
         return
     run = RunFolder(path)
     for stage in reversed(run.stages()):
-        yield from _model_folders(stage.path)
+        if stage.facts().get("stage") != "reward":  # a judge can't be talked to
+            yield from _model_folders(stage.path)
     yield run.model_path
     yield path
     for _, folder in reversed(run.checkpoints()):

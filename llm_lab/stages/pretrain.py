@@ -359,6 +359,22 @@ def write_model(folder: RunFolder, model: Any, tokenizer: Any) -> None:
         raise LabError(f"{folder.model_path}: the model could not be written: {error.strerror or error}") from None
 
 
+def make_scorer(recipe: PretrainRecipe, display: Display, tokenizer: Any, model: Any) -> Any:
+    """Return what scores the model's answers to held-out prompts, before it was ever taught to answer."""
+    from .score import Scorer
+
+    return Scorer(
+        recipe.score,
+        (),
+        tokenizer,
+        context=model.config.max_position_embeddings,
+        device=recipe.device,
+        dtype=recipe.train.dtype,
+        seed=recipe.seed,
+        display=display,
+    )
+
+
 class Evaluation:
     """Held-out loss and samples of one run."""
 
@@ -367,6 +383,7 @@ class Evaluation:
         each = max(1, recipe.validation.max_tokens // len(texts.tokens))
         self.held_out = [tokens.validation[:each] for tokens in texts.tokens if len(tokens.validation) > 1]
         self.measured_at: int | None = None
+        self.scorer = make_scorer(recipe, display, texts.tokenizer, model) if recipe.score is not None else None
         # The bytes of a part are taken in proportion: token counts and byte counts are known for the whole.
         self.held_out_bytes = sum(
             tokens.validation_bytes * min(1.0, each / len(tokens.validation))
@@ -391,6 +408,8 @@ class Evaluation:
                 progress=partial(self.display.progress, "evaluating"),
             )
             row = {"eval_loss": nats / count, "bits_per_byte": nats / math.log(2) / self.held_out_bytes}
+        if self.scorer is not None:
+            row = (row or {}) | self.scorer.measure(self.model)[0]
         self.measured_at = step
         self.write_samples(step)
         return row

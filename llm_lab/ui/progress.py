@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.runs.display import Display
+from llm_lab.runs.scores import describe_scores
 
 from .console import clock, make_console, one_line, printable, speaks_unicode
 from .frame import Track, draw_frame, measure, numbers_of
@@ -26,6 +27,20 @@ def make_display(console: Console | None = None) -> Display:
     console = console or make_console()
     live = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
     return TerminalDisplay(console) if live else PlainDisplay(console)
+
+
+def print_scores(console: Console, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the scores of a pipeline's stages as a table."""
+    from rich.text import Text
+
+    head, *rows = describe_scores(scores)
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    console.print()
+    for row in [head, *rows]:
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        line = Text("  ".join([row[0].ljust(widths[0]), *numbers]), style="title" if row is head else "")
+        console.print(line, soft_wrap=True)
+    console.print()
 
 
 class PlainDisplay(Display):
@@ -78,6 +93,9 @@ class PlainDisplay(Display):
 
     def saved(self, step: int, path: str) -> None:
         self._say(f"saved step {step}: {path}")
+
+    def scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        print_scores(self._console, scores)
 
     def _say(self, text: str) -> None:
         from rich.text import Text
@@ -135,6 +153,10 @@ class TerminalDisplay(Display):
     def saved(self, step: int, path: str) -> None:
         with self._lock:
             self._track.saved_step = step
+
+    def scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        with self._lock:
+            print_scores(self._console, scores)
 
     def end(self) -> None:
         """Leave the last frame standing and the cursor shown. May be called again, and at any time."""

@@ -1,0 +1,66 @@
+"""The scores of a pipeline's stages, side by side: what each stage added on the same held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .folder import RunFolder, write_atomically
+
+# Result of a stage -> its name in the table.
+COLUMNS = {
+    "exact_match": "exact_match",
+    "exact_match_sampled": "exact_match_sampled",
+    "eval_reward_sampled": "reward",
+}
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def collect_scores(outer: RunFolder) -> dict[str, dict[str, float]]:
+    """Return {stage: {exact_match, exact_match_sampled, reward, seconds}} of the stages that were scored.
+
+    exact_match is greedy; the other two are of answers sampled at temperature 1. seconds: the stage's training.
+    """
+    scores = {}
+    for run in outer.stages():
+        results = run.facts().get("results", {})
+        row = {name: results[key] for key, name in COLUMNS.items() if key in results}
+        if row:
+            scores[run.path.name] = row | {"seconds": round(results.get("wall_seconds", 0.0), 1)}
+    return scores
+
+
+def describe_scores(scores: Scores) -> list[list[str]]:
+    """Return the table as cells: a heading, then a row for each stage."""
+    exact = any("exact_match" in row for row in scores.values())
+    head = ["stage", *(["exact match", "sampled"] if exact else []), "reward", "time"]
+    rows = [head]
+    for stage, row in scores.items():
+        shares = [_percent(row.get("exact_match")), _percent(row.get("exact_match_sampled"))] if exact else []
+        reward = row.get("reward")
+        rows.append([stage, *shares, "-" if reward is None else f"{reward:.3f}", f"{row['seconds']:.0f} s"])
+    return rows
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def write_pipeline_report(outer: RunFolder) -> None:
+    """Write report.md of a pipeline: its stages, each with its own report, and their scores."""
+    facts: dict[str, Any] = outer.facts()
+    lines = [f"# {facts.get('name', outer.path.name)}", "", f"A pipeline, {facts.get('status')}.", ""]
+    scores = facts.get("results", {}).get("scores") or {}
+    if scores:
+        head, *rows = describe_scores(scores)
+        lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += [
+            "",
+            "On held-out prompts: exact match of greedy and of sampled answers; the reward is of sampled ones.",
+            "",
+        ]
+    for run in outer.stages():
+        name, stage = run.path.name, run.facts()
+        lines.append(f"- [{name}]({name}/report.md): {stage.get('stage')}, {stage.get('status')}")
+    write_atomically(outer.report_path, "\n".join([*lines, ""]))
