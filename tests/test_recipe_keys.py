@@ -33,6 +33,7 @@ SOPHIA = {"optimizer": {"name": "sophia"}}
 ADAFACTOR = {"optimizer": {"name": "adafactor"}}
 TWO = {"data": [{"path": "text.txt"}, {"path": "rows.jsonl", "text_column": "text"}]}
 ROWS = {"data": [{"path": "rows.jsonl", "text_column": "text"}]}
+STREAM = {"data": [{"path": "rows.jsonl", "text_column": "text", "streaming": True}], "validation.stream_documents": 30}
 
 # Each key: what it is changed to, what is seen to change, and what else the recipe needs for it.
 EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
@@ -40,6 +41,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "PretrainRecipe.seed": (7, "losses"),
     "PretrainRecipe.device": ("cuda", "refused"),
     "PretrainRecipe.tokenizer": ({"bpe": 280}, "tokenizer"),
+    "PretrainRecipe.when_exhausted": ("stop", "logged at", {"train.per_device_train_batch_size": 64}),
     "ModelParts.size": ("micro", "config", {"model": {"num_hidden_layers": 1}}),
     "ModelParts.position_embedding": ("alibi", "losses"),
     "ModelParts.rope_theta": (50.0, "losses"),
@@ -70,9 +72,11 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "DataSource.subset": ("part", "sources"),
     "DataSource.split": ("test", "sources"),
     "DataSource.text_column": ("reply", "losses", ROWS),
+    "DataSource.streaming": (True, "losses", ROWS | {"validation.stream_documents": 30}),
     "DataSource.weight": (5.0, "losses", TWO),
     "Validation.fraction": (0.3, "evaluations"),
     "Validation.from": ("random", "evaluations", ROWS),
+    "Validation.stream_documents": (10, "evaluations", STREAM),
     "Validation.max_tokens": (50, "evaluations"),
     "AdamW.name": ("muon", "losses", {"optimizer": {"name": "adamw"}}),
     "AdamW.learning_rate": (0.001, "losses"),
@@ -128,6 +132,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Train.logging_steps": (3, "logged at", {"train.save_steps": 4}),
     "Train.dtype": ("bfloat16", "losses"),
     "Train.attn_implementation": ("eager", "built"),
+    "Train.document_mask": (True, "losses", ROWS),
     "Train.gradient_checkpointing": (True, "built"),
     "Train.compile": (True, "compiled"),
     "Samples.prompts": (["a"], "samples"),

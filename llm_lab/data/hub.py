@@ -60,7 +60,8 @@ def look_at_hub(path: str, *, subset: str | None, split: str, key: str) -> str |
     if _is_offline():
         return f"{key}: {path} was not checked: the Hub is switched off (HF_HUB_OFFLINE)"
     try:
-        HfApi().dataset_info(path, timeout=10)
+        if HfApi().dataset_info(path, timeout=10).gated:
+            HfApi().auth_check(path, repo_type="dataset")  # the page of a gated set is open to all
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise UserError(_explain(error, path, subset, split, key)) from None
     except HfHubHTTPError as error:

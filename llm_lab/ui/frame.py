@@ -22,6 +22,7 @@ NUMBER_LINES = 4
 CURVE_LINES = 8
 SAMPLE_LINES = 3
 MAX_POINTS = 2_000
+SOURCES_SHOWN = 4
 SPEED_WINDOW = 20  # log rows that the time left is reckoned from
 
 # Metric: name in a line, name in the frame, how its number is written.
@@ -125,9 +126,18 @@ def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any], *, short: bool)
             continue
         if isinstance(values.get(key), int | float):
             yield name if short else long_name, write(values[key])
+    if isinstance(row.get("mix"), list):
+        yield "mix", _of_each([f"{100 * share:.0f}" for share in row["mix"]]) + " %"
+    if isinstance(row.get("epochs"), list):
+        yield "epochs", _of_each(["<1" if times is None else f"{times:.2f}" for times in row["epochs"]])
     for key, value in values.items():
         if key not in _METRICS and key not in _UNSAID and isinstance(value, int | float):
             yield one_line(key.replace("_", " ")), f"{value:.4g}"
+
+
+def _of_each(numbers: list[str]) -> str:
+    """Join the numbers of the data sources; of many, the first ones."""
+    return "/".join(numbers if len(numbers) <= SOURCES_SHOWN else [*numbers[: SOURCES_SHOWN - 1], ".."])
 
 
 def measure(done: int, total: int) -> str:

@@ -24,6 +24,10 @@ DATA_WHY = (
     "A .txt or .md file is one document; in .jsonl, .csv and .parquet a row is one. Tab completes paths. "
     "A Hub name is owner/name; its subset and text column are asked next."
 )
+STREAM_WHY = (
+    "Downloaded, a set is shuffled, and kept whole on the disk as text and as tokens. Streamed, it is read while the "
+    "model trains, in its own order, and nothing is kept: for sets that do not fit the disk."
+)
 Describe = Callable[[Mapping[str, Any]], str]
 
 
@@ -186,11 +190,15 @@ def _is_hub_name(path: str) -> bool:
     return not path.startswith(("builtin:", ".", "/", "~")) and path.count("/") == 1 and not Path(path).exists()
 
 
-def _ask_hub_keys(source: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
+def _ask_hub_keys(source: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     questions = {"subset": "Its subset (empty: none)?", "text_column": "Its text column (empty: find it)?"}
     for key, question in questions.items():
         text = type_in(question, default=str(source.get(key) or ""), why=DATA_WHY)
         if text:
             found[key] = text
+    before = bool(source.get("streaming"))
+    stream = confirm("Stream it?", default=before, yes="yes", no="no, download it", why=STREAM_WHY)
+    if stream or before:
+        found["streaming"] = stream
     return found
