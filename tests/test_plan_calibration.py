@@ -13,6 +13,7 @@ import torch
 from conftest import tiny_recipe, write_text
 
 from llm_lab.cli import main
+from llm_lab.hf.load import build_from_config, config_of_parts
 from llm_lab.plan.estimate import COMPILE_SECONDS, FULL, estimate, memory_by_part
 from llm_lab.plan.hardware import Gpu, Machine, find_machine
 from llm_lab.plan.measurements import Measurement, find_measurement, keep_measurement, measurements_folder
@@ -24,6 +25,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.memory import forget_peak_memory, peak_memory_bytes
 from llm_lab.stages import calibrate as calibration
 from llm_lab.stages.calibrate import calibrate, trial_seconds, try_steps
+from llm_lab.stages.measure import autocast
 
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, (9, 0))
@@ -352,6 +354,42 @@ def test_recomputing_saves_activations_and_nothing_else():
     )
     assert saved.pop("activations") < plain.pop("activations") / 3
     assert saved == plain
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"activation": "gelu", "norm": "layernorm", "position_embedding": "alibi"},
+        {"activation": "relu", "attention": "mha"},
+        {"qk_norm": True},
+    ],
+)
+def test_the_activations_of_a_layer_are_what_autograd_keeps(parts, dtype):
+    rows, length, kept = 4, 128, []
+    for layers in (1, 3):
+        model = {"hidden_size": 128, "num_hidden_layers": layers, "max_position_embeddings": length, **parts}
+        resolved = resolve(tiny_recipe(model=model), machine=LAPTOP)
+        shape = resolved.shape
+        built = build_from_config(config_of_parts(resolved.recipe.model.model_dump(), 257)).train()
+        weights = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
+        seen = {}
+
+        def pack(tensor, weights=weights, seen=seen):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                seen[storage.data_ptr()] = tensor, storage.nbytes()
+            return tensor
+
+        ids = torch.zeros((rows, length), dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast("cpu", dtype):
+            built.model(input_ids=ids, use_cache=False)
+        kept.append(sum(size for _, size in seen.values()))
+    if dtype == "bfloat16":  # copies of the matrices in bf16 are counted with the weights
+        kept[1] -= 2 * shape.matrix_parameters * 2 // 3
+    by_part = memory_by_part(shape, rows=rows, length=length, optimizer="adamw", dtype=dtype, checkpointing=False)
+    assert by_part["activations"] / 3 == pytest.approx((kept[1] - kept[0]) / 2, rel=0.35)
 
 
 def test_an_estimate_of_a_model_that_is_not_known_is_no_guess():

@@ -78,11 +78,12 @@ def memory_by_part(
     dtype: str,
     checkpointing: bool,
     in_pieces: bool = False,
+    compiled: bool = False,
 ) -> dict[str, int]:
     """Return bytes on each device by what they are for.
 
-    Master weights, gradients and moments are float32. Activations follow Korthikanti et al. (2022):
-    about 34 bytes × hidden_size per token and layer in bf16 with a fused attention, twice in float32.
+    Master weights, gradients and moments are float32. Activations are what autograd keeps of a layer, counted (a test
+    does it again); a compiled model recomputes the cheap ones, about as Korthikanti et al. (2022) reckon.
     in_pieces: large logits are never held whole, as in pretraining.
     """
     parameters, matrices = shape.parameters, shape.matrix_parameters
@@ -96,9 +97,8 @@ def memory_by_part(
     }[optimizer]
     half = dtype == "bfloat16"
     tokens = rows * length
-    inner = shape.intermediate_size * (3 if shape.gated else 2)
-    per_layer = tokens * (16 * shape.hidden_size + 2 * inner) * (1 if half else 2)
-    kept = tokens * shape.hidden_size * (2 if half else 4)
+    per_layer = tokens * _bytes_kept_per_token(shape, half, compiled)
+    kept = tokens * shape.hidden_size * 4  # the residual stream stays float32 under autocast
     layers = shape.num_hidden_layers
     activations = layers * kept + per_layer if checkpointing else layers * per_layer
     return {
@@ -108,6 +108,17 @@ def memory_by_part(
         "activations": activations,
         "logits": _logits_bytes(shape, tokens, half, in_pieces),
     }
+
+
+def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
+    """What a layer keeps of each token for the backward pass."""
+    hidden, inner, keys = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * shape.head_dim
+    if compiled:
+        return (16 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
+    of_norms = 8 * (hidden + keys) if shape.qk_norm else 0
+    if half:
+        return 30 * hidden + 4 * keys + (8 if shape.gated else 4) * inner + of_norms
+    return 32 * hidden + 8 * keys + (16 if shape.gated else 8) * inner + of_norms
 
 
 def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -> int:
@@ -159,6 +170,7 @@ def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machi
         dtype=train["dtype"],
         checkpointing=bool(train["gradient_checkpointing"]),
         in_pieces=recipe["stage"] == "pretrain",
+        compiled=bool(train.get("compile")),
     )
     checkpoint = 4 * shape.parameters + memory["optimizer"]
     if device == "cpu":
