@@ -101,7 +101,7 @@ def test_grpo_takes_the_functions_and_weights_them_as_we_do(tmp_path, tiny_polic
     rewards = build_rewards(TERMS)
     arguments = GRPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=2, num_generations=2,
-        reward_weights=rewards.weights, report_to="none", disable_tqdm=True, gradient_checkpointing=False,
+        reward_weights=rewards.weights, report_to="none", disable_tqdm=True, activation_checkpointing=False,
     )  # fmt: skip
     prompt = [{"role": "user", "content": "2+3?"}]
     data = Dataset.from_list([{"prompt": prompt, "answer": "5"}] * 2)
@@ -241,6 +241,18 @@ def test_a_function_that_fails_says_at_which_completion(tmp_path):
     rewards = build_rewards([{"python": f"{path}:f"}])
     with pytest.raises(UserError, match=r"failed at completion 2 of 3, 'blue': ValueError: .*\(line 3 of mine\.py\)"):
         rewards(["?"] * 3, ["1", "blue", "2"])
+
+
+def test_the_check_imports_no_heavy_library():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, llm_lab.rewards.build as build; build.build_rewards([{'name': 'exact_number'}]); "
+        "assert not {'torch', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_bad_terms_are_told_at_once(tmp_path):

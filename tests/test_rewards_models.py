@@ -227,6 +227,21 @@ def test_a_reward_model_of_our_parts_is_loaded_and_scores_alike_in_a_batch(tmp_p
     assert together == pytest.approx(RewardModel(model, tokenizer)([QUESTION] * 4, ANSWERS), abs=1e-5)
 
 
+def test_scores_are_not_rounded_to_bf16(tmp_path):
+    """Of two answers near each other, bf16 would often say the same: nothing to learn from in a group of answers."""
+    from llm_lab.rewards.classifier import load_classifier
+
+    tokenizer = chat_tokenizer()
+    folder = saved(tmp_path, decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    exact = RewardModel(load_classifier(folder), tokenizer)([QUESTION] * 4, ANSWERS)
+    half = RewardModel(load_classifier(folder, dtype="bfloat16"), tokenizer)([QUESTION] * 4, ANSWERS)
+    assert half == pytest.approx(exact, abs=0.3)
+    assert any(score != torch.tensor(score).bfloat16().item() for score in half)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = RewardModel(load_classifier(folder), tokenizer)([QUESTION] * 4, ANSWERS)
+    assert any(score != torch.tensor(score).bfloat16().item() for score in mixed)
+
+
 # What is refused
 
 

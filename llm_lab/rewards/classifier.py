@@ -54,7 +54,25 @@ def load_classifier(
         model = _load_adapter(Path(name), dtype=dtype, new_head=new_head, key=key, options=options)
     else:
         model = _load_whole(str(name), dtype=dtype, new_head=new_head, key=key, options=options)
-    return (model if load_in_4bit else model.to(device)).eval()
+    return _with_exact_scores(model if load_in_4bit else model.to(device)).eval()
+
+
+def _with_exact_scores(model: Any) -> Any:
+    """Compute the score itself in float32, whatever the precision around it: in bf16, 10.0 is followed by 10.06."""
+    from torch import autocast, nn
+    from torch.nn import functional as F
+
+    class ExactLinear(nn.Linear):
+        def forward(self, hidden: Any) -> Any:
+            with autocast(hidden.device.type, enabled=False):
+                bias = None if self.bias is None else self.bias.float()
+                return F.linear(hidden.float(), self.weight.float(), bias)
+
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if type(head) is nn.Linear:
+            head.__class__ = ExactLinear  # names and weights stay, and so does what is saved
+    return model
 
 
 def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Mapping[str, Any]) -> Any:
@@ -88,10 +106,13 @@ def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Map
 
 
 def _load_adapter(folder: Path, *, dtype: str, new_head: bool, key: str, options: Mapping[str, Any]) -> Any:
+    import torch
+
     adapter = read_adapter(folder, key=key)
     if adapter.task == "SEQ_CLS":
-        base = load_classifier(adapter.base, dtype=dtype, new_head=True, key=key, **options)
-        model = attach_adapter(base, adapter, key=key).merge_and_unload()
+        # In float32 until it is merged: an adapter's small differences would be lost in bf16.
+        base = load_classifier(adapter.base, new_head=True, key=key, **options)
+        model = attach_adapter(base, adapter, key=key).merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
         model.requires_grad_(True)  # PEFT leaves the base frozen
     elif new_head:
         model = add_head(load_model(folder, dtype=dtype, merge=True, key=key, **options))
