@@ -159,6 +159,16 @@ def test_generation_stops_at_the_end_of_a_turn_and_of_a_text():
         assert written[0, prompt.shape[1] :].tolist() == [end]
 
 
+def test_what_ended_a_generation_before_still_does():
+    tokenizer, model = make_byte_tokenizer(), llama()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|eom|>"]})
+    apply_chat_template_choice(tokenizer, "zephyr")
+    model.generation_config.eos_token_id = [256, 257]
+    resize_for(model, tokenizer, apply_chat_template_choice(tokenizer))
+    assert model.generation_config.eos_token_id == [256, 257]
+    assert model.config.eos_token_id == 256
+
+
 def test_a_model_of_parts_takes_new_tokens_through_save_and_load(tmp_path):
     from llm_lab.plan.resolve import resolve
 

@@ -238,6 +238,15 @@ def test_an_answer_to_check_that_is_no_text_is_an_error_for_prompts_alone():
     assert only(row, columns={"answer": "ground_truth"}).answer is None
 
 
+def test_a_number_is_an_answer():
+    assert only({"question": "6 * 7?", "answer": 42}).completion == "42"
+
+
+def test_messages_as_an_object_of_lists_are_read():
+    row = {"conversations": {"from": ["human", "gpt"], "value": ["Why?", "So."]}}
+    assert only(row).messages == [USER, ANSWER]
+
+
 def test_parts_of_text_are_one_text_and_json_in_a_cell_is_read():
     parts = [{**USER, "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]}, ANSWER]
     assert only({"messages": parts}).messages == [USER, ANSWER]

@@ -58,6 +58,9 @@ def read_messages(value: Any, what: str) -> list[Message]:
             value = json.loads(value)
         except ValueError:
             raise Unreadable(f"{what} is a string that is no JSON") from None
+    if isinstance(value, Mapping) and value and all(isinstance(cells, list) for cells in value.values()):
+        # The datasets library turns some lists of objects into an object of lists.
+        value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=False)]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise Unreadable(f"{what} holds {type(value).__name__}, not a list of messages")
     messages = [_message(turn, f"message {number} of {what}") for number, turn in enumerate(value, 1)]

@@ -177,6 +177,8 @@ def _answers(row: Mapping[str, Any], form: Format, field: str) -> list[Message]:
         raise Unusable("no answer")
     if is_dialogue(value):
         return read_dialogue(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [_said("assistant", str(value))]
     if isinstance(value, str) and not _is_json_list(value):
         return [_said("assistant", read_text(value, what))]
     return read_messages(value, what)

@@ -143,8 +143,8 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
     """Make embeddings for new tokens and tell the model's configs the tokenizer's ids; returns the new tokens' ids.
 
     New rows, of the head too, are the mean of the old ones with a little seeded noise. Rows are never taken away:
-    many models have more than their tokenizer has tokens. chosen: what apply_chat_template_choice returned; the
-    former EOS in it still ends a generation, and rows that stood empty for its tokens are made anew as well.
+    many models have more than their tokenizer has tokens. chosen: what apply_chat_template_choice returned; rows
+    that stood empty for its tokens are made anew as well. What ended a generation before still does.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     new_ids = sorted({*range(rows, len(tokenizer)), *(chosen.new_ids if chosen else ())})
@@ -153,10 +153,13 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if new_ids:
         _fill_rows(model, new_ids, seed)
+    generation = getattr(model, "generation_config", None)  # a classifier has none
+    before = generation.eos_token_id if generation is not None else None
     set_special_tokens(model, tokenizer)
-    writes = getattr(model, "generation_config", None) is not None
-    if writes and chosen is not None and chosen.former_eos_id is not None:
-        model.generation_config.eos_token_id = [tokenizer.eos_token_id, chosen.former_eos_id]
+    if generation is not None:
+        others = [*(before if isinstance(before, list) else [before]), chosen.former_eos_id if chosen else None]
+        ends = dict.fromkeys(token for token in (tokenizer.eos_token_id, *others) if token is not None)
+        generation.eos_token_id = list(ends) if len(ends) > 1 else tokenizer.eos_token_id
     return new_ids
 
 

@@ -266,10 +266,10 @@ def _encode_piece(
             return_offsets_mapping=True,
             verbose=False,
         )
-        offsets = encoding["offset_mapping"]
-        kept = [i for i, (_, end) in enumerate(offsets) if end > len(before)]
-        ids = [encoding["input_ids"][i] for i in kept]
-        starts = [offsets[i][0] - len(before) for i in kept]
+        ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        skipped = next((i for i, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
+        ids = ids[skipped:]
+        starts = [start - len(before) for start, _ in offsets[skipped:]]
         if not starts or starts[0] >= 0:
             break
     if is_text and facts.control_ids & set(ids):
