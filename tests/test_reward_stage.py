@@ -317,3 +317,14 @@ def test_the_score_head_is_not_orthogonalised():
     matrices, ends, _ = split_parameters(model)
     assert any(parameter is model.score.weight for parameter in ends)
     assert not any(parameter is model.score.weight for parameter in matrices)
+
+
+@pytest.mark.parametrize("lora", [None, {"preset": "all", "dropout": 0.0}])
+def test_recomputing_activations_changes_nothing(tmp_path, lora):
+    base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", count=40)
+    losses = []
+    for again in (False, True):
+        changes = {"train.max_steps": 3, "train.eval_steps": 3, "train.gradient_checkpointing": again}
+        _, result, _ = run_stage(make_recipe(base, data, lora=lora, **changes), tmp_path / str(again))
+        losses.append(result.results["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

@@ -134,3 +134,19 @@ def test_the_examples_in_the_docstrings_are_true(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_the_answers_of_gsm8k_are_read_with_and_without_their_marker():
+    import json
+    import re
+    from pathlib import Path
+
+    file = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "gsm8k_train.jsonl"
+    if not file.exists():
+        pytest.skip("the set is not here")
+    texts = [json.loads(line)["answer"] for line in file.read_text().splitlines()]
+    gold = [text.rpartition("####")[2].strip() for text in texts]
+    assert [find_number(text) for text in texts] == [Fraction(number.replace(",", "")) for number in gold]
+    # As a model would write it: without the calculator's notes and without the marker.
+    working = [re.sub(r"<<.*?>>", "", text.rpartition("####")[0]) for text in texts]
+    assert sum(exact_number(working, answer=gold)) / len(texts) > 0.98
