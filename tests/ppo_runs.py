@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def make_trainer(
         "output_dir": str(out),
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "per_device_train_batch_size": 4,
         "steps_per_generation": 2,
         "num_iterations": 2,
@@ -97,3 +99,18 @@ def make_trainer(
         processing_class=load_tokenizer(start),
         peft_config=lora,
     )
+
+
+def train_resume_and_print(start: Path, out: Path) -> None:
+    """Train six steps, then the last three again from a checkpoint; print a digest of all weights after each."""
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 2}
+    for checkpoint in (None, str(out / "checkpoint-3")):
+        trainer = make_trainer(start, out, ddp_backend="gloo", ddp_find_unused_parameters=False, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        weights = [p.detach().flatten() for net in (trainer.model, trainer.critic) for p in net.parameters()]
+        digest = hashlib.sha256(torch.cat(weights).numpy().tobytes()).hexdigest()
+        print(f"\nWEIGHTS {digest}", flush=True)
+
+
+if __name__ == "__main__":
+    train_resume_and_print(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -7,15 +7,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from ppo_runs import PROMPTS, make_start, make_trainer
+from transformers import BertConfig, BertForSequenceClassification
 from trl import GRPOTrainer
 
 from llm_lab.hf.load import load_model
 from llm_lab.recipe.errors import UserError
-from llm_lab.stages.critic import load_critic
+from llm_lab.stages.critic import Critic, load_critic
 from llm_lab.stages.ppo_trainer import PPOConfig, PPOTrainer, clipped_policy_loss, clipped_value_loss
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL asks for the old name
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL uses the old name
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
 ]
 LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1, "task_type": "CAUSAL_LM"}
@@ -189,6 +190,12 @@ def test_a_new_critic_says_0_and_a_reward_model_what_it_learnt(one_start, tmp_pa
     again = load_critic(tmp_path / "reward")
     assert torch.equal(again(ids, torch.ones_like(ids), 4), critic(ids, torch.ones_like(ids), 4))
     assert again(ids, torch.ones_like(ids), 4).any()
+
+
+def test_an_encoder_is_no_critic():
+    config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1)
+    with pytest.raises(UserError, match="no score of one label"):
+        Critic(BertForSequenceClassification(config))
 
 
 @pytest.mark.parametrize("adapters", [False, True])
@@ -378,7 +385,7 @@ def test_ppo_learns_a_toy_task_that_can_be_checked(one_start, tmp_path):
 
 def test_checkpointed_gradients_and_bf16_autocast_train_too(start, tmp_path):
     trainer = make_trainer(
-        start, tmp_path, cls=Watched, bf16=True, gradient_checkpointing=True, lora=LoraConfig(**LORA), max_steps=3
+        start, tmp_path, cls=Watched, bf16=True, activation_checkpointing=True, lora=LoraConfig(**LORA), max_steps=3
     )
     trainer.train()
     assert ratio_error(trainer) <= 1e-6

@@ -1,5 +1,10 @@
 """A PPO run that stops anywhere goes on as if it had not: policy, critic, both optimizers, answers half used."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -9,10 +14,11 @@ from trl import GRPOConfig
 
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.recipe.errors import UserError
 from llm_lab.stages.rollouts import RolloutTrainer
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL asks for the old name
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL uses the old name
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
 ]
 # Two minibatches and two passes: answers serve for four updates; eight prompts are an epoch of four updates.
@@ -88,7 +94,7 @@ def test_another_critic_is_not_taken_up(start, tmp_path):
     make_trainer(start, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
     lora = LoraConfig(**{**LORA, "task_type": "SEQ_CLS"})
     other = make_trainer(start, tmp_path, critic_lora=lora, max_steps=3)
-    with pytest.raises(ValueError, match="another critic"):
+    with pytest.raises(UserError, match="other parameters"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -101,7 +107,7 @@ def test_grpo_on_the_same_rollouts_resumes_bitwise_too(start, tmp_path, save_ste
             output_dir=str(tmp_path),
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             per_device_train_batch_size=4,
             num_generations=4,
             steps_per_generation=2,
@@ -149,3 +155,13 @@ def test_prompts_come_in_another_order_every_epoch_and_in_the_same_one_every_run
     assert first != second
     assert second == second_resumed
     assert sorted(set(first)) == list(range(len(PROMPTS)))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_policy_and_critic_and_resume_bitwise(start, tmp_path):
+    script = Path(__file__).with_name("ppo_runs.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, script, start, tmp_path], capture_output=True, text=True, timeout=240)
+    digests = re.findall(r"WEIGHTS (\w+)", done.stdout)
+    assert len(digests) == 4, done.stderr[-2000:]
+    assert len(set(digests)) == 1

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm_lab.recipe.errors import Problem, UserError
+
 
 class Critic(nn.Module):
     """A backbone with a scalar head, read before each token.
@@ -21,7 +23,8 @@ class Critic(nn.Module):
         self.model = model
         base = self._classifier()
         if not hasattr(base, "score") or base.config.num_labels != 1:
-            raise ValueError("a critic needs a decoder with a score head of one label")
+            why = f"{type(base).__name__} has no score of one label for every token, which a critic needs"
+            raise UserError(Problem("ppo.critic", why, mend="Name a language model, or a reward model made of one."))
         base.score.float()
 
     def _classifier(self) -> Any:

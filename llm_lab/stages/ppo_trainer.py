@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trl import GRPOConfig
-from trl.models.utils import disable_gradient_checkpointing
+
+from llm_lab.recipe.errors import Problem, UserError
 
 from .advantages import explained_variance, generalized_advantages, masked_mean, token_rewards, whiten
 from .critic import Critic
@@ -62,8 +63,8 @@ class PPOTrainer(RolloutTrainer):
     def __init__(self, *, critic: Critic, args: PPOConfig, **kwargs: Any):
         super().__init__(args=args, **kwargs)
         switch_off_dropout(critic)
-        if args.gradient_checkpointing:
-            critic.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        if args.activation_checkpointing:
+            critic.model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
         self.critic = self.accelerator.prepare_model(critic.train())
         self.critic_optimizer = self._create_critic_optimizer(critic)
 
@@ -85,10 +86,9 @@ class PPOTrainer(RolloutTrainer):
 
         logps = rollout.get("old_per_token_logps")
         if logps is None:
-            with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-                logps, _, _ = self._get_per_token_logps_and_entropies(
-                    self.model, ids, attention_mask, tokens, batch_size=chunk
-                )
+            logps, _, _ = self._get_per_token_logps_and_entropies(
+                self.model, ids, attention_mask, tokens, batch_size=chunk
+            )
         with self.accelerator.autocast():
             values = torch.cat(
                 [
@@ -216,7 +216,8 @@ class PPOTrainer(RolloutTrainer):
         stored, device = load_file(Path(checkpoint) / CRITIC_FILE), self.accelerator.device
         trained = self._trained_of_critic()
         if stored.keys() != trained.keys():
-            raise ValueError(f"{checkpoint} holds another critic")
+            why = "the critic saved in this checkpoint has other parameters than the one to go on with"
+            raise UserError(Problem("ppo.critic", why, value=checkpoint, mend="Take the recipe that it began with."))
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])

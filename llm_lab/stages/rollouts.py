@@ -80,6 +80,7 @@ class RolloutTrainer(GRPOTrainer):
             for name, tensor in batch.items()
             if tensor is not None
         }
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # only the first process has made it for sure
         save_file(tensors, self._rollout_file(output_dir), metadata={"step": str(self._step)})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -88,11 +89,11 @@ class RolloutTrainer(GRPOTrainer):
         if file is None or not file.exists():
             return
         batches: list[dict[str, torch.Tensor]] = [{} for _ in range(self.args.steps_per_generation)]
-        with safe_open(file, framework="pt", device=str(self.accelerator.device)) as stored:
+        with safe_open(file, framework="pt") as stored:
             self._step = int(stored.metadata()["step"])
             for key in stored.keys():  # noqa: SIM118 (it is no dict)
                 index, name = key.split(".", 1)
-                batches[int(index)][name] = stored.get_tensor(key)
+                batches[int(index)][name] = stored.get_tensor(key).to(self.accelerator.device)
         self._buffered_inputs = batches
 
     def _rollout_file(self, folder: str) -> Path:
