@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -91,9 +90,10 @@ def _attention(machine: Machine) -> Iterator[Finding]:
     kernels = ["sdpa", "eager"]
     if not machine.cuda_problem:
         kernels.append("flex_attention")
-        if importlib.util.find_spec("flash_attn"):
+        if machine.has_flash_attention:
             kernels.append("flash_attention_2")
-    yield Finding("attention kernels", "good", ", ".join(kernels))
+    taken = "flash_attention_2 where the parts allow it" if "flash_attention_2" in kernels else "sdpa"
+    yield Finding("attention kernels", "good", f"{', '.join(kernels)}; taken unless a recipe says otherwise: {taken}")
 
 
 def _disk() -> Iterator[Finding]:
