@@ -48,9 +48,9 @@ def _shape(checkpoint: str) -> ModelShape | None:
 def _derive_lora(draft: Draft, stage: str) -> None:
     if draft.get("lora") is None:
         return
-    rollouts = stage in ("grpo", "ppo")
-    reason = "ratios are of two probabilities, and dropout would blur them" if rollouts else "the usual"
-    draft.fill("lora.dropout", 0.0 if rollouts else LORA_DROPOUT, reason)
+    compares = stage in ("dpo", "grpo", "ppo")
+    reason = "it compares probabilities, which dropout would blur" if compares else "the usual"
+    draft.fill("lora.dropout", 0.0 if compares else LORA_DROPOUT, reason)
 
 
 def _derive_learning_rates(draft: Draft, stage: str) -> None:

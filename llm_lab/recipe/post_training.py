@@ -81,7 +81,7 @@ class Lora(Group):
     dropout: Float | None = option(
         help="dropout before the adapter",
         question="Dropout in the adapter?",
-        derived="0.05; 0 in GRPO and PPO, whose ratios it would blur",
+        derived="0.05; 0 in DPO, GRPO and PPO, which compare probabilities",
         ge=0.0,
         lt=1.0,
         advanced=True,

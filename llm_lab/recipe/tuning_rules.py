@@ -83,6 +83,13 @@ def _four_bits_need_cuda(values: Values) -> Iterator[Problem]:
         yield Problem("lora.load_in_4bit", "a base in 4 bits needs a CUDA GPU", value=True, mend=mend)
 
 
+def _what_compares_has_no_dropout(values: Values) -> Iterator[Problem]:
+    dropout, stage = (values.get("lora") or {}).get("dropout"), values.get("stage")
+    if dropout and stage in ("dpo", "grpo", "ppo"):
+        why = f"{stage} compares probabilities of the same answer, and dropout would make them differ"
+        yield Problem("lora.dropout", why, value=dropout, allowed="0", mend="Leave it out.")
+
+
 def _something_is_scored(values: Values) -> Iterator[Problem]:
     score, stage = values.get("score"), values.get("stage")
     if not isinstance(score, Mapping) or score.get("path"):
@@ -108,6 +115,7 @@ TUNING_RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
     _answers_fit_the_context,
     _custom_layers_are_named,
     _four_bits_need_cuda,
+    _what_compares_has_no_dropout,
     _something_is_scored,
     _robust_knows_the_share,
 )

@@ -449,9 +449,10 @@ class Evaluation:
     def results(self, step: int) -> dict[str, float]:
         """Return the run's last numbers, by the names of metrics.jsonl."""
         rows = self.folder.metrics()
+        scored = ("exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled")
         found: dict[str, float] = {}
         for row in rows:
-            found |= {key: row[key] for key in ("eval_loss", "bits_per_byte", "loss") if key in row}
+            found |= {key: row[key] for key in ("eval_loss", "bits_per_byte", "loss", *scored) if key in row}
             found |= {key: row[key] for key in ("train_tokens", "wall_seconds") if key in row}
         speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
         if speeds:

@@ -60,7 +60,8 @@ def learn_from_rewards(
         seed=recipe.seed,
     )
     for source, epochs in zip(examples.sources, order.epochs(), strict=True):
-        display.notice(f"{source.key}: each prompt is answered {epochs * answers_per_prompt:.2f} times over the run")
+        each = f"{answers_per_prompt} answers each" if answers_per_prompt > 1 else "one answer each"
+        display.notice(f"{source.key}: the prompts are read {epochs:.2f} times over the run, {each}")
     measures = talk_measures(recipe, folder, display, model, tokenizer, examples.validation)
     return fit(
         recipe,
