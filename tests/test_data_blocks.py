@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from itertools import islice
 from pathlib import Path
@@ -375,3 +377,22 @@ def test_a_tokenizer_without_a_fast_form_is_refused():
 
     with pytest.raises(UserError, match=r"Slow has no fast \(Rust\) form"):
         tokenizer_fingerprint(Slow())
+
+
+THREADS = """
+import os
+from llm_lab.data.encoding import encode
+from llm_lab.hf.tokenizers import make_byte_tokenizer
+
+tokenizer = make_byte_tokenizer()
+before = len(os.listdir("/proc/self/task"))
+list(encode(iter(["some words " * 100] * 500), tokenizer))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or os.cpu_count() < 2, reason="counts threads by /proc")
+def test_all_cores_encode():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("TOKENIZERS_", "RAYON_"))}
+    done = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= len(os.sched_getaffinity(0)), "one thread a core; none where parallelism is off"

@@ -6,7 +6,7 @@ import datasets
 import huggingface_hub.errors
 import pytest
 
-from llm_lab.data.sources import open_source
+from llm_lab.data.sources import look_at_source, open_source
 from llm_lab.recipe.errors import UserError
 
 
@@ -158,3 +158,28 @@ def test_tokens_are_never_in_a_message(hub):
     assert "hf_abc" not in said
     assert "secret-thing" not in said
     assert "The datasets library can't read it: odd request" in said
+
+
+def test_a_check_asks_whether_a_gated_set_is_open_to_this_user(hub, monkeypatch):
+    """The page of a gated set is there for everybody; only auth_check tells who may read it."""
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import GatedRepoError
+
+    client = importlib.import_module(huggingface_hub.errors.HTTPError.__module__.split(".")[0])
+    request = client.Request("GET", "https://huggingface.co/api/datasets/owner/name/auth-check")
+    asked = []
+
+    def auth_check(self, path, *, repo_type):
+        asked.append((path, repo_type))
+        raise GatedRepoError("403 Client Error", response=client.Response(403, request=request))
+
+    gated = {"is": "manual"}
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(gated=gated["is"]))
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", auth_check)
+    with pytest.raises(UserError, match="This dataset is gated"):
+        look_at_source("owner/name", streaming=True)
+    assert asked == [("owner/name", "dataset")]
+    gated["is"] = False
+    assert look_at_source("owner/name") is None
+    assert len(asked) == 1

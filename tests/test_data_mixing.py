@@ -66,6 +66,42 @@ def test_no_token_is_a_target_twice_in_an_epoch_and_few_are_passed_over(tokens, 
         position += count
 
 
+@settings(max_examples=80, deadline=None)
+@given(WEIGHTS, st.lists(st.integers(11, 900), min_size=8, max_size=8), st.integers(1, 1500))
+def test_the_first_repeat_is_the_first_sample_beyond_an_epoch(weights, tokens, samples):
+    plan = schedule(tokens[: len(weights)], weights, num_samples=samples)
+    seen = [0] * len(weights)
+    expected = None
+    for i in range(samples):
+        source = plan.source(i)
+        if seen[source] == plan.blocks[source].first:
+            expected = i
+            break
+        seen[source] += 1
+    assert plan.first_repeat() == expected
+    if expected is not None:
+        assert max(plan.epochs(expected)) <= 1 < max(plan.epochs(expected + 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(WEIGHTS, st.sets(st.integers(0, 7)), st.integers(0, 300), st.integers(0, 5))
+def test_a_mix_is_the_same_from_its_middle_on(weights, streamed, middle, seed):
+    """Streams take their share exactly, and what a set reads does not depend on which others are streams."""
+    tokens = [None if source in streamed else 200 + 31 * source for source in range(len(weights))]
+    plan = schedule(tokens, weights, num_samples=301, seed=seed)
+    plain = schedule([count or 500 for count in tokens], weights, num_samples=301, seed=seed)
+    before = plan.counts(middle)
+    assert before == plain.counts(middle)
+    for i in range(middle, 301):
+        source, position = plan.place(i)
+        assert position == before[source], "the next one of its source"
+        before[source] += 1
+        assert source == plain.source(i)
+        if tokens[source] is not None:
+            assert plan.start(i) == plain.start(i)
+    assert all((times is None) == (count is None) for times, count in zip(plan.epochs(), tokens, strict=True))
+
+
 def test_later_epochs_have_other_borders_and_another_order():
     plan = schedule([5003], num_samples=5000)
     first, later = plan.blocks[0].first, plan.blocks[0].later

@@ -198,6 +198,26 @@ def test_metrics_of_other_stages_are_shown_by_their_names():
     assert pairs == {"loss": "1.000", "rewards/margin": "0.25", "kl": "0.125"}
 
 
+def test_the_measured_mix_is_shown_in_few_letters():
+    display = PlainDisplay(fake_console(terminal=False), now=Clock())
+    display.begin(max_steps=2000, first_step=0, facts={"name": "x"})
+    display.log(full_row(250) | {"mix": [0.6667, 0.3333], "epochs": [None, 1.204]})
+    assert "mix 67/33 %  epochs <1/1.20" in display._console.file.getvalue()
+    many = dict(numbers_of({"mix": [0.125] * 8, "epochs": [12.5] * 8}, {}, short=True))
+    assert many == {"mix": "12/12/12/.. %", "epochs": "12.50/12.50/12.50/.."}
+
+
+def test_the_measured_mix_stands_in_the_frame_at_80_by_24():
+    track = busy_track()
+    track.log(full_row(610) | {"mix": [0.25] * 4, "epochs": [0.52, None, 12.25, 0.1]})
+    frame = draw_frame(track, 80, 24)
+    text = "\n".join(part.plain for part in frame.renderables)
+    assert "mix 25/25/25/25 %" in text
+    assert "epochs 0.52/<1/12.25/0.10" in text
+    assert max(part.cell_len for part in frame.renderables) <= 80
+    assert len(frame.renderables) <= 22
+
+
 def test_the_terminal_is_left_clean_also_when_an_exception_flies():
     display = TerminalDisplay(fake_console(terminal=True))
 

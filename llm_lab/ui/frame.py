@@ -126,13 +126,18 @@ def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any], *, short: bool)
             continue
         if isinstance(values.get(key), int | float):
             yield name if short else long_name, write(values[key])
+    yield from mix_of(row) if short else ()
+    for key, value in values.items():
+        if key not in _METRICS and key not in _UNSAID and isinstance(value, int | float):
+            yield one_line(key.replace("_", " ")), f"{value:.4g}"
+
+
+def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (name, numbers) of the sources' measured shares, and of how often each was read."""
     if isinstance(row.get("mix"), list):
         yield "mix", _of_each([f"{100 * share:.0f}" for share in row["mix"]]) + " %"
     if isinstance(row.get("epochs"), list):
         yield "epochs", _of_each(["<1" if times is None else f"{times:.2f}" for times in row["epochs"]])
-    for key, value in values.items():
-        if key not in _METRICS and key not in _UNSAID and isinstance(value, int | float):
-            yield one_line(key.replace("_", " ")), f"{value:.4g}"
 
 
 def _of_each(numbers: list[str]) -> str:
@@ -157,6 +162,7 @@ def draw_frame(track: Track, columns: int, lines: int, *, unicode: bool = True) 
             Text(track.heading, style="title"),
             _steps(track, columns, unicode),
             *_numbers(track, columns),
+            *_mix(track),
         ]
     if track.progress:
         label, done, total = track.progress
@@ -211,6 +217,15 @@ def _numbers(track: Track, columns: int) -> Iterator[Text]:
             style = "bad" if number in ("nan", "inf", "-inf") else "bold"
             line.append(name + " ", style="dim").append(number.ljust(cell - len(name) - 1), style=style)
         yield line
+
+
+def _mix(track: Track) -> Iterator[Text]:
+    """Put the mix of several sources on a line of its own: it is wider than a number."""
+    from rich.text import Text
+
+    pairs = list(mix_of(track.latest))
+    if pairs:
+        yield Text("   ").join(Text.assemble((name + " ", "dim"), (numbers, "bold")) for name, numbers in pairs)
 
 
 def _curve(track: Track, columns: int, lines: int, unicode: bool) -> Iterator[Text]:
