@@ -280,6 +280,19 @@ def test_several_texts_are_weighed(lab):
     assert [(s["path"], s["weight"]) for s in started[0][0]["data"]] == [("text.txt", 2.0), ("more.txt", 1.0)]
 
 
+def test_a_set_on_the_hub_can_be_streamed(lab):
+    started = Started()
+    screens = lab(
+        *TO_TEXTS, *answer("owner/name"), *answer("sample"), *answer("text"), *pick("yes"), *pick("no, that is all"),
+        *pick("bytes"), *pick("adamw"), Key.ENTER, *pick("cosine"), *answer("32"), *answer("2"), *answer("4"),
+        *answer("two"), *pick("Start: see"), *pick("Yes"), Key.ENTER, *LEAVE, start=started,
+    )  # fmt: skip
+    assert seen(screens, "Stream it?")
+    assert started[0][0]["data"] == [
+        {"path": "owner/name", "subset": "sample", "text_column": "text", "streaming": True}
+    ]
+
+
 def test_every_key_with_a_question_is_reachable_in_the_review():
     from test_wizard_questions import every_key
 
