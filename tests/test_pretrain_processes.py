@@ -104,3 +104,31 @@ def test_where_one_process_fails_the_others_are_ended():
     begun = time.monotonic()
     assert start_processes([sys.executable, "-c", program], 2) in (3, -9)
     assert time.monotonic() - begun < 60
+
+
+def test_two_processes_on_a_stream_read_what_one_would_and_stop_together():
+    text = Path("text.txt").read_text().splitlines()
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in text))
+    data = [{"path": "rows.jsonl", "streaming": True, "weight": 2.0}, {"path": "text.txt"}]
+    raw = tiny_recipe(data=data, validation={"stream_documents": 30}, **{"train.save_steps": 5})
+    two = run_with_two(raw)
+    one = run({**raw, "name": "one", "train": {**raw["train"], "per_device_train_batch_size": 8}})
+    for mine, other in zip(losses(two), losses(one), strict=True):
+        mine, other = dict(mine), dict(other)
+        assert mine.pop("mix", None) == other.pop("mix", None)
+        assert mine.pop("epochs", None) == other.pop("epochs", None)
+        assert mine == pytest.approx(other, rel=1e-3)
+
+    kept, rows = weights(two), losses(two)
+    for folder in (TINY.steps_path / "checkpoint-20", TINY.steps_path / "checkpoint-15", TINY.model_path):
+        folder.rename(folder.with_name(f"gone-{folder.name}"))
+    resumed = run_with_two(raw, "--resume")
+    assert losses(resumed) == rows
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(resumed).items())
+
+    ended = run_with_two(
+        {**raw, "name": "tiny", "when_exhausted": "stop", "train": {**raw["train"], "max_steps": 400}}, "--overwrite"
+    )
+    assert ended["status"] == "done"
+    assert ended["exhausted"]["path"] == "rows.jsonl"
+    assert ended["results"]["step"] < 400
