@@ -109,7 +109,8 @@ def train_resume_and_print(start: Path, out: Path) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
         weights = [p.detach().flatten() for net in (trainer.model, trainer.critic) for p in net.parameters()]
         digest = hashlib.sha256(torch.cat(weights).numpy().tobytes()).hexdigest()
-        print(f"\nWEIGHTS {digest}", flush=True)
+        sys.stdout.write(f"\nWEIGHTS {digest}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

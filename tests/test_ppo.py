@@ -84,6 +84,17 @@ def test_old_log_probabilities_are_those_the_tokens_were_drawn_with(start, tmp_p
         assert torch.allclose(found, drawn, atol=1e-5)
 
 
+def test_what_the_models_file_says_of_sampling_is_left_aside(one_start, tmp_path):
+    model = load_model(one_start)
+    model.generation_config.suppress_tokens = list(range(200))
+    model.generation_config.min_p = 0.9
+    trainer = make_trainer(one_start, tmp_path, cls=Watched, model=model, max_steps=2)
+    trainer.train()
+    drawn = torch.cat([batch["completion_ids"][batch["loss_mask"]] for batch in trainer.seen])
+    assert (drawn < 200).float().mean() > 0.5
+    assert model.generation_config.min_p == 0.9
+
+
 @pytest.mark.parametrize("how", ["full", "lora", "adapter"])
 def test_kl_zero_at_ref_and_not_after(start, tmp_path, how):
     model = load_model(start)

@@ -213,15 +213,14 @@ class PPOTrainer(RolloutTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        stored, device = load_file(Path(checkpoint) / CRITIC_FILE), self.accelerator.device
-        trained = self._trained_of_critic()
+        stored, trained = load_file(Path(checkpoint) / CRITIC_FILE), self._trained_of_critic()
         if stored.keys() != trained.keys():
             why = "the critic saved in this checkpoint has other parameters than the one to go on with"
             raise UserError(Problem("ppo.critic", why, value=checkpoint, mend="Take the recipe that it began with."))
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
-        state = torch.load(Path(checkpoint) / CRITIC_OPTIMIZER_FILE, map_location=device, weights_only=True)
+        state = torch.load(Path(checkpoint) / CRITIC_OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         self.critic_optimizer.load_state_dict(state)
 
     def _trained_of_critic(self) -> dict[str, nn.Parameter]:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
@@ -64,8 +65,15 @@ class RolloutTrainer(GRPOTrainer):
         )
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.accelerator.autocast():  # PEFT generates past the wrapping that would do this
-            return super()._generate_single_turn(*args, **kwargs)
+        base = _base_of(self.accelerator.unwrap_model(self.model))
+        # What the model's own file says of sampling (a min_p, suppressed tokens) would fill in what TRL leaves out,
+        # and answers would come from another distribution than that of the log-probabilities.
+        own, base.generation_config = base.generation_config, GenerationConfig()
+        try:
+            with self.accelerator.autocast():  # PEFT generates past the wrapping that would do this
+                return super()._generate_single_turn(*args, **kwargs)
+        finally:
+            base.generation_config = own
 
     # What is written
 
