@@ -77,7 +77,11 @@ def _derive_train(draft: Draft, machine: Machine, shape: ModelShape | None, stag
     half = not on_cpu or machine.cpu_bf16_is_fast
     # Ratios and preferences are small differences of log-probabilities: bf16 on a CPU would save little of its time.
     half = half and not (on_cpu and stage != "sft")
-    draft.fill("train.dtype", "bfloat16" if half else "float32", "CUDA" if not on_cpu else "the rehearsal on a CPU")
+    draft.fill(
+        "train.dtype",
+        "bfloat16" if half else "float32",
+        "CUDA" if not on_cpu else "this CPU has bf16 in hardware" if half else "float32 on a CPU",
+    )
     draft.fill("train.attn_implementation", "sdpa", "fused, and right for every combination of parts")
     draft.fill("train.gradient_checkpointing", False, "set it to true where memory does not do")
     rollouts = stage in ("grpo", "ppo")

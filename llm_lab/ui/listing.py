@@ -165,6 +165,10 @@ def _loads_in(config: dict[str, Any]) -> str:
     return "any tool that loads this architecture; nothing of LLM Lab is needed"
 
 
+def _bits(row: dict[str, Any]) -> str:
+    return f" nats a token, {row['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in row else ""
+
+
 def _run_rows(run: RunFolder, folder: Path) -> list[tuple[str, Any]]:
     facts = run.facts()
     rows: list[tuple[str, Any]] = [("run", f"{run.path}: {facts.get('stage', 'pipeline')}, {run.status()}")]
@@ -174,8 +178,7 @@ def _run_rows(run: RunFolder, folder: Path) -> list[tuple[str, Any]]:
             rows.append(
                 (
                     "validation",
-                    f"loss {row['eval_loss']:.4f} nats a token, {row['bits_per_byte']:.4f} bits a byte "
-                    f"at step {row['step']:,}",
+                    f"loss {row['eval_loss']:.4f}{_bits(row)} at step {row['step']:,}",
                 )
             )
             break

@@ -49,9 +49,16 @@ def print_closing(facts: Mapping[str, Any]) -> None:
         return
     reached = []
     if "eval_loss" in results:
-        reached.append(f"validation loss {results['eval_loss']:.4f} ({results['bits_per_byte']:.3f} bits a byte)")
+        bits = f" ({results['bits_per_byte']:.3f} bits a byte)" if "bits_per_byte" in results else ""
+        reached.append(f"validation loss {results['eval_loss']:.4f}{bits}")
     elif "loss" in results:
         reached.append(f"training loss {results['loss']:.4f}")
+    if "eval_accuracy" in results:
+        reached.append(f"accuracy {100 * results['eval_accuracy']:.1f} %")
+    if "exact_match" in results:
+        reached.append(f"exact match {100 * results['exact_match']:.1f} %")
+    elif "eval_reward_sampled" in results:
+        reached.append(f"reward {results['eval_reward_sampled']:.3f}")
     if "train_tokens" in results:
         reached.append(f"{results['train_tokens']:,} tokens in {clock(results.get('wall_seconds', 0))}")
     console.print(Text(f"Done: {path}/", style="good"))

@@ -62,6 +62,11 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
         if cost.first_step:
             yield "goes on", f"from step {cost.first_step:,}; what follows is of what is left", ""
         yield "training", _training(train, cost), ""
+    elif train:
+        yield "training", f"{train['num_train_epochs']:g} times over the examples; the steps follow from them", ""
+    yield from _trained_part(values)
+    for name, text in _rewards(values):
+        yield name, text, ""
     if values.get("optimizer"):
         yield "optimizer", _optimizer(values), ""
     if train.get("eval_steps"):
@@ -77,6 +82,28 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
     if cost.disk_bytes:
         yield "disk", f"{size(cost.disk_bytes)} in {ROOT / str(values.get('name'))}/", ""
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
+
+
+def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What of the model is trained, where that is a choice."""
+    lora = values.get("lora")
+    if lora:
+        extra = ", DoRA" if lora["use_dora"] else ""
+        extra += ", beside a base in 4 bits" if lora["load_in_4bit"] else ""
+        yield "trained", f"a LoRA adapter: {lora['preset']}, r {lora['r']}, alpha {lora['alpha']:g}{extra}", ""
+    elif "lora" in values:
+        yield "trained", "all weights", ""
+
+
+def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The terms of the reward, and what held-out prompts are scored by."""
+    terms = values.get("rewards") or ()
+    said = [f"{term.get('name') or term.get('model') or term.get('python')} × {term['weight']:g}" for term in terms]
+    if said:
+        yield "reward", ", ".join(said)
+    score = values.get("score")
+    if score:
+        yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'} at each evaluation"
 
 
 def _wrapped(text: str) -> str:
@@ -150,8 +177,13 @@ def _optimizer(values: Mapping[str, Any]) -> str:
     text = f"{optimizer.get('name')}, learning rate {optimizer.get('learning_rate'):g}"
     if scheduler:
         curve = "flat" if scheduler["name"] == "none" else scheduler["name"]
-        text += f", {curve} after {scheduler.get('warmup_steps', 0):,} warm-up steps"
+        text += f", {curve} after {_warmup(scheduler)}"
     return text
+
+
+def _warmup(scheduler: Mapping[str, Any]) -> str:
+    steps = scheduler.get("warmup_steps")
+    return "warm-up" if steps is None else f"{steps:,} warm-up steps"
 
 
 def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
