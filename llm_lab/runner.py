@@ -307,7 +307,8 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
                 folder.update(predicted=_predicted(resolved))
         forget_peak_memory(device)
         result = stage.run(recipe, folder, display, resume=resume)
-        results = {**result.results, "memory_bytes": peak_memory_bytes(device)}
+        before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before a resume
+        results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
     except BaseException as error:
         if first and isinstance(error, LabError) and not resume and not folder.metrics():
             shutil.rmtree(folder.path)  # nothing was trained: leave nothing half made
