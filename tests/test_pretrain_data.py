@@ -239,13 +239,20 @@ def test_a_stream_that_ends_ends_the_run_where_stop_is_set():
     assert facts["status"] == "done"
     assert facts["results"]["step"] == steps
     assert facts["exhausted"] == {"path": "set/0.jsonl", "step": steps, "max_steps": 500}
-    assert display.heard(f"set/0.jsonl: used up, so the run ended at step {steps} of 500")
+    assert display.heard(f"set/0.jsonl: used up, so the run ends at step {steps} of 500")
     assert TINY.metrics()[-1]["step"] == steps
     assert "eval_loss" in TINY.metrics()[-1]
     assert TINY.checkpoints()[-1][0] == steps
     again = run(raw, resume=True)
     assert again["status"] == "done"
     assert again["results"]["step"] == steps, "no step is added on resume"
+
+
+def test_a_stream_that_does_not_fill_a_step_is_refused():
+    Path("few.jsonl").write_text('{"text": "some words"}\n' * 3)
+    data = [{"path": "few.jsonl", "streaming": True}]
+    with pytest.raises(UserError, match=r"few\.jsonl ends within the first step of 4 rows"):
+        run(tiny_recipe(data=data, when_exhausted="stop", validation={"fraction": 0.0}))
 
 
 def test_the_report_says_how_often_a_stream_was_read():

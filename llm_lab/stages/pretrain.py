@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lab.data.block_stream import BlockStream, StreamTokens, prepare_stream
+from llm_lab.data.block_stream import StreamTokens, prepare_stream
 from llm_lab.data.blocks import TokenSet, default_cache_dir, prepare_tokens
-from llm_lab.data.dataset import BlockDataset
 from llm_lab.data.encoding import tokenizer_fingerprint
-from llm_lab.data.mixing import build_schedule
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
@@ -229,11 +227,11 @@ def fit(
     from llm_lab.optim.build import build_optimizer
 
     from .document_mask import mask_documents
-    from .pretrain_data import Reading, read_stream_states, steps_that_last
+    from .pretrain_data import begin_reading
     from .pretrain_trainer import PretrainTrainer
     from .trainer import Interruption, training_arguments
 
-    train, scheduler = recipe.train, recipe.scheduler.model_dump()
+    train = recipe.train
     checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
     if checkpoint:
         _demand_whole(checkpoint[1])
@@ -243,27 +241,10 @@ def fit(
     before = max((row["wall_seconds"] for row in folder.metrics()), default=0.0)
     if train.document_mask:
         mask_documents(model, texts.tokenizer.eos_token_id)
-    paths = [source.path for source in texts.sources]
-    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
-    plan_order = partial(
-        build_schedule,
-        [None if isinstance(tokens, StreamTokens) else len(tokens.train) for tokens in texts.tokens],
-        [source.weight for source in recipe.data],
-        max_length=train.max_length,
-        seed=recipe.seed,
-    )
-    order = plan_order(num_samples=train.max_steps * rows_per_step)
-    stop = recipe.when_exhausted == "stop"
-    if stop and (steps := steps_that_last(order, rows_per_step, paths)) < train.max_steps:
-        ends = paths[order.source(order.first_repeat())]
-        display.notice(f"{ends}: used up after {steps:,} steps, so the run ends there, not at {train.max_steps:,}")
-        if is_first_process():
-            folder.update(exhausted={"path": ends, "step": steps, "max_steps": train.max_steps})
-        if scheduler["warmup_steps"] >= steps:
-            scheduler["warmup_steps"] = steps // 20
-            display.notice(f"warm-up is cut to {steps // 20:,} steps, to fit the shorter run")
-        train = train.model_copy(update={"max_steps": steps})
-        order = plan_order(num_samples=steps * rows_per_step)
+    reading = begin_reading(recipe, texts, checkpoint[1] if checkpoint else None, display)
+    train = train.model_copy(update={"max_steps": reading.steps})
+    if reading.exhausted and is_first_process():
+        folder.update(exhausted=reading.exhausted)
     evaluation = Evaluation(recipe, folder, display, texts, model)
     arguments = training_arguments(
         folder.steps_path,
@@ -273,25 +254,6 @@ def fit(
         # A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
         eval_on_start=first_step > 0 and first_step % train.eval_steps == 0 and not evaluation.done_at(first_step),
     )
-    states = read_stream_states(checkpoint[1] if checkpoint else None)
-    dataset = BlockDataset(
-        order,
-        [
-            BlockStream(tokens.source, texts.tokenizer, max_length=train.max_length, state=states.get(str(number)))
-            if isinstance(tokens, StreamTokens)
-            else tokens.train
-            for number, tokens in enumerate(texts.tokens)
-        ],
-    )
-    for source, epochs, count in zip(texts.sources, order.epochs(), order.counts(), strict=True):
-        if epochs is None:
-            what = f"{count * train.max_length:,} tokens of the stream are read over the run"
-            what += "; where it ends before, the run ends too" if stop else ""
-        else:
-            what = f"read {epochs:.2f} times over the run"
-        display.notice(f"{source.key}: {what}")
-    reading = Reading(dataset, paths, rows_per_step, display, stop_at_end=stop)
-
     interruption = Interruption()
     trainer = PretrainTrainer(
         compile_loss=train.compile,
@@ -301,17 +263,17 @@ def fit(
         display=display,
         interruption=interruption,
         eval_every=train.eval_steps,
-        tokens_per_step=rows_per_step * train.max_length,
+        tokens_per_step=reading.rows_per_step * train.max_length,
         wall_seconds_before=before,
         save_total_limit=train.save_total_limit,
         evaluate_step=evaluation.measure,
         save=partial(save_model, model, tokenizer=texts.tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
-        learning_rate_factor=factor_of(scheduler, train.max_steps),
+        learning_rate_factor=factor_of(reading.scheduler, train.max_steps),
         reading=reading,
         model=model,
         args=arguments,
-        train_dataset=dataset,
+        train_dataset=reading.dataset,
     )
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:
@@ -321,25 +283,22 @@ def fit(
         display.notice("compiling the model: the first steps take a while longer")
     try:
         with interruption.listen(display):
-            ended = stop and first_step > 0 and first_step < train.max_steps and reading.ends_before(first_step + 1)
-            if checkpoint is None or (first_step < train.max_steps and not ended):
+            if checkpoint is None or (first_step < train.max_steps and not reading.ends_before(first_step + 1)):
                 trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
             else:
                 # Trainer would train one step too many on a run that is complete.
                 trainer._load_from_checkpoint(str(checkpoint[1]))
                 trainer.state.global_step = first_step
-            finished = trainer.state.global_step >= train.max_steps or reading.ended is not None
+            finished = trainer.state.global_step >= train.max_steps or reading.has_ended
             if finished and not evaluation.done_at(trainer.state.global_step):
                 trainer.evaluate_now()
     finally:
-        dataset.close()
+        reading.dataset.close()
         display.end()
     if trainer.is_world_process_zero():
-        step = trainer.state.global_step
-        if reading.ended:
-            folder.update(exhausted={"path": reading.ended, "step": step, "max_steps": recipe.train.max_steps})
-            display.notice(f"{reading.ended}: used up, so the run ended at step {step:,} of {recipe.train.max_steps:,}")
-        folder.update(mix=reading.facts(step))
+        if reading.exhausted:
+            folder.update(exhausted=reading.exhausted)
+        folder.update(mix=reading.facts(trainer.state.global_step))
         write_model(folder, model, texts.tokenizer)
     return Result("done" if finished else "stopped", evaluation.results(trainer.state.global_step))
 

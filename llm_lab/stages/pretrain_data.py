@@ -4,29 +4,79 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from llm_lab.data.block_stream import BlockStream, StreamTokens
 from llm_lab.data.dataset import BlockDataset
-from llm_lab.data.mixing import BlockSchedule
+from llm_lab.data.mixing import build_schedule
 from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.recipe.schema import PretrainRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import write_atomically
+from llm_lab.runs.processes import process_count
+
+if TYPE_CHECKING:
+    from .pretrain import Texts
 
 STREAMS_FILE = "streams.json"
 
 
-def steps_that_last(order: BlockSchedule, rows_per_step: int, paths: Sequence[str]) -> int:
-    """Return how many whole steps there are before a set would be read a second time.
+def begin_reading(recipe: PretrainRecipe, texts: Texts, checkpoint: Path | None, display: Display) -> Reading:
+    """Plan what is read when, over as many steps as the sets last; streams go on where the checkpoint left them.
 
-    UserError where there is not even one.
+    UserError where when_exhausted is stop and not even one step can be filled.
     """
-    repeat = order.first_repeat()
-    steps = (order.num_samples if repeat is None else repeat) // rows_per_step
+    train, scheduler = recipe.train, recipe.scheduler.model_dump()
+    paths = [source.path for source in texts.sources]
+    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
+    plan_order = partial(
+        build_schedule,
+        [None if isinstance(tokens, StreamTokens) else len(tokens.train) for tokens in texts.tokens],
+        [source.weight for source in recipe.data],
+        max_length=train.max_length,
+        seed=recipe.seed,
+    )
+    order, steps, exhausted = plan_order(num_samples=train.max_steps * rows_per_step), train.max_steps, None
+    repeat = order.first_repeat() if recipe.when_exhausted == "stop" else None
+    if repeat is not None:
+        steps, ends = repeat // rows_per_step, paths[order.source(repeat)]
+        _demand_a_step(steps, ends, rows_per_step)
+        display.notice(f"{ends}: used up after {steps:,} steps, so the run ends there, not at {train.max_steps:,}")
+        exhausted = {"path": ends, "step": steps, "max_steps": train.max_steps}
+        if scheduler["warmup_steps"] >= steps:
+            scheduler["warmup_steps"] = steps // 20
+            display.notice(f"warm-up is cut to {steps // 20:,} steps, to fit the shorter run")
+        order = plan_order(num_samples=steps * rows_per_step)
+    states = read_stream_states(checkpoint)
+    dataset = BlockDataset(
+        order,
+        [
+            BlockStream(tokens.source, texts.tokenizer, max_length=train.max_length, state=states.get(str(number)))
+            if isinstance(tokens, StreamTokens)
+            else tokens.train
+            for number, tokens in enumerate(texts.tokens)
+        ],
+    )
+    reading = Reading(dataset, paths, steps, rows_per_step, recipe, scheduler, display)
+    reading.exhausted = exhausted
+    for source, epochs, count in zip(texts.sources, order.epochs(), order.counts(), strict=True):
+        if epochs is not None:
+            what = f"read {epochs:.2f} times over the run"
+        else:
+            what = f"{count * train.max_length:,} tokens of the stream are read over the run"
+            what += "; where it ends before, the run ends too" if reading.stops_at_end else ""
+        display.notice(f"{source.key}: {what}")
+    if checkpoint is None and reading.ends_before(1):
+        _demand_a_step(0, reading.ended_by or "", rows_per_step)
+    return reading
+
+
+def _demand_a_step(steps: int, path: str, rows_per_step: int) -> None:
     if steps < 1:
-        path = paths[order.source(repeat)]
         raise UserError(
             Problem(
                 "when_exhausted",
@@ -35,7 +85,6 @@ def steps_that_last(order: BlockSchedule, rows_per_step: int, paths: Sequence[st
                 mend="Give more text, take fewer rows a step, or set when_exhausted: repeat.",
             )
         )
-    return steps
 
 
 def read_stream_states(checkpoint: Path | None) -> dict[str, Any]:
@@ -51,17 +100,31 @@ def read_stream_states(checkpoint: Path | None) -> dict[str, Any]:
 
 
 class Reading(TrainerCallback):
-    """What was read so far: tells of a second epoch, and ends the run where a stream does.
+    """What is read over `steps` steps, and what was read so far: tells of a second epoch, and ends the run where
+    a stream ends, if when_exhausted says so.
 
-    stop_at_end: end the run where a stream's first epoch holds no whole further step.
+    scheduler: the recipe's, fitted to these steps. exhausted: which set ends the run, and when, once that is known.
     """
 
     def __init__(
-        self, dataset: BlockDataset, paths: Sequence[str], rows_per_step: int, display: Display, *, stop_at_end: bool
+        self,
+        dataset: BlockDataset,
+        paths: Sequence[str],
+        steps: int,
+        rows_per_step: int,
+        recipe: PretrainRecipe,
+        scheduler: dict[str, Any],
+        display: Display,
     ):
-        self.dataset, self.paths, self.rows_per_step = dataset, list(paths), rows_per_step
-        self.display, self.stop_at_end = display, stop_at_end
-        self.ended: str | None = None  # the stream that ended the run
+        self.dataset, self.paths, self.steps, self.rows_per_step = dataset, list(paths), steps, rows_per_step
+        self.scheduler, self.display, self._max_steps = scheduler, display, recipe.train.max_steps
+        self.stops_at_end = recipe.when_exhausted == "stop" and bool(dataset.streams)
+        self.ended_by: str | None = None  # the stream that holds no further step
+        self.exhausted: dict[str, Any] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended_by is not None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         samples = state.global_step * self.rows_per_step
@@ -70,13 +133,21 @@ class Reading(TrainerCallback):
         for path, earlier, times in zip(self.paths, before, self.dataset.epochs(samples), strict=True):
             if (earlier or 0) <= 1 < (times or 0):
                 self.display.notice(f"{path}: read to its end at step {state.global_step:,}; its second epoch begins")
-        if self.stop_at_end and state.global_step < state.max_steps and self.ends_before(state.global_step + 1):
+        if state.global_step < self.steps and self.ends_before(state.global_step + 1):
+            path = self.ended_by
+            self.display.notice(
+                f"{path}: used up, so the run ends at step {state.global_step:,} of {self._max_steps:,}"
+            )
             control.should_training_stop = control.should_save = control.should_evaluate = control.should_log = True
 
     def ends_before(self, step: int) -> bool:
-        """Tell whether a stream ends before so many steps are whole; every process finds the same."""
+        """Tell whether a stream ends the run before so many steps are whole; every process finds the same."""
+        if not self.stops_at_end:
+            return False
         source = self.dataset.exhausted_by(step * self.rows_per_step)
-        self.ended = None if source is None else self.paths[source]
+        if source is not None:
+            self.ended_by = self.paths[source]
+            self.exhausted = {"path": self.ended_by, "step": step - 1, "max_steps": self._max_steps}
         return source is not None
 
     def metrics(self, step: int) -> dict[str, Any]:
