@@ -1,6 +1,7 @@
 """Texts over a run: streams that go on where they stopped, sets that are used up, the mix that was measured."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def test_a_stream_trains_in_its_share_beside_a_set():
     assert "its first 30 documents" in told
     assert display.heard("1,280 tokens of the stream are read over the run")
     assert facts["data"][0]["fingerprint"]
+    kept = list(Path(os.environ["LLM_LAB_CACHE"]).rglob("train.bin"))
+    assert len(kept) == 1, "of the stream no token file is written"
 
 
 def test_resume_in_the_middle_of_a_stream_is_bitwise(monkeypatch):
