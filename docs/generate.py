@@ -11,7 +11,7 @@ from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
 from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS, STAGES
 from llm_lab.recipe.sizes import SIZES
-from llm_lab.recipe.tables import json_schema, option_tables
+from llm_lab.recipe.tables import json_schema, option_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
@@ -58,9 +58,26 @@ def recipe_page() -> str:
         "A pipeline has `stages:` with a list of such recipes; a stage without `model` takes the result of the stage",
         "before it.",
     ]
+    known: dict[str, tuple[str, list[str]]] = {}  # group: (the stage it was shown for, its rows)
     for stage, about in STAGES.items():
-        lines += ["", f"## {stage}: {about}", "", option_tables(stage)]
+        lines += ["", f"## {stage}: {about}"]
+        same: dict[str, list[str]] = {}
+        for group, rows in option_rows(stage).items():
+            first, shown = known.setdefault(group, (stage, rows))
+            if first != stage and shown == rows:
+                same.setdefault(first, []).append(f"`{group}`")
+                continue
+            known[group] = (stage, rows)
+            lines += ["", f"**{group}**", "", "| key | allowed | default | what it does |", "| --- | --- | --- | --- |"]
+            lines += rows
+        for first, groups in same.items():
+            lines += ["", f"As under [{first}](#{anchor(first)}): {', '.join(groups)}."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def anchor(stage: str) -> str:
+    """Return the address of a stage's heading on the page, as Markdown's readers make it."""
+    return re.sub(r"[^a-z0-9 -]", "", f"{stage}: {STAGES[stage]}".lower()).replace(" ", "-")
 
 
 def fill(text: str, name: str, body: str) -> str:

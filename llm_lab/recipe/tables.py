@@ -22,24 +22,14 @@ def leaf_keys(group: type[Group], prefix: str = "") -> Iterator[tuple[Key, str]]
             yield from leaf_keys(member, step)
 
 
-def option_tables(stage: str) -> str:
-    """Return Markdown tables of every key of a stage's recipe."""
+def option_rows(stage: str) -> dict[str, list[str]]:
+    """Return {group: the rows of its table} of a stage's recipe."""
     schema: type[StageRecipe] = STAGE_RECIPES[stage]
-    lines: list[str] = []
-    last = ""
+    tables: dict[str, list[str]] = {}
     for key, owner in leaf_keys(schema):
-        heading = _heading(key, owner, schema)
-        if heading != last:
-            lines += [
-                "",
-                f"**{heading}**",
-                "",
-                "| key | allowed | default | what it does |",
-                "| --- | --- | --- | --- |",
-            ]
-            last = heading
-        lines.append(f"| `{key.name}` | {_cell(key.allowed())} | {_cell(_default(key))} | {_cell(key.help)} |")
-    return "\n".join(lines).strip() + "\n"
+        row = f"| `{key.name}` | {_cell(key.allowed())} | {_cell(_default(key))} | {_cell(key.help)} |"
+        tables.setdefault(_heading(key, owner, schema), []).append(row)
+    return tables
 
 
 def _heading(key: Key, owner: str, schema: type[StageRecipe]) -> str:

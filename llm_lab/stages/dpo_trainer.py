@@ -60,7 +60,6 @@ def make_trainer(
             loss_weights=weights,
             label_smoothing=options.label_smoothing,
             max_length=None,  # cut before, and counted
-            activation_checkpointing=False,
             disable_dropout=True,
         ),
         ref_model=reference,

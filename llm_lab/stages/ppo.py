@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.post_training import PpoRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
@@ -61,7 +62,23 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Any:
     else:
         name = find_local(recipe.ppo.critic)
         model = load_classifier(name, device=recipe.device, new_head=True, key="ppo.critic", attn_implementation=kernel)
+        _demand_same_tokens(name, recipe.ppo.critic, tokenizer)
         resize_for(model, tokenizer, seed=recipe.seed)
+    if recipe.train.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        model.enable_input_require_grads()
     if recipe.lora is not None:
         model = attach_lora(model, recipe.lora, seed=recipe.seed + 1)
     return Critic(model.to(recipe.device))
+
+
+def _demand_same_tokens(folder: str, name: str, tokenizer: Any) -> None:
+    """A critic reads the policy's tokens as they are: with another vocabulary they would mean other words."""
+    from llm_lab.hf.tokenizers import load_tokenizer
+
+    own, theirs = tokenizer.get_vocab(), load_tokenizer(folder, key="ppo.critic").get_vocab()
+    differing = sum(own.get(token) != number for token, number in theirs.items())
+    if differing:
+        why = f"{differing:,} of its {len(theirs):,} tokens are others than the model's"
+        raise UserError(Problem("ppo.critic", why, value=name, mend="Name one that was made from the same model."))

@@ -63,7 +63,7 @@ class PPOTrainer(RolloutTrainer):
     def __init__(self, *, critic: Critic, args: PPOConfig, **kwargs: Any):
         super().__init__(args=args, **kwargs)
         switch_off_dropout(critic)
-        if args.activation_checkpointing:
+        if getattr(args, "activation_checkpointing", False):
             critic.model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
         self.critic = self.accelerator.prepare_model(critic.train())
         self.critic_optimizer = self._create_critic_optimizer(critic)

@@ -97,7 +97,6 @@ def make_trainer(
             bf16=False,  # autocast is ours
             max_length=None,  # what is too long was cut, and counted
             disable_dropout=False,  # it is off, but for the adapter's
-            activation_checkpointing=False,  # switched on where the model is built
             center_rewards_coefficient=recipe.reward.center_rewards_coefficient or None,
         ),
         data_collator=partial(collate_pairs, pad_token_id=pad_token_id),

@@ -132,7 +132,6 @@ def _make(
             reward_weights=rewards.weights,
             shuffle_dataset=False,  # the mix is shuffled, and its order is what a resume goes on with
             disable_dropout=True,
-            activation_checkpointing=False,
             include_num_input_tokens_seen=False,  # TRL counts what was generated too
             **settings,
         ),

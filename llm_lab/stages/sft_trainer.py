@@ -32,7 +32,7 @@ def make_trainer(*, arguments: Callable[..., Any], order: ExampleMix, tokenizer:
     collate = partial(collate_examples, pad_token_id=tokenizer.pad_token_id)
     options = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return LabSFTTrainer(
-        args=arguments(kind=SFTConfig, activation_checkpointing=False, **options),
+        args=arguments(kind=SFTConfig, **options),
         train_dataset=as_dataset(order),
         data_collator=lambda rows: collate([unflatten(row) for row in rows]),
         processing_class=tokenizer,

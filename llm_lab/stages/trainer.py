@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -173,6 +174,7 @@ class LabRun:
         """Return what a stage's optimizer or loss has to tell beside the usual: the means of what TRL gathered."""
         gathered = getattr(self, "_metrics", {}).get("train", {})
         means = {key: sum(values) / len(values) for key, values in gathered.items() if values}
+        means = {key: mean for key, mean in means.items() if math.isfinite(mean)}  # TRL's spread of one value is NaN
         gathered.clear()
         return {name: round(means[key], 6) for key, name in self.tells.items() if key in means}
 
@@ -340,6 +342,11 @@ def training_arguments(
 
     kind: TRL's own arguments for its trainers, with their options.
     """
+    if kind is not TrainingArguments:
+        # TRL switches it on by default; ours is switched on in the model. The name changed after transformers 5.17.
+        known = {field.name for field in fields(kind)}
+        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        options[name] = False
     arguments = kind(
         output_dir=str(steps_path),
         max_steps=train.max_steps,
