@@ -14,6 +14,8 @@ MEGABYTES = 4
 
 def bench(full: bool) -> None:
     """Print tokens a second for bytes and for a BPE of 1,024 entries, and of a second run, which finds the cache."""
+    from datasets import disable_progress_bars
+
     from llm_lab.data.blocks import prepare_tokens
     from llm_lab.data.encoding import tokenizer_fingerprint
     from llm_lab.data.sources import open_source
@@ -21,6 +23,7 @@ def bench(full: bool) -> None:
     from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
 
     quiet_libraries()
+    disable_progress_bars()
     size = MEGABYTES * (8 if full else 1) * 10**6
     sentence = "The old river runs under the green stone, and the small bird waits near the tree until it rains.\n"
     print(f"Data preparation, {size / 1e6:.0f} MB of text in lines:\n")
@@ -28,8 +31,9 @@ def bench(full: bool) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.jsonl")
-        line = '{"text": "' + sentence.strip() * 20 + '"}\n'
-        text.write_text(line * (size // len(line)))
+        # Numbered, since documents that are alike are kept out of the validation part.
+        line = sentence.strip() * 20
+        text.write_text("".join(f'{{"text": "{number}: {line}"}}\n' for number in range(size // len(line))))
         tokenizers = {"bytes": make_byte_tokenizer(), "bpe 1,024": train_bpe([sentence * 50], 1024)}
         for name, tokenizer in tokenizers.items():
             counts: list[int] = []
