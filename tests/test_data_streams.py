@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lab.data import block_stream, pieces, streams
+from llm_lab.data import block_stream, pieces
 from llm_lab.data.block_stream import BlockStream, prepare_stream
 from llm_lab.data.dataset import BlockDataset
 from llm_lab.data.mixing import build_schedule
@@ -287,7 +287,7 @@ def test_a_fault_far_into_a_stream_reaches_the_trainer_in_words(tmp_path):
     path = tmp_path / "big.jsonl"
     path.write_text('{"text": "one two three"}\n' * 30 + "broken\n")
     reading = BlockStream(hold_out(open_stream(str(path)), 2), TOKENIZER, max_length=16)
-    with pytest.raises(UserError, match="line 31 of .* is not JSON"):
+    with pytest.raises(UserError, match=r"line 31 of .* is not JSON"):
         reading.block(100)
     reading.close()
 
