@@ -187,3 +187,35 @@ def test_it_takes_a_fraction_of_the_memory(monkeypatch):
     pieces = largest_memory(lambda: linear_cross_entropy(hidden, head, labels).backward())
     assert plain > 2 * 1024 * 4096 * 4
     assert pieces < plain / 5
+
+
+@pytest.mark.parametrize("kind", ["llm_lab", "llm_lab tied"])
+def test_data_parallel_training_reduces_every_gradient_of_it(kind, small_pieces, tmp_path):
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.manual_seed(0)
+    model, ids = MODELS[kind]().train(), tokens(2, 12)
+    labels = labels_of(ids)
+    loss, gradients = loss_and_gradients(model, ids, labels, in_pieces=False)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped, seen = DistributedDataParallel(model), []
+        wrapped.register_comm_hook(seen, count_and_halve)
+        for _ in range(2):  # a second forward fails where a gradient of the first was not reduced
+            model.zero_grad()
+            with head_for_pieces(model, ids.numel()) as head:
+                got = next_token_loss(wrapped, ids, labels, "cpu", "float32", head)
+            (got * 0.25).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(got.detach(), loss, rtol=1e-6, atol=1e-6)
+    assert sum(seen) == 2 * sum(parameter.numel() for parameter in model.parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name] / 2, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def count_and_halve(seen: list[int], bucket) -> torch.futures.Future[torch.Tensor]:
+    seen.append(bucket.buffer().numel())
+    done = torch.futures.Future()
+    done.set_result(bucket.buffer() / 2)
+    return done
