@@ -469,7 +469,7 @@ def test_dropout_of_an_adapter_is_off_where_ratios_are_taken(tmp_path):
     recipe = {"device": "cpu", "data": [{"path": "chats.jsonl"}], "model": {"checkpoint": str(tmp_path / "base")}}
     rewards = {"rewards": [{"name": "exact_number"}]}
     terms = {stage: {**rewards, stage: {"max_completion_length": 16}} for stage in ("grpo", "ppo")}
-    for stage, dropout in {"sft": 0.05, "dpo": 0.05, "grpo": 0.0, "ppo": 0.0}.items():
+    for stage, dropout in {"sft": 0.05, "dpo": 0.0, "grpo": 0.0, "ppo": 0.0}.items():
         resolved = resolve({"stage": stage, **recipe, **terms.get(stage, {}), "lora": {}})
         assert resolved.recipe.lora.dropout == dropout
         model = attach_lora(load_model(tmp_path / "base"), resolved.recipe.lora, seed=1).train()

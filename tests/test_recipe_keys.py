@@ -23,7 +23,7 @@ from llm_lab.recipe.schema import PretrainRecipe
 from llm_lab.recipe.tables import leaf_keys
 from llm_lab.runner import STAGE_MODULES, run
 from llm_lab.runs.folder import RunFolder
-from llm_lab.stages import pretrain
+from llm_lab.stages import pretrain, score
 
 YARN = {"model.position_embedding": "yarn"}
 EIGHT_BIT = {"optimizer": {"name": "adamw_8bit"}}
@@ -33,6 +33,8 @@ SOPHIA = {"optimizer": {"name": "sophia"}}
 ADAFACTOR = {"optimizer": {"name": "adafactor"}}
 TWO = {"data": [{"path": "text.txt"}, {"path": "rows.jsonl", "text_column": "text"}]}
 ROWS = {"data": [{"path": "rows.jsonl", "text_column": "text"}]}
+SCORED = {"score": {"path": "asked.jsonl", "split": "train", "prompts": 2, "max_completion_length": 4}}
+SCORED["score"]["rewards"] = [{"python": "mine.py:near"}]
 STREAM = {"data": [{"path": "rows.jsonl", "text_column": "text", "streaming": True}], "validation.stream_documents": 30}
 
 # Each key: what it is changed to, what is seen to change, and what else the recipe needs for it.
@@ -138,12 +140,19 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Samples.prompts": (["a"], "samples"),
     "Samples.max_new_tokens": (9, "samples"),
     "Samples.temperature": (0.0, "samples"),
+    "Score.path": ("asked_too.jsonl", "scores", SCORED),
+    "Score.subset": ("part", "sources", SCORED),
+    "Score.split": ("test", "sources", SCORED),
+    "Score.prompts": (4, "scores", SCORED),
+    "Score.max_completion_length": (2, "scores", SCORED),
 }
+# What the stages after pretraining have as well, and show the effects of.
+SHOWN_BY_OTHERS = ("Columns.", "RewardTerm.")
 LEAVES = {f"{owner}.{key.name}": key.path for key, owner in leaf_keys(PretrainRecipe) if key.path != "stage"}
 
 
 def test_every_key_says_how_its_effect_is_seen():
-    assert set(EFFECTS) == set(LEAVES)
+    assert set(EFFECTS) == {key for key in LEAVES if not key.startswith(SHOWN_BY_OTHERS)}
 
 
 def test_the_stage_names_the_module_that_runs():
@@ -157,7 +166,7 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     CUDA package's: torch's stands in for it, and it is seen what reaches that.
     """
     seen: dict[str, Any] = {"compiled": False, "sources": [], "optimizers": 0}
-    build, open_source = pretrain.build, pretrain.open_source
+    build, open_source, open_prompts = pretrain.build, pretrain.open_source, score.open_examples
 
     def watched_build(*args):
         model = build(*args)
@@ -168,6 +177,10 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def watched_source(path, **keys):
         seen["sources"].append(dict(keys))
         return open_source(path, key=keys["key"], text_column=keys["text_column"])
+
+    def watched_prompts(path, **keys):
+        seen["sources"].append(dict(keys))
+        return open_prompts(path, key=keys["key"], kind=keys["kind"])
 
     def watched_compile(function, **keys):
         seen["compiled"] = True
@@ -190,6 +203,8 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         patch.setattr(rules, "RULES", [rule for rule in rules.RULES if rule.__name__ != "_eight_bits_need_cuda"])
         patch.setattr(pretrain, "build", watched_build)
         patch.setattr(pretrain, "open_source", watched_source)
+        patch.setattr(score, "open_examples", watched_prompts)
+        patch.setattr("llm_lab.data.examples.look_at_examples", lambda *args, **keys: None)
         patch.setattr("llm_lab.data.sources.look_at_source", lambda *args, **keys: None)
         patch.setattr(torch, "compile", watched_compile)
         try:
@@ -208,6 +223,7 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "config": json.loads((folder.model_path / "config.json").read_text()),
         "tokenizer": (folder.model_path / "tokenizer.json").read_text(),
         "samples": folder.samples_path.read_text(),
+        "scores": [(row["eval_reward_sampled"], row["eval_completion_length"]) for row in rows if "eval_reward" in row],
     }
 
 
@@ -255,6 +271,10 @@ def test_a_key_that_is_changed_alone_changes_the_run(key, in_tmp_path, monkeypat
     lines = Path(words).read_text().splitlines()
     rows = (json.dumps({"text": text, "reply": text[::-1]}) + "\n" for text in lines)
     Path("rows.jsonl").write_text("".join(rows))
+    code = "def near(completions, **columns): return [sum(map(ord, text)) % 97 / 97 for text in completions]"
+    Path("mine.py").write_text(code)
+    for name, count in (("asked.jsonl", 8), ("asked_too.jsonl", 1)):
+        Path(name).write_text("".join(json.dumps({"prompt": f"{i} {name}"}) + "\n" for i in range(count)))
     config = tiny_config(vocab_size=257, eos_token_id=None, pad_token_id=None)
     config.save_pretrained("shape")
     save_model(LabForCausalLM(config), Path("weights"), make_byte_tokenizer())

@@ -78,7 +78,7 @@ def recognise(
     column is not there or the form can't be told.
     """
     by_hand = {field: column for field, column in (by_hand or {}).items() if column is not None}
-    _check_by_hand(by_hand, columns, key)
+    _check_by_hand(by_hand, columns, key, kind)
     # What is named by hand decides: {text: body} is text, whatever else there is.
     layouts = sorted(LAYOUTS[kind], key=lambda layout: -sum(field in by_hand for field in layout))
     for layout in layouts:
@@ -98,12 +98,16 @@ def recognise(
     )
 
 
-def _check_by_hand(by_hand: Mapping[str, str], columns: Sequence[str], key: str) -> None:
+def _check_by_hand(by_hand: Mapping[str, str], columns: Sequence[str], key: str, kind: str) -> None:
     problems = []
+    read = [name for name in BY_HAND if any(name in (*layout, *ALSO[layout]) for layout in LAYOUTS[kind])]
     for field, column in by_hand.items():
         if field not in BY_HAND:
             why, known = "A column can't be named for this", BY_HAND
             problems.append(Problem(f"{key}.columns.{field}", why, value=column, allowed=one_of(known)))
+        elif field not in read:
+            why = f"In a set of {kind}s this is not read"
+            problems.append(Problem(f"{key}.columns.{field}", why, value=column, allowed=one_of(read)))
         elif column not in columns:
             problems.append(
                 Problem(

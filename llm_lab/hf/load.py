@@ -22,8 +22,8 @@ def quiet_libraries() -> None:
     disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    # PEFT and TRL still ask transformers by this name; it works until version 6.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+    # PEFT and TRL still call transformers by these names; they work until version 6.
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
     # Its HTTP client tells of each retry on standard error; what came of them stands in our own error.
     get_logger("huggingface_hub").setLevel("ERROR")
 

@@ -202,10 +202,10 @@ class DpoOptions(Group):
     label_smoothing: Float = option(
         0.0,
         help="share of the preferences that may be wrong",
-        question="Label smoothing?",
+        question="Share of the preferences that may be wrong?",
         ge=0.0,
         lt=0.5,
-        when={"dpo.loss_type": ("sigmoid", "robust")},
+        when={"dpo.loss_type": ("robust",)},  # TRL's other losses take no notice of it
         advanced=True,
     )
     sft_weight: Float = option(

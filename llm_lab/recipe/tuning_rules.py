@@ -102,6 +102,14 @@ def _something_is_scored(values: Values) -> Iterator[Problem]:
         yield Problem("score.path", why, mend="Name a set of prompts, keep a fraction, or set score: null.")
 
 
+def _length_is_said_once(values: Values) -> Iterator[Problem]:
+    train = values.get("train") or {}
+    epochs, steps = train.get("num_train_epochs"), train.get("max_steps")
+    if epochs is not None and steps is not None:
+        why = f"train.max_steps = {steps} already says how long the run is"
+        yield Problem("train.num_train_epochs", why, value=epochs, mend="Leave one of the two out.")
+
+
 def _robust_knows_the_share(values: Values) -> Iterator[Problem]:
     dpo = values.get("dpo") or {}
     if dpo.get("loss_type") == "robust" and not dpo.get("label_smoothing"):
@@ -117,5 +125,6 @@ TUNING_RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
     _four_bits_need_cuda,
     _what_compares_has_no_dropout,
     _something_is_scored,
+    _length_is_said_once,
     _robust_knows_the_share,
 )
