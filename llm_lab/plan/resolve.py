@@ -90,8 +90,9 @@ def diagnose(
         return None, problems
     known = before.shape if before else None
     values, reasons, shape = derive(recipe.model_dump(by_alias=True), machine, name=name, known=known)
-    problems += [p for p in check_rules(values, given) if p.key not in wrong]
-    problems += [p for p in _missing_models(values) + _too_long_rows(values, shape) if p.key not in wrong]
+    broken = check_rules(values, given) + _missing_models(values) + _too_long_rows(values, shape)
+    # Of a group in which a key is wrong, the rules saw only the rest.
+    problems += [p for p in broken if not any(key == p.key or key.startswith(f"{p.key}.") for key in wrong)]
     values = _without_idle_keys(values)
     final, more, _ = validate(values)
     if final is None or more:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -222,7 +223,8 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     groups = _narrow(groups_of(parent.info), node) if parent else [schema]
     if isinstance(node, dict) and len(groups) > 1:
         groups = [g for g in groups if any(k in g.model_fields for k in node)] or groups
-    names = [(i.alias or n) for g in groups[:1] for n, i in g.model_fields.items()]
+    keys = {(i.alias or n): i.description or "" for g in groups[:1] for n, i in g.model_fields.items()}
+    names = list(keys)
     last = str(steps[-1])
     where = f"'{parent_path}'" if parent_path else f"a {raw['stage']} recipe" if "stage" in raw else "a pipeline"
     if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
@@ -230,8 +232,16 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     mend = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
     if path == "weights" and "data" in schema.model_fields:
         mend = _each_its_weight(raw)
-    mend = mend or did_you_mean(last, names) or _elsewhere(last, schema)
+    mend = mend or did_you_mean(last, names) or _elsewhere(last, schema) or _by_meaning(last, keys)
     return Problem(path, f"{where} has no such key", allowed=None if mend else one_of(names), mend=mend)
+
+
+def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
+    """Say which key is meant by a word of its name or of what it does: epochs, batch_size, rank."""
+    word = name.lower()
+    found = [key for key in keys if key.endswith(f"_{word}")]
+    found = found or [key for key, text in keys.items() if word in re.findall(r"\w+", text.lower())]
+    return f"Did you mean {found[0]}?" if len(found) == 1 else None
 
 
 def _each_its_weight(raw: Mapping[str, Any]) -> str:
