@@ -29,7 +29,7 @@ PEOPLE = (
 THINGS = ("apples", "shells", "nuts", "eggs", "coins", "plums")
 MORE = ("finds {n} more", "gets {n} from {friend}", "buys {n} more")
 FEWER = ("loses {n}", "gives {n} to {friend}", "sells {n}")
-ORDER = ("", "Then ", "After that, ")
+ORDER = ("First ", "Then ", "After that, ")
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,7 @@ class Question:
         return f"{self.name} has {self.numbers[0]} {self.things}."
 
     def _happenings(self) -> list[str]:
-        return [
-            f"{order}{self.he if order else self.he.capitalize()} {event}."
-            for order, event in zip(ORDER, self.events, strict=False)
-        ]
+        return [f"{order}{self.he} {event}." for order, event in zip(ORDER, self.events, strict=False)]
 
 
 def work_out(numbers: tuple[int, ...]) -> str:
