@@ -177,7 +177,9 @@ def test_numbers_of_the_run_are_derived_with_their_reasons():
     assert gpu["train"]["compile"] is True
     assert gpu["tokenizer"] == {"bpe": SIZES["small"].tokenizer}
     fast = resolve(bare(device="cpu"), machine=replace(LAPTOP, cpu_bf16_is_fast=True))
-    assert fast.values["train"]["dtype"] == "bfloat16"
+    assert fast.values["train"]["dtype"] == "float32"  # a narrow model
+    wide = bare(device="cpu", model={"size": "tiny"})
+    assert resolve(wide, machine=replace(LAPTOP, cpu_bf16_is_fast=True)).values["train"]["dtype"] == "bfloat16"
     long = bare(device="cpu", train={"max_steps": 10_000})
     assert resolve(long, machine=LAPTOP).values["train"]["compile"] is True
     assert resolve(long, machine=replace(LAPTOP, has_compiler=False)).values["train"]["compile"] is False

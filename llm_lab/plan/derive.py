@@ -12,7 +12,7 @@ from .draft import Draft
 from .estimate import FULL, available_bytes, memory_by_part
 from .hardware import Machine
 from .parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
-from .tuning import derive_score, derive_tuning
+from .tuning import derive_score, derive_tuning, faster_dtype
 from .vocabulary import vocabulary_size
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
@@ -169,16 +169,7 @@ def _derive_train(draft: Draft, machine: Machine, shape: ModelShape | None) -> N
         min(longest, most),
         "the model's context" if longest <= most else f"at most {most:,} {where}",
     )
-    dtype = "bfloat16" if not on_cpu or machine.cpu_bf16_is_fast else "float32"
-    draft.fill(
-        "train.dtype",
-        dtype,
-        "CUDA"
-        if not on_cpu
-        else "this CPU multiplies bf16 in hardware"
-        if machine.cpu_bf16_is_fast
-        else "this CPU has no bf16 in hardware",
-    )
+    draft.fill("train.dtype", *faster_dtype(machine, shape, on_cpu))
     draft.fill("train.attn_implementation", *_kernel(draft, machine, shape))
     _derive_batch(draft, machine, shape, on_cpu)
     _derive_steps(draft, machine, shape, on_cpu)

@@ -26,6 +26,9 @@ LORA_SHARE = 10
 PRETRAINING_RATES = {"adamw": 1e-3, "adamw_8bit": 1e-3, "muon": 0.02, "lion": 2e-4, "adafactor": 0.02}
 MUON_ADAMW_RATE = 3e-3
 CRITIC_SHARE = 5
+# Measured on an AMD CPU with AVX-512 BF16: 12 x 64 tokens at width 128 take 21 ms in float32 and 25 in bf16,
+# 16 x 128 tokens at width 384 take 548 and 400.
+BF16_PAYS_FROM_WIDTH = 256
 
 
 def derive_tuning(draft: Draft, machine: Machine, known: ModelShape | None) -> ModelShape | None:
@@ -65,6 +68,17 @@ def _derive_learning_rates(draft: Draft, stage: str) -> None:
         draft.fill("ppo.critic_learning_rate", _rounded(CRITIC_SHARE * rate), f"{CRITIC_SHARE} times the model's")
 
 
+def faster_dtype(machine: Machine, shape: ModelShape | None, on_cpu: bool) -> tuple[str, str]:
+    """Return the precision that trains faster, and why."""
+    if not on_cpu:
+        return "bfloat16", "CUDA"
+    if not machine.cpu_bf16_is_fast:
+        return "float32", "this CPU has no bf16 in hardware"
+    if shape is not None and shape.hidden_size < BF16_PAYS_FROM_WIDTH:
+        return "float32", f"faster on a CPU below a width of {BF16_PAYS_FROM_WIDTH}"
+    return "bfloat16", "this CPU multiplies bf16 in hardware"
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
@@ -74,14 +88,10 @@ def _derive_train(draft: Draft, machine: Machine, shape: ModelShape | None, stag
     longest = (shape and shape.max_position_embeddings) or config.get("max_position_embeddings")
     length = min(longest or MAX_LENGTH, MAX_LENGTH)
     draft.fill("train.max_length", length, "the model's context" if longest == length else f"at most {MAX_LENGTH:,}")
-    half = not on_cpu or machine.cpu_bf16_is_fast
-    # Ratios and preferences are small differences of log-probabilities: bf16 on a CPU would save little of its time.
-    half = half and not (on_cpu and stage != "sft")
-    draft.fill(
-        "train.dtype",
-        "bfloat16" if half else "float32",
-        "CUDA" if not on_cpu else "this CPU has bf16 in hardware" if half else "float32 on a CPU",
-    )
+    if on_cpu and stage != "sft":
+        # Ratios and preferences are small differences of log-probabilities: bf16 would save little of the time here.
+        draft.fill("train.dtype", "float32", "probabilities are compared, on a CPU")
+    draft.fill("train.dtype", *faster_dtype(machine, shape, on_cpu))
     draft.fill("train.attn_implementation", "sdpa", "fused, and right for every combination of parts")
     draft.fill("train.gradient_checkpointing", False, "set it to true where memory does not do")
     rollouts = stage in ("grpo", "ppo")
