@@ -51,16 +51,22 @@ def read_pipeline(
             result, found = None, list(error.problems)
         # The result of a stage before is not there yet, and will be.
         found = [p for p in found if not (isinstance(p, Problem) and _is_inside(p.value, home))]
-        problems += unknown + [_within(prefix, problem) for problem in found]
+        problems += unknown + [within_stage(index, problem) for problem in found]
         if result:
             resolved[label] = result
     return name, list(resolved.values()) if len(resolved) == len(labels) else None, problems
 
 
 def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
-    """Return the last stage whose result can be talked to: a reward model is not gone on from."""
-    policies = [label for label in labels if label not in resolved or resolved[label].recipe.stage != "reward"]
-    return (policies or labels)[-1]
+    """Return the last stage whose result can be talked to: a reward model, merged or not, is not gone on from."""
+
+    def is_judge(label: str) -> bool:
+        if label not in resolved:
+            return False
+        recipe = resolved[label].recipe
+        return recipe.stage == "reward" or (recipe.stage == "merge" and is_judge(Path(recipe.model.checkpoint).name))
+
+    return ([label for label in labels if not is_judge(label)] or labels)[-1]
 
 
 def _stage_of(stage: Mapping[str, Any], home: Path) -> str | None:
@@ -129,5 +135,6 @@ def _is_inside(text: Any, home: Path) -> bool:
     return isinstance(text, str) and Path(text).parent == home
 
 
-def _within(prefix: str, problem: Problem | str) -> Problem | str:
-    return replace(problem, key=prefix + problem.key) if isinstance(problem, Problem) else problem
+def within_stage(index: int, problem: Problem | str) -> Problem | str:
+    """Return a stage's problem under the key that it has in the pipeline's file."""
+    return replace(problem, key=f"stages.{index}.{problem.key}") if isinstance(problem, Problem) else problem

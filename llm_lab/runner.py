@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lab.pipelines import move, pipeline_values, pipeline_yaml, read_pipeline
+from llm_lab.pipelines import move, pipeline_values, pipeline_yaml, read_pipeline, within_stage
 from llm_lab.plan.hardware import Machine, find_machine
 from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose, estimate_again
 from llm_lab.recipe.errors import LabError, Problem, UserError
@@ -110,8 +110,9 @@ def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ())
     """Return the resolved job and remarks. UserError with all that is wrong with recipe and data, at once."""
     job, problems = read_job(recipe, overrides)
     remarks: list[str] = []
-    for resolved in job.stages if job else ():
+    for index, resolved in enumerate(job.stages if job else ()):
         found, more = _look_at_data(resolved)
+        found = [within_stage(index, problem) for problem in found] if job.is_pipeline else found
         problems = problems + [problem for problem in found if str(problem) not in map(str, problems)]
         remarks += more
     if problems or job is None:

@@ -223,12 +223,25 @@ def _model_folders(path: Path) -> Iterator[Path]:
         return
     run = RunFolder(path)
     for stage in reversed(run.stages()):
-        if stage.facts().get("stage") != "reward":  # a judge can't be talked to
-            yield from _model_folders(stage.path)
+        yield from (folder for folder in _model_folders(stage.path) if not _is_judge(folder))
     yield run.model_path
     yield path
     for _, folder in reversed(run.checkpoints()):
         yield folder
+
+
+def _is_judge(folder: Path) -> bool:
+    """Tell whether a folder holds a reward model, which can't be talked to."""
+    for name, key, judge in (
+        ("config.json", "architectures", "ForSequenceClassification"),
+        ("adapter_config.json", "task_type", "SEQ_CLS"),
+    ):
+        try:
+            if judge in str(json.loads((folder / name).read_text(encoding="utf-8")).get(key)):
+                return True
+        except (OSError, ValueError, AttributeError):
+            continue
+    return False
 
 
 def now() -> float:

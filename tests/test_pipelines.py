@@ -1,0 +1,310 @@
+"""Pipelines: stages that go on from each other, refer to each other by name, are scored alike, replayed and resumed."""
+
+import io
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import write_text
+from post_runs import rows_of, write_preferences, write_questions
+from rich.console import Console
+
+from llm_lab.hf.adapter import read_adapter
+from llm_lab.recipe.errors import UserError
+from llm_lab.runner import check, read_job, run
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder, find_model
+from llm_lab.runs.scores import describe_scores
+from llm_lab.ui.progress import PlainDisplay
+
+NAMES = ["pretrain", "sft", "merge", "reward", "dpo", "grpo", "ppo"]
+COURSE = {"max_steps": 2, "eval_steps": 2, "save_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 4}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def life() -> dict[str, Any]:
+    """All there is to a model's life, in two steps a stage."""
+    tuned = {"train": COURSE | {"max_length": 64}, "scheduler": {"warmup_steps": 0}}
+    talked = tuned | {"samples": {"max_new_tokens": 2}, "optimizer": {"name": "adamw", "learning_rate": 0.03}}
+    judged = talked | {"data": [{"path": "questions.jsonl"}], "rewards": [{"model": "stage:reward"}]}
+    return {
+        "name": "demo",
+        "seed": 5,
+        "device": "cpu",
+        "score": {"path": "asked.jsonl", "split": "train", "prompts": 4, "max_completion_length": 4}
+        | {"rewards": [{"name": "exact_number"}, {"python": "mine.py:near", "weight": 0.5}]},
+        "stages": [
+            {
+                "stage": "pretrain",
+                "model": SIZES | {"max_position_embeddings": 64},
+                "tokenizer": "bytes",
+                "data": [{"path": "text.txt"}],
+                "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+                "scheduler": {"warmup_steps": 0},
+                "train": COURSE | {"max_length": 32, "compile": False},
+                "samples": {"max_new_tokens": 2},
+            },
+            {"stage": "sft", "data": [{"path": "questions.jsonl"}], "lora": {"r": 2}, **talked},
+            {"stage": "merge"},
+            {"stage": "reward", "data": [{"path": "pairs.jsonl"}], **tuned},
+            {"stage": "dpo", "data": [{"path": "pairs.jsonl"}], "dpo": {"reference": "stage:merge"}, **talked},
+            {"stage": "grpo", "grpo": {"num_generations": 2, "max_completion_length": 4}, **judged}
+            | {"train": COURSE | {"max_length": 64, "max_steps": 3}},
+            {"stage": "ppo", "ppo": {"critic": "stage:reward", "max_completion_length": 4}, **judged},
+        ],
+    }
+
+
+class Stopping(PlainDisplay):
+    """A plain display whose user presses Ctrl-C in the second stage that learns from rewards."""
+
+    def __init__(self, at: str):
+        self.at, self.text = at, io.StringIO()
+        super().__init__(Console(file=self.text, width=100))
+
+    def begin(self, *, max_steps, first_step, facts):
+        super().begin(max_steps=max_steps, first_step=first_step, facts=facts)
+        self.stage = facts["stage"]
+
+    def log(self, row):
+        super().log(row)
+        if self.stage == self.at and row["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workplace(tmp_path_factory):
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("pipelines"))
+    write_text("text.txt", 60)
+    write_questions()
+    write_questions("asked.jsonl", 6)
+    write_preferences()
+    near = "def near(completions, **columns):\n    return [sum(map(ord, text)) % 97 / 97 for text in completions]\n"
+    Path("mine.py").write_text(near)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[dict, str]:
+    """The pipeline run in one piece: its facts, and what was printed."""
+    display = Stopping(at="none")
+    facts = run(life(), display=display)
+    return facts, display.text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def again(whole) -> tuple[dict, dict, dict]:
+    """The same from the first one's own recipe.yaml, stopped within GRPO, its stages then, and gone on with."""
+    stopped = run(f"{whole[0]['path']}/recipe.yaml", display=Stopping(at="grpo"))
+    return stopped, stages_of(stopped["path"]), run("checkpoints/demo-2", resume=True)
+
+
+def stages_of(path: str) -> dict[str, dict]:
+    return {stage.path.name: stage.facts() for stage in RunFolder(Path(path)).stages()}
+
+
+def test_a_whole_life_runs_in_one_go(whole):
+    facts, _ = whole
+    assert (facts["status"], facts["stages"]) == ("done", NAMES)
+    stages = stages_of(facts["path"])
+    assert {stage["status"] for stage in stages.values()} == {"done"}
+    assert {stage["seed"] for stage in stages.values()} == {5}
+
+
+def test_a_stage_goes_on_from_the_last_that_can_be_talked_to(whole):
+    home = Path(whole[0]["path"])
+    parents = {name: Path(f["parent"]["path"]).parent.name for name, f in stages_of(home).items() if "parent" in f}
+    assert parents == {
+        "sft": "pretrain",
+        "merge": "sft",
+        "reward": "merge",
+        "dpo": "merge",  # not the reward model
+        "grpo": "dpo",
+        "ppo": "grpo",
+    }
+    assert read_adapter(home / "sft" / "model").base == str((home / "pretrain" / "model").resolve())
+    assert not (home / "merge" / "model" / "adapter_config.json").exists()
+
+
+def test_references_are_the_stages_own_results(whole):
+    recipe = {stage: yaml.safe_load((Path(whole[0]["path"]) / stage / "recipe.yaml").read_text()) for stage in NAMES}
+    assert recipe["dpo"]["dpo"]["reference"] == "checkpoints/demo/merge"
+    assert recipe["grpo"]["rewards"][0]["model"] == "checkpoints/demo/reward"
+    assert recipe["ppo"]["ppo"]["critic"] == "checkpoints/demo/reward"
+    written = yaml.safe_load((Path(whole[0]["path"]) / "recipe.yaml").read_text())
+    assert written["stages"][4]["dpo"]["reference"] == "stage:merge"
+    assert written["stages"][5]["rewards"][0]["model"] == "stage:reward"
+    assert written["stages"][6]["ppo"]["critic"] == "stage:reward"
+    assert written["stages"][4]["model"] == {"checkpoint": "stage:merge"}
+
+
+def test_every_stage_that_answers_is_scored_on_the_same_prompts(whole):
+    facts, printed = whole
+    scores = facts["results"]["scores"]
+    assert list(scores) == ["pretrain", "sft", "dpo", "grpo", "ppo"]
+    assert all(row.keys() == {"exact_match", "exact_match_sampled", "reward", "seconds"} for row in scores.values())
+    for name, row in scores.items():
+        last = [r for r in RunFolder(Path(facts["path"]) / name).metrics() if "exact_match" in r][-1]
+        assert row["exact_match"] == last["exact_match"]
+        assert row["reward"] == last["eval_reward_sampled"]
+    # A stage starts where the one before it came to, on the same prompts.
+    assert len({row["reward"] for row in scores.values()}) > 2
+    start = RunFolder(Path(facts["path"]) / "ppo").metrics()[0]
+    assert start["step"] == 0
+    assert start["eval_reward_sampled"] == scores["grpo"]["reward"]
+    table = describe_scores(scores)
+    assert table[0] == ["stage", "exact match", "sampled", "reward", "time"]
+    lines = [line.split() for line in printed.splitlines()]
+    for row in table[1:]:
+        assert " ".join(row).split() in lines
+    report = (Path(facts["path"]) / "report.md").read_text()
+    assert "| stage | exact match | sampled | reward | time |" in report
+    for row in table[1:]:
+        assert f"| {' | '.join(row)} |" in report
+    assert all(f"[{name}]({name}/report.md)" in report for name in NAMES)
+    assert all((Path(facts["path"]) / name / "report.md").exists() for name in NAMES)
+
+
+def test_a_pipeline_is_talked_to_by_its_name(whole):
+    assert find_model("demo").resolve() == (Path(whole[0]["path"]) / "ppo" / "model").resolve()
+
+
+def test_a_pipeline_that_is_stopped_within_a_stage_says_so(again):
+    stopped, stages, _ = again
+    assert (stopped["status"], stopped["path"]) == ("stopped", "checkpoints/demo-2")
+    assert [facts.get("status") for facts in stages.values()] == ["done"] * 5 + ["stopped", None]
+    assert stages["grpo"]["results"]["step"] == 2  # of 3
+    assert list(stopped["results"]["scores"]) == ["pretrain", "sft", "dpo", "grpo"]
+
+
+def test_replayed_elsewhere_stopped_and_resumed_it_is_the_same_run(whole, again):
+    _, _, resumed = again
+    assert (resumed["status"], resumed["path"]) == ("done", "checkpoints/demo-2")
+    for name in NAMES:
+        if name != "merge":
+            assert rows_of(f"checkpoints/demo-2/{name}") == rows_of(f"checkpoints/demo/{name}"), name
+    moved = yaml.safe_load(Path("checkpoints/demo-2/ppo/recipe.yaml").read_text())
+    assert moved["ppo"]["critic"] == moved["rewards"][0]["model"] == "checkpoints/demo-2/reward"
+    assert Path(stages_of("checkpoints/demo-2")["ppo"]["parent"]["path"]).parts[-3:-1] == ("demo-2", "grpo")
+
+    def scores(facts):
+        return {name: {**row, "seconds": 0} for name, row in facts["results"]["scores"].items()}
+
+    assert scores(resumed) == scores(whole[0])
+
+
+def test_a_stage_that_fails_ends_the_pipeline_and_is_done_again(whole):
+    Path("fails.py").write_text("def f(completions, **columns):\n    raise ValueError('not yet')\n")
+    stages = life()["stages"]
+    grpo = stages[5] | {"rewards": [{"python": "fails.py:f"}], "model": {"checkpoint": "checkpoints/demo/merge"}}
+    sft = stages[1] | {"model": {"checkpoint": "checkpoints/demo/pretrain"}}
+    raw = {"name": "fails", "device": "cpu", "stages": [sft, grpo]}
+    with pytest.raises(UserError, match="not yet"):
+        run(raw)
+    outer = RunFolder(Path("checkpoints/fails"))
+    assert outer.facts()["status"] == "failed"
+    assert "not yet" in outer.facts()["error"]
+    Path("fails.py").write_text("def f(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    before = rows_of("checkpoints/fails/sft")
+    assert run(raw, resume=True)["status"] == "done"
+    assert rows_of("checkpoints/fails/sft") == before
+    assert (outer.facts()["status"], outer.facts()["error"]) == ("done", None)
+
+
+def test_a_judge_is_not_what_a_pipelines_name_stands_for(whole):
+    stages = life()["stages"]
+    sft = stages[1] | {"model": {"checkpoint": "checkpoints/demo/merge"}}
+    reward = stages[3] | {"lora": {"r": 2}}
+    merge = {"stage": "merge", "model": {"checkpoint": "stage:reward"}}
+    raw = {"name": "judged", "device": "cpu", "stages": [sft, reward, merge, stages[4] | {"dpo": {}}]}
+    job, problems = read_job(raw)
+    assert problems == []
+    # Neither the reward model nor the merge of its adapter is gone on from.
+    assert job.stages[3].recipe.model.checkpoint == "checkpoints/judged/sft"
+    facts = run(raw | {"stages": raw["stages"][:3]})
+    assert find_model(facts["path"]) == Path(facts["path"]) / "sft" / "model"
+
+
+# What is wrong
+
+
+def problems_of(stages: list[dict], **more: Any) -> dict[str, str]:
+    _, problems = read_job({"name": "demo", "device": "cpu", "stages": stages} | more)
+    return {problem.key: str(problem) for problem in problems}
+
+
+def test_a_life_has_no_problems():
+    _, problems = read_job(life())
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "key"),
+    [
+        (1, {"model": {"checkpoint": "stage:pretrian"}}, "stages.1.model.checkpoint"),
+        (4, {"dpo": {"reference": "stage:pretrian"}}, "stages.4.dpo.reference"),
+        (5, {"rewards": [{"model": "stage:pretrian"}]}, "stages.5.rewards.0.model"),
+        (6, {"ppo": {"critic": "stage:pretrian", "max_completion_length": 4}}, "stages.6.ppo.critic"),
+    ],
+)
+def test_a_reference_to_no_stage_is_told_with_the_nearest(index, change, key):
+    stages = life()["stages"]
+    stages[index] |= change
+    found = problems_of(stages)
+    assert list(found) == [key]
+    assert "no stage before this one has that name" in found[key]
+    assert "Did you mean pretrain?" in found[key]
+
+
+def test_a_stage_that_comes_later_can_not_be_gone_on_from():
+    stages = life()["stages"]
+    stages[1] |= {"model": {"checkpoint": "stage:ppo"}}
+    assert list(problems_of(stages)) == ["stages.1.model.checkpoint"]
+
+
+def test_two_stages_of_one_kind_get_names_of_their_own():
+    stages = life()["stages"]
+    job, problems = read_job({"name": "twice", "device": "cpu", "stages": [*stages[:2], stages[1]]})
+    assert problems == []
+    assert [stage.values["name"] for stage in job.stages] == ["pretrain", "sft", "sft-2"]
+    assert job.stages[2].recipe.model.checkpoint == "checkpoints/twice/sft"
+
+
+def test_scores_are_handed_down_but_not_over_a_stages_own():
+    raw = life()
+    raw["stages"][1] |= {"score": None}
+    raw["stages"][5] |= {"score": {"path": "questions.jsonl", "split": "train", "prompts": 2}}
+    job, problems = read_job(raw)
+    assert problems == []
+    stages = {stage.values["name"]: stage.recipe for stage in job.stages}
+    assert stages["sft"].score is None
+    assert stages["grpo"].score.prompts == 2
+    assert stages["dpo"].score.path == stages["pretrain"].score.path == "asked.jsonl"
+    assert not hasattr(stages["reward"], "score")
+
+
+def test_mistakes_of_all_stages_are_told_together_with_their_places():
+    stages = life()["stages"]
+    stages[1] |= {"lora": {"rank": 2}}
+    stages[4] |= {"dpo": {"loss_type": "sigmod"}}
+    found = problems_of([*stages, {"stage": "dop"}], sead=1)
+    assert set(found) == {"sead", "stages.1.lora.rank", "stages.4.dpo.loss_type", "stages.7.stage"}
+    assert "Did you mean dpo?" in found["stages.7.stage"]
+
+
+def test_data_that_is_not_there_is_told_with_its_stage():
+    raw = life()
+    raw["stages"][4] |= {"data": [{"path": "gone.jsonl"}]}
+    raw["stages"][5] |= {"data": [{"path": "gone.jsonl"}]}
+    with pytest.raises(UserError) as caught:
+        check(raw)
+    assert [problem.key for problem in caught.value.problems] == ["stages.4.data.0.path", "stages.5.data.0.path"]
+
+
+def test_a_silent_display_takes_the_scores_too():
+    assert Display().scores({"sft": {"exact_match": 1.0, "seconds": 1.0}}) is None
