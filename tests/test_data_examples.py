@@ -159,6 +159,26 @@ def test_an_instruction_has_its_input_after_it():
     assert only(dolly).prompt == ({"role": "user", "content": "Who?\n\nIt was Ann."},)
 
 
+def test_an_instruction_with_several_inputs_and_outputs_is_as_many_examples():
+    both = [{"input": "ice", "output": "Cold."}, {"input": "", "output": "It depends."}]
+    source = read({"id": 1, "instruction": "How warm?", "instances": both, "is_classification": False})
+    assert source.format == "instruction"
+    assert [example.prompt[0]["content"] for example in source.examples] == ["How warm?\n\nice", "How warm?"]
+    assert [example.completion for example in source.examples] == ["Cold.", "It depends."]
+    assert read({"instruction": "How warm?", "output": "Cold.", "instances": 3}).counts.kept == 1
+
+
+@pytest.mark.skipif(not (SHARED / "seed_tasks.jsonl").exists(), reason="Self-Instruct's seeds are not here")
+def test_the_seeds_of_self_instruct_are_read_whole():
+    source = open_examples(str(SHARED / "seed_tasks.jsonl"), kind="conversation")
+    assert source.counts.kept == source.counts.read == 175
+
+
+def test_a_column_that_this_kind_of_set_has_no_use_for_is_refused():
+    said = refusal({"prompt": "Why?", "body": "So."}, kind="prompt", columns={"text": "body"})
+    assert "data.0.columns.text = body: In a set of prompts this is not read. Allowed: messages, prompt, " in said
+
+
 def test_plain_text_is_an_example_too(tmp_path):
     assert only({"text": "Once upon a time."}).text == "Once upon a time."
     Path("story.txt").write_text("Once.\n")

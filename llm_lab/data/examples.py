@@ -194,12 +194,26 @@ def _open_table(path: str, key: str, kind: str, subset: str | None, split: str) 
     return _table(path, key, names, read)
 
 
-def _table(path: str, key: str, extent: str, read: Any, columns: Sequence[str] | None = None) -> _Table:
-    sample = [row for _, row in islice(read(), _SNIFFED_ROWS)]
+def _table(path: str, key: str, extent: str, read: Any) -> _Table:
+    def unfolded() -> Rows:
+        return (one for place, row in read() for one in _unfold(place, row))
+
+    sample = [row for _, row in islice(unfolded(), _SNIFFED_ROWS)]
     if not sample:
         raise UserError(Problem(f"{key}.path", "It has no rows", value=path, mend="Name a set that has some."))
-    found = tuple(columns or dict.fromkeys(name for row in sample for name in row))
-    return _Table(found, sample, extent, read)
+    found = tuple(dict.fromkeys(name for row in sample for name in row))
+    return _Table(found, sample, extent, unfolded)
+
+
+def _unfold(place: str, row: Mapping[str, Any]) -> Rows:
+    """Yield a row for each input and output of an instruction: Self-Instruct's sets list them as `instances`."""
+    instances = row.get("instances") if "instruction" in row else None
+    if not isinstance(instances, list) or not all(isinstance(one, Mapping) for one in instances):
+        yield place, row
+        return
+    rest = {name: value for name, value in row.items() if name != "instances"}
+    for number, one in enumerate(instances, 1):
+        yield (place if len(instances) == 1 else f"{place}, instance {number}"), {**rest, **one}
 
 
 def _file_rows(readers: Sequence[Reader]) -> Rows:
@@ -246,7 +260,7 @@ def _open_hub(path: str, key: str, subset: str | None, split: str) -> _Table:
         return ((f"row {number} of {path}", row) for number, row in enumerate(loaded, 1))
 
     where = ", ".join(([f"subset {subset}"] if subset else []) + [f"split {split}"])
-    return _table(path, key, f"Hub dataset {path} ({where})", read, loaded.column_names)
+    return _table(path, key, f"Hub dataset {path} ({where})", read)
 
 
 def _fingerprint(kind: str, examples: Sequence[Example]) -> str:
