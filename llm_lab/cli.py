@@ -161,7 +161,7 @@ def _wizard(arguments: argparse.Namespace) -> int:
 def wizard_actions() -> Any:
     """Return what the wizard has done for it."""
     from llm_lab.runner import list_recipes
-    from llm_lab.ui.entries import Actions
+    from llm_lab.ui.actions import Actions
     from llm_lab.ui.listing import recipe_summary
 
     return Actions(
@@ -174,6 +174,10 @@ def wizard_actions() -> Any:
         recipes=list_recipes,
         summary=recipe_summary,
         problems=_problems,
+        describe_examples=_describe_examples,
+        columns=_columns,
+        check_function=_check_function,
+        xray=_read_tokens,
     )
 
 
@@ -193,6 +197,44 @@ def _describe_data(source: Mapping[str, Any]) -> str:
     streaming = bool(source.get("streaming"))
     remark = look_at_source(source["path"], streaming=streaming, **keys)
     return remark or (open_stream if streaming else open_source)(source["path"], **keys).describe()
+
+
+def _describe_examples(source: Mapping[str, Any], kind: str) -> Any:
+    """Read a set of examples of the wizard and say what was recognised; of one on the Hub, look at its page."""
+    from llm_lab.data.examples import look_at_examples, open_examples
+    from llm_lab.ui.actions import FoundExamples
+
+    path, keys = source["path"], {key: source[key] for key in ("subset", "split", "columns") if source.get(key)}
+    remark = look_at_examples(path, kind=kind, **keys)
+    if remark:
+        return FoundExamples(remark)
+    found = open_examples(path, kind=kind, **keys)
+    return FoundExamples(found.description, found.examples[0].describe(), len(found.examples))
+
+
+def _columns(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    """Return the columns of a set of examples."""
+    from llm_lab.data.examples import columns_of_set
+
+    keys = {key: source[key] for key in ("subset", "split") if source.get(key)}
+    return columns_of_set(source["path"], kind=kind, **keys)
+
+
+def _check_function(spec: str) -> Any:
+    """Look at a reward function of the user's, as file.py:function, without running it."""
+    from llm_lab.rewards.python_file import find_function
+
+    return find_function(spec)
+
+
+def _read_tokens(recipe: Mapping[str, Any]) -> Any:
+    """Return what a draft of the wizard reads, as tokens."""
+    from llm_lab.hf.load import quiet_libraries
+    from llm_lab.plan.resolve import resolve
+    from llm_lab.stages.xray import xray_stages
+
+    quiet_libraries()
+    return xray_stages([resolve(recipe).recipe], specimens=1)
 
 
 def _write_config(name: str, values: Mapping[str, Any]) -> Path:

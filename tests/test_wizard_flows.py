@@ -59,7 +59,7 @@ def test_the_menu_shows_the_machine_and_only_what_works(lab):
     assert "runs     none yet" in screen
     working = {entry.name for entry in MENU if entry.run}
     assert {"Design a model", "Pretrain", "Chat", "Checkpoints", "Replay a recipe", "Doctor"} <= working
-    assert {"Fine-tune (SFT)", "Merge LoRA", "Preferences", "Evaluate", "Export"} <= {entry.name for entry in MENU}
+    assert {"Fine-tune (SFT)", "Reward model", "DPO", "GRPO", "PPO", "Merge LoRA"} <= working
     for entry in MENU:
         assert (f"   {entry.name} " in screen or f" » {entry.name} " in screen) == (entry.run is not None)
 
@@ -119,7 +119,7 @@ def test_the_numbers_of_a_design_follow_the_answers(lab):
 
 def test_pretraining_runs_and_the_model_is_in_the_menu_and_the_checkpoints(lab):
     screens = lab(
-        *TO_REVIEW, *pick("Start: see the plan"), *pick("Yes, start"), Key.ENTER,
+        *TO_REVIEW, *pick("Start: see the plan"), *pick("Yes, start"), *pick("Back to the menu"),
         *pick("Checkpoints"), *pick("checkpoints/first"), *pick("Back to the list"), Key.ESCAPE, *LEAVE,
     )  # fmt: skip
     run = RunFolder(Path("checkpoints/first"))
@@ -163,7 +163,7 @@ def test_ctrl_c_returns_to_the_menu_and_the_draft_goes_on_where_it_was(lab):
         *pick("Pretrain "), *pick("go on with it"), Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert "What would you like to do?" in screens[-1]
-    (last_question,) = [s for s in screens[-12:] if "Learning rate?" in s and "adamw" in s][-1:]
+    (last_question,) = [s for s in screens[-20:] if "Learning rate?" in s and "adamw" in s][-1:]
     assert "0.001" in last_question
 
 
@@ -300,6 +300,7 @@ def test_every_key_with_a_question_is_reachable_in_the_review():
     drafts = [draft, draft.with_answer("model.position_embedding", "yarn")]
     drafts += [draft.with_answer("optimizer.name", name) for name in OPTIMIZERS]
     drafts += [draft.with_answer("scheduler.name", name) for name in SCHEDULERS]
+    drafts.append(draft.with_answer("score", {"path": "builtin:sums"}))
     lines = [line.value for each in drafts for line in value_lines(each)]
     reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
     assert {key.path for key in every_key(STAGE_RECIPES["pretrain"]) if key.question} <= reachable

@@ -10,6 +10,7 @@ from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.ui import design, pretraining
 from llm_lab.ui.asking import ask_key, ask_keys
 from llm_lab.ui.draft import Draft
+from llm_lab.ui.finish import confirm_plan
 from llm_lab.ui.prompts import Back, Option, choose, confirm, type_in
 from llm_lab.ui.review import value_lines
 
@@ -217,7 +218,7 @@ def test_the_plan_of_a_large_run_fits_the_terminal_with_its_question(press, draf
     parts = {"size": "micro", "position_embedding": "sinusoidal", "norm": "layernorm", "activation": "leaky_relu"}
     texts = [{"path": f"someone/a-long-name-of-texts-{n}", "subset": "sample-10BT"} for n in range(9)]
     large = draft.with_answer("model", parts | {"tie_word_embeddings": False}).with_answer("data", texts)
-    started, screens = press(lambda: pretraining.confirm_plan(large), Key.WHY, Key.ENTER)
+    started, screens = press(lambda: confirm_plan(large), Key.WHY, Key.ENTER)
     assert started
     assert "╭─ Plan" in screens[0]
 

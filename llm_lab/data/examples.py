@@ -29,6 +29,7 @@ __all__ = [
     "ExampleSplit",
     "Message",
     "build_example_mix",
+    "columns_of_set",
     "look_at_examples",
     "open_examples",
     "split_examples",
@@ -144,6 +145,13 @@ def look_at_examples(
     for _ in _read_examples(islice(table.rows(), _SNIFFED_ROWS), form, key, path, Counter(), Counter()):
         pass
     return None
+
+
+def columns_of_set(
+    path: str, *, key: str = "data.0", kind: str, subset: str | None = None, split: str = "train"
+) -> tuple[str, ...]:
+    """Return the columns of the set that a recipe's path names. UserError as from open_examples."""
+    return _open_table(str(path), key, kind, subset, split).columns
 
 
 def _read_examples(

@@ -57,6 +57,15 @@ class Example:
             until = next((i for i, said in enumerate(self.prompt) if said["role"] == "assistant"), until)
         return "\0".join(part for said in self.prompt[:until] for part in (said["role"], said["content"].strip()))
 
+    def describe(self) -> str:
+        """Return the whole of it as text, who says what."""
+        if self.text is not None:
+            return self.text
+        parts = [f"{said['role']}: {said['content']}" for said in self.messages]
+        named = {"chosen": self.chosen, "rejected": self.rejected}
+        named |= {"answer": self.answer} if self.completion is None else {}
+        return "\n".join([*parts, *(f"{name}: {text}" for name, text in named.items() if text is not None)])
+
 
 def read_example(row: Mapping[str, Any], form: Format) -> tuple[Example, str | None]:
     """Return a row's example, and in words what was left out of it, or None.

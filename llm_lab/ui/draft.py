@@ -15,6 +15,12 @@ from llm_lab.recipe.files import format_value
 from llm_lab.recipe.rules import applies, flatten
 from llm_lab.recipe.validate import find_key, stage_schema
 
+# A choice that can't stand alone brings what it needs; taken back, it takes that along.
+BRINGS = {
+    ("lora.preset", "custom"): ("lora.target_modules", ["q_proj", "v_proj"]),
+    ("dpo.loss_type", "robust"): ("dpo.label_smoothing", 0.1),
+}
+
 
 @dataclass
 class Draft:
@@ -40,10 +46,15 @@ class Draft:
         if self._is_another_kind(path, value):
             # Another optimizer has other keys, and its own scale of learning rates.
             _set(raw, path.rpartition(".")[0], {})
+        brought = _bring(raw, path, value)
         _set(raw, path, value)
         dropped = _drop_idle_answers(raw, path, value)
-        notice = f"Left out, for it does nothing now: {', '.join(dropped)}." if dropped else ""
+        notice = f"Left out, for it does nothing now: {', '.join(dropped)}." if dropped else brought
         return Draft(raw, self.machine, self.name, self.step, notice)
+
+    def with_none(self, path: str) -> Draft:
+        """Return the draft with a group at the top level switched off, whatever its default."""
+        return Draft({**copy.deepcopy(self.raw), path: None}, self.machine, self.name, self.step)
 
     def _is_another_kind(self, path: str, value: Any) -> bool:
         group, _, last = path.rpartition(".")
@@ -72,8 +83,14 @@ class Draft:
         resolved, _ = self.look()
         return applies(path, resolved.values if resolved else self.raw)
 
+    def _optimizers(self) -> list[str]:
+        info = stage_schema(self.raw).model_fields["optimizer"]
+        return [group.model_fields["name"].default for group in groups_of(info)]
+
     def why_not(self, path: str, value: Any) -> str | None:
         """Return why a value can't be taken here, the other answers being what they are, or None."""
+        if path == "optimizer.name" and value not in self._optimizers():
+            return "it works in pretraining only"
         before = {str(problem) for problem in self.look()[1]}
         for problem in self.with_answer(path, value).look()[1]:
             about_this = isinstance(problem, Problem) and problem.key.split(".")[0] == path.split(".")[0]
@@ -101,6 +118,18 @@ def _set(node: Any, path: str, value: Any) -> None:
         node.pop(last, None)
     else:
         node[last] = value
+
+
+def _bring(raw: dict[str, Any], path: str, value: Any) -> str:
+    """Add what a choice needs beside it, and take out what the choice before had brought; says what was added."""
+    before = BRINGS.get((path, str(_at(raw, path))))
+    if before and _at(raw, before[0]) == before[1] and _at(raw, path) != value:
+        _set(raw, before[0], None)
+    needed = BRINGS.get((path, str(value)))
+    if needed is None or _at(raw, needed[0]) is not None:
+        return ""
+    _set(raw, needed[0], copy.deepcopy(needed[1]))
+    return f"{value} needs {needed[0]}; it is {format_value(needed[1])} for now."
 
 
 def _drop_idle_answers(raw: dict[str, Any], path: str, value: Any) -> list[str]:

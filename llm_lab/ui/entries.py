@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,18 @@ from llm_lab.plan.hardware import find_machine
 from llm_lab.recipe.errors import LabError
 from llm_lab.runs.folder import RunFolder, list_runs
 
-from . import design, pretraining
+from . import design, pretraining, tuning
+from .actions import Actions
 from .console import make_console, one_line, print_error, say_wait
 from .draft import Draft
+from .next_steps import ask_next, finished_run, start_of
+from .policies import describe_run
 from .prompts import Back, Option, choose, type_in, wait_for_enter
 from .saving import save_recipe
 from .screens import begin_screen
 from .sources import runs_with_a_model
 
 ANOTHER = "another"
-
-
-@dataclass(frozen=True)
-class Actions:
-    """What the wizard has done for it by other layers; it never does the work itself."""
-
-    start: Callable[..., int]  # (recipe, overrides, resume=, ask=, show_plan=) runs it
-    chat: Callable[[str], int]  # talks to a checkpoint
-    doctor: Callable[[], int]
-    show: Callable[[str], int]  # prints what a checkpoint is
-    describe_data: Callable[[Mapping[str, Any]], str]  # looks at a data source
-    write_config: Callable[[str, Mapping[str, Any]], Path]  # a design as config.json
-    recipes: Callable[[], list[Path]]
-    summary: Callable[[Path], str]
-    problems: Callable[[str, Sequence[str]], list[str]]  # all that is wrong with a recipe and its overrides
 
 
 @dataclass
@@ -69,14 +57,39 @@ def do_design(wizard: Wizard) -> None:
 def do_pretrain(wizard: Wizard, *, ask: bool = True) -> None:
     """Ask for a pretraining run and start it."""
     draft = _resume_draft(wizard, "pretrain", pretraining.new_draft) if ask else wizard.drafts["pretrain"]
-    started = pretraining.pretrain(
-        draft,
-        describe_data=wizard.actions.describe_data,
-        save=save_recipe,
-        keep=_keeper(wizard, "pretrain"),
-    )
-    if started is not None and _start(wizard, started.raw, show_plan=False):
-        wizard.drafts.pop("pretrain", None)
+    started = pretraining.pretrain(draft, wizard.actions, save=save_recipe, keep=_keeper(wizard, "pretrain"))
+    if started is not None:
+        _start_draft(wizard, started)
+
+
+def do_tune(wizard: Wizard, stage: str, fresh: Draft | None = None) -> None:
+    """Ask for a run of a stage after pretraining and start it. fresh: the draft to begin with, from another run."""
+    draft = fresh or _resume_draft(wizard, stage, lambda machine: tuning.new_draft(machine, stage))
+    started = tuning.tune(draft, wizard.actions, save=save_recipe, keep=_keeper(wizard, stage))
+    if started is not None:
+        _start_draft(wizard, started)
+
+
+def _start_draft(wizard: Wizard, draft: Draft) -> None:
+    """Run a draft, and ask what to do with what came of it."""
+    if _start(wizard, draft.raw, wait=False, show_plan=False):
+        wizard.drafts.pop(draft.raw["stage"], None)
+        run = finished_run(draft.raw["name"])
+        if run is None:
+            wait_for_enter()
+        else:
+            _go_on_with(wizard, run)
+
+
+def _go_on_with(wizard: Wizard, run: RunFolder) -> None:
+    way = ask_next(run)
+    if way == "chat":
+        _talk(wizard, str(run.path))
+    elif way != "menu":
+        model, reward = start_of(run)
+        fresh = tuning.new_draft(find_machine(), way, model=model, reward=reward)
+        # The model is known; Escape leads to its question.
+        do_tune(wizard, way, fresh.at_step(0 if model is None else 1))
 
 
 def _keeper(wizard: Wizard, name: str) -> Callable[[Draft], None]:
@@ -92,8 +105,11 @@ def _resume_draft(wizard: Wizard, name: str, fresh: Callable[[Any], Draft]) -> D
     return kept if choose("Go on?", options, why="Your answers so far were kept; Escape leads to them.") else new
 
 
-def _start(wizard: Wizard, recipe: Any, *words: Any, **options: Any) -> bool:
-    """Run a recipe; False where it could not be started. Raises Back where the user takes the start back."""
+def _start(wizard: Wizard, recipe: Any, *words: Any, wait: bool = True, **options: Any) -> bool:
+    """Run a recipe; False where it could not be started. Raises Back where the user takes the start back.
+
+    wait: until the user has read what was said; of an error in any case.
+    """
     if options.get("ask"):
         make_console().clear()
     started = True
@@ -104,7 +120,8 @@ def _start(wizard: Wizard, recipe: Any, *words: Any, **options: Any) -> bool:
         started = False
     except KeyboardInterrupt:
         make_console().print("\nStopped.", style="warn")
-    wait_for_enter()
+    if wait or not started:
+        wait_for_enter()
     return started
 
 
@@ -116,12 +133,6 @@ def do_chat(wizard: Wizard) -> None:
 def _talk(wizard: Wizard, path: str) -> None:
     begin_screen("Chat", path)
     wizard.actions.chat(path)
-
-
-def describe_run(run: RunFolder) -> str:
-    """Return a run in a line: where, how it ended, what it reached."""
-    loss = run.facts().get("results", {}).get("eval_loss")
-    return f"{run.path}: {run.status()}" + (f", validation loss {loss:.3f}" if loss is not None else "")
 
 
 def _pick_checkpoint(title: str, question: str) -> str:

@@ -11,6 +11,7 @@ from llm_lab.plan.estimate import Estimate
 from llm_lab.plan.resolve import Resolved
 from llm_lab.plan.vocabulary import vocabulary_size
 from llm_lab.recipe.rules import flatten
+from llm_lab.recipe.tuning_rules import OPTIONS
 from llm_lab.runs.folder import ROOT
 
 from .console import about, count, one_line, size
@@ -24,6 +25,7 @@ MAX_COLUMNS = 80
 TEXT_COLUMNS = 64
 VALUE_COLUMNS = 20
 DATA_LINES = 2
+MEMORY_PARTS = 4
 BANNER = "CPU rehearsal: everything works, at toy size. Real training wants CUDA."
 USUAL_TOKENS_PER_PARAMETER = 20
 
@@ -98,9 +100,8 @@ def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The terms of the reward, and what held-out prompts are scored by."""
     terms = values.get("rewards") or ()
-    said = [f"{term.get('name') or term.get('model') or term.get('python')} × {term['weight']:g}" for term in terms]
-    if said:
-        yield "reward", ", ".join(said)
+    if terms:
+        yield "reward", ", ".join(map(describe_term, terms))
     score = values.get("score")
     if score:
         yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'} at each evaluation"
@@ -138,6 +139,13 @@ def _model(values: Mapping[str, Any]) -> str:
         f"{parts}; {model['num_hidden_layers']} layers × {model['hidden_size']}, "
         f"context {model['max_position_embeddings']:,}"
     )
+
+
+def describe_term(term: Mapping[str, Any]) -> str:
+    """Return a term of a reward in a few words: length (length 200) × 0.5."""
+    name = term.get("name") or term.get("model") or term.get("python")
+    given = [f"{key} {term[key]}" for key in OPTIONS if term.get(key) is not None]
+    return one_line(f"{name}{' (' + ', '.join(given) + ')' if given else ''} × {term.get('weight', 1.0):g}")
 
 
 def _at_most(values: Mapping[str, Any]) -> str:
@@ -196,16 +204,17 @@ def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
 
 
 def _time(cost: Estimate) -> str:
-    """The whole, what it stands on, and the parts that are more than a hundredth."""
+    """The whole, what it stands on, and the parts that are more than a fiftieth."""
     whole = cost.wall_seconds or 0.0
     parts = sorted(cost.seconds_by_part.items(), key=lambda item: -item[1])
-    shares = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts if seconds > 0.01 * whole]
+    shares = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts if seconds > 0.02 * whole]
     return f"{about(whole)} ({cost.basis}): {', '.join(shares)}" if whole else about(whole)
 
 
 def _memory(cost: Estimate, *, assumed: bool) -> str:
     parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
-    need = ", ".join(f"{part} {size(number)}" for part, number in parts)
+    need = ", ".join(f"{part} {size(number)}" for part, number in parts[:MEMORY_PARTS])
+    need += ", ..." if len(parts) > MEMORY_PARTS else ""
     fits = "" if cost.fits else "Does not fit! "
     there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
     measured = " (measured here)" if cost.measurement and cost.measurement.memory_bytes else ""

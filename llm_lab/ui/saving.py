@@ -26,7 +26,13 @@ def save_recipe(draft: Draft) -> None:
         )
     ).expanduser()
     path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
-    answers = {key: value for key, value in draft.raw.items() if value not in ({}, None)}
+    fields = type(resolved.recipe).model_fields
+    # An empty group switches on what is off by default, and null switches off what is on: both say something.
+    answers = {
+        key: value
+        for key, value in draft.raw.items()
+        if value not in ({}, None) or (value is None) != (fields[key].default is None)
+    }
     header = (
         f"{draft.raw['stage']}: {draft.raw.get('name')}",
         "",

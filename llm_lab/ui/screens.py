@@ -72,20 +72,33 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
         console.print("The numbers appear once the answers fit together.", style="dim")
         return
     values, cost = resolved.values, resolved.estimate
-    train, schedule = values["train"], values["scheduler"]
+    console.print(Text(f"{STAGES[values['stage']]}", style="dim"))
+    train = values.get("train")
+    if train is None:
+        return
     parameters = f"{count(cost.parameters)} parameters, " if cost.parameters else ""
     seconds = f", {about(cost.wall_seconds)}" if cost.wall_seconds else ""
     memory = f", {size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
-    console.print(Text(f"{STAGES[values['stage']]}", style="dim"))
-    console.print(Text(f"{parameters}{train['max_steps']:,} steps = {count(cost.tokens)} tokens{memory}{seconds}"))
+    console.print(Text(f"{parameters}{_length(values, cost)}{memory}{seconds}"))
     if not cost.fits:
         console.print(Text("This does not fit into memory.", style="bad"))
-    optimizer = values["optimizer"]
-    steps = train["max_steps"]
+    schedule, optimizer, steps = values["scheduler"], values["optimizer"], train["max_steps"]
+    label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
+    console.print(Text(one_line(label), style="dim"))
+    if steps is None:
+        return  # they follow from the number of examples
     updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
     factor = factor_of(schedule, steps)
     points = [(0.0, 0.0), *((update + 1.0, factor(update)) for update in updates)]
-    label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
-    console.print(Text(one_line(label), style="dim"))
     for line in draw_curve(points, 60, 3):
         console.print(Text(line, style="dim"))
+
+
+def _length(values: dict[str, Any], cost: Any) -> str:
+    train, steps = values["train"], values["train"]["max_steps"]
+    if steps is None:
+        return f"{train['num_train_epochs']:g} × the examples, {train['per_device_train_batch_size']} rows a batch"
+    if values["stage"] == "pretrain":
+        return f"{steps:,} steps = {count(cost.tokens)} tokens"
+    rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
+    return f"{steps:,} steps of {rows:,} rows"

@@ -29,6 +29,8 @@ STREAM_WHY = (
     "model trains, in its own order, and nothing is kept: for sets that do not fit the disk."
 )
 Describe = Callable[[Mapping[str, Any]], str]
+AskSet = Callable[[Draft, Mapping[str, Any], int], tuple[dict[str, Any], str]]
+SCREEN_LINES = 12  # above a question that follows what was found
 
 
 def runs_with_a_model() -> list[RunFolder]:
@@ -83,7 +85,7 @@ def _named_model(draft: Draft, kind: str, designs: list[str], runs: list[str]) -
             default=str(now.get(kind, "")),
             why=MODEL_WHY,
             about="A folder, a file or a Hub name: checkpoints/demo, path/to/config.json, Qwen/Qwen3-0.6B-Base.",
-            validate=_why_no_model,
+            validate=why_no_model,
             paths=True,
         )
     if kind == "config":
@@ -92,7 +94,8 @@ def _named_model(draft: Draft, kind: str, designs: list[str], runs: list[str]) -
     return brought.with_notice("The tokenizer is the checkpoint's own.")
 
 
-def _why_no_model(text: str) -> str | None:
+def why_no_model(text: str) -> str | None:
+    """Return why a text names no model, or None; a name on the Hub can only be checked when it is fetched."""
     text = text.strip()
     if not text:
         return "A path or a name is needed."
@@ -104,26 +107,41 @@ def _why_no_model(text: str) -> str | None:
 
 def ask_data(draft: Draft, describe: Describe, *, show: Show) -> Draft:
     """Ask for the texts, one source after the other; each is looked at, and what was found is said. Raises Back."""
-    sources: list[dict[str, Any]] = []
+
+    def ask(draft: Draft, default: Mapping[str, Any], number: int) -> tuple[dict[str, Any], str]:
+        return _ask_source(draft, default, describe, number=number, show=show)
+
+    return ask_sets(draft, ask, first={"path": BUILTIN}, what="texts", show=show)
+
+
+def ask_sets(draft: Draft, ask: AskSet, *, first: Mapping[str, Any], what: str, show: Show) -> Draft:
+    """Ask for one set after the other until there are no more, and then for their weights. Raises Back.
+
+    ask: asks for one, and returns it with what was found in it. first: what is offered where there is none yet.
+    """
+    sets: list[dict[str, Any]] = []
     earlier = list(draft.raw.get("data", []))
     while True:
-        default = earlier[len(sources)] if len(sources) < len(earlier) else {"path": BUILTIN}
+        default = earlier[len(sets)] if len(sets) < len(earlier) else first
         try:
-            source, found = _ask_source(draft, default, describe, number=len(sources), show=show)
-            sources.append(source)
-            more = len(sources) < len(earlier)
-            begin_question(draft.with_answer("data", sources), f"{source['path']}: {found}", show=show)
-            if confirm("Another set of texts to mix in?", default=more, yes="yes", no="no, that is all", why=MIX_WHY):
+            source, found = ask(draft, default, len(sets))
+            sets.append(source)
+            more = len(sets) < len(earlier)
+            begin_question(draft.with_answer("data", sets), f"{source['path']}: {found}", show=show)
+            above = SCREEN_LINES + found.count("\n")
+            why = MIX_WHY.format(what)
+            question = f"Another set of {what} to mix in?"
+            if confirm(question, default=more, yes="yes", no="no, that is all", why=why, above=above):
                 continue
-            weigh = [_weigher(number, show) for number in range(len(sources))] if len(sources) > 1 else []
-            return run_steps(weigh, draft.with_answer("data", sources))
+            weigh = [_weigher(number, show) for number in range(len(sets))] if len(sets) > 1 else []
+            return run_steps(weigh, draft.with_answer("data", sets))
         except Back:
-            if not sources:
+            if not sets:
                 raise
-            sources.pop()
+            sets.pop()
 
 
-MIX_WHY = "Several sets are read in shares that you set next. Every set has its own part kept for validation."
+MIX_WHY = "Several sets of {} are read in shares that you set next. Every set has its own part kept for validation."
 
 
 def _weigher(number: int, show: Show) -> Step:
@@ -167,7 +185,7 @@ def _ask_source(
         )
         source = {key: value for key, value in default.items() if path == default["path"]} | {"path": path}
         try:
-            return _look_at(source | (_ask_hub_keys(source) if _is_hub_name(path) else {}), describe)
+            return _look_at(source | (_ask_hub_keys(source) if is_hub_name(path) else {}), describe)
         except LabError as error:
             trouble = str(error)
         except Back:
@@ -186,7 +204,8 @@ def _look_at(source: dict[str, Any], describe: Describe) -> tuple[dict[str, Any]
         return source, describe(source)
 
 
-def _is_hub_name(path: str) -> bool:
+def is_hub_name(path: str) -> bool:
+    """Tell whether a path names a dataset on the Hub."""
     return not path.startswith(("builtin:", ".", "/", "~")) and path.count("/") == 1 and not Path(path).exists()
 
 

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llm_lab.plan.hardware import find_machine
 from llm_lab.recipe.errors import LabError
 from llm_lab.runs.folder import list_runs
 
+from .actions import Actions
 from .console import make_console, one_line, print_error
 from .design import MODELS
 from .entries import (
-    Actions,
     Wizard,
-    describe_run,
     do_chat,
     do_checkpoints,
     do_design,
     do_doctor,
     do_pretrain,
     do_replay,
+    do_tune,
 )
+from .policies import describe_run
 from .prompts import Back, Option, choose, wait_for_enter
 from .screens import begin_screen
 
-RUNS_SHOWN = 4
+RUNS_SHOWN = 2
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def _menu(last: Any) -> Any:
 
 LEAVE = "Leave"
 MENU_WHY = (
-    "A model's life, from top to bottom: design its parts, pretrain it on text, talk to it. Every run is a recipe "
+    "A model's life, from top to bottom: design its parts, pretrain it on text, teach it to "
+    "answer (SFT) and to answer better (DPO, GRPO, PPO), talk to it. Every run is a recipe "
     "file that replays without this wizard: llm-lab run RECIPE. Escape goes back, Ctrl-C returns here and keeps "
     "the answers."
 )
@@ -99,9 +102,12 @@ MENU_WHY = (
 MENU: tuple[Entry, ...] = (
     Entry("Design a model", "choose its parts and see what they cost", do_design),
     Entry("Pretrain", "learn from raw text, from scratch or not", do_pretrain),
-    Entry("Fine-tune (SFT)", "teach it to answer, fully or with LoRA"),
-    Entry("Preferences", "DPO, GRPO or PPO"),
-    Entry("Merge LoRA", "an adapter into its base"),
+    Entry("Fine-tune (SFT)", "teach it to answer, fully or with LoRA", partial(do_tune, stage="sft")),
+    Entry("Reward model", "teach a judge, from preferences", partial(do_tune, stage="reward")),
+    Entry("DPO", "prefer the better answer, from preferences", partial(do_tune, stage="dpo")),
+    Entry("GRPO", "try, score, do more of what scored well", partial(do_tune, stage="grpo")),
+    Entry("PPO", "the same, with a critic", partial(do_tune, stage="ppo")),
+    Entry("Merge LoRA", "an adapter into its base", partial(do_tune, stage="merge")),
     Entry("Chat", "talk to a model", do_chat),
     Entry("Evaluate", "loss, bits per byte, tasks; side by side"),
     Entry("Export", "a form for others to load"),

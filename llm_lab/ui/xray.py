@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .console import make_console, one_line, printable, speaks_unicode
+from .prompts import Option, choose, wait_for_enter
 
 LEARNT, CONTROL, LEARNT_CONTROL, READ = "bold green", "magenta", "bold green reverse", "dim"
 _SHOWN_RENDERED = 1_500
 
 
-def print_xray(stages: Sequence[Any]) -> None:
-    """Print what the stages of a recipe read: the values of stages.xray.xray_stages."""
+def page_xray(stages: Sequence[Any], begin: Callable[[], Any], *, end: str) -> None:
+    """Print the same a screen at a time. begin: clears the screen, and prints its title. Raises Back."""
     from rich.text import Text
 
     console = make_console()
+    with console.capture() as captured:
+        print_xray(stages, console)
+    lines = captured.get().rstrip("\n").split("\n")
+    page = max(4, console.size.height - 3)
+    for start in range(0, len(lines), page):
+        begin()
+        console.print(Text.from_ansi("\n".join(lines[start : start + page])), soft_wrap=True)
+        more = len(lines) - start - page
+        if more > 0:
+            choose(f"{more} more lines", [Option(True, "Show more")], above=console.size.height - 3)
+    wait_for_enter(end)
+
+
+def print_xray(stages: Sequence[Any], console: Any = None) -> None:
+    """Print what the stages of a recipe read: the values of stages.xray.xray_stages."""
+    from rich.text import Text
+
+    console = console or make_console()
     if not stages:
         console.print("No stage of this recipe reads data.")
     marks = None if _has_colours(console) else _brackets(console)

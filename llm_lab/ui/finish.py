@@ -1,0 +1,97 @@
+"""The end of a flow of questions: the review, the data as tokens, the plan, the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from llm_lab.plan.resolve import demand_device
+from llm_lab.recipe.errors import LabError, MachineError
+
+from .actions import Actions
+from .asking import Show, Step
+from .console import make_console, print_error, say_wait
+from .draft import Draft
+from .plan_panel import plan_panel
+from .prompts import Back, confirm, wait_for_enter
+from .review import Action, demand_no_problem, review
+from .screens import begin_screen
+
+PLAN_LINES = 20  # the panel's most
+PLAN_WHY = "Ctrl-C stops the run at any time and saves it; Checkpoints goes on with it."  # one line: it is full
+
+
+def finish(
+    draft: Draft,
+    *,
+    title: str,
+    changes: Mapping[str, tuple[str, Step]],
+    asker_of: Callable[[str], Step | None],
+    actions: Actions,
+    save: Callable[[Draft], None],
+    keep: Callable[[Draft], None],
+    show: Show,
+) -> tuple[Draft, bool]:
+    """Review, look at the data, save, and show the plan; True where the run is to be started. Raises Back.
+
+    changes: {name: (line, question)} of what can be changed at once.
+    """
+    lines = [Action("start", "Start: see the plan first", why_not_start)]
+    if "data" in changes:
+        lines.append(Action("xray", "Look at the data as tokens (X-ray)", demand_no_problem))
+    lines.append(Action("save", "Save the recipe to a file", demand_no_problem))
+    lines += [Action(name, line) for name, (line, _) in changes.items()]
+    lines.append(Action("menu", "Back to the menu, keeping the draft"))
+    while True:
+        action, draft = review(draft, title=title, actions=lines, show=show, asker_of=asker_of)
+        keep(draft)
+        try:
+            if action == "menu":
+                return draft, False
+            if action == "save":
+                save(draft)
+            elif action == "xray":
+                show_tokens(draft, title, actions)
+            elif action in changes:
+                draft = changes[action][1](draft)
+                keep(draft)
+            elif confirm_plan(draft):
+                return draft, True
+        except Back:
+            continue
+
+
+def why_not_start(draft: Draft) -> str | None:
+    """Return why a draft can't be started now, or None."""
+    resolved, problems = draft.look()
+    if problems or resolved is None:
+        return demand_no_problem(draft)
+    try:
+        demand_device(resolved)
+    except MachineError as error:
+        return error.problems[0].why
+    return None
+
+
+def show_tokens(draft: Draft, title: str, actions: Actions) -> None:
+    """Show what the draft's data are as tokens, a screen at a time. Raises Back."""
+    from .xray import page_xray
+
+    begin_screen(title, "the data as tokens")
+    say_wait("Reading the data ...")
+    resolved, _ = draft.look()
+    try:
+        stages = actions.xray(resolved.values)
+    except LabError as error:
+        print_error(error)
+        wait_for_enter("Enter goes back to the review")
+        return
+    page_xray(stages, lambda: begin_screen(title, "the data as tokens"), end="Enter goes back to the review")
+
+
+def confirm_plan(draft: Draft) -> bool:
+    """Show what is going to happen, and ask for the start. Raises Back."""
+    console = make_console()
+    console.clear()
+    resolved, _ = draft.look()
+    console.print(plan_panel(resolved))
+    return confirm("Start now?", yes="Yes, start", no="No, back to the review", why=PLAN_WHY, above=PLAN_LINES)

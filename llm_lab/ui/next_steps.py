@@ -1,0 +1,62 @@
+"""What one would do next after a run, and where that leads."""
+
+from __future__ import annotations
+
+from llm_lab.runs.folder import RunFolder, runs_named
+
+from .policies import is_adapter
+from .prompts import Option, choose
+
+LINES = {
+    "chat": "Talk to it",
+    "merge": "Merge the adapter into its base",
+    "sft": "Fine-tune it to answer (SFT)",
+    "reward": "Train a reward model from it",
+    "dpo": "DPO: prefer better answers",
+    "grpo": "GRPO: try, score, do more of what scored well",
+    "ppo": "PPO: the same with a critic",
+}
+AFTER = {
+    "pretrain": ("chat", "sft"),
+    "sft": ("chat", "dpo", "grpo", "ppo", "reward"),
+    "dpo": ("chat", "grpo", "ppo"),
+    "grpo": ("chat", "dpo", "ppo"),
+    "ppo": ("chat", "dpo", "grpo"),
+    "merge": ("chat", "sft", "dpo", "grpo", "ppo"),
+    "reward": ("grpo", "ppo"),
+}
+WITH_IT = {"grpo": "GRPO with it as the reward", "ppo": "PPO with it as the reward"}
+WHY = (
+    "Usually: pretrain, SFT, then DPO (preferences are at hand) or GRPO or PPO (answers can be scored). A reward model "
+    "scores where nothing can be checked. An adapter works as it is, and merged it is one plain model."
+)
+
+
+def finished_run(name: str) -> RunFolder | None:
+    """Return the run that has just ended under a name, or None where it was stopped or never began."""
+    runs = runs_named(name)
+    return runs[-1] if runs and runs[-1].status() == "done" else None
+
+
+def ways_on(run: RunFolder) -> list[str]:
+    """Return what one would do with a run's result, the likeliest first."""
+    stage = run.facts().get("stage", "")
+    ways = list(AFTER.get(stage, ("chat",)))
+    if stage not in ("reward", "merge") and is_adapter(run.path):
+        ways.insert(1, "merge")
+    return ways
+
+
+def start_of(run: RunFolder) -> tuple[str | None, str | None]:
+    """Return (model, reward model) that the next stage begins with: of a reward model's run, what it judges."""
+    if run.facts().get("stage") != "reward":
+        return str(run.path), None
+    return (run.facts().get("parent") or {}).get("path"), str(run.path)
+
+
+def ask_next(run: RunFolder) -> str:
+    """Ask what to do with a run's result; "menu" for nothing. Raises Back."""
+    judges = run.facts().get("stage") == "reward"
+    options = [Option(way, WITH_IT[way] if judges else LINES[way]) for way in ways_on(run)]
+    options.append(Option("menu", "Back to the menu"))
+    return choose(f"What next with {run.path.name}?", options, why=WHY, above=12)
