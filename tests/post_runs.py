@@ -19,7 +19,8 @@ def write_base(folder: str = "base", **parts: Any) -> str:
     torch.manual_seed(0)
     tokenizer = make_byte_tokenizer()
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = LabForCausalLM(LabConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes | parts))
+    sizes |= {"max_position_embeddings": 128} | parts
+    model = LabForCausalLM(LabConfig(vocab_size=len(tokenizer), **sizes))
     set_special_tokens(model, tokenizer)
     save_model(model, Path(folder), tokenizer)
     return folder
