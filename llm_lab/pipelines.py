@@ -43,7 +43,11 @@ def read_pipeline(
             stage["model"] = {"checkpoint": REFERENCE + _last_policy(labels, resolved)}
         stage = _place(stage, labels, home, prefix, unknown)
         labels.append(label)
-        before = resolved.get(_stage_of(stage, home))
+        parent = _stage_of(stage, home)
+        before = resolved.get(parent)
+        if stage.get("stage") not in ("reward", "merge") and _is_judge(parent, resolved):
+            why = "this stage makes a reward model, which judges answers and writes none"
+            unknown.append(Problem(f"{prefix}model.checkpoint", why, REFERENCE + parent, mend="Name another."))
         own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
         try:
             result, found = diagnose(stage, machine=machine, name=label, overrides=own, before=before)
@@ -58,15 +62,17 @@ def read_pipeline(
 
 
 def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
-    """Return the last stage whose result can be talked to: a reward model, merged or not, is not gone on from."""
+    """Return the last stage whose result can be talked to."""
+    return ([label for label in labels if not _is_judge(label, resolved)] or labels)[-1]
 
-    def is_judge(label: str) -> bool:
-        if label not in resolved:
-            return False
-        recipe = resolved[label].recipe
-        return recipe.stage == "reward" or (recipe.stage == "merge" and is_judge(Path(recipe.model.checkpoint).name))
 
-    return ([label for label in labels if not is_judge(label)] or labels)[-1]
+def _is_judge(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
+    """Tell whether a stage makes a reward model, or merges the adapter of one."""
+    if label not in resolved:
+        return False
+    recipe = resolved[label].recipe
+    parent = Path(recipe.model.checkpoint).name if recipe.stage == "merge" else None
+    return recipe.stage == "reward" or _is_judge(parent, resolved)
 
 
 def _stage_of(stage: Mapping[str, Any], home: Path) -> str | None:

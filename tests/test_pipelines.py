@@ -267,6 +267,15 @@ def test_a_stage_that_comes_later_can_not_be_gone_on_from():
     assert list(problems_of(stages)) == ["stages.1.model.checkpoint"]
 
 
+def test_a_reward_model_can_not_be_gone_on_from_but_to_judge():
+    stages = life()["stages"]
+    stages[4] |= {"model": {"checkpoint": "stage:reward"}}
+    found = problems_of(stages)
+    assert list(found) == ["stages.4.model.checkpoint"]
+    assert "judges answers and writes none" in found["stages.4.model.checkpoint"]
+    assert problems_of([*stages[:4], stages[3] | {"name": "again", "model": {"checkpoint": "stage:reward"}}]) == {}
+
+
 def test_two_stages_of_one_kind_get_names_of_their_own():
     stages = life()["stages"]
     job, problems = read_job({"name": "twice", "device": "cpu", "stages": [*stages[:2], stages[1]]})

@@ -211,6 +211,15 @@ def test_a_key_of_another_stage_is_no_key_of_this_one():
     assert set(found) == {"dpo", "rewards", "train.document_mask"}
 
 
+def test_a_model_that_is_nowhere_is_told_whatever_it_is_for():
+    there, gone = {"model": "owner/judge"}, {"model": "./gone"}
+    assert list(problems_of(recipe("dpo", **{"dpo.reference": "./gone"}))) == ["dpo.reference"]
+    assert list(problems_of(recipe("ppo", **{"ppo.critic": "/gone", "ppo.max_completion_length": 9}))) == ["ppo.critic"]
+    assert list(problems_of(recipe("grpo", rewards=[there, gone]))) == ["rewards.1.model"]
+    assert list(problems_of(recipe("sft", score={"rewards": [gone]}))) == ["score.rewards.0.model"]
+    assert "there is no such file or folder" in problems_of(recipe("grpo", rewards=[gone]))["rewards.0.model"]
+
+
 def test_label_smoothing_belongs_to_the_robust_loss():
     found = problems_of(recipe("dpo", dpo={"label_smoothing": 0.1}))
     assert "does nothing with dpo.loss_type = sigmoid" in found["dpo.label_smoothing"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,26 +179,27 @@ def demand_device(resolved: Resolved) -> None:
 
 
 def _missing_models(values: Mapping[str, Any]) -> list[Problem]:
-    """A named local model that is not there; a Hub name can only be checked when it is fetched."""
-    model = values.get("model")
+    """Named local models that are not there; a Hub name can only be checked when it is fetched."""
     problems = []
-    for kind in ("config", "checkpoint"):
-        if isinstance(model, Mapping) and kind in model:
-            path = Path(model[kind]).expanduser()
-            looks_local = (
-                model[kind].startswith((".", "/", "~")) or model[kind].count("/") > 1 or path.suffix == ".json"
-            )
-            looks_local = looks_local or model[kind].startswith(("checkpoints/", "configs/"))
-            if looks_local and not path.exists():
-                problems.append(
-                    Problem(
-                        f"model.{kind}",
-                        "there is no such file or folder",
-                        value=model[kind],
-                        mend="`llm-lab list runs` shows the checkpoints; Design a model writes configs.",
-                    )
-                )
+    for key, name in _named_models(values):
+        looks_local = name.startswith((".", "/", "~", "checkpoints/", "configs/")) or name.count("/") > 1
+        if (looks_local or name.endswith(".json")) and not Path(name).expanduser().exists():
+            mend = "`llm-lab list runs` shows the checkpoints; Design a model writes configs."
+            problems.append(Problem(key, "there is no such file or folder", value=name, mend=mend))
     return problems
+
+
+def _named_models(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, file, folder or Hub name) of every model that a recipe names."""
+    for group, keys in (("model", ("config", "checkpoint")), ("dpo", ("reference",)), ("ppo", ("critic",))):
+        held = values.get(group)
+        yield from ((f"{group}.{key}", held[key]) for key in keys if isinstance(held, Mapping) and held.get(key))
+    scored = values.get("score") or {}
+    for group, terms in (("rewards", values.get("rewards")), ("score.rewards", scored.get("rewards"))):
+        same = group == "score.rewards" and terms == values.get("rewards")
+        for index, term in enumerate(() if same else terms or ()):
+            if term.get("model"):
+                yield f"{group}.{index}.model", term["model"]
 
 
 def _too_long_rows(values: Mapping[str, Any], shape: ModelShape | None) -> list[Problem]:

@@ -151,7 +151,8 @@ def _unreadable(term: Term, answers: Sequence[Any]) -> list[Problem]:
     why = (
         f"{len(bad):,} of {len(answers):,} answers can't be compared with; row {row + 1} {reason}: {str(answer)[:60]!r}"
     )
-    return [Problem(term.key, why, value=term.name, mend="Take exact_match for answers in words.")]
+    mend = "Take exact_match for answers in words." if term.name.startswith("exact_number") else "Mend these rows."
+    return [Problem(term.key, why, value=term.name, mend=mend)]
 
 
 def _trl_function(term: Term) -> Callable[..., list[float | None]]:

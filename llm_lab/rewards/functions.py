@@ -52,11 +52,17 @@ def exact_match(completions: Sequence[str], *, answer: Sequence[Any], **columns:
     [1.0, 1.0]
     """
     return [
-        None
-        if wanted is None
-        else float(find_words(text) in {find_words(str(one)) for one in (wanted if _is_list(wanted) else [wanted])})
+        None if wanted is None else float(find_words(text) in answer_words(wanted))
         for text, wanted in zip(completions, answer, strict=True)
     ]
+
+
+def answer_words(answer: Any) -> set[str]:
+    """Return the texts that are right. ValueError for an empty one: saying nothing would be rewarded."""
+    right = {find_words(str(one)) for one in (answer if _is_list(answer) else [answer])}
+    if not all(right):
+        raise ValueError("is empty")
+    return right
 
 
 def regex(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewards:
@@ -118,7 +124,7 @@ class RewardFunction:
 
 FUNCTIONS: Mapping[str, RewardFunction] = {
     "exact_number": RewardFunction(exact_number, columns=("answer",), read_answer=answer_number),
-    "exact_match": RewardFunction(exact_match, columns=("answer",)),
+    "exact_match": RewardFunction(exact_match, columns=("answer",), read_answer=answer_words),
     "regex": RewardFunction(regex, keys=("pattern",)),
     "format": RewardFunction(format, keys=("pattern",)),
     "length": RewardFunction(length, keys=("length",)),

@@ -223,14 +223,14 @@ def _model_folders(path: Path) -> Iterator[Path]:
         return
     run = RunFolder(path)
     for stage in reversed(run.stages()):
-        yield from (folder for folder in _model_folders(stage.path) if not _is_judge(folder))
+        yield from (folder for folder in _model_folders(stage.path) if not is_judge(folder))
     yield run.model_path
     yield path
     for _, folder in reversed(run.checkpoints()):
         yield folder
 
 
-def _is_judge(folder: Path) -> bool:
+def is_judge(folder: Path) -> bool:
     """Tell whether a folder holds a reward model, which can't be talked to."""
     for name, key, judge in (
         ("config.json", "architectures", "ForSequenceClassification"),

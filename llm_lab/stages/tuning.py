@@ -21,7 +21,7 @@ from llm_lab.plan.tuning import settle
 from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.post_training import TuneRecipe
 from llm_lab.runs.display import Display
-from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.folder import RunFolder, is_judge
 from llm_lab.runs.processes import is_first_process, process_count
 
 from .pretrain import Result, _demand_whole, describe_parent, find_local
@@ -79,6 +79,9 @@ def load_policy(recipe: TuneRecipe, display: Display) -> tuple[Any, Any]:
     set_seed(recipe.seed)
     torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
     checkpoint, lora, train = find_local(recipe.model.checkpoint), recipe.lora, recipe.train
+    if is_judge(Path(checkpoint)):
+        why = "this is a reward model: it judges answers, and writes none"
+        raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, mend="Name a model that writes."))
     in_4bit = lora is not None and lora.load_in_4bit
     if in_4bit:
         demand_4bit(recipe.device)
