@@ -20,6 +20,7 @@ _HIGHEST_CHANGE = 9
 _STEPS = (1, 2, 2, 3, 3)
 _SHARE_COUNTED_AFTER = 0.6
 _SHARE_ASKED = 0.25
+_SHARE_WONDERED = 0.5
 _BUCKETS = 16
 
 PEOPLE = (
@@ -79,15 +80,20 @@ class Question:
     def completion(self) -> str:
         return work_out(self.numbers)
 
-    def document(self, counted_after: bool, asked: bool) -> str:
+    def document(self, draw: Draw) -> str:
         """Return the story as text: worked out after each event or all at the end, told or asked in its last line."""
+        counted_after, asked = draw.chance(_SHARE_COUNTED_AFTER), draw.chance(_SHARE_ASKED)
         end = (
             f"{self._asked()} The answer is {self.answer}."
             if asked
             else f"Now {self.name} has {self.answer} {self.things}."
         )
         if counted_after:
-            return f"{self._told()}\nSo {_steps(self.numbers)} {end}"
+            # With something in between, to be found are the numbers, not what stands so many words before.
+            wondered = (
+                f" Let us see how many {self.things} {self.name} has now." if draw.chance(_SHARE_WONDERED) else ""
+            )
+            return f"{self._told()}{wondered}\nSo {_steps(self.numbers)} {end}"
         lines = [self._beginning()]
         for sentence, before, change in zip(self._happenings(), self.totals, self.numbers[1:], strict=False):
             lines += [sentence, _step(before, change)]
@@ -114,7 +120,7 @@ def work_out(numbers: tuple[int, ...]) -> str:
 def world_documents() -> Iterator[str]:
     """Yield the texts to pretrain on, the same on every machine."""
     for draw, question in _questions(TEXTS):
-        yield question.document(draw.chance(_SHARE_COUNTED_AFTER), draw.chance(_SHARE_ASKED))
+        yield question.document(draw)
 
 
 def world_examples(kind: str, split: str) -> Iterator[dict[str, str]]:
