@@ -59,7 +59,7 @@ def busy_track(rows=60):
     facts = {"name": "a-run", "model": "rope · gqa", "device": "cpu", "parameters": 771_328}
     track.begin(2000, 0, {**facts, "flops_per_token": 1e9, "peak_flops": 1e14})
     for step in range(10, 10 * rows, 10):
-        track.log({**full_row(step), "loss": 5 - step / 1000, "memory_bytes": 2**30, "reward": 0.5})
+        track.log({**full_row(step), "loss": 5 - step / 1000, "memory_bytes": 2**30, "margin": 0.5})
     track.log({"step": 10 * rows, "eval_loss": 2.2, "bits_per_byte": 3.17})
     track.sample = (10 * rows, "Once", "upon a time\n" * 30)
     track.progress = ("evaluating", 3, 20)
@@ -151,13 +151,35 @@ def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():
         "tokens/s 31,204",
         "utilisation 31 %",
         "memory 1.0 GiB",
-        "reward 0.5",
+        "margin 0.5",
         "┤",
         "sample at step 600, from 'Once'",
         "upon a time",
         "evaluating",
     ):
         assert wanted in text, wanted
+
+
+def test_the_frame_of_a_stage_that_scores_answers_shows_what_matters_at_80_by_24():
+    track = Track(iter(float(n) for n in range(10**6)).__next__)
+    track.begin(200, 0, {"name": "a-run", "model": "checkpoints/base", "parameters": 37_000, "device": "cpu"})
+    row = {"loss": -0.003, "learning_rate": 1e-6, "grad_norm": 1.34, "tokens_per_second": 12_184.6, "entropy": 5.593}
+    row |= {"reward_std": 0.3257, "kl": 0.0123, "clip_fraction": 0.012, "zero_spread_share": 0.25}
+    row |= {"completion_length": 15.6, "cut_off_share": 1.0, "reward/exact_number": 0.125, "reward/length": 0.5475}
+    for step in range(1, 60):
+        track.log({"step": step, "reward": step / 100, **row})
+    track.log({"step": 59, "exact_match": 0.22, "exact_match_sampled": 0.1, "eval_reward": 0.455})
+    track.sample, track.saved_step = (50, "Lily has 8 coins.", "So 8 + 1 = 9."), 50
+    frame = draw_frame(track, 80, 24)
+    text = "\n".join(part.plain for part in frame.renderables)
+    for wanted in ("reward 0.590", "spread 0.326", "no spread 25 %", "KL 0.0123", "clipped 1.2 %", "entropy 5.59"):
+        assert wanted in text, wanted
+    for wanted in ("answer 16 tokens", "cut off 100 %", "exact match 22 %", "sampled 10 %", "held-out 0.455"):
+        assert wanted in text, wanted
+    for wanted in ("exact_number 0.125", "saved at step 50", "reward  held-out reward", "So 8 + 1 = 9."):
+        assert wanted in text, wanted
+    assert len(frame.renderables) <= 22
+    assert max(part.cell_len for part in frame.renderables) < 80
 
 
 def test_the_frame_is_alive_before_the_first_row():

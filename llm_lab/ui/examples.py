@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_lab.recipe.errors import LabError, UserError
@@ -27,17 +27,19 @@ WHY = {
     "prompt": "Known: prompt, question or instruction, with or without the right answer beside it; messages. "
     f"{LOOKED_AT}",
 }
-# Form: the columns it has; those after the bar may be missing.
+# Form: the columns it has.
 FORMS = {
     "conversation": {
-        "a question and an answer": (("prompt", "completion"), ()),
-        "a list of messages": (("messages",), ()),
-        "plain text": (("text",), ()),
+        "a question and an answer": ("prompt", "completion"),
+        "a list of messages": ("messages",),
+        "plain text": ("text",),
     },
-    "preference": {"a better and a worse answer": (("chosen", "rejected"), ("prompt",))},
-    "prompt": {"a question": (("prompt",), ("answer",)), "a list of messages": (("messages",), ("answer",))},
+    "preference": {"a better and a worse answer": ("prompt", "chosen", "rejected")},
+    "prompt": {"a question": ("prompt", "answer"), "a list of messages": ("messages", "answer")},
 }
-NO_COLUMN = "none"
+MAY_MISS = {"conversation": (), "preference": ("prompt",), "prompt": ("answer",)}
+NO_COLUMN = ""  # no column is called this
+COLUMN_LINES = 14  # above the question: what was found instead
 SPECIMEN_LINES = 5
 
 
@@ -110,25 +112,26 @@ def recognise_set(
             trouble = str(error)
 
 
-def _ask_columns(columns: Any, kind: str) -> dict[str, str]:
-    forms = FORMS[kind]
+def _ask_columns(columns: Sequence[str], kind: str) -> dict[str, str]:
+    names, form = list(FORMS[kind]), ""
     while True:
-        names = list(forms)
-        options = [Option(name, name) for name in names]
-        form = choose("What is a row?", options, why=WHY[kind]) if len(names) > 1 else names[0]
-        needed, may_miss = forms[form]
-        found: dict[str, str] = {}
-        try:
-            for field in (*needed, *may_miss):
-                options = [Option(name, one_line(name), _taken(name, found)) for name in columns]
-                options += [Option(NO_COLUMN, "none of them")] if field in may_miss else []
-                about = Columns.model_fields[field].description
-                picked = choose(f"Which is the {about}?", options, why=WHY[kind])
-                found |= {field: picked} if picked != NO_COLUMN else {}
-            return found
-        except Back:
-            if len(names) == 1:
-                raise
+        form = choose("What is a row?", [Option(name, name) for name in names], default=form, why=WHY[kind])
+        picked: list[str] = []
+        fields = FORMS[kind][form]
+        while len(picked) < len(fields):
+            field = fields[len(picked)]
+            found = dict(zip(fields, picked, strict=False))
+            options = [Option(name, one_line(name), _taken(name, found)) for name in columns]
+            options += [Option(NO_COLUMN, "none of them")] if field in MAY_MISS[kind] else []
+            about = Columns.model_fields[field].description.removeprefix("column with ")
+            try:
+                picked.append(choose(f"Which column holds {about}?", options, why=WHY[kind], above=COLUMN_LINES))
+            except Back:
+                if not picked:
+                    break
+                picked.pop()
+        else:
+            return {field: name for field, name in zip(fields, picked, strict=True) if name != NO_COLUMN}
 
 
 def _taken(name: str, found: Mapping[str, str]) -> str | None:

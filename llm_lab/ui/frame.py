@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .console import clock, count, one_line, printable, size
+from .console import clock, count, one_line, printable
 from .curve import draw_curves
+from .numbers import mix_of, numbers_of, scored_numbers_of
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -19,25 +20,13 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 100
 NUMBER_LINES = 4
+SCORED_LINES = 5  # where answers are scored there is more to watch
 CURVE_LINES = 8
 SAMPLE_LINES = 3
 MAX_POINTS = 2_000
-SOURCES_SHOWN = 4
+# What is drawn, the first pair that was heard of: (training, held-out), and what each is called.
+CURVES = {"reward": "reward", "eval_reward": "held-out reward", "loss": "training loss", "eval_loss": "eval loss"}
 SPEED_WINDOW = 20  # log rows that the time left is reckoned from
-
-# Metric: name in a line, name in the frame, how its number is written.
-_METRICS: dict[str, tuple[str, str, Callable[[float], str]]] = {
-    "loss": ("loss", "loss", "{:.3f}".format),
-    "eval_loss": ("eval loss", "eval loss", "{:.3f}".format),
-    "bits_per_byte": ("bpb", "bits/byte", "{:.3f}".format),
-    "learning_rate": ("lr", "learning rate", "{:#.3g}".format),
-    "grad_norm": ("grad", "gradient norm", "{:.2f}".format),
-    "tokens_per_second": ("tok/s", "tokens/s", "{:,.0f}".format),
-    "utilisation": ("utilisation", "utilisation", lambda share: f"{100 * share:.0f} %"),
-    "memory_bytes": ("memory", "memory", size),
-    "train_tokens": ("tokens", "tokens", count),
-}
-_UNSAID = ("step", "wall_seconds", "epoch", "time")
 
 
 @dataclass
@@ -51,7 +40,7 @@ class Track:
     max_steps: int = 0
     step: int = 0
     latest: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"loss": [], "eval_loss": []})
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {key: [] for key in CURVES})
     sample: tuple[int, str, str] | None = None
     saved_step: int | None = None
     progress: tuple[str, int, int] | None = None
@@ -110,39 +99,6 @@ class Track:
         if step <= first or step >= self.max_steps:
             return 0.0 if step >= self.max_steps else None
         return max(0.0, (self.max_steps - step) * (last - then) / (step - first) - (self.now() - last))
-
-
-def utilisation(row: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
-    """Return the share of the device's peak that is used, or None where it is not known."""
-    numbers = [row.get("tokens_per_second"), facts.get("flops_per_token"), facts.get("peak_flops")]
-    return numbers[0] * numbers[1] / numbers[2] if all(numbers) else None
-
-
-def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any], *, short: bool) -> Iterator[tuple[str, str]]:
-    """Yield (name, number) for every metric in a row, the known ones first."""
-    values = {**row, "utilisation": utilisation(row, facts)}
-    for key, (name, long_name, write) in _METRICS.items():
-        if short and key == "train_tokens":
-            continue
-        if isinstance(values.get(key), int | float):
-            yield name if short else long_name, write(values[key])
-    yield from mix_of(row) if short else ()
-    for key, value in values.items():
-        if key not in _METRICS and key not in _UNSAID and isinstance(value, int | float):
-            yield one_line(key.replace("_", " ")), f"{value:.4g}"
-
-
-def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (name, numbers) of the sources' measured shares, and of how often each was read."""
-    if isinstance(row.get("mix"), list):
-        yield "mix", _of_each([f"{100 * share:.0f}" for share in row["mix"]]) + " %"
-    if isinstance(row.get("epochs"), list):
-        yield "epochs", _of_each(["<1" if times is None else f"{times:.2f}" for times in row["epochs"]])
-
-
-def _of_each(numbers: list[str]) -> str:
-    """Join the numbers of the data sources; of many, the first ones."""
-    return "/".join(numbers if len(numbers) <= SOURCES_SHOWN else [*numbers[: SOURCES_SHOWN - 1], ".."])
 
 
 def measure(done: int, total: int) -> str:
@@ -205,18 +161,30 @@ def _numbers(track: Track, columns: int) -> Iterator[Text]:
     """Lay the numbers out in columns, as many lines as they take, at most NUMBER_LINES."""
     from rich.text import Text
 
-    pairs = list(numbers_of(track.latest, track.facts, short=False))
+    scored = "reward" in track.latest
+    read = scored_numbers_of(track.latest) if scored else numbers_of(track.latest, track.facts, short=False)
+    pairs = list(read)
     if track.saved_step is not None:
         pairs.append(("saved at step", f"{track.saved_step:,}"))
-    width = max((len(name) + len(number) for name, number in pairs), default=0) + 3
-    across = max(1, min(4, columns // width)) if pairs else 1
-    cell = columns // across
-    for start in range(0, min(len(pairs), NUMBER_LINES * across), across):
+    lines = SCORED_LINES if scored else NUMBER_LINES
+    across, widths = _across(pairs, columns)
+    for start in range(0, min(len(pairs), lines * across), across):
         line = Text()
-        for name, number in pairs[start : start + across]:
+        for (name, number), width in zip(pairs[start : start + across], widths, strict=False):
             style = "bad" if number in ("nan", "inf", "-inf") else "bold"
-            line.append(name + " ", style="dim").append(number.ljust(cell - len(name) - 1), style=style)
+            line.append(name + " ", style="dim").append(number.ljust(width - len(name) - 1), style=style)
         yield line
+
+
+def _across(pairs: list[tuple[str, str]], columns: int) -> tuple[int, list[int]]:
+    """Return how many numbers stand side by side, and how wide each column is."""
+    for across in (4, 3, 2):
+        stacks = [pairs[start::across] for start in range(across)]
+        widths = [max((len(name) + len(number) for name, number in stack), default=0) + 4 for stack in stacks]
+        if sum(widths) <= columns + 3:
+            spare = max(0, columns - sum(widths)) // across
+            return across, [width + spare for width in widths]
+    return 1, [columns]
 
 
 def _mix(track: Track) -> Iterator[Text]:
@@ -231,13 +199,16 @@ def _mix(track: Track) -> Iterator[Text]:
 def _curve(track: Track, columns: int, lines: int, unicode: bool) -> Iterator[Text]:
     from rich.text import Text
 
-    train, held_out = track.curves["loss"], track.curves["eval_loss"]
-    legend = Text.assemble("        ", ("training loss", "dim cyan"))
+    names = ("reward", "eval_reward") if track.curves["reward"] else ("loss", "eval_loss")
+    train, held_out = (track.curves[name] for name in names)
+    legend = Text.assemble("        ", (CURVES[names[0]], "dim cyan"))
     if held_out:
-        legend.append("  ").append("eval loss", style="bold yellow")
+        legend.append("  ").append(CURVES[names[1]], style="bold yellow")
     yield legend
     styles = {None: "dim", 0: "dim cyan", 1: "bold yellow"}
-    rows = draw_curves([train, held_out], columns, lines, ascii_only=not unicode, y_max=_ceiling(train))
+    rows = draw_curves(
+        [train, held_out], columns, lines, ascii_only=not unicode, y_max=_ceiling(train) if names[0] == "loss" else None
+    )
     for row in rows:
         yield Text.assemble(*((text, styles[index]) for text, index in row))
 
