@@ -41,7 +41,7 @@ def write_preferences(path: str = "pairs.jsonl", count: int = 40) -> str:
     return write_rows(path, [{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no, {i}"} for i in range(count)])
 
 
-DATA = {"sft": write_questions, "dpo": write_preferences, "grpo": write_questions, "ppo": write_questions}
+DATA = {"sft": write_questions, "reward": write_preferences, "dpo": write_preferences, "grpo": write_questions, "ppo": write_questions}
 
 
 def post_recipe(stage: str, **changes: Any) -> dict:
@@ -64,6 +64,8 @@ def post_recipe(stage: str, **changes: Any) -> dict:
         },
         "samples": {"max_new_tokens": 3},
     }
+    if stage == "reward":
+        del recipe["samples"]
     if stage in ("grpo", "ppo"):
         recipe |= {"rewards": [{"name": "length", "length": 8}], stage: {"max_completion_length": 6}, "score": None}
     for key, value in changes.items():

@@ -119,55 +119,112 @@ def test_epochs_become_steps_and_say_so():
     assert facts["max_steps"] == facts["results"]["step"]
 
 
+# Bad data: refused in words, or left out and counted
+
+WITH_DATA = ("sft", "reward", "dpo", "grpo", "ppo")
+QUICK = {"train.max_steps": 1, "train.eval_steps": 1, "train.save_steps": 1}
 BAD = {
-    "wrong columns": ([{"a": "x", "b": "y"}] * 8, "columns"),
-    "no rows": ([], "row"),
+    "wrong columns": (lambda row: {"a": "x", "b": "y"}, "columns"),
+    "no rows": (lambda row: None, "no rows"),
+    "empty prompts": (lambda row: row | {prompt_key(row): ""}, "40: an empty question"),
+    "prompts longer than the context": (
+        lambda row: row | {prompt_key(row): row[prompt_key(row)] + " really" * 40},
+        r"train\.max_length",
+    ),
+    "another form": (lambda row: row | {prompt_key(row): {"a": 1}}, "row|line"),
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def prompt_key(row: dict) -> str:
+    return "prompt" if "chosen" in row else "question"
+
+
+def change_rows(recipe: dict, change, count: int = 1000) -> None:
+    """Change the first rows of a recipe's data; a change to None takes a row out."""
+    path = Path(recipe["data"][0]["path"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_rows(str(path), [row for row in [*map(change, rows[:count]), *rows[count:]] if row is not None])
+
+
+@pytest.mark.parametrize("stage", WITH_DATA)
 @pytest.mark.parametrize("what", BAD)
 def test_bad_data_is_refused_in_words_and_leaves_no_run(stage, what):
-    rows, word = BAD[what]
-    recipe = post_recipe(stage)
-    write_rows(recipe["data"][0]["path"], rows)
-    with pytest.raises(UserError, match=word):
+    change, words = BAD[what]
+    if (stage, what) == ("reward", "prompts longer than the context"):
+        pytest.skip("a judge reads the end of what is too long, and says how often")
+    recipe = post_recipe(stage, **QUICK)
+    change_rows(recipe, change)
+    with pytest.raises(UserError, match=words) as caught:
+        run(recipe)
+    assert all(problem.key.startswith("data.0") for problem in caught.value.problems)
+    assert not Path("checkpoints", stage).exists()
+
+
+@pytest.mark.parametrize("stage", WITH_DATA)
+def test_a_file_that_breaks_off_is_told_by_its_line(stage):
+    recipe = post_recipe(stage, **QUICK)
+    with open(recipe["data"][0]["path"], "a") as file:
+        file.write('{"question": "cut o')
+    with pytest.raises(UserError, match=r"line 41 of .* is not JSON"):
+        run(recipe)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_empty_answers_are_dropped_and_counted(stage):
+    recipe = post_recipe(stage, **QUICK)
+    change_rows(recipe, lambda row: row | {"answer" if stage == "sft" else "chosen": ""}, 5)
+    facts, said = heard(recipe)
+    assert "35 of 40 rows; 5: an empty answer" in said
+    assert facts["data"][0]["kept"] == 35
+    assert facts["data"][0]["dropped"] == {"an empty answer": 5}
+    change_rows(recipe, lambda row: row | {"answer" if stage == "sft" else "chosen": ""})
+    with pytest.raises(UserError, match="40: an empty answer"):
+        run(recipe)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+@pytest.mark.parametrize(
+    ("name", "words"), [("exact_match", "row 1 is empty: ''"), ("exact_number", "row 1 holds no number: ''")]
+)
+def test_to_say_nothing_is_never_the_right_answer(stage, name, words):
+    recipe = post_recipe(stage, rewards=[{"name": name}])
+    change_rows(recipe, lambda row: row | {"answer": ""}, 20)
+    with pytest.raises(UserError, match=words):
         run(recipe)
     assert not Path("checkpoints", stage).exists()
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_empty_answers_are_dropped_and_counted(stage):
-    recipe = post_recipe(stage)
-    path = Path(recipe["data"][0]["path"])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows[:5]:
-        row["answer" if stage == "sft" else "chosen"] = ""
-    write_rows(str(path), rows)
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_preferences_of_one_class_are_refused(stage):
+    recipe = post_recipe(stage, **QUICK)
+    change_rows(recipe, lambda row: row | {"rejected": row["chosen"]}, 7)
     facts, said = heard(recipe)
-    assert "35 of 40 rows" in said
-    assert facts["data"][0]["kept"] == 35
-    assert sum(facts["data"][0]["dropped"].values()) == 5
-
-
-def test_preferences_of_one_class_are_refused():
-    recipe = post_recipe("dpo")
-    write_rows("pairs.jsonl", [{"prompt": f"{i}?", "chosen": "same", "rejected": "same"} for i in range(8)])
-    with pytest.raises(UserError, match="both answers are the same"):
+    assert "33 of 40 rows; 7: both answers are the same" in said
+    assert facts["data"][0]["kept"] == 33
+    change_rows(recipe, lambda row: row | {"rejected": row["chosen"]})
+    with pytest.raises(UserError, match="40: both answers are the same"):
         run(recipe)
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
+@pytest.mark.parametrize("stage", WITH_DATA)
 def test_what_is_longer_than_the_context_is_counted(stage):
-    recipe = post_recipe(stage, **{"train.max_steps": 1, "train.eval_steps": 1, "train.save_steps": 1})
-    path = Path(recipe["data"][0]["path"])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    key = "prompt" if stage == "dpo" else "question"
-    for row in rows[:6]:
-        row[key] = row[key] + " really" * 30
-    write_rows(str(path), rows)
+    recipe = post_recipe(stage, **QUICK)
+    change_rows(recipe, lambda row: row | {prompt_key(row): row[prompt_key(row)] + " really" * 30}, 6)
     _, said = heard(recipe)
-    assert "longer" in said or "nothing to learn" in said
+    assert {
+        "sft": "examples: nothing to learn within max_length",
+        "reward": "answers longer than 64 tokens lost their beginning",
+        "dpo": "preferences: the prompt alone is longer than 64 tokens",
+    }.get(stage, "prompts are longer than 58 tokens, which leaves no room for an answer: left out") in said
+
+
+@pytest.mark.parametrize("stage", WITH_DATA)
+def test_a_row_without_what_is_needed_is_dropped_and_counted(stage):
+    recipe = post_recipe(stage, **QUICK)
+    change_rows(recipe, lambda row: {"other": 1}, 3)
+    facts, said = heard(recipe)
+    assert facts["data"][0]["kept"] == 37
+    assert "37 of 40 rows; 3: no " in said
 
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
@@ -176,6 +233,22 @@ def test_an_answer_that_the_data_does_not_have_is_told_before_training(stage):
     write_rows("questions.jsonl", [{"prompt": f"{i}?"} for i in range(20)])
     with pytest.raises(UserError, match="answer"):
         run(recipe)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_a_reward_model_without_a_chat_template_is_refused(stage):
+    judge = Path(run(post_recipe("reward", **QUICK))["path"]) / "model"
+    (judge / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="this reward model has no chat template"):
+        run(post_recipe(stage, rewards=[{"model": str(judge)}]))
+    assert not Path("checkpoints", stage).exists()
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
+def test_a_reward_model_is_no_model_to_go_on_from(stage):
+    judge = run(post_recipe("reward", **QUICK))["path"]
+    with pytest.raises(UserError, match="this is a reward model: it judges answers, and writes none"):
+        run(post_recipe(stage, model={"checkpoint": judge}))
 
 
 def test_a_reward_model_that_is_none_is_refused():
