@@ -59,7 +59,8 @@ def _ask_value(draft: Draft, path: str, key: Key) -> Any:
     now = draft.value(path)
     why = "\n".join(part for part in (key.help[:1].upper() + key.help[1:] + ".", key.why or "") if part)
     if key.kind == "bool" or key.choices:
-        return choose(message, _choices(draft, path, key) + _way_back(draft, path, key), default=now, why=why)
+        options = _left_open(key, now) + _choices(draft, path, key) + _way_back(draft, path, key)
+        return choose(message, options, default=DERIVE if now is None else now, why=why)
     if key.meta.get("candidates"):
         options = [*_numbers(draft, path, key, now), Option(OTHER, OTHER, about=_allowed(key))]
         picked = choose(message, options + _way_back(draft, path, key), default=now, why=why)
@@ -85,7 +86,7 @@ def _option(draft: Draft, path: str, value: Any, name: str, text: str = "") -> O
 
 def effect(resolved: Resolved | None) -> str:
     """Return in a line what an answer would lead to: size, memory, work."""
-    if resolved is None or not resolved.estimate.parameters:
+    if resolved is None or not resolved.estimate.parameters or "train" not in resolved.values:
         return ""
     cost, shape = resolved.estimate, resolved.shape
     words = f"→ {count(cost.parameters)} parameters, {size(cost.memory_bytes)} of memory to train"
@@ -99,6 +100,13 @@ def _way_back(draft: Draft, path: str, key: Key) -> list[Option]:
     if not key.derived or not draft.is_answered(path):
         return []
     return [Option(DERIVE, "take the answer back", about=f"Derived again: {key.derived}.")]
+
+
+def _left_open(key: Key, now: Any) -> list[Option]:
+    """What is derived only when the run begins has no value yet, and Enter leaves it so."""
+    if now is not None or not _is_optional(key):
+        return []
+    return [Option(DERIVE, "leave it open", about=f"Derived: {key.derived}." if key.derived else "")]
 
 
 def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Option]:

@@ -167,6 +167,8 @@ def do_checkpoints(wizard: Wizard) -> None:
             print_error(error)
         run = next((run for run in list_runs() if str(run.path) == path), None)
         options = [Option("list", "Back to the list"), Option("chat", "Talk to it")]
+        if run is not None and run.status() == "done":
+            options.append(Option("next", "Train its model further, or merge it"))
         if run is not None and run.recipe_path.exists():
             if run.status() in ("stopped", "interrupted", "failed"):
                 options.append(Option("resume", "Go on with this run"))
@@ -175,6 +177,9 @@ def do_checkpoints(wizard: Wizard) -> None:
             picked = choose("What with it?", options, why="Replaying makes a new run with the same numbers.", above=18)
             if picked == "chat":
                 _talk(wizard, path)
+            elif picked == "next":
+                begin_screen("Checkpoints", path)
+                _go_on_with(wizard, run)
             elif picked in ("resume", "replay"):
                 _start(wizard, str(run.recipe_path), resume=picked == "resume", ask=True)
 

@@ -113,9 +113,12 @@ def recognise_set(
 
 
 def _ask_columns(columns: Sequence[str], kind: str) -> dict[str, str]:
-    names, form = list(FORMS[kind]), ""
+    names = list(FORMS[kind])
+    form = names[0]
     while True:
-        form = choose("What is a row?", [Option(name, name) for name in names], default=form, why=WHY[kind])
+        if len(names) > 1:
+            options = [Option(name, name) for name in names]
+            form = choose("What is a row?", options, default=form, why=WHY[kind], above=COLUMN_LINES)
         picked: list[str] = []
         fields = FORMS[kind][form]
         while len(picked) < len(fields):
@@ -127,6 +130,8 @@ def _ask_columns(columns: Sequence[str], kind: str) -> dict[str, str]:
             try:
                 picked.append(choose(f"Which column holds {about}?", options, why=WHY[kind], above=COLUMN_LINES))
             except Back:
+                if not picked and len(names) == 1:
+                    raise
                 if not picked:
                     break
                 picked.pop()

@@ -51,6 +51,8 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if "eval_loss" in results:
         bits = f" ({results['bits_per_byte']:.3f} bits a byte)" if "bits_per_byte" in results else ""
         reached.append(f"validation loss {results['eval_loss']:.4f}{bits}")
+    elif "reward" in results:
+        reached.append(f"reward {results['reward']:.3f} in training")
     elif "loss" in results:
         reached.append(f"training loss {results['loss']:.4f}")
     if "eval_accuracy" in results:
@@ -65,7 +67,8 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if reached:
         console.print("Reached: " + ", ".join(reached), soft_wrap=True)
     console.print("What next:", style="title")
-    console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)
+    if facts.get("stage") != "reward":  # a judge can't be talked to
+        console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)
     console.print(f"  look at it   llm-lab show {path}", soft_wrap=True)
     console.print(f"  its report   {path}/report.md", soft_wrap=True)
     console.print(f"  replay it    llm-lab run {path}/recipe.yaml", soft_wrap=True)

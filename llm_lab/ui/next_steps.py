@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llm_lab.runs.folder import RunFolder, runs_named
 
 from .policies import is_adapter
@@ -51,7 +53,11 @@ def start_of(run: RunFolder) -> tuple[str | None, str | None]:
     """Return (model, reward model) that the next stage begins with: of a reward model's run, what it judges."""
     if run.facts().get("stage") != "reward":
         return str(run.path), None
-    return (run.facts().get("parent") or {}).get("path"), str(run.path)
+    parent = (run.facts().get("parent") or {}).get("path")
+    folder = Path(parent) if parent else None
+    if folder is not None and folder.name == "model" and RunFolder(folder.parent).facts():
+        parent = str(folder.parent)
+    return parent, str(run.path)
 
 
 def ask_next(run: RunFolder) -> str:

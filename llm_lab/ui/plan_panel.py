@@ -63,7 +63,7 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
     if train.get("max_steps"):
         if cost.first_step:
             yield "goes on", f"from step {cost.first_step:,}; what follows is of what is left", ""
-        yield "training", _training(train, cost), ""
+        yield "training", _training(train, cost, scratch=values["stage"] == "pretrain"), ""
     elif train:
         yield "training", f"{train['num_train_epochs']:g} times over the examples; the steps follow from them", ""
     yield from _trained_part(values)
@@ -170,11 +170,11 @@ def _data(sources: Any) -> Iterator[str]:
         yield f"and {len(sources) - DATA_LINES} more"
 
 
-def _training(train: Mapping[str, Any], cost: Estimate) -> str:
+def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool) -> str:
     steps = max(0, train["max_steps"] - cost.first_step)
     text = f"{steps:,} steps × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
-    if ratio is not None and not cost.first_step:
+    if ratio is not None and scratch and not cost.first_step:
         shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
         text += f", {shown} a parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
     return text

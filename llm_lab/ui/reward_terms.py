@@ -64,7 +64,7 @@ WAYS = {
 
 
 def _written(term: Mapping[str, Any]) -> Term:
-    return {key: value for key, value in term.items() if value is not None}
+    return {key: value for key, value in term.items() if value is not None and (key, value) != ("weight", 1.0)}
 
 
 def _answered(draft: Draft, path: str, terms: list[Term]) -> Draft:

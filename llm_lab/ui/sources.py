@@ -122,9 +122,16 @@ def ask_sets(draft: Draft, ask: AskSet, *, first: Mapping[str, Any], what: str, 
     sets: list[dict[str, Any]] = []
     earlier = list(draft.raw.get("data", []))
     while True:
-        default = earlier[len(sets)] if len(sets) < len(earlier) else first
+        fresh = {"path": ""} if first in sets else first
+        default = earlier[len(sets)] if len(sets) < len(earlier) else fresh
         try:
             source, found = ask(draft, default, len(sets))
+            problems = draft.with_answer("data", [*sets, source]).look()[1]
+            trouble = [problem for problem in problems if problem.key.startswith(f"data.{len(sets)}.")]
+            if trouble:
+                draft = draft.with_notice(str(trouble[0]))
+                continue
+            draft = draft.with_notice("")
             sets.append(source)
             more = len(sets) < len(earlier)
             begin_question(draft.with_answer("data", sets), f"{source['path']}: {found}", show=show)
