@@ -119,8 +119,8 @@ def test_an_adapter_is_trained_and_merged(lab):
 def test_a_reward_model_leads_to_grpo_with_it_as_the_reward(lab):
     screens = lab(
         *ENTRIES["reward"], *MODEL, *questions("reward"), *RUN, *pick("GRPO with it as the reward"), *DATA,
-        Key.CTRL_C, *ENTRIES["grpo"], *pick("start anew"), *MODEL, *DATA, *pick("add a reward model"), *pick("checkpoints/first"), Key.ENTER,
-        Key.CTRL_C, *LEAVE,
+        Key.CTRL_C, *ENTRIES["grpo"], *pick("start anew"), *MODEL, *DATA, *pick("add a reward model"),
+        *pick("checkpoints/first"), Key.ENTER, Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert results("first")["step"] == 2
     assert not seen(screens, "Talk to it")
@@ -396,7 +396,7 @@ def test_finer_settings_are_asked_by_group(lab, monkeypatch, capsys):
     draft = with_model(tuning.new_draft(find_machine(), "sft"), "checkpoints/base")
     keys = (*pick("SFT's own"), *pick("yes"), *pick("no, that is all"))
     with keyboard(keys, monkeypatch, lambda: capsys.readouterr().out):
-        answered = ask_finer(draft, (*tuning.ASKED, *own_keys("sft")), show=tuning.show_tuning)
+        answered = ask_finer(draft, (*tuning.ASKED, *own_keys("sft")), askers={}, show=tuning.show_tuning)
     assert answered.raw["sft"] == {"packing": True}
 
 
@@ -408,3 +408,13 @@ def test_enter_leaves_what_only_the_run_can_derive_open(lab, monkeypatch, capsys
         answered = ask_key(draft, "chat_template", show=tuning.show_tuning)
     assert "chat_template" not in answered.raw
     assert "Derived: own where the tokenizer has one, else chatml." in " ".join(keys.screens[0].split())
+
+
+def test_a_second_model_is_picked_from_the_runs_or_left_open(lab, monkeypatch, capsys):
+    draft = with_model(tuning.new_draft(find_machine(), "ppo"), "checkpoints/base")
+    ask = tuning.askers_of("ppo", wizard_actions())["ppo.critic"]
+    with keyboard((*pick("checkpoints/base:"), *pick("leave it open")), monkeypatch, lambda: capsys.readouterr().out):
+        picked = ask(draft)
+        opened = ask(picked)
+    assert picked.raw["ppo"]["critic"] == "checkpoints/base"
+    assert opened.value("ppo.critic") is None

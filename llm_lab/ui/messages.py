@@ -60,7 +60,7 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if "exact_match" in results:
         reached.append(f"exact match {100 * results['exact_match']:.1f} %")
     elif "eval_reward_sampled" in results:
-        reached.append(f"reward {results['eval_reward_sampled']:.3f}")
+        reached.append(f"held-out reward {results['eval_reward_sampled']:.3f}")
     if "train_tokens" in results:
         reached.append(f"{results['train_tokens']:,} tokens in {clock(results.get('wall_seconds', 0))}")
     console.print(Text(f"Done: {path}/", style="good"))

@@ -109,6 +109,24 @@ def pick_run(
         default = ANOTHER
 
 
+def ask_other_model(draft: Draft, path: str, *, show: Show) -> Draft:
+    """Ask for a second model: DPO's reference, PPO's critic; left open, it is the model itself. Raises Back."""
+    key, now = draft.key(path), str(draft.value(path) or "")
+    found = policies() if path == "dpo.reference" else [*reward_models(), *policies()]
+    names = [str(run.path) for run in found]
+    begin_question(draft, f"{path}: {key.help}", show=show)
+    options = [Option("", f"leave it open: {key.derived}")]
+    options += [Option(name, one_line(describe_run(run))) for name, run in zip(names, found, strict=True)]
+    options.append(Option(ANOTHER, "another folder, or a name on the Hub"))
+    while True:
+        default = now if now in ("", *names) else ANOTHER
+        picked = choose(key.question.split(" (")[0].rstrip("?") + "?", options, default=default, why=WHY)
+        with contextlib.suppress(Back):
+            if picked == ANOTHER:
+                picked = type_in("Where is it?", default=now, why=WHY, validate=why_no_model, paths=True)
+            return draft.with_answer(path, picked or None)
+
+
 def _why_no_adapter(text: str) -> str | None:
     path = Path(text.strip()).expanduser()
     if not text.strip() or not path.exists():

@@ -12,7 +12,7 @@ from .asking import Step, ask_key, run_steps, skip
 from .draft import Draft
 from .examples import BUILTIN, KINDS, NOUNS, ask_examples, ask_score, is_score_source
 from .finish import finish
-from .policies import ask_policy, first_name, with_model
+from .policies import ask_other_model, ask_policy, first_name, with_model
 from .pretraining import ask_optimizer
 from .reward_terms import ask_rewards
 from .screens import begin_screen, print_run_numbers
@@ -106,6 +106,8 @@ def askers_of(stage: str, actions: Actions) -> dict[str, Step]:
         askers["score.rewards"] = partial(ask_rewards, actions=actions, show=show_tuning, path="score.rewards")
     if stage == "grpo":
         askers["grpo.num_generations"] = partial(ask_generations, show=show_tuning)
+    for path in {"dpo": ("dpo.reference",), "ppo": ("ppo.critic",)}.get(stage, ()):
+        askers[path] = partial(ask_other_model, path=path, show=show_tuning)
     askers["optimizer.name"] = partial(ask_optimizer, show=show_tuning)
     askers["train.num_train_epochs"] = askers["train.max_steps"] = partial(ask_length, show=show_tuning)
     askers["train.per_device_train_batch_size"] = partial(ask_batch, show=show_tuning)
@@ -120,7 +122,7 @@ def steps_of(stage: str, askers: dict[str, Step]) -> list[Step]:
     paths = [*own_keys(stage), "optimizer.name", "optimizer.learning_rate", "train.max_steps"]
     paths += ["train.per_device_train_batch_size", *(["score"] if "score" in askers else [])]
     asked = (*ASKED, *LORA_KEYS, *own_keys(stage))
-    finer = partial(ask_finer, asked=asked, show=show_tuning)
+    finer = partial(ask_finer, asked=asked, askers=askers, show=show_tuning)
     return [*first, *(_asker(path, askers) for path in paths), finer, _asker("name", askers)]
 
 

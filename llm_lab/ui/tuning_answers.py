@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
@@ -10,7 +11,7 @@ from llm_lab.recipe.fields import groups_of, keys_of
 from llm_lab.recipe.schema import StageRecipe
 from llm_lab.recipe.stages import STAGE_RECIPES
 
-from .asking import OTHER, Show, ask_key, ask_keys, begin_question
+from .asking import OTHER, Show, Step, ask_key, ask_keys, begin_question, run_steps, skip
 from .draft import Draft
 from .prompts import Back, Option, choose
 
@@ -143,8 +144,18 @@ def _questions(draft: Draft, schema: type[StageRecipe]) -> list[str]:
     return paths
 
 
-def ask_finer(draft: Draft, asked: tuple[str, ...], *, show: Show) -> Draft:
-    """Ask for the finer settings, group by group, until there is nothing more to change. Raises Back."""
+def ask_finer(draft: Draft, asked: tuple[str, ...], *, askers: Mapping[str, Step], show: Show) -> Draft:
+    """Ask for the finer settings, group by group, until there is nothing more to change. Raises Back.
+
+    askers: the questions of keys that have one of their own.
+    """
+
+    def asker(path: str) -> Step:
+        def ask(draft: Draft) -> Draft:
+            return ask_key(draft, path, show=show) if draft.applies(path) else skip(draft)
+
+        return askers.get(path, ask)
+
     at: Any = None
     while True:
         begin_question(draft, "Everything else has a sensible value, and stands in the review too", show=show)
@@ -159,7 +170,7 @@ def ask_finer(draft: Draft, asked: tuple[str, ...], *, show: Show) -> Draft:
             return draft.with_notice("")
         at = picked
         with contextlib.suppress(Back):
-            draft = ask_keys(draft, groups[picked], show=show)
+            draft = run_steps(list(map(asker, groups[picked])), draft)
 
 
 FINER_WHY = "Pick a group to be asked its settings one by one; Escape leads back here. All of them have defaults."
