@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_COLUMNS = 100
-NUMBER_LINES = 4
-SCORED_LINES = 5  # where answers are scored there is more to watch
+NUMBER_LINES = 5
 CURVE_LINES = 8
 SAMPLE_LINES = 3
 MAX_POINTS = 2_000
@@ -166,9 +165,8 @@ def _numbers(track: Track, columns: int) -> Iterator[Text]:
     pairs = list(read)
     if track.saved_step is not None:
         pairs.append(("saved at step", f"{track.saved_step:,}"))
-    lines = SCORED_LINES if scored else NUMBER_LINES
     across, widths = _across(pairs, columns)
-    for start in range(0, min(len(pairs), lines * across), across):
+    for start in range(0, min(len(pairs), NUMBER_LINES * across), across):
         line = Text()
         for (name, number), width in zip(pairs[start : start + across], widths, strict=False):
             style = "bad" if number in ("nan", "inf", "-inf") else "bold"

@@ -8,6 +8,7 @@ from typing import Any
 from .console import count, one_line, size
 
 SOURCES_SHOWN = 4
+TELLING = ("exact_match", "accuracy", "eval_accuracy", "margin", "eval_margin", "token_accuracy")
 
 
 def _percent(share: float) -> str:
@@ -67,7 +68,9 @@ def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any], *, short: bool)
         if isinstance(values.get(key), int | float):
             yield name if short else long_name, write(values[key])
     yield from mix_of(row) if short else ()
-    for key, value in values.items():
+    rest = values if short else sorted(values, key=_rank)
+    for key in rest:
+        value = values[key]
         if key not in _METRICS and key not in _UNSAID and isinstance(value, int | float):
             yield one_line(key.replace("_", " ")), f"{value:.4g}"
 
@@ -83,6 +86,11 @@ def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _of_each(numbers: list[str]) -> str:
     """Join the numbers of the data sources; of many, the first ones."""
     return "/".join(numbers if len(numbers) <= SOURCES_SHOWN else [*numbers[: SOURCES_SHOWN - 1], ".."])
+
+
+def _rank(key: str) -> int:
+    """Where there is no room for all, what says whether it got better stands first."""
+    return TELLING.index(key) if key in TELLING else len(TELLING)
 
 
 def scored_numbers_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
