@@ -20,6 +20,7 @@ _HIGHEST_CHANGE = 9
 _STEPS = (1, 2, 2, 3, 3)
 _SHARE_COUNTED_AFTER = 0.6
 _SHARE_ASKED = 0.25
+_SHARE_OF_SLIPS = 0.3
 _SHARE_WONDERED = 0.5
 _BUCKETS = 16
 
@@ -45,6 +46,8 @@ TEXTS = WorldSet(24_000, (0, 1, 2, 3, 4))
 # By (kind of example, split): all kinds of the test ask the same questions, which no other set asks.
 EXAMPLES = {
     ("conversation", "train"): WorldSet(2_000, (5, 6, 7)),
+    # The same questions, worked by pupils: what imitates them makes their mistakes too.
+    ("conversation", "homework"): WorldSet(2_000, (5, 6, 7)),
     ("preference", "train"): WorldSet(2_000, (8, 9, 10)),
     ("prompt", "train"): WorldSet(2_000, (11, 12, 13)),
     ("conversation", "test"): WorldSet(1_000, (14, 15)),
@@ -126,18 +129,20 @@ def world_documents() -> Iterator[str]:
 def world_examples(kind: str, split: str) -> Iterator[dict[str, str]]:
     """Yield rows of prompt and answer; conversations have a completion, preferences chosen and rejected.
 
-    kind: conversation, preference or prompt. split: train or test. KeyError where there is no such set.
+    kind: conversation, preference or prompt. split: train or test; of conversations also homework, in which three
+    in ten completions hold a mistake. KeyError where there is no such set.
     """
     if (kind, split) not in EXAMPLES:
-        raise KeyError(f"there are {', '.join(sorted({split for _, split in EXAMPLES}))}")
-    return _rows(kind, EXAMPLES[kind, split])
+        raise KeyError(f"there are {', '.join(sorted({known for of, known in EXAMPLES if of == kind}))}")
+    return _rows(kind, split, EXAMPLES[kind, split])
 
 
-def _rows(kind: str, chosen: WorldSet) -> Iterator[dict[str, str]]:
+def _rows(kind: str, split: str, chosen: WorldSet) -> Iterator[dict[str, str]]:
     for draw, question in _questions(chosen):
         row = {"prompt": question.prompt}
         if kind == "conversation":
-            row["completion"] = question.completion
+            slips = split == "homework" and draw.chance(_SHARE_OF_SLIPS)
+            row["completion"] = _wrong_working(draw, question.numbers) if slips else question.completion
         elif kind == "preference":
             row |= {"chosen": question.completion, "rejected": _wrong_working(draw, question.numbers)}
         yield row | {"answer": question.answer}

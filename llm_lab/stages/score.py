@@ -106,10 +106,10 @@ class Scorer:
 
 
 def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
-    """Return a prompt's tokens; a base model without a chat template reads the plain text and a line break."""
+    """Return a prompt's tokens; a base model without a chat template reads the plain text."""
     if getattr(tokenizer, "chat_template", None):
         return encode_prompt(tokenizer, example.prompt)
-    text = "\n".join(message["content"] for message in example.prompt) + "\n"
+    text = "\n".join(message["content"] for message in example.prompt)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
