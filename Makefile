@@ -22,7 +22,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 demo: setup
 	$(BIN)/llm-lab run configs/demo.yaml --overwrite
 	@echo
-	$(BIN)/llm-lab chat checkpoints/demo --prompt "One day," --seed 1
+	$(BIN)/llm-lab chat checkpoints/demo --prompt "Tom has 3 apples. First he finds 4 more. How many apples does Tom have now?"
 	@echo
 	@echo "That was a model of your own. Open the wizard with: make lab"
 

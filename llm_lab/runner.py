@@ -122,7 +122,7 @@ def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ())
 
 def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     """Look whether data, prompts to score on and rewards are there; returns problems and remarks."""
-    from llm_lab.data.examples import look_at_examples
+    from llm_lab.data.examples import default_split, look_at_examples
     from llm_lab.data.sources import look_at_source
     from llm_lab.rewards.build import check_files
 
@@ -138,8 +138,8 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     score = getattr(recipe, "score", None)
     if score is not None and score.path:
         columns = score.columns.model_dump(exclude_none=True) if score.columns else None
-        look = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)
-        looks.append(partial(look, split=score.split))
+        ask = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)
+        looks.append(lambda: ask(split=default_split(score.path, score.split)))
     problems: list[Problem | str] = []
     remarks = []
     for look in looks:

@@ -91,7 +91,7 @@ def test_where_it_starts_from_is_measured_before_the_first_step(stage):
 
 
 def score():
-    return {"path": "questions.jsonl", "split": "train", "prompts": 4, "max_completion_length": 4} | {
+    return {"path": "questions.jsonl", "prompts": 4, "max_completion_length": 4} | {
         "rewards": [{"name": "exact_number"}]
     }
 

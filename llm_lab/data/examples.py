@@ -122,6 +122,13 @@ def open_examples(
     )
 
 
+def default_split(path: str, split: str | None) -> str:
+    """Return the split that held-out prompts are read from where none is named: test; local files have none."""
+    if split is not None:
+        return split
+    return "test" if path.startswith("builtin:") or find_files(path, "score") is None else "train"
+
+
 def look_at_examples(
     path: str,
     *,

@@ -50,7 +50,9 @@ class Score(Group):
         min_length=1,
     )
     subset: str | None = option(help="the Hub dataset's configuration", min_length=1)
-    split: str = option("test", help="the split of a Hub dataset or of a built-in one", min_length=1)
+    split: str | None = option(
+        help="the split of a Hub dataset or of a built-in one", derived="test; files have none", min_length=1
+    )
     columns: Columns | None = option(help="which column holds what", derived="found by looking at the first rows")
     prompts: Int = option(100, help="how many prompts", question="How many prompts?", ge=1)
     max_completion_length: Int | None = option(

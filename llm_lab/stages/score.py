@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llm_lab.data.examples import Example, open_examples
+from llm_lab.data.examples import Example, default_split, open_examples
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.scoring import Score
@@ -49,7 +49,7 @@ class Scorer:
         self.tokenizer, self.new_tokens = tokenizer, score.max_completion_length
         if score.path is not None:
             columns = score.columns.model_dump(exclude_none=True) if score.columns else None
-            where = {"key": "score", "subset": score.subset, "split": score.split}
+            where = {"key": "score", "subset": score.subset, "split": default_split(score.path, score.split)}
             source = open_examples(score.path, kind="prompt", columns=columns, **where)
             held_out = source.examples
         room = None if context is None else context - self.new_tokens
