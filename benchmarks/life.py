@@ -19,7 +19,7 @@ Scores = dict[str, dict[str, float]]
 
 def study(seeds: Sequence[int], recipe: str = "configs/demo.yaml") -> list[Scores]:
     """Return the scores of every stage for each seed."""
-    from llm_lab import run
+    from llm_lab.runner import run
 
     found = []
     with tempfile.TemporaryDirectory() as folder:

@@ -92,7 +92,7 @@ def _run_trl(base: Path, folder: str) -> list[float]:
 
 def _run_ours(base: Path, folder: str) -> list[float]:
     """The step that `stage: grpo` makes, its records and checkpoints' bookkeeping included."""
-    from llm_lab import run
+    from llm_lab.runner import run
     from llm_lab.stages import rollout_trainers
 
     clock, marks = _clock()
