@@ -238,7 +238,7 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     if folder.status() == "running":
         pid = folder.facts().get("process", {}).get("pid")
         raise UserError(Problem(str(folder.path), f"this run is under way (process {pid})"))
-    _demand_same_recipe(folder, _recipe_values(job))
+    _demand_same_recipe(folder, _recipe_values(job), _derived_keys(job))
     return folder
 
 
@@ -256,14 +256,29 @@ def what_is_left(job: Job, *, root: Path = ROOT) -> Job:
     return replace(job, stages=tuple(stages))
 
 
-def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any]) -> None:
-    """A run goes on as it began: another recipe would make a run that no recipe describes."""
+def _derived_keys(job: Job) -> set[str]:
+    """Return the keys of the job's recipe.yaml whose values nobody wrote."""
+    return {
+        f"stages.{index}.{path}" if job.is_pipeline else path
+        for index, resolved in enumerate(job.stages)
+        for path, origin in resolved.origins.items()
+        if origin.kind == "derived"
+    }
+
+
+def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any], derived: set[str]) -> None:
+    """A run goes on as it began: another recipe would make a run that no recipe describes.
+
+    derived: what was left open when it began may be known now, from the result of an earlier stage.
+    """
     before = dict(flatten(read_recipe_file(folder.recipe_path)))
     after = dict(flatten(values))
     differing = [
         key
         for key in sorted(before.keys() | after.keys())
-        if key != "name" and _plain(before.get(key)) != _plain(after.get(key))
+        if key != "name"
+        and _plain(before.get(key)) != _plain(after.get(key))
+        and not (key in derived and before.get(key) is None)
     ]
     if differing:
         problems = [

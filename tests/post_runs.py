@@ -41,7 +41,9 @@ def write_preferences(path: str = "pairs.jsonl", count: int = 40) -> str:
     return write_rows(path, [{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no, {i}"} for i in range(count)])
 
 
-DATA = {"sft": write_questions, "reward": write_preferences, "dpo": write_preferences, "grpo": write_questions, "ppo": write_questions}
+DATA = {stage: write_questions for stage in ("sft", "grpo", "ppo")} | {
+    stage: write_preferences for stage in ("reward", "dpo")
+}
 
 
 def post_recipe(stage: str, **changes: Any) -> dict:

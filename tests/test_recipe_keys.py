@@ -1,6 +1,7 @@
 """No dead keys: each key of a recipe, changed alone, changes what a real run does."""
 
 import copy
+import importlib.util
 import json
 import re
 import sys
@@ -19,7 +20,7 @@ from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.build import BUILDERS
 from llm_lab.recipe import rules
 from llm_lab.recipe.errors import MachineError
-from llm_lab.recipe.schema import PretrainRecipe
+from llm_lab.recipe.schema import STAGES, PretrainRecipe
 from llm_lab.recipe.tables import leaf_keys
 from llm_lab.runner import STAGE_MODULES, run
 from llm_lab.runs.folder import RunFolder
@@ -122,7 +123,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Scheduler.warmup_ratio": (0.75, "learning rates", {"scheduler": {}}),
     "Scheduler.min_ratio": (0.5, "learning rates"),
     "Scheduler.power": (1.0, "learning rates", {"scheduler.name": "polynomial"}),
-    "Scheduler.decay_ratio": (0.9, "learning rates", {"scheduler.name": "wsd"}),
+    "Scheduler.decay_ratio": (0.5, "learning rates", {"scheduler.name": "wsd"}),
     "Train.max_steps": (5, "logged at"),
     "Train.max_length": (8, "losses"),
     "Train.per_device_train_batch_size": (2, "losses"),
@@ -156,7 +157,9 @@ def test_every_key_says_how_its_effect_is_seen():
 
 
 def test_the_stage_names_the_module_that_runs():
-    assert set(STAGE_MODULES) == set(PretrainRecipe.model_fields["stage"].json_schema_extra["choices"])
+    assert set(STAGE_MODULES) == set(STAGES)
+    for stage, module in STAGE_MODULES.items():
+        assert Path(importlib.util.find_spec(module).origin).stem == stage
 
 
 def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
