@@ -77,7 +77,7 @@ def test_an_endless_number_costs_no_time_and_is_no_answer():
 
 
 def test_nothing_in_an_answer_is_evaluated():
-    assert find_number("__import__('os').system('echo 2 > /tmp/x') + 3") == 3
+    assert find_number("__import__('os').system('echo 2 > x') + 3") == 3
     assert find_number("2**100000") == 100000
 
 
