@@ -8,7 +8,7 @@ from llm_lab.recipe.post_training import GrpoRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 
-from .pretrain import Result
+from .course import Result
 
 
 def run(recipe: GrpoRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:

@@ -14,7 +14,7 @@ from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
 
-from .pretrain import Result, describe_parent
+from .course import Result, describe_parent
 
 if TYPE_CHECKING:
     from llm_lab.recipe.post_training import MergeRecipe

@@ -10,7 +10,7 @@ from llm_lab.recipe.post_training import PpoRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 
-from .pretrain import Result, find_local
+from .course import Result, find_local
 
 
 def run(recipe: PpoRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:

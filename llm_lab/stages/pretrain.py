@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llm_lab.data.block_stream import StreamTokens, prepare_stream
@@ -16,16 +14,28 @@ from llm_lab.data.encoding import tokenizer_fingerprint
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
-from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quiet_libraries, read_config
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.plan.schedule import factor_of
-from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.schema import BpeTokenizer, DataSource, PretrainRecipe
 from llm_lab.runs.display import Display
-from llm_lab.runs.folder import RunFolder, find_model
+from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, is_first_process, process_count
+
+from .course import (
+    Result,
+    demand_same_data,
+    describe_parent,
+    drive,
+    find_local,
+    find_start,
+    owes_evaluation,
+    results_of,
+    write_model,
+    write_samples,
+)
 
 BPE_STREAM_CHARACTERS = 50_000_000
 
@@ -37,14 +47,6 @@ class Texts:
     tokenizer: Any
     sources: list[TextSource | StreamSource]
     tokens: list[TokenSet | StreamTokens]
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a stage ended: "done" or "stopped", and its numbers."""
-
-    status: str
-    results: dict[str, float]
 
 
 def run(recipe: PretrainRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
@@ -84,7 +86,7 @@ def _open(source: DataSource, key: str, recipe: PretrainRecipe) -> TextSource | 
 def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     """Open the data, make or load the tokenizer, and tokenise once."""
     sources = open_sources(recipe)
-    _demand_same_data(sources, folder)
+    demand_same_data(sources, folder)
     tokenizer = make_tokenizer(recipe, sources, folder, display)
     fingerprint = tokenizer_fingerprint(tokenizer)
     tokens = []
@@ -107,26 +109,6 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     if is_first_process():
         folder.update(data=[{"path": source.path, "fingerprint": source.fingerprint} for source in sources])
     return Texts(tokenizer, sources, tokens)
-
-
-def _demand_same_data(sources: Sequence[TextSource | StreamSource], folder: RunFolder) -> None:
-    """A run that is resumed must find the text it began with, or its record would tell of another."""
-    before = [source["fingerprint"] for source in folder.facts().get("data", [])]
-    changed = [
-        source for source, fingerprint in zip(sources, before, strict=False) if source.fingerprint != fingerprint
-    ]
-    if changed:
-        why = "this text has changed since the run began"
-        mend = "Put it back as it was, or start a new run."
-        raise UserError(*(Problem(f"{source.key}.path", why, value=source.path, mend=mend) for source in changed))
-
-
-def _demand_whole(checkpoint: Path) -> None:
-    """Refuse a checkpoint that a copy or a full disk has cut off: its state files are zip archives."""
-    for file in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
-        if not zipfile.is_zipfile(file):
-            mend = f"Delete {checkpoint}: the run then goes on from the checkpoint before it, or from the start."
-            raise UserError(Problem(str(file), "this file of the checkpoint is broken", mend=mend))
 
 
 def make_tokenizer(
@@ -172,17 +154,6 @@ def _beginning(source: StreamSource) -> Iterator[str]:
         characters += len(piece.text)
         if characters >= BPE_STREAM_CHARACTERS:
             return
-
-
-def describe_parent(checkpoint: str) -> dict[str, str | None]:
-    """Return where a model came from and a digest of its weights, for the lineage."""
-    return {"path": checkpoint, "digest": weights_digest(checkpoint)}
-
-
-def find_local(name: str) -> str:
-    """Return the folder of a local checkpoint, or the name itself where it is one of the Hub's."""
-    local = Path(name).expanduser()
-    return str(find_model(local)) if local.exists() else name
 
 
 def build(recipe: PretrainRecipe, tokenizer: Any, display: Display) -> Any:
@@ -231,17 +202,10 @@ def fit(
     from .pretrain_trainer import PretrainTrainer
     from .trainer import Interruption, training_arguments
 
-    train = recipe.train
-    checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
-    if checkpoint:
-        _demand_whole(checkpoint[1])
-    first_step = checkpoint[0] if checkpoint else 0
-    if is_first_process():
-        folder.forget_after(first_step)
-    before = max((row["wall_seconds"] for row in folder.metrics()), default=0.0)
+    train, start = recipe.train, find_start(folder, resume=resume)
     if train.document_mask:
         mask_documents(model, texts.tokenizer.eos_token_id)
-    reading = begin_reading(recipe, texts, checkpoint[1] if checkpoint else None, display)
+    reading = begin_reading(recipe, texts, start.checkpoint, display)
     train = train.model_copy(update={"max_steps": reading.steps})
     if reading.exhausted and is_first_process():
         folder.update(exhausted=reading.exhausted)
@@ -251,20 +215,18 @@ def fit(
         device=recipe.device,
         seed=recipe.seed,
         train=train,
-        # A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
-        eval_on_start=first_step > 0 and first_step % train.eval_steps == 0 and not evaluation.done_at(first_step),
+        eval_on_start=owes_evaluation(start, evaluation, train.eval_steps),
     )
-    interruption = Interruption()
     trainer = PretrainTrainer(
         compile_loss=train.compile,
         dtype=train.dtype,
         curvature_every=getattr(recipe.optimizer, "k", None),
         run=folder,
         display=display,
-        interruption=interruption,
+        interruption=Interruption(),
         eval_every=train.eval_steps,
         tokens_per_step=reading.rows_per_step * train.max_length,
-        wall_seconds_before=before,
+        wall_seconds_before=start.wall_seconds,
         save_total_limit=train.save_total_limit,
         evaluate_step=evaluation.measure,
         save=partial(save_model, model, tokenizer=texts.tokenizer),
@@ -278,44 +240,26 @@ def fit(
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:
         display.notice(f"{idle} more GPUs are idle: start with --nproc {idle + process_count()} to train on all")
-    display.begin(max_steps=train.max_steps, first_step=first_step, facts=folder.facts())
+    display.begin(max_steps=train.max_steps, first_step=start.step, facts=folder.facts())
     if train.compile:
         display.notice("compiling the model: the first steps take a while longer")
     try:
-        with interruption.listen(display):
-            if checkpoint is None or (first_step < train.max_steps and not reading.ends_before(first_step + 1)):
-                trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
-            else:
-                # Trainer would train one step too many on a run that is complete.
-                trainer._load_from_checkpoint(str(checkpoint[1]))
-                trainer.state.global_step = first_step
-            finished = trainer.state.global_step >= train.max_steps or reading.has_ended
-            if finished and not evaluation.done_at(trainer.state.global_step):
-                trainer.evaluate_now()
+        finished = drive(
+            trainer,
+            start,
+            evaluation,
+            display,
+            max_steps=train.max_steps,
+            has_ended=lambda step: reading.has_ended or reading.ends_before(step + 1),
+        )
     finally:
         reading.dataset.close()
-        display.end()
     if trainer.is_world_process_zero():
         if reading.exhausted:
             folder.update(exhausted=reading.exhausted)
         folder.update(mix=reading.facts(trainer.state.global_step))
-        write_model(folder, model, texts.tokenizer)
-    return Result("done" if finished else "stopped", evaluation.results(trainer.state.global_step))
-
-
-def write_model(folder: RunFolder, model: Any, tokenizer: Any) -> None:
-    """Write model/ whole: into a folder beside it, then moved to its place."""
-    import shutil
-
-    from .trainer import publish
-
-    staged = folder.path / ".model"
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        save_model(model, staged, tokenizer)
-        publish(staged, folder.model_path)
-    except OSError as error:
-        raise LabError(f"{folder.model_path}: the model could not be written: {error.strerror or error}") from None
+        write_model(folder, partial(save_model, model, tokenizer=texts.tokenizer))
+    return Result("done" if finished else "stopped", results_of(folder, trainer.state.global_step))
 
 
 def make_scorer(recipe: PretrainRecipe, display: Display, tokenizer: Any, model: Any) -> Any:
@@ -379,9 +323,8 @@ class Evaluation:
         if not is_first_process():
             return
         wanted = self.recipe.samples
-        lines = [f"## Step {step}\n"]
-        for prompt in wanted.prompts:
-            text = write_sample(
+        written = {
+            prompt: write_sample(
                 self.model,
                 self.texts.tokenizer,
                 prompt,
@@ -390,11 +333,9 @@ class Evaluation:
                 seed=self.recipe.seed,
                 dtype=self.recipe.train.dtype,
             )
-            self.display.sample(step, prompt, text)
-            quoted = (prompt + text).replace("\n", "\n> ")
-            lines.append(f"Prompt: `{prompt or '(none)'}`\n\n> {quoted}\n")
-        with open(self.folder.samples_path, "a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            for prompt in wanted.prompts
+        }
+        write_samples(self.folder, self.display, step, written, whole=True)
 
     def done_at(self, step: int) -> bool:
         """Tell whether this step was evaluated already (before a resume, say)."""
@@ -404,16 +345,3 @@ class Evaluation:
             or self.measured_at == step
             or any(row["step"] == step and "eval_loss" in row for row in self.folder.metrics())
         )
-
-    def results(self, step: int) -> dict[str, float]:
-        """Return the run's last numbers, by the names of metrics.jsonl."""
-        rows = self.folder.metrics()
-        scored = ("exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled")
-        found: dict[str, float] = {}
-        for row in rows:
-            found |= {key: row[key] for key in ("eval_loss", "bits_per_byte", "loss", *scored) if key in row}
-            found |= {key: row[key] for key in ("train_tokens", "wall_seconds") if key in row}
-        speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
-        if speeds:
-            found["tokens_per_second"] = speeds[len(speeds) // 2]
-        return {"step": step, **found}

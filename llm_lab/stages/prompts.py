@@ -16,7 +16,7 @@ from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, process_count
 
-from .pretrain import Result, find_local
+from .course import Result, find_local
 from .score import columns_of
 from .talk import talk_measures
 from .tuning import Evaluation, Examples, fit, load_policy, open_sets, record_parent, settle_recipe

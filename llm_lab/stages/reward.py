@@ -22,7 +22,7 @@ from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 
-from .pretrain import Result, find_local
+from .course import Result, find_local
 from .tuning import KEY, Evaluation, Examples, fit, open_sets, record_parent, rows_per_step, settle_recipe
 
 Pair = dict[str, list[int]]

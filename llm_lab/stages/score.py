@@ -15,11 +15,9 @@ from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.scoring import Score
 from llm_lab.rewards.build import build_rewards
 from llm_lab.runs.display import Display
-from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import is_first_process
 
+from .course import find_local
 from .measure import autocast
-from .pretrain import find_local
 
 EXACT = ("exact_number", "exact_match")  # rewards that tell right from wrong
 ROWS = 64
@@ -165,16 +163,3 @@ def deterministic(device: str, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def write_samples(folder: RunFolder, display: Display, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """Add answers to samples.md and show them."""
-    if not is_first_process():
-        return
-    lines = [f"## Step {step}\n"]
-    for prompt, text in zip(prompts, texts, strict=True):
-        display.sample(step, prompt, text)
-        quoted = text.replace("\n", "\n> ")
-        lines.append(f"Prompt: `{prompt}`\n\n> {quoted}\n")
-    with open(folder.samples_path, "a", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")

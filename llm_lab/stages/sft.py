@@ -15,7 +15,7 @@ from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 
-from .pretrain import Result
+from .course import Result
 from .tuning import Evaluation, Examples, fit, load_policy, open_sets, record_parent, rows_per_step, settle_recipe
 
 

@@ -10,8 +10,9 @@ from llm_lab.recipe.post_training import TalkRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 
+from .course import write_samples
 from .measure import autocast
-from .score import SHOWN, Scorer, deterministic, generate, generating, prompt_ids, write_samples
+from .score import SHOWN, Scorer, deterministic, generate, generating, prompt_ids
 
 Measure = Callable[[int], dict[str, float] | None]
 
@@ -52,7 +53,8 @@ def talk_measures(
                 model, tokenizer, ids, max_new_tokens=wanted.max_new_tokens, temperature=wanted.temperature
             )
         texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in found]
-        write_samples(folder, display, step, [example.prompt[-1]["content"] for example in asked], texts)
+        questions = [example.prompt[-1]["content"] for example in asked]
+        write_samples(folder, display, step, dict(zip(questions, texts, strict=True)))
 
     if asked:
         measures.append(write)

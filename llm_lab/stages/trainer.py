@@ -84,7 +84,7 @@ class LabRun:
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.run, self.display = run, display
+        self.run, self.display, self.interruption = run, display, interruption
         self.tokens_per_step = tokens_per_step
         self._evaluate_step, self._save_to = evaluate_step, save
         self._build_optimizer, self._factor = build_optimizer, learning_rate_factor

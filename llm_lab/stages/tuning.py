@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.data.examples import Example, ExampleSource, open_examples, split_examples
-from llm_lab.hf.adapter import save_adapter
 from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
 from llm_lab.hf.load import load_model
 from llm_lab.hf.lora import attach_lora, demand_4bit, describe_trainable
@@ -18,17 +16,25 @@ from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.plan.schedule import factor_of
 from llm_lab.plan.tuning import settle
-from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.post_training import TuneRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, is_judge
 from llm_lab.runs.processes import is_first_process, process_count
 
-from .pretrain import Result, _demand_whole, describe_parent, find_local
+from .course import (
+    Result,
+    demand_same_data,
+    describe_parent,
+    drive,
+    find_local,
+    find_start,
+    owes_evaluation,
+    results_of,
+    write_model,
+)
 
 KEY = "model.checkpoint"
-# Columns of metrics.jsonl that are no result: they tell where the run is, not what it came to.
-_COURSE = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,7 @@ def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, display: Display
             problems.extend(error.problems)
     if problems:
         raise UserError(*problems)
-    before = [source["fingerprint"] for source in folder.facts().get("data", [])]
-    changed = [source for source, old in zip(sources, before, strict=False) if source.fingerprint != old]
-    if changed:
-        why, mend = "this set has changed since the run began", "Put it back as it was, or start a new run."
-        raise UserError(*(Problem(f"{source.key}.path", why, value=source.path, mend=mend) for source in changed))
+    demand_same_data(sources, folder)
     for source in sources:
         display.notice(f"{source.key}: {source.description}")
     splits = split_examples(sources, fraction=recipe.validation.fraction, take=recipe.validation.from_)
@@ -173,7 +175,7 @@ def fit(
     make_trainer: Callable[..., Any],
     evaluation: Evaluation,
     resume: bool,
-    save: Callable[..., None] | None = None,
+    save: Callable[..., None] = save_model,
 ) -> Result:
     """Train, evaluate and save; returns the last evaluation's numbers.
 
@@ -184,87 +186,36 @@ def fit(
 
     from .trainer import Interruption, training_arguments
 
-    save = save or save_policy
-    train, scheduler = recipe.train, recipe.scheduler.model_dump()
-    checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else None
-    if checkpoint:
-        _demand_whole(checkpoint[1])
-    first_step = checkpoint[0] if checkpoint else 0
-    if is_first_process():
-        folder.forget_after(first_step)
-    # A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
-    late = first_step > 0 and first_step % train.eval_steps == 0 and not evaluation.done_at(first_step)
+    train, start = recipe.train, find_start(folder, resume=resume)
     arguments = partial(
         training_arguments,
         folder.steps_path,
         device=recipe.device,
         seed=recipe.seed,
         train=train,
-        eval_on_start=late,
+        eval_on_start=owes_evaluation(start, evaluation, train.eval_steps),
         include_num_input_tokens_seen="non_padding",
         # Log-probabilities come from a fused head in float32, so that accelerate's autocast copies no logits.
         bf16=train.dtype == "bfloat16",
     )
-    interruption = Interruption()
     trainer = make_trainer(
         arguments=arguments,
         run=folder,
         display=display,
-        interruption=interruption,
+        interruption=Interruption(),
         eval_every=train.eval_steps,
         tokens_per_step=None,
-        wall_seconds_before=max((row["wall_seconds"] for row in folder.metrics()), default=0.0),
+        wall_seconds_before=start.wall_seconds,
         save_total_limit=train.save_total_limit,
         evaluate_step=evaluation.measure,
         save=partial(save, model, tokenizer=tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
-        learning_rate_factor=factor_of(scheduler, train.max_steps),
+        learning_rate_factor=factor_of(recipe.scheduler.model_dump(), train.max_steps),
         model=model,
     )
-    display.begin(max_steps=train.max_steps, first_step=first_step, facts=folder.facts())
-    try:
-        with interruption.listen(display):
-            if first_step == 0 and not evaluation.done_at(0):
-                trainer.evaluate_now()  # where it starts from: without it no one can tell what the stage added
-            if checkpoint is None or first_step < train.max_steps:
-                trainer.train(resume_from_checkpoint=str(checkpoint[1]) if checkpoint else None)
-            else:
-                # Trainer would train one step too many on a run that is complete.
-                trainer._load_from_checkpoint(str(checkpoint[1]))
-                trainer.state.global_step = first_step
-            finished = trainer.state.global_step >= train.max_steps
-            if finished and not evaluation.done_at(trainer.state.global_step):
-                trainer.evaluate_now()
-    finally:
-        display.end()
+    display.begin(max_steps=train.max_steps, first_step=start.step, facts=folder.facts())
+    # The start is measured too: without it no one can tell what the stage added.
+    finished = drive(trainer, start, evaluation, display, max_steps=train.max_steps, measure_start=True)
     if trainer.is_world_process_zero():
         write_model(folder, partial(save, model, tokenizer=tokenizer))
     return Result("done" if finished else "stopped", results_of(folder, trainer.state.global_step))
-
-
-def save_policy(model: Any, folder: Path, tokenizer: Any) -> None:
-    """Write a model, or the adapter that is trained beside it, as a plain Hugging Face folder."""
-    (save_adapter if hasattr(model, "peft_config") else save_model)(model, Path(folder), tokenizer=tokenizer)
-
-
-def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
-    """Write model/ whole: into a folder beside it, then moved to its place."""
-    from .trainer import publish
-
-    staged = folder.path / ".model"
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        save(staged)
-        publish(staged, folder.model_path)
-    except OSError as error:
-        raise LabError(f"{folder.model_path}: the model could not be written: {error.strerror or error}") from None
-
-
-def results_of(folder: RunFolder, step: int) -> dict[str, float]:
-    """Return the last value of everything that was measured, and the median speed."""
-    rows = folder.metrics()
-    found: dict[str, float] = {"step": step}
-    for row in rows:
-        found |= {name: value for name, value in row.items() if name not in _COURSE}
-    speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
-    return found | ({"tokens_per_second": speeds[len(speeds) // 2]} if speeds else {})

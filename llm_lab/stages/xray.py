@@ -22,7 +22,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import UserError
 from llm_lab.rewards.classifier import is_encoder
 
-from .pretrain import find_local
+from .course import find_local
 from .xray_texts import xray_texts
 from .xray_values import SetXray, StageXray, make_specimen
 

@@ -12,7 +12,7 @@ from llm_lab.hf.conversations import Encoded
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.recipe.schema import BpeTokenizer
 
-from .pretrain import find_local
+from .course import find_local
 from .xray_values import SetXray, make_specimen
 
 MEASURED_DOCUMENTS = 2_000
