@@ -131,12 +131,68 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--tolerance", type=float, help="largest difference of logits, relative to their size")
     merge.set_defaults(command=_merge)
 
+    _eval_parser(commands, common)
+    _compare_parser(commands, common)
+    _export_parser(commands, common)
+    _replay_parser(commands, common)
+
     schema = commands.add_parser("schema", parents=[common], help="the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
 
     doctor = commands.add_parser("doctor", parents=[common], help="what this machine can do")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _eval_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("eval", parents=[common], help="measure a model: loss, answers, speed, tasks")
+    parser.add_argument("checkpoint", help="a run, a Hugging Face folder, or a name on the Hub")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example eval.max_tokens=500")
+    parser.add_argument("--data", action="append", metavar="PATH", help="a text whose loss is measured; repeatable")
+    parser.add_argument("--prompts", metavar="PATH", help="prompts that are answered and scored")
+    parser.add_argument("--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness, with commas between")
+    parser.add_argument("--limit", type=int, metavar="N", help="documents of each task, at most")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.set_defaults(command=_eval)
+
+
+def _compare_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("compare", parents=[common], help="models side by side, on the same prompts and sets")
+    parser.add_argument("checkpoints", nargs="+", metavar="checkpoint", help="runs, folders, or names on the Hub")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="what all are asked; can be repeated")
+    parser.add_argument("--prompts", metavar="PATH", help="prompts that all answer, scored")
+    parser.add_argument("--data", action="append", metavar="PATH", help="a text whose loss is measured; repeatable")
+    parser.add_argument("--steps", action="store_true", help="of one run: all its checkpoints, over time")
+    parser.add_argument("--adapter-off", action="store_true", help="an adapter's base without it, too")
+    parser.add_argument("--max-new-tokens", type=int, help="length of an answer, in tokens")
+    parser.add_argument("--temperature", type=float, help="0: always the likeliest token")
+    parser.add_argument("--seed", type=int, help="same seed, same answer")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+    parser.set_defaults(command=_compare)
+
+
+def _export_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("export", parents=[common], help="a form for others to load, proven by loading it")
+    parser.add_argument("checkpoint", help="a run, a Hugging Face folder, or a name on the Hub")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example export.weights=q8_0")
+    parser.add_argument("--to", choices=("hf", "gguf"), help="the form; left out: hf")
+    parser.add_argument("--weights", choices=("f32", "f16", "bf16", "q8_0"), help="how the weights are kept")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder to write; left out, a run of its own")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="send it to a repository on the Hub")
+    parser.add_argument("--public", action="store_true", help="a repository that is made can be seen by all")
+    parser.add_argument("--dry-run", action="store_true", help="show the verdict and the files, and write nothing")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.set_defaults(command=_export)
+
+
+def _replay_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("replay", parents=[common], help="make a checkpoint again, from its line's beginning")
+    parser.add_argument("checkpoint", help="a run, its name, or its model's folder")
+    parser.add_argument("--name", help="the new pipeline's folder; left out, <name>-replay")
+    parser.add_argument("--dry-run", action="store_true", help="write the recipe of the whole line, and stop")
+    parser.set_defaults(command=_replay)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -458,6 +514,22 @@ def _merged_name(folder: Path) -> str:
     runs = [parent.name for parent in parents[:4] if RunFolder(parent).facts()]
     name = "-".join(reversed(runs)) or folder.resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80] + "-merged"
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
 
 
 def _schema(arguments: argparse.Namespace) -> int:

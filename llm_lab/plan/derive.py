@@ -12,12 +12,12 @@ from .draft import Draft
 from .estimate import FULL, available_bytes, memory_by_part
 from .hardware import Machine
 from .parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
-from .tuning import derive_score, derive_tuning, faster_dtype
+from .scoring import derive_score
+from .tuning import derive_tuning, faster_dtype
+from .untrained import UNTRAINED, derive_untrained
 from .vocabulary import vocabulary_size
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
-# What rounding to the base's dtype may change logits by; llm_lab/hf/merge.py says why.
-MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 CPU_MAX_STEPS = 500
 CPU_MAX_LENGTH = 128
 CUDA_MAX_LENGTH = 1024
@@ -44,8 +44,8 @@ def derive(
     if draft.get("device") == "auto":
         why_not = machine.cuda_problem
         draft.set("device", machine.best_device, f"auto: {why_not}" if why_not else "auto: bf16 CUDA is there")
-    if draft.get("stage") == "merge":
-        _derive_merge(draft)
+    if draft.get("stage") in UNTRAINED:
+        return draft.values, draft.reasons, derive_untrained(draft, known)
     if draft.get("stage") != "pretrain":
         return draft.values, draft.reasons, derive_tuning(draft, machine, known)
     _derive_tokenizer(draft)
@@ -149,14 +149,6 @@ def _heads_for(hidden: int) -> int:
 def _kv_heads_for(heads: int) -> int:
     ways = [n for n in range(1, heads + 1) if heads % n == 0 and n < heads] or [1]
     return min(ways, key=lambda n: (abs(n - heads / 4), n))
-
-
-def _derive_merge(draft: Draft) -> None:
-    config = read_config_json(draft.get("model.checkpoint")) or {}
-    kept = config.get("dtype") or config.get("torch_dtype")
-    if config:
-        limit = MERGE_TOLERANCES.get(kept, MERGE_TOLERANCES["float32"])
-        draft.fill("merge.tolerance", limit, f"the base is kept in {kept or 'float32'}")
 
 
 def _derive_train(draft: Draft, machine: Machine, shape: ModelShape | None) -> None:

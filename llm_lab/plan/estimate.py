@@ -129,31 +129,11 @@ def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -
     return 3 * PIECE_OF_LOGITS_BYTES + gradients
 
 
-def _without_training(shape: ModelShape | None, machine: Machine) -> Estimate:
-    """Return what a merge takes: the model in float32, on the CPU."""
-    weights = 4 * shape.parameters if shape else 0
-    memory = {"weights": weights, "program": PROGRAM_BYTES} if shape else {}
-    return Estimate(
-        parameters=shape.parameters if shape else None,
-        parameters_by_part=shape.parameters_by_part if shape else {},
-        tokens=0,
-        tokens_per_step=0,
-        flops_per_token=None,
-        memory_by_part=memory,
-        memory_bytes=sum(memory.values()),
-        memory_available_bytes=available_bytes("cpu", machine),
-        seconds_by_part={},
-        disk_bytes=weights,
-    )
-
-
 def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, first_step: int = 0) -> Estimate:
     """Work out the cost of a resolved pretraining recipe on this machine, by what was measured here if there is any.
 
     first_step: where a run goes on; only what is left is counted.
     """
-    if "train" not in recipe:
-        return _without_training(shape, machine)
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
     per_step = rows * length * train["gradient_accumulation_steps"] * machine.processes

@@ -136,6 +136,12 @@ def _with_rows(config: dict[str, Any], adapter: Mapping[str, Any]) -> dict[str, 
     return {**config, "vocab_size": max([config.get("vocab_size", 0), *(row + 1 for row in rows)])}
 
 
+def shape_at(checkpoint: str | Path) -> ModelShape | None:
+    """Return the shape of a checkpoint that is at hand, or None."""
+    config = read_config_json(checkpoint)
+    return shape_of_config(config) if config else None
+
+
 def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) -> ModelShape | None:
     """Return the shape a Hugging Face config stands for, or None for architectures not known here."""
     kind = _ARCHITECTURES.get(config.get("model_type", ""))

@@ -19,6 +19,7 @@ from .estimate import Estimate, estimate
 from .hardware import Machine, find_machine
 from .parameters import ModelShape
 from .tuning import estimate_tuning
+from .untrained import UNTRAINED, estimate_untrained
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
@@ -123,7 +124,9 @@ def estimate_again(resolved: Resolved, *, first_step: int = 0) -> Resolved:
 
 def _cost(recipe: StageRecipe, shape: ModelShape | None, machine: Machine, first_step: int = 0) -> Estimate:
     values = recipe.model_dump(by_alias=True)
-    if recipe.stage not in ("pretrain", "merge"):
+    if recipe.stage in UNTRAINED:
+        return estimate_untrained(values, shape, machine)
+    if recipe.stage != "pretrain":
         return estimate_tuning(values, shape, machine)
     return estimate(values, shape, machine, first_step=first_step)
 

@@ -10,7 +10,8 @@ from llm_lab.recipe.rules import warmup_steps_of
 from .draft import Draft
 from .estimate import Estimate, available_bytes, memory_by_part
 from .hardware import Machine
-from .parameters import ModelShape, read_config_json, shape_of_config
+from .parameters import ModelShape, read_config_json, shape_at
+from .scoring import derive_score
 
 MAX_LENGTH = 1024
 EPOCHS = {"sft": 3.0, "reward": 1.0, "dpo": 1.0}
@@ -18,7 +19,6 @@ ROLLOUT_STEPS = 200
 ROLLOUT_PROMPTS = 8
 EXAMPLES = 8
 VALIDATION_EXAMPLES = {"cpu": 200, "cuda": 1000}
-ANSWER_LENGTH = 256
 LORA_DROPOUT = 0.05
 # A tuned model is moved less than one from scratch; an adapter, small and new, more than whole weights.
 LEARNING_RATE_SHARE = {"sft": 0.02, "reward": 0.01, "dpo": 0.001, "grpo": 0.001, "ppo": 0.001}
@@ -34,18 +34,12 @@ BF16_PAYS_FROM_WIDTH = 256
 def derive_tuning(draft: Draft, machine: Machine, known: ModelShape | None) -> ModelShape | None:
     """Fill in what a recipe after pretraining leaves out; returns the model's shape where it is at hand."""
     stage, on_cpu = draft.get("stage"), draft.get("device") == "cpu"
-    shape = known or _shape(draft.get("model.checkpoint"))
-    if stage != "merge":
-        _derive_lora(draft, stage)
-        _derive_learning_rates(draft, stage)
-        _derive_train(draft, machine, shape, stage, on_cpu)
+    shape = known or shape_at(draft.get("model.checkpoint"))
+    _derive_lora(draft, stage)
+    _derive_learning_rates(draft, stage)
+    _derive_train(draft, machine, shape, stage, on_cpu)
     derive_score(draft, stage, shape)
     return shape
-
-
-def _shape(checkpoint: str) -> ModelShape | None:
-    config = read_config_json(checkpoint)
-    return shape_of_config(config) if config else None
 
 
 def _derive_lora(draft: Draft, stage: str) -> None:
@@ -141,24 +135,6 @@ def settle(values: Mapping[str, Any], *, examples: int, processes: int) -> tuple
         steps = max(1, round(epochs * examples * group / (rows * processes)))
         settle_steps(draft, steps, f"{epochs:g} times {examples:,} examples, {rows * processes} rows a step")
     return draft.values, draft.reasons
-
-
-def derive_score(draft: Draft, stage: str, shape: ModelShape | None) -> None:
-    """Fill in how held-out prompts are scored, where the recipe has them scored."""
-    if draft.get("score") is None:
-        return
-    length = draft.get("grpo.max_completion_length") or draft.get("ppo.max_completion_length")
-    if length:
-        draft.fill("score.max_completion_length", length, f"{stage}.max_completion_length")
-    longest = (shape and shape.max_position_embeddings) or ANSWER_LENGTH * 2
-    draft.fill("score.max_completion_length", min(ANSWER_LENGTH, longest // 2), "at most half the context")
-    if draft.get("score.rewards") is None:
-        rewards = draft.get("rewards")
-        draft.set(
-            "score.rewards",
-            rewards or ({"name": "exact_match", "weight": 1.0},),
-            "the stage's own" if rewards else "the answers that are known",
-        )
 
 
 def estimate_tuning(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine) -> Estimate:

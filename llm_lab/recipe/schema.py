@@ -18,6 +18,8 @@ STAGES = {
     "grpo": "try, score, and do more of what scored well; groups of answers compared",
     "ppo": "try, score, and do more of what scored well; with a critic",
     "merge": "put a LoRA adapter into its base",
+    "eval": "measure: loss on texts, answers to prompts, speed, tasks",
+    "export": "a form for others to load, proven by loading it",
 }
 DEVICES = {
     "cuda": "demands a CUDA GPU that does bf16",

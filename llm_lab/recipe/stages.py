@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from .evaluation import EvalRecipe
+from .exporting import ExportRecipe
 from .fields import Group, Int, option
 from .post_training import DpoRecipe, GrpoRecipe, MergeRecipe, PpoRecipe, RewardRecipe, SftRecipe
 from .schema import DEVICES, PretrainRecipe, StageRecipe
@@ -17,6 +19,8 @@ STAGE_RECIPES: dict[str, type[StageRecipe]] = {
     "grpo": GrpoRecipe,
     "ppo": PpoRecipe,
     "merge": MergeRecipe,
+    "eval": EvalRecipe,
+    "export": ExportRecipe,
 }
 
 

@@ -1,0 +1,73 @@
+"""The stages that train nothing: what their recipes leave out, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .draft import Draft
+from .estimate import PROGRAM_BYTES, Estimate, available_bytes
+from .hardware import Machine
+from .parameters import ModelShape, read_config_json, shape_at
+from .scoring import derive_score
+
+UNTRAINED = ("merge", "eval", "export")
+# What rounding to the base's dtype may change logits by; llm_lab/hf/merge.py says why.
+MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
+EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
+EVAL_LENGTH = 1024
+
+
+def derive_untrained(draft: Draft, known: ModelShape | None) -> ModelShape | None:
+    """Fill in what the recipe of a merge, an evaluation or an export leaves out; returns the model's shape."""
+    stage = draft.get("stage")
+    shape = known or shape_at(draft.get("model.checkpoint"))
+    if stage == "merge":
+        _derive_merge(draft)
+    elif stage == "eval":
+        _derive_eval(draft, shape)
+    else:
+        _derive_export(draft)
+    return shape
+
+
+def _derive_merge(draft: Draft) -> None:
+    config = read_config_json(draft.get("model.checkpoint")) or {}
+    kept = config.get("dtype") or config.get("torch_dtype")
+    if config:
+        limit = MERGE_TOLERANCES.get(kept, MERGE_TOLERANCES["float32"])
+        draft.fill("merge.tolerance", limit, f"the base is kept in {kept or 'float32'}")
+
+
+def _derive_eval(draft: Draft, shape: ModelShape | None) -> None:
+    device = draft.get("device")
+    draft.fill("eval.max_tokens", EVAL_TOKENS[device], f"soon done on {'a CPU' if device == 'cpu' else 'a GPU'}")
+    draft.fill("eval.dtype", *(("float32", "a CPU") if device == "cpu" else ("bfloat16", "a GPU")))
+    longest = (shape and shape.max_position_embeddings) or EVAL_LENGTH
+    length = min(longest, EVAL_LENGTH)
+    draft.fill("eval.max_length", length, "the model's context" if length == longest else f"at most {EVAL_LENGTH:,}")
+    derive_score(draft, "eval", shape)
+
+
+def _derive_export(draft: Draft) -> None:
+    if draft.get("export.to") == "gguf":
+        draft.fill("export.weights", "f16", "half the size, and hardly a difference")
+
+
+def estimate_untrained(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine) -> Estimate:
+    """Return what such a stage takes: the model in memory, and what it writes on the disk."""
+    device = recipe["device"] if recipe["stage"] == "eval" else "cpu"
+    weights = 4 * shape.parameters if shape else 0
+    memory = {"weights": weights, "program": PROGRAM_BYTES} if shape else {}
+    return Estimate(
+        parameters=shape.parameters if shape else None,
+        parameters_by_part=shape.parameters_by_part if shape else {},
+        tokens=0,
+        tokens_per_step=0,
+        flops_per_token=None,
+        memory_by_part=memory,
+        memory_bytes=sum(memory.values()),
+        memory_available_bytes=available_bytes(device, machine),
+        seconds_by_part={},
+        disk_bytes=0 if recipe["stage"] == "eval" else weights,
+    )
