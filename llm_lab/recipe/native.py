@@ -1,22 +1,52 @@
-"""Which combinations of parts are an architecture that every tool loads, told before anything is built."""
+"""What a combination of parts, or a Hugging Face config, loads in: told before anything is built."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
+BOTH = (LLAMA_CPP, TRANSFORMERS)
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}
+# YaRN's finer settings, and the only values of them that GGUF's readers agree on.
+YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+
+
+@dataclass(frozen=True)
+class Loads:
+    """What loads a model. The reasons are words for the user.
+
+    architecture: the model_type of a plain folder that Transformers, vLLM and the like load; None where own code
+    goes with it. gguf: the architecture of a GGUF file of it; None where it is refused. gguf_readers: of llama.cpp
+    and Transformers, those that read such a file as this model.
+    """
+
+    architecture: str | None
+    native_reason: str
+    gguf: str | None
+    gguf_reason: str
+    gguf_readers: tuple[str, ...] = ()
+
+
+def what_loads(parts: Mapping[str, Any]) -> Loads:
+    """Return what a model will load in.
+
+    parts: a recipe's `model` values (numbers may still be missing), or a config.json, ours or not.
+    """
+    kind = parts.get("model_type")
+    if kind in (None, "llm_lab"):
+        architecture, reason = native_architecture(parts)
+    elif parts.get("auto_map"):
+        architecture, reason = None, "own code goes with it, by its author"
+    else:
+        architecture, reason = kind, f"a plain {NAMES.get(kind, kind)} folder: any tool that knows {kind} loads it"
+    return Loads(architecture, reason, *_gguf(architecture, kind, parts))
 
 
 def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
     """Return (llama, mistral, qwen3 or None, the reason in words) for resolved parts."""
-    odd = [
-        str(parts.get(key))
-        for key, wanted in (
-            ("position_embedding", ("rope", "yarn")),
-            ("norm", ("rmsnorm",)),
-            ("activation", ("swiglu",)),
-        )
-        if parts.get(key) not in wanted
-    ]
+    odd = _odd_parts(parts)
     if odd:
         return None, f"own code goes with it: Llama has no {', no '.join(odd)}"
     if parts.get("qk_norm"):
@@ -28,3 +58,73 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
             return None, "own code goes with it: Mistral has a sliding window, but no biases"
         return "mistral", "a plain Mistral folder: any tool loads it"
     return "llama", "a plain Llama folder: any tool loads it"
+
+
+def _odd_parts(parts: Mapping[str, Any]) -> list[str]:
+    return [
+        str(parts.get(key))
+        for key, wanted in (
+            ("position_embedding", ("rope", "yarn")),
+            ("norm", ("rmsnorm",)),
+            ("activation", ("swiglu",)),
+        )
+        if parts.get(key) not in wanted
+    ]
+
+
+def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) -> tuple[str | None, str, Any]:
+    """Return (GGUF's architecture or None, the reason, who reads it)."""
+    if architecture is None:
+        odd = _odd_parts(parts) if kind in (None, "llm_lab") else []
+        why = f"GGUF's Llama has no {', no '.join(odd)}" if odd else "no architecture of GGUF's has these parts"
+        return None, why, ()
+    if architecture not in NAMES:
+        return None, f"GGUF is written of {', '.join(NAMES.values())} only, and this is {architecture}", ()
+    found = {"llama": "llama", "mistral": "llama", "qwen3": "qwen3"}[architecture]
+    name = NAMES[found]
+    rope = rope_of(parts)
+    window = _window(architecture, parts)
+    if parts.get("hidden_act", "silu") != "silu":
+        return None, f"GGUF's {name} has no {parts['hidden_act']}, SwiGLU only", ()
+    if rope.get("rope_type") not in ("default", "yarn"):
+        return None, f"positions of the kind {rope['rope_type']} are not written", ()
+    odd = [key for key, usual in YARN_DEFAULTS.items() if rope.get(key) not in (None, usual)]
+    odd += [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key) is not None]
+    odd += ["partial_rotary_factor"] if rope.get("partial_rotary_factor", 1.0) != 1.0 else []
+    if odd:
+        return None, f"a {odd[0]} of its own is not written", ()
+    if window and window < (parts.get("max_position_embeddings") or window + 1):
+        return None, f"GGUF's {name} has no sliding window, and {window:,} tokens are fewer than the context", ()
+    if found == "qwen3" and parts.get("attention_bias"):
+        return None, "GGUF's Qwen3 has no biases in attention", ()
+    what = f"a {name} file"
+    missing = []
+    if rope.get("rope_type") == "yarn":
+        missing.append("YaRN's stretching")
+    missing += [words for key, words in (("attention_bias", "biases"), ("mlp_bias", "biases")) if parts.get(key)][:1]
+    head_dim = parts.get("head_dim")
+    if found == "qwen3" and head_dim != 128:
+        missing.append("heads of another size than 128")
+    if missing:
+        return found, f"{what} for llama.cpp; Transformers' reader of GGUF leaves out {' and '.join(missing)}", BOTH[:1]
+    return found, f"{what} for llama.cpp, Ollama and LM Studio", BOTH
+
+
+def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's rotary settings, with rope_type and rope_theta, by the names of today's Transformers."""
+    rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
+    if config.get("position_embedding") == "yarn":
+        rope["rope_type"] = "yarn"
+    if "partial_rotary_factor" in config:
+        rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    return rope
+
+
+def _window(architecture: str, config: Mapping[str, Any]) -> int | None:
+    """Return the sliding window that some layer has, or None."""
+    if architecture == "qwen3" and config.get("model_type") == "qwen3":
+        slides = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
+        return config.get("sliding_window") if slides else None
+    return config.get("sliding_window")
