@@ -294,7 +294,7 @@ def test_dpo_tokens_are_those_of_sft_and_chat():
     tokenizer = AutoTokenizer.from_pretrained("base")
     apply_chat_template_choice(tokenizer)
     asked = ({"role": "user", "content": "why?"},)
-    pair = encode([Example(asked, chosen="so", rejected="no")], tokenizer=tokenizer, max_length=64, counts={})[0]
+    pair = encode([Example(asked, chosen="so", rejected="no")], tokenizer=tokenizer, max_length=64)[0][0]
     assert pair["prompt_ids"] == encode_prompt(tokenizer, asked)
     whole = encode_conversation(tokenizer, [*asked, {"role": "assistant", "content": "so"}]).input_ids
     joined = pair["prompt_ids"] + pair["chosen_ids"]
@@ -314,9 +314,9 @@ def test_dpo_log_probabilities_are_sums_over_the_answer(monkeypatch):
     encode = dpo.encode
 
     def watched(examples, **keys):
-        pairs = encode(examples, **keys)
+        pairs, counts = encode(examples, **keys)
         seen.setdefault("pairs", pairs)
-        return pairs
+        return pairs, counts
 
     monkeypatch.setattr(dpo, "encode", watched)
     recipe = post_recipe("dpo", **{"train.max_steps": 1, "train.eval_steps": 1, "train.save_steps": 1})

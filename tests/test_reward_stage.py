@@ -140,8 +140,8 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path):
     _, _, notes = run_stage(recipe, tmp_path / "run")
     told = "\n".join(notes.notices)
     assert "42 of 43 rows; 1: both answers are the same" in told
-    assert "data.0: 1: both answers are the same as tokens" in told
-    assert "data.0: 4: answers longer than 96 tokens lost their beginning" in told
+    assert "data.0: 1 of 40 preferences: both answers are the same as tokens" in told
+    assert "data.0: 1 of 40 preferences: longer than 96 tokens: the beginning was cut off" in told
 
 
 def test_steps_follow_from_the_passes_over_the_examples(tmp_path):

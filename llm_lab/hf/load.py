@@ -84,6 +84,13 @@ def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
         raise UserError(Problem("model", f"this model can't be built: {error}")) from None
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Keep only the inputs of the blocks for the backward pass, which computes the rest again."""
+    # transformers is about to rename it; custom code on the Hub has the one or the other.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def load_model(
     folder: str | Path,
     *,

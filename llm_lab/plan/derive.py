@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm_lab.recipe.rules import warmup_steps_of
 from llm_lab.recipe.sizes import SIZES, Shape
 
 from .draft import Draft
 from .estimate import FULL, available_bytes, memory_by_part
 from .hardware import Machine
+from .pace import faster_dtype, fill_intervals
 from .parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
 from .scoring import derive_score
-from .tuning import derive_tuning, faster_dtype
+from .tuning import derive_tuning
 from .untrained import UNTRAINED, derive_untrained
 from .vocabulary import vocabulary_size
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
+EVALUATIONS = 10  # in a run, where it is long enough
 CPU_MAX_STEPS = 500
 CPU_MAX_LENGTH = 128
 CUDA_MAX_LENGTH = 1024
@@ -166,18 +167,9 @@ def _derive_train(draft: Draft, machine: Machine, shape: ModelShape | None) -> N
     _derive_batch(draft, machine, shape, on_cpu)
     _derive_steps(draft, machine, shape, on_cpu)
     steps: int = draft.get("train.max_steps")
-    ratio = draft.get("scheduler.warmup_ratio")
-    if ratio is not None:
-        draft.fill("scheduler.warmup_steps", warmup_steps_of(ratio, steps), "warmup_ratio × max_steps")
-    flat_from = steps - round((draft.get("scheduler.decay_ratio") or 0.0) * steps)
-    if draft.get("scheduler.name") == "wsd" and flat_from < min(2000, steps // 20):
-        draft.fill("scheduler.warmup_steps", flat_from, "what decay_ratio leaves of the run")
-    draft.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
-    draft.fill("train.eval_steps", max(min(steps, 10), steps // 10), "a tenth of max_steps, at least 10")
+    fill_intervals(draft, evaluations=EVALUATIONS)
     most = CPU_EVAL_TOKENS if on_cpu else CUDA_EVAL_TOKENS
     draft.fill("validation.max_tokens", most, f"enough to tell models apart, and soon done {where}")
-    draft.fill("train.save_steps", draft.get("train.eval_steps"), "as eval_steps")
-    draft.fill("train.logging_steps", min(50, max(1, steps // 50)), "a fiftieth of max_steps, 1 to 50")
     if on_cpu and not machine.has_compiler:
         draft.fill("train.compile", False, "no C++ compiler was found")
         return

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm_lab.recipe.rules import warmup_steps_of
-
 from .draft import Draft
 from .estimate import Estimate, available_bytes, memory_by_part
 from .hardware import Machine
+from .pace import faster_dtype, fill_intervals
 from .parameters import ModelShape, read_config_json, shape_at
 from .scoring import derive_score
 
 MAX_LENGTH = 1024
 EPOCHS = {"sft": 3.0, "reward": 1.0, "dpo": 1.0}
 ROLLOUT_STEPS = 200
+EVALUATIONS = 5  # in a run, where it is long enough
 ROLLOUT_PROMPTS = 8
 EXAMPLES = 8
 VALIDATION_EXAMPLES = {"cpu": 200, "cuda": 1000}
@@ -26,9 +26,6 @@ LORA_SHARE = 10
 PRETRAINING_RATES = {"adamw": 1e-3, "adamw_8bit": 1e-3, "muon": 0.02, "lion": 2e-4, "adafactor": 0.02}
 MUON_ADAMW_RATE = 3e-3
 CRITIC_SHARE = 5
-# Measured on an AMD CPU with AVX-512 BF16: 12 x 64 tokens at width 128 take 21 ms in float32 and 25 in bf16,
-# 16 x 128 tokens at width 384 take 548 and 400.
-BF16_PAYS_FROM_WIDTH = 256
 
 
 def derive_tuning(draft: Draft, machine: Machine, known: ModelShape | None) -> ModelShape | None:
@@ -60,17 +57,6 @@ def _derive_learning_rates(draft: Draft, stage: str) -> None:
     if stage == "ppo":
         rate = draft.get("optimizer.learning_rate")
         draft.fill("ppo.critic_learning_rate", _rounded(CRITIC_SHARE * rate), f"{CRITIC_SHARE} times the model's")
-
-
-def faster_dtype(machine: Machine, shape: ModelShape | None, on_cpu: bool) -> tuple[str, str]:
-    """Return the precision that trains faster, and why."""
-    if not on_cpu:
-        return "bfloat16", "CUDA"
-    if not machine.cpu_bf16_is_fast:
-        return "float32", "this CPU has no bf16 in hardware"
-    if shape is not None and shape.hidden_size < BF16_PAYS_FROM_WIDTH:
-        return "float32", f"faster on a CPU below a width of {BF16_PAYS_FROM_WIDTH}"
-    return "bfloat16", "this CPU multiplies bf16 in hardware"
 
 
 def _rounded(value: float) -> float:
@@ -107,19 +93,7 @@ def _derive_train(draft: Draft, machine: Machine, shape: ModelShape | None, stag
     elif draft.get("train.max_steps") is None:
         draft.fill("train.num_train_epochs", EPOCHS.get(stage, 1.0), f"the usual for {stage}")
     if draft.get("train.max_steps") is not None:
-        settle_steps(draft, draft.get("train.max_steps"), "")
-
-
-def settle_steps(draft: Draft, max_steps: int, reason: str) -> None:
-    """Fill in what follows from the number of steps."""
-    draft.fill("train.max_steps", max_steps, reason)
-    ratio = draft.get("scheduler.warmup_ratio")
-    if ratio is not None:
-        draft.fill("scheduler.warmup_steps", warmup_steps_of(ratio, max_steps), "warmup_ratio × max_steps")
-    draft.fill("scheduler.warmup_steps", min(2000, max_steps // 20), "5 % of max_steps, at most 2,000")
-    draft.fill("train.eval_steps", max(min(max_steps, 10), max_steps // 5), "a fifth of max_steps, at least 10")
-    draft.fill("train.save_steps", draft.get("train.eval_steps"), "as eval_steps")
-    draft.fill("train.logging_steps", min(50, max(1, max_steps // 50)), "a fiftieth of max_steps, 1 to 50")
+        fill_intervals(draft, evaluations=EVALUATIONS)
 
 
 def settle(values: Mapping[str, Any], *, examples: int, processes: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -133,7 +107,8 @@ def settle(values: Mapping[str, Any], *, examples: int, processes: int) -> tuple
         group = (draft.get("grpo.num_generations") or 1) if "grpo" in values else 1
         rows = draft.get("train.per_device_train_batch_size") * draft.get("train.gradient_accumulation_steps")
         steps = max(1, round(epochs * examples * group / (rows * processes)))
-        settle_steps(draft, steps, f"{epochs:g} times {examples:,} examples, {rows * processes} rows a step")
+        draft.fill("train.max_steps", steps, f"{epochs:g} times {examples:,} examples, {rows * processes} rows a step")
+        fill_intervals(draft, evaluations=EVALUATIONS)
     return draft.values, draft.reasons
 
 

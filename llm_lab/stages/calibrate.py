@@ -67,7 +67,7 @@ def try_steps(resolved: Resolved, seconds: float) -> Measurement:
     """Train, evaluate and write on random tokens for about so many seconds, by the trainer of the run itself."""
     import torch
 
-    from llm_lab.hf.load import build_from_config, quiet_libraries
+    from llm_lab.hf.load import build_from_config, checkpoint_activations, quiet_libraries
 
     quiet_libraries()
     recipe = resolved.recipe
@@ -77,8 +77,7 @@ def try_steps(resolved: Resolved, seconds: float) -> Measurement:
         try:
             model = build_from_config(config, attn_implementation=recipe.train.attn_implementation)
             if recipe.train.gradient_checkpointing:
-                enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-                enable({"use_reentrant": False})
+                checkpoint_activations(model)
             model.to(recipe.device)
             steps = _train(resolved, model, RunFolder(Path(folder)), seconds)
             evaluation = _time_evaluation(recipe, model, config.vocab_size)

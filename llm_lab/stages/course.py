@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.recipe.schema import StageRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.processes import is_first_process
@@ -44,6 +45,15 @@ class Evaluates(Protocol):
 
     def done_at(self, step: int) -> bool:
         """Whether a step has been evaluated, in this process or one before."""
+
+
+def begin_computing(recipe: StageRecipe) -> None:
+    """Set what the whole process computes with: the recipe's seed, and TF32 for what is float32 on a GPU."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
 
 
 def find_local(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from llm_lab.data.examples import Example, build_example_mix
+from llm_lab.data.examples import Example
 from llm_lab.hf.conversations import encode_answer
 from llm_lab.hf.load import load_model, quiet_libraries
 from llm_lab.recipe.errors import Problem, UserError
@@ -17,7 +17,16 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 
 from .course import Result, find_local
-from .tuning import Evaluation, fit, load_policy, open_sets, record_parent, rows_per_step, settle_recipe
+from .tuning import (
+    Evaluation,
+    encode_sets,
+    fit,
+    load_policy,
+    open_sets,
+    order_examples,
+    record_parent,
+    settle_recipe,
+)
 
 Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
 
@@ -33,28 +42,12 @@ def run(recipe: DpoRecipe, folder: RunFolder, display: Display, *, resume: bool 
         model, tokenizer = load_policy(recipe, display)
         reference = load_reference(recipe, model, tokenizer)
     record_parent(recipe, folder, model)
-    into_pairs = partial(encode, tokenizer=tokenizer, max_length=recipe.train.max_length)
-    sets, problems = [], []
-    for source, rows in zip(examples.sources, examples.train, strict=True):
-        counts: Counter[str] = Counter()
-        sets.append(into_pairs(rows, counts=counts))
-        for reason, count in counts.items():
-            display.notice(f"{source.key}: {count:,} of {len(rows):,} preferences: {reason}")
-        if not sets[-1]:
-            why = f"no preference is left to learn from within train.max_length = {recipe.train.max_length}"
-            problems.append(Problem(f"{source.key}.path", why, value=source.path, mend="Set a larger max_length."))
-    if problems:
-        raise UserError(*problems)
-    held_out = into_pairs(examples.validation[: recipe.validation.max_examples], counts=Counter())
+    length = recipe.train.max_length
+    into_pairs = partial(encode, tokenizer=tokenizer, max_length=length)
+    sets = encode_sets(examples, into_pairs, display, noun="preference", max_length=length)
+    held_out = into_pairs(examples.validation[: recipe.validation.max_examples])[0]
     recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
-    order = build_example_mix(
-        sets,
-        [source.weight for source in recipe.data],
-        num_samples=recipe.train.max_steps * rows_per_step(recipe),
-        seed=recipe.seed,
-    )
-    for source, epochs in zip(examples.sources, order.epochs(), strict=True):
-        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    order = order_examples(recipe, examples, sets, display)
     measures = talk_measures(recipe, folder, display, model, tokenizer, examples.validation)
     trainers: list[Any] = []
     if held_out:
@@ -95,9 +88,9 @@ def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int, counts: Counter[str]) -> list[Pair]:
-    """Return preferences as tokens, those that chat and SFT would use; what is cut or left out is counted."""
-    pairs = []
+def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int) -> tuple[list[Pair], Counter[str]]:
+    """Return preferences as tokens, those that chat and SFT would use, and what was cut or left out."""
+    pairs, counts = [], Counter()
     for example in examples:
         prompt, chosen = encode_answer(tokenizer, example.prompt, example.chosen)
         _, rejected = encode_answer(tokenizer, example.prompt, example.rejected)
@@ -111,4 +104,4 @@ def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int, coun
         if len(chosen) > room or len(rejected) > room:
             counts[f"longer than {max_length:,} tokens: the end of an answer was cut off"] += 1
         pairs.append({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]})
-    return pairs
+    return pairs, counts

@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from llm_lab.data.examples import ExampleMix
 from llm_lab.recipe.post_training import DpoRecipe
 
+from .ordered_rows import dataset_in_order
 from .score import generating
 from .trainer import LabRun
 
@@ -47,11 +48,6 @@ def make_trainer(
     options, losses, weights = recipe.dpo, [recipe.dpo.loss_type], [1.0]
     if options.sft_weight:
         losses, weights = [*losses, "sft"], [*weights, options.sft_weight]
-    starts, flat = [0], []
-    for pairs in order.sets:
-        starts.append(starts[-1] + len(pairs))
-        flat += pairs
-    places = (order.locate(index) for index in range(len(order)))
     return LabDPOTrainer(
         args=arguments(
             kind=DPOConfig,
@@ -63,7 +59,7 @@ def make_trainer(
             disable_dropout=True,
         ),
         ref_model=reference,
-        train_dataset=Dataset.from_list(flat).select([starts[source] + place for source, place in places]),
+        train_dataset=dataset_in_order(order),
         processing_class=tokenizer,
         **common,
     )

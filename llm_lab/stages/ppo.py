@@ -44,7 +44,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Any:
     from torch import nn
 
     from llm_lab.hf.chat_templates import resize_for
-    from llm_lab.hf.load import load_model
+    from llm_lab.hf.load import checkpoint_activations, load_model
     from llm_lab.hf.lora import attach_lora
     from llm_lab.rewards.classifier import add_head, load_classifier
 
@@ -65,8 +65,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Any:
         _demand_same_tokens(name, recipe.ppo.critic, tokenizer)
         resize_for(model, tokenizer, seed=recipe.seed)
     if recipe.train.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_activations(model)
         model.enable_input_require_grads()
     if recipe.lora is not None:
         model = attach_lora(model, recipe.lora, seed=recipe.seed + 1)

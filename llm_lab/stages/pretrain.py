@@ -14,7 +14,14 @@ from llm_lab.data.encoding import tokenizer_fingerprint
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
-from llm_lab.hf.load import build_from_config, config_of_parts, load_model, quiet_libraries, read_config
+from llm_lab.hf.load import (
+    build_from_config,
+    checkpoint_activations,
+    config_of_parts,
+    load_model,
+    quiet_libraries,
+    read_config,
+)
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.plan.schedule import factor_of
@@ -26,6 +33,7 @@ from llm_lab.runs.processes import first_process_first, is_first_process, proces
 
 from .course import (
     Result,
+    begin_computing,
     demand_same_data,
     describe_parent,
     drive,
@@ -158,11 +166,7 @@ def _beginning(source: StreamSource) -> Iterator[str]:
 
 def build(recipe: PretrainRecipe, tokenizer: Any, display: Display) -> Any:
     """Build or load the model, in float32, on the recipe's device, with the tokenizer's ids."""
-    import torch
-    from transformers import set_seed
-
-    set_seed(recipe.seed)
-    torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
+    begin_computing(recipe)
     kernel, model = recipe.train.attn_implementation, recipe.model
     if hasattr(model, "checkpoint"):
         built = load_model(find_local(model.checkpoint), attn_implementation=kernel)
@@ -182,8 +186,7 @@ def build(recipe: PretrainRecipe, tokenizer: Any, display: Display) -> Any:
         )
     set_special_tokens(built, tokenizer)
     if recipe.train.gradient_checkpointing:
-        enable = getattr(built, "activation_checkpointing_enable", None) or built.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_activations(built)
     count = sum(parameter.numel() for parameter in built.parameters())
     display.notice(f"model: {count:,} parameters, {type(built).__name__}")
     return built.to(recipe.device)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lab.data.examples import Example, build_example_mix
+from llm_lab.data.examples import Example
 from llm_lab.hf.adapter import save_adapter
 from llm_lab.hf.chat_templates import ChosenTemplate, apply_chat_template_choice, resize_for
 from llm_lab.hf.load import quiet_libraries
-from llm_lab.hf.lora import attach_lora, describe_trainable
+from llm_lab.hf.lora import describe_trainable
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.post_training import RewardRecipe
@@ -22,8 +21,18 @@ from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 
-from .course import Result, find_local
-from .tuning import KEY, Evaluation, Examples, fit, open_sets, record_parent, rows_per_step, settle_recipe
+from .course import Result, begin_computing, find_local
+from .tuning import (
+    KEY,
+    Evaluation,
+    encode_sets,
+    fit,
+    open_sets,
+    order_examples,
+    prepare_training,
+    record_parent,
+    settle_recipe,
+)
 
 Pair = dict[str, list[int]]
 
@@ -37,17 +46,11 @@ def run(recipe: RewardRecipe, folder: RunFolder, display: Display, *, resume: bo
         examples = open_sets(recipe, "preference", folder, display)
         model, tokenizer = build(recipe, display)
     record_parent(recipe, folder, model)
-    sets = encode_sets(recipe, examples, model, tokenizer, display)
-    held_out = encode(recipe, examples.validation[: recipe.validation.max_examples], model, tokenizer)[0]
+    into_pairs = partial(encode, recipe, model=model, tokenizer=tokenizer)
+    sets = encode_sets(examples, into_pairs, display, noun="preference", max_length=recipe.train.max_length)
+    held_out = into_pairs(examples.validation[: recipe.validation.max_examples])[0]
     recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
-    order = build_example_mix(
-        sets,
-        [source.weight for source in recipe.data],
-        num_samples=recipe.train.max_steps * rows_per_step(recipe),
-        seed=recipe.seed,
-    )
-    for source, epochs in zip(examples.sources, order.epochs(), strict=True):
-        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    order = order_examples(recipe, examples, sets, display)
     pad = model.config.get_text_config().pad_token_id
     pad = tokenizer.pad_token_id if pad is None else pad
     measures = []
@@ -76,12 +79,9 @@ def build(recipe: RewardRecipe, display: Display) -> tuple[Any, Any]:
     The head is the checkpoint's own where it has one. An encoder reads pairs of texts and gets no chat template.
     Trained weights are float32; beside an adapter the frozen ones have the run's own precision.
     """
-    import torch
-    from transformers import set_seed
     from trl.trainer.utils import disable_dropout_in_model
 
-    set_seed(recipe.seed)
-    torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
+    begin_computing(recipe)
     checkpoint, lora, train = find_local(recipe.model.checkpoint), recipe.lora, recipe.train
     in_4bit = lora is not None and lora.load_in_4bit
     model = load_classifier(
@@ -104,13 +104,8 @@ def build(recipe: RewardRecipe, display: Display) -> tuple[Any, Any]:
         raise UserError(Problem("chat_template", why, value=recipe.chat_template, mend="Leave the key out."))
     # As TRL does, but before the adapter comes: its own dropout is the recipe's.
     disable_dropout_in_model(model)
-    if train.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    model = prepare_training(model, recipe, chosen.new_ids if chosen else ())
     if lora is not None:
-        if train.gradient_checkpointing:
-            model.enable_input_require_grads()
-        model = attach_lora(model, lora, seed=recipe.seed, new_token_ids=chosen.new_ids if chosen else ())
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # small updates would be lost in bf16
@@ -120,46 +115,28 @@ def build(recipe: RewardRecipe, display: Display) -> tuple[Any, Any]:
 
 def encode(
     recipe: RewardRecipe, examples: Sequence[Example], model: Any, tokenizer: Any
-) -> tuple[list[Pair], Counter[str]]:
+) -> tuple[list[Pair], dict[str, int]]:
     """Return preferences as token ids, just as the trained model will read them, and what was cut or left out.
 
     Conversations longer than max_length lose their beginning; a pair of which the same is left teaches nothing.
     """
     reader = RewardModel(model, tokenizer, key=KEY, max_length=recipe.train.max_length)
+    length = recipe.train.max_length
+    counts = {f"longer than {length:,} tokens: the beginning was cut off": 0, "both answers are the same as tokens": 0}
+    cut, same = counts
     pairs: list[Pair] = []
-    same = 0
     for example in examples:
+        before = reader.truncated
         chosen, rejected = (reader.encode(example.prompt, text) for text in (example.chosen, example.rejected))
         if chosen == rejected:
-            same += 1
+            counts[same] += 1
             continue
+        counts[cut] += reader.truncated > before
         sides = {"chosen": chosen, "rejected": rejected}
         pair = {f"{side}_{key}": ids for side, row in sides.items() for key, ids in row.items()}
         pair |= {f"{side}_ids": pair.pop(f"{side}_input_ids") for side in sides}
         pairs.append(pair)
-    counts = {
-        "both answers are the same as tokens: left out": same,
-        f"answers longer than {recipe.train.max_length:,} tokens lost their beginning": reader.truncated,
-    }
-    return pairs, Counter({reason: count for reason, count in counts.items() if count})
-
-
-def encode_sets(
-    recipe: RewardRecipe, examples: Examples, model: Any, tokenizer: Any, display: Display
-) -> list[list[Pair]]:
-    """Return each set's preferences as token ids. UserError where nothing is left of one."""
-    sets, problems = [], []
-    for source, rows in zip(examples.sources, examples.train, strict=True):
-        pairs, counts = encode(recipe, rows, model, tokenizer)
-        for reason, count in counts.items():
-            display.notice(f"{source.key}: {count:,}: {reason}")
-        if not pairs:
-            why = f"no preference is left to learn from within train.max_length = {recipe.train.max_length}"
-            problems.append(Problem(f"{source.key}.path", why, value=source.path, mend="Set a larger max_length."))
-        sets.append(pairs)
-    if problems:
-        raise UserError(*problems)
-    return sets
+    return pairs, {reason: count for reason, count in counts.items() if count}
 
 
 def save_judge(model: Any, folder: Path, tokenizer: Any) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
 from torch.nn import functional as F
 from trl import RewardConfig, RewardTrainer
 
@@ -15,6 +14,7 @@ from llm_lab.recipe.post_training import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder
 
 from .measure import autocast
+from .ordered_rows import dataset_in_order
 from .trainer import LabRun
 
 # A preference as TRL knows it: chosen_ids and rejected_ids. Encoders' pairs bring their segments too.
@@ -84,12 +84,6 @@ def make_trainer(
     **common: Any,
 ) -> LabRewardTrainer:
     """Return the trainer for pairs in the order of a mix."""
-    starts = [0]
-    for pairs in order.sets:
-        starts.append(starts[-1] + len(pairs))
-    places = (order.locate(index) for index in range(len(order)))
-    # Each pair is stored once: TRL takes nothing but a Dataset.
-    rows = Dataset.from_list([pair for pairs in order.sets for pair in pairs])
     return LabRewardTrainer(
         dtype=recipe.train.dtype,
         args=arguments(
@@ -100,7 +94,7 @@ def make_trainer(
             center_rewards_coefficient=recipe.reward.center_rewards_coefficient or None,
         ),
         data_collator=partial(collate_pairs, pad_token_id=pad_token_id),
-        train_dataset=rows.select([starts[source] + place for source, place in places]),
+        train_dataset=dataset_in_order(order),
         processing_class=tokenizer,
         **common,
     )

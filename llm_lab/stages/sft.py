@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from llm_lab.data.examples import Example, build_example_mix
+from llm_lab.data.examples import Example
 from llm_lab.hf.conversations import Encoded, encode_conversation, encode_text
 from llm_lab.hf.load import quiet_libraries
-from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.post_training import SftRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 
 from .course import Result
-from .tuning import Evaluation, Examples, fit, load_policy, open_sets, record_parent, rows_per_step, settle_recipe
+from .tuning import (
+    Evaluation,
+    encode_sets,
+    fit,
+    load_policy,
+    open_sets,
+    order_examples,
+    record_parent,
+    settle_recipe,
+)
 
 
 def run(recipe: SftRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
@@ -30,8 +38,9 @@ def run(recipe: SftRecipe, folder: RunFolder, display: Display, *, resume: bool 
         examples = open_sets(recipe, "conversation", folder, display)
         model, tokenizer = load_policy(recipe, display)
     record_parent(recipe, folder, model)
-    sets = encode_sets(recipe, examples, tokenizer, display)
-    held_out = encode(recipe, examples.validation[: recipe.validation.max_examples], tokenizer)[0]
+    into_tokens = partial(encode, recipe, tokenizer=tokenizer)
+    sets = encode_sets(examples, into_tokens, display, noun="example", max_length=recipe.train.max_length)
+    held_out = into_tokens(examples.validation[: recipe.validation.max_examples])[0]
     if recipe.sft.packing:
         sets = [pack(rows, recipe.train.max_length) for rows in sets]
         count = sum(map(len, sets))
@@ -39,14 +48,7 @@ def run(recipe: SftRecipe, folder: RunFolder, display: Display, *, resume: bool 
     else:
         sets = [[[row] for row in rows] for rows in sets]
     recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
-    order = build_example_mix(
-        sets,
-        [source.weight for source in recipe.data],
-        num_samples=recipe.train.max_steps * rows_per_step(recipe),
-        seed=recipe.seed,
-    )
-    for source, epochs in zip(examples.sources, order.epochs(), strict=True):
-        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    order = order_examples(recipe, examples, sets, display)
     pad = tokenizer.pad_token_id
     measures = talk_measures(recipe, folder, display, model, tokenizer, examples.validation)
     if held_out:
@@ -86,19 +88,3 @@ def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tu
         counts[cut] += row.truncated
         found.append(row)
     return found, {reason: count for reason, count in counts.items() if count}
-
-
-def encode_sets(recipe: SftRecipe, examples: Examples, tokenizer: Any, display: Display) -> list[list[Encoded]]:
-    """Return each set's examples as tokens. UserError where nothing is left of one."""
-    sets, problems = [], []
-    for source, rows in zip(examples.sources, examples.train, strict=True):
-        encoded, counts = encode(recipe, rows, tokenizer)
-        for reason, count in counts.items():
-            display.notice(f"{source.key}: {count:,} of {len(rows):,} examples: {reason}")
-        if not encoded:
-            why = f"no example is left to learn from within train.max_length = {recipe.train.max_length}"
-            problems.append(Problem(f"{source.key}.path", why, value=source.path, mend="Set a larger max_length."))
-        sets.append(encoded)
-    if problems:
-        raise UserError(*problems)
-    return sets

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
 from torch.nn import functional as F
 from trl import SFTConfig, SFTTrainer
 
@@ -15,6 +14,7 @@ from llm_lab.data.examples import ExampleMix
 from llm_lab.hf.conversations import IGNORED, Encoded
 
 from .measure import autocast
+from .ordered_rows import dataset_in_order
 from .score import generating
 from .trainer import LabRun
 
@@ -33,21 +33,11 @@ def make_trainer(*, arguments: Callable[..., Any], order: ExampleMix, tokenizer:
     options = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return LabSFTTrainer(
         args=arguments(kind=SFTConfig, **options),
-        train_dataset=as_dataset(order),
+        train_dataset=dataset_in_order(order, flatten),
         data_collator=lambda rows: collate([unflatten(row) for row in rows]),
         processing_class=tokenizer,
         **common,
     )
-
-
-def as_dataset(order: ExampleMix) -> Dataset:
-    """Return the rows in the mix's order, each stored once: TRL takes nothing but a Dataset."""
-    starts, flat = [0], []
-    for rows in order.sets:
-        starts.append(starts[-1] + len(rows))
-        flat += [flatten(row) for row in rows]
-    places = (order.locate(index) for index in range(len(order)))
-    return Dataset.from_list(flat).select([starts[source] + place for source, place in places])
 
 
 def flatten(row: Sequence[Encoded]) -> dict[str, list[int]]:

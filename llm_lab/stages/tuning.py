@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from llm_lab.data.examples import Example, ExampleSource, open_examples, split_examples
+from llm_lab.data.examples import (
+    Example,
+    ExampleMix,
+    ExampleSource,
+    build_example_mix,
+    open_examples,
+    split_examples,
+)
 from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
-from llm_lab.hf.load import load_model
+from llm_lab.hf.load import checkpoint_activations, load_model
 from llm_lab.hf.lora import attach_lora, demand_4bit, describe_trainable
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
@@ -24,6 +31,7 @@ from llm_lab.runs.processes import is_first_process, process_count
 
 from .course import (
     Result,
+    begin_computing,
     demand_same_data,
     describe_parent,
     drive,
@@ -35,6 +43,7 @@ from .course import (
 )
 
 KEY = "model.checkpoint"
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -70,16 +79,50 @@ def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, display: Display
     return Examples(sources, [split.train for split in splits], held_out)
 
 
+def encode_sets(
+    examples: Examples,
+    encode: Callable[[Sequence[Example]], tuple[list[Row], Mapping[str, int]]],
+    display: Display,
+    *,
+    noun: str,
+    max_length: int,
+) -> list[list[Row]]:
+    """Return each set's training examples as tokens, telling what was cut or left out. UserError for an empty set.
+
+    encode: from examples to (rows, {reason: how many were cut or left out}). noun: what an example is.
+    """
+    sets, problems = [], []
+    for source, rows in zip(examples.sources, examples.train, strict=True):
+        encoded, counts = encode(rows)
+        for reason, count in counts.items():
+            display.notice(f"{source.key}: {count:,} of {len(rows):,} {noun}s: {reason}")
+        if not encoded:
+            why = f"no {noun} is left to learn from within train.max_length = {max_length}"
+            problems.append(Problem(f"{source.key}.path", why, value=source.path, mend="Set a larger max_length."))
+        sets.append(encoded)
+    if problems:
+        raise UserError(*problems)
+    return sets
+
+
+def order_examples(
+    recipe: TuneRecipe, examples: Examples, sets: Sequence[Sequence[Row]], display: Display
+) -> ExampleMix:
+    """Return the order in which a settled recipe reads its sets, and tell how often each is read."""
+    weights = [source.weight for source in recipe.data]
+    rows = recipe.train.max_steps * rows_per_step(recipe)
+    order = build_example_mix(sets, weights, num_samples=rows, seed=recipe.seed)
+    for source, epochs in zip(examples.sources, order.epochs(), strict=True):
+        display.notice(f"{source.key}: read {epochs:.2f} times over the run")
+    return order
+
+
 def load_policy(recipe: TuneRecipe, display: Display) -> tuple[Any, Any]:
     """Load model and tokenizer, with a chat template and the recipe's adapter; an adapter before it is merged in.
 
     Weights are float32; beside an adapter the frozen ones have the run's own precision.
     """
-    import torch
-    from transformers import set_seed
-
-    set_seed(recipe.seed)
-    torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
+    begin_computing(recipe)
     checkpoint, lora, train = find_local(recipe.model.checkpoint), recipe.lora, recipe.train
     if is_judge(Path(checkpoint)):
         why = "this is a reward model: it judges answers, and writes none"
@@ -100,17 +143,22 @@ def load_policy(recipe: TuneRecipe, display: Display) -> tuple[Any, Any]:
     chosen = apply_chat_template_choice(tokenizer, recipe.chat_template)
     display.notice(chosen.notice)
     resize_for(model, tokenizer, chosen, seed=recipe.seed)
-    if train.gradient_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    if lora is not None:
-        if train.gradient_checkpointing:
-            model.enable_input_require_grads()
-        model = attach_lora(model, lora, seed=recipe.seed, new_token_ids=chosen.new_ids)
+    model = prepare_training(model, recipe, chosen.new_ids)
     trainable = describe_trainable(model)
     display.notice(f"model: {type(_base_of(model)).__name__}; {trainable.describe()}")
     # In training mode for the dropout that the recipe asks for; what must be without it sees to that itself.
     return model.train(), tokenizer
+
+
+def prepare_training(model: Any, recipe: TuneRecipe, new_token_ids: Sequence[int] = ()) -> Any:
+    """Return the model with the recipe's adapter, and with activations that are computed again where it says so."""
+    if recipe.train.gradient_checkpointing:
+        checkpoint_activations(model)
+        if recipe.lora is not None:
+            model.enable_input_require_grads()
+    if recipe.lora is None:
+        return model
+    return attach_lora(model, recipe.lora, seed=recipe.seed, new_token_ids=new_token_ids)
 
 
 def _base_of(model: Any) -> Any:
