@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from llm_lab.plan.resolve import demand_device
 from llm_lab.recipe.errors import LabError, MachineError
 
 from .actions import Actions
-from .asking import Show, Step
+from .asking import Show, Step, run_steps
 from .console import make_console, print_error, say_wait
 from .draft import Draft
 from .plan_panel import plan_panel
@@ -18,6 +18,36 @@ from .screens import begin_screen
 
 PLAN_LINES = 20  # the panel's most
 PLAN_WHY = "Ctrl-C stops the run at any time and saves it; Checkpoints goes on with it."  # one line: it is full
+
+
+def ask_run(
+    steps: Sequence[Step],
+    draft: Draft,
+    *,
+    title: str,
+    changes: Mapping[str, tuple[str, Step]],
+    asker_of: Callable[[str], Step | None],
+    actions: Actions,
+    save: Callable[[Draft], None],
+    keep: Callable[[Draft], None],
+    show: Show,
+) -> Draft | None:
+    """Ask the questions of a run, then for its start. Returns the draft to start, or None for the menu.
+
+    changes: {name: (line, question)} of what the review can change at once. asker_of: the question of a key in the
+    review that has one of its own. save: writes the recipe to a file. keep: takes the draft as it is, so that a
+    Ctrl-C loses no answer. Raises Back at the first question.
+    """
+    started: list[Draft] = []
+    rest = {"changes": changes, "asker_of": asker_of, "actions": actions, "save": save, "keep": keep, "show": show}
+
+    def end(draft: Draft) -> Draft:
+        draft, start = finish(draft, title=title, **rest)
+        started[:] = [draft] if start else []
+        return draft
+
+    run_steps([*steps, end], draft, first=draft.step, keep=keep)
+    return started[0] if started else None
 
 
 def finish(
@@ -31,10 +61,7 @@ def finish(
     keep: Callable[[Draft], None],
     show: Show,
 ) -> tuple[Draft, bool]:
-    """Review, look at the data, save, and show the plan; True where the run is to be started. Raises Back.
-
-    changes: {name: (line, question)} of what can be changed at once.
-    """
+    """Review, look at the data, save, and show the plan; True where the run is to be started. Raises Back."""
     lines = [Action("start", "Start: see the plan first", why_not_start)]
     if "data" in changes:
         lines.append(Action("xray", "Look at the data as tokens (X-ray)", demand_no_problem))

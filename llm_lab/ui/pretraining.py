@@ -8,11 +8,11 @@ from functools import partial
 from llm_lab.plan.hardware import Machine
 
 from .actions import Actions
-from .asking import Show, Step, ask_key, run_steps, skip
+from .asking import Show, Step, ask_key, skip
 from .design import ask_tokenizer
 from .draft import Draft
 from .examples import ask_score, is_score_source
-from .finish import finish
+from .finish import ask_run
 from .reward_terms import ask_rewards
 from .screens import begin_screen, print_run_numbers
 from .sources import BUILTIN, ask_data, ask_model
@@ -49,12 +49,7 @@ def show_run(draft: Draft) -> None:
 def pretrain(
     draft: Draft, actions: Actions, *, save: Callable[[Draft], None], keep: Callable[[Draft], None]
 ) -> Draft | None:
-    """Ask for a pretraining run. Returns the draft to start, or None for the menu.
-
-    save: writes the recipe to a file. keep: takes the draft as it is, so that a Ctrl-C loses no answer. Raises Back
-    at the first question.
-    """
-    started: list[Draft] = []
+    """Ask for a pretraining run, as ask_run does."""
     first = (
         lambda draft: ask_model(draft, show=show_run),
         lambda draft: ask_data(draft, actions.describe_data, show=show_run),
@@ -64,23 +59,17 @@ def pretrain(
     askers["score"] = partial(ask_score, actions=actions, show=show_run)
     askers["score.rewards"] = partial(ask_rewards, actions=actions, show=show_run, path="score.rewards")
     changes = {"data": ("Change the texts", askers["data"]), "model": ("Change the model", askers["model"])}
-
-    def end(draft: Draft) -> Draft:
-        draft, start = finish(
-            draft,
-            title=TITLE,
-            changes=changes,
-            asker_of=lambda path: _asker_of(path, askers),
-            actions=actions,
-            save=save,
-            keep=keep,
-            show=show_run,
-        )
-        started[:] = [draft] if start else []
-        return draft
-
-    run_steps([*first, *map(_asker, KEYS), end], draft, first=draft.step, keep=keep)
-    return started[0] if started else None
+    return ask_run(
+        [*first, *map(_asker, KEYS)],
+        draft,
+        title=TITLE,
+        changes=changes,
+        asker_of=lambda path: _asker_of(path, askers),
+        actions=actions,
+        save=save,
+        keep=keep,
+        show=show_run,
+    )
 
 
 def _asker_of(path: str, askers: Mapping[str, Step]) -> Step | None:

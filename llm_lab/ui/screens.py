@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_lab.plan.resolve import Resolved
 from llm_lab.plan.schedule import factor_of
-from llm_lab.recipe.native import native_architecture
+from llm_lab.recipe.native import what_loads
 from llm_lab.recipe.schema import STAGES
 
 from .console import count, is_terminal, make_console, one_line, size
@@ -49,8 +49,9 @@ def print_model_numbers(console: Any, resolved: Resolved | None) -> None:
             f"{model['num_key_value_heads']} of {model['head_dim']}, inner {model['intermediate_size']}, "
             f"context {model['max_position_embeddings']:,}",
         )
-        native, reason = native_architecture(model)
-        table.add_row("on disk", Text(reason, style="good" if native else "warn"))
+        loads = what_loads(model)
+        table.add_row("on disk", Text(loads.native_reason, style="good" if loads.architecture else "warn"))
+        table.add_row("GGUF", Text(loads.gguf_reason, style="good" if loads.gguf else "warn"))
     state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
     flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
     table.add_row(

@@ -8,10 +8,10 @@ from functools import partial
 from llm_lab.plan.hardware import Machine
 
 from .actions import Actions
-from .asking import Step, ask_key, run_steps, skip
+from .asking import Step, ask_key, skip
 from .draft import Draft
 from .examples import BUILTIN, KINDS, NOUNS, ask_examples, ask_score, is_score_source
-from .finish import finish
+from .finish import ask_run
 from .policies import ask_other_model, ask_policy, first_name, with_model
 from .pretraining import ask_optimizer
 from .reward_terms import ask_rewards
@@ -62,34 +62,23 @@ def show_tuning(draft: Draft) -> None:
 def tune(
     draft: Draft, actions: Actions, *, save: Callable[[Draft], None], keep: Callable[[Draft], None]
 ) -> Draft | None:
-    """Ask for a run of a stage after pretraining. Returns the draft to start, or None for the menu.
-
-    save: writes the recipe to a file. keep: takes the draft as it is, so that a Ctrl-C loses no answer. Raises Back
-    at the first question.
-    """
+    """Ask for a run of a stage after pretraining, as ask_run does."""
     stage = draft.raw["stage"]
     askers = askers_of(stage, actions)
-    started: list[Draft] = []
     lines = {"data": f"Change the {NOUNS.get(KINDS.get(stage, ''), '')}", "model": "Change the model"}
     lines |= {"rewards": "Change the rewards", "lora": "Train all weights, or an adapter", "score": "Change the score"}
     changes = {name: (line, askers[name]) for name, line in lines.items() if name in askers}
-
-    def end(draft: Draft) -> Draft:
-        draft, start = finish(
-            draft,
-            title=TITLES[stage],
-            changes=changes,
-            asker_of=partial(asker_of, askers),
-            actions=actions,
-            save=save,
-            keep=keep,
-            show=show_tuning,
-        )
-        started[:] = [draft] if start else []
-        return draft
-
-    run_steps([*steps_of(stage, askers), end], draft, first=draft.step, keep=keep)
-    return started[0] if started else None
+    return ask_run(
+        steps_of(stage, askers),
+        draft,
+        title=TITLES[stage],
+        changes=changes,
+        asker_of=partial(asker_of, askers),
+        actions=actions,
+        save=save,
+        keep=keep,
+        show=show_tuning,
+    )
 
 
 def askers_of(stage: str, actions: Actions) -> dict[str, Step]:
