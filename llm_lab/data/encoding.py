@@ -38,6 +38,11 @@ def checked_eos(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def opener_of(tokenizer: Any) -> int:
+    """Return the id that a text begins with: the beginning-of-text token, or the one that ended the text before."""
+    return checked_eos(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+
+
 def _plain_backend(tokenizer: Any) -> Any:
     """Return a private copy of the Rust tokenizer: no padding, no truncation, no special tokens in text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -64,12 +69,24 @@ class Encoder:
     def __init__(self, tokenizer: Any):
         self.eos = checked_eos(tokenizer)
         self._backend = _plain_backend(tokenizer)
+        self._backend.post_processor = None  # it may leave blanks out of the places where tokens stand
 
     def __call__(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[list[int], str, bool]]:
         """Take (text, whether a document ends here) and yield (tokens, text, whether a document ends here)."""
         encodings = self._backend.encode_batch_fast([piece for piece, _ in pieces], add_special_tokens=False)
         for (piece, ends), encoding in zip(pieces, encodings, strict=True):
             yield ([*encoding.ids, self.eos] if ends else encoding.ids), piece, ends
+
+    def beginning(self, text: str, count: int) -> tuple[list[int], str]:
+        """Return the first tokens of a text, at most so many, and what they spell; no character is cut."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        spans = encoding.offsets
+        if count >= len(spans):
+            return list(encoding.ids), text
+        # The bytes of a character may be several tokens, each of which spans all of it.
+        while count and spans[count][0] < spans[count - 1][1]:
+            count -= 1
+        return list(encoding.ids[:count]), text[: spans[count - 1][1]] if count else ""
 
 
 def encode(documents: Iterator[str], tokenizer: Any) -> Iterator[tuple[list[int], str, bool]]:

@@ -52,7 +52,7 @@ def total_loss(
             items = [blocks[i] for i in range(start, min(start + rows, len(blocks)))]
             ids = torch.from_numpy(np.stack([item["input_ids"] for item in items])).to(device)
             labels = torch.from_numpy(np.stack([item["shift_labels"] for item in items])).to(device)
-            nats = _summed_nats(model, ids, labels, device, dtype)
+            nats = summed_nats(model, ids, labels, device, dtype)
             total += torch.tensor([nats.item(), (labels != -100).sum().item()], dtype=torch.float64)
             if time.perf_counter() - begun > PATIENCE_SECONDS:
                 progress(min(done + (start + rows) * max_length, count - 1), count)
@@ -65,7 +65,8 @@ def total_loss(
     return float(total[0]), int(total[1])
 
 
-def _summed_nats(model: Any, ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str) -> torch.Tensor:
+def summed_nats(model: Any, ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str) -> torch.Tensor:
+    """Return the sum of nats of a batch: ids and labels (rows, length), labels as they follow, -100 left out."""
     with head_for_pieces(model, ids.numel()) as head, autocast(device, dtype):
         output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
         if head is not None:
