@@ -6,7 +6,8 @@ import importlib
 import platform
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.stages import STAGE_RECIPES
-from llm_lab.runs.display import Display
+from llm_lab.runs.display import Display, Keeping
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 from llm_lab.runs.scores import collect_scores, write_pipeline_report
@@ -320,9 +321,11 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
 
             resolved = calibrate(resolved, display)
             if first:
-                folder.update(predicted=_predicted(resolved))
+                references = _references(resolved.values)
+                folder.update(predicted=_predicted(resolved), **({"references": references} if references else {}))
         forget_peak_memory(device)
-        result = stage.run(recipe, folder, display, resume=resume)
+        with _keeping_warnings(folder, display) as heard:
+            result = stage.run(recipe, folder, heard, resume=resume)
         before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before a resume
         results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
     except BaseException as error:
@@ -340,6 +343,18 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
         write_report(folder)
     wait_for_all()
     return {**folder.facts(), "path": str(folder.path)}
+
+
+@contextmanager
+def _keeping_warnings(folder: RunFolder, display: Display) -> Iterator[Display]:
+    """Write what a stage warns of into run.json, beside what was said before a resume."""
+    heard = Keeping(display)
+    try:
+        yield heard
+    finally:
+        if heard.warnings and is_first_process():
+            before = folder.facts().get("warnings", [])
+            folder.update(warnings=list(dict.fromkeys([*before, *heard.warnings])))
 
 
 def _how_it_ended(error: BaseException) -> dict[str, str | None]:
@@ -368,6 +383,15 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
         "predicted": _predicted(resolved),
         "versions": _versions(),
     }
+
+
+def _references(values: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
+    """Return the models and the user's own code that a stage takes beside the model it trains, with their digests."""
+    from llm_lab.runs.lineage import file_digest, own_code_of, references_of
+    from llm_lab.stages.course import describe_parent, find_local
+
+    found = {key: describe_parent(find_local(name)) for key, name in references_of(values)}
+    return found | {key: {"path": path, "digest": file_digest(path)} for key, path in own_code_of(values)}
 
 
 def _predicted(resolved: Resolved) -> dict[str, Any]:
@@ -418,14 +442,10 @@ def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool 
     """Load a run, a Hugging Face folder or a Hub name; returns (model, tokenizer), the model in eval mode."""
     from llm_lab.hf.load import load_model, quiet_libraries
     from llm_lab.hf.tokenizers import load_tokenizer
-    from llm_lab.runs.folder import find_model
+    from llm_lab.runs.folder import find_checkpoint
 
     quiet_libraries()
-    local = Path(checkpoint).expanduser()
-    looks_like_hub = checkpoint.count("/") == 1 and not local.exists() and not checkpoint.startswith((".", "~", "/"))
-    folder: str | Path = checkpoint
-    if not looks_like_hub or (ROOT / checkpoint).exists() or checkpoint.startswith(f"{ROOT}/"):
-        folder = find_model(checkpoint)
+    folder = find_checkpoint(checkpoint)
     machine = find_machine()
     device = device or machine.best_device
     if device == "cuda":

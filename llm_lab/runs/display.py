@@ -12,6 +12,10 @@ class Display:
     def notice(self, text: str) -> None:
         """Say one line: what was found, what was decided, what to mind."""
 
+    def warn(self, text: str) -> None:
+        """Say one line that the reader of the results should know too: it is kept for the report."""
+        self.notice(text)
+
     def progress(self, label: str, done: int, total: int) -> None:
         """Show how far a piece of preparation is."""
 
@@ -32,3 +36,39 @@ class Display:
 
     def end(self) -> None:
         """Training is over, or was stopped."""
+
+
+class Keeping(Display):
+    """Passes everything on to another display, and keeps what it is warned of."""
+
+    def __init__(self, shown: Display):
+        self.shown = shown
+        self.warnings: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.shown.notice(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.shown.warn(text)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        self.shown.progress(label, done, total)
+
+    def begin(self, *, max_steps: int, first_step: int, facts: Mapping[str, Any]) -> None:
+        self.shown.begin(max_steps=max_steps, first_step=first_step, facts=facts)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.shown.log(row)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        self.shown.sample(step, prompt, text)
+
+    def saved(self, step: int, path: str) -> None:
+        self.shown.saved(step, path)
+
+    def scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        self.shown.scores(scores)
+
+    def end(self) -> None:
+        self.shown.end()

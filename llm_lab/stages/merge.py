@@ -60,7 +60,7 @@ def merge_into(
     adapter = read_adapter(find_model(checkpoint), key=key)
     display.notice(f"merging {adapter.folder} into {adapter.base}")
     if adapter.in_4bit:
-        display.notice(
+        display.warn(
             "this adapter was trained beside a base in 4 bits; it goes into the base's full weights, which "
             "differ a little from what it knew: score the result"
         )
@@ -89,5 +89,5 @@ def merge_into(
         shutil.rmtree(staged, ignore_errors=True)
     display.notice(merged.describe())
     if merged.effect == 0:
-        display.notice("the adapter changes nothing: was it trained?")
+        display.warn("the adapter changes nothing: was it trained?")
     return merged

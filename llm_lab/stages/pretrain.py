@@ -242,7 +242,7 @@ def fit(
     )
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:
-        display.notice(f"{idle} more GPUs are idle: start with --nproc {idle + process_count()} to train on all")
+        display.warn(f"{idle} more GPUs are idle: start with --nproc {idle + process_count()} to train on all")
     display.begin(max_steps=train.max_steps, first_step=start.step, facts=folder.facts())
     if train.compile:
         display.notice("compiling the model: the first steps take a while longer")

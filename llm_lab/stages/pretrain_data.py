@@ -49,7 +49,7 @@ def begin_reading(recipe: PretrainRecipe, texts: Texts, checkpoint: Path | None,
         exhausted = {"path": ends, "step": steps, "max_steps": train.max_steps}
         if scheduler["warmup_steps"] >= steps:
             scheduler["warmup_steps"] = steps // 20
-            display.notice(f"warm-up is cut to {steps // 20:,} steps, to fit the shorter run")
+            display.warn(f"warm-up is cut to {steps // 20:,} steps, to fit the shorter run")
         order = plan_order(num_samples=steps * rows_per_step)
     states = read_stream_states(checkpoint)
     dataset = BlockDataset(

@@ -83,7 +83,7 @@ def _that_fit(rows: Sequence[Example], tokenizer: Any, room: int, source: Any, d
     """Return the prompts that leave room for an answer; the others are counted."""
     kept = [example for example in rows if len(encode_prompt(tokenizer, example.prompt)) <= room]
     if len(kept) < len(rows):
-        display.notice(
+        display.warn(
             f"{source.key}: {len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {room:,} tokens, "
             "which leaves no room for an answer: left out"
         )

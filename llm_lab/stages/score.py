@@ -54,7 +54,7 @@ class Scorer:
         wanted = [(example, prompt_ids(tokenizer, example)) for example in held_out[: score.prompts]]
         kept = [(example, ids) for example, ids in wanted if room is None or len(ids) <= room]
         if len(kept) < len(wanted):
-            display.notice(f"score: {len(wanted) - len(kept):,} prompts leave no room for an answer, and are left out")
+            display.warn(f"score: {len(wanted) - len(kept):,} prompts leave no room for an answer, and are left out")
         if not kept:
             why = "there is no prompt that could be scored" if not wanted else "no prompt leaves room for an answer"
             raise UserError(Problem("score", why, mend="Name others with score.path, or set score: null."))

@@ -235,7 +235,7 @@ class LabRun:
             shutil.rmtree(steps / STAGING, ignore_errors=True)
             if failed:
                 reason = _first_line(trouble) if trouble else "in another process"
-                self.display.notice(
+                self.display.warn(
                     f"The checkpoint of step {step} could not be written ({reason}). Training goes on; the last "
                     f"complete one is kept. Free some disk before step {step + self.args.save_steps}."
                 )

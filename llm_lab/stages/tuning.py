@@ -95,7 +95,7 @@ def encode_sets(
     for source, rows in zip(examples.sources, examples.train, strict=True):
         encoded, counts = encode(rows)
         for reason, count in counts.items():
-            display.notice(f"{source.key}: {count:,} of {len(rows):,} {noun}s: {reason}")
+            display.warn(f"{source.key}: {count:,} of {len(rows):,} {noun}s: {reason}")
         if not encoded:
             why = f"no {noun} is left to learn from within train.max_length = {max_length}"
             problems.append(Problem(f"{source.key}.path", why, value=source.path, mend="Set a larger max_length."))

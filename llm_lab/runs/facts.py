@@ -1,0 +1,101 @@
+"""What run.json holds, in words: for the report, the model card, `show`, and what a replay came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .folder import RunFolder
+
+# Result -> how it is told: its words, and whether it is a share.
+TOLD = {
+    "eval_loss": ("loss {:.4f}", False),
+    "bits_per_byte": ("{:.4f} bits a byte", False),
+    "eval_accuracy": ("accuracy {:.1f} %", True),
+    "exact_match": ("exact match {:.1f} %", True),
+    "exact_match_sampled": ("sampled {:.1f} %", True),
+    "eval_reward_sampled": ("reward {:.3f}", False),
+    "relative_logit_difference": ("logits differ by {:.1e}", False),
+}
+MEASURES_LOSS = ("pretrain", "sft", "reward", "dpo")
+# Results that are of the machine and its day, and not of the model.
+OF_THE_MACHINE = {"wall_seconds", "tokens_per_second", "memory_bytes"}
+
+
+def reached(results: Mapping[str, Any]) -> list[str]:
+    """Return what a run came to, as short texts."""
+    return [
+        words.format(100 * results[key] if is_share else results[key])
+        for key, (words, is_share) in TOLD.items()
+        if isinstance(results.get(key), int | float)
+        and not (key == "eval_reward_sampled" and _reward_is_exact(results))
+    ]
+
+
+def _reward_is_exact(results: Mapping[str, Any]) -> bool:
+    """Whether the reward only repeats the exact match."""
+    return results.get("eval_reward_sampled") == results.get("exact_match_sampled")
+
+
+def data_rows(facts: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each set that was read: its path, its fingerprint, and how much of it was read."""
+    mix = {item["path"]: item for item in facts.get("mix") or ()}
+    rows = []
+    for source in facts.get("data") or ():
+        amount = ""
+        if source["path"] in mix:
+            item = mix[source["path"]]
+            times = "less than once" if item["epochs"] is None else f"{item['epochs']:.2f} times"
+            amount = f"{100 * item['share']:.1f} % of what was read, {times}"
+        elif "read" in source:
+            dropped = ", ".join(f"{count:,} dropped: {why}" for why, count in (source.get("dropped") or {}).items())
+            amount = f"{source['kept']:,} of {source['read']:,} rows kept" + (f" ({dropped})" if dropped else "")
+        rows.append([source["path"], source["fingerprint"][:12], amount])
+    return rows
+
+
+def versions(facts: Mapping[str, Any]) -> str:
+    """Return the versions of what the run was made with, on one line."""
+    return ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
+
+
+def warnings_of(run: RunFolder) -> list[str]:
+    """Return what a reader of a run's numbers should mind: what was said while it ran, and what the record shows."""
+    return list(dict.fromkeys([*_seen_in(run), *run.facts().get("warnings", ())]))
+
+
+def _seen_in(run: RunFolder) -> Iterator[str]:
+    facts, status = run.facts(), run.status()
+    stage, results = facts.get("stage"), facts.get("results") or {}
+    if status in ("stopped", "interrupted", "failed"):
+        at = f" after step {results['step']:,}" if "step" in results else ""
+        yield f"It did not come to its end: {status}{at}." + (f" {facts['error']}" if facts.get("error") else "")
+    if facts.get("device") == "cpu" and "step" in results:
+        yield "A CPU rehearsal: the model is of toy size, and its speed says nothing of a GPU's."
+    exhausted = facts.get("exhausted")
+    if exhausted:
+        step, planned = exhausted["step"], exhausted["max_steps"]
+        yield f"{exhausted['path']} was used up: the run ended at step {step:,} of {planned:,}."
+    if stage in MEASURES_LOSS and "step" in results and "eval_loss" not in results:
+        yield "Nothing was kept from training: no loss tells how it does on what it has not seen."
+
+
+def number(value: Any) -> str:
+    """Return a number as a table shows it."""
+    if isinstance(value, float):
+        if 0 < abs(value) < 1e-3:
+            return f"{value:.2e}"
+        return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as a table shows it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Return bytes as a table shows them."""
+    return f"{count / 2**30:.2f} GiB"

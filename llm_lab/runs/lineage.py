@@ -1,0 +1,223 @@
+"""Where a checkpoint comes from: back through what each run began with, to scratch or to a model of others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lab.recipe.errors import UserError
+from llm_lab.recipe.files import read_recipe_file
+
+from .evaluations import evaluations_of, run_of
+from .folder import ROOT, RunFolder, find_model
+
+Digest = Callable[[str | Path], str | None]
+PARENT = "model.checkpoint"
+SAME, CHANGED, GONE, UNRECORDED = "same", "changed", "gone", "unrecorded"
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a run took from elsewhere.
+
+    key: where the recipe names it: model.checkpoint, dpo.reference, rewards.0.model ... place: what was named, as it
+    was recorded. state: "same" where its weights are still those that were recorded, "changed", "gone", or
+    "unrecorded" where no digest tells (a name on the Hub, or a record of before).
+    """
+
+    key: str
+    place: str
+    state: str
+    node: Node | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One model of a line: the result of a run, a folder that no run of ours made, or a name on the Hub.
+
+    place: the folder of the weights, or the name. step: of a checkpoint within a run, else None. parent: None for a
+    model that began from scratch, and for one of others.
+    """
+
+    place: str
+    run: RunFolder | None
+    step: int | None
+    facts: Mapping[str, Any]
+    evaluations: tuple[Mapping[str, Any], ...]
+    parent: Link | None
+    others: tuple[Link, ...]
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that made it, or None where no run of ours did."""
+        return self.facts.get("stage") if self.run else None
+
+    @property
+    def name(self) -> str:
+        """What it is called for short: the run's folder, or its place."""
+        return str(self.run.path) if self.run else self.place
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        return ((self.parent,) if self.parent else ()) + self.others
+
+
+def trace(folder: str | Path, *, digest_of: Digest, root: Path = ROOT) -> Node:
+    """Return a model with all that it comes from.
+
+    folder: of its weights (or the run's own, or a name on the Hub). digest_of: returns the digest of a folder's
+    weights; one that returns None leaves every link unrecorded.
+    """
+    return _trace(str(folder), digest_of, root, ())
+
+
+def line_of(node: Node) -> tuple[Node, ...]:
+    """Return every model of a line once, each after those that it comes from; the last is the given one."""
+    found: dict[str, Node] = {}
+
+    def visit(one: Node) -> None:
+        for link in (*one.others, *((one.parent,) if one.parent else ())):
+            if link.node is not None:
+                visit(link.node)
+        found.setdefault(one.place, one)
+
+    visit(node)
+    return tuple(found.values())
+
+
+def main_line(node: Node) -> tuple[Node, ...]:
+    """Return the models that a model was trained on from, the root first; side branches are left out."""
+    line = [node]
+    while line[-1].parent is not None and line[-1].parent.node is not None:
+        line.append(line[-1].parent.node)
+    return tuple(reversed(line))
+
+
+def describe_line(run: RunFolder) -> str:
+    """Return a run's line on one line: where it began, and the runs up to this one. Weights are not read."""
+    line = main_line(trace(run.path, digest_of=lambda folder: None))
+    names = [f"{node.stage} ({node.name})" if node.run else f"{node.place} (not made here)" for node in line]
+    if line[0].parent is not None:
+        names.insert(0, f"{line[0].parent.place} (gone)")
+    elif line[0].stage == "pretrain":
+        names.insert(0, "scratch")
+    return " -> ".join(names)
+
+
+def references_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, name) of every model that a recipe takes beside the one it trains."""
+    for group, key in (("dpo", "reference"), ("ppo", "critic")):
+        held = values.get(group)
+        if isinstance(held, Mapping) and held.get(key):
+            yield f"{group}.{key}", held[key]
+    scored = values.get("score") or {}
+    for group, terms in (("rewards", values.get("rewards")), ("score.rewards", scored.get("rewards"))):
+        for index, term in enumerate(terms or ()):
+            if term.get("model"):
+                yield f"{group}.{index}.model", term["model"]
+
+
+def own_code_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, file) of every Python file of the user's that a recipe's rewards run."""
+    scored = values.get("score") or {}
+    for group, terms in (("rewards", values.get("rewards")), ("score.rewards", scored.get("rewards"))):
+        for index, term in enumerate(terms or ()):
+            if term.get("python"):
+                yield f"{group}.{index}.python", term["python"].rpartition(":")[0]
+
+
+def file_digest(path: str | Path) -> str | None:
+    """Return the SHA-256 of a file, or None where there is none."""
+    try:
+        return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _trace(place: str, digest_of: Digest, root: Path, seen: tuple[str, ...]) -> Node:
+    folder = Path(place).expanduser()
+    run = run_of(folder) if folder.is_dir() else None
+    if run is None or not run.facts().get("stage"):  # a pipeline's own folder made no model
+        return Node(place, None, None, {}, tuple(evaluations_of(place, root=root)), _base(folder, digest_of, root), ())
+    facts = run.facts()
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    seen = (*seen, str(run.path.resolve()))
+
+    def link(key: str, name: str, digest: str | None) -> Link:
+        return _link(key, name, digest, run.path, digest_of, root, seen)
+
+    recorded = facts.get("parent")
+    parent = link(PARENT, recorded["path"], recorded.get("digest")) if recorded else None
+    others = []
+    if parent is not None and parent.node is None and facts.get("base"):  # a merge whose adapter is gone
+        others.append(link("base", facts["base"]["path"], facts["base"].get("digest")))
+    known = facts.get("references") or {}
+    for key, name in references_of(_recipe_of(run)):
+        others.append(link(key, name, (known.get(key) or {}).get("digest")))
+    rows = tuple(evaluations_of(run.path, root=root))
+    return Node(place, run, int(match[1]) if match else None, facts, rows, parent, tuple(others))
+
+
+def _base(folder: Path, digest_of: Digest, root: Path) -> Link | None:
+    """Return the base of an adapter that no run of ours made."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        name = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    try:
+        digest = json.loads((folder / "base_model.json").read_text(encoding="utf-8")).get("digest")
+    except (OSError, ValueError, AttributeError):
+        digest = None
+    return _link(PARENT, name, digest, folder, digest_of, root, ()) if name else None
+
+
+def _link(
+    key: str, name: str, digest: str | None, near: Path, digest_of: Digest, root: Path, seen: tuple[str, ...]
+) -> Link:
+    place = _find(name, digest, near, digest_of, root)
+    if place is None:
+        return Link(key, name, GONE, None)
+    folder, now = Path(place), None
+    if digest is not None:
+        now = digest_of(folder)
+    state = UNRECORDED if digest is None or now is None else SAME if now == digest else CHANGED
+    run = run_of(folder) if folder.is_dir() else None
+    if run is not None and str(run.path.resolve()) in seen:
+        return Link(key, name, CHANGED, None)  # the run that it came from was replaced by what came of it
+    return Link(key, name, state, _trace(place, digest_of, root, seen))
+
+
+def _find(name: str, digest: str | None, near: Path, digest_of: Digest, root: Path) -> str | None:
+    """Return where a model is now, which may have moved along with the run that names it; None where it is gone."""
+    given = Path(name).expanduser()
+    for candidate in (given, *_tails(near.resolve(), given)):
+        if not candidate.is_dir():
+            continue
+        try:
+            found = find_model(candidate, root=root)
+        except UserError:
+            continue
+        if candidate == given or digest is None or digest_of(found) == digest:
+            return str(found)
+    looks_local = given.is_absolute() or name.startswith((".", "~", f"{root}/")) or name.count("/") > 1
+    return None if looks_local or digest is not None else name
+
+
+def _tails(folder: Path, name: Path) -> Iterator[Path]:
+    """Yield where a model may be if it was moved together with a run: the end of its path, seen from there."""
+    for parent in folder.parents:
+        for length in range(len(name.parts) - 1, 1, -1):
+            yield parent.joinpath(*name.parts[-length:])
+
+
+def _recipe_of(run: RunFolder) -> Mapping[str, Any]:
+    try:
+        return read_recipe_file(run.recipe_path)
+    except UserError:
+        return {}
