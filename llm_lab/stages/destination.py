@@ -1,0 +1,135 @@
+"""Where a push goes: whether the Hub lets this token write there, asked before anything long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lab.hf.load import quiet_libraries
+from llm_lab.recipe.errors import LabError, MachineError, Problem, UserError
+
+KEY = "export.push"
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN; a token with write permission is made in your Hub settings."
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A repository that may be written to. exists: it is there already; private: as it is or will be made."""
+
+    repo: str
+    endpoint: str
+    user: str
+    exists: bool
+    private: bool
+
+    @property
+    def url(self) -> str:
+        return f"{self.endpoint}/{self.repo}"
+
+
+def find_destination(repo: str, *, private: bool = True, endpoint: str | None = None) -> Destination:
+    """Ask the Hub whether a repository may be written to, or made; changes nothing.
+
+    UserError: no token, or one that may not write there, or a repository that all can see where a private one is
+    wanted. MachineError: the Hub can't be reached.
+    """
+    quiet_libraries()
+    api, token = connect(endpoint)
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    with errors_in_words(repo, api, token):
+        identity = api.whoami()
+        user = identity["name"]
+        try:
+            found = api.model_info(repo)
+        except RepositoryNotFoundError:
+            found = None
+        _demand_permission(repo, identity)
+        if found is None:
+            return Destination(repo, api.endpoint, user, exists=False, private=private)
+        try:
+            api.auth_check(repo, write=True)
+        except HfHubHTTPError as error:
+            # 404: a mirror that lacks this question. The repository itself was found.
+            if error.response.status_code != 404:
+                raise
+    if private and not found.private:
+        mend = "Take --public (export.private=false) if that is meant, or name another repository."
+        raise UserError(Problem("export.private", f"{repo} is there and can be seen by all", value=True, mend=mend))
+    return Destination(repo, api.endpoint, user, exists=True, private=bool(found.private))
+
+
+def _demand_permission(repo: str, identity: dict[str, Any]) -> None:
+    """UserError where what the Hub says of the token rules out that it writes to this owner's repositories."""
+    owner, user = repo.split("/")[0], identity["name"]
+    token = identity.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        why = f"the token of {user} may only read"
+        raise UserError(Problem(KEY, why, value=repo, mend=LOG_IN))
+    owners = [user, *(organization["name"] for organization in identity.get("orgs", []))]
+    if owner.lower() not in (name.lower() for name in owners):
+        why = f"the token is of {user}, who can't write to {owner}"
+        raise UserError(Problem(KEY, why, value=repo, allowed=", ".join(f"{name}/NAME" for name in owners)))
+    scopes = token.get("fineGrained", {}).get("scoped")
+    if token.get("role") == "fineGrained" and isinstance(scopes, list):
+        names = {
+            str(scope.get("entity", {}).get("name", "")).lower()
+            for scope in scopes
+            if "repo.write" in scope.get("permissions", [])
+        }
+        if not names & {owner.lower(), repo.lower()}:
+            why = f"the token of {user} is fine-grained and has no write permission for {owner}"
+            raise UserError(Problem(KEY, why, value=repo, mend=LOG_IN))
+
+
+def connect(endpoint: str | None) -> tuple[Any, str]:
+    """Return the Hub's client and the token, of the environment or the login. UserError where there is none."""
+    from huggingface_hub import HfApi, get_token
+
+    token = get_token()
+    if not token:
+        raise UserError(Problem(KEY, "there is no token for the Hub", mend=LOG_IN))
+    return HfApi(endpoint=endpoint, token=token), token
+
+
+@contextmanager
+def errors_in_words(repo: str, api: Any, token: str, folder: Path | None = None) -> Iterator[None]:
+    """Turn what the Hub's client raises into errors for users, without the token; say where the export stands."""
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        kind, why, mend = _explain(error, api.endpoint)
+        stands = f"What was exported stands in {folder}; the same command sends what is missing." if folder else ""
+        text = " ".join(part for part in (mend, stands) if part)
+        raise kind(Problem(KEY, why.replace(token, "***"), value=repo, mend=text.replace(token, "***"))) from None
+
+
+def _explain(error: BaseException, endpoint: str) -> tuple[type[LabError], str, str]:
+    """Return (kind of error, why, what to do)."""
+    import httpx2
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    while not isinstance(error, httpx2.HTTPError) and error.__cause__ is not None:
+        error = error.__cause__  # an upload's own error wraps what happened
+    response = getattr(error, "response", None)
+    if response is not None:
+        status = response.status_code
+        said = response.headers.get("X-Error-Message") or str(error).strip().splitlines()[0]
+        if status == 401:
+            return UserError, "the Hub does not know this token", LOG_IN
+        if status == 403:
+            return UserError, f"the token may not do this: {said}", LOG_IN
+        if status == 404:
+            return UserError, f"there is no such place, or the token may not see it: {said}", LOG_IN
+        return MachineError, f"the Hub answered {status}: {said}", "Try again later."
+    if isinstance(error, OfflineModeIsEnabled):
+        return MachineError, "HF_HUB_OFFLINE stands in the environment", "Take it out to send."
+    if isinstance(error, httpx2.TransportError | ConnectionError):
+        return MachineError, f"the connection to {endpoint} failed ({type(error).__name__})", "Check the network."
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return MachineError, f"it was not sent: {first[:300]}", ""
