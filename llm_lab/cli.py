@@ -233,6 +233,8 @@ def wizard_actions() -> Any:
         describe_examples=_describe_examples,
         columns=_columns,
         check_function=_check_function,
+        compare=_compare_models,
+        replay=lambda checkpoint: _replay(parse(["replay", checkpoint])),
         xray=_read_tokens,
     )
 
@@ -281,6 +283,15 @@ def _check_function(spec: str) -> Any:
     from llm_lab.rewards.python_file import find_function
 
     return find_function(spec)
+
+
+def _compare_models(wanted: Any) -> int:
+    """Compare as the wizard's Comparison says, in the words of the command."""
+    words = ["compare", *wanted.checkpoints]
+    words += [word for prompt in wanted.prompts for word in ("--prompt", prompt)]
+    words += ["--steps"] if wanted.steps else []
+    words += ["--adapter-off"] if wanted.adapter_off else []
+    return _compare(parse(words))
 
 
 def _read_tokens(recipe: Mapping[str, Any]) -> Any:

@@ -33,4 +33,6 @@ class Actions:
     describe_examples: Callable[[Mapping[str, Any], str], FoundExamples]  # (set, kind of example)
     columns: Callable[[Mapping[str, Any], str], Sequence[str]]  # (set, kind of example): what columns it has
     check_function: Callable[[str], Any]  # of file.py:function, which is not run; raises UserError
+    compare: Callable[[Any], int]  # prints a Comparison (ui/comparing.py)
+    replay: Callable[[str], int]  # makes a checkpoint again, from its line's beginning
     xray: Callable[[Mapping[str, Any]], Sequence[Any]]  # a recipe's data as tokens

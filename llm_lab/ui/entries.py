@@ -15,9 +15,10 @@ from llm_lab.runs.folder import RunFolder, list_runs
 
 from . import design, pretraining, tuning
 from .actions import Actions
+from .comparing import Comparison, ask_comparison, ask_time_machine
 from .console import make_console, one_line, print_error, say_wait
 from .draft import Draft
-from .next_steps import ask_next, finished_run, start_of
+from .next_steps import ask_next, finished_run, start_of, ways_on
 from .policies import describe_run
 from .prompts import Back, Option, choose, type_in, wait_for_enter
 from .saving import save_recipe
@@ -75,7 +76,7 @@ def _start_draft(wizard: Wizard, draft: Draft) -> None:
     if _start(wizard, draft.raw, wait=False, show_plan=False):
         wizard.drafts.pop(draft.raw["stage"], None)
         run = finished_run(draft.raw["name"])
-        if run is None:
+        if run is None or not ways_on(run):
             wait_for_enter()
         else:
             _go_on_with(wizard, run)
@@ -156,6 +157,41 @@ def _pick_checkpoint(title: str, question: str) -> str:
 CHECKPOINT_WHY = "Any run of yours, any Hugging Face folder with a causal language model, or a name on the Hub."
 
 
+def do_evaluate(wizard: Wizard) -> None:
+    """Measure a model, or set several side by side."""
+    way = None
+    while True:
+        begin_screen("Evaluate")
+        options = [
+            Option("eval", "Measure a model: loss, answers, speed, tasks"),
+            Option("compare", "Compare models: the same prompts, side by side"),
+            Option("time", "Time machine: one prompt, every checkpoint of a run"),
+        ]
+        way = choose("What would you like to know?", options, default=way, why=EVALUATE_WHY, above=2)
+        with contextlib.suppress(Back):
+            if way == "eval":
+                return do_tune(wizard, "eval")
+            _compare(wizard, ask_comparison() if way == "compare" else ask_time_machine())
+            return None
+
+
+def _compare(wizard: Wizard, wanted: Comparison) -> None:
+    begin_screen("Evaluate", "side by side")
+    try:
+        wizard.actions.compare(wanted)
+    except LabError as error:
+        print_error(error)
+    except KeyboardInterrupt:
+        make_console().print("\nStopped.", style="warn")
+    wait_for_enter()
+
+
+EVALUATE_WHY = (
+    "Measuring gives figures that are kept with the checkpoint. Side by side shows what they mean: the same prompts, "
+    "answered by each, with the differences marked."
+)
+
+
 def do_checkpoints(wizard: Wizard) -> None:
     """Look at runs and models: talk, resume, replay."""
     while True:
@@ -169,10 +205,14 @@ def do_checkpoints(wizard: Wizard) -> None:
         options = [Option("list", "Back to the list"), Option("chat", "Talk to it")]
         if run is not None and run.status() == "done":
             options.append(Option("next", "Train its model further, or merge it"))
+        if run is not None and run.facts().get("stage") != "reward":
+            options += [Option("eval", "Measure it"), Option("export", "Export it")]
+            options += [Option("time", "Time machine: a prompt for each checkpoint")] if run.checkpoints() else []
         if run is not None and run.recipe_path.exists():
             if run.status() in ("stopped", "interrupted", "failed"):
                 options.append(Option("resume", "Go on with this run"))
             options.append(Option("replay", "Replay its recipe as a new run"))
+            options.append(Option("line", "Make it again from the very beginning, with all before it"))
         with contextlib.suppress(Back):
             picked = choose("What with it?", options, why="Replaying makes a new run with the same numbers.", above=18)
             if picked == "chat":
@@ -180,6 +220,13 @@ def do_checkpoints(wizard: Wizard) -> None:
             elif picked == "next":
                 begin_screen("Checkpoints", path)
                 _go_on_with(wizard, run)
+            elif picked in ("eval", "export"):
+                do_tune(wizard, picked, tuning.new_draft(find_machine(), picked, model=path).at_step(1))
+            elif picked == "time":
+                _compare(wizard, Comparison((path,), steps=True))
+            elif picked == "line":
+                wizard.actions.replay(path)
+                wait_for_enter()
             elif picked in ("resume", "replay"):
                 _start(wizard, str(run.recipe_path), resume=picked == "resume", ask=True)
 

@@ -11,6 +11,8 @@ from .prompts import Option, choose
 
 LINES = {
     "chat": "Talk to it",
+    "eval": "Measure it: loss, answers, speed, tasks",
+    "export": "Export it: a form for others to load",
     "merge": "Merge the adapter into its base",
     "sft": "Fine-tune it to answer (SFT)",
     "reward": "Train a reward model from it",
@@ -18,13 +20,16 @@ LINES = {
     "grpo": "GRPO: try, score, do more of what scored well",
     "ppo": "PPO: the same with a critic",
 }
+TAKEN_AWAY = ("eval", "export")
 AFTER = {
-    "pretrain": ("chat", "sft"),
-    "sft": ("chat", "dpo", "grpo", "ppo", "reward"),
-    "dpo": ("chat", "grpo", "ppo"),
-    "grpo": ("chat", "dpo", "ppo"),
-    "ppo": ("chat", "dpo", "grpo"),
-    "merge": ("chat", "sft", "dpo", "grpo", "ppo"),
+    "pretrain": ("chat", "sft", *TAKEN_AWAY),
+    "sft": ("chat", "dpo", "grpo", "ppo", "reward", *TAKEN_AWAY),
+    "dpo": ("chat", "grpo", "ppo", *TAKEN_AWAY),
+    "grpo": ("chat", "dpo", "ppo", *TAKEN_AWAY),
+    "ppo": ("chat", "dpo", "grpo", *TAKEN_AWAY),
+    "merge": ("chat", "sft", "dpo", "grpo", "ppo", *TAKEN_AWAY),
+    "eval": (),
+    "export": (),
     "reward": ("grpo", "ppo"),
 }
 WITH_IT = {"grpo": "GRPO with it as the reward", "ppo": "PPO with it as the reward"}
@@ -44,7 +49,7 @@ def ways_on(run: RunFolder) -> list[str]:
     """Return what one would do with a run's result, the likeliest first."""
     stage = run.facts().get("stage", "")
     ways = list(AFTER.get(stage, ("chat",)))
-    if stage not in ("reward", "merge") and is_adapter(run.path):
+    if stage not in ("reward", "merge", "eval", "export") and is_adapter(run.path):
         ways.insert(1, "merge")
     return ways
 

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.plan.estimate import Estimate
+from llm_lab.plan.parameters import read_config_json
 from llm_lab.plan.resolve import Resolved
 from llm_lab.plan.vocabulary import vocabulary_size
+from llm_lab.recipe.exporting import FORMS
+from llm_lab.recipe.native import what_loads
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.tuning_rules import OPTIONS
 from llm_lab.runs.folder import ROOT
@@ -65,8 +68,9 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
             yield "goes on", f"from step {cost.first_step:,}; what follows is of what is left", ""
         yield "training", _training(train, cost, scratch=values["stage"] == "pretrain"), ""
     elif train:
-        yield "training", f"{train['num_train_epochs']:g} times over the examples; the steps follow from them", ""
+        yield "training", f"{train['num_train_epochs']:g} × the examples; the steps follow from them", ""
     yield from _trained_part(values)
+    yield from _form(values)
     for name, text in _rewards(values):
         yield name, text, ""
     if values.get("optimizer"):
@@ -97,6 +101,22 @@ def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "trained", "all weights", ""
 
 
+def _form(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Of an export, what is written, whether the form can hold the model, and where it goes."""
+    form = values.get("export")
+    if not form:
+        return
+    weights = f", weights in {form['weights']}" if form.get("weights") else ""
+    yield "form", f"{FORMS[form['to']]}{weights}", ""
+    config = read_config_json(values["model"]["checkpoint"])
+    if config is not None:
+        loads = what_loads(config)
+        gguf = form["to"] == "gguf"
+        yield "loads in", loads.gguf_reason if gguf else loads.native_reason, "" if loads.gguf or not gguf else "bad"
+    if form.get("push"):
+        yield "sent to", f"{form['push']} on the Hub, {'private' if form['private'] else 'for all to see'}", ""
+
+
 def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The terms of the reward, and what held-out prompts are scored by."""
     terms = values.get("rewards") or ()
@@ -104,7 +124,12 @@ def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "reward", ", ".join(map(describe_term, terms))
     score = values.get("score")
     if score:
-        yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'} at each evaluation"
+        when = "" if values["stage"] == "eval" else " at each evaluation"
+        yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'}{when}"
+    tasks = values.get("tasks")
+    if tasks:
+        part = f", {tasks['limit']:,} documents of each" if tasks.get("limit") else ""
+        yield "tasks", f"{', '.join(tasks['names'])}{part}"
 
 
 def _wrapped(text: str) -> str:
@@ -130,8 +155,8 @@ def _model(values: Mapping[str, Any]) -> str:
     if not isinstance(model, Mapping):
         return str(model)
     if "checkpoint" in model:
-        what = "trained on from its weights" if values.get("train") else "put into its base"
-        return f"{model['checkpoint']}, {what}"
+        done = {"merge": "put into its base", "eval": "measured", "export": "in a form for others"}
+        return f"{model['checkpoint']}, {done.get(values['stage'], 'trained on from its weights')}"
     if "config" in model:
         return f"{model['config']}, from scratch"
     parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
@@ -172,7 +197,7 @@ def _data(sources: Any) -> Iterator[str]:
 
 def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool) -> str:
     steps = max(0, train["max_steps"] - cost.first_step)
-    text = f"{steps:,} steps × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    text = f"{steps:,} step{'' if steps == 1 else 's'} × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
     if ratio is not None and scratch and not cost.first_step:
         shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
@@ -191,7 +216,7 @@ def _optimizer(values: Mapping[str, Any]) -> str:
 
 def _warmup(scheduler: Mapping[str, Any]) -> str:
     steps = scheduler.get("warmup_steps")
-    return "warm-up" if steps is None else f"{steps:,} warm-up steps"
+    return "warm-up" if steps is None else f"{steps:,} warm-up step{'' if steps == 1 else 's'}"
 
 
 def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:

@@ -105,22 +105,27 @@ def why_no_model(text: str) -> str | None:
     return None
 
 
-def ask_data(draft: Draft, describe: Describe, *, show: Show) -> Draft:
-    """Ask for the texts, one source after the other; each is looked at, and what was found is said. Raises Back."""
+def ask_data(draft: Draft, describe: Describe, *, show: Show, measured: bool = False) -> Draft:
+    """Ask for the texts, one source after the other; each is looked at, and what was found is said. Raises Back.
+
+    measured: each set is for itself, not for a mix that is trained on.
+    """
 
     def ask(draft: Draft, default: Mapping[str, Any], number: int) -> tuple[dict[str, Any], str]:
-        return _ask_source(draft, default, describe, number=number, show=show)
+        return _ask_source(draft, default, describe, number=number, show=show, measured=measured)
 
-    return ask_sets(draft, ask, first={"path": BUILTIN}, what="texts", show=show)
+    return ask_sets(draft, ask, first={"path": BUILTIN}, what="texts", show=show, mixed=not measured)
 
 
-def ask_sets(draft: Draft, ask: AskSet, *, first: Mapping[str, Any], what: str, show: Show) -> Draft:
-    """Ask for one set after the other until there are no more, and then for their weights. Raises Back.
+def ask_sets(
+    draft: Draft, ask: AskSet, *, first: Mapping[str, Any], what: str, show: Show, mixed: bool = True
+) -> Draft:
+    """Ask for one set after the other until there are no more, and then, of a mix, for their weights. Raises Back.
 
     ask: asks for one, and returns it with what was found in it. first: what is offered where there is none yet.
     """
     sets: list[dict[str, Any]] = []
-    earlier = list(draft.raw.get("data", []))
+    earlier = list(draft.raw.get("data") or [])
     while True:
         fresh = {"path": ""} if first in sets else first
         default = earlier[len(sets)] if len(sets) < len(earlier) else fresh
@@ -136,11 +141,11 @@ def ask_sets(draft: Draft, ask: AskSet, *, first: Mapping[str, Any], what: str, 
             more = len(sets) < len(earlier)
             begin_question(draft.with_answer("data", sets), f"{source['path']}: {found}", show=show)
             above = SCREEN_LINES + found.count("\n")
-            why = MIX_WHY.format(what)
-            question = f"Another set of {what} to mix in?"
+            why = MIX_WHY.format(what) if mixed else SETS_WHY
+            question = f"Another set of {what}{' to mix in' if mixed else ''}?"
             if confirm(question, default=more, yes="yes", no="no, that is all", why=why, above=above):
                 continue
-            weigh = [_weigher(number, show) for number in range(len(sets))] if len(sets) > 1 else []
+            weigh = [_weigher(number, show) for number in range(len(sets))] if mixed and len(sets) > 1 else []
             return run_steps(weigh, draft.with_answer("data", sets))
         except Back:
             if not sets:
@@ -149,6 +154,9 @@ def ask_sets(draft: Draft, ask: AskSet, *, first: Mapping[str, Any], what: str, 
 
 
 MIX_WHY = "Several sets of {} are read in shares that you set next. Every set has its own part kept for validation."
+
+
+SETS_WHY = "Each set is measured for itself."
 
 
 def _weigher(number: int, show: Show) -> Step:
@@ -175,7 +183,7 @@ def _is_positive(text: str) -> bool:
 
 
 def _ask_source(
-    draft: Draft, default: Mapping[str, Any], describe: Describe, *, number: int, show: Show
+    draft: Draft, default: Mapping[str, Any], describe: Describe, *, number: int, show: Show, measured: bool
 ) -> tuple[dict[str, Any], str]:
     """Ask for one source until it can be read; returns it and what was found."""
     trouble, path = "", str(default["path"])
@@ -192,7 +200,7 @@ def _ask_source(
         )
         source = {key: value for key, value in default.items() if path == default["path"]} | {"path": path}
         try:
-            return _look_at(source | (_ask_hub_keys(source) if is_hub_name(path) else {}), describe)
+            return _look_at(source | (_ask_hub_keys(source, measured=measured) if is_hub_name(path) else {}), describe)
         except LabError as error:
             trouble = str(error)
         except Back:
@@ -216,13 +224,15 @@ def is_hub_name(path: str) -> bool:
     return not path.startswith(("builtin:", ".", "/", "~")) and path.count("/") == 1 and not Path(path).exists()
 
 
-def _ask_hub_keys(source: Mapping[str, Any]) -> dict[str, Any]:
+def _ask_hub_keys(source: Mapping[str, Any], *, measured: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     questions = {"subset": "Its subset (empty: none)?", "text_column": "Its text column (empty: find it)?"}
     for key, question in questions.items():
         text = type_in(question, default=str(source.get(key) or ""), why=DATA_WHY)
         if text:
             found[key] = text
+    if measured:
+        return found | {"split": type_in("Its split?", default=str(source.get("split") or "train"), why=DATA_WHY)}
     before = bool(source.get("streaming"))
     stream = confirm("Stream it?", default=before, yes="yes", no="no, download it", why=STREAM_WHY)
     if stream or before:

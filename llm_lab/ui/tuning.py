@@ -1,4 +1,4 @@
-"""The stages after pretraining: which model, which data, what is learnt; then the review, the plan, and the start."""
+"""The stages after pretraining: which model, which data, what is done; then the review, the plan, and the start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 from llm_lab.plan.hardware import Machine
+from llm_lab.plan.untrained import UNTRAINED
 
+from . import untrained
 from .actions import Actions
 from .asking import Step, ask_key, skip
 from .draft import Draft
@@ -25,6 +27,8 @@ TITLES = {
     "grpo": "GRPO",
     "ppo": "PPO",
     "merge": "Merge LoRA",
+    "eval": "Evaluate",
+    "export": "Export",
 }
 TALKING = ("sft", "dpo", "grpo", "ppo")
 REWARDED = ("grpo", "ppo")
@@ -43,7 +47,7 @@ ASKED = (
 def new_draft(machine: Machine, stage: str, *, model: str | None = None, reward: str | None = None) -> Draft:
     """Return the draft a stage begins with. model: what it goes on from; reward: a reward model to score by."""
     raw = {"stage": stage, "name": first_name(stage, None), "device": machine.best_device}
-    if stage != "merge":
+    if stage not in UNTRAINED:
         raw["data"] = [{"path": BUILTIN}]
     if stage in REWARDED:
         raw["rewards"] = [{"model": reward} if reward else {"name": FIRST_REWARD}]
@@ -68,6 +72,8 @@ def tune(
     lines = {"data": f"Change the {NOUNS.get(KINDS.get(stage, ''), '')}", "model": "Change the model"}
     lines |= {"rewards": "Change the rewards", "lora": "Train all weights, or an adapter", "score": "Change the score"}
     changes = {name: (line, askers[name]) for name, line in lines.items() if name in askers}
+    if stage == "eval":
+        changes["texts"] = ("Change the texts", changes.pop("data")[1])  # nothing is learnt from them: no X-ray
     return ask_run(
         steps_of(stage, askers),
         draft,
@@ -83,9 +89,9 @@ def tune(
 
 def askers_of(stage: str, actions: Actions) -> dict[str, Step]:
     """Return the questions that are more than one key, by the group or key they are about."""
+    if stage in UNTRAINED:
+        return untrained.askers_of(stage, actions, show=show_tuning)
     askers: dict[str, Step] = {"model": partial(ask_policy, show=show_tuning)}
-    if stage == "merge":
-        return askers
     askers["data"] = partial(ask_examples, actions=actions, show=show_tuning)
     if stage in REWARDED:
         askers["rewards"] = partial(ask_rewards, actions=actions, show=show_tuning)
@@ -105,8 +111,9 @@ def askers_of(stage: str, actions: Actions) -> dict[str, Step]:
 
 def steps_of(stage: str, askers: dict[str, Step]) -> list[Step]:
     """Return the questions of a stage, in order."""
-    if stage == "merge":
-        return [askers["model"], _asker("name", askers)]
+    if stage in UNTRAINED:
+        finer = partial(ask_finer, asked=tuple(untrained.ASKED), askers=askers, show=show_tuning)
+        return untrained.steps_of(stage, askers, finer=finer, show=show_tuning)
     first = [askers[name] for name in ("model", "data", "rewards", "lora") if name in askers]
     paths = [*own_keys(stage), "optimizer.name", "optimizer.learning_rate", "train.max_steps"]
     paths += ["train.per_device_train_batch_size", *(["score"] if "score" in askers else [])]

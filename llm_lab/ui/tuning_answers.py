@@ -45,6 +45,9 @@ GROUP_NAMES = {
     "grpo": "GRPO's own",
     "ppo": "PPO's own",
     "merge": "the merge's own",
+    "eval": "how it is measured",
+    "tasks": "the tasks' own",
+    "export": "the export's own",
 }
 
 

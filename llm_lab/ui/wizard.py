@@ -20,6 +20,7 @@ from .entries import (
     do_checkpoints,
     do_design,
     do_doctor,
+    do_evaluate,
     do_pretrain,
     do_replay,
     do_tune,
@@ -33,11 +34,11 @@ RUNS_SHOWN = 2
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the menu. run: None while it does not work yet, and then it is not shown."""
+    """One line of the menu."""
 
     name: str
     about: str
-    run: Callable[[Wizard], None] | None = None
+    run: Callable[[Wizard], None]
 
 
 def run_wizard(actions: Actions, *, debug: bool = False) -> int:
@@ -85,7 +86,7 @@ def _menu(last: Any) -> Any:
     if machine.cuda_problem:
         console.print("A CPU rehearsal: everything works, at toy size.", style="warn")
     console.print()
-    options = [Option(entry.name, f"{entry.name:<18} {entry.about}") for entry in MENU if entry.run]
+    options = [Option(entry.name, f"{entry.name:<18} {entry.about}") for entry in MENU]
     options.append(Option(LEAVE, LEAVE))
     return choose("What would you like to do?", options, default=last, why=MENU_WHY, above=len(lines) + 3)
 
@@ -93,7 +94,7 @@ def _menu(last: Any) -> Any:
 LEAVE = "Leave"
 MENU_WHY = (
     "A model's life, from top to bottom: design its parts, pretrain it on text, teach it to "
-    "answer (SFT) and to answer better (DPO, GRPO, PPO), talk to it. Every run is a recipe "
+    "answer (SFT) and to answer better (DPO, GRPO, PPO), talk to it, measure it, take it away. Every run is a recipe "
     "file that replays without this wizard: llm-lab run RECIPE. Escape goes back, Ctrl-C returns here and keeps "
     "the answers."
 )
@@ -109,8 +110,8 @@ MENU: tuple[Entry, ...] = (
     Entry("PPO", "the same, with a critic", partial(do_tune, stage="ppo")),
     Entry("Merge LoRA", "an adapter into its base", partial(do_tune, stage="merge")),
     Entry("Chat", "talk to a model", do_chat),
-    Entry("Evaluate", "loss, bits per byte, tasks; side by side"),
-    Entry("Export", "a form for others to load"),
+    Entry("Evaluate", "measure it, or set models side by side", do_evaluate),
+    Entry("Export", "a form for others to load, proven; the Hub", partial(do_tune, stage="export")),
     Entry("Checkpoints", "what there is, and how far it came", do_checkpoints),
     Entry("Replay a recipe", "run a recipe file, changed or not", do_replay),
     Entry("Doctor", "what this machine can do", do_doctor),
