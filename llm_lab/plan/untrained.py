@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_lab.recipe.evaluation import measures_itself
+
 from .draft import Draft
 from .estimate import PROGRAM_BYTES, Estimate, available_bytes
 from .hardware import Machine
@@ -15,7 +17,7 @@ UNTRAINED = ("merge", "eval", "export")
 # What rounding to the base's dtype may change logits by; llm_lab/hf/merge.py says why.
 MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
-EVAL_LENGTH = 1024
+EVAL_ROWS = 8
 
 
 def derive_untrained(draft: Draft, known: ModelShape | None) -> ModelShape | None:
@@ -40,12 +42,14 @@ def _derive_merge(draft: Draft) -> None:
 
 
 def _derive_eval(draft: Draft, shape: ModelShape | None) -> None:
+    if measures_itself(draft.values):
+        return  # as its own run measured it, which is known when that is read
     device = draft.get("device")
-    draft.fill("eval.max_tokens", EVAL_TOKENS[device], f"soon done on {'a CPU' if device == 'cpu' else 'a GPU'}")
+    if draft.get("data"):
+        draft.fill("eval.max_tokens", EVAL_TOKENS[device], f"soon done on {'a CPU' if device == 'cpu' else 'a GPU'}")
+    if draft.get("data") or draft.get("tasks"):
+        draft.fill("eval.per_device_eval_batch_size", EVAL_ROWS, "few enough for any memory")
     draft.fill("eval.dtype", *(("float32", "a CPU") if device == "cpu" else ("bfloat16", "a GPU")))
-    longest = (shape and shape.max_position_embeddings) or EVAL_LENGTH
-    length = min(longest, EVAL_LENGTH)
-    draft.fill("eval.max_length", length, "the model's context" if length == longest else f"at most {EVAL_LENGTH:,}")
     derive_score(draft, "eval", shape)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from .fields import Group, Int, option
+from .fields import Bool, Group, Int, option
 from .parts import ModelCheckpoint
 from .schema import DTYPES, STAGES, StageRecipe
 from .scoring import Score
@@ -35,9 +36,9 @@ class EvalOptions(Group):
     """How it is measured."""
 
     max_tokens: Int | None = option(
-        help="tokens of each set that are measured, at most",
-        question="Tokens measured of each set, at most?",
-        derived="131,072 on a CPU, 1,048,576 on a GPU",
+        help="tokens of each text that are measured, at most",
+        question="Tokens measured of each text, at most?",
+        derived="131,072 on a CPU, 1,048,576 on a GPU; of the run's own validation, what the run measured",
         ge=2,
     )
     max_length: Int | None = option(
@@ -47,14 +48,18 @@ class EvalOptions(Group):
         ge=2,
         advanced=True,
     )
-    per_device_eval_batch_size: Int = option(
-        8, help="rows measured at once", question="Rows measured at once?", ge=1, advanced=True
+    per_device_eval_batch_size: Int | None = option(
+        help="rows measured at once",
+        question="Rows measured at once?",
+        derived="8; for the run's own validation, the run's",
+        ge=1,
+        advanced=True,
     )
     dtype: Literal[tuple(DTYPES)] | None = option(
         help="numbers of the computation",
         question="Precision?",
         choices=DTYPES,
-        derived="bfloat16 on a GPU, float32 on a CPU",
+        derived="bfloat16 on a GPU, float32 on a CPU; for the run's own validation, the run's",
         advanced=True,
     )
     text_scores: tuple[Literal[tuple(TEXT_SCORES)], ...] = option(
@@ -73,12 +78,20 @@ class EvalOptions(Group):
 
 
 class EvalTasks(Group):
-    """Tasks of lm-evaluation-harness, an extra: pip install 'llm-lab[tasks]'."""
+    """Tasks of lm-evaluation-harness, an extra: pip install 'llm-lab[eval]'."""
 
-    names: tuple[str, ...] = option(..., help="the tasks, as in arc_easy", question="Which tasks?", min_length=1)
+    names: tuple[str, ...] = option(
+        ...,
+        help="the tasks: names, as in arc_easy, or YAML files of your own",
+        question="Which tasks?",
+        min_length=1,
+    )
     limit: Int | None = option(help="documents of each task, at most", question="Documents of each, at most?", ge=1)
     num_fewshot: Int | None = option(
         help="worked examples before each question", derived="the task's own", ge=0, advanced=True
+    )
+    apply_chat_template: Bool = option(
+        False, help="ask in the form of the model's chat template", question="Ask as in a chat?", advanced=True
     )
 
 
@@ -89,9 +102,14 @@ class EvalRecipe(StageRecipe):
     model: ModelCheckpoint = option(..., help="what is measured: {checkpoint: a run, a folder or a Hub name}")
     data: tuple[EvalText, ...] | None = option(
         help="texts whose loss is measured",
-        derived="what the checkpoint's own pretraining run kept for validation, where there is such a run",
+        derived="without data, score and tasks: what the checkpoint's own run measured itself on",
         min_length=1,
     )
     score: Score | None = option(help="prompts that are answered and scored")
     eval: EvalOptions = option(EvalOptions(), help="how it is measured")
     tasks: EvalTasks | None = option(help="tasks of lm-evaluation-harness")
+
+
+def measures_itself(values: Mapping[str, Any]) -> bool:
+    """Tell whether an evaluation names nothing to measure, so that the model's own run says what."""
+    return not any(values.get(group) for group in ("data", "score", "tasks"))

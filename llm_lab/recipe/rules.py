@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .errors import Problem
+from .evaluation_rules import EVALUATION_RULES
 from .tuning_rules import TUNING_RULES
 from .validate import find_key, stage_schema
 
@@ -224,7 +225,7 @@ def _first_mistakes_with_data(values: Values) -> Iterator[Problem]:
                 f"data.{index}.path",
                 f"the same set stands at data.{seen[same]} already",
                 value=source.get("path"),
-                mend="Give it once, with a larger weight.",
+                mend="Name it once." if values.get("stage") == "eval" else "Give it once, with a larger weight.",
             )
         seen.setdefault(same, index)
 
@@ -280,7 +281,7 @@ RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
 
 def check_rules(values: Values, given: Mapping[str, Any]) -> list[Problem]:
     """Return every broken rule. values: the resolved recipe; given: what the user wrote."""
-    problems = [problem for rule in (*RULES, *TUNING_RULES) for problem in rule(values)]
+    problems = [problem for rule in (*RULES, *TUNING_RULES, *EVALUATION_RULES) for problem in rule(values)]
     return problems + list(_keys_that_do_nothing(values, given))
 
 

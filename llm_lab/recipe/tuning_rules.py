@@ -94,7 +94,7 @@ def _something_is_scored(values: Values) -> Iterator[Problem]:
     score, stage = values.get("score"), values.get("stage")
     if not isinstance(score, Mapping) or score.get("path"):
         return
-    if stage in ("pretrain", "dpo"):
+    if stage in ("pretrain", "dpo", "eval"):
         why = f"the data of {stage} holds no prompts to score on"
         yield Problem("score.path", why, mend="Name a set of prompts, or leave score out.")
     elif not (values.get("validation") or {}).get("fraction"):

@@ -96,8 +96,18 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     sources = open_sources(recipe)
     demand_same_data(sources, folder)
     tokenizer = make_tokenizer(recipe, sources, folder, display)
+    tokens = tokenise(recipe, sources, tokenizer, display)
+    if is_first_process():
+        folder.update(data=[{"path": source.path, "fingerprint": source.fingerprint} for source in sources])
+    return Texts(tokenizer, sources, tokens)
+
+
+def tokenise(
+    recipe: PretrainRecipe, sources: Sequence[TextSource | StreamSource], tokenizer: Any, display: Display
+) -> list[TokenSet | StreamTokens]:
+    """Return the tokens of every source, split into training and validation."""
     fingerprint = tokenizer_fingerprint(tokenizer)
-    tokens = []
+    tokens: list[TokenSet | StreamTokens] = []
     for source in sources:
         if isinstance(source, StreamSource):
             found = prepare_stream(source, tokenizer)
@@ -114,9 +124,7 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
             )
         display.notice(f"{source.key}: {found.description}")
         tokens.append(found)
-    if is_first_process():
-        folder.update(data=[{"path": source.path, "fingerprint": source.fingerprint} for source in sources])
-    return Texts(tokenizer, sources, tokens)
+    return tokens
 
 
 def make_tokenizer(
@@ -281,21 +289,23 @@ def make_scorer(recipe: PretrainRecipe, display: Display, tokenizer: Any, model:
     )
 
 
+def held_out_of(tokens: Sequence[TokenSet | StreamTokens], max_tokens: int) -> tuple[list[Any], float]:
+    """Return what is measured of each source's validation part, and how many bytes of text that is."""
+    each = max(1, max_tokens // len(tokens))
+    measured = [part for part in tokens if len(part.validation) > 1]
+    # The bytes of a part are taken in proportion: token counts and byte counts are known for the whole.
+    size = sum(part.validation_bytes * min(1.0, each / len(part.validation)) for part in measured)
+    return [part.validation[:each] for part in measured], size
+
+
 class Evaluation:
     """Held-out loss and samples of one run."""
 
     def __init__(self, recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any) -> None:
         self.recipe, self.folder, self.display, self.texts, self.model = recipe, folder, display, texts, model
-        each = max(1, recipe.validation.max_tokens // len(texts.tokens))
-        self.held_out = [tokens.validation[:each] for tokens in texts.tokens if len(tokens.validation) > 1]
+        self.held_out, self.held_out_bytes = held_out_of(texts.tokens, recipe.validation.max_tokens)
         self.measured_at: int | None = None
         self.scorer = make_scorer(recipe, display, texts.tokenizer, model) if recipe.score is not None else None
-        # The bytes of a part are taken in proportion: token counts and byte counts are known for the whole.
-        self.held_out_bytes = sum(
-            tokens.validation_bytes * min(1.0, each / len(tokens.validation))
-            for tokens in texts.tokens
-            if len(tokens.validation) > 1
-        )
 
     def measure(self, step: int) -> dict[str, float] | None:
         """Return eval_loss (nats per token) and bits_per_byte, and write the samples."""

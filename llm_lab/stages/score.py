@@ -45,11 +45,12 @@ class Scorer:
     ):
         self.device, self.dtype, self.seed, self.display = device, dtype, seed, display
         self.tokenizer, self.new_tokens = tokenizer, score.max_completion_length
+        self.fingerprint: str | None = None  # of the set that the recipe names
         if score.path is not None:
             columns = score.columns.model_dump(exclude_none=True) if score.columns else None
             where = {"key": "score", "subset": score.subset, "split": default_split(score.path, score.split)}
             source = open_examples(score.path, kind="prompt", columns=columns, **where)
-            held_out = source.examples
+            held_out, self.fingerprint = source.examples, source.fingerprint
         room = None if context is None else context - self.new_tokens
         wanted = [(example, prompt_ids(tokenizer, example)) for example in held_out[: score.prompts]]
         kept = [(example, ids) for example, ids in wanted if room is None or len(ids) <= room]

@@ -57,16 +57,7 @@ class Examples:
 
 def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, display: Display) -> Examples:
     """Open the recipe's sets of examples and split them. UserError with the problems of all of them."""
-    sources, problems = [], []
-    for index, given in enumerate(recipe.data):
-        columns = given.columns.model_dump(exclude_none=True) if given.columns else None
-        where = {"key": f"data.{index}", "subset": given.subset, "split": given.split}
-        try:
-            sources.append(open_examples(given.path, kind=kind, columns=columns, **where))
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(*problems)
+    sources = read_sets(recipe, kind)
     demand_same_data(sources, folder)
     for source in sources:
         display.notice(f"{source.key}: {source.description}")
@@ -77,6 +68,21 @@ def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, display: Display
         folder.update(data=data)
     held_out = [example for split in splits for example in split.validation]
     return Examples(sources, [split.train for split in splits], held_out)
+
+
+def read_sets(recipe: TuneRecipe, kind: str) -> list[ExampleSource]:
+    """Open the recipe's sets of examples. UserError with the problems of all of them."""
+    sources, problems = [], []
+    for index, given in enumerate(recipe.data):
+        columns = given.columns.model_dump(exclude_none=True) if given.columns else None
+        where = {"key": f"data.{index}", "subset": given.subset, "split": given.split}
+        try:
+            sources.append(open_examples(given.path, kind=kind, columns=columns, **where))
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    return sources
 
 
 def encode_sets(
