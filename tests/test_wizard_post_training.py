@@ -11,12 +11,13 @@ from wizard_keys import Key, answer, flat, keyboard, pick
 from llm_lab.cli import wizard_actions
 from llm_lab.plan.hardware import find_machine
 from llm_lab.plan.resolve import resolve
+from llm_lab.plan.untrained import UNTRAINED
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.post_training import TUNED
 from llm_lab.recipe.schema import SCHEDULERS
 from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.runs.folder import RunFolder
-from llm_lab.ui import tuning
+from llm_lab.ui import tuning, untrained
 from llm_lab.ui.policies import with_model
 from llm_lab.ui.review import value_lines
 from llm_lab.ui.tuning_answers import ask_finer, finer_paths, own_keys
@@ -349,12 +350,15 @@ def drafts_of(stage):
     """Drafts that between them have every key of a stage."""
     draft = with_model(tuning.new_draft(find_machine(), stage), "checkpoints/base")
     drafts = [draft]
-    if stage != "merge":
+    if stage not in UNTRAINED:
         drafts += [draft.with_answer("optimizer.name", name) for name in TUNED]
         drafts += [draft.with_answer("scheduler.name", name) for name in SCHEDULERS]
         drafts += [draft.with_answer("lora", {"preset": "custom", "target_modules": ["q_proj"]})]
     if stage == "dpo":
         drafts.append(draft.with_answer("dpo.loss_type", "robust"))
+    if stage == "eval":
+        texts = [{"path": "builtin:stories", "subset": "a", "text_column": "b"}]
+        drafts.append(draft.with_answer("data", texts).with_answer("tasks", {"names": ["arc_easy"]}))
     if "score" in STAGE_RECIPES[stage].model_fields:
         drafts.append(draft.with_answer("score", {"path": "builtin:sums"}))
     return drafts
@@ -374,7 +378,8 @@ def test_every_question_of_a_stage_is_reachable_in_the_review(lab, stage):
 def test_every_question_of_a_stage_is_asked_or_among_the_finer_settings(lab, stage):
     from test_wizard_questions import every_key
 
-    asked = (*tuning.ASKED, *tuning.LORA_KEYS, *own_keys(stage), "data.path")
+    own = untrained.ASKED if stage in UNTRAINED else own_keys(stage)
+    asked = (*tuning.ASKED, *tuning.LORA_KEYS, *own, "data.path")
     finer = {path for draft in drafts_of(stage) for paths in finer_paths(draft, asked).values() for path in paths}
     assert {key.path for key in every_key(STAGE_RECIPES[stage]) if key.question} <= {*asked, *finer}
 
@@ -385,7 +390,7 @@ def test_every_question_fits_the_terminal_with_its_why(lab, stage, monkeypatch, 
 
     draft = drafts_of(stage)[-1]
     for line in value_lines(draft):
-        if not draft.key(line.value).question or line.value == "data.0.path":
+        if not draft.key(line.value).question or line.value in ("data.0.path", "eval.text_scores"):
             continue
         with keyboard([Key.WHY, Key.ENTER], monkeypatch, lambda: capsys.readouterr().out) as keys:
             ask_key(draft, line.value, show=tuning.show_tuning)
