@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import os
 import shutil
@@ -170,6 +171,7 @@ def _compare_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="same seed, same answer")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write it: a name.md to share, a name.json to read")
     parser.set_defaults(command=_compare)
 
 
@@ -191,7 +193,10 @@ def _replay_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("replay", parents=[common], help="make a checkpoint again, from its line's beginning")
     parser.add_argument("checkpoint", help="a run, its name, or its model's folder")
     parser.add_argument("--name", help="the new pipeline's folder; left out, <name>-replay")
-    parser.add_argument("--dry-run", action="store_true", help="write the recipe of the whole line, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the recipe of the whole line and its plan, and stop"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a replay that was stopped")
     parser.set_defaults(command=_replay)
 
 
@@ -436,10 +441,11 @@ def _copy(arguments: argparse.Namespace) -> int:
 
 
 def _print_show(path: str) -> int:
-    from llm_lab.runs.folder import find_model
-    from llm_lab.ui.listing import print_checkpoint
+    from llm_lab.hf.adapter import weights_digest
+    from llm_lab.runs.lineage import find_traced
+    from llm_lab.ui.checkpoint import print_checkpoint
 
-    print_checkpoint(path, find_model(path))
+    print_checkpoint(path, find_traced(path), digest_of=weights_digest)
     return DONE
 
 
@@ -532,7 +538,61 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    drawing = {key: getattr(arguments, key) for key in ("max_new_tokens", "temperature", "seed")}
+    return _start_compare(
+        arguments.checkpoints,
+        prompts=arguments.prompt or (),
+        prompt_set=arguments.prompts,
+        data=arguments.data or (),
+        steps=arguments.steps,
+        adapter_off=arguments.adapter_off,
+        settings={key: value for key, value in drawing.items() if value is not None},
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        out=arguments.out,
+    )
+
+
+def _start_compare(
+    names: Sequence[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    out: Path | None = None,
+    **what: Any,
+) -> int:
+    """Compare checkpoints, show it, and write it where `out` says. what: as stages.compare.compare takes it."""
+    from functools import partial
+
+    from llm_lab.runs.comparison import demand_suffix, write_comparison
+    from llm_lab.ui.console import say_wait
+
+    if out is not None:
+        demand_suffix(out)
+    say_wait("Getting ready ...")
+    from llm_lab.runner import load
+    from llm_lab.stages.compare import SETTINGS, compare
+    from llm_lab.ui.compare_screen import print_comparison
+    from llm_lab.ui.progress import make_display
+
+    display = make_display()
+    try:
+        found = compare(
+            names,
+            load=partial(load, device=device, trust_remote_code=trust_remote_code),
+            settings=dataclasses.replace(SETTINGS, **(settings or {})),
+            trust_remote_code=trust_remote_code,
+            display=display,
+            **what,
+        )
+    finally:
+        display.end()
+    print_comparison(found)
+    if out is not None:
+        write_comparison(out, found)
+        print(f"Written: {out}")  # noqa: T201
+    return DONE
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -540,7 +600,34 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from llm_lab.hf.adapter import weights_digest
+    from llm_lab.runner import check
+    from llm_lab.runs.folder import runs_named
+    from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
+    from llm_lab.ui.console import say_wait
+    from llm_lab.ui.replay import print_outcome, print_replay
+
+    say_wait(f"Reading the line of {arguments.checkpoint} ...")
+    replay = compose(arguments.checkpoint, name=arguments.name, digest_of=weights_digest)
+    job, _ = check(replay.recipe)
+    from llm_lab.stages.fingerprints import changed_data
+
+    changed = [
+        f"{run.path}: {told}"
+        for resolved, run in zip(job.stages, replay.runs.values(), strict=True)
+        for told in changed_data(resolved.recipe, run.facts())
+    ]
+    recipe = write_recipe(replay)
+    print_replay(replay, recipe, changed)
+    if arguments.dry_run:
+        return _dry_run(argparse.Namespace(recipe=str(recipe), overrides=[], resume=arguments.resume))
+    code = _start_run(str(recipe), resume=arguments.resume)
+    if code == DONE:
+        outer = runs_named(replay.recipe["name"])[-1]
+        outcomes = compare(replay, outer, digest_of=weights_digest)
+        write_outcome(replay, outer, outcomes)
+        print_outcome(replay, outer.path, outcomes)
+    return code
 
 
 def _schema(arguments: argparse.Namespace) -> int:

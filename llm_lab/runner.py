@@ -323,6 +323,8 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
             if first:
                 references = _references(resolved.values)
                 folder.update(predicted=_predicted(resolved), **({"references": references} if references else {}))
+                if device == "cpu":
+                    folder.update(threads=_threads())  # sums come out otherwise with another number of them
         forget_peak_memory(device)
         with _keeping_warnings(folder, display) as heard:
             result = stage.run(recipe, folder, heard, resume=resume)
@@ -386,12 +388,18 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
 
 
 def _references(values: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
-    """Return the models and the user's own code that a stage takes beside the model it trains, with their digests."""
-    from llm_lab.runs.lineage import file_digest, own_code_of, references_of
+    """Return the models and files that a stage takes beside its data and the model it trains, with their digests."""
+    from llm_lab.runs.lineage import file_digest, files_of, references_of
     from llm_lab.stages.course import describe_parent, find_local
 
     found = {key: describe_parent(find_local(name)) for key, name in references_of(values)}
-    return found | {key: {"path": path, "digest": file_digest(path)} for key, path in own_code_of(values)}
+    return found | {key: {"path": path, "digest": file_digest(path)} for key, path in files_of(values)}
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _predicted(resolved: Resolved) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from .folder import RunFolder
@@ -99,3 +100,17 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Return bytes as a table shows them."""
     return f"{count / 2**30:.2f} GiB"
+
+
+def describe_evaluation(row: Mapping[str, Any]) -> str:
+    """Return one kept evaluation on one line: when, of which checkpoint, and its numbers."""
+    numbers = row.get("results") if isinstance(row.get("results"), Mapping) else row
+    told = reached(numbers)
+    told += [
+        f"{key} {number(value)}"
+        for key, value in numbers.items()
+        if key not in TOLD and isinstance(value, float) and not key.startswith("time") and key not in ("at", "seed")
+    ]
+    when = row.get("time") or row.get("at")
+    day = f"{datetime.fromtimestamp(when):%d %b %Y}: " if isinstance(when, int | float) else ""
+    return day + ", ".join(told)

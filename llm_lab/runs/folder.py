@@ -218,6 +218,15 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     )
 
 
+def find_checkpoint(name: str, *, root: Path = ROOT) -> str:
+    """Return the Hugging Face folder that a user means, or the name itself where it can only be one of the Hub's."""
+    local = Path(name).expanduser()
+    looks_like_hub = name.count("/") == 1 and not local.exists() and not name.startswith((".", "~", "/"))
+    if not looks_like_hub or (root / name).exists() or name.startswith(f"{root}/"):
+        return str(find_model(name, root=root))
+    return name
+
+
 def _model_folders(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         return

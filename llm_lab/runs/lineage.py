@@ -14,7 +14,7 @@ from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
 
 from .evaluations import evaluations_of, run_of
-from .folder import ROOT, RunFolder, find_model
+from .folder import ROOT, RunFolder, find_checkpoint, find_model
 
 Digest = Callable[[str | Path], str | None]
 PARENT = "model.checkpoint"
@@ -76,6 +76,19 @@ def trace(folder: str | Path, *, digest_of: Digest, root: Path = ROOT) -> Node:
     return _trace(str(folder), digest_of, root, ())
 
 
+def find_traced(checkpoint: str | Path, *, root: Path = ROOT) -> str:
+    """Return what a user means by a checkpoint: a folder of weights, a run that left none, or a name on the Hub.
+
+    UserError where there is no such thing.
+    """
+    given = Path(checkpoint).expanduser()
+    for folder in (given, root / given):
+        facts = RunFolder(folder).facts()
+        if facts.get("stage") and not any((folder / "model").glob("*config.json")):
+            return str(folder)  # an evaluation, an export for others, or a run that saved nothing yet
+    return find_checkpoint(str(checkpoint), root=root)
+
+
 def line_of(node: Node) -> tuple[Node, ...]:
     """Return every model of a line once, each after those that it comes from; the last is the given one."""
     found: dict[str, Node] = {}
@@ -122,8 +135,11 @@ def references_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"{group}.{index}.model", term["model"]
 
 
-def own_code_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, file) of every Python file of the user's that a recipe's rewards run."""
+def files_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, file) of the user's own files that a recipe names beside its data."""
+    config = (values.get("model") or {}).get("config")
+    if config:
+        yield "model.config", str(Path(config) / "config.json" if Path(config).is_dir() else config)
     scored = values.get("score") or {}
     for group, terms in (("rewards", values.get("rewards")), ("score.rewards", scored.get("rewards"))):
         for index, term in enumerate(terms or ()):
@@ -212,7 +228,7 @@ def _find(name: str, digest: str | None, near: Path, digest_of: Digest, root: Pa
 def _tails(folder: Path, name: Path) -> Iterator[Path]:
     """Yield where a model may be if it was moved together with a run: the end of its path, seen from there."""
     for parent in folder.parents:
-        for length in range(len(name.parts) - 1, 1, -1):
+        for length in range(len(name.parts), 1, -1):
             yield parent.joinpath(*name.parts[-length:])
 
 

@@ -1,4 +1,4 @@
-"""Tables of what there is: recipes, data, parts, runs; a checkpoint; the machine."""
+"""Tables of what there is: recipes, data, parts, runs; the machine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llm_lab.plan.parameters import read_adapter_json, read_config_json, shape_of_config
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.native import native_architecture
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS
 from llm_lab.runs.folder import RunFolder, list_runs
@@ -26,7 +24,7 @@ DATA_FORMS = {
 }
 
 
-def _table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
+def table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -44,7 +42,7 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
     console = make_console()
     printers = {
         "recipes": lambda: console.print(_recipes(recipes)),
-        "data": lambda: console.print(_table("data: what data.0.path can name", DATA_FORMS.items())),
+        "data": lambda: console.print(table("data: what data.0.path can name", DATA_FORMS.items())),
         "parts": lambda: _print_parts(console),
         "runs": lambda: console.print(runs_table(list_runs())),
     }
@@ -56,7 +54,7 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
 
 def _recipes(recipes: Sequence[Path]) -> Any:
     rows = [(file.stem, recipe_summary(file)) for file in recipes]
-    return _table("recipes: llm-lab run NAME", rows or [("none", "configs/ is empty")])
+    return table("recipes: llm-lab run NAME", rows or [("none", "configs/ is empty")])
 
 
 def recipe_summary(file: Path) -> str:
@@ -84,7 +82,7 @@ def _print_parts(console: Any) -> None:
     for number, (key, choices) in enumerate(groups.items()):
         if number:
             console.print()
-        console.print(_table(key, choices.items()))
+        console.print(table(key, choices.items()))
 
 
 def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
@@ -105,92 +103,7 @@ def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
                 Text(when, style="dim"),
             )
         )
-    return _table("runs", rows or [("none yet", "", "", "", "")])
-
-
-def print_checkpoint(name: str, folder: Path) -> None:
-    """Print what a checkpoint is: parts, parameters, tokens seen, losses, lineage, what loads it."""
-    from rich.text import Text
-
-    console = make_console()
-    config = read_config_json(folder)
-    adapter = None if (folder / "config.json").exists() else read_adapter_json(folder)
-    if config is None and adapter is not None:
-        why = f"the base of this adapter is not at {adapter.get('base_model_name_or_path')}"
-        raise UserError(Problem(str(folder), why, mend="Put it there, or name its place in adapter_config.json."))
-    if config is None:
-        raise UserError(Problem(str(folder / "config.json"), "this is no config: not the JSON of one object"))
-    run = next((RunFolder(p) for p in (folder, *folder.parents[:2]) if (p / "run.json").is_file()), None)
-    rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
-    if adapter is not None:
-        rows[1:1] = _adapter_rows(adapter)
-    shape = shape_of_config(config)
-    if shape is not None:
-        parts = ", ".join(f"{part} {count(number)}" for part, number in shape.parameters_by_part.items() if number)
-        rows.append(("parameters", f"{shape.parameters:,} ({parts})"))
-        rows.append(("cache", f"{shape.cache_bytes_per_token():,} bytes a token in bf16"))
-    rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
-    rows.append(("context", f"{config.get('max_position_embeddings', 0):,} tokens"))
-    if adapter is not None:
-        rows.append(("loads in", "peft, beside its base; whole and anywhere after: llm-lab merge " + name))
-    elif any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
-        rows.append(("loads in", _loads_in(config)))
-    else:
-        rows.append(("weights", "none here: this is a design, or a copy that is not whole"))
-    if run is not None:
-        rows += _run_rows(run, folder)
-    console.print(_table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
-
-
-def _adapter_rows(adapter: dict[str, Any]) -> list[tuple[str, Any]]:
-    kind = "DoRA" if adapter.get("use_dora") else "LoRA"
-    layers = adapter.get("target_modules") or []
-    names = ", ".join(sorted(layers)) if isinstance(layers, list) else layers
-    told = f"{kind}, r {adapter.get('r')}, alpha {adapter.get('lora_alpha')}, on {names}"
-    return [("adapter", told), ("base", adapter.get("base_model_name_or_path"))]
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    kind = config.get("model_type", "unknown")
-    if kind != "llm_lab":
-        return kind
-    keys = ("position_embedding", "norm", "activation")
-    return "from parts: " + ", ".join(str(config.get(key)) for key in keys)
-
-
-def _loads_in(config: dict[str, Any]) -> str:
-    if config.get("model_type") == "llm_lab":
-        _, reason = native_architecture(config)
-        return f"transformers with trust_remote_code=True ({reason})"
-    return "any tool that loads this architecture; nothing of LLM Lab is needed"
-
-
-def _bits(row: dict[str, Any]) -> str:
-    return f" nats a token, {row['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in row else ""
-
-
-def _run_rows(run: RunFolder, folder: Path) -> list[tuple[str, Any]]:
-    facts = run.facts()
-    rows: list[tuple[str, Any]] = [("run", f"{run.path}: {facts.get('stage', 'pipeline')}, {run.status()}")]
-    step = folder.name.removeprefix("checkpoint-") if folder.name.startswith("checkpoint-") else None
-    for row in reversed(run.metrics()):
-        if "eval_loss" in row and (step is None or row["step"] <= int(step)):
-            rows.append(
-                (
-                    "validation",
-                    f"loss {row['eval_loss']:.4f}{_bits(row)} at step {row['step']:,}",
-                )
-            )
-            break
-    tokens = facts.get("results", {}).get("train_tokens")
-    if tokens and step is None:
-        rows.append(("trained on", f"{tokens:,} tokens"))
-    for source in facts.get("data", []):
-        rows.append(("data", f"{source['path']} ({source['fingerprint'][:12]})"))
-    parent = facts.get("parent")
-    rows.append(("from", parent["path"] if parent else "scratch"))
-    rows.append(("recipe", str(run.recipe_path)))
-    return rows
+    return table("runs", rows or [("none yet", "", "", "", "")])
 
 
 def print_doctor(findings: Sequence[Any]) -> None:
@@ -205,4 +118,4 @@ def print_doctor(findings: Sequence[Any]) -> None:
         if finding.mend:
             text.append(f"\n{finding.mend}", style="help")
         rows.append((Text(marks[finding.status], style=finding.status), finding.name, text))
-    console.print(_table("doctor", rows))
+    console.print(table("doctor", rows))
