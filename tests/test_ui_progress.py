@@ -215,6 +215,20 @@ def test_a_resumed_run_reckons_with_its_own_steps_only():
     assert track.seconds_left() == pytest.approx(48.0)
 
 
+def test_the_time_left_of_a_stage_does_not_count_the_stage_before():
+    console = fake_console(terminal=False)
+    display = PlainDisplay(console, now=Clock())
+    clock = display._track.now
+    for stage in range(2):
+        display.begin(max_steps=100, first_step=0, facts={})
+        for step in (10, 20, 30):
+            clock.seconds += 1
+            display.log({"step": step, "loss": 1.0, "wall_seconds": float(step)})
+        display.end()
+        clock.seconds += 500
+    assert console.file.getvalue().count("0:07 left") == 2
+
+
 def test_metrics_of_other_stages_are_shown_by_their_names():
     pairs = dict(numbers_of({"step": 1, "loss": 1.0, "rewards/margin": 0.25, "kl": 0.125}, {}, short=True))
     assert pairs == {"loss": "1.000", "rewards/margin": "0.25", "kl": "0.125"}

@@ -70,6 +70,7 @@ class PlainDisplay(Display):
             self._say(f"{label} {measure(done, total)}")
 
     def begin(self, *, max_steps: int, first_step: int, facts: Mapping[str, Any]) -> None:
+        self._track = Track(self._track.now)  # a pipeline's next stage is reckoned for itself
         self._track.begin(max_steps, first_step, facts)
         self._say(f"{self._track.heading}: {'on ' if first_step else ''}from step {first_step:,} to {max_steps:,}")
 
