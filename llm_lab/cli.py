@@ -293,7 +293,7 @@ def _check_function(spec: str) -> Any:
 def _compare_models(wanted: Any) -> int:
     """Compare as the wizard's Comparison says, in the words of the command."""
     words = ["compare", *wanted.checkpoints]
-    words += [word for prompt in wanted.prompts for word in ("--prompt", prompt)]
+    words += [f"--prompt={prompt}" for prompt in wanted.prompts]  # a prompt may begin with a dash
     words += ["--steps"] if wanted.steps else []
     words += ["--adapter-off"] if wanted.adapter_off else []
     return _compare(parse(words))

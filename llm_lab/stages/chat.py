@@ -57,6 +57,7 @@ class ChatSession:
         self.notice: str | None = None  # what the last reply could not see, in words
         self.last_stats: ReplyStats | None = None
         self._written: _Written | None = None
+        self.model = model
         self._tokenizer = tokenizer
         self._predictor = Predictor(model)
         self._end_tokens = end_tokens(model, tokenizer)
@@ -115,6 +116,15 @@ class ChatSession:
                 if stop == "end" and self.mode == "completion":
                     self.messages[-1]["ended"] = True
                 self._written = _Written(self._so_far(), ids, new_text, stop == "end")
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @property
+    def last_ids(self) -> list[int]:
+        """The tokens of the last prompt and its reply; [] before the first."""
+        return self._written.ids if self._written else []
 
     def reset(self) -> None:
         """Forget what was said; the system prompt and the settings stay."""

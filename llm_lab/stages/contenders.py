@@ -1,0 +1,232 @@
+"""Who is compared: found and looked at before any of them is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_lab.hf.adapter import demand_base, is_adapter, read_adapter
+from llm_lab.hf.load import read_config
+from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.recipe.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.recipe.files import read_recipe_file
+from llm_lab.runs.evaluations import run_of
+from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_judge, list_runs
+
+JUDGE = "it is a reward model: it scores answers and writes none"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One that is asked. folder: of its weights, or a name on the Hub; numbers: what its run says of this step."""
+
+    name: str
+    folder: str
+    without_adapter: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def find_contenders(names: Sequence[str], *, adapter_off: bool = False) -> list[Contender]:
+    """Return the models that names mean. UserError with all that is wrong with them.
+
+    adapter_off: after each adapter, its base without it.
+    """
+    found: list[Contender] = []
+    problems: list[Any] = []
+    for name in names:
+        try:
+            folder = find_checkpoint(name)
+        except UserError as error:
+            problems += error.problems
+            continue
+        if any(contender.folder == folder for contender in found):
+            problems.append(Problem(name, "it is named twice", mend="Name each checkpoint once."))
+        found.append(Contender(name.rstrip("/"), folder))
+        if adapter_off and is_adapter(folder):
+            found.append(Contender(f"{name.rstrip('/')}, adapter off", folder, without_adapter=True))
+    if problems:
+        raise UserError(*problems)
+    if adapter_off and not any(contender.without_adapter for contender in found):
+        raise UserError(Problem("--adapter-off", "none of these is an adapter", mend="Leave it out."))
+    if len(found) < 2:
+        mends = [
+            "Name a second checkpoint",
+            *(["--adapter-off for its base without it"] if is_adapter(found[0].folder) else []),
+            "--steps for all checkpoints of its run",
+        ]
+        why = "one checkpoint alone can't be compared"
+        raise UserError(Problem(names[0], why, mend=", or ".join(mends)))
+    return found
+
+
+def find_steps(name: str) -> tuple[list[Contender], list[str]]:
+    """Return the checkpoints of a run in the order of its steps, its model last, and remarks on what was not kept.
+
+    Of a pipeline, those of all its stages that write. name: a run, or the folder of a model in it. UserError where
+    there are fewer than two.
+    """
+    outer = _run_named(name)
+    stages = outer.stages() or [outer]
+    found: list[Contender] = []
+    remarks: list[str] = []
+    for run in stages:
+        prefix = f"{run.path.name} " if outer.stages() else ""
+        points = _points(run)
+        if points and is_judge(points[-1][1]):
+            if len(stages) == 1:
+                raise UserError(Problem(name, JUDGE))
+            continue
+        for step, folder in points:
+            name_of_point = f"{prefix}step {step:,}" if step or not prefix else prefix.strip()  # a merge has no steps
+            found.append(Contender(name_of_point, str(folder), numbers=_at(run, step)))
+        remarks += _remark(run, len(points), prefix)
+    if len(found) < 2:
+        kept = "one checkpoint" if found else "no checkpoint"
+        mend = "Train it with a smaller train.save_steps and a larger train.save_total_limit."
+        raise UserError(Problem(name, f"there is {kept} of this run: no time to travel through", mend=mend))
+    return found, remarks
+
+
+def _run_named(name: str) -> RunFolder:
+    given = Path(name).expanduser()
+    for folder in (given, ROOT / name):
+        if folder.is_dir() and (run := run_of(folder.resolve())):
+            path = run.path
+            return RunFolder(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if given.is_dir():
+        raise UserError(Problem(name, "this is no run of LLM Lab: it has no checkpoints over time"))
+    mend = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` shows what there is."
+    raise UserError(Problem(name, "there is no such run", mend=mend))
+
+
+def _points(run: RunFolder) -> list[tuple[int, Path]]:
+    """Return (step, folder) of what a run kept; its model stands for the checkpoint of its last step."""
+    points = run.checkpoints()
+    model = run.model_path
+    if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
+        last = int(run.facts().get("results", {}).get("step", points[-1][0] if points else 0))
+        points = [(step, folder) for step, folder in points if step < last] + [(last, model)]
+    return points
+
+
+def _at(run: RunFolder, step: int) -> dict[str, float]:
+    """Return a run's losses at a step: the last that were written up to it."""
+    numbers: dict[str, float] = {}
+    for row in run.metrics():
+        if row["step"] <= step:
+            numbers |= {f"step_{key}": row[key] for key in ("loss", "eval_loss") if key in row}
+    return numbers
+
+
+def _remark(run: RunFolder, kept: int, prefix: str) -> list[str]:
+    """Say how to keep more, where a run has saved more checkpoints than are left."""
+    try:
+        train = read_recipe_file(run.recipe_path).get("train") or {}
+        last, every = int(run.facts().get("results", {}).get("step", 0)), int(train["save_steps"])
+    except (LabError, OSError, KeyError, TypeError, ValueError):
+        return []
+    saved = -(-last // every)
+    if saved <= kept:
+        return []
+    told = (
+        f"{prefix}kept the last {kept} of {saved} checkpoints (train.save_total_limit={train.get('save_total_limit')})"
+    )
+    return [f"{told}; with train.save_total_limit={saved} a run keeps them all."]
+
+
+def demand_loadable(contenders: Sequence[Contender], *, trust_remote_code: bool = False) -> None:
+    """Look at all files before any model is loaded for minutes. UserError with everything that is wrong."""
+    problems: list[Any] = []
+    for folder in dict.fromkeys(contender.folder for contender in contenders):
+        try:
+            _demand_loadable(folder, trust_remote_code)
+            load_tokenizer(folder, key="checkpoint")
+        except LabError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+
+
+def _demand_loadable(folder: str, trust_remote_code: bool) -> None:
+    path = Path(folder)
+    if is_judge(path):
+        raise UserError(Problem(folder, JUDGE, mend="Judge answers with it: score.rewards in a recipe."))
+    if is_adapter(path):
+        adapter = read_adapter(path, key="checkpoint")
+        demand_base(adapter, key="checkpoint")
+        _demand_whole([path / "adapter_model.safetensors"])
+        _demand_loadable(adapter.base, trust_remote_code)
+        return
+    read_config(folder, key="checkpoint", trust_remote_code=trust_remote_code)
+    if path.is_dir():
+        _demand_weights(path)
+
+
+def _demand_weights(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(Problem(str(index), "this list of weights is broken")) from None
+        _demand_whole([path / name for name in sorted(names)])
+    elif files := sorted(path.glob("*.safetensors")):
+        _demand_whole(files)
+    elif not list(path.glob("pytorch_model*.bin")):
+        raise UserError(Problem(str(path), "it holds no weights: it is a design, or a copy that is not whole"))
+
+
+def _demand_whole(files: Sequence[Path]) -> None:
+    """Read the heads of files of weights: they say how long the files must be."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except FileNotFoundError:
+            raise UserError(Problem(str(file), "this file of its weights is missing")) from None
+        except SafetensorError as error:
+            raise UserError(Problem(str(file), f"this file of weights is broken: {error}")) from None
+
+
+def prompts_of_runs(contenders: Sequence[Contender], *, empty: bool) -> tuple[tuple[str, ...], str]:
+    """Return what a contender's own run asks at its evaluations, and where it stands; () where none does.
+
+    empty: whether all can begin a text from nothing.
+    """
+    for contender in contenders:
+        run = run_of(contender.folder) if Path(contender.folder).is_dir() else None
+        prompts = tuple(text for text in _samples(run) if text or empty) if run else ()
+        if prompts:
+            return prompts, f"the sample prompts of {run.path}"
+    return (), ""
+
+
+def _samples(run: RunFolder) -> Iterator[str]:
+    """Yield the prompts that a run's last samples answer."""
+    try:
+        text = run.samples_path.read_text(encoding="utf-8")
+    except OSError:
+        return
+    last = re.split(r"(?m)^## Step \d+$", text)[-1]
+    for match in re.finditer(r"(?ms)^Prompt: `(.*?)`$\n\n> ", last):
+        yield "" if match[1] == "(none)" else match[1]
+
+
+def rewards_of_runs(contenders: Sequence[Contender]) -> tuple[list[dict[str, Any]], str]:
+    """Return the reward terms that a contender's own run scores with, and which run that is; [] where none does."""
+    for contender in contenders:
+        run = run_of(contender.folder) if Path(contender.folder).is_dir() else None
+        try:
+            score = read_recipe_file(run.recipe_path).get("score") if run else None
+        except (LabError, OSError):
+            continue
+        terms = (score or {}).get("rewards")
+        if terms and not any(term.get("python") for term in terms):  # files are run where a recipe is, not here
+            return terms, str(run.path)
+    return [], ""

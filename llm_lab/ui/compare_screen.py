@@ -1,0 +1,200 @@
+"""Answers side by side with their differences marked, and the table of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.runs.comparison import (
+    Answer,
+    Comparison,
+    best_of,
+    differences,
+    label_of,
+    letters,
+    measures_of,
+    reference_of,
+    verdict,
+    written,
+)
+
+from .console import make_console, one_line, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+NARROWEST = 22  # columns of a terminal that an answer is still read well in
+STEP_WIDTH = 16
+MARK = "bold yellow"
+MODES = {"chat": "asked as a chat", "completion": "a base model, continues the text"}
+SAME_OVER_TIME = ("parameters", "tokens_per_second", "agreement")
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print who is compared, every prompt's answers, the table, and the remarks."""
+    from rich.text import Text
+
+    console = console or make_console()
+    names = letters(comparison)
+    if comparison.over_time:
+        console.print(Text(f"{len(names)} checkpoints, first to last; marked is what is new since the one before."))
+    else:
+        for name, model in zip(names, comparison.models, strict=True):
+            line = Text.assemble((f"{name}  ", "title"), one_line(model.name), (f"  {MODES[model.mode]}", "dim"))
+            console.print(line, overflow="fold")
+        console.print(Text("Marked is what differs from A, word by word. " + _signs(console), style="dim"))
+    console.print(Text(f"Answers: {comparison.drawn}.", style="dim"))
+    for number, prompt in enumerate(comparison.prompts):
+        console.print()
+        console.print(Text.assemble(("> ", "title"), printable(prompt) or ("(from nothing)", "dim")), overflow="fold")
+        print_answers(comparison, number, console)
+    for table in _tables(comparison, console.width):
+        console.print()
+        console.print(table)
+    if any(best_of(comparison, key) for key in measures_of(comparison)):
+        console.print(Text("* the best of its kind", style="dim"))
+    for remark in comparison.remarks:
+        console.print(Text(printable(remark), style="help"), overflow="fold")
+
+
+def print_answers(comparison: Comparison, number: int, console: Console | None = None) -> None:
+    """Print the answers to one prompt: in columns, as many as fit, or over time one below the other."""
+    console = console or make_console()
+    if comparison.over_time:
+        console.print(_timeline(comparison, number, console))
+        return
+    most = max(1, (console.width + 3) // (NARROWEST + 3))
+    count = len(comparison.models)
+    rows = -(-count // most)
+    for start in _starts(count, rows):
+        console.print(_columns(comparison, number, start, console))
+
+
+def _starts(count: int, rows: int) -> Iterator[range]:
+    """Yield the models of each row, as even as can be."""
+    for row in range(rows):
+        yield range(count * row // rows, count * (row + 1) // rows)
+
+
+def _columns(comparison: Comparison, number: int, models: range, console: Console) -> Any:
+    from rich.box import MINIMAL
+    from rich.table import Table
+    from rich.text import Text
+
+    width = (console.width - 3 * (len(models) - 1)) // len(models)
+    table = Table(box=MINIMAL, show_edge=False, pad_edge=False, padding=(0, 1), safe_box=True)
+    names = letters(comparison)
+    for i in models:
+        name = one_line(comparison.models[i].name)
+        if len(name) > width - 3:
+            name = "…" + name[4 - width :]
+        head = Text.assemble((f"{names[i]}  ", "title"), (name, "dim"))
+        table.add_column(head, width=width, overflow="fold")
+    table.add_row(*(_marked(comparison, number, i, console) for i in models))
+    table.add_row(*(_told(comparison, number, i) for i in models))
+    return table
+
+
+def _timeline(comparison: Comparison, number: int, console: Console) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=STEP_WIDTH, overflow="fold")
+    table.add_column(overflow="fold", ratio=1)
+    for i, model in enumerate(comparison.models):
+        head = Text(one_line(model.name), style="title")
+        for key in ("step_loss", "step_eval_loss"):
+            if key in model.numbers:
+                head.append(f"\n{'loss' if key == 'step_loss' else 'val '} {model.numbers[key]:.3f}", style="dim")
+        answer = _marked(comparison, number, i, console)
+        table.add_row(head, Text("\n").join([answer, _told(comparison, number, i)]))
+        if i + 1 < len(comparison.models):
+            table.add_row("", "")
+    return table
+
+
+def _marked(comparison: Comparison, number: int, model: int, console: Console) -> Text:
+    """Return an answer with what differs from its reference marked; in a pipe, by signs."""
+    from rich.text import Text
+
+    answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
+    if answer.problem:
+        return Text(printable(answer.problem), style="warn")
+    if not answer.text:
+        return Text("(nothing)", style="dim")
+    if first is None or first.problem or first.text == answer.text:
+        return Text(printable(answer.text))
+    text = Text()
+    open_sign, close_sign = ("", "") if console.is_terminal else ("{+", "+}")
+    for part in differences(first.text, answer.text):
+        if part.kind == "same":
+            text.append(printable(part.text))
+        elif part.kind == "gone":
+            text.append("[-] ", style=MARK)
+        else:
+            words = part.text.rstrip()
+            text.append(open_sign + printable(words) + close_sign, style=MARK)
+            text.append(printable(part.text[len(words) :]))
+    return text
+
+
+def _signs(console: Console) -> str:
+    return "[-]: words of A are left out." if console.is_terminal else "{+new+}; [-]: words of A are left out."
+
+
+def _told(comparison: Comparison, number: int, model: int) -> Text:
+    """Return an answer's length, and how it differs."""
+    from rich.text import Text
+
+    answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
+    if answer.problem:
+        return Text("")
+    text = Text(f"[{answer.describe()}]", style="dim")
+    against = reference_of(comparison, model)
+    if first is not None and (told := verdict(first, answer, letters(comparison)[against])):
+        text.append(f"\n{told}", style="good" if first.text == answer.text else MARK)
+    return text
+
+
+def _first(comparison: Comparison, number: int, model: int) -> Answer | None:
+    against = reference_of(comparison, model)
+    return None if against is None else comparison.models[against].answers[number]
+
+
+def _tables(comparison: Comparison, width: int) -> Iterator[Any]:
+    """Yield what was measured: a measure a row and a model a column; over time the other way round."""
+    keys = measures_of(comparison)
+    if comparison.over_time:
+        keys = [key for key in keys if key.partition(":")[0] not in SAME_OVER_TIME]
+    names = letters(comparison)
+    best = {key: best_of(comparison, key) for key in keys}
+    cells = [
+        [(written(key, model.numbers.get(key)), i in best[key]) for i, model in enumerate(comparison.models)]
+        for key in keys
+    ]
+    if not keys:
+        return
+    labels = [one_line(label_of(key)) for key in keys]
+    heads, sides = names, labels
+    if comparison.over_time:
+        heads, sides, cells = labels, names, [list(row) for row in zip(*cells, strict=True)]
+    side = min(max(map(len, sides)), max(STEP_WIDTH, width // 3))
+    fit = max(1, (width - side) // (max(11, *(len(text) + 1 for row in cells for text, _ in row)) + 2))
+    for start in range(0, len(heads), fit):
+        yield _table(heads[start : start + fit], sides, [row[start : start + fit] for row in cells], side)
+
+
+def _table(heads: Sequence[str], sides: Sequence[str], cells: Sequence[Sequence[tuple[str, bool]]], side: int) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="title")
+    table.add_column("", width=side, overflow="fold")
+    for head in heads:
+        table.add_column(Text(head), justify="right", overflow="fold")
+    for name, row in zip(sides, cells, strict=True):
+        texts = [Text(f"{text}*" if best else f"{text} ", style="good" if best else "") for text, best in row]
+        table.add_row(Text(name), *texts)
+    return table
