@@ -28,7 +28,7 @@ def _in_tmp_path(in_tmp_path):
 
 def make_run(name: str, **facts) -> RunFolder:
     run = create_run(name)
-    run.update(**({"name": name, "status": "done", "created_at": now()} | facts))
+    run.update(**({"name": run.path.name, "asked_name": name, "status": "done", "created_at": now()} | facts))
     return run
 
 
@@ -73,7 +73,9 @@ def test_a_taken_name_gets_a_number_and_no_run_is_lost():
     assert [make_run("gpt-2").path.name for _ in range(2)] == ["gpt-2", "gpt-2-2"]
     assert [run.path.name for run in runs_named("a")] == ["a", "a-2", "a-3"]
     assert [run.path.name for run in runs_named("gpt-2")] == ["gpt-2", "gpt-2-2"]
-    assert [run.path.name for run in list_runs()][:2] == ["gpt-2-2", "gpt-2"]
+    make_run("gpt")
+    assert [run.path.name for run in runs_named("gpt")] == ["gpt"]
+    assert [run.path.name for run in list_runs()][:3] == ["gpt", "gpt-2-2", "gpt-2"]
     assert list_runs(Path("nowhere")) == []
 
 

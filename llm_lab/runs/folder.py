@@ -177,9 +177,8 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
 
 
 def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
-    """Return the runs of a name and its numbered followers, oldest first."""
-    pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    found = [run for run in list_runs(root) if pattern.fullmatch(run.path.name)]
+    """Return the runs that were asked for under a name, those that got a number too, oldest first."""
+    found = [run for run in list_runs(root) if run.facts().get("asked_name", run.path.name) == name]
     return sorted(found, key=lambda run: run.facts().get("created_at", 0))
 
 
