@@ -185,7 +185,7 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
     first = is_first_process()
     if first and not resume:
         outer.write_recipe(pipeline_yaml({**_recipe_values(job), "name": outer.path.name}))
-        outer.update(name=outer.path.name, created_at=now(), stages=names)
+        outer.update(name=outer.path.name, asked_name=job.name, created_at=now(), stages=names)
     if first:
         outer.update(status="running", process=this_process(), error=None)
     facts: dict[str, Any] = {}
@@ -331,8 +331,9 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
         before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before a resume
         results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
     except BaseException as error:
-        if first and isinstance(error, LabError) and not resume and not folder.metrics():
-            shutil.rmtree(folder.path)  # nothing was trained: leave nothing half made
+        made = resume or folder.metrics() or folder.facts().get("export")
+        if first and isinstance(error, LabError) and not made:
+            shutil.rmtree(folder.path)  # nothing was trained or exported: leave nothing half made
         elif first:
             folder.update(ended_at=now(), **_how_it_ended(error))
         raise
@@ -340,9 +341,12 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
         folder.update(status=result.status, ended_at=now(), results=results, error=None)
         if result.status == "done":
             _keep_speed(resolved, folder, results)
+        from llm_lab.runs.card import write_card
         from llm_lab.runs.report import write_report
 
         write_report(folder)
+        if folder.model_path.is_dir() and recipe.stage != "export":  # an export's card holds its proof
+            write_card(folder.model_path)
     wait_for_all()
     return {**folder.facts(), "path": str(folder.path)}
 
@@ -371,6 +375,7 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
     gpu = machine.gpus[0] if device == "cuda" and machine.gpus else None
     return {
         "name": folder.path.name,
+        "asked_name": resolved.values["name"],
         "stage": resolved.recipe.stage,
         "status": "running",
         "created_at": now(),

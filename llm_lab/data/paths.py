@@ -36,6 +36,11 @@ def find_files(path: str, key: str) -> tuple[Path, ...] | None:
     return None
 
 
+def hub_mark(path: str) -> dict[str, bool]:
+    """Return {"hub": True} for a path that names a dataset on the Hub, {} for another: for a run's record."""
+    return {} if path.startswith("builtin:") or find_files(path, "data") is not None else {"hub": True}
+
+
 def near_here(path: str) -> str | None:
     """Return 'Did you mean X?' for the name beside a missing path that is nearest to it, or None."""
     missing = Path(path).expanduser()

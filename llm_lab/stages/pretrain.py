@@ -11,6 +11,7 @@ from typing import Any
 from llm_lab.data.block_stream import StreamTokens, prepare_stream
 from llm_lab.data.blocks import TokenSet, default_cache_dir, prepare_tokens
 from llm_lab.data.encoding import tokenizer_fingerprint
+from llm_lab.data.paths import hub_mark
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
@@ -98,7 +99,8 @@ def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
     tokenizer = make_tokenizer(recipe, sources, folder, display)
     tokens = tokenise(recipe, sources, tokenizer, display)
     if is_first_process():
-        folder.update(data=[{"path": source.path, "fingerprint": source.fingerprint} for source in sources])
+        data = [{"path": source.path, "fingerprint": source.fingerprint, **hub_mark(source.path)} for source in sources]
+        folder.update(data=data)
     return Texts(tokenizer, sources, tokens)
 
 

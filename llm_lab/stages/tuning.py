@@ -16,6 +16,7 @@ from llm_lab.data.examples import (
     open_examples,
     split_examples,
 )
+from llm_lab.data.paths import hub_mark
 from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
 from llm_lab.hf.load import checkpoint_activations, load_model
 from llm_lab.hf.lora import attach_lora, demand_4bit, describe_trainable
@@ -64,7 +65,10 @@ def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, display: Display
     splits = split_examples(sources, fraction=recipe.validation.fraction, take=recipe.validation.from_)
     if is_first_process():
         counts = [{"read": s.counts.read, "kept": s.counts.kept, "dropped": dict(s.counts.dropped)} for s in sources]
-        data = [{"path": s.path, "fingerprint": s.fingerprint, **c} for s, c in zip(sources, counts, strict=True)]
+        data = [
+            {"path": source.path, "fingerprint": source.fingerprint, **hub_mark(source.path), **count}
+            for source, count in zip(sources, counts, strict=True)
+        ]
         folder.update(data=data)
     held_out = [example for split in splits for example in split.validation]
     return Examples(sources, [split.train for split in splits], held_out)

@@ -1,0 +1,57 @@
+"""What leaves this machine says nothing of it: paths are cut to their last part, secrets are taken out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# An absolute path of two parts or more, of Unix or Windows, or one under a home folder; not one inside a URL.
+_PATH = re.compile(r"(?<![\w.:/\\~<-])(?:~\w*[/\\]|(?:[A-Za-z]:)?[/\\])(?:[\w.@+-]+[/\\])*(?P<last>[\w.@+*?-]+)[/\\]?")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
+_SECRET_NAMES = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
+HIDDEN = "***"
+
+
+def without_paths(text: str, known: Iterator[str] | tuple[str, ...] = ()) -> str:
+    """Return a text in which absolute paths have only their last part.
+
+    known: paths that stand in it, which may hold spaces.
+    """
+    for path in sorted(set(known), key=len, reverse=True):
+        parts = [part for part in re.split(r"[/\\]", path) if part]
+        if is_absolute(path) and len(parts) > 1 and "\n" not in path:
+            text = text.replace(path, parts[-1])
+    return _PATH.sub(_shorten, text)
+
+
+def _shorten(match: re.Match[str]) -> str:
+    text = match.group()
+    parts = [part for part in re.split(r"[/\\]", text) if part]
+    # "/compare" and the like are no paths that tell of a machine.
+    return match["last"] if len(parts) > 1 or text.startswith("~") else text
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the tokens and passwords of the environment, and without the Hub's."""
+    for name, value in os.environ.items():
+        if name.upper().endswith(_SECRET_NAMES) and len(value) >= 8:
+            text = text.replace(value, HIDDEN)
+    return _TOKEN.sub(HIDDEN, text)
+
+
+def is_absolute(path: str) -> bool:
+    """Tell whether a path begins at the root, a drive or a home folder."""
+    return path.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", path) is not None
+
+
+def texts_in(values: Any) -> Iterator[str]:
+    """Yield every text in nested values."""
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, list | tuple):
+        for item in values:
+            yield from texts_in(item)
+    elif isinstance(values, str):
+        yield values
