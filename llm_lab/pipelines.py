@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_lab.plan.hardware import Machine
 from llm_lab.plan.resolve import Resolved, diagnose
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.recipe.errors import LabError, Problem, UserError, did_you_mean, one_of
 from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.stages import STAGE_RECIPES, PipelineRecipe
 from llm_lab.recipe.validate import validate_as
@@ -139,6 +139,16 @@ def pipeline_yaml(values: Mapping[str, Any]) -> str:
 
 def _is_inside(text: Any, home: Path) -> bool:
     return isinstance(text, str) and Path(text).parent == home
+
+
+def error_within_stage(index: int, resolved: Resolved, error: LabError) -> LabError:
+    """Return what went wrong in a running stage, its keys as they are in the pipeline's file."""
+    known = {info.alias or name for name, info in type(resolved.recipe).model_fields.items()}
+    problems = [
+        within_stage(index, problem) if isinstance(problem, Problem) and problem.key.split(".")[0] in known else problem
+        for problem in error.problems
+    ]
+    return type(error)(*problems)
 
 
 def within_stage(index: int, problem: Problem | str) -> Problem | str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lab.pipelines import move, pipeline_values, pipeline_yaml, read_pipeline, within_stage
+from llm_lab.pipelines import error_within_stage, move, pipeline_values, pipeline_yaml, read_pipeline, within_stage
 from llm_lab.plan.hardware import Machine, find_machine
 from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose, estimate_again
 from llm_lab.recipe.errors import LabError, Problem, UserError
@@ -190,14 +190,17 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
         outer.update(status="running", process=this_process(), error=None)
     facts: dict[str, Any] = {}
     try:
-        for resolved in job.stages:
+        for index, resolved in enumerate(job.stages):
             folder = RunFolder(outer.path / resolved.values["name"])
             facts = folder.facts()
             if facts.get("status") == "done":
                 continue
             folder.path.mkdir(exist_ok=True)
             moved = move(resolved, ROOT / job.name, outer.path)
-            facts = _run_stage(moved, folder, display, resume=resume and folder.recipe_path.exists())
+            try:
+                facts = _run_stage(moved, folder, display, resume=resume and folder.recipe_path.exists())
+            except LabError as error:
+                raise error_within_stage(index, moved, error) from error
             if facts["status"] != "done":
                 break
     except BaseException as error:

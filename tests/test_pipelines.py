@@ -315,5 +315,13 @@ def test_data_that_is_not_there_is_told_with_its_stage():
     assert [problem.key for problem in caught.value.problems] == ["stages.4.data.0.path", "stages.5.data.0.path"]
 
 
+def test_what_goes_wrong_in_a_running_stage_is_told_with_its_place():
+    pretrain, sft = life()["stages"][:2]
+    sft = sft | {"train": COURSE | {"max_length": 8}}  # no question of the data is as short as that
+    with pytest.raises(UserError) as caught:
+        run({"name": "cut", "device": "cpu", "stages": [pretrain, sft]})
+    assert [problem.key for problem in caught.value.problems] == ["stages.1.data.0.path"]
+
+
 def test_a_silent_display_takes_the_scores_too():
     assert Display().scores({"sft": {"exact_match": 1.0, "seconds": 1.0}}) is None
