@@ -153,16 +153,19 @@ def in_words(found: FoundExamples) -> str:
 def ask_score(draft: Draft, actions: Actions, *, show: Show) -> Draft:
     """Ask whether held-out prompts are answered and scored at every evaluation, and where they come from."""
     stage, now = draft.raw["stage"], draft.value("score")
-    held_out = NO_PROMPTS.get(stage)
+    held_out, measured = NO_PROMPTS.get(stage), stage == "eval"
+    kept_from = "what its own run was scored on" if measured else "prompts kept from the data"
     options = [
-        Option("held-out", "yes, on prompts kept from the data", held_out),
+        Option("held-out", f"yes, on {kept_from}", held_out),
         Option("named", "yes, on other prompts"),
         Option("none", "no"),
     ]
     kind = "none" if now is None else "named" if now.get("path") else "held-out"
-    begin_question(draft, "score: held-out prompts that are answered and scored at every evaluation", show=show)
+    when = "" if measured else " at every evaluation"
+    question = "Have it answer prompts, and score them?" if measured else "Score its answers while it trains?"
+    begin_question(draft, f"score: held-out prompts that are answered and scored{when}", show=show)
     while True:
-        picked = choose("Score its answers while it trains?", options, default=kind, why=SCORE_WHY)
+        picked = choose(question, options, default=kind, why=SCORE_WHY)
         with contextlib.suppress(Back):
             if picked == "none":
                 return draft.with_none("score") if draft.value("score") is not None else draft

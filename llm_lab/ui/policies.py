@@ -23,6 +23,7 @@ WHY = (
 ADAPTER_WHY = "A run with LoRA leaves an adapter: small matrices beside a base. Merged, they are one plain model."
 REWARD_WHY = "A reward model gives an answer a number. The entry Reward model trains one from preferences."
 LONGEST_NAME = 80
+ABOUT = {"merge": "the adapter", "eval": "what is measured", "export": "what is exported"}
 
 
 def describe_run(run: RunFolder) -> str:
@@ -68,9 +69,10 @@ def is_adapter(path: str | Path) -> bool:
 
 def ask_policy(draft: Draft, *, show: Show) -> Draft:
     """Ask for the model to go on from (of a merge: the adapter). Raises Back."""
-    merge = draft.raw["stage"] == "merge"
+    stage = draft.raw["stage"]
+    merge = stage == "merge"
     now = str((draft.raw.get("model") or {}).get("checkpoint") or "")
-    begin_question(draft, f"model.checkpoint: {'the adapter' if merge else 'the model to go on from'}", show=show)
+    begin_question(draft, f"model.checkpoint: {ABOUT.get(stage, 'the model to go on from')}", show=show)
     if merge:
         path = pick_run("Which adapter?", adapters(), "no run has trained one yet", now, ADAPTER_WHY, _why_no_adapter)
     else:
