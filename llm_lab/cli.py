@@ -386,7 +386,7 @@ def _start_run(
     facts = run(recipe, overrides, resume=resume, overwrite=overwrite, display=make_display() if first else Display())
     if first:
         print_closing(facts)
-    return STOPPED if facts["status"] == "stopped" else DONE
+    return {"stopped": STOPPED, "failed": OUR_FAULT}.get(facts["status"], DONE)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -481,6 +481,7 @@ def _start_chat(
     say_wait(f"Loading {checkpoint} ...")
     from llm_lab.runner import load
     from llm_lab.stages.chat import ChatSession, ChatSettings
+    from llm_lab.stages.chat_beside import Beside
     from llm_lab.ui.chat_screen import answer_once, run_chat
 
     chosen = ChatSettings(**(settings or {}))
@@ -493,7 +494,7 @@ def _start_chat(
     if prompt is not None:
         answer_once(session, prompt)
     else:
-        run_chat(session, load=open_session)
+        run_chat(session, load=open_session, beside=Beside(open_session, trust_remote_code=trust_remote_code))
     return DONE
 
 
@@ -523,6 +524,11 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 def _merged_name(folder: Path) -> str:
     """Return the name of the run that merges an adapter: that of the run that trained it, and what was done."""
+    return f"{_line_name(folder)}-merged"
+
+
+def _line_name(folder: Path) -> str:
+    """Return a name for what is made of a model: that of the runs that it stands in, or its folder's."""
     import re
 
     from llm_lab.runs.folder import RunFolder
@@ -530,7 +536,7 @@ def _merged_name(folder: Path) -> str:
     parents = [folder, *folder.resolve().parents]
     runs = [parent.name for parent in parents[:4] if RunFolder(parent).facts()]
     name = "-".join(reversed(runs)) or folder.resolve().name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80] + "-merged"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80]
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -596,7 +602,74 @@ def _start_compare(
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    recipe = _export_recipe(arguments)
+    if arguments.dry_run:
+        return _foresee_export(recipe, arguments)
+    if arguments.out is None and arguments.trust_remote_code:
+        why = "a run's recipe never says to run code that comes with a model"
+        raise UserError(Problem("--trust-remote-code", why, mend="Name a folder to write with --out."))
+    if arguments.out is None:
+        return _start_run(recipe, arguments.overrides)
+    form = _resolve_export(recipe, arguments)
+    if form.export.push:
+        why = "what is sent is kept as a run, so that a push that breaks can be taken up again"
+        raise UserError(Problem("--out", why, value=arguments.out, mend="Leave --out out, or send it later."))
+    from llm_lab.ui.console import say_wait
+    from llm_lab.ui.progress import make_display
+
+    say_wait(f"Loading {arguments.checkpoint} ...")
+    from llm_lab.stages.export import demand_proof, export_into
+
+    exported = export_into(
+        form.model.checkpoint,
+        arguments.out,
+        make_display(),
+        to=form.export.to,
+        weights=form.export.weights,
+        tolerance=form.export.tolerance,
+        seed=form.seed,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    demand_proof(exported)
+    print(f"Exported, {exported.proof.verdict}: {exported.record()['path']}")  # noqa: T201
+    return DONE
+
+
+def _export_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the recipe that the words of `export` stand for."""
+    from llm_lab.runs.folder import find_checkpoint
+
+    folder = find_checkpoint(arguments.checkpoint)
+    said = {"to": arguments.to, "weights": arguments.weights, "push": arguments.push}
+    form = {key: value for key, value in said.items() if value is not None}
+    form |= {"private": False} if arguments.public else {}
+    name = f"{_line_name(Path(folder))}-{arguments.to or 'hf'}"
+    return {"stage": "export", "name": name, "device": "auto", "model": {"checkpoint": folder}, "export": form}
+
+
+def _resolve_export(recipe: Mapping[str, Any], arguments: argparse.Namespace) -> Any:
+    from llm_lab.runner import check
+
+    return check(recipe, arguments.overrides)[0].stages[0].recipe
+
+
+def _foresee_export(recipe: Mapping[str, Any], arguments: argparse.Namespace) -> int:
+    """Say what an export will load in and which files it has; write nothing."""
+    form = _resolve_export(recipe, arguments).export
+    from llm_lab.stages.export_plan import plan_export
+    from llm_lab.stages.push import describe_push
+
+    plan = plan_export(
+        recipe["model"]["checkpoint"], to=form.to, weights=form.weights, trust_remote_code=arguments.trust_remote_code
+    )
+    lines = [f"{plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}"]
+    if form.push:
+        lines += describe_push(form.push, plan.files, private=form.private)
+    else:
+        lines += [f"  {name}" + (f"  {size:,} bytes" if size else "") for name, size in plan.files]
+        lines += ["Nothing was written."]
+    print("\n".join(lines))  # noqa: T201
+    return DONE
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -604,6 +677,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from llm_lab.runner import check
     from llm_lab.runs.folder import runs_named
     from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
+    from llm_lab.runs.scores import write_pipeline_report
     from llm_lab.ui.console import say_wait
     from llm_lab.ui.replay import print_outcome, print_replay
 
@@ -626,6 +700,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         outer = runs_named(replay.recipe["name"])[-1]
         outcomes = compare(replay, outer, digest_of=weights_digest)
         write_outcome(replay, outer, outcomes)
+        write_pipeline_report(outer)
         print_outcome(replay, outer.path, outcomes)
     return code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,8 +78,15 @@ def read_tokenizer(tokenizer: Any, rows: int, ends: tuple[int, ...] = (), *, key
         unk=tokenizer.unk_token_id,
         add_bos=empty[:1] == [tokenizer.bos_token_id],
         add_eos=len(empty) > 0 and empty[-1:] == [tokenizer.eos_token_id] != empty[:1],
-        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        chat_template=_plain_template(tokenizer.chat_template),
     )
+
+
+def _plain_template(template: Any) -> str | None:
+    """Return a chat template without the marks of what is learnt, a word of Transformers' that other Jinjas lack."""
+    if not isinstance(template, str):
+        return None
+    return re.sub(r"\{%(-?)\s*((?:end)?generation)\s*(-?)%\}", r"{#\1 \2 \3#}", template)
 
 
 def find_pre_tokenizer(backend: Mapping[str, Any]) -> tuple[str | None, str]:

@@ -18,6 +18,7 @@ UNTRAINED = ("merge", "eval", "export")
 MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
 EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 EVAL_ROWS = 8
+SMALL_PARAMETERS = 50_000_000  # 200 MB in f32
 
 
 def derive_untrained(draft: Draft, known: ModelShape | None) -> ModelShape | None:
@@ -29,7 +30,7 @@ def derive_untrained(draft: Draft, known: ModelShape | None) -> ModelShape | Non
     elif stage == "eval":
         _derive_eval(draft, shape)
     else:
-        _derive_export(draft)
+        _derive_export(draft, shape)
     return shape
 
 
@@ -53,9 +54,16 @@ def _derive_eval(draft: Draft, shape: ModelShape | None) -> None:
     derive_score(draft, "eval", shape)
 
 
-def _derive_export(draft: Draft) -> None:
+def _derive_export(draft: Draft, shape: ModelShape | None) -> None:
     if draft.get("export.to") == "gguf":
-        draft.fill("export.weights", "f16", "half the size, and hardly a difference")
+        draft.fill("export.weights", *gguf_weights(shape))
+
+
+def gguf_weights(shape: ModelShape | None) -> tuple[str, str]:
+    """Return how the weights of a GGUF file are kept where nobody says it, and the reason."""
+    if shape is not None and shape.parameters < SMALL_PARAMETERS:
+        return "f32", "small enough to stay exact"
+    return "f16", "half the size, and hardly a difference"
 
 
 def estimate_untrained(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine) -> Estimate:

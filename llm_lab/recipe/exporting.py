@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
+from .errors import Problem
 from .fields import Bool, Float, Group, option
 from .parts import ModelCheckpoint
 from .schema import STAGES, StageRecipe
@@ -35,11 +37,11 @@ class ExportOptions(Group):
         help="how the weights are kept",
         question="How are the weights kept?",
         choices=WEIGHT_TYPES,
-        derived="hf: as they are; gguf: f16",
+        derived="hf: as they are; gguf: f16, or f32 of a small model",
     )
     tolerance: Float | None = option(
         help="largest difference of logits that is accepted, relative to their size",
-        derived="by the form and the weights",
+        derived="by the weights and the program that loads them",
         gt=0.0,
         advanced=True,
     )
@@ -57,3 +59,25 @@ class ExportRecipe(StageRecipe):
     stage: Literal["export"] = option("export", help="what is done", choices={"export": STAGES["export"]})
     model: ModelCheckpoint = option(..., help="what is exported: {checkpoint: a run, a folder or a Hub name}")
     export: ExportOptions = option(ExportOptions(), help="the form, and where it goes")
+
+
+Values = Mapping[str, Any]
+
+
+def _weights_fit_the_form(values: Values) -> Iterator[Problem]:
+    form = values.get("export") or {}
+    if form.get("to") == "hf" and form.get("weights") == "q8_0":
+        why, allowed = "a Hugging Face folder has no such weights", "f32, f16, bf16; q8_0 with export.to=gguf"
+        yield Problem("export.weights", why, value="q8_0", allowed=allowed)
+
+
+def _only_what_is_sent_is_private(values: Values) -> Iterator[Problem]:
+    form = values.get("export") or {}
+    if form.get("private") is False and not form.get("push"):
+        yield Problem("export.private", "does nothing without export.push", value=False, mend="Leave it out.")
+
+
+EXPORT_RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
+    _weights_fit_the_form,
+    _only_what_is_sent_is_private,
+)

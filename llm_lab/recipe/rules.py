@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import Problem
 from .evaluation_rules import EVALUATION_RULES
+from .exporting import EXPORT_RULES
 from .tuning_rules import TUNING_RULES
 from .validate import find_key, stage_schema
 
@@ -281,7 +282,8 @@ RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (
 
 def check_rules(values: Values, given: Mapping[str, Any]) -> list[Problem]:
     """Return every broken rule. values: the resolved recipe; given: what the user wrote."""
-    problems = [problem for rule in (*RULES, *TUNING_RULES, *EVALUATION_RULES) for problem in rule(values)]
+    rules = (*RULES, *TUNING_RULES, *EVALUATION_RULES, *EXPORT_RULES)
+    problems = [problem for rule in rules for problem in rule(values)]
     return problems + list(_keys_that_do_nothing(values, given))
 
 

@@ -200,6 +200,11 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
             if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
                 return folder
     existing = next((c for c in candidates if c.exists()), None)
+    if existing is not None and (file := _gguf_file(existing)):
+        source = _source_of(existing)
+        mend = f"Take what it was made from: {source}" if source else "Take the model that it was made from."
+        why = f"{file.name} is a GGUF file, for llama.cpp, Ollama and LM Studio; here Hugging Face folders are opened"
+        raise UserError(Problem(str(path), why, mend=mend))
     if existing is not None:
         raise UserError(
             Problem(str(path), "no model was saved here yet", mend="`llm-lab list runs` shows what there is.")
@@ -215,6 +220,21 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
             or "`llm-lab list runs` shows what there is.",
         )
     )
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """Return the GGUF file that a path is, or that an export's folder or run holds."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    return next((file for folder in (path, path / "gguf") for file in sorted(folder.glob("*.gguf"))), None)
+
+
+def _source_of(path: Path) -> str | None:
+    """Return the model that the run around an exported file was made from."""
+    for folder in (path, *path.parents[:2]):
+        if parent := RunFolder(folder).facts().get("parent"):
+            return parent.get("path")
+    return None
 
 
 def find_checkpoint(name: str, *, root: Path = ROOT) -> str:

@@ -47,6 +47,8 @@ def print_closing(facts: Mapping[str, Any]) -> None:
         console.print(Text(f"Stopped at step {results.get('step', 0):,}; the work is saved in {path}/", style="warn"))
         console.print(f"Go on with:  llm-lab run {path}/recipe.yaml --resume", soft_wrap=True)
         return
+    if facts.get("stage") == "export":
+        return _close_export(console, facts)
     reached = []
     if "eval_loss" in results:
         bits = f" ({results['bits_per_byte']:.3f} bits a byte)" if "bits_per_byte" in results else ""
@@ -73,3 +75,29 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     console.print(f"  its report   {path}/report.md", soft_wrap=True)
     console.print(f"  replay it    llm-lab run {path}/recipe.yaml", soft_wrap=True)
     console.print("  the wizard   llm-lab")
+
+
+def _close_export(console: Any, facts: Mapping[str, Any]) -> None:
+    """Print the end of an export: whether what was written loads as the model it was made from."""
+    from rich.text import Text
+
+    path, export = facts["path"], facts["export"]
+    verdict = export["proof"]["verdict"]
+    if facts["status"] == "failed":
+        console.print(Text("The proof failed: what loads is another model, so nothing is kept.", style="bad"))
+        console.print(f"  the numbers  {path}/run.json", soft_wrap=True)
+        return
+    not_proven = ", and loads nowhere here that could show it" if verdict == "not tried" else ""
+    console.print(Text(f"Exported, {verdict}{not_proven}: {export['path']}", style="warn" if not_proven else "good"))
+    console.print("What next:", style="title")
+    if export["to"] == "hf":
+        console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)
+    else:
+        console.print(f"  talk to it   llama-cli -m {export['path']}", soft_wrap=True)
+    console.print(f"  how to load  {_card_of(export)}", soft_wrap=True)
+    console.print(f"  look at it   llm-lab show {path}", soft_wrap=True)
+
+
+def _card_of(export: Mapping[str, Any]) -> str:
+    folder = export["path"] if export["to"] == "hf" else export["path"].rpartition("/")[0]
+    return f"{folder}/README.md"

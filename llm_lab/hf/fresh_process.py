@@ -1,0 +1,117 @@
+"""What a stranger's program does with an exported model. Proof runs this text in a process without LLM Lab.
+
+Reads a list of jobs (JSON) from the file that its first argument names, and writes what came of them into the file
+that its second names; logits go into .npy files. It imports none of ours, and can't.
+"""
+
+import json
+import sys
+
+
+class _NoLab:
+    """Refuses LLM Lab, which stands in the same environment and would make up for what is missing in the folder."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "llm_lab":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def main():
+    sys.meta_path.insert(0, _NoLab())
+    with open(sys.argv[1], encoding="utf-8") as file:
+        jobs = json.load(file)
+    results = [_do(job) for job in jobs]
+    with open(sys.argv[2], "w", encoding="utf-8") as file:
+        json.dump(results, file)
+
+
+def _do(job):
+    try:
+        return (_in_llama_cpp if job["loader"] == "llama.cpp" else _in_transformers)(job)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _in_transformers(job):
+    import numpy
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(job["threads"])
+    where = {"gguf_file": job["file"]} if job["file"] else {"trust_remote_code": job["trust_remote_code"]}
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32, **where).eval()
+    model.generation_config = GenerationConfig()  # the likeliest token, whatever the model's own says
+    rows = [torch.tensor([row]) for row in job["rows"]]
+    with torch.inference_mode():
+        logits = torch.cat([model(input_ids=row, use_cache=False).logits[0].float() for row in rows])
+        numpy.save(job["logits"], logits.numpy())
+        length = job["new_tokens"]
+        written = [
+            model.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
+                max_new_tokens=length, pad_token_id=0,
+            )[0, len(prompt) :].tolist()
+            for prompt in job["prompts"]
+        ]  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"], **where)
+    return {
+        "loaded_as": type(model).__name__,
+        "module": type(model).__module__,
+        "written": written,
+        "texts": [tokenizer(text)["input_ids"] for text in job["texts"]],
+        "decoded": [tokenizer.decode(row) for row in job["rows"]],
+        "chat": tokenizer.apply_chat_template(job["chat"], tokenize=False, add_generation_prompt=True)
+        if job["chat"]
+        else None,
+    }
+
+
+def _in_llama_cpp(job):
+    import os
+
+    import llama_cpp
+    import numpy
+
+    path = os.path.join(job["folder"], job["file"])
+    length = max(map(len, job["rows"])) + job["new_tokens"]
+    model = llama_cpp.Llama(
+        path, n_ctx=length, n_batch=length, n_ubatch=length, logits_all=True, verbose=False, n_threads=job["threads"],
+        n_gpu_layers=0,
+    )  # fmt: skip
+    logits, written = [], []
+    for row in job["rows"]:
+        model.reset()
+        model.eval(row)
+        logits.append(numpy.array(model.scores[: len(row)]))
+    numpy.save(job["logits"], numpy.concatenate(logits))
+    for prompt in job["prompts"]:
+        model.reset()
+        tokens = list(prompt)
+        for _ in range(job["new_tokens"]):
+            model.eval(tokens[model.n_tokens :])
+            tokens.append(int(numpy.argmax(model.scores[model.n_tokens - 1])))
+        written.append(tokens[len(prompt) :])
+    return {
+        "loaded_as": model.metadata["general.architecture"],
+        "written": written,
+        "texts": [model.tokenize(text.encode(), add_bos=True, special=True) for text in job["texts"]],
+        "decoded": [model.detokenize(row, special=True).decode(errors="replace") for row in job["rows"]],
+        "chat": _chat_of_llama_cpp(model, job["chat"]) if job["chat"] else None,
+    }
+
+
+def _chat_of_llama_cpp(model, messages):
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    names = [
+        model._model.token_get_text(token) if token >= 0 else "" for token in (model.token_eos(), model.token_bos())
+    ]
+    template = model.metadata.get("tokenizer.chat_template")
+    return Jinja2ChatFormatter(template, *names)(messages=messages).prompt if template else None
+
+
+if __name__ == "__main__":
+    main()
