@@ -506,7 +506,7 @@ def no_other(path):
     raise UserError(Problem(path, "there is no such checkpoint"))
 
 
-def typed(session, keys, load=no_other):
+def typed(session, keys, load=no_other, beside=None):
     """Drive the screen by what a person types."""
     from prompt_toolkit.application import create_app_session
     from prompt_toolkit.input import create_pipe_input
@@ -514,7 +514,7 @@ def typed(session, keys, load=no_other):
 
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(keys)
-        run_chat(session, load=load, interactive=True)
+        run_chat(session, load=load, beside=beside, interactive=True)
 
 
 def test_a_conversation_is_typed_and_left_with_ctrl_d(capsys):
@@ -580,7 +580,7 @@ def test_another_model_is_opened_and_the_settings_stay(capsys):
 def test_lines_from_a_pipe_are_answered_with_nothing_else_on_standard_output(capsys, monkeypatch):
     session = open_session(chat=True)
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n\n/top_k 5\n/oops\nmore\n"))
-    run_chat(session, load=no_other)
+    run_chat(session, load=no_other, beside=None)
     replies = [m["content"] for m in session.messages[1::2]]
     from llm_lab.ui.console import printable
 
@@ -620,7 +620,7 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_goes_on():
                     time.sleep(0.02)
                     yield "word "
 
-        run_chat(Endless(), load=None)
+        run_chat(Endless(), load=None, beside=None)
         """
     )
     child = pexpect.spawn(

@@ -18,8 +18,8 @@ from .folder import write_atomically
 # Measure -> its name in the table, and which value is the best one (None: none is).
 MEASURES = {
     "parameters": ("parameters", None),
-    "step_loss": ("training loss", min),
-    "step_eval_loss": ("validation loss", min),
+    "step_loss": ("training loss", None),
+    "step_eval_loss": ("validation loss", None),
     "loss": ("loss", min),
     "bits_per_byte": ("bits per byte", min),
     "exact_match": ("exact match", max),

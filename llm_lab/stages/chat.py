@@ -170,6 +170,7 @@ class ChatSession:
         else:
             self.system = None
         self.reset()
+        self.last_stats = None
         self.messages = conversation["messages"]
 
     def _prompt(self, text: str) -> list[int]:

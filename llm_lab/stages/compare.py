@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 
-from llm_lab.data.examples import Example, default_split, open_examples
-from llm_lab.data.sources import TextSource
 from llm_lab.hf.adapter_off import switch_adapter_off
-from llm_lab.hf.load import quiet_libraries, read_config
-from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.errors import Problem, UserError
-from llm_lab.recipe.evaluation import EvalText
-from llm_lab.recipe.scoring import RewardTerm, Score
-from llm_lab.runs.comparison import Answer, Compared, Comparison
+from llm_lab.runs.comparison import Compared, Comparison
 from llm_lab.runs.display import Display
+from llm_lab.runs.evaluations import keep_evaluation
+from llm_lab.runs.folder import now
 
+from .answers import Seen, agreement, answer_example, describe_drawing, likeliest, release
 from .chat import ChatSession
 from .chat_settings import ChatSettings
-from .contenders import Contender, demand_loadable, find_contenders, find_steps, prompts_of_runs, rewards_of_runs
-from .score import SHOWN, Scorer, columns_of
-from .text_loss import LONGEST, context_of, measure_texts, open_texts
+from .compare_task import Task, prepare
+from .contenders import Contender, demand_loadable, find_contenders, find_steps
+from .score import Scorer
+from .text_loss import context_of, measure_texts
 
 Load = Callable[[str], tuple[Any, Any]]  # a folder or a Hub name -> (model, tokenizer)
 SETTINGS = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=128, seed=1337)
-QUESTIONS = ("Who are you?", "Tell me a short story about a bird.", "What is 2 + 3?")
-BEGINNINGS = ("Once upon a time", "The", "It is")
 MOST_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 ROWS = 8
+MEASURED = ("loss", "bits_per_byte", "exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled")
 ADAPTERS = ("lora_", "trainable_tokens_", "modules_to_save")  # in the names of their weights
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What all are asked and measured on, opened and looked at."""
-
-    questions: tuple[Example, ...]
-    score: Score | None
-    sources: tuple[TextSource, ...]
-    max_length: int
-    settings: ChatSettings
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the first model saw and held for likeliest, token by token: the measure of agreement."""
-
-    tokenizer: Any
-    texts: list[tuple[list[int], int, list[int]]]  # (tokens, where the answer begins, likeliest tokens)
 
 
 def compare(
@@ -85,11 +63,11 @@ def compare(
     else:
         contenders = find_contenders(names, adapter_off=adapter_off)
     demand_loadable(contenders, trust_remote_code=trust_remote_code)
-    task, more = _prepare(contenders, prompts, prompt_set, data, settings, trust_remote_code)
+    task, more = prepare(contenders, prompts, prompt_set, data, settings, trust_remote_code, steps)
     remarks += more
     compared: list[Compared] = []
     measured: list[dict[str, Any]] = []
-    seen: _Seen | None = None
+    seen: Seen | None = None
     for folder in dict.fromkeys(contender.folder for contender in contenders):
         group = [contender for contender in contenders if contender.folder == folder]
         label, place = f"{group[0].name} ({len(compared) + 1} of {len(contenders)})", (len(compared), len(contenders))
@@ -104,86 +82,11 @@ def compare(
     return Comparison(
         prompts=tuple(example.prompt[-1]["content"] for example in task.questions),
         models=tuple(compared),
-        drawn=_drawn(settings),
+        drawn=describe_drawing(settings),
         same_tokens=same_tokens,
         over_time=steps,
         remarks=tuple(remarks),
     )
-
-
-def _prepare(
-    contenders: Sequence[Contender],
-    prompts: Sequence[str],
-    prompt_set: str | None,
-    data: Sequence[str],
-    settings: ChatSettings,
-    trust_remote_code: bool,
-) -> tuple[_Task, list[str]]:
-    """Open all that is asked and measured. UserError with the problems of all of it; returns remarks too."""
-    remarks, problems, examples, sources = [], [], [], []
-    try:
-        sources = open_texts([EvalText(path=path) for path in data])
-    except UserError as error:
-        problems += error.problems
-    if prompt_set is not None:
-        try:
-            split = default_split(prompt_set, None)
-            examples = list(open_examples(prompt_set, kind="prompt", key="prompts", split=split).examples)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
-    context = _smallest_context(contenders, trust_remote_code)
-    score = None
-    if prompt_set is not None:
-        score, remark = _score(contenders, prompt_set, examples, context, settings)
-        remarks += [remark] if remark else []
-    if prompts:
-        questions = [Example(prompt=({"role": "user", "content": text},)) for text in prompts]
-    elif examples:
-        questions = examples[:SHOWN]
-    else:
-        chats = any(load_tokenizer(contender.folder).chat_template for contender in contenders)
-        texts, where = prompts_of_runs(contenders, empty=not chats)
-        if not texts:
-            texts, where = (QUESTIONS if chats else BEGINNINGS), "a few of LLM Lab's own, as none was named"
-        questions = [Example(prompt=({"role": "user", "content": text},)) for text in texts]
-        remarks.append(f"Prompts: {where}.")
-    return _Task(tuple(questions), score, tuple(sources), min(context or LONGEST, LONGEST), settings), remarks
-
-
-def _smallest_context(contenders: Sequence[Contender], trust_remote_code: bool) -> int | None:
-    """Return how many tokens the model with the smallest context sees: none is measured with more than another."""
-    from llm_lab.hf.adapter import is_adapter, read_adapter
-
-    found = []
-    for contender in contenders:
-        folder = contender.folder
-        while is_adapter(folder):
-            folder = read_adapter(folder).base
-        config = read_config(folder, trust_remote_code=trust_remote_code).get_text_config()
-        found.append(getattr(config, "max_position_embeddings", None))
-    return min((length for length in found if length), default=None)
-
-
-def _score(
-    contenders: Sequence[Contender],
-    path: str,
-    examples: Sequence[Example],
-    context: int | None,
-    settings: ChatSettings,
-) -> tuple[Score | None, str | None]:
-    """Return how the prompts are scored: by the rewards of a contender's own run, else by their known answers."""
-    terms, run = rewards_of_runs(contenders)
-    if not terms:
-        if "answer" not in columns_of(examples):
-            return None, f"{path} has no answers to compare with: its prompts are answered, and not scored."
-        terms = [{"name": "exact_match"}]
-    longest = min(settings.max_new_tokens, context // 2) if context else settings.max_new_tokens
-    score = Score(path=path, max_completion_length=longest, rewards=tuple(RewardTerm(**term) for term in terms))
-    names = ", ".join(term.get("name") or term.get("model") or "?" for term in terms)
-    told = f"Scored on {min(score.prompts, len(examples)):,} prompts of {path} by {names}"
-    return score, told + (f", as in {run}." if run else ".")
 
 
 def _look_at(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
@@ -202,8 +105,8 @@ def _look_at(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
 
 
 def _ask_group(
-    group: Sequence[Contender], load: Load, task: _Task, seen: _Seen | None, display: Display
-) -> tuple[list[Compared], list[dict[str, Any]], _Seen]:
+    group: Sequence[Contender], load: Load, task: Task, seen: Seen | None, display: Display
+) -> tuple[list[Compared], list[dict[str, Any]], Seen]:
     """Ask those that share their files: the model is read once, and let go of with this function's end."""
     model, tokenizer = load(group[0].folder)
     found, measured = [], []
@@ -217,32 +120,24 @@ def _ask_group(
     return found, measured, seen
 
 
-def release() -> None:
-    """Give back the memory of a model that nothing names any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _ask(
-    contender: Contender, model: Any, tokenizer: Any, task: _Task, seen: _Seen | None, display: Display
-) -> tuple[Compared, _Seen, list[dict[str, Any]]]:
+    contender: Contender, model: Any, tokenizer: Any, task: Task, seen: Seen | None, display: Display
+) -> tuple[Compared, Seen, list[dict[str, Any]]]:
     """Return what one model made of the task, what it held for likeliest, and what was measured of each text."""
     session = ChatSession(model, tokenizer, name=contender.name, settings=task.settings)
     numbers = {"parameters": float(sum(weight.numel() for weight in _weights(model, contender)))} | contender.numbers
-    answers, texts, tokens, seconds = [], [], 0, 0.0
+    answers, texts, speeds = [], [], []
     for example in task.questions:
         answer = answer_example(session, example)
         answers.append(answer)
         stats = session.last_stats
         if answer.problem is None and stats is not None:
             texts.append((session.last_ids, stats.prompt_tokens))
-            if stats.tokens_per_second:
-                tokens, seconds = tokens + stats.tokens - 1, seconds + (stats.tokens - 1) / stats.tokens_per_second
-    if seconds:
-        numbers["tokens_per_second"] = tokens / seconds
-    mine = _Seen(tokenizer, [] if seen else [(ids, start, likeliest(model, ids, start)) for ids, start in texts])
-    if seen and (share := _agreement(model, tokenizer, seen, session.context_length)) is not None:
+            speeds += [stats.tokens_per_second] if stats.tokens_per_second else []
+    if speeds:
+        numbers["tokens_per_second"] = median(speeds)  # the first answer of a process takes longer
+    mine = Seen(tokenizer, [] if seen else [(ids, start, likeliest(model, ids, start)) for ids, start in texts])
+    if seen and (share := agreement(model, tokenizer, seen, session.context_length)) is not None:
         numbers["agreement"] = share
     rows: list[dict[str, Any]] = []
     try:
@@ -251,73 +146,19 @@ def _ask(
         numbers |= _score_answers(model, tokenizer, task, display)
     except UserError as error:  # one model's trouble must not cost the others' minutes
         display.notice(f"{contender.name}: {error}")
-    _keep(contender, numbers, rows, task)
+    if (rows or task.score) and not contender.without_adapter:
+        _keep(contender, numbers, rows, task, display)
     return Compared(contender.name, contender.folder, session.mode, tuple(answers), numbers), mine, rows
 
 
 def _weights(model: Any, contender: Contender) -> Iterator[Any]:
     """Yield a model's weights, without those of an adapter that is switched off."""
     for name, weight in model.named_parameters():
-        if not (
-            contender.without_adapter
-            and any(part in name for part in ("lora_", "trainable_tokens_", "modules_to_save"))
-        ):
+        if not (contender.without_adapter and any(part in name for part in ADAPTERS)):
             yield weight
 
 
-def answer_example(session: ChatSession, example: Example) -> Answer:
-    """Return a session's answer to a prompt, told as a problem where it has none; a base model continues its text."""
-    session.reset()
-    session.system = None
-    *before, last = example.prompt
-    text = last["content"]
-    try:
-        if session.mode == "completion":
-            text = "\n".join(message["content"] for message in example.prompt)
-        else:
-            if before and before[0]["role"] == "system":
-                session.set_system(before.pop(0)["content"])
-            session.messages = [dict(message) for message in before]
-        return take_answer(session, text)
-    except UserError as error:
-        return Answer("", problem=str(error))
-
-
-def take_answer(session: ChatSession, text: str) -> Answer:
-    """Return a session's whole reply. UserError as from `reply`."""
-    said = "".join(session.reply(text))
-    stats = session.last_stats
-    return Answer(said, stats.tokens, stats.stop)
-
-
-@torch.no_grad()
-def likeliest(model: Any, ids: Sequence[int], start: int) -> list[int]:
-    """Return the likeliest token at each place from `start` on, and after the last: what greedy answers take."""
-    if not ids or start < 1:
-        return []
-    logits = model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits
-    return logits[0, start - 1 :].argmax(-1).tolist()
-
-
-def _agreement(model: Any, tokenizer: Any, seen: _Seen, context: int | None) -> float | None:
-    """Return the share of places at which a model holds the same token for likeliest as the first, on its answers.
-
-    None where they do not read the answers as the same tokens.
-    """
-    same = total = 0
-    for ids, start, expected in seen.texts:
-        known = sorted({*ids, *expected})
-        if tokenizer.convert_ids_to_tokens(known) != seen.tokenizer.convert_ids_to_tokens(known):
-            return None
-        if max(known) >= model.get_input_embeddings().weight.shape[0] or (context and len(ids) > context):
-            return None
-        found = likeliest(model, ids, start)
-        same += sum(a == b for a, b in zip(found, expected, strict=True))
-        total += len(expected)
-    return same / total if total else None
-
-
-def _measure_texts(model: Any, tokenizer: Any, task: _Task, display: Display) -> list[dict[str, Any]]:
+def _measure_texts(model: Any, tokenizer: Any, task: Task, display: Display) -> list[dict[str, Any]]:
     if not task.sources:
         return []
     device, dtype = _device_of(model)
@@ -334,7 +175,7 @@ def _measure_texts(model: Any, tokenizer: Any, task: _Task, display: Display) ->
     )
 
 
-def _score_answers(model: Any, tokenizer: Any, task: _Task, display: Display) -> dict[str, float]:
+def _score_answers(model: Any, tokenizer: Any, task: Task, display: Display) -> dict[str, float]:
     if task.score is None:
         return {}
     device, dtype = _device_of(model)
@@ -346,12 +187,15 @@ def _device_of(model: Any) -> tuple[str, str]:
     return model.device.type, "bfloat16" if model.dtype == torch.bfloat16 else "float32"
 
 
-def _drawn(settings: ChatSettings) -> str:
-    most = f"at most {settings.max_new_tokens:,} tokens"
-    if settings.temperature == 0:
-        return f"the likeliest token each time (temperature 0), {most}"
-    return f"drawn at temperature {settings.temperature:g}, seed {settings.seed} for all, {most}"
-
-
-def _keep(contender: Contender, numbers: dict[str, float], rows: list[dict[str, Any]], task: _Task) -> None:
+def _keep(
+    contender: Contender, numbers: dict[str, float], rows: list[dict[str, Any]], task: Task, display: Display
+) -> None:
     """Keep what was measured on texts and prompts with the checkpoint."""
+    results = {key: value for key, value in numbers.items() if key.partition(":")[0] in MEASURED}
+    score = task.score.model_dump(exclude_none=True) if task.score else None
+    try:
+        keep_evaluation(
+            contender.folder, {"time": now(), "by": "compare", "results": results, "texts": rows, "score": score}
+        )
+    except OSError as error:
+        display.notice(f"{contender.name}: its evaluation can't be kept: {error.strerror}")

@@ -63,6 +63,11 @@ def find_contenders(names: Sequence[str], *, adapter_off: bool = False) -> list[
     return found
 
 
+def find_contender(name: str) -> Contender:
+    """Return the model that a name means. UserError where there is none."""
+    return Contender(name.rstrip("/"), find_checkpoint(name))
+
+
 def find_steps(name: str) -> tuple[list[Contender], list[str]]:
     """Return the checkpoints of a run in the order of its steps, its model last, and remarks on what was not kept.
 
@@ -143,15 +148,19 @@ def demand_loadable(contenders: Sequence[Contender], *, trust_remote_code: bool 
     problems: list[Any] = []
     for folder in dict.fromkeys(contender.folder for contender in contenders):
         try:
-            _demand_loadable(folder, trust_remote_code)
-            load_tokenizer(folder, key="checkpoint")
+            rows = _demand_loadable(folder, trust_remote_code)
+            tokens = len(load_tokenizer(folder, key="checkpoint"))
+            if rows is not None and tokens > rows:
+                why = f"its tokenizer has {tokens:,} tokens and the model knows {rows:,}: it is another model's"
+                problems.append(Problem(folder, why))
         except LabError as error:
             problems += error.problems
     if problems:
         raise UserError(*problems)
 
 
-def _demand_loadable(folder: str, trust_remote_code: bool) -> None:
+def _demand_loadable(folder: str, trust_remote_code: bool) -> int | None:
+    """Look at one; returns how many tokens a whole model knows."""
     path = Path(folder)
     if is_judge(path):
         raise UserError(Problem(folder, JUDGE, mend="Judge answers with it: score.rewards in a recipe."))
@@ -160,10 +169,11 @@ def _demand_loadable(folder: str, trust_remote_code: bool) -> None:
         demand_base(adapter, key="checkpoint")
         _demand_whole([path / "adapter_model.safetensors"])
         _demand_loadable(adapter.base, trust_remote_code)
-        return
-    read_config(folder, key="checkpoint", trust_remote_code=trust_remote_code)
+        return None
+    config = read_config(folder, key="checkpoint", trust_remote_code=trust_remote_code)
     if path.is_dir():
         _demand_weights(path)
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def _demand_weights(path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_lab.recipe.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.runs.display import Display
 
+from .compare_screen import print_beside
 from .console import is_terminal, make_console, one_line, print_error, printable
 
 SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
@@ -27,6 +30,8 @@ COMMANDS = {
     "save": ("FILE", "save the conversation (JSON)"),
     "load": ("FILE", "take up a saved conversation"),
     "model": ("PATH", "talk to another checkpoint"),
+    "compare": ("OTHER [TEXT]", "another's answer beside this one's (base: without adapter)"),
+    "time": ("[TEXT]", "the answers of all checkpoints of this run"),
     "quit": ("", "leave (or Ctrl-D)"),
 }
 MODES = {
@@ -49,13 +54,14 @@ def answer_once(session: Any, prompt: str) -> None:
     _stream(session, prompt)
 
 
-def run_chat(session: Any, *, load: Callable[[str], Any], interactive: bool | None = None) -> None:
+def run_chat(session: Any, *, load: Callable[[str], Any], beside: Any, interactive: bool | None = None) -> None:
     """Talk until the user leaves.
 
-    load: opens another checkpoint as a session. interactive: whether a person types; found out by default.
+    load: opens another checkpoint as a session. beside: asks others the same (stages/chat_beside.py).
+    interactive: whether a person types; found out by default.
     """
     interactive = is_terminal() if interactive is None else interactive
-    screen = _Screen(session, load, interactive)
+    screen = _Screen(session, load, beside, interactive)
     if interactive:
         screen.show_header()
     for text in _typed_lines() if interactive else _piped_lines():
@@ -66,9 +72,9 @@ def run_chat(session: Any, *, load: Callable[[str], Any], interactive: bool | No
 class _Screen:
     """What is done with a line of input."""
 
-    def __init__(self, session: Any, load: Callable[[str], Any], interactive: bool):
+    def __init__(self, session: Any, load: Callable[[str], Any], beside: Any, interactive: bool):
         self.session = session
-        self._load = load
+        self._load, self._beside = load, beside
         self._interactive = interactive
         # Where replies are piped on, standard output is theirs alone.
         self._console = make_console(stderr=not interactive)
@@ -117,7 +123,7 @@ class _Screen:
             if argument:
                 self.session.change_setting(name, argument)
             self._say(f"{name} = {self._written(name)}", "good" if argument else "")
-        elif name in ("save", "load", "model") and not argument:
+        elif name in ("save", "load", "model", "compare") and not argument:
             raise UserError(Problem(f"/{name}", f"it wants a name: /{name} {COMMANDS[name][0]}"))
         else:
             getattr(self, f"_do_{name}")(argument)
@@ -163,6 +169,15 @@ class _Screen:
         self.show_header()
         self._say("The conversation is empty; settings stay.", "good")
 
+    def _do_compare(self, argument: str) -> None:
+        named = re.fullmatch(r'"([^"]+)"\s*(.*)|(\S+)\s*(.*)', argument, re.DOTALL)
+        name, text = (named[1], named[2]) if named[1] else (named[3], named[4])
+        found = self._beside.compare(self.session, name, text, _Notices(self._say))
+        print_beside(found, self._console)
+
+    def _do_time(self, text: str) -> None:
+        print_beside(self._beside.over_time(self.session, text, _Notices(self._say)), self._console)
+
     def _written(self, name: str) -> str:
         value = getattr(self.session.settings, name)
         return "none" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
@@ -171,6 +186,16 @@ class _Screen:
         from rich.text import Text
 
         self._console.print(Text(printable(text), style=style))
+
+
+class _Notices(Display):
+    """Says in the conversation what takes its time."""
+
+    def __init__(self, say: Callable[[str, str], None]):
+        self._say = say
+
+    def notice(self, text: str) -> None:
+        self._say(text, "dim")
 
 
 def _stream(session: Any, text: str) -> None:

@@ -58,6 +58,16 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(Text(printable(remark), style="help"), overflow="fold")
 
 
+def print_beside(comparison: Comparison, console: Console) -> None:
+    """Print what was answered in a conversation, and the remarks."""
+    from rich.text import Text
+
+    console.print(Text.assemble(("> ", "title"), printable(comparison.prompts[0])), overflow="fold")
+    print_answers(comparison, 0, console)
+    for remark in comparison.remarks:
+        console.print(Text(printable(remark), style="help"), overflow="fold")
+
+
 def print_answers(comparison: Comparison, number: int, console: Console | None = None) -> None:
     """Print the answers to one prompt: in columns, as many as fit, or over time one below the other."""
     console = console or make_console()
