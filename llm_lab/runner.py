@@ -7,7 +7,7 @@ import platform
 import shutil
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from llm_lab.pipelines import error_within_stage, move, pipeline_values, pipelin
 from llm_lab.plan.hardware import Machine, find_machine
 from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose, estimate_again
 from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.recipe.evaluation import measures_itself
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.stages import STAGE_RECIPES
@@ -126,12 +127,15 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     from llm_lab.data.examples import default_split, look_at_examples
     from llm_lab.data.sources import look_at_source
     from llm_lab.rewards.build import check_files
+    from llm_lab.stages.own_run import demand_own
 
     recipe = resolved.recipe
     looks = []
-    for index, source in enumerate(getattr(recipe, "data", ())):
+    if recipe.stage == "eval" and measures_itself(resolved.values) and Path(recipe.model.checkpoint).exists():
+        looks.append(partial(demand_own, recipe.model.checkpoint))
+    for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
-        if recipe.stage == "pretrain":
+        if recipe.stage in ("pretrain", "eval"):
             looks.append(partial(look_at_source, source.path, **options))
         else:
             options["columns"] = source.columns.model_dump(exclude_none=True) if source.columns else None
@@ -149,7 +153,7 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
         except UserError as error:
             problems += error.problems
         else:
-            remarks += [remark] if remark else []
+            remarks += [remark] if isinstance(remark, str) else []
     for key, holder in (("rewards", recipe), ("score.rewards", score)):
         terms = getattr(holder, "rewards", None) or ()
         problems += check_files([term.model_dump() for term in terms], key=key)
@@ -303,6 +307,7 @@ def _plain(value: Any) -> Any:
 
 def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:
     from llm_lab.runs.memory import forget_peak_memory, peak_memory_bytes
+    from llm_lab.runs.report import write_report
 
     stage = importlib.import_module(STAGE_MODULES[resolved.recipe.stage])
     recipe, device = resolved.recipe, resolved.values["device"]
@@ -339,6 +344,8 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
             shutil.rmtree(folder.path)  # nothing was trained or exported: leave nothing half made
         elif first:
             folder.update(ended_at=now(), **_how_it_ended(error))
+            with suppress(OSError):  # a full disk may be what ended it
+                write_report(folder)
         raise
     if first:
         folder.update(status=result.status, ended_at=now(), results=results, error=None)

@@ -1,12 +1,18 @@
 """The report of a run: what it was, what it reached, what it was predicted to take, and its curves."""
 
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import pytest
 
-from llm_lab.runs.curves import PANELS, _powers, _ticks, draw_curves
+from llm_lab.runs.charts import draw_predictions, draw_scores
+from llm_lab.runs.curves import PANELS, draw_curves
+from llm_lab.runs.display import Display, Keeping
+from llm_lab.runs.facts import warnings_of
 from llm_lab.runs.folder import create_run
 from llm_lab.runs.report import write_report
+from llm_lab.runs.scores import write_pipeline_report
+from llm_lab.runs.svg import powers, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -41,7 +47,14 @@ def test_the_report_tells_the_run_and_shows_its_curves(in_tmp_path):
     run.append_metrics({"step": 3, "eval_loss": 2.0, "bits_per_byte": 1.0})
     write_report(run)
     text = run.report_path.read_text()
-    for words in ("# a\n", "Pretrain, done. Machine: 2 CPU cores.", "| eval_loss | 1.5000 |", "1,000,000", "torch 2"):
+    for words in (
+        "# a\n",
+        "Pretrain, done.",
+        "Machine: 2 CPU cores.",
+        "| `eval_loss` | 1.5000 |",
+        "1,000,000",
+        "torch 2",
+    ):
         assert words in text
     assert "![curves over the steps](curves.svg)" in text
     picture = ElementTree.parse(run.path / "curves.svg").getroot()
@@ -74,8 +87,17 @@ def test_loss_learning_rate_and_gradient_norm_have_an_axis_each():
 
 
 def test_a_stage_with_rewards_has_them_drawn():
-    words = words_in(picture_of([row(1, reward=0.1), row(2, reward=0.4), {"step": 2, "score": 0.5}]))
-    assert {"reward", "score", "training 0.4", "held out 0.5"} <= set(words)
+    told = {"eval_reward_sampled": 0.5, "exact_match": 0.7, "exact_match_sampled": 0.6}
+    rows = [{"step": 0, **told}, row(1, reward=0.1, kl=0.0), row(2, reward=0.4, kl=0.02), {"step": 2, **told}]
+    words = words_in(picture_of(rows))
+    assert {"reward", "training 0.4", "held out 0.5", "exact match", "greedy 0.7", "sampled 0.6", "KL"} <= set(words)
+
+
+def test_a_single_point_beside_curves_gets_no_panel():
+    rows = [row(1), row(2), {"step": 2, "exact_match": 0.5, "eval_loss": 1.0}]
+    words = words_in(picture_of(rows))
+    assert "exact match" not in words
+    assert "held out 1" in words
 
 
 def test_a_curve_is_drawn_where_its_numbers_are():
@@ -122,13 +144,125 @@ def test_nothing_to_draw_is_no_picture():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "about", "ticks"),
+    ("low", "high", "about", "marks"),
     [(0, 10, 5, [0, 2, 4, 6, 8, 10]), (1.6, 5.6, 5, [2, 3, 4, 5]), (0, 1e-3, 2, [0, 5e-4, 1e-3]), (3, 3, 5, [3])],
 )
-def test_marks_are_round_numbers(low, high, about, ticks):
-    assert _ticks(low, high, about) == pytest.approx(ticks)
+def test_marks_are_round_numbers(low, high, about, marks):
+    assert ticks(low, high, about) == pytest.approx(marks)
 
 
 def test_marks_of_a_logarithmic_axis_are_round_too():
-    assert _powers(0.8, 6) == pytest.approx([1, 2, 5])
-    assert _powers(0.002, 300) == pytest.approx([0.01, 0.1, 1, 10, 100])
+    assert powers(0.8, 6) == pytest.approx([1, 2, 5])
+    assert powers(0.002, 300) == pytest.approx([0.01, 0.1, 1, 10, 100])
+
+
+def test_no_label_runs_into_another():
+    rows = [{"step": step, **dict.fromkeys(metrics_of_all(), 0.123456 * step)} for step in (1, 50, 100)]
+    picture = picture_of(rows)
+    spans = {}
+    for text in picture.iter(f"{SVG}text"):
+        wide = 6.6 * len(text.text)
+        x = float(text.get("x")) - {"start": 0, "middle": wide / 2, "end": wide}[text.get("text-anchor")]
+        assert x >= 0, text.text
+        spans.setdefault(float(text.get("y")), []).append((x, x + wide, text.text))
+    for line in spans.values():
+        line.sort()
+        for (_, end, one), (start, _, other) in pairwise(line):
+            assert end <= start + 0.1, (one, other)
+
+
+def metrics_of_all():
+    return [metric for panel in PANELS for metric in panel.metrics]
+
+
+def test_samples_are_shown_as_they_were_at_the_beginning_the_middle_and_the_end(in_tmp_path):
+    run = create_run("a")
+    run.samples_path.write_text(
+        "".join(f"## Step {step}\n\nPrompt: `x`\n\n> text {step}\n\n" for step in range(0, 50, 10))
+    )
+    write_report(run)
+    text = run.report_path.read_text()
+    assert [f"> text {step}" in text for step in range(0, 50, 10)] == [True, False, True, False, True]
+    assert "**Step 20**" in text
+
+
+def test_the_recipe_stands_in_the_report_in_full(in_tmp_path):
+    run = create_run("a")
+    run.write_recipe("stage: pretrain\nsamples: {prompts: ['```']}\n")
+    write_report(run)
+    text = run.report_path.read_text()
+    assert "<details><summary>The recipe, in full</summary>\n\n````yaml\nstage: pretrain\n" in text
+
+
+def test_data_and_evaluations_and_where_it_comes_from_stand_in_the_report(in_tmp_path):
+    run = create_run("a")
+    run.update(stage="sft", parent={"path": "gone/model", "digest": "1"})
+    run.update(data=[{"path": "a|b.jsonl", "fingerprint": "f" * 64, "read": 5, "kept": 4, "dropped": {"empty": 1}}])
+    (run.path / "evaluations.jsonl").write_text('{"bits_per_byte": 1.5}\n')
+    write_report(run)
+    text = run.report_path.read_text()
+    assert "| `a\\|b.jsonl` | `ffffffffffff` | 4 of 5 rows kept (1 dropped: empty) |" in text
+    assert "1.5000 bits a byte" in text
+    assert "gone/model (gone) -> sft (checkpoints/a)" in text
+
+
+def test_what_to_mind_stands_first(in_tmp_path):
+    run = create_run("a")
+    run.update(stage="pretrain", status="stopped", device="cpu", results={"step": 7})
+    run.update(exhausted={"path": "short.txt", "step": 7, "max_steps": 9}, warnings=["3 examples were cut"])
+    told = warnings_of(run)
+    assert told[-1] == "3 examples were cut"
+    for words in ("stopped after step 7", "CPU rehearsal", "short.txt was used up", "Nothing was kept from training"):
+        assert any(words in line for line in told)
+    write_report(run)
+    assert all(f"> - {line}" in run.report_path.read_text() for line in told)
+
+
+def test_what_a_display_is_warned_of_is_kept_and_shown():
+    class Notes(Display):
+        def __init__(self):
+            self.lines = []
+
+        def notice(self, text):
+            self.lines.append(text)
+
+    heard = Keeping(Notes())
+    heard.notice("found")
+    heard.warn("mind")
+    assert (heard.warnings, heard.shown.lines) == (["mind"], ["found", "mind"])
+
+
+def test_scores_of_stages_are_dots_where_their_numbers_are():
+    scores = {"sft": {"exact_match": 0.5, "exact_match_sampled": 0.25, "seconds": 1.0}, "dpo": {"exact_match": 1.0}}
+    picture = ElementTree.fromstring(draw_scores(scores))
+    frame = next(box for box in picture.iter(f"{SVG}rect") if box.get("fill") == "none")
+    left, wide = float(frame.get("x")), float(frame.get("width"))
+    dots = [(float(dot.get("cx")) - left) / wide for dot in picture.iter(f"{SVG}circle") if dot.get("r") == "5"]
+    assert dots == pytest.approx([0.5, 0.25, 1.0], abs=1e-3)
+    assert {"sft", "dpo", "100 %", "greedy", "sampled"} <= set(words_in(picture))
+    assert draw_scores({"merge": {"seconds": 1.0}}) is None
+    assert "reward" in words_in(ElementTree.fromstring(draw_scores({"ppo": {"reward": -2.0, "seconds": 1.0}})))
+
+
+def test_bars_of_predicted_and_actual_are_as_long_as_their_numbers():
+    picture = ElementTree.fromstring(draw_predictions([("time", 50.0, 100.0, "50 s", "100 s")]))
+    first, second = (float(box.get("width")) for box in picture.iter(f"{SVG}rect") if box.get("x"))
+    assert second == pytest.approx(2 * first, abs=0.2)
+    assert draw_predictions([]) is None
+
+
+def test_a_pipelines_report_has_the_scores_as_picture_and_table_and_what_each_stage_came_to(in_tmp_path):
+    outer = create_run("life")
+    for name, exact in (("sft", 0.5), ("dpo", 0.75)):
+        stage = create_run(name, root=outer.path)
+        stage.update(stage=name, status="done", results={"exact_match": exact, "wall_seconds": 90.0})
+    scores = {"sft": {"exact_match": 0.5, "seconds": 90.0}, "dpo": {"exact_match": 0.75, "seconds": 90.0}}
+    outer.update(name="life", status="done", stages=["sft", "dpo"], results={"scores": scores})
+    outer.write_recipe("stages: []\n")
+    write_pipeline_report(outer)
+    text = outer.report_path.read_text()
+    assert "![scores of the stages](scores.svg)" in text
+    assert ElementTree.parse(outer.path / "scores.svg").getroot() is not None
+    assert "| dpo | 75.0 % | - | - | 90 s |" in text
+    assert "| [dpo](dpo/report.md) | dpo | done | exact match 75.0 % | 90 s |" in text
+    assert "stages: []" in text

@@ -1,40 +1,73 @@
-"""A run's curves as one SVG: panels below each other over the same steps, drawn without any library."""
+"""A run's curves as one SVG: the loss across the whole width, the other panels below it, two in a row."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import escape
+
+from .svg import COLOURS, LIGHT, RIGHT, WIDTH, dot, frame, line, picture, powers, ticks, width_of, words
 
 Points = Sequence[tuple[float, float]]
 
-WIDTH, LEFT, RIGHT = 760, 64, 36
-TOP, GAP, BOTTOM = 30, 36, 40
-COLOURS = ("#7da0c4", "#c0392b", "#2e8b57")
-GREY, LIGHT = "#555", "#e4e4e4"
+LEFT, BETWEEN = 64, 76  # room for the numbers of an axis: at the left, and between two panels
+TOP, GAP, BOTTOM = 30, 52, 36
+WIDE, SMALL = 240, 130  # heights
 # Above this ratio of largest to smallest a curve that is never negative is drawn on a logarithmic scale.
 WIDE_RANGE = 30.0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One axis: its title, its height, and the metrics drawn on it as {name in metrics.jsonl: words}."""
+    """One axis: its title, and the metrics drawn on it as {name in metrics.jsonl: words}.
+
+    from_zero: the axis begins at 0. linear: whatever the range.
+    """
 
     title: str
-    height: int
     metrics: Mapping[str, str]
     from_zero: bool = False
+    linear: bool = False
 
 
+TRAINED = "training"
+HELD_OUT = "held out"
 PANELS = (
-    Panel("loss", 240, {"loss": "training", "eval_loss": "validation"}),
-    Panel("reward", 150, {"reward": "training"}),
-    Panel("score", 150, {"score": "held out"}),
-    Panel("learning rate", 110, {"learning_rate": "last"}, from_zero=True),
-    Panel("gradient norm", 110, {"grad_norm": "last"}, from_zero=True),
+    Panel("loss", {"loss": TRAINED, "eval_loss": HELD_OUT}),
+    Panel("reward", {"reward": TRAINED, "eval_reward_sampled": HELD_OUT}, linear=True),
+    Panel("exact match", {"exact_match": "greedy", "exact_match_sampled": "sampled"}, from_zero=True, linear=True),
+    Panel("accuracy", {"accuracy": TRAINED, "eval_accuracy": HELD_OUT}, from_zero=True, linear=True),
+    Panel("margin", {"margin": TRAINED, "eval_margin": HELD_OUT}, linear=True),
+    Panel("KL", {"kl": "last"}, from_zero=True, linear=True),
+    Panel("entropy", {"entropy": "last"}, from_zero=True),
+    Panel("token accuracy", {"token_accuracy": "last"}, linear=True),
+    Panel("answer length", {"completion_length": TRAINED, "eval_completion_length": HELD_OUT}, from_zero=True),
+    Panel("value loss", {"value_loss": "last"}, from_zero=True),
+    Panel("unclipped share", {"unclipped_share": "last"}, from_zero=True, linear=True),
+    Panel("learning rate", {"learning_rate": "last"}, from_zero=True, linear=True),
+    Panel("gradient norm", {"grad_norm": "last"}, from_zero=True),
 )
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a panel stands, in pixels, and the steps that it spans."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    first: float
+    last: float
+
+    def across(self, step: float) -> float:
+        return self.left + (step - self.first) / ((self.last - self.first) or 1) * self.width
+
+    def marks(self) -> list[float]:
+        """The steps that are marked: whole numbers, with room for them."""
+        about = max(2, int(self.width // 85))
+        return [step for step in ticks(self.first, self.last, about) if step == int(step)]
 
 
 def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
@@ -43,103 +76,85 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
     drawn = []
     for panel in PANELS:
         series = {
-            words: [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
-            for name, words in panel.metrics.items()
+            name: [(row["step"], row[metric]) for row in rows if _is_number(row.get(metric))]
+            for metric, name in panel.metrics.items()
         }
-        series = {words: points for words, points in series.items() if points}
+        series = {name: points for name, points in series.items() if points}
         if series:
             drawn.append((panel, series))
-    return draw_panels(drawn) if drawn else None
+    # A single point is no curve: the table of results says it better.
+    curves = [(panel, series) for panel, series in drawn if max(map(len, series.values())) > 1]
+    return draw_panels(curves or drawn) if drawn else None
 
 
 def draw_panels(panels: Sequence[tuple[Panel, Mapping[str, Points]]]) -> str:
-    """Draw each panel's series (words -> (step, value) points, none empty) over the steps of all of them."""
+    """Draw each panel's series (words -> (step, value) points, none empty) over the steps of all of them.
+
+    The first panel takes the whole width; a last one that is left alone does too.
+    """
     steps = [x for _, series in panels for points in series.values() for x, _ in points]
     first, last = min(steps), max(steps)
-    height = TOP + sum(panel.height + GAP for panel, _ in panels) - GAP + BOTTOM
-
-    def across(step: float) -> float:
-        return LEFT + (step - first) / ((last - first) or 1) * (WIDTH - LEFT - RIGHT)
-
-    ticks = [step for step in _ticks(first, last, 6) if step == int(step)]
-    body = [f'<rect width="{WIDTH}" height="{height}" fill="white"/>']
+    whole = WIDTH - LEFT - RIGHT
+    half = (whole - BETWEEN) / 2
+    parts: list[str] = []
     top = TOP
-    for panel, series in panels:
-        body += _panel(panel, series, top, across, ticks)
-        top += panel.height + GAP
+    rows = [panels[:1], *(panels[start : start + 2] for start in range(1, len(panels), 2))]
+    for row in rows:
+        height = WIDE if row is rows[0] else SMALL
+        for column, (panel, series) in enumerate(row):
+            width = whole if len(row) == 1 else half
+            box = Box(LEFT + column * (half + BETWEEN), top, width, height, first, last)
+            parts += _panel(panel, series, box)
+        top += height + GAP
     under = top - GAP
-    body += [_text(across(step), under + 16, f"{step:,.0f}", "middle") for step in ticks]
-    body.append(_text(WIDTH - RIGHT, under + 32, "step", "end"))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'font-family="sans-serif" font-size="12">\n' + "\n".join(body) + "\n</svg>\n"
-    )
+    parts.append(words(WIDTH - RIGHT, under + 32, "step", "end"))
+    return picture(under + BOTTOM, parts)
 
 
-def _panel(panel: Panel, series: Mapping[str, Points], top: int, across: Any, steps: Sequence[float]) -> list[str]:
+def _panel(panel: Panel, series: Mapping[str, Points], box: Box) -> list[str]:
     values = [y for points in series.values() for _, y in points]
-    low, high = min(values), max(values)
-    logarithmic = low > 0 and high / low > WIDE_RANGE and panel.title != "learning rate"
-    if panel.from_zero and not logarithmic:
-        low = min(0.0, low)
-    scale = math.log10 if logarithmic else float
-    bottom, top_value = scale(low), scale(high)
-    room = 0.06 * (top_value - bottom)  # so that no curve runs along the frame
-    top_value += room
-    bottom -= 0.0 if low == 0.0 and not logarithmic else room
-
-    def down(value: float) -> float:
-        share = (scale(value) - bottom) / (top_value - bottom) if top_value > bottom else 0.5
-        return top + (1 - share) * panel.height
-
-    right = WIDTH - RIGHT
-    about = max(3, panel.height // 45)
-    marks = _powers(low, high) if logarithmic else _ticks(bottom, top_value, about)
-    parts = [_line(across(step), top, across(step), top + panel.height, LIGHT) for step in steps]
-    parts += [_line(LEFT, down(mark), right, down(mark), LIGHT) for mark in marks]
-    parts.append(
-        f'<rect x="{LEFT}" y="{top}" width="{right - LEFT}" height="{panel.height}" fill="none" stroke="{GREY}"/>'
-    )
-    parts += [_text(LEFT - 6, down(mark) + 4, f"{mark + 0.0:.4g}", "end") for mark in marks]
-    parts.append(_text(LEFT, top - 8, panel.title, "start", "#000", ' font-weight="bold"'))
+    down, marks = _scale(panel, values, box)
+    right, bottom = box.left + box.width, box.top + box.height
+    steps = box.marks()
+    parts = [line(box.across(step), box.top, box.across(step), bottom, LIGHT) for step in steps]
+    parts += [line(box.left, down(mark), right, down(mark), LIGHT) for mark in marks]
+    parts.append(frame(box.left, box.top, box.width, box.height))
+    parts += [words(box.left - 6, down(mark) + 4, f"{mark + 0.0:.4g}", "end") for mark in marks]
+    parts += [words(box.across(step), bottom + 16, f"{step:,.0f}", "middle") for step in steps]
+    parts.append(words(box.left, box.top - 8, panel.title, "start", "#000", bold=True))
     offset = right
-    for number, (words, points) in enumerate(series.items()):
+    for number, (name, points) in reversed(list(enumerate(series.items()))):
+        label = f"{name} {points[-1][1]:.4g}"
+        parts.append(words(offset, box.top - 8, label, "end", COLOURS[number % len(COLOURS)]))
+        offset -= width_of(label) + 12
+    for number, points in enumerate(series.values()):
         colour = COLOURS[number % len(COLOURS)]
-        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
+        path = " ".join(f"{box.across(x):.1f},{down(y):.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         few = points if len(points) <= 30 and number else points[-1:]
-        parts += [f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in few]
-        label = f"{words} {points[-1][1]:.4g}"
-        parts.append(_text(offset, top - 8, label, "end", colour))
-        offset -= 8 * len(label)
+        parts += [dot(box.across(x), down(y), colour) for x, y in few]
     return parts
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from low to high, about so many."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / about
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * many for many in (1, 2, 2.5, 5, 10) if unit * many >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+def _scale(panel: Panel, values: Sequence[float], box: Box) -> tuple[Callable[[float], float], list[float]]:
+    """Return where a value stands from above, and which values are marked."""
+    low, high = min(values), max(values)
+    logarithmic = low > 0 and high / low > WIDE_RANGE and not panel.linear
+    if panel.from_zero and not logarithmic:
+        low = min(0.0, low)
+    scale = math.log10 if logarithmic else float
+    bottom, top = scale(low), scale(high)
+    room = 0.06 * (top - bottom)  # so that no curve runs along the frame
+    top += room
+    bottom -= 0.0 if low == 0.0 and not logarithmic else room
 
+    def down(value: float) -> float:
+        share = (scale(value) - bottom) / (top - bottom) if top > bottom else 0.5
+        return box.top + (1 - share) * box.height
 
-def _powers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten from low to high; the powers alone where those are many."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [many * 10.0**power for power in powers for many in (1, 2, 5) if low <= many * 10.0**power <= high]
-    return found if len(found) <= 6 else [10.0**power for power in powers if low <= 10.0**power <= high]
+    marks = powers(low, high) if logarithmic else ticks(bottom, top, max(4, int(box.height // 45)))
+    return down, marks
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, colour: str = GREY, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{more}>{escape(text)}</text>'

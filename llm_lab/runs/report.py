@@ -1,67 +1,126 @@
-"""report.md: what a run was, what it reached, what it was predicted to take, and a picture of its curves."""
+"""report.md: what a run was, what it reached, what to mind, with pictures of its curves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+from .charts import draw_predictions
 from .curves import draw_curves
+from .evaluations import evaluations_of
+from .facts import OF_THE_MACHINE, data_rows, describe_evaluation, duration, number, size, versions, warnings_of
 from .folder import RunFolder, write_atomically
+from .lineage import describe_line
+from .markdown import code, fence, plain, table
+
+ACRONYMS = ("sft", "dpo", "grpo", "ppo")
 
 
 def write_report(run: RunFolder) -> None:
-    """Write report.md and curves.svg from run.json and metrics.jsonl."""
+    """Write report.md and its pictures from what the run folder holds."""
     facts = run.facts()
-    lines = [f"# {facts.get('name', run.path.name)}", ""]
-    lines += [f"{facts.get('stage', 'run').capitalize()}, {facts.get('status')}. Machine: {facts.get('machine')}.", ""]
-    picture = draw_curves(run.metrics())
-    if picture:
-        write_atomically(run.path / "curves.svg", picture)
-        lines += ["![curves over the steps](curves.svg)", ""]
-    lines += ["| result | value |", "| --- | --- |"]
-    lines += [f"| {key} | {_number(value)} |" for key, value in facts.get("results", {}).items()]
-    if facts.get("mix"):
-        lines += ["", "| data | share of what was read | times read |", "| --- | --- | --- |"]
-        lines += [
-            f"| {item['path']} | {100 * item['share']:.1f} % | {_times(item['epochs'])} |" for item in facts["mix"]
-        ]
-    compared = list(_predicted_and_actual(facts))
-    if compared:
-        lines += ["", "| | predicted | actual | actual / predicted |", "| --- | --- | --- | --- |", *compared]
-        lines += ["", f"The prediction: {facts['predicted'].get('basis', 'from experience')}."]
-    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
-    lines += ["", f"Recipe: [recipe.yaml](recipe.yaml). Samples: [samples.md](samples.md). Versions: {versions}.", ""]
-    write_atomically(run.report_path, "\n".join(lines))
+    parts = [f"# {plain(facts.get('name', run.path.name))}", _summary(facts), *_warnings(run)]
+    parts += picture_of(run, "curves.svg", draw_curves(run.metrics()), "curves over the steps")
+    results = [[code(key), number(value)] for key, value in _in_order(facts.get("results") or {})]
+    parts += _section("Results", table(("result", "value"), results))
+    parts += _section("Measured since", [f"- {plain(describe_evaluation(row))}" for row in evaluations_of(run.path)])
+    parts += _section("Samples over time", _samples(run))
+    parts += _section("Predicted and actual", _predictions(run, facts))
+    parts += _section("Data", table(("data", "fingerprint", "read"), _data(facts)))
+    parts += _section("Where it comes from", [plain(describe_line(run))] if facts.get("stage") else [])
+    parts += _section("How it was made", _making(run, facts))
+    write_atomically(run.report_path, "\n\n".join(parts) + "\n")
 
 
-def _predicted_and_actual(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a row for time and memory, where both are known and the run went to its end."""
+def _summary(facts: Mapping[str, Any]) -> str:
+    stage = str(facts.get("stage", "run"))
+    told = [f"{stage.upper() if stage in ACRONYMS else stage.capitalize()}, {facts.get('status')}."]
+    if facts.get("created_at"):
+        told.append(f"Begun {datetime.fromtimestamp(facts['created_at']):%d %b %Y, %H:%M}.")
+    told.append(f"Machine: {facts.get('machine')}.")
+    return plain(" ".join(told))
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    """Return a section; none where it would be empty. Lines of a table and of a list stay together."""
+    return [f"## {title}", "\n".join(lines)] if lines else []
+
+
+def _warnings(run: RunFolder) -> list[str]:
+    warnings = [f"> - {plain(text)}" for text in warnings_of(run)]
+    return ["\n".join(["> **Mind:**", ">", *warnings])] if warnings else []
+
+
+def picture_of(run: RunFolder, name: str, drawn: str | None, words: str) -> list[str]:
+    """Write a picture into a run folder and return its place in the report; without one, drop what was there."""
+    if drawn is None:
+        (run.path / name).unlink(missing_ok=True)  # of the report before
+        return []
+    write_atomically(run.path / name, drawn)
+    return [f"![{words}]({name})"]
+
+
+def _in_order(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what is of the model first, and what is of the machine last; a pipeline's scores have a table."""
+    plain_results = [(key, value) for key, value in results.items() if not isinstance(value, Mapping)]
+    return sorted(plain_results, key=lambda item: item[0] in OF_THE_MACHINE)
+
+
+def _samples(run: RunFolder) -> list[str]:
+    """Return the samples of the first, a middle and the last evaluation, the same prompts each time."""
+    try:
+        text = run.samples_path.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    steps = [part for part in re.split(r"(?m)^(?=## Step )", text) if part.startswith("## Step ")]
+    if not steps:
+        return []
+    chosen = dict.fromkeys((0, (len(steps) - 1) // 2, len(steps) - 1))
+    lines = []
+    for index in chosen:
+        heading, _, body = steps[index].partition("\n")
+        lines += [f"**{heading.removeprefix('## ')}**", "", body.strip(), ""]
+    return [*lines, "All of them: [samples.md](samples.md)."]
+
+
+def _predictions(run: RunFolder, facts: Mapping[str, Any]) -> list[str]:
+    rows = list(_predicted_and_actual(facts))
+    if not rows:
+        return []
+    drawn = picture_of(run, "predicted.svg", draw_predictions(rows), "predicted and actual")
+    lines = table(
+        ("", "predicted", "actual", "actual / predicted"),
+        [[title, *told, f"{actual / predicted:.2f}"] for title, predicted, actual, *told in rows],
+    )
+    return [*lines, "", f"The prediction: {facts['predicted'].get('basis', 'from experience')}.", "", *drawn]
+
+
+def _predicted_and_actual(facts: Mapping[str, Any]) -> Iterator[tuple[str, float, float, str, str]]:
+    """Yield (title, predicted, actual, both in words) where both are known and the run went to its end."""
     predicted, actual = facts.get("predicted") or {}, facts.get("results") or {}
     if facts.get("status") != "done" or facts.get("exhausted"):
         return  # of less than the whole that was planned
-    for key, name, words in (("wall_seconds", "time", _duration), ("memory_bytes", "memory, at most", _size)):
+    for key, name, words in (("wall_seconds", "time", duration), ("memory_bytes", "memory, at most", size)):
         if predicted.get(key) and actual.get(key):
-            ratio = actual[key] / predicted[key]
-            yield f"| {name} | {words(predicted[key])} | {words(actual[key])} | {ratio:.2f} |"
+            yield name, predicted[key], actual[key], words(predicted[key]), words(actual[key])
 
 
-def _times(epochs: float | None) -> str:
-    return "less than once" if epochs is None else f"{epochs:.2f}"
+def _data(facts: Mapping[str, Any]) -> list[list[str]]:
+    return [[code(path), code(fingerprint), amount] for path, fingerprint, amount in data_rows(facts)]
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
+def _making(run: RunFolder, facts: Mapping[str, Any]) -> list[str]:
+    lines = [f"Versions: {plain(versions(facts))}."] if facts.get("versions") else []
+    again = f"Again: `llm-lab run {run.recipe_path}`, or the whole line: `llm-lab replay {run.path}`."
+    return ["\n\n".join([*lines, again, *recipe_part(run)])] if run.recipe_path.is_file() else lines
 
 
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        if 0 < abs(value) < 1e-3:
-            return f"{value:.2e}"
-        return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def recipe_part(run: RunFolder) -> list[str]:
+    """Return a run's recipe in full, folded."""
+    try:
+        recipe = run.recipe_path.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [f"<details><summary>The recipe, in full</summary>\n\n{fence(recipe.rstrip(), 'yaml')}\n</details>"]

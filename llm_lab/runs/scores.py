@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .charts import draw_scores
+from .facts import duration, reached
 from .folder import RunFolder, write_atomically
+from .markdown import code, plain, table
+from .report import picture_of, recipe_part
 
 # Result of a stage -> its name in the table.
 COLUMNS = {
@@ -47,20 +51,38 @@ def _percent(share: float | None) -> str:
 
 
 def write_pipeline_report(outer: RunFolder) -> None:
-    """Write report.md of a pipeline: its stages, each with its own report, and their scores."""
+    """Write report.md of a pipeline: its stages' scores as picture and table, what each came to, its recipe."""
     facts: dict[str, Any] = outer.facts()
-    lines = [f"# {facts.get('name', outer.path.name)}", "", f"A pipeline, {facts.get('status')}.", ""]
+    parts = [f"# {plain(facts.get('name', outer.path.name))}", f"A pipeline, {facts.get('status')}."]
     scores = facts.get("results", {}).get("scores") or {}
     if scores:
         head, *rows = describe_scores(scores)
-        lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        lines += [
-            "",
-            "On held-out prompts: exact match of greedy and of sampled answers; the reward is of sampled ones.",
-            "",
-        ]
-    for run in outer.stages():
-        name, stage = run.path.name, run.facts()
-        lines.append(f"- [{name}]({name}/report.md): {stage.get('stage')}, {stage.get('status')}")
-    write_atomically(outer.report_path, "\n".join([*lines, ""]))
+        parts += ["## Scores", *picture_of(outer, "scores.svg", draw_scores(scores), "scores of the stages")]
+        parts.append("\n".join(table(head, rows)))
+        parts.append("On held-out prompts: exact match of greedy and of sampled answers; the reward is of sampled.")
+    stages = [
+        [f"[{run.path.name}]({run.path.name}/report.md)", *_stage_cells(run)] for run in outer.stages() if run.facts()
+    ]
+    parts += ["## Stages", "\n".join(table(("stage", "what", "status", "came to", "time"), stages))] if stages else []
+    parts += _replay_part(facts)
+    parts += recipe_part(outer)
+    write_atomically(outer.report_path, "\n\n".join(parts) + "\n")
+
+
+def _stage_cells(run: RunFolder) -> list[str]:
+    facts = run.facts()
+    results = facts.get("results") or {}
+    seconds = results.get("wall_seconds")
+    took = duration(seconds) if seconds else ""
+    return [str(facts.get("stage")), run.status(), ", ".join(reached(results)), took]
+
+
+def _replay_part(facts: Mapping[str, Any]) -> list[str]:
+    """Return what a replay came to, held against the original."""
+    replay = facts.get("replay")
+    if not replay:
+        return []
+    words = {True: "the same, bit for bit", False: "other weights", None: "none to hold against each other"}
+    rows = [[name, words[row["same"]], "; ".join(row["differences"])] for name, row in replay["stages"].items()]
+    lines = [f"Against {code(replay['of'])} and its line:", "", *table(("stage", "weights", "differences"), rows)]
+    return ["## Replay", "\n".join(lines)]
