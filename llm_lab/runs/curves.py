@@ -66,7 +66,7 @@ class Box:
 
     def marks(self) -> list[float]:
         """The steps that are marked: whole numbers, with room for them."""
-        about = max(2, int(self.width // 85))
+        about = max(2, int(self.width // 70))
         return [step for step in ticks(self.first, self.last, about) if step == int(step)]
 
 
@@ -80,11 +80,18 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
             for metric, name in panel.metrics.items()
         }
         series = {name: points for name, points in series.items() if points}
-        if series:
+        if series and not _repeats_exact_match(panel, series, rows):
             drawn.append((panel, series))
     # A single point is no curve: the table of results says it better.
     curves = [(panel, series) for panel, series in drawn if max(map(len, series.values())) > 1]
     return draw_panels(curves or drawn) if drawn else None
+
+
+def _repeats_exact_match(panel: Panel, series: Mapping[str, Points], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the panel shows nothing but a held-out reward that is the exact match."""
+    told = [row for row in rows if "eval_reward_sampled" in row]
+    same = all(row["eval_reward_sampled"] == row.get("exact_match_sampled") for row in told)
+    return panel.title == "reward" and list(series) == [HELD_OUT] and same
 
 
 def draw_panels(panels: Sequence[tuple[Panel, Mapping[str, Points]]]) -> str:
@@ -123,16 +130,18 @@ def _panel(panel: Panel, series: Mapping[str, Points], box: Box) -> list[str]:
     parts += [words(box.across(step), bottom + 16, f"{step:,.0f}", "middle") for step in steps]
     parts.append(words(box.left, box.top - 8, panel.title, "start", "#000", bold=True))
     offset = right
-    for number, (name, points) in reversed(list(enumerate(series.items()))):
+    # A colour belongs to what is measured, whether the other curve of its panel is there or not.
+    colours = dict(zip(panel.metrics.values(), COLOURS, strict=False))
+    for name, points in reversed(series.items()):
         label = f"{name} {points[-1][1]:.4g}"
-        parts.append(words(offset, box.top - 8, label, "end", COLOURS[number % len(COLOURS)]))
+        parts.append(words(offset, box.top - 8, label, "end", colours[name]))
         offset -= width_of(label) + 12
-    for number, points in enumerate(series.values()):
-        colour = COLOURS[number % len(COLOURS)]
+    for name, points in series.items():
         path = " ".join(f"{box.across(x):.1f},{down(y):.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        few = points if len(points) <= 30 and number else points[-1:]
-        parts += [dot(box.across(x), down(y), colour) for x, y in few]
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colours[name]}" stroke-width="1.8"/>')
+        is_measured_rarely = len(points) <= 30 and name not in (TRAINED, "last")
+        few = points if is_measured_rarely else points[-1:]
+        parts += [dot(box.across(x), down(y), colours[name]) for x, y in few]
     return parts
 
 
