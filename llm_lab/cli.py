@@ -151,7 +151,7 @@ def _eval_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="for example eval.max_tokens=500")
     parser.add_argument("--data", action="append", metavar="PATH", help="a text whose loss is measured; repeatable")
     parser.add_argument("--prompts", metavar="PATH", help="prompts that are answered and scored")
-    parser.add_argument("--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness, with commas between")
+    parser.add_argument("--tasks", metavar="NAMES", help="tasks of lm-evaluation-harness, or YAML files, with commas")
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task, at most")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
@@ -540,7 +540,41 @@ def _line_name(folder: Path) -> str:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from llm_lab.plan.resolve import demand_device
+    from llm_lab.runner import check
+    from llm_lab.runs.folder import find_checkpoint
+    from llm_lab.ui.console import say_wait
+    from llm_lab.ui.evaluation import print_evaluation
+    from llm_lab.ui.progress import make_display
+
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    recipe: dict[str, Any] = {
+        "stage": "eval",
+        "device": arguments.device or "auto",
+        "model": {"checkpoint": checkpoint},
+    }
+    if arguments.data:
+        recipe["data"] = [{"path": path} for path in arguments.data]
+    if arguments.prompts:
+        recipe["score"] = {"path": arguments.prompts}
+    if arguments.tasks or arguments.limit:
+        names = [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()]
+        recipe["tasks"] = {"names": names, "limit": arguments.limit}
+    job, remarks = check(recipe, arguments.overrides)
+    resolved = job.stages[0]
+    demand_device(resolved)
+    display = make_display()
+    for remark in remarks:
+        display.notice(remark)
+    say_wait(f"Loading {arguments.checkpoint} ...")
+    from llm_lab.stages.eval import evaluate
+
+    try:
+        measured = evaluate(resolved.recipe, display, trust_remote_code=arguments.trust_remote_code)
+    finally:
+        display.end()
+    print_evaluation(measured)
+    return DONE
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -609,7 +643,7 @@ def _export(arguments: argparse.Namespace) -> int:
         why = "a run's recipe never says to run code that comes with a model"
         raise UserError(Problem("--trust-remote-code", why, mend="Name a folder to write with --out."))
     if arguments.out is None:
-        return _start_run(recipe, arguments.overrides)
+        return _start_run(recipe, arguments.overrides, resume=_waits_to_be_sent(recipe, arguments.overrides))
     form = _resolve_export(recipe, arguments)
     if form.export.push:
         why = "what is sent is kept as a run, so that a push that breaks can be taken up again"
@@ -633,6 +667,25 @@ def _export(arguments: argparse.Namespace) -> int:
     demand_proof(exported)
     print(f"Exported, {exported.proof.verdict}: {exported.record()['path']}")  # noqa: T201
     return DONE
+
+
+def _waits_to_be_sent(recipe: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    """Tell whether the same export was made before and its push broke: it is taken up then."""
+    from llm_lab.runner import read_job, what_is_left
+    from llm_lab.runs.folder import runs_named
+
+    runs = runs_named(recipe["name"])
+    if not runs or not recipe["export"].get("push"):
+        return False
+    from llm_lab.stages.push import is_unsent
+
+    if not is_unsent(runs[-1]):
+        return False
+    job, _ = read_job(recipe, overrides)
+    try:
+        return job is not None and what_is_left(job) is not None
+    except UserError:  # another export by the same name
+        return False
 
 
 def _export_recipe(arguments: argparse.Namespace) -> dict[str, Any]:

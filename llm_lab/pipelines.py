@@ -48,6 +48,9 @@ def read_pipeline(
         if stage.get("stage") not in ("reward", "merge") and _is_judge(parent, resolved):
             why = "this stage makes a reward model, which judges answers and writes none"
             unknown.append(Problem(f"{prefix}model.checkpoint", why, REFERENCE + parent, mend="Name another."))
+        if parent in resolved and resolved[parent].recipe.stage == "eval":
+            why = "this stage measures a model and makes none"
+            unknown.append(Problem(f"{prefix}model.checkpoint", why, REFERENCE + parent, mend="Name what it measured."))
         own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
         try:
             result, found = diagnose(stage, machine=machine, name=label, overrides=own, before=before)
@@ -62,8 +65,14 @@ def read_pipeline(
 
 
 def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
-    """Return the last stage whose result can be talked to."""
-    return ([label for label in labels if not _is_judge(label, resolved)] or labels)[-1]
+    """Return the last stage whose result can be talked to and trained on."""
+    policies = [label for label in labels if not _is_judge(label, resolved) and not _is_aside(label, resolved)]
+    return (policies or labels)[-1]
+
+
+def _is_aside(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
+    """Tell whether a stage stands beside the line: it measures a model, or writes it in a form for others."""
+    return label in resolved and resolved[label].recipe.stage in ("eval", "export")
 
 
 def _is_judge(label: str | None, resolved: Mapping[str, Resolved]) -> bool:

@@ -22,7 +22,7 @@ from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.runs.display import Display, Keeping
-from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
+from llm_lab.runs.folder import ROOT, RunFolder, create_run, find_model, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 from llm_lab.runs.scores import collect_scores, write_pipeline_report
 
@@ -132,7 +132,7 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     recipe = resolved.recipe
     looks = []
     if recipe.stage == "eval" and measures_itself(resolved.values) and Path(recipe.model.checkpoint).exists():
-        looks.append(partial(demand_own, recipe.model.checkpoint))
+        looks.append(lambda: demand_own(str(find_model(recipe.model.checkpoint))))
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if recipe.stage in ("pretrain", "eval"):
@@ -177,11 +177,23 @@ def run(
     job, _ = check(recipe, overrides)
     for resolved in job.stages:
         demand_device(resolved)
+    if job.is_pipeline:
+        _demand_destinations(job)
     with connected(job.stages[0].values["device"]):
         folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
         if job.is_pipeline:
             return _run_pipeline(job, folder, display, resume=resume)
         return _run_stage(job.stages[0], folder, display, resume=resume)
+
+
+def _demand_destinations(job: Job) -> None:
+    """Ask the Hub now, and not after the training, whether what shall be sent there may be."""
+    exports = [resolved.recipe.export for resolved in job.stages if resolved.recipe.stage == "export"]
+    for export in exports:
+        if export.push and is_first_process():
+            from llm_lab.stages.destination import find_destination
+
+            find_destination(export.push, private=export.private)
 
 
 def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:

@@ -66,6 +66,12 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if "train_tokens" in results:
         reached.append(f"{results['train_tokens']:,} tokens in {clock(results.get('wall_seconds', 0))}")
     console.print(Text(f"Done: {path}/", style="good"))
+    if facts.get("stage") == "eval":
+        from .evaluation import print_evaluation
+
+        print_evaluation(facts["measured"])
+        console.print(f"Its report:  {path}/report.md", soft_wrap=True)
+        return
     if reached:
         console.print("Reached: " + ", ".join(reached), soft_wrap=True)
     console.print("What next:", style="title")

@@ -1,0 +1,88 @@
+"""What a run measured itself on, measured again: the validation part of its texts, its held-out prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+from llm_lab.recipe.evaluation import EvalOptions
+from llm_lab.recipe.schema import StageRecipe
+from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder
+
+from .course import demand_same_data
+from .measure import total_loss
+from .own_run import has_validation
+from .score import Scorer
+from .text_loss import context_of, figures, length_within
+from .xray import KINDS
+
+
+def measure_validation(
+    run: RunFolder,
+    recipe: StageRecipe,
+    model: Any,
+    tokenizer: Any,
+    options: EvalOptions,
+    *,
+    device: str,
+    dtype: str,
+    display: Display,
+) -> dict[str, Any] | None:
+    """Return a row as measure_texts does, of what a pretraining run kept for validation; None where it kept nothing.
+
+    Measured as the run did, so that the loss is the run's eval_loss. UserError where the data has changed.
+    """
+    if not has_validation(recipe):
+        return None
+    from .document_mask import mask_documents
+    from .pretrain import held_out_of, open_sources, tokenise
+
+    sources = open_sources(recipe)
+    demand_same_data(sources, run)
+    held_out, size = held_out_of(
+        tokenise(recipe, sources, tokenizer, display), options.max_tokens or recipe.validation.max_tokens
+    )
+    length = length_within(model, options.max_length or recipe.train.max_length)
+    hook = mask_documents(model, tokenizer.eos_token_id) if recipe.train.document_mask else None
+    try:
+        nats, tokens = total_loss(
+            model,
+            held_out,
+            max_length=length,
+            rows=options.per_device_eval_batch_size or recipe.train.per_device_train_batch_size,
+            device=device,
+            dtype=dtype,
+            progress=partial(display.progress, "measuring the run's validation part"),
+        )
+    finally:
+        if hook is not None:
+            hook.remove()
+    digest = hashlib.sha256("\0".join(source.fingerprint for source in sources).encode()).hexdigest()
+    measured = {"tokens": tokens, "bytes": round(size), "whole": True, "max_length": length}
+    named = {"path": f"validation of {run.path}", "fingerprint": digest, "own": True}
+    return named | figures(nats, tokens, size) | measured
+
+
+def own_scorer(
+    recipe: StageRecipe, tokenizer: Any, model: Any, *, device: str, dtype: str, display: Display
+) -> Scorer | None:
+    """Return what scores the answers to the held-out prompts of a run; None where it scores none.
+
+    The same prompts, drawn by the same seed, so that what comes out is the run's exact_match.
+    """
+    score = getattr(recipe, "score", None)
+    if score is None:
+        return None
+    held_out = []
+    if score.path is None:
+        from llm_lab.data.examples import split_examples
+
+        from .tuning import read_sets
+
+        sets = read_sets(recipe, KINDS[recipe.stage])
+        parts = split_examples(sets, fraction=recipe.validation.fraction, take=recipe.validation.from_)
+        held_out = [example for part in parts for example in part.validation]
+    options = {"context": context_of(model), "device": device, "dtype": dtype, "seed": recipe.seed}
+    return Scorer(score, held_out, tokenizer, display=display, **options)

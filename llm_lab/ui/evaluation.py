@@ -1,0 +1,146 @@
+"""What an evaluation came to, as tables: losses, answers, tasks, speed, and what has changed since the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.runs.measured import numbers_of
+
+from .console import make_console, one_line
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Row = Mapping[str, Any]
+# Score: name on the screen, how it is written, whether more is better.
+SCORES: dict[str, tuple[str, Callable[[float], str], bool | None]] = {
+    "exact_match": ("exact match", lambda share: f"{100 * share:.1f} %", True),
+    "exact_match_sampled": ("exact match, sampled", lambda share: f"{100 * share:.1f} %", True),
+    "eval_reward": ("reward", "{:.3f}".format, True),
+    "eval_reward_sampled": ("reward, sampled", "{:.3f}".format, True),
+    "bleu": ("BLEU", "{:.2f}".format, True),
+    "rouge1": ("ROUGE-1", "{:.4f}".format, True),
+    "rouge2": ("ROUGE-2", "{:.4f}".format, True),
+    "rougeL": ("ROUGE-L", "{:.4f}".format, True),
+    "eval_completion_length": ("tokens an answer", "{:.1f}".format, None),
+}
+LOSSES: dict[str, tuple[str, Callable[[float], str], bool | None]] = {
+    "loss": ("loss", "{:.4f}".format, False),
+    "perplexity": ("perplexity", lambda number: f"{number:,.2f}" if number < 1e6 else f"{number:.3g}", None),
+    "bits_per_byte": ("bits/byte", "{:.4f}".format, False),
+}
+SPEEDS: dict[str, tuple[str, Callable[[float], str], bool | None]] = {
+    "seconds_to_first_token": ("first token after", lambda seconds: f"{1000 * seconds:,.1f} ms", None),
+    "tokens_per_second": ("tokens/s", "{:,.0f}".format, None),
+}
+
+
+def print_evaluation(measured: Row) -> None:
+    """Print what was measured; beside a number, in brackets, what it has changed by since the last time."""
+    from rich.text import Text
+
+    console = make_console()
+    console.print()
+    console.print(
+        Text(f"{one_line(measured['checkpoint'])}, {measured['dtype']} on {measured['device']}", style="title")
+    )
+    for table in _tables(measured):
+        console.print(table)
+    for example in (measured.get("scores") or {}).get("examples") or ():
+        console.print(_example(example))
+    times = [row["before"]["time"] for row in _all_rows(measured) if row.get("before", {}).get("time")]
+    if times:
+        day = f"{datetime.fromtimestamp(max(times)):%d %b %Y %H:%M}"
+        console.print(Text(f"In brackets: the change since {day}, on the same.", style="dim"))
+
+
+def _tables(measured: Row) -> Iterator[Any]:
+    texts = measured.get("texts") or []
+    if texts:
+        rows = [_loss_row(row["path"], row) for row in texts]
+        total = measured.get("total")
+        rows += [_loss_row("all", total | {"tokens": sum(row["tokens"] for row in texts)})] if total else []
+        yield _table(["text", "tokens", *(name for name, _, _ in LOSSES.values())], rows)
+    if scores := measured.get("scores"):
+        what = f"{scores['prompts']:,} prompts of {scores['path']}"
+        yield _table([what, ""], [[name, cell] for name, cell in _named_cells(scores, SCORES)])
+    if measured.get("tasks"):
+        yield _table(["task", "measure", "", "documents"], list(_task_rows(measured["tasks"])))
+    if speed := measured.get("speed"):
+        what = f"writing {speed['new_tokens']} tokens after {speed['prompt_tokens']}"
+        yield _table([what, ""], [[name, cell] for name, cell in _named_cells(speed, SPEEDS)])
+
+
+def _loss_row(name: str, row: Row) -> list[Any]:
+    tokens = f"{row['tokens']:,}" + ("" if row.get("whole", True) else " of it")
+    return [name, tokens, *(cell for _, cell in _named_cells(row, LOSSES))]
+
+
+def _named_cells(row: Row, kinds: Mapping[str, tuple[str, Callable[[float], str], bool | None]]) -> Iterator[Any]:
+    for key, (name, write, more_is_better) in kinds.items():
+        if key in row:
+            yield name, _cell(row[key], (row.get("before") or {}).get(key), write, more_is_better)
+
+
+def _cell(value: float, before: float | None, write: Callable[[float], str], more_is_better: bool | None) -> Text:
+    """Return a number, with its change in brackets where it was measured before and is another now."""
+    from rich.text import Text
+
+    text = Text(write(value))
+    if before is None:
+        return text
+    change = value - before
+    if write(value) == write(before):
+        return text + Text(" (=)", style="dim")
+    style = "" if more_is_better is None else "good" if (change > 0) == more_is_better else "warn"
+    return text + Text(f" ({'+' if change > 0 else '-'}{write(abs(change))})", style=style)
+
+
+def _task_rows(tasks: Mapping[str, Row]) -> Iterator[list[Any]]:
+    from rich.text import Text
+
+    for task, row in tasks.items():
+        name = task
+        for key, value in numbers_of(row):
+            metric, bracket, way = key.partition(" (")
+            if metric.endswith("_stderr"):
+                continue
+            error = row.get(f"{metric}_stderr{bracket}{way}")
+            cell = _cell(value, (row.get("before") or {}).get(key), "{:.4f}".format, None)
+            cell = cell if error is None else Text.assemble(cell, (f" ± {error:.4f}", "dim"))
+            yield [name, key, cell, f"{row['documents']:,}" if "documents" in row and name else ""]
+            name = ""
+
+
+def _example(example: Row) -> Any:
+    from rich.text import Text
+
+    lines = [("asked", example["prompt"]), ("answered", example["answer"])]
+    lines += [("expected", example["reference"])] if example.get("reference") is not None else []
+    text = Text()
+    for name, value in lines:
+        shown = one_line(str(value).strip())
+        text.append(f"  {name:<9}", style="dim")
+        text.append(shown if len(shown) <= 66 else f"{shown[:65]}…")
+        text.append("\n")
+    return text
+
+
+def _all_rows(measured: Row) -> Iterator[Row]:
+    yield from measured.get("texts") or ()
+    yield from (measured.get("tasks") or {}).values()
+    yield from (measured[kind] for kind in ("scores", "speed") if kind in measured)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="help")
+    for number, name in enumerate(head):
+        table.add_column(Text(one_line(name)), overflow="fold", justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) if isinstance(cell, str) else cell for cell in row))
+    return table
