@@ -127,4 +127,4 @@ def _window(architecture: str, config: Mapping[str, Any]) -> int | None:
     if architecture == "qwen3" and config.get("model_type") == "qwen3":
         slides = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
         return config.get("sliding_window") if slides else None
-    return config.get("sliding_window")
+    return config.get("sliding_window", 4096 if config.get("model_type") == "mistral" else None)

@@ -231,7 +231,7 @@ def _gguf_file(path: Path) -> Path | None:
 
 def _source_of(path: Path) -> str | None:
     """Return the model that the run around an exported file was made from."""
-    for folder in (path, *path.parents[:2]):
+    for folder in (path if path.is_dir() else path.parent, *path.parents[:2]):
         if parent := RunFolder(folder).facts().get("parent"):
             return parent.get("path")
     return None
