@@ -12,13 +12,17 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from conftest import tiny_recipe, write_text
 from hub_stand_in import HubStandIn, Repository, User
 from post_runs import write_base
 from transformers import AutoModelForCausalLM
 
+from llm_lab import cli, runner
+from llm_lab.hf.adapter import weights_digest
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.recipe.errors import LabError, MachineError, UserError
 from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder
 from llm_lab.stages.destination import find_destination
 from llm_lab.stages.push import describe_push, files_of, push_folder
 
@@ -76,7 +80,7 @@ def in_shards(in_tmp_path) -> Path:
 
 def push(hub, folder, repo="ann/model", private=True, display=None):
     destination = find_destination(repo, private=private, endpoint=hub.url)
-    return push_folder(folder, destination, display or Display(), message="a model")
+    return push_folder(folder, destination, display or Display(), message="a model", again="the same command")
 
 
 @contextmanager
@@ -211,14 +215,132 @@ def test_a_hub_that_is_away_is_the_machines_fault_and_says_where_the_export_stan
     huggingface_hub.close_session()  # its kept-alive connections
     with raises_in_words(MachineError, "the connection to http://127.0.0.1", "Check the network"):
         find_destination("ann/model", endpoint=hub.url)
-    with raises_in_words(MachineError, "stands in exported", "the same command sends what is missing"):
-        push_folder(exported, destination, Display(), message="a model")
+    with raises_in_words(MachineError, "stands in exported", "`llm-lab run x --resume` sends what is missing"):
+        push_folder(exported, destination, Display(), message="a model", again="llm-lab run x --resume")
 
 
 def test_offline_by_choice_is_told_as_such(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with raises_in_words(MachineError, "HF_HUB_OFFLINE"):
         find_destination("ann/model", endpoint=hub.url)
+
+
+@pytest.fixture
+def at_the_command_line(hub, monkeypatch, in_tmp_path, capfd):
+    """Run `llm-lab ...` with the hub as the Hub; returns (exit code, all that was printed)."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    write_base("base", hidden_size=256, num_hidden_layers=4)
+
+    def command(*words):
+        try:
+            code = cli.main(list(words))
+        except SystemExit as end:
+            code = end.code
+        printed = capfd.readouterr()
+        return code, printed.out + printed.err
+
+    return command
+
+
+def everything_kept() -> str:
+    """All that stands in the run folders, weights aside."""
+    files = [file for file in Path("checkpoints").rglob("*") if file.is_file()]
+    return "".join(file.read_text(errors="replace") for file in files if file.suffix != ".safetensors")
+
+
+def test_a_checkpoint_is_exported_proven_and_sent_by_one_command(hub, at_the_command_line):
+    code, printed = at_the_command_line("export", "base", "--push", "ann/model", "--public")
+    assert code == 0, printed
+    folder = Path("checkpoints/base-hf")
+    facts = json.loads((folder / "run.json").read_text())
+    there = hub.repositories["ann/model"]
+    assert facts["status"] == "done"
+    assert facts["proof"]["verdict"] == "proven"
+    assert facts["pushed"]["repo"] == "ann/model"
+    assert facts["pushed"]["commit_url"] == f"{hub.url}/ann/model/commit/{there.sha}"
+    assert there.private is False
+    assert set(there.files) - {".gitattributes"} == {name for name, _ in files_of(folder / "model")}
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(there.files)
+    card = hub.read("ann/model", "README.md").decode()
+    assert "**proven**" in card
+    assert 'from_pretrained("ann/model")' in card
+    assert WRITES not in printed + everything_kept() + card
+    assert str(Path.cwd()) not in card
+
+
+def test_the_same_command_takes_up_a_push_that_broke(hub, at_the_command_line):
+    hub.cut_after_bytes = 3_000_000
+    code, printed = at_the_command_line("export", "base", "--push", "ann/model")
+    assert code == 3, printed
+    assert "llm-lab run checkpoints/base-hf --resume" in " ".join(printed.split())
+    assert set(hub.repositories["ann/model"].files) == {".gitattributes"}
+    assert WRITES not in printed + everything_kept()
+    written = Path("checkpoints/base-hf/model/model.safetensors").stat().st_mtime_ns
+
+    hub.cut_after_bytes = None
+    code, printed = at_the_command_line("export", "base", "--push", "ann/model")
+    assert code == 0, printed
+    assert [path.name for path in Path("checkpoints").iterdir()] == ["base-hf"]
+    assert Path("checkpoints/base-hf/model/model.safetensors").stat().st_mtime_ns == written
+    assert json.loads(Path("checkpoints/base-hf/run.json").read_text())["pushed"]["repo"] == "ann/model"
+    assert hub.read("ann/model", "config.json") == Path("checkpoints/base-hf/model/config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (None, []),
+        ("another repository", ["--push", "ann/other"]),
+        ("other weights", ["--weights", "bf16"]),
+        ("the model was trained again", []),
+        ("all was sent", []),
+    ],
+)
+def test_only_the_very_same_export_is_taken_up(hub, at_the_command_line, change, words):
+    run = RunFolder(Path("checkpoints/base-hf"))
+    command = ["export", "base", "--push", "ann/model"]
+    recipe = cli._export_recipe(cli._parser().parse_args(command))
+    run.write_recipe(runner.read_job(recipe)[0].stages[0].to_yaml(()))
+    parent = {"path": "base", "digest": weights_digest("base")}
+    run.update(created_at=0, status="failed", parent=parent, export={"to": "hf"}, proof={"verdict": "proven"})
+    if change == "the model was trained again":
+        write_base("base", hidden_size=64)
+    if change == "all was sent":
+        run.update(pushed={"repo": "ann/model"})
+    asked = cli._export_recipe(cli._parser().parse_args([*command, *words]))
+    assert cli._waits_to_be_sent(asked, []) is (change is None)
+
+
+def test_who_may_not_push_is_told_before_anything_is_exported(hub, at_the_command_line, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", READS)
+    monkeypatch.setattr("llm_lab.stages.export.load_model", None)  # it is never come to
+    code, printed = at_the_command_line("export", "base", "--push", "ann/model")
+    assert code == 2
+    assert "may only read" in printed
+    assert list(Path("checkpoints").iterdir()) == []
+    assert hub.written() == []
+
+
+def test_a_pipeline_that_ends_in_a_push_asks_before_it_trains(hub, at_the_command_line, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    write_text("text.txt")
+    stages = [tiny_recipe(), {"stage": "export", "export": {"push": "ann/model"}}]
+    stages[0].pop("name")
+    stages[0].pop("device")
+    Path("pipe.yaml").write_text(json.dumps({"device": "cpu", "stages": stages}))
+    code, printed = at_the_command_line("run", "pipe.yaml")
+    assert code == 2, printed
+    assert "hf auth login" in printed
+    assert not Path("checkpoints/pipe").exists()
+
+
+def test_a_dry_run_at_the_command_line_shows_all_and_does_nothing(hub, at_the_command_line):
+    code, printed = at_the_command_line("export", "base", "--push", "ann/model", "--dry-run")
+    assert code == 0, printed
+    for words in ("ann/model (private) would be made, as ann", "model.safetensors", "Nothing was sent"):
+        assert words in printed
+    assert hub.written() == []
+    assert not Path("checkpoints").exists()
 
 
 def test_a_push_that_breaks_shows_no_half_model_and_goes_on_where_it_was(hub, in_shards):

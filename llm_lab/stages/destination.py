@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llm_lab.hf.load import quiet_libraries
@@ -96,15 +95,14 @@ def connect(endpoint: str | None) -> tuple[Any, str]:
 
 
 @contextmanager
-def errors_in_words(repo: str, api: Any, token: str, folder: Path | None = None) -> Iterator[None]:
-    """Turn what the Hub's client raises into errors for users, without the token; say where the export stands."""
+def errors_in_words(repo: str, api: Any, token: str, stands: str = "") -> Iterator[None]:
+    """Turn what the Hub's client raises into errors for users, without the token. stands: what is kept till then."""
     try:
         yield
     except LabError:
         raise
     except Exception as error:
         kind, why, mend = _explain(error, api.endpoint)
-        stands = f"What was exported stands in {folder}; the same command sends what is missing." if folder else ""
         text = " ".join(part for part in (mend, stands) if part)
         raise kind(Problem(KEY, why.replace(token, "***"), value=repo, mend=text.replace(token, "***"))) from None
 

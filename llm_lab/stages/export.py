@@ -81,7 +81,8 @@ def run(recipe: ExportRecipe, folder: RunFolder, display: Display, *, resume: bo
     if kept["proof"]["verdict"] == FAILED:
         return Result("failed", kept["results"])
     if destination is not None:
-        pushed = push_folder(out, destination, display, message=f"Export {kept['name']} ({form.to}, {kept['weights']})")
+        message = f"Export {kept['name']} ({form.to}, {kept['weights']})"
+        pushed = push_folder(out, destination, display, message=message, again=f"llm-lab run {folder.path} --resume")
         folder.update(pushed=pushed.record())
         display.notice(f"sent: {pushed.url}")
     return Result("done", kept["results"])

@@ -12,7 +12,9 @@ from typing import Any
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.errors import LabError
 from llm_lab.runs.display import Display
+from llm_lab.runs.folder import RunFolder
 
+from .course import describe_parent
 from .destination import Destination, connect, errors_in_words, find_destination
 
 # Sent on its own, so that the display can tell how far it is; what is smaller goes together.
@@ -71,11 +73,19 @@ def describe_push(
     return [*lines, f"{len(files)} files, {_size(total)}. Nothing was sent."]
 
 
-def push_folder(folder: Path, destination: Destination, display: Display, *, message: str) -> Pushed:
+def is_unsent(run: RunFolder) -> bool:
+    """Tell whether a run has made and proven an export, of a model that is still the same, and has not sent it."""
+    facts = run.facts()
+    parent = facts.get("parent") or {}
+    made = facts.get("export") and facts["proof"]["verdict"] != "failed" and not facts.get("pushed")
+    return bool(made and run.status() != "running" and describe_parent(parent["path"]) == parent)
+
+
+def push_folder(folder: Path, destination: Destination, display: Display, *, message: str, again: str) -> Pushed:
     """Send an exported folder to the Hub as one commit: the repository shows all of it, or nothing.
 
     Objects that have come before (in a push that broke) are not sent again. Files of other names stay, but for
-    those of an older model. LabErrors as `find_destination`.
+    those of an older model. again: the command that takes up a push that broke. LabErrors as `find_destination`.
     """
     quiet_libraries()
     api, token = connect(destination.endpoint)
@@ -83,7 +93,10 @@ def push_folder(folder: Path, destination: Destination, display: Display, *, mes
 
     repo, files = destination.repo, files_of(folder)
     total = sum(size for _, size in files)
-    with errors_in_words(repo, api, token, folder), ExitStack() as stack:
+    with (
+        errors_in_words(repo, api, token, f"The export stands in {folder}; `{again}` sends what is missing."),
+        ExitStack() as stack,
+    ):
         if not destination.exists:
             api.create_repo(repo, private=destination.private, exist_ok=True)
             display.notice(f"made {destination.url} ({'private' if destination.private else 'public'})")
