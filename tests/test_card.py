@@ -15,6 +15,7 @@ from post_runs import post_recipe, write_base
 
 from llm_lab import runner
 from llm_lab.runs.card import write_card
+from llm_lab.runs.evaluations import keep_evaluation
 from llm_lab.runs.folder import RunFolder
 
 PROOF = {
@@ -174,6 +175,19 @@ def test_datasets_are_named_where_they_are_the_hubs(in_tmp_path):
     data = [{"path": "data/local", "fingerprint": "3" * 64}, {"path": "gsm8k", "fingerprint": "4" * 64, "hub": True}]
     model = pretend_run("checkpoints/two", data=data, parent={"path": str(parent), "digest": None})
     assert front(write_card(model))["datasets"] == ["owner/texts", "gsm8k"]
+
+
+def test_what_was_measured_since_is_told_of_these_weights_alone(pretrained):
+    row = {"by": "eval", "data": [{"path": "/srv/texts/held.txt"}]}
+    row |= {"results": {"eval_loss": 1.25, "tokens_per_second": 9.5}}
+    keep_evaluation(pretrained.model_path, row)
+    other = row | {"results": {"eval_loss": 7.75}}
+    keep_evaluation(pretrained.path / "steps" / "checkpoint-10", other)
+    text = write_card(pretrained.model_path)
+    assert "| `held.txt` | eval_loss | 1.2500 | loss on held-out data | nats per token |" in text
+    assert "7.75" not in text
+    assert "tokens_per_second" not in text
+    assert "7.75" in write_card(pretrained.path / "steps" / "checkpoint-10")
 
 
 def test_a_checkpoint_within_a_run_has_the_numbers_of_its_step(pretrained):

@@ -26,6 +26,7 @@ from .loading import (
     look_at_folder,
 )
 from .markdown import code, fence, plain, table
+from .meanings import meaning_of
 from .private import is_absolute, texts_in, without_paths, without_secrets
 
 NAME = "README.md"
@@ -37,23 +38,6 @@ STAGES = {
     "grpo": "trained by reinforcement (GRPO)",
     "ppo": "trained by reinforcement (PPO)",
     "merge": "an adapter merged into its base",
-}
-# What a result is, and its unit.
-MEANS = {
-    "eval_loss": ("loss on held-out data", "nats per token"),
-    "bits_per_byte": ("the same, by the bytes of the text", "bits per byte"),
-    "perplexity": ("e to the loss", ""),
-    "loss": ("last training loss", "nats per token"),
-    "eval_accuracy": ("pairs judged rightly, held out", "share"),
-    "exact_match": ("held-out answers that are right, greedy", "share"),
-    "exact_match_sampled": ("held-out answers that are right, sampled", "share"),
-    "eval_reward": ("mean reward of held-out answers, greedy", ""),
-    "eval_reward_sampled": ("mean reward of held-out answers, sampled", ""),
-    "eval_completion_length": ("length of held-out answers", "tokens"),
-    "kl": ("distance from the reference policy", "nats"),
-    "train_tokens": ("tokens that it was trained on", "tokens"),
-    "logit_difference": ("largest difference from the attached adapter", "logits"),
-    "relative_logit_difference": ("the same, by the largest logit", ""),
 }
 NOT_SHOWN = {*OF_THE_MACHINE, "step", "size_bytes"}
 # Columns of metrics.jsonl that tell of the moment, not of the model.
@@ -130,8 +114,10 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     where = "" if repo else "In this folder:"
     yield from _section("How it is loaded", [where, *(fence(code, language) for language, code in codes)])
     yield from _section("What loading it has shown", _proof(proof))
-    rows = [[name, number(value), *_meaning(name, node.stage)] for name, value in _results(node)]
+    rows = [[name, number(value), *meaning_of(name, node.stage)] for name, value in _results(node)]
     yield from _section("What it came to", table(("result", "value", "what it is", "unit"), rows))
+    head = ("measured on", "result", "value", "what it is", "unit")
+    yield from _section("Measured since", table(head, _measured(node)))
     rows = [[code(path), code(fingerprint), amount] for path, fingerprint, amount in data_rows(facts)]
     yield from _section("Data", table(("data", "fingerprint", "read"), rows))
     yield from _section("Where it comes from", table(("stage", "model", "made from", "came to"), _lineage(node)))
@@ -183,11 +169,14 @@ def _results(node: Node) -> list[tuple[str, Any]]:
     return [(key, value) for key, value in found.items() if key not in NOT_SHOWN and isinstance(value, int | float)]
 
 
-def _meaning(name: str, stage: str | None) -> tuple[str, str]:
-    """Return (what a result is, its unit)."""
-    if name in ("loss", "eval_loss") and stage not in ("pretrain", "sft"):
-        return MEANS[name][0] + ", of this stage's own kind", ""
-    return MEANS.get(name, ("", ""))
+def _measured(node: Node) -> Iterator[list[str]]:
+    """Yield a row for each number of the last evaluations of these very weights."""
+    here = Path(node.place).resolve()
+    for row in [row for row in node.evaluations if Path(row["checkpoint"]).resolve() == here][-3:]:
+        data = ", ".join(code(item["path"]) for item in row.get("data") or ())
+        for name, value in (row.get("results") or {}).items():
+            if "second" not in name and isinstance(value, int | float):  # speed is the machine's
+                yield [data, name, number(value), *meaning_of(name, "pretrain")]
 
 
 def _is_proven(proof: Mapping[str, Any] | None, program: str) -> bool:
@@ -255,7 +244,7 @@ def _making(node: Node) -> Iterator[str]:
 def _known_paths(node: Node) -> Iterator[str]:
     """Yield the paths that a run's record and recipe hold."""
     for one in main_line(node):
-        yield from filter(is_absolute, texts_in([one.place, dict(one.facts)]))
+        yield from filter(is_absolute, texts_in([one.place, dict(one.facts), list(one.evaluations)]))
         if one.run is not None:
             yield str(one.run.path)
             try:
