@@ -161,7 +161,8 @@ STAGE_OF = {
 }
 PLACES: dict[str, dict[str, str]] = {}  # key: {stage: where it stands there}, the first where it stands twice
 for _stage, _recipe in STAGE_RECIPES.items():
-    for _key, _owner in leaf_keys(_recipe) if _stage != "pretrain" else ():
+    # Those that train nothing have files of their own.
+    for _key, _owner in leaf_keys(_recipe) if _stage not in ("pretrain", "eval", "export") else ():
         if _key.path != "stage":
             _known = PLACES.setdefault(f"{_owner}.{_key.name}", {})
             if _stage not in _known or _key.path.startswith(("data", "rewards")):

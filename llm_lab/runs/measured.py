@@ -8,12 +8,11 @@ from typing import Any
 # Numbers that are the measuring's, not the model's.
 SETTINGS = ("documents", "tokens", "bytes", "max_length", "prompts", "max_completion_length", "num_fewshot", "version")
 
-# What must be equal for two rows to be of the same; of speed the device too.
+# What must be equal for two rows to be of the same. Speed is the machine's and its day's: it is not compared.
 SAME = {
     "texts": ("fingerprint", "tokens", "max_length", "own"),
     "scores": ("path", "fingerprint", "prompts", "max_completion_length"),
     "tasks": ("documents", "num_fewshot", "version"),
-    "speed": ("prompt_tokens", "new_tokens"),
 }
 
 
@@ -81,7 +80,6 @@ def _rows(measured: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Mappin
     """Yield (what tells the same measurement, its row)."""
     rows = [("texts", None, row) for row in measured.get("texts") or ()]
     rows += [("tasks", name, row) for name, row in (measured.get("tasks") or {}).items()]
-    rows += [(kind, None, measured[kind]) for kind in ("scores", "speed") if measured.get(kind)]
+    rows += [("scores", None, measured["scores"])] if measured.get("scores") else []
     for kind, name, row in rows:
-        where = (measured.get("device"), measured.get("dtype")) if kind == "speed" else ()
-        yield (kind, name, *(row.get(key) for key in SAME[kind]), *where), row
+        yield (kind, name, *(row.get(key) for key in SAME[kind])), row

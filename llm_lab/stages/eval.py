@@ -170,7 +170,12 @@ def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> d
         why = "none of the prompts has a reference to compare an answer with"
         raise UserError(Problem("eval.text_scores", why, mend="Name its column in score.columns.answer."))
     row, answers = scorer.measure(subject.model)
-    where = {"path": recipe.score.path if recipe.score else "the run's own prompts", "fingerprint": scorer.fingerprint}
+    if recipe.score is not None:
+        path = recipe.score.path
+    else:
+        run, trained = subject.own
+        path = trained.score.path or f"the held-out part of {run.path}"
+    where = {"path": path, "fingerprint": scorer.fingerprint}
     settings = {"prompts": len(scorer.examples), "max_completion_length": scorer.new_tokens}
     texts = ([answers[i] for i in known], [str(references[i]) for i in known])
     found = score_texts(recipe.eval.text_scores, *texts) if recipe.eval.text_scores else {}

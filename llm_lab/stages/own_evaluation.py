@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -59,10 +60,14 @@ def measure_validation(
     finally:
         if hook is not None:
             hook.remove()
-    digest = hashlib.sha256("\0".join(source.fingerprint for source in sources).encode()).hexdigest()
     measured = {"tokens": tokens, "bytes": round(size), "whole": True, "max_length": length}
-    named = {"path": f"validation of {run.path}", "fingerprint": digest, "own": True}
+    named = {"path": f"validation of {run.path}", "fingerprint": _together(sources), "own": True}
     return named | figures(nats, tokens, size) | measured
+
+
+def _together(sources: Sequence[Any]) -> str:
+    """Return one fingerprint of several sets."""
+    return hashlib.sha256("\0".join(source.fingerprint for source in sources).encode()).hexdigest()
 
 
 def own_scorer(
@@ -75,7 +80,7 @@ def own_scorer(
     score = getattr(recipe, "score", None)
     if score is None:
         return None
-    held_out = []
+    held_out, sets = [], []
     if score.path is None:
         from llm_lab.data.examples import split_examples
 
@@ -85,4 +90,6 @@ def own_scorer(
         parts = split_examples(sets, fraction=recipe.validation.fraction, take=recipe.validation.from_)
         held_out = [example for part in parts for example in part.validation]
     options = {"context": context_of(model), "device": device, "dtype": dtype, "seed": recipe.seed}
-    return Scorer(score, held_out, tokenizer, display=display, **options)
+    scorer = Scorer(score, held_out, tokenizer, display=display, **options)
+    scorer.fingerprint = scorer.fingerprint or _together(sets)
+    return scorer

@@ -11,12 +11,12 @@ from llm_lab.data.encoding import Encoder, opener_of
 from .chat_decoding import Predictor, make_picker
 from .text_loss import context_of
 
-ROUNDS = 3
+ROUNDS = 5
 PROMPT = "Once upon a time there was a small village by a river, and in it lived people who told each other stories."
 
 
 def measure_speed(model: Any, tokenizer: Any, *, new_tokens: int) -> dict[str, float]:
-    """Return seconds_to_first_token and tokens_per_second, the medians of three rounds, as chat decodes: one text,
+    """Return seconds_to_first_token and tokens_per_second, the medians of five rounds, as chat decodes: one text,
     with the cache, greedy. After a round that does not count: the first touches everything for the first time."""
     (ids, _, _), *_ = Encoder(tokenizer)([(PROMPT, False)])
     context = context_of(model)

@@ -47,7 +47,9 @@ def print_evaluation(measured: Row) -> None:
         Text(f"{one_line(measured['checkpoint'])}, {measured['dtype']} on {measured['device']}", style="title")
     )
     for table in _tables(measured):
+        console.print()
         console.print(table)
+    console.print()
     for example in (measured.get("scores") or {}).get("examples") or ():
         console.print(_example(example))
     times = [row["before"]["time"] for row in _all_rows(measured) if row.get("before", {}).get("time")]
@@ -65,6 +67,8 @@ def _tables(measured: Row) -> Iterator[Any]:
         yield _table(["text", "tokens", *(name for name, _, _ in LOSSES.values())], rows)
     if scores := measured.get("scores"):
         what = f"{scores['prompts']:,} prompts of {scores['path']}"
+        if scores.get("eval_reward_sampled") == scores.get("exact_match_sampled"):  # it is the same, said twice
+            scores = {key: value for key, value in scores.items() if not key.startswith("eval_reward")}
         yield _table([what, ""], [[name, cell] for name, cell in _named_cells(scores, SCORES)])
     if measured.get("tasks"):
         yield _table(["task", "measure", "", "documents"], list(_task_rows(measured["tasks"])))
@@ -131,7 +135,7 @@ def _example(example: Row) -> Any:
 def _all_rows(measured: Row) -> Iterator[Row]:
     yield from measured.get("texts") or ()
     yield from (measured.get("tasks") or {}).values()
-    yield from (measured[kind] for kind in ("scores", "speed") if kind in measured)
+    yield from [measured["scores"]] if "scores" in measured else []
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
