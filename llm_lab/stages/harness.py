@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from logging import getLogger as get_logger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_lab.recipe.errors import MachineError, Problem, UserError, did_you_mean
 from llm_lab.recipe.evaluation import EvalTasks
 from llm_lab.runs.display import Display
-
-from .score import deterministic
 
 KEY = "tasks.names"
 YAML = (".yaml", ".yml")
@@ -27,10 +23,7 @@ YAML = (".yaml", ".yml")
 def load_tasks(wanted: EvalTasks) -> Any:
     """Return the harness's tasks by names, YAML files and folders of them. UserError with all that can't be had."""
     with _quiet():
-        from lm_eval.tasks import TaskManager
-
-        named = [name for name in wanted.names if not _is_path(name)]
-        manager = TaskManager(include_defaults=bool(named))
+        manager = _manager(include_defaults=any(not _is_path(name) for name in wanted.names))
         found, problems = [], []
         for name in wanted.names:
             try:
@@ -43,6 +36,14 @@ def load_tasks(wanted: EvalTasks) -> Any:
             return manager.load(found)
         except ValueError as error:  # the same task twice, by itself and in a group
             raise UserError(Problem(KEY, str(error))) from None
+
+
+@functools.cache
+def _manager(*, include_defaults: bool) -> Any:
+    """Return the harness's list of tasks; with its own, thousands of files are read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=include_defaults)
 
 
 def _is_path(name: str) -> bool:
@@ -99,6 +100,7 @@ def measure_tasks(
     The tasks' settings are the harness's own; seed: draws the worked examples. Nothing is cached or sent.
     """
     from lm_eval import evaluator
+    from transformers import set_seed
 
     for task in tasks["tasks"].values():
         own = task.get_config("num_fewshot")
@@ -106,7 +108,8 @@ def measure_tasks(
         if own is None or (wanted.num_fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=wanted.num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
-    with _quiet(), _random_state(seed), deterministic(model.device.type, seed):
+    set_seed(seed)  # some tasks draw from the global generators
+    with _quiet():
         asked = _harness_model(model, tokenizer, max_length, rows, dtype, display)
         try:
             found = evaluator.evaluate(
@@ -200,16 +203,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def _random_state(seed: int) -> Iterator[None]:
-    """Give Python's and numpy's generators a seed, which some tasks draw from, and put them back after."""
-    python, numpy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
