@@ -1,0 +1,252 @@
+"""`llm-lab eval` and eval recipes whole: a run's own figures again, the folders of others, what is kept, pipelines."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_recipe, write_text
+from post_runs import post_recipe, write_base, write_questions, write_rows
+from test_eval import GPT2, Told, gpt2_model, tokenizer_named
+
+from llm_lab.cli import main
+from llm_lab.plan.resolve import resolve
+from llm_lab.recipe.errors import UserError
+from llm_lab.runner import check, run
+from llm_lab.runs.evaluations import evaluations_of
+from llm_lab.runs.folder import RunFolder, find_model
+from llm_lab.stages.eval import evaluate
+from llm_lab.stages.text_scores import score_texts
+
+QUICK = {"speed_tokens": 0}
+
+
+def eval_recipe(checkpoint: str, **changes) -> dict:
+    return {"stage": "eval", "device": "cpu", "model": {"checkpoint": str(checkpoint)}, "eval": QUICK} | changes
+
+
+def measure(checkpoint: str, **changes) -> dict:
+    return evaluate(resolve(eval_recipe(checkpoint, **changes)).recipe, Told())
+
+
+def foreign_folder(name: str = "theirs") -> str:
+    """A Hugging Face folder that LLM Lab did not make: GPT-2 shaped, with GPT-2's tokenizer or one trained here."""
+    tokenizer = tokenizer_named("gpt2" if GPT2.exists() else "pieces")
+    gpt2_model(tokenizer).save_pretrained(name)
+    tokenizer.save_pretrained(name)
+    return name
+
+
+@pytest.mark.parametrize("changes", [{}, {"train.document_mask": True}, {"train.dtype": "bfloat16"}])
+def test_left_without_data_the_loss_is_the_run_s_own_at_every_checkpoint(changes, in_tmp_path):
+    write_text("text.txt", 200)
+    lines = Path(write_text("more.txt", 200, seed=1)).read_text().splitlines()
+    write_rows("rows.jsonl", [{"text": line} for line in lines])
+    data = [{"path": "text.txt"}, {"path": "rows.jsonl"}]
+    facts = run(tiny_recipe(data=data, tokenizer={"bpe": 280}, **changes))
+    folder = RunFolder(Path(facts["path"]))
+
+    row = measure(facts["path"])["texts"][0]
+    for key in ("loss", "bits_per_byte"):
+        assert row[key] == pytest.approx(facts["results"][f"eval_{key}" if key == "loss" else key], rel=1e-6)
+    assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+
+    middle = next(line for line in folder.metrics() if line["step"] == 10 and "eval_loss" in line)
+    row = measure(f"{facts['path']}/steps/checkpoint-10")["texts"][0]
+    assert row["loss"] == pytest.approx(middle["eval_loss"], rel=1e-6)
+
+
+def test_left_without_data_a_tuned_model_answers_the_prompts_that_its_run_kept(in_tmp_path):
+    write_base()
+    score = {"prompts": 6, "max_completion_length": 6, "rewards": [{"name": "length", "length": 8}]}
+    for lora in ({}, {"lora": {"preset": "all", "r": 4}}):
+        facts = run(post_recipe("sft", score=score, **lora, **{"optimizer.learning_rate": 0.02}))
+        scores = measure(facts["path"])["scores"]
+        for key in ("eval_reward", "eval_reward_sampled", "eval_completion_length"):
+            assert scores[key] == facts["results"][key]
+        assert scores["prompts"] == 4
+    merged = run({"stage": "merge", "device": "cpu", "name": "merged", "model": {"checkpoint": facts["path"]}})
+    scores = measure(merged["path"])["scores"]  # it stands for the run whose adapter it holds
+    assert scores["eval_reward"] == pytest.approx(facts["results"]["eval_reward"], abs=0.03)
+
+
+def test_the_answers_of_a_run_are_its_exact_match_too(in_tmp_path):
+    write_base()
+    rows = [{"question": f"say {i % 3}", "answer": "a"} for i in range(30)]
+    write_rows("same.jsonl", rows)
+    score = {"path": "same.jsonl", "prompts": 8, "max_completion_length": 2}
+    changes = {"optimizer.learning_rate": 0.02, "train.max_steps": 30, "train.eval_steps": 30, "train.save_steps": 30}
+    changes |= {"validation": {"fraction": 0}}
+    facts = run(post_recipe("sft", data=[{"path": "same.jsonl"}], score=score, **changes))
+    scores = measure(facts["path"])["scores"]
+    assert scores["exact_match"] == facts["results"]["exact_match"] > 0.9
+    assert scores["exact_match_sampled"] == facts["results"]["exact_match_sampled"]
+    named = measure(facts["path"], score=score, eval=QUICK | {"text_scores": ["rouge"]})["scores"]
+    assert named["rouge1"] == named["exact_match"]
+
+
+def test_the_data_of_the_run_must_be_what_it_was(in_tmp_path):
+    write_text("text.txt", 200)
+    path = run(tiny_recipe())["path"]
+    write_text("text.txt", 200, seed=5)
+    with pytest.raises(UserError, match="this data has changed"):
+        measure(path)
+
+
+def test_a_folder_of_others_is_measured_and_the_numbers_are_hugging_faces_own(in_tmp_path, capsys):
+    folder = foreign_folder()
+    Path("text.txt").write_text("A red river runs over an old stone; the small bird sings.")
+    assert main(["eval", f"./{folder}", "--data", "text.txt"]) == 0
+    told = capsys.readouterr().out
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = Path("text.txt").read_text()
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    (kept,) = evaluations_of(folder)
+    assert kept["results"]["eval_loss"] == pytest.approx(loss, rel=1e-4)
+    assert kept["results"]["bits_per_byte"] == pytest.approx(loss * (ids.shape[1] - 1) / math.log(2) / len(text))
+    assert kept["recipe"]["data"][0]["path"] == "text.txt"
+    assert kept["versions"]["torch"]
+    assert len(kept["digest"]) == len(kept["data"][0]["fingerprint"]) == 64
+    assert f"{loss:.4f}" in told
+    assert "tokens/s" in told
+
+
+def test_a_folder_of_others_without_data_is_told_how(in_tmp_path, capsys):
+    write_text("text.txt", 5)
+    assert main(["eval", f"./{foreign_folder()}"]) == 2
+    told = capsys.readouterr().err
+    assert "belongs to no run of LLM Lab" in told
+    assert "--data FILE" in told
+    with pytest.raises(UserError, match="--data FILE"):
+        check(eval_recipe("theirs"))
+
+
+def test_the_second_time_the_change_is_shown_and_both_are_kept(in_tmp_path, capsys):
+    write_base()
+    write_text("text.txt", 20)
+    words = ["eval", "./base", "--data", "text.txt", "eval.speed_tokens=0"]
+    assert main(words) == 0
+    assert "(" not in capsys.readouterr().out
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("(=)") == 3
+    other = write_base("other", hidden_size=24)
+    shutil.copy(f"{other}/model.safetensors", "base/model.safetensors")
+    shutil.copy(f"{other}/config.json", "base/config.json")
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    first, last = evaluations_of("base")[0], evaluations_of("base")[-1]
+    change = last["results"]["eval_loss"] - first["results"]["eval_loss"]
+    assert f"({'+' if change > 0 else '-'}{abs(change):.4f})" in told
+    assert first["digest"] != last["digest"]
+    assert main([*words, "eval.max_tokens=100"]) == 0  # less of the same text is not the same
+    assert "(" not in capsys.readouterr().out
+
+
+def test_bleu_and_rouge_are_of_the_greedy_answers_against_the_references(in_tmp_path):
+    write_base()
+    write_questions()
+    score = {"path": "questions.jsonl", "prompts": 5, "max_completion_length": 4}
+    scores = measure("base", score=score, eval=QUICK | {"text_scores": ["bleu", "rouge"]})["scores"]
+    assert scores["bleu"] < 20
+    assert scores["examples"][0]["reference"].startswith("It is")
+    write_rows("free.jsonl", [{"prompt": "say"}] * 4)
+    free = {"path": "free.jsonl", "max_completion_length": 4, "rewards": [{"name": "length", "length": 8}]}
+    with pytest.raises(UserError, match=r"eval\.text_scores: none of the prompts has a reference"):
+        measure("base", score=free, eval=QUICK | {"text_scores": ["bleu"]})
+
+
+def test_text_scores_are_those_of_a_hand_calculation():
+    answers, references = ["the cat sat down", "a dog"], ["the cat sat", "a dog"]
+    found = score_texts(["bleu", "rouge"], answers, references)
+    f1 = 2 * (3 / 4) * 1 / (3 / 4 + 1)
+    assert found["rouge1"] == pytest.approx((f1 + 1) / 2)
+    assert found["rougeL"] == pytest.approx((f1 + 1) / 2)
+    two = 2 * (2 / 3) * 1 / (2 / 3 + 1)
+    assert found["rouge2"] == pytest.approx((two + 1) / 2)
+    # Both together: 5 of 6 words, 3 of 4 pairs, 1 of 2 triples; none of 1 run of four, which is smoothed to a half.
+    assert found["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 4 * 1 / 2 * 0.5 / 1) ** 0.25)
+
+
+def test_what_can_not_be_measured_is_told_at_once_and_before_the_model_is_loaded(in_tmp_path, capsys):
+    write_base()
+    words = ["--data", "gone.txt", "--data", "gone-too.txt", "--prompts", "gone.jsonl"]
+    assert main(["eval", "./base", *words, "eval.max_tokens=1"]) == 2
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("gone.txt", "gone-too.txt", "gone.jsonl", "eval.max_tokens"))
+    assert main(["eval", "./base", "--prompts", "gone.jsonl", "eval.max_tokens=9"]) == 2
+    assert "eval.max_tokens = 9: does nothing without data" in capsys.readouterr().err
+    write_text("text.txt", 5)
+    assert main(["eval", "./base", "--data", "text.txt", "eval.text_scores=[bleu]"]) == 2
+    assert "there are no answers" in capsys.readouterr().err
+    assert main(["eval", "./base", "--data", "text.txt", "--data", "text.txt"]) == 2
+    assert "Name it once" in capsys.readouterr().err
+    assert main(["eval", "./base", "--data", "text.txt", "eval.max_length=129"]) == 2
+    assert "the model sees 128 tokens" in capsys.readouterr().err
+    assert main(["eval", "bse", "--data", "text.txt"]) == 2
+    assert not Path("base/evaluations.jsonl").exists()
+
+
+def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
+    write_base()
+    write_text("text.txt", 20)
+    write_text("more.txt", 20, seed=1)
+    raw = eval_recipe("base", data=[{"path": "text.txt"}, {"path": "more.txt"}], name="measured")
+    Path("eval.yaml").write_text(yaml.safe_dump(raw))
+    assert main(["run", "eval.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "bits/byte" in told
+    facts = RunFolder(Path("checkpoints/measured")).facts()
+    rows = facts["measured"]["texts"]
+    nats = sum(row["loss"] * row["tokens"] for row in rows)
+    assert facts["results"]["eval_loss"] == pytest.approx(nats / sum(row["tokens"] for row in rows))
+    assert facts["results"]["eval_loss/more.txt"] == rows[1]["loss"]
+    assert facts["parent"]["path"] == "base"
+    assert [source["path"] for source in facts["data"]] == ["text.txt", "more.txt"]
+    report = Path("checkpoints/measured/report.md").read_text()
+    assert "eval_loss/more.txt" in report
+    again = run("checkpoints/measured/recipe.yaml")
+    assert again["results"]["eval_loss"] == facts["results"]["eval_loss"]
+    assert [row["by"] for row in evaluations_of("base")] == ["eval", "eval"]
+
+
+def test_in_a_pipeline_the_stage_after_goes_on_from_what_was_measured(in_tmp_path):
+    write_text("text.txt", 100)
+    write_questions()
+    tuned = post_recipe("sft", score=None)
+    for key in ("model", "name", "device"):
+        tuned.pop(key)
+    tuned["train"] |= {"max_length": 32}
+    stages = [tiny_recipe(name="pretrain"), {"stage": "eval", "eval": QUICK}, tuned]
+    stages += [{"stage": "eval", "name": "last", "data": [{"path": "text.txt"}], "eval": QUICK}]
+    facts = run({"name": "line", "device": "cpu", "stages": stages})
+    home = Path(facts["path"])
+    before, after = (json.loads((home / name / "run.json").read_text()) for name in ("pretrain", "eval"))
+    assert after["results"]["eval_loss"] == pytest.approx(before["results"]["eval_loss"], rel=1e-6)
+    sft, last = (RunFolder(home / name).facts()["parent"]["path"] for name in ("sft", "last"))
+    assert (sft, last) == (str(home / "pretrain/model"), str(home / "sft/model"))
+    assert find_model("line") == home / "sft/model"
+    stages[2] = tuned | {"model": {"checkpoint": "stage:eval"}}
+    with pytest.raises(UserError, match="measures a model and makes none"):
+        check({"name": "line", "device": "cpu", "stages": stages})
+
+
+def test_the_numbers_stay_where_the_folder_can_not_be_written(in_tmp_path, monkeypatch):
+    write_base()
+    write_text("text.txt", 20)
+
+    def refuse(*args, **keys):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("llm_lab.stages.eval.keep_evaluation", refuse)
+    told = Told()
+    found = evaluate(resolve(eval_recipe("base", data=[{"path": "text.txt"}])).recipe, told)
+    assert found["texts"][0]["loss"] > 0
+    assert told.notices[-1] == "could not be kept with the checkpoint: Read-only file system"
