@@ -1,5 +1,6 @@
 """The model card: what others read is what the run recorded, it loads as it says, and it tells of no machine."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,8 +13,11 @@ import yaml
 from conftest import tiny_recipe, write_text
 from huggingface_hub import ModelCard
 from post_runs import post_recipe, write_base
+from transformers import AutoModelForCausalLM
 
 from llm_lab import runner
+from llm_lab.hf.gguf_file import write_gguf
+from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
 from llm_lab.runs.evaluations import keep_evaluation
 from llm_lab.runs.folder import RunFolder
@@ -89,23 +93,35 @@ def test_the_code_of_a_card_runs_as_it_stands(in_tmp_path):
     write_base("base")
     write_base("own", norm="layernorm", activation="relu")
     runner.run(post_recipe("sft", **{"lora": {"r": 2}}))
+    runner.run(post_recipe("sft", **{"name": "own-sft", "model": {"checkpoint": "own"}, "lora": {"r": 2}}))
     runner.run(post_recipe("reward"))
     folders = {
         "native": "base",
         "own code": "own",
         "adapter": "checkpoints/sft/model",
+        "adapter on own code": "checkpoints/own-sft/model",
         "judge": "checkpoints/reward/model",
     }
-    program = ["import os, torch", "start = os.getcwd()"]
+    program = []
     for kind, folder in folders.items():
         text = write_card(Path(folder)) if kind in ("native", "own code") else Path(folder, "README.md").read_text()
-        assert ("trust_remote_code=True" in text) == (kind == "own code")
+        assert ("trust_remote_code=True" in text) == ("own code" in kind)
         ((_, code),) = codes(text, "python")
         # An adapter's base is named as its recipe named it, from where the run was started.
         code = code.replace('"."', json.dumps(folder))
         program.append(f"exec({code!r}, {{}})")
+    gguf = Path("gguf")
+    gguf.mkdir()
+    native, tokenizer = AutoModelForCausalLM.from_pretrained("base"), load_tokenizer("base")
+    write_gguf(native, tokenizer, gguf / "base-f32.gguf", weights="f32", name="base")
+    text = write_card(gguf, proof=PROOF)
+    in_python = [code for _, code in codes(text, "python")]
+    assert len(in_python) == 2
+    if importlib.util.find_spec("llama_cpp") is None:
+        in_python = [code for code in in_python if "llama_cpp" not in code]
+    program += ["os.chdir('gguf')", *(f"exec({code!r}, {{}})" for code in in_python)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    program.insert(0, "import sys; sys.modules['llm_lab'] = None")
+    program.insert(0, "import os, sys; sys.modules['llm_lab'] = None")
     result = subprocess.run([sys.executable, "-c", "\n".join(program)], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "tensor([[" in result.stdout
@@ -140,13 +156,13 @@ def test_a_card_says_nothing_of_the_machine_it_was_made_on(tmp_path, monkeypatch
 
 def test_nothing_that_a_user_wrote_breaks_the_card(in_tmp_path):
     data = [{"path": "a|b`c`<i>.txt", "fingerprint": "0" * 64}]
-    model = pretend_run("checkpoints/odd", name="a: <b> | [c]", data=data, warnings=["<script> | x"])
+    model = pretend_run("checkpoints/a: <b> [c]", data=data, warnings=["<script> | x"])
     odd = "stage: sft\nname: odd\nsamples:\n  prompts: ['---', '```yaml']\n"
-    RunFolder(Path("checkpoints/odd")).write_recipe(odd)
+    RunFolder(model.parent).write_recipe(odd)
     text = write_card(model)
     assert front(text)["tags"] == ["llm-lab", "sft"]
     assert "<script>" not in text
-    assert "# a: &lt;b>" in text
+    assert "# a: &lt;b> [c]" in text
     rows = [line for line in text.splitlines() if line.startswith("| `a")]
     assert len(re.findall(r"(?<!\\)\|", rows[0])) == 4
     ((marks, recipe),) = codes(text, "yaml")

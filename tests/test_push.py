@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -337,8 +338,10 @@ def test_a_pipeline_that_ends_in_a_push_asks_before_it_trains(hub, at_the_comman
 def test_a_dry_run_at_the_command_line_shows_all_and_does_nothing(hub, at_the_command_line):
     code, printed = at_the_command_line("export", "base", "--push", "ann/model", "--dry-run")
     assert code == 0, printed
-    for words in ("ann/model (private) would be made, as ann", "model.safetensors", "Nothing was sent"):
-        assert words in printed
+    assert f"{hub.url}/ann/model (private) would be made, as ann" in printed
+    assert "Nothing was sent" in printed
+    shown = set(re.findall(r"^  (\S+) +[\d?]", printed, flags=re.MULTILINE))
+    assert shown == {name for name, _ in files_of(Path("base"))} | {"README.md"}
     assert hub.written() == []
     assert not Path("checkpoints").exists()
 

@@ -105,7 +105,7 @@ def _relation(folder: ModelFolder, node: Node) -> str | None:
 def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo: str | None) -> Iterator[str]:
     facts = node.facts
     step = f", checkpoint of step {node.step:,}" if node.step is not None else ""
-    name = (repo or "").rpartition("/")[2] or facts.get("name") or Path(node.place).name
+    name = (repo or "").rpartition("/")[2] or (_name(node) if node.run else Path(node.place).name)
     yield f"# {plain(name)}\n"
     made = STAGES.get(node.stage or "", "the weights of another, in this form")
     yield f"A language model made with LLM Lab: {made}{step}.\n"

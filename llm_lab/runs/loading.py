@@ -12,6 +12,7 @@ from llm_lab.recipe.native import what_loads
 from .folder import is_judge
 
 NATIVE, OWN_CODE, ADAPTER, GGUF = "native", "own code", "adapter", "gguf"
+TRUST = ", trust_remote_code=True"
 # The Hub's own names of what loads them.
 LIBRARIES = {NATIVE: "transformers", OWN_CODE: "transformers", ADAPTER: "peft", GGUF: "gguf"}
 
@@ -79,9 +80,10 @@ def loading_code(folder: ModelFolder, name: str, *, in_transformers: bool = Fals
         return _gguf_code(folder, name, in_transformers)
     if folder.kind == ADAPTER:
         kind = "SequenceClassification" if folder.judges else "CausalLM"
-        return [("python", _python(f"AutoPeftModelFor{kind}", "peft", name, folder, ""))]
+        own_code = bool(folder.base and _read(Path(folder.base).expanduser() / "config.json").get("auto_map"))
+        return [("python", _python(f"AutoPeftModelFor{kind}", "peft", name, folder, TRUST if own_code else ""))]
     kind = "AutoModelForSequenceClassification" if folder.judges else "AutoModelForCausalLM"
-    trust = ", trust_remote_code=True" if folder.kind == OWN_CODE else ""
+    trust = TRUST if folder.kind == OWN_CODE else ""
     return [("python", _python(kind, "transformers", name, folder, trust))]
 
 

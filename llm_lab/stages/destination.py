@@ -37,7 +37,7 @@ def find_destination(repo: str, *, private: bool = True, endpoint: str | None = 
     """
     quiet_libraries()
     api, token = connect(endpoint)
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     with errors_in_words(repo, api, token):
         identity = api.whoami()
@@ -49,12 +49,7 @@ def find_destination(repo: str, *, private: bool = True, endpoint: str | None = 
         _demand_permission(repo, identity)
         if found is None:
             return Destination(repo, api.endpoint, user, exists=False, private=private)
-        try:
-            api.auth_check(repo, write=True)
-        except HfHubHTTPError as error:
-            # 404: a mirror that lacks this question. The repository itself was found.
-            if error.response.status_code != 404:
-                raise
+        is_answered(api, f"{repo}/auth-check/write")  # a mirror may lack this question
     if private and not found.private:
         mend = "Take --public (export.private=false) if that is meant, or name another repository."
         raise UserError(Problem("export.private", f"{repo} is there and can be seen by all", value=True, mend=mend))
@@ -94,6 +89,17 @@ def connect(endpoint: str | None) -> tuple[Any, str]:
     return HfApi(endpoint=endpoint, token=token), token
 
 
+def is_answered(api: Any, question: str) -> bool:
+    """Ask the Hub about models; False where it does not know the question, its own error where it says no."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    response = get_session().get(f"{api.endpoint}/api/models/{question}", headers=build_hf_headers(token=api.token))
+    if response.status_code == 404:
+        return False
+    hf_raise_for_status(response)
+    return True
+
+
 @contextmanager
 def errors_in_words(repo: str, api: Any, token: str, stands: str = "") -> Iterator[None]:
     """Turn what the Hub's client raises into errors for users, without the token. stands: what is kept till then."""
@@ -109,10 +115,9 @@ def errors_in_words(repo: str, api: Any, token: str, stands: str = "") -> Iterat
 
 def _explain(error: BaseException, endpoint: str) -> tuple[type[LabError], str, str]:
     """Return (kind of error, why, what to do)."""
-    import httpx2
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    while not isinstance(error, httpx2.HTTPError) and error.__cause__ is not None:
+    while not _is_of_the_network(error) and getattr(error, "response", None) is None and error.__cause__ is not None:
         error = error.__cause__  # an upload's own error wraps what happened
     response = getattr(error, "response", None)
     if response is not None:
@@ -127,7 +132,13 @@ def _explain(error: BaseException, endpoint: str) -> tuple[type[LabError], str, 
         return MachineError, f"the Hub answered {status}: {said}", "Try again later."
     if isinstance(error, OfflineModeIsEnabled):
         return MachineError, "HF_HUB_OFFLINE stands in the environment", "Take it out to send."
-    if isinstance(error, httpx2.TransportError | ConnectionError):
+    if _is_of_the_network(error):
         return MachineError, f"the connection to {endpoint} failed ({type(error).__name__})", "Check the network."
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return MachineError, f"it was not sent: {first[:300]}", ""
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    # By name: the Hub's client has changed its HTTP library between its versions.
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, ConnectionError | TimeoutError) or library in ("httpx", "httpx2")

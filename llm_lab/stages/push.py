@@ -15,7 +15,7 @@ from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 
 from .course import describe_parent
-from .destination import Destination, connect, errors_in_words, find_destination
+from .destination import Destination, connect, errors_in_words, find_destination, is_answered
 
 # Sent on its own, so that the display can tell how far it is; what is smaller goes together.
 LARGE_BYTES = 2**20
@@ -103,7 +103,7 @@ def push_folder(folder: Path, destination: Destination, display: Display, *, mes
         stale = _stale(api.list_repo_files(repo), [name for name, _ in files])
         if stale:
             display.notice(f"{repo}: of an older model, taken away in the same commit: {', '.join(stale)}")
-        if not _has_xet(api, repo):
+        if not is_answered(api, f"{repo}/xet-write-token/main"):
             stack.enter_context(_without_xet())
         display.notice(f"sending {len(files)} files, {_size(total)}, to {destination.url}")
         additions = {name: CommitOperationAdd(name, folder / name) for name, _ in files}
@@ -137,21 +137,9 @@ def _stale(there: Sequence[str], sent: Sequence[str]) -> list[str]:
     return sorted(set(old) - set(sent))
 
 
-def _has_xet(api: Any, repo: str) -> bool:
-    """Ask whether this hub stores large files by Xet, as huggingface.co does; others know Git LFS only."""
-    from huggingface_hub.utils import get_session, hf_raise_for_status
-
-    url = f"{api.endpoint}/api/models/{repo}/xet-write-token/main"
-    response = get_session().get(url, headers={"authorization": f"Bearer {api.token}"})
-    if response.status_code == 404:
-        return False
-    hf_raise_for_status(response)
-    return True
-
-
 @contextmanager
 def _without_xet() -> Iterator[None]:
-    """Let the Hub's client send by Git LFS: with hf_xet installed it asks for Xet alone, and fails without it."""
+    """Let the Hub's client send by Git LFS to a hub that has no Xet: with hf_xet installed it would try Xet alone."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
