@@ -13,6 +13,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.evaluation import EvalText
 from llm_lab.recipe.scoring import RewardTerm, Score
+from llm_lab.rewards.build import build_rewards
 
 from .chat_settings import ChatSettings
 from .contenders import Contender, prompts_of_runs, rewards_of_runs
@@ -98,11 +99,13 @@ def _score(
 ) -> tuple[Score | None, str | None]:
     """Return how the prompts are scored: by the rewards of a contender's own run, else by their known answers."""
     terms, run = rewards_of_runs(contenders)
-    terms = terms or [{"name": "exact_match"}]
-    if "answer" not in columns_of(examples):
+    terms, columns = terms or [{"name": "exact_match"}], columns_of(examples)
+    if "answer" not in columns:
         terms = [term for term in terms if term.get("name") not in EXACT]
     if not terms:
         return None, f"{path} has no answers to compare with: its prompts are answered, and not scored."
+    functions = [term for term in terms if not term.get("model")]  # a model reads no columns, and takes time to load
+    build_rewards(functions, key="--prompts").check_columns(columns)
     longest = min(settings.max_new_tokens, context // 2) if context else settings.max_new_tokens
     score = Score(path=path, max_completion_length=longest, rewards=tuple(RewardTerm(**term) for term in terms))
     names = ", ".join(term.get("name") or term.get("model") or "?" for term in terms)

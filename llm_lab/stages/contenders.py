@@ -119,11 +119,13 @@ def _points(run: RunFolder) -> list[tuple[int, Path]]:
 
 
 def _at(run: RunFolder, step: int) -> dict[str, float]:
-    """Return a run's losses at a step: the last that were written up to it."""
+    """Return a run's losses at a step: in training the last that was written up to it, in validation at it."""
     numbers: dict[str, float] = {}
     for row in run.metrics():
-        if row["step"] <= step:
-            numbers |= {f"step_{key}": row[key] for key in ("loss", "eval_loss") if key in row}
+        if "loss" in row and row["step"] <= step:
+            numbers["step_loss"] = row["loss"]
+        if "eval_loss" in row and row["step"] == step:
+            numbers["step_eval_loss"] = row["eval_loss"]
     return numbers
 
 
@@ -137,10 +139,9 @@ def _remark(run: RunFolder, kept: int, prefix: str) -> list[str]:
     saved = -(-last // every)
     if saved <= kept:
         return []
-    told = (
-        f"{prefix}kept the last {kept} of {saved} checkpoints (train.save_total_limit={train.get('save_total_limit')})"
-    )
-    return [f"{told}; with train.save_total_limit={saved} a run keeps them all."]
+    limit = train.get("save_total_limit")
+    told = f"{prefix or 'The run '}kept the last {kept} of {saved} checkpoints (train.save_total_limit={limit})"
+    return [f"{told}; with train.save_total_limit={saved} it keeps them all."]
 
 
 def demand_loadable(contenders: Sequence[Contender], *, trust_remote_code: bool = False) -> None:

@@ -30,7 +30,7 @@ COMMANDS = {
     "save": ("FILE", "save the conversation (JSON)"),
     "load": ("FILE", "take up a saved conversation"),
     "model": ("PATH", "talk to another checkpoint"),
-    "compare": ("OTHER [TEXT]", "another's answer beside this one's (base: without adapter)"),
+    "compare": ("OTHER [TEXT]", "another's answer beside it; base: without the adapter"),
     "time": ("[TEXT]", "the answers of all checkpoints of this run"),
     "quit": ("", "leave (or Ctrl-D)"),
 }

@@ -49,10 +49,11 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print()
         console.print(Text.assemble(("> ", "title"), printable(prompt) or ("(from nothing)", "dim")), overflow="fold")
         print_answers(comparison, number, console)
-    for table in _tables(comparison, console.width):
+    keys = _shown(comparison)
+    for table in _tables(comparison, keys, console.width):
         console.print()
         console.print(table)
-    if any(best_of(comparison, key) for key in measures_of(comparison)):
+    if any(best_of(comparison, key) for key in keys):
         console.print(Text("* the best of its kind", style="dim"))
     for remark in comparison.remarks:
         console.print(Text(printable(remark), style="help"), overflow="fold")
@@ -77,11 +78,13 @@ def print_answers(comparison: Comparison, number: int, console: Console | None =
     most = max(1, (console.width + 3) // (NARROWEST + 3))
     count = len(comparison.models)
     rows = -(-count // most)
-    for start in _starts(count, rows):
-        console.print(_columns(comparison, number, start, console))
+    for models in _rows(count, rows):
+        if models.start:
+            console.print()
+        console.print(_columns(comparison, number, models, console))
 
 
-def _starts(count: int, rows: int) -> Iterator[range]:
+def _rows(count: int, rows: int) -> Iterator[range]:
     """Yield the models of each row, as even as can be."""
     for row in range(rows):
         yield range(count * row // rows, count * (row + 1) // rows)
@@ -132,8 +135,8 @@ def _marked(comparison: Comparison, number: int, model: int, console: Console) -
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
     if answer.problem:
         return Text(printable(answer.problem), style="warn")
-    if not answer.text:
-        return Text("(nothing)", style="dim")
+    if not answer.text.strip():
+        return Text("(white space)" if answer.text else "(nothing)", style="dim")
     if first is None or first.problem or first.text == answer.text:
         return Text(printable(answer.text))
     text = Text()
@@ -173,11 +176,14 @@ def _first(comparison: Comparison, number: int, model: int) -> Answer | None:
     return None if against is None else comparison.models[against].answers[number]
 
 
-def _tables(comparison: Comparison, width: int) -> Iterator[Any]:
+def _shown(comparison: Comparison) -> list[str]:
+    """Return the measures that are worth a place on the screen."""
+    hidden = SAME_OVER_TIME if comparison.over_time else ()
+    return [key for key in measures_of(comparison) if key.partition(":")[0] not in hidden]
+
+
+def _tables(comparison: Comparison, keys: Sequence[str], width: int) -> Iterator[Any]:
     """Yield what was measured: a measure a row and a model a column; over time the other way round."""
-    keys = measures_of(comparison)
-    if comparison.over_time:
-        keys = [key for key in keys if key.partition(":")[0] not in SAME_OVER_TIME]
     names = letters(comparison)
     best = {key: best_of(comparison, key) for key in keys}
     cells = [
