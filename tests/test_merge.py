@@ -21,7 +21,7 @@ from llm_lab.hf.merge import TOLERANCES, merge_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
-from llm_lab.plan.derive import MERGE_TOLERANCES
+from llm_lab.plan.untrained import MERGE_TOLERANCES
 from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.parts import ACTIVATIONS
@@ -354,7 +354,7 @@ def test_the_merge_command_makes_a_run_that_can_be_replayed(in_tmp_path, capsys)
     facts = RunFolder(Path("checkpoints/life-sft-merged")).facts()
     assert facts["status"] == "done"
     assert facts["parameters"] == sum(parameter.numel() for parameter in whole.parameters())
-    assert "relative_logit_difference | " in Path("checkpoints/life-sft-merged/report.md").read_text()
+    assert "relative_logit_difference` | " in Path("checkpoints/life-sft-merged/report.md").read_text()
     recipe = Path("checkpoints/life-sft-merged/recipe.yaml")
     assert "tolerance: 0.0001" in recipe.read_text()
     assert main(["run", str(recipe)]) == 0
