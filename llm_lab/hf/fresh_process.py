@@ -98,9 +98,22 @@ def _in_llama_cpp(job):
         "loaded_as": model.metadata["general.architecture"],
         "written": written,
         "texts": [model.tokenize(text.encode(), add_bos=True, special=True) for text in job["texts"]],
-        "decoded": [model.detokenize(row, special=True).decode(errors="replace") for row in job["rows"]],
+        "decoded": [_text_in_llama_cpp(model, row) for row in job["rows"]],
         "chat": _chat_of_llama_cpp(model, job["chat"]) if job["chat"] else None,
     }
+
+
+def _text_in_llama_cpp(model, row):
+    """The library's own detokenize leaves out tokens of more than 32 bytes."""
+    import ctypes
+
+    import llama_cpp
+
+    buffer = (ctypes.c_char * 65536)()
+    text = b""
+    for token in row:
+        text += buffer[: llama_cpp.llama_token_to_piece(model._model.vocab, token, buffer, len(buffer), 0, True)]
+    return text.decode(errors="replace")
 
 
 def _chat_of_llama_cpp(model, messages):

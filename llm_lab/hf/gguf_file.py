@@ -32,7 +32,7 @@ _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 def write_gguf(model: Any, tokenizer: Any, path: Path, *, weights: str, name: str, key: str = "export.to") -> None:
     """Write a LlamaForCausalLM, MistralForCausalLM or Qwen3ForCausalLM into one file.
 
-    weights: f32, f16 or q8_0. name: the model's, kept in the file. UserError, with the reason, for what GGUF does
+    weights: f32, f16, bf16 or q8_0. name: the model's, kept in the file. UserError, with the reason, for what GGUF does
     not hold.
     """
     config = model.config.to_dict()
@@ -80,7 +80,7 @@ def _add_shape(writer: Any, config: dict[str, Any], name: str, rows: int, weight
 
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+    types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(getattr(gguf.LlamaFileType, types[weights]))
@@ -160,7 +160,7 @@ def _pack(values: Any, weights: str) -> tuple[Any, Any]:
     import gguf
 
     kinds = gguf.GGMLQuantizationType
-    kind = {"f32": kinds.F32, "f16": kinds.F16, "q8_0": kinds.Q8_0}[weights]
+    kind = {"f32": kinds.F32, "f16": kinds.F16, "bf16": kinds.BF16, "q8_0": kinds.Q8_0}[weights]
     if values.ndim == 1:
         kind = kinds.F32
     elif kind is kinds.Q8_0 and values.shape[-1] % BLOCK:

@@ -13,14 +13,14 @@ from llm_lab.recipe.errors import Problem, UserError
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF's
 
 # llama.cpp knows the ways to split text by name. ByteLevel's own expression is GPT-2's:
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # The expression, and whether a word that is a token is taken whole before any merge: llama.cpp's name for it.
-PRE_TOKENIZERS = {(_GPT2, False): "gpt-2", (_LLAMA3, True): "llama-bpe", (_QWEN2, False): "qwen2"}
+PRE_TOKENIZERS = {(GPT2, False): "gpt-2", (LLAMA3, True): "llama-bpe", (QWEN2, False): "qwen2"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _split_expression(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str | No
         return None, "it is no byte-level BPE" if not steps or steps[-1]["type"] != "ByteLevel" else "it adds a space"
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return _GPT2, ""
+        return GPT2, ""
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
         step = steps[0]
         if step["behavior"] == "Isolated" and not step["invert"] and "Regex" in step["pattern"]:

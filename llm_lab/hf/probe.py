@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,32 +62,38 @@ def make_probe(model: Any, tokenizer: Any, *, seed: int = 0) -> Probe:
     if chat:
         starts.append(tokenizer(_chat_text(tokenizer), add_special_tokens=False)["input_ids"])
     starts = [ids[: length // 2] or [0] for ids in starts]
-    drawn = [_go_on(model, ids, length, generator) for ids in starts]
+
+    def draw(scores: Any) -> int:
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+
+    drawn = [_go_on(model, ids, length, draw) for ids in starts]
     drawn.append(torch.randint(rows, (length,), generator=generator).tolist())
     texts = (*TEXTS, _chat_text(tokenizer)) if chat else TEXTS
     prompts = tuple(tuple(ids) for ids in starts)
     return Probe(tuple(tuple(row) for row in drawn), prompts, texts, chat, new_tokens)
 
 
-def _go_on(model: Any, ids: list[int], length: int, generator: torch.Generator) -> list[int]:
+def _go_on(model: Any, ids: Sequence[int], length: int, choose: Callable[[Any], int]) -> list[int]:
+    """Return ids with what a model writes after them, `length` in all. choose: the next token, of its logits."""
     ids = list(ids)
+    fresh, cache = ids, None
     with torch.inference_mode():
         while len(ids) < length:
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float()
-            ids.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
+            output = model(input_ids=torch.tensor([fresh]), past_key_values=cache, use_cache=True)
+            cache = getattr(output, "past_key_values", None)
+            ids.append(choose(output.logits[0, -1].float()))
+            fresh = ids if cache is None else ids[-1:]
     return ids
 
 
 def ask(model: Any, tokenizer: Any, probe: Probe) -> Answers:
-    """Return a model's own answers: whole rows at once, and the likeliest token step by step, without a cache."""
-    written = []
+    """Return a model's own answers: whole rows at once, and the likeliest token step by step."""
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float() for row in probe.rows]
-        for prompt in probe.prompts:
-            ids = list(prompt)
-            for _ in range(probe.new_tokens):
-                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-            written.append(tuple(ids[len(prompt) :]))
+    written = []
+    for prompt in probe.prompts:
+        ids = _go_on(model, prompt, len(prompt) + probe.new_tokens, lambda scores: int(scores.argmax()))
+        written.append(tuple(ids[len(prompt) :]))
     return Answers(
         logits=torch.cat(logits).numpy(),
         written=tuple(written),
