@@ -258,7 +258,7 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     if folder.status() == "running":
         pid = folder.facts().get("process", {}).get("pid")
         raise UserError(Problem(str(folder.path), f"this run is under way (process {pid})"))
-    _demand_same_recipe(folder, _recipe_values(job), _derived_keys(job))
+    _demand_same_recipe(folder, _recipe_values(job), _keys_of(job, "derived"), _keys_of(job, "default"))
     return folder
 
 
@@ -276,20 +276,21 @@ def what_is_left(job: Job, *, root: Path = ROOT) -> Job:
     return replace(job, stages=tuple(stages))
 
 
-def _derived_keys(job: Job) -> set[str]:
-    """Return the keys of the job's recipe.yaml whose values nobody wrote."""
+def _keys_of(job: Job, kind: str) -> set[str]:
+    """Return the keys of the job's recipe.yaml whose values nobody wrote: those that are derived, or defaults."""
     return {
         f"stages.{index}.{path}" if job.is_pipeline else path
         for index, resolved in enumerate(job.stages)
         for path, origin in resolved.origins.items()
-        if origin.kind == "derived"
+        if origin.kind == kind
     }
 
 
-def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any], derived: set[str]) -> None:
+def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any], derived: set[str], defaults: set[str]) -> None:
     """A run goes on as it began: another recipe would make a run that no recipe describes.
 
-    derived: what was left open when it began may be known now, from the result of an earlier stage.
+    derived: what was left open when it began may be known now, from the result of an earlier stage. defaults: a key
+    that there was not yet when it began is at its default, which is what the run has done.
     """
     before = dict(flatten(read_recipe_file(folder.recipe_path)))
     after = dict(flatten(values))
@@ -299,6 +300,7 @@ def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any], derived: s
         if key != "name"
         and _plain(before.get(key)) != _plain(after.get(key))
         and not (key in derived and before.get(key) is None)
+        and not (key in defaults and key not in before)
     ]
     if differing:
         problems = [

@@ -215,6 +215,17 @@ def test_a_changed_recipe_is_not_resumed():
     assert run("checkpoints/tiny/recipe.yaml", resume=True)["path"] == "checkpoints/tiny"
 
 
+def test_a_run_from_before_a_key_was_there_is_resumed():
+    facts = run(tiny_recipe())
+    path = Path(facts["path"]) / "recipe.yaml"
+    text = path.read_text()
+    assert "report_to: none" in text
+    path.write_text("".join(line for line in text.splitlines(keepends=True) if "report_to" not in line))
+    assert run(tiny_recipe(), resume=True)["status"] == "done"
+    with pytest.raises(UserError, match="began with None"):
+        run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
+
+
 def test_resume_without_a_run_and_of_a_running_run_are_refused():
     with pytest.raises(UserError, match="no run to resume"):
         run(tiny_recipe(), resume=True)

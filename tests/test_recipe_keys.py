@@ -135,6 +135,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Train.logging_steps": (3, "logged at", {"train.save_steps": 4}),
     "Train.dtype": ("bfloat16", "losses"),
     "Train.attn_implementation": ("eager", "built"),
+    "Train.report_to": ("tensorboard", "trackers"),
     "Train.document_mask": (True, "losses", ROWS),
     "Train.gradient_checkpointing": (True, "built"),
     "Train.compile": (True, "compiled"),
@@ -226,6 +227,7 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "config": json.loads((folder.model_path / "config.json").read_text()),
         "tokenizer": (folder.model_path / "tokenizer.json").read_text(),
         "samples": folder.samples_path.read_text(),
+        "trackers": (folder.path / "tracking").exists(),
         "scores": [(row["eval_reward_sampled"], row["eval_completion_length"]) for row in rows if "eval_reward" in row],
     }
 

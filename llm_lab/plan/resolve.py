@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,6 +154,14 @@ def demand_device(resolved: Resolved) -> None:
                 mend="Install it (pip install flash-attn --no-build-isolation), or leave the key out for sdpa.",
             )
         )
+    trackers = resolved.recipe.train.trackers if train else ()
+    missing = [name for name in trackers if not _is_installed(name)]
+    if missing:
+        why, mend = (
+            f"not installed here: {', '.join(missing)}",
+            "pip install 'llm-lab[tracking]', or leave the key out.",
+        )
+        raise MachineError(Problem("train.report_to", why, value=train["report_to"], mend=mend))
     optimizer = (resolved.values.get("optimizer") or {}).get("name")
     on_cuda = resolved.values["device"] == "cuda"
     if on_cuda and optimizer == "adamw_8bit" and not resolved.machine.has_bitsandbytes:
@@ -179,6 +188,11 @@ def demand_device(resolved: Resolved) -> None:
                 + "or a smaller model.size.",
             )
         )
+
+
+def _is_installed(package: str) -> bool:
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None  # a folder of that name is no package
 
 
 def _missing_models(values: Mapping[str, Any]) -> list[Problem]:

@@ -53,6 +53,11 @@ WHEN_EXHAUSTED = {
     "repeat": "goes on with its next epoch",
     "stop": "the run ends where the first set ends",
 }
+TRACKERS = {
+    "tensorboard": "event files in the run's folder",
+    "wandb": "Weights & Biases; without a login kept in the run's folder, to sync later",
+    "trackio": "trackio, Hugging Face's: kept on this machine",
+}
 ATTENTION_KERNELS = {
     "sdpa": "torch's fused attention",
     "flash_attention_2": "the flash-attn package (CUDA)",
@@ -357,6 +362,13 @@ class TrainSteps(Group):
     )
 
 
+ReportTo = Annotated[
+    Annotated[Literal[("none", *TRACKERS)], Tag("one")]
+    | Annotated[tuple[Literal[tuple(TRACKERS)], ...], Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
+
+
 class TrainLoop(Group):
     """What every trained stage sets: batches, when to evaluate and save, precision."""
 
@@ -418,6 +430,20 @@ class TrainLoop(Group):
         derived="true only where the run does not fit without",
         advanced=True,
     )
+    report_to: ReportTo = option(
+        "none",
+        help="where the numbers of metrics.jsonl go as well; one, or a list",
+        question="Report to a tracker too?",
+        choices={"none": "metrics.jsonl and the report only"} | TRACKERS,
+        why="They come with pip install 'llm-lab[tracking]'. Without the key nothing of them is imported or asked.",
+        advanced=True,
+    )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that are named, each once."""
+        named = (self.report_to,) if isinstance(self.report_to, str) else self.report_to
+        return tuple(name for name in dict.fromkeys(named) if name != "none")
 
 
 class Train(TrainLoop, TrainSteps):

@@ -128,6 +128,8 @@ def _plain_steps(loc: tuple[Any, ...]) -> list[Any]:
     steps = list(loc)
     if len(steps) > 1 and steps[0] in _UNIONS:
         del steps[1]
+    if steps[:2] == ["train", "report_to"]:
+        del steps[2:3]
     if len(steps) > 2 and isinstance(steps[-1], int):
         del steps[-1]
     return steps

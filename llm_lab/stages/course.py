@@ -117,7 +117,7 @@ def drive(
     measure_start: evaluate before the first step. has_ended: whether there is nothing left to learn after a step.
     """
     try:
-        with trainer.interruption.listen(display):
+        with trainer.tracking, trainer.interruption.listen(display):
             if measure_start and start.step == 0 and not evaluation.done_at(0):
                 trainer.evaluate_now()
             if start.checkpoint is None or (start.step < max_steps and not has_ended(start.step)):

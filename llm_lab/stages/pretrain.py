@@ -213,6 +213,7 @@ def fit(
     from .document_mask import mask_documents
     from .pretrain_data import begin_reading
     from .pretrain_trainer import PretrainTrainer
+    from .tracking import Tracking
     from .trainer import Interruption, training_arguments
 
     train, start = recipe.train, find_start(folder, resume=resume)
@@ -241,6 +242,7 @@ def fit(
         tokens_per_step=reading.rows_per_step * train.max_length,
         wall_seconds_before=start.wall_seconds,
         save_total_limit=train.save_total_limit,
+        tracking=Tracking(train.trackers, folder, display, first_step=start.step),
         evaluate_step=evaluation.measure,
         save=partial(save_model, model, tokenizer=texts.tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),

@@ -25,6 +25,8 @@ from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
 
+from .tracking import Tracking
+
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = ".saving"
 
@@ -61,6 +63,7 @@ class LabRun:
 
     evaluate_step: called at every evaluation with the step; returns a row for metrics.jsonl, or None.
     save: called with a folder; writes model and tokenizer as a plain Hugging Face folder.
+    tracking: where rows go beside metrics.jsonl, where the recipe names trackers.
     tokens_per_step: fixed by the batch's shape; None where the trainer counts what it saw, as TRL's do.
     """
 
@@ -81,9 +84,11 @@ class LabRun:
         save: Callable[[Path], None],
         build_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
         learning_rate_factor: Callable[[int], float],
+        tracking: Tracking | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.tracking = tracking or Tracking((), run, display)
         self.run, self.display, self.interruption = run, display, interruption
         self.tokens_per_step = tokens_per_step
         self._evaluate_step, self._save_to = evaluate_step, save
@@ -148,6 +153,7 @@ class LabRun:
         if self.is_world_process_zero():
             self.run.append_metrics(full)
             self.display.log(full)
+            self.tracking.log(full)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
@@ -362,7 +368,7 @@ def training_arguments(
         save_total_limit=None,  # ours: LabTrainer drops the oldest only after the newest is in its place
         eval_strategy="no",
         eval_on_start=eval_on_start,
-        report_to="none",
+        report_to="none",  # see tracking.py
         disable_tqdm=True,
         remove_unused_columns=False,
         seed=seed,

@@ -242,6 +242,7 @@ def fit(
     """
     from llm_lab.optim.build import build_optimizer
 
+    from .tracking import Tracking
     from .trainer import Interruption, training_arguments
 
     train, start = recipe.train, find_start(folder, resume=resume)
@@ -265,6 +266,7 @@ def fit(
         tokens_per_step=None,
         wall_seconds_before=start.wall_seconds,
         save_total_limit=train.save_total_limit,
+        tracking=Tracking(train.trackers, folder, display, first_step=start.step),
         evaluate_step=evaluation.measure,
         save=partial(save, model, tokenizer=tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
