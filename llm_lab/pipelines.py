@@ -40,7 +40,7 @@ def read_pipeline(
         prefix = f"stages.{index}."
         unknown: list[Problem] = []
         if "model" not in stage and labels:
-            stage["model"] = {"checkpoint": REFERENCE + _last_policy(labels, resolved)}
+            stage["model"] = {"checkpoint": _last_policy(labels, resolved)}
         stage = _place(stage, labels, home, prefix, unknown)
         labels.append(label)
         parent = _stage_of(stage, home)
@@ -65,9 +65,11 @@ def read_pipeline(
 
 
 def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
-    """Return the last stage whose result can be talked to and trained on."""
+    """Return the last stage whose result can be talked to and trained on, or the model that the first ones look at."""
     policies = [label for label in labels if not _is_judge(label, resolved) and not _is_aside(label, resolved)]
-    return (policies or labels)[-1]
+    if not policies and _is_aside(labels[0], resolved):
+        return resolved[labels[0]].recipe.model.checkpoint
+    return REFERENCE + (policies or labels)[-1]
 
 
 def _is_aside(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
