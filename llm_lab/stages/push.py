@@ -110,10 +110,10 @@ def push_folder(folder: Path, destination: Destination, display: Display, *, mes
         sent = 0
         for name, size in files:
             if size >= LARGE_BYTES:
-                display.progress(f"sending {name}, MiB", sent // 2**20, total // 2**20)
+                display.progress(f"sending {name} (MiB)", sent // 2**20, total // 2**20)
                 api.preupload_lfs_files(repo, [additions[name]], free_memory=False)
             sent += size
-        display.progress("sending, MiB", max(total // 2**20, 1), max(total // 2**20, 1))
+        display.progress("sending (MiB)", max(total // 2**20, 1), max(total // 2**20, 1))
         # Not upload_folder: with hf_xet that makes several commits, and a break leaves half a model to be seen.
         operations = [*(CommitOperationDelete(name) for name in stale), *additions.values()]
         done = api.create_commit(repo, operations, commit_message=message)
