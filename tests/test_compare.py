@@ -26,6 +26,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import UserError
 from llm_lab.runs.comparison import Answer, Compared, Comparison, as_markdown, best_of, differences, verdict
 from llm_lab.runs.evaluations import evaluations_of
+from llm_lab.runs.facts import describe_evaluation
 from llm_lab.stages.chat import ChatSession, ChatSettings
 from llm_lab.stages.compare import compare as compare_models
 from llm_lab.ui.compare_screen import print_comparison
@@ -290,7 +291,10 @@ def test_what_was_measured_is_kept_with_each_checkpoint(models):
         row = evaluations_of(name)[-1]
         assert row["by"] == "compare"
         assert row["checkpoint"] == name
-        assert row["results"]["bits_per_byte:other.txt"] == row["texts"][0]["bits_per_byte"] > 0
+        assert row["results"]["bits_per_byte"] == row["measured"]["texts"][0]["bits_per_byte"] > 0
+        assert row["data"][0]["path"] == "other.txt"
+    run_line = describe_evaluation(evaluations_of("checkpoints/tiny")[-1])
+    assert "bits" in run_line
     before = len(evaluations_of("stranger"))
     compare(["checkpoints/tiny", "stranger"], prompts=["the"])
     assert len(evaluations_of("stranger")) == before

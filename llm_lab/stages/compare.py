@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.adapter_off import switch_adapter_off
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.errors import Problem, UserError
@@ -16,6 +17,7 @@ from llm_lab.runs.comparison import Compared, Comparison
 from llm_lab.runs.display import Display
 from llm_lab.runs.evaluations import keep_evaluation
 from llm_lab.runs.folder import now
+from llm_lab.runs.measured import data_of, flat_results, numbers_of
 
 from .answers import Seen, agreement, answer_example, describe_drawing, likeliest, release
 from .chat import ChatSession
@@ -23,13 +25,12 @@ from .chat_settings import ChatSettings
 from .compare_task import Task, prepare
 from .contenders import Contender, demand_loadable, find_contenders, find_steps
 from .score import Scorer
-from .text_loss import context_of, measure_texts
+from .text_loss import context_of, measure_texts, total_of
 
 Load = Callable[[str], tuple[Any, Any]]  # a folder or a Hub name -> (model, tokenizer)
 SETTINGS = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=128, seed=1337)
 MOST_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 ROWS = 8
-MEASURED = ("loss", "bits_per_byte", "exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled")
 ADAPTERS = ("lora_", "trainable_tokens_", "modules_to_save")  # in the names of their weights
 
 
@@ -139,15 +140,19 @@ def _ask(
     mine = Seen(tokenizer, [] if seen else [(ids, start, likeliest(model, ids, start)) for ids, start in texts])
     if seen and (share := agreement(model, tokenizer, seen, session.context_length)) is not None:
         numbers["agreement"] = share
-    rows: list[dict[str, Any]] = []
+    measured: dict[str, Any] = {}
     try:
-        rows = _measure_texts(model, tokenizer, task, display)
-        numbers |= {f"{key}:{row['path']}": row[key] for row in rows for key in ("loss", "bits_per_byte")}
-        numbers |= _score_answers(model, tokenizer, task, display)
+        if task.sources:
+            measured["texts"] = _measure_texts(model, tokenizer, task, display)
+        if task.score is not None:
+            measured["scores"] = _score_answers(model, tokenizer, task, display)
     except UserError as error:  # one model's trouble must not cost the others' minutes
         display.notice(f"{contender.name}: {error}")
-    if (rows or task.score) and not contender.without_adapter:
-        _keep(contender, numbers, rows, task, display)
+    rows = measured.get("texts", [])
+    numbers |= {f"{key}:{row['path']}": row[key] for row in rows for key in ("loss", "bits_per_byte")}
+    numbers |= dict(numbers_of(measured.get("scores", {})))
+    if measured and not contender.without_adapter:
+        _keep(contender, measured, display)
     return Compared(contender.name, contender.folder, session.mode, tuple(answers), numbers), mine, rows
 
 
@@ -159,43 +164,32 @@ def _weights(model: Any, contender: Contender) -> Iterator[Any]:
 
 
 def _measure_texts(model: Any, tokenizer: Any, task: Task, display: Display) -> list[dict[str, Any]]:
-    if not task.sources:
-        return []
+    """Return a row for each text, as stages/text_loss.py has it."""
     device, dtype = _device_of(model)
-    return measure_texts(
-        model,
-        tokenizer,
-        task.sources,
-        max_tokens=MOST_TOKENS[device],
-        max_length=task.max_length,
-        rows=ROWS,
-        device=device,
-        dtype=dtype,
-        display=display,
-    )
+    extent = {"max_tokens": MOST_TOKENS[device], "max_length": task.max_length, "rows": ROWS}
+    return measure_texts(model, tokenizer, task.sources, **extent, device=device, dtype=dtype, display=display)
 
 
-def _score_answers(model: Any, tokenizer: Any, task: Task, display: Display) -> dict[str, float]:
-    if task.score is None:
-        return {}
+def _score_answers(model: Any, tokenizer: Any, task: Task, display: Display) -> dict[str, Any]:
+    """Return the scores of a model's answers, and what they are scores of."""
     device, dtype = _device_of(model)
     options = {"context": context_of(model), "device": device, "dtype": dtype, "display": display}
-    return Scorer(task.score, (), tokenizer, seed=task.settings.seed or 0, **options).measure(model)[0]
+    scorer = Scorer(task.score, (), tokenizer, seed=task.settings.seed or 0, **options)
+    scored = {"path": task.score.path, "fingerprint": scorer.fingerprint, "prompts": len(scorer.examples)}
+    return scored | {"max_completion_length": scorer.new_tokens} | scorer.measure(model)[0]
 
 
 def _device_of(model: Any) -> tuple[str, str]:
     return model.device.type, "bfloat16" if model.dtype == torch.bfloat16 else "float32"
 
 
-def _keep(
-    contender: Contender, numbers: dict[str, float], rows: list[dict[str, Any]], task: Task, display: Display
-) -> None:
-    """Keep what was measured on texts and prompts with the checkpoint."""
-    results = {key: value for key, value in numbers.items() if key.partition(":")[0] in MEASURED}
-    score = task.score.model_dump(exclude_none=True) if task.score else None
+def _keep(contender: Contender, measured: dict[str, Any], display: Display) -> None:
+    """Keep what was measured with the checkpoint, as an evaluation does."""
+    texts = measured.get("texts", [])
+    measured = measured | ({"total": total_of(texts)} if len(texts) > 1 else {})
+    digest = weights_digest(contender.folder)
+    line = {"time": now(), "by": "compare", "digest": digest, "data": data_of(measured)}
     try:
-        keep_evaluation(
-            contender.folder, {"time": now(), "by": "compare", "results": results, "texts": rows, "score": score}
-        )
+        keep_evaluation(contender.folder, line | {"results": dict(flat_results(measured)), "measured": measured})
     except OSError as error:
-        display.notice(f"{contender.name}: its evaluation can't be kept: {error.strerror}")
+        display.notice(f"{contender.name}: its evaluation can't be kept: {error.strerror or error}")

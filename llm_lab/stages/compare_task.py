@@ -16,7 +16,7 @@ from llm_lab.recipe.scoring import RewardTerm, Score
 from llm_lab.rewards.build import build_rewards
 
 from .chat_settings import ChatSettings
-from .contenders import Contender, prompts_of_runs, rewards_of_runs
+from .contenders import Contender, prompts_of_runs, rewards_of_runs, run_and_recipe
 from .score import EXACT, SHOWN, columns_of
 from .text_loss import LONGEST, open_texts
 
@@ -75,7 +75,7 @@ def prepare(
         texts = texts[:1] if over_time else texts  # the time machine: one prompt, every checkpoint
         questions = [Example(prompt=({"role": "user", "content": text},)) for text in texts]
         remarks.append(f"Prompts: {where}.")
-    return Task(tuple(questions), score, tuple(sources), min(context or LONGEST, LONGEST), settings), remarks
+    return Task(tuple(questions), score, tuple(sources), _length(contenders, context), settings), remarks
 
 
 def _smallest_context(contenders: Sequence[Contender], trust_remote_code: bool) -> int | None:
@@ -88,6 +88,16 @@ def _smallest_context(contenders: Sequence[Contender], trust_remote_code: bool) 
         config = read_config(folder, trust_remote_code=trust_remote_code).get_text_config()
         found.append(getattr(config, "max_position_embeddings", None))
     return min((length for length in found if length), default=None)
+
+
+def _length(contenders: Sequence[Contender], context: int | None) -> int:
+    """Return how many tokens all are shown at once while measured: none more than it was trained with."""
+    found = [context or LONGEST, LONGEST]
+    for contender in contenders:
+        run = run_and_recipe(contender)
+        train = getattr(run[1], "train", None) if run else None
+        found += [train.max_length] if train else []
+    return min(found)
 
 
 def _score(
@@ -108,6 +118,6 @@ def _score(
     build_rewards(functions, key="--prompts").check_columns(columns)
     longest = min(settings.max_new_tokens, context // 2) if context else settings.max_new_tokens
     score = Score(path=path, max_completion_length=longest, rewards=tuple(RewardTerm(**term) for term in terms))
-    names = ", ".join(term.get("name") or term.get("model") or "?" for term in terms)
+    names = ", ".join(term.get("name") or term["model"] for term in terms)
     told = f"Scored on {min(score.prompts, len(examples)):,} prompts of {path} by {names}"
     return score, told + (f", as in {run}." if run else ".")

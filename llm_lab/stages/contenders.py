@@ -14,8 +14,11 @@ from llm_lab.hf.load import read_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.schema import StageRecipe
 from llm_lab.runs.evaluations import run_of
 from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_judge, list_runs
+
+from .own_run import read_run
 
 JUDGE = "it is a reward model: it scores answers and writes none"
 
@@ -205,16 +208,24 @@ def _demand_whole(files: Sequence[Path]) -> None:
             raise UserError(Problem(str(file), f"this file of weights is broken: {error}")) from None
 
 
+def run_and_recipe(contender: Contender) -> tuple[RunFolder, StageRecipe] | None:
+    """Return the run that trained a contender, with its recipe; None where there is none that can be read."""
+    try:
+        return read_run(contender.folder)
+    except (LabError, OSError):
+        return None
+
+
 def prompts_of_runs(contenders: Sequence[Contender], *, empty: bool) -> tuple[tuple[str, ...], str]:
     """Return what a contender's own run asks at its evaluations, and where it stands; () where none does.
 
     empty: whether all can begin a text from nothing.
     """
     for contender in contenders:
-        run = run_of(contender.folder) if Path(contender.folder).is_dir() else None
-        prompts = tuple(text for text in _samples(run) if text or empty) if run else ()
+        found = run_and_recipe(contender)
+        prompts = tuple(text for text in _samples(found[0]) if text or empty) if found else ()
         if prompts:
-            return prompts, f"the sample prompts of {run.path}"
+            return prompts, f"the sample prompts of {found[0].path}"
     return (), ""
 
 
@@ -232,12 +243,9 @@ def _samples(run: RunFolder) -> Iterator[str]:
 def rewards_of_runs(contenders: Sequence[Contender]) -> tuple[list[dict[str, Any]], str]:
     """Return the reward terms that a contender's own run scores with, and which run that is; [] where none does."""
     for contender in contenders:
-        run = run_of(contender.folder) if Path(contender.folder).is_dir() else None
-        try:
-            score = read_recipe_file(run.recipe_path).get("score") if run else None
-        except (LabError, OSError):
-            continue
-        terms = (score or {}).get("rewards")
-        if terms and not any(term.get("python") for term in terms):  # files are run where a recipe is, not here
-            return terms, str(run.path)
+        found = run_and_recipe(contender)
+        score = getattr(found[1], "score", None) if found else None
+        terms = [term.model_dump(exclude_none=True) for term in score.rewards or ()] if score else []
+        if terms and not any("python" in term for term in terms):  # files are run where a recipe is, not here
+            return terms, str(found[0].path)
     return [], ""

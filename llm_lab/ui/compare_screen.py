@@ -117,7 +117,7 @@ def _timeline(comparison: Comparison, number: int, console: Console) -> Any:
     table.add_column(width=STEP_WIDTH, overflow="fold")
     table.add_column(overflow="fold", ratio=1)
     for i, model in enumerate(comparison.models):
-        head = Text(one_line(model.name), style="title")
+        head = Text.assemble((one_line(model.name), "title"))
         for key in ("step_loss", "step_eval_loss"):
             if key in model.numbers:
                 head.append(f"\n{'loss' if key == 'step_loss' else 'val '} {model.numbers[key]:.3f}", style="dim")
