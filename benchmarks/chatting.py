@@ -1,11 +1,21 @@
-"""Chat: tokens a second of our streaming against transformers' generate, both greedy and with a cache."""
+"""Chat: tokens a second of our streaming against transformers' generate, both greedy and with a cache; the wait for
+the first token of a model that was just loaded."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 from .contenders import llama_config
 from .timing import race
 
 COUNT, PROMPT = 128, "Once upon a time there was"
+TEN_MILLION = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8, "num_attention_heads": 5}
+TEN_MILLION |= {"num_key_value_heads": 5, "tie_word_embeddings": True, "max_position_embeddings": 512}
 
 
 def bench(full: bool) -> None:
@@ -37,3 +47,46 @@ def bench(full: bool) -> None:
     for name, words in (("ours", "llm-lab chat"), ("theirs", "transformers' generate")):
         print(f"| {words} | {COUNT / timings[name].median:,.0f} | {timings[name].spread()} |")
     print(f"\nRatio {timings['theirs'].median / timings['ours'].median:.2f} ×")
+    waits = [_first_token() for _ in range(5 if full else 3)]
+    parameters, seconds = waits[0][0], sorted(wait for _, wait in waits)
+    print(
+        f"\nFirst token of a model of {parameters / 1e6:.1f} M parameters, just loaded: "
+        f"{1e3 * seconds[len(seconds) // 2]:,.1f} ms ({1e3 * seconds[0]:,.1f} to {1e3 * seconds[-1]:,.1f})"
+    )
+
+
+def _first_token() -> tuple[int, float]:
+    """Return parameters, and the seconds from when a fresh process has loaded a model to the first piece of text."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.chatting"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the model of 10 M could not be asked:\n{done.stderr[-2000:]}")
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _ask_ten_million() -> None:
+    """Write a model of 10 M parameters, load it, and print how many and what its first token took."""
+    import torch
+    from transformers import LlamaConfig
+
+    from llm_lab.hf.load import build_from_config
+    from llm_lab.hf.save import save_model, set_special_tokens
+    from llm_lab.hf.tokenizers import make_byte_tokenizer
+    from llm_lab.runner import load
+    from llm_lab.stages.chat import ChatSession, ChatSettings
+
+    tokenizer = make_byte_tokenizer()
+    torch.manual_seed(0)
+    model = build_from_config(LlamaConfig(vocab_size=len(tokenizer), **TEN_MILLION))
+    set_special_tokens(model, tokenizer)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder), tokenizer)
+        loaded, its_tokenizer = load(folder, device="cpu")
+        start = time.perf_counter()
+        session = ChatSession(loaded, its_tokenizer, name="bench", settings=ChatSettings(temperature=0.0))
+        next(session.reply(PROMPT))
+        print(json.dumps([count, time.perf_counter() - start]))
+
+
+if __name__ == "__main__":
+    _ask_ten_million()
