@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import warnings
 import weakref
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from llm_lab import load
 from llm_lab.cli import main
 from llm_lab.hf.adapter_off import switch_adapter_off
 from llm_lab.hf.load import load_model
+from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import UserError
 from llm_lab.runs.comparison import Answer, Compared, Comparison, as_markdown, best_of, differences, verdict
@@ -334,6 +336,33 @@ def test_the_switch_gives_the_bases_logits_and_leaves_the_adapter_as_it_was(tied
         assert model.get_base_model().config.eos_token_id == 256
     assert torch.equal(model(ids).logits, before)
     assert model.generation_config.eos_token_id == ends == tokenizer.eos_token_id
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_that_has_replaced_the_embeddings_is_not_taken_for_one_that_can_be_switched_off(models, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = load_model("plain")
+    base.resize_token_embeddings(260)
+    tuned = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    with warnings.catch_warnings(action="ignore"):
+        tuned.save_pretrained(tmp_path / "grown")  # PEFT sees that the vocabulary has grown, and saves it whole
+    load_tokenizer("plain").save_pretrained(tmp_path / "grown")
+    folder = str(tmp_path / "grown")
+    with pytest.raises(UserError, match="Load the base itself: plain"):
+        compare([folder], load=never, adapter_off=True)
+    assert len(compare([folder, "plain"], prompts=["x"]).models) == 2
+
+
+def test_a_model_that_diverged_is_told_and_the_others_are_compared(models, tmp_path):
+    broken = load_model("plain")
+    with torch.no_grad():
+        broken.get_output_embeddings().weight.fill_(float("nan"))
+    save_model(broken, tmp_path / "nan", load_tokenizer("plain"))
+    found = compare(["plain", str(tmp_path / "nan")], prompts=["x"], data=["other.txt"])
+    assert "NaN" in found.models[1].answers[0].problem
+    assert "bits_per_byte:other.txt" in found.models[0].numbers
+    assert "bits_per_byte:other.txt" not in found.models[1].numbers
 
 
 # The time machine

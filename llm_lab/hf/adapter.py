@@ -203,7 +203,7 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
         loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")
     except (RuntimeError, ValueError, KeyError) as error:
         raise _mismatch(adapter, key, _shapes(error)) from None
-    strangers = [name for name in loaded.unexpected_keys if not _is_whole_end(name)]
+    strangers = [name for name in loaded.unexpected_keys if not is_whole_end(name)]
     if strangers or loaded.missing_keys:
         names = [*strangers, *loaded.missing_keys]
         side = "has no place for" if strangers else "wants what the adapter lacks:"
@@ -238,12 +238,12 @@ def _saved_rows(adapter: Adapter) -> int | None:
 
     with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 (it is no dict)
-            if _is_whole_end(name):
+            if is_whole_end(name):
                 return file.get_slice(name).get_shape()[0]
     return None
 
 
-def _is_whole_end(name: str) -> bool:
+def is_whole_end(name: str) -> bool:
     """Tell whether an adapter's weight is embeddings or a head, saved whole."""
     return name.endswith(".weight") and name.split(".")[-2] in (
         "embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.hf.adapter import demand_base, is_adapter, read_adapter
+from llm_lab.hf.adapter_off import demand_switch
 from llm_lab.hf.load import read_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import LabError, Problem, UserError, did_you_mean
@@ -43,6 +44,9 @@ def find_contenders(names: Sequence[str], *, adapter_off: bool = False) -> list[
     for name in names:
         try:
             folder = find_checkpoint(name)
+            if adapter_off and is_adapter(folder):
+                read_adapter(folder)
+                demand_switch(folder)
         except UserError as error:
             problems += error.problems
             continue
