@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
 
 from .facts import OF_THE_MACHINE, data_rows, duration, number, reached, versions, warnings_of
 from .folder import write_atomically
+from .front_matter import front_matter, is_hub_name
 from .lineage import Node, main_line, trace
 from .loading import (
     ADAPTER,
     GGUF,
-    LIBRARIES,
     ModelFolder,
     count_parameters,
     describe_form,
@@ -42,7 +39,6 @@ STAGES = {
 NOT_SHOWN = {*OF_THE_MACHINE, "step", "size_bytes"}
 # Columns of metrics.jsonl that tell of the moment, not of the model.
 OF_THE_STEP = {"step", "learning_rate", "grad_norm", "epochs", "mix", *OF_THE_MACHINE}
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def write_card(
@@ -55,51 +51,10 @@ def write_card(
     """
     looked = look_at_folder(folder)
     node = trace(str(source or folder), digest_of=lambda path: None)
-    text = _front_matter(looked, node) + "\n".join(_body(looked, node, proof, repo))
+    text = front_matter(looked, node) + "\n".join(_body(looked, node, proof, repo))
     text = without_secrets(without_paths(text, tuple(_known_paths(node))))
     write_atomically(folder / NAME, text)
     return text
-
-
-def _front_matter(folder: ModelFolder, node: Node) -> str:
-    facts: dict[str, Any] = {
-        "library_name": LIBRARIES[folder.kind],
-        "pipeline_tag": "text-classification" if folder.judges else "text-generation",
-        "tags": ["llm-lab", *([node.stage] if node.stage else []), *(["lora"] if folder.kind == ADAPTER else [])],
-    }
-    base = _hub_base(node)
-    if base is not None:
-        facts["base_model"] = base
-        relation = _relation(folder, node)
-        facts |= {"base_model_relation": relation} if relation else {}
-    datasets = [item["path"] for one in main_line(node) for item in one.facts.get("data") or () if item.get("hub")]
-    if datasets:
-        facts["datasets"] = list(dict.fromkeys(datasets))
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n\n"
-
-
-def _hub_base(node: Node) -> str | None:
-    """Return the nearest model before this one that is on the Hub, or None."""
-    before = [node] if node.run is None else list(reversed(main_line(node)[:-1]))
-    for one in before:
-        if one.run is not None and one.facts.get("pushed"):
-            return one.facts["pushed"]["repo"]
-        if one.run is None and _is_hub_name(one.place):
-            return one.place
-    return None
-
-
-def _is_hub_name(place: str) -> bool:
-    return _HUB_NAME.fullmatch(place) is not None and not Path(place).exists()
-
-
-def _relation(folder: ModelFolder, node: Node) -> str | None:
-    """Return how the Hub calls the way from base to this; None where it is the same weights in the same form."""
-    if folder.kind == ADAPTER:
-        return "adapter"
-    if node.run is None:
-        return "quantized" if folder.kind == GGUF else None
-    return "finetune"  # a merged adapter too: "merge" is the Hub's word for several models in one
 
 
 def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo: str | None) -> Iterator[str]:
@@ -112,7 +67,8 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     yield from _section("What it is", table(("", ""), _what(folder, node)))
     codes = loading_code(folder, repo or ".", in_transformers=_is_proven(proof, "Transformers"))
     where = "" if repo else "In this folder:"
-    yield from _section("How it is loaded", [where, *(fence(code, language) for language, code in codes)])
+    lines = [where, *(fence(text, language) for language, text in codes), *_needs(folder)]
+    yield from _section("How it is loaded", lines)
     yield from _section("What loading it has shown", _proof(proof))
     rows = [[name, number(value), *meaning_of(name, node.stage)] for name, value in _results(node)]
     yield from _section("What it came to", table(("result", "value", "what it is", "unit"), rows))
@@ -124,6 +80,14 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     warned = warnings_of(node.run) if node.run else []
     yield from _section("To mind", [f"- {plain(line)}" for line in warned])
     yield from _section("How it was made", _making(node))
+
+
+def _needs(folder: ModelFolder) -> list[str]:
+    """Return what must be there for the code to run elsewhere."""
+    if folder.kind == ADAPTER and folder.base and not is_hub_name(folder.base):
+        mend = "Where it is elsewhere, name its place in adapter_config.json, or merge first: `llm-lab merge`"
+        return [f"Its base stood in a folder of the machine it was made on. {mend}."]
+    return []
 
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
@@ -139,8 +103,8 @@ def _what(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
     if node.stage == "pretrain" and facts.get("model"):
         yield ["parts", facts["model"]]
     yield ["form", describe_form(folder)]
-    if folder.base:
-        yield ["base", code(folder.base)]
+    if folder.kind == ADAPTER:
+        yield ["base", code(_origin(node) or folder.base or "")]
     sizes = {"num_hidden_layers": "layers", "hidden_size": "wide", "num_attention_heads": "heads"}
     found = [f"{config[key]:,} {word}" for key, word in sizes.items() if isinstance(config.get(key), int)]
     if found:
@@ -207,10 +171,15 @@ def _lineage(node: Node) -> Iterator[list[str]]:
     if len(line) < 2 and node.parent is None:
         return
     for one in line:
-        origin = "scratch" if one.stage == "pretrain" and one.parent is None else ""
-        if one.parent is not None:
-            origin = _name(one.parent.node) if one.parent.node else one.parent.place
+        origin = _origin(one) or ("scratch" if one.stage == "pretrain" else "")
         yield [one.stage or "", code(_name(one)), code(origin) if origin else "", ", ".join(reached(_reached(one)))]
+
+
+def _origin(node: Node) -> str | None:
+    """Return what the model was made from, by its name."""
+    if node.parent is None:
+        return None
+    return _name(node.parent.node) if node.parent.node else node.parent.place
 
 
 def _name(node: Node) -> str:
