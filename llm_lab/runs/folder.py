@@ -206,9 +206,10 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         why = f"{file.name} is a GGUF file, for llama.cpp, Ollama and LM Studio; here Hugging Face folders are opened"
         raise UserError(Problem(str(path), why, mend=mend))
     if existing is not None:
-        raise UserError(
-            Problem(str(path), "no model was saved here yet", mend="`llm-lab list runs` shows what there is.")
-        )
+        why, mend = "no model was saved here yet", "`llm-lab list runs` shows what there is."
+        if RunFolder(existing).facts().get("stage") == "eval":
+            why, mend = "this run measured a model and made none", f"Take what it measured: {_source_of(existing)}"
+        raise UserError(Problem(str(path), why, mend=mend))
     from llm_lab.recipe.errors import did_you_mean
 
     names = [str(run.path) for run in list_runs(root)]

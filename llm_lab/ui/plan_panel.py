@@ -188,7 +188,8 @@ def _tokenizer(tokenizer: Any) -> str:
 def _data(sources: Any) -> Iterator[str]:
     whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
     for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
-        share = f", {100 * source.get('weight', 1.0) / whole:.0f} % of the mix" if len(sources) > 1 else ""
+        mixed = len(sources) > 1 and "weight" in source  # texts that are only measured are not mixed
+        share = f", {100 * source['weight'] / whole:.0f} % of the mix" if mixed else ""
         subset = f" ({source['subset']})" if source.get("subset") else ""
         yield f"{source.get('path')}{subset}{share}"
     if len(sources) > DATA_LINES + 1:
