@@ -110,7 +110,8 @@ class Handler(BaseHTTPRequestHandler):
                 for name in self.user.scoped
             ]
             token["fineGrained"] = {"global": [], "scoped": scoped}
-        orgs = [{"type": "org", "name": name, "roleInOrg": "write"} for name in self.user.organizations]
+        roles = dict.fromkeys(self.user.organizations, "write") | dict.fromkeys(self.user.guest_of, "read")
+        orgs = [{"type": "org", "name": name, "roleInOrg": role} for name, role in roles.items()]
         return {
             "type": "user",
             "name": self.user.name,

@@ -17,12 +17,16 @@ from hub_interface import Handler
 
 @dataclass(frozen=True)
 class User:
-    """Whose token it is. role: read, write or fineGrained; scoped: names that a fine-grained one may write to."""
+    """Whose token it is. role: read, write or fineGrained; scoped: names that a fine-grained one may write to.
+
+    organizations: those in which the user may write; guest_of: those in which not.
+    """
 
     name: str
     role: str = "write"
     organizations: tuple[str, ...] = ()
     scoped: tuple[str, ...] = ()
+    guest_of: tuple[str, ...] = ()
 
     def may_write(self, namespace: str) -> bool:
         allowed = self.scoped if self.role == "fineGrained" else (self.name, *self.organizations)

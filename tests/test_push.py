@@ -54,7 +54,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-login"))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     users = {
-        WRITES: User("ann", organizations=("club",)),
+        WRITES: User("ann", organizations=("club",), guest_of=("guild",)),
         READS: User("ann", role="read"),
         FINE: User("ann", role="fineGrained", scoped=("club",)),
     }
@@ -185,10 +185,12 @@ def test_a_login_is_as_good_as_a_token_in_the_environment(hub, monkeypatch, tmp_
         ("hf_Unknown", "ann/model", ("does not know this token", "hf auth login")),
         (READS, "ann/model", ("ann", "may only read", "write permission")),
         (WRITES, "bob/model", ("ann", "can't write to bob", "ann/NAME", "club/NAME")),
+        (WRITES, "guild/model", ("ann", "can't write to guild")),
+        (WRITES, "ann/two--dashes", ("the Hub takes no such name", "two--dashes")),
         (FINE, "ann/model", ("fine-grained", "no write permission for ann")),
     ],
 )
-def test_a_token_that_may_not_write_there_is_refused_before_anything_is_made(hub, monkeypatch, token, repo, words):
+def test_what_the_hub_would_not_take_is_refused_before_anything_is_made(hub, monkeypatch, token, repo, words):
     monkeypatch.setenv("HF_TOKEN", token)
     with raises_in_words(UserError, *words):
         find_destination(repo, endpoint=hub.url)

@@ -13,6 +13,8 @@ from llm_lab.recipe.errors import LabError, MachineError, Problem, UserError
 KEY = "export.push"
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN; a token with write permission is made in your Hub settings."
 
+ONLY_READS = ("read", "no_access")
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -63,7 +65,8 @@ def _demand_permission(repo: str, identity: dict[str, Any]) -> None:
     if token.get("role") == "read":
         why = f"the token of {user} may only read"
         raise UserError(Problem(KEY, why, value=repo, mend=LOG_IN))
-    owners = [user, *(organization["name"] for organization in identity.get("orgs", []))]
+    organizations = [one["name"] for one in identity.get("orgs", []) if one.get("roleInOrg") not in ONLY_READS]
+    owners = [user, *organizations]
     if owner.lower() not in (name.lower() for name in owners):
         why = f"the token is of {user}, who can't write to {owner}"
         raise UserError(Problem(KEY, why, value=repo, allowed=", ".join(f"{name}/NAME" for name in owners)))
@@ -115,7 +118,7 @@ def errors_in_words(repo: str, api: Any, token: str, stands: str = "") -> Iterat
 
 def _explain(error: BaseException, endpoint: str) -> tuple[type[LabError], str, str]:
     """Return (kind of error, why, what to do)."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     while not _is_of_the_network(error) and getattr(error, "response", None) is None and error.__cause__ is not None:
         error = error.__cause__  # an upload's own error wraps what happened
@@ -132,6 +135,8 @@ def _explain(error: BaseException, endpoint: str) -> tuple[type[LabError], str, 
         return MachineError, f"the Hub answered {status}: {said}", "Try again later."
     if isinstance(error, OfflineModeIsEnabled):
         return MachineError, "HF_HUB_OFFLINE stands in the environment", "Take it out to send."
+    if isinstance(error, HFValidationError):
+        return UserError, f"the Hub takes no such name: {str(error).splitlines()[0]}", ""
     if _is_of_the_network(error):
         return MachineError, f"the connection to {endpoint} failed ({type(error).__name__})", "Check the network."
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
