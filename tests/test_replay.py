@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from llm_lab.cli import main
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.recipe.errors import UserError
 from llm_lab.runner import read_job, run
+from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lineage import describe_line, line_of, trace
 from llm_lab.runs.replay import compose
@@ -197,6 +199,54 @@ def test_a_parent_that_was_trained_on_since_is_told(capsys):
     assert "? checkpoints/replaced/model: gone" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UserError, match="checkpoints/replaced/model: checkpoints/child came from it, and it is gone"):
         compose("child", name=None, digest_of=weights_digest)
+
+
+class StoppedInTheSecondStage(Display):
+    def begin(self, *, max_steps, first_step, facts):
+        self.stage = facts["stage"]
+
+    def log(self, row):
+        if self.stage == "sft" and row["step"] == 2 and "loss" in row:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_replay_that_was_stopped_goes_on_and_is_held_against_the_original(capsys):
+    assert main(["replay", "sft", "--name", "halted", "--dry-run"]) == 0
+    assert run("configs/halted.yaml", display=StoppedInTheSecondStage())["status"] == "stopped"
+    capsys.readouterr()
+    assert main(["replay", "sft", "--name", "halted", "--resume"]) == 0
+    assert "The same: all weights in checkpoints/halted" in " ".join(capsys.readouterr().out.split())
+    report = Path("checkpoints/halted/report.md").read_text()
+    assert "Against `checkpoints/sft/model` and its line:" in report
+    assert "| sft | the same, bit for bit |  |" in report
+
+
+def test_a_run_that_never_came_to_its_end_is_told(capsys):
+    facts = run(
+        tuned("sft", "checkpoints/first", "questions.jsonl", samples={"max_new_tokens": 2}) | {"name": "cut"},
+        display=StoppedInTheSecondStage(),
+    )
+    assert facts["status"] == "stopped"
+    (remark,) = compose("cut", name=None, digest_of=weights_digest).remarks
+    assert remark == "checkpoints/cut did not come to its end (stopped after step 3): it is replayed to its end"
+
+
+def test_a_python_file_of_the_users_that_has_changed_is_told(capsys):
+    Path("near.py").write_text("def near(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    grpo = {"num_generations": 2, "max_completion_length": 4}
+    few = {"samples": {"max_new_tokens": 2}, "score": None, "rewards": [{"python": "near.py:near"}], "grpo": grpo}
+    run(tuned("grpo", "checkpoints/sft", "questions.jsonl", **few) | {"name": "mine"})
+    assert compose("mine", name=None, digest_of=weights_digest).remarks == ()
+    Path("near.py").write_text("def near(completions, **columns):\n    return [0.5 for _ in completions]\n")
+    (remark,) = compose("mine", name=None, digest_of=weights_digest).remarks
+    assert remark == "near.py has changed since checkpoints/mine was made (rewards.0.python)"
+
+
+def test_an_export_is_replayed_with_its_line():
+    run({"stage": "export", "name": "file", "device": "cpu", "model": {"checkpoint": "checkpoints/merge"}})
+    replay = compose("file", name=None, digest_of=weights_digest)
+    assert [stage["stage"] for stage in replay.recipe["stages"]] == ["pretrain", "sft", "merge", "export"]
+    assert read_job(replay.recipe)[1] == []
 
 
 def test_what_no_run_made_has_nothing_to_replay():

@@ -37,6 +37,11 @@ def keep_evaluation(checkpoint: str | Path, row: Mapping[str, Any], *, root: Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps({"checkpoint": str(checkpoint), **row}, ensure_ascii=False) + "\n")
+    run = RunFolder(path.parent)
+    if run.report_path.is_file() and run.facts().get("stage"):
+        from .report import write_report  # which reads what is kept here
+
+        write_report(run)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -102,15 +103,33 @@ def size(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def describe_evaluation(row: Mapping[str, Any]) -> str:
-    """Return one kept evaluation on one line: when, of which checkpoint, and its numbers."""
-    numbers = row.get("results") if isinstance(row.get("results"), Mapping) else row
-    told = reached(numbers)
-    told += [
-        f"{key} {number(value)}"
-        for key, value in numbers.items()
-        if key not in TOLD and isinstance(value, float) and not key.startswith("time") and key not in ("at", "seed")
-    ]
-    when = row.get("time") or row.get("at")
-    day = f"{datetime.fromtimestamp(when):%d %b %Y}: " if isinstance(when, int | float) else ""
-    return day + ", ".join(told)
+def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
+    """Return one kept evaluation on one line: when, of which checkpoint, on what, and its numbers, at most so many."""
+    results = row.get("results") or {}
+    told = reached(results)
+    told += [f"{key} {number(value)}" for key, value in results.items() if key not in TOLD and _is_number(value)]
+    left = len(told) - most if most is not None else 0
+    told = [*told[:most], f"{left} more"] if left > 0 else told
+    when = f"{datetime.fromtimestamp(row['time']):%d %b %Y}" if _is_number(row.get("time")) else ""
+    step = re.search(r"checkpoint-(\d+)$", str(row.get("checkpoint", "")))
+    of = f"step {int(step[1]):,}" if step else ""
+    sets = [f"{item['path']} ({item['fingerprint'][:12]})" for item in row.get("data") or ()]
+    on = f"on {', '.join(dict.fromkeys(sets))}" if sets else ""
+    head = ", ".join(part for part in (when, of, on) if part)
+    return f"{head}: {', '.join(told)}" if head else ", ".join(told)
+
+
+def describe_proof(proof: Mapping[str, Any]) -> list[str]:
+    """Return what each program made of an exported model, a line for each."""
+    lines = []
+    for check in proof.get("checks") or ():
+        told = f"{check['program']}: {check['verdict']}"
+        if check.get("logit_difference") is not None:
+            told += f" (logits differ by at most {check['logit_difference']:.2g}, "
+            told += f"{100 * check['greedy_agreement']:.4g} % of likeliest tokens are the same)"
+        lines.append(told + (f": {check['reason']}" if check.get("reason") else ""))
+    return lines or [str(proof.get("verdict"))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -200,7 +200,9 @@ def compare(replay: Replay, outer: RunFolder, *, digest_of: Digest) -> tuple[Sta
 
 
 def _weights_of(run: RunFolder, step: int | None) -> Path:
-    return run.model_path if step is None else run.steps_path / f"checkpoint-{step}"
+    if step is not None:
+        return run.steps_path / f"checkpoint-{step}"
+    return run.model_path if run.model_path.is_dir() else run.path / "gguf"
 
 
 def _digest(folder: Path, digest_of: Digest) -> str | None:

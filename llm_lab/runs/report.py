@@ -10,7 +10,17 @@ from typing import Any
 from .charts import draw_predictions
 from .curves import draw_curves
 from .evaluations import evaluations_of
-from .facts import OF_THE_MACHINE, data_rows, describe_evaluation, duration, number, size, versions, warnings_of
+from .facts import (
+    OF_THE_MACHINE,
+    data_rows,
+    describe_evaluation,
+    describe_proof,
+    duration,
+    number,
+    size,
+    versions,
+    warnings_of,
+)
 from .folder import RunFolder, write_atomically
 from .lineage import describe_line
 from .markdown import code, fence, plain, table
@@ -26,6 +36,9 @@ def write_report(run: RunFolder) -> None:
     results = [[code(key), number(value)] for key, value in _in_order(facts.get("results") or {})]
     parts += _section("Results", table(("result", "value"), results))
     parts += _section("Measured since", [f"- {plain(describe_evaluation(row))}" for row in evaluations_of(run.path)])
+    parts += _section(
+        "Proof", [f"- {plain(line)}" for line in describe_proof(facts["proof"])] if facts.get("proof") else []
+    )
     parts += _section("Samples over time", _samples(run))
     parts += _section("Predicted and actual", _predictions(run, facts))
     parts += _section("Data", table(("data", "fingerprint", "read"), _data(facts)))

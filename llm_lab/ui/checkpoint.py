@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.plan.parameters import read_adapter_json, read_config_json, shape_of_config
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.native import what_loads
-from llm_lab.runs.facts import describe_evaluation, reached, warnings_of
+from llm_lab.runs.facts import describe_evaluation, describe_proof, reached, warnings_of
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # On the main line, on a branch beside it, and below either: with and without line drawing.
 RAILS = {True: ("●", "├─●", "│"), False: ("*", "|-*", "|")}
-SHOWN_EVALUATIONS = 5
+SHOWN_EVALUATIONS, SHOWN_NUMBERS = 5, 8
 
 Row = tuple[str, str]
 
@@ -45,7 +45,7 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
     rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
     if run is not None:
         rows += _run_rows(run, node)
-    rows += [("measured", describe_evaluation(row)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
+    rows += [("measured", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
     console.print(table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
     if run is not None or node.links:
         console.print()
@@ -115,20 +115,13 @@ def _run_rows(run: RunFolder, node: Node) -> Iterator[Row]:
     tokens = (node.facts.get("results") or {}).get("train_tokens")
     if tokens and node.step is None:
         yield "trained on", f"{tokens:,} tokens"
-    proof = node.facts.get("proof")
-    if proof:
-        yield "proof", _describe_proof(proof)
+    for told in describe_proof(node.facts["proof"]) if node.facts.get("proof") else ():
+        yield "proof", told
     replay = node.facts.get("replay")
     if replay:
         yield "replay of", replay["of"]
     for warning in warnings_of(run):
         yield "mind", warning
-
-
-def _describe_proof(proof: Any) -> str:
-    if isinstance(proof, Mapping):
-        return str(proof.get("verdict") or ", ".join(f"{key} {value}" for key, value in proof.items()))
-    return str(proof)
 
 
 def print_line(console: Console, node: Node) -> None:
@@ -192,4 +185,4 @@ def _node_rows(node: Node, before: Node | None) -> Iterator[tuple[str, str, str]
     if told:
         yield "score", ", ".join(told), ""
     if node.evaluations:
-        yield "measured", describe_evaluation(node.evaluations[-1]), ""
+        yield "measured", describe_evaluation(node.evaluations[-1], SHOWN_NUMBERS), ""
