@@ -18,7 +18,8 @@ from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.native import LLAMA_CPP, TRANSFORMERS, Loads, what_loads
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
 
-CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+CLASSES |= {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 NO_LLAMA_CPP = "llama-cpp-python is not installed: what llama.cpp makes of GGUF files is not tested here"
 
@@ -47,7 +48,7 @@ def write(model, tokenizer, folder: Path) -> Loads:
     save_model(model, folder, tokenizer)
     loads = what_loads(model.config.to_dict())
     if loads.gguf:
-        write_gguf(to_native(model), tokenizer, folder / "model.gguf", weights="f32", name="tiny")
+        write_gguf(to_native(model) or model, tokenizer, folder / "model.gguf", weights="f32", name="tiny")
     else:
         with pytest.raises(UserError) as caught:
             write_gguf(to_native(model) or model, tokenizer, folder / "model.gguf", weights="f32", name="tiny")
@@ -177,18 +178,61 @@ def test_llama_cpp_reads_every_file_that_is_said_to_be_one_of_its(tmp_path):
     assert differences(ask(model, tokenizer, probe), answer) < 1e-2
 
 
+def foreign(kind: str, extra_rows: int = 0, **changes):
+    """A model of Transformers' own class, its weights and biases large, with a byte tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_byte_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": len(tokenizer) + extra_rows}
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    set_special_tokens(model, tokenizer)
+    return model, tokenizer
+
+
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA_3 |= {"original_max_position_embeddings": 16}
+OTHERS = {
+    "llama": ("llama", {}),
+    "llama, more rows than tokens": ("llama", {"extra_rows": 7}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA_3}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral, a window": ("mistral", {"sliding_window": 8}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2, a window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
+    "qwen3": ("qwen3", {"head_dim": 128}),
+    "qwen3, layers with and without a window": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+}
+
+
+def test_models_of_others_load_in_what_is_said(tmp_path):
+    said = demand_truth({name: foreign(kind, **changes) for name, (kind, changes) in OTHERS.items()}, tmp_path)
+    assert {name for name, loads in said.items() if not loads.gguf} == {name for name in OTHERS if "window" in name}
+    assert all(loads.architecture == OTHERS[name][0] for name, loads in said.items())
+    assert said["llama 3"].gguf_readers == (LLAMA_CPP,)
+    assert said["qwen2"].gguf_readers == (LLAMA_CPP, TRANSFORMERS)
+
+
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "max_position_embeddings": 2048}
 FOREIGN = [
     ({**LLAMA}, "llama", "llama", "llama.cpp, Ollama"),
     ({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, "llama", None, "kind linear"),
-    ({**LLAMA, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama", None, "kind llama3"),
+    ({**LLAMA, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama", "llama", "Llama 3's stretching"),
     ({**LLAMA, "hidden_act": "gelu"}, "llama", None, "no gelu"),
     ({"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 9999}, "mistral", "llama", "Llama"),
     ({"model_type": "mistral", "max_position_embeddings": 9999}, "mistral", None, "4,096 tokens are fewer"),
     ({"model_type": "qwen3", "sliding_window": 9, "use_sliding_window": False}, "qwen3", "qwen3", "Qwen3"),
     ({"model_type": "qwen3", "sliding_window": 9, "use_sliding_window": True}, "qwen3", None, "no sliding window"),
     ({"model_type": "gpt2"}, "gpt2", None, "this is gpt2"),
-    ({"model_type": "qwen2"}, "qwen2", None, "this is qwen2"),
+    ({"model_type": "qwen2_moe"}, "qwen2_moe", None, "this is qwen2_moe"),
     ({"model_type": "mixtral"}, "mixtral", None, "this is mixtral"),
     ({"model_type": "odd", "auto_map": {"AutoModelForCausalLM": "odd.Odd"}}, None, None, "no architecture"),
 ]

@@ -30,7 +30,7 @@ _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, *, weights: str, name: str, key: str = "export.to") -> None:
-    """Write a LlamaForCausalLM, MistralForCausalLM or Qwen3ForCausalLM into one file.
+    """Write a LlamaForCausalLM, or one of Mistral, Qwen2 or Qwen3, into one file.
 
     weights: f32, f16, bf16 or q8_0. name: the model's, kept in the file. UserError, with the reason, for what GGUF does
     not hold.
@@ -131,6 +131,8 @@ def _add_tokenizer(writer: Any, words: GgufTokenizer) -> None:
 def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, Any]]:
     """Yield (GGUF's name, values) of every weight; a tied head is left out, and stands for the embeddings."""
     config = model.config
+    if rope_of(config.to_dict())["rope_type"] == "llama3":
+        yield "rope_freqs.weight", _stretched_frequencies(config)
     for name, values in model.state_dict().items():
         module, kind = name.rsplit(".", 1)
         if module == "lm_head" and config.tie_word_embeddings:
@@ -144,6 +146,16 @@ def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, Any]]:
             heads = config.num_attention_heads if inner == "attn_q" else config.num_key_value_heads
             values = interleave_rotary(values, heads)
         yield f"{found}.{kind}", values
+
+
+def _stretched_frequencies(config: Any) -> Any:
+    """Return what each frequency of RoPE is divided by in Llama 3's stretching: GGUF keeps it as a tensor."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    steps = torch.arange(len(stretched), dtype=torch.float32) / len(stretched)
+    return config.rope_parameters["rope_theta"] ** -steps / stretched
 
 
 def interleave_rotary(values: Any, heads: int) -> Any:

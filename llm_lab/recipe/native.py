@@ -8,7 +8,8 @@ from typing import Any
 
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
-NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+STRETCHES = {"yarn": "YaRN's stretching", "llama3": "Llama 3's stretching"}
 # YaRN's finer settings, and the only values of them that GGUF's readers agree on.
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
@@ -80,13 +81,13 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
         return None, why, ()
     if architecture not in NAMES:
         return None, f"GGUF is written of {', '.join(NAMES.values())} only, and this is {architecture}", ()
-    found = {"llama": "llama", "mistral": "llama", "qwen3": "qwen3"}[architecture]
+    found = "llama" if architecture == "mistral" else architecture
     name = NAMES[found]
     rope = rope_of(parts)
     window = _window(architecture, parts)
     if parts.get("hidden_act", "silu") != "silu":
         return None, f"GGUF's {name} has no {parts['hidden_act']}, SwiGLU only", ()
-    if rope.get("rope_type") not in ("default", "yarn"):
+    if rope["rope_type"] not in ("default", *STRETCHES) or (rope["rope_type"] == "llama3" and found != "llama"):
         return None, f"positions of the kind {rope['rope_type']} are not written", ()
     odd = [key for key, usual in YARN_DEFAULTS.items() if rope.get(key) not in (None, usual)]
     odd += [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key) is not None]
@@ -99,12 +100,14 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
         return None, "GGUF's Qwen3 has no biases in attention", ()
     what = f"a {name} file"
     missing = []
-    if rope.get("rope_type") == "yarn":
-        missing.append("YaRN's stretching")
+    if rope["rope_type"] in STRETCHES:
+        missing.append(STRETCHES[rope["rope_type"]])
     missing += [words for key, words in (("attention_bias", "biases"), ("mlp_bias", "biases")) if parts.get(key)][:1]
     head_dim = parts.get("head_dim")
     if found == "qwen3" and head_dim != 128:
         missing.append("heads of another size than 128")
+    if found == "qwen2" and head_dim and head_dim * parts["num_attention_heads"] != parts["hidden_size"]:
+        missing.append("the size of the heads")
     if missing:
         return found, f"{what} for llama.cpp; Transformers' reader of GGUF leaves out {' and '.join(missing)}", BOTH[:1]
     return found, f"{what} for llama.cpp, Ollama and LM Studio", BOTH
@@ -124,7 +127,7 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _window(architecture: str, config: Mapping[str, Any]) -> int | None:
     """Return the sliding window that some layer has, or None."""
-    if architecture == "qwen3" and config.get("model_type") == "qwen3":
+    if config.get("model_type") in ("qwen2", "qwen3"):
         slides = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
         return config.get("sliding_window") if slides else None
     return config.get("sliding_window", 4096 if config.get("model_type") == "mistral" else None)
