@@ -153,24 +153,21 @@ def in_words(found: FoundExamples) -> str:
 def ask_score(draft: Draft, actions: Actions, *, show: Show) -> Draft:
     """Ask whether held-out prompts are answered and scored at every evaluation, and where they come from."""
     stage, now = draft.raw["stage"], draft.value("score")
-    held_out, measured = NO_PROMPTS.get(stage), stage == "eval"
-    kept_from = "what its own run was scored on" if measured else "prompts kept from the data"
+    held_out = NO_PROMPTS.get(stage)
     options = [
-        Option("held-out", f"yes, on {kept_from}", held_out),
+        Option("held-out", "yes, on prompts kept from the data", held_out),
         Option("named", "yes, on other prompts"),
         Option("none", "no"),
     ]
     kind = "none" if now is None else "named" if now.get("path") else "held-out"
-    when = "" if measured else " at every evaluation"
-    question = "Have it answer prompts, and score them?" if measured else "Score its answers while it trains?"
-    begin_question(draft, f"score: held-out prompts that are answered and scored{when}", show=show)
+    begin_question(draft, "score: held-out prompts that are answered and scored at every evaluation", show=show)
     while True:
-        picked = choose(question, options, default=kind, why=SCORE_WHY)
+        picked = choose("Score its answers while it trains?", options, default=kind, why=SCORE_WHY)
         with contextlib.suppress(Back):
             if picked == "none":
                 return draft.with_none("score") if draft.value("score") is not None else draft
             if picked == "named":
-                return _ask_score_path(draft, actions, show=show)
+                return ask_score_path(draft, actions, show=show)
             kept = {k: v for k, v in (draft.raw.get("score") or {}).items() if k in ("prompts", "rewards")}
             return draft.with_answer("score", kept or {"prompts": draft.value("score.prompts") or 100})
 
@@ -188,7 +185,8 @@ SCORE_WHY = (
 )
 
 
-def _ask_score_path(draft: Draft, actions: Actions, *, show: Show) -> Draft:
+def ask_score_path(draft: Draft, actions: Actions, *, show: Show) -> Draft:
+    """Ask where the prompts that are scored come from. Raises Back."""
     now, trouble = dict(draft.raw.get("score") or {}), ""
     path = str(now.get("path") or BUILTIN)
     while True:

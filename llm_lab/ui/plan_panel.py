@@ -11,6 +11,7 @@ from llm_lab.plan.estimate import Estimate
 from llm_lab.plan.parameters import read_config_json
 from llm_lab.plan.resolve import Resolved
 from llm_lab.plan.vocabulary import vocabulary_size
+from llm_lab.recipe.evaluation import measures_itself
 from llm_lab.recipe.exporting import FORMS
 from llm_lab.recipe.native import what_loads
 from llm_lab.recipe.rules import flatten
@@ -62,6 +63,8 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
         yield "tokenizer", _tokenizer(values["tokenizer"]), ""
     for index, line in enumerate(_data(values.get("data") or ())):
         yield "" if index else "data", line, ""
+    if values["stage"] == "eval" and measures_itself(values):
+        yield "measured on", "what its own run measured itself on", ""
     train = values.get("train") or {}
     if train.get("max_steps"):
         if cost.first_step:

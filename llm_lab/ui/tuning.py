@@ -73,7 +73,8 @@ def tune(
     lines |= {"rewards": "Change the rewards", "lora": "Train all weights, or an adapter", "score": "Change the score"}
     changes = {name: (line, askers[name]) for name, line in lines.items() if name in askers}
     if stage == "eval":
-        changes["texts"] = ("Change the texts", changes.pop("data")[1])  # nothing is learnt from them: no X-ray
+        # Nothing is learnt from the texts: no X-ray.
+        changes = {"model": changes["model"], "measured": ("Change what it is measured on", askers["data"])}
     return ask_run(
         steps_of(stage, askers),
         draft,

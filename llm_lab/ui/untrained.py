@@ -12,19 +12,27 @@ from llm_lab.recipe.evaluation import TEXT_SCORES
 from llm_lab.recipe.native import what_loads
 
 from .actions import Actions
-from .asking import Show, Step, ask_key, begin_question, skip
+from .asking import Show, Step, ask_key, begin_question, run_steps, skip
 from .draft import Draft
-from .examples import ask_score
+from .examples import BUILTIN as PROMPTS
+from .examples import ask_score_path
 from .policies import ask_policy
 from .prompts import Back, Option, choose, type_in
 from .reward_terms import ask_rewards
 from .sources import BUILTIN, ask_data
 
 ASKED = ("export.to", "export.weights", "export.push", "export.private", "eval.text_scores", "tasks.names", "name")
-TEXTS_WHY = (
-    "The loss on a text says how well a model foretells it. Bits a byte compare models whose tokenizers differ, nats a "
-    "token do not. A run of yours kept a part of its text from training: measured on that, the figure is the run's own."
+MEASURED_WHY = (
+    "A run of yours kept texts or prompts from training: on those the figures are the run's own. The loss on a text "
+    "says how well a model foretells it; bits a byte compare models whose tokenizers differ, nats a token do not. "
+    "Prompts are answered twice, greedily and sampled, and scored."
 )
+MEASURED = {
+    "data": "texts, for its loss",
+    "score": "prompts, for its answers",
+    "tasks": "tasks of lm-evaluation-harness",
+}
+TAKE_OUT = (Option("change", "change it"), Option("out", "take it out"))
 SCORES_WHY = "They compare the greedy answers with the prompts' references, word by word; exact match is stricter."
 TASKS_WHY = (
     "Tasks of lm-evaluation-harness, as in arc_easy,hellaswag: the figures that model cards give. They are fetched "
@@ -40,11 +48,10 @@ def askers_of(stage: str, actions: Actions, *, show: Show) -> dict[str, Step]:
     """Return the questions that are more than one key, by the group or key they are about."""
     askers: dict[str, Step] = {"model": partial(ask_policy, show=show)}
     if stage == "eval":
-        askers["data"] = partial(ask_measured_texts, actions=actions, show=show)
-        askers["score"] = partial(ask_score, actions=actions, show=show)
+        askers["data"] = askers["score"] = askers["tasks"] = partial(ask_measured, actions=actions, show=show)
         askers["score.rewards"] = partial(ask_rewards, actions=actions, show=show, path="score.rewards")
         askers["eval.text_scores"] = partial(ask_text_scores, show=show)
-        askers["tasks"] = askers["tasks.names"] = partial(ask_tasks, show=show)
+        askers["tasks.names"] = partial(ask_tasks, show=show)
     elif stage == "export":
         askers["export.to"] = partial(ask_form, show=show)
         askers["export.push"] = partial(ask_push, show=show)
@@ -55,7 +62,7 @@ def steps_of(stage: str, askers: dict[str, Step], *, finer: Step, show: Show) ->
     """Return the questions of a stage, in order. finer: asks for what is left."""
     paths = {
         "merge": ("name",),
-        "eval": ("data", "score", "eval.text_scores", "tasks", "name"),
+        "eval": ("data", "name"),
         "export": ("export.to", "export.weights", "export.push", "export.private", "name"),
     }[stage]
     steps = [askers["model"], *(askers.get(path) or _asker(path, show) for path in paths)]
@@ -69,24 +76,54 @@ def _asker(path: str, show: Show) -> Step:
     return ask
 
 
-def ask_measured_texts(draft: Draft, actions: Actions, *, show: Show) -> Draft:
-    """Ask which texts the loss is measured on. Raises Back."""
-    kind = "own" if draft.raw.get("data") is None else "named"
+def ask_measured(draft: Draft, actions: Actions, *, show: Show) -> Draft:
+    """Ask what it is measured on: what its own run took, or texts, prompts and tasks of the user's. Raises Back."""
+    askers: dict[str, Step] = {
+        "data": lambda draft: ask_data(draft, actions.describe_data, show=show, measured=True),
+        "score": partial(_ask_prompts, actions=actions, show=show),
+        "tasks": partial(ask_tasks, show=show),
+    }
+    at: Any = None
     while True:
-        begin_question(draft, "data: texts whose loss is measured", show=show)
-        options = [Option("own", "what its own run kept for validation"), Option("named", "texts that I name")]
-        picked = choose("Measure its loss on what?", options, default=kind, why=TEXTS_WHY)
-        if picked == "own":
-            return draft.with_answer("data", None) if kind == "named" else draft.with_notice("")
-        named = draft if kind == "named" else draft.with_answer("data", [{"path": BUILTIN}])
+        begin_question(draft, "data, score, tasks: what it is measured on", show=show)
+        named = {group: _named(draft, group) for group in askers}
+        end = "that is all" if any(named.values()) else "what its own run measured itself on"
+        options = [Option(None, end)]
+        for group, about in MEASURED.items():
+            why_not = _why_missing("lm_eval") if group == "tasks" else None
+            options.append(Option(group, f"{about}{': ' + named[group] if named[group] else ''}", why_not))
+        picked = choose("What is it measured on?", options, default=at, why=MEASURED_WHY)
+        if picked is None:
+            return draft.with_notice("")
+        at = picked
         with contextlib.suppress(Back):
-            return ask_data(named, actions.describe_data, show=show, measured=True)
+            if named[picked] and choose(f"{named[picked]}?", TAKE_OUT, why=MEASURED_WHY) == "out":
+                draft = draft.with_answer(picked, None)
+                if picked == "score":
+                    draft = draft.with_answer("eval.text_scores", None)
+            else:
+                fresh = {"data": [{"path": BUILTIN}], "score": {"path": PROMPTS}}
+                new = draft if named[picked] or picked == "tasks" else draft.with_answer(picked, fresh[picked])
+                draft = askers[picked](new)
+
+
+def _named(draft: Draft, group: str) -> str:
+    """Return what a group of the draft names, in a few words; "" where it is left out."""
+    now = draft.raw.get(group) or ()
+    if group == "data":
+        return ", ".join(source["path"] for source in now)
+    return ", ".join(now["names"]) if group == "tasks" and now else now["path"] if now else ""
+
+
+def _ask_prompts(draft: Draft, actions: Actions, *, show: Show) -> Draft:
+    """Ask which prompts it answers, and what the answers are scored by. Raises Back."""
+    steps = [partial(ask_score_path, actions=actions, show=show), partial(ask_text_scores, show=show)]
+    steps.insert(1, partial(ask_rewards, actions=actions, show=show, path="score.rewards"))
+    return run_steps(steps, draft)
 
 
 def ask_text_scores(draft: Draft, *, show: Show) -> Draft:
     """Ask whether the answers are compared with references, where prompts are answered. Raises Back."""
-    if draft.value("score") is None:
-        return skip(draft)
     begin_question(draft, "eval.text_scores: how near the answers are to the references", show=show)
     ways: dict[tuple[str, ...], str] = {(): "no", **{(name,): f"{name}: {TEXT_SCORES[name]}" for name in TEXT_SCORES}}
     ways[tuple(TEXT_SCORES)] = "both"
@@ -105,8 +142,6 @@ def _why_missing(package: str | None) -> str | None:
 
 def ask_tasks(draft: Draft, *, show: Show) -> Draft:
     """Ask for tasks of lm-evaluation-harness. Raises Back."""
-    if why := _why_missing("lm_eval"):
-        return draft.with_notice(f"Tasks of lm-evaluation-harness are left out: {why}.")
     begin_question(draft, "tasks: of lm-evaluation-harness", show=show)
     now = ", ".join((draft.raw.get("tasks") or {}).get("names") or ())
     text = type_in("Which tasks (empty: none)?", default=now, why=TASKS_WHY, about="As in arc_easy, hellaswag.")
