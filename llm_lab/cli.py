@@ -605,11 +605,11 @@ def _start_compare(
     """Compare checkpoints, show it, and write it where `out` says. what: as stages.compare.compare takes it."""
     from functools import partial
 
-    from llm_lab.runs.comparison import demand_suffix, write_comparison
+    from llm_lab.runs.comparison import demand_place, write_comparison
     from llm_lab.ui.console import say_wait
 
     if out is not None:
-        demand_suffix(out)
+        demand_place(out)
     say_wait("Getting ready ...")
     from llm_lab.runner import load
     from llm_lab.stages.compare import SETTINGS, compare
@@ -715,7 +715,7 @@ def _foresee_export(recipe: Mapping[str, Any], arguments: argparse.Namespace) ->
     plan = plan_export(
         recipe["model"]["checkpoint"], to=form.to, weights=form.weights, trust_remote_code=arguments.trust_remote_code
     )
-    lines = [f"{plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}"]
+    lines = [f"{plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}", *plan.remarks]
     if form.push:
         lines += describe_push(form.push, plan.files, private=form.private)
     else:

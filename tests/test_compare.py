@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import time
 import warnings
 import weakref
 from functools import partial
@@ -96,6 +97,13 @@ def test_the_pieces_of_an_answer_are_the_answer():
         torch.manual_seed(seed)
         first, other = ("".join(pool[i] for i in torch.randint(len(pool), (n,))) for n in (6, 9))
         assert "".join(part.text for part in differences(first, other)) == other
+
+
+def test_a_model_that_repeats_itself_without_end_costs_no_seconds():
+    begun = time.perf_counter()
+    parts = differences("a b " * 5_000, "b a a " * 5_000)
+    assert "".join(part.text for part in parts) == "b a a " * 5_000
+    assert time.perf_counter() - begun < 1
 
 
 @pytest.mark.parametrize(
@@ -459,6 +467,12 @@ def test_the_command_compares_a_folder_that_is_not_ours_and_writes_what_it_found
     written = json.loads((tmp_path / "c.json").read_text())
     assert [model["name"] for model in written["models"]] == ["stranger", "checkpoints/tiny"]
     assert "seed 3 for all" in written["drawn"]
+    assert main([*words, "--out", str(tmp_path / "c.json")]) == 0  # a comparison is replaced, and nothing else
+    (tmp_path / "c.md").write_text("my notes")
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "c.md")]) == 2
+    assert "not replaced" in capsys.readouterr().err
+    assert (tmp_path / "c.md").read_text() == "my notes"
 
 
 def test_the_command_tells_what_is_wrong_with_exit_code_2(models, capsys):

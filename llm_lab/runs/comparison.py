@@ -32,8 +32,10 @@ MEASURES = {
 }
 SHARES = ("exact_match", "exact_match_sampled", "agreement")
 STOPS = {"end": "ended", "length": "cut at its length", "context": "cut: context full", "stopped": "stopped"}
+# How a comparison begins on disk.
+BEGINNINGS = {".md": "# Comparison\n", ".json": '{\n  "prompts": ['}
 LIKE = 0.4  # two texts that share less than this are no versions of each other: all of it is marked
-LONG = 2_000  # words: beyond, matching would take seconds
+LONG = 400  # words: with more of them, a model that repeats itself would cost the matching seconds
 # A word with the space after it; of scripts without spaces, a character.
 _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]\s*|[^\s\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]+\s*|\s+")
 
@@ -167,7 +169,7 @@ def written(key: str, value: float | None) -> str:
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
     """Write a comparison as its suffix says: .md or .json. UserError where it can't be."""
-    demand_suffix(path)
+    demand_place(path)
     text = as_json(comparison) if path.suffix == ".json" else as_markdown(comparison)
     try:
         write_atomically(path, text)
@@ -175,12 +177,22 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         raise UserError(Problem(str(path), f"it can't be written: {error.strerror}")) from None
 
 
-def demand_suffix(path: Path) -> None:
-    """UserError for a file that is neither Markdown nor JSON."""
-    if path.suffix not in (".md", ".json"):
+def demand_place(path: Path) -> None:
+    """UserError for a file that is neither Markdown nor JSON, and for one that holds something else already."""
+    if path.suffix not in BEGINNINGS:
         raise UserError(
             Problem("--out", "how to write this is not clear", value=path, allowed="a name.md or name.json")
         )
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            begins = file.read(len(BEGINNINGS[path.suffix]))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(Problem(str(path), f"it can't be written: {error.strerror}")) from None
+    if begins != BEGINNINGS[path.suffix]:
+        why = "there is something else in this file, so it is not replaced"
+        raise UserError(Problem("--out", why, value=path, mend="Name another."))
 
 
 def as_json(comparison: Comparison) -> str:
