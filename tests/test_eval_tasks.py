@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from post_runs import post_recipe, write_base, write_rows
+from post_runs import post_recipe, write_base, write_questions, write_rows
 from test_eval import Told, gpt2_model, tokenizer_named
 
 from llm_lab.cli import main
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.plan import resolve as resolving
 from llm_lab.plan.resolve import resolve
-from llm_lab.recipe.errors import MachineError, UserError
+from llm_lab.recipe.errors import UserError
 from llm_lab.runner import run
-from llm_lab.stages import text_scores
 from llm_lab.stages.eval import evaluate
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
@@ -171,13 +171,15 @@ def test_data_that_can_not_be_fetched_is_told(in_tmp_path, capsys):
 
 def test_without_the_extra_tasks_end_with_exit_code_3_and_its_name(in_tmp_path, capsys, monkeypatch):
     write_base()
-    monkeypatch.setattr(text_scores, "find_spec", lambda name: None)
+    monkeypatch.setattr(resolving, "_is_installed", lambda name: False)
     assert main(["eval", "./base", "--tasks", "arc_easy"]) == 3
-    assert "pip install 'llm-lab[eval]'" in capsys.readouterr().err
-    raw = {"stage": "eval", "device": "cpu", "model": {"checkpoint": "base"}, "score": {"path": "asked.jsonl"}}
-    recipe = resolve(raw | {"eval": {"text_scores": ["bleu"]}}).recipe
-    with pytest.raises(MachineError, match=r"eval\.text_scores.*sacrebleu"):
-        evaluate(recipe, Told())
+    told = capsys.readouterr().err
+    assert "tasks: not installed here: lm_eval" in told
+    assert "pip install 'llm-lab[eval]'" in told
+    write_questions()
+    words = ["eval", "./base", "--prompts", "questions.jsonl", "eval.text_scores=[bleu,rouge]"]
+    assert main(words) == 3
+    assert "sacrebleu" in capsys.readouterr().err
 
 
 def test_the_screen_has_a_row_for_each_measure_with_its_error_and_nothing_of_the_library_s(in_tmp_path, capfd):

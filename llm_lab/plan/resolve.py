@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.recipe.errors import MachineError, Problem, UserError
+from llm_lab.recipe.evaluation import SCORE_PACKAGES
 from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.rules import applies, check_rules, flatten
 from llm_lab.recipe.schema import StageRecipe
@@ -162,6 +163,7 @@ def demand_device(resolved: Resolved) -> None:
             "pip install 'llm-lab[tracking]', or leave the key out.",
         )
         raise MachineError(Problem("train.report_to", why, value=train["report_to"], mend=mend))
+    _demand_measuring(resolved.values)
     optimizer = (resolved.values.get("optimizer") or {}).get("name")
     on_cuda = resolved.values["device"] == "cuda"
     if on_cuda and optimizer == "adamw_8bit" and not resolved.machine.has_bitsandbytes:
@@ -188,6 +190,16 @@ def demand_device(resolved: Resolved) -> None:
                 + "or a smaller model.size.",
             )
         )
+
+
+def _demand_measuring(values: Mapping[str, Any]) -> None:
+    """Raise MachineError where a package that an evaluation measures with is missing."""
+    wanted = {SCORE_PACKAGES[name]: "eval.text_scores" for name in (values.get("eval") or {}).get("text_scores") or ()}
+    wanted |= {"lm_eval": "tasks"} if values.get("tasks") else {}
+    missing = {package: key for package, key in wanted.items() if not _is_installed(package)}
+    if missing:
+        mend = "pip install 'llm-lab[eval]', or leave the key out."
+        raise MachineError(*(Problem(key, f"not installed here: {name}", mend=mend) for name, key in missing.items()))
 
 
 def _is_installed(package: str) -> bool:

@@ -47,7 +47,9 @@ def _derive_eval(draft: Draft, shape: ModelShape | None) -> None:
         return  # as its own run measured it, which is known when that is read
     device = draft.get("device")
     if draft.get("data"):
-        draft.fill("eval.max_tokens", EVAL_TOKENS[device], f"soon done on {'a CPU' if device == 'cpu' else 'a GPU'}")
+        draft.fill(
+            "eval.max_tokens", EVAL_TOKENS[device], f"for every model on {'a CPU' if device == 'cpu' else 'a GPU'}"
+        )
     if draft.get("data") or draft.get("tasks"):
         draft.fill("eval.per_device_eval_batch_size", EVAL_ROWS, "few enough for any memory")
     draft.fill("eval.dtype", *(("float32", "a CPU") if device == "cpu" else ("bfloat16", "a GPU")))

@@ -15,6 +15,8 @@ TEXT_SCORES = {
     "rouge": "words and sequences that they share, from 0 to 1 (Lin 2004), by rouge-score",
 }
 
+SCORE_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
+
 
 class EvalText(Group):
     """One set of texts whose loss is measured, whole."""

@@ -26,7 +26,7 @@ from .own_run import demand_own, read_run
 from .score import SHOWN, Scorer
 from .speed import measure_speed
 from .text_loss import context_of, length_within, measure_texts, open_texts, total_of
-from .text_scores import PACKAGES, demand_packages, score_texts
+from .text_scores import score_texts
 
 KEY = "model.checkpoint"
 VERSIONS = ("llm-lab", "torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "rouge-score")
@@ -58,15 +58,13 @@ def evaluate(recipe: EvalRecipe, display: Display, *, trust_remote_code: bool = 
 
     Returns checkpoint, digest, device, dtype and what was measured: texts (a row each), total (of several), scores,
     tasks, speed; each row with what came out the last time on the same (`before`), where there was one. UserError
-    where there is nothing to measure it on, MachineError where an extra is missing.
+    where there is nothing to measure it on.
     """
     quiet_libraries()
     folder = find_local(recipe.model.checkpoint)
     if is_judge(Path(folder)):
         why = "this is a reward model: it judges answers, and writes none"
         raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, mend="Name a model that writes."))
-    demand_packages([PACKAGES[name] for name in recipe.eval.text_scores], "eval.text_scores")
-    demand_packages(["lm_eval"] if recipe.tasks else [], "tasks")
     itself = measures_itself(recipe.model_dump())
     own = demand_own(folder) if itself else read_run(folder)
     sources = open_texts(recipe.data or ())

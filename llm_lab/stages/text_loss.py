@@ -144,12 +144,14 @@ def _read(source: TextSource, tokenizer: Any, most: int) -> tuple[list[np.ndarra
 def _pieces(encoder: Encoder, source: TextSource) -> Iterator[tuple[tuple[list[int], str], bool]]:
     """Yield ((tokens, text), whether a document ends here), encoding no more than a little ahead."""
     batch: list[tuple[str, bool]] = []
+    size = 0
     for document in source.documents():
         for piece in pieces_of(document):
             batch.append(piece)
-            if len(batch) >= CHUNK_PIECES or sum(len(text) for text, _ in batch) >= CHUNK_CHARACTERS:
+            size += len(piece[0])
+            if len(batch) >= CHUNK_PIECES or size >= CHUNK_CHARACTERS:
                 yield from _encoded(encoder, batch)
-                batch = []
+                batch, size = [], 0
     yield from _encoded(encoder, batch)
 
 

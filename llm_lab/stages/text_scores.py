@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-from llm_lab.recipe.errors import MachineError, Problem
-
-PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
 ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
-def demand_packages(packages: Sequence[str], key: str) -> None:
-    """Raise MachineError where a package of the extra `eval` is missing."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        why = f"the package {' and '.join(missing)} is not installed here"
-        raise MachineError(Problem(key, why, mend="pip install 'llm-lab[eval]'"))
 
 
 def score_texts(wanted: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Row = Mapping[str, Any]
+PATH_LENGTH = 34
 # Score: name on the screen, how it is written, whether more is better.
 SCORES: dict[str, tuple[str, Callable[[float], str], bool | None]] = {
     "exact_match": ("exact match", lambda share: f"{100 * share:.1f} %", True),
@@ -66,7 +67,7 @@ def _tables(measured: Row) -> Iterator[Any]:
         rows += [_loss_row("all", total | {"tokens": sum(row["tokens"] for row in texts)})] if total else []
         yield _table(["text", "tokens", *(name for name, _, _ in LOSSES.values())], rows)
     if scores := measured.get("scores"):
-        what = f"{scores['prompts']:,} prompts of {scores['path']}"
+        what = f"{scores['prompts']:,} prompts of {_short(scores['path'])}"
         if scores.get("eval_reward_sampled") == scores.get("exact_match_sampled"):  # it is the same, said twice
             scores = {key: value for key, value in scores.items() if not key.startswith("eval_reward")}
         yield _table([what, ""], [[name, cell] for name, cell in _named_cells(scores, SCORES)])
@@ -79,7 +80,11 @@ def _tables(measured: Row) -> Iterator[Any]:
 
 def _loss_row(name: str, row: Row) -> list[Any]:
     tokens = f"{row['tokens']:,}" + ("" if row.get("whole", True) else " of it")
-    return [name, tokens, *(cell for _, cell in _named_cells(row, LOSSES))]
+    return [_short(name), tokens, *(cell for _, cell in _named_cells(row, LOSSES))]
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= PATH_LENGTH else f"…{path[1 - PATH_LENGTH :]}"
 
 
 def _named_cells(row: Row, kinds: Mapping[str, tuple[str, Callable[[float], str], bool | None]]) -> Iterator[Any]:
