@@ -278,13 +278,25 @@ def test_an_adapter_with_new_tokens_and_a_chat_template_becomes_one_file(in_tmp_
     assert facts["parent"]["path"].endswith("sft/model")
 
 
-def save_foreign(folder: str, tokenizer, **changes) -> str:
+def beginning_each_text(tokenizer):
+    """A tokenizer that puts its first token before each text, and tidies up spaces before signs, as Llama 3's."""
+    from tokenizers.processors import TemplateProcessing
+
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    tokenizer.clean_up_tokenization_spaces = True
+    return tokenizer
+
+
+def save_foreign(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
     """A folder of Transformers' own making."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)
     sizes = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(tokenizer), **sizes, num_key_value_heads=2, initializer_range=0.1, **changes)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + extra_rows, **sizes, num_key_value_heads=2, initializer_range=0.1, **changes
+    )
     model = LlamaForCausalLM(config)
     set_special_tokens(model, tokenizer)
     model.save_pretrained(folder)
@@ -330,13 +342,14 @@ def test_tokenizers_that_split_text_in_known_ways_are_read_alike(in_tmp_path):
     tokenizers = {
         "bytes": (make_byte_tokenizer(), "gpt-2"),
         "bpe": (train_bpe(TEXTS, 600), "gpt-2"),
-        "llama3": (with_split(LLAMA3, ignore_merges=True), "llama-bpe"),
+        "llama3": (beginning_each_text(with_split(LLAMA3, ignore_merges=True)), "llama-bpe"),
         "qwen2": (with_split(QWEN2, ignore_merges=False, normalizer="NFC"), "qwen2"),
     }
     jobs = {}
     for name, (tokenizer, pre) in tokenizers.items():
         assert read_tokenizer(tokenizer, len(tokenizer)).pre == pre
-        model = load_model(save_foreign(name, tokenizer))
+        assert bool(read_tokenizer(tokenizer, len(tokenizer)).remarks) == (name == "qwen2")
+        model = load_model(save_foreign(name, tokenizer, extra_rows=9 if name == "bytes" else 0))
         tokenizer = load_tokenizer(name)
         write_gguf(to_native(model), tokenizer, Path(f"{name}.gguf"), weights="f32", name=name)
         probe = make_probe(model, tokenizer)

@@ -62,7 +62,7 @@ def _in_transformers(job):
         "module": type(model).__module__,
         "written": written,
         "texts": [tokenizer(text)["input_ids"] for text in job["texts"]],
-        "decoded": [tokenizer.decode(row) for row in job["rows"]],
+        "decoded": [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in job["rows"]],
         "chat": tokenizer.apply_chat_template(job["chat"], tokenize=False, add_generation_prompt=True)
         if job["chat"]
         else None,

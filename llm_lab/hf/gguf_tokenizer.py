@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,10 @@ PRE_TOKENIZERS = {(GPT2, False): "gpt-2", (LLAMA3, True): "llama-bpe", (QWEN2, F
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """A byte-level BPE in GGUF's terms. `ends`: the ids that end a text, the tokenizer's own first."""
+    """A byte-level BPE in GGUF's terms.
+
+    ends: the ids that end a text, the tokenizer's own first. remarks: what llama.cpp does not do as this does.
+    """
 
     pre: str
     tokens: tuple[str, ...]
@@ -38,6 +41,7 @@ class GgufTokenizer:
     add_bos: bool
     add_eos: bool
     chat_template: str | None
+    remarks: tuple[str, ...]
 
 
 def read_tokenizer(tokenizer: Any, rows: int, ends: tuple[int, ...] = (), *, key: str = "tokenizer") -> GgufTokenizer:
@@ -79,7 +83,16 @@ def read_tokenizer(tokenizer: Any, rows: int, ends: tuple[int, ...] = (), *, key
         add_bos=empty[:1] == [tokenizer.bos_token_id],
         add_eos=len(empty) > 0 and empty[-1:] == [tokenizer.eos_token_id] != empty[:1],
         chat_template=_plain_template(tokenizer.chat_template),
+        remarks=tuple(_remarks(backend, added.values())),
     )
+
+
+def _remarks(backend: Mapping[str, Any], added: Iterable[Any]) -> Iterator[str]:
+    if backend.get("normalizer") and backend["normalizer"]["type"] == "NFC":
+        yield "the tokenizer composes letters and accents (NFC) first, which llama.cpp leaves to its user"
+    greedy = [token.content for token in added if token.lstrip or token.rstrip or token.single_word]
+    if greedy:
+        yield f"in llama.cpp {greedy[0]} takes no white space beside it along"
 
 
 def _plain_template(template: Any) -> str | None:

@@ -56,7 +56,7 @@ def make_probe(model: Any, tokenizer: Any, *, seed: int = 0) -> Probe:
     length = max(2, min(ROW_TOKENS, context - NEW_TOKENS if context > 2 * NEW_TOKENS else context // 2))
     new_tokens = max(1, min(NEW_TOKENS, context - length))
     generator = torch.Generator().manual_seed(seed)
-    rows = model.get_input_embeddings().weight.shape[0]
+    known = torch.tensor(sorted(tokenizer.get_vocab().values()))
     chat = CHAT if _chat_text(tokenizer) is not None else ()
     starts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     if chat:
@@ -64,10 +64,10 @@ def make_probe(model: Any, tokenizer: Any, *, seed: int = 0) -> Probe:
     starts = [ids[: length // 2] or [0] for ids in starts]
 
     def draw(scores: Any) -> int:
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+        return int(known[torch.multinomial(scores[known].softmax(-1), 1, generator=generator)])
 
     drawn = [_go_on(model, ids, length, draw) for ids in starts]
-    drawn.append(torch.randint(rows, (length,), generator=generator).tolist())
+    drawn.append(known[torch.randint(len(known), (length,), generator=generator)].tolist())
     texts = (*TEXTS, _chat_text(tokenizer)) if chat else TEXTS
     prompts = tuple(tuple(ids) for ids in starts)
     return Probe(tuple(tuple(row) for row in drawn), prompts, texts, chat, new_tokens)
@@ -98,7 +98,7 @@ def ask(model: Any, tokenizer: Any, probe: Probe) -> Answers:
         logits=torch.cat(logits).numpy(),
         written=tuple(written),
         texts=tuple(tuple(tokenizer(text)["input_ids"]) for text in probe.texts),
-        decoded=tuple(tokenizer.decode(row) for row in probe.rows),
+        decoded=tuple(tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in probe.rows),
         chat=_chat_text(tokenizer) if probe.chat else None,
     )
 

@@ -53,6 +53,7 @@ class Exported:
             "path": str(where),
             "size_bytes": self.size_bytes,
             "loads": asdict(plan.loads),
+            "remarks": list(plan.remarks),
             "proof": self.proof.as_dict(),
         }
 
@@ -125,6 +126,8 @@ def export_into(
         raise UserError(Problem("--out", "there is something here already", value=out, mend="Name a new folder."))
     plan = plan_export(checkpoint, to=to, weights=weights, trust_remote_code=trust_remote_code, key=key)
     display.notice(f"exporting {plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}")
+    for remark in plan.remarks:
+        display.notice(remark)
     tokenizer = load_tokenizer(plan.folder, key=key)
     model = load_model(plan.folder, merge=True, trust_remote_code=trust_remote_code, key=key)
     probe = make_probe(model, tokenizer, seed=seed)

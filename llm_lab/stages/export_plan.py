@@ -26,7 +26,8 @@ BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 class ExportPlan:
     """What an export will be, before any weight is read. `folder`: the model's, or a name on the Hub.
 
-    files: (name, bytes or None) of what is written. own_code: it is loaded with trust_remote_code.
+    files: (name, bytes or None) of what is written. own_code: it is loaded with trust_remote_code. remarks: what
+    does not go with it.
     """
 
     folder: str
@@ -35,6 +36,7 @@ class ExportPlan:
     name: str
     loads: Loads
     files: tuple[tuple[str, int | None], ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def own_code(self) -> bool:
@@ -69,7 +71,7 @@ def plan_export(
     shape = shape_at(folder) if Path(folder).is_dir() else None
     if is_judge(Path(folder)):
         raise UserError(Problem(key, "a reward model judges texts and writes none; it is not exported", value=folder))
-    base, rows = _base_of(folder, key)
+    base = _base_of(folder, key)
     config = read_config(base, key=key, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise UserError(Problem(key, "its weights are kept quantised; name the same model, not quantised", value=base))
@@ -77,6 +79,7 @@ def plan_export(
     written = (native_config(ours) or ours) if ours is not None else config
     loads = what_loads(written.to_dict())
     tokenizer = load_tokenizer(folder, key=key)
+    remarks: tuple[str, ...] = ()
     if to == "gguf":
         weights = weights or gguf_weights(shape)[0]
         if loads.gguf is None:
@@ -84,26 +87,26 @@ def plan_export(
             raise UserError(Problem("export.to", loads.gguf_reason, value="gguf", mend=mend))
         from llm_lab.hf.gguf_tokenizer import read_tokenizer
 
-        read_tokenizer(tokenizer, max(rows, config.get_text_config().vocab_size), key=key)
+        rows = config.get_text_config().vocab_size
+        # An adapter may bring rows for more tokens than its base has; they are counted when they are written.
+        remarks = read_tokenizer(tokenizer, rows if base == folder else max(rows, len(tokenizer)), key=key).remarks
     elif weights == "q8_0":
         raise UserError(Problem("export.weights", "a Hugging Face folder has no such weights", value=weights))
     weights = weights or next((w for w, dtype in DTYPES.items() if dtype == _dtype(config)), "f32")
     name = _name_of(folder)
-    plan = ExportPlan(folder, to, weights, name, loads, ())
+    plan = ExportPlan(folder, to, weights, name, loads, (), remarks)
     size = int(shape.parameters * BYTES[weights]) if shape else None
     return replace(plan, files=tuple(_files(plan, ours, size, bool(tokenizer.chat_template))))
 
 
-def _base_of(folder: str, key: str) -> tuple[str, int]:
-    """Return the whole model under an adapter, and how many tokens adapters have grown it to (0: none)."""
-    rows = 0
+def _base_of(folder: str, key: str) -> str:
+    """Return the whole model under an adapter."""
     while is_adapter(folder):
         adapter = read_adapter(folder, key=key)
         if adapter.task == "SEQ_CLS":
             raise UserError(Problem(key, "this is the adapter of a reward model, which is not exported", value=folder))
-        rows = max([rows, *(row + 1 for ids in adapter.token_rows.values() for row in ids)])
         folder = adapter.base
-    return folder, rows
+    return folder
 
 
 def _dtype(config: Any) -> str:
