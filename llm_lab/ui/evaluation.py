@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Row = Mapping[str, Any]
-PATH_LENGTH = 34
+PATH_LENGTH = 30  # what 80 columns leave beside the numbers
 # Score: name on the screen, how it is written, whether more is better.
 SCORES: dict[str, tuple[str, Callable[[float], str], bool | None]] = {
     "exact_match": ("exact match", lambda share: f"{100 * share:.1f} %", True),
