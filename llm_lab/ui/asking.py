@@ -73,7 +73,11 @@ def _choices(draft: Draft, path: str, key: Key) -> list[Option]:
     if key.kind == "bool":
         return [_option(draft, path, value, name) for value, name in ((True, "yes"), (False, "no"))]
     width = max(len(str(choice)) for choice in key.choices) + 2
-    return [_option(draft, path, choice, f"{choice!s:<{width}}", text) for choice, text in key.choices.items()]
+    now = draft.value(path)  # several of a key that takes a list too are written in the file, and kept by Enter
+    several = [_option(draft, path, now, ", ".join(now))] if isinstance(now, list | tuple) else []
+    return several + [
+        _option(draft, path, choice, f"{choice!s:<{width}}", text) for choice, text in key.choices.items()
+    ]
 
 
 def _option(draft: Draft, path: str, value: Any, name: str, text: str = "") -> Option:
@@ -128,7 +132,10 @@ def _allowed(key: Key) -> str:
     example = ' Written like ["Once", "The"].' if key.kind == "list" and not key.entries else ""
     example = " Written like [0.9, 0.95]." if key.kind == "list" and key.entries else example
     empty = f" Empty: derived, {key.derived}." if key.derived else " Empty: none." if _is_optional(key) else ""
-    text = "Letters, digits, '.', '_' and '-'" if _pattern(key) else key.allowed().removesuffix(", or null")
+    pattern = _pattern(key)
+    letters = "letters, digits, '.', '_' and '-'"
+    named = f"owner/name, of {letters}" if pattern and "/" in pattern else letters.capitalize()
+    text = named if pattern else key.allowed().removesuffix(", or null")
     return f"Allowed: {text}.{example}{empty}"
 
 

@@ -128,7 +128,7 @@ def _start(wizard: Wizard, recipe: Any, *words: Any, wait: bool = True, **option
 
 def do_chat(wizard: Wizard) -> None:
     """Pick a model and talk to it."""
-    _talk(wizard, _pick_checkpoint("Chat", "Talk to which model?"))
+    _talk(wizard, _pick_checkpoint("Chat", "Talk to which model?", runs_with_a_model()))
 
 
 def _talk(wizard: Wizard, path: str) -> None:
@@ -136,8 +136,8 @@ def _talk(wizard: Wizard, path: str) -> None:
     wizard.actions.chat(path)
 
 
-def _pick_checkpoint(title: str, question: str) -> str:
-    options = [Option(str(run.path), one_line(describe_run(run))) for run in runs_with_a_model()]
+def _pick_checkpoint(title: str, question: str, runs: Sequence[RunFolder]) -> str:
+    options = [Option(str(run.path), one_line(describe_run(run))) for run in runs]
     options.append(Option(ANOTHER, "another folder, or a name on the Hub"))
     while True:
         begin_screen(title)
@@ -195,19 +195,24 @@ EVALUATE_WHY = (
 def do_checkpoints(wizard: Wizard) -> None:
     """Look at runs and models: talk, resume, replay."""
     while True:
-        path = _pick_checkpoint("Checkpoints", "Look at which one?")
+        path = _pick_checkpoint("Checkpoints", "Look at which one?", list_runs())
         begin_screen("Checkpoints", path)
         try:
             wizard.actions.show(path)
         except LabError as error:
             print_error(error)
         run = next((run for run in list_runs() if str(run.path) == path), None)
-        options = [Option("list", "Back to the list"), Option("chat", "Talk to it")]
-        if run is not None and run.status() == "done":
+        options = [Option("list", "Back to the list")]
+        writes = run is None or (run.facts().get("stage") != "reward" and run in runs_with_a_model())
+        if writes:
+            options.append(Option("chat", "Talk to it"))
+        if run is not None and ways_on(run) and run.status() == "done":
             options.append(Option("next", "Train its model further, or merge it"))
-        if run is not None and run.facts().get("stage") != "reward":
+        if writes:
             options += [Option("eval", "Measure it"), Option("export", "Export it")]
-            options += [Option("time", "Time machine: a prompt for each checkpoint")] if run.checkpoints() else []
+            options += (
+                [Option("time", "Time machine: a prompt for each checkpoint")] if run and run.checkpoints() else []
+            )
         if run is not None and run.recipe_path.exists():
             if run.status() in ("stopped", "interrupted", "failed"):
                 options.append(Option("resume", "Go on with this run"))
