@@ -405,6 +405,7 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
         "created_at": now(),
         "process": this_process(),
         "seed": resolved.recipe.seed,
+        "processes": process_count(),
         "device": device,
         "machine": machine.describe(),
         "model": _describe_model(resolved.values.get("model")),

@@ -242,6 +242,13 @@ def test_a_python_file_of_the_users_that_has_changed_is_told(capsys):
     assert remark == "near.py has changed since checkpoints/mine was made (rewards.0.python)"
 
 
+def test_a_run_of_several_processes_says_how_to_start_as_many():
+    shutil.copytree("checkpoints/first", "checkpoints/many")
+    RunFolder(Path("checkpoints/many")).update(processes=2)
+    (remark,) = compose("checkpoints/many", name=None, digest_of=weights_digest).remarks
+    assert remark.endswith("was trained by 2 processes: run the recipe with --nproc 2 for the same batches")
+
+
 def test_an_export_is_replayed_with_its_line():
     run({"stage": "export", "name": "file", "device": "cpu", "model": {"checkpoint": "checkpoints/merge"}})
     replay = compose("file", name=None, digest_of=weights_digest)

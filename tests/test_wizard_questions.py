@@ -57,6 +57,16 @@ def test_a_question_has_its_help_and_what_is_allowed(press, draft):
     assert "Allowed: a whole number of at least 1." in screens[0]
 
 
+def test_a_tracker_is_picked_and_several_from_a_file_are_kept_by_enter(press, draft):
+    answered, _ = press(asked(draft, "train.report_to"), *pick("trackio"))
+    assert answered.raw["train"] == {"report_to": "trackio"}
+    several = draft.with_answer("train.report_to", ["wandb", "trackio"])
+    kept, screens = press(asked(several, "train.report_to"), Key.ENTER)
+    assert list(kept.value("train.report_to")) == ["wandb", "trackio"]
+    assert "wandb, trackio" in screens[0]
+    assert press(asked(several, "train.report_to"), *pick("none"))[0].value("train.report_to") == "none"
+
+
 def test_a_question_mark_shows_the_why_and_hides_it_again(press, draft):
     _, screens = press(asked(draft, "model.norm"), Key.WHY, Key.WHY, Key.ENTER)
     assert "Zhang & Sennrich" not in screens[0]

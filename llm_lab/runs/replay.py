@@ -134,6 +134,10 @@ def _remarks(line: Iterable[Node], target: Node) -> Iterator[str]:
             step = (node.facts.get("results") or {}).get("step")
             at = f" after step {step:,}" if step is not None else ""
             yield f"{node.name} did not come to its end ({node.run.status()}{at}): it is replayed to its end"
+        count = node.facts.get("processes", 1)
+        if count > 1:
+            how = f"run the recipe with --nproc {count} for the same batches"
+            yield f"{node.name} was trained by {count} processes: {how}"
         for key, file in (node.facts.get("references") or {}).items():
             is_file = key.endswith(".python") or key == "model.config"
             if is_file and file.get("digest") is not None and file_digest(file["path"]) != file["digest"]:
@@ -177,7 +181,7 @@ def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     for name in dict.fromkeys([*known, *new]):
         if known.get(name) != new.get(name):
             told.append(f"{name} {known.get(name, 'none')}, now {new.get(name, 'none')}")
-    for key in ("machine", "device", "threads"):
+    for key in ("machine", "device", "processes", "threads"):
         if key in before and before[key] != now.get(key):
             told.append(f"{key} {before[key]}, now {now.get(key)}")
     return told
