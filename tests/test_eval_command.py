@@ -13,6 +13,7 @@ from post_runs import post_recipe, write_base, write_questions, write_rows
 from test_eval import GPT2, Told, gpt2_model, tokenizer_named
 
 from llm_lab.cli import main
+from llm_lab.plan.hardware import find_machine
 from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.errors import UserError
 from llm_lab.runner import check, run
@@ -20,6 +21,7 @@ from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.stages.eval import evaluate
 from llm_lab.stages.text_scores import score_texts
+from llm_lab.ui.evaluation import print_evaluation
 
 QUICK = {"speed_tokens": 0}
 
@@ -252,3 +254,36 @@ def test_the_numbers_stay_where_the_folder_can_not_be_written(in_tmp_path, monke
     found = evaluate(resolve(eval_recipe("base", data=[{"path": "text.txt"}])).recipe, told)
     assert found["texts"][0]["loss"] > 0
     assert told.notices[-1] == "could not be kept with the checkpoint: Read-only file system"
+
+
+def test_the_screen_fits_80_columns_whatever_the_names(in_tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    before = {"time": 1.7e9, "loss": 12.3456, "perplexity": 99_999.99, "bits_per_byte": 12.3456, "exact_match": 0.5}
+    row = {"path": "/a/long/path/" * 9 + "end.txt", "tokens": 1_048_576, "whole": False, "max_length": 1024}
+    row |= {"loss": 11.1111, "perplexity": 88_888.88, "bits_per_byte": 11.1111, "before": before}
+    scores = {"path": row["path"], "prompts": 100, "exact_match": 0.75, "bleu": 12.5, "before": before}
+    scores |= {"examples": [{"prompt": "why\n" * 90, "answer": "\x1b[31mbecause " * 90, "reference": None}]}
+    task = {"acc": 0.25, "acc_stderr": 0.0123, "exact_match (strict-match)": 0.5, "documents": 1_319}
+    speed = {"seconds_to_first_token": 0.0123, "tokens_per_second": 1234.5, "prompt_tokens": 107, "new_tokens": 64}
+    measured = {"checkpoint": "checkpoints/a", "device": "cpu", "dtype": "float32", "texts": [row, row | {"path": "b"}]}
+    measured |= {"scores": scores, "tasks": {"a_task_of_a_rather_long_name" * 2: task}, "speed": speed}
+    print_evaluation(measured)
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert "\x1b" not in told
+    for words in ("end.txt", "(-1.2345)", "75.0 % (+25.0 %)", "0.2500 ± 0.0123", "strict-match", "1,234", "12.3 ms"):
+        assert words in told
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_machine().cuda_problem is not None, reason="no CUDA GPU that does bf16")
+def test_on_a_gpu_in_bf16_the_loss_is_the_run_s_own(in_tmp_path):
+    write_text("text.txt", 200)
+    facts = run(tiny_recipe(device="cuda", **{"train.dtype": "bfloat16"}))
+    found = measure(facts["path"], device="cuda", eval={"speed_tokens": 8})
+    assert (found["device"], found["dtype"]) == ("cuda", "bfloat16")
+    assert found["texts"][0]["loss"] == pytest.approx(facts["results"]["eval_loss"], rel=1e-5)
+    assert found["speed"]["tokens_per_second"] > 0
+    named = measure(facts["path"], device="cuda", data=[{"path": "text.txt"}])
+    on_cpu = measure(facts["path"], data=[{"path": "text.txt"}])
+    assert named["texts"][0]["loss"] == pytest.approx(on_cpu["texts"][0]["loss"], rel=1e-2)
