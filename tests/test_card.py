@@ -194,7 +194,7 @@ def test_datasets_are_named_where_they_are_the_hubs(in_tmp_path):
 
 
 def test_what_was_measured_since_is_told_of_these_weights_alone(pretrained):
-    row = {"by": "eval", "data": [{"path": "/srv/texts/held.txt"}]}
+    row = {"by": "eval", "data": [{"path": "/srv/texts/held.txt", "fingerprint": "0" * 64}]}
     row |= {"results": {"eval_loss": 1.25, "tokens_per_second": 9.5}}
     keep_evaluation(pretrained.model_path, row)
     other = row | {"results": {"eval_loss": 7.75}}
