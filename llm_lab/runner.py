@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import platform
 import shutil
-import statistics
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,21 +14,22 @@ from typing import Any
 from llm_lab.pipelines import error_within_stage, move, pipeline_values, pipeline_yaml, read_pipeline, within_stage
 from llm_lab.plan.hardware import Machine, find_machine
 from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose, estimate_again
+from llm_lab.plan.untrained import export_problems
 from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.recipe.evaluation import measures_itself
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.stages import STAGE_RECIPES
-from llm_lab.runs.display import Display, Keeping
+from llm_lab.record import facts_at_start, first_facts, how_it_ended, keep_speed, keeping_warnings
+from llm_lab.runs.display import Display
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, find_model, now, runs_named, this_process
-from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
+from llm_lab.runs.processes import connected, from_first_process, is_first_process, wait_for_all
 from llm_lab.runs.scores import collect_scores, write_pipeline_report
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
 STAGE_MODULES = {stage: f"llm_lab.stages.{stage}" for stage in STAGE_RECIPES}
 # What the examples of a stage are.
 KINDS = {"sft": "conversation", "reward": "preference", "dpo": "preference", "grpo": "prompt", "ppo": "prompt"}
-LEAST_STEPS_TO_LEARN_FROM = 100
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -117,6 +116,8 @@ def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ())
         found = [within_stage(index, problem) for problem in found] if job.is_pipeline else found
         problems = problems + [problem for problem in found if str(problem) not in map(str, problems)]
         remarks += more
+    for index, problem in export_problems([resolved.values for resolved in job.stages] if job else []):
+        problems.append(within_stage(index, problem) if job.is_pipeline else problem)
     if problems or job is None:
         raise UserError(*problems)
     return job, remarks
@@ -223,7 +224,7 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
         if first and isinstance(error, LabError) and not any((outer.path / name).exists() for name in names):
             shutil.rmtree(outer.path)
         elif first:
-            outer.update(ended_at=now(), **_how_it_ended(error))
+            outer.update(ended_at=now(), **how_it_ended(error))
         raise
     if first:
         scores = collect_scores(outer)
@@ -332,7 +333,7 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
         folder.write_recipe(
             named.to_yaml((f"Everything that made {folder.path}; replay it with:", f"llm-lab run {folder.recipe_path}"))
         )
-        folder.update(**_first_facts(resolved, folder))
+        folder.update(**first_facts(resolved, folder))
     elif first:
         folder.update(
             status="running", process=this_process(), resumed_at=[*folder.facts().get("resumed_at", []), now()]
@@ -343,12 +344,9 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
 
             resolved = calibrate(resolved, display)
             if first:
-                references = _references(resolved.values)
-                folder.update(predicted=_predicted(resolved), **({"references": references} if references else {}))
-                if device == "cpu":
-                    folder.update(threads=_threads())  # sums come out otherwise with another number of them
+                folder.update(**facts_at_start(resolved))
         forget_peak_memory(device)
-        with _keeping_warnings(folder, display) as heard:
+        with keeping_warnings(folder, display) as heard:
             result = stage.run(recipe, folder, heard, resume=resume)
         before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before a resume
         results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
@@ -357,123 +355,21 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
         if first and isinstance(error, LabError) and not made:
             shutil.rmtree(folder.path)  # nothing was trained or exported: leave nothing half made
         elif first:
-            folder.update(ended_at=now(), **_how_it_ended(error))
+            folder.update(ended_at=now(), **how_it_ended(error))
             with suppress(OSError):  # a full disk may be what ended it
                 write_report(folder)
         raise
     if first:
         folder.update(status=result.status, ended_at=now(), results=results, error=None)
         if result.status == "done":
-            _keep_speed(resolved, folder, results)
+            keep_speed(resolved, folder, results)
         from llm_lab.runs.card import write_card
-        from llm_lab.runs.report import write_report
 
         write_report(folder)
         if folder.model_path.is_dir() and recipe.stage != "export":  # an export's card holds its proof
             write_card(folder.model_path)
     wait_for_all()
     return {**folder.facts(), "path": str(folder.path)}
-
-
-@contextmanager
-def _keeping_warnings(folder: RunFolder, display: Display) -> Iterator[Display]:
-    """Write what a stage warns of into run.json, beside what was said before a resume."""
-    heard = Keeping(display)
-    try:
-        yield heard
-    finally:
-        if heard.warnings and is_first_process():
-            before = folder.facts().get("warnings", [])
-            folder.update(warnings=list(dict.fromkeys([*before, *heard.warnings])))
-
-
-def _how_it_ended(error: BaseException) -> dict[str, str | None]:
-    if isinstance(error, KeyboardInterrupt):
-        return {"status": "stopped", "error": None}
-    return {"status": "failed", "error": f"{type(error).__name__}: {str(error)[:500]}"}
-
-
-def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
-    estimate, machine = resolved.estimate, resolved.machine
-    device = resolved.values["device"]
-    gpu = machine.gpus[0] if device == "cuda" and machine.gpus else None
-    return {
-        "name": folder.path.name,
-        "asked_name": resolved.values["name"],
-        "stage": resolved.recipe.stage,
-        "status": "running",
-        "created_at": now(),
-        "process": this_process(),
-        "seed": resolved.recipe.seed,
-        "processes": process_count(),
-        "device": device,
-        "machine": machine.describe(),
-        "model": _describe_model(resolved.values.get("model")),
-        "peak_flops": gpu.bf16_peak_flops * process_count() if gpu and gpu.bf16_peak_flops else None,
-        "parameters": estimate.parameters,
-        "flops_per_token": estimate.flops_per_token,
-        "predicted": _predicted(resolved),
-        "versions": _versions(),
-    }
-
-
-def _references(values: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
-    """Return the models and files that a stage takes beside its data and the model it trains, with their digests."""
-    from llm_lab.runs.lineage import file_digest, files_of, references_of
-    from llm_lab.stages.course import describe_parent, find_local
-
-    found = {key: describe_parent(find_local(name)) for key, name in references_of(values)}
-    return found | {key: {"path": path, "digest": file_digest(path)} for key, path in files_of(values)}
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _predicted(resolved: Resolved) -> dict[str, Any]:
-    """Return what the plan says a run will take, to hold against what it took."""
-    cost = resolved.estimate
-    return {
-        "wall_seconds": cost.wall_seconds,
-        "memory_bytes": cost.memory_bytes,
-        "seconds_by_part": cost.seconds_by_part,
-        "basis": cost.basis,
-    }
-
-
-def _keep_speed(resolved: Resolved, folder: RunFolder, results: Mapping[str, Any]) -> None:
-    """Let the next plan with these settings predict from how fast this run was."""
-    from llm_lab.plan.measurements import Measurement, keep_measurement
-
-    # The first step is not like the others: a model compiles in it.
-    speeds = [row["tokens_per_second"] for row in folder.metrics() if row.get("tokens_per_second") and row["step"] > 1]
-    if resolved.recipe.stage != "pretrain" or not speeds or results["step"] < LEAST_STEPS_TO_LEARN_FROM:
-        return
-    seconds = resolved.estimate.tokens_per_step / statistics.harmonic_mean(speeds)
-    measurement = Measurement("run", seconds, memory_bytes=results["memory_bytes"])
-    keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)
-
-
-def _describe_model(model: Any) -> str:
-    """Return the model in a few words: its parts, or where it comes from."""
-    if not isinstance(model, Mapping):
-        return ""
-    parts = [model.get(key) for key in ("position_embedding", "norm", "attention", "activation")]
-    return str(model.get("config") or model.get("checkpoint") or " · ".join(map(str, parts)))
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_recipe, write_text
 from post_runs import post_recipe, write_base
 from test_loads import HAS_LLAMA_CPP, NO_LLAMA_CPP
 
@@ -18,6 +19,7 @@ from llm_lab.hf.probe import TEXTS, ask, make_probe
 from llm_lab.hf.proof import GREEDY, TOLERANCES, ask_others, compare
 from llm_lab.hf.save import set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
+from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.native import LLAMA_CPP, TRANSFORMERS
 from llm_lab.runner import load, run
 from llm_lab.runs.folder import RunFolder, find_model
@@ -408,6 +410,14 @@ def test_a_dry_run_shows_verdict_and_files_and_writes_nothing(in_tmp_path, capsy
     plan = plan_export("born")
     run({"stage": "export", "name": "out", "device": "cpu", "model": {"checkpoint": "born"}})
     assert {name for name, _ in plan.files} == {file.name for file in Path("checkpoints/out/model").iterdir()}
+
+
+def test_a_pipeline_that_ends_in_what_gguf_can_not_hold_is_refused_before_it_trains(in_tmp_path):
+    write_text("text.txt")
+    first = tiny_recipe(**{"model.position_embedding": "alibi"})
+    with pytest.raises(UserError, match=r"stages.1.export.to = gguf: GGUF's Llama has no alibi"):
+        run({"name": "life", "device": "cpu", "stages": [first, {"stage": "export", "export": {"to": "gguf"}}]})
+    assert not Path("checkpoints/life").exists()
 
 
 def test_a_pipeline_ends_in_an_export(in_tmp_path):

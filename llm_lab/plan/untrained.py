@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from llm_lab.recipe.errors import Problem
 from llm_lab.recipe.evaluation import measures_itself
+from llm_lab.recipe.native import what_loads
 
 from .draft import Draft
 from .estimate import PROGRAM_BYTES, Estimate, available_bytes
@@ -85,3 +88,25 @@ def estimate_untrained(recipe: Mapping[str, Any], shape: ModelShape | None, mach
         seconds_by_part={},
         disk_bytes=0 if recipe["stage"] == "eval" else weights,
     )
+
+
+def export_problems(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Problem]]:
+    """Yield (index, problem) of exports whose form can't hold the model, as far as its parts are known by now.
+
+    stages: the resolved values of a pipeline's stages, or of one.
+    """
+    for index, values in enumerate(stages):
+        parts = _parts_of(stages, index) if values["stage"] == "export" and values["export"]["to"] == "gguf" else None
+        loads = what_loads(parts) if parts else None
+        if loads is not None and loads.gguf is None:
+            yield index, Problem("export.to", loads.gguf_reason, value="gguf", mend="Take hf, which holds every model.")
+
+
+def _parts_of(stages: Sequence[Mapping[str, Any]], index: int) -> Mapping[str, Any] | None:
+    """Return the parts, or the config.json, of a stage's model, from the stage that it began in."""
+    model = stages[index].get("model") or {}
+    if "checkpoint" not in model:
+        return read_config_json(model["config"]) if "config" in model else model
+    checkpoint = Path(model["checkpoint"])
+    earlier = [at for at in range(index) if stages[at]["name"] == checkpoint.name and not checkpoint.exists()]
+    return _parts_of(stages, earlier[-1]) if earlier else read_config_json(checkpoint)

@@ -132,7 +132,7 @@ def export_into(
     model = load_model(plan.folder, merge=True, trust_remote_code=trust_remote_code, key=key)
     probe = make_probe(model, tokenizer, seed=seed)
     ours = ask(model, tokenizer, probe)
-    staged = out.with_name(f".{out.name}.exporting")
+    staged = out.resolve().with_name(f".{out.resolve().name}.exporting")
     shutil.rmtree(staged, ignore_errors=True)
     try:
         staged.mkdir(parents=True)

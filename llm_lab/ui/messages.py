@@ -49,6 +49,9 @@ def print_closing(facts: Mapping[str, Any]) -> None:
         return
     if facts.get("stage") == "export":
         return _close_export(console, facts)
+    if facts["status"] == "failed":
+        console.print(Text(f"It failed before its end; what was made stands in {path}/", style="bad"))
+        return
     reached = []
     if "eval_loss" in results:
         bits = f" ({results['bits_per_byte']:.3f} bits a byte)" if "bits_per_byte" in results else ""
