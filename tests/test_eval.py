@@ -54,6 +54,10 @@ def tokenizer_named(name: str) -> object:
     texts = [" ".join(WORDS) * 20, STRANGE]
     if name == "bytes":
         return make_byte_tokenizer()
+    if name == "no bos":  # as Qwen's
+        tokenizer = train_bpe(texts, 300)
+        tokenizer.bos_token = None
+        return tokenizer
     return train_bpe(texts, 300) if name == "bpe" else sentencepiece_like(texts)
 
 
@@ -75,7 +79,7 @@ def write_rows(path: str, texts: list[str]) -> str:
     return path
 
 
-@pytest.mark.parametrize("name", ["bytes", "bpe", "pieces", "gpt2"])
+@pytest.mark.parametrize("name", ["bytes", "bpe", "no bos", "pieces", "gpt2"])
 def test_the_loss_of_a_short_text_is_hugging_faces_own_loss_of_it(name, in_tmp_path):
     tokenizer = tokenizer_named(name)
     model = gpt2_model(tokenizer)
@@ -84,7 +88,7 @@ def test_the_loss_of_a_short_text_is_hugging_faces_own_loss_of_it(name, in_tmp_p
 
     row = measure_texts(model, tokenizer, [open_source("one.txt")], **MEASURED | {"max_length": 64}, display=Told())[0]
 
-    opener = tokenizer.bos_token_id
+    opener = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     ids = torch.tensor([[opener, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss.item()

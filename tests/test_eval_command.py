@@ -196,6 +196,19 @@ def test_what_can_not_be_measured_is_told_at_once_and_before_the_model_is_loaded
     assert not Path("base/evaluations.jsonl").exists()
 
 
+def test_a_judge_and_a_tokenizer_of_another_model_are_told(in_tmp_path):
+    write_text("text.txt", 5)
+    write_base()
+    config = json.loads(Path("base/config.json").read_text())
+    shutil.copytree("base", "judge")
+    Path("judge/config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    with pytest.raises(UserError, match="this is a reward model"):
+        measure("judge", data=[{"path": "text.txt"}])
+    tokenizer_named("bpe").save_pretrained("base")
+    with pytest.raises(UserError, match=r"tokenizer: it has 300 tokens and the model knows 257"):
+        measure("base", data=[{"path": "text.txt"}])
+
+
 def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
     write_base()
     write_text("text.txt", 20)
