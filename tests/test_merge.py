@@ -21,8 +21,8 @@ from llm_lab.hf.merge import TOLERANCES, merge_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
-from llm_lab.plan.untrained import MERGE_TOLERANCES
 from llm_lab.plan.resolve import resolve
+from llm_lab.plan.untrained import MERGE_TOLERANCES
 from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.parts import ACTIVATIONS
 from llm_lab.recipe.post_training import MergeRecipe

@@ -219,7 +219,7 @@ def test_the_time_left_of_a_stage_does_not_count_the_stage_before():
     console = fake_console(terminal=False)
     display = PlainDisplay(console, now=Clock())
     clock = display._track.now
-    for stage in range(2):
+    for _ in range(2):
         display.begin(max_steps=100, first_step=0, facts={})
         for step in (10, 20, 30):
             clock.seconds += 1

@@ -62,5 +62,6 @@ class Score(Group):
         ge=1,
     )
     rewards: tuple[RewardTerm, ...] | None = option(
-        help="what an answer is scored by", derived="the stage's own rewards, else exact_match (exact_number for builtin:sums)"
+        help="what an answer is scored by",
+        derived="the stage's own rewards, else exact_match (exact_number for builtin:sums)",
     )

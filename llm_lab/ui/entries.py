@@ -219,7 +219,7 @@ def do_checkpoints(wizard: Wizard) -> None:
             options.append(Option("replay", "Replay its recipe as a new run"))
             options.append(Option("line", "Make it again from the very beginning, with all before it"))
         with contextlib.suppress(Back):
-            picked = choose("What with it?", options, why="Replaying makes a new run with the same numbers.", above=18)
+            picked = choose("What with it?", options, why="Replaying makes a new run with the same numbers.", above=12)
             if picked == "chat":
                 _talk(wizard, path)
             elif picked == "next":
