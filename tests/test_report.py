@@ -198,7 +198,7 @@ def test_data_and_evaluations_and_where_it_comes_from_stand_in_the_report(in_tmp
     run = create_run("a")
     run.update(stage="sft", parent={"path": "gone/model", "digest": "1"})
     run.update(data=[{"path": "a|b.jsonl", "fingerprint": "f" * 64, "read": 5, "kept": 4, "dropped": {"empty": 1}}])
-    (run.path / "evaluations.jsonl").write_text('{"bits_per_byte": 1.5}\n')
+    (run.path / "evaluations.jsonl").write_text('{"results": {"bits_per_byte": 1.5}}\n')
     write_report(run)
     text = run.report_path.read_text()
     assert "| `a\\|b.jsonl` | `ffffffffffff` | 4 of 5 rows kept (1 dropped: empty) |" in text
