@@ -13,7 +13,7 @@ from test_loads import HAS_LLAMA_CPP, NO_LLAMA_CPP
 
 from llm_lab.cli import main
 from llm_lab.hf.gguf_file import write_gguf
-from llm_lab.hf.gguf_tokenizer import LLAMA3, QWEN2, read_tokenizer
+from llm_lab.hf.gguf_tokenizer import LEADING_SPACE, LLAMA3, QWEN2, SPACE, read_tokenizer
 from llm_lab.hf.load import load_model
 from llm_lab.hf.probe import TEXTS, ask, make_probe
 from llm_lab.hf.proof import GREEDY, TOLERANCES, ask_others, compare
@@ -280,6 +280,30 @@ def test_an_adapter_with_new_tokens_and_a_chat_template_becomes_one_file(in_tmp_
     assert facts["parent"]["path"].endswith("sft/model")
 
 
+def sentencepiece(*, by_normalizer: bool):
+    """A BPE of SentencePiece's kind, with bytes for what it lacks: as Llama 2's tokenizer.json, or as today's class."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, limit_alphabet=60, show_progress=False)
+    learnt.train_from_iterator([*(f"It's {n}, isn't it? In {n * 37} DAYS!" for n in range(300)), *TEXTS[:5]], trainer)
+    model = json.loads(learnt.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    backend = Tokenizer(models.BPE(model["vocab"], merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if by_normalizer:
+        steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+        backend.normalizer = normalizers.Sequence(steps)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return beginning_each_text(PreTrainedTokenizerFast(tokenizer_object=backend, **named))
+
+
 def beginning_each_text(tokenizer):
     """A tokenizer that puts its first token before each text, and tidies up spaces before signs, as Llama 3's."""
     from tokenizers.processors import TemplateProcessing
@@ -340,21 +364,24 @@ def with_split(expression: str, *, ignore_merges: bool, normalizer=None):
 
 
 def test_tokenizers_that_split_text_in_known_ways_are_read_alike(in_tmp_path):
-    """Bytes without merges, GPT-2's, Llama 3's and Qwen's ways: as Transformers' tokenizer, in every program."""
+    """Bytes without merges, GPT-2's, Llama 3's, Qwen's and SentencePiece's ways, in every program that reads them."""
     tokenizers = {
         "bytes": (make_byte_tokenizer(), "gpt-2"),
         "bpe": (train_bpe(TEXTS, 600), "gpt-2"),
         "llama3": (beginning_each_text(with_split(LLAMA3, ignore_merges=True)), "llama-bpe"),
         "qwen2": (with_split(QWEN2, ignore_merges=False, normalizer="NFC"), "qwen2"),
+        "llama2": (sentencepiece(by_normalizer=True), "default"),
+        "mistral": (sentencepiece(by_normalizer=False), "default"),
     }
+    remarks = {"qwen2": 1, "llama2": 1, "mistral": 1}
     jobs = {}
     for name, (tokenizer, pre) in tokenizers.items():
-        assert read_tokenizer(tokenizer, len(tokenizer)).pre == pre
-        assert bool(read_tokenizer(tokenizer, len(tokenizer)).remarks) == (name == "qwen2")
+        words = read_tokenizer(tokenizer, len(tokenizer))
+        assert (words.pre, len(words.remarks)) == (pre, remarks.get(name, 0))
         model = load_model(save_foreign(name, tokenizer, extra_rows=9 if name == "bytes" else 0))
         tokenizer = load_tokenizer(name)
         write_gguf(to_native(model), tokenizer, Path(f"{name}.gguf"), weights="f32", name=name)
-        probe = make_probe(model, tokenizer)
+        probe = make_probe(model, tokenizer, trimmed=LEADING_SPACE in words.remarks)
         for program in (TRANSFORMERS, *([LLAMA_CPP] if HAS_LLAMA_CPP else [])):
             jobs[f"{name}.gguf", program] = ask(model, tokenizer, probe), probe
     for key, check in checks_of(jobs).items():

@@ -57,12 +57,13 @@ def _in_transformers(job):
             for prompt in job["prompts"]
         ]  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(job["folder"], **where)
+    texts = [tokenizer(text)["input_ids"] for text in job["texts"]]
     return {
         "loaded_as": type(model).__name__,
         "module": type(model).__module__,
         "written": written,
-        "texts": [tokenizer(text)["input_ids"] for text in job["texts"]],
-        "decoded": [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in job["rows"]],
+        "texts": texts,
+        "decoded": [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in texts],
         "chat": tokenizer.apply_chat_template(job["chat"], tokenize=False, add_generation_prompt=True)
         if job["chat"]
         else None,
@@ -94,11 +95,12 @@ def _in_llama_cpp(job):
             model.eval(tokens[model.n_tokens :])
             tokens.append(int(numpy.argmax(model.scores[model.n_tokens - 1])))
         written.append(tokens[len(prompt) :])
+    texts = [model.tokenize(text.encode(), add_bos=True, special=True) for text in job["texts"]]
     return {
         "loaded_as": model.metadata["general.architecture"],
         "written": written,
-        "texts": [model.tokenize(text.encode(), add_bos=True, special=True) for text in job["texts"]],
-        "decoded": [_text_in_llama_cpp(model, row) for row in job["rows"]],
+        "texts": texts,
+        "decoded": [_text_in_llama_cpp(model, row) for row in texts],
         "chat": _chat_of_llama_cpp(model, job["chat"]) if job["chat"] else None,
     }
 
@@ -113,7 +115,9 @@ def _text_in_llama_cpp(model, row):
     text = b""
     for token in row:
         text += buffer[: llama_cpp.llama_token_to_piece(model._model.vocab, token, buffer, len(buffer), 0, True)]
-    return text.decode(errors="replace")
+    # SentencePiece writes a space before the first word, which Transformers takes away again.
+    is_sentencepiece = llama_cpp.llama_vocab_type(model._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM
+    return (text.removeprefix(b" ") if is_sentencepiece else text).decode(errors="replace")
 
 
 def _chat_of_llama_cpp(model, messages):
@@ -123,7 +127,12 @@ def _chat_of_llama_cpp(model, messages):
         model._model.token_get_text(token) if token >= 0 else "" for token in (model.token_eos(), model.token_bos())
     ]
     template = model.metadata.get("tokenizer.chat_template")
-    return Jinja2ChatFormatter(template, *names)(messages=messages).prompt if template else None
+    if not template:
+        return ""
+    try:
+        return Jinja2ChatFormatter(template, *names)(messages=messages).prompt
+    except Exception:  # llama-cpp-python lacks words of some templates; llama.cpp's own reader is another
+        return None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.native import rope_of, what_loads
 
-from .gguf_tokenizer import GgufTokenizer, read_tokenizer
+from .gguf_tokenizer import SENTENCEPIECE, GgufTokenizer, read_tokenizer
 
 BLOCK = 32  # weights that share a scale in q8_0
 _LAYER = {
@@ -82,7 +82,8 @@ def _add_shape(writer: Any, config: dict[str, Any], name: str, rows: int, weight
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_type("model")
-    writer.add_name(name)
+    # By the very name "mistral" Transformers' reader takes a llama file for another architecture, and then fails.
+    writer.add_name("Mistral" if name == "mistral" else name)
     writer.add_file_type(getattr(gguf.LlamaFileType, types[weights]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(rows)
@@ -107,10 +108,13 @@ def _add_shape(writer: Any, config: dict[str, Any], name: str, rows: int, weight
 def _add_tokenizer(writer: Any, words: GgufTokenizer) -> None:
     import gguf
 
-    writer.add_tokenizer_model("gpt2")  # GGUF's name of any byte-level BPE
+    writer.add_tokenizer_model(words.kind)
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(words.tokens)
     writer.add_token_types(words.types)
+    if words.kind == SENTENCEPIECE:
+        writer.add_token_scores(words.scores)
+        writer.add_add_space_prefix(words.prefix)
     merges = gguf.Keys.Tokenizer.MERGES
     writer.add_key_value(merges, words.merges, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
     if words.bos is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llm_lab.recipe.errors import Problem, UserError
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of GGUF's
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of GGUF's
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # GGUF's names of the two kinds of BPE
+LEADING_SPACE = "the programs that read GGUF disagree on texts that begin with a space"
+SPACE = "\u2581"  # SentencePiece's
 
 # llama.cpp knows the ways to split text by name. ByteLevel's own expression is GPT-2's:
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -25,12 +28,16 @@ PRE_TOKENIZERS = {(GPT2, False): "gpt-2", (LLAMA3, True): "llama-bpe", (QWEN2, F
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """A byte-level BPE in GGUF's terms.
+    """A BPE, of bytes or SentencePiece's, in GGUF's terms.
 
+    scores: SentencePiece's order of merges, a number for each token. prefix: whether a space is put before a text.
     ends: the ids that end a text, the tokenizer's own first. remarks: what llama.cpp does not do as this does.
     """
 
+    kind: str
     pre: str
+    prefix: bool
+    scores: tuple[float, ...]
     tokens: tuple[str, ...]
     types: tuple[int, ...]
     merges: tuple[str, ...]
@@ -51,7 +58,8 @@ def read_tokenizer(tokenizer: Any, rows: int, ends: tuple[int, ...] = (), *, key
     text, by the generation config. UserError where llama.cpp has no tokenizer that reads text as this one does.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    pre, why = find_pre_tokenizer(backend)
+    prefix = sentencepiece_prefix(backend)
+    pre, why = ("default", "") if prefix is not None else find_pre_tokenizer(backend)
     if pre is None:
         mend = "The Hugging Face form takes it: --to hf"
         raise UserError(Problem(key, f"GGUF has no tokenizer like it: {why}", mend=mend))
@@ -64,15 +72,17 @@ def read_tokenizer(tokenizer: Any, rows: int, ends: tuple[int, ...] = (), *, key
     tokens, types = [], []
     for number in range(rows):
         tokens.append(names.get(number, f"[PAD{number}]"))
-        kind = CONTROL if number in added and added[number].special else USER_DEFINED if number in added else NORMAL
-        types.append(kind if number in names else UNUSED)
+        types.append(_type_of(number, names, added, tokenizer.unk_token_id if prefix is not None else None))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]]
     ends = tuple(dict.fromkeys(end for end in (tokenizer.eos_token_id, *ends) if end is not None))
     if not ends:
         raise UserError(Problem(key, "it has no token that ends a text, and llama.cpp would take token 11 for it"))
     empty = tokenizer("")["input_ids"]
     return GgufTokenizer(
+        kind=BYTE_LEVEL if prefix is None else SENTENCEPIECE,
         pre=pre,
+        prefix=bool(prefix),
+        scores=() if prefix is None else tuple(_scores(tokens, merges)),
         tokens=tuple(tokens),
         types=tuple(types),
         merges=tuple(merges),
@@ -87,7 +97,44 @@ def read_tokenizer(tokenizer: Any, rows: int, ends: tuple[int, ...] = (), *, key
     )
 
 
+def _type_of(number: int, names: Mapping[int, str], added: Mapping[int, Any], unknown: int | None) -> int:
+    if number not in names:
+        return UNUSED
+    if number == unknown:
+        return UNKNOWN
+    if number in added:
+        return CONTROL if added[number].special else USER_DEFINED
+    return BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", names[number]) else NORMAL
+
+
+def sentencepiece_prefix(backend: Mapping[str, Any]) -> bool | None:
+    """Return whether a tokenizer of SentencePiece's kind puts a space before a text; None where it is of another."""
+    model, normal, split = backend["model"], backend.get("normalizer"), backend.get("pre_tokenizer")
+    if model["type"] != "BPE" or not model.get("byte_fallback") or model.get("ignore_merges"):
+        return None
+    if normal is None and split and split["type"] == "Metaspace":
+        known = split["replacement"] == SPACE and not split.get("split", True)
+        return split["prepend_scheme"] != "never" if known else None
+    steps = normal["normalizers"] if normal and normal["type"] == "Sequence" else [normal] if normal else []
+    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if split is None and steps == [{"type": "Prepend", "prepend": SPACE}, replaces]:
+        return True
+    return False if split is None and steps == [replaces] else None
+
+
+def _scores(tokens: Sequence[str], merges: Sequence[str]) -> Iterator[float]:
+    """Yield a number for each token: llama.cpp merges into the token with the largest first."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", "", 1), rank)
+    last = -float(len(merges) + 1)
+    for token in tokens:
+        yield -float(ranks[token]) if token in ranks else last
+
+
 def _remarks(backend: Mapping[str, Any], added: Iterable[Any]) -> Iterator[str]:
+    if sentencepiece_prefix(backend) is not None:
+        yield LEADING_SPACE
     if backend.get("normalizer") and backend["normalizer"]["type"] == "NFC":
         yield "the tokenizer composes letters and accents (NFC) first, which llama.cpp leaves to its user"
     greedy = [token.content for token in added if token.lstrip or token.rstrip or token.single_word]
@@ -107,8 +154,8 @@ def find_pre_tokenizer(backend: Mapping[str, Any]) -> tuple[str | None, str]:
     model = backend["model"]
     if model["type"] != "BPE":
         return None, f"it is a {model['type']}, and a byte-level BPE is needed"
-    if model.get("byte_fallback") or any("\u2581" in token for token in list(model["vocab"])[:2000]):
-        return None, "it is of SentencePiece's kind, and a byte-level BPE is needed"
+    if model.get("byte_fallback"):
+        return None, "it is of SentencePiece's kind, with a normalizer of its own"
     normal = backend.get("normalizer")
     if normal and not (normal["type"] == "NFC" or normal == {"type": "Sequence", "normalizers": []}):
         return None, f"it changes texts by {normal['type']} before it reads them"

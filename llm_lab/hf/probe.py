@@ -46,12 +46,15 @@ class Answers:
     logits: Any
     written: tuple[tuple[int, ...], ...]
     texts: tuple[tuple[int, ...], ...]
-    decoded: tuple[str, ...]
+    decoded: tuple[str, ...]  # the texts again, from their tokens
     chat: str | None
 
 
-def make_probe(model: Any, tokenizer: Any, *, seed: int = 0) -> Probe:
-    """Return questions for a model: how it goes on after some prompts when tokens are drawn, and random ids."""
+def make_probe(model: Any, tokenizer: Any, *, seed: int = 0, trimmed: bool = False) -> Probe:
+    """Return questions for a model: how it goes on after some prompts when tokens are drawn, and random ids.
+
+    trimmed: leave out the spaces that a text begins with.
+    """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS + NEW_TOKENS
     length = max(2, min(ROW_TOKENS, context - NEW_TOKENS if context > 2 * NEW_TOKENS else context // 2))
     new_tokens = max(1, min(NEW_TOKENS, context - length))
@@ -69,6 +72,7 @@ def make_probe(model: Any, tokenizer: Any, *, seed: int = 0) -> Probe:
     drawn = [_go_on(model, ids, length, draw) for ids in starts]
     drawn.append(known[torch.randint(len(known), (length,), generator=generator)].tolist())
     texts = (*TEXTS, _chat_text(tokenizer)) if chat else TEXTS
+    texts = tuple(text.lstrip(" ") for text in texts) if trimmed else texts
     prompts = tuple(tuple(ids) for ids in starts)
     return Probe(tuple(tuple(row) for row in drawn), prompts, texts, chat, new_tokens)
 
@@ -94,11 +98,12 @@ def ask(model: Any, tokenizer: Any, probe: Probe) -> Answers:
     for prompt in probe.prompts:
         ids = _go_on(model, prompt, len(prompt) + probe.new_tokens, lambda scores: int(scores.argmax()))
         written.append(tuple(ids[len(prompt) :]))
+    texts = tuple(tuple(tokenizer(text)["input_ids"]) for text in probe.texts)
     return Answers(
         logits=torch.cat(logits).numpy(),
         written=tuple(written),
-        texts=tuple(tuple(tokenizer(text)["input_ids"]) for text in probe.texts),
-        decoded=tuple(tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in probe.rows),
+        texts=texts,
+        decoded=tuple(tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in texts),
         chat=_chat_text(tokenizer) if probe.chat else None,
     )
 

@@ -177,12 +177,13 @@ def compare(ours: Answers, theirs: Mapping[str, Any], tolerance: float, least_gr
         why.append(f"its tokenizer reads text {alike.index(False) + 1} of the proof differently")
     if list(ours.decoded) != theirs["decoded"]:
         why.append("its tokenizer writes the same tokens as another text")
-    if ours.chat is not None and ours.chat != theirs["chat"]:
+    if ours.chat is not None and theirs["chat"] not in (ours.chat, None):
         why.append("its chat template writes another text")
+    unseen = "its chat template could not be tried" if ours.chat is not None and theirs["chat"] is None else ""
     return Check(
         program="",
         verdict=FAILED if why else PROVEN,
-        reason="; ".join(why),
+        reason="; ".join(why) or unseen,
         loaded_as=theirs["loaded_as"],
         logit_difference=difference,
         relative_logit_difference=relative,

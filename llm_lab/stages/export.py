@@ -118,6 +118,7 @@ def export_into(
     repo: owner/name on the Hub where it is going to be sent, for its card.
     UserError where the form can't hold the model, and where `out` holds something.
     """
+    from llm_lab.hf.gguf_tokenizer import LEADING_SPACE
     from llm_lab.hf.probe import ask, make_probe
 
     from .trainer import publish
@@ -130,7 +131,7 @@ def export_into(
         display.notice(remark)
     tokenizer = load_tokenizer(plan.folder, key=key)
     model = load_model(plan.folder, merge=True, trust_remote_code=trust_remote_code, key=key)
-    probe = make_probe(model, tokenizer, seed=seed)
+    probe = make_probe(model, tokenizer, seed=seed, trimmed=LEADING_SPACE in plan.remarks)
     ours = ask(model, tokenizer, probe)
     staged = out.resolve().with_name(f".{out.resolve().name}.exporting")
     shutil.rmtree(staged, ignore_errors=True)
