@@ -90,6 +90,13 @@ def test_the_answers_of_a_run_are_its_exact_match_too(in_tmp_path):
     assert named["rouge1"] == named["exact_match"]
 
 
+def test_text_scores_are_refused_where_the_run_had_no_answers(in_tmp_path):
+    write_text("text.txt", 200)
+    path = run(tiny_recipe())["path"]
+    with pytest.raises(UserError, match=r"eval\.text_scores: checkpoints/tiny scored no prompts"):
+        measure(path, eval=QUICK | {"text_scores": ["bleu"]})
+
+
 def test_the_data_of_the_run_must_be_what_it_was(in_tmp_path):
     write_text("text.txt", 200)
     path = run(tiny_recipe())["path"]

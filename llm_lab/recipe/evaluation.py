@@ -46,7 +46,7 @@ class EvalOptions(Group):
     max_length: Int | None = option(
         help="tokens that the model sees at once",
         question="Context while measuring, in tokens?",
-        derived="what its run was trained with, else the model's context, at most 1,024",
+        derived="what its run was trained with, else the model's context, at most 1,024; for tasks all of it",
         ge=2,
         advanced=True,
     )

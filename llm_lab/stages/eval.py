@@ -67,6 +67,9 @@ def evaluate(recipe: EvalRecipe, display: Display, *, trust_remote_code: bool = 
         raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, mend="Name a model that writes."))
     itself = measures_itself(recipe.model_dump())
     own = demand_own(folder) if itself else read_run(folder)
+    if itself and recipe.eval.text_scores and getattr(own[1], "score", None) is None:
+        why = f"{own[0].path} scored no prompts, so there are no answers to compare with references"
+        raise UserError(Problem("eval.text_scores", why, mend="Name prompts in score.path, or `--prompts FILE`."))
     sources = open_texts(recipe.data or ())
     tasks = None
     if recipe.tasks is not None:
@@ -85,12 +88,13 @@ def evaluate(recipe: EvalRecipe, display: Display, *, trust_remote_code: bool = 
     if tasks is not None:
         from .harness import measure_tasks
 
+        wanted = recipe.eval.max_length
         found["tasks"] = measure_tasks(
             tasks,
             recipe.tasks,
             subject.model,
             subject.tokenizer,
-            max_length=length_within(subject.model, recipe.eval.max_length),
+            max_length=length_within(subject.model, wanted) if wanted else None,
             rows=recipe.eval.per_device_eval_batch_size,
             dtype=subject.dtype,
             seed=recipe.seed,

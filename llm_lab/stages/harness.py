@@ -88,7 +88,7 @@ def measure_tasks(
     model: Any,
     tokenizer: Any,
     *,
-    max_length: int,
+    max_length: int | None,
     rows: int,
     dtype: str,
     seed: int,
@@ -97,7 +97,8 @@ def measure_tasks(
     """Return {task: {metric: value, metric_stderr: its standard error, documents, num_fewshot, version}}, then those
     of groups.
 
-    The tasks' settings are the harness's own; seed: draws the worked examples. Nothing is cached or sent.
+    The tasks' settings are the harness's own; max_length: None for all that the model can see;
+    seed: draws the worked examples. Nothing is cached or sent.
     """
     from lm_eval import evaluator
     from transformers import set_seed
@@ -144,7 +145,7 @@ def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield metric if way == "none" else f"{metric} ({way})", float(value)
 
 
-def _harness_model(model: Any, tokenizer: Any, max_length: int, rows: int, dtype: str, display: Display) -> Any:
+def _harness_model(model: Any, tokenizer: Any, max_length: int | None, rows: int, dtype: str, display: Display) -> Any:
     import torch
     from lm_eval.models.huggingface import HFLM
 
