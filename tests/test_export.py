@@ -157,6 +157,22 @@ def louder(model):
     return model
 
 
+def test_what_no_program_here_can_show_is_not_called_proven(in_tmp_path, monkeypatch, capsys):
+    """YaRN's stretching is read by llama.cpp alone; without it nothing is claimed, and nothing fails."""
+    write_run(position_embedding="yarn", rope_parameters={"factor": 4.0, "original_max_position_embeddings": 32})
+    monkeypatch.setattr("llm_lab.hf.proof.importlib.util.find_spec", lambda name: None)
+    assert main(["export", "born", "--to", "gguf"]) == 0
+    told = capsys.readouterr().out
+    assert "Exported, not tried" in told
+    assert "llama.cpp: not tried: llama-cpp-python is not installed" in told
+    assert "Transformers: not tried" in told
+    assert "YaRN's stretching" in told
+    proof = facts_of("born-gguf")["proof"]
+    assert proof["verdict"] == "not tried"
+    assert {check["verdict"] for check in proof["checks"]} == {"not tried"}
+    assert "**proven**" not in Path("checkpoints/born-gguf/gguf/README.md").read_text()
+
+
 def checks_of(jobs: dict, weights: str = "f32") -> dict:
     """Ask files in one new process; returns what the proof says of each. jobs: {(file, program): (ours, probe)}."""
     told = [({"loader": name, "folder": ".", "file": file}, probe) for (file, name), (_, probe) in jobs.items()]
