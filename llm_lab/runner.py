@@ -386,4 +386,4 @@ def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool 
         demand_cuda(machine, "Leave the device out to take what there is, or take cpu.")
     dtype = "bfloat16" if device == "cuda" else "float32"
     model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, key="checkpoint")
-    return model, load_tokenizer(folder, key="checkpoint")
+    return model, load_tokenizer(folder, trust_remote_code=trust_remote_code, key="checkpoint")

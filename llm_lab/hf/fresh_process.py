@@ -80,7 +80,7 @@ def _in_llama_cpp(job):
     length = max(map(len, job["rows"])) + job["new_tokens"]
     model = llama_cpp.Llama(
         path, n_ctx=length, n_batch=length, n_ubatch=length, logits_all=True, verbose=False, n_threads=job["threads"],
-        n_gpu_layers=0,
+        n_gpu_layers=0, type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
     )  # fmt: skip
     logits, written = [], []
     for row in job["rows"]:
@@ -97,7 +97,7 @@ def _in_llama_cpp(job):
         written.append(tokens[len(prompt) :])
     texts = [model.tokenize(text.encode(), add_bos=True, special=True) for text in job["texts"]]
     return {
-        "loaded_as": model.metadata["general.architecture"],
+        "loaded_as": f"{model.metadata['general.architecture']} with its cache in f32",
         "written": written,
         "texts": texts,
         "decoded": [_text_in_llama_cpp(model, row) for row in texts],

@@ -20,11 +20,12 @@ from .probe import Answers, Probe
 
 PROVEN, FAILED, NOT_TRIED = "proven", "failed", "not tried"
 # The largest difference of logits, by the largest logit, that rounding explains. Transformers reads into float32,
-# so that only the weights' own rounding shows; llama.cpp keeps its cache in f16 and rounds what it multiplies as
-# the weights are. q8_0 is lossy, most so in narrow models: what it is held by is the share of likeliest tokens.
+# so that only the weights' own rounding shows; llama.cpp rounds what it multiplies as the weights are. It is told to
+# keep its cache in f32: in f16, its default, it would differ by more than f16 weights do, whatever the file holds.
+# q8_0 is lossy, most so in narrow models: what it is held by is the share of likeliest tokens.
 TOLERANCES = {
     TRANSFORMERS: {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.2},
-    LLAMA_CPP: {"f32": 1e-2, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.4},
+    LLAMA_CPP: {"f32": 1e-3, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.4},
 }
 GREEDY = {"f32": 0.99, "f16": 0.99, "bf16": 0.95, "q8_0": 0.9}  # the least share of equal likeliest tokens
 _SOURCE = Path(__file__).with_name("fresh_process.py")

@@ -73,7 +73,7 @@ def _wrap(backend: Any) -> Any:
     )
 
 
-def load_tokenizer(name: str | Path, *, key: str = "tokenizer") -> Any:
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, key: str = "tokenizer") -> Any:
     """Load a tokenizer from a folder (a run's too) or the Hub. UserError with what to do where it can't be."""
     from transformers import AutoTokenizer
 
@@ -84,7 +84,8 @@ def load_tokenizer(name: str | Path, *, key: str = "tokenizer") -> Any:
         if source is None:
             raise UserError(Problem(key, "this folder holds no tokenizer.json", value=name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source or str(name))
+        # Where nothing is said of a model's own code, the library asks for it on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(source or str(name), trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(hub_problem(error, key, str(name), "tokenizer")) from None
     if not getattr(tokenizer, "is_fast", False):

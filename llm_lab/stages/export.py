@@ -129,7 +129,7 @@ def export_into(
     display.notice(f"exporting {plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}")
     for remark in plan.remarks:
         display.notice(remark)
-    tokenizer = load_tokenizer(plan.folder, key=key)
+    tokenizer = load_tokenizer(plan.folder, trust_remote_code=trust_remote_code, key=key)
     model = load_model(plan.folder, merge=True, trust_remote_code=trust_remote_code, key=key)
     probe = make_probe(model, tokenizer, seed=seed, trimmed=LEADING_SPACE in plan.remarks)
     ours = ask(model, tokenizer, probe)

@@ -78,7 +78,7 @@ def plan_export(
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     written = (native_config(ours) or ours) if ours is not None else config
     loads = what_loads(written.to_dict())
-    tokenizer = load_tokenizer(folder, key=key)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, key=key)
     remarks: tuple[str, ...] = ()
     if to == "gguf":
         weights = weights or gguf_weights(shape)[0]
