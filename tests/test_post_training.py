@@ -213,7 +213,7 @@ def test_what_is_longer_than_the_context_is_counted(stage):
     _, said = heard(recipe)
     assert {
         "sft": "examples: nothing to learn within max_length",
-        "reward": "answers longer than 64 tokens lost their beginning",
+        "reward": "preferences: longer than 64 tokens: the beginning was cut off",
         "dpo": "preferences: the prompt alone is longer than 64 tokens",
     }.get(stage, "prompts are longer than 58 tokens, which leaves no room for an answer: left out") in said
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .draft import Draft
-from .estimate import Estimate, available_bytes, memory_by_part
+from .estimate import PROGRAM_BYTES, Estimate, available_bytes, memory_by_part
 from .hardware import Machine
 from .pace import faster_dtype, fill_intervals
 from .parameters import ModelShape, read_config_json, shape_at
@@ -143,6 +143,8 @@ def estimate_tuning(recipe: Mapping[str, Any], shape: ModelShape | None, machine
         memory["reference"] = frozen
     if stage == "ppo":
         memory["critic"] = int(frozen * (1 + 3 * trained))
+    if recipe["device"] == "cpu":
+        memory["program"] = PROGRAM_BYTES
     per_step = rows * train["gradient_accumulation_steps"] * machine.processes * train["max_length"]
     steps = train["max_steps"] or 0
     saved = int(4 * shape.parameters * trained) + memory["optimizer"]

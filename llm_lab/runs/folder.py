@@ -178,7 +178,12 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
 
 def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
     """Return the runs that were asked for under a name, those that got a number too, oldest first."""
-    found = [run for run in list_runs(root) if run.facts().get("asked_name", run.path.name) == name]
+    numbered = re.compile(re.escape(name) + r"-\d+")
+    found = [
+        run
+        for run in list_runs(root)
+        if run.path.name == name or (numbered.fullmatch(run.path.name) and run.facts().get("asked_name", name) == name)
+    ]
     return sorted(found, key=lambda run: run.facts().get("created_at", 0))
 
 

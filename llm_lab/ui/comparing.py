@@ -52,16 +52,21 @@ def ask_comparison() -> Comparison:
 
 def _ask_model(names: list[str]) -> str | None:
     """Return one more model, or None where it is enough."""
-    begin_screen(TITLE, "compare: " + (", ".join(names) or "which models?"))
     enough = len(names) > 1 or (len(names) == 1 and is_adapter(names[0]))
-    if enough:
-        alone = "with its base, without the adapter" if len(names) == 1 else "that is all: compare these"
-        options = [Option(False, alone), Option(True, "another model", None if len(names) < MOST else "enough")]
-        if not choose("Which models?", options, why=WHY, above=2):
-            return None
     question = f"Compare {names[0]} with what?" if names else "Which model first?"
     left = [run for run in policies() if str(run.path) not in names]
-    return pick_run(question, left, "none yet: Pretrain makes one", "", WHY, why_no_model)
+    while True:
+        begin_screen(TITLE, "compare: " + (", ".join(names) or "which models?"))
+        if enough:
+            alone = "with its base, without the adapter" if len(names) == 1 else "that is all: compare these"
+            options = [Option(False, alone), Option(True, "another model", None if len(names) < MOST else "enough")]
+            if not choose("Which models?", options, why=WHY, above=2):
+                return None
+        try:
+            return pick_run(question, left, "no other yet: Pretrain makes one", "", WHY, why_no_model)
+        except Back:
+            if not enough:
+                raise
 
 
 def ask_time_machine() -> Comparison:

@@ -55,6 +55,7 @@ def askers_of(stage: str, actions: Actions, *, show: Show) -> dict[str, Step]:
     elif stage == "export":
         askers["export.to"] = partial(ask_form, show=show)
         askers["export.push"] = partial(ask_push, show=show)
+        askers["export.private"] = partial(_ask_private, show=show)
     return askers
 
 
@@ -169,6 +170,10 @@ def ask_form(draft: Draft, *, show: Show) -> Draft:
     why = draft.key("export.to").why or ""
     picked = choose("Which form?", options, default=now, why=why)
     return draft if picked == now and not draft.is_answered("export.to") else draft.with_answer("export.to", picked)
+
+
+def _ask_private(draft: Draft, *, show: Show) -> Draft:
+    return ask_key(draft, "export.private", show=show) if draft.value("export.push") else skip(draft)
 
 
 def ask_push(draft: Draft, *, show: Show) -> Draft:
