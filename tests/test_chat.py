@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import sys
 import textwrap
 
@@ -627,6 +628,7 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_goes_on():
         sys.executable,
         ["-c", program],
         dimensions=(24, 80),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
         encoding="utf-8",
         timeout=20,
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},

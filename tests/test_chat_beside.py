@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import signal
 import sys
 import textwrap
 
@@ -184,6 +185,7 @@ def test_ctrl_c_while_another_answers_returns_to_the_conversation():
         sys.executable,
         ["-c", program],
         dimensions=(24, 80),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
         encoding="utf-8",
         timeout=20,
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},

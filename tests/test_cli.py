@@ -116,7 +116,7 @@ def test_a_fault_of_ours_exits_with_1_and_says_how_to_see_more(in_tmp_path, caps
     def boom():
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("llm_lab.cli._print_doctor", boom)
+    monkeypatch.setattr("llm_lab.commands.print_doctor", boom)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().err
     assert "RuntimeError: boom" in said

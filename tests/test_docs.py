@@ -85,7 +85,7 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path, monkeypat
         wanted = 3 if "gpu-124m" in line else 0  # tests run where there is no GPU, and a plan says so
         assert code == wanted, f"{line}: {told.err}"
     made = sorted(path.name for path in Path("checkpoints").iterdir())
-    assert made == ["demo", "shakespeare", "stories", "stories-2"]
+    assert made == ["demo", "demo-ppo-gguf", "shakespeare", "stories", "stories-2"]
 
 
 def test_the_python_of_the_readme_works(tmp_path, monkeypatch):

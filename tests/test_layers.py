@@ -53,7 +53,7 @@ def test_every_folder_is_a_layer_without_folders_of_its_own():
 
 def test_nothing_imports_the_commands_and_only_the_commands_and_main_import_the_runner():
     for file in PACKAGE.glob("**/*.py"):
-        upward = layers_imported(file) & {"cli", "runner"}
+        upward = layers_imported(file) & {path.stem for path in PACKAGE.glob("*.py")}
         if file.parent != PACKAGE:
             assert not upward, f"{file.relative_to(PACKAGE)} imports {upward}"
 
@@ -67,7 +67,14 @@ def test_the_model_code_can_be_copied_as_it_is():
 
 
 def test_the_menu_stands_without_any_heavy_library():
-    modules = ["llm_lab.plan.resolve", "llm_lab.cli", "llm_lab.runner", "llm_lab.runs.processes", "llm_lab.runs.report"]
+    modules = [
+        "llm_lab.plan.resolve",
+        "llm_lab.cli",
+        "llm_lab.wizard_actions",
+        "llm_lab.runner",
+        "llm_lab.runs.processes",
+        "llm_lab.runs.report",
+    ]
     modules += [f"llm_lab.ui.{file.stem}" for file in sorted((PACKAGE / "ui").glob("*.py")) if file.stem != "__init__"]
     program = f"""
 import importlib, sys

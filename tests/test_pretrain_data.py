@@ -261,7 +261,7 @@ def test_a_stream_that_does_not_fill_a_step_is_refused():
 def test_the_report_says_how_often_a_stream_was_read():
     run(streamed())
     write_report(TINY)
-    assert "| set | 67.5 % | less than once |" in TINY.report_path.read_text()
+    assert "67.5 % of what was read, less than once" in TINY.report_path.read_text()
 
 
 def test_training_is_not_starved_by_a_stream(monkeypatch):

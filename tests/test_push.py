@@ -18,7 +18,7 @@ from hub_stand_in import HubStandIn, Repository, User
 from post_runs import write_base
 from transformers import AutoModelForCausalLM
 
-from llm_lab import cli, runner
+from llm_lab import cli, runner, take_away
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.recipe.errors import LabError, MachineError, UserError
@@ -302,7 +302,7 @@ def test_the_same_command_takes_up_a_push_that_broke(hub, at_the_command_line):
 def test_only_the_very_same_export_is_taken_up(hub, at_the_command_line, change, words):
     run = RunFolder(Path("checkpoints/base-hf"))
     command = ["export", "base", "--push", "ann/model"]
-    recipe = cli._export_recipe(cli._parser().parse_args(command))
+    recipe = take_away._export_recipe(cli._parser().parse_args(command))
     run.write_recipe(runner.read_job(recipe)[0].stages[0].to_yaml(()))
     parent = {"path": "base", "digest": weights_digest("base")}
     run.update(created_at=0, status="failed", parent=parent, export={"to": "hf"}, proof={"verdict": "proven"})
@@ -310,8 +310,8 @@ def test_only_the_very_same_export_is_taken_up(hub, at_the_command_line, change,
         write_base("base", hidden_size=64)
     if change == "all was sent":
         run.update(pushed={"repo": "ann/model"})
-    asked = cli._export_recipe(cli._parser().parse_args([*command, *words]))
-    assert cli._waits_to_be_sent(asked, []) is (change is None)
+    asked = take_away._export_recipe(cli._parser().parse_args([*command, *words]))
+    assert take_away._waits_to_be_sent(asked, []) is (change is None)
 
 
 def test_who_may_not_push_is_told_before_anything_is_exported(hub, at_the_command_line, monkeypatch):

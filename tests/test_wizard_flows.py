@@ -7,7 +7,6 @@ import pytest
 from conftest import write_text
 from wizard_keys import Key, answer, keyboard, pick
 
-from llm_lab.cli import wizard_actions
 from llm_lab.plan.hardware import find_machine
 from llm_lab.plan.resolve import resolve
 from llm_lab.recipe.errors import MachineError, Problem
@@ -18,6 +17,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.ui import design, pretraining
 from llm_lab.ui.review import value_lines
 from llm_lab.ui.wizard import MENU, run_wizard
+from llm_lab.wizard_actions import wizard_actions
 
 LEAVE = pick("Leave")
 TO_TEXTS = (*pick("Pretrain "), *pick("a size from the dial"), *pick("nano"))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from wizard_keys import Key, answer, flat, keyboard, pick
 
-from llm_lab.cli import wizard_actions
 from llm_lab.plan.hardware import find_machine
 from llm_lab.plan.resolve import resolve
 from llm_lab.plan.untrained import UNTRAINED
@@ -22,6 +21,7 @@ from llm_lab.ui.policies import with_model
 from llm_lab.ui.review import value_lines
 from llm_lab.ui.tuning_answers import ask_finer, finer_paths, own_keys
 from llm_lab.ui.wizard import run_wizard
+from llm_lab.wizard_actions import wizard_actions
 
 STAGES = [stage for stage in STAGE_RECIPES if stage != "pretrain"]
 LEAVE = pick("Leave")

@@ -48,14 +48,18 @@ def width_of(text: str) -> float:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Return round numbers from low to high, about so many."""
+    """Return round numbers from low to high, about so many, and two at least where there is room for them."""
     if high <= low:
         return [low]
     raw = (high - low) / about
     unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * many for many in (1, 2, 2.5, 5, 10) if unit * many >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    steps = [unit * many for many in (0.2, 0.5, 1, 2, 2.5, 5, 10)]
+    at = next(index for index, step in enumerate(steps) if step >= raw)
+    for step in reversed(steps[: at + 1]):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last > first:
+            break
+    return [number * step for number in range(first, last + 1)]
 
 
 def powers(low: float, high: float) -> list[float]:
