@@ -62,7 +62,7 @@ def dry_run(recipe: Any, overrides: Sequence[str] = (), *, resume: bool = False)
     if resume:
         job = what_is_left(job)
     for resolved in job.stages:
-        print_plan(resolved)
+        print_plan(resolved, job.home)
     for resolved in job.stages:
         demand_device(resolved)
     return DONE
@@ -96,7 +96,7 @@ def start_run(
             if resume:
                 job = what_is_left(job)
             for resolved in job.stages:
-                print_plan(resolved, derived=not ask)
+                print_plan(resolved, job.home, derived=not ask)
             if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
                 raise Back
         say_wait("Getting ready ...")
@@ -112,7 +112,7 @@ def check_recipe(arguments: argparse.Namespace) -> int:
     from llm_lab.ui.messages import print_checked
 
     job, remarks = check(arguments.recipe, arguments.overrides)
-    print_checked(job.stages, remarks)
+    print_checked(job.stages, remarks, job.home)
     return DONE
 
 

@@ -42,6 +42,11 @@ class Job:
     is_pipeline: bool
     own_run: RunFolder | None = None  # the run whose recipe.yaml this is, where it is one
 
+    @property
+    def home(self) -> Path:
+        """The folder that the stages' own are made in."""
+        return ROOT / self.name if self.is_pipeline else ROOT
+
 
 def find_recipe(name: str | Path) -> Path:
     """Return the recipe file a user means: a path, a run folder, or the name of a shipped recipe."""

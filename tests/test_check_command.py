@@ -66,3 +66,9 @@ def test_a_stage_and_a_tokenizer_of_the_wrong_kind_are_told_in_words(capsys):
     said = errors_of("{stage: pretrain, data: [{path: b.txt}], device: cpu, tokenizer: 5}", capsys)
     assert "tokenizer = 5: bytes, {bpe: entries}, a folder, or a name on the Hub." in said
     assert "Allowed: group" not in said
+
+
+def test_a_pipeline_says_in_which_folder_each_stage_ends_up(in_tmp_path, capsys):
+    assert main(["check", "demo"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"checkpoints/demo/{stage}/" in shown for stage in ("pretrain", "sft", "grpo"))

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llm_lab.plan.resolve import Resolved
+from llm_lab.runs.folder import ROOT
 
 from .console import clock, make_console
 from .plan_panel import derived_table, plan_panel
 
 
-def print_plan(resolved: Resolved, *, derived: bool = True) -> None:
-    """Print what a run is going to do and cost, and what was derived."""
+def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True) -> None:
+    """Print what a run is going to do and cost, and what was derived. home: the folder its own is made in."""
     console = make_console()
-    console.print(plan_panel(resolved))
+    console.print(plan_panel(resolved, home))
     if derived and any(origin.kind == "derived" for origin in resolved.origins.values()):
         console.print(derived_table(resolved))
         console.print()
 
 
-def print_checked(stages: Sequence[Resolved], remarks: Sequence[str]) -> None:
+def print_checked(stages: Sequence[Resolved], remarks: Sequence[str], home: Path = ROOT) -> None:
     """Print that a recipe is right, with what this machine says to it."""
     from rich.text import Text
 
@@ -28,7 +30,7 @@ def print_checked(stages: Sequence[Resolved], remarks: Sequence[str]) -> None:
     for remark in remarks:
         console.print(Text(f"{remark}.", style="warn"))
     for resolved in stages:
-        console.print(plan_panel(resolved))
+        console.print(plan_panel(resolved, home))
         if resolved.values["device"] == "cuda" and resolved.machine.cuda_problem:
             text = f"The recipe is right, but can't run on this machine: {resolved.machine.cuda_problem}."
             console.print(Text(text, style="warn"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.plan.estimate import Estimate
@@ -34,8 +35,11 @@ BANNER = "CPU rehearsal: everything works, at toy size. Real training wants CUDA
 USUAL_TOKENS_PER_PARAMETER = 20
 
 
-def plan_panel(resolved: Resolved) -> Panel:
-    """Return what is about to be done, in a panel of at most 80 columns and about 20 lines."""
+def plan_panel(resolved: Resolved, home: Path = ROOT) -> Panel:
+    """Return what is about to be done, in a panel of at most 80 columns and about 20 lines.
+
+    home: the folder that the run's own is made in; of a stage, its pipeline's.
+    """
     from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table
@@ -45,14 +49,14 @@ def plan_panel(resolved: Resolved) -> Panel:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text, style in _lines(resolved):
+    for name, text, style in _lines(resolved, home):
         table.add_row(name, Text(_wrapped(one_line(text)), style=style))
     banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
     title = Text(f"Plan: {one_line(str(values.get('name')))} · {values.get('stage')}", style="title")
     return Panel(Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim")
 
 
-def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
+def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
     values, cost = resolved.values, resolved.estimate
     yield "model", _model(values), ""
     if cost.parameters:
@@ -89,7 +93,7 @@ def _lines(resolved: Resolved) -> Iterator[tuple[str, str, str]]:
     if cost.wall_seconds is not None:
         yield "time", _time(cost), ""
     if cost.disk_bytes:
-        yield "disk", f"{size(cost.disk_bytes)} in {ROOT / str(values.get('name'))}/", ""
+        yield "disk", f"{size(cost.disk_bytes)} in {home / str(values.get('name'))}/", ""
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
 
 
