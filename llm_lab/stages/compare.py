@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from statistics import median
@@ -31,6 +32,7 @@ Load = Callable[[str], tuple[Any, Any]]  # a folder or a Hub name -> (model, tok
 SETTINGS = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=128, seed=1337)
 MOST_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 ROWS = 8
+WARM_UP_TOKENS = 8
 ADAPTERS = ("lora_", "trainable_tokens_", "modules_to_save")  # in the names of their weights
 
 
@@ -128,6 +130,9 @@ def _ask(
     session = ChatSession(model, tokenizer, name=contender.name, settings=task.settings)
     numbers = {"parameters": float(sum(weight.numel() for weight in _weights(model, contender)))} | contender.numbers
     answers, texts, speeds = [], [], []
+    for example in task.questions[:1]:  # a model's first tokens take longer than those after them
+        few = dataclasses.replace(task.settings, max_new_tokens=WARM_UP_TOKENS)
+        answer_example(ChatSession(model, tokenizer, name=contender.name, settings=few), example)
     for example in task.questions:
         answer = answer_example(session, example)
         answers.append(answer)
@@ -136,7 +141,7 @@ def _ask(
             texts.append((session.last_ids, stats.prompt_tokens))
             speeds += [stats.tokens_per_second] if stats.tokens_per_second else []
     if speeds:
-        numbers["tokens_per_second"] = median(speeds)  # the first answer of a process takes longer
+        numbers["tokens_per_second"] = median(speeds)
     mine = Seen(tokenizer, [] if seen else [(ids, start, likeliest(model, ids, start)) for ids, start in texts])
     if seen and (share := agreement(model, tokenizer, seen, session.context_length)) is not None:
         numbers["agreement"] = share
