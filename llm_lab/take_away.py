@@ -31,8 +31,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         recipe["data"] = [{"path": path} for path in arguments.data]
     if arguments.prompts:
         recipe["score"] = {"path": arguments.prompts}
-    if arguments.tasks or arguments.limit:
-        names = [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()]
+    if arguments.limit is not None and arguments.tasks is None:
+        raise UserError(Problem("--limit", "it is of tasks, and none is named", mend="Name them: --tasks NAMES."))
+    if arguments.tasks is not None:
+        names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
         recipe["tasks"] = {"names": names, "limit": arguments.limit}
     job, remarks = check(recipe, arguments.overrides)
     resolved = job.stages[0]

@@ -215,6 +215,7 @@ def test_a_prompt_that_one_model_has_no_room_for_is_told_in_its_place(models):
     assert problems[0] is None
     assert "context holds 48" in problems[1]
     assert "context holds 48" in " ".join(screen(found).replace("│", " ").split())
+    assert "**B** (no answer)" in as_markdown(found)
 
 
 def test_one_model_is_in_memory_at_a_time(models):
@@ -257,6 +258,7 @@ def test_losses_are_those_of_the_texts_and_bits_per_byte_compare_other_tokens(mo
         assert model.numbers["bits_per_byte:few.jsonl"] == pytest.approx(bits, rel=1e-4)
     assert not found.same_tokens
     assert "compare them by bits per byte" in found.remarks[-1]
+    assert found.remarks[-2].startswith("Texts are shown to all ")
     assert compare([TINY_40, "tiny"], prompts=["the"], data=["few.jsonl"]).same_tokens
 
 

@@ -199,6 +199,10 @@ def test_what_can_not_be_measured_is_told_at_once_and_before_the_model_is_loaded
     assert "Name it once" in capsys.readouterr().err
     assert main(["eval", "./base", "--data", "text.txt", "eval.max_length=129"]) == 2
     assert "the model sees 128 tokens" in capsys.readouterr().err
+    assert main(["eval", "./base", "--data", "text.txt", "--limit", "5"]) == 2
+    assert "it is of tasks, and none is named" in " ".join(capsys.readouterr().err.split())
+    assert main(["eval", "./base", "--data", "text.txt", "--tasks", ""]) == 2
+    assert "at least one entry" in " ".join(capsys.readouterr().err.split())
     assert main(["eval", "bse", "--data", "text.txt"]) == 2
     assert not Path("base/evaluations.jsonl").exists()
 

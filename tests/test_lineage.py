@@ -13,6 +13,8 @@ from llm_lab.runs.facts import describe_evaluation, reached
 from llm_lab.runs.folder import RunFolder, create_run
 from llm_lab.runs.lineage import describe_line, find_traced, line_of, main_line, trace
 from llm_lab.runs.report import write_report
+from llm_lab.ui.messages import print_closing
+from llm_lab.ui.next_steps import ways_on
 
 CONFIG = {"model_type": "llama", "vocab_size": 257, "hidden_size": 16, "max_position_embeddings": 64}
 
@@ -147,6 +149,49 @@ def test_show_tells_the_proof_of_an_export_and_what_was_measured_and_fits_80_col
     assert "● export checkpoints/file <- this one" in told
     assert "data a.jsonl (basebasebase)" in told
     assert "loss 1.2500, 1.5000 bits a byte" in told
+
+
+def test_show_tells_a_reward_model_and_says_of_none_what_loads_or_holds_it(line, capsys):
+    config = CONFIG | {"architectures": ["LlamaForSequenceClassification"]}
+    Path("checkpoints/judge/model/config.json").write_text(json.dumps(config))
+    assert main(["show", "judge"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "reward model it judges answers and writes none" in told
+    assert "GGUF" not in told
+    assert "any tool" not in told
+
+
+def test_a_reward_model_that_was_merged_leads_to_no_talk(line, capsys):
+    run = make_run("whole", "checkpoints/judge/model", stage="merge")
+    assert "chat" in ways_on(run)
+    print_closing(run.facts() | {"path": str(run.path)})
+    assert "llm-lab chat" in capsys.readouterr().out
+    config = CONFIG | {"architectures": ["LlamaForSequenceClassification"]}
+    (run.model_path / "config.json").write_text(json.dumps(config))
+    assert ways_on(run) == []
+    print_closing(run.facts() | {"path": str(run.path)})
+    assert "llm-lab chat" not in capsys.readouterr().out
+
+
+def test_show_finds_the_context_that_gpt2_has_another_name_for(in_tmp_path, capsys):
+    make_folder(Path("gpt2"), "")
+    config = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 32}
+    Path("gpt2/config.json").write_text(json.dumps(config))
+    assert main(["show", "gpt2"]) == 0
+    assert "context 32 tokens" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["show", "eval", "replay"])
+def test_a_file_in_the_place_of_a_model_is_told(in_tmp_path, capsys, command):
+    Path("text.txt").write_text("a text")
+    assert main([command, "text.txt"]) == 2
+    assert "this is a file, and a model is a folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_evaluation_is_told_with_how_much_the_model_saw_at_once(in_tmp_path):
+    row = {"data": [{"path": "a.txt", "fingerprint": "f" * 64}], "results": {"eval_loss": 2.5}}
+    row["measured"] = {"texts": [{"path": "a.txt", "max_length": 1024}]}
+    assert describe_evaluation(row) == "on a.txt (ffffffffffff, 1,024 tokens at once): loss 2.5000"
 
 
 def test_show_speaks_ascii_where_the_terminal_does(line, capsys, monkeypatch):

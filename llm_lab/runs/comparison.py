@@ -220,7 +220,8 @@ def as_markdown(comparison: Comparison) -> str:
         for i, model in enumerate(models):
             answer, against = model.answers[number], reference_of(comparison, i)
             told = verdict(models[against].answers[number], answer, names[against]) if against is not None else ""
-            head = f"**{names[i]}** ({answer.describe()}{'; ' + told if told else ''})"
+            told = f"{answer.describe()}{'; ' + told if told else ''}"
+            head = f"**{names[i]}** ({'no answer' if answer.problem else told})"
             first = None if against is None else models[against].answers[number]
             lines += [head, "", f"<pre>{_marked(first, answer)}</pre>", ""]
     return "\n".join(lines)

@@ -113,7 +113,12 @@ def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
     when = f"{datetime.fromtimestamp(row['time']):%d %b %Y}" if _is_number(row.get("time")) else ""
     step = re.search(r"checkpoint-(\d+)$", str(row.get("checkpoint", "")))
     of = f"step {int(step[1]):,}" if step else ""
-    sets = [f"{item['path']} ({item['fingerprint'][:12]})" for item in row.get("data") or ()]
+    # A loss is another where the model sees more at once, so it is told with it.
+    texts = (row.get("measured") or {}).get("texts") or ()
+    lengths = {text["path"]: f", {text['max_length']:,} tokens at once" for text in texts if text.get("max_length")}
+    sets = [
+        f"{item['path']} ({item['fingerprint'][:12]}{lengths.get(item['path'], '')})" for item in row.get("data") or ()
+    ]
     on = f"on {', '.join(dict.fromkeys(sets))}" if sets else ""
     head = ", ".join(part for part in (when, of, on) if part)
     return f"{head}: {', '.join(told)}" if head else ", ".join(told)

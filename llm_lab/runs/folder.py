@@ -70,7 +70,7 @@ class RunFolder:
         """Read run.json; {} where there is none yet."""
         try:
             return json.loads(self.run_json.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return {}
 
     def update(self, **facts: Any) -> None:
@@ -214,6 +214,8 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         why, mend = "no model was saved here yet", "`llm-lab list runs` shows what there is."
         if RunFolder(existing).facts().get("stage") == "eval":
             why, mend = "this run measured a model and made none", f"Take what it measured: {_source_of(existing)}"
+        if existing.is_file():
+            why, mend = "this is a file, and a model is a folder", "Name a run, or the folder that config.json is in."
         raise UserError(Problem(str(path), why, mend=mend))
     from llm_lab.recipe.errors import did_you_mean
 

@@ -102,6 +102,8 @@ def _look_at(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
         if not all(row["whole"] for row in rows):
             most = max(row["tokens"] for row in rows)
             remarks.append(f"Of {path} the first {most:,} tokens{' of each model' if len(extents) > 1 else ''}.")
+    for length in sorted({row["max_length"] for row in measured}):
+        remarks.append(f"Texts are shown to all {length:,} tokens at once; with more or fewer, losses are others.")
     if not same:
         remarks.append("Their tokens differ: compare them by bits per byte; a loss in nats a token says nothing here.")
     return same, remarks

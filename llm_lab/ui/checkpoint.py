@@ -10,7 +10,7 @@ from llm_lab.plan.parameters import read_adapter_json, read_config_json, shape_o
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.native import what_loads
 from llm_lab.runs.facts import describe_evaluation, describe_proof, reached, warnings_of
-from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.folder import RunFolder, is_judge
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 
 from .console import count, make_console, one_line, speaks_unicode
@@ -69,10 +69,13 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
         rows.append(("parameters", f"{shape.parameters:,} ({parts})"))
         rows.append(("cache", f"{shape.cache_bytes_per_token():,} bytes a token in bf16"))
     rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
-    rows.append(("context", f"{config.get('max_position_embeddings', 0):,} tokens"))
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    rows += [("context", f"{context:,} tokens")] if context else []
     whole = adapter is None
     if whole and not (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
         return [*rows, ("weights", "none here: this is a design, or a copy that is not whole")]
+    if is_judge(folder):
+        return [*rows, ("reward model", "it judges answers and writes none; nothing is exported of it")]
     if not whole:
         rows.append(("loads in", "peft, beside its base; whole and anywhere after: llm-lab merge " + name))
     return rows + _loading_rows(config, *(("loads in", "as GGUF") if whole else ("merged", "merged, GGUF")))

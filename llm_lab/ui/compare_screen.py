@@ -134,7 +134,7 @@ def _marked(comparison: Comparison, number: int, model: int, console: Console) -
 
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
     if answer.problem:
-        return Text(printable(answer.problem), style="warn")
+        return Text("no answer: " + printable(answer.problem), style="warn")
     if not answer.text.strip():
         return Text("(white space)" if answer.text else "(nothing)", style="dim")
     if first is None or first.problem or first.text == answer.text:

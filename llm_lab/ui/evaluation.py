@@ -65,7 +65,9 @@ def _tables(measured: Row) -> Iterator[Any]:
         rows = [_loss_row(row["path"], row) for row in texts]
         total = measured.get("total")
         rows += [_loss_row("all", total | {"tokens": sum(row["tokens"] for row in texts)})] if total else []
-        yield _table(["text", "tokens", *(name for name, _, _ in LOSSES.values())], rows)
+        lengths = {row.get("max_length") for row in texts} - {None}
+        head = f"text, {lengths.pop():,} tokens at once" if len(lengths) == 1 else "text"
+        yield _table([head, "tokens", *(name for name, _, _ in LOSSES.values())], rows)
     if scores := measured.get("scores"):
         what = f"{scores['prompts']:,} prompts of {_short(scores['path'])}"
         if scores.get("eval_reward_sampled") == scores.get("exact_match_sampled"):  # it is the same, said twice

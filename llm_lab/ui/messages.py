@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.plan.resolve import Resolved
-from llm_lab.runs.folder import ROOT
+from llm_lab.runs.folder import ROOT, is_judge
 
 from .console import clock, make_console
 from .plan_panel import derived_table, plan_panel
@@ -80,7 +80,7 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if reached:
         console.print("Reached: " + ", ".join(reached), soft_wrap=True)
     console.print("What next:", style="title")
-    if facts.get("stage") != "reward":  # a judge can't be talked to
+    if facts.get("stage") != "reward" and not is_judge(Path(path) / "model"):  # a judge can't be talked to
         console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)
     console.print(f"  look at it   llm-lab show {path}", soft_wrap=True)
     console.print(f"  its report   {path}/report.md", soft_wrap=True)

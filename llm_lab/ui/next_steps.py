@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm_lab.runs.folder import RunFolder, runs_named
+from llm_lab.runs.folder import RunFolder, is_judge, runs_named
 
 from .policies import is_adapter
 from .prompts import Option, choose
@@ -48,6 +48,8 @@ def finished_run(name: str) -> RunFolder | None:
 def ways_on(run: RunFolder) -> list[str]:
     """Return what one would do with a run's result, the likeliest first."""
     stage = run.facts().get("stage", "")
+    if stage == "merge" and is_judge(run.model_path):
+        return []
     ways = list(AFTER.get(stage, ("chat",)))
     if stage not in ("reward", "merge", "eval", "export") and is_adapter(run.path):
         ways.insert(1, "merge")
