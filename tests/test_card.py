@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_lab import runner
 from llm_lab.hf.gguf_file import write_gguf
+from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
 from llm_lab.runs.evaluations import keep_evaluation
@@ -237,8 +238,9 @@ def test_a_model_of_others_gets_a_card_that_claims_nothing_of_its_making(in_tmp_
     assert "base_model_relation" not in front(text)
     for claim in ("## Data", "## How it was made", "pretrained from scratch", "| eval_loss"):
         assert claim not in text
-    (folder / "model.safetensors").rename(folder / "gone")
-    (folder / "model-f16.gguf").write_bytes(b"GGUF")
+    native, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder)
+    write_gguf(native, tokenizer, folder / "model-f16.gguf", weights="f16", name="made")
+    (folder / "model.safetensors").unlink()
     text = write_card(folder, source="owner/model", repo="me/model-gguf")
     assert front(text)["base_model_relation"] == "quantized"
     assert front(text)["library_name"] == "gguf"
@@ -247,6 +249,18 @@ def test_a_model_of_others_gets_a_card_that_claims_nothing_of_its_making(in_tmp_
     text = write_card(folder, source="owner/model", proof=PROOF)
     assert "llama-cli -m model-f16.gguf" in text
     assert 'from_pretrained(".", gguf_file="model-f16.gguf")' in text
+
+
+def test_the_card_of_a_gguf_file_tells_what_is_in_the_file(in_tmp_path):
+    runner.run(post_recipe("sft", **{"lora": {"r": 2}, "model": {"checkpoint": write_base("base")}}))
+    export = {"stage": "export", "name": "file", "device": "cpu", "export": {"to": "gguf"}}
+    runner.run(export | {"model": {"checkpoint": "checkpoints/sft"}})
+    text = Path("checkpoints/file/gguf/README.md").read_text()
+    # Its adapter is merged, and its chat template is in the file alone: no folder says so.
+    whole = sum(p.numel() for p in load_model("checkpoints/sft/model", merge=True).parameters())
+    assert f"| parameters | {whole:,} |" in text
+    assert " -cnv\n" in text
+    assert "create_chat_completion" in text
 
 
 def test_a_card_is_written_without_any_heavy_library():

@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import tiny_recipe, write_text
 from post_runs import post_recipe, write_base
+from safetensors.torch import load_file, save_file
 from test_loads import HAS_LLAMA_CPP, NO_LLAMA_CPP
+from transformers import AutoModelForCausalLM
 
 from llm_lab.cli import main
 from llm_lab.hf.gguf_file import write_gguf
@@ -362,6 +364,62 @@ def test_a_folder_that_we_did_not_make_is_exported_with_its_own_tokenizer(in_tmp
     assert json.loads(Path("again/config.json").read_text())["model_type"] == "gpt2"
     assert main(["export", "gpt2", "--to", "gguf"]) == 2
     assert "this is gpt2" in capsys.readouterr().err
+
+
+def edit(folder: str, change) -> None:
+    """Change the weights of a folder, a dict of tensors, in place."""
+    file = Path(folder, "model.safetensors")
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_weights_that_are_not_there_are_not_made_up_and_called_proven(form, in_tmp_path, capsys):
+    folder = write_base("base")
+    edit(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    assert main(["export", folder, "--to", form, "--out", "out"]) == 2
+    assert "are not there: model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"partial_rotary_factor": 0.5},  # of other models' configs: Llama's own class reads none of them
+        {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "attention_bias": True, "mlp_bias": True},
+    ],
+)
+def test_what_a_config_says_and_its_class_does_not_read_changes_nothing(keys, in_tmp_path):
+    folder = write_base("base")
+    file = Path(folder, "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sliding_window": None} | keys))
+    assert main(["export", folder, "--out", "out"]) == 0
+    ids = torch.arange(1, 101)[None]
+    theirs, exported = (AutoModelForCausalLM.from_pretrained(where) for where in (folder, "out"))
+    with torch.no_grad():
+        torch.testing.assert_close(exported(ids).logits, theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_computes_no_numbers_is_told_as_such(in_tmp_path, capsys):
+    folder = write_base("base")
+    edit(folder, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    assert main(["export", folder, "--out", "out"]) == 2
+    assert "NaN" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_what_is_not_compared_of_a_tokenizer_is_said(in_tmp_path, capsys):
+    folder = write_base("base")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.chat_template = "{{ raise_exception('only tools') }}"
+    tokenizer.save_pretrained(folder)
+    assert main(["export", folder, "--out", "out"]) == 0
+    told = capsys.readouterr().out
+    assert "its tokenizer has 259 tokens, and the model rows for 257" in told
+    assert "not compared" in told
+    assert main(["export", folder, "--to", "gguf", "--out", "file"]) == 2
 
 
 def with_split(expression: str, *, ignore_merges: bool, normalizer=None):

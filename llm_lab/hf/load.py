@@ -132,7 +132,14 @@ def load_model(
         demand_4bit(device)
         extra |= {"quantization_config": quantization_4bit(), "device_map": device}
     try:
-        model = loader.from_pretrained(str(folder), dtype=getattr(torch, dtype), **options, **extra)
+        model, found = loader.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), output_loading_info=True, **options, **extra
+        )
     except Exception as error:
         raise UserError(hub_problem(error, key, str(folder), "model")) from None
+    made_up = sorted(found["missing_keys"])
+    if made_up:
+        # The library fills them with random numbers, and says so only in its log.
+        why = f"{len(made_up)} of the weights that its config speaks of are not there: {', '.join(made_up[:3])}"
+        raise UserError(Problem(key, why, value=str(folder), mend="Fetch the model again, or mend its config.json."))
     return (model if load_in_4bit else model.to(device)).eval()

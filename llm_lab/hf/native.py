@@ -54,14 +54,14 @@ _PARTS = ("position_embedding", "norm", "activation", "qk_norm", "sliding_window
 
 def lab_config(config: Any) -> Any | None:
     """Return the LabConfig of a Llama, Mistral or Qwen3 config, or None where the parts are not ours."""
-    from llm_lab.model.configuration_lab import LabConfig
+    from llm_lab.model.configuration_lab import ROPE_KEYS, YARN_KEYS, LabConfig
 
     kind = getattr(config, "model_type", None)
     rope = dict(getattr(config, "rope_parameters", None) or {})
     rope_type = rope.get("rope_type", "default")
     if kind not in ("llama", "mistral", "qwen3") or rope_type not in ("default", "yarn"):
         return None
-    if getattr(config, "hidden_act", None) != "silu":
+    if getattr(config, "hidden_act", None) != "silu" or set(rope) - {*ROPE_KEYS, *YARN_KEYS}:
         return None
     window = getattr(config, "sliding_window", None)
     if kind == "qwen3":
@@ -77,8 +77,9 @@ def lab_config(config: Any) -> Any | None:
         norm="rmsnorm",
         norm_eps=config.rms_norm_eps,
         activation="swiglu",
-        attention_bias=bool(getattr(config, "attention_bias", False)),
-        mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        # Any key may stand in a config.json; these are read by the classes that have such biases alone.
+        attention_bias=kind != "mistral" and bool(getattr(config, "attention_bias", False)),
+        mlp_bias=kind == "llama" and bool(getattr(config, "mlp_bias", False)),
         qk_norm=kind == "qwen3",
         sliding_window=window if kind in ("mistral", "qwen3") else None,
         # Not a key of theirs, but kept in config.json so that training goes on as it began.

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from llm_lab.recipe.errors import LabError
+
 PROMPTS = ("Once upon a time", "Question: 12 + 30 =", "The ", "def f(x):\n    return", "\n")
 ROW_TOKENS, NEW_TOKENS = 64, 24
 # What tokenizers are apt to read differently: digits, white space, apostrophes, scripts, marks, signs, long words.
@@ -53,25 +55,29 @@ class Answers:
 def make_probe(model: Any, tokenizer: Any, *, seed: int = 0, trimmed: bool = False) -> Probe:
     """Return questions for a model: how it goes on after some prompts when tokens are drawn, and random ids.
 
-    trimmed: leave out the spaces that a text begins with.
+    trimmed: leave out the spaces that a text begins with. LabError for a model whose logits are NaN.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS + NEW_TOKENS
     length = max(2, min(ROW_TOKENS, context - NEW_TOKENS if context > 2 * NEW_TOKENS else context // 2))
     new_tokens = max(1, min(NEW_TOKENS, context - length))
     generator = torch.Generator().manual_seed(seed)
-    known = torch.tensor(sorted(tokenizer.get_vocab().values()))
-    chat = CHAT if _chat_text(tokenizer) is not None else ()
+    rows = model.get_input_embeddings().weight.shape[0]
+    known = torch.tensor([number for number in sorted(tokenizer.get_vocab().values()) if number < rows])
+    chat = CHAT if chat_text(tokenizer) is not None else ()
     starts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     if chat:
-        starts.append(tokenizer(_chat_text(tokenizer), add_special_tokens=False)["input_ids"])
+        starts.append(tokenizer(chat_text(tokenizer), add_special_tokens=False)["input_ids"])
     starts = [ids[: length // 2] or [0] for ids in starts]
 
     def draw(scores: Any) -> int:
-        return int(known[torch.multinomial(scores[known].softmax(-1), 1, generator=generator)])
+        shares = scores[known].softmax(-1)
+        if not shares.isfinite().all():
+            raise LabError("the model computes no numbers (NaN or infinity): there is nothing to compare")
+        return int(known[torch.multinomial(shares, 1, generator=generator)])
 
     drawn = [_go_on(model, ids, length, draw) for ids in starts]
     drawn.append(known[torch.randint(len(known), (length,), generator=generator)].tolist())
-    texts = (*TEXTS, _chat_text(tokenizer)) if chat else TEXTS
+    texts = (*TEXTS, chat_text(tokenizer)) if chat else TEXTS
     texts = tuple(text.lstrip(" ") for text in texts) if trimmed else texts
     prompts = tuple(tuple(ids) for ids in starts)
     return Probe(tuple(tuple(row) for row in drawn), prompts, texts, chat, new_tokens)
@@ -104,11 +110,11 @@ def ask(model: Any, tokenizer: Any, probe: Probe) -> Answers:
         written=tuple(written),
         texts=texts,
         decoded=tuple(tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in texts),
-        chat=_chat_text(tokenizer) if probe.chat else None,
+        chat=chat_text(tokenizer) if probe.chat else None,
     )
 
 
-def _chat_text(tokenizer: Any) -> str | None:
+def chat_text(tokenizer: Any) -> str | None:
     """Return a question as the chat template writes it; None where it has none, or one that wants more."""
     if not getattr(tokenizer, "chat_template", None):
         return None

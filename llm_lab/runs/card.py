@@ -15,7 +15,6 @@ from .front_matter import front_matter, is_hub_name
 from .lineage import Node, main_line, trace
 from .loading import (
     ADAPTER,
-    GGUF,
     ModelFolder,
     count_parameters,
     describe_form,
@@ -113,8 +112,6 @@ def _what(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
         if isinstance(config.get(key), int):
             yield [word, f"{config[key]:,} tokens"]
     parameters = count_parameters(folder.path)
-    if parameters is None and folder.kind == GGUF:
-        parameters = facts.get("parameters")
     if parameters:
         yield ["numbers in the adapter" if folder.kind == ADAPTER else "parameters", f"{parameters:,}"]
     tokens = dict(_results(node)).get("train_tokens")

@@ -44,6 +44,8 @@ def look_at_folder(path: Path) -> ModelFolder:
     else:
         kind = OWN_CODE if config.get("auto_map") else NATIVE
     chats = bool(tokenizer.get("chat_template")) or (path / "chat_template.jinja").is_file()
+    if kind == GGUF:
+        chats = "tokenizer.chat_template" in _open_gguf(path).fields
     return ModelFolder(path, kind, config, is_judge(path), chats, adapter.get("base_model_name_or_path"))
 
 
@@ -57,7 +59,11 @@ def describe_form(folder: ModelFolder) -> str:
 
 
 def count_parameters(path: Path) -> int | None:
-    """Return how many numbers the folder's safetensors hold, by their headers; None where there are none."""
+    """Return how many numbers the folder's GGUF file or safetensors hold, by their headers; None without either."""
+    if any(path.glob("*.gguf")):
+        # What divides the frequencies of stretched positions is computed, not learnt.
+        tensors = [tensor for tensor in _open_gguf(path).tensors if tensor.name != "rope_freqs.weight"]
+        return sum(int(tensor.n_elements) for tensor in tensors)
     total, files = 0, sorted(path.glob("*.safetensors"))
     for file in files:
         with open(file, "rb") as handle:
@@ -69,6 +75,12 @@ def count_parameters(path: Path) -> int | None:
                     count *= length
                 total += count
     return total if files else None
+
+
+def _open_gguf(path: Path) -> Any:
+    from gguf import GGUFReader
+
+    return GGUFReader(next(path.glob("*.gguf")))
 
 
 def loading_code(folder: ModelFolder, name: str, *, in_transformers: bool = False) -> list[tuple[str, str]]:

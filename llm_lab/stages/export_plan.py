@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def plan_export(
     written = (native_config(ours) or ours) if ours is not None else config
     loads = what_loads(written.to_dict())
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, key=key)
-    remarks: tuple[str, ...] = ()
+    rows, tokens = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
+    # An adapter may bring rows for more tokens than its base has; they are counted when they are written.
+    rows = rows if base == folder else max(rows, tokens)
+    remarks = tuple(_remarks(tokenizer, tokens, rows))
     if to == "gguf":
         weights = weights or gguf_weights(shape)[0]
         if loads.gguf is None:
@@ -87,9 +91,7 @@ def plan_export(
             raise UserError(Problem("export.to", loads.gguf_reason, value="gguf", mend=mend))
         from llm_lab.hf.gguf_tokenizer import read_tokenizer
 
-        rows = config.get_text_config().vocab_size
-        # An adapter may bring rows for more tokens than its base has; they are counted when they are written.
-        remarks = read_tokenizer(tokenizer, rows if base == folder else max(rows, len(tokenizer)), key=key).remarks
+        remarks += read_tokenizer(tokenizer, rows, key=key).remarks
     elif weights == "q8_0":
         raise UserError(Problem("export.weights", "a Hugging Face folder has no such weights", value=weights))
     weights = weights or next((w for w, dtype in DTYPES.items() if dtype == _dtype(config)), "f32")
@@ -97,6 +99,15 @@ def plan_export(
     plan = ExportPlan(folder, to, weights, name, loads, (), remarks)
     size = int(shape.parameters * BYTES[weights]) if shape else None
     return replace(plan, files=tuple(_files(plan, ours, size, bool(tokenizer.chat_template))))
+
+
+def _remarks(tokenizer: Any, tokens: int, rows: int) -> Iterator[str]:
+    from llm_lab.hf.probe import chat_text
+
+    if tokens > rows:
+        yield f"its tokenizer has {tokens:,} tokens, and the model rows for {rows:,}: it can't read the last ones"
+    if tokenizer.chat_template and chat_text(tokenizer) is None:
+        yield "its chat template writes no text of a plain question, so that it is taken along and not compared"
 
 
 def _base_of(folder: str, key: str) -> str:
