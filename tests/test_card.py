@@ -125,6 +125,7 @@ def test_the_code_of_a_card_runs_as_it_stands(in_tmp_path):
     program.insert(0, "import os, sys; sys.modules['llm_lab'] = None")
     result = subprocess.run([sys.executable, "-c", "\n".join(program)], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert "[y/N]" not in result.stdout + result.stderr
     assert "tensor([[" in result.stdout
     assert front(Path("checkpoints/sft/model/README.md").read_text())["library_name"] == "peft"
     judge = front(Path("checkpoints/reward/model/README.md").read_text())

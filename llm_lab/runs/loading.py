@@ -103,7 +103,9 @@ def _python(loader: str, library: str, name: str, folder: ModelFolder, trust: st
     ours = [loader] if library == "transformers" else []
     lines = [f"from {library} import {loader}"] if library != "transformers" else []
     lines += [f"from transformers import {', '.join(sorted([*ours, 'AutoTokenizer']))}", ""]
-    lines += [f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(name)})"]
+    # Without the word, the library asks on the terminal before it reads the tokenizer of a model with its own code.
+    told = trust if folder.kind == OWN_CODE else ""
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(name)}{told})"]
     lines += [f"model = {loader}.from_pretrained({json.dumps(name)}{trust})"]
     return "\n".join([*lines, *_use(folder)])
 

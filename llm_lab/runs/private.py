@@ -10,7 +10,7 @@ from typing import Any
 # An absolute path of two parts or more, of Unix or Windows, or one under a home folder; not one inside a URL.
 _PATH = re.compile(r"(?<![\w.:/\\~<-])(?:~\w*[/\\]|(?:[A-Za-z]:)?[/\\])(?:[\w.@+-]+[/\\])*(?P<last>[\w.@+*?-]+)[/\\]?")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
-_SECRET_NAMES = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
+_SECRET_NAMES = ("TOKEN", "_KEY", "SECRET", "PASSWORD", "PASSWD", "_PASS")
 HIDDEN = "***"
 
 
