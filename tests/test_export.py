@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -399,6 +401,21 @@ def test_what_a_config_says_and_its_class_does_not_read_changes_nothing(keys, in
     theirs, exported = (AutoModelForCausalLM.from_pretrained(where) for where in (folder, "out"))
     with torch.no_grad():
         torch.testing.assert_close(exported(ids).logits, theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_a_disk_that_is_full_is_told_as_such_and_keeps_nothing(form, in_tmp_path):
+    write_base("base")
+    # Few bytes to a file, in a process of its own: what this one writes stays as it is.
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from llm_lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["export", "base", "--to", form, "--out", "out"]
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "out: the export could not be written" in ended.stderr
+    assert {path.name for path in Path().iterdir()} == {"base"}
 
 
 def test_a_model_that_computes_no_numbers_is_told_as_such(in_tmp_path, capsys):

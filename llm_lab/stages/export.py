@@ -118,6 +118,8 @@ def export_into(
     repo: owner/name on the Hub where it is going to be sent, for its card.
     UserError where the form can't hold the model, and where `out` holds something.
     """
+    from safetensors import SafetensorError
+
     from llm_lab.hf.gguf_tokenizer import LEADING_SPACE
     from llm_lab.hf.probe import ask, make_probe
 
@@ -151,8 +153,9 @@ def export_into(
         if proof.verdict != FAILED:
             write_card(staged, source=plan.folder, proof=proof.as_dict(), repo=repo)
             publish(staged, out)
-    except OSError as error:
-        raise LabError(f"{out}: the export could not be written: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LabError(f"{out}: the export could not be written: {why}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     exported = Exported(plan, out, proof, size)
