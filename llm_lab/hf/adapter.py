@@ -85,6 +85,9 @@ def _find_base(folder: Path, name: str | None, digest: str | None, key: str) -> 
     if not name:
         mend = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
         raise UserError(Problem(key, "this adapter does not say which model it belongs to", value=folder, mend=mend))
+    if Path(name).expanduser().resolve() == folder.resolve():
+        mend = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
+        raise UserError(Problem(key, "this adapter names itself as its base", value=folder, mend=mend))
     if _holds_model(Path(name).expanduser()):
         return str(Path(name).expanduser())
     for moved in _tails(folder.resolve(), Path(name)):
