@@ -202,6 +202,11 @@ def test_two_copies_of_a_model_draw_the_same_words(models, tmp_path):
     assert screen(found).count("the same as A") == 2
 
 
+def test_white_space_is_not_called_empty():
+    assert verdict(Answer("one"), Answer(" \n"), "A") == "white space only, unlike A"
+    assert verdict(Answer("one"), Answer(""), "A") == "empty, unlike A"
+
+
 def test_what_nobody_named_is_what_the_run_itself_asks(models):
     assert compare(["checkpoints/tiny", "stranger"]).prompts == ("the old", "a")
     found = compare(["stranger", "plain"])

@@ -175,3 +175,18 @@ def test_a_model_that_can_not_be_loaded_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
     with pytest.raises(UserError, match=r"gated or private.*hf auth login"):
         load_model("org/gated")
+
+
+@pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForMaskedLM"])
+def test_a_model_that_does_not_write_is_never_loaded_as_one_that_does(tmp_path, kind):
+    """The library would: with the embeddings for an output, or looking at what comes after."""
+    import transformers
+
+    from llm_lab.stages.export_plan import plan_export
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=257, **sizes)
+    getattr(transformers, f"Bert{kind}")(config).save_pretrained(tmp_path)
+    for load in (load_model, plan_export):
+        with pytest.raises(UserError, match=r"Name a model that writes|not exported"):
+            load(str(tmp_path))

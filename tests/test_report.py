@@ -212,7 +212,7 @@ def test_what_to_mind_stands_first(in_tmp_path):
     run.update(exhausted={"path": "short.txt", "step": 7, "max_steps": 9}, warnings=["3 examples were cut"])
     told = warnings_of(run)
     assert told[-1] == "3 examples were cut"
-    for words in ("stopped after step 7", "CPU rehearsal", "short.txt was used up", "Nothing was kept from training"):
+    for words in ("stopped after step 7", "CPU rehearsal", "short.txt was used up", "nothing kept from training"):
         assert any(words in line for line in told)
     write_report(run)
     assert all(f"> - {line}" in run.report_path.read_text() for line in told)

@@ -13,6 +13,12 @@ from llm_lab.recipe.errors import Problem, UserError
 from .native import lab_config
 from .tokenizers import hub_problem
 
+# What a config says of a model that does not write on. The library makes writers of them all, of random or unfit parts.
+NO_WRITERS = {
+    "ForSequenceClassification": "a reward model or classifier: it judges texts and writes none",
+    "ForMaskedLM": "a model that fills gaps in a text: it sees what comes after, and can't write on",
+}
+
 
 def quiet_libraries() -> None:
     """Switch off the progress bars and chatter of the libraries: the display is ours."""
@@ -67,6 +73,14 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
     if hasattr(config, "lab_tokenizer"):
         del config.lab_tokenizer  # a design's remark for the recipe, no part of a model
     return config
+
+
+def demand_writer(config: Any, name: str, *, key: str) -> None:
+    """UserError for a model that is no causal LM by its own config."""
+    kinds = getattr(config, "architectures", None) or ()
+    for ending, what in NO_WRITERS.items():
+        if any(kind.endswith(ending) for kind in kinds):
+            raise UserError(Problem(key, f"this is {what}", value=name, mend="Name a model that writes."))
 
 
 def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
@@ -124,6 +138,7 @@ def load_model(
         return load_adapter(folder, device=device, merge=merge, key=key, **options)
     register()
     config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
+    demand_writer(config, str(folder), key=key)
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM

@@ -108,6 +108,8 @@ def verdict(first: Answer, other: Answer, name: str) -> str:
     if first.text == other.text:
         return f"the same as {name}"
     one, two = first.text.split(), other.text.split()
+    if one and other.text and not two:
+        return f"white space only, unlike {name}"
     if one == two:
         return f"the words of {name}, spaced otherwise"
     word = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))

@@ -79,7 +79,7 @@ def _seen_in(run: RunFolder) -> Iterator[str]:
         step, planned = exhausted["step"], exhausted["max_steps"]
         yield f"{exhausted['path']} was used up: the run ended at step {step:,} of {planned:,}."
     if stage in MEASURES_LOSS and "step" in results and "eval_loss" not in results:
-        yield "Nothing was kept from training: no loss tells how it does on what it has not seen."
+        yield "It was measured on nothing kept from training: no loss tells how it does on what it has not seen."
 
 
 def number(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_lab.hf.adapter import demand_base, is_adapter, read_adapter
 from llm_lab.hf.adapter_off import demand_switch
-from llm_lab.hf.load import read_config
+from llm_lab.hf.load import demand_writer, read_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.recipe.files import read_recipe_file
@@ -179,6 +179,7 @@ def _demand_loadable(folder: str, trust_remote_code: bool) -> int | None:
         _demand_loadable(adapter.base, trust_remote_code)
         return None
     config = read_config(folder, key="checkpoint", trust_remote_code=trust_remote_code)
+    demand_writer(config, folder, key="checkpoint")
     if path.is_dir():
         _demand_weights(path)
     return getattr(config.get_text_config(), "vocab_size", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import quiet_libraries, read_config
+from llm_lab.hf.load import demand_writer, quiet_libraries, read_config
 from llm_lab.hf.native import lab_config, native_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.plan.parameters import shape_at
@@ -74,6 +74,7 @@ def plan_export(
         raise UserError(Problem(key, "a reward model judges texts and writes none; it is not exported", value=folder))
     base = _base_of(folder, key)
     config = read_config(base, key=key, trust_remote_code=trust_remote_code)
+    demand_writer(config, base, key=key)
     if getattr(config, "quantization_config", None):
         raise UserError(Problem(key, "its weights are kept quantised; name the same model, not quantised", value=base))
     ours = config if config.model_type == "llm_lab" else lab_config(config)
