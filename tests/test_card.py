@@ -237,7 +237,7 @@ def test_a_model_of_others_gets_a_card_that_claims_nothing_of_its_making(in_tmp_
     text = write_card(folder, source="owner/model", proof=PROOF)
     assert front(text)["base_model"] == "owner/model"
     assert "base_model_relation" not in front(text)
-    for claim in ("## Data", "## How it was made", "pretrained from scratch", "| eval_loss"):
+    for claim in ("## Data", "## How it was made", "pretrained from scratch", "| eval_loss", "made with LLM Lab"):
         assert claim not in text
     native, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder)
     write_gguf(native, tokenizer, folder / "model-f16.gguf", weights="f16", name="made")

@@ -343,7 +343,7 @@ def test_an_adapter_finds_its_base_after_both_were_moved(tmp_path):
 
 
 def test_an_adapter_that_names_itself_as_its_base_is_refused(tmp_path):
-    save_model(attach_lora(save_base(tmp_path / "base"), lora()), tmp_path / "sft", make_byte_tokenizer())
+    save_model(attach_lora(save_base(tmp_path / "base"), lora(), seed=1), tmp_path / "sft", make_byte_tokenizer())
     file = tmp_path / "sft" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "sft")}))
     with pytest.raises(UserError, match="names itself as its base"):

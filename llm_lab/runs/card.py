@@ -61,8 +61,10 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     step = f", checkpoint of step {node.step:,}" if node.step is not None else ""
     name = (repo or "").rpartition("/")[2] or (_name(node) if node.run else Path(node.place).name)
     yield f"# {plain(name)}\n"
-    made = STAGES.get(node.stage or "", "the weights of another, in this form")
-    yield f"A language model made with LLM Lab: {made}{step}.\n"
+    if node.stage in STAGES:
+        yield f"A language model made with LLM Lab: {STAGES[node.stage]}{step}.\n"
+    else:
+        yield "A language model, written in this form by LLM Lab.\n"
     yield from _section("What it is", table(("", ""), _what(folder, node)))
     codes = loading_code(folder, repo or ".", in_transformers=_is_proven(proof, "Transformers"))
     where = "" if repo else "In this folder:"
