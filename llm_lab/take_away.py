@@ -21,6 +21,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from llm_lab.ui.evaluation import print_evaluation
     from llm_lab.ui.progress import make_display
 
+    others = [word for word in arguments.overrides if "=" not in word]
+    if others:
+        mend = f"Several side by side: llm-lab compare {' '.join([arguments.checkpoint, *others])}"
+        raise UserError(Problem("eval", "it measures one model at a time", value=others[0], mend=mend))
     checkpoint = find_checkpoint(arguments.checkpoint)
     recipe: dict[str, Any] = {
         "stage": "eval",

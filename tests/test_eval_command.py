@@ -311,3 +311,8 @@ def test_on_a_gpu_in_bf16_the_loss_is_the_run_s_own(in_tmp_path):
     named = measure(facts["path"], device="cuda", data=[{"path": "text.txt"}])
     on_cpu = measure(facts["path"], data=[{"path": "text.txt"}])
     assert named["texts"][0]["loss"] == pytest.approx(on_cpu["texts"][0]["loss"], rel=1e-2)
+
+
+def test_two_models_are_sent_to_the_comparison(capsys):
+    assert main(["eval", "one", "two"]) == 2
+    assert "llm-lab compare one two" in " ".join(capsys.readouterr().err.split())

@@ -37,7 +37,7 @@ class ExportOptions(Group):
         help="how the weights are kept",
         question="How are the weights kept?",
         choices=WEIGHT_TYPES,
-        derived="hf: as they are; gguf: f16, or f32 of a small model",
+        derived="hf: what config.json says; gguf: f16, or f32 of a small model",
     )
     tolerance: Float | None = option(
         help="largest difference of logits that is accepted, relative to their size",
