@@ -10,10 +10,12 @@ from typing import Any
 
 from llm_lab.plan.resolve import Resolved
 from llm_lab.runs.display import Display, Keeping
+from llm_lab.runs.facts import installed
 from llm_lab.runs.folder import RunFolder, now, this_process
 from llm_lab.runs.processes import is_first_process, process_count
 
 LEAST_STEPS_TO_LEARN_FROM = 100
+PACKAGES = ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
         "parameters": estimate.parameters,
         "flops_per_token": estimate.flops_per_token,
         "predicted": _predicted(resolved),
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **installed(PACKAGES)},
     }
 
 
@@ -111,15 +113,3 @@ def _describe_model(model: Any) -> str:
         return ""
     parts = [model.get(key) for key in ("position_embedding", "norm", "attention", "activation")]
     return str(model.get("config") or model.get("checkpoint") or " · ".join(map(str, parts)))
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

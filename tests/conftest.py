@@ -6,7 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +85,18 @@ def tiny_recipe(text: str = "text.txt", **changes) -> dict:
         group, _, name = key.rpartition(".")
         (recipe[group] if group else recipe)[name] = value
     return recipe
+
+
+def spawn_program(program: str) -> Any:
+    """Run a Python program in a terminal of 80 by 24, in which Ctrl-C means what it means to a person."""
+    import pexpect
+
+    return pexpect.spawn(
+        sys.executable,
+        ["-c", program],
+        dimensions=(24, 80),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+        encoding="utf-8",
+        timeout=20,
+        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+    )

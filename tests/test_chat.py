@@ -4,13 +4,12 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
-import signal
 import sys
 import textwrap
 
 import pytest
 import torch
+from conftest import spawn_program
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from llm_lab.hf.conversations import encode_prompt, render_conversation
@@ -624,15 +623,7 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_goes_on():
         run_chat(Endless(), load=None, beside=None)
         """
     )
-    child = pexpect.spawn(
-        sys.executable,
-        ["-c", program],
-        dimensions=(24, 80),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-        encoding="utf-8",
-        timeout=20,
-        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-    )
+    child = spawn_program(program)
     child.expect(">")
     child.send("go on\r")
     child.expect("word word")

@@ -3,11 +3,11 @@
 import dataclasses
 import io
 import os
-import signal
 import sys
 import textwrap
 
 import pytest
+from conftest import spawn_program
 from test_chat import typed
 
 from llm_lab import load
@@ -181,15 +181,7 @@ def test_ctrl_c_while_another_answers_returns_to_the_conversation():
         run_chat(session, load=None, beside=Slow())
         """
     )
-    child = pexpect.spawn(
-        sys.executable,
-        ["-c", program],
-        dimensions=(24, 80),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-        encoding="utf-8",
-        timeout=20,
-        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-    )
+    child = spawn_program(program)
     child.expect(">")
     child.send("/compare other\r")
     child.expect("loading other")

@@ -14,7 +14,7 @@ from llm_lab.hf.save import set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.recipe.errors import UserError
 from llm_lab.runs.display import Display
-from llm_lab.stages.text_loss import length_within, measure_texts, total_of
+from llm_lab.stages.text_loss import length_within, measure_text, total_of
 
 GPT2 = Path(__file__).resolve().parents[2] / "shared/data/gpt2-tokenizer"
 MEASURED = {"max_tokens": 10_000, "max_length": 32, "rows": 4, "device": "cpu", "dtype": "float32"}
@@ -86,7 +86,7 @@ def test_the_loss_of_a_short_text_is_hugging_faces_own_loss_of_it(name, in_tmp_p
     text = "a small red river sings over the old stone."
     Path("one.txt").write_text(text)
 
-    row = measure_texts(model, tokenizer, [open_source("one.txt")], **MEASURED | {"max_length": 64}, display=Told())[0]
+    row = measure_text(model, tokenizer, open_source("one.txt"), **MEASURED | {"max_length": 64}, display=Told())
 
     opener = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     ids = torch.tensor([[opener, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
@@ -106,7 +106,7 @@ def test_every_token_of_every_document_is_a_target_once_in_pieces_of_the_context
     texts = ["the tree waits.", STRANGE, " ".join(WORDS) * 3, "a"]
     source = open_source(write_rows("rows.jsonl", texts), text_column="text")
 
-    row = measure_texts(model, tokenizer, [source], **MEASURED, display=Told())[0]
+    row = measure_text(model, tokenizer, source, **MEASURED, display=Told())
 
     nats = count = 0
     for text in texts:
@@ -128,7 +128,7 @@ def test_a_text_that_is_cut_counts_the_bytes_of_the_tokens_that_were_measured(na
     source = open_source(write_rows("rows.jsonl", ["ab", STRANGE]), text_column="text")
 
     options = MEASURED | {"max_tokens": most}
-    row = measure_texts(gpt2_model(tokenizer), tokenizer, [source], **options, display=Told())[0]
+    row = measure_text(gpt2_model(tokenizer), tokenizer, source, **options, display=Told())
 
     assert most - 4 < row["tokens"] <= most  # no character is cut, and one has four bytes at most
     second = tokenizer(STRANGE, add_special_tokens=False)["input_ids"]
@@ -153,9 +153,9 @@ def test_several_texts_are_one_in_the_total(in_tmp_path):
     tokenizer = make_byte_tokenizer()
     model = gpt2_model(tokenizer)
     texts = [open_source(write_text(f"{seed}.txt", 4 + 9 * seed, seed=seed)) for seed in (0, 1)]
-    rows = measure_texts(model, tokenizer, texts, **MEASURED, display=Told())
+    rows = [measure_text(model, tokenizer, text, **MEASURED, display=Told()) for text in texts]
     both = write_rows("both.jsonl", [Path(f"{seed}.txt").read_text() for seed in (0, 1)])
-    together = measure_texts(model, tokenizer, [open_source(both)], **MEASURED, display=Told())[0]
+    together = measure_text(model, tokenizer, open_source(both), **MEASURED, display=Told())
     assert total_of(rows) == pytest.approx({key: together[key] for key in ("loss", "perplexity", "bits_per_byte")})
 
 
@@ -164,7 +164,7 @@ def test_batches_and_their_padding_change_nothing(in_tmp_path):
     model = gpt2_model(tokenizer)
     source = open_source(write_rows("rows.jsonl", [("the old tree " * n)[: 5 * n] for n in range(1, 14)]))
     one, many = (
-        measure_texts(model, tokenizer, [source], **MEASURED | {"rows": rows}, display=Told())[0] for rows in (1, 16)
+        measure_text(model, tokenizer, source, **MEASURED | {"rows": rows}, display=Told()) for rows in (1, 16)
     )
     assert one["loss"] == pytest.approx(many["loss"], rel=1e-6)
 
@@ -173,11 +173,11 @@ def test_a_model_whose_outputs_are_no_numbers_is_told_and_a_short_text_too(in_tm
     tokenizer = make_byte_tokenizer()
     model, told = gpt2_model(tokenizer), Told()
     source = open_source(write_text("short.txt", 2))
-    measure_texts(model, tokenizer, [source], **MEASURED, display=told)
+    measure_text(model, tokenizer, source, **MEASURED, display=told)
     assert "tokens only" in told.notices[0]
     torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
     with pytest.raises(UserError, match="not numbers"):
-        measure_texts(model, tokenizer, [source], **MEASURED, display=told)
+        measure_text(model, tokenizer, source, **MEASURED, display=told)
 
 
 def test_a_model_is_shown_no_more_than_it_can_see():

@@ -98,6 +98,11 @@ def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
         raise UserError(Problem("model", f"this model can't be built: {error}")) from None
 
 
+def context_of(model: Any) -> int | None:
+    """Return how many tokens a model can see at once, or None where it has no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def checkpoint_activations(model: Any) -> None:
     """Keep only the inputs of the blocks for the backward pass, which computes the rest again."""
     # transformers is about to rename it; custom code on the Hub has the one or the other.

@@ -11,7 +11,7 @@ from typing import Any
 from llm_lab.recipe.errors import Problem, UserError
 
 from .adapter import Adapter, attach_adapter, is_adapter, read_adapter
-from .load import load_model, read_config
+from .load import context_of, load_model, read_config
 from .save import save_model
 from .tokenizers import load_tokenizer
 
@@ -138,7 +138,7 @@ def _probe_tokens(model: Any, tokenizer: Any, adapter: Adapter, seed: int, key: 
     if len(tokenizer) > rows:
         why = f"its tokenizer has {len(tokenizer):,} tokens, and the model with it rows for {rows:,}"
         raise UserError(Problem(key, why, value=adapter.folder))
-    length = min(PROBE_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", None) or PROBE_TOKENS)
+    length = min(PROBE_TOKENS, context_of(model) or PROBE_TOKENS)
     ids = torch.randint(rows, (PROBE_ROWS, length), generator=torch.Generator().manual_seed(seed))
     text = torch.tensor(tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"][:length], dtype=torch.long)
     ids[0, : len(text)] = text

@@ -10,6 +10,8 @@ import torch
 
 from llm_lab.recipe.errors import LabError
 
+from .load import context_of
+
 PROMPTS = ("Once upon a time", "Question: 12 + 30 =", "The ", "def f(x):\n    return", "\n")
 ROW_TOKENS, NEW_TOKENS = 64, 24
 # What tokenizers are apt to read differently: digits, white space, apostrophes, scripts, marks, signs, long words.
@@ -57,7 +59,7 @@ def make_probe(model: Any, tokenizer: Any, *, seed: int = 0, trimmed: bool = Fal
 
     trimmed: leave out the spaces that a text begins with. LabError for a model whose logits are NaN.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or ROW_TOKENS + NEW_TOKENS
+    context = context_of(model) or ROW_TOKENS + NEW_TOKENS
     length = max(2, min(ROW_TOKENS, context - NEW_TOKENS if context > 2 * NEW_TOKENS else context // 2))
     new_tokens = max(1, min(NEW_TOKENS, context - length))
     generator = torch.Generator().manual_seed(seed)

@@ -60,7 +60,8 @@ class Check:
         numbers = (
             f"logits differ by at most {self.logit_difference:.2g} ({self.relative_logit_difference:.2g} of their "
             f"size; {self.tolerance:.2g} is allowed), {100 * self.greedy_agreement:.4g} % of {self.positions:,} "
-            f"likeliest tokens are the same, and {self.texts_alike} of {self.texts} texts are read alike"
+            f"likeliest tokens are the same, {100 * self.continuation_agreement:.4g} % of what it writes freely, "
+            f"and {self.texts_alike} of {self.texts} texts are read alike"
         )
         why = f": {self.reason}" if self.reason else ""
         return f"{self.program}: {self.verdict}{why} (as {self.loaded_as}; {numbers})"

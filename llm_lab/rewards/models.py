@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.hf.conversations import encode_conversation
-from llm_lab.hf.load import quiet_libraries
+from llm_lab.hf.load import context_of, quiet_libraries
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import Problem, UserError
 
@@ -162,7 +162,7 @@ class RewardModel:
 
 def longest_input(model: Any, tokenizer: Any) -> int:
     """Return the most tokens that a model reads: the smaller of its own limit and its tokenizer's."""
-    limits = [tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
+    limits = [tokenizer.model_max_length, context_of(model)]
     for name, module in model.named_modules():
         # RoBERTa's first position is the one after its padding id.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -7,15 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .folder import ROOT, RunFolder
+from .folder import ROOT, RunFolder, run_of
 
 FILE = "evaluations.jsonl"
-
-
-def run_of(folder: str | Path) -> RunFolder | None:
-    """Return the run that a model's folder belongs to: model/, steps/checkpoint-N or the run folder itself."""
-    folder = Path(folder)
-    return next((RunFolder(path) for path in (folder, *folder.parents[:2]) if (path / "run.json").is_file()), None)
 
 
 def evaluations_path(checkpoint: str | Path, *, root: Path = ROOT) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .folder import RunFolder
@@ -59,6 +61,15 @@ def data_rows(facts: Mapping[str, Any]) -> list[list[str]]:
 def versions(facts: Mapping[str, Any]) -> str:
     """Return the versions of what the run was made with, on one line."""
     return ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def warnings_of(run: RunFolder) -> list[str]:

@@ -266,6 +266,12 @@ def _model_folders(path: Path) -> Iterator[Path]:
         yield folder
 
 
+def run_of(folder: str | Path) -> RunFolder | None:
+    """Return the run that a model's folder belongs to: model/, steps/checkpoint-N or the run folder itself."""
+    folder = Path(folder)
+    return next((RunFolder(path) for path in (folder, *folder.parents[:2]) if (path / "run.json").is_file()), None)
+
+
 def is_judge(folder: Path) -> bool:
     """Tell whether a folder holds a reward model, which can't be talked to."""
     for name, key, judge in (

@@ -13,8 +13,8 @@ from typing import Any
 from llm_lab.recipe.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
 
-from .evaluations import evaluations_of, run_of
-from .folder import ROOT, RunFolder, find_checkpoint, find_model
+from .evaluations import evaluations_of
+from .folder import ROOT, RunFolder, find_checkpoint, find_model, run_of
 
 Digest = Callable[[str | Path], str | None]
 PARENT = "model.checkpoint"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.hf.conversations import encode_prompt, render_conversation
+from llm_lab.hf.load import context_of
 from llm_lab.recipe.errors import Problem, UserError
 
 from .chat_decoding import REPLACEMENT, Predictor, TextOfTokens, end_tokens, make_picker
@@ -61,8 +62,7 @@ class ChatSession:
         self._tokenizer = tokenizer
         self._predictor = Predictor(model)
         self._end_tokens = end_tokens(model, tokenizer)
-        config = model.config.get_text_config()
-        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.context_length = context_of(model)
         embeddings = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > embeddings:
             why = f"it has {len(tokenizer):,} tokens and the model knows {embeddings:,}: it is another model's"

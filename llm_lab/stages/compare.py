@@ -12,7 +12,7 @@ import torch
 
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.adapter_off import switch_adapter_off
-from llm_lab.hf.load import quiet_libraries
+from llm_lab.hf.load import context_of, quiet_libraries
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.runs.comparison import Compared, Comparison
 from llm_lab.runs.display import Display
@@ -26,7 +26,7 @@ from .chat_settings import ChatSettings
 from .compare_task import Task, prepare
 from .contenders import Contender, demand_loadable, find_contenders, find_steps
 from .score import Scorer
-from .text_loss import context_of, measure_texts, total_of
+from .text_loss import measure_text, total_of
 
 Load = Callable[[str], tuple[Any, Any]]  # a folder or a Hub name -> (model, tokenizer)
 SETTINGS = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=128, seed=1337)
@@ -174,7 +174,8 @@ def _measure_texts(model: Any, tokenizer: Any, task: Task, display: Display) -> 
     """Return a row for each text, as stages/text_loss.py has it."""
     device, dtype = _device_of(model)
     extent = {"max_tokens": MOST_TOKENS[device], "max_length": task.max_length, "rows": ROWS}
-    return measure_texts(model, tokenizer, task.sources, **extent, device=device, dtype=dtype, display=display)
+    options = {**extent, "device": device, "dtype": dtype, "display": display}
+    return [measure_text(model, tokenizer, source, **options) for source in task.sources]
 
 
 def _score_answers(model: Any, tokenizer: Any, task: Task, display: Display) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def prepare(
     elif examples:
         questions = examples[:SHOWN]
     else:
-        chats = any(load_tokenizer(contender.folder).chat_template for contender in contenders)
+        options = {"trust_remote_code": trust_remote_code, "key": "checkpoint"}
+        chats = any(load_tokenizer(contender.folder, **options).chat_template for contender in contenders)
         texts, where = prompts_of_runs(contenders, empty=not chats)
         if not texts:
             texts, where = (QUESTIONS if chats else BEGINNINGS), "a few of LLM Lab's own, as none was named"

@@ -16,8 +16,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.schema import StageRecipe
-from llm_lab.runs.evaluations import run_of
-from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_judge, list_runs
+from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_judge, list_runs, run_of
 
 from .own_run import read_run
 
@@ -157,7 +156,7 @@ def demand_loadable(contenders: Sequence[Contender], *, trust_remote_code: bool 
     for folder in dict.fromkeys(contender.folder for contender in contenders):
         try:
             rows = _demand_loadable(folder, trust_remote_code)
-            tokens = len(load_tokenizer(folder, key="checkpoint"))
+            tokens = len(load_tokenizer(folder, trust_remote_code=trust_remote_code, key="checkpoint"))
             if rows is not None and tokens > rows:
                 why = f"its tokenizer has {tokens:,} tokens and the model knows {rows:,}: it is another model's"
                 problems.append(Problem(folder, why))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import load_model, quiet_libraries, read_config
+from llm_lab.hf.load import context_of, load_model, quiet_libraries, read_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.evaluation import EvalRecipe, measures_itself
 from llm_lab.recipe.schema import StageRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.evaluations import evaluations_of, keep_evaluation
+from llm_lab.runs.facts import installed
 from llm_lab.runs.folder import RunFolder, is_judge, now
 from llm_lab.runs.measured import data_of, flat_results, with_before
 from llm_lab.runs.processes import is_first_process
@@ -25,11 +25,11 @@ from .own_evaluation import measure_validation, own_scorer
 from .own_run import demand_own, read_run
 from .score import SHOWN, Scorer
 from .speed import measure_speed
-from .text_loss import context_of, length_within, measure_texts, open_texts, total_of
+from .text_loss import length_within, measure_text, open_texts, total_of
 from .text_scores import score_texts
 
 KEY = "model.checkpoint"
-VERSIONS = ("llm-lab", "torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "rouge-score")
+PACKAGES = ("llm-lab", "torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "rouge-score")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def _load(
         dtype = own[1].train.dtype
     kept = "float32" if dtype == "float32" else _kept_in(folder, trust_remote_code)
     options = {"device": device, "trust_remote_code": trust_remote_code, "key": KEY}
-    model, tokenizer = load_model(folder, dtype=kept, **options), load_tokenizer(folder, key=KEY)
+    model, tokenizer = (
+        load_model(folder, dtype=kept, **options),
+        load_tokenizer(folder, trust_remote_code=trust_remote_code, key=KEY),
+    )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         why = f"it has {len(tokenizer):,} tokens and the model knows {rows:,}: it is another model's"
@@ -147,17 +150,18 @@ def _measure_texts(
         row = measure_validation(run, trained, subject.model, subject.tokenizer, options, **computing)
         return [row] if row else [], own_scorer(trained, subject.tokenizer, subject.model, **computing)
     trained_length = subject.own and getattr(subject.own[1], "train", None) and subject.own[1].train.max_length
-    rows = []
-    if sources:
-        rows = measure_texts(
+    rows = [
+        measure_text(
             subject.model,
             subject.tokenizer,
-            sources,
+            source,
             max_tokens=options.max_tokens,
             max_length=length_within(subject.model, options.max_length, trained_length),
             rows=options.per_device_eval_batch_size,
             **computing,
         )
+        for source in sources
+    ]
     if recipe.score is None:
         return rows, None
     context = context_of(subject.model)
@@ -200,7 +204,7 @@ def _keep(recipe: EvalRecipe, measured: dict[str, Any], display: Display) -> dic
         "results": dict(flat_results(measured)),
         "measured": measured,
         "recipe": recipe.model_dump(by_alias=True, exclude_none=True, mode="json"),
-        "versions": dict(_versions()),
+        "versions": installed(PACKAGES),
     }
     if is_first_process():
         try:
@@ -213,11 +217,3 @@ def _keep(recipe: EvalRecipe, measured: dict[str, Any], display: Display) -> dic
 
 def _same(one: Any, other: str) -> bool:
     return str(one) == other or Path(str(one)).resolve() == Path(other).resolve()
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in VERSIONS:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue

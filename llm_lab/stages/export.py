@@ -13,8 +13,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.runs.card import write_card
 from llm_lab.runs.display import Display
-from llm_lab.runs.evaluations import run_of
-from llm_lab.runs.folder import RunFolder, now
+from llm_lab.runs.folder import RunFolder, now, run_of
 
 from .course import Result, describe_parent
 from .destination import find_destination

@@ -16,8 +16,7 @@ from llm_lab.plan.parameters import shape_at
 from llm_lab.plan.untrained import gguf_weights
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.native import Loads, what_loads
-from llm_lab.runs.evaluations import run_of
-from llm_lab.runs.folder import find_checkpoint, is_judge
+from llm_lab.runs.folder import find_checkpoint, is_judge, run_of
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from llm_lab.hf.load import context_of
 from llm_lab.recipe.evaluation import EvalOptions
 from llm_lab.recipe.schema import StageRecipe
 from llm_lab.runs.display import Display
@@ -16,7 +17,7 @@ from .course import demand_same_data
 from .measure import total_loss
 from .own_run import has_validation
 from .score import Scorer
-from .text_loss import context_of, figures, length_within
+from .text_loss import figures, length_within
 from .xray import KINDS
 
 
@@ -31,7 +32,7 @@ def measure_validation(
     dtype: str,
     display: Display,
 ) -> dict[str, Any] | None:
-    """Return a row as measure_texts does, of what a pretraining run kept for validation; None where it kept nothing.
+    """Return a row as measure_text does, of what a pretraining run kept for validation; None where it kept nothing.
 
     Measured as the run did, so that the loss is the run's eval_loss. UserError where the data has changed.
     """

@@ -8,8 +8,7 @@ from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.schema import PretrainRecipe, StageRecipe
 from llm_lab.recipe.validate import validate
-from llm_lab.runs.evaluations import run_of
-from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.folder import RunFolder, run_of
 
 NAME_DATA = "Name what it is measured on: `--data FILE` for its loss on a text, `--prompts FILE` for its answers."
 

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from llm_lab.data.encoding import Encoder, opener_of
+from llm_lab.hf.load import context_of
 
 from .chat_decoding import Predictor, make_picker
-from .text_loss import context_of
 
 ROUNDS = 5
 PROMPT = "Once upon a time there was a small village by a river, and in it lived people who told each other stories."

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llm_lab.data.examples import Example
+from llm_lab.hf.load import context_of
 from llm_lab.recipe.post_training import TalkRecipe
 from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
@@ -26,7 +27,7 @@ def talk_measures(
     held_out: Sequence[Example],
 ) -> list[Measure]:
     """Return what an evaluation does beside measuring a loss: score held-out prompts, write samples."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_of(model)
     measures: list[Measure] = []
     if recipe.score is not None:
         scorer = Scorer(

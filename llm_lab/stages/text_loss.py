@@ -13,6 +13,7 @@ import torch
 
 from llm_lab.data.encoding import Encoder, opener_of, pieces_of
 from llm_lab.data.sources import TextSource, open_source
+from llm_lab.hf.load import context_of
 from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.evaluation import EvalText
 from llm_lab.runs.display import Display
@@ -40,11 +41,6 @@ def open_texts(data: Sequence[EvalText]) -> list[TextSource]:
     return sources
 
 
-def context_of(model: Any) -> int | None:
-    """Return how many tokens a model can see at once, or None where it has no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def length_within(model: Any, wanted: int | None, trained: int | None = None) -> int:
     """Return how many tokens the model is shown at once: what is wanted, else what it was trained with, else what it
     can see, up to 1,024. UserError where more is wanted than it can see."""
@@ -55,10 +51,10 @@ def length_within(model: Any, wanted: int | None, trained: int | None = None) ->
     return wanted or min(trained or LONGEST, context or LONGEST)
 
 
-def measure_texts(
+def measure_text(
     model: Any,
     tokenizer: Any,
-    sources: Sequence[TextSource],
+    source: TextSource,
     *,
     max_tokens: int,
     max_length: int,
@@ -66,18 +62,26 @@ def measure_texts(
     device: str,
     dtype: str,
     display: Display,
-) -> list[dict[str, Any]]:
-    """Return a row for each text: loss (nats a token), perplexity, bits_per_byte, and what was measured.
+) -> dict[str, Any]:
+    """Return a row for a text: loss (nats a token), perplexity, bits_per_byte, and what was measured.
 
     Each document is measured by itself, after the token that begins a text, and in pieces of max_length; each of
     its tokens is a target once, and no other token is. Bytes are the UTF-8 bytes of what was measured: models
-    with different tokenizers can be compared by bits_per_byte. max_tokens: of each text, the first ones; a document
+    with different tokenizers can be compared by bits_per_byte. max_tokens: the first ones are measured; a document
     is cut between characters. UserError where the outputs are not numbers.
     """
-    return [
-        _measure_text(model, tokenizer, source, max_tokens, max_length, rows, device, dtype, display)
-        for source in sources
-    ]
+    documents, size, whole = _read(source, tokenizer, max_tokens)
+    tokens = sum(len(ids) - 1 for ids in documents)
+    if not tokens:
+        raise UserError(Problem(f"{source.key}.path", "its text has no tokens", value=source.path))
+    if tokens < FEW_TOKENS:
+        display.notice(f"{source.path}: these are {tokens:,} tokens only, so the figures are rough")
+    blocks = [block for ids in documents for block in _blocks(ids, max_length)]
+    tell = partial(display.progress, f"measuring {source.path}")
+    with generating(model):
+        nats = _sum(model, blocks, rows * max_length, device, dtype, tell)
+    measured = {"documents": len(documents), "tokens": tokens, "bytes": size, "whole": whole, "max_length": max_length}
+    return {"path": source.path, "fingerprint": source.fingerprint} | figures(nats, tokens, size) | measured
 
 
 def total_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -94,31 +98,6 @@ def figures(nats: float, tokens: int, size: float) -> dict[str, float]:
     # exp() has no room for the loss of a model that is sure of the wrong thing.
     perplexity = math.exp(loss) if loss < 700 else math.inf
     return {"loss": loss, "perplexity": perplexity, "bits_per_byte": nats / math.log(2) / size}
-
-
-def _measure_text(
-    model: Any,
-    tokenizer: Any,
-    source: TextSource,
-    max_tokens: int,
-    max_length: int,
-    rows: int,
-    device: str,
-    dtype: str,
-    display: Display,
-) -> dict[str, Any]:
-    documents, size, whole = _read(source, tokenizer, max_tokens)
-    tokens = sum(len(ids) - 1 for ids in documents)
-    if not tokens:
-        raise UserError(Problem(f"{source.key}.path", "its text has no tokens", value=source.path))
-    if tokens < FEW_TOKENS:
-        display.notice(f"{source.path}: these are {tokens:,} tokens only, so the figures are rough")
-    blocks = [block for ids in documents for block in _blocks(ids, max_length)]
-    tell = partial(display.progress, f"measuring {source.path}")
-    with generating(model):
-        nats = _sum(model, blocks, rows * max_length, device, dtype, tell)
-    measured = {"documents": len(documents), "tokens": tokens, "bytes": size, "whole": whole, "max_length": max_length}
-    return {"path": source.path, "fingerprint": source.fingerprint} | figures(nats, tokens, size) | measured
 
 
 def _read(source: TextSource, tokenizer: Any, most: int) -> tuple[list[np.ndarray], int, bool]:

@@ -23,26 +23,19 @@ PLAN_WHY = "Ctrl-C stops the run at any time and saves it; Checkpoints goes on w
 def ask_run(
     steps: Sequence[Step],
     draft: Draft,
+    finish: Callable[[Draft], tuple[Draft, bool]],
     *,
-    title: str,
-    changes: Mapping[str, tuple[str, Step]],
-    asker_of: Callable[[str], Step | None],
-    actions: Actions,
-    save: Callable[[Draft], None],
     keep: Callable[[Draft], None],
-    show: Show,
 ) -> Draft | None:
     """Ask the questions of a run, then for its start. Returns the draft to start, or None for the menu.
 
-    changes: {name: (line, question)} of what the review can change at once. asker_of: the question of a key in the
-    review that has one of its own. save: writes the recipe to a file. keep: takes the draft as it is, so that a
-    Ctrl-C loses no answer. Raises Back at the first question.
+    finish: the function below, with all but the draft. keep: takes the draft as it is, so that a Ctrl-C loses no
+    answer. Raises Back at the first question.
     """
     started: list[Draft] = []
-    rest = {"changes": changes, "asker_of": asker_of, "actions": actions, "save": save, "keep": keep, "show": show}
 
     def end(draft: Draft) -> Draft:
-        draft, start = finish(draft, title=title, **rest)
+        draft, start = finish(draft)
         started[:] = [draft] if start else []
         return draft
 
@@ -61,7 +54,11 @@ def finish(
     keep: Callable[[Draft], None],
     show: Show,
 ) -> tuple[Draft, bool]:
-    """Review, look at the data, save, and show the plan; True where the run is to be started. Raises Back."""
+    """Review, look at the data, save, and show the plan; True where the run is to be started. Raises Back.
+
+    changes: {name: (line, question)} of what can be changed at once. asker_of: the question of a key in the review
+    that has one of its own. save: writes the recipe to a file.
+    """
     lines = [Action("start", "Start: see the plan first", why_not_start)]
     if "data" in changes:
         lines.append(Action("xray", "Look at the data as tokens (X-ray)", demand_no_problem))

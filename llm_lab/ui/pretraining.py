@@ -12,7 +12,7 @@ from .asking import Show, Step, ask_key, skip
 from .design import ask_tokenizer
 from .draft import Draft
 from .examples import ask_score, is_score_source
-from .finish import ask_run
+from .finish import ask_run, finish
 from .reward_terms import ask_rewards
 from .screens import begin_screen, print_run_numbers
 from .sources import BUILTIN, ask_data, ask_model
@@ -59,9 +59,8 @@ def pretrain(
     askers["score"] = partial(ask_score, actions=actions, show=show_run)
     askers["score.rewards"] = partial(ask_rewards, actions=actions, show=show_run, path="score.rewards")
     changes = {"data": ("Change the texts", askers["data"]), "model": ("Change the model", askers["model"])}
-    return ask_run(
-        [*first, *map(_asker, KEYS)],
-        draft,
+    end = partial(
+        finish,
         title=TITLE,
         changes=changes,
         asker_of=lambda path: _asker_of(path, askers),
@@ -70,6 +69,7 @@ def pretrain(
         keep=keep,
         show=show_run,
     )
+    return ask_run([*first, *map(_asker, KEYS)], draft, end, keep=keep)
 
 
 def _asker_of(path: str, askers: Mapping[str, Step]) -> Step | None:

@@ -13,7 +13,7 @@ from .actions import Actions
 from .asking import Step, ask_key, skip
 from .draft import Draft
 from .examples import BUILTIN, KINDS, NOUNS, ask_examples, ask_score, is_score_source
-from .finish import ask_run
+from .finish import ask_run, finish
 from .policies import ask_other_model, ask_policy, first_name, with_model
 from .pretraining import ask_optimizer
 from .reward_terms import ask_rewards
@@ -75,9 +75,8 @@ def tune(
     if stage == "eval":
         # Nothing is learnt from the texts: no X-ray.
         changes = {"model": changes["model"], "measured": ("Change what it is measured on", askers["data"])}
-    return ask_run(
-        steps_of(stage, askers),
-        draft,
+    end = partial(
+        finish,
         title=TITLES[stage],
         changes=changes,
         asker_of=partial(asker_of, askers),
@@ -86,6 +85,7 @@ def tune(
         keep=keep,
         show=show_tuning,
     )
+    return ask_run(steps_of(stage, askers), draft, end, keep=keep)
 
 
 def askers_of(stage: str, actions: Actions) -> dict[str, Step]:
