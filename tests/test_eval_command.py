@@ -316,3 +316,27 @@ def test_on_a_gpu_in_bf16_the_loss_is_the_run_s_own(in_tmp_path):
 def test_two_models_are_sent_to_the_comparison(capsys):
     assert main(["eval", "one", "two"]) == 2
     assert "llm-lab compare one two" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tokenizer_with_code_of_its_own_is_read_where_that_is_allowed(in_tmp_path, capsys):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llm_lab.hf.tokenizers import make_byte_tokenizer
+
+    tokenizer = make_byte_tokenizer()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained("theirs")
+    tokenizer.save_pretrained("theirs")
+    code = "from transformers import PreTrainedTokenizerFast\n\n\nclass Theirs(PreTrainedTokenizerFast):\n    pass\n"
+    Path("theirs/tokenization_theirs.py").write_text(code)
+    file = Path("theirs/tokenizer_config.json")
+    named = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": [None, "tokenization_theirs.Theirs"]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    shutil.copytree("theirs", "others")
+    Path("text.txt").write_text("Some words.\n" * 50)
+    measured = ["eval", "theirs", "--data", "text.txt", "eval.speed_tokens=0"]
+    compared = ["compare", "theirs", "others", "--prompt", "Some", "--max-new-tokens", "2"]
+    for command in (measured, compared):
+        assert main(command) == 2
+        assert "--trust-remote-code" in capsys.readouterr().err
+        assert main([*command, "--trust-remote-code"]) == 0
