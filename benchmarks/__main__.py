@@ -27,7 +27,7 @@ def describe_machine() -> str:
     """Return machine, versions and commit in a line."""
     from importlib.metadata import version
 
-    from llm_lab.plan.hardware import find_machine
+    from llm_lab.estimate.machine import find_machine
 
     machine = find_machine()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .contenders import llama_config
+from .candidates import llama_config
 from .timing import race
 
 COUNT, PROMPT = 128, "Once upon a time there was"
@@ -22,10 +22,10 @@ def bench(full: bool) -> None:
     """Print both."""
     import torch
 
+    from llm_lab.chat.session import ChatSession, ChatSettings
     from llm_lab.hf.load import build_from_config
     from llm_lab.hf.save import set_special_tokens
     from llm_lab.hf.tokenizers import make_byte_tokenizer
-    from llm_lab.stages.chat import ChatSession, ChatSettings
 
     tokenizer = make_byte_tokenizer()
     torch.manual_seed(0)
@@ -68,11 +68,11 @@ def _ask_ten_million() -> None:
     import torch
     from transformers import LlamaConfig
 
+    from llm_lab.chat.session import ChatSession, ChatSettings
     from llm_lab.hf.load import build_from_config
     from llm_lab.hf.save import save_model, set_special_tokens
     from llm_lab.hf.tokenizers import make_byte_tokenizer
     from llm_lab.runner import load
-    from llm_lab.stages.chat import ChatSession, ChatSettings
 
     tokenizer = make_byte_tokenizer()
     torch.manual_seed(0)

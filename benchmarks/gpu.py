@@ -13,7 +13,7 @@ VOCABULARY, ROUNDS = 50_257, 20  # GPT-2's, whose tokenizer the recipe names
 
 def bench(full: bool) -> None:
     """Print what this machine's GPU reaches, or that there is none."""
-    from llm_lab.plan.hardware import find_machine
+    from llm_lab.estimate.machine import find_machine
 
     machine = find_machine()
     if machine.cuda_problem:
@@ -28,13 +28,13 @@ def bench_training(machine: Any) -> None:
     """Time micro-batches of the recipe's shape in bf16, compiled, on random tokens."""
     import torch
 
+    from llm_lab.estimate.cost import memory_by_part
     from llm_lab.hf.load import build_from_config, config_of_parts
     from llm_lab.optim.build import build_optimizer
-    from llm_lab.plan.estimate import memory_by_part
-    from llm_lab.plan.resolve import resolve
     from llm_lab.recipe.files import read_recipe_file
-    from llm_lab.stages.pretrain_trainer import next_token_loss
-    from llm_lab.stages.token_loss import head_for_pieces
+    from llm_lab.recipe.resolve import resolve
+    from llm_lab.training.cross_entropy import head_for_pieces
+    from llm_lab.training.pretrain_trainer import next_token_loss
 
     resolved = resolve(read_recipe_file(RECIPE), machine=machine)
     recipe, train = resolved.recipe, resolved.recipe.train

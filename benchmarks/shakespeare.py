@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .contenders import train_apart
+from .candidates import train_apart
 
 TEXT = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tinyshakespeare.txt"
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "shakespeare-fast.yaml"

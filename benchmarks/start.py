@@ -10,7 +10,7 @@ import time
 
 ROUNDS, WANTED_SECONDS = 7, 0.5
 CONTENDERS = {
-    "what stands before the menu": "from llm_lab.ui import wizard; from llm_lab.plan.hardware import find_machine; "
+    "start of the menu": "from llm_lab.wizard import wizard; from llm_lab.estimate.machine import find_machine; "
     "find_machine()",
     "`llm-lab --help`": "import sys; sys.argv = ['llm-lab', '--help']; from llm_lab.cli import main; main()",
     "`import torch`, for comparison": "import torch",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .contenders import LAYERS, LENGTH, NAMES, ROWS, WIDTH, Trained, train_apart
+from .candidates import LAYERS, LENGTH, NAMES, ROWS, WIDTH, Trained, train_apart
 from .timing import Timing
 
 ROUNDS, STEPS = 3, 120
 
 
 def bench(full: bool) -> None:
-    """Print step time and peak memory of the four contenders."""
+    """Print step time and peak memory of the four candidates."""
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     last: dict[str, Trained] = {}
     for _ in range(ROUNDS * (2 if full else 1)):
@@ -36,13 +36,13 @@ def bench_memory(full: bool) -> None:
     import torch
     from transformers import LlamaForCausalLM
 
+    from llm_lab.estimate.machine import find_machine
     from llm_lab.hf.load import build_from_config
-    from llm_lab.plan.hardware import find_machine
-    from llm_lab.stages.cpu_products import speed_up_products
-    from llm_lab.stages.pretrain_trainer import next_token_loss
-    from llm_lab.stages.token_loss import head_for_pieces
+    from llm_lab.training.cpu import speed_up_products
+    from llm_lab.training.cross_entropy import head_for_pieces
+    from llm_lab.training.pretrain_trainer import next_token_loss
 
-    from .contenders import VOCABULARY, llama_config
+    from .candidates import VOCABULARY, llama_config
     from .gpt import Gpt
 
     print("Most bytes of tensors that stand at once in forward and backward, by torch's profiler (float32, CPU):\n")

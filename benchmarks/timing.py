@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender over all rounds."""
+    """Seconds of one candidate over all rounds."""
 
     seconds: tuple[float, ...]
 
@@ -24,15 +24,15 @@ class Timing:
         return f"{1e3 * self.median:,.1f} ms ({1e3 * low:,.1f} to {1e3 * high:,.1f})"
 
 
-def race(contenders: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Time every contender once a round, in turn."""
-    for contender in contenders.values():
+def race(candidates: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """Time every candidate once a round, in turn."""
+    for candidate in candidates.values():
         for _ in range(warmup):
-            contender()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+            candidate()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, contender in contenders.items():
+        for name, candidate in candidates.items():
             start = time.perf_counter()
-            contender()
+            candidate()
             seconds[name].append(time.perf_counter() - start)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from llm_lab.plan.hardware import Machine
-from llm_lab.plan.resolve import resolve
+from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
+from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS, STAGES
 from llm_lab.recipe.sizes import SIZES
 from llm_lab.recipe.tables import json_schema, option_rows

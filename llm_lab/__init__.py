@@ -15,13 +15,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 def load(checkpoint: str, **options: Any) -> Any:
     """Load a run, a Hugging Face folder or a Hub name; returns (model, tokenizer)."""
-    from .runner import load
+    from llm_lab.runner import load
 
     return load(checkpoint, **options)
 
 
 def run(recipe: Any, *overrides: str, **options: Any) -> Any:
     """Run a recipe (a file, or a dict) as `llm-lab run` does; returns the run's facts (its run.json)."""
-    from .runner import run
+    from llm_lab.runner import run
 
     return run(recipe, overrides, **options)

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_lab import __version__, commands, take_away
 from llm_lab.commands import DONE, OUR_FAULT, STOPPED
-from llm_lab.recipe.errors import LabError, MachineError, Problem, UserError
+from llm_lab.errors import LabError, MachineError, Problem, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as error:
         if arguments.debug:
             raise
-        from llm_lab.ui.console import print_error
+        from llm_lab.terminal.console import print_error
 
         print_error(error)
         return error.exit_code
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         if trouble := _file_trouble(error):
-            from llm_lab.ui.console import print_error
+            from llm_lab.terminal.console import print_error
 
             print_error(trouble)
             return trouble.exit_code
@@ -52,10 +52,10 @@ def _file_trouble(error: Exception) -> LabError | None:
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = str(error.filename or "the disk")
-        return MachineError(Problem(where, "it is full", mend="Make room; a run goes on with --resume."))
+        return MachineError(Problem(where, "it is full", fix="Make room; a run goes on with --resume."))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
         why = f"the system refuses it: {os.strerror(error.errno)}"
-        return UserError(Problem(str(error.filename), why, mend="Name another, or change its permissions."))
+        return UserError(Problem(str(error.filename), why, fix="Name another, or change its permissions."))
     return None
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
+from llm_lab.events import ignore
 
 DONE, OUR_FAULT, STOPPED = 0, 1, 130
 
@@ -22,10 +23,10 @@ def open_wizard(arguments: argparse.Namespace) -> int:
             Problem(
                 "llm-lab",
                 "the wizard needs a terminal",
-                mend="Without one: llm-lab run RECIPE [key=value ...].",
+                fix="Without one: llm-lab run RECIPE [key=value ...].",
             )
         )
-    from llm_lab.ui.wizard import run_wizard
+    from llm_lab.wizard.wizard import run_wizard
     from llm_lab.wizard_actions import wizard_actions
 
     return run_wizard(wizard_actions(), debug=arguments.debug)
@@ -54,9 +55,9 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
 
 def dry_run(recipe: Any, overrides: Sequence[str] = (), *, resume: bool = False) -> int:
     """Show the plan of a run, or of what is left of it, and stop. MachineError where this machine can't."""
-    from llm_lab.plan.resolve import demand_device
+    from llm_lab.recipe.resolve import require_device
     from llm_lab.runner import check, what_is_left
-    from llm_lab.ui.messages import print_plan
+    from llm_lab.terminal.messages import print_plan
 
     job, _ = check(recipe, overrides)
     if resume:
@@ -64,7 +65,7 @@ def dry_run(recipe: Any, overrides: Sequence[str] = (), *, resume: bool = False)
     for resolved in job.stages:
         print_plan(resolved, job.home)
     for resolved in job.stages:
-        demand_device(resolved)
+        require_device(resolved)
     return DONE
 
 
@@ -82,12 +83,11 @@ def start_run(
     ask: want a yes between plan and run, and raise Back without one. show_plan: False where it was seen already.
     """
     from llm_lab.runner import read_job, run, what_is_left
-    from llm_lab.runs.display import Display
     from llm_lab.runs.processes import is_first_process
-    from llm_lab.ui.console import say_wait
-    from llm_lab.ui.messages import print_closing, print_plan
-    from llm_lab.ui.progress import make_display
-    from llm_lab.ui.prompts import Back, confirm
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.messages import print_closing, print_plan
+    from llm_lab.terminal.progress import make_display
+    from llm_lab.terminal.prompts import Back, confirm
 
     first = is_first_process()
     if first:
@@ -100,7 +100,7 @@ def start_run(
             if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
                 raise Back
         say_wait("Getting ready ...")
-    facts = run(recipe, overrides, resume=resume, overwrite=overwrite, display=make_display() if first else Display())
+    facts = run(recipe, overrides, resume=resume, overwrite=overwrite, listener=make_display() if first else ignore)
     if first:
         print_closing(facts)
     return {"stopped": STOPPED, "failed": OUR_FAULT}.get(facts["status"], DONE)
@@ -109,7 +109,7 @@ def start_run(
 def check_recipe(arguments: argparse.Namespace) -> int:
     """Say all that is wrong with a recipe."""
     from llm_lab.runner import check
-    from llm_lab.ui.messages import print_checked
+    from llm_lab.terminal.messages import print_checked
 
     job, remarks = check(arguments.recipe, arguments.overrides)
     print_checked(job.stages, remarks, job.home)
@@ -119,13 +119,13 @@ def check_recipe(arguments: argparse.Namespace) -> int:
 def xray_recipe(arguments: argparse.Namespace) -> int:
     """Show a recipe's data as tokens, and which are learnt."""
     from llm_lab.runner import check
-    from llm_lab.ui.console import say_wait
-    from llm_lab.ui.xray import print_xray
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.xray_view import print_xray
 
     job, _ = check(arguments.recipe, arguments.overrides)
     say_wait("Reading the data ...")
+    from llm_lab.evaluation.xray import xray_stages
     from llm_lab.hf.load import quiet_libraries
-    from llm_lab.stages.xray import xray_stages
 
     quiet_libraries()
     print_xray(xray_stages([resolved.recipe for resolved in job.stages], specimens=arguments.examples))
@@ -135,7 +135,7 @@ def xray_recipe(arguments: argparse.Namespace) -> int:
 def list_things(arguments: argparse.Namespace) -> int:
     """List recipes, data, parts, runs."""
     from llm_lab.runner import list_recipes
-    from llm_lab.ui.listing import print_listing
+    from llm_lab.terminal.listing import print_listing
 
     print_listing(arguments.what, list_recipes())
     return DONE
@@ -149,11 +149,11 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     if source.is_dir():
         source /= "recipe.yaml"
     if not source.is_file():
-        raise UserError(Problem(str(source), "there is no such recipe", mend="`llm-lab list recipes`"))
+        raise UserError(Problem(str(source), "there is no such recipe", fix="`llm-lab list recipes`"))
     if target.is_dir():
         target /= source.name
     if target.exists():
-        raise UserError(Problem(str(target), "this file exists, and is not overwritten", mend="Name another."))
+        raise UserError(Problem(str(target), "this file exists, and is not overwritten", fix="Name another."))
     if not target.parent.is_dir():
         raise UserError(Problem(str(target.parent), "there is no such folder"))
     shutil.copyfile(source, target)
@@ -165,7 +165,7 @@ def print_show(path: str) -> int:
     """Show what a checkpoint is, and the line it comes from."""
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced
-    from llm_lab.ui.checkpoint import print_checkpoint
+    from llm_lab.terminal.checkpoint import print_checkpoint
 
     print_checkpoint(path, find_traced(path), digest_of=weights_digest)
     return DONE
@@ -173,8 +173,8 @@ def print_show(path: str) -> int:
 
 def print_doctor() -> int:
     """Show what this machine can do."""
-    from llm_lab.stages.doctor import examine
-    from llm_lab.ui import listing
+    from llm_lab.estimate.doctor import examine
+    from llm_lab.terminal import listing
 
     listing.print_doctor(examine())
     return DONE
@@ -210,13 +210,13 @@ def start_chat(
     trust_remote_code: bool = False,
 ) -> int:
     """Load a model and talk to it; with a prompt, answer once."""
-    from llm_lab.ui.console import say_wait
+    from llm_lab.terminal.console import say_wait
 
     say_wait(f"Loading {checkpoint} ...")
+    from llm_lab.chat.session import ChatSession, ChatSettings
+    from llm_lab.evaluation.side_by_side import Beside
     from llm_lab.runner import load
-    from llm_lab.stages.chat import ChatSession, ChatSettings
-    from llm_lab.stages.chat_beside import Beside
-    from llm_lab.ui.chat_screen import answer_once, run_chat
+    from llm_lab.terminal.chat_screen import answer_once, run_chat
 
     chosen = ChatSettings(**(settings or {}))
 
@@ -241,8 +241,8 @@ def merge(arguments: argparse.Namespace) -> int:
         recipe = {"stage": "merge", "name": _merged_name(folder), "device": "auto"}
         recipe |= {"model": {"checkpoint": str(folder)}, "merge": {"tolerance": arguments.tolerance}}
         return start_run(recipe)
-    from llm_lab.ui.console import say_wait
-    from llm_lab.ui.progress import make_display
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.progress import make_display
 
     say_wait(f"Loading {arguments.adapter} ...")
     from llm_lab.stages.merge import merge_into

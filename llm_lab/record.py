@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from llm_lab.plan.resolve import Resolved
-from llm_lab.runs.display import Display, Keeping
-from llm_lab.runs.facts import installed
+from llm_lab.events import Listener, WarningRecorder
+from llm_lab.recipe.resolve import Resolved
+from llm_lab.runs.describe import installed
 from llm_lab.runs.folder import RunFolder, now, this_process
 from llm_lab.runs.processes import is_first_process, process_count
 
@@ -19,9 +19,9 @@ PACKAGES = ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "acce
 
 
 @contextmanager
-def keeping_warnings(folder: RunFolder, display: Display) -> Iterator[Display]:
+def record_warnings(folder: RunFolder, listener: Listener) -> Iterator[WarningRecorder]:
     """Write what a stage warns of into run.json, beside what was said before a resume."""
-    heard = Keeping(display)
+    heard = WarningRecorder(listener)
     try:
         yield heard
     finally:
@@ -77,7 +77,7 @@ def facts_at_start(resolved: Resolved) -> dict[str, Any]:
 def _references(values: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     """Return the models and files that a stage takes beside its data and the model it trains, with their digests."""
     from llm_lab.runs.lineage import file_digest, files_of, references_of
-    from llm_lab.stages.course import describe_parent, find_local
+    from llm_lab.training.loop import describe_parent, find_local
 
     found = {key: describe_parent(find_local(name)) for key, name in references_of(values)}
     return found | {key: {"path": path, "digest": file_digest(path)} for key, path in files_of(values)}
@@ -96,7 +96,7 @@ def _predicted(resolved: Resolved) -> dict[str, Any]:
 
 def keep_speed(resolved: Resolved, folder: RunFolder, results: Mapping[str, Any]) -> None:
     """Let the next plan with these settings predict from how fast this run was."""
-    from llm_lab.plan.measurements import Measurement, keep_measurement
+    from llm_lab.estimate.measurements import Measurement, keep_measurement
 
     # The first step is not like the others: a model compiles in it.
     speeds = [row["tokens_per_second"] for row in folder.metrics() if row.get("tokens_per_second") and row["step"] > 1]

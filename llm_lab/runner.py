@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lab.pipelines import error_within_stage, move, pipeline_values, pipeline_yaml, read_pipeline, within_stage
-from llm_lab.plan.hardware import Machine, find_machine
-from llm_lab.plan.resolve import Resolved, demand_cuda, demand_device, diagnose, estimate_again
-from llm_lab.plan.untrained import export_problems
-from llm_lab.recipe.errors import LabError, Problem, UserError
+from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.events import Listener, ScoresReported, ignore
+from llm_lab.job import error_within_stage, move, pipeline_values, pipeline_yaml, read_pipeline, within_stage
 from llm_lab.recipe.evaluation import measures_itself
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
+from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again, require_cuda, require_device
 from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.stages import STAGE_RECIPES
-from llm_lab.record import facts_at_start, first_facts, how_it_ended, keep_speed, keeping_warnings
-from llm_lab.runs.display import Display
+from llm_lab.recipe.untrained import export_problems
+from llm_lab.record import facts_at_start, first_facts, how_it_ended, keep_speed, record_warnings
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, find_model, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, wait_for_all
 from llm_lab.runs.scores import collect_scores, write_pipeline_report
@@ -61,13 +61,13 @@ def find_recipe(name: str | Path) -> Path:
         return ROOT / path
     if path.parent == Path() and not path.suffix:
         known = [file.stem for file in list_recipes()]
-        from llm_lab.recipe.errors import did_you_mean
+        from llm_lab.errors import did_you_mean
 
         raise UserError(
             Problem(
                 str(name),
                 "there is no such recipe",
-                mend=did_you_mean(str(name), known) or "`llm-lab list recipes` shows what there is.",
+                fix=did_you_mean(str(name), known) or "`llm-lab list recipes` shows what there is.",
             )
         )
     return path
@@ -132,13 +132,13 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     """Look whether data, prompts to score on and rewards are there; returns problems and remarks."""
     from llm_lab.data.examples import default_split, look_at_examples
     from llm_lab.data.sources import look_at_source
+    from llm_lab.evaluation.own_run import require_own
     from llm_lab.rewards.build import check_files
-    from llm_lab.stages.own_run import demand_own
 
     recipe = resolved.recipe
     looks = []
     if recipe.stage == "eval" and measures_itself(resolved.values) and Path(recipe.model.checkpoint).exists():
-        looks.append(lambda: demand_own(str(find_model(recipe.model.checkpoint))))
+        looks.append(lambda: require_own(str(find_model(recipe.model.checkpoint))))
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if recipe.stage in ("pretrain", "eval"):
@@ -172,37 +172,37 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    display: Display | None = None,
+    listener: Listener = ignore,
     root: Path = ROOT,
 ) -> dict[str, Any]:
     """Run a recipe to its end; returns the facts of the run (its run.json, with "path").
 
     UserError or MachineError before anything is written where recipe, data or machine do not fit.
     """
-    display = display or Display()
+    listener = listener
     job, _ = check(recipe, overrides)
     for resolved in job.stages:
-        demand_device(resolved)
+        require_device(resolved)
     if job.is_pipeline:
-        _demand_destinations(job)
+        _require_destinations(job)
     with connected(job.stages[0].values["device"]):
         folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
         if job.is_pipeline:
-            return _run_pipeline(job, folder, display, resume=resume)
-        return _run_stage(job.stages[0], folder, display, resume=resume)
+            return _run_pipeline(job, folder, listener, resume=resume)
+        return _run_stage(job.stages[0], folder, listener, resume=resume)
 
 
-def _demand_destinations(job: Job) -> None:
+def _require_destinations(job: Job) -> None:
     """Ask the Hub now, and not after the training, whether what shall be sent there may be."""
     exports = [resolved.recipe.export for resolved in job.stages if resolved.recipe.stage == "export"]
     for export in exports:
         if export.push and is_first_process():
-            from llm_lab.stages.destination import find_destination
+            from llm_lab.export.repository import find_destination
 
             find_destination(export.push, private=export.private)
 
 
-def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:
+def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:
     names = [resolved.values["name"] for resolved in job.stages]
     first = is_first_process()
     if first and not resume:
@@ -220,7 +220,7 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
             folder.path.mkdir(exist_ok=True)
             moved = move(resolved, ROOT / job.name, outer.path)
             try:
-                facts = _run_stage(moved, folder, display, resume=resume and folder.recipe_path.exists())
+                facts = _run_stage(moved, folder, listener, resume=resume and folder.recipe_path.exists())
             except LabError as error:
                 raise error_within_stage(index, moved, error) from error
             if facts["status"] != "done":
@@ -237,7 +237,7 @@ def _run_pipeline(job: Job, outer: RunFolder, display: Display, *, resume: bool)
         outer.update(status=facts["status"], results=results, ended_at=now())
         write_pipeline_report(outer)
         if scores:
-            display.scores(scores)
+            listener(ScoresReported(scores))
     wait_for_all()
     return {**outer.facts(), "path": str(outer.path)}
 
@@ -259,12 +259,12 @@ def _open_folder(job: Job, *, resume: bool, overwrite: bool, root: Path) -> RunF
 def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     runs = [job.own_run] if job.own_run else runs_named(job.name, root=root)
     if not runs:
-        raise UserError(Problem(str(root / job.name), "there is no run to resume", mend="Start it without --resume."))
+        raise UserError(Problem(str(root / job.name), "there is no run to resume", fix="Start it without --resume."))
     folder = runs[-1]
     if folder.status() == "running":
         pid = folder.facts().get("process", {}).get("pid")
         raise UserError(Problem(str(folder.path), f"this run is under way (process {pid})"))
-    _demand_same_recipe(folder, _recipe_values(job), _keys_of(job, "derived"), _keys_of(job, "default"))
+    _require_same_recipe(folder, _recipe_values(job), _keys_of(job, "derived"), _keys_of(job, "default"))
     return folder
 
 
@@ -292,7 +292,7 @@ def _keys_of(job: Job, kind: str) -> set[str]:
     }
 
 
-def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any], derived: set[str], defaults: set[str]) -> None:
+def _require_same_recipe(folder: RunFolder, values: Mapping[str, Any], derived: set[str], defaults: set[str]) -> None:
     """A run goes on as it began: another recipe would make a run that no recipe describes.
 
     derived: what was left open when it began may be known now, from the result of an earlier stage. defaults: a key
@@ -314,7 +314,7 @@ def _demand_same_recipe(folder: RunFolder, values: Mapping[str, Any], derived: s
                 key,
                 f"the run in {folder.path} began with {_plain(before.get(key))}",
                 value=_plain(after.get(key)),
-                mend=f"Resume with `llm-lab run {folder.recipe_path} --resume`, or start a new run.",
+                fix=f"Resume with `llm-lab run {folder.recipe_path} --resume`, or start a new run.",
             )
             for key in differing
         ]
@@ -325,7 +325,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resume: bool) -> dict[str, Any]:
+def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:
     from llm_lab.runs.memory import forget_peak_memory, peak_memory_bytes
     from llm_lab.runs.report import write_report
 
@@ -345,13 +345,13 @@ def _run_stage(resolved: Resolved, folder: RunFolder, display: Display, *, resum
         )
     try:
         if not resume:
-            from llm_lab.stages.calibrate import calibrate
+            from llm_lab.training.calibrate import calibrate
 
-            resolved = calibrate(resolved, display)
+            resolved = calibrate(resolved, listener)
             if first:
                 folder.update(**facts_at_start(resolved))
         forget_peak_memory(device)
-        with keeping_warnings(folder, display) as heard:
+        with record_warnings(folder, listener) as heard:
             result = stage.run(recipe, folder, heard, resume=resume)
         before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before a resume
         results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
@@ -388,7 +388,7 @@ def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool 
     machine = find_machine()
     device = device or machine.best_device
     if device == "cuda":
-        demand_cuda(machine, "Leave the device out to take what there is, or take cpu.")
+        require_cuda(machine, "Leave the device out to take what there is, or take cpu.")
     dtype = "bfloat16" if device == "cuda" else "float32"
     model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, key="checkpoint")
     return model, load_tokenizer(folder, trust_remote_code=trust_remote_code, key="checkpoint")

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.commands import DONE, dry_run, line_name, start_run
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
+from llm_lab.events import Notice, TrainingEnded
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure a checkpoint, and keep what was measured with it."""
-    from llm_lab.plan.resolve import demand_device
+    from llm_lab.recipe.resolve import require_device
     from llm_lab.runner import check
     from llm_lab.runs.folder import find_checkpoint
-    from llm_lab.ui.console import say_wait
-    from llm_lab.ui.evaluation import print_evaluation
-    from llm_lab.ui.progress import make_display
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.evaluation_view import print_evaluation
+    from llm_lab.terminal.progress import make_display
 
     others = [word for word in arguments.overrides if "=" not in word]
     if others:
-        mend = f"Several side by side: llm-lab compare {' '.join([arguments.checkpoint, *others])}"
-        raise UserError(Problem("eval", "it measures one model at a time", value=others[0], mend=mend))
+        fix = f"Several side by side: llm-lab compare {' '.join([arguments.checkpoint, *others])}"
+        raise UserError(Problem("eval", "it measures one model at a time", value=others[0], fix=fix))
     checkpoint = find_checkpoint(arguments.checkpoint)
     recipe: dict[str, Any] = {
         "stage": "eval",
@@ -36,23 +37,23 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.prompts:
         recipe["score"] = {"path": arguments.prompts}
     if arguments.limit is not None and arguments.tasks is None:
-        raise UserError(Problem("--limit", "it is of tasks, and none is named", mend="Name them: --tasks NAMES."))
+        raise UserError(Problem("--limit", "it is of tasks, and none is named", fix="Name them: --tasks NAMES."))
     if arguments.tasks is not None:
         names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
         recipe["tasks"] = {"names": names, "limit": arguments.limit}
     job, remarks = check(recipe, arguments.overrides)
     resolved = job.stages[0]
-    demand_device(resolved)
+    require_device(resolved)
     display = make_display()
     for remark in remarks:
-        display.notice(remark)
+        display(Notice(remark))
     say_wait(f"Loading {arguments.checkpoint} ...")
     from llm_lab.stages.eval import evaluate
 
     try:
         measured = evaluate(resolved.recipe, display, trust_remote_code=arguments.trust_remote_code)
     finally:
-        display.end()
+        display(TrainingEnded())
     print_evaluation(measured)
     return DONE
 
@@ -86,16 +87,16 @@ def start_compare(
     """Compare checkpoints, show it, and write it where `out` says. what: as stages.compare.compare takes it."""
     from functools import partial
 
-    from llm_lab.runs.comparison import demand_place, write_comparison
-    from llm_lab.ui.console import say_wait
+    from llm_lab.runs.comparison import require_place, write_comparison
+    from llm_lab.terminal.console import say_wait
 
     if out is not None:
-        demand_place(out)
+        require_place(out)
     say_wait("Getting ready ...")
+    from llm_lab.evaluation.compare import SETTINGS, compare
     from llm_lab.runner import load
-    from llm_lab.stages.compare import SETTINGS, compare
-    from llm_lab.ui.compare_screen import print_comparison
-    from llm_lab.ui.progress import make_display
+    from llm_lab.terminal.compare_screen import print_comparison
+    from llm_lab.terminal.progress import make_display
 
     display = make_display()
     try:
@@ -104,11 +105,11 @@ def start_compare(
             load=partial(load, device=device, trust_remote_code=trust_remote_code),
             settings=dataclasses.replace(SETTINGS, **(settings or {})),
             trust_remote_code=trust_remote_code,
-            display=display,
+            listener=display,
             **what,
         )
     finally:
-        display.end()
+        display(TrainingEnded())
     print_comparison(found)
     if out is not None:
         write_comparison(out, found)
@@ -123,18 +124,18 @@ def export(arguments: argparse.Namespace) -> int:
         return _foresee_export(recipe, arguments)
     if arguments.out is None and arguments.trust_remote_code:
         why = "a run's recipe never says to run code that comes with a model"
-        raise UserError(Problem("--trust-remote-code", why, mend="Name a folder to write with --out."))
+        raise UserError(Problem("--trust-remote-code", why, fix="Name a folder to write with --out."))
     if arguments.out is None:
         return start_run(recipe, arguments.overrides, resume=_waits_to_be_sent(recipe, arguments.overrides))
     form = _resolve_export(recipe, arguments)
     if form.export.push:
         why = "what is sent is kept as a run, so that a push that breaks can be taken up again"
-        raise UserError(Problem("--out", why, value=arguments.out, mend="Leave --out out, or send it later."))
-    from llm_lab.ui.console import say_wait
-    from llm_lab.ui.progress import make_display
+        raise UserError(Problem("--out", why, value=arguments.out, fix="Leave --out out, or send it later."))
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.progress import make_display
 
     say_wait(f"Loading {arguments.checkpoint} ...")
-    from llm_lab.stages.export import demand_proof, export_into
+    from llm_lab.stages.export import export_into, require_proof
 
     exported = export_into(
         form.model.checkpoint,
@@ -146,7 +147,7 @@ def export(arguments: argparse.Namespace) -> int:
         seed=form.seed,
         trust_remote_code=arguments.trust_remote_code,
     )
-    demand_proof(exported)
+    require_proof(exported)
     print(f"Exported, {exported.proof.verdict}: {exported.record()['path']}")  # noqa: T201
     return DONE
 
@@ -159,7 +160,7 @@ def _waits_to_be_sent(recipe: Mapping[str, Any], overrides: Sequence[str]) -> bo
     runs = runs_named(recipe["name"])
     if not runs or not recipe["export"].get("push"):
         return False
-    from llm_lab.stages.push import is_unsent
+    from llm_lab.export.push import is_unsent
 
     if not is_unsent(runs[-1]):
         return False
@@ -191,8 +192,8 @@ def _resolve_export(recipe: Mapping[str, Any], arguments: argparse.Namespace) ->
 def _foresee_export(recipe: Mapping[str, Any], arguments: argparse.Namespace) -> int:
     """Say what an export will load in and which files it has; write nothing."""
     form = _resolve_export(recipe, arguments).export
-    from llm_lab.stages.export_plan import plan_export
-    from llm_lab.stages.push import describe_push
+    from llm_lab.export.plan import plan_export
+    from llm_lab.export.push import describe_push
 
     plan = plan_export(
         recipe["model"]["checkpoint"], to=form.to, weights=form.weights, trust_remote_code=arguments.trust_remote_code
@@ -223,13 +224,13 @@ def start_replay(
     from llm_lab.runs.folder import runs_named
     from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
     from llm_lab.runs.scores import write_pipeline_report
-    from llm_lab.ui.console import say_wait
-    from llm_lab.ui.replay import print_outcome, print_replay
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.replay import print_outcome, print_replay
 
     say_wait(f"Reading the line of {checkpoint} ...")
     composed = compose(checkpoint, name=name, digest_of=weights_digest)
     job, _ = check(composed.recipe)
-    from llm_lab.stages.fingerprints import changed_data
+    from llm_lab.evaluation.fingerprints import changed_data
 
     changed = [
         f"{run.path}: {told}"

@@ -13,8 +13,8 @@ from llm_lab.take_away import start_compare, start_replay
 def wizard_actions() -> Any:
     """Return what stands behind the wizard's questions."""
     from llm_lab.runner import list_recipes
-    from llm_lab.ui.actions import Actions
-    from llm_lab.ui.listing import recipe_summary
+    from llm_lab.terminal.listing import recipe_summary
+    from llm_lab.wizard.actions import Actions
 
     return Actions(
         start=start_run,
@@ -56,7 +56,7 @@ def _describe_data(source: Mapping[str, Any]) -> str:
 def _describe_examples(source: Mapping[str, Any], kind: str) -> Any:
     """Read a set of examples of the wizard and say what was recognised; of one on the Hub, look at its page."""
     from llm_lab.data.examples import look_at_examples, open_examples
-    from llm_lab.ui.actions import FoundExamples
+    from llm_lab.wizard.actions import FoundExamples
 
     path, keys = source["path"], {key: source[key] for key in ("subset", "split", "columns") if source.get(key)}
     remark = look_at_examples(path, kind=kind, **keys)
@@ -83,9 +83,9 @@ def _check_function(spec: str) -> Any:
 
 def _read_tokens(recipe: Mapping[str, Any]) -> Any:
     """Return what a draft of the wizard reads, as tokens."""
+    from llm_lab.evaluation.xray import xray_stages
     from llm_lab.hf.load import quiet_libraries
-    from llm_lab.plan.resolve import resolve
-    from llm_lab.stages.xray import xray_stages
+    from llm_lab.recipe.resolve import resolve
 
     quiet_libraries()
     return xray_stages([resolve(recipe).recipe], specimens=1)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.candidates import NAMES, VOCABULARY, llama_config
 
 from benchmarks import shakespeare, step
 from benchmarks.__main__ import BENCHES
-from benchmarks.contenders import NAMES, VOCABULARY, llama_config
 from benchmarks.gpt import Gpt
-from llm_lab.plan.hardware import find_machine
+from llm_lab.estimate.machine import find_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +44,7 @@ def test_without_the_text_shakespeare_says_that_it_was_not_measured(monkeypatch,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_contender_trains_and_tells_time_and_memory(name):
-    done = command("benchmarks.contenders", name, "40")
+    done = command("benchmarks.candidates", name, "40")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["seconds"]) >= 2
@@ -76,8 +76,8 @@ def test_our_training_step_holds_no_more_tensors_than_the_librarys():
     from transformers import LlamaForCausalLM
 
     from llm_lab.hf.load import build_from_config
-    from llm_lab.stages.cpu_products import speed_up_products
-    from llm_lab.stages.pretrain_trainer import next_token_loss
+    from llm_lab.training.cpu import speed_up_products
+    from llm_lab.training.pretrain_trainer import next_token_loss
 
     ids = torch.randint(0, VOCABULARY, (4, 65))
     x, y = ids[:, :-1], ids[:, 1:].contiguous()

@@ -12,8 +12,8 @@ import yaml
 from conftest import tiny_recipe, write_text
 
 from llm_lab.cli import main
-from llm_lab.plan.hardware import find_machine
-from llm_lab.recipe.errors import MachineError
+from llm_lab.errors import MachineError
+from llm_lab.estimate.machine import find_machine
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

@@ -1,4 +1,4 @@
-"""The layers: who may import whom, and what must not be imported for the menu to stand at once."""
+"""The layers: which folder may import which, no circles, and nothing heavy before the menu."""
 
 import ast
 import subprocess
@@ -8,23 +8,40 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "llm_lab"
+NUMBERS = {"errors", "events", "estimate", "recipe"}
+TOOLS = NUMBERS | {"model", "hf", "data", "optim", "rewards", "runs"}
 MAY_IMPORT = {
-    "recipe": set(),
-    "plan": {"recipe"},
-    "ui": {"recipe", "plan", "runs"},
+    "estimate": {"errors"},
+    "recipe": {"errors", "estimate"},
     "model": set(),
-    "hf": {"model", "recipe"},
-    "data": {"recipe"},
-    "optim": {"recipe"},
-    "rewards": {"recipe", "hf"},
-    "runs": {"recipe"},
-    "stages": {"recipe", "plan", "model", "hf", "data", "optim", "rewards", "runs"},
+    "hf": {"errors", "estimate", "recipe", "model"},
+    "data": NUMBERS | {"hf"},
+    "optim": {"errors", "recipe", "hf"},
+    "rewards": NUMBERS | {"hf", "data"},
+    "runs": NUMBERS,
+    "training": TOOLS,
+    "chat": TOOLS | {"training"},
+    "evaluation": TOOLS | {"training", "chat"},
+    "export": TOOLS | {"training", "evaluation"},
+    "stages": TOOLS | {"training", "chat", "evaluation", "export"},
+    "wizard": TOOLS | {"training", "evaluation", "export", "job"},
+    "terminal": TOOLS | {"training", "chat", "evaluation", "export", "job", "runner", "wizard"},
 }
+MODULES = {"errors", "events", "job", "runner", "commands", "cli"}  # files directly in llm_lab/
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "pandas", "pyarrow")
 
 
-def layers_imported(file: Path) -> set[str]:
-    """Return our layers (or top-level modules) that a file imports, inside functions too."""
+def modules() -> dict[str, Path]:
+    """Return our modules by dotted name."""
+    found = {}
+    for file in PACKAGE.glob("**/*.py"):
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = file
+    return found
+
+
+def modules_imported(file: Path, known: dict[str, Path]) -> set[str]:
+    """Return our modules that a file imports, inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -33,29 +50,55 @@ def layers_imported(file: Path) -> set[str]:
             parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
             base = ".".join(parts[: -node.level]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
-            found |= {module} if module != "llm_lab" else {f"llm_lab.{name.name}" for name in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("llm_lab.")} - {"__version__"}
+            inner = {f"{module}.{name.name}" for name in node.names} & known.keys()
+            found |= inner or {module}
+    return {name for name in found if name in known}
+
+
+def layer_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
 @pytest.mark.parametrize("layer", MAY_IMPORT)
-def test_a_layer_imports_only_those_below_it(layer):
-    for file in (PACKAGE / layer).glob("**/*.py"):
-        beyond = layers_imported(file) - MAY_IMPORT[layer] - {layer}
+def test_a_layer_imports_only_the_layers_below_it(layer):
+    known = modules()
+    for file in (PACKAGE / layer).glob("*.py"):
+        beyond = {layer_of(name) for name in modules_imported(file, known)} - MAY_IMPORT[layer] - {layer, ""}
         assert not beyond, f"{file.relative_to(PACKAGE)} imports {beyond}"
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    known = modules()
+    imports = {name: modules_imported(file, known) - {name, "llm_lab"} for name, file in known.items()}
+    waiting = dict(imports)
+    while free := [name for name, needed in waiting.items() if not needed & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting, f"these files are in circles, or above one: {sorted(waiting)}"
 
 
 def test_every_folder_is_a_layer_without_folders_of_its_own():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= set(MAY_IMPORT)
-    inner = [path for path in PACKAGE.glob("*/*/") if path.is_dir() and path.name != "__pycache__"]
-    assert inner == []
+    assert folders == MAY_IMPORT.keys()
+    for folder in folders:
+        inner = {path.name for path in (PACKAGE / folder).iterdir() if path.is_dir()} - {"__pycache__"}
+        assert not inner
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == MODULES
 
 
-def test_nothing_imports_the_commands_and_only_the_commands_and_main_import_the_runner():
-    for file in PACKAGE.glob("**/*.py"):
-        upward = layers_imported(file) & {path.stem for path in PACKAGE.glob("*.py")}
-        if file.parent != PACKAGE:
-            assert not upward, f"{file.relative_to(PACKAGE)} imports {upward}"
+def test_the_package_has_at_most_170_files():
+    assert len(modules()) <= 170
+
+
+def test_two_modules_share_a_name_only_as_the_two_halves_of_a_stage():
+    by_name: dict[str, set[str]] = {}
+    for module in modules():
+        layer = layer_of(module)
+        if layer and module.count(".") == 2:
+            by_name.setdefault(module.rsplit(".", 1)[1], set()).add(layer)
+    shared = {name: layers for name, layers in by_name.items() if len(layers) > 1}
+    halves = {name for name, layers in shared.items() if layers == {"recipe", "stages"}}
+    assert not {name: layers for name, layers in shared.items() if name not in halves}
 
 
 def test_the_model_code_can_be_copied_as_it_is():
@@ -66,23 +109,16 @@ def test_the_model_code_can_be_copied_as_it_is():
                 assert not (node.module or "").startswith("llm_lab")
 
 
-def test_the_menu_stands_without_any_heavy_library():
-    modules = [
-        "llm_lab.plan.resolve",
-        "llm_lab.cli",
-        "llm_lab.wizard_actions",
-        "llm_lab.runner",
-        "llm_lab.runs.processes",
-        "llm_lab.runs.report",
-    ]
-    modules += [f"llm_lab.ui.{file.stem}" for file in sorted((PACKAGE / "ui").glob("*.py")) if file.stem != "__init__"]
+def test_the_menu_opens_without_any_heavy_library():
+    names = ["llm_lab.cli", "llm_lab.runner", "llm_lab.runs.processes", "llm_lab.runs.report"]
+    light = [m for m in modules() if layer_of(m) in ("recipe", "estimate", "wizard", "terminal")]
     program = f"""
 import importlib, sys
-for module in {modules}:
+for module in {names + sorted(light)}:
     importlib.import_module(module)
     found = [name for name in {HEAVY} if name in sys.modules]
     assert not found, f"{{module}} imports {{found}}"
-from llm_lab.plan.resolve import resolve
+from llm_lab.recipe.resolve import resolve
 resolve({{"stage": "pretrain", "device": "auto", "data": [{{"path": "builtin:stories"}}]}})
 assert not [name for name in {HEAVY} if name in sys.modules]
 """

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import yaml
 from conftest import write_text
-from post_runs import rows_of, write_preferences, write_questions
 from rich.console import Console
+from support.post_runs import rows_of, write_preferences, write_questions
 
+from llm_lab.errors import UserError
+from llm_lab.events import ScoresReported, ignore
 from llm_lab.hf.adapter import read_adapter
-from llm_lab.recipe.errors import UserError
 from llm_lab.runner import check, read_job, run
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.scores import describe_scores
-from llm_lab.ui.progress import PlainDisplay
+from llm_lab.terminal.progress import PlainDisplay
 
 NAMES = ["pretrain", "sft", "merge", "reward", "dpo", "grpo", "ppo"]
 COURSE = {"max_steps": 2, "eval_steps": 2, "save_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 4}
@@ -93,14 +93,14 @@ def workplace(tmp_path_factory):
 def whole() -> tuple[dict, str]:
     """The pipeline run in one piece: its facts, and what was printed."""
     display = Stopping(at="none")
-    facts = run(life(), display=display)
+    facts = run(life(), listener=display)
     return facts, display.text.getvalue()
 
 
 @pytest.fixture(scope="module")
 def again(whole) -> tuple[dict, dict, dict]:
     """The same from the first one's own recipe.yaml, stopped within GRPO, its stages then, and gone on with."""
-    stopped = run(f"{whole[0]['path']}/recipe.yaml", display=Stopping(at="grpo"))
+    stopped = run(f"{whole[0]['path']}/recipe.yaml", listener=Stopping(at="grpo"))
     return stopped, stages_of(stopped["path"]), run("checkpoints/demo-2", resume=True)
 
 
@@ -324,4 +324,4 @@ def test_what_goes_wrong_in_a_running_stage_is_told_with_its_place():
 
 
 def test_a_silent_display_takes_the_scores_too():
-    assert Display().scores({"sft": {"exact_match": 1.0, "seconds": 1.0}}) is None
+    assert ignore(ScoresReported({"sft": {"exact_match": 1.0, "seconds": 1.0}})) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from post_runs import write_base
+from support.post_runs import write_base
 
 from llm_lab.cli import main
 from llm_lab.runs.folder import RunFolder

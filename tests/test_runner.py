@@ -7,7 +7,7 @@ import yaml
 from conftest import tiny_recipe, write_text
 
 import llm_lab
-from llm_lab.recipe.errors import MachineError, UserError
+from llm_lab.errors import MachineError, UserError
 from llm_lab.runner import SHIPPED_RECIPES, check, find_recipe, list_recipes, load, read_job, run
 
 

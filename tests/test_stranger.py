@@ -12,7 +12,7 @@ from conftest import tiny_recipe, write_text
 from llm_lab import load, run
 from llm_lab.cli import main
 from llm_lab.data.sources import open_source
-from llm_lab.recipe.errors import MachineError, UserError
+from llm_lab.errors import MachineError, UserError
 from llm_lab.recipe.files import apply_overrides, format_value
 from llm_lab.runner import read_job
 
@@ -89,7 +89,7 @@ def test_a_device_or_a_pipe_is_refused_as_text_and_as_a_recipe(in_tmp_path, caps
 
 def test_a_model_on_cuda_where_there_is_none_is_a_matter_of_the_machine(in_tmp_path, monkeypatch):
     facts = _save_design()
-    monkeypatch.setattr("llm_lab.plan.hardware.Machine.cuda_problem", "no NVIDIA GPU was found")
+    monkeypatch.setattr("llm_lab.estimate.machine.Machine.cuda_problem", "no NVIDIA GPU was found")
     with pytest.raises(MachineError, match="no NVIDIA GPU was found"):
         load(facts, device="cuda")
 

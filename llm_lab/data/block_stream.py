@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_lab.data.encoding import Encoder, pieces_of
-from llm_lab.data.streams import Position, StreamSource
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
+
+from .encoding import Encoder, pieces_of
+from .streams import Position, StreamSource
 
 # A chunk is what is encoded at once, and what is read again at most when a run goes on.
 CHUNK_CHARACTERS = 250_000
@@ -189,5 +190,5 @@ class BlockStream:
             f"The stream is {tokens:,} tokens long{behind}, and one block of max_length = {self.max_length:,} takes "
             f"{self.max_length + 1:,}",
             value=self.source.path,
-            mend="Give more text, keep fewer validation.stream_documents, or set a smaller train.max_length.",
+            fix="Give more text, keep fewer validation.stream_documents, or set a smaller train.max_length.",
         )

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llm_lab.data.encoding import checked_eos, encode, tokenizer_fingerprint
-from llm_lab.data.sources import TextSource
-from llm_lab.data.split import Side, split_documents
-from llm_lab.recipe.errors import MachineError, Problem, UserError
+from llm_lab.errors import MachineError, Problem, UserError
+
+from .encoding import checked_eos, encode, tokenizer_fingerprint
+from .sources import TextSource
+from .split import Side, split_documents
 
 __all__ = ["TokenSet", "default_cache_dir", "prepare_tokens", "tokenizer_fingerprint"]
 
@@ -218,7 +219,7 @@ def _check_lengths(tokens: TokenSet, source: TextSource, fraction: float, max_le
                 f"{source.key}.path",
                 f"The training part is {len(tokens.train):,} tokens long, and {need}",
                 value=source.path,
-                mend="Give more text, or set a smaller train.max_length.",
+                fix="Give more text, or set a smaller train.max_length.",
             )
         )
     if fraction > 0 and len(tokens.validation) < max_length + 1:
@@ -228,7 +229,7 @@ def _check_lengths(tokens: TokenSet, source: TextSource, fraction: float, max_le
                 "validation.fraction",
                 f"The validation part of {source.path} is {len(tokens.validation):,} tokens long{left_out}, and {need}",
                 value=fraction,
-                mend="Set a larger fraction, give more text, or set a smaller train.max_length.",
+                fix="Set a larger fraction, give more text, or set a smaller train.max_length.",
             )
         )
     if problems:
@@ -246,7 +247,7 @@ def _disk_errors(cache_dir: Path) -> Iterator[None]:
             Problem(
                 str(cache_dir),
                 why,
-                mend="Free some space, or set LLM_LAB_CACHE to a folder on another disk."
+                fix="Free some space, or set LLM_LAB_CACHE to a folder on another disk."
                 if full
                 else "Set LLM_LAB_CACHE to a folder that can be written.",
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lab.data.arithmetic_world import world_documents, world_examples
+from .arithmetic_world import world_documents, world_examples
 
 _STORIES = 7000
 _SEED = 20_240_229
@@ -46,7 +46,7 @@ def builtin_documents(name: str) -> Iterator[str]:
 
 
 def _stories() -> Iterator[str]:
-    from llm_lab.data.story_world import Draw, Story
+    from .story_world import Draw, Story
 
     for number in range(_STORIES):
         # A generator of its own for each story: what one draws moves no other.

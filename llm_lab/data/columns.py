@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 PREFERRED = ("text", "content", "body", "document", "story")
 _CLEARLY_LONGER = 3.0
@@ -51,18 +51,18 @@ def pick_column(
         return longest[0]
     chats = [name for name in columns if name in ("messages", "conversations")]
     if not strings:
-        mend = "Give it a column of strings."
+        fix = "Give it a column of strings."
         if chats:
-            mend = f"Column {chats[0]!r} looks like conversations: stage sft reads those."
+            fix = f"Column {chats[0]!r} looks like conversations: stage sft reads those."
         raise UserError(
-            Problem(f"{key}.path", f"No column holds text. Columns: {one_of(columns)}", value=path, mend=mend)
+            Problem(f"{key}.path", f"No column holds text. Columns: {one_of(columns)}", value=path, fix=fix)
         )
     raise UserError(
         Problem(
             f"{key}.text_column",
             f"Which column of {path} holds the text can't be told. Columns: {one_of(columns)}",
             allowed=one_of(strings),
-            mend=f"Set text_column, for example text_column: {longest[0]}",
+            fix=f"Set text_column, for example text_column: {longest[0]}",
         )
     )
 
@@ -75,7 +75,7 @@ def _check_wanted(key: str, columns: Sequence[str], strings: Sequence[str], want
                 "There is no such column",
                 value=wanted,
                 allowed=one_of(columns),
-                mend=did_you_mean(wanted, columns),
+                fix=did_you_mean(wanted, columns),
             )
         )
     if wanted not in strings:
@@ -85,7 +85,7 @@ def _check_wanted(key: str, columns: Sequence[str], strings: Sequence[str], want
                 "This column does not hold text",
                 value=wanted,
                 allowed=one_of(strings) if strings else None,
-                mend="Name a column of strings.",
+                fix="Name a column of strings.",
             )
         )
     return wanted

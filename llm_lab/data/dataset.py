@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_lab.data.block_stream import BlockStream
-from llm_lab.data.mixing import BlockSchedule
+from .block_stream import BlockStream
+from .mixing import BlockSchedule
 
 IGNORED = -100  # the label that losses leave out
 Item = dict[str, np.ndarray]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 # A longer document is encoded in pieces of half to once this many characters: an encoding holds some
 # 100 bytes a token, and one text keeps one core busy only.
@@ -31,7 +31,7 @@ def checked_eos(tokenizer: Any) -> int:
             Problem(
                 "tokenizer",
                 "It has no end-of-text token (EOS), which ends every document",
-                mend="Set one: tokenizer.add_special_tokens({'eos_token': '<|endoftext|>'}), then save it; "
+                fix="Set one: tokenizer.add_special_tokens({'eos_token': '<|endoftext|>'}), then save it; "
                 "or take tokenizer: bytes or {bpe: 8192}.",
             )
         )
@@ -51,7 +51,7 @@ def _plain_backend(tokenizer: Any) -> Any:
             Problem(
                 "tokenizer",
                 f"{type(tokenizer).__name__} has no fast (Rust) form",
-                mend="Take one with a tokenizer.json.",
+                fix="Take one with a tokenizer.json.",
             )
         )
     # Calling a tokenizer with padding or truncation leaves these switched on in its backend.

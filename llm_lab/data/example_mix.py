@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_lab.data.mixing import order_sources
-from llm_lab.data.rows import Example
-from llm_lab.data.split import TAKES
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .mixing import order_sources
+from .rows import Example
+from .split import TAKES
 
 if TYPE_CHECKING:
-    from llm_lab.data.examples import ExampleSource
+    from .examples import ExampleSource
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,19 @@ def build_example_mix(
 
 
 def split_examples(
-    sources: Sequence[ExampleSource], *, fraction: float, take: str, demand_validation: bool = True
+    sources: Sequence[ExampleSource], *, fraction: float, take: str, require_validation: bool = True
 ) -> list[ExampleSplit]:
     """Return each set's training and validation examples; a prompt stands on one side only, whatever its set.
 
     take "end": the last `fraction` of each set is for validation, less what training asks too. take "random": the
     hash of its prompt decides, so neither order nor additions move an example. Of a conversation the prompt is what
-    stands before the first answer. UserError where a side of a set would be empty (with demand_validation False:
+    stands before the first answer. UserError where a side of a set would be empty (with require_validation False:
     where its training would be).
     """
     if take not in TAKES:
         why = "There is no such way to split"
         raise UserError(
-            Problem("validation.from", why, value=take, allowed=one_of(TAKES), mend=did_you_mean(take, TAKES))
+            Problem("validation.from", why, value=take, allowed=one_of(TAKES), fix=did_you_mean(take, TAKES))
         )
     hashes = [[_hash(example.opening) for example in source.examples] for source in sources]
     if take == "random":
@@ -121,7 +122,7 @@ def split_examples(
         train = [example for example, _, is_held in rows if not is_held]
         validation = [example for example, value, is_held in rows if is_held and value not in trained]
         splits.append(ExampleSplit(train, validation, len(rows) - len(train) - len(validation)))
-    _demand_sides(sources, splits, fraction, demand_validation)
+    _require_sides(sources, splits, fraction, require_validation)
     return splits
 
 
@@ -134,20 +135,20 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _demand_sides(
-    sources: Sequence[ExampleSource], splits: Sequence[ExampleSplit], fraction: float, demand_validation: bool
+def _require_sides(
+    sources: Sequence[ExampleSource], splits: Sequence[ExampleSplit], fraction: float, require_validation: bool
 ) -> None:
     problems = []
     for source, split in zip(sources, splits, strict=True):
         size = f"{len(source.examples):,} example{'' if len(source.examples) == 1 else 's'}"
         if not split.train:
             why = f"Of the {size} in {source.path} none is left to train on"
-            problems.append(Problem("validation.fraction", why, value=fraction, mend="Give more, or keep fewer."))
-        elif fraction and demand_validation and not split.validation:
+            problems.append(Problem("validation.fraction", why, value=fraction, fix="Give more, or keep fewer."))
+        elif fraction and require_validation and not split.validation:
             why = f"Of the {size} in {source.path} none is left for validation"
             if split.duplicates:
                 why += f", after {split.duplicates:,} that training asks too"
-            mend = "Set a larger fraction, give more examples, or set fraction: 0."
-            problems.append(Problem("validation.fraction", why, value=fraction, mend=mend))
+            fix = "Set a larger fraction, give more examples, or set fraction: 0."
+            problems.append(Problem("validation.fraction", why, value=fraction, fix=fix))
     if problems:
         raise UserError(*problems)

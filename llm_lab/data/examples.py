@@ -11,15 +11,16 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from llm_lab.data.builtin import BUILTIN_EXAMPLES
-from llm_lab.data.dialogues import Message, Unreadable, Unusable
-from llm_lab.data.example_mix import ExampleMix, ExampleSplit, build_example_mix, split_examples
-from llm_lab.data.formats import KNOWN, Format, recognise
-from llm_lab.data.paths import find_files
-from llm_lab.data.readers import Reader, kind_of
-from llm_lab.data.rows import Example, read_example
-from llm_lab.data.sources import refuse_extras
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .builtin import BUILTIN_EXAMPLES
+from .dialogues import Message, Unreadable, Unusable
+from .example_mix import ExampleMix, ExampleSplit, build_example_mix, split_examples
+from .formats import KNOWN, Format, recognise
+from .paths import find_files
+from .readers import Reader, kind_of
+from .rows import Example, read_example
+from .sources import refuse_extras
 
 __all__ = [
     "Counts",
@@ -107,7 +108,7 @@ def open_examples(
                 f"{key}.path",
                 f"No example in it can be used: {counts.describe()}",
                 value=path,
-                mend="Look at its rows, or name its columns with columns.",
+                fix="Look at its rows, or name its columns with columns.",
             )
         )
     return ExampleSource(
@@ -144,7 +145,7 @@ def look_at_examples(
     """
     path = str(path)
     if not path.startswith("builtin:") and find_files(path, key) is None:
-        from llm_lab.data.hub import look_at_hub
+        from .hub import look_at_hub
 
         return look_at_hub(path, subset=subset, split=split, key=key)
     table = _open_table(path, key, kind, subset, split)
@@ -176,8 +177,8 @@ def _read_examples(
             dropped[str(reason)] += 1
             continue
         except Unreadable as error:
-            mend = f"It was read as {form.describe()}. Mend the row or leave it out, or name the columns with columns."
-            raise UserError(Problem(f"{key}.path", f"{place}: {error}", value=path, mend=mend)) from None
+            fix = f"It was read as {form.describe()}. Fix the row or leave it out, or name the columns with columns."
+            raise UserError(Problem(f"{key}.path", f"{place}: {error}", value=path, fix=fix)) from None
         if remark:
             shortened[remark] += 1
         yield example
@@ -200,7 +201,7 @@ def _open_table(path: str, key: str, kind: str, subset: str | None, split: str) 
                     f"Plain text has no columns, and a set of {kind}s needs some",
                     value=path,
                     allowed=KNOWN[kind],
-                    mend="Name jsonl, json, csv or parquet files.",
+                    fix="Name jsonl, json, csv or parquet files.",
                 )
             )
         file_kind = "text"
@@ -215,7 +216,7 @@ def _table(path: str, key: str, extent: str, read: Any) -> _Table:
 
     sample = [row for _, row in islice(unfolded(), _SNIFFED_ROWS)]
     if not sample:
-        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, mend="Name a set that has some."))
+        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Name a set that has some."))
     found = tuple(dict.fromkeys(name for row in sample for name in row))
     return _Table(found, sample, extent, unfolded)
 
@@ -249,7 +250,7 @@ def _open_builtin(path: str, key: str, kind: str, split: str) -> _Table:
                 f"There is no built-in set of examples {name!r}",
                 value=path,
                 allowed=one_of([f"builtin:{known}" for known in BUILTIN_EXAMPLES]) or "none",
-                mend=did_you_mean(name, BUILTIN_EXAMPLES),
+                fix=did_you_mean(name, BUILTIN_EXAMPLES),
             )
         )
     rows = BUILTIN_EXAMPLES[name]
@@ -267,7 +268,7 @@ def _open_builtin(path: str, key: str, kind: str, split: str) -> _Table:
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str) -> _Table:
-    from llm_lab.data.hub import load_hub
+    from .hub import load_hub
 
     loaded = load_hub(path, subset=subset, split=split, key=key)
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lab.data.dialogues import is_dialogue
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .dialogues import is_dialogue
 
 # What is looked for, by the names that columns have in public sets; the first that is there is taken.
 NAMES = {
@@ -93,7 +94,7 @@ def recognise(
             f"{key}.columns",
             f"What the columns of {path} hold can't be told: {one_of(columns) or 'there are none'}",
             allowed=KNOWN[kind],
-            mend=f"Say which column holds what, for example columns: {{{example}}}",
+            fix=f"Say which column holds what, for example columns: {{{example}}}",
         )
     )
 
@@ -115,7 +116,7 @@ def _check_by_hand(by_hand: Mapping[str, str], columns: Sequence[str], key: str,
                     "There is no such column",
                     value=column,
                     allowed=one_of(columns),
-                    mend=did_you_mean(column, columns),
+                    fix=did_you_mean(column, columns),
                 )
             )
     if problems:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from logging import getLogger as get_logger
 from typing import Any
 
-from llm_lab.data.paths import near_here
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .paths import near_here
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=[Bb]earer )\S+")
 
@@ -93,7 +94,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             f"{path} has no such subset",
             value=subset,
             allowed=one_of(choices),
-            mend=did_you_mean(subset, choices),
+            fix=did_you_mean(subset, choices),
         )
     if choices := _listed(said, r"Unknown split|Bad split"):
         return Problem(
@@ -101,21 +102,21 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             f"{path} has no such split",
             value=split,
             allowed=one_of(choices),
-            mend=did_you_mean(split, choices),
+            fix=did_you_mean(split, choices),
         )
     if "gated dataset" in said or "GatedRepoError" in names:
         return Problem(
             where,
             "This dataset is gated: its owner wants terms accepted first",
             value=path,
-            mend=f"Accept them at {page}, then log in with `hf auth login` or set HF_TOKEN.",
+            fix=f"Accept them at {page}, then log in with `hf auth login` or set HF_TOKEN.",
         )
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError", "HFValidationError"}:
         return Problem(
             where,
             "It is no file here, and the Hub shows no dataset of that name (or it is private)",
             value=path,
-            mend=f"{near_here(path) or f'Check the name at {page}.'} "
+            fix=f"{near_here(path) or f'Check the name at {page}.'} "
             "For a private one, log in with `hf auth login` or set HF_TOKEN.",
         )
     if _is_offline():
@@ -123,26 +124,26 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             where,
             "It is no file here and not in the Hub's cache, and HF_HUB_OFFLINE forbids downloads",
             value=path,
-            mend=f"{near_here(path) or ''} Unset HF_HUB_OFFLINE to download it, or name a local file.",
+            fix=f"{near_here(path) or ''} Unset HF_HUB_OFFLINE to download it, or name a local file.",
         )
     if "Couldn't reach" in said or _is_network(causes):
         return Problem(
             where,
             "It is no file here, and the Hugging Face Hub can't be reached",
             value=path,
-            mend=f"{near_here(path) or ''} Check the network, or name a local file or builtin:stories.",
+            fix=f"{near_here(path) or ''} Check the network, or name a local file or builtin:stories.",
         )
     if "Dataset scripts are no longer supported" in said:
         return Problem(
             where,
             "This dataset is a Python script, which is not run",
             value=path,
-            mend=f"Download Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and name their folder.",
+            fix=f"Download Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and name their folder.",
         )
     if any(getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
-        return Problem(where, "The disk is full", value=path, mend="Free some space, or set HF_HOME to a larger disk.")
+        return Problem(where, "The disk is full", value=path, fix="Free some space, or set HF_HOME to a larger disk.")
     last = _SECRET.sub("***", str(causes[-1])).strip().splitlines() or [type(error).__name__]
-    return Problem(where, f"The datasets library can't read it: {last[0][:300]}", value=path, mend=f"Look at {page}.")
+    return Problem(where, f"The datasets library can't read it: {last[0][:300]}", value=path, fix=f"Look at {page}.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 # Giving up one block in so many is worth free choice of where the blocks of an epoch begin.
 _FREE_OFFSET_FROM = 100
@@ -159,7 +159,7 @@ def build_schedule(
                     "A weight is a share of the samples",
                     value=weight,
                     allowed="a number above 0",
-                    mend="To leave a source out, leave out its entry.",
+                    fix="To leave a source out, leave out its entry.",
                 )
             )
         if tokens is not None and tokens < max_length + 1:
@@ -167,7 +167,7 @@ def build_schedule(
                 Problem(
                     f"data.{index}",
                     f"It has {tokens:,} training tokens, fewer than one block of {max_length:,} + 1",
-                    mend="Give more text, or a smaller max_length.",
+                    fix="Give more text, or a smaller max_length.",
                 )
             )
     if problems:

@@ -6,8 +6,9 @@ import glob
 from collections import Counter
 from pathlib import Path
 
-from llm_lab.data.readers import SUFFIXES, kind_of
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .readers import SUFFIXES, kind_of
 
 # They describe a corpus more often than they are one: a dataset's folder is Parquet and a README.md.
 _ABOUT = ("readme", "license", "licence", "notice", "changelog")
@@ -20,7 +21,7 @@ def find_files(path: str, key: str) -> tuple[Path, ...] | None:
     UserError where it looks like a local path and is not there, or holds several kinds or none.
     """
     if not path.strip():
-        raise UserError(Problem(f"{key}.path", "It is empty", mend="Name a file, a folder, or a dataset."))
+        raise UserError(Problem(f"{key}.path", "It is empty", fix="Name a file, a folder, or a dataset."))
     local = Path(path).expanduser()
     if local.is_dir():
         return _in_folder(path, key, local)
@@ -28,7 +29,7 @@ def find_files(path: str, key: str) -> tuple[Path, ...] | None:
         return (local,)
     if local.exists():
         why = "This is a device or a pipe, and a text is read more than once"
-        raise UserError(Problem(f"{key}.path", why, value=path, mend="Write it into a file first."))
+        raise UserError(Problem(f"{key}.path", why, value=path, fix="Write it into a file first."))
     if any(sign in path for sign in "*?["):
         return _in_glob(path, key, local)
     if _looks_local(path):
@@ -76,7 +77,7 @@ def _missing(path: str, key: str, local: Path) -> Problem:
         why = f"There is no folder {first}"
     hint = near_here(path)
     return Problem(
-        f"{key}.path", why, value=path, mend=f"{hint} {_HUB_HINT}" if hint else f"Check the path. {_HUB_HINT}"
+        f"{key}.path", why, value=path, fix=f"{hint} {_HUB_HINT}" if hint else f"Check the path. {_HUB_HINT}"
     )
 
 
@@ -87,7 +88,7 @@ def _in_folder(path: str, key: str, folder: Path) -> tuple[Path, ...]:
                 f"{key}.path",
                 "This folder was written by save_to_disk, a form that only the datasets library reads",
                 value=path,
-                mend="Write it again as Parquet: datasets.load_from_disk(path).to_parquet('data.parquet')",
+                fix="Write it again as Parquet: datasets.load_from_disk(path).to_parquet('data.parquet')",
             )
         )
     files = [
@@ -105,7 +106,7 @@ def _in_folder(path: str, key: str, folder: Path) -> tuple[Path, ...]:
                 f"No file in this folder is of a kind that is read, only {one_of(found[:10]) or 'nothing'}",
                 value=path,
                 allowed=one_of(SUFFIXES),
-                mend="To read others as plain text, name them with a glob, such as 'src/**/*.py'.",
+                fix="To read others as plain text, name them with a glob, such as 'src/**/*.py'.",
             )
         )
     return _of_one_kind(path, key, sorted(data, key=lambda file: file.relative_to(folder).as_posix()))
@@ -120,7 +121,7 @@ def _in_glob(path: str, key: str, pattern: Path) -> tuple[Path, ...]:
                 f"{key}.path",
                 "No file matches this pattern",
                 value=path,
-                mend=f"Look with: ls {path}. '**' stands for folders at any depth. {_HUB_HINT}",
+                fix=f"Look with: ls {path}. '**' stands for folders at any depth. {_HUB_HINT}",
             )
         )
     return _of_one_kind(path, key, files)
@@ -139,7 +140,7 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
                 f"Files of several kinds are in it ({listing})",
                 value=path,
                 allowed="one kind a source",
-                mend=f"Name one kind with a glob, such as {folder}/**/*{suffix}; give each its own entry.",
+                fix=f"Name one kind with a glob, such as {folder}/**/*{suffix}; give each its own entry.",
             )
         )
     return tuple(files)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    from llm_lab.data.readers import Reader
+    from .readers import Reader
 
 Place = tuple[int, int]  # bytes (of the text in a .gz; rows of a Parquet file) and lines or rows read so far
 _PIECE_BYTES = 500_000
@@ -82,7 +82,7 @@ class Lines:
             self._pending = [part for part in _LONE_RETURN.split(next(self.stream)) if part]
         line = self._pending.pop(0)
         if b"\0" in line:
-            self.reader.refuse(f"{self.reader.file} holds NUL bytes, so it is not text", mend="Is it the right file?")
+            self.reader.refuse(f"{self.reader.file} holds NUL bytes, so it is not text", fix="Is it the right file?")
         self.offset += len(line)
         self.number += 1
         return line.decode("utf-8-sig" if self.number == 1 else "utf-8")

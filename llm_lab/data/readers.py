@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from llm_lab.data.pieces import Lines, Place
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
+
+from .pieces import Lines, Place
 
 SUFFIXES = {
     ".txt": "text",
@@ -103,7 +104,7 @@ class Reader:
             if column not in row:
                 self.refuse(
                     f"{self.place(number)} has no column {column!r}, only {', '.join(row) or 'nothing'}",
-                    mend="Give every row that column, or leave the row out.",
+                    fix="Give every row that column, or leave the row out.",
                 )
             value = row[column]
             if value is None:
@@ -111,14 +112,14 @@ class Reader:
             if not isinstance(value, str):
                 self.refuse(
                     f"{self.place(number)} holds {type(value).__name__}, not text, in column {column!r}",
-                    mend="Make it a string, or set text_column to a column of strings.",
+                    fix="Make it a string, or set text_column to a column of strings.",
                 )
             if value and not value.isspace():
                 yield place, value
 
-    def refuse(self, why: str, mend: str | None = None) -> NoReturn:
+    def refuse(self, why: str, fix: str | None = None) -> NoReturn:
         """Raise a UserError about this file."""
-        raise UserError(Problem(f"{self.key}.path", why, value=self.path, mend=mend))
+        raise UserError(Problem(f"{self.key}.path", why, value=self.path, fix=fix))
 
     def is_json_list(self) -> bool:
         """Tell whether this is one JSON list, which can only be read whole."""
@@ -154,7 +155,7 @@ class Reader:
         except ValueError as error:
             self.refuse(
                 f"{self.place(number)} is not JSON: {error}",
-                mend="Give one object a line, or one list of objects in the file.",
+                fix="Give one object a line, or one list of objects in the file.",
             )
         return self._checked_row(row, self.place(number))
 
@@ -166,7 +167,7 @@ class Reader:
         except ValueError as error:
             self.refuse(
                 f"{self.file} begins as a list but is not JSON: {error}",
-                mend="Mend that line, or give one object a line.",
+                fix="Fix that line, or give one object a line.",
             )
         for number, row in enumerate(rows, 1):
             yield (0, number), self._checked_row(row, f"item {number} of {self.file}")
@@ -175,13 +176,13 @@ class Reader:
         if not isinstance(row, dict):
             self.refuse(
                 f"{place} is a JSON {type(row).__name__}, not an object",
-                mend='Write each document as {"text": "..."}.',
+                fix='Write each document as {"text": "..."}.',
             )
         for name, value in row.items():
             if isinstance(value, str) and not _is_sound(value):
                 self.refuse(
                     f"{place} has half of a surrogate pair (\\ud800 to \\udfff) in {name!r}: no text",
-                    mend="Write the file again with whole characters; json.dumps does so for whole strings.",
+                    fix="Write the file again with whole characters; json.dumps does so for whole strings.",
                 )
         return row
 
@@ -202,7 +203,7 @@ class Reader:
                     if len(row) > len(names):
                         self.refuse(
                             f"{self.place(lines.number)} has more cells than the first line has names",
-                            mend="Put cells with commas, quotes or line breaks into double quotes.",
+                            fix="Put cells with commas, quotes or line breaks into double quotes.",
                         )
                     if row:
                         short = [None] * (len(names) - len(row))
@@ -210,7 +211,7 @@ class Reader:
             except csv.Error as error:
                 self.refuse(
                     f"{self.place(lines.number)} is not CSV: {error}",
-                    mend="Double the quotes inside a quoted cell, and close every quote.",
+                    fix="Double the quotes inside a quoted cell, and close every quote.",
                 )
             except UnicodeDecodeError:
                 self.refuse_encoding()
@@ -247,7 +248,7 @@ class Reader:
         except pa.ArrowException as error:
             self.refuse(
                 f"{self.file} can't be read as Parquet: {str(error).splitlines()[0]}",
-                mend="Is the download whole?",
+                fix="Is the download whole?",
             )
         except OSError as error:
             self.refuse(f"{self.file} can't be read: {error.strerror or error}")
@@ -259,7 +260,7 @@ class Reader:
             with gzip.open(self.file) if self.file.suffix.lower() == ".gz" else self.file.open("rb") as stream:
                 yield stream
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            self.refuse(f"{self.file} is not a whole gzip file: {error}", mend="Is the download whole?")
+            self.refuse(f"{self.file} is not a whole gzip file: {error}", fix="Is the download whole?")
         except OSError as error:
             self.refuse(f"{self.file} can't be read: {error.strerror or error}")
 
@@ -274,7 +275,7 @@ class Reader:
                     self.refuse(
                         f"{self.file} is not UTF-8 at byte {offset + error.start} (line {number}): "
                         f"0x{line[error.start]:02x} does not belong there",
-                        mend=f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {self.file.name} > utf8-"
+                        fix=f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {self.file.name} > utf8-"
                         f"{self.file.name} (name the encoding it really has)",
                     )
                 offset += len(line)
@@ -286,14 +287,14 @@ class Reader:
             return
         self.refuse(
             f"{self.file} is UTF-16, not UTF-8",
-            mend=f"Convert it: iconv -f UTF-16 -t UTF-8 {self.file.name} > utf8-{self.file.name}",
+            fix=f"Convert it: iconv -f UTF-16 -t UTF-8 {self.file.name} > utf8-{self.file.name}",
         )
 
     def refuse_binary(self, offset: int) -> NoReturn:
         """Refuse a file that is no text."""
         self.refuse(
             f"{self.file} holds a NUL byte at offset {offset}, so it is not text",
-            mend="Is it the right file? Text, JSON lines, CSV and Parquet are read.",
+            fix="Is it the right file? Text, JSON lines, CSV and Parquet are read.",
         )
 
 

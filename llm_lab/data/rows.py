@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_lab.data.dialogues import (
+from .dialogues import (
     Message,
     Unreadable,
     Unusable,
@@ -16,7 +16,7 @@ from llm_lab.data.dialogues import (
     read_messages,
     read_text,
 )
-from llm_lab.data.formats import NAMES, Format
+from .formats import NAMES, Format
 
 LEFT_OUT = "what follows the last answer was left out"
 

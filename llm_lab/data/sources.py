@@ -10,11 +10,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from llm_lab.data.builtin import BUILTIN, BUILTIN_VERSION, builtin_documents
-from llm_lab.data.columns import pick_column, string_columns
-from llm_lab.data.paths import find_files
-from llm_lab.data.readers import Reader, kind_of
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .builtin import BUILTIN, BUILTIN_VERSION, builtin_documents
+from .columns import pick_column, string_columns
+from .paths import find_files
+from .readers import Reader, kind_of
 
 _SNIFFED_ROWS = 20
 _FORMAT = "1"  # part of every fingerprint: raise it when the same files would give other documents
@@ -71,7 +72,7 @@ def open_source(
         source = _open_hub(path, key, subset, split, text_column)
     if next(source.documents(), None) is None:
         raise UserError(
-            Problem(f"{key}.path", "There is no text in it", value=path, mend="Name a source that holds text.")
+            Problem(f"{key}.path", "There is no text in it", value=path, fix="Name a source that holds text.")
         )
     return source
 
@@ -85,7 +86,7 @@ def _open_builtin(path: str, key: str) -> TextSource:
                 f"There is no built-in corpus {name!r}",
                 value=path,
                 allowed=one_of([f"builtin:{known}" for known in BUILTIN]),
-                mend=did_you_mean(name, BUILTIN),
+                fix=did_you_mean(name, BUILTIN),
             )
         )
     return TextSource(
@@ -147,19 +148,19 @@ def look_at_source(
     path = str(path)
     if path.startswith("builtin:") or find_files(path, key) is not None:
         if streaming:
-            from llm_lab.data.streams import open_stream
+            from .streams import open_stream
 
             open_stream(path, key=key, subset=subset, split=split, text_column=text_column)
         else:
             open_source(path, key=key, subset=subset, split=split, text_column=text_column)
         return None
-    from llm_lab.data.hub import look_at_hub
+    from .hub import look_at_hub
 
     return look_at_hub(path, subset=subset, split=split, key=key)
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: str | None) -> TextSource:
-    from llm_lab.data.hub import hub_texts, load_hub
+    from .hub import hub_texts, load_hub
 
     rows = load_hub(path, subset=subset, split=split, key=key)
     sample = list(islice(rows, _SNIFFED_ROWS))
@@ -198,7 +199,7 @@ def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -
     """Return the columns of a table, and which one holds the text, by its first rows."""
     sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), _SNIFFED_ROWS)]
     if not sample:
-        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, mend="Name a source that holds text."))
+        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Name a source that holds text."))
     if readers[0].kind == "parquet":
         text = readers[0].parquet_columns()
         names = tuple(text)
@@ -234,7 +235,7 @@ def refuse_extras(
     if problems:
         raise UserError(
             *(
-                Problem(f"{key}.{name}", f"This is {what}: {why}", value=value, mend="Leave the key out.")
+                Problem(f"{key}.{name}", f"This is {what}: {why}", value=value, fix="Leave the key out.")
                 for name, value, why in problems
             )
         )

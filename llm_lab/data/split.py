@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 TAKES = ("end", "random")
 Documents = Callable[[], Iterator[str]]
@@ -61,7 +61,7 @@ def split_documents(source_documents: Documents, *, fraction: float, take: str) 
                 "There is no such way to split",
                 value=take,
                 allowed=one_of(TAKES),
-                mend=did_you_mean(take, TAKES),
+                fix=did_you_mean(take, TAKES),
             )
         )
     lengths, hashes = _survey(source_documents)
@@ -77,7 +77,7 @@ def _split_random(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fr
                 "validation.from",
                 "There is only one document, and whole documents are drawn",
                 value="random",
-                mend="Use from: end, which cuts the document.",
+                fix="Use from: end, which cuts the document.",
             )
         )
     held_out = hashes < np.uint64(int(fraction * 2**64))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from llm_lab.data import story_words as words
-from llm_lab.data.story_plots import PLOTS, SECTIONS
+from . import story_words as words
+from .story_plots import PLOTS, SECTIONS
 
 T = TypeVar("T")
 _PRONOUNS = {"he": ("him", "his"), "she": ("her", "her")}

@@ -10,12 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm_lab.data.columns import pick_column, string_columns
-from llm_lab.data.paths import find_files
-from llm_lab.data.pieces import text_pieces
-from llm_lab.data.readers import START, Reader, kind_of
-from llm_lab.data.sources import describe_files, refuse_local_extras, sniff
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
+
+from .columns import pick_column, string_columns
+from .paths import find_files
+from .pieces import text_pieces
+from .readers import START, Reader, kind_of
+from .sources import describe_files, refuse_local_extras, sniff
 
 _SNIFFED_ROWS = 20
 _HEAD_CHARACTERS = 4_000_000
@@ -100,7 +101,7 @@ def open_stream(
         stream = _open_files(path, key, files, subset, split, text_column)
     if next(stream.pieces(), None) is None:
         raise UserError(
-            Problem(f"{key}.path", "There is no text in it", value=path, mend="Name a source that holds text.")
+            Problem(f"{key}.path", "There is no text in it", value=path, fix="Name a source that holds text.")
         )
     return stream
 
@@ -138,7 +139,7 @@ def _too_short(stream: TextStream, documents: int) -> Problem:
     return Problem(
         "validation.stream_documents",
         f"{stream.path} ends with its {documents:,} documents, and all of them would be kept for validation",
-        mend="Keep fewer, or leave out streaming: this set is small.",
+        fix="Keep fewer, or leave out streaming: this set is small.",
     )
 
 
@@ -151,8 +152,8 @@ def _open_files(
     column = None
     if kind != "text":
         if any(reader.is_json_list() for reader in readers):
-            mend = "Write one object a line, or leave out streaming."
-            raise UserError(Problem(f"{key}.streaming", "a JSON list can only be read whole", value=True, mend=mend))
+            fix = "Write one object a line, or leave out streaming."
+            raise UserError(Problem(f"{key}.streaming", "a JSON list can only be read whole", value=True, fix=fix))
         _, column = sniff(readers, key, path, text_column)
     return TextStream(
         key=key,
@@ -183,7 +184,7 @@ def _position(file: int, place: tuple[int, int]) -> Position:
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: str | None) -> TextStream:
-    from llm_lab.data.hub import hub_errors, stream_hub
+    from .hub import hub_errors, stream_hub
 
     rows = stream_hub(path, subset=subset, split=split, key=key)
     # Before the first row is read, so that the start can be gone back to.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Beside PEFT's files: what its config has no place for. Others leave it alone.
@@ -83,11 +83,11 @@ def _token_rows(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _find_base(folder: Path, name: str | None, digest: str | None, key: str) -> str:
     """Return the base's folder or Hub name."""
     if not name:
-        mend = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
-        raise UserError(Problem(key, "this adapter does not say which model it belongs to", value=folder, mend=mend))
+        fix = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
+        raise UserError(Problem(key, "this adapter does not say which model it belongs to", value=folder, fix=fix))
     if Path(name).expanduser().resolve() == folder.resolve():
-        mend = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
-        raise UserError(Problem(key, "this adapter names itself as its base", value=folder, mend=mend))
+        fix = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
+        raise UserError(Problem(key, "this adapter names itself as its base", value=folder, fix=fix))
     if _holds_model(Path(name).expanduser()):
         return str(Path(name).expanduser())
     for moved in _tails(folder.resolve(), Path(name)):
@@ -96,8 +96,8 @@ def _find_base(folder: Path, name: str | None, digest: str | None, key: str) -> 
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     if looks_local:
         why = f"the base that this adapter belongs to is not at {name}"
-        mend = f"Put it there, or write where it is into {folder / CONFIG} as base_model_name_or_path."
-        raise UserError(Problem(key, why, value=folder, mend=mend))
+        fix = f"Put it there, or write where it is into {folder / CONFIG} as base_model_name_or_path."
+        raise UserError(Problem(key, why, value=folder, fix=fix))
     return name
 
 
@@ -161,14 +161,14 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def demand_base(adapter: Adapter, *, key: str = "adapter") -> None:
+def require_base(adapter: Adapter, *, key: str = "adapter") -> None:
     """UserError where the base's weights are not those that the adapter was trained on."""
     if adapter.digest is None:
         return
     if weights_digest(adapter.base) not in (adapter.digest, None):
         why = f"the weights in {adapter.base} are not those it was trained on: their digest is another"
-        mend = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
-        raise UserError(Problem(key, why, value=adapter.folder, mend=mend))
+        fix = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
+        raise UserError(Problem(key, why, value=adapter.folder, fix=fix))
 
 
 def wrap(base: Any, config: Any) -> Any:
@@ -196,7 +196,7 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
     """
     from peft import PeftConfig
 
-    demand_base(adapter, key=key)
+    require_base(adapter, key=key)
     _grow_vocabulary(base, adapter, key)
     config = PeftConfig.from_pretrained(adapter.folder)
     config.base_model_name_or_path = adapter.base  # it may have moved
@@ -259,9 +259,9 @@ def _shapes(error: Exception) -> str:
 
 
 def _mismatch(adapter: Adapter, key: str, why: str) -> UserError:
-    mend = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
+    fix = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
     text = f"it does not fit its base {adapter.base}: {why}"
-    return UserError(Problem(key, text, value=adapter.folder, mend=mend))
+    return UserError(Problem(key, text, value=adapter.folder, fix=fix))
 
 
 def load_adapter(

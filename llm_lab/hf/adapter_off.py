@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 from .adapter import CONFIG, WEIGHTS, is_adapter, is_whole_end, read_adapter, rows_on_disk
 from .load import read_config
 from .tokenizers import load_tokenizer
 
 
-def demand_switch(folder: str) -> None:
+def require_switch(folder: str) -> None:
     """UserError for an adapter that has taken the place of its base's embeddings or head: they can't come back.
 
     PEFT saves them whole where the vocabulary has grown, and on loading writes them over the base's.
@@ -28,7 +28,7 @@ def demand_switch(folder: str) -> None:
         ends = [name for name in file.keys() if is_whole_end(name) and name.split(".")[-2] not in beside]  # noqa: SIM118
     if ends:
         why = "this adapter brings embeddings or a head of its own, so its base can't be had by switching it off"
-        raise UserError(Problem("adapter", why, value=folder, mend=f"Load the base itself: {read_adapter(path).base}"))
+        raise UserError(Problem("adapter", why, value=folder, fix=f"Load the base itself: {read_adapter(path).base}"))
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def switch_adapter_off(model: Any, folder: str) -> Iterator[Any]:
     PEFT's own switch leaves the rows that a larger vocabulary has added and the end tokens of the adapter's chat
     template: here they are the base's too, so that its answers are those of the base loaded by itself.
     """
-    demand_switch(folder)
+    require_switch(folder)
     base = read_adapter(folder).base
     tokenizer, inner = load_tokenizer(base), model.get_base_model()
     generation, config = _end_tokens(base)

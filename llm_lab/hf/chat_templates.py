@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .conversations import find_end_of_turn, has_answer_markers
 from .save import set_special_tokens
@@ -88,7 +88,7 @@ def apply_chat_template_choice(
     else:
         names = ("own", *CHAT_TEMPLATES)
         why = "there is no such chat template"
-        raise UserError(Problem(key, why, value=name, allowed=one_of(names), mend=did_you_mean(name, names)))
+        raise UserError(Problem(key, why, value=name, allowed=one_of(names), fix=did_you_mean(name, names)))
     _set_pad(tokenizer)
     new_ids = tuple(range(size, len(tokenizer)))
     if new_ids:
@@ -100,11 +100,11 @@ def apply_chat_template_choice(
 def _keep_own(tokenizer: Any, own: bool, key: str) -> str:
     if not own:
         why = "this tokenizer has no chat template of its own"
-        raise UserError(Problem(key, why, value="own", mend="Take chatml, or leave the key out."))
+        raise UserError(Problem(key, why, value="own", fix="Take chatml, or leave the key out."))
     end = find_end_of_turn(tokenizer)
     if end is None:
         why = "the tokenizer's own template ends no turn with a token of its own, so a model would never learn to stop"
-        raise UserError(Problem(key, why, value="own", mend="Take chatml."))
+        raise UserError(Problem(key, why, value="own", fix="Take chatml."))
     tokenizer.eos_token = end
     if has_answer_markers(tokenizer):
         return f"the tokenizer's own chat template; {end} ends a turn"
@@ -122,7 +122,7 @@ def _set_template(tokenizer: Any, name: str, key: str) -> None:
         )
     elif tokenizer.eos_token is None:
         why = "this tokenizer has no end-of-text token (EOS), with which this template ends a turn"
-        raise UserError(Problem(key, why, value=name, mend="Take chatml, which brings its own."))
+        raise UserError(Problem(key, why, value=name, fix="Take chatml, which brings its own."))
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos]:
         # Its model has seen no text without; the template's texts are encoded without the tokenizer's additions.

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 IGNORED = -100  # the label that losses leave out
 Message = Mapping[str, str]
@@ -187,7 +187,7 @@ def _apply_template(tokenizer: Any, messages: list[Message], *, prompt: bool) ->
 def _template(tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         why = "this tokenizer has no chat template, so it is not said how a conversation is written"
-        raise UserError(Problem(_KEY, why, mend="Set chat_template: chatml, or take a model that was tuned to chat."))
+        raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml, or take a model that was tuned to chat."))
     return tokenizer.get_chat_template()
 
 
@@ -215,7 +215,7 @@ def _find_answers(
                 why = f"it writes what stands before message {number + 1} otherwise once that is answered, so what is "
                 why += "learnt would not be what is asked"
         if strict:
-            raise UserError(Problem(_KEY, why, mend="Set chat_template: chatml."))
+            raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml."))
 
 
 def _find_outside_marks(text: str, token: str, start: int, marks: tuple[str, str]) -> int | None:
@@ -274,7 +274,7 @@ def _encode_piece(
             break
     if is_text and facts.control_ids & set(ids):
         why = f"this tokenizer makes a control token of {piece!r} even where it is text"
-        raise UserError(Problem("tokenizer", why, mend="Take such strings out of the data."))
+        raise UserError(Problem("tokenizer", why, fix="Take such strings out of the data."))
     return ids, starts
 
 

@@ -8,7 +8,7 @@ from logging import getLogger as get_logger
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 from .native import lab_config
 from .tokenizers import hub_problem
@@ -75,12 +75,12 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
     return config
 
 
-def demand_writer(config: Any, name: str, *, key: str) -> None:
+def require_writer(config: Any, name: str, *, key: str) -> None:
     """UserError for a model that is no causal LM by its own config."""
     kinds = getattr(config, "architectures", None) or ()
     for ending, what in NO_WRITERS.items():
         if any(kind.endswith(ending) for kind in kinds):
-            raise UserError(Problem(key, f"this is {what}", value=name, mend="Name a model that writes."))
+            raise UserError(Problem(key, f"this is {what}", value=name, fix="Name a model that writes."))
 
 
 def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
@@ -133,23 +133,23 @@ def load_model(
     from llm_lab.model.modeling_lab import LabForCausalLM, register
 
     from .adapter import is_adapter, load_adapter
-    from .lora import demand_4bit, quantization_4bit
+    from .lora import quantization_4bit, require_4bit
 
     if is_adapter(folder):
         options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
         if load_in_4bit:
-            why, mend = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {folder}"
-            raise UserError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
+            why, fix = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {folder}"
+            raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
         return load_adapter(folder, device=device, merge=merge, key=key, **options)
     register()
     config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
-    demand_writer(config, str(folder), key=key)
+    require_writer(config, str(folder), key=key)
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM
     options = {"config": ours} if ours is not None else {"trust_remote_code": trust_remote_code}
     if load_in_4bit:
-        demand_4bit(device)
+        require_4bit(device)
         extra |= {"quantization_config": quantization_4bit(), "device_map": device}
     try:
         model, found = loader.from_pretrained(
@@ -161,5 +161,5 @@ def load_model(
     if made_up:
         # The library fills them with random numbers, and says so only in its log.
         why = f"{len(made_up)} of the weights that its config speaks of are not there: {', '.join(made_up[:3])}"
-        raise UserError(Problem(key, why, value=str(folder), mend="Fetch the model again, or mend its config.json."))
+        raise UserError(Problem(key, why, value=str(folder), fix="Fetch the model again, or fix its config.json."))
     return (model if load_in_4bit else model.to(device)).eval()

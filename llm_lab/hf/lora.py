@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.recipe.errors import MachineError, Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import MachineError, Problem, UserError, did_you_mean, one_of
 
 if TYPE_CHECKING:
     from llm_lab.recipe.post_training import Lora
@@ -91,7 +91,7 @@ def target_modules(model: Any, preset: str, custom: Sequence[str] | None = None)
                 f"the {' and '.join(missing)} layers of {type(model).__name__} can't be told by their names; "
                 f"its linear layers are {one_of(_suffixes(layers, layers)) or 'not in blocks'}",
                 value=preset,
-                mend="Take preset custom, with lora.target_modules.",
+                fix="Take preset custom, with lora.target_modules.",
             )
         )
     return _suffixes(chosen, layers)
@@ -152,30 +152,30 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
     for name in names:
         meant = [layer for layer in known if _means(name, layer)]
         if not meant:
-            why, mend = f"{type(model).__name__} has no such layer", did_you_mean(name, short)
+            why, fix = f"{type(model).__name__} has no such layer", did_you_mean(name, short)
         elif model.config.get_text_config().tie_word_embeddings and ends & set(meant):
             why = "embeddings and head are one matrix here, and an adapter on it would part them"
-            mend = "Leave it out: the rows of new tokens are trained anyway."
+            fix = "Leave it out: the rows of new tokens are trained anyway."
         else:
             continue
-        problems.append(Problem("lora.target_modules", why, value=name, allowed=one_of(short), mend=mend))
+        problems.append(Problem("lora.target_modules", why, value=name, allowed=one_of(short), fix=fix))
     if problems:
         raise UserError(*problems)
     return list(names)
 
 
-def demand_4bit(device: str) -> None:
+def require_4bit(device: str) -> None:
     """MachineError where a base can't be kept in 4 bits: that takes CUDA and bitsandbytes."""
     if device != "cuda":
-        why, mend = (
+        why, fix = (
             "4 bits need a CUDA GPU",
             "Set lora.load_in_4bit=false: the adapter is the same, the base takes more memory.",
         )
     elif find_spec("bitsandbytes") is None:
-        why, mend = "bitsandbytes is not installed", "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false."
+        why, fix = "bitsandbytes is not installed", "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false."
     else:
         return
-    raise MachineError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
+    raise MachineError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
 
 
 def quantization_4bit() -> Any:
@@ -243,12 +243,12 @@ def _rows_to_train(model: Any, new_token_ids: Iterable[int], targets: Sequence[s
     ends = [names[id(model.get_input_embeddings())], *([names[id(head)]] if own_head else [])]
     if any(_means(target, end) for target in targets for end in ends):
         why = "the rows of new tokens are trained whole, and can't have an adapter too"
-        raise UserError(Problem("lora.target_modules", why, mend="Leave embeddings and head out."))
+        raise UserError(Problem("lora.target_modules", why, fix="Leave embeddings and head out."))
     if getattr(head, "bias", None) is not None:
         # PEFT computes such a head without its bias.
         why = f"{type(model).__name__} has a bias in its head, beside which single rows can't be trained"
-        mend = "Take a chat template whose tokens the model has, or leave lora out."
-        raise UserError(Problem("lora", why, mend=mend))
+        fix = "Take a chat template whose tokens the model has, or leave lora out."
+        raise UserError(Problem("lora", why, fix=fix))
     return dict.fromkeys(ends, ids) if own_head else ids
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 from .adapter import Adapter, attach_adapter, is_adapter, read_adapter
 from .load import context_of, load_model, read_config
@@ -117,8 +117,8 @@ def _storage_dtype(base: str, key: str) -> str:
         base = read_adapter(base, key=key).base
     config = read_config(base, key=key)
     if getattr(config, "quantization_config", None):
-        mend = "Name the same model, not quantised, as base_model_name_or_path in adapter_config.json."
-        raise UserError(Problem(key, "its base is kept quantised, and takes no adapter", value=base, mend=mend))
+        fix = "Name the same model, not quantised, as base_model_name_or_path in adapter_config.json."
+        raise UserError(Problem(key, "its base is kept quantised, and takes no adapter", value=base, fix=fix))
     dtype = str(config.dtype).removeprefix("torch.")
     return dtype if dtype in TOLERANCES else "float32"
 
@@ -163,5 +163,5 @@ def _too_different(relative: float, limit: float, key: str, folder: str | Path, 
         f"the model {what} is not the one with the adapter attached: logits differ by up to {relative:.2g} of their "
         f"size, and {limit:.2g} is allowed"
     )
-    mend = "Keep the adapter beside its base, or allow more with merge.tolerance."
-    return UserError(Problem(key, why, value=folder, mend=mend))
+    fix = "Keep the adapter beside its base, or allow more with merge.tolerance."
+    return UserError(Problem(key, why, value=folder, fix=fix))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 END_OF_TEXT = "<|endoftext|>"
 # BPE training takes time quadratic in the length of a word, and a text without spaces is one word. Cutting
@@ -101,17 +101,17 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
     lowered = text.lower()
     if "gated" in lowered or "401" in text or "403" in text:
         why = f"this {what} is gated or private"
-        mend = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
+        fix = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
     elif "trust_remote_code" in text:
         why = f"this {what} brings its own code, which is run only if you say so"
-        mend = "Read that code first, then allow it with --trust-remote-code."
+        fix = "Read that code first, then allow it with --trust-remote-code."
     elif "not a local folder and is not a valid model identifier" in text or "404" in text:
         why = f"there is no {what} of this name, here or on the Hub"
-        mend = "Check the spelling; a private one needs `hf auth login`."
+        fix = "Check the spelling; a private one needs `hf auth login`."
     elif any(word in lowered for word in ("connect", "offline", "resolve", "timed out", "couldn't reach")):
         why = f"there is no such folder, and the Hub could not be reached for a {what} of this name"
-        mend = "Check the path, the network, and HF_HUB_OFFLINE."
+        fix = "Check the path, the network, and HF_HUB_OFFLINE."
     else:
         first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-        why, mend = f"the {what} can't be loaded: {first[:200]}", None
-    return Problem(key, why, value=name, mend=mend)
+        why, fix = f"the {what} can't be loaded: {first[:200]}", None
+    return Problem(key, why, value=name, fix=fix)

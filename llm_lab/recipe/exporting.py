@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from .errors import Problem
+from llm_lab.errors import Problem
+
 from .fields import Bool, Float, Group, option
 from .parts import ModelCheckpoint
 from .schema import STAGES, StageRecipe
@@ -74,7 +75,7 @@ def _weights_fit_the_form(values: Values) -> Iterator[Problem]:
 def _only_what_is_sent_is_private(values: Values) -> Iterator[Problem]:
     form = values.get("export") or {}
     if form.get("private") is False and not form.get("push"):
-        yield Problem("export.private", "does nothing without export.push", value=False, mend="Leave it out.")
+        yield Problem("export.private", "does nothing without export.push", value=False, fix="Leave it out.")
 
 
 EXPORT_RULES: tuple[Callable[[Values], Iterator[Problem]], ...] = (

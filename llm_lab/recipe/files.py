@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from .errors import Problem, UserError, did_you_mean
+from llm_lab.errors import Problem, UserError, did_you_mean
+
 from .fields import Group, groups_of
 
 
@@ -63,7 +64,7 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         reason = getattr(error, "problem", None) or str(error)
         raise UserError(
-            Problem(place, f"this is not YAML: {reason}", mend="Indent with spaces; `key: value`.")
+            Problem(place, f"this is not YAML: {reason}", fix="Indent with spaces; `key: value`.")
         ) from None
 
 
@@ -75,7 +76,7 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
             Problem(
                 str(path),
                 "there is no such recipe file",
-                mend=did_you_mean(path.name, nearby) or "`llm-lab list recipes` shows what there is.",
+                fix=did_you_mean(path.name, nearby) or "`llm-lab list recipes` shows what there is.",
             )
         )
     if path.is_dir():
@@ -91,7 +92,7 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(
-            Problem(str(path), "a recipe is a mapping of keys to values", mend="Begin with `stage: pretrain`.")
+            Problem(str(path), "a recipe is a mapping of keys to values", fix="Begin with `stage: pretrain`.")
         )
     return raw
 
@@ -111,7 +112,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
         key = key.strip()
         if not equals or not all(key.split(".")):
             why = "an override is written key=value"
-            problems.append(Problem(str(text), why, mend="For example train.max_steps=500."))
+            problems.append(Problem(str(text), why, fix="For example train.max_steps=500."))
             continue
         try:
             _set(result, key.split("."), _typed(value_text, key), key)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .errors import Problem
+from llm_lab.errors import Problem
+
 from .evaluation_rules import EVALUATION_RULES
 from .exporting import EXPORT_RULES
 from .tuning_rules import TUNING_RULES
@@ -37,7 +38,7 @@ def _heads_divide_width(values: Values) -> Iterator[Problem]:
             f"must divide model.hidden_size = {hidden}",
             value=heads,
             allowed=divisors(hidden),
-            mend=f"Try {_nearest(heads, ways)}.",
+            fix=f"Try {_nearest(heads, ways)}.",
         )
     elif model.get("position_embedding") in ("rope", "yarn") and head_dim and head_dim % 2:
         key = "model.head_dim" if head_dim != hidden // heads else "model.num_attention_heads"
@@ -45,7 +46,7 @@ def _heads_divide_width(values: Values) -> Iterator[Problem]:
             key,
             f"rotary positions turn pairs of numbers, and {head_dim} numbers a head is odd",
             value=head_dim if key.endswith("dim") else heads,
-            mend="Choose heads so that hidden_size / heads is even, or alibi or sinusoidal positions.",
+            fix="Choose heads so that hidden_size / heads is even, or alibi or sinusoidal positions.",
         )
 
 
@@ -61,21 +62,21 @@ def _kv_heads_divide_heads(values: Values) -> Iterator[Problem]:
             f"must divide model.num_attention_heads = {heads}",
             value=kv,
             allowed=divisors(heads),
-            mend=f"Try {_nearest(kv, ways)}.",
+            fix=f"Try {_nearest(kv, ways)}.",
         )
     elif kind == "mha" and kv != heads:
         yield Problem(
             "model.num_key_value_heads",
             f"multi-head attention has as many key-value heads as heads ({heads})",
             value=kv,
-            mend="Leave it out, or set model.attention to gqa.",
+            fix="Leave it out, or set model.attention to gqa.",
         )
     elif kind == "mqa" and kv != 1:
         yield Problem(
             "model.num_key_value_heads",
             "multi-query attention has one key-value head",
             value=kv,
-            mend="Leave it out, or set model.attention to gqa.",
+            fix="Leave it out, or set model.attention to gqa.",
         )
 
 
@@ -86,7 +87,7 @@ def _sinusoids_come_in_pairs(values: Values) -> Iterator[Problem]:
             "model.hidden_size",
             "sinusoidal positions come in pairs of sine and cosine, so the width must be even",
             value=model["hidden_size"],
-            mend=f"Try {model['hidden_size'] + 1}.",
+            fix=f"Try {model['hidden_size'] + 1}.",
         )
 
 
@@ -101,7 +102,7 @@ def _yarn_context_is_the_product(values: Values) -> Iterator[Problem]:
             "model.original_max_position_embeddings",
             f"times yarn_factor = {factor:g} this gives {original * factor:g}, not max_position_embeddings = {longest}",
             value=original,
-            mend=f"Set it to {max(1, int(longest / factor))}, or leave it out.",
+            fix=f"Set it to {max(1, int(longest / factor))}, or leave it out.",
         )
 
 
@@ -113,7 +114,7 @@ def _rows_fit_the_context(values: Values) -> Iterator[Problem]:
             "train.max_length",
             f"rows are longer than the model's context, model.max_position_embeddings = {longest}",
             value=length,
-            mend=f"Set train.max_length to at most {longest}, or the model's context to {length}.",
+            fix=f"Set train.max_length to at most {longest}, or the model's context to {length}.",
         )
 
 
@@ -126,7 +127,7 @@ def _warmup_ends_within_the_run(values: Values) -> Iterator[Problem]:
             f"warm-up would never end: the run has train.max_steps = {steps}",
             value=warmup,
             allowed=f"0 to {steps - 1}",
-            mend=f"Try {max(0, steps // 20)}.",
+            fix=f"Try {max(0, steps // 20)}.",
         )
 
 
@@ -142,7 +143,7 @@ def _warmup_leaves_room_for_the_decay(values: Values) -> Iterator[Problem]:
             f"{warmup} steps of warm-up and {decay} of decay are more than train.max_steps = {steps}",
             value=ratio,
             allowed=f"above 0, up to {(steps - warmup) / steps:.4g}",
-            mend="Or take fewer scheduler.warmup_steps.",
+            fix="Or take fewer scheduler.warmup_steps.",
         )
 
 
@@ -159,7 +160,7 @@ def _warmup_is_said_once(values: Values) -> Iterator[Problem]:
             "scheduler.warmup_ratio",
             f"it makes {warmup_steps_of(ratio, steps)} of {steps} steps, and scheduler.warmup_steps says {warmup}",
             value=ratio,
-            mend="Leave out one of the two.",
+            fix="Leave out one of the two.",
         )
 
 
@@ -171,7 +172,7 @@ def _alibi_has_a_kernel(values: Values) -> Iterator[Problem]:
             "flash attention drops ALiBi's penalties without a word",
             value=kernel,
             allowed="sdpa, flex_attention, eager",
-            mend="Leave it out.",
+            fix="Leave it out.",
         )
 
 
@@ -184,8 +185,8 @@ def _kernel_runs_on_the_device(values: Values) -> Iterator[Problem]:
 
 def _eight_bits_need_cuda(values: Values) -> Iterator[Problem]:
     if values.get("device") == "cpu" and values.get("optimizer", {}).get("name") == "adamw_8bit":
-        why, mend = "its 8-bit moments need a CUDA GPU", "Take adamw, or a machine with a GPU and device=cuda."
-        yield Problem("optimizer.name", why, value="adamw_8bit", mend=mend)
+        why, fix = "its 8-bit moments need a CUDA GPU", "Take adamw, or a machine with a GPU and device=cuda."
+        yield Problem("optimizer.name", why, value="adamw_8bit", fix=fix)
 
 
 def _kernel_takes_the_model(values: Values) -> Iterator[Problem]:
@@ -203,7 +204,7 @@ def _kernel_takes_the_model(values: Values) -> Iterator[Problem]:
         why = "flash attention takes no float32"
     else:
         return
-    yield Problem("train.attn_implementation", why, value=kernel, allowed="sdpa, eager", mend="Leave it out.")
+    yield Problem("train.attn_implementation", why, value=kernel, allowed="sdpa, eager", fix="Leave it out.")
 
 
 def _checkpoint_brings_its_tokenizer(values: Values) -> Iterator[Problem]:
@@ -213,7 +214,7 @@ def _checkpoint_brings_its_tokenizer(values: Values) -> Iterator[Problem]:
             "tokenizer",
             "a checkpoint has its own tokenizer; its embeddings mean nothing in another",
             value=tokenizer,
-            mend="Leave it out.",
+            fix="Leave it out.",
         )
 
 
@@ -226,7 +227,7 @@ def _first_mistakes_with_data(values: Values) -> Iterator[Problem]:
                 f"data.{index}.path",
                 f"the same set stands at data.{seen[same]} already",
                 value=source.get("path"),
-                mend="Name it once." if values.get("stage") == "eval" else "Give it once, with a larger weight.",
+                fix="Name it once." if values.get("stage") == "eval" else "Give it once, with a larger weight.",
             )
         seen.setdefault(same, index)
 
@@ -238,7 +239,7 @@ def _builtin_text_is_no_stream(values: Values) -> Iterator[Problem]:
                 f"data.{index}.streaming",
                 "built-in text is made on the spot, so there is nothing to stream",
                 value=True,
-                mend="Leave it out.",
+                fix="Leave it out.",
             )
 
 
@@ -249,7 +250,7 @@ def _documents_are_masked_by_a_kernel_that_can(values: Values) -> Iterator[Probl
             "train.document_mask",
             "flash attention knows no documents in rows of a batch, and would mix them without a word",
             value=True,
-            mend="Leave out train.attn_implementation: sdpa, flex_attention and eager can.",
+            fix="Leave out train.attn_implementation: sdpa, flex_attention and eager can.",
         )
 
 
@@ -306,7 +307,7 @@ def _keys_that_do_nothing(values: Values, given: Mapping[str, Any]) -> Iterator[
                     path,
                     f"does nothing with {other} = {_at(values, other)}",
                     value=value,
-                    mend=f"Leave it out; it belongs to {other} = {' or '.join(map(str, wanted))}.",
+                    fix=f"Leave it out; it belongs to {other} = {' or '.join(map(str, wanted))}.",
                 )
 
 

@@ -22,7 +22,7 @@ STAGES = {
     "export": "a form for others to load, proven by loading it",
 }
 DEVICES = {
-    "cuda": "demands a CUDA GPU that does bf16",
+    "cuda": "requires a CUDA GPU that does bf16",
     "cpu": "the rehearsal: everything works, at toy size",
     "auto": "bf16 CUDA where there is one, the rehearsal elsewhere",
 }

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from .errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
 from .fields import Group, Key, groups_of
 from .files import format_value
 from .schema import StageRecipe
@@ -74,7 +75,7 @@ def stage_schema(raw: dict[str, Any]) -> type[StageRecipe]:
         return STAGE_RECIPES[stage]
     if stage is None:
         raise UserError(
-            Problem("stage", "a recipe says what it does", allowed=one_of(STAGE_RECIPES), mend="Add `stage: pretrain`.")
+            Problem("stage", "a recipe says what it does", allowed=one_of(STAGE_RECIPES), fix="Add `stage: pretrain`.")
         )
     raise UserError(
         Problem(
@@ -82,7 +83,7 @@ def stage_schema(raw: dict[str, Any]) -> type[StageRecipe]:
             "there is no such stage",
             value=stage,
             allowed=one_of(STAGE_RECIPES),
-            mend=did_you_mean(str(stage), STAGE_RECIPES),
+            fix=did_you_mean(str(stage), STAGE_RECIPES),
         )
     )
 
@@ -168,7 +169,7 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
     if kind == "extra_forbidden":
         return _unknown_key(path, steps, schema, raw)
     if kind == "missing":
-        return Problem(path, "this key is needed and missing", mend=_capital(key.help) if key else None)
+        return Problem(path, "this key is needed and missing", fix=_capital(key.help) if key else None)
     if kind == "union_tag_invalid":
         choices = [g.model_fields["name"].default for g in groups_of(key.info)] if key else []
         name = value.get("name") if isinstance(value, dict) else value
@@ -177,7 +178,7 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
             f"there is no {path} of this name",
             value=name,
             allowed=one_of(choices),
-            mend=did_you_mean(str(name), choices),
+            fix=did_you_mean(str(name), choices),
         )
     if key is None:
         return Problem(path, item["msg"], value=value)
@@ -186,21 +187,21 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
     if kind in ("model_type", "model_attributes_type"):
         groups = groups_of(key.info)
         named = [g.model_fields["name"].default for g in groups if "name" in g.model_fields]
-        mend = f"Write {path}: {{name: {value}}}." if value in named else None
+        fix = f"Write {path}: {{name: {value}}}." if value in named else None
         names = dict.fromkeys(n for g in groups for n in g.model_fields)
-        allowed = None if mend else one_of(names)
-        return Problem(path, "a group of keys is expected here", value=value, allowed=allowed, mend=mend)
-    mend = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
+        allowed = None if fix else one_of(names)
+        return Problem(path, "a group of keys is expected here", value=value, allowed=allowed, fix=fix)
+    fix = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
     if isinstance(value, str) and key.kind in ("int", "float"):
         number = _number(value)
-        mend = f"Write it as a bare number: {key.name}: {number}" if number else mend
+        fix = f"Write it as a bare number: {key.name}: {number}" if number else fix
     why = {
         "string_pattern_mismatch": "letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
         "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too many",
         "too_short": "this needs at least one entry",
     }.get(kind, key.help)
     # Of a group with a shorthand (the tokenizer's) the help says what it may be, and "group" would say nothing.
-    return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), mend=mend)
+    return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), fix=fix)
 
 
 def _capital(text: str) -> str:
@@ -231,11 +232,11 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     where = f"'{parent_path}'" if parent_path else f"a {raw['stage']} recipe" if "stage" in raw else "a pipeline"
     if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
         where = f"{parent_path} '{node['name']}'"
-    mend = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
+    fix = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
     if path == "weights" and "data" in schema.model_fields:
-        mend = _each_its_weight(raw)
-    mend = mend or did_you_mean(last, names) or _elsewhere(last, schema) or _by_meaning(last, keys)
-    return Problem(path, f"{where} has no such key", allowed=None if mend else one_of(names), mend=mend)
+        fix = _each_its_weight(raw)
+    fix = fix or did_you_mean(last, names) or _elsewhere(last, schema) or _by_meaning(last, keys)
+    return Problem(path, f"{where} has no such key", allowed=None if fix else one_of(names), fix=fix)
 
 
 def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:

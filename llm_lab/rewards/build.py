@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 from .combine import Columns, Prompt, Rewards, Term
 from .functions import FUNCTIONS

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llm_lab.errors import Problem, UserError
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
 from llm_lab.hf.load import load_model, read_config
-from llm_lab.hf.lora import demand_4bit, quantization_4bit
+from llm_lab.hf.lora import quantization_4bit, require_4bit
 from llm_lab.hf.save import to_native
 from llm_lab.hf.tokenizers import hub_problem
-from llm_lab.recipe.errors import Problem, UserError
 
 # Encoders before classification have no pooler either.
 HEADS = frozenset({"score", "classifier", "classification_head", "pooler"})
@@ -45,10 +45,10 @@ def load_classifier(
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     options = {option: value for option, value in options.items() if value}
     if load_in_4bit:
-        demand_4bit(device)
+        require_4bit(device)
         if is_adapter(name):
-            why, mend = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {name}"
-            raise UserError(Problem("lora.load_in_4bit", why, value=True, mend=mend))
+            why, fix = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {name}"
+            raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
         options |= {"quantization_config": quantization_4bit(), "device_map": device}
     if is_adapter(name):
         model = _load_adapter(Path(name), dtype=dtype, new_head=new_head, key=key, options=options)
@@ -139,5 +139,5 @@ def add_head(causal: Any) -> Any:
 
 def _no_judge(name: str, key: str) -> UserError:
     why = "this is a language model, no reward model: it has no trained head that gives a score"
-    mend = "Train a reward model from it with `stage: reward`, or name one."
-    return UserError(Problem(key, why, value=name, mend=mend))
+    fix = "Train a reward model from it with `stage: reward`, or name one."
+    return UserError(Problem(key, why, value=name, fix=fix))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 Prompt = str | Sequence[Mapping[str, Any]]
 Columns = Mapping[str, Sequence[Any]]
@@ -36,7 +36,7 @@ class Term:
         values = list(found)
         if len(values) != count:
             why = f"it returned {len(values)} numbers for {count} completions"
-            raise UserError(Problem(self.key, why, value=self.name, mend="Return one for each completion, in order."))
+            raise UserError(Problem(self.key, why, value=self.name, fix="Return one for each completion, in order."))
         numbers = []
         for index, value in enumerate(values):
             try:
@@ -118,7 +118,7 @@ class Rewards:
             Problem(
                 term.key,
                 f"`{term.name}` compares with the column `{name}`, which the data does not have",
-                mend=f"Name it with data.N.columns.{name}; the columns are: {', '.join(columns) or 'none'}.",
+                fix=f"Name it with data.N.columns.{name}; the columns are: {', '.join(columns) or 'none'}.",
             )
             for term in self.terms
             for name in term.columns
@@ -131,7 +131,7 @@ class Rewards:
                 empty = sum(value is None for value in columns[name])
                 if empty and all(name in other.columns for other in self.terms):
                     why = f"{empty:,} of {len(columns[name]):,} rows have no `{name}`, so nothing scores them"
-                    problems.append(Problem(term.key, why, mend="Leave them out, or add a term that needs none."))
+                    problems.append(Problem(term.key, why, fix="Leave them out, or add a term that needs none."))
             if term.read_answer is not None:
                 problems.extend(_unreadable(term, columns["answer"]))
         if problems:
@@ -151,8 +151,8 @@ def _unreadable(term: Term, answers: Sequence[Any]) -> list[Problem]:
     why = (
         f"{len(bad):,} of {len(answers):,} answers can't be compared with; row {row + 1} {reason}: {str(answer)[:60]!r}"
     )
-    mend = "Take exact_match for answers in words." if term.name.startswith("exact_number") else "Mend these rows."
-    return [Problem(term.key, why, value=term.name, mend=mend)]
+    fix = "Take exact_match for answers in words." if term.name.startswith("exact_number") else "Fix these rows."
+    return [Problem(term.key, why, value=term.name, fix=fix)]
 
 
 def _trl_function(term: Term) -> Callable[..., list[float | None]]:

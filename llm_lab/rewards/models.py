@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_lab.errors import Problem, UserError
 from llm_lab.hf.conversations import encode_conversation
 from llm_lab.hf.load import context_of, quiet_libraries
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.errors import Problem, UserError
 
 from .classifier import is_encoder, load_classifier
 from .combine import Prompt, content_of
@@ -110,8 +110,8 @@ class RewardModel:
             ids = self.tokenizer(prompt + completion)["input_ids"]
         else:
             why = "this reward model has no chat template, so how it wants a conversation written is not known"
-            mend = "Put the chat_template.jinja that it was trained with into its folder."
-            raise UserError(Problem(self.key, why, value=self.name, mend=mend))
+            fix = "Put the chat_template.jinja that it was trained with into its folder."
+            raise UserError(Problem(self.key, why, value=self.name, fix=fix))
         if len(ids) > self.max_length:
             self.truncated += 1
             ids = ids[-self.max_length :]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError, did_you_mean
+from llm_lab.errors import Problem, UserError, did_you_mean
 
 FORM = "file.py:function, as in my_rewards.py:polite"
 
@@ -27,7 +27,7 @@ def find_function(spec: str, *, key: str = "rewards.python") -> tuple[Path, str]
         source = path.read_bytes()
     except OSError as error:
         why = f"the file can't be read: {error.strerror}"
-        raise UserError(Problem(key, why, value=spec, mend=f"It is looked for at {path.resolve()}.")) from None
+        raise UserError(Problem(key, why, value=spec, fix=f"It is looked for at {path.resolve()}.")) from None
     try:
         tree = ast.parse(source, filename=str(path))
     except (SyntaxError, ValueError) as error:
@@ -43,13 +43,13 @@ def find_function(spec: str, *, key: str = "rewards.python") -> tuple[Path, str]
                 f"{path} has no function `{name}` at its top level",
                 value=spec,
                 allowed=f"its functions: {known}",
-                mend=did_you_mean(name, functions),
+                fix=did_you_mean(name, functions),
             )
         )
     problem = _signature_problem(functions[name])
     if problem:
-        mend = f"Write it as `def {name}(completions, **columns)`, returning one number for each completion."
-        raise UserError(Problem(key, problem, value=spec, mend=mend))
+        fix = f"Write it as `def {name}(completions, **columns)`, returning one number for each completion."
+        raise UserError(Problem(key, problem, value=spec, fix=fix))
     return path, name
 
 

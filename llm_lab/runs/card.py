@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import UserError
+from llm_lab.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
 
-from .facts import OF_THE_MACHINE, data_rows, duration, number, reached, versions, warnings_of
+from .describe import OF_THE_MACHINE, data_rows, duration, number, reached, versions, warnings_of
 from .folder import write_atomically
 from .front_matter import front_matter, is_hub_name
 from .lineage import Node, main_line, trace
@@ -22,8 +22,8 @@ from .loading import (
     look_at_folder,
 )
 from .markdown import code, fence, plain, table
-from .meanings import meaning_of
-from .private import is_absolute, texts_in, without_paths, without_secrets
+from .metric_help import meaning_of
+from .redact import is_absolute, texts_in, without_paths, without_secrets
 
 NAME = "README.md"
 STAGES = {
@@ -86,8 +86,8 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
 def _needs(folder: ModelFolder) -> list[str]:
     """Return what must be there for the code to run elsewhere."""
     if folder.kind == ADAPTER and folder.base and not is_hub_name(folder.base):
-        mend = "Where it is elsewhere, name its place in adapter_config.json, or merge first: `llm-lab merge`"
-        return [f"Its base stood in a folder of the machine it was made on. {mend}."]
+        fix = "Where it is elsewhere, name its place in adapter_config.json, or merge first: `llm-lab merge`"
+        return [f"Its base stood in a folder of the machine it was made on. {fix}."]
     return []
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 from .folder import write_atomically
 
@@ -171,7 +171,7 @@ def written(key: str, value: float | None) -> str:
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
     """Write a comparison as its suffix says: .md or .json. UserError where it can't be."""
-    demand_place(path)
+    require_place(path)
     text = as_json(comparison) if path.suffix == ".json" else as_markdown(comparison)
     try:
         write_atomically(path, text)
@@ -179,7 +179,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         raise UserError(Problem(str(path), f"it can't be written: {error.strerror}")) from None
 
 
-def demand_place(path: Path) -> None:
+def require_place(path: Path) -> None:
     """UserError for a file that is neither Markdown nor JSON, and for one that holds something else already."""
     if path.suffix not in BEGINNINGS:
         raise UserError(
@@ -194,7 +194,7 @@ def demand_place(path: Path) -> None:
         raise UserError(Problem(str(path), f"it can't be written: {error.strerror}")) from None
     if begins != BEGINNINGS[path.suffix]:
         why = "there is something else in this file, so it is not replaced"
-        raise UserError(Problem("--out", why, value=path, mend="Name another."))
+        raise UserError(Problem("--out", why, value=path, fix="Name another."))
 
 
 def as_json(comparison: Comparison) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 ROOT = Path("checkpoints")
 
@@ -160,7 +160,7 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
         if not run.facts():
             raise UserError(Problem(str(path), "this folder is no run of LLM Lab, so it is not replaced"))
         if run.status() == "running":
-            raise UserError(Problem(str(path), "this run is under way", mend="Give the new one another name."))
+            raise UserError(Problem(str(path), "this run is under way", fix="Give the new one another name."))
         shutil.rmtree(path)
     number = 1
     try:
@@ -207,24 +207,24 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     existing = next((c for c in candidates if c.exists()), None)
     if existing is not None and (file := _gguf_file(existing)):
         source = _source_of(existing)
-        mend = f"Take what it was made from: {source}" if source else "Take the model that it was made from."
+        fix = f"Take what it was made from: {source}" if source else "Take the model that it was made from."
         why = f"{file.name} is a GGUF file, for llama.cpp, Ollama and LM Studio; here Hugging Face folders are opened"
-        raise UserError(Problem(str(path), why, mend=mend))
+        raise UserError(Problem(str(path), why, fix=fix))
     if existing is not None:
-        why, mend = "no model was saved here yet", "`llm-lab list runs` shows what there is."
+        why, fix = "no model was saved here yet", "`llm-lab list runs` shows what there is."
         if RunFolder(existing).facts().get("stage") == "eval":
-            why, mend = "this run measured a model and made none", f"Take what it measured: {_source_of(existing)}"
+            why, fix = "this run measured a model and made none", f"Take what it measured: {_source_of(existing)}"
         if existing.is_file():
-            why, mend = "this is a file, and a model is a folder", "Name a run, or the folder that config.json is in."
-        raise UserError(Problem(str(path), why, mend=mend))
-    from llm_lab.recipe.errors import did_you_mean
+            why, fix = "this is a file, and a model is a folder", "Name a run, or the folder that config.json is in."
+        raise UserError(Problem(str(path), why, fix=fix))
+    from llm_lab.errors import did_you_mean
 
     names = [str(run.path) for run in list_runs(root)]
     raise UserError(
         Problem(
             str(path),
             "there is no such checkpoint",
-            mend=did_you_mean(str(path), [*names, *(Path(n).name for n in names)])
+            fix=did_you_mean(str(path), [*names, *(Path(n).name for n in names)])
             or "`llm-lab list runs` shows what there is.",
         )
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import UserError
+from llm_lab.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
 
 from .evaluations import evaluations_of

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.stages import PipelineRecipe
 
-from .facts import OF_THE_MACHINE, number
+from .describe import OF_THE_MACHINE, number
 from .folder import ROOT, RunFolder, write_atomically
 from .lineage import CHANGED, GONE, PARENT, UNRECORDED, Digest, Link, Node, file_digest, find_traced, line_of, trace
 
@@ -68,12 +68,12 @@ def _missing(line: Iterable[Node], target: Node, digest_of: Digest) -> Iterator[
         for link in node.links:
             if link.state == GONE or link.node is None:
                 why = f"{node.name} came from it, and it is gone" if link.key == PARENT else f"{node.name} needs it"
-                yield Problem(link.place, f"{why} ({link.key})", mend="Put it back, and replay then.")
+                yield Problem(link.place, f"{why} ({link.key})", fix="Put it back, and replay then.")
         if node.run is not None and not node.run.recipe_path.is_file():
             yield Problem(str(node.run.recipe_path), "there is no such file: nothing says how the run was made")
         if node.step is not None and node is not target and not _is_its_end(node, digest_of):
             why = f"the line goes on from within {node.run.path}, and a pipeline goes on from the end of its stages"
-            yield Problem(node.place, why, mend="Replay its run alone, and go on from its checkpoint by hand.")
+            yield Problem(node.place, why, fix="Replay its run alone, and go on from its checkpoint by hand.")
 
 
 def _is_its_end(node: Node, digest_of: Digest) -> bool:
@@ -162,7 +162,7 @@ def write_recipe(replay: Replay, folder: Path = Path("configs")) -> Path:
     path = folder / f"{replay.recipe['name']}.yaml"
     if path.exists() and HEADER not in path.read_text(encoding="utf-8", errors="replace"):
         why = "there is a recipe of this name already, and it is not overwritten"
-        raise UserError(Problem(str(path), why, mend="Choose another with --name."))
+        raise UserError(Problem(str(path), why, fix="Choose another with --name."))
     header = (f"{HEADER} {replay.target.place}.", f"llm-lab run {path}")
     write_atomically(path, to_yaml(dict(replay.recipe), PipelineRecipe, lambda key, text: None, header))
     return path

@@ -9,8 +9,7 @@ from typing import Any
 
 from .charts import draw_predictions
 from .curves import draw_curves
-from .evaluations import evaluations_of
-from .facts import (
+from .describe import (
     OF_THE_MACHINE,
     data_rows,
     describe_evaluation,
@@ -21,6 +20,7 @@ from .facts import (
     versions,
     warnings_of,
 )
+from .evaluations import evaluations_of
 from .folder import RunFolder, write_atomically
 from .lineage import describe_line
 from .markdown import code, fence, plain, table

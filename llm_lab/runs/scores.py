@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .charts import draw_scores
-from .facts import duration, reached
+from .describe import duration, reached
 from .folder import RunFolder, write_atomically
 from .markdown import code, plain, table
 from .report import picture_of, recipe_part

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 
 class Critic(nn.Module):
@@ -24,7 +24,7 @@ class Critic(nn.Module):
         base = self._classifier()
         if not hasattr(base, "score") or base.config.num_labels != 1:
             why = f"{type(base).__name__} has no score of one label for every token, which a critic needs"
-            raise UserError(Problem("ppo.critic", why, mend="Name a language model, or a reward model made of one."))
+            raise UserError(Problem("ppo.critic", why, fix="Name a language model, or a reward model made of one."))
         base.score.float()
 
     def _classifier(self) -> Any:

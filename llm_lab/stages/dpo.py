@@ -8,16 +8,14 @@ from functools import partial
 from typing import Any
 
 from llm_lab.data.examples import Example
+from llm_lab.errors import Problem, UserError
+from llm_lab.events import Listener
 from llm_lab.hf.conversations import encode_answer
 from llm_lab.hf.load import load_model, quiet_libraries
-from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.post_training import DpoRecipe
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
-
-from .course import Result, find_local
-from .tuning import (
+from llm_lab.training.finetune import (
     Evaluation,
     encode_sets,
     fit,
@@ -27,28 +25,30 @@ from .tuning import (
     record_parent,
     settle_recipe,
 )
+from llm_lab.training.loop import Result, find_local
 
 Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
 
 
-def run(recipe: DpoRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Tune a model on preferences as the resolved recipe says, into the run folder."""
+    from llm_lab.evaluation.samples import talk_measures
+
     from .dpo_trainer import make_trainer, measure_preferences
-    from .talk import talk_measures
 
     quiet_libraries()
     with first_process_first():
-        examples = open_sets(recipe, "preference", folder, display)
-        model, tokenizer = load_policy(recipe, display)
+        examples = open_sets(recipe, "preference", folder, listener)
+        model, tokenizer = load_policy(recipe, listener)
         reference = load_reference(recipe, model, tokenizer)
     record_parent(recipe, folder, model)
     length = recipe.train.max_length
     into_pairs = partial(encode, tokenizer=tokenizer, max_length=length)
-    sets = encode_sets(examples, into_pairs, display, noun="preference", max_length=length)
+    sets = encode_sets(examples, into_pairs, listener, noun="preference", max_length=length)
     held_out = into_pairs(examples.validation[: recipe.validation.max_examples])[0]
-    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
-    order = order_examples(recipe, examples, sets, display)
-    measures = talk_measures(recipe, folder, display, model, tokenizer, examples.validation)
+    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
+    order = order_examples(recipe, examples, sets, listener)
+    measures = talk_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     trainers: list[Any] = []
     if held_out:
         # The reference is the trainer's: it exists once the trainer does.
@@ -59,7 +59,7 @@ def run(recipe: DpoRecipe, folder: RunFolder, display: Display, *, resume: bool 
         return trainers[0]
 
     evaluation = Evaluation(folder, measures)
-    return fit(recipe, folder, display, model, tokenizer, make_trainer=make, evaluation=evaluation, resume=resume)
+    return fit(recipe, folder, listener, model, tokenizer, make_trainer=make, evaluation=evaluation, resume=resume)
 
 
 def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
@@ -81,7 +81,7 @@ def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
         rows = loaded.get_input_embeddings().weight.shape[0]
         if rows < len(tokenizer):
             why = f"its vocabulary has {rows:,} entries, the model's tokenizer {len(tokenizer):,}"
-            raise UserError(Problem("dpo.reference", why, value=recipe.dpo.reference, mend="Name a kindred model."))
+            raise UserError(Problem("dpo.reference", why, value=recipe.dpo.reference, fix="Name a kindred model."))
         return loaded.requires_grad_(False)
     if recipe.lora is not None:
         return None

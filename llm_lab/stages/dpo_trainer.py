@@ -10,11 +10,10 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from llm_lab.data.examples import ExampleMix
+from llm_lab.evaluation.score import generating
 from llm_lab.recipe.post_training import DpoRecipe
-
-from .ordered_rows import dataset_in_order
-from .score import generating
-from .trainer import LabRun
+from llm_lab.training.ordered_rows import dataset_in_order
+from llm_lab.training.trainer import LabRun
 
 TOLD = {
     "rewards/accuracies": "accuracy",

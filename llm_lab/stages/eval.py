@@ -7,26 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_lab.errors import Problem, UserError
+from llm_lab.evaluation.own_run import read_run, require_own
+from llm_lab.evaluation.perplexity import length_within, measure_text, open_texts, total_of
+from llm_lab.evaluation.score import SHOWN, Scorer
+from llm_lab.evaluation.self_eval import measure_validation, own_scorer
+from llm_lab.evaluation.speed import measure_speed
+from llm_lab.evaluation.text_scores import score_texts
+from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import context_of, load_model, quiet_libraries, read_config
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.evaluation import EvalRecipe, measures_itself
 from llm_lab.recipe.schema import StageRecipe
-from llm_lab.runs.display import Display
+from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import evaluations_of, keep_evaluation
-from llm_lab.runs.facts import installed
 from llm_lab.runs.folder import RunFolder, is_judge, now
 from llm_lab.runs.measured import data_of, flat_results, with_before
 from llm_lab.runs.processes import is_first_process
-
-from .course import Result, begin_computing, describe_parent, find_local
-from .own_evaluation import measure_validation, own_scorer
-from .own_run import demand_own, read_run
-from .score import SHOWN, Scorer
-from .speed import measure_speed
-from .text_loss import length_within, measure_text, open_texts, total_of
-from .text_scores import score_texts
+from llm_lab.training.loop import Result, begin_computing, describe_parent, find_local
 
 KEY = "model.checkpoint"
 PACKAGES = ("llm-lab", "torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "rouge-score")
@@ -44,16 +43,16 @@ class _Subject:
     own: tuple[RunFolder, StageRecipe] | None
 
 
-def run(recipe: EvalRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: EvalRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Measure as the resolved recipe says; the numbers stand in the run folder, and with the checkpoint."""
-    measured = evaluate(recipe, display)
+    measured = evaluate(recipe, listener)
     if is_first_process():
         parent = {"path": measured["checkpoint"], "digest": measured["digest"]}
         folder.update(parent=parent, data=data_of(measured), measured=measured)
     return Result("done", dict(flat_results(measured)))
 
 
-def evaluate(recipe: EvalRecipe, display: Display, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Measure a checkpoint as a resolved recipe says, and keep what came out with it.
 
     Returns checkpoint, digest, device, dtype and what was measured: texts (a row each), total (of several), scores,
@@ -64,29 +63,29 @@ def evaluate(recipe: EvalRecipe, display: Display, *, trust_remote_code: bool = 
     folder = find_local(recipe.model.checkpoint)
     if is_judge(Path(folder)):
         why = "this is a reward model: it judges answers, and writes none"
-        raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, mend="Name a model that writes."))
+        raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Name a model that writes."))
     itself = measures_itself(recipe.model_dump())
-    own = demand_own(folder) if itself else read_run(folder)
+    own = require_own(folder) if itself else read_run(folder)
     if itself and recipe.eval.text_scores and getattr(own[1], "score", None) is None:
         why = f"{own[0].path} scored no prompts, so there are no answers to compare with references"
-        raise UserError(Problem("eval.text_scores", why, mend="Name prompts in score.path, or `--prompts FILE`."))
+        raise UserError(Problem("eval.text_scores", why, fix="Name prompts in score.path, or `--prompts FILE`."))
     sources = open_texts(recipe.data or ())
     tasks = None
     if recipe.tasks is not None:
-        from .harness import load_tasks
+        from llm_lab.evaluation.harness import load_tasks
 
-        display.notice("tasks: looking them up, and fetching their data")
+        listener(Notice("tasks: looking them up, and fetching their data"))
         tasks = load_tasks(recipe.tasks)
     begin_computing(recipe)
     subject = _load(recipe, folder, own, itself, trust_remote_code)
-    rows, scorer = _measure_texts(recipe, subject, sources, itself, display)
+    rows, scorer = _measure_texts(recipe, subject, sources, itself, listener)
     found: dict[str, Any] = {"texts": rows} if rows else {}
     if len(rows) > 1:
         found["total"] = total_of(rows)
     if scorer is not None:
         found["scores"] = _measure_answers(recipe, subject, scorer)
     if tasks is not None:
-        from .harness import measure_tasks
+        from llm_lab.evaluation.harness import measure_tasks
 
         wanted = recipe.eval.max_length
         found["tasks"] = measure_tasks(
@@ -98,7 +97,7 @@ def evaluate(recipe: EvalRecipe, display: Display, *, trust_remote_code: bool = 
             rows=recipe.eval.per_device_eval_batch_size,
             dtype=subject.dtype,
             seed=recipe.seed,
-            display=display,
+            listener=listener,
         )
     if recipe.eval.speed_tokens:
         import torch
@@ -108,7 +107,7 @@ def evaluate(recipe: EvalRecipe, display: Display, *, trust_remote_code: bool = 
         found["speed"] = measure_speed(model, subject.tokenizer, new_tokens=recipe.eval.speed_tokens)
     parent = describe_parent(folder)
     measured = {"checkpoint": folder, "digest": parent["digest"], "device": subject.device, "dtype": subject.dtype}
-    return _keep(recipe, measured | found, display)
+    return _keep(recipe, measured | found, listener)
 
 
 def _load(
@@ -140,13 +139,13 @@ def _kept_in(folder: str, trust_remote_code: bool) -> str:
 
 
 def _measure_texts(
-    recipe: EvalRecipe, subject: _Subject, sources: Sequence[Any], itself: bool, display: Display
+    recipe: EvalRecipe, subject: _Subject, sources: Sequence[Any], itself: bool, listener: Listener
 ) -> tuple[list[dict[str, Any]], Scorer | None]:
     """Return a row for each text, and what scores the answers, the run's own where the recipe names nothing."""
-    options, computing = recipe.eval, {"device": subject.device, "dtype": subject.dtype, "display": display}
+    options, computing = recipe.eval, {"device": subject.device, "dtype": subject.dtype, "display": listener}
     if itself:
         run, trained = subject.own
-        display.notice(f"measured as {run.path} measured itself")
+        listener(Notice(f"measured as {run.path} measured itself"))
         row = measure_validation(run, trained, subject.model, subject.tokenizer, options, **computing)
         return [row] if row else [], own_scorer(trained, subject.tokenizer, subject.model, **computing)
     trained_length = subject.own and getattr(subject.own[1], "train", None) and subject.own[1].train.max_length
@@ -174,7 +173,7 @@ def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> d
     known = [i for i, reference in enumerate(references) if reference is not None]
     if recipe.eval.text_scores and not known:
         why = "none of the prompts has a reference to compare an answer with"
-        raise UserError(Problem("eval.text_scores", why, mend="Name its column in score.columns.answer."))
+        raise UserError(Problem("eval.text_scores", why, fix="Name its column in score.columns.answer."))
     row, answers = scorer.measure(subject.model)
     if recipe.score is not None:
         path = recipe.score.path
@@ -192,7 +191,7 @@ def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> d
     return where | settings | row | found | {"examples": shown[:SHOWN]}
 
 
-def _keep(recipe: EvalRecipe, measured: dict[str, Any], display: Display) -> dict[str, Any]:
+def _keep(recipe: EvalRecipe, measured: dict[str, Any], listener: Listener) -> dict[str, Any]:
     """Add the measurement to the checkpoint's own file; returns it with what came out the last time."""
     folder = measured["checkpoint"]
     before = [row for row in evaluations_of(folder) if _same(row.get("checkpoint"), folder)]
@@ -209,9 +208,9 @@ def _keep(recipe: EvalRecipe, measured: dict[str, Any], display: Display) -> dic
     if is_first_process():
         try:
             path = keep_evaluation(folder, line)
-            display.notice(f"kept in {path}")
+            listener(Notice(f"kept in {path}"))
         except OSError as error:
-            display.notice(f"could not be kept with the checkpoint: {error.strerror or error}")
+            listener(Notice(f"could not be kept with the checkpoint: {error.strerror or error}"))
     return with_before(measured, before)
 
 

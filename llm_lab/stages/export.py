@@ -7,18 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.events import Listener, Notice
+from llm_lab.export.plan import DTYPES, ExportPlan, plan_export
+from llm_lab.export.proof import FAILED, Proof, prove_folder, prove_gguf
+from llm_lab.export.push import push_folder
+from llm_lab.export.repository import find_destination
 from llm_lab.hf.load import load_model
-from llm_lab.hf.proof import FAILED, Proof, prove_folder, prove_gguf
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.errors import LabError, Problem, UserError
 from llm_lab.runs.card import write_card
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, now, run_of
-
-from .course import Result, describe_parent
-from .destination import find_destination
-from .export_plan import DTYPES, ExportPlan, plan_export
-from .push import push_folder
+from llm_lab.training.loop import Result, describe_parent
 
 if TYPE_CHECKING:
     from llm_lab.recipe.exporting import ExportRecipe
@@ -57,7 +56,7 @@ class Exported:
         }
 
 
-def run(recipe: ExportRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: ExportRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Export the recipe's checkpoint into the run's model/, or its gguf/, and send it where `push` says."""
     form = recipe.export
     out = folder.model_path if form.to == "hf" else folder.path / GGUF_FOLDER
@@ -68,7 +67,7 @@ def run(recipe: ExportRecipe, folder: RunFolder, display: Display, *, resume: bo
         exported = export_into(
             recipe.model.checkpoint,
             out,
-            display,
+            listener,
             to=form.to,
             weights=form.weights,
             tolerance=form.tolerance,
@@ -82,9 +81,9 @@ def run(recipe: ExportRecipe, folder: RunFolder, display: Display, *, resume: bo
         return Result("failed", kept["results"])
     if destination is not None:
         message = f"Export {kept['name']} ({form.to}, {kept['weights']})"
-        pushed = push_folder(out, destination, display, message=message, again=f"llm-lab run {folder.path} --resume")
+        pushed = push_folder(out, destination, listener, message=message, again=f"llm-lab run {folder.path} --resume")
         folder.update(pushed=pushed.record())
-        display.notice(f"sent: {pushed.url}")
+        listener(Notice(f"sent: {pushed.url}"))
     return Result("done", kept["results"])
 
 
@@ -102,7 +101,7 @@ def results_of(exported: Exported) -> dict[str, float]:
 def export_into(
     checkpoint: str | Path,
     out: Path,
-    display: Display,
+    listener: Listener,
     *,
     to: str = "hf",
     weights: str | None = None,
@@ -119,17 +118,16 @@ def export_into(
     """
     from safetensors import SafetensorError
 
-    from llm_lab.hf.gguf_tokenizer import LEADING_SPACE
-    from llm_lab.hf.probe import ask, make_probe
-
-    from .trainer import publish
+    from llm_lab.export.gguf_tokenizer import LEADING_SPACE
+    from llm_lab.export.probe import ask, make_probe
+    from llm_lab.training.trainer import publish
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(Problem("--out", "there is something here already", value=out, mend="Name a new folder."))
+        raise UserError(Problem("--out", "there is something here already", value=out, fix="Name a new folder."))
     plan = plan_export(checkpoint, to=to, weights=weights, trust_remote_code=trust_remote_code, key=key)
-    display.notice(f"exporting {plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}")
+    listener(Notice(f"exporting {plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}"))
     for remark in plan.remarks:
-        display.notice(remark)
+        listener(Notice(remark))
     tokenizer = load_tokenizer(plan.folder, trust_remote_code=trust_remote_code, key=key)
     model = load_model(plan.folder, merge=True, trust_remote_code=trust_remote_code, key=key)
     probe = make_probe(model, tokenizer, seed=seed, trimmed=LEADING_SPACE in plan.remarks)
@@ -140,14 +138,14 @@ def export_into(
         staged.mkdir(parents=True)
         _write(plan, model, tokenizer, staged)
         del model
-        display.notice("loading it in a process without LLM Lab, and comparing")
+        listener(Notice("loading it in a process without LLM Lab, and comparing"))
         options = {"weights": plan.weights, "tolerance": tolerance}
         if plan.file:
             proof = prove_gguf(staged / plan.file, probe, ours, plan.loads, **options)
         else:
             proof = prove_folder(staged, probe, ours, own_code=plan.own_code, **options)
         for check in proof.checks:
-            display.notice(check.describe())
+            listener(Notice(check.describe()))
         size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
         if proof.verdict != FAILED:
             write_card(staged, source=plan.folder, proof=proof.as_dict(), repo=repo)
@@ -162,7 +160,7 @@ def export_into(
     return exported
 
 
-def demand_proof(exported: Exported) -> None:
+def require_proof(exported: Exported) -> None:
     """ProofError, with the numbers, where the proof failed."""
     if exported.proof.verdict == FAILED:
         raise ProofError(
@@ -176,7 +174,7 @@ def _write(plan: ExportPlan, model: Any, tokenizer: Any, folder: Path) -> None:
     from llm_lab.hf.save import save_model, to_native
 
     if plan.file:
-        from llm_lab.hf.gguf_file import write_gguf
+        from llm_lab.export.gguf_file import write_gguf
 
         native = to_native(model)
         write_gguf(native or model, tokenizer, folder / plan.file, weights=plan.weights, name=plan.name)

@@ -7,25 +7,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.hf.merge import Merged, merge_adapter
-from llm_lab.recipe.errors import LabError, Problem, UserError
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder, find_model
-
-from .course import Result, describe_parent
+from llm_lab.training.loop import Result, describe_parent
 
 if TYPE_CHECKING:
     from llm_lab.recipe.post_training import MergeRecipe
 
 
-def run(recipe: MergeRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: MergeRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Merge the recipe's adapter into the run folder's model/."""
     merged = merge_into(
         recipe.model.checkpoint,
         folder.model_path,
-        display,
+        listener,
         tolerance=recipe.merge.tolerance,
         seed=recipe.seed,
         key="model.checkpoint",
@@ -43,7 +42,7 @@ def run(recipe: MergeRecipe, folder: RunFolder, display: Display, *, resume: boo
 def merge_into(
     checkpoint: str | Path,
     out: Path,
-    display: Display,
+    listener: Listener,
     *,
     tolerance: float | None = None,
     seed: int = 0,
@@ -56,20 +55,22 @@ def merge_into(
     """
     quiet_libraries()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(Problem("--out", "there is something here already", value=out, mend="Name a new folder."))
+        raise UserError(Problem("--out", "there is something here already", value=out, fix="Name a new folder."))
     adapter = read_adapter(find_model(checkpoint), key=key)
-    display.notice(f"merging {adapter.folder} into {adapter.base}")
+    listener(Notice(f"merging {adapter.folder} into {adapter.base}"))
     if adapter.in_4bit:
-        display.warn(
-            "this adapter was trained beside a base in 4 bits; it goes into the base's full weights, which "
-            "differ a little from what it knew: score the result"
+        listener(
+            RunWarning(
+                "this adapter was trained beside a base in 4 bits; it goes into the base's full weights, which "
+                "differ a little from what it knew: score the result"
+            )
         )
     load = None
     if adapter.task == "SEQ_CLS":
         from llm_lab.rewards.classifier import load_classifier
 
         load = partial(load_classifier, new_head=True, key=key)
-    from .trainer import publish
+    from llm_lab.training.trainer import publish
 
     staged = out.with_name(f".{out.name}.merging")
     shutil.rmtree(staged, ignore_errors=True)
@@ -87,7 +88,7 @@ def merge_into(
         raise LabError(f"{out}: the model could not be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    display.notice(merged.describe())
+    listener(Notice(merged.describe()))
     if merged.effect == 0:
-        display.warn("the adapter changes nothing: was it trained?")
+        listener(RunWarning("the adapter changes nothing: was it trained?"))
     return merged

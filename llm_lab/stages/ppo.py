@@ -5,15 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
+from llm_lab.events import Listener
 from llm_lab.recipe.post_training import PpoRecipe
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
+from llm_lab.training.loop import Result, find_local
 
-from .course import Result, find_local
 
-
-def run(recipe: PpoRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: PpoRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Tune a model on the rewards of its own answers as the resolved recipe says, into the run folder."""
     from .prompts import learn_from_rewards
     from .rollout_trainers import make_ppo_trainer
@@ -26,7 +25,7 @@ def run(recipe: PpoRecipe, folder: RunFolder, display: Display, *, resume: bool 
     return learn_from_rewards(
         recipe,
         folder,
-        display,
+        listener,
         make_trainer=make,
         answer_length=options.max_completion_length,
         answers_per_prompt=1,
@@ -62,7 +61,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Any:
     else:
         name = find_local(recipe.ppo.critic)
         model = load_classifier(name, device=recipe.device, new_head=True, key="ppo.critic", attn_implementation=kernel)
-        _demand_same_tokens(name, recipe.ppo.critic, tokenizer)
+        _require_same_tokens(name, recipe.ppo.critic, tokenizer)
         resize_for(model, tokenizer, seed=recipe.seed)
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(model)
@@ -72,7 +71,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Any:
     return Critic(model.to(recipe.device))
 
 
-def _demand_same_tokens(folder: str, name: str, tokenizer: Any) -> None:
+def _require_same_tokens(folder: str, name: str, tokenizer: Any) -> None:
     """A critic reads the policy's tokens as they are: with another vocabulary they would mean other words."""
     from llm_lab.hf.tokenizers import load_tokenizer
 
@@ -80,4 +79,4 @@ def _demand_same_tokens(folder: str, name: str, tokenizer: Any) -> None:
     differing = sum(own.get(token) != number for token, number in theirs.items())
     if differing:
         why = f"{differing:,} of its {len(theirs):,} tokens are others than the model's"
-        raise UserError(Problem("ppo.critic", why, value=name, mend="Name one that was made from the same model."))
+        raise UserError(Problem("ppo.critic", why, value=name, fix="Name one that was made from the same model."))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from trl import GRPOConfig
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 from .advantages import explained_variance, generalized_advantages, masked_mean, token_rewards, whiten
 from .critic import Critic
@@ -216,7 +216,7 @@ class PPOTrainer(RolloutTrainer):
         stored, trained = load_file(Path(checkpoint) / CRITIC_FILE), self._trained_of_critic()
         if stored.keys() != trained.keys():
             why = "the critic saved in this checkpoint has other parameters than the one to go on with"
-            raise UserError(Problem("ppo.critic", why, value=checkpoint, mend="Take the recipe that it began with."))
+            raise UserError(Problem("ppo.critic", why, value=checkpoint, fix="Take the recipe that it began with."))
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])

@@ -15,6 +15,8 @@ from llm_lab.data.paths import hub_mark
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
+from llm_lab.errors import UserError
+from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted
 from llm_lab.hf.load import (
     build_from_config,
     checkpoint_activations,
@@ -25,22 +27,19 @@ from llm_lab.hf.load import (
 )
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
-from llm_lab.plan.schedule import factor_of
-from llm_lab.recipe.errors import UserError
+from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.schema import BpeTokenizer, DataSource, PretrainRecipe
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, is_first_process, process_count
-
-from .course import (
+from llm_lab.training.loop import (
     Result,
     begin_computing,
-    demand_same_data,
     describe_parent,
     drive,
     find_local,
     find_start,
     owes_evaluation,
+    require_same_data,
     results_of,
     write_model,
     write_samples,
@@ -50,7 +49,7 @@ BPE_STREAM_CHARACTERS = 50_000_000
 
 
 @dataclass(frozen=True)
-class Texts:
+class TokenizedData:
     """What is read: the sources, their tokens, and the tokenizer."""
 
     tokenizer: Any
@@ -58,17 +57,17 @@ class Texts:
     tokens: list[TokenSet | StreamTokens]
 
 
-def run(recipe: PretrainRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: PretrainRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Train a model as the resolved recipe says, into the run folder."""
     quiet_libraries()
     with first_process_first():
-        texts = setup(recipe, folder, display)
-    model = build(recipe, texts.tokenizer, display)
+        texts = setup(recipe, folder, listener)
+    model = build(recipe, texts.tokenizer, listener)
     if is_first_process():
         folder.update(parameters=sum(parameter.numel() for parameter in model.parameters()))
         if hasattr(recipe.model, "checkpoint"):
             folder.update(parent=describe_parent(find_local(recipe.model.checkpoint)))
-    return fit(recipe, folder, display, texts, model, resume=resume)
+    return fit(recipe, folder, listener, texts, model, resume=resume)
 
 
 def open_sources(recipe: PretrainRecipe) -> list[TextSource | StreamSource]:
@@ -92,20 +91,20 @@ def _open(source: DataSource, key: str, recipe: PretrainRecipe) -> TextSource | 
     return hold_out(open_stream(source.path, key=key, **named), kept)
 
 
-def setup(recipe: PretrainRecipe, folder: RunFolder, display: Display) -> Texts:
+def setup(recipe: PretrainRecipe, folder: RunFolder, listener: Listener) -> TokenizedData:
     """Open the data, make or load the tokenizer, and tokenise once."""
     sources = open_sources(recipe)
-    demand_same_data(sources, folder)
-    tokenizer = make_tokenizer(recipe, sources, folder, display)
-    tokens = tokenise(recipe, sources, tokenizer, display)
+    require_same_data(sources, folder)
+    tokenizer = make_tokenizer(recipe, sources, folder, listener)
+    tokens = tokenise(recipe, sources, tokenizer, listener)
     if is_first_process():
         data = [{"path": source.path, "fingerprint": source.fingerprint, **hub_mark(source.path)} for source in sources]
         folder.update(data=data)
-    return Texts(tokenizer, sources, tokens)
+    return TokenizedData(tokenizer, sources, tokens)
 
 
 def tokenise(
-    recipe: PretrainRecipe, sources: Sequence[TextSource | StreamSource], tokenizer: Any, display: Display
+    recipe: PretrainRecipe, sources: Sequence[TextSource | StreamSource], tokenizer: Any, listener: Listener
 ) -> list[TokenSet | StreamTokens]:
     """Return the tokens of every source, split into training and validation."""
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -122,15 +121,15 @@ def tokenise(
                 take=recipe.validation.from_,
                 max_length=recipe.train.max_length,
                 cache_dir=default_cache_dir(),
-                progress=partial(display.progress, f"tokenising {source.key}"),
+                progress=partial(listener.progress, f"tokenising {source.key}"),
             )
-        display.notice(f"{source.key}: {found.description}")
+        listener(Notice(f"{source.key}: {found.description}"))
         tokens.append(found)
     return tokens
 
 
 def make_tokenizer(
-    recipe: PretrainRecipe, sources: Sequence[TextSource | StreamSource], folder: RunFolder, display: Display
+    recipe: PretrainRecipe, sources: Sequence[TextSource | StreamSource], folder: RunFolder, listener: Listener
 ) -> Any:
     """Return the recipe's tokenizer; a BPE is trained on the training part of the text, once a run."""
     wanted = recipe.tokenizer
@@ -153,13 +152,13 @@ def make_tokenizer(
             )
             yield from part()
 
-    display.notice(f"tokenizer: training a BPE of {wanted.bpe:,} entries on the training text")
+    listener(Notice(f"tokenizer: training a BPE of {wanted.bpe:,} entries on the training text"))
     for source in sources:
         if isinstance(source, StreamSource):
-            display.notice(f"tokenizer: of {source.path} it reads the first {BPE_STREAM_CHARACTERS:,} characters")
+            listener(Notice(f"tokenizer: of {source.path} it reads the first {BPE_STREAM_CHARACTERS:,} characters"))
     tokenizer = train_bpe(training_texts(), wanted.bpe)
     if len(tokenizer) < wanted.bpe:
-        display.notice(f"tokenizer: the text gave {len(tokenizer):,} entries, fewer than {wanted.bpe:,}")
+        listener(Notice(f"tokenizer: the text gave {len(tokenizer):,} entries, fewer than {wanted.bpe:,}"))
     tokenizer.save_pretrained(kept)
     return tokenizer
 
@@ -174,7 +173,7 @@ def _beginning(source: StreamSource) -> Iterator[str]:
             return
 
 
-def build(recipe: PretrainRecipe, tokenizer: Any, display: Display) -> Any:
+def build(recipe: PretrainRecipe, tokenizer: Any, listener: Listener) -> Any:
     """Build or load the model, in float32, on the recipe's device, with the tokenizer's ids."""
     begin_computing(recipe)
     kernel, model = recipe.train.attn_implementation, recipe.model
@@ -183,7 +182,7 @@ def build(recipe: PretrainRecipe, tokenizer: Any, display: Display) -> Any:
     elif hasattr(model, "config"):
         config = read_config(model.config)
         if config.vocab_size != len(tokenizer):
-            display.notice(f"model: vocab_size is {len(tokenizer):,}, the tokenizer's, not {config.vocab_size:,}")
+            listener(Notice(f"model: vocab_size is {len(tokenizer):,}, the tokenizer's, not {config.vocab_size:,}"))
             config.vocab_size = len(tokenizer)
         built = build_from_config(config, attn_implementation=kernel)
     else:
@@ -198,32 +197,31 @@ def build(recipe: PretrainRecipe, tokenizer: Any, display: Display) -> Any:
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(built)
     count = sum(parameter.numel() for parameter in built.parameters())
-    display.notice(f"model: {count:,} parameters, {type(built).__name__}")
+    listener(Notice(f"model: {count:,} parameters, {type(built).__name__}"))
     return built.to(recipe.device)
 
 
 def fit(
-    recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any, *, resume: bool
+    recipe: PretrainRecipe, folder: RunFolder, listener: Listener, texts: TokenizedData, model: Any, *, resume: bool
 ) -> Result:
     """Train, evaluate and save; returns the last evaluation's numbers."""
     import torch
 
     from llm_lab.optim.build import build_optimizer
-
-    from .document_mask import mask_documents
-    from .pretrain_data import begin_reading
-    from .pretrain_trainer import PretrainTrainer
-    from .tracking import Tracking
-    from .trainer import Interruption, training_arguments
+    from llm_lab.training.document_mask import mask_documents
+    from llm_lab.training.pretrain_data import begin_reading
+    from llm_lab.training.pretrain_trainer import PretrainTrainer
+    from llm_lab.training.tracking import Tracking
+    from llm_lab.training.trainer import Interruption, training_arguments
 
     train, start = recipe.train, find_start(folder, resume=resume)
     if train.document_mask:
         mask_documents(model, texts.tokenizer.eos_token_id)
-    reading = begin_reading(recipe, texts, start.checkpoint, display)
+    reading = begin_reading(recipe, texts, start.checkpoint, listener)
     train = train.model_copy(update={"max_steps": reading.steps})
     if reading.exhausted and is_first_process():
         folder.update(exhausted=reading.exhausted)
-    evaluation = Evaluation(recipe, folder, display, texts, model)
+    evaluation = Evaluation(recipe, folder, listener, texts, model)
     arguments = training_arguments(
         folder.steps_path,
         device=recipe.device,
@@ -236,13 +234,13 @@ def fit(
         dtype=train.dtype,
         curvature_every=getattr(recipe.optimizer, "k", None),
         run=folder,
-        display=display,
+        listener=listener,
         interruption=Interruption(),
         eval_every=train.eval_steps,
         tokens_per_step=reading.rows_per_step * train.max_length,
         wall_seconds_before=start.wall_seconds,
         save_total_limit=train.save_total_limit,
-        tracking=Tracking(train.trackers, folder, display, first_step=start.step),
+        tracking=Tracking(train.trackers, folder, listener, first_step=start.step),
         evaluate_step=evaluation.measure,
         save=partial(save_model, model, tokenizer=texts.tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
@@ -254,16 +252,16 @@ def fit(
     )
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:
-        display.warn(f"{idle} more GPUs are idle: start with --nproc {idle + process_count()} to train on all")
-    display.begin(max_steps=train.max_steps, first_step=start.step, facts=folder.facts())
+        listener(RunWarning(f"{idle} more GPUs are idle: start with --nproc {idle + process_count()} to train on all"))
+    listener(TrainingStarted(max_steps=train.max_steps, first_step=start.step, facts=folder.facts()))
     if train.compile:
-        display.notice("compiling the model: the first steps take a while longer")
+        listener(Notice("compiling the model: the first steps take a while longer"))
     try:
         finished = drive(
             trainer,
             start,
             evaluation,
-            display,
+            listener,
             max_steps=train.max_steps,
             has_ended=lambda step: reading.has_ended or reading.ends_before(step + 1),
         )
@@ -277,9 +275,9 @@ def fit(
     return Result("done" if finished else "stopped", results_of(folder, trainer.state.global_step))
 
 
-def make_scorer(recipe: PretrainRecipe, display: Display, tokenizer: Any, model: Any) -> Any:
+def make_scorer(recipe: PretrainRecipe, listener: Listener, tokenizer: Any, model: Any) -> Any:
     """Return what scores the model's answers to held-out prompts, before it was ever taught to answer."""
-    from .score import Scorer
+    from llm_lab.evaluation.score import Scorer
 
     return Scorer(
         recipe.score,
@@ -289,7 +287,7 @@ def make_scorer(recipe: PretrainRecipe, display: Display, tokenizer: Any, model:
         device=recipe.device,
         dtype=recipe.train.dtype,
         seed=recipe.seed,
-        display=display,
+        listener=listener,
     )
 
 
@@ -305,15 +303,17 @@ def held_out_of(tokens: Sequence[TokenSet | StreamTokens], max_tokens: int) -> t
 class Evaluation:
     """Held-out loss and samples of one run."""
 
-    def __init__(self, recipe: PretrainRecipe, folder: RunFolder, display: Display, texts: Texts, model: Any) -> None:
-        self.recipe, self.folder, self.display, self.texts, self.model = recipe, folder, display, texts, model
+    def __init__(
+        self, recipe: PretrainRecipe, folder: RunFolder, listener: Listener, texts: TokenizedData, model: Any
+    ) -> None:
+        self.recipe, self.folder, self.listener, self.texts, self.model = recipe, folder, listener, texts, model
         self.held_out, self.held_out_bytes = held_out_of(texts.tokens, recipe.validation.max_tokens)
         self.measured_at: int | None = None
-        self.scorer = make_scorer(recipe, display, texts.tokenizer, model) if recipe.score is not None else None
+        self.scorer = make_scorer(recipe, listener, texts.tokenizer, model) if recipe.score is not None else None
 
     def measure(self, step: int) -> dict[str, float] | None:
         """Return eval_loss (nats per token) and bits_per_byte, and write the samples."""
-        from .measure import total_loss
+        from llm_lab.training.measure import total_loss
 
         row = None
         if self.held_out:
@@ -325,7 +325,7 @@ class Evaluation:
                 rows=train.per_device_train_batch_size,
                 device=self.recipe.device,
                 dtype=train.dtype,
-                progress=partial(self.display.progress, "evaluating"),
+                progress=partial(self.listener.progress, "evaluating"),
             )
             row = {"eval_loss": nats / count, "bits_per_byte": nats / math.log(2) / self.held_out_bytes}
         if self.scorer is not None:
@@ -335,7 +335,7 @@ class Evaluation:
         return row
 
     def write_samples(self, step: int) -> None:
-        from .measure import write_sample
+        from llm_lab.training.measure import write_sample
 
         if not is_first_process():
             return
@@ -352,7 +352,7 @@ class Evaluation:
             )
             for prompt in wanted.prompts
         }
-        write_samples(self.folder, self.display, step, written, whole=True)
+        write_samples(self.folder, self.listener, step, written, whole=True)
 
     def done_at(self, step: int) -> bool:
         """Tell whether this step was evaluated already (before a resume, say)."""

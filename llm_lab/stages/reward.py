@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.data.examples import Example
+from llm_lab.errors import Problem, UserError
+from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import save_adapter
 from llm_lab.hf.chat_templates import ChosenTemplate, apply_chat_template_choice, resize_for
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.hf.lora import describe_trainable
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.errors import Problem, UserError
 from llm_lab.recipe.post_training import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder, load_classifier
 from llm_lab.rewards.models import RewardModel
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
-
-from .course import Result, begin_computing, find_local
-from .tuning import (
+from llm_lab.training.finetune import (
     KEY,
     Evaluation,
     encode_sets,
@@ -33,24 +31,25 @@ from .tuning import (
     record_parent,
     settle_recipe,
 )
+from llm_lab.training.loop import Result, begin_computing, find_local
 
 Pair = dict[str, list[int]]
 
 
-def run(recipe: RewardRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: RewardRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Train a reward model as the resolved recipe says, into the run folder."""
     from .reward_trainer import make_trainer, measure_pairs
 
     quiet_libraries()
     with first_process_first():
-        examples = open_sets(recipe, "preference", folder, display)
-        model, tokenizer = build(recipe, display)
+        examples = open_sets(recipe, "preference", folder, listener)
+        model, tokenizer = build(recipe, listener)
     record_parent(recipe, folder, model)
     into_pairs = partial(encode, recipe, model=model, tokenizer=tokenizer)
-    sets = encode_sets(examples, into_pairs, display, noun="preference", max_length=recipe.train.max_length)
+    sets = encode_sets(examples, into_pairs, listener, noun="preference", max_length=recipe.train.max_length)
     held_out = into_pairs(examples.validation[: recipe.validation.max_examples])[0]
-    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
-    order = order_examples(recipe, examples, sets, display)
+    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
+    order = order_examples(recipe, examples, sets, listener)
     pad = model.config.get_text_config().pad_token_id
     pad = tokenizer.pad_token_id if pad is None else pad
     measures = []
@@ -63,7 +62,7 @@ def run(recipe: RewardRecipe, folder: RunFolder, display: Display, *, resume: bo
     return fit(
         recipe,
         folder,
-        display,
+        listener,
         model,
         tokenizer,
         make_trainer=partial(make_trainer, recipe=recipe, order=order, tokenizer=tokenizer, pad_token_id=pad),
@@ -73,7 +72,7 @@ def run(recipe: RewardRecipe, folder: RunFolder, display: Display, *, resume: bo
     )
 
 
-def build(recipe: RewardRecipe, display: Display) -> tuple[Any, Any]:
+def build(recipe: RewardRecipe, listener: Listener) -> tuple[Any, Any]:
     """Load the model with a score head on the recipe's device, and its tokenizer with a chat template.
 
     The head is the checkpoint's own where it has one. An encoder reads pairs of texts and gets no chat template.
@@ -97,11 +96,11 @@ def build(recipe: RewardRecipe, display: Display) -> tuple[Any, Any]:
     chosen: ChosenTemplate | None = None
     if not is_encoder(model.config):
         chosen = apply_chat_template_choice(tokenizer, recipe.chat_template)
-        display.notice(chosen.notice)
+        listener(Notice(chosen.notice))
         resize_for(model, tokenizer, chosen, seed=recipe.seed)
     elif recipe.chat_template is not None:
         why = f"a {model.config.model_type} reads pairs of prompt and answer, and no chat template"
-        raise UserError(Problem("chat_template", why, value=recipe.chat_template, mend="Leave the key out."))
+        raise UserError(Problem("chat_template", why, value=recipe.chat_template, fix="Leave the key out."))
     # As TRL does, but before the adapter comes: its own dropout is the recipe's.
     disable_dropout_in_model(model)
     model = prepare_training(model, recipe, chosen.new_ids if chosen else ())
@@ -109,7 +108,7 @@ def build(recipe: RewardRecipe, display: Display) -> tuple[Any, Any]:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # small updates would be lost in bf16
-    display.notice(f"model: {type(model).__name__}; {describe_trainable(model).describe()}")
+    listener(Notice(f"model: {type(model).__name__}; {describe_trainable(model).describe()}"))
     return model, tokenizer
 
 

@@ -12,10 +12,9 @@ from trl import RewardConfig, RewardTrainer
 
 from llm_lab.recipe.post_training import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder
-
-from .measure import autocast
-from .ordered_rows import dataset_in_order
-from .trainer import LabRun
+from llm_lab.training.measure import autocast
+from llm_lab.training.ordered_rows import dataset_in_order
+from llm_lab.training.trainer import LabRun
 
 # A preference as TRL knows it: chosen_ids and rejected_ids. Encoders' pairs bring their segments too.
 Pair = Mapping[str, Sequence[int]]

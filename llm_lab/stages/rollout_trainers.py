@@ -9,14 +9,14 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from llm_lab.data.examples import Example
+from llm_lab.evaluation.score import columns_of
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.recipe.post_training import GrpoOptions, PpoOptions
 from llm_lab.rewards.combine import Rewards
+from llm_lab.training.trainer import LabRun
 
 from .ppo_trainer import PPOConfig, PPOTrainer
 from .rollouts import RolloutTrainer
-from .score import columns_of
-from .trainer import LabRun
 
 TOLD = {
     "reward": "reward",

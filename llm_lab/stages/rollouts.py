@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
-from llm_lab.recipe.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError
 
 
 class RolloutTrainer(GRPOTrainer):
@@ -32,7 +32,7 @@ class RolloutTrainer(GRPOTrainer):
                 Problem(
                     "train.per_device_train_batch_size",
                     f"there are {len(prompts):,} prompts, and a rollout takes {at_once:,} at once",
-                    mend="Give more prompts, or take smaller batches.",
+                    fix="Give more prompts, or take smaller batches.",
                 )
             )
         beta, args.beta = args.beta, 0.0  # TRL would load a reference from wherever config._name_or_path points

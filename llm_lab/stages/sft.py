@@ -7,15 +7,13 @@ from functools import partial
 from typing import Any
 
 from llm_lab.data.examples import Example
+from llm_lab.events import Listener, Notice
 from llm_lab.hf.conversations import Encoded, encode_conversation, encode_text
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.post_training import SftRecipe
-from llm_lab.runs.display import Display
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
-
-from .course import Result
-from .tuning import (
+from llm_lab.training.finetune import (
     Evaluation,
     encode_sets,
     fit,
@@ -25,32 +23,34 @@ from .tuning import (
     record_parent,
     settle_recipe,
 )
+from llm_lab.training.loop import Result
 
 
-def run(recipe: SftRecipe, folder: RunFolder, display: Display, *, resume: bool = False) -> Result:
+def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Tune a model on conversations as the resolved recipe says, into the run folder."""
+    from llm_lab.evaluation.samples import talk_measures
+
     from .packing import pack
     from .sft_trainer import collate_examples, make_trainer, measure_loss
-    from .talk import talk_measures
 
     quiet_libraries()
     with first_process_first():
-        examples = open_sets(recipe, "conversation", folder, display)
-        model, tokenizer = load_policy(recipe, display)
+        examples = open_sets(recipe, "conversation", folder, listener)
+        model, tokenizer = load_policy(recipe, listener)
     record_parent(recipe, folder, model)
     into_tokens = partial(encode, recipe, tokenizer=tokenizer)
-    sets = encode_sets(examples, into_tokens, display, noun="example", max_length=recipe.train.max_length)
+    sets = encode_sets(examples, into_tokens, listener, noun="example", max_length=recipe.train.max_length)
     held_out = into_tokens(examples.validation[: recipe.validation.max_examples])[0]
     if recipe.sft.packing:
         sets = [pack(rows, recipe.train.max_length) for rows in sets]
         count = sum(map(len, sets))
-        display.notice(f"packed into {count:,} rows of at most {recipe.train.max_length:,} tokens, kept apart")
+        listener(Notice(f"packed into {count:,} rows of at most {recipe.train.max_length:,} tokens, kept apart"))
     else:
         sets = [[[row] for row in rows] for rows in sets]
-    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, display)
-    order = order_examples(recipe, examples, sets, display)
+    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
+    order = order_examples(recipe, examples, sets, listener)
     pad = tokenizer.pad_token_id
-    measures = talk_measures(recipe, folder, display, model, tokenizer, examples.validation)
+    measures = talk_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     if held_out:
         collate = partial(collate_examples, pad_token_id=pad)
         train = recipe.train
@@ -60,7 +60,7 @@ def run(recipe: SftRecipe, folder: RunFolder, display: Display, *, resume: bool 
     return fit(
         recipe,
         folder,
-        display,
+        listener,
         model,
         tokenizer,
         make_trainer=partial(make_trainer, order=order, tokenizer=tokenizer),

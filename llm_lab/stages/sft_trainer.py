@@ -11,12 +11,11 @@ from torch.nn import functional as F
 from trl import SFTConfig, SFTTrainer
 
 from llm_lab.data.examples import ExampleMix
+from llm_lab.evaluation.score import generating
 from llm_lab.hf.conversations import IGNORED, Encoded
-
-from .measure import autocast
-from .ordered_rows import dataset_in_order
-from .score import generating
-from .trainer import LabRun
+from llm_lab.training.measure import autocast
+from llm_lab.training.ordered_rows import dataset_in_order
+from llm_lab.training.trainer import LabRun
 
 Batch = dict[str, torch.Tensor]
 

@@ -1,0 +1,68 @@
+"""A conversation on disk, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.runs.folder import write_atomically
+
+from .settings import ChatSettings
+
+KIND = "llm-lab conversation"
+Messages = list[dict[str, Any]]
+
+
+def write_conversation(
+    file: Path, mode: str, model: str, settings: ChatSettings, system: str | None, messages: Messages
+) -> None:
+    """Write a conversation. UserError where the file holds something else, or can't be written."""
+    if file.exists():
+        read_conversation(file, why_not="there is something else in this file, so it is not replaced")
+    conversation = {
+        "kind": KIND,
+        "mode": mode,
+        "model": model,
+        "settings": dataclasses.asdict(settings),
+        "system": system,
+        "messages": messages,
+    }
+    try:
+        write_atomically(file, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(Problem(str(file), f"it can't be written: {error.strerror}")) from None
+
+
+def read_conversation(file: Path, *, why_not: str = "this is no saved conversation") -> dict[str, Any]:
+    """Return mode, system and messages of a saved conversation. UserError where it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(Problem(str(file), f"it can't be read: {error.strerror}")) from None
+    except ValueError:  # neither UTF-8 nor JSON
+        raise UserError(Problem(str(file), why_not)) from None
+    if not isinstance(found, dict) or found.get("kind") != KIND or not _is_sound(found):
+        raise UserError(Problem(str(file), why_not))
+    kept = ("role", "content", "ended")
+    messages = [{key: message[key] for key in kept if key in message} for message in found["messages"]]
+    return {"mode": found["mode"], "system": found["system"], "messages": messages}
+
+
+def _is_sound(found: dict[str, Any]) -> bool:
+    messages = found.get("messages")
+    return (
+        found.get("mode") in ("chat", "completion")
+        and isinstance(found.get("system", 0), str | None)
+        and isinstance(messages, list)
+        and len(messages) % 2 == 0
+        and all(
+            isinstance(message, dict)
+            and message.get("role") == ("assistant" if index % 2 else "user")
+            and isinstance(message.get("content"), str)
+            and isinstance(message.get("ended", True), bool)
+            for index, message in enumerate(messages)
+        )
+    )

@@ -1,0 +1,76 @@
+"""The errors that are meant for users: what, why, what is allowed, how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_NO_VALUE = object()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, told in one short paragraph.
+
+    `key` is the dotted recipe key (or a path, or a command-line argument) it is about.
+    """
+
+    key: str
+    why: str
+    value: Any = _NO_VALUE
+    allowed: str | None = None
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        what = self.key if self.value is _NO_VALUE else f"{self.key} = {_short(self.value)}"
+        text = f"{what}: {_sentence(self.why)}"
+        if self.allowed:
+            text += f" Allowed: {_sentence(self.allowed)}"
+        if self.fix:
+            text += f" {_sentence(self.fix)}"
+        return text
+
+
+class LabError(ValueError):
+    """An error a user can act on. `exit_code` is what the command line exits with."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: Problem | str):
+        self.problems: tuple[Problem | str, ...] = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class UserError(LabError):
+    """The user's input is wrong: a recipe, a path, data. Exit code 2."""
+
+    exit_code = 2
+
+
+class MachineError(LabError):
+    """This machine can't: no bf16 CUDA, too little memory, a missing extra. Exit code 3."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """Return 'Did you mean X?' for the known name that is nearest to a mistyped one, or None."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else None
+
+
+def one_of(choices: Sequence[Any]) -> str:
+    """Return choices as words for the `allowed` part of a problem."""
+    return ", ".join(str(choice) for choice in choices)
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "?", "!")) else text + "."

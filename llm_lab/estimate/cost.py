@@ -1,0 +1,244 @@
+"""Memory, time and disk of a run, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .machine import Machine
+from .measurements import Measurement, find_measurement
+from .parameters import ModelShape
+
+# From experience, where nothing was measured here; the plan calls the result "about".
+CUDA_UTILISATION = 0.40
+ASSUMED_CUDA_PEAK = 312e12
+CPU_FLOPS_PER_CORE = 2.5e10  # what small matrix products reach on a core with AVX2
+ASSUMED_GPU_MEMORY_BYTES = 80 * 10**9
+PIECE_OF_LOGITS_BYTES = 2**29  # a batch whose float32 logits are larger gets its loss piece by piece of this size
+STEP_SECONDS = {"cpu": 0.003, "cuda": 0.005}  # of every step, however small the model
+SAMPLE_SECONDS_PER_LAYER = 0.0012  # of every token that is written, one after another
+READ_BYTES_PER_SECOND = {"cpu": 1.0e10, "cuda": 1.5e12}  # and each token reads all the weights
+SAVE_SECONDS, SAVE_BYTES_PER_SECOND = 0.1, 4e8
+COMPILE_SECONDS = {"cpu": 30.0, "cuda": 45.0}
+PROGRAM_BYTES = 500 * 2**20  # Python with its libraries, on a CPU beside the model
+BYTES_PER_TOKEN = 3.5  # of a learnt vocabulary, in English
+FULL = 0.95  # the share of the memory that a run may take
+
+BASES = {
+    None: "from experience",
+    "trial": "measured here",
+    "run": "measured in the last such run here",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost."""
+
+    parameters: int | None
+    parameters_by_part: dict[str, int]
+    tokens: int
+    tokens_per_step: int
+    flops_per_token: float | None
+    memory_by_part: dict[str, int]
+    memory_bytes: int
+    memory_available_bytes: int
+    seconds_by_part: dict[str, float]
+    disk_bytes: int
+    first_step: int = 0  # steps that are done already; time and tokens are of what is left
+    measurement: Measurement | None = field(default=None, compare=False)
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Seconds from the first step to the last evaluation, None where nothing is known of the model."""
+        return sum(self.seconds_by_part.values()) if self.seconds_by_part else None
+
+    @property
+    def basis(self) -> str:
+        """What the prediction stands on, in words."""
+        return BASES[self.measurement.source if self.measurement else None]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory_bytes <= FULL * self.memory_available_bytes
+
+    @property
+    def tokens_per_parameter(self) -> float | None:
+        return self.tokens / self.parameters if self.parameters else None
+
+
+def memory_by_part(
+    shape: ModelShape,
+    *,
+    rows: int,
+    length: int,
+    optimizer: str,
+    dtype: str,
+    checkpointing: bool,
+    in_pieces: bool = False,
+    compiled: bool = False,
+) -> dict[str, int]:
+    """Return bytes on each device by what they are for.
+
+    Master weights, gradients and moments are float32. Activations are what autograd keeps of a layer, counted (a test
+    does it again); a compiled model recomputes the cheap ones, about as Korthikanti et al. (2022) reckon.
+    in_pieces: large logits are never held whole, as in pretraining.
+    """
+    parameters, matrices = shape.parameters, shape.matrix_parameters
+    moments = {
+        "adamw": 8 * parameters,
+        "adamw_8bit": 2 * matrices + 8 * (parameters - matrices),
+        "sophia": 8 * parameters,
+        "lion": 4 * parameters,
+        "muon": 4 * matrices + 8 * (parameters - matrices),
+        "adafactor": 4 * parameters // min(shape.hidden_size, shape.intermediate_size) * 2,  # rows and columns
+    }[optimizer]
+    half = dtype == "bfloat16"
+    tokens = rows * length
+    per_layer = tokens * _bytes_kept_per_token(shape, half, compiled)
+    kept = tokens * shape.hidden_size * 4  # the residual stream stays float32 under autocast
+    layers = shape.num_hidden_layers
+    activations = layers * kept + per_layer if checkpointing else layers * per_layer
+    return {
+        "weights": 4 * parameters + (2 * parameters if half else 0),
+        "gradients": 4 * parameters,
+        "optimizer": moments,
+        "activations": activations,
+        "logits": _logits_bytes(shape, tokens, half, in_pieces),
+    }
+
+
+def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
+    """What a layer keeps of each token for the backward pass."""
+    hidden, inner, keys = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * shape.head_dim
+    if compiled:
+        return (16 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
+    of_norms = 8 * (hidden + keys) if shape.qk_norm else 0
+    if half:
+        return 30 * hidden + 4 * keys + (8 if shape.gated else 4) * inner + of_norms
+    return 32 * hidden + 8 * keys + (16 if shape.gated else 8) * inner + of_norms
+
+
+def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -> int:
+    if not in_pieces or 4 * tokens * shape.vocab_size <= PIECE_OF_LOGITS_BYTES:
+        return tokens * shape.vocab_size * (14 if half else 12)
+    # A piece and two passing copies of it; the gradients of head and hidden states, held and handed on.
+    gradients = 2 * shape.hidden_size * (4 * shape.vocab_size + tokens * (2 if half else 4))
+    return 3 * PIECE_OF_LOGITS_BYTES + gradients
+
+
+def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, first_step: int = 0) -> Estimate:
+    """Work out the cost of a resolved pretraining recipe on this machine, by what was measured here if there is any.
+
+    first_step: where a run goes on; only what is left is counted.
+    """
+    train, device = recipe["train"], recipe["device"]
+    rows, length = train["per_device_train_batch_size"], train["max_length"]
+    per_step = rows * length * train["gradient_accumulation_steps"] * machine.processes
+    tokens = per_step * max(0, train["max_steps"] - first_step)
+    available = available_bytes(device, machine)
+    if shape is None:
+        return Estimate(None, {}, tokens, per_step, None, {}, 0, available, {}, 0, first_step)
+    measured = find_measurement(recipe, shape, machine)
+    memory = memory_by_part(
+        shape,
+        rows=rows,
+        length=length,
+        optimizer=recipe["optimizer"]["name"],
+        dtype=train["dtype"],
+        checkpointing=bool(train["gradient_checkpointing"]),
+        in_pieces=recipe["stage"] == "pretrain",
+        compiled=bool(train.get("compile")),
+    )
+    checkpoint = 4 * shape.parameters + memory["optimizer"]
+    if device == "cpu":
+        memory["program"] = PROGRAM_BYTES
+    return Estimate(
+        parameters=shape.parameters,
+        parameters_by_part=shape.parameters_by_part,
+        tokens=tokens,
+        tokens_per_step=per_step,
+        flops_per_token=shape.training_flops_per_token(length),
+        memory_by_part=memory,
+        memory_bytes=(measured and measured.memory_bytes) or sum(memory.values()),
+        memory_available_bytes=available,
+        seconds_by_part=_seconds_by_part(recipe, shape, machine, per_step, checkpoint, first_step, measured),
+        disk_bytes=checkpoint * (train["save_total_limit"] + 1) + 4 * shape.parameters,
+        first_step=first_step,
+        measurement=measured,
+    )
+
+
+def available_bytes(device: str, machine: Machine) -> int:
+    """Return the memory of the device that a process trains on."""
+    if device != "cuda":
+        return machine.memory_bytes
+    return machine.gpus[0].memory_bytes if machine.gpus else ASSUMED_GPU_MEMORY_BYTES
+
+
+def _seconds_by_part(
+    recipe: Mapping[str, Any],
+    shape: ModelShape,
+    machine: Machine,
+    tokens_per_step: int,
+    checkpoint_bytes: int,
+    first_step: int,
+    measured: Measurement | None,
+) -> dict[str, float]:
+    """Return the seconds of what is left of a run by what they are for; what was not measured by experience."""
+    train, device, samples = recipe["train"], recipe["device"], recipe.get("samples") or {}
+    flops = shape.training_flops_per_token(train["max_length"])
+    if device == "cuda":
+        peak = (machine.gpus[0].bf16_peak_flops if machine.gpus else None) or ASSUMED_CUDA_PEAK
+        speed = CUDA_UTILISATION * peak * machine.processes
+    else:
+        speed = CPU_FLOPS_PER_CORE * machine.cpu_cores
+    again = 4 / 3 if train["gradient_checkpointing"] else 1.0
+    step = measured.step_seconds if measured else STEP_SECONDS[device] + again * flops * tokens_per_step / speed
+    # A forward pass is a third of a step's work.
+    evaluation = (measured and measured.evaluation_seconds_per_token) or (
+        step / tokens_per_step / 3 / again if measured else flops / 3 / speed
+    )
+    sample = (measured and measured.sample_seconds_per_token) or (
+        SAMPLE_SECONDS_PER_LAYER * shape.num_hidden_layers + 4 * shape.parameters / READ_BYTES_PER_SECOND[device]
+    )
+    evaluations = _occasions(train["eval_steps"], train["max_steps"], first_step)
+    saves = _occasions(train["save_steps"], train["max_steps"], first_step)
+    found = {"training": step * max(0, train["max_steps"] - first_step)}
+    found["evaluation"] = evaluation * _held_out_tokens(recipe) * evaluations
+    written = len(samples.get("prompts") or ()) * (samples.get("max_new_tokens") or 0)
+    found["samples"] = sample * written * evaluations
+    found["saving"] = (SAVE_SECONDS + checkpoint_bytes / SAVE_BYTES_PER_SECOND) * saves
+    if train.get("compile"):
+        found["compiling"] = (measured and measured.compile_seconds) or COMPILE_SECONDS[device]
+    return found
+
+
+def _occasions(every: int, steps: int, first_step: int) -> int:
+    """How often something happens that is done every so many steps, and at the last."""
+    return steps // every - first_step // every + (steps % every > 0)
+
+
+def _held_out_tokens(recipe: Mapping[str, Any]) -> float:
+    """How many tokens an evaluation reads: at most what the recipe says, less where small files give less."""
+    validation, sources = recipe["validation"], recipe["data"]
+    if not validation["fraction"]:
+        return 0.0
+    each = max(1, validation["max_tokens"] // len(sources))
+    per_token = 1.0 if recipe["tokenizer"] == "bytes" else BYTES_PER_TOKEN
+    total = 0.0
+    for source in sources:
+        size = _text_bytes(source["path"])
+        total += each if size is None else min(each, validation["fraction"] * size / per_token)
+    return total
+
+
+def _text_bytes(path: str) -> int | None:
+    """The size of a local text file, None for what can't be told at a glance."""
+    file = Path(path).expanduser()
+    try:
+        return file.stat().st_size if file.suffix in (".txt", ".md") and file.is_file() else None
+    except OSError:
+        return None

@@ -1,0 +1,208 @@
+"""Tasks of lm-evaluation-harness (Gao et al., https://zenodo.org/records/12608602), run on our loaded model."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from logging import getLogger as get_logger
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
+from llm_lab.events import Listener
+from llm_lab.recipe.evaluation import EvalTasks
+
+KEY = "tasks.names"
+YAML = (".yaml", ".yml")
+
+
+def load_tasks(wanted: EvalTasks) -> Any:
+    """Return the harness's tasks by names, YAML files and folders of them. UserError with all that can't be had."""
+    with _quiet():
+        manager = _manager(include_defaults=any(not _is_path(name) for name in wanted.names))
+        found, problems = [], []
+        for name in wanted.names:
+            try:
+                found += _load(manager, name)
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(*problems)
+        try:
+            return manager.load(found)
+        except ValueError as error:  # the same task twice, by itself and in a group
+            raise UserError(Problem(KEY, str(error))) from None
+
+
+@functools.cache
+def _manager(*, include_defaults: bool) -> Any:
+    """Return the harness's list of tasks; with its own, thousands of files are read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=include_defaults)
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(YAML) or "/" in name or Path(name).expanduser().is_dir()
+
+
+def _load(manager: Any, name: str) -> list[Any]:
+    from lm_eval.tasks import TaskManager
+
+    specs, path = [name], Path(name).expanduser()
+    if _is_path(name):
+        if not path.exists():
+            raise UserError(Problem(KEY, "there is no such file or folder", value=name))
+        if path.is_dir():
+            manager = TaskManager(include_path=str(path), include_defaults=False)
+            specs = manager.all_subtasks
+            if not specs:
+                raise UserError(Problem(KEY, "no YAML file in this folder holds a task", value=name))
+        else:
+            specs = [str(path.resolve())]
+    elif name not in manager.task_index:
+        fix = did_you_mean(name, manager.all_tasks)
+        fix = fix or "`lm-eval ls tasks` lists what there is; a file of your own is named by its path."
+        raise UserError(Problem(KEY, "lm-evaluation-harness has no such task", value=name, fix=fix))
+    try:
+        loaded = manager.load(specs)
+    except ModuleNotFoundError as error:
+        why = f"this task needs the package {error.name}"
+        raise MachineError(Problem(KEY, why, value=name, fix=f"pip install {error.name}")) from None
+    except Exception as error:  # its data is fetched here: whatever its host, its form or its own code may raise
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        fix = "Its data comes from the Hub, or from where its file says: look at the network, and at the file."
+        raise UserError(Problem(KEY, f"it can't be loaded: {first[:200]}", value=name, fix=fix)) from None
+    members = {task for group in loaded.get("groups", {}).values() for task in group.child_names}
+    groups = [group for key, group in loaded.get("groups", {}).items() if key not in members]
+    return groups or list(loaded["tasks"].values())
+
+
+def measure_tasks(
+    tasks: Any,
+    wanted: EvalTasks,
+    model: Any,
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    rows: int,
+    dtype: str,
+    seed: int,
+    listener: Listener,
+) -> dict[str, dict[str, Any]]:
+    """Return {task: {metric: value, metric_stderr: its standard error, documents, num_fewshot, version}}, then those
+    of groups.
+
+    The tasks' settings are the harness's own; max_length: None for all that the model can see;
+    seed: draws the worked examples. Nothing is cached or sent.
+    """
+    from lm_eval import evaluator
+    from transformers import set_seed
+
+    for task in tasks["tasks"].values():
+        own = task.get_config("num_fewshot")
+        # As the harness does it: a task that is defined without examples stays without.
+        if own is None or (wanted.num_fewshot is not None and own != 0):
+            task.set_config(key="num_fewshot", value=wanted.num_fewshot or 0)
+        task.set_fewshot_seed(seed=seed)
+    set_seed(seed)  # some tasks draw from the global generators
+    with _quiet():
+        asked = _harness_model(model, tokenizer, max_length, rows, dtype, listener)
+        try:
+            found = evaluator.evaluate(
+                asked,
+                tasks,
+                limit=wanted.limit,
+                log_samples=False,
+                apply_chat_template=wanted.apply_chat_template,
+                fewshot_as_multiturn=wanted.apply_chat_template,
+            )
+        except ValueError as error:
+            if "unsafe" not in str(error):
+                raise
+            why = "one of them runs code that the model writes, which is not done here"
+            raise UserError(Problem(KEY, why, value=", ".join(wanted.names))) from None
+    counts, shots, versions = (found.get(key) or {} for key in ("n-samples", "n-shot", "versions"))
+    results = found["results"] | (found.get("groups") or {})
+    return {
+        name: dict(_metrics(row))
+        | ({"documents": counts[name]["effective"]} if name in counts else {})
+        | ({"num_fewshot": shots[name]} if name in shots else {})
+        | ({"version": versions[name]} if name in versions else {})
+        for name, row in results.items()
+    }
+
+
+def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield (name, value): "acc,none" is acc, "exact_match,strict-match" says its filter."""
+    for key, value in row.items():
+        metric, comma, way = key.partition(",")
+        if comma and isinstance(value, int | float):
+            yield metric if way == "none" else f"{metric} ({way})", float(value)
+
+
+def _harness_model(
+    model: Any, tokenizer: Any, max_length: int | None, rows: int, dtype: str, listener: Listener
+) -> Any:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    class HarnessModel(HFLM):
+        """The harness's own adapter, with our listener in place of its progress bars."""
+
+        def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> Any:
+            self._begin(len(requests))
+            found = super()._loglikelihood_tokens(requests, *args, **(options | {"disable_tqdm": True}))
+            self._tell(len(requests))
+            return found
+
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
+            self._begin(len(requests))
+            found = super().generate_until(requests, disable_tqdm=True)
+            self._tell(len(requests))
+            return found
+
+        def _model_call(self, inps: Any, *args: Any, **options: Any) -> Any:
+            self._done += inps.shape[0]
+            self._tell(min(self._done, self._total - 1))
+            return super()._model_call(inps, *args, **options)
+
+        def _model_generate(self, context: Any, *args: Any, **options: Any) -> Any:
+            self._done += context.shape[0]
+            self._tell(min(self._done, self._total - 1))
+            return super()._model_generate(context, *args, **options)
+
+        def _begin(self, total: int) -> None:
+            self._done, self._total = 0, total
+            self._tell = partial(listener.progress, "tasks", total=total)
+
+    half = torch.bfloat16 if dtype == "bfloat16" and model.dtype != torch.bfloat16 else None
+    return HarnessModel(
+        pretrained=model,
+        # It sets a padding token: on a copy.
+        tokenizer=copy.deepcopy(tokenizer),
+        backend="causal",  # or a model of our own would have to be on transformers' list
+        max_length=max_length,
+        batch_size=rows,
+        mixed_precision_dtype=half,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's log lines and bars away from the screen."""
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logger = get_logger("lm_eval")
+    before = logger.level
+    logger.setLevel("ERROR")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)

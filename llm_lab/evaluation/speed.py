@@ -1,0 +1,40 @@
+"""How fast a model writes: the time to its first token, and tokens a second after it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from llm_lab.chat.decoding import Predictor, make_picker
+from llm_lab.data.encoding import Encoder, opener_of
+from llm_lab.hf.load import context_of
+
+ROUNDS = 5
+PROMPT = "Once upon a time there was a small village by a river, and in it lived people who told each other stories."
+
+
+def measure_speed(model: Any, tokenizer: Any, *, new_tokens: int) -> dict[str, float]:
+    """Return seconds_to_first_token and tokens_per_second, the medians of five rounds, as chat decodes: one text,
+    with the cache, greedy. After a round that does not count: the first touches everything for the first time."""
+    (ids, _, _), *_ = Encoder(tokenizer)([(PROMPT, False)])
+    context = context_of(model)
+    room = new_tokens if context is None else min(new_tokens, context // 2)
+    prompt = [opener_of(tokenizer), *ids][: context - room if context else None]
+    rounds = [_write(model, list(prompt), room) for _ in range(ROUNDS + 1)][1:]
+    first = statistics.median(times[0] for times in rounds)
+    speed = {"seconds_to_first_token": first, "prompt_tokens": len(prompt), "new_tokens": room}
+    if room > 1:
+        speed["tokens_per_second"] = statistics.median((room - 1) / (times[1] - times[0]) for times in rounds)
+    return speed
+
+
+def _write(model: Any, ids: list[int], count: int) -> tuple[float, float]:
+    """Return the seconds from the start to the first token and to the last."""
+    pick = make_picker(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0)
+    predictor, begun, first = Predictor(model), time.perf_counter(), 0.0
+    for number in range(count):
+        ids.append(pick(ids, predictor.logits(ids)))  # the token is read off the device: it is done
+        if number == 0:
+            first = time.perf_counter() - begun
+    return first, time.perf_counter() - begun

@@ -1,0 +1,109 @@
+"""What a run reports while it works: small dataclasses, handed to one listener.
+
+A listener is any callable that takes an event. The terminal, plain lines, JSON lines and tests each have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One line about what was found or decided."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RunWarning:
+    """One line that also belongs in the report and in run.json."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of preparation is; total is 0 where it is not known."""
+
+    label: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TrainingStarted:
+    """Training starts, or resumes after `first_step` updates."""
+
+    max_steps: int
+    first_step: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MetricsLogged:
+    """One line of metrics.jsonl: a log step or an evaluation."""
+
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SampleWritten:
+    """A text that the model generated."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is on disk."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class ScoresReported:
+    """What the stages of a pipeline scored on the same held-out prompts, by stage."""
+
+    scores: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingEnded:
+    """Training is over, or was stopped."""
+
+
+Event = (
+    Notice
+    | RunWarning
+    | Progress
+    | TrainingStarted
+    | MetricsLogged
+    | SampleWritten
+    | CheckpointSaved
+    | ScoresReported
+    | TrainingEnded
+)
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """A listener that shows nothing."""
+
+
+class WarningRecorder:
+    """A listener that passes every event on and keeps the texts of warnings."""
+
+    def __init__(self, listener: Listener):
+        self._listener = listener
+        self.warnings: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunWarning):
+            self.warnings.append(event.text)
+        self._listener(event)

@@ -1,0 +1,145 @@
+"""What an export of a checkpoint will be, and whether the form can hold it: told before any weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.parameters import shape_at
+from llm_lab.hf.adapter import is_adapter, read_adapter
+from llm_lab.hf.load import quiet_libraries, read_config, require_writer
+from llm_lab.hf.native import lab_config, native_config
+from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.recipe.native import Loads, what_loads
+from llm_lab.recipe.untrained import gguf_weights
+from llm_lab.runs.folder import find_checkpoint, is_judge, run_of
+
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What an export will be, before any weight is read. `folder`: the model's, or a name on the Hub.
+
+    files: (name, bytes or None) of what is written. own_code: it is loaded with trust_remote_code. remarks: what
+    does not go with it.
+    """
+
+    folder: str
+    to: str
+    weights: str
+    name: str
+    loads: Loads
+    files: tuple[tuple[str, int | None], ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def own_code(self) -> bool:
+        return self.loads.architecture is None
+
+    @property
+    def file(self) -> str | None:
+        """The name of the GGUF file."""
+        return f"{self.name}-{self.weights}.gguf" if self.to == "gguf" else None
+
+    def describe(self) -> str:
+        """Return what will load it, in one line."""
+        if self.to == "gguf":
+            return self.loads.gguf_reason
+        return f"{self.loads.native_reason}{' (trust_remote_code=True)' if self.own_code else ''}"
+
+
+def plan_export(
+    checkpoint: str | Path,
+    *,
+    to: str = "hf",
+    weights: str | None = None,
+    trust_remote_code: bool = False,
+    key: str = "checkpoint",
+) -> ExportPlan:
+    """Look at a checkpoint's config and tokenizer, and say what an export of it will be.
+
+    UserError, with the reason, where the form can't hold it.
+    """
+    quiet_libraries()
+    folder = find_checkpoint(str(checkpoint))
+    shape = shape_at(folder) if Path(folder).is_dir() else None
+    if is_judge(Path(folder)):
+        raise UserError(Problem(key, "a reward model judges texts and writes none; it is not exported", value=folder))
+    base = _base_of(folder, key)
+    config = read_config(base, key=key, trust_remote_code=trust_remote_code)
+    require_writer(config, base, key=key)
+    if getattr(config, "quantization_config", None):
+        raise UserError(Problem(key, "its weights are kept quantised; name the same model, not quantised", value=base))
+    ours = config if config.model_type == "llm_lab" else lab_config(config)
+    written = (native_config(ours) or ours) if ours is not None else config
+    loads = what_loads(written.to_dict())
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, key=key)
+    rows, tokens = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
+    # An adapter may bring rows for more tokens than its base has; they are counted when they are written.
+    rows = rows if base == folder else max(rows, tokens)
+    remarks = tuple(_remarks(tokenizer, tokens, rows))
+    if to == "gguf":
+        weights = weights or gguf_weights(shape)[0]
+        if loads.gguf is None:
+            fix = "The Hugging Face form takes it: --to hf"
+            raise UserError(Problem("export.to", loads.gguf_reason, value="gguf", fix=fix))
+        from .gguf_tokenizer import read_tokenizer
+
+        remarks += read_tokenizer(tokenizer, rows, key=key).remarks
+    elif weights == "q8_0":
+        raise UserError(Problem("export.weights", "a Hugging Face folder has no such weights", value=weights))
+    weights = weights or next((w for w, dtype in DTYPES.items() if dtype == _dtype(config)), "f32")
+    name = _name_of(folder)
+    plan = ExportPlan(folder, to, weights, name, loads, (), remarks)
+    size = int(shape.parameters * BYTES[weights]) if shape else None
+    return replace(plan, files=tuple(_files(plan, ours, size, bool(tokenizer.chat_template))))
+
+
+def _remarks(tokenizer: Any, tokens: int, rows: int) -> Iterator[str]:
+    from .probe import chat_text
+
+    if tokens > rows:
+        yield f"its tokenizer has {tokens:,} tokens, and the model rows for {rows:,}: it can't read the last ones"
+    if tokenizer.chat_template and chat_text(tokenizer) is None:
+        yield "its chat template writes no text of a plain question, so that it is taken along and not compared"
+
+
+def _base_of(folder: str, key: str) -> str:
+    """Return the whole model under an adapter."""
+    while is_adapter(folder):
+        adapter = read_adapter(folder, key=key)
+        if adapter.task == "SEQ_CLS":
+            raise UserError(Problem(key, "this is the adapter of a reward model, which is not exported", value=folder))
+        folder = adapter.base
+    return folder
+
+
+def _dtype(config: Any) -> str:
+    return str(config.dtype).removeprefix("torch.")
+
+
+def _name_of(folder: str) -> str:
+    """Return a name for the exported model: its run's, its folder's, or the last word of a Hub name."""
+    run = run_of(folder) if Path(folder).is_dir() else None
+    name = (
+        run.path.resolve().name if run else Path(folder).resolve().name if Path(folder).is_dir() else Path(folder).name
+    )
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80] or "model"
+
+
+def _files(plan: ExportPlan, ours: Any, size: int | None, chats: bool) -> list[tuple[str, int | None]]:
+    """Return the names of what is written. size: of the weights in bytes, where it can be told."""
+    if plan.file:
+        return [(plan.file, size), ("README.md", None)]
+    names: list[tuple[str, int | None]] = [("config.json", None), ("generation_config.json", None)]
+    if plan.own_code and ours is not None:
+        code = Path(__file__).resolve().parent.parent / "model"
+        names += [(file.name, file.stat().st_size) for file in sorted(code.glob("*.py")) if file.stem != "__init__"]
+    names += [("model.safetensors", size), ("tokenizer.json", None), ("tokenizer_config.json", None)]
+    return [*names, *([("chat_template.jinja", None)] if chats else []), ("README.md", None)]

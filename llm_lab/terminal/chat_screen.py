@@ -1,0 +1,274 @@
+"""The conversation in the terminal: a line of input, a streamed reply, a few commands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llm_lab.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.events import Event, Listener, Notice, RunWarning
+
+from .compare_screen import print_beside
+from .console import is_terminal, make_console, one_line, print_error, printable
+
+SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
+COMMANDS = {
+    "help": ("", "this list"),
+    "reset": ("", "forget what was said"),
+    "system": ("TEXT", "set the system prompt; without TEXT: take it away"),
+    "temperature": ("X", "0: always the likeliest token; 1: as the model has it"),
+    "top_p": ("X", "draw from the likeliest that hold this share; 1: off"),
+    "top_k": ("N", "draw from the N likeliest tokens; 0: off"),
+    "max_new_tokens": ("N", "longest reply, in tokens"),
+    "repetition_penalty": ("X", "above 1: said tokens become less likely; 1: off"),
+    "seed": ("N", "same seed, same conversation, same reply; none: off"),
+    "settings": ("", "show the settings"),
+    "save": ("FILE", "save the conversation (JSON)"),
+    "load": ("FILE", "take up a saved conversation"),
+    "model": ("PATH", "talk to another checkpoint"),
+    "compare": ("OTHER [TEXT]", "another's answer beside it; base: without the adapter"),
+    "time": ("[TEXT]", "the answers of all checkpoints of this run"),
+    "quit": ("", "leave (or Ctrl-D)"),
+}
+MODES = {
+    "chat": "chat mode: you write a message, the model answers in its turn",
+    "completion": "completion mode: a base model continues the text you begin; Enter alone goes on",
+}
+STOPS = {
+    "end": "the model ended it",
+    "length": "cut at max_new_tokens",
+    "context": "cut: the context is full",
+    "stopped": "stopped",
+}
+ENDED = ("end", "completion")
+LEAVING = "Ctrl-D or /quit leaves."
+PROMPT = "> "
+
+
+def answer_once(session: Any, prompt: str) -> None:
+    """Stream one reply to standard output, and nothing else."""
+    _stream(session, prompt)
+
+
+def run_chat(session: Any, *, load: Callable[[str], Any], beside: Any, interactive: bool | None = None) -> None:
+    """Talk until the user leaves.
+
+    load: opens another checkpoint as a session. beside: asks others the same (evaluation/side_by_side.py).
+    interactive: whether a person types; found out by default.
+    """
+    interactive = is_terminal() if interactive is None else interactive
+    screen = _Screen(session, load, beside, interactive)
+    if interactive:
+        screen.show_header()
+    for text in _typed_lines() if interactive else _piped_lines():
+        if not screen.take(text):
+            return
+
+
+class _Screen:
+    """What is done with a line of input."""
+
+    def __init__(self, session: Any, load: Callable[[str], Any], beside: Any, interactive: bool):
+        self.session = session
+        self._load, self._beside = load, beside
+        self._interactive = interactive
+        # Where replies are piped on, standard output is theirs alone.
+        self._console = make_console(stderr=not interactive)
+
+    def take(self, text: str) -> bool:
+        """Answer a message or do a command. False: leave."""
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                return self._command(text[1:])
+            self._reply(text.removeprefix("/"))
+        except LabError as error:
+            print_error(error)
+        except KeyboardInterrupt:
+            self._say("Stopped.", "dim")
+        return True
+
+    def show_header(self) -> None:
+        self._say(one_line(self.session.name), "title")
+        self._say(MODES[self.session.mode])
+        self._say("/help lists the commands. Ctrl-C stops a reply. Ctrl-D leaves.", "dim")
+
+    def _reply(self, text: str) -> None:
+        if not text.strip() and (self.session.mode == "chat" or not self._interactive):
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            _stream(self.session, text)
+        stats = self.session.last_stats
+        if self.session.notice:
+            self._say(self.session.notice, "warn")
+        if stats and self._interactive:
+            speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
+            many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
+            next_text = ", the next text is a new one" if (stats.stop, self.session.mode) == ENDED else ""
+            self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}]", "dim")
+
+    def _command(self, line: str) -> bool:
+        name, _, argument = line.strip().partition(" ")
+        name, argument = name.lower(), argument.strip()
+        if name in ("quit", "exit", "q"):
+            return False
+        if name not in COMMANDS:
+            near = did_you_mean(name, COMMANDS)
+            fix = (near.replace("mean ", "mean /") if near else "/help lists them.") + " //text sends a /text."
+            raise UserError(Problem(f"/{name}", "there is no such command", fix=fix))
+        if name in SETTINGS:
+            if argument:
+                self.session.change_setting(name, argument)
+            self._say(f"{name} = {self._written(name)}", "good" if argument else "")
+        elif name in ("save", "load", "model", "compare") and not argument:
+            raise UserError(Problem(f"/{name}", f"it wants a name: /{name} {COMMANDS[name][0]}"))
+        else:
+            getattr(self, f"_do_{name}")(argument)
+        return True
+
+    def _do_help(self, _: str) -> None:
+        for name, (argument, what) in COMMANDS.items():
+            self._say(f"  /{name} {argument}".ljust(26) + what)
+        self._say("  //text                  send a text that begins with /")
+        self._say("  Alt-Enter, or \\ at the end of a line: a new line in the message", "dim")
+
+    def _do_settings(self, _: str) -> None:
+        for field in dataclasses.fields(self.session.settings):
+            self._say(f"  {field.name:<20}{self._written(field.name)}")
+        if self.session.mode == "chat":
+            self._say(f"  {'system':<20}{one_line(self.session.system or 'none')}")
+        if self.session.context_length:
+            self._say(f"  {'context':<20}{self.session.context_length:,} tokens", "dim")
+
+    def _do_reset(self, _: str) -> None:
+        self.session.reset()
+        self._say("The conversation is empty; settings stay.", "good")
+
+    def _do_system(self, text: str) -> None:
+        self.session.set_system(text)
+        self._say("System prompt set, from the next reply on." if text else "No system prompt.", "good")
+
+    def _do_save(self, path: str) -> None:
+        self._say(f"Saved: {self.session.save(path)}", "good")
+
+    def _do_load(self, path: str) -> None:
+        self.session.load(path)
+        for message in self.session.messages[-4:]:
+            start = f"{PROMPT}" if message["role"] == "user" else ""
+            self._say(printable(start + message["content"]), "dim")
+        self._say(f"Loaded: {len(self.session.messages)} messages", "good")
+
+    def _do_model(self, path: str) -> None:
+        self._say(f"loading {one_line(path)} ...", "dim")
+        new = self._load(path)
+        new.settings = self.session.settings
+        self.session = new
+        self.show_header()
+        self._say("The conversation is empty; settings stay.", "good")
+
+    def _do_compare(self, argument: str) -> None:
+        named = re.fullmatch(r'"([^"]+)"\s*(.*)|(\S+)\s*(.*)', argument, re.DOTALL)
+        name, text = (named[1], named[2]) if named[1] else (named[3], named[4])
+        found = self._beside.compare(self.session, name, text, _show_notices(self._say))
+        print_beside(found, self._console)
+
+    def _do_time(self, text: str) -> None:
+        print_beside(self._beside.over_time(self.session, text, _show_notices(self._say)), self._console)
+
+    def _written(self, name: str) -> str:
+        value = getattr(self.session.settings, name)
+        return "none" if value is None else f"{value:g}" if isinstance(value, float) else f"{value}"
+
+    def _say(self, text: str, style: str = "") -> None:
+        from rich.text import Text
+
+        self._console.print(Text(printable(text), style=style))
+
+
+def _show_notices(say: Callable[[str, str], None]) -> Listener:
+    """Return a listener that shows notices in the conversation."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Notice | RunWarning):
+            say(event.text, "dim")
+
+    return listener
+
+
+def _stream(session: Any, text: str) -> None:
+    """Write a reply to standard output as it comes, and a newline after it."""
+    make_console()  # sets standard output to take any character
+    reply = session.reply(text)
+    line_end = ""
+    try:
+        for piece in reply:
+            sys.stdout.write(printable(piece))
+            sys.stdout.flush()
+            line_end = "\n"
+        line_end = "\n"
+    except KeyboardInterrupt:
+        reply.close()
+        line_end = "\n"
+        raise
+    finally:
+        sys.stdout.write(line_end)
+        sys.stdout.flush()
+
+
+def _piped_lines() -> Iterator[str]:
+    for line in sys.stdin:
+        yield line.rstrip("\r\n")
+
+
+def _typed_lines() -> Iterator[str]:
+    """Ask for a message again and again, until Ctrl-D, or Ctrl-C twice."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+
+    prompt: PromptSession[str] = PromptSession(
+        multiline=True,
+        key_bindings=_keys(),
+        prompt_continuation=lambda width, *_: "." * (width - 1) + " ",
+        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
+        complete_while_typing=False,
+        reserve_space_for_menu=0,
+    )
+    interrupted = False
+    while True:
+        try:
+            text = prompt.prompt(PROMPT)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if interrupted:
+                return
+            interrupted = True
+            make_console().print(LEAVING, style="dim")
+            continue
+        interrupted = False
+        yield text
+
+
+def _keys() -> Any:
+    """Enter sends; Alt-Enter, or a backslash before Enter, begins a new line."""
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: Any) -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys

@@ -1,0 +1,285 @@
+"""The plan of a run, before it starts: what it will make, take and cost."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.estimate.cost import Estimate
+from llm_lab.estimate.parameters import read_config_json
+from llm_lab.estimate.vocabulary import vocabulary_size
+from llm_lab.recipe.evaluation import measures_itself
+from llm_lab.recipe.exporting import FORMS
+from llm_lab.recipe.native import what_loads
+from llm_lab.recipe.resolve import Resolved
+from llm_lab.recipe.rules import flatten
+from llm_lab.recipe.tuning_rules import OPTIONS
+from llm_lab.runs.folder import ROOT
+
+from .console import about, count, one_line, size
+
+if TYPE_CHECKING:
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+MAX_COLUMNS = 80
+TEXT_COLUMNS = 64
+VALUE_COLUMNS = 20
+DATA_LINES = 2
+MEMORY_PARTS = 4
+BANNER = "CPU rehearsal: everything works, at toy size. Real training wants CUDA."
+USUAL_TOKENS_PER_PARAMETER = 20
+
+
+def plan_panel(resolved: Resolved, home: Path = ROOT) -> Panel:
+    """Return what is about to be done, in a panel of at most 80 columns and about 20 lines.
+
+    home: the folder that the run's own is made in; of a stage, its pipeline's.
+    """
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    values = resolved.values
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text, style in _lines(resolved, home):
+        table.add_row(name, Text(_wrapped(one_line(text)), style=style))
+    banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
+    title = Text(f"Plan: {one_line(str(values.get('name')))} · {values.get('stage')}", style="title")
+    return Panel(Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim")
+
+
+def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
+    values, cost = resolved.values, resolved.estimate
+    yield "model", _model(values), ""
+    if cost.parameters:
+        parts = sorted(cost.parameters_by_part.items(), key=lambda item: -item[1])
+        many = ", ".join(f"{part} {count(number)}" for part, number in parts if number)
+        yield "parameters", f"{_at_most(values)}{count(cost.parameters)}: {many}", ""
+    if values.get("tokenizer") is not None:
+        yield "tokenizer", _tokenizer(values["tokenizer"]), ""
+    for index, line in enumerate(_data(values.get("data") or ())):
+        yield "" if index else "data", line, ""
+    if values["stage"] == "eval" and measures_itself(values):
+        yield "measured on", "what its own run measured itself on", ""
+    train = values.get("train") or {}
+    if train.get("max_steps"):
+        if cost.first_step:
+            yield "goes on", f"from step {cost.first_step:,}; what follows is of what is left", ""
+        yield "training", _training(train, cost, scratch=values["stage"] == "pretrain"), ""
+    elif train:
+        yield "training", f"{train['num_train_epochs']:g} × the examples; the steps follow from them", ""
+    yield from _trained_part(values)
+    yield from _form(values)
+    for name, text in _rewards(values):
+        yield name, text, ""
+    if values.get("optimizer"):
+        yield "optimizer", _optimizer(values), ""
+    if train.get("eval_steps"):
+        yield "evaluation", _evaluation(values, train), ""
+    if cost.memory_bytes:
+        yield (
+            "memory",
+            _memory(cost, assumed=values.get("device") == "cuda" and not resolved.machine.gpus),
+            "" if cost.fits else "bad",
+        )
+    if cost.wall_seconds is not None:
+        yield "time", _time(cost), ""
+    if cost.disk_bytes:
+        yield "disk", f"{size(cost.disk_bytes)} in {home / str(values.get('name'))}/", ""
+    yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
+
+
+def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What of the model is trained, where that is a choice."""
+    lora = values.get("lora")
+    if lora:
+        extra = ", DoRA" if lora["use_dora"] else ""
+        extra += ", beside a base in 4 bits" if lora["load_in_4bit"] else ""
+        yield "trained", f"a LoRA adapter: {lora['preset']}, r {lora['r']}, alpha {lora['alpha']:g}{extra}", ""
+    elif "lora" in values:
+        yield "trained", "all weights", ""
+
+
+def _form(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Of an export, what is written, whether the form can hold the model, and where it goes."""
+    form = values.get("export")
+    if not form:
+        return
+    weights = f", weights in {form['weights']}" if form.get("weights") else ""
+    yield "form", f"{FORMS[form['to']]}{weights}", ""
+    config = read_config_json(values["model"]["checkpoint"])
+    if config is not None:
+        loads = what_loads(config)
+        gguf = form["to"] == "gguf"
+        yield "loads in", loads.gguf_reason if gguf else loads.native_reason, "" if loads.gguf or not gguf else "bad"
+    if form.get("push"):
+        yield "sent to", f"{form['push']} on the Hub, {'private' if form['private'] else 'for all to see'}", ""
+
+
+def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The terms of the reward, and what held-out prompts are scored by."""
+    terms = values.get("rewards") or ()
+    if terms:
+        yield "reward", ", ".join(map(describe_term, terms))
+    score = values.get("score")
+    if score:
+        when = "" if values["stage"] == "eval" else " at each evaluation"
+        yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'}{when}"
+    tasks = values.get("tasks")
+    if tasks:
+        part = f", {tasks['limit']:,} documents of each" if tasks.get("limit") else ""
+        yield "tasks", f"{', '.join(tasks['names'])}{part}"
+
+
+def _wrapped(text: str) -> str:
+    """Fold text to the panel, no number apart from its unit."""
+    text = " ".join(_in_pieces(word, TEXT_COLUMNS).replace("\n", " ") for word in text.split(" "))
+    joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
+    return "\n".join(textwrap.wrap(joined, TEXT_COLUMNS, break_on_hyphens=False)).replace("\u00a0", " ")
+
+
+def _in_pieces(text: str, columns: int) -> str:
+    """Fold text behind slashes and spaces, so that no name in a path is cut unless it alone is too long."""
+    lines, line = [], ""
+    for piece in re.findall(r"[^/ ]*[/ ]+|[^/ ]+", text):
+        if line and len(line + piece.rstrip()) > columns:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece
+    return "\n".join([*lines, line])
+
+
+def _model(values: Mapping[str, Any]) -> str:
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return str(model)
+    if "checkpoint" in model:
+        done = {"merge": "put into its base", "eval": "measured", "export": "in a form for others"}
+        return f"{model['checkpoint']}, {done.get(values['stage'], 'trained on from its weights')}"
+    if "config" in model:
+        return f"{model['config']}, from scratch"
+    parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
+    return (
+        f"{parts}; {model['num_hidden_layers']} layers × {model['hidden_size']}, "
+        f"context {model['max_position_embeddings']:,}"
+    )
+
+
+def describe_term(term: Mapping[str, Any]) -> str:
+    """Return a term of a reward in a few words: length (length 200) × 0.5."""
+    name = term.get("name") or term.get("model") or term.get("python")
+    given = [f"{key} {term[key]}" for key in OPTIONS if term.get(key) is not None]
+    return one_line(f"{name}{' (' + ', '.join(given) + ')' if given else ''} × {term.get('weight', 1.0):g}")
+
+
+def _at_most(values: Mapping[str, Any]) -> str:
+    """A vocabulary that is yet to be learnt can turn out smaller."""
+    certain = vocabulary_size(values.get("tokenizer"))[1]
+    return "" if certain else "about "
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    if isinstance(tokenizer, Mapping):
+        return f"BPE of at most {tokenizer.get('bpe', 0):,} entries, trained on this data"
+    return "bytes (257 entries)" if tokenizer == "bytes" else str(tokenizer)
+
+
+def _data(sources: Any) -> Iterator[str]:
+    whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
+    for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
+        mixed = len(sources) > 1 and "weight" in source  # texts that are only measured are not mixed
+        share = f", {100 * source['weight'] / whole:.0f} % of the mix" if mixed else ""
+        subset = f" ({source['subset']})" if source.get("subset") else ""
+        yield f"{source.get('path')}{subset}{share}"
+    if len(sources) > DATA_LINES + 1:
+        yield f"and {len(sources) - DATA_LINES} more"
+
+
+def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool) -> str:
+    steps = max(0, train["max_steps"] - cost.first_step)
+    text = f"{steps:,} step{'' if steps == 1 else 's'} × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    ratio = cost.tokens_per_parameter
+    if ratio is not None and scratch and not cost.first_step:
+        shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
+        text += f", {shown} a parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
+    return text
+
+
+def _optimizer(values: Mapping[str, Any]) -> str:
+    optimizer, scheduler = values["optimizer"], values.get("scheduler") or {}
+    text = f"{optimizer.get('name')}, learning rate {optimizer.get('learning_rate'):g}"
+    if scheduler:
+        curve = "flat" if scheduler["name"] == "none" else scheduler["name"]
+        text += f", {curve} after {_warmup(scheduler)}"
+    return text
+
+
+def _warmup(scheduler: Mapping[str, Any]) -> str:
+    steps = scheduler.get("warmup_steps")
+    return "warm-up" if steps is None else f"{steps:,} warm-up step{'' if steps == 1 else 's'}"
+
+
+def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    fraction = (values.get("validation") or {}).get("fraction")
+    kept = "" if fraction is None else f", on {100 * fraction:.3g} % of the data"
+    if fraction == 0:
+        return "none: no data is kept for it"
+    saved = f"; saved every {train['save_steps']:,}" if train.get("save_steps") else ""
+    return f"every {train['eval_steps']:,} steps{kept}{saved}"
+
+
+def _time(cost: Estimate) -> str:
+    """The whole, what it stands on, and the parts that are more than a fiftieth."""
+    whole = cost.wall_seconds or 0.0
+    parts = sorted(cost.seconds_by_part.items(), key=lambda item: -item[1])
+    shares = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts if seconds > 0.02 * whole]
+    return f"{about(whole)} ({cost.basis}): {', '.join(shares)}" if whole else about(whole)
+
+
+def _memory(cost: Estimate, *, assumed: bool) -> str:
+    parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
+    need = ", ".join(f"{part} {size(number)}" for part, number in parts[:MEMORY_PARTS])
+    need += ", ..." if len(parts) > MEMORY_PARTS else ""
+    fits = "" if cost.fits else "Does not fit! "
+    there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
+    measured = " (measured here)" if cost.measurement and cost.measurement.memory_bytes else ""
+    return f"{fits}about {size(cost.memory_bytes)}{measured} of {there}: {need}"
+
+
+def derived_table(resolved: Resolved) -> Table:
+    """Return every derived value with its reason."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.title, table.title_justify, table.title_style = "Derived, because it was left out", "left", "title"
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", overflow="fold", max_width=VALUE_COLUMNS)
+    table.add_column(style="dim", overflow="fold")
+    found = dict(flatten(resolved.values))
+    last = ""
+    for path, origin in resolved.origins.items():
+        if origin.kind != "derived":
+            continue
+        group, _, key = path.rpartition(".")
+        if group and group != last:
+            table.add_row(Text(group, style="dim"))
+        last = group
+        table.add_row(("  " if group else "") + key, _written(found.get(path)), Text(one_line(origin.reason)))
+    return table
+
+
+def _written(value: Any) -> Text:
+    from rich.text import Text
+
+    if isinstance(value, bool) or value is None:
+        return Text({True: "true", False: "false", None: "null"}[value])
+    return Text(f"{value:g}" if isinstance(value, float) else _in_pieces(one_line(str(value)), VALUE_COLUMNS))

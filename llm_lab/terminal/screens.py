@@ -1,0 +1,105 @@
+"""What stands above a question: the title, and the numbers that follow from the answers so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_lab.optim.schedule import factor_of
+from llm_lab.recipe.native import what_loads
+from llm_lab.recipe.resolve import Resolved
+from llm_lab.recipe.schema import STAGES
+
+from .console import count, is_terminal, make_console, one_line, size
+from .curve import draw_curve
+
+
+def begin_screen(title: str, where: str = "") -> Any:
+    """Clear the terminal, print the title line, and return the console."""
+    console = make_console()
+    if is_terminal():
+        console.clear()
+    console.rule(f"[title]LLM Lab[/] · {title}" + (f" [dim]· {where}[/]" if where else ""), align="left", style="dim")
+    return console
+
+
+def print_model_numbers(console: Any, resolved: Resolved | None) -> None:
+    """Print the live panel of a design: parameters by part, memory, FLOPs a token, what loads it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if resolved is None or resolved.shape is None:
+        console.print("The numbers appear once the answers fit together.", style="dim")
+        return
+    shape, cost, model = resolved.shape, resolved.estimate, resolved.values["model"]
+    parts = shape.parameters_by_part
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    shares = ", ".join(
+        f"{part} {count(number)} {100 * number / shape.parameters:.0f} %"
+        for part, number in sorted(parts.items(), key=lambda item: -item[1])
+        if number * 200 > shape.parameters
+    )
+    table.add_row("parameters", Text(f"{count(shape.parameters)}", style="bold"))
+    table.add_row("by part", shares)
+    if "hidden_size" in model:
+        table.add_row(
+            "shape",
+            f"{model['num_hidden_layers']} layers × {model['hidden_size']}, heads {model['num_attention_heads']}/"
+            f"{model['num_key_value_heads']} of {model['head_dim']}, inner {model['intermediate_size']}, "
+            f"context {model['max_position_embeddings']:,}",
+        )
+        loads = what_loads(model)
+        table.add_row("on disk", Text(loads.native_reason, style="good" if loads.architecture else "warn"))
+        table.add_row("GGUF", Text(loads.gguf_reason, style="good" if loads.gguf else "warn"))
+    state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
+    flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
+    table.add_row(
+        "training", f"{size(state)} of memory + {size(cost.memory_bytes - state)} a batch, {count(flops)}FLOPs a token"
+    )
+    table.add_row(
+        "generating", f"{size(4 * shape.parameters)} + {shape.cache_bytes_per_token():,} bytes a token of context"
+    )
+    console.print(table)
+
+
+def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
+    """Print the live panel of a run: model, tokens, memory, and the learning-rate curve."""
+    from rich.text import Text
+
+    from .console import about
+
+    if resolved is None:
+        console.print("The numbers appear once the answers fit together.", style="dim")
+        return
+    values, cost = resolved.values, resolved.estimate
+    console.print(Text(f"{STAGES[values['stage']]}", style="dim"))
+    train = values.get("train")
+    if train is None:
+        return
+    parameters = f"{count(cost.parameters)} parameters, " if cost.parameters else ""
+    seconds = f", {about(cost.wall_seconds)}" if cost.wall_seconds else ""
+    memory = f", {size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
+    console.print(Text(f"{parameters}{_length(values, cost)}{memory}{seconds}"))
+    if not cost.fits:
+        console.print(Text("This does not fit into memory.", style="bad"))
+    schedule, optimizer, steps = values["scheduler"], values["optimizer"], train["max_steps"]
+    label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
+    console.print(Text(one_line(label), style="dim"))
+    if steps is None:
+        return  # they follow from the number of examples
+    updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
+    factor = factor_of(schedule, steps)
+    points = [(0.0, 0.0), *((update + 1.0, factor(update)) for update in updates)]
+    for line in draw_curve(points, 60, 3):
+        console.print(Text(line, style="dim"))
+
+
+def _length(values: dict[str, Any], cost: Any) -> str:
+    train, steps = values["train"], values["train"]["max_steps"]
+    if steps is None:
+        return f"{train['num_train_epochs']:g} × the examples, {train['per_device_train_batch_size']} rows a batch"
+    if values["stage"] == "pretrain":
+        return f"{steps:,} steps = {count(cost.tokens)} tokens"
+    rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
+    return f"{steps:,} steps of {rows:,} rows"

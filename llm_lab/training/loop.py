@@ -1,0 +1,173 @@
+"""The course of a trained run, whatever is learnt: where it begins, its steps and evaluations, what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.events import Listener, SampleWritten, TrainingEnded
+from llm_lab.hf.adapter import weights_digest
+from llm_lab.recipe.schema import StageRecipe
+from llm_lab.runs.folder import RunFolder, find_model
+from llm_lab.runs.processes import is_first_process
+
+# Columns of metrics.jsonl that are no result: they tell where the run is, not what it came to.
+_COURSE = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage ended: "done" or "stopped", and its numbers."""
+
+    status: str
+    results: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at step 0, or at a checkpoint of its own."""
+
+    step: int
+    checkpoint: Path | None
+    wall_seconds: float  # of work before it
+
+
+class Evaluates(Protocol):
+    """What a run asks of its evaluation."""
+
+    def measure(self, step: int) -> dict[str, float] | None:
+        """Return a row for metrics.jsonl, or None where there is nothing to measure."""
+
+    def done_at(self, step: int) -> bool:
+        """Whether a step has been evaluated, in this process or one before."""
+
+
+def begin_computing(recipe: StageRecipe) -> None:
+    """Set what the whole process computes with: the recipe's seed, and TF32 for what is float32 on a GPU."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
+
+
+def find_local(name: str) -> str:
+    """Return the folder of a local checkpoint, or the name itself where it is one of the Hub's."""
+    local = Path(name).expanduser()
+    return str(find_model(local)) if local.exists() else name
+
+
+def describe_parent(checkpoint: str) -> dict[str, str | None]:
+    """Return where a model came from and a digest of its weights, for the lineage."""
+    return {"path": checkpoint, "digest": weights_digest(checkpoint)}
+
+
+def require_same_data(sources: Sequence[Any], folder: RunFolder) -> None:
+    """A run that is resumed must find the data it began with, or its record would tell of another."""
+    before = [source["fingerprint"] for source in folder.facts().get("data", [])]
+    changed = [source for source, old in zip(sources, before, strict=False) if source.fingerprint != old]
+    if changed:
+        why, fix = "this data has changed since the run began", "Put it back as it was, or start a new run."
+        raise UserError(*(Problem(f"{source.key}.path", why, value=source.path, fix=fix) for source in changed))
+
+
+def find_start(folder: RunFolder, *, resume: bool) -> Start:
+    """Return where the run goes on, with what was recorded after that forgotten. UserError for a broken checkpoint."""
+    step, checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else (0, None)
+    if checkpoint:
+        _require_whole(checkpoint)
+    if is_first_process():
+        folder.forget_after(step)
+    return Start(step, checkpoint, max((row["wall_seconds"] for row in folder.metrics()), default=0.0))
+
+
+def _require_whole(checkpoint: Path) -> None:
+    """Refuse a checkpoint that a copy or a full disk has cut off: its state files are zip archives."""
+    for file in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+        if not zipfile.is_zipfile(file):
+            fix = f"Delete {checkpoint}: the run then goes on from the checkpoint before it, or from the start."
+            raise UserError(Problem(str(file), "this file of the checkpoint is broken", fix=fix))
+
+
+def owes_evaluation(start: Start, evaluation: Evaluates, eval_steps: int) -> bool:
+    """Whether the step it goes on from is still to be evaluated.
+
+    A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
+    """
+    return start.step > 0 and start.step % eval_steps == 0 and not evaluation.done_at(start.step)
+
+
+def drive(
+    trainer: Any,
+    start: Start,
+    evaluation: Evaluates,
+    listener: Listener,
+    *,
+    max_steps: int,
+    measure_start: bool = False,
+    has_ended: Callable[[int], bool] = lambda step: False,
+) -> bool:
+    """Train to the end or to a stop; returns whether it came to the end.
+
+    measure_start: evaluate before the first step. has_ended: whether there is nothing left to learn after a step.
+    """
+    try:
+        with trainer.tracking, trainer.interruption.listen(listener):
+            if measure_start and start.step == 0 and not evaluation.done_at(0):
+                trainer.evaluate_now()
+            if start.checkpoint is None or (start.step < max_steps and not has_ended(start.step)):
+                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            else:
+                # Trainer would train one step too many on a run that is complete.
+                trainer._load_from_checkpoint(str(start.checkpoint))
+                trainer.state.global_step = start.step
+            step = trainer.state.global_step
+            finished = step >= max_steps or has_ended(step)
+            if finished and not evaluation.done_at(step):
+                trainer.evaluate_now()
+    finally:
+        listener(TrainingEnded())
+    return finished
+
+
+def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
+    """Write model/ whole: into a folder beside it, then moved to its place."""
+    from .trainer import publish
+
+    staged = folder.path / ".model"
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        save(staged)
+        publish(staged, folder.model_path)
+    except OSError as error:
+        raise LabError(f"{folder.model_path}: the model could not be written: {error.strerror or error}") from None
+
+
+def write_samples(
+    folder: RunFolder, listener: Listener, step: int, samples: Mapping[str, str], *, whole: bool = False
+) -> None:
+    """Add {prompt: what the model wrote} to samples.md and show it. whole: quote the prompt before its continuation."""
+    if not is_first_process():
+        return
+    lines = [f"## Step {step}\n"]
+    for prompt, text in samples.items():
+        listener(SampleWritten(step, prompt, text))
+        quoted = (prompt + text if whole else text).replace("\n", "\n> ")
+        lines.append(f"Prompt: `{prompt or '(none)'}`\n\n> {quoted}\n")
+    with open(folder.samples_path, "a", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def results_of(folder: RunFolder, step: int) -> dict[str, float]:
+    """Return the last value of everything that was measured, and the median speed."""
+    rows = folder.metrics()
+    found: dict[str, float] = {"step": step}
+    for row in rows:
+        found |= {name: value for name, value in row.items() if name not in _COURSE}
+    speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
+    return found | ({"tokens_per_second": speeds[len(speeds) // 2]} if speeds else {})

@@ -1,0 +1,195 @@
+"""A run's rows sent to trackers of others (TensorBoard, Weights & Biases, trackio) while it works.
+
+Not by transformers' callbacks: these know neither our rows (their step is a metric beside others, and evaluations come
+before and after training) nor how to go on with the curve of a run that is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from llm_lab.errors import MachineError, Problem
+from llm_lab.events import Listener, Notice, RunWarning
+from llm_lab.recipe.files import read_recipe_file
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import is_first_process
+
+PROJECT = "llm-lab"
+FOLDER = "tracking"
+PROGRESS = ("train_tokens", "wall_seconds", "tokens_per_second", "memory_bytes")
+Numbers = Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """Where numbers go."""
+
+    def log(self, numbers: Numbers, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Tracking:
+    """The trackers of a run: open within `with`, in the process that writes. None: nothing is imported or written.
+
+    first_step: where the run goes on; what was sent of later steps is sent again.
+    """
+
+    def __init__(self, names: tuple[str, ...], run: RunFolder, listener: Listener, *, first_step: int = 0):
+        self._names, self._run, self._listener, self._first_step = names, run, listener, first_step
+        self._open: dict[str, Tracker] = {}
+
+    def __enter__(self) -> Tracking:
+        """Open the trackers. MachineError where one can't be had."""
+        for name in self._names if is_first_process() else ():
+            try:
+                self._open[name] = OPENERS[name](self._run, self._first_step, self._listener)
+            except MachineError:
+                raise
+            except Exception as error:  # of another's program, before anything is trained
+                why = f"{name} can't be opened: {_words(error)}"
+                raise MachineError(Problem("train.report_to", why, fix="Fix it, or leave the key out.")) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._open):
+            with self._guarded(name):
+                self._open[name].close()
+        self._open.clear()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Send a row of metrics.jsonl, under names that group it: train/, eval/, progress/."""
+        for name in list(self._open):
+            with self._guarded(name):
+                self._open[name].log(named(row), row["step"])
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Any:
+        """A tracker that fails must not cost the run: it is told so, and nothing more is sent there."""
+        try:
+            yield
+        except Exception as error:
+            self._open.pop(name, None)
+            self._listener(
+                RunWarning(f"{name}: {_words(error)}; nothing more is sent there. metrics.jsonl has it all.")
+            )
+
+
+def named(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return a row's numbers by the names that trackers group: train/loss, eval/loss, progress/train_tokens."""
+    kind = "train" if "loss" in row else "eval"
+    found = {}
+    for key, value in row.items():
+        if key == "step" or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        group, name = ("progress", key) if key in PROGRESS else (kind, key.removeprefix("eval_"))
+        found[f"{group}/{name}"] = value
+    return found
+
+
+def _words(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    """Return the recipe, which holds no secrets: none may stand in one."""
+    return read_recipe_file(run.recipe_path) if run.recipe_path.is_file() else {}
+
+
+class _TensorBoard:
+    """Event files in the run's folder: tensorboard --logdir checkpoints."""
+
+    def __init__(self, run: RunFolder, first_step: int, listener: Listener):
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = run.path / FOLDER / "tensorboard"
+        # What an earlier process wrote of the steps that are done again is taken back.
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        listener(Notice(f"tensorboard: tensorboard --logdir {run.path}"))
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """A run of Weights & Biases; without a login it is kept in the run's folder, and no one is asked."""
+
+    def __init__(self, run: RunFolder, first_step: int, listener: Listener):
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry
+        import wandb
+
+        with contextlib.redirect_stderr(io.StringIO()):
+            mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+        folder = run.path / FOLDER
+        folder.mkdir(exist_ok=True)
+        known = (run.facts().get("tracking") or {}).get("wandb")
+        number = known if known and first_step else os.urandom(4).hex()
+        # No code, no git, no terminal output is sent.
+        settings = wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, disable_code=True)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=run.path.name,
+            id=number,
+            resume="allow",
+            dir=str(folder),
+            config=_settings(run),
+            mode=mode,
+            settings=settings,
+        )
+        _keep(run, wandb=number)
+        told = f"sync it with: wandb sync {folder}/wandb/offline-run-*" if mode == "offline" else mode
+        listener(Notice(f"wandb: {told}"))
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Trackio:
+    """A run of trackio, where trackio keeps them (TRACKIO_DIR): its screen compares runs."""
+
+    def __init__(self, run: RunFolder, first_step: int, listener: Listener):
+        import trackio
+
+        known = (run.facts().get("tracking") or {}).get("trackio")
+        # Runs of one name in several folders would become one curve.
+        name = known if known and first_step else f"{run.path.name}-{os.urandom(3).hex()}"
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._run = trackio.init(
+                project=PROJECT,
+                name=name,
+                config=_settings(run),
+                resume="allow",
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
+        _keep(run, trackio=name)
+        listener(Notice(f"trackio: the run {name}; trackio show --project {PROJECT}"))
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        import trackio
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            trackio.finish()  # the run's own finish() would be called once more at exit, and say so
+
+
+def _keep(run: RunFolder, **names: str) -> None:
+    """Keep in run.json what a resumed run is to go on with."""
+    run.update(tracking={**(run.facts().get("tracking") or {}), **names})
+
+
+OPENERS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}

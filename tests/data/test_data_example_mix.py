@@ -1,0 +1,122 @@
+"""Examples in training and validation share no prompt, and are read in an order that can be taken up anywhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_lab.data.examples import build_example_mix, open_examples, split_examples
+from llm_lab.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def make_set(prompts, *, name="rows", kind="conversation", key="data.0"):
+    rows = [{"prompt": prompt, "completion": f"answer {i}"} for i, prompt in enumerate(prompts)]
+    Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return open_examples(f"{name}.jsonl", kind=kind, key=key)
+
+
+def prompts(examples):
+    return [example.prompt[0]["content"] for example in examples]
+
+
+@pytest.mark.parametrize("take", ["end", "random"])
+@pytest.mark.parametrize("kind", ["conversation", "prompt"])
+def test_no_prompt_stands_on_both_sides_whatever_its_set(take, kind):
+    one = make_set([f"{i % 170}?" for i in range(200)], name="one", kind=kind)
+    two = make_set([f"{i + 50}? " for i in range(150)], name="two", kind=kind)
+    splits = split_examples([one, two], fraction=0.3, take=take)
+    train = {prompt.strip() for split in splits for prompt in prompts(split.train)}
+    validation = {prompt.strip() for split in splits for prompt in prompts(split.validation)}
+    assert train
+    assert not train & validation
+    for source, split in zip((one, two), splits, strict=True):
+        assert len(split.train) + len(split.validation) + split.duplicates == len(source.examples)
+
+
+def test_the_end_is_the_last_examples_in_order():
+    (split,) = split_examples([make_set([f"{i}?" for i in range(20)])], fraction=0.1, take="end")
+    assert prompts(split.train) == [f"{i}?" for i in range(18)]
+    assert prompts(split.validation) == ["18?", "19?"]
+
+
+def test_at_random_an_example_stays_where_it_is_when_others_come():
+    few = make_set([f"{i}?" for i in range(100)])
+    many = make_set([f"{i}?" for i in reversed(range(400))])
+    kept = [set(prompts(split_examples([s], fraction=0.2, take="random")[0].validation)) for s in (few, many)]
+    assert kept[0] == kept[1] & set(prompts(few.examples))
+    assert 10 < len(kept[0]) < 30
+
+
+def test_of_a_conversation_all_answers_are_kept_apart_not_only_the_last():
+    def talk(*said):
+        turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+        return {"messages": turns}
+
+    rows = [*(talk(f"{i}?", "yes") for i in range(9)), talk("3?", "yes", "and?", "no")]
+    Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_examples("talks.jsonl", kind="conversation")
+    with pytest.raises(UserError, match="none is left for validation, after 1 that training asks too"):
+        split_examples([source], fraction=0.1, take="end")
+
+
+def test_nothing_is_kept_where_nothing_is_asked_for():
+    (split,) = split_examples([make_set(["a", "b"])], fraction=0.0, take="end")
+    assert len(split.train) == 2
+    assert not split.validation
+
+
+@pytest.mark.parametrize(("count", "take", "why"), [(1, "end", "to train on"), (2, "random", "none is left for valid")])
+def test_a_side_without_examples_is_an_error(count, take, why):
+    with pytest.raises(UserError, match=why):
+        split_examples([make_set([f"{i}" for i in range(count)])], fraction=0.01, take=take)
+
+
+def test_validation_may_be_empty_where_it_is_not_needed():
+    (split,) = split_examples([make_set(["a", "b"])], fraction=0.01, take="random", require_validation=False)
+    assert len(split.train) == 2
+
+
+def test_an_unknown_way_to_split_is_guessed():
+    with pytest.raises(UserError, match="Did you mean random"):
+        split_examples([make_set(["a"])], fraction=0.5, take="randon")
+
+
+def make_mix(sizes=(30, 7), weights=(2.0, 1.0), samples=120, seed=5):
+    sets = [make_set([f"{n}:{i}" for i in range(size)], name=str(n)).examples for n, size in enumerate(sizes)]
+    return build_example_mix(sets, weights, num_samples=samples, seed=seed)
+
+
+def test_every_prefix_has_each_set_in_its_share():
+    mix = make_mix()
+    sources = [mix.locate(i)[0] for i in range(len(mix))]
+    for length in range(1, len(mix) + 1):
+        for source, share in ((0, 2 / 3), (1, 1 / 3)):
+            assert abs(sources[:length].count(source) - share * length) < 1
+        assert mix.counts(length) == [sources[:length].count(0), sources[:length].count(1)]
+    assert mix.epochs() == [80 / 30, 40 / 7]
+
+
+def test_each_time_through_every_example_is_read_once_in_a_new_order():
+    mix = make_mix()
+    read = [mix.locate(i)[1] for i in range(len(mix)) if mix.locate(i)[0] == 1]
+    epochs = [read[start : start + 7] for start in range(0, 35, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+
+
+def test_a_sample_is_the_same_however_it_is_come_to():
+    order = [make_mix()[i] for i in range(120)]
+    again = make_mix()
+    assert [again[i] for i in reversed(range(120))] == order[::-1]
+    assert list(make_mix(samples=50)) == order[:50]  # a longer run begins like a shorter one
+    assert list(make_mix(seed=6)) != order
+
+
+def test_beyond_the_last_sample_there_is_none():
+    with pytest.raises(IndexError):
+        make_mix(samples=3)[3]

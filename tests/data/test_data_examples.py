@@ -1,0 +1,409 @@
+"""Examples are read whatever their columns are called; what teaches nothing is counted, what can't be read is told."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_lab.data import builtin
+from llm_lab.data.examples import look_at_examples, open_examples
+from llm_lab.errors import UserError
+
+SHARED = Path(__file__).resolve().parents[3] / "shared/data"
+USER = {"role": "user", "content": "Why?"}
+ANSWER = {"role": "assistant", "content": "So."}
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(*rows, name="rows.jsonl"):
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def read(*rows, kind="conversation", **settings):
+    return open_examples(write(*rows), kind=kind, **settings)
+
+
+def only(*rows, kind="conversation", **settings):
+    (example,) = read(*rows, kind=kind, **settings).examples
+    return example
+
+
+def refusal(*rows, kind="conversation", **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*rows, kind=kind, **settings)
+    return str(caught.value)
+
+
+CONVERSATIONS = {
+    "messages": {"messages": [SYSTEM, USER, ANSWER]},
+    "sharegpt": {
+        "conversations": [
+            {"from": "system", "value": "Be kind."},
+            {"from": "human", "value": "Why?"},
+            {"from": "gpt", "value": "So."},
+        ]
+    },
+    "prompt/completion": {"prompt": "Why?", "completion": "So.", "system": "Be kind.", "id": 7},
+    "prompt/response": {"prompt": [SYSTEM, USER], "response": [ANSWER]},
+    "instruction": {"instruction": "Why?", "input": "", "output": "So.", "system": "Be kind.", "text": "Below is"},
+    "question/answer": {"question": "Why?", "answer": "So.", "system": "Be kind."},
+    "question/response": {"id": 1, "system_prompt": "Be kind.", "question": "Why?", "response": "So."},
+    "problem/solution": {"problem": "Why?", "solution": "So.", "answer": "1", "system": "Be kind."},
+    "prompt/chosen/rejected": {"system": "Be kind.", "prompt": "Why?", "chosen": "So.", "rejected": "No."},
+}
+
+
+@pytest.mark.parametrize("name", list(CONVERSATIONS))
+def test_a_conversation_is_recognised_by_its_columns(name):
+    source = read(CONVERSATIONS[name])
+    assert source.format == name
+    assert source.examples[0].messages == [SYSTEM, USER, ANSWER]
+    assert source.examples[0].prompt == (SYSTEM, USER)
+    assert source.examples[0].completion == "So."
+
+
+PREFERENCES = {
+    "prompt/chosen/rejected": {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+    "with lists of messages": {
+        "prompt": [USER],
+        "chosen": [ANSWER],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    },
+    "with the prompt in them and beside": {
+        "prompt": "Why?",
+        "chosen": [USER, ANSWER],
+        "rejected": [USER, {"role": "assistant", "content": "No."}],
+    },
+    "chosen/rejected": {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "No."}]},
+    "strings that begin alike": {"chosen": "Why?\n\nSo.", "rejected": "Why?\n\nNo."},
+    "hh dialogue": {
+        "chosen": "\n\nHuman: Why?\n\nAssistant: So.",
+        "rejected": "\n\nHuman: Why?\n\nAssistant: No.",
+    },
+    "hh prompt beside": {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": "So.", "rejected": "No."},
+}
+
+
+@pytest.mark.parametrize("name", list(PREFERENCES))
+def test_a_preference_is_recognised_by_its_columns(name):
+    example = only(PREFERENCES[name], kind="preference")
+    assert example.prompt == (USER,)
+    assert (example.chosen, example.rejected) == ("So.", "No.")
+
+
+def test_a_dialogue_of_many_turns_and_paragraphs_is_read_whole():
+    before = (
+        "\n\nHuman: Hello\n\nAssistant: Good day.\n\nHow are you?\n\nHuman: Tell me:\n\n1. why\n\n2. how\n\nAssistant:"
+    )
+    row = {"chosen": f"{before} First.\n\nSecond, Human: or not.\n", "rejected": f"{before} No.\n\nNever."}
+    prompt = (
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Good day.\n\nHow are you?"},
+        {"role": "user", "content": "Tell me:\n\n1. why\n\n2. how"},
+    )
+    preference = only(row, kind="preference")
+    assert preference.prompt == prompt
+    assert preference.chosen == "First.\n\nSecond, Human: or not."
+    assert preference.rejected == "No.\n\nNever."
+    assert only(row, kind="prompt").prompt == prompt
+    assert only(row, kind="conversation").messages == [*prompt, {"role": "assistant", "content": preference.chosen}]
+
+
+def test_each_dialogue_has_a_prompt_of_its_own():
+    rows = [
+        {"chosen": f"\n\nHuman: {q}\n\nAssistant: yes", "rejected": f"\n\nHuman: {q}\n\nAssistant: no"}
+        for q in ("Hi", "What is rain?", "Why?")
+    ]
+    prompts = [example.prompt[-1]["content"] for example in read(*rows, kind="prompt").examples]
+    assert prompts == ["Hi", "What is rain?", "Why?"]
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "answer"),
+    [
+        ({"prompt": "Why?", "answer": "So."}, "prompt/answer", "So."),
+        ({"question": "Why?", "answer": "So.\n#### 12"}, "question/answer", "So.\n#### 12"),
+        ({"problem": "Why?", "solution": "Thus 12", "answer": "12"}, "problem/answer", "12"),
+        ({"instruction": "Why?", "target": 12}, "instruction/target", "12"),
+        ({"prompt": [USER]}, "prompt", None),
+        ({"prompt": "Why?", "answer": None}, "prompt/answer", None),
+        ({"messages": [USER, ANSWER]}, "messages", "So."),
+        ({"prompt": [USER], "completion": [ANSWER]}, "prompt/completion", "So."),
+    ],
+)
+def test_a_prompt_is_recognised_by_its_columns(row, name, answer):
+    source = read(row, kind="prompt")
+    assert source.format == name
+    assert source.examples[0].prompt == (USER,)
+    assert source.examples[0].answer == answer
+
+
+def test_the_other_plain_columns_of_a_prompt_are_kept():
+    row = {"prompt": "Why?", "answer": "So.", "level": 3, "easy": True, "tags": ["a"], "note": None, "unit": "cm"}
+    assert only(row, kind="prompt").columns == {"level": 3, "easy": True, "unit": "cm"}
+
+
+def test_an_instruction_has_its_input_after_it():
+    row = {"instruction": "Add them.", "input": "1 and 2", "output": "3"}
+    assert only(row).prompt == ({"role": "user", "content": "Add them.\n\n1 and 2"},)
+    dolly = {"instruction": "Who?", "context": "It was Ann.", "response": "Ann", "category": "qa"}
+    assert only(dolly).prompt == ({"role": "user", "content": "Who?\n\nIt was Ann."},)
+
+
+def test_an_instruction_with_several_inputs_and_outputs_is_as_many_examples():
+    both = [{"input": "ice", "output": "Cold."}, {"input": "", "output": "It depends."}]
+    source = read({"id": 1, "instruction": "How warm?", "instances": both, "is_classification": False})
+    assert source.format == "instruction"
+    assert [example.prompt[0]["content"] for example in source.examples] == ["How warm?\n\nice", "How warm?"]
+    assert [example.completion for example in source.examples] == ["Cold.", "It depends."]
+    assert read({"instruction": "How warm?", "output": "Cold.", "instances": 3}).counts.kept == 1
+
+
+@pytest.mark.skipif(not (SHARED / "seed_tasks.jsonl").exists(), reason="Self-Instruct's seeds are not here")
+def test_the_seeds_of_self_instruct_are_read_whole():
+    source = open_examples(str(SHARED / "seed_tasks.jsonl"), kind="conversation")
+    assert source.counts.kept == source.counts.read == 175
+
+
+def test_a_column_that_this_kind_of_set_has_no_use_for_is_refused():
+    said = refusal({"prompt": "Why?", "body": "So."}, kind="prompt", columns={"text": "body"})
+    assert "data.0.columns.text = body: In a set of prompts this is not read. Allowed: messages, prompt, " in said
+
+
+def test_plain_text_is_an_example_too(tmp_path):
+    assert only({"text": "Once upon a time."}).text == "Once upon a time."
+    Path("story.txt").write_text("Once.\n")
+    source = open_examples("story.txt", kind="conversation")
+    assert (source.format, source.examples[0].text) == ("text", "Once.\n")
+    with pytest.raises(UserError, match="a set of preferences needs some"):
+        open_examples("story.txt", kind="preference")
+
+
+def test_columns_of_other_names_are_named_by_hand():
+    row = {"dialog": [USER, ANSWER], "q": "Why?", "a": "So.", "bad": "No.", "gold": 12, "body": "Once."}
+    assert only(row, columns={"messages": "dialog"}).messages == [USER, ANSWER]
+    assert only(row, columns={"prompt": "q", "completion": "a"}).messages == [USER, ANSWER]
+    assert only(row, columns={"text": "body"}).text == "Once."
+    preference = only(row, kind="preference", columns={"prompt": "q", "chosen": "a", "rejected": "bad"})
+    assert (preference.prompt, preference.chosen, preference.rejected) == ((USER,), "So.", "No.")
+    assert only(row, kind="prompt", columns={"prompt": "q", "answer": "gold"}).answer == "12"
+
+
+def test_what_is_not_named_by_hand_is_still_found():
+    row = {"q": "Why?", "completion": "So.", "prompt": "other", "answer": "12"}
+    example = only(row, columns={"prompt": "q"})
+    assert example.messages == [USER, ANSWER]
+    assert example.answer == "12"
+
+
+def test_columns_that_can_not_be_told_are_listed_with_what_to_set():
+    said = refusal({"foo": "a", "bar": "b"})
+    assert said.startswith("data.0.columns: What the columns of rows.jsonl hold can't be told: foo, bar.")
+    assert "Allowed: messages; conversations (ShareGPT); prompt and completion;" in said
+    assert said.endswith("for example columns: {prompt: foo, completion: bar}.")
+    assert "columns: {prompt: foo, chosen: bar, rejected: a}" in refusal({"foo": "a", "bar": "b"}, kind="preference")
+    assert "prompt, question, problem or instruction" in refusal({"foo": "a"}, kind="prompt")
+
+
+def test_a_column_by_hand_that_is_not_there_is_guessed():
+    said = refusal({"dialogue": [USER, ANSWER]}, columns={"messages": "dialog"}, key="data.2")
+    assert said == (
+        "data.2.columns.messages = dialog: There is no such column. Allowed: dialogue. Did you mean dialogue?"
+    )
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "developer", "ipython", None])
+def test_an_unknown_role_is_an_error_with_row_and_role(role):
+    said = refusal({"messages": [USER, ANSWER]}, {"messages": [USER, {"role": role, "content": "x"}, ANSWER]})
+    assert f"line 2 of rows.jsonl: message 2 of column 'messages' has the role {role!r}" in said
+    assert "known are system, user, human" in said
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"messages": "hello"}, "column 'messages' holds str, not a list of messages"),
+        ({"messages": "[{"}, "column 'messages' is a string that is no JSON"),
+        ({"messages": ["hello"]}, "message 1 of column 'messages' is str, not an object with role and content"),
+        ({"messages": [{"speaker": "a"}]}, "has no role and content (or from and value), only speaker"),
+        ({"messages": [{**USER, "content": 7}]}, "message 1 of column 'messages' holds int, not text"),
+        ({"messages": [{**USER, "content": [{"type": "image"}]}]}, "has a part that is not text"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{"f": 1}]}]}, "message 2 of column 'messages' calls a tool"),
+        ({"messages": [{**USER, "content": "\ud83d"}]}, "has half of a surrogate pair"),
+        ({"prompt": 7, "completion": "a"}, "column 'prompt' holds int, not a list of messages"),
+        ({"prompt": "a", "completion": {"a": 1}}, "column 'completion' holds dict, not a list of messages"),
+        ({"question": "Why?", "answer": ["So."]}, "message 1 of column 'answer' is str"),
+    ],
+)
+def test_a_row_of_another_form_is_told_by_its_place(row, why):
+    said = refusal(row)
+    assert "line 1 of rows.jsonl: " in said
+    assert why in said
+    assert "It was read as" in said
+
+
+def test_an_answer_to_check_that_is_no_text_is_an_error_for_prompts_alone():
+    row = {"prompt": "Why?", "completion": "So.", "ground_truth": {"a": 1}}
+    said = refusal(row, kind="prompt", columns={"answer": "ground_truth"})
+    assert "column 'ground_truth' holds dict, not text or a number" in said
+    assert only(row, columns={"answer": "ground_truth"}).answer is None
+
+
+def test_a_number_is_an_answer():
+    assert only({"question": "6 * 7?", "answer": 42}).completion == "42"
+
+
+def test_messages_as_an_object_of_lists_are_read():
+    row = {"conversations": {"from": ["human", "gpt"], "value": ["Why?", "So."]}}
+    assert only(row).messages == [USER, ANSWER]
+
+
+def test_parts_of_text_are_one_text_and_json_in_a_cell_is_read():
+    parts = [{**USER, "content": [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]}, ANSWER]
+    assert only({"messages": parts}).messages == [USER, ANSWER]
+    assert only({"messages": json.dumps([USER, ANSWER])}).messages == [USER, ANSWER]
+
+
+GOOD = {"messages": [USER, ANSWER]}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": []}, "no messages"),
+        ({"messages": None}, "no messages"),
+        ({"other": 1}, "no messages"),
+        ({"messages": [SYSTEM]}, "no question"),
+        ({"messages": [USER]}, "no answer"),
+        ({"messages": [ANSWER, USER, ANSWER]}, "the assistant speaks first"),
+        ({"messages": [USER, {**ANSWER, "content": " \n"}]}, "an empty answer"),
+        ({"messages": [USER, {**ANSWER, "content": None}]}, "an empty answer"),
+        ({"messages": [{**USER, "content": ""}, ANSWER]}, "an empty question"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "two turns of the assistant in a row"),
+        ({"messages": [USER, USER, ANSWER]}, "two turns of the user in a row"),
+    ],
+)
+def test_conversations_that_teach_nothing_are_dropped_and_counted(row, reason):
+    source = read(GOOD, row, GOOD)
+    assert len(source.examples) == 2
+    assert (source.counts.read, source.counts.kept) == (3, 2)
+    assert source.counts.dropped == {reason: 1}
+    assert source.description.endswith(f"2 of 3 rows; 1: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Why?", "chosen": "So.", "rejected": "So. "}, "both answers are the same"),
+        ({"prompt": "Why?", "chosen": "So.", "rejected": ""}, "an empty answer"),
+        ({"prompt": "Why?", "chosen": "So."}, "no answer"),
+        ({"prompt": None, "chosen": "So.", "rejected": "No."}, "no question"),
+        ({"prompt": " ", "chosen": "So.", "rejected": "No."}, "an empty question"),
+        (
+            {
+                "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+                "rejected": "\n\nHuman: a\n\nAssistant: x\n\nHuman: y\n\nAssistant: z",
+            },
+            "the two differ before the last answer",
+        ),
+    ],
+)
+def test_preferences_that_teach_nothing_are_dropped_and_counted(row, reason):
+    good = PREFERENCES["with the prompt in them and beside"]
+    source = read(good, row, kind="preference")
+    assert len(source.examples) == 1
+    assert source.counts.dropped == {reason: 1}
+
+
+def test_a_last_question_without_an_answer_is_left_out_and_counted():
+    source = read({"messages": [USER, ANSWER, {"role": "user", "content": "And?"}]})
+    assert source.examples[0].messages == [USER, ANSWER]
+    assert source.counts.kept == 1
+    assert source.counts.shortened == {"what follows the last answer was left out": 1}
+    assert "1: what follows the last answer was left out" in source.description
+
+
+def test_a_blank_system_message_is_none():
+    assert only({"messages": [{**SYSTEM, "content": ""}, USER, ANSWER]}).prompt == (USER,)
+
+
+def test_a_set_of_which_nothing_is_left_is_an_error():
+    said = refusal({"messages": [USER]}, {"messages": []})
+    assert "No example in it can be used: 0 of 2 rows; 1: no answer; 1: no messages" in said
+
+
+def test_all_kinds_of_files_are_read():
+    Path("rows.json").write_text(json.dumps([GOOD, GOOD]))
+    Path("rows.csv").write_text('prompt,completion\nWhy?,So.\n"A, b?",c\n')
+    pq.write_table(pa.Table.from_pylist([GOOD, GOOD]), "rows.parquet")
+    write(GOOD, name="a.jsonl")
+    write(GOOD, name="b.jsonl")
+    for path in ("rows.json", "rows.csv", "rows.parquet", "?.jsonl"):
+        source = open_examples(path, kind="conversation")
+        assert len(source.examples) == 2
+        assert source.examples[0].messages == [USER, ANSWER]
+
+
+def test_the_fingerprint_is_that_of_the_examples():
+    def fingerprint(*rows, **settings):
+        return read(*rows, **settings).fingerprint
+
+    assert fingerprint(GOOD) == fingerprint({**GOOD, "id": 5})
+    assert fingerprint(GOOD) != fingerprint(GOOD, GOOD)
+    assert fingerprint(GOOD) != fingerprint({"messages": [USER, {**ANSWER, "content": "So"}]})
+    assert fingerprint(GOOD) != fingerprint(GOOD, kind="prompt")
+
+
+def test_a_dataset_of_the_hub_is_read(monkeypatch):
+    rows = datasets.Dataset.from_list([GOOD, {"messages": [USER]}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, *, split: rows)
+    source = open_examples("owner/name", kind="conversation", subset="en", split="test")
+    assert source.examples[0].messages == [USER, ANSWER]
+    assert source.description.startswith("Hub dataset owner/name (subset en, split test), messages (columns: messages)")
+    assert source.counts.dropped == {"no answer": 1}
+
+
+def test_a_built_in_set_gives_rows_by_kind_and_split(monkeypatch):
+    def rows(kind, split):
+        if split == "none":
+            raise KeyError("train, test")
+        return iter([{"prompt": f"{kind} {split}?", "completion": "So."}])
+
+    monkeypatch.setitem(builtin.BUILTIN_EXAMPLES, "made", rows)
+    example = open_examples("builtin:made", kind="conversation", split="test").examples[0]
+    assert example.prompt[0]["content"] == "conversation test?"
+    with pytest.raises(UserError, match=r"data.0.split = none: .* has no such split of conversations: train, test"):
+        open_examples("builtin:made", kind="conversation", split="none")
+    with pytest.raises(UserError, match=r"There is no built-in set of examples 'mode'.*Did you mean made"):
+        open_examples("builtin:mode", kind="conversation")
+
+
+def test_settings_without_effect_are_refused():
+    with pytest.raises(UserError, match=r"data.0.subset.*splits belong|data.0.subset"):
+        open_examples(write(GOOD), kind="conversation", subset="en", split="test")
+
+
+def test_a_look_finds_what_is_wrong_with_the_first_rows_and_downloads_nothing(monkeypatch):
+    assert look_at_examples(write(GOOD, {"messages": [USER]}), kind="conversation") is None
+    with pytest.raises(UserError, match="can't be told"):
+        look_at_examples(write({"foo": 1}), kind="conversation")
+    with pytest.raises(UserError, match="has the role 'tool'"):
+        look_at_examples(write({"messages": [{"role": "tool", "content": "x"}]}), kind="conversation")
+    assert "was not checked" in look_at_examples("owner/name", kind="conversation")
+
+
+@pytest.mark.skipif(not (SHARED / "gsm8k_train.jsonl").exists(), reason="GSM8K is not here")
+def test_gsm8k_is_read_with_its_whole_answers():
+    source = open_examples(str(SHARED / "gsm8k_train.jsonl"), kind="prompt")
+    assert source.format == "question/answer"
+    assert source.counts.kept == source.counts.read == 7473
+    assert all("\n#### " in example.answer for example in source.examples)

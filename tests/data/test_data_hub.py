@@ -1,0 +1,185 @@
+"""Datasets of the Hub are read, and each way of not getting one has its own advice."""
+
+import importlib
+
+import datasets
+import huggingface_hub.errors
+import pytest
+
+from llm_lab.data.sources import look_at_source, open_source
+from llm_lab.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Call it with what load_dataset shall return or raise."""
+
+    def answer(result):
+        def load_dataset(path, subset, *, split):
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    return answer
+
+
+def refusal(path="owner/name", **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(path, **settings)
+    return str(caught.value)
+
+
+def test_a_dataset_is_read_by_its_text_column(hub):
+    hub(datasets.Dataset.from_dict({"id": [1, 2, 3], "text": ["one", None, "three"]}))
+    source = open_source("owner/name", subset="en", split="test")
+    assert list(source.documents()) == ["one", "three"]
+    assert source.kind == "hub"
+    assert source.describe() == ("Hub dataset owner/name (subset en, split test), 3 rows, column 'text' (of: id, text)")
+
+
+def test_the_fingerprint_of_a_dataset_is_that_of_its_text(hub):
+    def fingerprint(*texts):
+        hub(datasets.Dataset.from_dict({"text": list(texts)}))
+        return open_source("owner/name").fingerprint
+
+    assert fingerprint("one", "two") == fingerprint("one", "two")
+    assert fingerprint("one", "two") != fingerprint("onet", "wo")
+
+
+def test_a_wrong_column_of_a_dataset_is_told(hub):
+    hub(datasets.Dataset.from_dict({"id": [1], "texts": ["one"]}))
+    assert "Did you mean texts?" in refusal(text_column="text")
+    assert "This column does not hold text. Allowed: texts." in refusal(text_column="id")
+
+
+def test_an_empty_dataset_is_refused(hub):
+    hub(datasets.Dataset.from_dict({"text": []}, features=datasets.Features({"text": datasets.Value("string")})))
+    assert "There is no text in it" in refusal()
+
+
+def test_without_a_network_the_hub_is_named_and_a_local_name_guessed(hub, tmp_path):
+    (tmp_path / "shakespeare").mkdir()
+    hub(ConnectionError("Couldn't reach 'shakespere' on the Hub (LocalEntryNotFoundError)"))
+    said = refusal("shakespere")
+    assert "It is no file here, and the Hugging Face Hub can't be reached." in said
+    assert "Did you mean shakespeare?" in said
+    assert "builtin:stories" in said
+
+
+def test_a_timeout_is_a_network_error(hub):
+    client = importlib.import_module(huggingface_hub.errors.HTTPError.__module__.split(".")[0])
+    hub(client.ReadTimeout("timed out"))
+    assert "can't be reached" in refusal()
+
+
+def test_offline_mode_is_named(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = refusal("owner/no-such-dataset")
+    assert "HF_HUB_OFFLINE forbids downloads" in said
+    assert "Unset HF_HUB_OFFLINE" in said
+
+
+def test_a_gated_dataset_is_told_how_to_open(hub):
+    hub(datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' is a gated dataset on the Hub."))
+    said = refusal()
+    assert "This dataset is gated" in said
+    assert "Accept them at https://huggingface.co/datasets/owner/name" in said
+    assert "`hf auth login` or set HF_TOKEN" in said
+
+
+def test_a_missing_or_private_dataset_is_told(hub):
+    hub(datasets.exceptions.DatasetNotFoundError("Dataset 'x/aggregated' doesn't exist on the Hub"))
+    said = refusal("x/aggregated")
+    assert "the Hub shows no dataset of that name (or it is private)" in said
+    assert "Check the name at https://huggingface.co/datasets/x/aggregated" in said
+
+
+def test_a_missing_subset_is_listed(hub):
+    message = "Config name is missing.\nPlease pick one among the available configs: ['en', 'de']\nExample"
+    hub(ValueError(message))
+    assert refusal() == "data.0.subset: owner/name has several subsets, and none is named. Allowed: en, de."
+
+
+def test_a_mistyped_subset_is_guessed(hub):
+    hub(ValueError("BuilderConfig 'sample-10' not found. Available: ['default', 'sample-10BT']"))
+    said = refusal(subset="sample-10", key="data.1")
+    assert "data.1.subset = sample-10: owner/name has no such subset." in said
+    assert "Allowed: default, sample-10BT. Did you mean sample-10BT?" in said
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unknown split \"tran\". Should be one of ['train', 'test'].",
+        "Bad split: tran. Available splits: ['train', 'test']",
+    ],
+)
+def test_a_missing_split_is_listed(hub, message):
+    hub(ValueError(message))
+    assert "data.0.split = tran: owner/name has no such split. Allowed: train, test. Did you mean train?" in (
+        refusal(split="tran")
+    )
+
+
+def test_a_split_that_a_real_dataset_lacks_is_listed(tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"text": "one"}\n')
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda path, subset, *, split: load("json", data_dir=str(tmp_path / "rows"), split=split, cache_dir=tmp_path),
+    )
+    assert list(open_source("owner/name").documents()) == ["one"]
+    assert "data.0.split = test: owner/name has no such split. Allowed: train." in refusal(split="test")
+
+
+def test_a_dataset_script_is_not_run(hub):
+    hub(RuntimeError("Dataset scripts are no longer supported, but found name.py"))
+    assert "a Python script, which is not run. Download Parquet files from" in refusal()
+
+
+def test_a_full_disk_is_told(hub):
+    hub(OSError(28, "No space left on device"))
+    assert "The disk is full. Free some space, or set HF_HOME" in refusal()
+
+
+def test_tokens_are_never_in_a_message(hub):
+    hub(ValueError("odd request with hf_abcdefghijklmnop and Bearer secret-thing"))
+    said = refusal()
+    assert "hf_abc" not in said
+    assert "secret-thing" not in said
+    assert "The datasets library can't read it: odd request" in said
+
+
+def test_a_check_asks_whether_a_gated_set_is_open_to_this_user(hub, monkeypatch):
+    """The page of a gated set is there for everybody; only auth_check tells who may read it."""
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import GatedRepoError
+
+    client = importlib.import_module(huggingface_hub.errors.HTTPError.__module__.split(".")[0])
+    request = client.Request("GET", "https://huggingface.co/api/datasets/owner/name/auth-check")
+    asked = []
+
+    def auth_check(self, path, *, repo_type):
+        asked.append((path, repo_type))
+        raise GatedRepoError("403 Client Error", response=client.Response(403, request=request))
+
+    gated = {"is": "manual"}
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(gated=gated["is"]))
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", auth_check)
+    with pytest.raises(UserError, match="This dataset is gated"):
+        look_at_source("owner/name", streaming=True)
+    assert asked == [("owner/name", "dataset")]
+    gated["is"] = False
+    assert look_at_source("owner/name") is None
+    assert len(asked) == 1

@@ -1,0 +1,377 @@
+"""Text is found and read as the recipe names it, and what is wrong with it is said plainly."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_lab.data.sources import open_source
+from llm_lab.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, content: str | bytes) -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def jsonl(name: str, *rows: object) -> Path:
+    return write(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def documents(path: str, **settings) -> list[str]:
+    return list(open_source(path, **settings).documents())
+
+
+def refusal(path: str, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        documents(path, **settings)
+    return str(caught.value)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.text", "a.markdown", "A.TXT", "notes", "main.py"])
+def test_one_text_file_is_one_document(name):
+    write(name, "Hello\n\nworld\n")
+    assert documents(f"./{name}") == ["Hello\n\nworld\n"]
+
+
+def test_a_byte_order_mark_goes_and_windows_newlines_stay():
+    write("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert documents("a.txt") == ["one\r\ntwo\r\n"]
+
+
+def test_a_folder_is_read_recursively_in_the_order_of_its_names():
+    write("corpus/b.txt", "second")
+    write("corpus/a/z.md", "first")
+    write("corpus/c.txt", " \n ")
+    write("corpus/.git/x.txt", "hidden")
+    source = open_source("corpus")
+    assert list(source.documents()) == ["first", "second"]
+    assert [file.name for file in source.files] == ["z.md", "b.txt", "c.txt"]
+
+
+def test_a_readme_beside_data_is_not_data():
+    write("corpus/README.md", "About this corpus")
+    jsonl("corpus/a.jsonl", {"text": "data"})
+    assert documents("corpus") == ["data"]
+
+
+def test_a_glob_reads_what_it_matches_whatever_the_suffix():
+    write("src/a.py", "print(1)")
+    write("src/deep/b.py", "print(2)")
+    assert documents("src/**/*.py") == ["print(1)", "print(2)"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_one_json_line_is_one_document(name):
+    write(name, '\ufeff{"text": "one"}\r\n\n{"text": ""}\n{"text": null}\n{"text": "zwei ü"}')
+    assert documents(name) == ["one", "zwei ü"]
+
+
+def test_a_json_list_of_objects_is_read_like_json_lines():
+    write("rows.json", json.dumps([{"text": "one"}, {"text": "two"}], indent=2))
+    assert documents("rows.json") == ["one", "two"]
+
+
+def test_csv_and_tsv_cells_may_be_long_and_hold_newlines():
+    long = "word " * 60_000
+    write("a.csv", f'id,text\n1,"{long}"\n2,"two ""quoted"" lines\r\nhere"\n')
+    write("a.tsv", "id\ttext\n1\tone, two\n")
+    assert documents("a.csv") == [long, 'two "quoted" lines\r\nhere']
+    assert documents("a.tsv") == ["one, two"]
+
+
+def test_parquet_is_read_row_by_row():
+    pq.write_table(pa.table({"id": [1, 2, 3], "text": ["one", None, "three"]}), "a.parquet")
+    source = open_source("a.parquet")
+    assert list(source.documents()) == ["one", "three"]
+    assert source.columns == ("id", "text")
+
+
+def test_gzipped_text_and_rows_are_read():
+    write("a.txt.gz", gzip.compress(b"one"))
+    write("b.jsonl.gz", gzip.compress(b'{"text": "two"}\n'))
+    write("c.tsv.gz", gzip.compress(b"id\ttext\n1\tthree\n"))
+    assert documents("a.txt.gz") + documents("b.jsonl.gz") + documents("c.tsv.gz") == ["one", "two", "three"]
+
+
+def test_a_source_reads_the_same_documents_again_and_again():
+    jsonl("a.jsonl", *({"text": f"document {i}"} for i in range(50)))
+    source = open_source("a.jsonl")
+    assert list(source.documents()) == list(source.documents())
+    assert len(list(source.documents())) == 50
+
+
+def test_a_source_describes_itself_in_one_line():
+    jsonl("d/a.jsonl", {"id": "1", "text": "one"})
+    jsonl("d/b.jsonl", {"id": "2", "text": "two"})
+    write("a.txt", "x" * 1_234_567)
+    assert open_source("d").describe() == "2 jsonl files, 54 B, column 'text' (of: id, text)"
+    assert open_source("a.txt").describe() == "1 text file, 1.2 MB"
+    assert open_source("builtin:stories").describe() == "built-in corpus 'stories': 7,000 stories, 3.8 MB"
+
+
+def test_sources_open_without_heavy_imports():
+    write("a.txt", "text")
+    code = (
+        "import sys; from llm_lab.data.sources import open_source; open_source('a.txt');"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# The fingerprint
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place():
+    before = write("here/a.txt", "same")
+    first = open_source(str(before)).fingerprint
+    Path("there").mkdir()
+    assert open_source(str(before.rename("there/b.txt"))).fingerprint == first
+    write("there/b.txt", "other")
+    assert open_source("there/b.txt").fingerprint != first
+
+
+def test_the_fingerprint_follows_kind_and_column():
+    jsonl("a.jsonl", {"text": "one", "title": "two"})
+    jsonl("a.txt", {"text": "one", "title": "two"})
+    found = {
+        open_source("a.jsonl").fingerprint,
+        open_source("a.jsonl", text_column="title").fingerprint,
+        open_source("a.txt").fingerprint,
+    }
+    assert len(found) == 3
+
+
+# The text column
+
+
+@pytest.mark.parametrize(
+    ("rows", "column"),
+    [
+        ([{"title": "a", "text": "b"}], "text"),
+        ([{"title": "a", "content": "b"}], "content"),
+        ([{"id": 1, "poem": "b"}], "poem"),
+        ([{"text": 3, "words": "b"}], "words"),
+        ([{"name": "ab", "poem": "a long poem " * 9}], "poem"),
+        ([{"story": None}, {"story": "b", "x": "y"}], "story"),
+    ],
+)
+def test_the_text_column_is_found(rows, column):
+    jsonl("a.jsonl", *rows)
+    assert open_source("a.jsonl").text_column == column
+
+
+def test_a_csv_column_of_numbers_is_no_text():
+    write("a.csv", "id,words\n1,hello there\n2.5,bye\n")
+    assert open_source("a.csv").text_column == "words"
+
+
+def test_a_text_column_that_can_not_be_told_is_asked_for():
+    jsonl("a.jsonl", {"question": "why is it so", "answer": "because it is"})
+    said = refusal("a.jsonl", key="data.3")
+    assert said.startswith("data.3.text_column: Which column of a.jsonl holds the text can't be told.")
+    assert "Columns: question, answer" in said
+    assert "Set text_column, for example text_column: answer" in said
+
+
+def test_a_mistyped_text_column_is_guessed():
+    jsonl("a.jsonl", {"id": 1, "contents": "a"})
+    said = refusal("a.jsonl", text_column="content")
+    assert said == (
+        "data.0.text_column = content: There is no such column. Allowed: id, contents. Did you mean contents?"
+    )
+
+
+def test_a_column_that_is_no_text_is_refused():
+    jsonl("a.jsonl", {"id": 1, "text": "a"})
+    assert "data.0.text_column = id: This column does not hold text. Allowed: text." in refusal(
+        "a.jsonl", text_column="id"
+    )
+    pq.write_table(pa.table({"n": [1]}), "a.parquet")
+    assert "No column holds text. Columns: n." in refusal("a.parquet")
+
+
+def test_conversations_are_sent_to_the_stage_that_reads_them():
+    jsonl("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
+    assert "'messages' looks like conversations: stage sft reads those" in refusal("a.jsonl")
+
+
+# Paths that lead nowhere
+
+
+def test_a_mistyped_file_is_guessed():
+    write("corpora/shakespeare.txt", "To be")
+    said = refusal("corpora/shakespere.txt")
+    assert "data.0.path = corpora/shakespere.txt: There is no such file or folder." in said
+    assert "Did you mean corpora/shakespeare.txt?" in said
+    assert "A dataset on the Hub is named owner/name." in said
+
+
+def test_a_mistyped_folder_is_guessed():
+    write("corpora/a.txt", "To be")
+    said = refusal("./corpra/deep/a.txt")
+    assert "There is no folder corpra." in said
+    assert "Did you mean corpora?" in said
+
+
+@pytest.mark.parametrize("path", ["./x", "../x/y", "~/no-such-file", "a/b/c", "x.jsonl", "x/", "/no/such"])
+def test_what_looks_like_a_local_path_never_asks_the_hub(path, monkeypatch):
+    monkeypatch.setattr("llm_lab.data.hub.load_hub", None)
+    assert "There is no" in refusal(path)
+
+
+def test_a_glob_without_matches_says_so():
+    assert "No file matches this pattern. Look with: ls *.txt." in refusal("*.txt")
+
+
+def test_an_unknown_builtin_is_guessed():
+    said = refusal("builtin:storys")
+    assert "no built-in corpus 'storys'. Allowed: builtin:stories" in said
+    assert "Did you mean stories?" in said
+
+
+def test_several_kinds_in_a_folder_are_listed():
+    write("d/a.txt", "one")
+    jsonl("d/b.jsonl", {"text": "two"})
+    jsonl("d/c.jsonl", {"text": "two"})
+    said = refusal("d")
+    assert "Files of several kinds are in it (2 jsonl, 1 text)" in said
+    assert "such as d/**/*.jsonl" in said
+
+
+def test_a_folder_without_text_lists_what_it_holds():
+    write("d/a.png", b"\x89PNG")
+    assert "of a kind that is read, only .png. Allowed: .txt" in refusal("d")
+    Path("empty").mkdir()
+    assert "only nothing" in refusal("empty")
+
+
+def test_a_folder_of_save_to_disk_is_told_how_to_become_parquet():
+    write("d/state.json", "{}")
+    write("d/dataset_info.json", "{}")
+    assert "to_parquet" in refusal("d")
+
+
+def test_settings_for_the_hub_are_refused_together_on_files():
+    write("a.txt", "text")
+    said = refusal("a.txt", subset="en", split="test").splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("data.0.subset = en: This is plain text: subsets belong to datasets on the Hub.")
+    assert "data.0.text_column = x: This is plain text" in refusal("a.txt", text_column="x")
+
+
+@pytest.mark.parametrize("path", ["", "  "])
+def test_an_empty_path_is_refused(path):
+    assert "It is empty" in refusal(path)
+
+
+# Files that can't be read
+
+
+def test_bad_utf8_is_found_to_the_byte():
+    write("a.txt", "Gr\xfc\xdfe\n".encode() + "Gr\xfc\xdfe\n".encode("latin-1"))
+    said = refusal("a.txt")
+    assert "a.txt is not UTF-8 at byte 10 (line 2): 0xfc does not belong there." in said
+    assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in said
+
+
+def test_bad_utf8_after_a_byte_order_mark_counts_the_mark():
+    write("a.txt", b"\xef\xbb\xbfab\xff")
+    assert "not UTF-8 at byte 5 (line 1)" in refusal("a.txt")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_bad_utf8_in_rows_is_found_to_the_line(name):
+    good = b'{"text": "ok"}\n' if name == "a.jsonl" else b"text\nok\n"
+    write(name, good + b'{"text": "\xe9"}\n')
+    assert f"(line {good.count(bytes([10])) + 1})" in refusal(name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_utf16_is_called_by_its_name(name):
+    write(name, "text".encode("utf-16"))
+    said = refusal(name)
+    assert "is UTF-16, not UTF-8" in said
+    assert "iconv -f UTF-16 -t UTF-8" in said
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_a_binary_file_is_no_text(name):
+    write(name, b"text\nPK\x03\x04\x00\x00")
+    assert "so it is not text" in refusal(name)
+
+
+def test_a_broken_json_line_is_named():
+    write("a.jsonl", '{"text": "one"}\n{"text": "two"\n')
+    assert "line 2 of a.jsonl is not JSON: Expecting ',' delimiter" in refusal("a.jsonl")
+
+
+def test_a_json_line_that_is_no_object_is_refused():
+    write("a.jsonl", '"just text"\n')
+    assert "line 1 of a.jsonl is a JSON str, not an object" in refusal("a.jsonl")
+
+
+def test_a_broken_json_list_is_refused():
+    write("a.json", '[{"text": "one"},\n {"text"]')
+    assert "begins as a list but is not JSON" in refusal("a.json")
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    write("a.jsonl", '{"text": "\\ud83d"}\n')
+    assert "half of a surrogate pair" in refusal("a.jsonl")
+
+
+def test_a_row_without_the_column_is_named():
+    jsonl("a.jsonl", *[{"text": "one"}] * 30, {"txt": "two"})
+    assert "line 31 of a.jsonl has no column 'text', only txt" in refusal("a.jsonl")
+
+
+def test_a_row_that_holds_no_text_is_named():
+    jsonl("a.jsonl", *[{"text": "one"}] * 30, {"text": 5})
+    assert "line 31 of a.jsonl holds int, not text, in column 'text'" in refusal("a.jsonl")
+
+
+def test_a_csv_row_with_too_many_cells_is_named():
+    write("a.csv", "id,text\n1,one, two\n")
+    assert "line 2 of a.csv has more cells than the first line has names" in refusal("a.csv")
+
+
+def test_an_unclosed_csv_quote_is_refused():
+    write("a.csv", 'id,text\n1,"one\n')
+    assert "a.csv is not CSV" in refusal("a.csv")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz"])
+def test_a_file_without_text_is_refused(name):
+    write(name, gzip.compress(b"") if name.endswith(".gz") else b"")
+    said = refusal(name)
+    assert "There is no text in it" in said or "It has no rows" in said
+
+
+def test_rows_without_text_are_refused():
+    jsonl("a.jsonl", {"text": ""}, {"text": " "})
+    assert "There is no text in it" in refusal("a.jsonl")
+
+
+def test_a_torn_download_is_refused():
+    write("a.txt.gz", gzip.compress(b"text" * 1000)[:-9])
+    write("b.txt.gz", b"not gzip")
+    write("c.parquet", b"PAR1 torn")
+    assert "is not a whole gzip file" in refusal("a.txt.gz")
+    assert "is not a whole gzip file" in refusal("b.txt.gz")
+    assert "can't be read as Parquet" in refusal("c.parquet")

@@ -1,0 +1,34 @@
+"""The doctor says what this machine can do, and what a plan takes of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from llm_lab.estimate import doctor
+from llm_lab.estimate.machine import Gpu, find_machine
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30, (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flash", "text"),
+    [
+        ((), False, "sdpa, eager; taken unless a recipe says otherwise: sdpa"),
+        ((), True, "sdpa, eager; taken unless a recipe says otherwise: sdpa"),
+        ((H100,), False, "sdpa, eager, flex_attention; taken unless a recipe says otherwise: sdpa"),
+        ((H100,), True, "flash_attention_2; taken unless a recipe says otherwise: flash_attention_2 where the parts"),
+    ],
+)
+def test_the_attention_kernels_are_those_that_the_plan_chooses_from(gpus, flash, text):
+    machine = replace(find_machine(), gpus=gpus, has_flash_attention=flash)
+    (finding,) = doctor._attention(machine)
+    assert text in finding.text
+
+
+def test_everything_is_looked_at_and_nothing_is_without_a_word():
+    findings = doctor.examine()
+    assert {"CPU", "memory", "bf16 CUDA", "torch.compile", "attention kernels", "versions"} <= {
+        f.name for f in findings
+    }
+    assert all(finding.text and finding.status in ("good", "warn", "bad") for finding in findings)
+    assert all(finding.fix for finding in findings if finding.status == "bad")

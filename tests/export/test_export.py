@@ -1,0 +1,563 @@
+"""Exports by the command and by recipes: what is written, that it is proven, and that the proof can fail."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_recipe, write_text
+from safetensors.torch import load_file, save_file
+from support.post_runs import post_recipe, write_base
+from test_loads import HAS_LLAMA_CPP, NO_LLAMA_CPP
+from transformers import AutoModelForCausalLM
+
+from llm_lab.cli import main
+from llm_lab.errors import UserError
+from llm_lab.export.gguf_file import write_gguf
+from llm_lab.export.gguf_tokenizer import LEADING_SPACE, LLAMA3, QWEN2, SPACE, read_tokenizer
+from llm_lab.export.plan import plan_export
+from llm_lab.export.probe import TEXTS, ask, make_probe
+from llm_lab.export.proof import GREEDY, TOLERANCES, ask_others, compare
+from llm_lab.hf.load import load_model
+from llm_lab.hf.save import set_special_tokens, to_native
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
+from llm_lab.recipe.native import LLAMA_CPP, TRANSFORMERS
+from llm_lab.runner import load, run
+from llm_lab.runs.folder import RunFolder, find_model
+
+GPT2_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt2-tokenizer"
+
+
+def write_judge(folder: str) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    sizes = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_labels=1)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    make_byte_tokenizer().save_pretrained(folder)
+
+
+def facts_of(name: str) -> dict:
+    return RunFolder(Path("checkpoints") / name).facts()
+
+
+def write_run(name: str = "born", **parts) -> str:
+    """A run that has a model, as training leaves it."""
+    write_base(f"checkpoints/{name}/model", **parts)
+    RunFolder(Path("checkpoints") / name).update(name=name, stage="pretrain", status="done", created_at=1.0)
+    return name
+
+
+def test_a_run_becomes_a_gguf_file_with_its_proof_in_both_runs(in_tmp_path, capsys):
+    write_run()
+    assert main(["export", "born", "--to", "gguf"]) == 0
+    told, facts = capsys.readouterr().out, facts_of("born-gguf")
+    file = Path("checkpoints/born-gguf/gguf/born-f32.gguf")
+    assert file.is_file()
+    assert f"Exported, proven: {file}" in told
+    assert (file.parent / "README.md").is_file()
+    proof = facts["proof"]
+    assert (facts["status"], proof["verdict"]) == ("done", "proven")
+    checks = {check["program"]: check for check in proof["checks"]}
+    reader = checks["Transformers' reader of GGUF"]
+    assert reader["verdict"] == "proven"
+    assert reader["greedy_agreement"] == 1.0
+    assert reader["relative_logit_difference"] < 1e-5
+    assert reader["positions"] > 200
+    assert reader["texts_alike"] == reader["texts"] > 10
+    assert f"logits differ by at most {reader['logit_difference']:.2g}" in told
+    assert checks["llama.cpp"]["verdict"] == ("proven" if HAS_LLAMA_CPP else "not tried")
+    assert facts["results"]["greedy_agreement"] >= 0.99
+    assert facts["parent"]["path"].endswith("born/model")
+    (kept,) = facts_of("born")["exports"]
+    assert (kept["to"], kept["weights"], kept["path"]) == ("gguf", "f32", str(file))
+    assert kept["proof"] == proof
+
+
+@pytest.mark.parametrize("words", [["born-gguf"], ["checkpoints/born-gguf/gguf/born-f32.gguf"]])
+def test_who_opens_a_gguf_file_is_told_what_it_is_and_what_to_take(words, in_tmp_path, capsys):
+    folder = RunFolder(Path("checkpoints/born-gguf"))
+    (folder.path / "gguf").mkdir(parents=True)
+    (folder.path / "gguf" / "born-f32.gguf").touch()
+    folder.update(parent={"path": "checkpoints/born/model"})
+    assert main(["chat", *words, "--prompt", "hi"]) == 2
+    told = capsys.readouterr().err
+    assert "born-f32.gguf is a GGUF file" in told
+    assert "checkpoints/born/model" in told
+
+
+def test_parts_of_ones_own_become_a_folder_that_brings_its_code(in_tmp_path, capsys):
+    write_run(position_embedding="alibi", norm="layernorm", activation="gelu")
+    assert main(["export", "born"]) == 0
+    facts = facts_of("born-hf")
+    (check,) = facts["proof"]["checks"]
+    assert (check["verdict"], check["loaded_as"], check["logit_difference"]) == ("proven", "LabForCausalLM", 0.0)
+    assert facts["export"]["loads"]["architecture"] is None
+    assert "trust_remote_code" in capsys.readouterr().out
+    folder = find_model("born-hf")
+    assert {"modeling_lab.py", "configuration_lab.py", "README.md"} <= {file.name for file in folder.iterdir()}
+    model, tokenizer = load("born-hf")
+    assert model.config.vocab_size == len(tokenizer)
+    # And what is said of GGUF beforehand is what the command then says.
+    assert main(["export", "born", "--to", "gguf"]) == 2
+    assert "export.to = gguf: GGUF's Llama has no alibi, no layernorm, no gelu." in capsys.readouterr().err
+    assert not Path("checkpoints/born-gguf").exists()
+
+
+def test_half_the_bytes_are_kept_where_that_is_asked_for(in_tmp_path):
+    write_run()
+    exact = load_model("checkpoints/born/model")
+    for weights, dtype, limit in (("f16", torch.float16, 1e-3), ("bf16", torch.bfloat16, 1e-2)):
+        facts = run({"stage": "export", "name": weights, "device": "cpu", "model": {"checkpoint": "born"}} | {
+            "export": {"weights": weights}
+        })  # fmt: skip
+        assert facts["proof"]["verdict"] == "proven"
+        kept = load_model(f"checkpoints/{weights}/model", dtype=str(dtype).removeprefix("torch."))
+        assert json.loads(Path(f"checkpoints/{weights}/model/config.json").read_text())["dtype"] == facts_dtype(dtype)
+        ids = torch.arange(20)[None]
+        assert (kept.float()(ids).logits - exact(ids).logits).abs().max() < limit * exact(ids).logits.abs().max() * 3
+    sizes = [Path(f"checkpoints/{name}/model/model.safetensors").stat().st_size for name in ("born", "f16", "bf16")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert sizes[2] < 0.6 * sizes[0]
+
+
+def facts_dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def test_a_proof_that_fails_is_told_ends_in_an_error_and_keeps_no_model(in_tmp_path, capsys):
+    """Half precision can't be exact, and exact is asked for."""
+    write_run()
+    words = ["export", "born", "--to", "gguf", "--weights", "f16", "export.tolerance=1e-9"]
+    assert main(words) == 1
+    told, facts = capsys.readouterr().out, facts_of("born-gguf")
+    assert "The proof failed" in told
+    assert "proven" not in told.replace("not proven", "").replace("proven by", "")
+    assert (facts["status"], facts["proof"]["verdict"]) == ("failed", "failed")
+    assert facts["proof"]["checks"][0]["logit_difference"] > 0
+    assert not list(Path("checkpoints").rglob("*.gguf"))
+    assert facts_of("born")["exports"][0]["proof"]["verdict"] == "failed"
+    assert main([*words, "--out", "mine"]) == 1
+    assert "The proof failed" in capsys.readouterr().err
+    assert not Path("mine").exists()
+
+
+def a_model(folder: str = "model", **parts):
+    write_base(folder, **parts)
+    return load_model(folder), load_tokenizer(folder)
+
+
+def louder(model):
+    """Weights as large as training makes them, so that tokens are told apart by more than rounding."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    return model
+
+
+def test_what_no_program_here_can_show_is_not_called_proven(in_tmp_path, monkeypatch, capsys):
+    """YaRN's stretching is read by llama.cpp alone; without it nothing is claimed, and nothing fails."""
+    write_run(position_embedding="yarn", rope_parameters={"factor": 4.0, "original_max_position_embeddings": 32})
+    monkeypatch.setattr("llm_lab.export.proof.importlib.util.find_spec", lambda name: None)
+    assert main(["export", "born", "--to", "gguf"]) == 0
+    told = capsys.readouterr().out
+    assert "Exported, not tried" in told
+    assert "llama.cpp: not tried: llama-cpp-python is not installed" in told
+    assert "Transformers: not tried" in told
+    assert "YaRN's stretching" in told
+    proof = facts_of("born-gguf")["proof"]
+    assert proof["verdict"] == "not tried"
+    assert {check["verdict"] for check in proof["checks"]} == {"not tried"}
+    assert "**proven**" not in Path("checkpoints/born-gguf/gguf/README.md").read_text()
+
+
+def checks_of(jobs: dict, weights: str = "f32") -> dict:
+    """Ask files in one new process; returns what the proof says of each. jobs: {(file, program): (ours, probe)}."""
+    told = [({"loader": name, "folder": ".", "file": file}, probe) for (file, name), (_, probe) in jobs.items()]
+    return {
+        key: compare(ours, theirs, TOLERANCES[key[1]][weights], GREEDY[weights])
+        for (key, (ours, _)), theirs in zip(jobs.items(), ask_others(told), strict=True)
+    }
+
+
+def test_a_file_that_is_not_the_model_fails_the_proof(in_tmp_path, monkeypatch):
+    """A weight that is wrong, a file that is cut off, and rows in another order: the sizes fit, the model does not."""
+    from gguf import GGUFReader
+
+    model, tokenizer = a_model()
+    probe = make_probe(model, tokenizer)
+    for name in ("whole", "broken", "cut"):
+        write_gguf(to_native(model), tokenizer, Path(f"{name}.gguf"), weights="f32", name=name)
+    reader = GGUFReader("broken.gguf", "r+")
+    next(tensor for tensor in reader.tensors if tensor.name == "blk.0.attn_v.weight").data[0] += 0.5
+    reader.data.flush()
+    os.truncate("cut.gguf", 2000)
+    monkeypatch.setattr("llm_lab.export.gguf_file.interleave_rotary", lambda values, heads: values)
+    write_gguf(to_native(model), tokenizer, Path("order.gguf"), weights="f32", name="order")
+    asked = ask(model, tokenizer, probe), probe
+    checks = checks_of({(f"{name}.gguf", TRANSFORMERS): asked for name in ("whole", "broken", "cut", "order")})
+    verdicts = {file.removesuffix(".gguf"): check.verdict for (file, _), check in checks.items()}
+    assert verdicts == {"whole": "proven", "broken": "failed", "cut": "failed", "order": "failed"}
+    assert "its logits are others" in checks["broken.gguf", TRANSFORMERS].describe()
+    assert "does not load" in checks["cut.gguf", TRANSFORMERS].describe()
+
+
+def test_a_file_of_each_kind_of_weights_is_the_model_within_its_rounding(in_tmp_path):
+    from gguf import GGUFReader
+
+    model, tokenizer = a_model(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+    louder(model)
+    probe = make_probe(model, tokenizer)
+    asked = ask(model, tokenizer, probe), probe
+    bounds = {"f32": (0, 1e-5), "f16": (1e-5, 5e-3), "bf16": (1e-3, 4e-2), "q8_0": (1e-3, 0.1)}
+    programs = [TRANSFORMERS, *([LLAMA_CPP] if HAS_LLAMA_CPP else [])]
+    for weights in bounds:
+        write_gguf(to_native(model), tokenizer, Path(f"{weights}.gguf"), weights=weights, name="model")
+    told = [
+        ({"loader": program, "folder": ".", "file": f"{weights}.gguf"}, probe)
+        for weights in bounds
+        for program in programs
+    ]
+    answers = iter(ask_others(told))
+    for weights, (least, most) in bounds.items():
+        for program in programs:
+            check = compare(asked[0], next(answers), TOLERANCES[program][weights], GREEDY[weights])
+            assert check.verdict == "proven", (weights, program, check.describe())
+            if program == TRANSFORMERS:
+                assert least <= check.relative_logit_difference < most, weights
+        kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(f"{weights}.gguf").tensors}
+        assert kinds["token_embd.weight"] == kinds["blk.1.ffn_down.weight"] == weights.upper()
+        assert kinds["output_norm.weight"] == "F32"
+
+
+def test_rows_that_blocks_of_32_do_not_divide_are_kept_in_16_bits(in_tmp_path):
+    from gguf import GGUFReader
+
+    model, tokenizer = a_model(hidden_size=48, num_attention_heads=3, num_key_value_heads=1, intermediate_size=64)
+    write_gguf(to_native(model), tokenizer, Path("m.gguf"), weights="q8_0", name="m")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader("m.gguf").tensors}
+    assert (kinds["blk.0.ffn_up.weight"], kinds["blk.0.ffn_down.weight"]) == ("F16", "Q8_0")
+
+
+@pytest.mark.skipif(not HAS_LLAMA_CPP, reason=NO_LLAMA_CPP)
+@pytest.mark.parametrize("weights", ["f32", "f16"])
+def test_llama_cpp_agrees_within_a_twentieth_and_on_99_of_100_tokens(weights, in_tmp_path):
+    Path("text.txt").write_text("the small red bird sings near the old tree.\n" * 400)
+    trained = run(
+        {
+            "stage": "pretrain",
+            "name": "taught",
+            "device": "cpu",
+            "model": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+            "data": [{"path": "text.txt"}],
+            "train": {"max_steps": 40, "max_length": 48, "per_device_train_batch_size": 8, "dtype": "float32"}
+            | {"compile": False, "eval_steps": 40, "save_steps": 40},
+            "optimizer": {"name": "adamw", "learning_rate": 0.01},
+        }
+    )
+    model, tokenizer = load(trained["path"])
+    probe = make_probe(model, tokenizer)
+    ours = ask(model, tokenizer, probe)
+    write_gguf(to_native(model), tokenizer, Path("taught.gguf"), weights=weights, name="taught")
+    (answer,) = ask_others([({"loader": "llama.cpp", "folder": ".", "file": "taught.gguf"}, probe)])
+    assert np.abs(answer["logits"] - ours.logits).max() < 0.05
+    assert (answer["logits"].argmax(-1) == ours.logits.argmax(-1)).mean() >= 0.99
+    assert [list(tokens) for tokens in ours.written] == answer["written"]
+    if weights == "f32":
+        assert np.abs(answer["logits"] - ours.logits).max() < 1e-3
+
+
+def test_an_adapter_with_new_tokens_and_a_chat_template_becomes_one_file(in_tmp_path):
+    write_base()
+    changes = {"lora": {"preset": "all", "r": 4}, "train.max_steps": 2, "train.eval_steps": 2, "train.save_steps": 2}
+    run(post_recipe("sft", **changes))
+    facts = run(
+        {"stage": "export", "name": "out", "device": "cpu", "model": {"checkpoint": "checkpoints/sft"}}
+        | {"export": {"to": "gguf"}}
+    )
+    assert facts["proof"]["verdict"] == "proven", facts["proof"]
+    from gguf import GGUFReader
+
+    tokenizer = load_tokenizer("checkpoints/sft")
+    (file,) = Path("checkpoints/out/gguf").glob("*.gguf")
+    fields = GGUFReader(file).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens[tokenizer.eos_token_id] == "<|im_end|>"
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == tokens.index("<|endoftext|>")
+    assert fields["tokenizer.ggml.token_type"].contents()[tokenizer.eos_token_id] == 3  # a control token
+    # The marks of what is learnt are a word of Transformers' alone; the text that comes of it is the same.
+    template = fields["tokenizer.chat_template"].contents()
+    assert "generation %}" not in template
+    talk = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": " Yes. "}]
+    write = tokenizer.apply_chat_template
+    assert write(talk, tokenize=False, chat_template=template) == write(talk, tokenize=False)
+    # What was asked of the adapter as it is attached is what the file answers.
+    assert facts["parent"]["path"].endswith("sft/model")
+
+
+def sentencepiece(*, by_normalizer: bool):
+    """A BPE of SentencePiece's kind, with bytes for what it lacks: as Llama 2's tokenizer.json, or as today's class."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, limit_alphabet=60, show_progress=False)
+    learnt.train_from_iterator([*(f"It's {n}, isn't it? In {n * 37} DAYS!" for n in range(300)), *TEXTS[:5]], trainer)
+    model = json.loads(learnt.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    backend = Tokenizer(models.BPE(model["vocab"], merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if by_normalizer:
+        steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+        backend.normalizer = normalizers.Sequence(steps)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return beginning_each_text(PreTrainedTokenizerFast(tokenizer_object=backend, **named))
+
+
+def beginning_each_text(tokenizer):
+    """A tokenizer that puts its first token before each text, and tidies up spaces before signs, as Llama 3's."""
+    from tokenizers.processors import TemplateProcessing
+
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    tokenizer.clean_up_tokenization_spaces = True
+    return tokenizer
+
+
+def save_foreign(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
+    """A folder of Transformers' own making."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + extra_rows, **sizes, num_key_value_heads=2, initializer_range=0.1, **changes
+    )
+    model = LlamaForCausalLM(config)
+    set_special_tokens(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(not GPT2_TOKENIZER.is_dir(), reason="GPT-2's tokenizer is not there")
+def test_a_folder_that_we_did_not_make_is_exported_with_its_own_tokenizer(in_tmp_path, capsys):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
+    folder = save_foreign("foreign", tokenizer)
+    assert main(["export", folder, "--to", "gguf", "--out", "files"]) == 0
+    assert "Exported, proven: files/foreign-f32.gguf" in capsys.readouterr().out
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, n_positions=64)).save_pretrained("gpt2")
+    tokenizer.save_pretrained("gpt2")
+    assert main(["export", "gpt2", "--out", "again"]) == 0
+    assert json.loads(Path("again/config.json").read_text())["model_type"] == "gpt2"
+    assert main(["export", "gpt2", "--to", "gguf"]) == 2
+    assert "this is gpt2" in capsys.readouterr().err
+
+
+def edit(folder: str, change) -> None:
+    """Change the weights of a folder, a dict of tensors, in place."""
+    file = Path(folder, "model.safetensors")
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_weights_that_are_not_there_are_not_made_up_and_called_proven(form, in_tmp_path, capsys):
+    folder = write_base("base")
+    edit(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    assert main(["export", folder, "--to", form, "--out", "out"]) == 2
+    assert "are not there: model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"partial_rotary_factor": 0.5},  # of other models' configs: Llama's own class reads none of them
+        {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "attention_bias": True, "mlp_bias": True},
+    ],
+)
+def test_what_a_config_says_and_its_class_does_not_read_changes_nothing(keys, in_tmp_path):
+    folder = write_base("base")
+    file = Path(folder, "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sliding_window": None} | keys))
+    assert main(["export", folder, "--out", "out"]) == 0
+    ids = torch.arange(1, 101)[None]
+    theirs, exported = (AutoModelForCausalLM.from_pretrained(where) for where in (folder, "out"))
+    with torch.no_grad():
+        torch.testing.assert_close(exported(ids).logits, theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_a_disk_that_is_full_is_told_as_such_and_keeps_nothing(form, in_tmp_path):
+    write_base("base")
+    # Few bytes to a file, in a process of its own: what this one writes stays as it is.
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from llm_lab.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["export", "base", "--to", form, "--out", "out"]
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "out: the export could not be written" in ended.stderr
+    assert {path.name for path in Path().iterdir()} == {"base"}
+
+
+def test_a_model_that_computes_no_numbers_is_told_as_such(in_tmp_path, capsys):
+    folder = write_base("base")
+    edit(folder, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    assert main(["export", folder, "--out", "out"]) == 2
+    assert "NaN" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_what_is_not_compared_of_a_tokenizer_is_said(in_tmp_path, capsys):
+    folder = write_base("base")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.chat_template = "{{ raise_exception('only tools') }}"
+    tokenizer.save_pretrained(folder)
+    assert main(["export", folder, "--out", "out"]) == 0
+    told = capsys.readouterr().out
+    assert "its tokenizer has 259 tokens, and the model rows for 257" in told
+    assert "not compared" in told
+    assert main(["export", folder, "--to", "gguf", "--out", "file"]) == 2
+
+
+def with_split(expression: str, *, ignore_merges: bool, normalizer=None):
+    """A byte-level BPE that splits text as another family's does."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    text = [f"It's {n} o'clock, isn't it?\n\n  In {n * 37} DAYS we'LL see naïve café № {n}!\r\n" for n in range(300)]
+    tokenizer = train_bpe(text, 600)
+    split = pre_tokenizers.Split(Regex(expression), behavior="isolated")
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.model.ignore_merges = ignore_merges
+    if normalizer:
+        backend.normalizer = getattr(normalizers, normalizer)()
+    return tokenizer
+
+
+def test_tokenizers_that_split_text_in_known_ways_are_read_alike(in_tmp_path):
+    """Bytes without merges, GPT-2's, Llama 3's, Qwen's and SentencePiece's ways, in every program that reads them."""
+    tokenizers = {
+        "bytes": (make_byte_tokenizer(), "gpt-2"),
+        "bpe": (train_bpe(TEXTS, 600), "gpt-2"),
+        "llama3": (beginning_each_text(with_split(LLAMA3, ignore_merges=True)), "llama-bpe"),
+        "qwen2": (with_split(QWEN2, ignore_merges=False, normalizer="NFC"), "qwen2"),
+        "llama2": (sentencepiece(by_normalizer=True), "default"),
+        "mistral": (sentencepiece(by_normalizer=False), "default"),
+    }
+    remarks = {"qwen2": 1, "llama2": 1, "mistral": 1}
+    jobs = {}
+    for name, (tokenizer, pre) in tokenizers.items():
+        words = read_tokenizer(tokenizer, len(tokenizer))
+        assert (words.pre, len(words.remarks)) == (pre, remarks.get(name, 0))
+        model = load_model(save_foreign(name, tokenizer, extra_rows=9 if name == "bytes" else 0))
+        tokenizer = load_tokenizer(name)
+        write_gguf(to_native(model), tokenizer, Path(f"{name}.gguf"), weights="f32", name=name)
+        probe = make_probe(model, tokenizer, trimmed=LEADING_SPACE in words.remarks)
+        for program in (TRANSFORMERS, *([LLAMA_CPP] if HAS_LLAMA_CPP else [])):
+            jobs[f"{name}.gguf", program] = ask(model, tokenizer, probe), probe
+    for key, check in checks_of(jobs).items():
+        assert check.verdict == "proven", (key, check.describe())
+        assert check.texts_alike == check.texts >= 12
+
+
+def test_a_tokenizer_that_gguf_does_not_know_is_refused_with_the_reason(in_tmp_path, capsys):
+    folder = save_foreign("odd", with_split(r"\d|\D+", ignore_merges=False))
+    assert main(["export", folder, "--to", "gguf"]) == 2
+    assert "splits text in a way of its own" in capsys.readouterr().err
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = save_foreign("words", PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b"))
+    assert main(["export", folder, "--to", "gguf"]) == 2
+    assert "WordLevel" in capsys.readouterr().err
+    assert main(["export", folder, "--out", "fine"]) == 0
+
+
+def test_what_can_not_be_exported_is_said_before_anything_is_written(in_tmp_path, capsys):
+    write_run()
+    Path("full").mkdir()
+    Path("full/file").touch()
+    write_judge("judge")
+    for words, said in (
+        (["judge"], "a reward model judges texts"),
+        (["born", "--out", "full"], "there is something here already"),
+        (["born", "--weights", "q8_0"], "a Hugging Face folder has no such weights"),
+        (["born", "--public"], "does nothing without export.push"),
+        (["born", "--trust-remote-code"], "--out"),
+        (["born", "export.size=3"], "no such key"),
+        (["bron"], "Did you mean born?"),
+    ):
+        assert main(["export", *words]) == 2, words
+        assert said in capsys.readouterr().err, words
+    assert {path.name for path in Path().iterdir()} == {"full", "judge", "checkpoints"}
+    assert {path.name for path in Path("checkpoints").iterdir()} == {"born"}
+
+
+def test_a_dry_run_shows_verdict_and_files_and_writes_nothing(in_tmp_path, capsys):
+    write_run()
+    before = sorted(Path().rglob("*"))
+    for words in (["--to", "gguf"], []):
+        assert main(["export", "born", *words, "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert "Llama" in told
+        assert ("born-f32.gguf" if words else "model.safetensors") in told
+    assert sorted(Path().rglob("*")) == before
+    # The files are those that are written then, but for their sizes.
+    plan = plan_export("born")
+    run({"stage": "export", "name": "out", "device": "cpu", "model": {"checkpoint": "born"}})
+    assert {name for name, _ in plan.files} == {file.name for file in Path("checkpoints/out/model").iterdir()}
+
+
+def test_code_of_others_is_run_and_taken_along_only_if_that_is_said(in_tmp_path, capsys, monkeypatch):
+    write_base("theirs", position_embedding="alibi", norm="layernorm", activation="gelu")
+    for file in Path("theirs").glob("*.*"):
+        if file.suffix in (".py", ".json"):
+            file.write_text(file.read_text().replace('"llm_lab"', '"their_lab"'))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
+    assert main(["export", "theirs", "--out", "ours"]) == 2
+    assert "brings its own code" in capsys.readouterr().err
+    assert main(["export", "theirs", "--out", "ours", "--trust-remote-code"]) == 0
+    assert "Exported, proven: ours" in capsys.readouterr().out
+    assert "modeling_lab.py" in os.listdir("ours")
+    assert json.loads(Path("ours/config.json").read_text())["model_type"] == "their_lab"
+
+
+def test_a_pipeline_that_ends_in_what_gguf_can_not_hold_is_refused_before_it_trains(in_tmp_path):
+    write_text("text.txt")
+    first = tiny_recipe(**{"model.position_embedding": "alibi"})
+    with pytest.raises(UserError, match=r"stages.1.export.to = gguf: GGUF's Llama has no alibi"):
+        run({"name": "life", "device": "cpu", "stages": [first, {"stage": "export", "export": {"to": "gguf"}}]})
+    assert not Path("checkpoints/life").exists()
+
+
+def test_a_pipeline_ends_in_an_export(in_tmp_path):
+    write_base()
+    stages = [post_recipe("sft", **{"train.max_steps": 2}), {"stage": "export", "export": {"to": "gguf"}}]
+    facts = run({"name": "life", "device": "cpu", "stages": stages})
+    assert facts["status"] == "done"
+    assert len(list(Path("checkpoints/life/export/gguf").glob("*.gguf"))) == 1
+    assert find_model("life") == Path("checkpoints/life/sft/model")

@@ -1,0 +1,186 @@
+"""Chat templates: chosen, saved with the tokenizer, and embeddings for their tokens."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from llm_lab.errors import UserError
+from llm_lab.hf.chat_templates import CHAT_TEMPLATES, PAD, apply_chat_template_choice, resize_for
+from llm_lab.hf.conversations import encode_conversation, encode_prompt
+from llm_lab.hf.load import build_from_config, config_of_parts, load_model
+from llm_lab.hf.save import save_model
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
+from llm_lab.recipe.post_training import CHAT_TEMPLATES as CHOICES
+
+TALK = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
+
+
+def llama(rows=257, *, tied=True):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config)
+
+
+def test_the_choices_of_a_recipe_are_those_there_are():
+    assert set(CHOICES) == {"own", *CHAT_TEMPLATES}
+
+
+def test_chatml_is_taken_where_there_is_none():
+    tokenizer = make_byte_tokenizer()
+    chosen = apply_chat_template_choice(tokenizer)
+    assert chosen.name == "chatml"
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert chosen.end_of_turn_id == tokenizer.eos_token_id
+    assert chosen.former_eos_id == 256
+    assert set(tokenizer.convert_ids_to_tokens(list(chosen.new_ids))) == {"<|im_start|>", "<|im_end|>", PAD}
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_its_own_is_kept_where_there_is_one():
+    tokenizer = make_byte_tokenizer()
+    apply_chat_template_choice(tokenizer, "llama3")
+    before = tokenizer.chat_template
+    chosen = apply_chat_template_choice(tokenizer)
+    assert chosen.name == "own"
+    assert tokenizer.chat_template == before
+    assert chosen.new_ids == ()
+    assert chosen.former_eos_id is None
+
+
+def test_zephyr_takes_the_end_of_text_that_is_there():
+    tokenizer = make_byte_tokenizer()
+    chosen = apply_chat_template_choice(tokenizer, "zephyr")
+    assert tokenizer.eos_token_id == 256
+    assert tokenizer.convert_ids_to_tokens(list(chosen.new_ids)) == [PAD]
+
+
+@pytest.mark.parametrize(("choice", "why"), [("own", "no chat template of its own"), ("chatlm", "Did you mean chatml")])
+def test_what_is_not_there_is_an_error(choice, why):
+    with pytest.raises(UserError, match=why):
+        apply_chat_template_choice(make_byte_tokenizer(), choice)
+
+
+def test_a_padding_token_is_taken_from_what_is_there_before_one_is_added():
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|finetune_right_pad_id|>"]})
+    size = len(tokenizer)
+    apply_chat_template_choice(tokenizer, "zephyr")
+    assert tokenizer.pad_token == "<|finetune_right_pad_id|>"
+    assert len(tokenizer) == size
+    kept = make_byte_tokenizer()
+    kept.add_special_tokens({"pad_token": "<filler>"})
+    apply_chat_template_choice(kept, "chatml")
+    assert kept.pad_token == "<filler>"
+
+
+def test_padding_that_is_the_end_of_text_is_replaced():
+    tokenizer = make_byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    apply_chat_template_choice(tokenizer, "zephyr")
+    assert tokenizer.pad_token == PAD
+
+
+@pytest.mark.parametrize("template", list(CHAT_TEMPLATES))
+def test_the_template_is_saved_with_the_tokenizer(tmp_path, template):
+    tokenizer = make_byte_tokenizer()
+    apply_chat_template_choice(tokenizer, template)
+    tokenizer.save_pretrained(tmp_path)
+    for again in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        assert again.chat_template == tokenizer.chat_template
+        assert again.eos_token_id == tokenizer.eos_token_id
+        assert again.pad_token_id == tokenizer.pad_token_id
+        assert encode_conversation(again, TALK) == encode_conversation(tokenizer, TALK)
+        assert apply_chat_template_choice(again).new_ids == ()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_new_rows_are_about_the_mean_of_the_old_and_the_old_stay(tied):
+    tokenizer, model = make_byte_tokenizer(), llama(tied=tied)
+    matrices = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
+    chosen = apply_chat_template_choice(tokenizer)
+    new_ids = resize_for(model, tokenizer, chosen)
+    assert new_ids == list(chosen.new_ids) == [257, 258, 259]
+    after = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    assert (after[0] is after[1]) == tied
+    for old, new in zip(matrices, after, strict=True):
+        assert new.shape[0] == len(tokenizer)
+        assert torch.equal(new[:257], old)
+        distance = (new[257:] - old.mean(0)).abs().max()
+        assert 0 < distance < 0.1 * old.std()
+        assert not torch.equal(new[257], new[258])  # else a model could not tell them apart at first
+
+
+def test_the_new_rows_depend_on_the_seed_alone():
+    def rows(seed):
+        tokenizer, model = make_byte_tokenizer(), llama(tied=False)
+        torch.manual_seed(seed + 7)
+        resize_for(model, tokenizer, apply_chat_template_choice(tokenizer), seed=seed)
+        return model.get_input_embeddings().weight[257:], model.get_output_embeddings().weight[257:]
+
+    assert all(map(torch.equal, rows(1), rows(1)))
+    assert not any(map(torch.equal, rows(1), rows(2)))
+
+
+def test_rows_to_spare_are_kept_and_used():
+    tokenizer, model = make_byte_tokenizer(), llama(rows=320)
+    chosen = apply_chat_template_choice(tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[257:] = 9.0
+    assert resize_for(model, tokenizer, chosen) == [257, 258, 259]
+    weight = model.get_input_embeddings().weight
+    assert weight.shape[0] == 320
+    assert (weight[260:] == 9.0).all()
+    assert not (weight[257:260] == 9.0).any()
+
+
+def test_generation_stops_at_the_end_of_a_turn_and_of_a_text():
+    tokenizer, model = make_byte_tokenizer(), llama()
+    resize_for(model, tokenizer, apply_chat_template_choice(tokenizer))
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == tokenizer.pad_token_id
+    prompt = torch.tensor([encode_prompt(tokenizer, TALK[:1])])
+    for end in (tokenizer.eos_token_id, 256):
+        with torch.no_grad():
+            model.get_output_embeddings().weight.zero_()
+            model.model.norm.weight.zero_()
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(tokenizer)))
+        model.lm_head.bias.data[end] = 1.0
+        written = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=5)
+        assert written[0, prompt.shape[1] :].tolist() == [end]
+
+
+def test_what_ended_a_generation_before_still_does():
+    tokenizer, model = make_byte_tokenizer(), llama()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|eom|>"]})
+    apply_chat_template_choice(tokenizer, "zephyr")
+    model.generation_config.eos_token_id = [256, 257]
+    resize_for(model, tokenizer, apply_chat_template_choice(tokenizer))
+    assert model.generation_config.eos_token_id == [256, 257]
+    assert model.config.eos_token_id == 256
+
+
+def test_a_model_of_parts_takes_new_tokens_through_save_and_load(tmp_path):
+    from llm_lab.recipe.resolve import resolve
+
+    recipe = {"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}], "tokenizer": "bytes"}
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    parts = resolve({**recipe, "model": {**small, "position_embedding": "alibi"}}).values["model"]
+    model = build_from_config(config_of_parts(parts, 257)).eval()
+    tokenizer = make_byte_tokenizer()
+    resize_for(model, tokenizer, apply_chat_template_choice(tokenizer))
+    save_model(model, tmp_path, tokenizer)
+    again, words = load_model(tmp_path), load_tokenizer(tmp_path)
+    ids = torch.tensor([encode_conversation(words, TALK).input_ids])
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert again.generation_config.eos_token_id == [words.eos_token_id, 256]

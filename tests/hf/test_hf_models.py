@@ -1,0 +1,192 @@
+"""Saved folders: native where the parts allow, the same numbers for a stranger, and a model that goes on."""
+
+import copy
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_model_combinations import COMBINATIONS, KEY_VALUE_HEADS, tiny_config, tiny_model, tokens
+from test_model_saving import STRANGER
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
+
+from llm_lab.errors import UserError
+from llm_lab.hf.load import build_from_config, load_model, read_config
+from llm_lab.hf.native import lab_config, native_config
+from llm_lab.hf.save import save_model, set_special_tokens, to_native
+from llm_lab.hf.tokenizers import make_byte_tokenizer
+from llm_lab.model.configuration_lab import LabConfig
+from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.recipe.native import native_architecture
+
+NATIVE = {
+    "llama": {},
+    "llama-biased-tied": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "llama-yarn-mha": {"position_embedding": "yarn", "num_key_value_heads": 4},
+    "mistral": {"sliding_window": 5, "num_key_value_heads": 2},
+    "mistral-yarn-head": {"position_embedding": "yarn", "sliding_window": 5, "head_dim": 12},
+    "qwen3": {"qk_norm": True, "num_key_value_heads": 1, "norm_eps": 1e-3},
+    "qwen3-window-bias": {"qk_norm": True, "sliding_window": 5, "attention_bias": True, "tie_word_embeddings": True},
+}
+OWN = {
+    "layernorm": {"norm": "layernorm"},
+    "alibi": {"position_embedding": "alibi", "activation": "gelu"},
+    "window-bias": {"sliding_window": 5, "attention_bias": True},
+}
+CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+CLASSES |= {"own": "LabForCausalLM"}
+SWITCHES = ("sliding_window", "qk_norm", "attention_bias", "mlp_bias")
+
+
+def model_of(parts: dict) -> LabForCausalLM:
+    return tiny_model(parts.get("position_embedding", "rope"), **{k: v for k, v in parts.items() if k[:3] != "pos"})
+
+
+def test_saved_folders_load_with_the_same_logits_where_llm_lab_is_unknown(tmp_path):
+    ids, expected = tokens(2, 11), {}
+    # Native folders load without a word of trust; this program gives none.
+    plain = STRANGER.replace(", trust_remote_code=True", "")
+    programs = {"native": (NATIVE, plain), "own": (OWN, STRANGER)}
+    for group, (cases, program) in programs.items():
+        for name, parts in cases.items():
+            model = model_of(parts)
+            save_model(model, tmp_path / group / name, make_byte_tokenizer())
+            torch.save(ids, tmp_path / group / name / "ids.pt")
+            expected[group, name] = model(ids).logits
+        folders = [str(tmp_path / group / name) for name in cases]
+        environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        command = [sys.executable, "-I", "-c", program, *folders]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    for (group, name), logits in expected.items():
+        theirs = torch.load(tmp_path / group / name / "logits.pt", weights_only=True)
+        torch.testing.assert_close(theirs, logits, rtol=0, atol=1e-5)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / group / name, trust_remote_code=group == "own")
+        assert type(again).__name__ == CLASSES[name.split("-")[0] if group == "native" else "own"]
+        assert not [file for file in (tmp_path / group / name).iterdir() if file.suffix in (".bin", ".pkl", ".pth")]
+
+
+@pytest.mark.parametrize("name", [*NATIVE, *OWN])
+def test_a_saved_folder_comes_back_as_our_model(name, tmp_path):
+    model = model_of((NATIVE | OWN)[name])
+    model.config.hidden_dropout = 0.1
+    save_model(model, tmp_path, make_byte_tokenizer())
+    loaded = load_model(tmp_path)
+    assert type(loaded).__name__ == "LabForCausalLM"
+    assert loaded.config.hidden_dropout == 0.1
+    assert not loaded.training
+    torch.testing.assert_close(loaded(tokens(2, 9)).logits, model(tokens(2, 9)).logits, rtol=0, atol=1e-6)
+    save_model(loaded, tmp_path / "again", make_byte_tokenizer())
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(("position", "norm", "attention", "activation"), COMBINATIONS)
+def test_the_verdict_before_the_build_is_what_is_written(position, norm, attention, activation):
+    for window, qk_norm, attention_bias, mlp_bias in itertools.product((None, 5), *[(False, True)] * 3):
+        switches = dict(zip(SWITCHES, (window, qk_norm, attention_bias, mlp_bias), strict=True))
+        config = tiny_config(
+            position, norm=norm, activation=activation, num_key_value_heads=KEY_VALUE_HEADS[attention], **switches
+        )
+        parts = {"position_embedding": position, "norm": norm, "activation": activation, **switches}
+        kind, reason = native_architecture(parts)
+        native = native_config(config)
+        assert (native.model_type if native is not None else None) == kind
+        assert (kind or "own code").lower() in reason.lower()
+        if native is not None:
+            assert lab_config(native).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_native_model_shares_memory_and_training_goes_on(name):
+    model = model_of(NATIVE[name]).train()
+    twin = copy.deepcopy(model)
+    native = to_native(model)
+    theirs = dict(native.named_parameters())
+    for key, parameter in model.named_parameters():
+        assert theirs[key].data_ptr() == parameter.data_ptr(), key
+    tied = model.config.tie_word_embeddings
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    for one in (model, twin):
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        one(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
+        optimizer.step()
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+
+
+def test_to_native_leaves_other_models_alone():
+    assert to_native(model_of(OWN["alibi"])) is None
+    assert to_native(AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9))) is None
+
+
+def test_models_of_other_parts_are_not_taken_for_ours():
+    small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 40}
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    assert lab_config(LlamaConfig(**small, rope_parameters=rope)) is None
+    assert lab_config(LlamaConfig(**small, hidden_act="gelu")) is None
+    assert lab_config(GPT2Config()) is None
+    some = Qwen3Config(**small, num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    assert lab_config(some) is None
+    none = lab_config(Qwen3Config(**small, head_dim=8, num_key_value_heads=2, sliding_window=4))
+    assert none.sliding_window is None
+
+
+def test_the_ids_of_the_tokenizer_go_into_both_configs(tmp_path):
+    tokenizer = make_byte_tokenizer()
+    model = tiny_model(vocab_size=257)
+    set_special_tokens(model, tokenizer)
+    save_model(model, tmp_path, tokenizer)
+    generation = GenerationConfig.from_pretrained(tmp_path)
+    assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (256, 256, 256)
+    config = read_config(str(tmp_path))
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (256, 256, None)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    model.resize_token_embeddings(len(tokenizer))
+    set_special_tokens(model, tokenizer)
+    assert model.generation_config.pad_token_id == model.config.pad_token_id == 257
+
+
+def test_a_model_is_built_from_a_native_config_as_ours_and_from_others_as_theirs():
+    native = native_config(tiny_config(sliding_window=5))
+    assert isinstance(build_from_config(native), LabForCausalLM)
+    assert type(build_from_config(GPT2Config(n_layer=1, n_head=1, n_embd=8))).__name__ == "GPT2LMHeadModel"
+    with pytest.raises(UserError, match="this model can't be built"):
+        build_from_config(LabConfig(position_embedding="alibi"), attn_implementation="flash_attention_2")
+
+
+def test_a_model_that_can_not_be_loaded_is_told(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"model\.checkpoint = org/no-such-name.*Hub could not be reached"):
+        load_model("org/no-such-name")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"model\.config = .*empty"):
+        read_config(str(tmp_path / "empty"))
+    save_model(tiny_model(), tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="the model can't be loaded"):
+        load_model(tmp_path / "cut")
+
+    def gated(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
+    with pytest.raises(UserError, match=r"gated or private.*hf auth login"):
+        load_model("org/gated")
+
+
+@pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForMaskedLM"])
+def test_a_model_that_does_not_write_is_never_loaded_as_one_that_does(tmp_path, kind):
+    """The library would: with the embeddings for an output, or looking at what comes after."""
+    import transformers
+
+    from llm_lab.export.plan import plan_export
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=257, **sizes)
+    getattr(transformers, f"Bert{kind}")(config).save_pretrained(tmp_path)
+    for load in (load_model, plan_export):
+        with pytest.raises(UserError, match=r"Name a model that writes|not exported"):
+            load(str(tmp_path))

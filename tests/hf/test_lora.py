@@ -1,0 +1,494 @@
+"""LoRA: which layers get an adapter, what is trained, and that it is saved and found again."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_model_combinations import tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    PhiConfig,
+    Qwen2Config,
+)
+from trl.trainer.dpo_trainer import use_adapter
+from trl.trainer.utils import add_fused_lm_head
+
+from llm_lab.chat.session import ChatSession, ChatSettings
+from llm_lab.cli import main
+from llm_lab.errors import MachineError, UserError
+from llm_lab.estimate.machine import Gpu, Machine
+from llm_lab.estimate.parameters import read_config_json, shape_of_config
+from llm_lab.hf.adapter import is_adapter, read_adapter
+from llm_lab.hf.load import load_model
+from llm_lab.hf.lora import attach_lora, describe_trainable, require_4bit, target_modules
+from llm_lab.hf.save import save_model, set_special_tokens
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
+from llm_lab.model.modeling_lab import LabForSequenceClassification
+from llm_lab.optim.build import split_parameters
+from llm_lab.recipe.parts import ACTIVATIONS
+from llm_lab.recipe.post_training import LORA_PRESETS, Lora
+from llm_lab.recipe.resolve import require_device, resolve
+
+PRESETS = [preset for preset in LORA_PRESETS if preset != "custom"]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
+CHAT_TOKENS = ["<|im_start|>", "<|im_end|>"]
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40}
+
+
+def lora(**changes) -> Lora:
+    return Lora(**({"preset": "all", "r": 4, "alpha": 8, "dropout": 0.0} | changes))
+
+
+def save_base(folder: Path, **parts):
+    """A byte-level model on disk, loaded as a stage would."""
+    tokenizer = make_byte_tokenizer()
+    model = tiny_model(**{"vocab_size": 257} | parts)
+    set_special_tokens(model, tokenizer)
+    save_model(model, folder, tokenizer)
+    return load_model(folder)
+
+
+def chat_tokenizer():
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": CHAT_TOKENS, "eos_token": CHAT_TOKENS[1]})
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def with_chat_tokens(base):
+    """The base with rows for the tokens of a chat template, and its tokenizer."""
+    tokenizer = chat_tokenizer()
+    torch.manual_seed(9)
+    base.resize_token_embeddings(len(tokenizer))
+    set_special_tokens(base, tokenizer)
+    return base, tokenizer
+
+
+def disturb(model):
+    """Move all that is trained, as training would."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def theirs(config):
+    return AutoModelForCausalLM.from_config(config)
+
+
+def ids(model, length: int = 12):
+    rows = model.get_input_embeddings().weight.shape[0]
+    return torch.randint(rows, (2, length), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_exactly_the_layers_of_the_preset_are_trained_whatever_the_feed_forward(preset, activation):
+    feed_forward = [*(["gate_proj"] if activation == "swiglu" else []), "up_proj", "down_proj"]
+    layers = {
+        "minimal": (ATTENTION[0], ATTENTION[2]),
+        "attention_only": ATTENTION,
+        "ffn_only": tuple(f"mlp.{name}" for name in feed_forward),
+        "all": (*ATTENTION, *(f"mlp.{name}" for name in feed_forward)),
+    }[preset]
+    model = attach_lora(tiny_model(activation=activation), lora(preset=preset), seed=1)
+    found = describe_trainable(model)
+    assert found.names == {
+        f"base_model.model.model.layers.{block}.{layer}.lora_{matrix}.default.weight"
+        for block in range(2)
+        for layer in layers
+        for matrix in "AB"
+    }
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert found.parameters == sum(sizes[name] for name in found.names)
+    assert found.total == sum(sizes.values())
+    assert found.describe().startswith(f"{found.parameters:,} of {found.total:,} parameters are trained (")
+
+
+SEPARATE = {"q_proj", "k_proj", "v_proj"}
+LLAMA = ({"q_proj", "v_proj"}, {*SEPARATE, "o_proj"}, {"gate_proj", "up_proj", "down_proj"})
+NEOX = ({"query_key_value"}, {"query_key_value", "dense"}, {"dense_h_to_4h", "dense_4h_to_h"})
+FALCON = FalconConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=40)
+OPT = OPTConfig(**{**SMALL, "ffn_dim": 24, "word_embed_proj_dim": 16})
+
+
+@pytest.mark.parametrize(
+    ("config", "minimal", "attention", "feed_forward"),
+    [
+        (LlamaConfig(**SMALL), *LLAMA),
+        (MistralConfig(**SMALL, num_key_value_heads=1), *LLAMA),
+        (Qwen2Config(**SMALL, num_key_value_heads=1), *LLAMA),
+        (GPT2Config(**GPT2), {"c_attn"}, {"c_attn", "attn.c_proj"}, {"c_fc", "mlp.c_proj"}),
+        (GPTNeoXConfig(**SMALL), *NEOX),
+        (FALCON, *NEOX),
+        (PhiConfig(**SMALL), {"q_proj", "v_proj"}, {*SEPARATE, "dense"}, {"fc1", "fc2"}),
+        (OPT, {"q_proj", "v_proj"}, {*SEPARATE, "out_proj"}, {"fc1", "fc2"}),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_the_layers_of_other_families_are_found_by_their_role(config, minimal, attention, feed_forward):
+    model = theirs(config)
+    assert set(target_modules(model, "minimal")) == minimal
+    assert set(target_modules(model, "attention_only")) == attention
+    assert set(target_modules(model, "ffn_only")) == feed_forward
+    trained = {}
+    for preset in PRESETS:
+        adapted = attach_lora(theirs(config), lora(preset=preset), seed=1)
+        names = describe_trainable(adapted).names
+        trained[preset] = {name.rpartition(".lora_")[0] for name in names}
+        assert not any("head" in name or "embed" in name or "wte" in name for name in names)
+    assert trained["all"] == trained["attention_only"] | trained["ffn_only"]
+    assert not trained["attention_only"] & trained["ffn_only"]
+    assert all("attn" in name or "attention" in name for name in trained["attention_only"])
+
+
+@pytest.mark.parametrize(
+    ("config", "preset"),
+    [
+        (MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40), "minimal"),
+        (MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40), "all"),
+        (MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2), "ffn_only"),
+        (MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2), "all"),
+    ],
+)
+def test_a_preset_that_can_not_be_told_is_refused_with_the_layers_there_are(config, preset):
+    model = theirs(config)
+    with pytest.raises(UserError, match=rf"lora.preset = {preset}.*can't be told.*_proj.*preset custom"):
+        target_modules(model, preset)
+
+
+def test_custom_names_are_taken_as_they_are_and_wrong_ones_are_all_told():
+    model = tiny_model()
+    adapted = attach_lora(model, lora(preset="custom", target_modules=("o_proj", "lm_head")), seed=1)
+    layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in describe_trainable(adapted).names}
+    assert layers == {"lm_head", *(f"model.layers.{block}.self_attn.o_proj" for block in range(2))}
+    with pytest.raises(UserError) as caught:
+        target_modules(tiny_model(), "custom", ("q_prj", "o_proj", "c_attn"))
+    first, second = caught.value.problems
+    assert first.value == "q_prj"
+    assert "Did you mean q_proj?" in str(first)
+    assert second.value == "c_attn"
+    assert "up_proj" in second.allowed
+    with pytest.raises(UserError, match="part them"):
+        target_modules(tiny_model(tie_word_embeddings=True), "custom", ("embed_tokens",))
+
+
+def test_the_same_seed_makes_the_same_adapter_and_leaves_the_dice_alone():
+    def weights(seed):
+        model = attach_lora(tiny_model(), lora(), seed=seed)
+        return {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    model, first = tiny_model(), weights(1)
+    del model
+    torch.manual_seed(4)
+    attached = tiny_model()
+    torch.manual_seed(4)
+    attach_lora(attached, lora(), seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    second, other = weights(1), weights(2)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_new_adapter_changes_nothing_and_the_options_reach_it():
+    model = tiny_model()
+    plain = model(ids(model)).logits
+    adapted = attach_lora(model, lora(r=3, alpha=6, dropout=0.25, use_rslora=True, use_dora=True), seed=1)
+    torch.testing.assert_close(adapted.eval()(ids(model)).logits, plain, rtol=0, atol=1e-5)
+    layer = adapted.base_model.model.model.layers[0].mlp.up_proj
+    assert layer.r["default"] == 3
+    assert layer.scaling["default"] == pytest.approx(6 / 3**0.5)
+    assert layer.lora_dropout["default"].p == 0.25
+    assert any("lora_magnitude_vector" in name for name in describe_trainable(adapted).names)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_rows_of_new_tokens_are_trained_in_embeddings_and_head_and_no_other_row_moves(tied, tmp_path):
+    base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    # One more that the base has a row for already.
+    model = attach_lora(base, lora(preset="minimal"), seed=1, new_token_ids=[7]).train()
+    rows = {name for name in describe_trainable(model).names if "trainable_tokens" in name}
+    ends = ["model.embed_tokens", *([] if tied else ["lm_head"])]
+    assert rows == {f"base_model.model.{end}.token_adapter.trainable_tokens_delta.default" for end in ends}
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.5)
+    batch = torch.tensor([[257, 7, 258, 20, 257, 30]])
+    model(batch, labels=batch).loss.backward()
+    optimizer.step()
+    merged = model.merge_and_unload()
+    moved = (merged.model.embed_tokens.weight != before["model.embed_tokens.weight"]).any(dim=1).nonzero().flatten()
+    assert moved.tolist() == [7, 257, 258]
+    head = before.get("lm_head.weight", before["model.embed_tokens.weight"])
+    assert (merged.lm_head.weight != head).any(dim=1).nonzero().flatten().tolist() == [7, 257, 258]
+    assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_saved_adapter_comes_back_with_its_base_grown_and_its_end_token(tied, native, tmp_path):
+    parts = {} if native else {"norm": "layernorm"}
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied, **parts))
+    model = disturb(attach_lora(base, lora(use_dora=True), seed=1))
+    expected = model(ids(model)).logits
+    save_model(model, tmp_path / "adapter", tokenizer)
+    assert is_adapter(tmp_path / "adapter")
+    assert not is_adapter(tmp_path / "base")
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert not names & {"model.safetensors", "config.json", "README.md"}
+    loaded = load_model(tmp_path / "adapter")
+    assert torch.equal(loaded(ids(model)).logits, expected)
+    assert not describe_trainable(loaded).names
+    assert (
+        loaded.get_base_model().config.eos_token_id == loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    )
+    merged = load_model(tmp_path / "adapter", merge=True)
+    assert type(merged).__name__ == "LabForCausalLM"
+    torch.testing.assert_close(merged(ids(model)).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_can_be_chatted_with(tmp_path):
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
+    save_model(disturb(attach_lora(base, lora(), seed=1)), tmp_path / "adapter", tokenizer)
+    model, tokenizer = load_model(tmp_path / "adapter"), load_tokenizer(tmp_path / "adapter")
+    session = ChatSession(model, tokenizer, name="adapter", settings=ChatSettings(max_new_tokens=5, temperature=0))
+    assert session.mode == "chat"
+    list(session.reply("hello"))
+    expected = model.generate(
+        torch.tensor([tokenizer("<|im_start|>hello<|im_end|><|im_start|>", add_special_tokens=False)["input_ids"]]),
+        max_new_tokens=session.last_stats.tokens,
+        do_sample=False,
+    )
+    told = tokenizer.decode(expected[0, session.last_stats.prompt_tokens :], skip_special_tokens=True)
+    assert session.messages[1]["content"] == told.rstrip("\ufffd")  # a character may be cut off at the end
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_optimizer_takes_the_rows_of_new_tokens_for_embeddings(tied, tmp_path):
+    base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
+    model = attach_lora(base, lora(use_dora=True), seed=1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices, embeddings, vectors = ({names[id(p)] for p in group} for group in split_parameters(model))
+    assert matrices | embeddings | vectors == describe_trainable(model).names
+    assert embeddings == {name for name in names.values() if "trainable_tokens_delta" in name}
+    assert vectors == {name for name in names.values() if "lora_magnitude_vector" in name}
+
+
+STRANGER = """
+import sys, torch
+
+class NoLab:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "llm_lab":
+            raise ImportError("llm_lab is not here")
+
+sys.meta_path.insert(0, NoLab())
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+folder = sys.argv[1]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+torch.save(model(torch.load(folder + "/ids.pt", weights_only=True)).logits, folder + "/logits.pt")
+"""
+
+
+def test_peft_alone_loads_an_adapter_on_a_native_base_from_another_folder(tmp_path):
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", num_key_value_heads=2))
+    model = disturb(attach_lora(base, lora(), seed=1))
+    save_model(model, tmp_path / "adapter", tokenizer)
+    torch.save(ids(model), tmp_path / "adapter" / "ids.pt")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-I", "-c", STRANGER, str(tmp_path / "adapter")]
+    result = subprocess.run(command, cwd=elsewhere, env=dict(os.environ), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    told = torch.load(tmp_path / "adapter" / "logits.pt", weights_only=True)
+    torch.testing.assert_close(told, model(ids(model)).logits, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_finds_its_base_after_both_were_moved(tmp_path):
+    runs = tmp_path / "here" / "checkpoints" / "life"
+    base = save_base(runs / "pretrain" / "model")
+    save_model(disturb(attach_lora(base, lora(), seed=1)), runs / "sft" / "model", make_byte_tokenizer())
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = tmp_path / "there" / "checkpoints" / "life"
+    assert read_adapter(moved / "sft" / "model").base == str(moved / "pretrain" / "model")
+    load_model(moved / "sft" / "model")
+    # A model of the same place in the path is not taken for it.
+    save_model(tiny_model(vocab_size=257, norm="layernorm"), moved / "pretrain" / "model", make_byte_tokenizer())
+    with pytest.raises(UserError, match=r"the base that this adapter belongs to is not at .*Put it there"):
+        load_model(moved / "sft" / "model")
+
+
+def test_an_adapter_that_names_itself_as_its_base_is_refused(tmp_path):
+    save_model(attach_lora(save_base(tmp_path / "base"), lora(), seed=1), tmp_path / "sft", make_byte_tokenizer())
+    file = tmp_path / "sft" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "sft")}))
+    with pytest.raises(UserError, match="names itself as its base"):
+        read_adapter(tmp_path / "sft")
+    assert read_config_json(tmp_path / "sft") is None
+
+
+def test_an_adapter_trained_on_an_adapter_is_loaded_through_both(tmp_path):
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
+    first = disturb(attach_lora(base, lora(), seed=1))
+    save_model(first, tmp_path / "first", tokenizer)
+    second = attach_lora(load_model(tmp_path / "first", merge=True), lora(preset="minimal"), seed=2)
+    assert not any("trainable_tokens" in name for name in describe_trainable(second).names)
+    with torch.no_grad():
+        reference = second.eval()(ids(second)).logits
+    torch.testing.assert_close(reference, first(ids(first)).logits, rtol=0, atol=1e-4)
+    expected = disturb(second)(ids(second)).logits
+    save_model(second, tmp_path / "second", tokenizer)
+    assert read_adapter(tmp_path / "second").base == str((tmp_path / "first").resolve())
+    torch.testing.assert_close(load_model(tmp_path / "second")(ids(second)).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_only_the_trained_adapter_is_saved_beside_a_reference_copy(tmp_path):
+    model = attach_lora(save_base(tmp_path / "base"), lora(), seed=1)
+    model.add_adapter("ref", model.peft_config["default"])  # as TRL does with a PeftModel
+    save_model(disturb(model), tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "ref").exists()
+    torch.testing.assert_close(load_model(tmp_path / "adapter")(ids(model)).logits, model(ids(model)).logits)
+
+
+def test_the_plan_and_the_show_command_know_what_an_adapter_is(tmp_path, capsys):
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
+    save_model(attach_lora(base, lora(preset="minimal"), seed=1), tmp_path / "run" / "model", tokenizer)
+    shape = shape_of_config(read_config_json(tmp_path / "run"))
+    assert shape.parameters == sum(p.numel() for p in load_model(tmp_path / "run" / "model", merge=True).parameters())
+    assert main(["show", str(tmp_path / "run")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LoRA, r 4, alpha 8.0, on q_proj, v_proj" in said
+    assert "259 entries" in said
+    assert "llm-lab merge" in said
+    shutil.rmtree(tmp_path / "base")
+    assert read_config_json(tmp_path / "run") is None
+    assert main(["show", str(tmp_path / "run")]) == 2
+    assert "the base of this adapter is not at" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("reference", ["ref", None])
+@pytest.mark.parametrize("tied", [True, False])
+def test_trl_reads_the_rows_of_new_tokens_and_its_reference_is_the_model_without_the_adapter(tied, reference, tmp_path):
+    base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
+    batch = ids(base)
+
+    def log_probs(logits):
+        return torch.log_softmax(logits, dim=-1)[:, :-1].gather(-1, batch[:, 1:, None]).flatten()
+
+    before = log_probs(base(batch).logits).detach()
+    model = attach_lora(base, lora(), seed=1)
+    model.add_adapter("ref", model.peft_config["default"])  # TRL's way; without it, it switches the adapter off
+    add_fused_lm_head(disturb(model).get_base_model())
+    with torch.no_grad(), use_adapter(model, adapter_name=reference):
+        found = model(batch, labels=batch, fused_lm_head=True).log_probs.flatten()
+    torch.testing.assert_close(found, before, rtol=0, atol=1e-4)
+    found = model(batch, labels=batch, fused_lm_head=True).log_probs.flatten()
+    torch.testing.assert_close(found, log_probs(model(batch).logits), rtol=0, atol=1e-4)
+    assert (found - before).abs().max() > 0.1
+    found.sum().backward()
+    assert all(parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_a_reward_model_trains_its_score_head_whole():
+    torch.manual_seed(0)
+    judge = LabForSequenceClassification(tiny_model().config)
+    model = attach_lora(judge, lora(preset="minimal"), seed=1)
+    names = describe_trainable(model).names
+    assert "base_model.model.score.modules_to_save.default.weight" in names
+    assert not any("score.original_module" in name for name in names)
+    assert sum("lora_" in name for name in names) == 8
+
+
+def test_a_head_with_a_bias_takes_no_new_rows(tmp_path):
+    base = theirs(PhiConfig(**SMALL))
+    base.save_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    attach_lora(base, lora(), seed=1)
+    with pytest.raises(UserError, match="bias in its head"):
+        attach_lora(AutoModelForCausalLM.from_pretrained(tmp_path), lora(), seed=1, new_token_ids=[5])
+
+
+def test_new_rows_and_an_adapter_on_the_head_exclude_each_other():
+    with pytest.raises(UserError, match="trained whole"):
+        attach_lora(tiny_model(), lora(preset="custom", target_modules=("lm_head",)), seed=1, new_token_ids=[5])
+
+
+def test_broken_and_other_adapters_are_told(tmp_path):
+    base = save_base(tmp_path / "base")
+    save_model(attach_lora(base, lora(), seed=1), tmp_path / "adapter")
+    with pytest.raises(UserError, match="a whole model, with nothing to attach"):
+        read_adapter(tmp_path / "base")
+    with pytest.raises(UserError, match=r"without adapter_config\.json"):
+        read_adapter(tmp_path)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "peft_type": "IA3"}))
+    with pytest.raises(UserError, match="type IA3, not LoRA"):
+        read_adapter(tmp_path / "adapter")
+    path.write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="does not say which model"):
+        read_adapter(tmp_path / "adapter")
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match=r"is not at .*gone"):
+        load_model(tmp_path / "adapter")
+    path.write_text(json.dumps(config))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        load_model(tmp_path / "adapter")
+
+
+def test_four_bits_are_refused_before_anything_long(tmp_path):
+    save_base(tmp_path / "base")
+    recipe = {"stage": "sft", "data": [{"path": "chats.jsonl"}], "lora": {"load_in_4bit": True}}
+    recipe |= {"model": {"checkpoint": str(tmp_path / "base")}}
+    machine = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 128 * 2**30, True, True)
+    with pytest.raises(MachineError, match=r"lora\.load_in_4bit = true: .*bitsandbytes.*load_in_4bit=false"):
+        require_device(resolve(recipe, machine=machine))
+    require_device(resolve(recipe, machine=replace(machine, has_bitsandbytes=True)))
+    with pytest.raises(UserError, match=r"lora\.load_in_4bit = true: .*CUDA"):
+        resolve({**recipe, "device": "cpu"}, machine=machine)
+
+
+def test_dropout_of_an_adapter_is_off_where_ratios_are_taken(tmp_path):
+    save_base(tmp_path / "base")
+    recipe = {"device": "cpu", "data": [{"path": "chats.jsonl"}], "model": {"checkpoint": str(tmp_path / "base")}}
+    rewards = {"rewards": [{"name": "exact_number"}]}
+    terms = {stage: {**rewards, stage: {"max_completion_length": 16}} for stage in ("grpo", "ppo")}
+    for stage, dropout in {"sft": 0.05, "dpo": 0.0, "grpo": 0.0, "ppo": 0.0}.items():
+        resolved = resolve({"stage": stage, **recipe, **terms.get(stage, {}), "lora": {}})
+        assert resolved.recipe.lora.dropout == dropout
+        model = attach_lora(load_model(tmp_path / "base"), resolved.recipe.lora, seed=1).train()
+        rates = {m.p for name, m in model.named_modules() if "lora_dropout" in name and isinstance(m, torch.nn.Dropout)}
+        assert rates == ({dropout} if dropout else set())
+
+
+def test_four_bits_are_refused_where_they_can_not_be(monkeypatch):
+    with pytest.raises(MachineError, match=r"lora\.load_in_4bit = true: 4 bits need a CUDA GPU.*load_in_4bit=false"):
+        require_4bit("cpu")
+    monkeypatch.setattr("llm_lab.hf.lora.find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="bitsandbytes is not installed"):
+        require_4bit("cuda")

@@ -1,0 +1,305 @@
+"""The optimizers and the learning rate: equal to their references, each on the parameters meant for it."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_model_combinations import tiny_config
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.optim.build import build_optimizer, split_parameters
+from llm_lab.optim.muon import COEFFICIENTS, MuonWithAdamW
+from llm_lab.optim.schedule import learning_rate_factor
+from llm_lab.recipe.schema import SCHEDULERS, Adafactor, AdamW, Lion, Muon, Sophia
+
+OPTIONS = [AdamW(), Muon(), Lion(), Sophia(), Adafactor(weight_decay=0.1), Adafactor(beta1=0.9)]
+SHAPES = [(8, 8), (16, 4), (4, 16), (8, 8), (1, 6)]
+
+
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=61, n_positions=32))
+
+
+def matrices() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+
+
+def give_gradients(parameters, step: int) -> None:
+    generator = torch.Generator().manual_seed(100 + step)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0 ** (step % 3 - 2)
+
+
+def newton_schulz(update: torch.Tensor, steps: int) -> torch.Tensor:
+    """The published iteration, written out plainly: one matrix, columns for rows where it is tall."""
+    a, b, c = COEFFICIENTS
+    x = update.T if update.shape[0] > update.shape[1] else update
+    x = x / x.norm()
+    for _ in range(steps):
+        x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
+    return x.T if update.shape[0] > update.shape[1] else x
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_equals_the_algorithm_written_out(nesterov, monkeypatch):
+    monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: False)
+    mine, lr, decay, momentum = matrices(), 0.02, 0.1, 0.9
+    other = [parameter.detach().clone() for parameter in mine]
+    buffers = [torch.zeros_like(parameter) for parameter in other]
+    options = {"lr": lr, "weight_decay": decay, "momentum": momentum, "nesterov": nesterov, "ns_steps": 5}
+    optimizer = MuonWithAdamW([{"params": mine, "algorithm": "muon", **options}])
+    for step in range(6):
+        give_gradients(mine, step)
+        grads = [parameter.grad.clone() for parameter in mine]
+        optimizer.step()
+        for parameter, grad, buffer in zip(other, grads, buffers, strict=True):
+            buffer.mul_(momentum).add_(grad, alpha=1 - momentum)
+            update = (1 - momentum) * grad + momentum * buffer if nesterov else buffer
+            scale = math.sqrt(max(1.0, parameter.shape[0] / parameter.shape[1]))
+            parameter.mul_(1 - lr * decay).sub_(lr * scale * newton_schulz(update, 5))
+        for parameter, expected, grad in zip(mine, other, grads, strict=True):
+            torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-5)
+            assert torch.equal(parameter.grad, grad), "a step must leave the gradients as they are"
+
+
+@pytest.mark.parametrize("in_bf16", [True, False])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_equals_torchs_within_its_bf16(nesterov, in_bf16, monkeypatch):
+    monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: in_bf16)
+    mine, theirs = matrices(), matrices()
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": nesterov, "ns_steps": 5}
+    optimizer = MuonWithAdamW([{"params": mine, "algorithm": "muon", **options}])
+    reference = torch.optim.Muon(theirs, adjust_lr_fn="original", **options)
+    for step in range(5):
+        give_gradients(mine, step)
+        give_gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    for parameter, expected, start in zip(mine, theirs, matrices(), strict=True):
+        assert (parameter - expected).norm() < 0.03 * (expected - start).norm()
+
+
+def test_a_muon_update_is_nearly_orthogonal():
+    (matrix,) = [nn.Parameter(torch.zeros(16, 16))]
+    optimizer = MuonWithAdamW([{"params": [matrix], "algorithm": "muon", "lr": 1.0}])
+    give_gradients([matrix], 0)
+    optimizer.step()
+    singular = torch.linalg.svdvals(matrix.detach())
+    assert singular.min() > 0.3
+    assert singular.max() < 1.3
+
+
+def test_the_rest_is_torchs_adamw_to_the_bit():
+    shapes = [*SHAPES, (7,), (3, 2, 2)]
+    mine, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    options = {"lr": 3e-3, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}
+    optimizer = MuonWithAdamW([{"params": mine, "algorithm": "adamw", **options}])
+    reference = torch.optim.AdamW(theirs, fused=True, **options)
+    for step in range(5):
+        give_gradients(mine, step)
+        give_gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    assert all(torch.equal(parameter, other) for parameter, other in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
+def test_a_saved_optimizer_goes_on_bit_exactly(options, tmp_path):
+    whole = LabForCausalLM(tiny_config())
+    first = copy.deepcopy(whole)
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            give_gradients(model.parameters(), step)
+            optimizer.step()
+
+    train(whole, build_optimizer(whole, options), range(6))
+    optimizer = build_optimizer(first, options)
+    train(first, optimizer, range(3))
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "saved.pt")
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    second = LabForCausalLM(tiny_config())
+    second.load_state_dict(saved["model"])
+    resumed = build_optimizer(second, options)
+    resumed.load_state_dict(saved["optimizer"])
+    train(second, resumed, range(3, 6))
+    for parameter, expected in zip(second.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
+MODELS = {
+    "tied": lambda: LabForCausalLM(tiny_config(tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
+    "untied": lambda: LabForCausalLM(tiny_config(tie_word_embeddings=False, norm="layernorm", qk_norm=True)),
+    "gpt2": gpt2,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_embeddings_and_head_are_no_hidden_matrices(kind):
+    model = MODELS[kind]()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    hidden, embeddings, vectors = ([names[id(p)] for p in part] for part in split_parameters(model))
+    assert len(hidden) + len(embeddings) + len(vectors) == len(names)
+    expected = {
+        "tied": {"model.embed_tokens.weight"},
+        "untied": {"model.embed_tokens.weight", "lm_head.weight"},
+        "gpt2": {"transformer.wte.weight", "transformer.wpe.weight"},
+    }
+    assert set(embeddings) == expected[kind]
+    assert all(".layers." in name or ".h." in name for name in hidden)
+    assert all("norm" in name or "ln_" in name or name.endswith("bias") for name in vectors)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
+def test_every_trainable_parameter_moves_and_only_matrices_decay(kind, options):
+    model = MODELS[kind]()
+    frozen = next(iter(model.parameters())) if kind == "untied" else None
+    if frozen is not None:
+        frozen.requires_grad_(False)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, options)
+    for step in range(2):
+        give_gradients([p for p in model.parameters() if p.requires_grad], step)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (parameter is frozen), name
+    hidden, *others = split_parameters(model)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {decay[id(p)] for p in hidden} == {options.weight_decay}
+    assert {decay[id(p)] for part in others for p in part} == {0.0}
+
+
+def test_the_values_of_a_recipe_reach_the_optimizer():
+    model = LabForCausalLM(tiny_config())
+    values = {"learning_rate": 0.5, "betas": (0.1, 0.2), "eps": 0.3, "weight_decay": 0.4}
+    for group in build_optimizer(model, AdamW(**values)).param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.1, 0.2), 0.3)
+    values = {"learning_rate": 0.5, "momentum": 0.6, "nesterov": False, "ns_steps": 3, "weight_decay": 0.7}
+    values |= {"adamw_learning_rate": 0.1, "adamw_betas": (0.2, 0.3), "adamw_eps": 0.4}
+    muon, adamw = build_optimizer(model, Muon(**values)).param_groups
+    assert [muon[key] for key in ("algorithm", "lr", "momentum", "nesterov", "ns_steps", "weight_decay")] == [
+        "muon", 0.5, 0.6, False, 3, 0.7,
+    ]  # fmt: skip
+    assert [adamw[key] for key in ("algorithm", "lr", "betas", "eps")] == ["adamw", 0.1, (0.2, 0.3), 0.4]
+
+
+@given(
+    name=st.sampled_from(list(SCHEDULERS)),
+    max_steps=st.integers(1, 400),
+    warmup_share=st.floats(0.0, 1.0),
+    min_ratio=st.floats(0.0, 1.0),
+)
+def test_the_learning_rate_rises_then_falls_to_its_floor_and_stays(name, max_steps, warmup_share, min_ratio):
+    warmup = round(warmup_share * (max_steps - 1))
+    factors = [
+        learning_rate_factor(update, name=name, max_steps=max_steps, warmup_steps=warmup, min_ratio=min_ratio)
+        for update in range(2 * max_steps + 5)
+    ]
+    peak = max(0, warmup - 1)
+    assert factors[peak] == 1.0
+    assert all(before < after for before, after in itertools.pairwise(factors[: peak + 1]))
+    falling = factors[peak:]
+    assert all(before >= after - 1e-12 for before, after in itertools.pairwise(falling))
+    floor = 1.0 if name == "none" else min_ratio
+    # A run of one update makes it at the peak.
+    last = 1.0 if max_steps == 1 else floor
+    assert factors[max_steps - 1] == last
+    assert all(factor == floor for factor in factors[max_steps:])
+    assert all(floor - 1e-12 <= factor <= 1.0 for factor in falling)
+
+
+def test_the_curves_equal_a_hand_calculation():
+    def curve(**options):
+        return [round(learning_rate_factor(update, max_steps=11, warmup_steps=1, **options), 6) for update in range(11)]
+
+    assert curve(name="polynomial", power=3.0) == [round((1 - update / 10) ** 3, 6) for update in range(11)]
+    flat, falling = [1.0] * 7, [0.775, 0.55, 0.325, 0.1]
+    assert curve(name="wsd", decay_ratio=0.4, min_ratio=0.1)[1:] == [*flat[1:], *falling]
+    assert curve(name="cosine", min_ratio=0.2)[5] == 0.6
+
+
+def test_a_lion_step_equals_a_hand_calculation():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    weight = model[0].weight
+    before = weight.detach().clone()
+    options = Lion(learning_rate=0.01, betas=(0.9, 0.99), weight_decay=0.5)
+    optimizer = build_optimizer(model, options)
+    mean, expected = torch.zeros_like(before), before
+    for step in range(3):
+        give_gradients([weight], step)
+        grad = weight.grad.clone()
+        optimizer.step()
+        expected = expected * (1 - 0.01 * 0.5) - 0.01 * torch.sign(0.9 * mean + 0.1 * grad)
+        mean = 0.99 * mean + 0.01 * grad
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_a_sophia_step_equals_the_published_algorithm():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    weight, options = model[0].weight, Sophia(learning_rate=0.1, betas=(0.9, 0.8), rho=0.05, weight_decay=0.3)
+    expected = weight.detach().clone()
+    optimizer = build_optimizer(model, options)
+    mean = hessian = torch.zeros_like(expected)
+    for step in range(6):
+        give_gradients([weight], step)
+        grad = weight.grad.clone()
+        optimizer.step()
+        mean = 0.9 * mean + 0.1 * grad
+        expected = expected * (1 - 0.1 * 0.3) - 0.1 * torch.clamp(mean / torch.clamp(0.05 * hessian, min=1e-12), -1, 1)
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+        if step % 2 == 0:
+            give_gradients([weight], step + 50)
+            hessian = 0.8 * hessian + 0.2 * 64 * weight.grad**2
+            optimizer.update_hessian(64)
+    inside = (mean.abs() < (0.05 * hessian).clamp(min=1e-12)).float().mean()
+    assert optimizer.unclipped_share() == pytest.approx(inside.item())
+    assert 0 < inside < 1
+
+
+def test_sophias_estimate_is_the_diagonal_of_the_gauss_newton_matrix():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3, bias=False), torch.randn(16, 4)
+    optimizer = build_optimizer(model, Sophia(betas=(0.9, 0.5)))
+    probabilities = torch.softmax(model(x), -1).detach()
+    # For softmax regression: the mean over examples of x_j ** 2 * p_c * (1 - p_c).
+    expected = torch.einsum("bj,bc->cj", x**2, probabilities * (1 - probabilities)) / len(x)
+    total = torch.zeros_like(expected)
+    for _ in range(4000):
+        labels = torch.multinomial(probabilities, 1).squeeze(1)
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.state.clear()
+        optimizer.update_hessian(len(x))
+        total += optimizer.state[model.weight]["hessian"] / 0.5
+    torch.testing.assert_close(total / 4000, expected, rtol=0.1, atol=0.005)
+
+
+def test_an_adafactor_step_equals_the_paper_and_keeps_rows_and_columns_only():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4, bias=False))
+    weight = model[0].weight
+    expected = weight.detach().clone()
+    optimizer = build_optimizer(model, Adafactor(learning_rate=0.02))
+    rows, columns = torch.zeros(4), torch.zeros(5)
+    for step in range(1, 5):
+        give_gradients([weight], step)
+        grad = weight.grad.clone()
+        optimizer.step()
+        squared, beta = grad**2 + 1e-30, 1 - step**-0.8
+        rows = beta * rows + (1 - beta) * squared.mean(1)
+        columns = beta * columns + (1 - beta) * squared.mean(0)
+        update = grad / torch.sqrt(torch.outer(rows, columns) / rows.mean())
+        update = update / max(1.0, update.square().mean().sqrt().item())
+        size = max(1e-3, expected.square().mean().sqrt().item())
+        expected = expected - 0.02 * size * update
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+    kept = sum(value.numel() for value in optimizer.state[weight].values() if torch.is_tensor(value))
+    assert kept <= 4 + 5 + 1

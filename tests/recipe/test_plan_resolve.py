@@ -1,0 +1,259 @@
+"""From what was written to what will run: devices, derived values with reasons, origins, and what does not fit."""
+
+import os
+from dataclasses import replace
+
+import pytest
+from conftest import tiny_recipe
+
+from llm_lab.errors import MachineError, UserError
+from llm_lab.estimate import machine as hardware
+from llm_lab.estimate.machine import Gpu, Machine, find_machine
+from llm_lab.recipe.derive import CPU_MAX_STEPS
+from llm_lab.recipe.files import parse_yaml
+from llm_lab.recipe.resolve import Origin, diagnose, normalise, require_device, resolve
+from llm_lab.recipe.sizes import SIZES
+
+GIB = 2**30
+H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, (9, 0))
+T4 = Gpu("Tesla T4", 15 * GIB, (7, 5))
+LAPTOP = Machine((), "a CPU", 4, 16 * GIB, has_compiler=True, cpu_bf16_is_fast=False)
+
+
+def machine(*gpus: Gpu, **changes) -> Machine:
+    return replace(LAPTOP, gpus=gpus, **changes)
+
+
+def bare(**changes) -> dict:
+    return {"stage": "pretrain", "data": [{"path": "builtin:stories"}], **changes}
+
+
+def test_cuda_is_demanded_where_nothing_is_said():
+    resolved = resolve(bare(), machine=LAPTOP)
+    assert resolved.values["device"] == "cuda"
+    with pytest.raises(MachineError, match=r"device = cuda: this machine can't: no NVIDIA GPU.*device=cpu") as caught:
+        require_device(resolved)
+    assert caught.value.exit_code == 3
+    require_device(resolve(bare(), machine=machine(H100)))
+
+
+def test_eight_bit_moments_are_refused_where_their_package_is_missing_and_planned_where_it_is_not():
+    raw = bare(optimizer={"name": "adamw_8bit"}, device="cuda", model={"size": "small"})
+    with pytest.raises(MachineError, match=r"optimizer\.name = adamw_8bit: .*bitsandbytes.*llm-lab\[cuda\]") as caught:
+        require_device(resolve(raw, machine=machine(H100)))
+    assert caught.value.exit_code == 3
+    small = resolve(raw, machine=machine(H100, has_bitsandbytes=True))
+    require_device(small)
+    plain = resolve({**raw, "optimizer": {"name": "adamw"}}, machine=machine(H100))
+    saved = plain.estimate.memory_by_part["optimizer"] - small.estimate.memory_by_part["optimizer"]
+    assert saved == 6 * small.shape.matrix_parameters
+
+
+def test_large_logits_are_planned_in_pieces():
+    raw = bare(device="cuda", model={"size": "small"}, tokenizer={"bpe": 65_536})
+    logits = {
+        rows: resolve(
+            {**raw, "train": {"per_device_train_batch_size": rows, "max_length": 1024}}, machine=machine(H100)
+        ).estimate.memory_by_part["logits"]
+        for rows in (1, 2, 32, 64)
+    }
+    assert logits[2] == 2 * logits[1]
+    assert logits[32] < 4 * logits[2]
+    assert logits[64] < 1.2 * logits[32]
+
+
+def test_a_gpu_without_bf16_is_refused_by_name_and_capability():
+    with pytest.raises(MachineError, match=r"Tesla T4 \(compute capability 7\.5\) has no bf16"):
+        require_device(resolve(bare(), machine=machine(T4)))
+    resolved = resolve(bare(device="auto"), machine=machine(T4))
+    assert resolved.values["device"] == "cpu"
+    assert "Tesla T4" in resolved.origins["device"].reason
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "device"),
+    [("auto", (), "cpu"), ("auto", (H100,), "cuda"), ("cpu", (H100,), "cpu"), ("cuda", (H100,), "cuda")],
+)
+def test_the_device_is_resolved(wanted, there, device):
+    resolved = resolve(bare(device=wanted), machine=machine(*there))
+    assert resolved.values["device"] == device
+    require_device(resolved)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_way_out():
+    raw = bare(model={"size": "7b"}, train={"per_device_train_batch_size": 64, "max_length": 4096})
+    with pytest.raises(MachineError, match=r"needs about [\d.]+ GiB and there are 80\.0 GiB.*gradient_checkpointing"):
+        require_device(
+            resolve(raw | {"train": {**raw["train"], "gradient_checkpointing": False}}, machine=machine(H100))
+        )
+    with pytest.raises(MachineError) as caught:
+        require_device(resolve(raw, machine=machine(H100)))
+    assert "gradient_checkpointing" not in str(caught.value), "it is on already"
+    with pytest.raises(MachineError, match=r"there are 16\.0 GiB"):
+        require_device(resolve(bare(device="cpu", model={"size": "3b"}), machine=LAPTOP))
+
+
+def test_the_batch_is_derived_from_the_memory_there_is():
+    small, large = (
+        resolve(bare(model={"size": "small"}), machine=machine(replace(H100, memory_bytes=size * GIB))).values["train"]
+        for size in (16, 80)
+    )
+    assert small["per_device_train_batch_size"] < large["per_device_train_batch_size"]
+    for train in (small, large):
+        tokens = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * train["max_length"]
+        assert tokens == pytest.approx(2**18, rel=0.3)
+    two = resolve(bare(model={"size": "small"}), machine=machine(H100, H100))
+    assert two.estimate.tokens_per_step == pytest.approx(2**18, rel=0.3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("gpus", [(), (H100,)])
+def test_every_size_resolves_and_every_dial_value_can_be_set_by_hand(size, gpus):
+    here = machine(*gpus)
+    resolved = resolve(bare(device="auto", model={"size": size}), machine=here)
+    shape, model = SIZES[size], resolved.values["model"]
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+        assert model[key] == getattr(shape, key)
+        assert str(resolved.origins[f"model.{key}"]) == f"derived: size = {size}"
+    assert model["tie_word_embeddings"] is shape.tie_word_embeddings
+    by_hand = {
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 8,
+        "intermediate_size": 100,
+        "max_position_embeddings": 77,
+        "tie_word_embeddings": not shape.tie_word_embeddings,
+    }
+    changed = resolve(bare(device="auto", model={"size": size, **by_hand}), machine=here)
+    assert {key: changed.values["model"][key] for key in by_hand} == by_hand
+    assert {str(changed.origins[f"model.{key}"]) for key in by_hand} == {"answer"}
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "value", "reason"),
+    [
+        ({"attention": "mha"}, "num_key_value_heads", 4, "mha: one for each head"),
+        ({"attention": "mqa"}, "num_key_value_heads", 1, "mqa: one for all heads"),
+        ({"num_attention_heads": 8}, "num_key_value_heads", 2, "gqa: about a quarter of the heads"),
+        ({"hidden_size": 512}, "num_attention_heads", 8, "64 numbers a head"),
+        ({"hidden_size": 96}, "num_attention_heads", 3, "32 numbers a head"),
+        ({"activation": "relu"}, "intermediate_size", 512, "4 × hidden_size"),
+        ({}, "intermediate_size", 352, "8/3 × hidden_size, to a multiple of 32"),
+        ({}, "head_dim", 32, "hidden_size / num_attention_heads"),
+        (
+            {"position_embedding": "yarn"},
+            "original_max_position_embeddings",
+            64,
+            "max_position_embeddings / yarn_factor",
+        ),
+        (
+            {"position_embedding": "yarn", "original_max_position_embeddings": 100},
+            "max_position_embeddings",
+            400,
+            "original context × yarn_factor",
+        ),
+    ],
+)
+def test_a_number_of_the_model_is_derived_with_its_reason(model, key, value, reason):
+    resolved = resolve(bare(device="cpu", model=model), machine=LAPTOP)
+    assert resolved.values["model"][key] == value
+    assert resolved.origins[f"model.{key}"] == Origin("derived", reason)
+
+
+def test_numbers_of_the_run_are_derived_with_their_reasons():
+    resolved = resolve(bare(device="cpu"), machine=LAPTOP)
+    train, origins = resolved.values["train"], resolved.origins
+    assert (train["max_length"], origins["train.max_length"].reason) == (128, "at most 128 on a CPU")
+    assert train["max_steps"] == CPU_MAX_STEPS
+    assert "20 tokens a parameter would be" in origins["train.max_steps"].reason
+    assert (train["dtype"], train["compile"]) == ("float32", False)
+    assert resolved.values["scheduler"]["warmup_steps"] == 25
+    assert (train["eval_steps"], train["save_steps"], train["logging_steps"]) == (50, 50, 10)
+    assert resolved.values["tokenizer"] == "bytes"
+    gpu = resolve(bare(model={"size": "small"}), machine=machine(H100)).values
+    assert gpu["train"]["dtype"] == "bfloat16"
+    assert gpu["train"]["compile"] is True
+    assert gpu["tokenizer"] == {"bpe": SIZES["small"].tokenizer}
+    fast = resolve(bare(device="cpu"), machine=replace(LAPTOP, cpu_bf16_is_fast=True))
+    assert fast.values["train"]["dtype"] == "float32"  # a narrow model
+    wide = bare(device="cpu", model={"size": "tiny"})
+    assert resolve(wide, machine=replace(LAPTOP, cpu_bf16_is_fast=True)).values["train"]["dtype"] == "bfloat16"
+    long = bare(device="cpu", train={"max_steps": 10_000})
+    assert resolve(long, machine=LAPTOP).values["train"]["compile"] is True
+    assert resolve(long, machine=replace(LAPTOP, has_compiler=False)).values["train"]["compile"] is False
+    rows = resolve(bare(device="cpu", train={"max_length": 300}), machine=LAPTOP)
+    assert rows.values["model"]["max_position_embeddings"] == 300
+    assert rows.origins["model.max_position_embeddings"].reason == "train.max_length"
+
+
+def test_every_value_says_where_it_comes_from():
+    resolved = resolve(
+        tiny_recipe(tokenizer={"bpe": 300}), machine=LAPTOP, name="file", overrides={"train.max_steps", "tokenizer"}
+    )
+    origins = {key: origin.kind for key, origin in resolved.origins.items()}
+    assert origins["train.max_steps"] == origins["tokenizer.bpe"] == "override"
+    assert origins["optimizer.learning_rate"] == origins["data.0.path"] == "answer"
+    assert origins["optimizer.eps"] == origins["model.norm"] == "default"
+    assert origins["model.head_dim"] == "derived"
+    assert str(resolve(bare(), machine=LAPTOP, name="file").origins["name"]) == "derived: the recipe file's name"
+
+
+@pytest.mark.parametrize("gpus", [(), (H100,)])
+@pytest.mark.parametrize("position", ["rope", "yarn", "alibi", "sinusoidal"])
+def test_a_resolved_recipe_is_replayed_as_it_is(gpus, position):
+    raw = bare(device="auto", model={"position_embedding": position, "attention": "mha"}, scheduler={"name": "none"})
+    first = resolve(raw, machine=machine(*gpus))
+    again = resolve(parse_yaml(first.to_yaml(("a header",))), machine=machine(*gpus))
+    assert again.values == first.values
+    assert again.estimate == first.estimate
+    assert ("yarn_factor" in first.values["model"]) == (position == "yarn")
+    assert "min_ratio" not in first.values["scheduler"]
+
+
+def test_a_model_by_name_is_a_checkpoint_where_there_are_weights(in_tmp_path):
+    for folder, file in (
+        ("shape", "config.json"),
+        ("weights", "model.safetensors"),
+        ("run/model", "model.safetensors"),
+    ):
+        (in_tmp_path / folder).mkdir(parents=True)
+        (in_tmp_path / folder / file).write_text("{}")
+    named = {name: normalise({"model": name})["model"] for name in ("shape", "weights", "run", "org/name")}
+    assert [next(iter(model)) for model in named.values()] == ["config", "checkpoint", "checkpoint", "checkpoint"]
+
+
+def test_a_missing_local_model_is_told_and_a_hub_name_is_left_to_the_hub():
+    for name in ("./gone", "/gone", "checkpoints/gone", "gone.json", "a/b/c"):
+        _, problems = diagnose(bare(model={"config": name}), machine=LAPTOP)
+        assert [problem.key for problem in problems] == ["model.config"], name
+    assert diagnose(bare(model={"checkpoint": "org/name"}), machine=LAPTOP)[1] == []
+
+
+def test_resolve_raises_what_diagnose_finds():
+    with pytest.raises(UserError, match=r"Did you mean seed\?"):
+        resolve(bare(sede=1), machine=LAPTOP)
+
+
+def test_this_machine_is_found_without_a_gpu_hidden_from_it(monkeypatch):
+    here = find_machine()
+    assert here.cpu_cores == len(os.sched_getaffinity(0))
+    assert here.memory_bytes > GIB
+    assert "CPU core" in here.describe()
+    assert "2 × NVIDIA H100" in machine(H100, H100).describe()
+    assert "no bf16" in machine(T4).describe()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert hardware._visible([H100, T4]) == (T4,)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware._visible([H100, T4]) == ()
+
+
+def test_known_peaks_are_told_by_name():
+    peaks = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "x": None}
+    for name, peak in peaks.items():
+        assert Gpu(name, GIB, (9, 0)).bf16_peak_flops == peak
+
+
+def test_a_model_given_as_a_size_is_that_size():
+    assert resolve(tiny_recipe(model="micro")).values["model"]["size"] == "micro"

@@ -1,0 +1,369 @@
+"""No dead keys after pretraining: each key of these recipes, changed alone, changes what a real run does."""
+
+import copy
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.listeners import Handlers
+from support.post_runs import post_recipe, weights_of, write_base, write_rows
+from test_recipe_keys import EFFECTS as PRETRAINING
+from test_recipe_keys import is_checkpointed
+
+from llm_lab.data import examples as example_sets
+from llm_lab.errors import LabError
+from llm_lab.evaluation import score
+from llm_lab.recipe import schema
+from llm_lab.recipe.post_training import TUNED
+from llm_lab.recipe.stages import STAGE_RECIPES
+from llm_lab.recipe.tables import leaf_keys
+from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
+from llm_lab.stages import reward
+from llm_lab.training import finetune as tuning
+
+SCORED = {"score": {"path": "rows.jsonl", "split": "train", "prompts": 4, "max_completion_length": 4}}
+NEAR = {"python": "mine.py:near"}
+JUDGED = SCORED["score"] | {"rewards": [NEAR]}
+MIXED = {"data": [{"path": "rows.jsonl"}, {"path": "other.jsonl"}]}
+BY_TEXT = {"data": [{"path": "rows.jsonl", "columns": {"text": "body"}}]}
+BY_CHAT = {"data": [{"path": "rows.jsonl", "columns": {"messages": "chat"}}]}
+NAMED = {"data": [{"path": "rows.jsonl", "columns": {"prompt": "question", "completion": "answer"}}]}
+PAIRS = {"data": [{"path": "pairs.jsonl", "columns": {"chosen": "chosen", "rejected": "rejected"}}]}
+ANSWERED = {"data": [{"path": "rows.jsonl", "columns": {"answer": "answer"}}], "rewards": [NEAR]}
+ADAPTER = {"lora": {"preset": "all", "r": 4}}
+OFTEN = {"train.num_train_epochs": 0.4, "train.max_steps": None}
+RARELY = {"train.max_steps": 4, "train.eval_steps": 4, "train.save_steps": 4}
+
+
+def judged_by(*terms: dict) -> dict:
+    return {"rewards": list(terms)}
+
+
+# Each key: the stage it is seen in, what it is changed to, what is seen to change, and what else the recipe needs.
+# (None for a stage's own keys, which are seen in that stage.)
+EFFECTS: dict[str, tuple] = {
+    "ModelCheckpoint.checkpoint": ("sft", "base-2", "losses"),
+    "ExampleSet.path": ("sft", "other.jsonl", "losses"),
+    "ExampleSet.subset": ("sft", "part", "sources"),
+    "ExampleSet.split": ("sft", "test", "sources"),
+    "ExampleSet.weight": ("sft", 9.0, "losses", MIXED),
+    "Columns.messages": ("sft", "chat_2", "losses", BY_CHAT),
+    "Columns.prompt": ("sft", "ask", "losses", NAMED),
+    "Columns.completion": ("sft", "reply", "losses", NAMED),
+    "Columns.chosen": ("dpo", "better", "losses", PAIRS),
+    "Columns.rejected": ("dpo", "worse", "losses", PAIRS),
+    "Columns.answer": ("grpo", "reply", "rewards", ANSWERED),
+    "Columns.text": ("sft", "body_2", "losses", BY_TEXT | {"samples.prompts": ["1?"]}),
+    "ExampleValidation.fraction": ("sft", 0.5, "evaluations"),
+    "ExampleValidation.from": ("sft", "end", "evaluations"),
+    "ExampleValidation.max_examples": ("sft", 1, "evaluations"),
+    "PromptValidation.fraction": ("grpo", 0.45, "samples", {"validation": {"from": "end"}}),
+    "PromptValidation.from": ("grpo", "end", "samples"),
+    "Lora.preset": ("sft", "minimal", "adapter", ADAPTER),
+    "Lora.target_modules": ("sft", ["o_proj"], "adapter", {"lora": {"preset": "custom", "target_modules": ["q_proj"]}}),
+    "Lora.r": ("sft", 2, "adapter", ADAPTER),
+    "Lora.alpha": ("sft", 64.0, "losses", ADAPTER),
+    "Lora.dropout": ("sft", 0.5, "losses", ADAPTER),
+    "Lora.use_rslora": ("sft", True, "losses", ADAPTER),
+    "Lora.use_dora": ("sft", True, "losses", ADAPTER),
+    "Lora.load_in_4bit": ("sft", True, "refused", ADAPTER),
+    "TuneTrain.num_train_epochs": ("sft", 0.6, "logged at", OFTEN),
+    "TuneTrain.max_steps": ("sft", 3, "logged at"),
+    "TuneTrain.max_length": ("sft", 28, "losses"),
+    "TuneTrain.per_device_train_batch_size": ("sft", 2, "losses"),
+    "TuneTrain.gradient_accumulation_steps": ("sft", 2, "losses"),
+    "TuneTrain.max_grad_norm": ("sft", 1e-6, "losses"),
+    "TuneTrain.eval_steps": ("sft", 1, "evaluations"),
+    "TuneTrain.save_steps": ("sft", 1, "checkpoints"),
+    "TuneTrain.save_total_limit": ("sft", 1, "checkpoints", {"train.save_steps": 1}),
+    "TuneTrain.logging_steps": ("sft", 3, "logged at", RARELY),
+    "TuneTrain.dtype": ("sft", "bfloat16", "losses"),
+    "TuneTrain.attn_implementation": ("sft", "eager", "built"),
+    "TuneTrain.gradient_checkpointing": ("sft", True, "built"),
+    "TuneTrain.report_to": ("sft", ["tensorboard"], "trackers"),
+    "Scheduler.name": ("sft", "none", "learning rates"),
+    "Scheduler.warmup_steps": ("sft", 2, "learning rates", RARELY),
+    "Scheduler.warmup_ratio": ("sft", 0.5, "learning rates", RARELY | {"scheduler": {}}),
+    "Scheduler.min_ratio": ("sft", 0.9, "learning rates"),
+    "Scheduler.power": ("sft", 3.0, "learning rates", RARELY | {"scheduler": {"name": "polynomial"}}),
+    "Scheduler.decay_ratio": ("sft", 0.9, "learning rates", RARELY | {"scheduler": {"name": "wsd"}}),
+    "Score.path": ("sft", "other.jsonl", "scores", {"score": JUDGED}),
+    "Score.subset": ("sft", "part", "sources", SCORED),
+    "Score.split": ("sft", "test", "sources", SCORED),
+    "Score.prompts": ("sft", 2, "scores", {"score": JUDGED}),
+    "Score.max_completion_length": ("sft", 2, "scores", {"score": JUDGED}),
+    "RewardTerm.name": ("grpo", "format", "rewards", judged_by({"name": "regex", "pattern": "[a-m]"})),
+    "RewardTerm.model": ("grpo", "judge-2", "rewards", judged_by({"model": "judge"})),
+    "RewardTerm.python": ("grpo", "mine.py:far", "rewards", judged_by(NEAR)),
+    "RewardTerm.weight": ("grpo", 3.0, "rewards", judged_by({"name": "length", "length": 8})),
+    "RewardTerm.pattern": ("grpo", ".", "rewards", judged_by({"name": "regex", "pattern": "[a-m]"})),
+    "RewardTerm.length": ("grpo", 80, "rewards", judged_by({"name": "length", "length": 8})),
+    "RewardTerm.ngram": ("grpo", 1, "rewards", judged_by({"name": "repetition", "ngram": 2})),
+    "Replies.prompts": ("sft", ["why?"], "samples"),
+    "Replies.max_new_tokens": ("sft", 9, "samples"),
+    "Replies.temperature": ("sft", 5.0, "samples"),
+    "SftOptions.assistant_only_loss": (None, False, "losses"),
+    "SftOptions.packing": (None, True, "losses"),
+    "RewardOptions.center_rewards_coefficient": (None, 9.0, "losses"),
+    "DpoOptions.beta": (None, 5.0, "losses"),
+    "DpoOptions.loss_type": (None, "ipo", "losses"),
+    "DpoOptions.label_smoothing": (None, 0.4, "losses", {"dpo": {"loss_type": "robust", "label_smoothing": 0.1}}),
+    "DpoOptions.sft_weight": (None, 1.0, "losses"),
+    "DpoOptions.reference": (None, "tuned", "losses"),
+    "GrpoOptions.num_generations": (None, 4, "losses"),
+    "GrpoOptions.max_completion_length": (None, 4, "rewards"),
+    "GrpoOptions.temperature": (None, 0.3, "rewards"),
+    "GrpoOptions.beta": (None, 9.0, "weights"),
+    "GrpoOptions.epsilon": (None, 1e-4, "weights", {"grpo.num_iterations": 2}),
+    "GrpoOptions.num_iterations": (None, 2, "rewards"),
+    "GrpoOptions.loss_type": (None, "grpo", "weights"),
+    "GrpoOptions.scale_rewards": (None, "none", "weights"),
+    "GrpoOptions.mask_truncated_completions": (None, True, "weights"),
+    "PpoOptions.max_completion_length": (None, 4, "rewards"),
+    "PpoOptions.temperature": (None, 0.3, "rewards"),
+    "PpoOptions.kl_coef": (None, 9.0, "losses", {"train.max_steps": 3}),
+    "PpoOptions.gamma": (None, 0.1, "losses"),
+    "PpoOptions.lam": (None, 0.1, "losses", {"ppo.gamma": 0.5}),
+    "PpoOptions.cliprange": (None, 1e-4, "losses"),
+    "PpoOptions.cliprange_value": (None, 1e-4, "losses"),
+    "PpoOptions.num_ppo_epochs": (None, 1, "rewards"),
+    "PpoOptions.num_mini_batches": (None, 2, "losses"),
+    "PpoOptions.critic": (None, "judge", "losses"),
+    "PpoOptions.critic_learning_rate": (None, 0.1, "losses"),
+    "PpoOptions.missing_eos_penalty": (None, 9.0, "losses"),
+    "MergeOptions.tolerance": (None, 1e-12, "refused"),
+}
+for _stage in ("sft", "reward", "dpo", "grpo", "ppo", "merge"):
+    _owner = STAGE_RECIPES[_stage].__name__
+    _seen = {"sft": "losses", "reward": "losses", "dpo": "losses", "grpo": "rewards", "ppo": "rewards"}
+    EFFECTS[f"{_owner}.name"] = (_stage, "renamed", "path")
+    EFFECTS[f"{_owner}.seed"] = (_stage, 7, _seen.get(_stage, "results"))
+    EFFECTS[f"{_owner}.device"] = (_stage, "cuda", "refused")
+    if _stage != "merge":
+        EFFECTS[f"{_owner}.chat_template"] = (_stage, "llama3", "template")
+for _name in ("adamw", "muon", "lion", "adafactor"):
+    _needs = {"optimizer": {"name": _name, "learning_rate": 3e-3}}
+    _other = "lion" if _name == "adamw" else "adamw"
+    EFFECTS[f"{TUNED[_name].__name__}.name"] = ("sft", _other, "losses", _needs)
+    EFFECTS[f"{TUNED[_name].__name__}.learning_rate"] = ("sft", 3e-2, "losses", _needs)
+EFFECTS["TuneMuon.adamw_learning_rate"] = ("sft", 0.1, "losses", {"optimizer": {"name": "muon"}})
+
+STAGE_OF = {
+    "SftOptions": "sft",
+    "RewardOptions": "reward",
+    "DpoOptions": "dpo",
+    "GrpoOptions": "grpo",
+    "PpoOptions": "ppo",
+    "MergeOptions": "merge",
+}
+PLACES: dict[str, dict[str, str]] = {}  # key: {stage: where it stands there}, the first where it stands twice
+for _stage, _recipe in STAGE_RECIPES.items():
+    # Those that train nothing have files of their own.
+    for _key, _owner in leaf_keys(_recipe) if _stage not in ("pretrain", "eval", "export") else ():
+        if _key.path != "stage":
+            _known = PLACES.setdefault(f"{_owner}.{_key.name}", {})
+            if _stage not in _known or _key.path.startswith(("data", "rewards")):
+                _known[_stage] = _key.path
+
+
+def is_an_optimizers(key: str) -> bool:
+    """An optimizer's other keys are those of pretraining, tested there, and the same builder reads them."""
+    group = next((group for group in TUNED.values() if group.__name__ == key.split(".")[0]), None)
+    return group is not None and issubclass(group, getattr(schema, group.__name__.removeprefix("Tune")))
+
+
+def test_every_key_says_how_its_effect_is_seen():
+    others = {key for key in PLACES if is_an_optimizers(key)} - set(EFFECTS)
+    assert {key.removeprefix("Tune") for key in others} <= set(PRETRAINING)
+    assert set(EFFECTS) == set(PLACES) - others
+
+
+MINE = """
+def near(completions, answer=None, **columns):
+    told = answer or [""] * len(completions)
+    return [sum(map(ord, text)) % 97 / 97 + len(right) for text, right in zip(completions, told)]
+
+def far(completions, **columns):
+    return [float(-len(text)) for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with models and data for all of this file's runs."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("keys"))
+    small = {"hidden_size": 16, "num_hidden_layers": 1}
+    write_base(**small)
+    write_base("base-2", hidden_size=24, num_hidden_layers=1)
+    rows = []
+    for i in range(24):
+        chats = ([{"role": "user", "content": f"{i} {said}"}, {"role": "assistant", "content": said}] for said in "ab")
+        rows.append(
+            {"question": f"{i}: {i % 7}?", "answer": f"It is {i % 5}.", "ask": f"say {i}", "reply": f"{i % 3} it is"}
+            | dict(zip(("chat", "chat_2"), chats, strict=True))
+            | {"body": f"some words {i}", "body_2": f"other words {i}"}
+        )
+    write_rows("rows.jsonl", rows)
+    write_rows("other.jsonl", [{"question": f"other {i}", "answer": "z"} for i in range(24)])
+    pair = {"chosen": "yes {}", "rejected": "no, {}", "better": "of course {}", "worse": "never {}"}
+    texts = [{"prompt": f"{i}?"} | {name: text.format(i) for name, text in pair.items()} for i in range(24)]
+    write_rows("pairs.jsonl", texts)
+    Path("mine.py").write_text(MINE)
+    for seed, name in ((1, "judge"), (2, "judge-2")):
+        judge = recipe("reward", {"name": name, "seed": seed})
+        os.rename(Path(run(judge)["path"]) / "model", name)
+    os.rename(
+        Path(run(recipe("sft", {"name": "tuned", "optimizer": {"learning_rate": 0.1}}))["path"]) / "model", "tuned"
+    )
+    os.rename(Path(run(recipe("sft", ADAPTER | {"name": "adapter"}))["path"]) / "model", "adapter")
+    yield
+    os.chdir(before)
+
+
+def recipe(stage: str, changes: dict) -> dict:
+    """A run of two updates, whose second loss shows what the first did."""
+    if stage == "merge":
+        raw: dict[str, Any] = {"stage": "merge", "device": "cpu", "name": "merge", "model": {"checkpoint": "adapter"}}
+    else:
+        raw = post_recipe("sft", name=stage, **{"validation.fraction": 0.25}, data=[{"path": "rows.jsonl"}]) | {
+            "stage": stage
+        }
+        raw["train"] |= {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "dtype": "float32"}
+    if stage in ("reward", "dpo"):
+        raw["data"] = [{"path": "pairs.jsonl"}]
+    if stage == "reward":
+        del raw["samples"]
+    if stage in ("grpo", "ppo"):
+        raw |= {"rewards": [{"name": "length", "length": 8}], "score": None, stage: {"max_completion_length": 6}}
+        raw["train"] |= {"per_device_train_batch_size": 8}
+    if stage == "grpo":
+        raw["grpo"]["num_generations"] = 2
+    for key, value in copy.deepcopy(changes).items():
+        group, _, name = key.rpartition(".")
+        (raw.setdefault(group, {}) if group else raw)[name] = value
+    return raw
+
+
+def put(raw: dict, path: str, value: Any) -> dict:
+    *groups, name = path.split(".")
+    node: Any = raw
+    for group in groups:
+        node = node[0] if group == "N" else node.setdefault(group, {})
+    if path == "optimizer.name":
+        node.pop("learning_rate")
+    node[name] = value
+    return raw
+
+
+class Notes(Handlers):
+    def __init__(self):
+        self.lines = []
+
+    def notice(self, text):
+        self.lines.append(text)
+
+
+def observe(raw: dict) -> dict[str, Any]:
+    """Run a recipe; return what is to be seen of it.
+
+    Subset and split belong to sets on the Hub: of them it is seen that they reach the set.
+    """
+    seen: dict[str, Any] = {"sources": []}
+    open_set, build_judge, build_policy = example_sets.open_examples, reward.build, tuning.load_model
+
+    def watched_set(path, *, subset=None, split="train", **keys):
+        seen["sources"].append((subset, split))
+        return open_set(path, **keys)
+
+    def watch(model):
+        seen["model"] = model
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "open_examples", watched_set)
+        patch.setattr(score, "open_examples", watched_set)
+        patch.setattr(example_sets, "look_at_examples", lambda *args, **keys: None)
+        patch.setattr(tuning, "load_model", lambda *args, **keys: watch(build_policy(*args, **keys)))
+        patch.setattr(reward, "build", lambda *args: (lambda both: (watch(both[0]), both[1]))(build_judge(*args)))
+        try:
+            facts = run(raw, listener=Notes())
+        except LabError as error:
+            return {"refused": str(error)}
+    folder = RunFolder(Path(facts["path"]))
+    rows = folder.metrics()
+    updates = [row for row in rows if "loss" in row]
+    config = folder.model_path / "adapter_config.json"
+    model = seen.pop("model", None)
+    tokenizer = json.loads((folder.model_path / "tokenizer_config.json").read_text())
+    return seen | {
+        "path": re.sub(r"-\d+$", "", folder.path.name),
+        "results": facts["results"].get("adapter_effect"),
+        "losses": [[row[name] for name in ("loss", "value_loss") if name in row] for row in updates],
+        "rewards": [row.get("reward") for row in updates],
+        "learning rates": [row["learning_rate"] for row in updates],
+        "logged at": [row["step"] for row in updates],
+        "evaluations": [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row],
+        "scores": [
+            {k: v for k, v in row.items() if k.startswith(("eval_", "exact"))} for row in rows if "loss" not in row
+        ],
+        "checkpoints": [step for step, _ in folder.checkpoints()],
+        "samples": folder.samples_path.read_text() if folder.samples_path.exists() else None,
+        "trackers": (folder.path / "tracking").exists(),
+        "weights": digest(weights_of(folder.path)),
+        "adapter": config.exists() and {k: v for k, v in json.loads(config.read_text()).items() if k != "base"},
+        "built": model is not None and (model.config._attn_implementation, is_checkpointed(model)),
+        "template": tokenizer.get("chat_template") or (folder.model_path / "chat_template.jinja").read_text(),
+    }
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def observed():
+    """What recipes before the change show: each is run once."""
+    return {}
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_a_key_that_is_changed_alone_changes_the_run(key, workplace, observed):
+    stage, value, facet, *needs = EFFECTS[key]
+    stage = stage or STAGE_OF[key.split(".")[0]]
+    needs = needs[0] if needs else {}
+    known = json.dumps([stage, needs])
+    if known not in observed:
+        observed[known] = observe(recipe(stage, needs))
+        assert "refused" not in observed[known], observed[known]["refused"]
+    after = observe(put(recipe(stage, needs), PLACES[key][stage], value))
+    assert facet == "refused" or "refused" not in after, after["refused"]
+    assert after.get(facet) != observed[known].get(facet)
+    if facet == "refused":
+        assert PLACES[key][stage] in after["refused"]
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo", "grpo", "ppo"])
+def test_what_all_stages_share_acts_in_each(stage, workplace, observed):
+    """Keys whose effects can be told apart, all changed in one run; SFT shows each alone."""
+    known = json.dumps([stage, {}])
+    if known not in observed:
+        observed[known] = observe(recipe(stage, {}))
+    before = observed[known]
+    kernel = {"train.attn_implementation": "eager", "train.gradient_checkpointing": True}
+    course = {"train.save_steps": 1, "scheduler": {"name": "none", "warmup_steps": 1}, "train.max_steps": 3}
+    after = observe(recipe(stage, kernel | course | {"train.max_grad_norm": 1e-6, "train.eval_steps": 1}))
+    assert (before["built"], after["built"]) == (("sdpa", False), ("eager", True))
+    assert after["checkpoints"] == [1, 2, 3]
+    assert after["learning rates"][1:] == pytest.approx([3e-3, 3e-3])
+    for change in ({"train.max_grad_norm": 1e-6}, {"train.dtype": "bfloat16"}):
+        assert observe(recipe(stage, change))["weights"] != before["weights"], change

@@ -1,0 +1,181 @@
+"""Recipes as text: numbers as people write them, overrides with the same typing, and YAML that reads back."""
+
+import math
+
+import pytest
+from conftest import tiny_recipe, write_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_lab.errors import UserError
+from llm_lab.recipe.files import apply_overrides, format_value, parse_yaml, read_recipe_file, to_yaml
+from llm_lab.recipe.resolve import resolve
+from llm_lab.recipe.schema import PretrainRecipe
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("1E5", 1e5),
+        ("-2.5e+3", -2500.0),
+        ("1_000", 1000),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("007", 7),
+        (".inf", math.inf),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("no", "no"),
+        ("off", "off"),
+        ("Yes", "Yes"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("'3e-4'", "3e-4"),
+        ("1e", "1e"),
+        ("[0.9, 0.95]", [0.9, 0.95]),
+    ],
+)
+def test_values_are_read_as_yaml_1_2(text, value):
+    found = parse_yaml(f"key: {text}")["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line():
+    with pytest.raises(UserError, match=r"recipe, line 3, column 1.*'seed' stands twice"):
+        parse_yaml("seed: 1\nname: a\nseed: 2\n")
+
+
+def test_what_is_no_yaml_is_refused_with_its_place():
+    with pytest.raises(UserError, match=r"x\.yaml, line 2.*not YAML"):
+        parse_yaml("a: 1\n\tb: 2\n", "x.yaml")
+
+
+def test_a_recipe_file_that_is_missing_empty_or_no_text_is_refused(in_tmp_path):
+    (in_tmp_path / "shakespeare.yaml").write_text("stage: pretrain\n")
+    with pytest.raises(UserError, match=r"Did you mean shakespeare\.yaml\?"):
+        read_recipe_file(in_tmp_path / "shakespear.yaml")
+    for content in (b"", b"- a\n- b\n", b"text"):
+        (in_tmp_path / "odd.yaml").write_bytes(content)
+        with pytest.raises(UserError, match="a recipe is a mapping"):
+            read_recipe_file(in_tmp_path / "odd.yaml")
+    (in_tmp_path / "odd.yaml").write_bytes(b"name: \xff\n")
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        read_recipe_file(in_tmp_path / "odd.yaml")
+    (in_tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"holds no recipe\.yaml"):
+        read_recipe_file(in_tmp_path / "folder")
+
+
+def overridden(raw: dict, *overrides: str) -> dict:
+    return apply_overrides(raw, overrides)[0]
+
+
+def test_overrides_are_typed_as_in_a_file():
+    result, touched = apply_overrides({}, ["train.max_steps=500", "optimizer.learning_rate=3e-4", "name=no"])
+    assert result == {"train": {"max_steps": 500}, "optimizer": {"learning_rate": 3e-4}, "name": "no"}
+    assert touched == {"train.max_steps", "optimizer.learning_rate", "name"}
+    assert overridden({}, "optimizer.betas=[0.8, 0.9]") == {"optimizer": {"betas": [0.8, 0.9]}}
+    assert overridden({}, "samples.prompts=[a=b]") == {"samples": {"prompts": ["a=b"]}}
+
+
+def test_overrides_reach_into_lists():
+    raw = {"data": [{"path": "a.txt", "weight": 2.0}]}
+    assert overridden(raw, "data.0.path=b.txt") == {"data": [{"path": "b.txt", "weight": 2.0}]}
+    assert overridden(raw, "data.1.path=b.txt") == {"data": [{"path": "a.txt", "weight": 2.0}, {"path": "b.txt"}]}
+    assert overridden({}, "data.0.path=b.txt") == {"data": [{"path": "b.txt"}]}
+    assert raw == {"data": [{"path": "a.txt", "weight": 2.0}]}
+    with pytest.raises(UserError, match=r"'2' is no place in this list. Allowed: 0 to 1"):
+        overridden(raw, "data.2.path=b.txt")
+    with pytest.raises(UserError, match="'first' is no place"):
+        overridden(raw, "data.first.path=b.txt")
+
+
+def test_null_takes_a_key_or_a_list_item_out():
+    assert overridden({"train": {"max_steps": 3, "compile": True}}, "train.max_steps=null") == {
+        "train": {"compile": True}
+    }
+    assert overridden({"data": [{"path": "a"}, {"path": "b"}]}, "data.0=null") == {"data": [{"path": "b"}]}
+    assert overridden({}, "train.max_steps=null") == {"train": {}}
+
+
+def test_overrides_that_are_none_are_all_told_at_once():
+    with pytest.raises(UserError) as caught:
+        apply_overrides({}, ["--fast", "=3", "seed=1", "a=[1"])
+    assert [problem.key for problem in caught.value.problems][:2] == ["--fast", "=3"]
+    assert len(caught.value.problems) == 3
+
+
+def test_an_override_replaces_a_shorthand():
+    assert overridden({"tokenizer": "bytes"}, "tokenizer.bpe=512") == {"tokenizer": {"bpe": 512}}
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.sampled_from(
+        [
+            "null",
+            "3e-4",
+            "no",
+            "1:30",
+            "# a",
+            "a: b",
+            "- a",
+            "[x]",
+            "...",
+            "---",
+            "a\nb",
+            "~",
+            "builtin:stories",
+            "'",
+            '"',
+        ]
+    ),
+)
+VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=4))
+
+
+@given(VALUES)
+def test_a_formatted_value_reads_back_as_itself(value):
+    found = parse_yaml(f"key: {format_value(value)} # remark")["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_number_that_is_none_reads_back():
+    assert math.isnan(parse_yaml(format_value(math.nan)))
+
+
+@given(
+    learning_rate=st.floats(1e-12, 10.0, exclude_min=True),
+    prompts=st.lists(st.text(), min_size=1, max_size=3),
+    weight=st.floats(0.0, 1e300, exclude_min=True),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_written_recipe_reads_back_as_the_same_values(learning_rate, prompts, weight, seed):
+    values = tiny_recipe(**{"optimizer.learning_rate": learning_rate, "samples.prompts": prompts, "seed": seed})
+    values["data"][0]["weight"] = weight
+    text = to_yaml(values, PretrainRecipe, lambda path, help_text: help_text, header=("one", "two"))
+    assert text.startswith("# one\n# two\n")
+    assert parse_yaml(text) == values
+
+
+def test_a_written_pipeline_reads_back(in_tmp_path):
+    values = {"name": "both", "stages": [tiny_recipe(), tiny_recipe(name="second")]}
+    assert parse_yaml(to_yaml(values, PretrainRecipe, lambda path, help_text: None)) == values
+
+
+def test_a_resolved_recipe_resolves_to_itself(in_tmp_path):
+    raw = tiny_recipe(write_text("text.txt"), **{"optimizer": {"name": "muon", "learning_rate": 0.1 + 0.2}})
+    first = resolve(raw)
+    again = resolve(parse_yaml(first.to_yaml()))
+    assert again.values == first.values
+    assert again.to_yaml() != first.to_yaml()  # what was derived is now given
+    assert not [key for key, origin in again.origins.items() if origin.kind == "derived"]

@@ -1,0 +1,294 @@
+"""Reward models: any sequence classifier as a judge of text, scored as its own library would score it."""
+
+import pytest
+import torch
+
+from llm_lab.errors import UserError
+from llm_lab.hf.tokenizers import make_byte_tokenizer
+from llm_lab.rewards.build import build_rewards
+from llm_lab.rewards.models import RewardModel, load_reward_model
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QUESTION = [{"role": "user", "content": "what is two and three?"}]
+ANSWERS = ["five", "it is six, I think, or so it seems to me", "", "a"]
+
+
+def word_tokenizer():
+    """A tokenizer of words as BERT's: [CLS] first [SEP] second [SEP], segments 0 and 1."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = "what is two and three ? five it six , i think or so seems to me a".split()
+    vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_max_length=32,
+    )  # fmt: skip
+
+
+def encoder(kind, **changes):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    options = {"intermediate_size": 32, "max_position_embeddings": 32, "num_labels": 1, "initializer_range": 0.5}
+    config = AutoConfig.for_model(kind, **sizes, **(options | changes))
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def decoder(kind, tokenizer, **changes):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "gpt2":
+        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
+    if kind == "qwen2":
+        sizes["num_key_value_heads"] = 1
+    options = {"num_labels": 1, "initializer_range": 0.5, "max_position_embeddings": 512} | changes
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes, **options)
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def chat_tokenizer(pad=True):
+    tokenizer = make_byte_tokenizer()
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special} | ({"pad_token": "<|pad|>"} if pad else {}))
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def saved(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+# Encoders
+
+
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "roberta"])
+def test_an_encoder_reads_a_pair_as_its_model_card_says(tmp_path, kind):
+    changes = {"max_position_embeddings": 40, "pad_token_id": 0} if kind == "roberta" else {}
+    if kind == "deberta-v2":
+        changes = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+    tokenizer = word_tokenizer()
+    model = encoder(kind, type_vocab_size=0 if kind == "deberta-v2" else 2, **changes)
+    judge = load_reward_model(saved(tmp_path, model, tokenizer))
+    assert judge.form == "pair"
+    found = judge([QUESTION] * 4, ANSWERS)
+    with torch.no_grad():
+        for answer, score in zip(ANSWERS, found, strict=True):
+            inputs = tokenizer(QUESTION[0]["content"], answer, return_tensors="pt")
+            assert score == pytest.approx(model(**inputs).logits[0, 0].item(), abs=1e-5)
+            assert judge([QUESTION], [answer])[0] == pytest.approx(score, abs=1e-5)
+    assert len({round(score, 4) for score in found}) == 4
+    # What TRL does with a reward model by itself: no special tokens, no pair. It scores something else.
+    plain = tokenizer(QUESTION[0]["content"] + ANSWERS[0], add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        assert abs(model(**plain).logits[0, 0].item() - found[0]) > 1e-3
+
+
+def test_a_pair_that_is_too_long_is_cut_at_the_beginning_and_counted(tmp_path):
+    judge = RewardModel(encoder("bert"), word_tokenizer())
+    assert judge.max_length == 32
+    long = "what is " * 40 + "two"
+    row = judge.encode(long, "five")
+    assert len(row["input_ids"]) == 32
+    kept = judge.tokenizer.convert_ids_to_tokens(row["input_ids"])
+    assert (kept[0], kept[-4:]) == ("[CLS]", ["two", "[SEP]", "five", "[SEP]"])
+    assert judge([long, "two"], ["five", "five"])
+    assert (judge.scored, judge.truncated) == (2, 2)  # the row above, and this one
+
+
+def test_positions_that_begin_after_the_padding_token_are_not_counted_as_room():
+    """RoBERTa's first position is the one after its padding id: of 34 it can use 32."""
+    tokenizer = word_tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    judge = RewardModel(encoder("roberta", max_position_embeddings=34, pad_token_id=1), tokenizer)
+    assert judge.max_length == 32
+    assert judge(["what is " * 40], ["five"])
+
+
+# Decoders
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_decoder_reads_its_chat_template_and_the_score_of_a_row_does_not_depend_on_its_batch(tmp_path, kind, pad):
+    tokenizer = chat_tokenizer(pad)
+    model = decoder(kind, tokenizer, pad_token_id=tokenizer.pad_token_id)
+    folder = saved(tmp_path, model, tokenizer)
+    together = load_reward_model(folder, batch_size=4)([QUESTION] * 4, ANSWERS)
+    alone = load_reward_model(folder, batch_size=1)([QUESTION] * 4, ANSWERS)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len({round(score, 4) for score in alone}) == 4
+    for answer, score in zip(ANSWERS, together, strict=True):
+        messages = [*QUESTION, {"role": "assistant", "content": answer}]
+        ids = torch.tensor([tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]])
+        with torch.no_grad():
+            assert score == pytest.approx(model(input_ids=ids).logits[0, 0].item(), abs=1e-5)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_the_end_token_counts_where_there_is_no_padding_token(tmp_path):
+    """With the end token as padding the library would read the score before it: an answer cut off would score alike."""
+    tokenizer = make_byte_tokenizer()
+    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=None), tokenizer)
+    scores = judge(["two and three? "] * 3, ["five", "five<|endoftext|>", "something else that is longer"])
+    assert abs(scores[0] - scores[1]) > 1e-3
+    assert judge.model.config.pad_token_id is None
+
+
+def test_a_padding_token_that_is_the_end_token_is_taken_as_the_model_was_made_with_it():
+    tokenizer = make_byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = decoder("llama", tokenizer, pad_token_id=tokenizer.eos_token_id)
+    judge = RewardModel(model, tokenizer)
+    texts = ["five<|endoftext|>", "something else that is longer<|endoftext|>"]
+    together = judge(["two? "] * 2, texts)
+    for text, score in zip(texts, together, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([tokenizer("two? " + text)["input_ids"]])
+            assert score == pytest.approx(model(input_ids=ids).logits[0, 0].item(), abs=1e-5)
+
+
+def test_a_conversation_begins_with_one_bos_only(tmp_path):
+    from tokenizers import processors
+
+    tokenizer = chat_tokenizer()
+    bos = tokenizer.bos_token_id
+    tokenizer.chat_template = "{{ bos_token }}" + CHATML
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", bos)]
+    )
+    assert tokenizer("a")["input_ids"][0] == bos
+    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    assert judge.encode(QUESTION, "five")["input_ids"].count(bos) == 1
+
+
+def test_control_tokens_that_an_answer_spells_out_stay_text():
+    tokenizer = chat_tokenizer()
+    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert judge.encode(QUESTION, "five<|im_end|>")["input_ids"].count(end) == 2
+
+
+def test_a_prompt_that_is_text_is_a_question_of_the_user():
+    tokenizer = chat_tokenizer()
+    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    assert judge.encode(QUESTION[0]["content"], "five") == judge.encode(QUESTION, "five")
+
+
+def test_a_conversation_that_is_too_long_keeps_its_end_and_is_counted():
+    tokenizer = chat_tokenizer()
+    model = decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=20)
+    judge = RewardModel(model, tokenizer)
+    ids = judge.encode(QUESTION, "five")["input_ids"]
+    assert len(ids) == 20
+    assert tokenizer.decode(ids).endswith("assistant\nfive<|im_end|>\n")
+    assert judge.truncated == 1
+
+
+def test_a_decoder_without_a_template_takes_text_and_refuses_messages_in_words():
+    tokenizer = make_byte_tokenizer()
+    judge = RewardModel(decoder("llama", tokenizer), tokenizer, name="theirs")
+    assert judge.encode("two? ", "five")["input_ids"] == tokenizer("two? five")["input_ids"]
+    assert "end to end: it has no chat template" in judge.about
+    with pytest.raises(UserError, match=r"rewards\.model = theirs: this reward model has no chat template"):
+        judge([QUESTION], ["five"])
+
+
+# Models made here
+
+
+@pytest.mark.parametrize("parts", [{}, {"position_embedding": "alibi", "norm": "layernorm", "activation": "gelu"}])
+def test_a_reward_model_of_our_parts_is_loaded_and_scores_alike_in_a_batch(tmp_path, parts):
+    from llm_lab.model.configuration_lab import LabConfig
+    from llm_lab.model.modeling_lab import LabForSequenceClassification
+
+    tokenizer = chat_tokenizer()
+    config = LabConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=32, max_position_embeddings=128, num_labels=1, pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5, **parts,
+    )  # fmt: skip
+    model = LabForSequenceClassification(config).eval()
+    folder = saved(tmp_path, model, tokenizer)
+    judge = load_reward_model(folder, batch_size=4)
+    together = judge([QUESTION] * 4, ANSWERS)
+    assert together == pytest.approx(load_reward_model(folder, batch_size=1)([QUESTION] * 4, ANSWERS), abs=1e-5)
+    assert together == pytest.approx(RewardModel(model, tokenizer)([QUESTION] * 4, ANSWERS), abs=1e-5)
+
+
+def test_scores_are_not_rounded_to_bf16(tmp_path):
+    """Of two answers near each other, bf16 would often say the same: nothing to learn from in a group of answers."""
+    from llm_lab.rewards.classifier import load_classifier
+
+    tokenizer = chat_tokenizer()
+    folder = saved(tmp_path, decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    exact = RewardModel(load_classifier(folder), tokenizer)([QUESTION] * 4, ANSWERS)
+    half = RewardModel(load_classifier(folder, dtype="bfloat16"), tokenizer)([QUESTION] * 4, ANSWERS)
+    assert half == pytest.approx(exact, abs=0.3)
+    assert any(score != torch.tensor(score).bfloat16().item() for score in half)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = RewardModel(load_classifier(folder), tokenizer)([QUESTION] * 4, ANSWERS)
+    assert any(score != torch.tensor(score).bfloat16().item() for score in mixed)
+
+
+# What is refused
+
+
+def test_a_language_model_is_no_reward_model(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = chat_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    folder = saved(tmp_path, LlamaForCausalLM(config), tokenizer)
+    with pytest.raises(UserError, match=r"no trained head that gives a score.*stage: reward"):
+        load_reward_model(folder)
+
+
+def test_two_labels_give_their_log_odds_and_three_are_refused(tmp_path):
+    tokenizer = word_tokenizer()
+    model = encoder("bert")
+    model.config.num_labels = 2
+    two = type(model)(model.config).eval()
+    two.config.id2label = {0: "rude", 1: "polite"}
+    judge = RewardModel(two, tokenizer)
+    with torch.no_grad():
+        logits = two(**tokenizer(QUESTION[0]["content"], "five", return_tensors="pt")).logits[0]
+    assert judge([QUESTION], ["five"])[0] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-5)
+    assert "log-odds of polite against rude" in judge.about
+    model.config.num_labels = 3
+    with pytest.raises(UserError, match=r"gives 3 numbers \(LABEL_0, LABEL_1, LABEL_2\); a reward is one"):
+        RewardModel(model, tokenizer)
+
+
+def test_a_score_that_is_no_number_stops_the_run():
+    model = encoder("bert")
+    model.classifier.weight.data[:] = float("nan")
+    with pytest.raises(UserError, match="a score that is no number"):
+        RewardModel(model, word_tokenizer())([QUESTION], ["five"])
+
+
+def test_a_reward_model_is_a_term_of_the_reward(tmp_path):
+    folder = saved(tmp_path / "judge", encoder("bert"), word_tokenizer())
+    rewards = build_rewards([{"model": "my-run", "weight": 0.5}], find_model={"my-run": folder}.__getitem__)
+    assert rewards.names == ("my-run",)
+    scores = rewards([QUESTION], [[{"role": "assistant", "content": "five"}]])
+    assert scores.totals[0] == pytest.approx(0.5 * load_reward_model(folder)([QUESTION], ["five"])[0])
+    assert "as a pair of prompt and answer" in rewards.terms[0].about
+
+
+def test_a_reward_model_that_is_not_there_is_told_by_its_key():
+    with pytest.raises(UserError, match=r"rewards\.0\.model = nowhere/at-all: "):
+        build_rewards([{"model": "nowhere/at-all"}])

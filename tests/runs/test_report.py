@@ -1,0 +1,269 @@
+"""The report of a run: what it was, what it reached, what it was predicted to take, and its curves."""
+
+import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
+
+import pytest
+from support.listeners import Handlers
+
+from llm_lab.events import Notice, RunWarning, WarningRecorder
+from llm_lab.runs.charts import draw_predictions, draw_scores
+from llm_lab.runs.curves import PANELS, draw_curves
+from llm_lab.runs.describe import warnings_of
+from llm_lab.runs.folder import create_run
+from llm_lab.runs.report import write_report
+from llm_lab.runs.scores import write_pipeline_report
+from llm_lab.runs.svg import powers, ticks
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def picture_of(rows):
+    return ElementTree.fromstring(draw_curves(rows))
+
+
+def words_in(picture):
+    return [text.text for text in picture.iter(f"{SVG}text")]
+
+
+def lines_in(picture):
+    return [
+        [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        for line in picture.iter(f"{SVG}polyline")
+    ]
+
+
+def row(step, **more):
+    return {"step": step, "loss": 5 / step, "learning_rate": 0.01 / step, "grad_norm": 1.0 + step % 3, **more}
+
+
+def test_the_report_tells_the_run_and_shows_its_curves(in_tmp_path):
+    run = create_run("a")
+    run.update(name="a", stage="pretrain", status="done", machine="2 CPU cores", versions={"torch": "2"})
+    run.update(results={"eval_loss": 1.5, "train_tokens": 1_000_000})
+    write_report(run)
+    assert "curves.svg" not in run.report_path.read_text()
+    for step in range(1, 4):
+        run.append_metrics(row(step))
+    run.append_metrics({"step": 3, "eval_loss": 2.0, "bits_per_byte": 1.0})
+    write_report(run)
+    text = run.report_path.read_text()
+    for words in (
+        "# a\n",
+        "Pretrain, done.",
+        "Machine: 2 CPU cores.",
+        "| `eval_loss` | 1.5000 |",
+        "1,000,000",
+        "torch 2",
+    ):
+        assert words in text
+    assert "![curves over the steps](curves.svg)" in text
+    picture = ElementTree.parse(run.path / "curves.svg").getroot()
+    assert [len(line) for line in lines_in(picture)] == [3, 1, 3, 3]
+
+
+def test_predicted_and_actual_stand_side_by_side_with_their_ratio(in_tmp_path):
+    run = create_run("a")
+    run.update(status="done", results={"wall_seconds": 110.0, "memory_bytes": 3 * 2**30})
+    run.update(predicted={"wall_seconds": 100.0, "memory_bytes": 4 * 2**30, "basis": "measured here"})
+    write_report(run)
+    text = run.report_path.read_text()
+    assert "| time | 100 s | 110 s | 1.10 |" in text
+    assert "| memory, at most | 4.00 GiB | 3.00 GiB | 0.75 |" in text
+    assert "The prediction: measured here." in text
+    run.update(status="stopped")
+    write_report(run)
+    assert "predicted" not in run.report_path.read_text(), "half a run tells nothing of the whole"
+
+
+def test_loss_learning_rate_and_gradient_norm_have_an_axis_each():
+    picture = picture_of([row(step) for step in range(1, 50)])
+    words = words_in(picture)
+    assert [panel.title for panel in PANELS if panel.title in words] == ["loss", "learning rate", "gradient norm"]
+    frames = [box for box in picture.iter(f"{SVG}rect") if box.get("fill") == "none"]
+    assert len(frames) == 3
+    for line, frame in zip(lines_in(picture), frames, strict=True):
+        left, top, wide, high = (float(frame.get(key)) for key in ("x", "y", "width", "height"))
+        assert all(left - 0.1 <= x <= left + wide + 0.1 and top - 0.1 <= y <= top + high + 0.1 for x, y in line)
+
+
+def test_a_stage_with_rewards_has_them_drawn():
+    told = {"eval_reward_sampled": 0.5, "exact_match": 0.7, "exact_match_sampled": 0.6}
+    rows = [{"step": 0, **told}, row(1, reward=0.1, kl=0.0), row(2, reward=0.4, kl=0.02), {"step": 2, **told}]
+    words = words_in(picture_of(rows))
+    assert {"reward", "training 0.4", "held out 0.5", "exact match", "greedy 0.7", "sampled 0.6", "KL"} <= set(words)
+
+
+def test_a_single_point_beside_curves_gets_no_panel():
+    rows = [row(1), row(2), {"step": 2, "exact_match": 0.5, "eval_loss": 1.0}]
+    words = words_in(picture_of(rows))
+    assert "exact match" not in words
+    assert "held out 1" in words
+
+
+def test_a_curve_is_drawn_where_its_numbers_are():
+    rows = [{"step": 0, "loss": 4.0}, {"step": 50, "loss": 3.0}, {"step": 100, "loss": 2.0}]
+    ((first, second, third),) = lines_in(picture_of(rows))
+    assert first[0] < second[0] < third[0]
+    assert second[0] - first[0] == pytest.approx(third[0] - second[0], abs=0.2)
+    assert first[1] < second[1] < third[1], "up on the picture is a small y"
+    assert second[1] - first[1] == pytest.approx(third[1] - second[1], abs=0.2)
+
+
+def test_spikes_of_the_gradient_do_not_flatten_the_rest():
+    rows = [{"step": step, "grad_norm": 1000.0 if step == 5 else 1.0 + step % 2} for step in range(20)]
+    (line,) = lines_in(picture_of(rows))
+    assert abs(line[0][1] - line[1][1]) > 5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [2.0],
+        [2.0, 2.0],
+        [-1.0, 1e9],
+        [0.0, 0.0],
+        [float("nan"), 1.0],
+        [float("inf"), 1.0, 2.0],
+        [1e-9, 1.0],
+        [-5.0, 3.0],
+    ],
+)
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "learning_rate"])
+def test_curves_of_any_shape_are_well_formed_and_inside_the_picture(name, values):
+    picture = picture_of([{"step": step, name: value} for step, value in enumerate(values)])
+    _, _, width, height = map(float, picture.get("viewBox").split())
+    assert lines_in(picture)
+    for x, y in (point for line in lines_in(picture) for point in line):
+        assert 0 <= x <= width
+        assert 0 <= y <= height
+
+
+def test_nothing_to_draw_is_no_picture():
+    assert draw_curves([]) is None
+    assert draw_curves([{"step": 1, "loss": float("nan")}]) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "about", "marks"),
+    [(0, 10, 5, [0, 2, 4, 6, 8, 10]), (1.6, 5.6, 5, [2, 3, 4, 5]), (0, 1e-3, 2, [0, 5e-4, 1e-3]), (3, 3, 5, [3])],
+)
+def test_marks_are_round_numbers(low, high, about, marks):
+    assert ticks(low, high, about) == pytest.approx(marks)
+
+
+def test_marks_of_a_logarithmic_axis_are_round_too():
+    assert powers(0.8, 6) == pytest.approx([1, 2, 5])
+    assert powers(0.002, 300) == pytest.approx([0.01, 0.1, 1, 10, 100])
+
+
+def test_no_label_runs_into_another():
+    rows = [{"step": step, **dict.fromkeys(metrics_of_all(), 0.123456 * step)} for step in (1, 50, 100)]
+    picture = picture_of(rows)
+    spans = {}
+    for text in picture.iter(f"{SVG}text"):
+        wide = 6.6 * len(text.text)
+        x = float(text.get("x")) - {"start": 0, "middle": wide / 2, "end": wide}[text.get("text-anchor")]
+        assert x >= 0, text.text
+        spans.setdefault(float(text.get("y")), []).append((x, x + wide, text.text))
+    for line in spans.values():
+        line.sort()
+        for (_, end, one), (start, _, other) in pairwise(line):
+            assert end <= start + 0.1, (one, other)
+
+
+def metrics_of_all():
+    return [metric for panel in PANELS for metric in panel.metrics]
+
+
+def test_samples_are_shown_as_they_were_at_the_beginning_the_middle_and_the_end(in_tmp_path):
+    run = create_run("a")
+    run.samples_path.write_text(
+        "".join(f"## Step {step}\n\nPrompt: `x`\n\n> text {step}\n\n" for step in range(0, 50, 10))
+    )
+    write_report(run)
+    text = run.report_path.read_text()
+    assert [f"> text {step}" in text for step in range(0, 50, 10)] == [True, False, True, False, True]
+    assert "**Step 20**" in text
+
+
+def test_the_recipe_stands_in_the_report_in_full(in_tmp_path):
+    run = create_run("a")
+    run.write_recipe("stage: pretrain\nsamples: {prompts: ['```']}\n")
+    write_report(run)
+    text = run.report_path.read_text()
+    assert "<details><summary>The recipe, in full</summary>\n\n````yaml\nstage: pretrain\n" in text
+
+
+def test_data_and_evaluations_and_where_it_comes_from_stand_in_the_report(in_tmp_path):
+    run = create_run("a")
+    run.update(stage="sft", parent={"path": "gone/model", "digest": "1"})
+    run.update(data=[{"path": "a|b.jsonl", "fingerprint": "f" * 64, "read": 5, "kept": 4, "dropped": {"empty": 1}}])
+    (run.path / "evaluations.jsonl").write_text('{"results": {"bits_per_byte": 1.5}}\n')
+    write_report(run)
+    text = run.report_path.read_text()
+    assert "| `a\\|b.jsonl` | `ffffffffffff` | 4 of 5 rows kept (1 dropped: empty) |" in text
+    assert "1.5000 bits a byte" in text
+    assert "gone/model (gone) -> sft (checkpoints/a)" in text
+
+
+def test_what_to_mind_stands_first(in_tmp_path):
+    run = create_run("a")
+    run.update(stage="pretrain", status="stopped", device="cpu", results={"step": 7})
+    run.update(exhausted={"path": "short.txt", "step": 7, "max_steps": 9}, warnings=["3 examples were cut"])
+    told = warnings_of(run)
+    assert told[-1] == "3 examples were cut"
+    for words in ("stopped after step 7", "CPU rehearsal", "short.txt was used up", "nothing kept from training"):
+        assert any(words in line for line in told)
+    write_report(run)
+    assert all(f"> - {line}" in run.report_path.read_text() for line in told)
+
+
+def test_what_a_display_is_warned_of_is_kept_and_shown():
+    class Notes(Handlers):
+        def __init__(self):
+            self.lines = []
+
+        def notice(self, text):
+            self.lines.append(text)
+
+    heard = WarningRecorder(Notes())
+    heard(Notice("found"))
+    heard(RunWarning("mind"))
+    assert (heard.warnings, heard.shown.lines) == (["mind"], ["found", "mind"])
+
+
+def test_scores_of_stages_are_dots_where_their_numbers_are():
+    scores = {"sft": {"exact_match": 0.5, "exact_match_sampled": 0.25, "seconds": 1.0}, "dpo": {"exact_match": 1.0}}
+    picture = ElementTree.fromstring(draw_scores(scores))
+    frame = next(box for box in picture.iter(f"{SVG}rect") if box.get("fill") == "none")
+    left, wide = float(frame.get("x")), float(frame.get("width"))
+    dots = [(float(dot.get("cx")) - left) / wide for dot in picture.iter(f"{SVG}circle") if dot.get("r") == "5"]
+    assert dots == pytest.approx([0.5, 0.25, 1.0], abs=1e-3)
+    assert {"sft", "dpo", "100 %", "greedy", "sampled"} <= set(words_in(picture))
+    assert draw_scores({"merge": {"seconds": 1.0}}) is None
+    assert "reward" in words_in(ElementTree.fromstring(draw_scores({"ppo": {"reward": -2.0, "seconds": 1.0}})))
+
+
+def test_bars_of_predicted_and_actual_are_as_long_as_their_numbers():
+    picture = ElementTree.fromstring(draw_predictions([("time", 50.0, 100.0, "50 s", "100 s")]))
+    first, second = (float(box.get("width")) for box in picture.iter(f"{SVG}rect") if box.get("x"))
+    assert second == pytest.approx(2 * first, abs=0.2)
+    assert draw_predictions([]) is None
+
+
+def test_a_pipelines_report_has_the_scores_as_picture_and_table_and_what_each_stage_came_to(in_tmp_path):
+    outer = create_run("life")
+    for name, exact in (("sft", 0.5), ("dpo", 0.75)):
+        stage = create_run(name, root=outer.path)
+        stage.update(stage=name, status="done", results={"exact_match": exact, "wall_seconds": 90.0})
+    scores = {"sft": {"exact_match": 0.5, "seconds": 90.0}, "dpo": {"exact_match": 0.75, "seconds": 90.0}}
+    outer.update(name="life", status="done", stages=["sft", "dpo"], results={"scores": scores})
+    outer.write_recipe("stages: []\n")
+    write_pipeline_report(outer)
+    text = outer.report_path.read_text()
+    assert "![scores of the stages](scores.svg)" in text
+    assert ElementTree.parse(outer.path / "scores.svg").getroot() is not None
+    assert "| dpo | 75.0 % | - | - | 90 s |" in text
+    assert "| [dpo](dpo/report.md) | dpo | done | exact match 75.0 % | 90 s |" in text
+    assert "stages: []" in text

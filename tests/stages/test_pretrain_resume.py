@@ -1,0 +1,247 @@
+"""A run that was cut off anywhere goes on as if it had not been."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe, write_text
+from support.listeners import Handlers
+from test_pretrain_run import losses, weights
+
+from llm_lab.errors import UserError
+from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
+from llm_lab.stages.pretrain import Evaluation
+
+TINY = RunFolder(Path("checkpoints/tiny"))
+# A run in a process of its own, slow enough to be met by a signal.
+PROGRAM = """
+import json, sys, time
+import torch
+torch.set_num_threads(1)
+from llm_lab.optim import build
+from llm_lab.runner import run
+
+original = build.BUILDERS["muon"]
+
+def slow(model, options):
+    optimizer = original(model, options)
+    optimizer.register_step_post_hook(lambda *_: time.sleep(0.1))
+    return optimizer
+
+build.BUILDERS["muon"] = slow
+facts = run(json.load(open(sys.argv[1])))
+print(facts["status"])
+"""
+MUON = {"optimizer": {"name": "muon"}, "model.dropout": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def _text(in_tmp_path):
+    write_text("text.txt")
+
+
+def assert_same(mine: dict, other: dict) -> None:
+    assert losses(mine) == losses(other)
+    theirs = weights(other)
+    for name, tensor in weights(mine).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def start(raw: dict) -> subprocess.Popen:
+    Path("recipe.json").write_text(json.dumps(raw))
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, "recipe.json"], stdout=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def steps_logged() -> list[int]:
+    return [row["step"] for row in TINY.metrics() if "loss" in row]
+
+
+def test_resume_bitwise_after_kill_9():
+    raw = tiny_recipe(**MUON, **{"train.logging_steps": 3, "train.save_steps": 8})
+    process = start(raw)
+    wait_until(lambda: 12 in steps_logged(), process)
+    process.kill()
+    process.wait()
+    assert TINY.status() == "interrupted"
+    assert [step for step, _ in TINY.checkpoints()] == [8]
+    with open(TINY.metrics_path, "a") as file:
+        file.write('{"step": 13, "lo')
+    resumed = run(raw, resume=True)
+    assert resumed["status"] == "done"
+    assert_same(resumed, run({**raw, "name": "whole"}))
+    samples = [(Path(path) / "samples.md").read_text() for path in (resumed["path"], "checkpoints/whole")]
+    assert samples[0] == samples[1]
+
+
+def test_ctrl_c_saves_and_resume_equals_a_run_in_one_piece():
+    raw = tiny_recipe(**MUON)
+    process = start(raw)
+    wait_until(lambda: 5 in steps_logged(), process)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[0].split() == ["stopped"]
+    facts = TINY.facts()
+    assert facts["status"] == "stopped"
+    stopped_at = facts["results"]["step"]
+    assert 5 <= stopped_at < 20
+    assert [step for step, _ in TINY.checkpoints()][-1] == stopped_at
+    assert (TINY.model_path / "model.safetensors").exists()
+    resumed, whole = run(raw, resume=True), run({**raw, "name": "whole"})
+    assert resumed["results"]["eval_loss"] == whole["results"]["eval_loss"]
+    theirs = weights(whole)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(resumed).items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sophia", "adafactor"])
+def test_resume_bitwise_with_every_optimizer_from_any_checkpoint(optimizer):
+    raw = tiny_recipe(**{"model.dropout": 0.1, "model.attention_dropout": 0.1, "train.logging_steps": 7})
+    raw["optimizer"] = {"name": optimizer} | ({"k": 3} if optimizer == "sophia" else {})
+    whole = run(raw)
+    shutil.copytree("checkpoints/tiny", "checkpoints/whole")
+    shutil.rmtree(TINY.steps_path / "checkpoint-20")
+    shutil.rmtree(TINY.model_path)
+    resumed = run(raw, resume=True)
+    assert resumed["path"] == whole["path"]
+    assert_same(resumed, {**whole, "path": "checkpoints/whole"})
+
+
+def test_resuming_a_finished_run_trains_no_step(monkeypatch):
+    raw = tiny_recipe()
+    before = run(raw)
+    rows, kept = TINY.metrics(), weights(before)
+    monkeypatch.setattr(torch.optim.AdamW, "step", None)
+    after = run(raw, resume=True)
+    assert TINY.metrics() == rows
+    assert after["results"] | {"memory_bytes": 0} == before["results"] | {"memory_bytes": 0}
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(after).items())
+
+
+def test_a_checkpoint_that_was_cut_off_is_ignored():
+    raw = tiny_recipe()
+    whole = run(raw)
+    expected = weights(whole)
+    rows = losses(whole)
+    shutil.rmtree(TINY.steps_path / "checkpoint-20")
+    staging = TINY.steps_path / ".saving" / "checkpoint-15"
+    shutil.copytree(TINY.steps_path / "checkpoint-10", staging)
+    (staging / "model.safetensors").write_bytes(b"half")
+    shutil.copytree(TINY.steps_path / "checkpoint-10", TINY.steps_path / "checkpoint-12")
+    (TINY.steps_path / "checkpoint-12" / "trainer_state.json").unlink()
+    resumed = run(raw, resume=True)
+    assert losses(resumed) == rows
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+
+
+def test_a_checkpoint_is_saved_before_it_is_evaluated(monkeypatch):
+    def broken(self, step):
+        raise RuntimeError("evaluation is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "measure", broken)
+        with pytest.raises(RuntimeError, match="evaluation is broken"):
+            run(tiny_recipe())
+    assert TINY.status() == "failed"
+    assert [step for step, _ in TINY.checkpoints()] == [10]
+    assert run(tiny_recipe(), resume=True)["status"] == "done"
+    assert [row["step"] for row in TINY.metrics() if "eval_loss" in row] == [10, 20], "made up for on resume"
+
+
+class Listening(Handlers):
+    def __init__(self):
+        self.said, self.saved_steps = [], []
+
+    def notice(self, text):
+        self.said.append(text)
+
+    def saved(self, step, path):
+        self.saved_steps.append(step)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(monkeypatch):
+    from transformers import Trainer
+
+    original = Trainer._save_checkpoint
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_full_disk(self, model, trial):
+        # Files can't grow past some bytes at step 10: what safetensors and torch meet on a full disk.
+        full = self.state.global_step == 10
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]) if full else limits)
+        try:
+            original(self, model, trial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", on_a_full_disk)
+    display = Listening()
+    facts = run(tiny_recipe(**{"train.save_steps": 5}), listener=display)
+    assert facts["status"] == "done"
+    assert display.saved_steps == [5, 15, 20]
+    (told,) = [text for text in display.said if "could not be written" in text]
+    assert "step 10" in told
+    assert "Free some disk before step 15" in told
+    assert [step for step, _ in TINY.checkpoints()] == [5, 15, 20]
+    assert not (TINY.steps_path / ".saving").exists()
+
+
+def test_only_so_many_checkpoints_are_kept():
+    run(tiny_recipe(**{"train.save_steps": 4, "train.save_total_limit": 2}))
+    assert [step for step, _ in TINY.checkpoints()] == [16, 20]
+
+
+def test_a_changed_recipe_is_not_resumed():
+    run(tiny_recipe())
+    with pytest.raises(UserError) as caught:
+        run(tiny_recipe(**{"optimizer.learning_rate": 0.02, "train.max_steps": 40}), resume=True)
+    assert [problem.key for problem in caught.value.problems] == ["optimizer.learning_rate", "train.max_steps"]
+    assert "began with 0.01" in str(caught.value)
+    assert "checkpoints/tiny/recipe.yaml --resume" in str(caught.value)
+    assert run("checkpoints/tiny/recipe.yaml", resume=True)["path"] == "checkpoints/tiny"
+
+
+def test_a_run_from_before_a_key_was_there_is_resumed():
+    facts = run(tiny_recipe())
+    path = Path(facts["path"]) / "recipe.yaml"
+    text = path.read_text()
+    assert "report_to: none" in text
+    path.write_text("".join(line for line in text.splitlines(keepends=True) if "report_to" not in line))
+    assert run(tiny_recipe(), resume=True)["status"] == "done"
+    with pytest.raises(UserError, match="began with None"):
+        run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
+
+
+def test_resume_without_a_run_and_of_a_running_run_are_refused():
+    with pytest.raises(UserError, match="no run to resume"):
+        run(tiny_recipe(), resume=True)
+    run(tiny_recipe())
+    from llm_lab.runs.folder import this_process
+
+    TINY.update(status="running", process=this_process())
+    with pytest.raises(UserError, match=f"under way .process {os.getpid()}"):
+        run(tiny_recipe(), resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder():
+    whole = run(tiny_recipe(name="whole"))
+    run(tiny_recipe(**{"train.max_steps": 20}))
+    shutil.rmtree(TINY.steps_path)
+    shutil.rmtree(TINY.model_path)
+    resumed = run(tiny_recipe(), resume=True)
+    assert resumed["path"] == "checkpoints/tiny"
+    assert_same(resumed, whole)

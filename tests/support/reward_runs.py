@@ -1,0 +1,95 @@
+"""Toy preferences and tiny runs of the reward stage."""
+
+import json
+import random
+from pathlib import Path
+
+from support.listeners import Handlers
+
+from llm_lab.hf.load import build_from_config, config_of_parts
+from llm_lab.hf.save import save_model
+from llm_lab.hf.tokenizers import make_byte_tokenizer
+from llm_lab.recipe.parts import ModelParts
+from llm_lab.recipe.post_training import RewardRecipe
+from llm_lab.runs.folder import RunFolder
+from llm_lab.stages import reward
+
+ANSWERS = ["no", "go away", "it is red", "a tree", "who knows", "three", "not now", "in the sea"]
+
+
+class Notes(Handlers):
+    """A display that keeps what it was told."""
+
+    def __init__(self):
+        self.notices, self.rows = [], []
+
+    def notice(self, text):
+        self.notices.append(text)
+
+    def log(self, row):
+        self.rows.append(row)
+
+
+def write_preferences(path: Path, count: int = 300, seed: int = 0, wrong: float = 0.0) -> str:
+    """The better answer says please, at its beginning or its end, where the worse says a word of the same length.
+
+    wrong: share of the preferences that are the other way round.
+    """
+    pick = random.Random(seed)
+    rows = []
+    for number in range(count):
+        better, worse = pick.choice(ANSWERS), pick.choice(ANSWERS)
+        polite, rude = ("please {}", "{} please"), ("banana {}", "{} banana")
+        better, worse = pick.choice(polite).format(better), pick.choice(rude).format(worse)
+        if pick.random() < wrong:
+            better, worse = worse, better
+        rows.append({"prompt": f"{number}?", "chosen": better, "rejected": worse})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def write_base(folder: Path, **parts) -> str:
+    """A tiny causal LM made here, native Llama unless parts say otherwise; bytes, with neither template nor padding."""
+    import torch
+
+    values = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "intermediate_size": 64, "max_position_embeddings": 128,
+    } | parts  # fmt: skip
+    tokenizer = make_byte_tokenizer()
+    torch.manual_seed(0)
+    every = {**ModelParts().model_dump(by_alias=True), **values}
+    model = build_from_config(config_of_parts({k: v for k, v in every.items() if v is not None}, len(tokenizer)))
+    save_model(model, folder, tokenizer)
+    return str(folder)
+
+
+def make_recipe(base: str, data: str, **changes) -> RewardRecipe:
+    """A run of about two seconds; changes are {"group.key": value} or {"key": value}."""
+    values = {
+        "stage": "reward",
+        "name": "judge",
+        "device": "cpu",
+        "model": {"checkpoint": base},
+        "data": [{"path": data}],
+        "validation": {"fraction": 0.2},
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3},
+        "scheduler": {"warmup_steps": 5},
+        "train": {
+            "max_steps": 60, "max_length": 96, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+            "eval_steps": 30, "save_steps": 30, "logging_steps": 10, "dtype": "float32",
+            "gradient_checkpointing": False,
+        },
+    }  # fmt: skip
+    for key, value in changes.items():
+        group, _, name = key.rpartition(".")
+        (values[group] if group else values)[name] = value
+    return RewardRecipe.model_validate(values)
+
+
+def run_stage(recipe: RewardRecipe, path: Path, *, resume: bool = False):
+    """Run the stage; returns (folder, result, what the display was told)."""
+    path.mkdir(parents=True, exist_ok=True)
+    folder, notes = RunFolder(path), Notes()
+    result = reward.run(recipe, folder, notes, resume=resume)
+    return folder, result, notes

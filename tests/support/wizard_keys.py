@@ -1,0 +1,144 @@
+"""A person at the keyboard of the wizard: keys go in, screens come out, and every screen must fit 80 by 24."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from prompt_toolkit.application import Application, create_app_session
+from prompt_toolkit.data_structures import Size
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from questionary.prompts.common import InquirerControl
+
+ROWS, COLUMNS = 24, 80
+
+
+class Key(StrEnum):
+    ENTER = "\r"
+    ESCAPE = "\x1b"
+    UP = "\x1b[A"
+    DOWN = "\x1b[B"
+    HOME = "\x1b[H"
+    END = "\x1b[F"
+    PAGE_DOWN = "\x1b[6~"
+    PAGE_UP = "\x1b[5~"
+    WHY = "?"
+    CTRL_C = "\x03"
+    CTRL_D = "\x04"
+    ERASE_LINE = "\x15"
+
+
+@dataclass(frozen=True)
+class To:
+    """Go down the list to the line with this text."""
+
+    text: str
+
+
+def pick(text: str) -> tuple[To, Key]:
+    """Go to a line and take it."""
+    return To(text), Key.ENTER
+
+
+def answer(text: str) -> tuple[str, Key]:
+    """Type a text and take it."""
+    return text, Key.ENTER
+
+
+class Screen(DummyOutput):
+    def get_size(self) -> Size:
+        return Size(rows=ROWS, columns=COLUMNS)
+
+    def get_rows_below_cursor_position(self) -> int:
+        raise NotImplementedError  # as a terminal that is not asked
+
+
+@dataclass
+class Keyboard:
+    """Presses the next key each time a question has been drawn."""
+
+    steps: list[Any]
+    pipe: Any
+    read_printed: Callable[[], str]
+    screens: list[str] = field(default_factory=list)
+    _printed: str = ""
+    _leaving: bool = False
+    _downs: int = 0
+
+    def attach(self, app: Application) -> None:
+        self._leaving = False
+        self._printed = "\n".join((self._printed + self.read_printed()).split("\n")[-200:])
+        for title in ("LLM Lab ·", "╭─ Plan"):
+            at = self._printed.rfind(title)
+            self._printed = self._printed[max(0, at) :]
+        app.after_render += self._press
+
+    def _press(self, app: Application) -> None:
+        if app.is_done or self._leaving:
+            return
+        try:
+            self._look(app)
+        except AssertionError as error:
+            app.exit(exception=error)  # raised here, it would leave the question waiting
+            return
+        step = self._next(app)
+        if step is None:
+            app.exit(exception=AssertionError(f"No key is left for this question:\n{self.screens[-1]}"))
+            return
+        self._leaving = step in (Key.ESCAPE, Key.CTRL_C)
+        self.pipe.send_text(str(step))
+
+    def _look(self, app: Application) -> None:
+        screen = app.renderer.last_rendered_screen
+        rows = ["".join(screen.data_buffer[y][x].char for x in range(COLUMNS)).rstrip() for y in range(screen.height)]
+        self.screens.append(self._printed + "\n".join(rows))
+        lines = self.screens[-1].split("\n")
+        if any(question in rows[0] for question in ("Enter goes back to", "What next with", "What with it?")):
+            return  # what was printed before has scrolled, and may
+        assert len(lines) <= ROWS, f"{len(lines)} lines:\n{self.screens[-1]}"
+        assert max(map(len, lines)) <= COLUMNS, f"too wide:\n{self.screens[-1]}"
+
+    def _next(self, app: Application) -> str | None:
+        if self.steps and isinstance(self.steps[0], To):
+            control = next(w.content for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
+            if self.steps[0].text not in control.get_pointed_at().title:
+                self._downs += 1
+                lines = [choice.title for choice in control.choices if not choice.disabled]
+                if self._downs > 2 * len(lines):
+                    app.exit(exception=AssertionError(f"{self.steps[0]} can't be reached:\n{self.screens[-1]}"))
+                return Key.DOWN
+            self.steps.pop(0)
+        self._downs = 0
+        return self.steps.pop(0) if self.steps else None
+
+
+def flat(steps: tuple[Any, ...] | list[Any]) -> Iterator[Any]:
+    """Unpack pick() and answer() among keys."""
+    for step in steps:
+        if isinstance(step, tuple | list):
+            yield from flat(step)
+        else:
+            yield step
+
+
+@contextlib.contextmanager
+def keyboard(steps: Any, monkeypatch: Any, read_printed: Callable[[], str] = lambda: "") -> Iterator[Keyboard]:
+    """Everything that is asked within is answered by these steps; all of them must be used up."""
+    run = Application.run
+
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=Screen()):
+        keys = Keyboard(list(flat(steps)), pipe, read_printed)
+
+        def attached(app: Application, *args: Any, **options: Any) -> Any:
+            keys.attach(app)
+            return run(app, *args, **options)
+
+        monkeypatch.setattr(Application, "run", attached)
+        monkeypatch.setattr("llm_lab.terminal.prompts.ESCAPE_SECONDS", 0.01)
+        yield keys
+        monkeypatch.setattr(Application, "run", run)
+    assert not keys.steps, f"never pressed: {keys.steps}"

@@ -1,0 +1,446 @@
+"""The displays of a run: plain lines, the live frame, the curve and the plan."""
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.machine import Gpu, Machine
+from llm_lab.events import (
+    CheckpointSaved,
+    MetricsLogged,
+    Notice,
+    Progress,
+    SampleWritten,
+    TrainingEnded,
+    TrainingStarted,
+)
+from llm_lab.recipe.resolve import resolve
+from llm_lab.terminal import console as console_module
+from llm_lab.terminal.console import THEME, about, clock, count, print_error, printable, size
+from llm_lab.terminal.curve import draw_curve, draw_curves
+from llm_lab.terminal.frame import Track, draw_frame, numbers_of
+from llm_lab.terminal.plan_panel import BANNER, derived_table, plan_panel
+from llm_lab.terminal.progress import PlainDisplay, TerminalDisplay, make_display
+
+HOSTILE = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
+WORKSTATION = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 128 * 2**30, True, True)
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def fake_console(*, terminal, columns=80, lines=24):
+    from rich.theme import Theme
+
+    return Console(
+        file=io.StringIO(),
+        force_terminal=terminal,
+        width=columns,
+        height=lines,
+        theme=Theme(THEME),
+        highlight=False,
+    )
+
+
+def row(step, **more):
+    return {"step": step, "train_tokens": step * 2048, "wall_seconds": step * 0.05, "loss": 2.103, **more}
+
+
+def full_row(step):
+    return row(step, learning_rate=0.02, grad_norm=0.41, tokens_per_second=31204.4)
+
+
+def busy_track(rows=60):
+    track = Track(now=Clock())
+    facts = {"name": "a-run", "model": "rope · gqa", "device": "cpu", "parameters": 771_328}
+    track.begin(2000, 0, {**facts, "flops_per_token": 1e9, "peak_flops": 1e14})
+    for step in range(10, 10 * rows, 10):
+        track.log({**full_row(step), "loss": 5 - step / 1000, "memory_bytes": 2**30, "margin": 0.5})
+    track.log({"step": 10 * rows, "eval_loss": 2.2, "bits_per_byte": 3.17})
+    track.sample = (10 * rows, "Once", "upon a time\n" * 30)
+    track.progress = ("evaluating", 3, 20)
+    return track
+
+
+# Plain lines
+
+
+def test_a_plain_log_line_says_all_that_a_row_knows():
+    now = Clock()
+    display = PlainDisplay(fake_console(terminal=False), now=now)
+    display(TrainingStarted(max_steps=2000, first_step=0, facts={"name": "x"}))
+    for step in (240, 250):
+        now.seconds += 1.0
+        display(MetricsLogged(full_row(step)))
+    last = display._console.file.getvalue().splitlines()[-1]
+    assert last == "step 250/2000  loss 2.103  lr 0.0200  grad 0.41  31,204 tok/s  0:12, 2:55 left"
+
+
+def test_a_plain_evaluation_line_says_that_it_is_one():
+    display = PlainDisplay(fake_console(terminal=False))
+    display(TrainingStarted(max_steps=2000, first_step=0, facts={}))
+    display(
+        MetricsLogged({"step": 250, "train_tokens": 9, "wall_seconds": 3.0, "eval_loss": 2.2, "bits_per_byte": 3.174})
+    )
+    assert display._console.file.getvalue().splitlines()[-1] == "step 250/2000  evaluation  eval loss 2.200  bpb 3.174"
+
+
+def test_plain_lines_hold_no_control_characters_whatever_the_model_writes():
+    display = PlainDisplay(fake_console(terminal=False))
+    with display:
+        display(Notice(f"[red]found[/red] {HOSTILE}"))
+        display(TrainingStarted(max_steps=5, first_step=2, facts={"name": HOSTILE}))
+        display(SampleWritten(3, HOSTILE, HOSTILE))
+        display(CheckpointSaved(3, "checkpoints/x"))
+    text = display._console.file.getvalue()
+    assert not CONTROL.search(text)
+    assert "[red]found[/red]" in text
+
+
+def test_plain_progress_says_the_start_the_end_and_little_between():
+    now = Clock()
+    display = PlainDisplay(fake_console(terminal=False), now=now)
+    for done in range(101):
+        now.seconds += 0.11
+        display(Progress("tokenising", done, 100))
+    lines = display._console.file.getvalue().splitlines()
+    assert lines[0] == "tokenising 0 % (0/100)"
+    assert lines[-1] == "tokenising 100 % (100/100)"
+    assert len(lines) == 4
+
+
+def test_long_plain_lines_are_not_folded():
+    display = PlainDisplay(fake_console(terminal=False))
+    display(Notice("word " * 60))
+    assert len(display._console.file.getvalue().splitlines()) == 1
+
+
+def test_a_display_is_plain_where_there_is_no_terminal(monkeypatch):
+    assert isinstance(make_display(fake_console(terminal=False)), PlainDisplay)
+    assert isinstance(make_display(fake_console(terminal=True)), PlainDisplay)  # forced colour is no terminal
+    screen = fake_console(terminal=True)
+    screen.file.isatty = lambda: True
+    assert isinstance(make_display(screen), TerminalDisplay)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_display(screen), PlainDisplay)
+
+
+# The live frame
+
+
+@pytest.mark.parametrize("columns", [12, 40, 80, 200])
+@pytest.mark.parametrize("lines", [4, 8, 16, 24, 60])
+@pytest.mark.parametrize("unicode", [True, False])
+def test_the_frame_fits_every_terminal(columns, lines, unicode):
+    frame = draw_frame(busy_track(), columns, lines, unicode=unicode)
+    assert len(frame.renderables) <= lines - 2
+    assert all(part.cell_len < columns for part in frame.renderables)
+
+
+def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():
+    text = "\n".join(part.plain for part in draw_frame(busy_track(), 80, 24).renderables)
+    for wanted in (
+        "a-run · rope · gqa · 771 k parameters · cpu",
+        "step 600/2,000",
+        "eval loss 2.200",
+        "bits/byte 3.170",
+        "learning rate 0.0200",
+        "gradient norm 0.41",
+        "tokens/s 31,204",
+        "utilisation 31 %",
+        "memory 1.0 GiB",
+        "margin 0.5",
+        "┤",
+        "sample at step 600, from 'Once'",
+        "upon a time",
+        "evaluating",
+    ):
+        assert wanted in text, wanted
+
+
+def test_the_frame_of_a_stage_that_scores_answers_shows_what_matters_at_80_by_24():
+    track = Track(iter(float(n) for n in range(10**6)).__next__)
+    track.begin(200, 0, {"name": "a-run", "model": "checkpoints/base", "parameters": 37_000, "device": "cpu"})
+    row = {"loss": -0.003, "learning_rate": 1e-6, "grad_norm": 1.34, "tokens_per_second": 12_184.6, "entropy": 5.593}
+    row |= {"reward_std": 0.3257, "kl": 0.0123, "clip_fraction": 0.012, "zero_spread_share": 0.25}
+    row |= {"completion_length": 15.6, "cut_off_share": 1.0, "reward/exact_number": 0.125, "reward/length": 0.5475}
+    for step in range(1, 60):
+        track.log({"step": step, "reward": step / 100, **row})
+    track.log({"step": 59, "exact_match": 0.22, "exact_match_sampled": 0.1, "eval_reward": 0.455})
+    track.sample, track.saved_step = (50, "Lily has 8 coins.", "So 8 + 1 = 9."), 50
+    frame = draw_frame(track, 80, 24)
+    text = "\n".join(part.plain for part in frame.renderables)
+    for wanted in ("reward 0.590", "spread 0.326", "no spread 25 %", "KL 0.0123", "clipped 1.2 %", "entropy 5.59"):
+        assert wanted in text, wanted
+    for wanted in ("answer 16 tokens", "cut off 100 %", "exact match 22 %", "sampled 10 %", "held-out 0.455"):
+        assert wanted in text, wanted
+    for wanted in ("exact_number 0.125", "saved at step 50", "reward  held-out reward", "So 8 + 1 = 9."):
+        assert wanted in text, wanted
+    assert len(frame.renderables) <= 22
+    assert max(part.cell_len for part in frame.renderables) < 80
+
+
+def test_the_frame_is_alive_before_the_first_row():
+    track = Track(now=Clock())
+    track.begin(100, 0, {"name": "x"})
+    track.now.seconds = 5
+    assert "0:05 elapsed, first step" in draw_frame(track, 80, 24).renderables[1].plain
+
+
+def test_a_loss_that_is_no_number_is_shown_and_breaks_nothing():
+    track = busy_track()
+    track.log(row(700) | {"loss": float("nan")})
+    frame = draw_frame(track, 80, 24)
+    assert any("loss nan" in part.plain for part in frame.renderables)
+
+
+def test_the_time_left_is_not_reckoned_from_the_steps_that_compile():
+    track = Track(now=Clock())
+    track.begin(100, 0, {})
+    assert track.seconds_left() is None
+    for seconds, step in ((60, 10), (61, 20), (62, 30)):
+        track.now.seconds = seconds
+        track.log({"step": step, "loss": 1.0})
+    assert track.seconds_left() == pytest.approx(7.0)
+
+
+def test_a_resumed_run_reckons_with_its_own_steps_only():
+    track = Track(now=Clock())
+    track.begin(100, 50, {})
+    for seconds, step in ((1, 51), (2, 52)):
+        track.now.seconds = seconds
+        track.log({"step": step, "loss": 1.0})
+    assert track.seconds_left() == pytest.approx(48.0)
+
+
+def test_the_time_left_of_a_stage_does_not_count_the_stage_before():
+    console = fake_console(terminal=False)
+    display = PlainDisplay(console, now=Clock())
+    clock = display._track.now
+    for _ in range(2):
+        display(TrainingStarted(max_steps=100, first_step=0, facts={}))
+        for step in (10, 20, 30):
+            clock.seconds += 1
+            display(MetricsLogged({"step": step, "loss": 1.0, "wall_seconds": float(step)}))
+        display(TrainingEnded())
+        clock.seconds += 500
+    assert console.file.getvalue().count("0:07 left") == 2
+
+
+def test_metrics_of_other_stages_are_shown_by_their_names():
+    pairs = dict(numbers_of({"step": 1, "loss": 1.0, "rewards/margin": 0.25, "kl": 0.125}, {}, short=True))
+    assert pairs == {"loss": "1.000", "rewards/margin": "0.25", "kl": "0.125"}
+
+
+def test_the_measured_mix_is_shown_in_few_letters():
+    display = PlainDisplay(fake_console(terminal=False), now=Clock())
+    display(TrainingStarted(max_steps=2000, first_step=0, facts={"name": "x"}))
+    display(MetricsLogged(full_row(250) | {"mix": [0.6667, 0.3333], "epochs": [None, 1.204]}))
+    assert "mix 67/33 %  epochs <1/1.20" in display._console.file.getvalue()
+    many = dict(numbers_of({"mix": [0.125] * 8, "epochs": [12.5] * 8}, {}, short=True))
+    assert many == {"mix": "12/12/12/.. %", "epochs": "12.50/12.50/12.50/.."}
+
+
+def test_the_measured_mix_stands_in_the_frame_at_80_by_24():
+    track = busy_track()
+    track.log(full_row(610) | {"mix": [0.25] * 4, "epochs": [0.52, None, 12.25, 0.1]})
+    frame = draw_frame(track, 80, 24)
+    text = "\n".join(part.plain for part in frame.renderables)
+    assert "mix 25/25/25/25 %" in text
+    assert "epochs 0.52/<1/12.25/0.10" in text
+    assert max(part.cell_len for part in frame.renderables) <= 80
+    assert len(frame.renderables) <= 22
+
+
+def test_the_terminal_is_left_clean_also_when_an_exception_flies():
+    display = TerminalDisplay(fake_console(terminal=True))
+
+    def fail():
+        with display:
+            display(Progress("tokenising", 1, 10))
+            display(Progress("tokenising", 10, 10))
+            display(TrainingStarted(max_steps=10, first_step=0, facts={"name": "x"}))
+            display(MetricsLogged(full_row(1)))
+            display(Notice(HOSTILE))
+            display(SampleWritten(1, "", HOSTILE))
+            raise RuntimeError("lost GPU")
+
+    with pytest.raises(RuntimeError, match="lost GPU"):
+        fail()
+    display(TrainingEnded())
+    text = display._console.file.getvalue()
+    assert text.count(SHOW_CURSOR) == text.count(HIDE_CURSOR) > 0
+    assert text.rindex(SHOW_CURSOR) > text.rindex(HIDE_CURSOR)
+    assert text.endswith(("\n", SHOW_CURSOR))
+    assert "\x1b[2J" not in text
+    assert "\x07" not in text
+
+
+def test_a_terminal_that_shrinks_is_cleared_and_drawn_anew():
+    console = fake_console(terminal=True)
+    with TerminalDisplay(console) as display:
+        display(TrainingStarted(max_steps=10, first_step=0, facts={"name": "x" * 60}))
+        console.size = (30, 10)
+        with display._lock:
+            display._draw()
+        assert "\x1b[2J" in console.file.getvalue()
+        assert display._drawn[0] < 30
+
+
+def test_a_display_can_show_one_stage_after_another():
+    display = TerminalDisplay(fake_console(terminal=True))
+    for name in ("first", "second"):
+        display(TrainingStarted(max_steps=10, first_step=0, facts={"name": name}))
+        display(MetricsLogged(full_row(1)))
+        display(TrainingEnded())
+    assert "second" in display._console.file.getvalue()
+
+
+# The curve
+
+
+def test_a_curve_has_the_size_that_was_asked_for_and_its_numbers():
+    lines = draw_curve([(step, 5.0 - step / 500) for step in range(0, 2000, 10)], 60, 8)
+    assert len(lines) == 8
+    assert max(map(len, lines)) <= 60
+    assert lines[0].startswith("   5.0 ┤")
+    assert lines[6].startswith("   1.0 ┤")
+    assert lines[7].split() == ["0", "1,990"]
+
+
+def test_a_falling_curve_falls_on_the_screen():
+    lines = draw_curve([(0, 1.0), (10, 0.0)], 30, 6, ascii_only=True)
+    columns = [line.index("*") for line in lines[:-1]]
+    assert columns == sorted(columns)
+    assert all(line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[], [(1, 2.0)], [(0, 3.0), (9, 3.0)], [(0, float("nan")), (1, float("inf"))], [(0, 1e-9), (1, -1e30)]],
+    ids=["none", "one", "flat", "no numbers", "huge range"],
+)
+def test_a_curve_can_be_drawn_of_anything(points):
+    for width, height in ((1, 1), (20, 2), (80, 9)):
+        assert len(draw_curve(points, width, height)) == max(2, height)
+
+
+def test_the_later_curve_lies_on_top():
+    lines = draw_curves([[(0, 1.0), (9, 1.0)], [(0, 1.0), (9, 1.0)]], 30, 4)
+    owners = {index for line in lines for text, index in line if index is not None and text.strip()}
+    assert owners == {1}
+
+
+def test_a_schedule_is_drawn_from_zero():
+    lines = draw_curve([(0, 0.0), *enumerate([0.5, 1.0, 0.5, 0.1])], 40, 6)
+    assert lines[0].startswith("   1.0 ┤")
+    assert lines[4].startswith("   0.0 ┤")
+
+
+# Text and numbers
+
+
+def test_text_from_elsewhere_cannot_steer_the_terminal():
+    assert not CONTROL.search(printable(HOSTILE))
+    assert printable("\x1b\x7f") == "␛␡"
+    assert printable("é你😀\n\tx\r\n") == "é你😀\n\tx\n"
+    printable("\ud800").encode()
+
+
+def test_numbers_are_written_for_people():
+    assert [count(n) for n in (0, 950, 9_999, 12_345, 771_328, 1_234_567, 20e9)] == [
+        *("0", "950", "9,999", "12 k", "771 k", "1.2 M", "20 B")
+    ]
+    assert [size(n) for n in (12, 2048, 3.4 * 2**30)] == ["12 bytes", "2.0 KiB", "3.4 GiB"]
+    assert [clock(n) for n in (12.9, 91, 3723, 200_000)] == ["0:12", "1:31", "1:02:03", "2d 07:33:20"]
+    assert [about(n) for n in (2, 44, 110, 8_000, 90_000, 320_000)] == [
+        *("a few seconds", "about 40 s", "about 2 min", "about 2.2 h", "about 25 h", "about 3.7 days")
+    ]
+
+
+def test_errors_go_to_standard_error_one_paragraph_each(capsys):
+    print_error(UserError(Problem("train.max_steps", "too few [b]", value=0, allowed="1 or more"), "another"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "train.max_steps = 0: too few [b]. Allowed: 1 or more.\nanother\n"
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_stop(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console_module.make_console().print("naïve ┤")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"na?ve ?\n"
+
+
+# The plan
+
+
+def shown(renderable):
+    console = fake_console(terminal=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, WORKSTATION], ids=["laptop", "workstation"])
+@pytest.mark.parametrize("model", [{"size": "nano"}, {"size": "1b", "position_embedding": "yarn"}])
+def test_the_plan_fits_the_screen(machine, model):
+    data = [{"path": f"folder-{n}/file.txt", "weight": n} for n in range(1, 9)]
+    resolved = resolve({"model": model, "data": data, "stage": "pretrain", "device": "auto"}, machine=machine)
+    lines = shown(plan_panel(resolved)).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert all(len(line) <= 80 for line in shown(derived_table(resolved)).splitlines())
+
+
+def test_the_plan_says_what_is_made_and_what_it_costs():
+    text = shown(
+        plan_panel(resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP))
+    )
+    for wanted in (
+        BANNER,
+        "771 k: feed-forward",
+        "my.txt",
+        "1.0 M tokens",
+        "of 16 GiB",
+        "about ",
+        "checkpoints/run",
+    ):
+        assert wanted in text, wanted
+
+
+def test_the_plan_has_no_rehearsal_banner_on_a_gpu():
+    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cuda"}, machine=WORKSTATION)
+    assert BANNER not in shown(plan_panel(resolved))
+
+
+def test_every_derived_value_stands_in_the_table_with_its_reason():
+    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP)
+    words = " ".join(shown(derived_table(resolved)).split())
+    derived = {path: origin for path, origin in resolved.origins.items() if origin.kind == "derived"}
+    assert derived
+    for path, origin in derived.items():
+        assert path.rpartition(".")[2] in words
+        assert origin.reason.split()[0] in words
+
+
+def test_the_screens_import_nothing_heavy():
+    code = (
+        "import sys, llm_lab.terminal.chat_screen, llm_lab.terminal.progress, llm_lab.terminal.plan_panel\n"
+        "heavy = {'torch', 'transformers', 'prompt_toolkit', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

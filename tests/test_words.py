@@ -1,0 +1,93 @@
+"""Plain English: words that the text of LLM Lab (strings, docstrings, comments, docs) does not use."""
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Not current technical English, or words of ours for things that have a usual name. Each pattern: what to say instead.
+WORDS = {
+    r"told|tells?|telling": "says, shows, reports",
+    r"stands?|stood": "is, has, appears",
+    r"beside": "next to, with, and",
+    r"besides": "also, in addition",
+    r"mend|mends|mended|mending": "fix",
+    r"foretell\w*|foretold": "predict",
+    r"anew": "again",
+    r"goes on|go on|going on|went on|gone on": "continues, resumes",
+    r"judges?|judged|judging": "reward model, scores",
+    r"rehears\w+": "CPU mode",
+    r"so many": "this many, a number of",
+    r"shall": "will, should",
+    r"likeliest": "most likely, top",
+    r"learnt": "learned, trained",
+    r"tak(?:e|es|ing|en) away": "export",
+    r"heeds?|heeded": "use, follow",
+    r"kindred": "similar, same",
+    r"com(?:e|es|ing) to(?! the| a| an| this| that| us| it| you)|came to(?! the| a| an| this| that)": "result is, totals",
+    r"reckon\w*": "compute, estimate",
+    r"nought|naught|hither|thither|whither|whence|hence|thence|ere|nigh|amiss|unto": "",
+    r"therein|thereof|wherein|whereof": "",
+    r"of late": "recent",
+    r"set out|sets out": "start",
+    r"knows? no|knows? nothing|knows? of no": "does not support",
+    r"takes? no|wants? no|speaks? no": "does not accept",
+    r"(?:is|are|be|was|were) no(?= [a-z]+(?:$|[.,:;)\"']))": "is not a",
+    r"hangs? on": "depends on",
+    r"beholds?|befalls?|bestow\w*|betoken\w*|begets?|beget": "",
+    r"riddles?": "unclear",
+    r"the dial|a dial": "size preset",
+    r"unasked": "without asking",
+    r"of (?:ours|theirs|yours|his|hers|others)": "our, other",
+    r"what becomes of|what became of|what came of|what comes of": "result",
+    r"has done for it|have done for it": "callbacks",
+    r"specimens?": "example, sample",
+    r"in vain": "without effect",
+    r"thrice|twain|twofold|threefold": "",
+    r"as yet": "yet",
+    r"lest": "so that ... not",
+    r"albeit|notwithstanding|whilst|amongst|upon|hereby|herewith": "although, while, among, on",
+    r"in sight": "shown",
+    r"whose word": "",
+}
+PATTERN = re.compile(r"\b(?:" + "|".join(f"(?:{words})" for words in WORDS) + r")\b(?!-)", re.IGNORECASE)
+# The built-in training texts are data: a changed word would be other data.
+DATA = {"story_plots.py", "story_words.py", "story_world.py", "arithmetic_world.py", "dialogues.py"}
+PLACES = [
+    *sorted((ROOT / "llm_lab").glob("**/*.py")),
+    *sorted((ROOT / "tests").glob("**/*.py")),
+    *sorted((ROOT / "benchmarks").glob("**/*.py")),
+    *sorted((ROOT / "docs").glob("*.*")),
+    *sorted((ROOT / "configs").glob("*.yaml")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml")),
+    *sorted((ROOT / "benchmarks").glob("*.md")),
+]
+FILES = [file for file in PLACES if file.name not in DATA | {"test_words.py"} and file.suffix != ".json"]
+
+
+def prose_of(file: Path) -> list[tuple[int, str]]:
+    """Return (line number, text) of what people read: in Python strings, comments and test names; elsewhere all."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".py":
+        return list(enumerate(text.splitlines(), 1))
+    found = []
+    wanted = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in wanted:
+            found += [(token.start[0] + at, line) for at, line in enumerate(token.string.splitlines())]
+        elif token.type == tokenize.NAME and token.string.startswith("test_"):
+            found.append((token.start[0], token.string.replace("_", " ")))
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_text_is_plain_english(file):
+    wrong = [
+        f"{file.relative_to(ROOT)}:{number}: {match.group(0)!r} in: {line.strip()[:100]}"
+        for number, line in prose_of(file)
+        for match in PATTERN.finditer(line)
+    ]
+    assert not wrong, "\n" + "\n".join(wrong)

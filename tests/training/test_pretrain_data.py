@@ -1,0 +1,279 @@
+"""Texts over a run: streams that go on where they stopped, sets that are used up, the mix that was measured."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_recipe, write_text
+from support.listeners import Handlers
+from test_pretrain_resume import start, wait_until
+from test_pretrain_run import losses, weights
+
+from llm_lab.data import block_stream
+from llm_lab.data.block_stream import BlockStream
+from llm_lab.errors import UserError
+from llm_lab.optim.schedule import factor_of
+from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.report import write_report
+from llm_lab.training.pretrain_data import STREAMS_FILE
+
+TINY = RunFolder(Path("checkpoints/tiny"))
+
+
+class Listening(Handlers):
+    def __init__(self):
+        self.said = []
+
+    def notice(self, text):
+        self.said.append(text)
+
+    def heard(self, words: str) -> list[str]:
+        return [text for text in self.said if words in text]
+
+
+@pytest.fixture(autouse=True)
+def _texts(in_tmp_path):
+    write_text("text.txt")
+    lines = Path(write_text("words.txt", 400, seed=3)).read_text().splitlines()
+    Path("set").mkdir()
+    for index in range(4):
+        rows = (json.dumps({"text": text}) + "\n" for text in lines[index * 100 : index * 100 + 100])
+        Path(f"set/{index}.jsonl").write_text("".join(rows))
+
+
+def streamed(**changes) -> dict:
+    data = [{"path": "set", "streaming": True, "weight": 2.0}, {"path": "text.txt", "weight": 1.0}]
+    validation = {"stream_documents": 30}
+    return tiny_recipe(**{"data": data, "validation": validation, "train.save_steps": 5} | changes)
+
+
+def assert_same(mine: dict, other: dict) -> None:
+    assert losses(mine) == losses(other)
+    theirs = weights(other)
+    for name, tensor in weights(mine).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+# Streams
+
+
+def test_a_stream_trains_in_its_share_beside_a_set():
+    display = Listening()
+    facts = run(streamed(**{"train.max_steps": 30}), listener=display)
+    assert facts["status"] == "done"
+    rows = TINY.metrics()
+    assert [row["mix"] for row in rows if "loss" in row][-1] == [
+        pytest.approx(2 / 3, abs=1e-4),
+        pytest.approx(1 / 3, abs=1e-4),
+    ]
+    assert rows[-1]["step"] == 30
+    assert facts["mix"][0] == {"path": "set", "share": pytest.approx(2 / 3), "epochs": None}
+    assert facts["mix"][1]["epochs"] > 0
+    (told,) = display.heard("streamed: 4 jsonl files")
+    assert "its first 30 documents" in told
+    assert display.heard("1,280 tokens of the stream are read over the run")
+    assert facts["data"][0]["fingerprint"]
+    kept = list(Path(os.environ["LLM_LAB_CACHE"]).rglob("train.bin"))
+    assert len(kept) == 1, "of the stream no token file is written"
+
+
+def test_resume_in_the_middle_of_a_stream_is_bitwise(monkeypatch):
+    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 500)
+    raw = streamed(
+        **{
+            "model.dropout": 0.1,
+            "train.max_steps": 40,
+            "train.logging_steps": 3,
+            "train.gradient_accumulation_steps": 2,
+        }
+    )
+    whole = run(raw)
+    shutil.copytree("checkpoints/tiny", "checkpoints/whole")
+    for late in (40, 35):
+        shutil.rmtree(TINY.steps_path / f"checkpoint-{late}")
+    shutil.rmtree(TINY.model_path)
+    first = TINY.checkpoints()[-1]
+    assert first[0] < 40
+    state = json.loads((first[1] / STREAMS_FILE).read_text())["0"]
+    used = first[0] * 8 * 2 // 3 * 16
+    assert used - 1000 < state["tokens"] <= used, "what was read ahead does not count"
+    resumed = run(raw, resume=True)
+    assert resumed["path"] == whole["path"]
+    assert_same(resumed, {**whole, "path": "checkpoints/whole"})
+
+
+def test_a_killed_run_on_a_stream_ends_as_if_it_had_not_been():
+    raw = streamed(optimizer={"name": "muon"}, **{"train.logging_steps": 1})
+    process = start(raw)
+    wait_until(lambda: any(row["step"] >= 12 for row in TINY.metrics()), process)
+    process.kill()
+    process.wait()
+    assert TINY.checkpoints()[-1][0] >= 10
+    resumed = run(raw, resume=True)
+    assert_same(resumed, run({**raw, "name": "whole"}))
+
+
+def test_a_stream_of_several_epochs_tells_when_it_begins_anew():
+    display = Listening()
+    data = [{"path": "set/0.jsonl", "streaming": True}]
+    facts = run(streamed(data=data, **{"train.max_steps": 150}), listener=display)
+    times = facts["mix"][0]["epochs"]
+    assert times > 2
+    (told,) = display.heard("its second epoch begins")
+    step = int(told.split("at step ")[1].split(";")[0])
+    assert step == pytest.approx(150 / times, abs=1)
+
+
+def test_a_changed_stream_is_not_gone_on_with():
+    run(streamed())
+    shutil.rmtree(TINY.steps_path / "checkpoint-20")
+    file = Path("set/0.jsonl")
+    file.write_text(file.read_text().replace("the", "teh", 1))
+    with pytest.raises(UserError, match=r"data\.0\.path.*has changed since the run began"):
+        run(streamed(), resume=True)
+
+
+def test_a_bpe_is_trained_on_the_beginning_of_a_stream(monkeypatch):
+    monkeypatch.setattr("llm_lab.stages.pretrain.BPE_STREAM_CHARACTERS", 2_000)
+    display = Listening()
+    data = [{"path": "set", "streaming": True}]
+    facts = run(streamed(data=data, tokenizer={"bpe": 280}), listener=display)
+    assert facts["status"] == "done"
+    assert display.heard("reads the first 2,000 characters")
+
+
+def test_all_that_is_wrong_with_the_data_is_told_at_once():
+    Path("rows.csv").write_text("id,body\n1,word\n")
+    data = [
+        {"path": "rows.csv", "text_column": "text"},
+        {"path": "nowhere.txt"},
+        {"path": "set", "streaming": True, "text_column": "words", "subset": "en"},
+        {"path": "text.txt", "text_column": "text", "split": "test"},
+    ]
+    with pytest.raises(UserError) as caught:
+        run(streamed(data=data, **{"train.max_step": 5, "model.num_attention_heads": 3}))
+    keys = {problem.key for problem in caught.value.problems}
+    assert keys >= {
+        "data.0.text_column",
+        "data.1.path",
+        "data.2.subset",
+        "data.3.text_column",
+        "data.3.split",
+        "train.max_step",
+        "model.num_attention_heads",
+    }
+
+
+# Where a set ends
+
+
+def test_a_run_is_cut_to_what_the_shorter_set_gives_and_its_curve_with_it():
+    display = Listening()
+    Path("short.txt").write_text(Path("text.txt").read_text()[:2500])
+    data = [{"path": "text.txt", "weight": 1.0}, {"path": "short.txt", "weight": 1.0}]
+    raw = tiny_recipe(data=data, when_exhausted="stop", validation={"fraction": 0.0}, **{"train.max_steps": 500})
+    raw["train"] |= {"logging_steps": 1, "eval_steps": 500, "save_steps": 500}
+    facts = run(raw, listener=display)
+    steps = 2500 // 16 * 2 // 4  # 2,500 bytes and an EOS are 156 blocks; half of each step's four rows
+    assert facts["status"] == "done"
+    assert facts["results"]["step"] == steps
+    assert facts["exhausted"] == {"path": "short.txt", "step": steps, "max_steps": 500}
+    assert display.heard(f"short.txt: used up after {steps} steps, so the run ends there, not at 500")
+    assert facts["mix"][1]["epochs"] == 1.0
+    assert not display.heard("second epoch")
+    factor = factor_of({"name": "cosine", "warmup_steps": 2, "min_ratio": 0.1}, steps)
+    rates = [row["learning_rate"] for row in TINY.metrics() if "loss" in row]
+    assert rates == pytest.approx([0.01 * factor(step) for step in range(steps)])
+    assert rates[-1] == pytest.approx(0.001)
+    assert (TINY.model_path / "model.safetensors").exists()
+    assert TINY.checkpoints()[-1][0] == steps
+    assert run(raw, resume=True)["results"]["step"] == steps
+
+
+def test_a_run_that_is_long_enough_is_not_cut():
+    raw = tiny_recipe(when_exhausted="stop")
+    facts = run(raw)
+    assert facts["results"]["step"] == 20
+    assert "exhausted" not in facts
+
+
+def test_a_warm_up_that_no_longer_fits_is_shortened():
+    display = Listening()
+    Path("short.txt").write_text("word " * 300)
+    raw = tiny_recipe("short.txt", when_exhausted="stop", **{"train.max_steps": 500, "scheduler.warmup_steps": 90})
+    facts = run(raw, listener=display)
+    assert facts["results"]["step"] == (int(1500 * 0.9) // 16) // 4
+    assert display.heard("warm-up is cut to 1 steps")
+
+
+def test_a_set_that_does_not_fill_a_step_is_refused():
+    Path("short.txt").write_text("word " * 10)
+    raw = tiny_recipe("short.txt", when_exhausted="stop", validation={"fraction": 0.0})
+    with pytest.raises(UserError, match=r"short\.txt ends within the first step of 4 rows"):
+        run(raw)
+
+
+def test_repeating_is_told_beforehand_and_when_it_begins():
+    display = Listening()
+    Path("short.txt").write_text("word " * 300)
+    facts = run(tiny_recipe("short.txt", **{"train.max_steps": 50}), listener=display)
+    assert facts["results"]["step"] == 50
+    assert display.heard("data.0: read 2.38 times over the run")
+    (told,) = display.heard("its second epoch begins")
+    assert "at step 22;" in told, "84 blocks fill 21 steps of 4 rows"
+    assert facts["mix"][0]["epochs"] == pytest.approx(200 / 84, abs=1e-3)
+
+
+def test_a_stream_that_ends_ends_the_run_where_stop_is_set():
+    display = Listening()
+    data = [{"path": "set/0.jsonl", "streaming": True}, {"path": "text.txt"}]
+    raw = streamed(
+        data=data, when_exhausted="stop", **{"train.max_steps": 500, "train.eval_steps": 100, "train.save_steps": 100}
+    )
+    facts = run(raw, listener=display)
+    rows = [json.loads(line)["text"] for line in Path("set/0.jsonl").read_text().splitlines()][30:]
+    tokens = sum(len(text.encode()) + 1 for text in rows)
+    steps = (tokens - 1) // 16 * 2 // 4
+    assert facts["status"] == "done"
+    assert facts["results"]["step"] == steps
+    assert facts["exhausted"] == {"path": "set/0.jsonl", "step": steps, "max_steps": 500}
+    assert display.heard(f"set/0.jsonl: used up, so the run ends at step {steps} of 500")
+    assert TINY.metrics()[-1]["step"] == steps
+    assert "eval_loss" in TINY.metrics()[-1]
+    assert TINY.checkpoints()[-1][0] == steps
+    again = run(raw, resume=True)
+    assert again["status"] == "done"
+    assert again["results"]["step"] == steps, "no step is added on resume"
+
+
+def test_a_stream_that_does_not_fill_a_step_is_refused():
+    Path("few.jsonl").write_text('{"text": "some words"}\n' * 3)
+    data = [{"path": "few.jsonl", "streaming": True}]
+    with pytest.raises(UserError, match=r"few\.jsonl ends within the first step of 4 rows"):
+        run(tiny_recipe(data=data, when_exhausted="stop", validation={"fraction": 0.0}))
+
+
+def test_the_report_says_how_often_a_stream_was_read():
+    run(streamed())
+    write_report(TINY)
+    assert "67.5 % of what was read, less than once" in TINY.report_path.read_text()
+
+
+def test_training_is_not_starved_by_a_stream(monkeypatch):
+    """The next chunk is made while steps are computed: blocks are there before they are asked for."""
+    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 500)
+    seen = []
+    original = BlockStream.block
+
+    def watched(self, k):
+        seen.append(self._ready.qsize())
+        return original(self, k)
+
+    monkeypatch.setattr(BlockStream, "block", watched)
+    run(streamed())
+    assert np.mean([waiting > 0 for waiting in seen[10:]]) > 0.9
