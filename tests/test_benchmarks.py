@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.candidates import NAMES, VOCABULARY, llama_config
 
 from benchmarks import shakespeare, step
 from benchmarks.__main__ import BENCHES
+from benchmarks.candidates import NAMES, VOCABULARY, llama_config
 from benchmarks.gpt import Gpt
 from llm_lab.estimate.machine import find_machine
 

@@ -10,11 +10,12 @@ import textwrap
 import pytest
 import torch
 from conftest import spawn_program
+from support.chat_keys import no_other, typed
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from llm_lab.chat.decoding import TextOfTokens
 from llm_lab.chat.session import ChatSession, ChatSettings
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import UserError
 from llm_lab.hf.conversations import encode_prompt, render_conversation
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
@@ -500,21 +501,6 @@ def test_a_conversation_of_the_other_mode_is_not_loaded(tmp_path):
 
 
 # The screen
-
-
-def no_other(path):
-    raise UserError(Problem(path, "there is no such checkpoint"))
-
-
-def typed(session, keys, load=no_other, beside=None):
-    """Drive the screen by what a person types."""
-    from prompt_toolkit.application import create_app_session
-    from prompt_toolkit.input import create_pipe_input
-    from prompt_toolkit.output import DummyOutput
-
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        pipe.send_text(keys)
-        run_chat(session, load=load, beside=beside, interactive=True)
 
 
 def test_a_conversation_is_typed_and_left_with_ctrl_d(capsys):

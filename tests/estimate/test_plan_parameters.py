@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from conftest import tiny_recipe
-from test_model_combinations import COMBINATIONS, KEY_VALUE_HEADS, tiny_config
+from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
 
 from llm_lab.estimate.parameters import read_config_json, shape_of_config

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 from conftest import spawn_program
-from test_chat import typed
+from support.chat_keys import typed
 
 from llm_lab import load
 from llm_lab.chat.session import ChatSession, ChatSettings

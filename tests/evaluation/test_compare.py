@@ -334,13 +334,13 @@ def test_an_adapter_switched_off_is_its_base_exactly(models):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_switch_gives_the_bases_logits_and_leaves_the_adapter_as_it_was(tied, tmp_path):
-    from test_lora import disturb, lora, save_base, with_chat_tokens
+    from support.adapters import lora, perturb, save_base, with_chat_tokens
 
     from llm_lab.hf.lora import attach_lora
     from llm_lab.hf.save import save_model
 
     grown, tokenizer = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
-    save_model(disturb(attach_lora(grown, lora(), seed=1)), tmp_path / "adapter", tokenizer)
+    save_model(perturb(attach_lora(grown, lora(), seed=1)), tmp_path / "adapter", tokenizer)
     model, base = load_model(tmp_path / "adapter"), load_model(tmp_path / "base")
     ids = torch.arange(250, 257)[None]
     before, ends = model(ids).logits, model.generation_config.eos_token_id

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_recipe, write_text
+from support.measured_models import GPT2, Told, gpt2_model, tokenizer_named
 from support.post_runs import post_recipe, write_base, write_questions, write_rows
-from test_eval import GPT2, Told, gpt2_model, tokenizer_named
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.measured_models import Told, gpt2_model, tokenizer_named
 from support.post_runs import post_recipe, write_base, write_questions, write_rows
-from test_eval import Told, gpt2_model, tokenizer_named
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError

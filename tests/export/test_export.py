@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import tiny_recipe, write_text
 from safetensors.torch import load_file, save_file
+from support.llama_cpp import HAS_LLAMA_CPP, NO_LLAMA_CPP
 from support.post_runs import post_recipe, write_base
-from test_loads import HAS_LLAMA_CPP, NO_LLAMA_CPP
 from transformers import AutoModelForCausalLM
 
 from llm_lab.cli import main

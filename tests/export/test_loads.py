@@ -1,13 +1,13 @@
 """What a combination of parts is said to load in is what really happens: all 120 of them, in a stranger's process."""
 
-import importlib.util
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_model_combinations import COMBINATIONS, KEY_VALUE_HEADS, YARN, tiny_model, tokens
+from support.llama_cpp import HAS_LLAMA_CPP, NO_LLAMA_CPP
+from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, YARN, tiny_model, tokens
 
 from llm_lab.errors import UserError
 from llm_lab.export.gguf_file import write_gguf
@@ -20,8 +20,6 @@ from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 CLASSES |= {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
-NO_LLAMA_CPP = "llama-cpp-python is not installed: what llama.cpp makes of GGUF files is not tested here"
 
 
 def questions(seed: int = 1) -> Probe:

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-from test_model_combinations import COMBINATIONS, KEY_VALUE_HEADS, tiny_config, tiny_model, tokens
-from test_model_saving import STRANGER
+from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, STRANGER, tiny_config, tiny_model, tokens
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from llm_lab.errors import UserError

@@ -6,11 +6,19 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from test_model_combinations import tiny_model
+from support.adapters import (
+    GPT2,
+    PRESETS,
+    ids,
+    lora,
+    perturb,
+    save_base,
+    with_chat_tokens,
+)
+from support.tiny_models import tiny_model
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -35,68 +43,19 @@ from llm_lab.estimate.parameters import read_config_json, shape_of_config
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import load_model
 from llm_lab.hf.lora import attach_lora, describe_trainable, require_4bit, target_modules
-from llm_lab.hf.save import save_model, set_special_tokens
+from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
 from llm_lab.optim.build import split_parameters
 from llm_lab.recipe.parts import ACTIVATIONS
-from llm_lab.recipe.post_training import LORA_PRESETS, Lora
 from llm_lab.recipe.resolve import require_device, resolve
 
-PRESETS = [preset for preset in LORA_PRESETS if preset != "custom"]
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
-CHAT_TOKENS = ["<|im_start|>", "<|im_end|>"]
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40}
-
-
-def lora(**changes) -> Lora:
-    return Lora(**({"preset": "all", "r": 4, "alpha": 8, "dropout": 0.0} | changes))
-
-
-def save_base(folder: Path, **parts):
-    """A byte-level model on disk, loaded as a stage would."""
-    tokenizer = make_byte_tokenizer()
-    model = tiny_model(**{"vocab_size": 257} | parts)
-    set_special_tokens(model, tokenizer)
-    save_model(model, folder, tokenizer)
-    return load_model(folder)
-
-
-def chat_tokenizer():
-    tokenizer = make_byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": CHAT_TOKENS, "eos_token": CHAT_TOKENS[1]})
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def with_chat_tokens(base):
-    """The base with rows for the tokens of a chat template, and its tokenizer."""
-    tokenizer = chat_tokenizer()
-    torch.manual_seed(9)
-    base.resize_token_embeddings(len(tokenizer))
-    set_special_tokens(base, tokenizer)
-    return base, tokenizer
-
-
-def disturb(model):
-    """Move all that is trained, as training would."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model.eval()
 
 
 def theirs(config):
     return AutoModelForCausalLM.from_config(config)
-
-
-def ids(model, length: int = 12):
-    rows = model.get_input_embeddings().weight.shape[0]
-    return torch.randint(rows, (2, length), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -249,7 +208,7 @@ def test_the_rows_of_new_tokens_are_trained_in_embeddings_and_head_and_no_other_
 def test_a_saved_adapter_comes_back_with_its_base_grown_and_its_end_token(tied, native, tmp_path):
     parts = {} if native else {"norm": "layernorm"}
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied, **parts))
-    model = disturb(attach_lora(base, lora(use_dora=True), seed=1))
+    model = perturb(attach_lora(base, lora(use_dora=True), seed=1))
     expected = model(ids(model)).logits
     save_model(model, tmp_path / "adapter", tokenizer)
     assert is_adapter(tmp_path / "adapter")
@@ -270,7 +229,7 @@ def test_a_saved_adapter_comes_back_with_its_base_grown_and_its_end_token(tied, 
 
 def test_an_adapter_can_be_chatted_with(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
-    save_model(disturb(attach_lora(base, lora(), seed=1)), tmp_path / "adapter", tokenizer)
+    save_model(perturb(attach_lora(base, lora(), seed=1)), tmp_path / "adapter", tokenizer)
     model, tokenizer = load_model(tmp_path / "adapter"), load_tokenizer(tmp_path / "adapter")
     session = ChatSession(model, tokenizer, name="adapter", settings=ChatSettings(max_new_tokens=5, temperature=0))
     assert session.mode == "chat"
@@ -316,7 +275,7 @@ torch.save(model(torch.load(folder + "/ids.pt", weights_only=True)).logits, fold
 
 def test_peft_alone_loads_an_adapter_on_a_native_base_from_another_folder(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", num_key_value_heads=2))
-    model = disturb(attach_lora(base, lora(), seed=1))
+    model = perturb(attach_lora(base, lora(), seed=1))
     save_model(model, tmp_path / "adapter", tokenizer)
     torch.save(ids(model), tmp_path / "adapter" / "ids.pt")
     elsewhere = tmp_path / "elsewhere"
@@ -331,7 +290,7 @@ def test_peft_alone_loads_an_adapter_on_a_native_base_from_another_folder(tmp_pa
 def test_an_adapter_finds_its_base_after_both_were_moved(tmp_path):
     runs = tmp_path / "here" / "checkpoints" / "life"
     base = save_base(runs / "pretrain" / "model")
-    save_model(disturb(attach_lora(base, lora(), seed=1)), runs / "sft" / "model", make_byte_tokenizer())
+    save_model(perturb(attach_lora(base, lora(), seed=1)), runs / "sft" / "model", make_byte_tokenizer())
     shutil.move(tmp_path / "here", tmp_path / "there")
     moved = tmp_path / "there" / "checkpoints" / "life"
     assert read_adapter(moved / "sft" / "model").base == str(moved / "pretrain" / "model")
@@ -353,14 +312,14 @@ def test_an_adapter_that_names_itself_as_its_base_is_refused(tmp_path):
 
 def test_an_adapter_trained_on_an_adapter_is_loaded_through_both(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
-    first = disturb(attach_lora(base, lora(), seed=1))
+    first = perturb(attach_lora(base, lora(), seed=1))
     save_model(first, tmp_path / "first", tokenizer)
     second = attach_lora(load_model(tmp_path / "first", merge=True), lora(preset="minimal"), seed=2)
     assert not any("trainable_tokens" in name for name in describe_trainable(second).names)
     with torch.no_grad():
         reference = second.eval()(ids(second)).logits
     torch.testing.assert_close(reference, first(ids(first)).logits, rtol=0, atol=1e-4)
-    expected = disturb(second)(ids(second)).logits
+    expected = perturb(second)(ids(second)).logits
     save_model(second, tmp_path / "second", tokenizer)
     assert read_adapter(tmp_path / "second").base == str((tmp_path / "first").resolve())
     torch.testing.assert_close(load_model(tmp_path / "second")(ids(second)).logits, expected, rtol=0, atol=1e-4)
@@ -369,7 +328,7 @@ def test_an_adapter_trained_on_an_adapter_is_loaded_through_both(tmp_path):
 def test_only_the_trained_adapter_is_saved_beside_a_reference_copy(tmp_path):
     model = attach_lora(save_base(tmp_path / "base"), lora(), seed=1)
     model.add_adapter("ref", model.peft_config["default"])  # as TRL does with a PeftModel
-    save_model(disturb(model), tmp_path / "adapter")
+    save_model(perturb(model), tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "ref").exists()
     torch.testing.assert_close(load_model(tmp_path / "adapter")(ids(model)).logits, model(ids(model)).logits)
 
@@ -402,7 +361,7 @@ def test_trl_reads_the_rows_of_new_tokens_and_its_reference_is_the_model_without
     before = log_probs(base(batch).logits).detach()
     model = attach_lora(base, lora(), seed=1)
     model.add_adapter("ref", model.peft_config["default"])  # TRL's way; without it, it switches the adapter off
-    add_fused_lm_head(disturb(model).get_base_model())
+    add_fused_lm_head(perturb(model).get_base_model())
     with torch.no_grad(), use_adapter(model, adapter_name=reference):
         found = model(batch, labels=batch, fused_lm_head=True).log_probs.flatten()
     torch.testing.assert_close(found, before, rtol=0, atol=1e-4)

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from test_lora import ids, lora, save_base, with_chat_tokens
+from support.adapters import ids, lora, save_base, with_chat_tokens
 
 from llm_lab.estimate.machine import find_machine
 from llm_lab.hf.adapter import read_adapter

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.adapters import GPT2, PRESETS, chat_tokenizer, ids, lora, perturb, save_base, with_chat_tokens
 from support.listeners import Handlers
-from test_lora import GPT2, PRESETS, chat_tokenizer, disturb, ids, lora, save_base, with_chat_tokens
-from test_model_combinations import tiny_model
+from support.tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
 from llm_lab.cli import main
@@ -44,7 +44,7 @@ class Told(Handlers):
 
 def save_adapter_on(base, folder: Path, tokenizer=None, **options):
     """An adapter that was trained a little; returns the attached model."""
-    model = disturb(attach_lora(base, lora(**options), seed=1))
+    model = perturb(attach_lora(base, lora(**options), seed=1))
     save_model(model, folder, tokenizer)
     return model
 
@@ -167,7 +167,7 @@ def test_an_adapter_made_elsewhere_merges(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model.resize_token_embeddings(260)  # saved whole by PEFT itself
     config = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
-    model = disturb(get_peft_model(model, config))
+    model = perturb(get_peft_model(model, config))
     with pytest.warns(UserWarning, match="embedding layer has been resized"):
         model.save_pretrained(tmp_path / "adapter")
     merged = merge_adapter(tmp_path / "adapter", tmp_path / "merged")

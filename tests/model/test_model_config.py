@@ -1,7 +1,7 @@
 """A configuration completes itself, and says all that is wrong with it at once."""
 
 import pytest
-from test_model_combinations import YARN, tiny_config
+from support.tiny_models import YARN, tiny_config
 
 from llm_lab.model.configuration_lab import LabConfig
 

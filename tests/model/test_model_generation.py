@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_model_combinations import decode_in_chunks, left_padded, tiny_config, tiny_model, tokens
+from support.tiny_models import decode_in_chunks, left_padded, tiny_config, tiny_model, tokens
 from transformers import DynamicCache, StaticCache
 
 POSITIONS = ["sinusoidal", "rope", "alibi", "yarn"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_model_combinations import YARN, left_padded, tiny_config, tiny_model, tokens
+from support.tiny_models import YARN, left_padded, tiny_config, tiny_model, tokens
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_model_combinations import tiny_config, tiny_model, tokens
+from support.tiny_models import tiny_config, tiny_model, tokens
 from transformers import DynamicCache, LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_model_combinations import tiny_config, tiny_model, tokens
+from support.tiny_models import STRANGER, tiny_config, tiny_model, tokens
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,26 +20,6 @@ from transformers import (
 from llm_lab.model import modeling_lab
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification, register
-
-STRANGER = """
-import sys
-import torch
-
-class NoLab:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "llm_lab":
-            raise ImportError("llm_lab is not here")
-
-sys.meta_path.insert(0, NoLab())
-from transformers import AutoModelForCausalLM
-for folder in sys.argv[1:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    ids = torch.load(folder + "/ids.pt", weights_only=True)
-    torch.save(model(ids).logits, folder + "/logits.pt")
-    torch.save(model.generate(ids, max_new_tokens=5, do_sample=False), folder + "/generated.pt")
-    model.save_pretrained(folder + "/again")
-assert not [name for name in sys.modules if name.split(".")[0] == "llm_lab"]
-"""
 
 
 def test_a_saved_folder_loads_where_llm_lab_is_unknown(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_model_combinations import left_padded, tiny_config, tiny_model, tokens
+from support.tiny_models import left_padded, tiny_config, tiny_model, tokens
 
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_model_combinations import tiny_config
+from support.tiny_models import tiny_config
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from support.listeners import Handlers
 from support.post_runs import post_recipe, weights_of, write_base, write_rows
-from test_recipe_keys import EFFECTS as PRETRAINING
-from test_recipe_keys import is_checkpointed
+from support.recipe_keys import is_checkpointed
 
 from llm_lab.data import examples as example_sets
 from llm_lab.errors import LabError
@@ -180,7 +179,9 @@ def is_an_optimizers(key: str) -> bool:
 
 def test_every_key_says_how_its_effect_is_seen():
     others = {key for key in PLACES if is_an_optimizers(key)} - set(EFFECTS)
-    assert {key.removeprefix("Tune") for key in others} <= set(PRETRAINING)
+    assert {key.removeprefix("Tune") for key in others} <= {
+        f"{owner}.{key.name}" for key, owner in leaf_keys(schema.PretrainRecipe)
+    }
     assert set(EFFECTS) == set(PLACES) - others
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
-from test_model_combinations import tiny_config
+from support.recipe_keys import is_checkpointed
+from support.tiny_models import tiny_config
 
 from llm_lab.errors import MachineError
 from llm_lab.evaluation import score
@@ -231,13 +232,6 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "trackers": (folder.path / "tracking").exists(),
         "scores": [(row["eval_reward_sampled"], row["eval_completion_length"]) for row in rows if "eval_reward" in row],
     }
-
-
-def is_checkpointed(model: Any) -> bool:
-    return any(
-        "Checkpoint" in type(module).__name__ or getattr(module, "gradient_checkpointing", False)
-        for module in model.modules()
-    )
 
 
 def recipe(changes: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.reward_runs import encoder, word_tokenizer
 
 from llm_lab.errors import UserError
 from llm_lab.hf.tokenizers import make_byte_tokenizer
@@ -14,32 +15,6 @@ CHATML = (
 )
 QUESTION = [{"role": "user", "content": "what is two and three?"}]
 ANSWERS = ["five", "it is six, I think, or so it seems to me", "", "a"]
-
-
-def word_tokenizer():
-    """A tokenizer of words as BERT's: [CLS] first [SEP] second [SEP], segments 0 and 1."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = "what is two and three ? five it six , i think or so seems to me a".split()
-    vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=32,
-    )  # fmt: skip
-
-
-def encoder(kind, **changes):
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    options = {"intermediate_size": 32, "max_position_embeddings": 32, "num_labels": 1, "initializer_range": 0.5}
-    config = AutoConfig.for_model(kind, **sizes, **(options | changes))
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def decoder(kind, tokenizer, **changes):

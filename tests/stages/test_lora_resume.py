@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_lora import lora, save_base, with_chat_tokens
+from support.adapters import lora, save_base, with_chat_tokens
 
 from llm_lab.events import ignore
 from llm_lab.hf.load import load_model

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from test_lora import save_base
+from support.adapters import save_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_lab.hf.adapter import read_adapter

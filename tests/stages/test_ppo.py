@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.ppo_runs import PROMPTS, make_start, make_trainer
+from support.ppo_runs import LORA, PROMPTS, log_rows, make_start, make_trainer
 from transformers import BertConfig, BertForSequenceClassification
 from trl import GRPOTrainer
 
@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL uses the old name
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
 ]
-LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1, "task_type": "CAUSAL_LM"}
 
 
 @pytest.fixture(scope="module", params=["rope", "sinusoidal", "alibi", "llama", "gpt2"])
@@ -54,10 +53,6 @@ def ratio_error(trainer):
     """Return the largest |ratio - 1| at the first micro-step."""
     mask = trainer.seen[0]["loss_mask"]
     return (trainer.logps[0] - trainer.seen[0]["old_per_token_logps"])[mask].exp().sub(1).abs().max().item()
-
-
-def log_rows(trainer, key):
-    return [row[key] for row in trainer.state.log_history if key in row]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from support.ppo_runs import PROMPTS, make_start, make_trainer
-from test_ppo import LORA, log_rows
+from support.ppo_runs import LORA, PROMPTS, log_rows, make_start, make_trainer
 from trl import GRPOConfig
 
 from llm_lab.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
-from test_pretrain_run import losses, weights
+from support.pretrain_runs import losses, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig
 
 from llm_lab.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
-from test_pretrain_run import losses, weights
+from support.pretrain_runs import losses, weights
 
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder

@@ -1,20 +1,16 @@
 """A run that was cut off anywhere goes on as if it had not been."""
 
-import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
 from support.listeners import Handlers
-from test_pretrain_run import losses, weights
+from support.pretrain_runs import losses, start, wait_until, weights
 
 from llm_lab.errors import UserError
 from llm_lab.runner import run
@@ -22,25 +18,6 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.stages.pretrain import Evaluation
 
 TINY = RunFolder(Path("checkpoints/tiny"))
-# A run in a process of its own, slow enough to be met by a signal.
-PROGRAM = """
-import json, sys, time
-import torch
-torch.set_num_threads(1)
-from llm_lab.optim import build
-from llm_lab.runner import run
-
-original = build.BUILDERS["muon"]
-
-def slow(model, options):
-    optimizer = original(model, options)
-    optimizer.register_step_post_hook(lambda *_: time.sleep(0.1))
-    return optimizer
-
-build.BUILDERS["muon"] = slow
-facts = run(json.load(open(sys.argv[1])))
-print(facts["status"])
-"""
 MUON = {"optimizer": {"name": "muon"}, "model.dropout": 0.1}
 
 
@@ -54,19 +31,6 @@ def assert_same(mine: dict, other: dict) -> None:
     theirs = weights(other)
     for name, tensor in weights(mine).items():
         assert torch.equal(tensor, theirs[name]), name
-
-
-def start(raw: dict) -> subprocess.Popen:
-    Path("recipe.json").write_text(json.dumps(raw))
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, "recipe.json"], stdout=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def steps_logged() -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
-from safetensors.torch import load_file
+from support.pretrain_runs import losses, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_lab.data.blocks import default_cache_dir
@@ -29,17 +29,6 @@ LOG_KEYS = {"step", "train_tokens", "wall_seconds", "loss", "learning_rate", "gr
 @pytest.fixture(autouse=True)
 def _text(in_tmp_path):
     write_text("text.txt")
-
-
-def losses(facts: dict) -> list[tuple]:
-    """The rows of a run without what the clock says."""
-    clock = ("wall_seconds", "tokens_per_second")
-    rows = RunFolder(Path(facts["path"])).metrics()
-    return [tuple((key, value) for key, value in row.items() if key not in clock) for row in rows]
-
-
-def weights(facts: dict, folder: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(Path(facts["path"]) / folder / "model.safetensors")
 
 
 def test_a_run_learns_and_leaves_a_whole_folder():

@@ -269,7 +269,7 @@ def test_an_adapter_of_a_language_model_is_merged_and_given_a_head(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
 def test_an_encoder_is_trained_on_pairs_of_texts(tmp_path, kind):
-    from test_rewards_models import encoder, word_tokenizer
+    from support.reward_runs import encoder, word_tokenizer
     from transformers import AutoModelForMaskedLM
 
     tokenizer = word_tokenizer()

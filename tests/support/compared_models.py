@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
+from support.adapters import lora, perturb, save_base, with_chat_tokens
 from support.post_runs import post_recipe
-from test_lora import disturb, lora, save_base, with_chat_tokens
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from llm_lab import run
@@ -67,7 +67,7 @@ def compared_models(tmp_path_factory) -> Path:
         _spread(plain)
         save_model(plain, world / "plain")
         grown, tokenizer = with_chat_tokens(plain)
-        save_model(disturb(attach_lora(grown, lora(), seed=1)), world / "adapter", tokenizer)
+        save_model(perturb(attach_lora(grown, lora(), seed=1)), world / "adapter", tokenizer)
         write_stranger(world / "stranger")
     finally:
         os.chdir(before)

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from llm_lab.hf.load import load_model
 from llm_lab.hf.save import save_model, set_special_tokens
@@ -115,3 +120,10 @@ def train_resume_and_print(start: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     train_resume_and_print(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1, "task_type": "CAUSAL_LM"}
+
+
+def log_rows(trainer, key):
+    return [row[key] for row in trainer.state.log_history if key in row]

@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import torch
 from support.listeners import Handlers
 
 from llm_lab.hf.load import build_from_config, config_of_parts
@@ -93,3 +94,29 @@ def run_stage(recipe: RewardRecipe, path: Path, *, resume: bool = False):
     folder, notes = RunFolder(path), Notes()
     result = reward.run(recipe, folder, notes, resume=resume)
     return folder, result, notes
+
+
+def word_tokenizer():
+    """A tokenizer of words as BERT's: [CLS] first [SEP] second [SEP], segments 0 and 1."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = "what is two and three ? five it six , i think or so seems to me a".split()
+    vocabulary = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_max_length=32,
+    )  # fmt: skip
+
+
+def encoder(kind, **changes):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    options = {"intermediate_size": 32, "max_position_embeddings": 32, "num_labels": 1, "initializer_range": 0.5}
+    config = AutoConfig.for_model(kind, **sizes, **(options | changes))
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).eval()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_model_combinations import tiny_model, tokens
+from support.tiny_models import tiny_model, tokens
 from torch import nn
 
 from llm_lab.training.cpu import FEWEST_ROWS, OneDnnLinear, keep_freed_memory, speed_up_products

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
-from test_model_combinations import tiny_config
+from support.tiny_models import tiny_config
 
 from llm_lab.estimate.machine import find_machine
 from llm_lab.model.modeling_lab import LabForCausalLM

@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import tiny_recipe, write_text
 from support.listeners import Handlers
-from test_pretrain_resume import start, wait_until
-from test_pretrain_run import losses, weights
+from support.pretrain_runs import losses, start, wait_until, weights
 
 from llm_lab.data import block_stream
 from llm_lab.data.block_stream import BlockStream

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from test_model_combinations import tiny_config, tokens
+from support.tiny_models import tiny_config, tokens
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM as AutoModel
 from transformers import (

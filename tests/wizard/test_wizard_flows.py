@@ -294,7 +294,7 @@ def test_a_set_on_the_hub_can_be_streamed(lab):
 
 
 def test_every_key_with_a_question_is_reachable_in_the_review():
-    from test_wizard_questions import every_key
+    from support.recipe_keys import every_key
 
     draft = pretraining.new_draft(find_machine())
     drafts = [draft, draft.with_answer("model.position_embedding", "yarn")]

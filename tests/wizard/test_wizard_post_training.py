@@ -1,12 +1,12 @@
 """The wizard's stages after pretraining: each to a recipe that runs, and where each leads."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from support.wizard_keys import Key, answer, flat, keyboard, pick
+from support.wizard_lab import LEAVE, MODEL, RUN, USUAL, results, seen
 
 from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.files import read_recipe_file
@@ -15,57 +15,19 @@ from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.schema import SCHEDULERS
 from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.recipe.untrained import UNTRAINED
-from llm_lab.runs.folder import RunFolder
 from llm_lab.wizard import tuning, untrained
 from llm_lab.wizard.review import value_lines
 from llm_lab.wizard.start_model import with_model
 from llm_lab.wizard.tuning_answers import ask_finer, finer_paths, own_keys
-from llm_lab.wizard.wizard import run_wizard
 from llm_lab.wizard_actions import wizard_actions
 
 STAGES = [stage for stage in STAGE_RECIPES if stage != "pretrain"]
-LEAVE = pick("Leave")
 MENU = pick("Back to the menu")
 ENTRIES = {stage: pick(f"{title} ") for stage, title in tuning.TITLES.items()}
-MODEL = pick("checkpoints/base:")
 DATA = (Key.ENTER, *pick("no, that is all"))
-USUAL = pick("no, the usual ones")
-RUN = (*pick("Start: see"), *pick("Yes, start"))
 STEPS = (*pick("in steps"), *answer("2"), *answer("2"))
 HEAD = {"sft": (*pick("yes"),), "reward": (), "dpo": (Key.ENTER, *pick("sigmoid"), Key.ENTER)}
 NO_SCORE = pick("no")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A tiny pretrained run."""
-    from llm_lab.runner import run
-
-    folder = tmp_path_factory.mktemp("lab")
-    parts = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 160}
-    raw = {"stage": "pretrain", "name": "base", "device": "cpu", "model": parts, "tokenizer": {"bpe": 320}}
-    raw |= {"data": [{"path": "builtin:sums"}], "optimizer": {"name": "adamw"}}
-    raw |= {"train": {"max_steps": 2, "max_length": 64, "per_device_train_batch_size": 2}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run(raw)
-    return folder / "checkpoints/base"
-
-
-@pytest.fixture
-def lab(monkeypatch, capsys, in_tmp_path, base):
-    """Return a function: the screens of a visit to the wizard with these keys, the doings replaced as said."""
-    shutil.copytree(base, "checkpoints/base")
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "24")
-
-    def visit(*steps, **replaced):
-        actions = dataclasses.replace(wizard_actions(), **replaced)
-        with keyboard(steps, monkeypatch, lambda: capsys.readouterr().out) as keys:
-            assert run_wizard(actions, debug=True) == 0
-        return keys.screens
-
-    return visit
 
 
 class Started(list):
@@ -74,16 +36,6 @@ class Started(list):
     def __call__(self, recipe, *words, **options):
         self.append(recipe)
         return 0
-
-
-def seen(screens, text):
-    return any(text in " ".join(screen.split()) for screen in screens)
-
-
-def results(name):
-    run = RunFolder(Path("checkpoints") / name)
-    assert run.status() == "done"
-    return run.facts()["results"]
 
 
 def questions(stage, *, lora=(*pick("all weights"),), steps=STEPS, score=NO_SCORE, finer=USUAL, name="first"):
@@ -366,7 +318,7 @@ def drafts_of(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_question_of_a_stage_is_reachable_in_the_review(lab, stage):
-    from test_wizard_questions import every_key
+    from support.recipe_keys import every_key
 
     lines = [line.value for each in drafts_of(stage) for line in value_lines(each)]
     reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
@@ -376,7 +328,7 @@ def test_every_question_of_a_stage_is_reachable_in_the_review(lab, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_question_of_a_stage_is_asked_or_among_the_finer_settings(lab, stage):
-    from test_wizard_questions import every_key
+    from support.recipe_keys import every_key
 
     own = untrained.ASKED if stage in UNTRAINED else own_keys(stage)
     asked = (*tuning.ASKED, *tuning.LORA_KEYS, *own, "data.path")

@@ -1,10 +1,10 @@
 """Questions: defaults, help, the longer why, the way back, and what can't be answered."""
 
 import pytest
+from support.recipe_keys import every_key
 from support.wizard_keys import Key, To, answer, keyboard, pick
 
 from llm_lab.estimate.machine import find_machine
-from llm_lab.recipe.fields import groups_of, keys_of
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.stages import STAGE_RECIPES
 from llm_lab.terminal.prompts import Back, Option, choose, confirm, type_in
@@ -238,16 +238,6 @@ def test_another_schedule_keeps_the_warm_up_that_was_answered(press, draft):
     answered, _ = press(asked(warm, "scheduler.name"), *pick("none"))
     assert answered.raw["scheduler"] == {"name": "none", "warmup_steps": 7}
     assert "scheduler.min_ratio = 0.3" in answered.notice
-
-
-def every_key(group, prefix=""):
-    for key in keys_of(group, prefix):
-        inner = groups_of(key.info)
-        if inner:
-            for each in inner:
-                yield from every_key(each, key.path + ".")
-        else:
-            yield key
 
 
 @pytest.mark.parametrize("stage", STAGE_RECIPES)

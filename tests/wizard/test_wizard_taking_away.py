@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.wizard_keys import Key, answer, pick
-from test_wizard_post_training import LEAVE, MODEL, RUN, USUAL, base, lab, results, seen  # noqa: F401 - fixtures
+from support.wizard_lab import LEAVE, MODEL, RUN, USUAL, base, lab, results, seen  # noqa: F401 - fixtures
 
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.wizard.comparing import Comparison

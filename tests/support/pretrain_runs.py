@@ -1,0 +1,57 @@
+"""What the tests of pretraining runs read and start."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from llm_lab.runs.folder import RunFolder
+
+
+def losses(facts: dict) -> list[tuple]:
+    """The rows of a run without what the clock says."""
+    clock = ("wall_seconds", "tokens_per_second")
+    rows = RunFolder(Path(facts["path"])).metrics()
+    return [tuple((key, value) for key, value in row.items() if key not in clock) for row in rows]
+
+
+def weights(facts: dict, folder: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(Path(facts["path"]) / folder / "model.safetensors")
+
+
+# A run in a process of its own, slow enough to be met by a signal.
+PROGRAM = """
+import json, sys, time
+import torch
+torch.set_num_threads(1)
+from llm_lab.optim import build
+from llm_lab.runner import run
+
+original = build.BUILDERS["muon"]
+
+def slow(model, options):
+    optimizer = original(model, options)
+    optimizer.register_step_post_hook(lambda *_: time.sleep(0.1))
+    return optimizer
+
+build.BUILDERS["muon"] = slow
+facts = run(json.load(open(sys.argv[1])))
+print(facts["status"])
+"""
+
+
+def start(raw: dict) -> subprocess.Popen:
+    Path("recipe.json").write_text(json.dumps(raw))
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, "recipe.json"], stdout=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < end
+        time.sleep(0.02)

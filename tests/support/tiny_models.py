@@ -1,0 +1,85 @@
+"""Tiny models made from any combination of parts, and inputs for them."""
+
+import itertools
+
+import torch
+
+from llm_lab.model.configuration_lab import LabConfig
+from llm_lab.model.feed_forward import ACTIVATIONS
+from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.model.norms import NORMS
+from llm_lab.model.positions import POSITION_EMBEDDINGS
+
+VOCABULARY = 61
+YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+KEY_VALUE_HEADS = {"mha": 4, "gqa": 2, "mqa": 1}
+COMBINATIONS = list(itertools.product(POSITION_EMBEDDINGS, NORMS, KEY_VALUE_HEADS, ACTIVATIONS))
+
+
+def tiny_config(position: str = "rope", **changes) -> LabConfig:
+    """A two-layer configuration that differs from the defaults by what is given."""
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "position_embedding": position,
+        "rope_parameters": YARN if position == "yarn" else None,
+    }
+    return LabConfig(**(sizes | changes))
+
+
+def tiny_model(position: str = "rope", **changes) -> LabForCausalLM:
+    """A model whose weights are large enough for a mistake in any part to show in the logits."""
+    torch.manual_seed(0)
+    model = LabForCausalLM(tiny_config(position, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Random ids without the padding and end tokens."""
+    return torch.randint(2, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def left_padded(lengths: tuple[int, ...], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, (rows, width) each, with the real tokens at the right."""
+    mask = torch.stack([torch.arange(width) >= width - length for length in lengths]).long()
+    return tokens(len(lengths), width) * mask, mask
+
+
+def decode_in_chunks(model: LabForCausalLM, ids: torch.Tensor, mask: torch.Tensor, ends: list[int], cache=None):
+    """Logits of a forward pass that is cut at `ends` and carried on from the cache."""
+    logits = []
+    for start, end in itertools.pairwise([0, *ends]):
+        output = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1)
+
+
+STRANGER = """
+import sys
+import torch
+
+class NoLab:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "llm_lab":
+            raise ImportError("llm_lab is not here")
+
+sys.meta_path.insert(0, NoLab())
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    ids = torch.load(folder + "/ids.pt", weights_only=True)
+    torch.save(model(ids).logits, folder + "/logits.pt")
+    torch.save(model.generate(ids, max_new_tokens=5, do_sample=False), folder + "/generated.pt")
+    model.save_pretrained(folder + "/again")
+assert not [name for name in sys.modules if name.split(".")[0] == "llm_lab"]
+"""
