@@ -92,6 +92,11 @@ Event = (
 Listener = Callable[[Event], None]
 
 
+def progress_of(listener: Listener, label: str) -> Callable[[int, int], None]:
+    """Return a function that reports the progress of one piece of preparation: called with (done, total)."""
+    return lambda done, total: listener(Progress(label, done, total))
+
+
 def ignore(event: Event) -> None:
     """A listener that shows nothing."""
 

@@ -176,14 +176,14 @@ def _measure_texts(model: Any, tokenizer: Any, task: Task, listener: Listener) -
     """Return a row for each text, as evaluation/perplexity.py has it."""
     device, dtype = _device_of(model)
     extent = {"max_tokens": MOST_TOKENS[device], "max_length": task.max_length, "rows": ROWS}
-    options = {**extent, "device": device, "dtype": dtype, "display": listener}
+    options = {**extent, "device": device, "dtype": dtype, "listener": listener}
     return [measure_text(model, tokenizer, source, **options) for source in task.sources]
 
 
 def _score_answers(model: Any, tokenizer: Any, task: Task, listener: Listener) -> dict[str, Any]:
     """Return the scores of a model's answers, and what they are scores of."""
     device, dtype = _device_of(model)
-    options = {"context": context_of(model), "device": device, "dtype": dtype, "display": listener}
+    options = {"context": context_of(model), "device": device, "dtype": dtype, "listener": listener}
     scorer = Scorer(task.score, (), tokenizer, seed=task.settings.seed or 0, **options)
     scored = {"path": task.score.path, "fingerprint": scorer.fingerprint, "prompts": len(scorer.examples)}
     return scored | {"max_completion_length": scorer.new_tokens} | scorer.measure(model)[0]

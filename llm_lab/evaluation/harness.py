@@ -7,13 +7,12 @@ import copy
 import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from logging import getLogger as get_logger
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
-from llm_lab.events import Listener
+from llm_lab.events import Listener, progress_of
 from llm_lab.recipe.evaluation import EvalTasks
 
 KEY = "tasks.names"
@@ -157,28 +156,28 @@ def _harness_model(
         def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> Any:
             self._begin(len(requests))
             found = super()._loglikelihood_tokens(requests, *args, **(options | {"disable_tqdm": True}))
-            self._tell(len(requests))
+            self._report(len(requests), self._total)
             return found
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
             self._begin(len(requests))
             found = super().generate_until(requests, disable_tqdm=True)
-            self._tell(len(requests))
+            self._report(len(requests), self._total)
             return found
 
         def _model_call(self, inps: Any, *args: Any, **options: Any) -> Any:
             self._done += inps.shape[0]
-            self._tell(min(self._done, self._total - 1))
+            self._report(min(self._done, self._total - 1), self._total)
             return super()._model_call(inps, *args, **options)
 
         def _model_generate(self, context: Any, *args: Any, **options: Any) -> Any:
             self._done += context.shape[0]
-            self._tell(min(self._done, self._total - 1))
+            self._report(min(self._done, self._total - 1), self._total)
             return super()._model_generate(context, *args, **options)
 
         def _begin(self, total: int) -> None:
             self._done, self._total = 0, total
-            self._tell = partial(listener.progress, "tasks", total=total)
+            self._report = progress_of(listener, "tasks")
 
     half = torch.bfloat16 if dtype == "bfloat16" and model.dtype != torch.bfloat16 else None
     return HarnessModel(

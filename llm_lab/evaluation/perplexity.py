@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from llm_lab.data.encoding import Encoder, opener_of, pieces_of
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.errors import Problem, UserError
-from llm_lab.events import Listener, Notice
+from llm_lab.events import Listener, Notice, progress_of
 from llm_lab.hf.load import context_of
 from llm_lab.recipe.evaluation import EvalText
 from llm_lab.training.measure import PATIENCE_SECONDS, summed_nats
@@ -77,7 +76,7 @@ def measure_text(
     if tokens < FEW_TOKENS:
         listener(Notice(f"{source.path}: these are {tokens:,} tokens only, so the figures are rough"))
     blocks = [block for ids in documents for block in _blocks(ids, max_length)]
-    tell = partial(listener.progress, f"measuring {source.path}")
+    tell = progress_of(listener, f"measuring {source.path}")
     with generating(model):
         nats = _sum(model, blocks, rows * max_length, device, dtype, tell)
     measured = {"documents": len(documents), "tokens": tokens, "bytes": size, "whole": whole, "max_length": max_length}

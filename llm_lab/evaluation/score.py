@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 
 from llm_lab.data.examples import Example, default_split, open_examples
 from llm_lab.errors import Problem, UserError
-from llm_lab.events import Listener, RunWarning
+from llm_lab.events import Listener, RunWarning, progress_of
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.recipe.scoring import Score
 from llm_lab.rewards.build import build_rewards
@@ -87,7 +86,7 @@ class Scorer:
         """Return the answers and how many tokens each has."""
         texts, lengths = [""] * len(self.ids), [0] * len(self.ids)
         order = sorted(range(len(self.ids)), key=lambda i: len(self.ids[i]))
-        tell = partial(self.listener.progress, "scoring")
+        tell = progress_of(self.listener, "scoring")
         with deterministic(self.device, self.seed), generating(model), autocast(self.device, self.dtype):
             for start in range(0, len(order), ROWS):
                 batch = order[start : start + ROWS]

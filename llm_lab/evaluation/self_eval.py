@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from llm_lab.events import Listener
+from llm_lab.events import Listener, progress_of
 from llm_lab.hf.load import context_of
 from llm_lab.recipe.evaluation import EvalOptions
 from llm_lab.recipe.schema import StageRecipe
@@ -56,7 +55,7 @@ def measure_validation(
             rows=options.per_device_eval_batch_size or recipe.train.per_device_train_batch_size,
             device=device,
             dtype=dtype,
-            progress=partial(listener.progress, "measuring the run's validation part"),
+            progress=progress_of(listener, "measuring the run's validation part"),
         )
     finally:
         if hook is not None:

@@ -142,7 +142,7 @@ def _measure_texts(
     recipe: EvalRecipe, subject: _Subject, sources: Sequence[Any], itself: bool, listener: Listener
 ) -> tuple[list[dict[str, Any]], Scorer | None]:
     """Return a row for each text, and what scores the answers, the run's own where the recipe names nothing."""
-    options, computing = recipe.eval, {"device": subject.device, "dtype": subject.dtype, "display": listener}
+    options, computing = recipe.eval, {"device": subject.device, "dtype": subject.dtype, "listener": listener}
     if itself:
         run, trained = subject.own
         listener(Notice(f"measured as {run.path} measured itself"))

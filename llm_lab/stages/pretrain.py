@@ -16,7 +16,7 @@ from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
 from llm_lab.errors import UserError
-from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted
+from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted, progress_of
 from llm_lab.hf.load import (
     build_from_config,
     checkpoint_activations,
@@ -121,7 +121,7 @@ def tokenise(
                 take=recipe.validation.from_,
                 max_length=recipe.train.max_length,
                 cache_dir=default_cache_dir(),
-                progress=partial(listener.progress, f"tokenising {source.key}"),
+                progress=progress_of(listener, f"tokenising {source.key}"),
             )
         listener(Notice(f"{source.key}: {found.description}"))
         tokens.append(found)
@@ -325,7 +325,7 @@ class Evaluation:
                 rows=train.per_device_train_batch_size,
                 device=self.recipe.device,
                 dtype=train.dtype,
-                progress=partial(self.listener.progress, "evaluating"),
+                progress=progress_of(self.listener, "evaluating"),
             )
             row = {"eval_loss": nats / count, "bits_per_byte": nats / math.log(2) / self.held_out_bytes}
         if self.scorer is not None:
