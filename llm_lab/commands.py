@@ -214,7 +214,7 @@ def start_chat(
 
     say_wait(f"Loading {checkpoint} ...")
     from llm_lab.chat.session import ChatSession, ChatSettings
-    from llm_lab.evaluation.side_by_side import Beside
+    from llm_lab.evaluation.side_by_side import SideBySide
     from llm_lab.runner import load
     from llm_lab.terminal.chat_screen import answer_once, run_chat
 
@@ -228,7 +228,7 @@ def start_chat(
     if prompt is not None:
         answer_once(session, prompt)
     else:
-        run_chat(session, load=open_session, beside=Beside(open_session, trust_remote_code=trust_remote_code))
+        run_chat(session, load=open_session, beside=SideBySide(open_session, trust_remote_code=trust_remote_code))
     return DONE
 
 

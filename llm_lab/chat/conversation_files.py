@@ -1,4 +1,4 @@
-"""A conversation on disk, as JSON."""
+"""Saved conversations: one JSON file each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.runs.folder import write_atomically
 
-from .settings import ChatSettings
+from .decoding import ChatSettings
 
 KIND = "llm-lab conversation"
 Messages = list[dict[str, Any]]
@@ -19,9 +19,9 @@ Messages = list[dict[str, Any]]
 def write_conversation(
     file: Path, mode: str, model: str, settings: ChatSettings, system: str | None, messages: Messages
 ) -> None:
-    """Write a conversation. UserError where the file holds something else, or can't be written."""
+    """Write a conversation. Raises UserError if the file holds something else or can't be written."""
     if file.exists():
-        read_conversation(file, why_not="there is something else in this file, so it is not replaced")
+        read_conversation(file, why="the file exists and is not a saved conversation, so it is not replaced")
     conversation = {
         "kind": KIND,
         "mode": mode,
@@ -36,22 +36,22 @@ def write_conversation(
         raise UserError(Problem(str(file), f"it can't be written: {error.strerror}")) from None
 
 
-def read_conversation(file: Path, *, why_not: str = "this is no saved conversation") -> dict[str, Any]:
-    """Return mode, system and messages of a saved conversation. UserError where it is none."""
+def read_conversation(file: Path, *, why: str = "this is not a saved conversation") -> dict[str, Any]:
+    """Return the mode, system and messages of a saved conversation. Raises UserError if it is not one."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(Problem(str(file), f"it can't be read: {error.strerror}")) from None
     except ValueError:  # neither UTF-8 nor JSON
-        raise UserError(Problem(str(file), why_not)) from None
-    if not isinstance(found, dict) or found.get("kind") != KIND or not _is_sound(found):
-        raise UserError(Problem(str(file), why_not))
+        raise UserError(Problem(str(file), why)) from None
+    if not isinstance(found, dict) or found.get("kind") != KIND or not _is_valid(found):
+        raise UserError(Problem(str(file), why))
     kept = ("role", "content", "ended")
     messages = [{key: message[key] for key in kept if key in message} for message in found["messages"]]
     return {"mode": found["mode"], "system": found["system"], "messages": messages}
 
 
-def _is_sound(found: dict[str, Any]) -> bool:
+def _is_valid(found: dict[str, Any]) -> bool:
     messages = found.get("messages")
     return (
         found.get("mode") in ("chat", "completion")

@@ -1,25 +1,81 @@
-"""From token ids to the next token, and from tokens to text, one token at a time."""
+"""Decoding one token at a time: the sampling settings, the next token, and text from tokens."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.errors import MachineError, Problem, UserError, did_you_mean, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Below this, dividing by the temperature could overflow; the likeliest token has all the weight long before.
+# Below this, dividing by the temperature could overflow, and the top token already has all the probability.
 GREEDY_BELOW = 1e-4
-# An unfinished UTF-8 character is at most three bytes, which decode to at most three of these.
+# An incomplete UTF-8 character has at most three bytes, which decode to at most three of these.
 REPLACEMENT = "\ufffd"
-MOST_UNFINISHED = 3
+MAX_INCOMPLETE = 3
+
+# Name: (type, minimum, maximum, the allowed values as text)
+_RANGES: dict[str, tuple[type, float, float, str]] = {
+    "temperature": (float, 0.0, 10.0, "0 (greedy) to 10"),
+    "top_p": (float, 1e-6, 1.0, "above 0, at most 1 (off)"),
+    "top_k": (int, 0, 1_000_000, "0 (off) to 1,000,000"),
+    "max_new_tokens": (int, 1, 1_000_000, "1 to 1,000,000"),
+    "repetition_penalty": (float, 0.1, 10.0, "0.1 to 10; 1 is off"),
+    "seed": (int, 0, 2**32 - 1, "0 to 4,294,967,295, or none"),
+}
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How a reply is sampled. With a seed, the same conversation gets the same reply."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 0
+    max_new_tokens: int = 256
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, (kind, minimum, maximum, allowed) in _RANGES.items():
+            value = getattr(self, name)
+            if name == "seed" and value is None:
+                continue
+            right_kind = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+            if not right_kind or not minimum <= value <= maximum:
+                problems.append(Problem(name, "invalid value", value=value, allowed=allowed))
+        if problems:
+            raise UserError(*problems)
+
+    def changed(self, name: str, text: str) -> ChatSettings:
+        """Return the settings with one value parsed from text.
+
+        Raises UserError if the setting is unknown or the value is not allowed.
+        """
+        if name not in _RANGES:
+            raise UserError(
+                Problem(name, "unknown setting", allowed=one_of(list(_RANGES)), fix=did_you_mean(name, _RANGES))
+            )
+        kind, _, _, allowed = _RANGES[name]
+        text = text.strip().replace("_", "")
+        if name == "seed" and text.lower() in ("none", "null", "off"):
+            return dataclasses.replace(self, seed=None)
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "not a whole number" if kind is int else "not a number"
+            raise UserError(Problem(name, what, value=text, allowed=allowed)) from None
+        return dataclasses.replace(self, **{name: value})
 
 
 class Predictor:
-    """Predicts the token after a sequence; the part it shares with the last one is not computed again."""
+    """Computes next-token logits with a KV cache that is kept between calls and cut to the shared prefix."""
 
     def __init__(self, model: Any):
         self._model = model.eval()
@@ -29,17 +85,15 @@ class Predictor:
         self._keeps_last = "logits_to_keep" in inspect.signature(base.forward).parameters
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Return the float32 logits, (1, vocabulary), of the token that follows."""
+        """Return the next-token logits: float32, shape (1, vocabulary).
+
+        Raises MachineError if the device is out of memory, UserError if the logits contain NaN.
+        """
         import torch
 
         known = self._shared_with(list(ids))
-        cache, self._cache, self._cached = (
-            self._cache,
-            None,
-            [],
-        )  # an interrupted forward leaves it half filled
-        if not known:
-            cache = None
+        cache = self._cache if known else None
+        self._cache, self._cached = None, []  # an interrupted forward pass leaves the cache half filled
         options = {"logits_to_keep": 1} if self._keeps_last else {}
         try:
             with torch.inference_mode():
@@ -47,52 +101,41 @@ class Predictor:
                 output = self._model(input_ids=rest, past_key_values=cache, use_cache=True, **options)
                 logits = output.logits[:, -1].float()
         except torch.OutOfMemoryError:
-            raise MachineError(
-                Problem(
-                    "memory",
-                    f"the device's memory does not hold a context of {len(ids):,} tokens",
-                    fix="/reset begins anew with an empty context.",
-                )
-            ) from None
+            why = f"out of memory on {self._model.device} with a context of {len(ids):,} tokens"
+            raise MachineError(Problem("memory", why, fix="Use /reset to start with an empty context.")) from None
         if logits.isnan().any():
-            raise UserError(
-                Problem(
-                    "model",
-                    "its outputs are not numbers (NaN)",
-                    fix="Take a checkpoint from before it diverged.",
-                )
-            )
+            raise UserError(Problem("model", "its logits are NaN", fix="Use a checkpoint from before it diverged."))
         self._cache = getattr(output, "past_key_values", None)
         self._cached = list(ids) if self._cache is not None else []
         return logits
 
     def _shared_with(self, ids: list[int]) -> int:
-        """Return how many tokens of the cache serve `ids`, having cut the cache down to them."""
+        """Cut the cache to the prefix it shares with `ids`; return the length of that prefix."""
         cached = self._cached
         length = len(cached)
         if length < len(ids) and ids[:length] == cached:
             return length
         shared = 0
-        for old, new in zip(cached, ids[:-1], strict=False):  # the last token is fed always: its logits are wanted
+        for old, new in zip(cached, ids[:-1], strict=False):  # the last token is always fed: its logits are needed
             if old != new:
                 break
             shared += 1
-        if shared and not _can_be_cut(self._cache):
+        if shared and not _can_crop(self._cache):
             return 0
         if shared:
             self._cache.crop(shared - length)
         return shared
 
 
-def _can_be_cut(cache: Any) -> bool:
-    """Sliding-window and recurrent layers have let go of what a shorter sequence would need."""
+def _can_crop(cache: Any) -> bool:
+    """Return whether a cache can be shortened: sliding-window and recurrent layers have dropped what that needs."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Gather the tokens that end a text, from every place that may name them."""
+    """Return the ids of all end tokens that the generation config, the config and the tokenizer define."""
     found: set[int] = set()
     for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
         token = getattr(holder, "eos_token_id", None)
@@ -100,12 +143,11 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return found
 
 
-def make_picker(
-    *, temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None
-) -> Callable[[Sequence[int], Any], int]:
+def make_sampler(settings: ChatSettings, *, turn: int = 0) -> Callable[[Sequence[int], Tensor], int]:
     """Return a function from (ids so far, logits) to the next token.
 
-    temperature 0: the likeliest. The order of the steps is that of transformers' `generate`.
+    The logits processors run in the order of transformers' `generate`. turn: added to the seed, so that two replies
+    of a conversation are sampled differently.
     """
     import torch
     from transformers import (
@@ -116,20 +158,20 @@ def make_picker(
         TopPLogitsWarper,
     )
 
-    greedy = temperature < GREEDY_BELOW
+    greedy = settings.temperature < GREEDY_BELOW
     steps = LogitsProcessorList()
-    if repetition_penalty != 1.0:
-        steps.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+    if settings.repetition_penalty != 1.0:
+        steps.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
     if not greedy:
-        steps.append(TemperatureLogitsWarper(temperature))
-        if top_k:
-            steps.append(TopKLogitsWarper(top_k))
-        if top_p < 1.0:
-            steps.append(TopPLogitsWarper(top_p))
-    generator = torch.Generator()  # on the CPU, so that a seed means the same on every device
-    generator.seed() if seed is None else generator.manual_seed(seed)
+        steps.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_k:
+            steps.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1.0:
+            steps.append(TopPLogitsWarper(settings.top_p))
+    generator = torch.Generator()  # on the CPU, so that a seed gives the same numbers on every device
+    generator.seed() if settings.seed is None else generator.manual_seed(settings.seed + turn)
 
-    def pick(ids: Sequence[int], logits: Tensor) -> int:
+    def sample(ids: Sequence[int], logits: Tensor) -> int:
         with torch.inference_mode():
             so_far = torch.tensor([list(ids)], device=logits.device)
             scores = steps(so_far, logits)
@@ -137,26 +179,26 @@ def make_picker(
                 return int(scores.argmax())
             return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=generator))
 
-    return pick
+    return sample
 
 
-class TextOfTokens:
-    """Turns tokens into text as they come, holding back a character until all its bytes are there."""
+class TextStream:
+    """Decodes tokens to text as they arrive; a character is held back until all of its bytes are there."""
 
     def __init__(self, tokenizer: Any, before: Sequence[int] = ()):
-        """before: tokens that the text follows on; some tokenizers drop a space at the start of a text."""
+        """before: tokens in front of the text; some tokenizers drop a space at the start of a text."""
         self._tokenizer = tokenizer
         self._ids = list(before)
         while self._ids and self._decode(self._ids).startswith(REPLACEMENT):
             del self._ids[0]
-        self._context = len(self._ids)  # tokens that are decoded along for the sake of those after them
-        self._shown = 0  # characters of the rest that were given out already
+        self._context = len(self._ids)  # tokens that are only decoded as context
+        self._shown = 0  # characters of the remaining text that were returned already
 
     def push(self, token: int) -> str:
-        """Take a token; return the text that is certain by now."""
+        """Add a token; return the text that is now complete."""
         self._ids.append(token)
         new = self._new_text()
-        held = min(len(new) - len(new.rstrip(REPLACEMENT)), MOST_UNFINISHED)
+        held = min(len(new) - len(new.rstrip(REPLACEMENT)), MAX_INCOMPLETE)
         sure = new[: len(new) - held]
         piece, self._shown = sure[self._shown :], max(self._shown, len(sure))
         if new and not held:
@@ -165,7 +207,7 @@ class TextOfTokens:
         return piece
 
     def rest(self) -> str:
-        """Return what is still held back: bytes that never became a character."""
+        """Return the text still held back: bytes that never became a character."""
         piece = self._new_text()[self._shown :]
         self._shown += len(piece)
         return piece

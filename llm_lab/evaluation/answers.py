@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from llm_lab.chat.decoding import ChatSettings
 from llm_lab.chat.session import ChatSession
-from llm_lab.chat.settings import ChatSettings
 from llm_lab.data.rows import Example
 from llm_lab.errors import UserError
 from llm_lab.runs.comparison import Answer

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from llm_lab.chat.decoding import ChatSettings
 from llm_lab.chat.session import ChatSession
-from llm_lab.chat.settings import ChatSettings
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, Progress, ignore
 from llm_lab.hf.adapter import weights_digest

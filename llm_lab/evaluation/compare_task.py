@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_lab.chat.settings import ChatSettings
+from llm_lab.chat.decoding import ChatSettings
 from llm_lab.data.examples import Example, default_split, open_examples
 from llm_lab.data.sources import TextSource
 from llm_lab.errors import UserError

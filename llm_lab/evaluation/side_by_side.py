@@ -30,7 +30,7 @@ class _Turn:
     before: list[dict[str, Any]]
 
 
-class Beside:
+class SideBySide:
     """Others beside a conversation. The last one that was named is kept loaded.
 
     open_session: loads a checkpoint as a session.

@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from llm_lab.chat.decoding import Predictor, make_picker
+from llm_lab.chat.decoding import ChatSettings, Predictor, make_sampler
 from llm_lab.data.encoding import Encoder, opener_of
 from llm_lab.hf.load import context_of
 
@@ -31,10 +31,10 @@ def measure_speed(model: Any, tokenizer: Any, *, new_tokens: int) -> dict[str, f
 
 def _write(model: Any, ids: list[int], count: int) -> tuple[float, float]:
     """Return the seconds from the start to the first token and to the last."""
-    pick = make_picker(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=0)
+    sample = make_sampler(ChatSettings(temperature=0.0, top_p=1.0, seed=0))
     predictor, begun, first = Predictor(model), time.perf_counter(), 0.0
     for number in range(count):
-        ids.append(pick(ids, predictor.logits(ids)))  # the token is read off the device: it is done
+        ids.append(sample(ids, predictor.logits(ids)))  # the token is read off the device: it is done
         if number == 0:
             first = time.perf_counter() - begun
     return first, time.perf_counter() - begun
