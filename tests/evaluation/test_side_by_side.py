@@ -82,7 +82,7 @@ def test_the_other_model_stays_loaded_until_a_different_one_is_named(models):
     assert [os.path.basename(name) for name in opener.opened] == ["checkpoint-40", "stranger", "checkpoint-40"]
 
 
-def test_base_means_the_model_without_its_adapter_even_if_a_folder_is_named_base(models, capsys):
+def test_base_is_the_model_without_its_adapter_even_if_a_folder_is_named_base(models, capsys):
     session, opener = open_session("adapter"), Opener()
     type_into_chat(session, "hello\r/compare base\rmore\r/quit\r", load=opener, beside=SideBySide(opener))
     out, _ = printed(capsys)
@@ -117,12 +117,14 @@ def test_base_without_an_adapter_is_an_error(models, tmp_path, monkeypatch, caps
 def test_a_name_with_spaces_can_be_quoted(models, tmp_path):
     (tmp_path / "my model").symlink_to(models / "stranger")
     session, opener = open_session("checkpoints/tiny"), Opener()
-    type_into_chat(session, f'/compare "{tmp_path / "my model"}" the old\r/quit\r', load=opener, beside=SideBySide(opener))
+    type_into_chat(
+        session, f'/compare "{tmp_path / "my model"}" the old\r/quit\r', load=opener, beside=SideBySide(opener)
+    )
     assert session.messages[0]["content"] == "the old"
     assert opener.opened == [str(tmp_path / "my model")]
 
 
-def test_time_asks_every_checkpoint_of_the_run_and_does_not_change_the_conversation(models, capsys):
+def test_time_asks_every_checkpoint_and_does_not_change_the_conversation(models, capsys):
     session, opener = open_session("checkpoints/tiny"), Opener()
     type_into_chat(session, "/time\rthe old\r/time\r/time a red\r/quit\r", load=opener, beside=SideBySide(opener))
     out, errors = printed(capsys)
