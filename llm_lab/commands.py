@@ -57,7 +57,7 @@ def dry_run(recipe: Any, overrides: Sequence[str] = (), *, resume: bool = False)
     """Show the plan of a run, or of what is left of it, and stop. MachineError where this machine can't."""
     from llm_lab.recipe.resolve import require_device
     from llm_lab.runner import check, what_is_left
-    from llm_lab.terminal.messages import print_plan
+    from llm_lab.terminal.plan_panel import print_plan
 
     job, _ = check(recipe, overrides)
     if resume:
@@ -85,9 +85,10 @@ def start_run(
     from llm_lab.runner import read_job, run, what_is_left
     from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.console import say_wait
-    from llm_lab.terminal.messages import print_closing, print_plan
+    from llm_lab.terminal.plan_panel import print_plan
     from llm_lab.terminal.progress import make_display
     from llm_lab.terminal.prompts import Back, confirm
+    from llm_lab.terminal.results_view import print_closing
 
     first = is_first_process()
     if first:
@@ -109,7 +110,7 @@ def start_run(
 def check_recipe(arguments: argparse.Namespace) -> int:
     """Say all that is wrong with a recipe."""
     from llm_lab.runner import check
-    from llm_lab.terminal.messages import print_checked
+    from llm_lab.terminal.plan_panel import print_checked
 
     job, remarks = check(arguments.recipe, arguments.overrides)
     print_checked(job.stages, remarks, job.home)
@@ -165,7 +166,7 @@ def print_show(path: str) -> int:
     """Show what a checkpoint is, and the line it comes from."""
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced
-    from llm_lab.terminal.checkpoint import print_checkpoint
+    from llm_lab.terminal.listing import print_checkpoint
 
     print_checkpoint(path, find_traced(path), digest_of=weights_digest)
     return DONE

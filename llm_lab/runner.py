@@ -24,7 +24,7 @@ from llm_lab.recipe.untrained import export_problems
 from llm_lab.record import facts_at_start, first_facts, how_it_ended, keep_speed, record_warnings
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, find_model, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, wait_for_all
-from llm_lab.runs.scores import collect_scores, write_pipeline_report
+from llm_lab.runs.report import collect_scores, write_pipeline_report
 
 # The stage named in a recipe is the module of that name in stages/, with a function run().
 STAGE_MODULES = {stage: f"llm_lab.stages.{stage}" for stage in STAGE_RECIPES}
@@ -326,7 +326,7 @@ def _plain(value: Any) -> Any:
 
 
 def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:
-    from llm_lab.runs.memory import forget_peak_memory, peak_memory_bytes
+    from llm_lab.runs.processes import forget_peak_memory, peak_memory_bytes
     from llm_lab.runs.report import write_report
 
     stage = importlib.import_module(STAGE_MODULES[resolved.recipe.stage])

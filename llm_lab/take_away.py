@@ -19,8 +19,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from llm_lab.runner import check
     from llm_lab.runs.folder import find_checkpoint
     from llm_lab.terminal.console import say_wait
-    from llm_lab.terminal.evaluation_view import print_evaluation
     from llm_lab.terminal.progress import make_display
+    from llm_lab.terminal.results_view import print_evaluation
 
     others = [word for word in arguments.overrides if "=" not in word]
     if others:
@@ -223,7 +223,7 @@ def start_replay(
     from llm_lab.runner import check
     from llm_lab.runs.folder import runs_named
     from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
-    from llm_lab.runs.scores import write_pipeline_report
+    from llm_lab.runs.report import write_pipeline_report
     from llm_lab.terminal.console import say_wait
     from llm_lab.terminal.replay import print_outcome, print_replay
 

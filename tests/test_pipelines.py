@@ -17,7 +17,7 @@ from llm_lab.events import ScoresReported, ignore
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.runner import check, read_job, run
 from llm_lab.runs.folder import RunFolder, find_model
-from llm_lab.runs.scores import describe_scores
+from llm_lab.runs.report import describe_scores
 from llm_lab.terminal.progress import PlainDisplay
 
 NAMES = ["pretrain", "sft", "merge", "reward", "dpo", "grpo", "ppo"]

@@ -18,9 +18,9 @@ from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.adapter_off import switch_adapter_off
 from llm_lab.hf.load import context_of, quiet_libraries
 from llm_lab.runs.comparison import Compared, Comparison
-from llm_lab.runs.evaluations import keep_evaluation
+from llm_lab.runs.evaluations import data_of, flat_results, numbers_of
 from llm_lab.runs.folder import now
-from llm_lab.runs.measured import data_of, flat_results, numbers_of
+from llm_lab.runs.report import keep_evaluation
 
 from .answers import ReferenceAnswers, agreement, answer_example, describe_drawing, likeliest, release
 from .candidates import Candidate, find_candidates, find_steps, require_loadable

@@ -1,29 +1,79 @@
-"""The model card: README.md of a folder that others load, from the facts of the run that made it."""
+"""What the Hub reads of a model card: its front matter."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llm_lab.errors import UserError
+from llm_lab.estimate.formatting import decimal, duration
 from llm_lab.recipe.files import read_recipe_file
 
-from .describe import OF_THE_MACHINE, data_rows, duration, number, reached, versions, warnings_of
+from .describe import OF_THE_MACHINE, data_rows, reached, versions, warnings_of
 from .folder import write_atomically
-from .front_matter import front_matter, is_hub_name
 from .lineage import Node, main_line, trace
 from .loading import (
     ADAPTER,
+    GGUF,
+    LIBRARIES,
     ModelFolder,
     count_parameters,
     describe_form,
     loading_code,
     look_at_folder,
 )
-from .markdown import code, fence, plain, table
 from .metric_help import meaning_of
-from .redact import is_absolute, texts_in, without_paths, without_secrets
+from .safe_text import code, fence, is_absolute, plain, table, texts_in, without_paths, without_secrets
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def front_matter(folder: ModelFolder, node: Node) -> str:
+    """Return the block of YAML at the head of a model card."""
+    facts: dict[str, Any] = {
+        "library_name": LIBRARIES[folder.kind],
+        "pipeline_tag": "text-classification" if folder.judges else "text-generation",
+        "tags": ["llm-lab", *([node.stage] if node.stage else []), *(["lora"] if folder.kind == ADAPTER else [])],
+    }
+    base = _hub_base(node)
+    if base is not None:
+        facts["base_model"] = base
+        relation = _relation(folder, node)
+        facts |= {"base_model_relation": relation} if relation else {}
+    datasets = [item["path"] for one in main_line(node) for item in one.facts.get("data") or () if item.get("hub")]
+    if datasets:
+        facts["datasets"] = list(dict.fromkeys(datasets))
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _hub_base(node: Node) -> str | None:
+    """Return the nearest model before this one that is on the Hub, or None."""
+    before = [node] if node.run is None else list(reversed(main_line(node)[:-1]))
+    for one in before:
+        if one.run is not None and one.facts.get("pushed"):
+            return one.facts["pushed"]["repo"]
+        if one.run is None and is_hub_name(one.place):
+            return one.place
+    return None
+
+
+def is_hub_name(place: str) -> bool:
+    """Tell whether a model is named as on the Hub, and is not a folder here."""
+    return _HUB_NAME.fullmatch(place) is not None and not Path(place).exists()
+
+
+def _relation(folder: ModelFolder, node: Node) -> str | None:
+    """Return how the Hub calls the way from base to this; None where it is the same weights in the same form."""
+    if folder.kind == ADAPTER:
+        return "adapter"
+    if node.run is None:
+        return "quantized" if folder.kind == GGUF else None
+    return "finetune"  # a merged adapter too: "merge" is the Hub's word for several models in one
+
 
 NAME = "README.md"
 STAGES = {
@@ -71,7 +121,7 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     lines = [where, *(fence(text, language) for language, text in codes), *_needs(folder)]
     yield from _section("How it is loaded", lines)
     yield from _section("What loading it has shown", _proof(proof))
-    rows = [[name, number(value), *meaning_of(name, node.stage)] for name, value in _results(node)]
+    rows = [[name, decimal(value), *meaning_of(name, node.stage)] for name, value in _results(node)]
     yield from _section("What it came to", table(("result", "value", "what it is", "unit"), rows))
     head = ("measured on", "result", "value", "what it is", "unit")
     yield from _section("Measured since", table(head, _measured(node)))
@@ -139,7 +189,7 @@ def _measured(node: Node) -> Iterator[list[str]]:
         data = ", ".join(code(item["path"]) for item in row.get("data") or ())
         for name, value in (row.get("results") or {}).items():
             if "second" not in name and isinstance(value, int | float):  # speed is the machine's
-                yield [data, name, number(value), *meaning_of(name, "pretrain")]
+                yield [data, name, decimal(value), *meaning_of(name, "pretrain")]
 
 
 def _is_proven(proof: Mapping[str, Any] | None, program: str) -> bool:

@@ -9,6 +9,8 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from llm_lab.estimate.formatting import decimal
+
 from .folder import RunFolder
 
 # Result -> how it is told: its words, and whether it is a share.
@@ -93,32 +95,11 @@ def _seen_in(run: RunFolder) -> Iterator[str]:
         yield "It was measured on nothing kept from training: no loss tells how it does on what it has not seen."
 
 
-def number(value: Any) -> str:
-    """Return a number as a table shows it."""
-    if isinstance(value, float):
-        if 0 < abs(value) < 1e-3:
-            return f"{value:.2e}"
-        return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time as a table shows it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
-
-
-def size(count: float) -> str:
-    """Return bytes as a table shows them."""
-    return f"{count / 2**30:.2f} GiB"
-
-
 def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
     """Return one kept evaluation on one line: when, of which checkpoint, on what, and its numbers, at most so many."""
     results = row.get("results") or {}
     told = reached(results)
-    told += [f"{key} {number(value)}" for key, value in results.items() if key not in TOLD and _is_number(value)]
+    told += [f"{key} {decimal(value)}" for key, value in results.items() if key not in TOLD and _is_number(value)]
     left = len(told) - most if most is not None else 0
     told = [*told[:most], f"{left} more"] if left > 0 else told
     when = f"{datetime.fromtimestamp(row['time']):%d %b %Y}" if _is_number(row.get("time")) else ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .folder import ROOT, RunFolder, run_of
+from .folder import ROOT, run_of
 
 FILE = "evaluations.jsonl"
 
@@ -25,20 +25,6 @@ def evaluations_path(checkpoint: str | Path, *, root: Path = ROOT) -> Path:
     return (run.path if run else folder) / FILE
 
 
-def keep_evaluation(checkpoint: str | Path, row: Mapping[str, Any], *, root: Path = ROOT) -> Path:
-    """Add a line to a model's evaluations; returns the file. OSError where it can't be written."""
-    path = evaluations_path(checkpoint, root=root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"checkpoint": str(checkpoint), **row}, ensure_ascii=False) + "\n")
-    run = RunFolder(path.parent)
-    if run.report_path.is_file() and run.facts().get("stage"):
-        from .report import write_report  # which reads what is kept here
-
-        write_report(run)
-    return path
-
-
 def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[str, Any]]:
     """Return what was measured of a model, oldest first: of a run, of all its checkpoints."""
     path = evaluations_path(checkpoint, root=root)
@@ -50,3 +36,83 @@ def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[st
             except ValueError:  # a line that a crash cut off
                 continue
     return rows
+
+
+# Numbers that are the measuring's, not the model's.
+SETTINGS = ("documents", "tokens", "bytes", "max_length", "prompts", "max_completion_length", "num_fewshot", "version")
+
+# What must be equal for two rows to be of the same. Speed is the machine's and its day's: it is not compared.
+SAME = {
+    "texts": ("fingerprint", "tokens", "max_length", "own"),
+    "scores": ("path", "fingerprint", "prompts", "max_completion_length"),
+    "tasks": ("documents", "num_fewshot", "version"),
+}
+
+
+def flat_results(measured: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers by the names of run.json's results: eval_loss, perplexity, bits_per_byte of all texts, then
+    of each of several; those of the scores; of tasks by tasks/NAME/metric; of speed."""
+    texts = measured.get("texts") or []
+    if texts:
+        yield from _named(measured.get("total") or texts[0])
+    for row in texts if len(texts) > 1 else ():
+        yield from ((f"{name}/{row['path']}", value) for name, value in _named(row))
+    yield from numbers_of(measured.get("scores") or {})
+    for task, row in (measured.get("tasks") or {}).items():
+        yield from ((f"tasks/{task}/{name}", value) for name, value in numbers_of(row))
+    yield from ((name, value) for name, value in numbers_of(measured.get("speed") or {}) if "second" in name)
+
+
+def _named(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    yield "eval_loss", row["loss"]
+    yield from ((name, row[name]) for name in ("perplexity", "bits_per_byte"))
+
+
+def numbers_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a row that are the model's, not the measuring's."""
+    for name, value in row.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in SETTINGS:
+            yield name, value
+
+
+def data_of(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return path and fingerprint of the texts and the set of prompts of a measurement."""
+    rows = [*(measured.get("texts") or ()), *([measured["scores"]] if "scores" in measured else [])]
+    return [{key: row[key] for key in ("path", "fingerprint")} for row in rows if row.get("fingerprint")]
+
+
+def with_before(measured: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a measurement, each of its rows with the last one of the same: {"time": when, name: number}.
+
+    lines: what was kept with the checkpoint, oldest first. The same is: the same data, as much of it, with the same
+    settings.
+    """
+    known = {
+        key: {"time": line.get("time"), **dict(numbers_of(row))}
+        for line in lines
+        for key, row in _rows(line.get("measured") or line)
+    }
+    rows = {id(row): known.get(key) for key, row in _rows(measured)}
+
+    def joined(row: Mapping[str, Any]) -> dict[str, Any]:
+        before = rows.get(id(row))
+        return {**row, "before": before} if before else dict(row)
+
+    found = dict(measured)
+    for kind in found.keys() & SAME.keys():
+        if kind == "texts":
+            found[kind] = [joined(row) for row in found[kind]]
+        elif kind == "tasks":
+            found[kind] = {name: joined(row) for name, row in found[kind].items()}
+        else:
+            found[kind] = joined(found[kind])
+    return found
+
+
+def _rows(measured: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+    """Yield (what tells the same measurement, its row)."""
+    rows = [("texts", None, row) for row in measured.get("texts") or ()]
+    rows += [("tasks", name, row) for name, row in (measured.get("tasks") or {}).items()]
+    rows += [("scores", None, measured["scores"])] if measured.get("scores") else []
+    for kind, name, row in rows:
+        yield (kind, name, *(row.get(key) for key in SAME[kind])), row

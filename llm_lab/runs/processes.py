@@ -6,6 +6,7 @@ nothing here does anything, and torch is not imported.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 # Others wait while the first makes tokens of a large text; where one fails, whoever started them ends all.
@@ -144,3 +146,32 @@ def first_process_first() -> Iterator[None]:
     yield
     if is_first_process():
         wait_for_all()
+
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak_memory(device: str) -> None:
+    """Begin to watch anew, so that an earlier stage's peak is not taken for this one's."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")  # Linux: sets the high-water mark to what is held now
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Return the peak since the last forget_peak_memory (where the system can't forget: of the process)."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, StopIteration):
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import psutil
+
+    process = psutil.Process().memory_info()
+    return getattr(process, "peak_wset", process.rss)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.formatting import decimal
 from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.stages import PipelineRecipe
 
-from .describe import OF_THE_MACHINE, number
+from .describe import OF_THE_MACHINE
 from .folder import ROOT, RunFolder, write_atomically
 from .lineage import CHANGED, GONE, PARENT, UNRECORDED, Digest, Link, Node, file_digest, find_traced, line_of, trace
 
@@ -223,9 +224,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
         if key in OF_THE_MACHINE or old == value or not isinstance(old, int | float):
             continue
         if not isinstance(value, int | float):
-            yield f"{key} was {number(old)}, and was not measured"
+            yield f"{key} was {decimal(old)}, and was not measured"
         else:
-            yield f"{key} {number(value)}, was {number(old)} ({value - old:+.3g})"
+            yield f"{key} {decimal(value)}, was {decimal(old)} ({value - old:+.3g})"
     prints = [[source.get("fingerprint") for source in facts.get("data") or ()] for facts in (before, now)]
     for index, source in enumerate(before.get("data") or ()):
         if index < len(prints[1]) and prints[0][index] != prints[1][index]:

@@ -21,10 +21,10 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.evaluation import EvalRecipe, measures_itself
 from llm_lab.recipe.schema import StageRecipe
 from llm_lab.runs.describe import installed
-from llm_lab.runs.evaluations import evaluations_of, keep_evaluation
+from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
 from llm_lab.runs.folder import RunFolder, is_judge, now
-from llm_lab.runs.measured import data_of, flat_results, with_before
 from llm_lab.runs.processes import is_first_process
+from llm_lab.runs.report import keep_evaluation
 from llm_lab.training.loop import Result, begin_computing, describe_parent, find_local
 
 KEY = "model.checkpoint"

@@ -60,7 +60,7 @@ def say_wait(text: str) -> None:
         make_console(stderr=True).print(one_line(text), style="dim", markup=False)
 
 
-def speaks_unicode(console: Console) -> bool:
+def supports_unicode(console: Console) -> bool:
     """Whether the console's encoding has braille and line drawing."""
     return console.encoding.lower().replace("-", "").startswith("utf")
 
@@ -99,46 +99,3 @@ def _printable(character: str) -> str:
 def one_line(text: str) -> str:
     """Return printable text on one line, line ends shown as a sign."""
     return printable(text).replace("\n", "⏎").replace("\t", " ")
-
-
-def count(number: float) -> str:
-    """Return a count for people: 9,500, 12 k, 1.2 M, 3.4 B."""
-    if number < 9_999.5:
-        return f"{number:,.0f}"
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= unit * 0.9995:
-            return f"{_two_digits(number / unit)} {name}"
-    return f"{_two_digits(number / 1e3)} k"
-
-
-def size(number: float) -> str:
-    """Return bytes for people: 3.4 GiB."""
-    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= unit * 0.9995:
-            return f"{_two_digits(number / unit)} {name}"
-    return f"{number:.0f} bytes"
-
-
-def _two_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
-
-
-def clock(seconds: float) -> str:
-    """Return a length of time as a clock shows it: 0:12, 1:02:03, 2d 03:00:00."""
-    minutes, second = divmod(int(max(0.0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24}d {hours % 24:02d}:{minute:02d}:{second:02d}"
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def about(seconds: float) -> str:
-    """Return an estimated length of time in words: about 2 min."""
-    if seconds < 10:
-        return "a few seconds"
-    if seconds < 90:
-        return f"about {round(seconds, -1):.0f} s"
-    if seconds < 5_400:
-        return f"about {seconds / 60:.0f} min"
-    number, name = (seconds / 3_600, "h") if seconds < 172_800 else (seconds / 86_400, "days")
-    return f"about {number:.1f} {name}" if number < 9.95 else f"about {number:,.0f} {name}"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_lab.errors import UserError
+from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.formatting import count
+from llm_lab.estimate.parameters import read_adapter_json, read_config_json, shape_of_config
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.native import what_loads
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS
-from llm_lab.runs.folder import RunFolder, list_runs
+from llm_lab.runs.describe import describe_evaluation, describe_proof, reached, warnings_of
+from llm_lab.runs.folder import RunFolder, is_judge, list_runs
+from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 
-from .console import count, make_console, one_line
+from .console import make_console, one_line, supports_unicode
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STATUS_STYLE = {"done": "good", "running": "help", "failed": "bad", "interrupted": "warn", "stopped": "warn"}
 DATA_FORMS = {
@@ -119,3 +127,175 @@ def print_doctor(findings: Sequence[Any]) -> None:
             text.append(f"\n{finding.fix}", style="help")
         rows.append((Text(marks[finding.status], style=finding.status), finding.name, text))
     console.print(table("doctor", rows))
+
+
+# On the main line, on a branch beside it, and below either: with and without line drawing.
+RAILS = {True: ("●", "├─●", "│"), False: ("*", "|-*", "|")}
+SHOWN_EVALUATIONS, SHOWN_NUMBERS = 5, 8
+
+Row = tuple[str, str]
+
+
+def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
+    """Print what a checkpoint is and where it comes from.
+
+    folder: of its weights, or of a run that left none. digest_of: returns the digest of a folder's weights.
+    UserError where it can't be described.
+    """
+    from rich.text import Text
+
+    console = make_console()
+    path = Path(folder)
+    if not path.is_dir():
+        why = "it is not on this machine, and the Hub is not asked what it is"
+        raise UserError(Problem(name, why, fix="Download it, or chat with it: llm-lab chat " + name))
+    node = trace(folder, digest_of=digest_of)
+    run = node.run
+    has_model = (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
+    rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
+    if run is not None:
+        rows += _run_rows(run, node)
+    rows += [("measured", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
+    console.print(table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
+    if run is not None or node.links:
+        console.print()
+        print_line(console, node)
+
+
+def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
+    config = read_config_json(folder)
+    adapter = None if (folder / "config.json").exists() else read_adapter_json(folder)
+    if config is None and adapter is not None:
+        why = f"the base of this adapter is not at {adapter.get('base_model_name_or_path')}"
+        raise UserError(Problem(str(folder), why, fix="Put it there, or name its place in adapter_config.json."))
+    if config is None:
+        raise UserError(Problem(str(folder / "config.json"), "this is no config: not the JSON of one object"))
+    rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
+    if adapter is not None:
+        rows[1:1] = _adapter_rows(adapter)
+    shape = shape_of_config(config)
+    if shape is not None:
+        parts = ", ".join(f"{part} {count(number)}" for part, number in shape.parameters_by_part.items() if number)
+        rows.append(("parameters", f"{shape.parameters:,} ({parts})"))
+        rows.append(("cache", f"{shape.cache_bytes_per_token():,} bytes a token in bf16"))
+    rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    rows += [("context", f"{context:,} tokens")] if context else []
+    whole = adapter is None
+    if whole and not (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
+        return [*rows, ("weights", "none here: this is a design, or a copy that is not whole")]
+    if is_judge(folder):
+        return [*rows, ("reward model", "it judges answers and writes none; nothing is exported of it")]
+    if not whole:
+        rows.append(("loads in", "peft, beside its base; whole and anywhere after: llm-lab merge " + name))
+    return rows + _loading_rows(config, *(("loads in", "as GGUF") if whole else ("merged", "merged, GGUF")))
+
+
+def _loading_rows(config: Mapping[str, Any], key: str, gguf_key: str) -> list[Row]:
+    """Return what loads a model, and whether a GGUF file can hold it."""
+    loads = what_loads(config)
+    if loads.architecture is None:
+        loads_in = f"transformers with trust_remote_code=True ({loads.native_reason})"
+    else:
+        loads_in = loads.native_reason
+    gguf = f"yes: {loads.gguf_reason}" if loads.gguf else f"no: {loads.gguf_reason}"
+    return [(key, loads_in), (gguf_key, gguf)]
+
+
+def _adapter_rows(adapter: dict[str, Any]) -> list[tuple[str, Any]]:
+    kind = "DoRA" if adapter.get("use_dora") else "LoRA"
+    layers = adapter.get("target_modules") or []
+    names = ", ".join(sorted(layers)) if isinstance(layers, list) else layers
+    told = f"{kind}, r {adapter.get('r')}, alpha {adapter.get('lora_alpha')}, on {names}"
+    return [("adapter", told), ("base", adapter.get("base_model_name_or_path"))]
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    kind = config.get("model_type", "unknown")
+    if kind != "llm_lab":
+        return kind
+    keys = ("position_embedding", "norm", "activation")
+    return "from parts: " + ", ".join(str(config.get(key)) for key in keys)
+
+
+def _run_rows(run: RunFolder, node: Node) -> Iterator[Row]:
+    yield "run", f"{run.path}: {node.stage}, {run.status()}"
+    for row in reversed(run.metrics()):
+        if "eval_loss" in row and (node.step is None or row["step"] <= node.step):
+            told = reached({key: row[key] for key in ("eval_loss", "bits_per_byte") if key in row})
+            yield "validation", f"{', '.join(told)} at step {row['step']:,}"
+            break
+    tokens = (node.facts.get("results") or {}).get("train_tokens")
+    if tokens and node.step is None:
+        yield "trained on", f"{tokens:,} tokens"
+    for told in describe_proof(node.facts["proof"]) if node.facts.get("proof") else ():
+        yield "proof", told
+    replay = node.facts.get("replay")
+    if replay:
+        yield "replay of", replay["of"]
+    for warning in warnings_of(run):
+        yield "mind", warning
+
+
+def print_line(console: Console, node: Node) -> None:
+    """Print where a model comes from, the root first, side branches indented."""
+    from rich.table import Table
+    from rich.text import Text
+
+    main, beside, below = RAILS[supports_unicode(console)]
+    trunk = {one.place for one in main_line(node)}
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    before: Node | None = None  # the last one on the main line
+    line = line_of(node)
+    for one in line:
+        on_trunk = one.place in trunk
+        bar = "" if one is line[-1] else below
+        for link in one.links:
+            if link.node is None:
+                grid.add_row(main if on_trunk else beside, "?", Text(f"{one_line(link.place)}: gone", style="warn"))
+        title = Text(one_line(_heading(one)), style="title")
+        if one is node:
+            title.append("  <- this one", style="good")
+        grid.add_row(main if on_trunk else beside, Text(one.stage or "-", style="title"), title)
+        for key, value, style in _node_rows(one, before if on_trunk else None):
+            grid.add_row(bar, Text(f" {key}", style="dim"), Text(one_line(value), style=style))
+        before = one if on_trunk else before
+    console.print(Text("where it comes from", style="title"))
+    console.print(grid)
+
+
+def _heading(node: Node) -> str:
+    place = node.name if node.step is None else f"{node.name}, checkpoint-{node.step}"
+    if node.run is None:
+        return f"{place}, not made here"
+    return f"{place}, from scratch" if node.parent is None and node.stage == "pretrain" else place
+
+
+def _node_rows(node: Node, before: Node | None) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, value, style) of what is told of one model in the line."""
+    parent = node.parent
+    if parent is not None and parent.node is not None and parent.node is not before:
+        yield "from", parent.node.name, ""
+    for link in node.others:
+        yield link.key, link.node.name if link.node else link.place, ""
+    for link in node.links:
+        if link.state == CHANGED:
+            yield "mind", f"the weights in {link.place} have changed since", "warn"
+        elif link.state == GONE and link.key != PARENT:
+            yield "mind", f"{link.place} is gone", "warn"
+    if node.run is None:
+        return
+    status = node.run.status()
+    if status != "done":
+        yield "status", status, "warn"
+    yield "recipe", str(node.run.recipe_path), ""
+    for source in node.facts.get("data") or ():
+        yield "data", f"{source['path']} ({source['fingerprint'][:12]})", ""
+    told = reached(node.facts.get("results") or {})
+    if told:
+        yield "score", ", ".join(told), ""
+    if node.evaluations:
+        yield "measured", describe_evaluation(node.evaluations[-1], SHOWN_NUMBERS), ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .console import count, one_line, size
+from llm_lab.estimate.formatting import count, size
+
+from .console import one_line
 
 SOURCES_SHOWN = 4
 TELLING = ("exact_match", "accuracy", "eval_accuracy", "margin", "eval_margin", "token_accuracy")

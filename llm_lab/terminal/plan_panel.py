@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.cost import Estimate
+from llm_lab.estimate.formatting import about, count, size
 from llm_lab.estimate.parameters import read_config_json
 from llm_lab.estimate.vocabulary import vocabulary_size
 from llm_lab.recipe.evaluation import measures_itself
@@ -19,7 +20,7 @@ from llm_lab.recipe.rules import flatten
 from llm_lab.recipe.tuning_rules import OPTIONS
 from llm_lab.runs.folder import ROOT
 
-from .console import about, count, one_line, size
+from .console import make_console, one_line
 
 if TYPE_CHECKING:
     from rich.panel import Panel
@@ -283,3 +284,28 @@ def _written(value: Any) -> Text:
     if isinstance(value, bool) or value is None:
         return Text({True: "true", False: "false", None: "null"}[value])
     return Text(f"{value:g}" if isinstance(value, float) else _in_pieces(one_line(str(value)), VALUE_COLUMNS))
+
+
+def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True) -> None:
+    """Print what a run is going to do and cost, and what was derived. home: the folder its own is made in."""
+    console = make_console()
+    console.print(plan_panel(resolved, home))
+    if derived and any(origin.kind == "derived" for origin in resolved.origins.values()):
+        console.print(derived_table(resolved))
+        console.print()
+
+
+def print_checked(stages: Sequence[Resolved], remarks: Sequence[str], home: Path = ROOT) -> None:
+    """Print that a recipe is right, with what this machine says to it."""
+    from rich.text import Text
+
+    console = make_console()
+    for remark in remarks:
+        console.print(Text(f"{remark}.", style="warn"))
+    for resolved in stages:
+        console.print(plan_panel(resolved, home))
+        if resolved.values["device"] == "cuda" and resolved.machine.cuda_problem:
+            text = f"The recipe is right, but can't run on this machine: {resolved.machine.cuda_problem}."
+            console.print(Text(text, style="warn"))
+        else:
+            console.print(Text("The recipe is right.", style="good"))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llm_lab.estimate.formatting import clock
 from llm_lab.events import (
     CheckpointSaved,
     Event,
@@ -20,9 +21,9 @@ from llm_lab.events import (
     TrainingEnded,
     TrainingStarted,
 )
-from llm_lab.runs.scores import describe_scores
+from llm_lab.runs.report import describe_scores
 
-from .console import clock, make_console, one_line, printable, speaks_unicode
+from .console import make_console, one_line, printable, supports_unicode
 from .frame import Track, draw_frame, measure, numbers_of
 
 if TYPE_CHECKING:
@@ -250,6 +251,6 @@ class TerminalDisplay(_Display):
 
     def _frame(self) -> Group:
         columns, lines = self._console.size
-        frame = draw_frame(self._track, columns, lines, unicode=speaks_unicode(self._console))
+        frame = draw_frame(self._track, columns, lines, unicode=supports_unicode(self._console))
         self._drawn = (max(part.cell_len for part in frame.renderables), len(frame.renderables))
         return frame

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_lab.estimate.formatting import count, size
 from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.native import what_loads
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.schema import STAGES
 
-from .console import count, is_terminal, make_console, one_line, size
-from .curve import draw_curve
+from .console import is_terminal, make_console, one_line
+from .frame import draw_curve
 
 
 def begin_screen(title: str, where: str = "") -> Any:
@@ -67,7 +68,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
     """Print the live panel of a run: model, tokens, memory, and the learning-rate curve."""
     from rich.text import Text
 
-    from .console import about
+    from llm_lab.estimate.formatting import about
 
     if resolved is None:
         console.print("The numbers appear once the answers fit together.", style="dim")

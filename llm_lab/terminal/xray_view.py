@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .console import make_console, one_line, printable, speaks_unicode
+from .console import make_console, one_line, printable, supports_unicode
 from .prompts import Option, choose, wait_for_enter
 
 LEARNT, CONTROL, LEARNT_CONTROL, READ = "bold green", "magenta", "bold green reverse", "dim"
@@ -128,7 +128,7 @@ def _has_colours(console: Any) -> bool:
 
 
 def _brackets(console: Any) -> tuple[str, ...]:
-    return ("⟦", "⟧", "‹", "›") if speaks_unicode(console) else ("[[", "]]", "{{", "}}")
+    return ("⟦", "⟧", "‹", "›") if supports_unicode(console) else ("[[", "]]", "{{", "}}")
 
 
 def _in_words(lengths: Sequence[int]) -> str:

@@ -21,8 +21,7 @@ from llm_lab.estimate.measurements import Measurement, find_measurement, keep_me
 from llm_lab.events import Listener, Notice, ignore
 from llm_lab.recipe.resolve import Resolved, estimate_again
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.memory import forget_peak_memory, peak_memory_bytes
-from llm_lab.runs.processes import from_first_process, is_first_process
+from llm_lab.runs.processes import forget_peak_memory, from_first_process, is_first_process, peak_memory_bytes
 
 WORTH_IT_SECONDS = 20.0  # shorter runs are over before a better prediction would help
 SHARE = 0.04  # of the predicted time that a trial may take

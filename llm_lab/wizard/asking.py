@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from llm_lab.errors import UserError
+from llm_lab.estimate.formatting import count, size
 from llm_lab.recipe.fields import Key
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.resolve import Resolved
-from llm_lab.terminal.console import count, make_console, size
+from llm_lab.terminal.console import make_console
 from llm_lab.terminal.prompts import Back, Option, choose, type_in
 
 from .draft import Draft

@@ -21,7 +21,7 @@ from llm_lab.runner import check, run
 from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.stages.eval import evaluate
-from llm_lab.terminal.evaluation_view import print_evaluation
+from llm_lab.terminal.results_view import print_evaluation
 
 QUICK = {"speed_tokens": 0}
 

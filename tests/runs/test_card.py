@@ -20,8 +20,8 @@ from llm_lab.export.gguf_file import write_gguf
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
-from llm_lab.runs.evaluations import keep_evaluation
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.report import keep_evaluation
 
 PROOF = {
     "verdict": "proven",

@@ -9,11 +9,10 @@ import yaml
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.runs.describe import describe_evaluation, reached
-from llm_lab.runs.evaluations import keep_evaluation
 from llm_lab.runs.folder import RunFolder, create_run
 from llm_lab.runs.lineage import describe_line, find_traced, line_of, main_line, trace
-from llm_lab.runs.report import write_report
-from llm_lab.terminal.messages import print_closing
+from llm_lab.runs.report import keep_evaluation, write_report
+from llm_lab.terminal.results_view import print_closing
 from llm_lab.wizard.next_steps import ways_on
 
 CONFIG = {"model_type": "llama", "vocab_size": 257, "hidden_size": 16, "max_position_embeddings": 64}
@@ -195,9 +194,9 @@ def test_an_evaluation_is_told_with_how_much_the_model_saw_at_once(in_tmp_path):
 
 
 def test_show_speaks_ascii_where_the_terminal_does(line, capsys, monkeypatch):
-    from llm_lab.terminal import checkpoint
+    from llm_lab.terminal import listing
 
-    monkeypatch.setattr(checkpoint, "speaks_unicode", lambda console: False)
+    monkeypatch.setattr(listing, "supports_unicode", lambda console: False)
     assert main(["show", "best"]) == 0
     text = capsys.readouterr().out
     assert text[text.index("where it comes from") :].isascii()

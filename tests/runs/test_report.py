@@ -7,13 +7,10 @@ import pytest
 from support.listeners import Handlers
 
 from llm_lab.events import Notice, RunWarning, WarningRecorder
-from llm_lab.runs.charts import draw_predictions, draw_scores
-from llm_lab.runs.curves import PANELS, draw_curves
+from llm_lab.runs.charts import PANELS, draw_curves, draw_predictions, draw_scores, powers, ticks
 from llm_lab.runs.describe import warnings_of
 from llm_lab.runs.folder import create_run
-from llm_lab.runs.report import write_report
-from llm_lab.runs.scores import write_pipeline_report
-from llm_lab.runs.svg import powers, ticks
+from llm_lab.runs.report import write_pipeline_report, write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -69,7 +66,7 @@ def test_predicted_and_actual_stand_side_by_side_with_their_ratio(in_tmp_path):
     write_report(run)
     text = run.report_path.read_text()
     assert "| time | 100 s | 110 s | 1.10 |" in text
-    assert "| memory, at most | 4.00 GiB | 3.00 GiB | 0.75 |" in text
+    assert "| memory, at most | 4.0 GiB | 3.0 GiB | 0.75 |" in text
     assert "The prediction: measured here." in text
     run.update(status="stopped")
     write_report(run)
@@ -230,7 +227,7 @@ def test_what_a_display_is_warned_of_is_kept_and_shown():
     heard = WarningRecorder(Notes())
     heard(Notice("found"))
     heard(RunWarning("mind"))
-    assert (heard.warnings, heard.shown.lines) == (["mind"], ["found", "mind"])
+    assert (heard.warnings, heard._listener.lines) == (["mind"], ["found", "mind"])
 
 
 def test_scores_of_stages_are_dots_where_their_numbers_are():

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.formatting import about, clock, count, size
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.events import (
     CheckpointSaved,
@@ -21,9 +22,8 @@ from llm_lab.events import (
 )
 from llm_lab.recipe.resolve import resolve
 from llm_lab.terminal import console as console_module
-from llm_lab.terminal.console import THEME, about, clock, count, print_error, printable, size
-from llm_lab.terminal.curve import draw_curve, draw_curves
-from llm_lab.terminal.frame import Track, draw_frame, numbers_of
+from llm_lab.terminal.console import THEME, print_error, printable
+from llm_lab.terminal.frame import Track, draw_curve, draw_curves, draw_frame, numbers_of
 from llm_lab.terminal.plan_panel import BANNER, derived_table, plan_panel
 from llm_lab.terminal.progress import PlainDisplay, TerminalDisplay, make_display
 

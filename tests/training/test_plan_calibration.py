@@ -22,7 +22,7 @@ from llm_lab.hf.load import build_from_config, config_of_parts
 from llm_lab.recipe.resolve import estimate_again, require_device, resolve
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.memory import forget_peak_memory, peak_memory_bytes
+from llm_lab.runs.processes import forget_peak_memory, peak_memory_bytes
 from llm_lab.training import calibrate as calibration
 from llm_lab.training.calibrate import calibrate, trial_seconds, try_steps
 from llm_lab.training.measure import autocast

@@ -1,11 +1,42 @@
-"""What leaves this machine says nothing of it: paths are cut to their last part, secrets are taken out."""
+"""Markdown in which what users wrote (paths, prompts, recipes) breaks nothing."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; none where there are no rows."""
+    rows = [[*row] for row in rows]
+    lines = [[*head], ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(cell, line)) + " |" for line in lines] if rows else []
+
+
+def cell(text: str) -> str:
+    """Return a text that stays within one cell of a table."""
+    return " ".join(plain(text).split()).replace("|", "\\|")
+
+
+def plain(text: str) -> str:
+    """Return a text of which nothing is taken for HTML; code in backticks stays as it is."""
+    parts = re.split(r"(`[^`]*`)", str(text))
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
+
+
+def code(text: str) -> str:
+    """Return a text as code within a line."""
+    return "`" + str(text).replace("`", "'") + "`"
+
+
+def fence(text: str, language: str = "") -> str:
+    """Return a text as a block of code, whatever backticks it holds."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}{language}\n{text}\n{marks}\n"
+
 
 # An absolute path of two parts or more, of Unix or Windows, or one under a home folder; not one inside a URL.
 _PATH = re.compile(r"(?<![\w.:/\\~<-])(?:~\w*[/\\]|(?:[A-Za-z]:)?[/\\])(?:[\w.@+-]+[/\\])*(?P<last>[\w.@+*?-]+)[/\\]?")

@@ -1,0 +1,69 @@
+"""Numbers for people: counts, bytes, times, shares. Every screen and report formats through these functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def count(number: float) -> str:
+    """Return a count: 9,500, 12 k, 1.2 M, 3.4 B."""
+    if number < 9_999.5:
+        return f"{number:,.0f}"
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= unit * 0.9995:
+            return f"{_two_digits(number / unit)} {name}"
+    return f"{_two_digits(number / 1e3)} k"
+
+
+def size(number: float) -> str:
+    """Return a number of bytes: 3.4 GiB."""
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= unit * 0.9995:
+            return f"{_two_digits(number / unit)} {name}"
+    return f"{number:.0f} bytes"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
+
+
+def percent(share: float) -> str:
+    """Return a share of 1: 62.5 %."""
+    return f"{100 * share:.1f} %"
+
+
+def decimal(value: Any) -> str:
+    """Return a number whose size is not known: four decimals, fewer for large ones, scientific for tiny ones."""
+    if isinstance(value, float):
+        if 0 < abs(value) < 1e-3:
+            return f"{value:.2e}"
+        return f"{value:,.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def clock(seconds: float) -> str:
+    """Return a length of time as a clock shows it: 0:12, 1:02:03, 2d 03:00:00."""
+    minutes, second = divmod(int(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24}d {hours % 24:02d}:{minute:02d}:{second:02d}"
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def duration(seconds: float) -> str:
+    """Return a measured length of time: 95 s, 2.5 min, 3.1 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"
+
+
+def about(seconds: float) -> str:
+    """Return an estimated length of time: about 2 min."""
+    if seconds < 10:
+        return "a few seconds"
+    if seconds < 90:
+        return f"about {round(seconds, -1):.0f} s"
+    if seconds < 5_400:
+        return f"about {seconds / 60:.0f} min"
+    number, name = (seconds / 3_600, "h") if seconds < 172_800 else (seconds / 86_400, "days")
+    return f"about {number:.1f} {name}" if number < 9.95 else f"about {number:,.0f} {name}"
