@@ -16,8 +16,7 @@ def bench(full: bool) -> None:
     """Print tokens a second for bytes and for a BPE of 1,024 entries, and of a second run, which finds the cache."""
     from datasets import disable_progress_bars
 
-    from llm_lab.data.blocks import prepare_tokens
-    from llm_lab.data.encoding import tokenizer_fingerprint
+    from llm_lab.data.encoding import prepare_tokens, tokenizer_fingerprint
     from llm_lab.data.sources import open_source
     from llm_lab.hf.load import quiet_libraries
     from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe

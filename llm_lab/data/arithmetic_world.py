@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .story_world import Draw
+from .stories import Draw
 
 _SEED = 20_260_101
 _HIGHEST = 30

@@ -46,7 +46,7 @@ def builtin_documents(name: str) -> Iterator[str]:
 
 
 def _stories() -> Iterator[str]:
-    from .story_world import Draw, Story
+    from .stories import Draw, Story
 
     for number in range(_STORIES):
         # A generator of its own for each story: what one draws moves no other.

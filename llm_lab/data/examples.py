@@ -14,29 +14,12 @@ from typing import Any
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .builtin import BUILTIN_EXAMPLES
-from .dialogues import Message, Unreadable, Unusable
-from .example_mix import ExampleMix, ExampleSplit, build_example_mix, split_examples
-from .formats import KNOWN, Format, recognise
-from .paths import find_files
+from .formats import KNOWN, Format, Unreadable, Unusable, recognise
+from .paths import SNIFFED_ROWS, find_files, refuse_extras
 from .readers import Reader, kind_of
-from .rows import Example, read_example
-from .sources import refuse_extras
+from .rows import Example as Example
+from .rows import read_example
 
-__all__ = [
-    "Counts",
-    "Example",
-    "ExampleMix",
-    "ExampleSource",
-    "ExampleSplit",
-    "Message",
-    "build_example_mix",
-    "columns_of_set",
-    "look_at_examples",
-    "open_examples",
-    "split_examples",
-]
-
-_SNIFFED_ROWS = 20
 _FORMAT = "1"  # part of every fingerprint: raise it when the same rows would give other examples
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (where it stands, row)
 
@@ -145,12 +128,12 @@ def look_at_examples(
     """
     path = str(path)
     if not path.startswith("builtin:") and find_files(path, key) is None:
-        from .hub import look_at_hub
+        from .hub_datasets import look_at_hub
 
         return look_at_hub(path, subset=subset, split=split, key=key)
     table = _open_table(path, key, kind, subset, split)
     form = recognise(kind, table.columns, table.sample, key=key, path=path, by_hand=columns)
-    for _ in _read_examples(islice(table.rows(), _SNIFFED_ROWS), form, key, path, Counter(), Counter()):
+    for _ in _read_examples(islice(table.rows(), SNIFFED_ROWS), form, key, path, Counter(), Counter()):
         pass
     return None
 
@@ -214,7 +197,7 @@ def _table(path: str, key: str, extent: str, read: Any) -> _Table:
     def unfolded() -> Rows:
         return (one for place, row in read() for one in _unfold(place, row))
 
-    sample = [row for _, row in islice(unfolded(), _SNIFFED_ROWS)]
+    sample = [row for _, row in islice(unfolded(), SNIFFED_ROWS)]
     if not sample:
         raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Name a set that has some."))
     found = tuple(dict.fromkeys(name for row in sample for name in row))
@@ -268,7 +251,7 @@ def _open_builtin(path: str, key: str, kind: str, split: str) -> _Table:
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str) -> _Table:
-    from .hub import load_hub
+    from .hub_datasets import load_hub
 
     loaded = load_hub(path, subset=subset, split=split, key=key)
 

@@ -8,10 +8,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
 from llm_lab.errors import Problem, UserError
+
+from .rows import Example
 
 # Giving up one block in so many is worth free choice of where the blocks of an epoch begin.
 _FREE_OFFSET_FROM = 100
@@ -225,3 +228,63 @@ def _pattern(weights: list[int], num_samples: int) -> np.ndarray:
         counts[source] += 1
         heapq.heappush(waiting, (counts[source] * period // weights[source], source))
     return pattern
+
+
+@dataclass(frozen=True)
+class ExampleMix(Sequence[Example]):
+    """The examples in the order in which they are read: sample i is the same however it is come to.
+
+    After any number of samples the count of every set is within 1 of its share. A set is read in a new order each
+    time through.
+    """
+
+    sets: tuple[Sequence[Example], ...]
+    num_samples: int
+    seed: int
+    _pattern: np.ndarray = field(repr=False)
+    _ranks: np.ndarray = field(repr=False)
+    _per_period: tuple[int, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, i: int) -> Example:
+        source, index = self.locate(i)
+        return self.sets[source][index]
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Return which example sample i is: (number of the set, place in it)."""
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"sample {i} of {self.num_samples}")
+        period, within = divmod(i, len(self._pattern))
+        source = int(self._pattern[within])
+        epoch, at = divmod(period * self._per_period[source] + int(self._ranks[within]), len(self.sets[source]))
+        return source, int(_order(self.seed, source, epoch, len(self.sets[source]))[at])
+
+    def counts(self, samples: int | None = None) -> list[int]:
+        """Return how many of the first `samples` samples (all by default) each set gives."""
+        samples = self.num_samples if samples is None else samples
+        periods, within = divmod(samples, max(1, len(self._pattern)))
+        rest = np.bincount(self._pattern[:within], minlength=len(self.sets))
+        return [periods * whole + int(part) for whole, part in zip(self._per_period, rest, strict=True)]
+
+    def epochs(self, samples: int | None = None) -> list[float]:
+        """Return how often each set is read through in the first `samples` samples."""
+        return [count / len(rows) for count, rows in zip(self.counts(samples), self.sets, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, source: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64([seed, source, epoch])).permutation(size)
+
+
+def build_example_mix(
+    sets: Sequence[Sequence[Example]], weights: Sequence[float], *, num_samples: int, seed: int
+) -> ExampleMix:
+    """Return num_samples examples of several sets, mixed by weight (2.0 and 1.0: two of three), shuffled by seed.
+
+    Weights are positive, and no set is empty.
+    """
+    if len(sets) != len(weights) or not weights or not all(map(len, sets)):
+        raise ValueError("one weight for each of one or more sets with examples in them")
+    return ExampleMix(tuple(sets), num_samples, seed, *order_sources(weights, num_samples))

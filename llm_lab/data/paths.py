@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-from .readers import SUFFIXES, kind_of
+from .formats import pick_column, string_columns
+from .readers import SUFFIXES, Reader, kind_of
 
 # They describe a corpus more often than they are one: a dataset's folder is Parquet and a README.md.
 _ABOUT = ("readme", "license", "licence", "notice", "changelog")
+SNIFFED_ROWS = 20
 _HUB_HINT = "A dataset on the Hub is named owner/name."
 
 
@@ -144,3 +147,62 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
             )
         )
     return tuple(files)
+
+
+def describe_files(kind: str, files: tuple[Path, ...]) -> str:
+    """Return how many files of which kind and size, in words."""
+    size = sum(file.stat().st_size for file in files)
+    return f"{len(files)} {kind} file{'s' if len(files) > 1 else ''}, {_size(size)}"
+
+
+def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -> tuple[tuple[str, ...], str]:
+    """Return the columns of a table, and which one holds the text, by its first rows."""
+    sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), SNIFFED_ROWS)]
+    if not sample:
+        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Name a source that holds text."))
+    if readers[0].kind == "parquet":
+        text = readers[0].parquet_columns()
+        names = tuple(text)
+        strings = [name for name in names if text[name]]
+    else:
+        names = tuple(dict.fromkeys(name for row in sample for name in row))
+        strings = string_columns(names, sample, typed=readers[0].kind != "csv")
+    return names, pick_column(key, path, names, strings, sample, text_column)
+
+
+def refuse_extras(
+    key: str, what: str, subset: str | None = None, split: str = "train", text_column: str | None = None
+) -> None:
+    """Refuse settings that would be without effect, all of them at once."""
+    problems = []
+    if subset is not None:
+        problems.append(("subset", subset, "subsets belong to datasets on the Hub"))
+    if split != "train":
+        problems.append(("split", split, "splits belong to datasets on the Hub"))
+    if text_column is not None:
+        problems.append(("text_column", text_column, "there are no columns in it"))
+    if problems:
+        raise UserError(
+            *(
+                Problem(f"{key}.{name}", f"This is {what}: {why}", value=value, fix="Leave the key out.")
+                for name, value, why in problems
+            )
+        )
+
+
+def refuse_local_extras(
+    key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
+) -> None:
+    """Refuse what would be without effect on local files; a column belongs to tables."""
+    if (kind_of(files[0].name) or "text") == "text":
+        refuse_extras(key, "plain text", subset, split, text_column)
+    else:
+        refuse_extras(key, "a local file", subset, split)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit == "MB" else f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

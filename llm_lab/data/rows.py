@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .dialogues import (
+from .formats import (
+    NAMES,
+    Format,
     Message,
     Unreadable,
     Unusable,
@@ -16,7 +18,6 @@ from .dialogues import (
     read_messages,
     read_text,
 )
-from .formats import NAMES, Format
 
 LEFT_OUT = "what follows the last answer was left out"
 

@@ -13,11 +13,10 @@ from typing import Any
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .builtin import BUILTIN, BUILTIN_VERSION, builtin_documents
-from .columns import pick_column, string_columns
-from .paths import find_files
+from .formats import pick_column
+from .paths import SNIFFED_ROWS, describe_files, find_files, refuse_extras, refuse_local_extras, sniff
 from .readers import Reader, kind_of
 
-_SNIFFED_ROWS = 20
 _FORMAT = "1"  # part of every fingerprint: raise it when the same files would give other documents
 
 
@@ -154,16 +153,16 @@ def look_at_source(
         else:
             open_source(path, key=key, subset=subset, split=split, text_column=text_column)
         return None
-    from .hub import look_at_hub
+    from .hub_datasets import look_at_hub
 
     return look_at_hub(path, subset=subset, split=split, key=key)
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: str | None) -> TextSource:
-    from .hub import hub_texts, load_hub
+    from .hub_datasets import hub_texts, load_hub
 
     rows = load_hub(path, subset=subset, split=split, key=key)
-    sample = list(islice(rows, _SNIFFED_ROWS))
+    sample = list(islice(rows, SNIFFED_ROWS))
     names = tuple(rows.column_names)
     strings = [name for name in names if str(getattr(rows.features[name], "dtype", "")).endswith("string")]
     column = pick_column(key, path, names, strings, sample, text_column)
@@ -189,27 +188,6 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
     )
 
 
-def describe_files(kind: str, files: tuple[Path, ...]) -> str:
-    """Return how many files of which kind and size, in words."""
-    size = sum(file.stat().st_size for file in files)
-    return f"{len(files)} {kind} file{'s' if len(files) > 1 else ''}, {_size(size)}"
-
-
-def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -> tuple[tuple[str, ...], str]:
-    """Return the columns of a table, and which one holds the text, by its first rows."""
-    sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), _SNIFFED_ROWS)]
-    if not sample:
-        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Name a source that holds text."))
-    if readers[0].kind == "parquet":
-        text = readers[0].parquet_columns()
-        names = tuple(text)
-        strings = [name for name in names if text[name]]
-    else:
-        names = tuple(dict.fromkeys(name for row in sample for name in row))
-        strings = string_columns(names, sample, typed=readers[0].kind != "csv")
-    return names, pick_column(key, path, names, strings, sample, text_column)
-
-
 def _texts(readers: list[Reader]) -> Iterator[str]:
     for reader in readers:
         text = reader.text()
@@ -219,36 +197,6 @@ def _texts(readers: list[Reader]) -> Iterator[str]:
 
 def _cells(readers: list[Reader], column: str) -> Iterator[str]:
     return chain.from_iterable(reader.column(column) for reader in readers)
-
-
-def refuse_extras(
-    key: str, what: str, subset: str | None = None, split: str = "train", text_column: str | None = None
-) -> None:
-    """Refuse settings that would be without effect, all of them at once."""
-    problems = []
-    if subset is not None:
-        problems.append(("subset", subset, "subsets belong to datasets on the Hub"))
-    if split != "train":
-        problems.append(("split", split, "splits belong to datasets on the Hub"))
-    if text_column is not None:
-        problems.append(("text_column", text_column, "there are no columns in it"))
-    if problems:
-        raise UserError(
-            *(
-                Problem(f"{key}.{name}", f"This is {what}: {why}", value=value, fix="Leave the key out.")
-                for name, value, why in problems
-            )
-        )
-
-
-def refuse_local_extras(
-    key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
-) -> None:
-    """Refuse what would be without effect on local files; a column belongs to tables."""
-    if (kind_of(files[0].name) or "text") == "text":
-        refuse_extras(key, "plain text", subset, split, text_column)
-    else:
-        refuse_extras(key, "a local file", subset, split)
 
 
 def _file_digest(file: Path) -> str:
@@ -265,11 +213,3 @@ def _digest_of(file: Path, size: int, changed_ns: int) -> str:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256("\0".join((_FORMAT, *parts)).encode()).hexdigest()
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}" if unit == "MB" else f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .examples import ExampleSource
+from .rows import Example
 
 TAKES = ("end", "random")
 Documents = Callable[[], Iterator[str]]
@@ -114,3 +117,77 @@ def _survey(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
         lengths.append(len(text))
         hashes.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
     return np.array(lengths, dtype=np.int64), np.array(hashes, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class ExampleSplit:
+    """One set's two sides. `duplicates`: examples left out of validation because training holds their prompt."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    duplicates: int
+
+
+def split_examples(
+    sources: Sequence[ExampleSource], *, fraction: float, take: str, require_validation: bool = True
+) -> list[ExampleSplit]:
+    """Return each set's training and validation examples; a prompt stands on one side only, whatever its set.
+
+    take "end": the last `fraction` of each set is for validation, less what training asks too. take "random": the
+    hash of its prompt decides, so neither order nor additions move an example. Of a conversation the prompt is what
+    stands before the first answer. UserError where a side of a set would be empty (with require_validation False:
+    where its training would be).
+    """
+    if take not in TAKES:
+        why = "There is no such way to split"
+        raise UserError(
+            Problem("validation.from", why, value=take, allowed=one_of(TAKES), fix=did_you_mean(take, TAKES))
+        )
+    hashes = [[_hash(example.opening) for example in source.examples] for source in sources]
+    if take == "random":
+        limit = int(fraction * 2**64)
+        held_out = [[value < limit for value in values] for values in hashes]
+    else:
+        held_out = [_last(len(values), fraction) for values in hashes]
+    trained = {
+        value
+        for values, held in zip(hashes, held_out, strict=True)
+        for value, is_held in zip(values, held, strict=True)
+        if not is_held
+    }
+    splits = []
+    for source, values, held in zip(sources, hashes, held_out, strict=True):
+        rows = list(zip(source.examples, values, held, strict=True))
+        train = [example for example, _, is_held in rows if not is_held]
+        validation = [example for example, value, is_held in rows if is_held and value not in trained]
+        splits.append(ExampleSplit(train, validation, len(rows) - len(train) - len(validation)))
+    _require_sides(sources, splits, fraction, require_validation)
+    return splits
+
+
+def _last(size: int, fraction: float) -> list[bool]:
+    kept = size - max(1, round(size * fraction)) if fraction else size
+    return [number >= kept for number in range(size)]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _require_sides(
+    sources: Sequence[ExampleSource], splits: Sequence[ExampleSplit], fraction: float, require_validation: bool
+) -> None:
+    problems = []
+    for source, split in zip(sources, splits, strict=True):
+        size = f"{len(source.examples):,} example{'' if len(source.examples) == 1 else 's'}"
+        if not split.train:
+            why = f"Of the {size} in {source.path} none is left to train on"
+            problems.append(Problem("validation.fraction", why, value=fraction, fix="Give more, or keep fewer."))
+        elif fraction and require_validation and not split.validation:
+            why = f"Of the {size} in {source.path} none is left for validation"
+            if split.duplicates:
+                why += f", after {split.duplicates:,} that training asks too"
+            fix = "Set a larger fraction, give more examples, or set fraction: 0."
+            problems.append(Problem("validation.fraction", why, value=fraction, fix=fix))
+    if problems:
+        raise UserError(*problems)

@@ -12,13 +12,10 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 
-from .columns import pick_column, string_columns
-from .paths import find_files
-from .pieces import text_pieces
-from .readers import START, Reader, kind_of
-from .sources import describe_files, refuse_local_extras, sniff
+from .formats import pick_column, string_columns
+from .paths import SNIFFED_ROWS, describe_files, find_files, refuse_local_extras, sniff
+from .readers import START, Reader, kind_of, text_pieces
 
-_SNIFFED_ROWS = 20
 _HEAD_CHARACTERS = 4_000_000
 
 
@@ -184,13 +181,13 @@ def _position(file: int, place: tuple[int, int]) -> Position:
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: str | None) -> TextStream:
-    from .hub import hub_errors, stream_hub
+    from .hub_datasets import hub_errors, stream_hub
 
     rows = stream_hub(path, subset=subset, split=split, key=key)
     # Before the first row is read, so that the start can be gone back to.
     start = rows.state_dict()
     with hub_errors(path, subset, split, key):
-        sample = list(islice(rows, _SNIFFED_ROWS))
+        sample = list(islice(rows, SNIFFED_ROWS))
     names = list(dict.fromkeys(name for row in sample for name in row))
     column = pick_column(key, path, names, string_columns(names, sample), sample, text_column)
     where = ", ".join(([f"subset {subset}"] if subset else []) + [f"split {split}"])

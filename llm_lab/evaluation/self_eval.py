@@ -82,7 +82,7 @@ def own_scorer(
         return None
     held_out, sets = [], []
     if score.path is None:
-        from llm_lab.data.examples import split_examples
+        from llm_lab.data.split import split_examples
         from llm_lab.training.finetune import read_sets
 
         sets = read_sets(recipe, KINDS[recipe.stage])

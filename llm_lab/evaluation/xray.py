@@ -7,7 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from llm_lab.data.examples import Example, ExampleSource, open_examples, split_examples
+from llm_lab.data.examples import Example, ExampleSource, open_examples
+from llm_lab.data.split import split_examples
 from llm_lab.errors import UserError
 from llm_lab.hf.chat_templates import apply_chat_template_choice
 from llm_lab.hf.conversations import (

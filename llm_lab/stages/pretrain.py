@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llm_lab.data.block_stream import StreamTokens, prepare_stream
-from llm_lab.data.blocks import TokenSet, default_cache_dir, prepare_tokens
-from llm_lab.data.encoding import tokenizer_fingerprint
+from llm_lab.data.block_dataset import StreamTokens, prepare_stream
+from llm_lab.data.encoding import TokenSet, default_cache_dir, prepare_tokens, tokenizer_fingerprint
 from llm_lab.data.paths import hub_mark
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.split import split_documents

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from llm_lab.data.examples import Example, build_example_mix
+from llm_lab.data.examples import Example
+from llm_lab.data.mixing import build_example_mix
 from llm_lab.errors import Problem, UserError
 from llm_lab.evaluation.samples import talk_measures
 from llm_lab.evaluation.score import columns_of

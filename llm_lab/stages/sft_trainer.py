@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from trl import SFTConfig, SFTTrainer
 
-from llm_lab.data.examples import ExampleMix
+from llm_lab.data.mixing import ExampleMix
 from llm_lab.evaluation.score import generating
 from llm_lab.hf.conversations import IGNORED, Encoded
 from llm_lab.training.measure import autocast

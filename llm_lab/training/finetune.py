@@ -8,15 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_lab.data.examples import (
-    Example,
-    ExampleMix,
-    ExampleSource,
-    build_example_mix,
-    open_examples,
-    split_examples,
-)
+from llm_lab.data.examples import Example, ExampleSource, open_examples
+from llm_lab.data.mixing import ExampleMix, build_example_mix
 from llm_lab.data.paths import hub_mark
+from llm_lab.data.split import split_examples
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted
 from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for

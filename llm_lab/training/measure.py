@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from llm_lab.data.dataset import validation_blocks
+from llm_lab.data.block_dataset import validation_blocks
 
 from .cross_entropy import head_for_pieces, summed_cross_entropy
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from llm_lab.data.examples import ExampleMix
+from llm_lab.data.mixing import ExampleMix
 
 
 def dataset_in_order(order: ExampleMix, row_of: Callable[[Any], Mapping[str, Any]] = lambda row: row) -> Dataset:

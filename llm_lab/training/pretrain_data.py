@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from llm_lab.data.block_stream import BlockStream, StreamTokens
-from llm_lab.data.dataset import BlockDataset
+from llm_lab.data.block_dataset import BlockDataset, BlockStream, StreamTokens
 from llm_lab.data.mixing import build_schedule
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning

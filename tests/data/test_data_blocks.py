@@ -14,9 +14,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm_lab.data import blocks, encoding
-from llm_lab.data.blocks import default_cache_dir, prepare_tokens, tokenizer_fingerprint
+from llm_lab.data import encoding
 from llm_lab.data.builtin import builtin_documents
+from llm_lab.data.encoding import default_cache_dir, prepare_tokens, tokenizer_fingerprint
 from llm_lab.data.sources import open_source
 from llm_lab.errors import MachineError, UserError
 
@@ -327,7 +327,7 @@ def test_a_disk_that_takes_no_more_is_told(tokenizer, monkeypatch, number, said)
         raise OSError(number, os.strerror(number))
 
     Path("a.txt").write_text("some text to keep " * 10)
-    monkeypatch.setattr(blocks, "_sync", fail)
+    monkeypatch.setattr(encoding, "_sync", fail)
     with pytest.raises(MachineError) as caught:
         prepare("a.txt", tokenizer)
     assert str(caught.value).startswith(said)

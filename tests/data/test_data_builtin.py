@@ -6,8 +6,7 @@ import re
 import pytest
 
 from llm_lab.data.builtin import BUILTIN, BUILTIN_VERSION, builtin_documents
-from llm_lab.data.story_plots import PLOTS
-from llm_lab.data.story_world import Draw, Story
+from llm_lab.data.stories import PLOTS, Draw, Story
 
 
 @pytest.fixture(scope="module")

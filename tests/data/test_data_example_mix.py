@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_lab.data.examples import build_example_mix, open_examples, split_examples
+from llm_lab.data.examples import open_examples
+from llm_lab.data.mixing import build_example_mix
+from llm_lab.data.split import split_examples
 from llm_lab.errors import UserError
 
 

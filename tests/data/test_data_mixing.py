@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lab.data.dataset import BlockDataset, validation_blocks
+from llm_lab.data.block_dataset import BlockDataset, validation_blocks
 from llm_lab.data.mixing import build_schedule
 from llm_lab.errors import UserError
 

@@ -231,7 +231,7 @@ def test_a_mistyped_folder_is_guessed():
 
 @pytest.mark.parametrize("path", ["./x", "../x/y", "~/no-such-file", "a/b/c", "x.jsonl", "x/", "/no/such"])
 def test_what_looks_like_a_local_path_never_asks_the_hub(path, monkeypatch):
-    monkeypatch.setattr("llm_lab.data.hub.load_hub", None)
+    monkeypatch.setattr("llm_lab.data.hub_datasets.load_hub", None)
     assert "There is no" in refusal(path)
 
 

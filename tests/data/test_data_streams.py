@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lab.data import block_stream, pieces
-from llm_lab.data.block_stream import BlockStream, prepare_stream
-from llm_lab.data.dataset import BlockDataset
+from llm_lab.data import block_dataset, readers
+from llm_lab.data.block_dataset import BlockDataset, BlockStream, prepare_stream
 from llm_lab.data.mixing import build_schedule
 from llm_lab.data.sources import look_at_source, open_source
 from llm_lab.data.streams import hold_out, open_stream
@@ -106,7 +105,7 @@ def test_blocks_are_the_tokens_in_order_epoch_after_epoch(stream):
 
 
 def test_a_stream_goes_on_at_any_block_as_if_it_had_not_stopped(stream, monkeypatch):
-    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 300)
+    monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 300)
     source = hold_out(stream, 20)
     whole = blocks_of(source, 700)
     reading = BlockStream(source, TOKENIZER, max_length=16)
@@ -123,7 +122,7 @@ def test_a_stream_goes_on_at_any_block_as_if_it_had_not_stopped(stream, monkeypa
 
 
 def test_going_on_reads_nothing_of_what_lies_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 300)
+    monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 300)
     source = hold_out(open_stream(write("parquet", tmp_path / "set")), 0)
     reading = BlockStream(source, TOKENIZER, max_length=16)
     late = len(tokens_of(DOCUMENTS)) // 16 - 4
@@ -165,7 +164,7 @@ def test_no_validation_document_is_ever_trained_on(tmp_path_factory, documents, 
             blocks_of(source, 1, max_length=4)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block_stream, "CHUNK_CHARACTERS", chunk)
+        patch.setattr(block_dataset, "CHUNK_CHARACTERS", chunk)
         reading = BlockStream(source, TOKENIZER, max_length=4)
         found = [reading.block(k).tolist() for k in range(stop_at)]
         state = reading.state(stop_at)
@@ -176,7 +175,7 @@ def test_no_validation_document_is_ever_trained_on(tmp_path_factory, documents, 
 
 
 def test_a_long_text_is_read_in_pieces_that_add_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 64)
+    monkeypatch.setattr(readers, "_PIECE_BYTES", 64)
     text = "\ufefföne line of the text\n\nand another\n  indented ünd länger " * 40
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text("x" * 300)
@@ -192,7 +191,7 @@ def test_a_long_text_is_read_in_pieces_that_add_up(tmp_path, monkeypatch):
 
 
 def test_little_is_read_ahead_of_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     source = hold_out(open_stream(write("jsonl", tmp_path / "set", DOCUMENTS * 20)), 0)
     reading = BlockStream(source, TOKENIZER, max_length=16)
     for k in range(200):
@@ -218,7 +217,7 @@ def test_epochs_are_counted_and_the_end_is_found(tmp_path):
 
 
 def test_a_stream_is_read_forwards_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     reading = BlockStream(hold_out(open_stream(write("jsonl", tmp_path / "set")), 0), TOKENIZER, max_length=16)
     reading.block(300)
     with pytest.raises(IndexError, match="forwards"):

@@ -321,7 +321,7 @@ def test_dpo_log_probabilities_are_sums_over_the_answer(monkeypatch):
     monkeypatch.setattr(dpo, "encode", watched)
     recipe = post_recipe("dpo", **{"train.max_steps": 1, "train.eval_steps": 1, "train.save_steps": 1})
     run(recipe)
-    from llm_lab.data.examples import build_example_mix
+    from llm_lab.data.mixing import build_example_mix
 
     row = next(row for row in RunFolder(Path("checkpoints/dpo")).metrics() if "loss" in row)
     order = build_example_mix([seen["pairs"]], [1.0], num_samples=4, seed=1337)
@@ -359,7 +359,9 @@ def test_gradient_accumulation_of_4_times_1_equals_1_times_4():
 def test_the_first_loss_is_the_cross_entropy_of_the_assistants_tokens():
     from torch.nn import functional as F
 
-    from llm_lab.data.examples import build_example_mix, open_examples, split_examples
+    from llm_lab.data.examples import open_examples
+    from llm_lab.data.mixing import build_example_mix
+    from llm_lab.data.split import split_examples
     from llm_lab.hf.chat_templates import apply_chat_template_choice
     from llm_lab.hf.conversations import encode_conversation
     from llm_lab.hf.load import load_model

@@ -13,8 +13,8 @@ from conftest import tiny_recipe, write_text
 from support.pretrain_runs import losses, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_lab.data.blocks import default_cache_dir
 from llm_lab.data.builtin import builtin_documents
+from llm_lab.data.encoding import default_cache_dir
 from llm_lab.errors import UserError
 from llm_lab.events import ignore
 from llm_lab.hf.tokenizers import make_byte_tokenizer

@@ -32,7 +32,9 @@ def test_it_learns_a_toy_preference_and_what_it_saves_scores_alike(tmp_path, par
 
 def test_the_first_loss_is_minus_log_sigmoid_of_the_margin_at_the_last_real_tokens(tmp_path):
     """By hand, pair by pair without padding, from the hidden states: what TRL's trainer logs for the first step."""
-    from llm_lab.data.examples import build_example_mix, open_examples, split_examples
+    from llm_lab.data.examples import open_examples
+    from llm_lab.data.mixing import build_example_mix
+    from llm_lab.data.split import split_examples
     from llm_lab.events import ignore
     from llm_lab.rewards.models import RewardModel
     from llm_lab.stages.reward import build
@@ -68,7 +70,8 @@ def test_the_first_loss_is_minus_log_sigmoid_of_the_margin_at_the_last_real_toke
 
 def assert_loaded_model_says_the_same(folder, data, result):
     """The evaluation's numbers come out of the saved model, loaded as a reward model, one text at a time."""
-    from llm_lab.data.examples import open_examples, split_examples
+    from llm_lab.data.examples import open_examples
+    from llm_lab.data.split import split_examples
 
     held_out = split_examples([open_examples(data, kind="preference")], fraction=0.2, take="random")[0].validation
     judge = load_reward_model(folder.model_path, batch_size=1)

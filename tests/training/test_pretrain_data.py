@@ -12,8 +12,8 @@ from conftest import tiny_recipe, write_text
 from support.listeners import Handlers
 from support.pretrain_runs import losses, start, wait_until, weights
 
-from llm_lab.data import block_stream
-from llm_lab.data.block_stream import BlockStream
+from llm_lab.data import block_dataset
+from llm_lab.data.block_dataset import BlockStream
 from llm_lab.errors import UserError
 from llm_lab.optim.schedule import factor_of
 from llm_lab.runner import run
@@ -82,7 +82,7 @@ def test_a_stream_trains_in_its_share_beside_a_set():
 
 
 def test_resume_in_the_middle_of_a_stream_is_bitwise(monkeypatch):
-    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     raw = streamed(
         **{
             "model.dropout": 0.1,
@@ -265,7 +265,7 @@ def test_the_report_says_how_often_a_stream_was_read():
 
 def test_training_is_not_starved_by_a_stream(monkeypatch):
     """The next chunk is made while steps are computed: blocks are there before they are asked for."""
-    monkeypatch.setattr(block_stream, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     seen = []
     original = BlockStream.block
 
