@@ -93,7 +93,7 @@ def _read_tokens(recipe: Mapping[str, Any]) -> Any:
 
 def _write_config(name: str, values: Mapping[str, Any]) -> Path:
     """Write a design of the wizard as configs/models/<name>/config.json."""
-    from llm_lab.hf.design import write_design
+    from llm_lab.hf.load import write_design
 
     return write_design(Path("configs/models") / name, values)
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.hf.adapter import is_adapter, read_adapter, require_base
-from llm_lab.hf.adapter_off import require_switch
-from llm_lab.hf.load import read_config, require_writer
+from llm_lab.hf.load import read_config, require_switch, require_writer
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.schema import StageRecipe

@@ -15,8 +15,7 @@ from llm_lab.chat.session import ChatSession
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, Progress, ignore
 from llm_lab.hf.adapter import weights_digest
-from llm_lab.hf.adapter_off import switch_adapter_off
-from llm_lab.hf.load import context_of, quiet_libraries
+from llm_lab.hf.load import context_of, quiet_libraries, switch_adapter_off
 from llm_lab.runs.comparison import Compared, Comparison
 from llm_lab.runs.evaluations import data_of, flat_results, numbers_of
 from llm_lab.runs.folder import now

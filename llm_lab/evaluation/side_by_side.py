@@ -12,7 +12,7 @@ from llm_lab.chat.session import ChatSession
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter
-from llm_lab.hf.adapter_off import switch_adapter_off
+from llm_lab.hf.load import switch_adapter_off
 from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.runs.folder import find_checkpoint
 

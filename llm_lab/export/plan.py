@@ -12,7 +12,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.parameters import shape_at
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import quiet_libraries, read_config, require_writer
-from llm_lab.hf.native import lab_config, native_config
+from llm_lab.hf.save import lab_config, native_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.native import Loads, what_loads
 from llm_lab.recipe.untrained import gguf_weights

@@ -127,21 +127,6 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def rows_on_disk(base: str | Path) -> int | None:
-    """Return how many tokens a base has rows for, as it is saved; None where it was never saved."""
-    folder = Path(base)
-    if not str(base) or (not folder.is_dir() and str(base).count("/") > 1):
-        return None
-    if is_adapter(folder):
-        adapter = read_adapter(folder)
-        inner = rows_on_disk(adapter.base)
-        rows = [row + 1 for ids in adapter.token_rows.values() for row in ids]
-        return max([*rows, *([inner] if inner else [])], default=None)
-    from .load import read_config
-
-    return read_config(str(base)).get_text_config().vocab_size
-
-
 def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     """Write a PeftModel's trained adapter, the record of its base, generation config and tokenizer.
 
@@ -262,34 +247,3 @@ def _mismatch(adapter: Adapter, key: str, why: str) -> UserError:
     fix = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
     text = f"it does not fit its base {adapter.base}: {why}"
     return UserError(Problem(key, text, value=adapter.folder, fix=fix))
-
-
-def load_adapter(
-    folder: str | Path,
-    *,
-    device: str = "cpu",
-    merge: bool = False,
-    key: str = "adapter",
-    **loading: Any,
-) -> Any:
-    """Load an adapter's base with the adapter attached, or put into it (merge=True).
-
-    A base that is an adapter itself is merged into its own base first. loading: as `load_model` takes them.
-    """
-    from .load import load_model
-
-    adapter = read_adapter(folder, key=key)
-    if adapter.task == "SEQ_CLS":
-        raise UserError(Problem(key, "this is the adapter of a reward model: it scores, and can't talk", value=folder))
-    # Merged on the CPU in float32 where that is asked for: a sum in bf16 would lose most of a small adapter.
-    dtype = loading.pop("dtype", "float32")
-    base = load_model(adapter.base, key=key, merge=True, dtype="float32" if merge else dtype, **loading)
-    model = attach_adapter(base, adapter, key=key)
-    if merge:
-        import torch
-
-        model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
-        # An adapter trained on it finds it here, and not in the base without this one.
-        model.config._name_or_path = model.name_or_path = str(folder)
-        model.requires_grad_(True)  # PEFT leaves the base frozen, and training begins from here
-    return model.to(device).eval()

@@ -9,8 +9,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
-from llm_lab.hf.load import load_model, read_config
-from llm_lab.hf.lora import quantization_4bit, require_4bit
+from llm_lab.hf.load import load_model, quantization_4bit, read_config, require_4bit
 from llm_lab.hf.save import to_native
 from llm_lab.hf.tokenizers import hub_problem
 

@@ -11,7 +11,7 @@ from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.hf.load import quiet_libraries
-from llm_lab.hf.merge import Merged, merge_adapter
+from llm_lab.hf.merging import Merged, merge_adapter
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.training.loop import Result, describe_parent
 

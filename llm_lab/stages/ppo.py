@@ -44,7 +44,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Any:
 
     from llm_lab.hf.chat_templates import resize_for
     from llm_lab.hf.load import checkpoint_activations, load_model
-    from llm_lab.hf.lora import attach_lora
+    from llm_lab.hf.lora_layers import attach_lora
     from llm_lab.rewards.classifier import add_head, load_classifier
 
     from .critic import Critic

@@ -15,8 +15,8 @@ from llm_lab.data.split import split_examples
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted
 from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
-from llm_lab.hf.load import checkpoint_activations, load_model
-from llm_lab.hf.lora import attach_lora, describe_trainable, require_4bit
+from llm_lab.hf.load import checkpoint_activations, load_model, require_4bit
+from llm_lab.hf.lora_layers import attach_lora, describe_trainable
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.optim.schedule import factor_of

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Mistr
 from llm_lab.estimate.parameters import read_config_json, shape_of_config
 from llm_lab.estimate.vocabulary import vocabulary_size
 from llm_lab.hf.load import config_of_parts
-from llm_lab.hf.native import native_config
+from llm_lab.hf.save import native_config
 from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS

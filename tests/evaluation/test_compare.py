@@ -25,8 +25,7 @@ from llm_lab.chat.session import ChatSession, ChatSettings
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.evaluation.compare import compare as compare_models
-from llm_lab.hf.adapter_off import switch_adapter_off
-from llm_lab.hf.load import load_model
+from llm_lab.hf.load import load_model, switch_adapter_off
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.comparison import Answer, Compared, Comparison, as_markdown, best_of, differences, verdict
@@ -336,7 +335,7 @@ def test_an_adapter_switched_off_is_its_base_exactly(models):
 def test_the_switch_gives_the_bases_logits_and_leaves_the_adapter_as_it_was(tied, tmp_path):
     from support.adapters import lora, perturb, save_base, with_chat_tokens
 
-    from llm_lab.hf.lora import attach_lora
+    from llm_lab.hf.lora_layers import attach_lora
     from llm_lab.hf.save import save_model
 
     grown, tokenizer = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))

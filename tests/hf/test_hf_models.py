@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, Lla
 
 from llm_lab.errors import UserError
 from llm_lab.hf.load import build_from_config, load_model, read_config
-from llm_lab.hf.native import lab_config, native_config
-from llm_lab.hf.save import save_model, set_special_tokens, to_native
+from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM

@@ -41,8 +41,8 @@ from llm_lab.errors import MachineError, UserError
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.estimate.parameters import read_config_json, shape_of_config
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import load_model
-from llm_lab.hf.lora import attach_lora, describe_trainable, require_4bit, target_modules
+from llm_lab.hf.load import load_model, require_4bit
+from llm_lab.hf.lora_layers import attach_lora, describe_trainable, target_modules
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
@@ -448,6 +448,6 @@ def test_dropout_of_an_adapter_is_off_where_ratios_are_taken(tmp_path):
 def test_four_bits_are_refused_where_they_can_not_be(monkeypatch):
     with pytest.raises(MachineError, match=r"lora\.load_in_4bit = true: 4 bits need a CUDA GPU.*load_in_4bit=false"):
         require_4bit("cpu")
-    monkeypatch.setattr("llm_lab.hf.lora.find_spec", lambda name: None)
+    monkeypatch.setattr("llm_lab.hf.load.find_spec", lambda name: None)
     with pytest.raises(MachineError, match="bitsandbytes is not installed"):
         require_4bit("cuda")

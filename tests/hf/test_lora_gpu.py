@@ -9,8 +9,8 @@ from support.adapters import ids, lora, save_base, with_chat_tokens
 from llm_lab.estimate.machine import find_machine
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.hf.load import load_model
-from llm_lab.hf.lora import attach_lora, describe_trainable
-from llm_lab.hf.merge import merge_adapter
+from llm_lab.hf.lora_layers import attach_lora, describe_trainable
+from llm_lab.hf.merging import merge_adapter
 from llm_lab.hf.save import save_model
 
 pytestmark = [

@@ -19,8 +19,8 @@ from llm_lab.errors import UserError
 from llm_lab.events import ignore
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.hf.load import load_model
-from llm_lab.hf.lora import attach_lora
-from llm_lab.hf.merge import TOLERANCES, merge_adapter
+from llm_lab.hf.lora_layers import attach_lora
+from llm_lab.hf.merging import TOLERANCES, merge_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification

@@ -10,7 +10,7 @@ from support.adapters import lora, save_base, with_chat_tokens
 
 from llm_lab.events import ignore
 from llm_lab.hf.load import load_model
-from llm_lab.hf.lora import attach_lora, describe_trainable
+from llm_lab.hf.lora_layers import attach_lora, describe_trainable
 from llm_lab.hf.save import save_model
 from llm_lab.optim.build import build_optimizer
 from llm_lab.recipe.schema import AdamW

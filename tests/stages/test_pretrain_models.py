@@ -202,7 +202,7 @@ def test_the_byte_tokenizer_of_a_run_is_the_same_for_all():
 
 
 def test_a_design_brings_the_tokenizer_it_was_made_for(in_tmp_path):
-    from llm_lab.hf.design import write_design
+    from llm_lab.hf.load import write_design
     from llm_lab.recipe.resolve import resolve
 
     write_text("text.txt")

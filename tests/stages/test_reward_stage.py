@@ -241,7 +241,7 @@ def test_an_adapter_learns_too_and_is_loaded_as_a_reward_model(tmp_path):
 def test_an_adapter_of_a_language_model_is_merged_and_given_a_head(tmp_path):
     from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
     from llm_lab.hf.load import load_model
-    from llm_lab.hf.lora import attach_lora
+    from llm_lab.hf.lora_layers import attach_lora
     from llm_lab.hf.save import save_model
     from llm_lab.recipe.post_training import Lora
     from llm_lab.rewards.classifier import load_classifier

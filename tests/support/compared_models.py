@@ -12,7 +12,7 @@ from support.post_runs import post_recipe
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from llm_lab import run
-from llm_lab.hf.lora import attach_lora
+from llm_lab.hf.lora_layers import attach_lora
 from llm_lab.hf.save import save_model
 
 WORDS = (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.errors import MachineError, Problem, UserError, did_you_mean, one_of
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+
+from .adapter import wrap
+from .load import rows_on_disk
 
 if TYPE_CHECKING:
     from llm_lab.recipe.post_training import Lora
@@ -164,33 +166,6 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def require_4bit(device: str) -> None:
-    """MachineError where a base can't be kept in 4 bits: that takes CUDA and bitsandbytes."""
-    if device != "cuda":
-        why, fix = (
-            "4 bits need a CUDA GPU",
-            "Set lora.load_in_4bit=false: the adapter is the same, the base takes more memory.",
-        )
-    elif find_spec("bitsandbytes") is None:
-        why, fix = "bitsandbytes is not installed", "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false."
-    else:
-        return
-    raise MachineError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
-
-
-def quantization_4bit() -> Any:
-    """Return how QLoRA keeps a base: NF4, its constants quantised too (Dettmers et al., arXiv:2305.14314)."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
 def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable[int] = ()) -> Any:
     """Return the model with a new adapter, a PeftModel: the adapter is trained, the rest is frozen.
 
@@ -200,8 +175,6 @@ def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable
     """
     import torch
     from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
-
-    from .adapter import wrap
 
     assert options.dropout is not None, "the plan derives it"
     targets = target_modules(model, options.preset, options.target_modules)
@@ -231,8 +204,6 @@ def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable
 
 def _rows_to_train(model: Any, new_token_ids: Iterable[int], targets: Sequence[str]) -> Any:
     """Return PEFT's trainable_token_indices: of the embeddings, and of the head where it is another matrix."""
-    from .adapter import rows_on_disk
-
     rows = model.get_input_embeddings().weight.shape[0]
     ids = sorted({*new_token_ids, *range(rows_on_disk(model.name_or_path) or rows, rows)})
     if not ids:
