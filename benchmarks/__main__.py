@@ -9,7 +9,8 @@ import argparse
 import subprocess
 from collections.abc import Callable
 
-from . import chatting, gpu, optimizers, reading, shakespeare, start, step
+from . import chatting, optimizers, reading, shakespeare, start, step
+from .gpu import summary
 
 BENCHES: dict[str, Callable[[bool], None]] = {
     "step": step.bench,
@@ -19,7 +20,7 @@ BENCHES: dict[str, Callable[[bool], None]] = {
     "reading": reading.bench,
     "start": start.bench,
     "chat": chatting.bench,
-    "gpu": gpu.bench,
+    "gpu": summary.bench,
 }
 
 

@@ -62,14 +62,14 @@ def bench_memory(full: bool) -> None:
                 return next_token_loss(model, x, y, "cpu", "float32", head)
 
         cells = [
-            largest_memory(our_loss),
-            largest_memory(lambda model=stock, x=x, y=y: model(input_ids=x, labels=x, shift_labels=y).loss),
-            largest_memory(lambda model=gpt, x=x, y=y: model.loss(x, y)),
+            peak_tensor_bytes(our_loss),
+            peak_tensor_bytes(lambda model=stock, x=x, y=y: model(input_ids=x, labels=x, shift_labels=y).loss),
+            peak_tensor_bytes(lambda model=gpt, x=x, y=y: model.loss(x, y)),
         ]
         print(f"| {tokens:,} × {vocabulary:,} | " + " | ".join(f"{cell / 2**20:,.1f} MiB" for cell in cells) + " |")
 
 
-def largest_memory(loss_of: Callable[[], Any]) -> int:
+def peak_tensor_bytes(loss_of: Callable[[], Any]) -> int:
     """Return the most bytes of tensors that stood at once while a loss and its gradients were made."""
     import torch
 

@@ -1,49 +1,125 @@
-"""The benchmarks: each can be run by anyone, and says what it could not measure."""
+"""The benchmarks: everyone can run them, and they say what they could not measure."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from support.tiny_models import tiny_model
 
 from benchmarks import shakespeare, step
 from benchmarks.__main__ import BENCHES
 from benchmarks.candidates import NAMES, VOCABULARY, llama_config
 from benchmarks.gpt import Gpt
+from benchmarks.gpu import outside_loss, pytest_failures
+from benchmarks.gpu.muon_resume import resumes_exactly
+from benchmarks.gpu.training_step import Variant, change_step
 from llm_lab.estimate.machine import find_machine
+from llm_lab.model import modeling_lab
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU_SCRIPTS = ("attention_kernels", "cuda", "generation", "muon_resume", "peak", "training_step")
+without_gpu = pytest.mark.skipif(find_machine().cuda_problem is None, reason="this machine has a GPU")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_an_unknown_benchmark_is_told_with_those_there_are():
+def test_an_unknown_benchmark_is_refused_with_a_list_of_all():
     done = command("benchmarks", "stepp")
     assert done.returncode == 2
     assert "stepp" in done.stderr
     assert all(name in done.stderr for name in BENCHES)
 
 
-@pytest.mark.skipif(find_machine().cuda_problem is None, reason="there is a GPU to measure")
-def test_without_a_gpu_its_part_says_that_it_was_not_measured():
+@without_gpu
+def test_without_a_gpu_the_gpu_benchmark_says_that_it_was_not_measured():
     done = command("benchmarks", "gpu")
     assert done.returncode == 0
     assert "not measured" in done.stdout
     assert "torch" in done.stdout.splitlines()[0]
 
 
-def test_without_the_text_shakespeare_says_that_it_was_not_measured(monkeypatch, capsys):
+@without_gpu
+@pytest.mark.parametrize("name", GPU_SCRIPTS)
+def test_without_a_gpu_each_gpu_script_exits_with_one_line(name, monkeypatch, capsys):
+    script = importlib.import_module(f"benchmarks.gpu.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "baseline"])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 3
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("GPU: not measured (")
+    assert output.err.count("\n") == 1
+
+
+@without_gpu
+def test_without_a_gpu_the_gpu_session_exits_with_one_line(tmp_path):
+    environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable, "WHEELS": ""}
+    script = ["bash", "benchmarks/gpu/run.sh"]
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert (done.stdout + done.stderr).startswith("GPU: not measured (")
+    assert (done.stdout + done.stderr).count("\n") == 1
+
+
+def test_the_gpu_session_runs_every_gpu_script_and_the_readme_describes_it():
+    for text in ((ROOT / "benchmarks/gpu" / file).read_text() for file in ("run.sh", "README.md")):
+        assert all(name in text for name in GPU_SCRIPTS if name != "cuda")
+
+
+def test_the_loss_outside_the_graph_equals_the_plain_loss_with_its_gradients(monkeypatch):
+    monkeypatch.setattr(outside_loss, "CHUNK_BYTES", 4 * 50 * 16)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=False)
+    hidden = torch.randn(40, 8, requires_grad=True)
+    labels = torch.randint(0, 50, (40,))
+    labels[::7] = -100
+    plain = torch.nn.functional.cross_entropy(head(hidden), labels)
+    expected = torch.autograd.grad(plain, (hidden, head.weight))
+    loss = outside_loss.outside_loss(hidden, head, labels)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(torch.autograd.grad(loss, (hidden, head.weight)), expected)
+
+
+def test_a_training_step_without_a_mask_computes_the_same(monkeypatch):
+    model = tiny_model().eval()
+    ids = torch.arange(12)[None]
+    with_mask = model(ids, use_cache=False).logits
+    # Registers the original for the end of this test; the next line replaces it.
+    monkeypatch.setattr(modeling_lab, "create_causal_mask", modeling_lab.create_causal_mask)
+    change_step(Variant(no_mask=True))
+    torch.testing.assert_close(model(ids, use_cache=False).logits, with_mask)
+
+
+def test_muon_makes_the_same_step_after_its_state_was_saved_and_loaded():
+    assert resumes_exactly("cpu")
+
+
+def test_failures_of_gpu_tests_are_written_as_they_happen(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILURES", str(tmp_path / "failures.txt"))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    for failed in (True, False):
+        report = SimpleNamespace(failed=failed, nodeid=f"test_{failed}", when="call", longreprtext="out of memory")
+        pytest_failures.pytest_runtest_logreport(report)
+    assert (tmp_path / "failures.txt").read_text() == "=== test_True (call)\nout of memory\n\n"
+
+
+def test_without_its_text_the_shakespeare_benchmark_says_that_it_was_not_measured(monkeypatch, capsys):
     monkeypatch.setattr(shakespeare, "find_text", lambda: None)
     shakespeare.bench(False)
     assert "Not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_contender_trains_and_tells_time_and_memory(name):
+def test_each_implementation_trains_and_reports_time_and_memory(name):
     done = command("benchmarks.candidates", name, "40")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -53,7 +129,7 @@ def test_every_contender_trains_and_tells_time_and_memory(name):
     assert found["parameters"] == pytest.approx(800_000, rel=0.06)
 
 
-def test_the_gpt_of_the_comparison_sees_no_later_token_and_learns():
+def test_the_gpt_of_the_comparison_is_causal_and_learns():
     torch.manual_seed(0)
     model = Gpt(61, 16, 2, 32, 2)
     ids = torch.randint(0, 61, (4, 17))
@@ -72,7 +148,7 @@ def test_the_gpt_of_the_comparison_sees_no_later_token_and_learns():
     assert model.loss(x, y).item() < first - 0.5
 
 
-def test_our_training_step_holds_no_more_tensors_than_the_librarys():
+def test_our_training_step_needs_no_more_memory_than_the_library():
     from transformers import LlamaForCausalLM
 
     from llm_lab.hf.load import build_from_config
@@ -83,6 +159,6 @@ def test_our_training_step_holds_no_more_tensors_than_the_librarys():
     x, y = ids[:, :-1], ids[:, 1:].contiguous()
     ours, stock = build_from_config(llama_config()).train(), LlamaForCausalLM(llama_config()).train()
     speed_up_products(ours, "AMD")
-    mine = step.largest_memory(lambda: next_token_loss(ours, x, y, "cpu", "float32"))
-    theirs = step.largest_memory(lambda: stock(input_ids=x, labels=x, shift_labels=y).loss)
-    assert mine <= 1.01 * theirs
+    our_bytes = step.peak_tensor_bytes(lambda: next_token_loss(ours, x, y, "cpu", "float32"))
+    their_bytes = step.peak_tensor_bytes(lambda: stock(input_ids=x, labels=x, shift_labels=y).loss)
+    assert our_bytes <= 1.01 * their_bytes
