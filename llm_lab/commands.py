@@ -129,7 +129,7 @@ def xray_recipe(arguments: argparse.Namespace) -> int:
     from llm_lab.hf.load import quiet_libraries
 
     quiet_libraries()
-    print_xray(xray_stages([resolved.recipe for resolved in job.stages], specimens=arguments.examples))
+    print_xray(xray_stages([resolved.recipe for resolved in job.stages], examples=arguments.examples))
     return DONE
 
 

@@ -132,13 +132,13 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     """Look whether data, prompts to score on and rewards are there; returns problems and remarks."""
     from llm_lab.data.examples import default_split, look_at_examples
     from llm_lab.data.sources import look_at_source
-    from llm_lab.evaluation.own_run import require_own
+    from llm_lab.evaluation.self_eval import require_own_data
     from llm_lab.rewards.build import check_files
 
     recipe = resolved.recipe
     looks = []
     if recipe.stage == "eval" and measures_itself(resolved.values) and Path(recipe.model.checkpoint).exists():
-        looks.append(lambda: require_own(str(find_model(recipe.model.checkpoint))))
+        looks.append(lambda: require_own_data(str(find_model(recipe.model.checkpoint))))
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if recipe.stage in ("pretrain", "eval"):

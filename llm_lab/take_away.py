@@ -230,7 +230,7 @@ def start_replay(
     say_wait(f"Reading the line of {checkpoint} ...")
     composed = compose(checkpoint, name=name, digest_of=weights_digest)
     job, _ = check(composed.recipe)
-    from llm_lab.evaluation.fingerprints import changed_data
+    from llm_lab.evaluation.self_eval import changed_data
 
     changed = [
         f"{run.path}: {told}"

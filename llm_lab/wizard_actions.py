@@ -88,7 +88,7 @@ def _read_tokens(recipe: Mapping[str, Any]) -> Any:
     from llm_lab.recipe.resolve import resolve
 
     quiet_libraries()
-    return xray_stages([resolve(recipe).recipe], specimens=1)
+    return xray_stages([resolve(recipe).recipe], examples=1)
 
 
 def _write_config(name: str, values: Mapping[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""Who is compared: found and looked at before any of them is loaded."""
+"""The models of a comparison: found and checked before any of them is loaded."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.schema import StageRecipe
 from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_judge, list_runs, run_of
 
-from .own_run import read_run
+from .self_eval import read_run
 
-JUDGE = "it is a reward model: it scores answers and writes none"
+NO_GENERATION = "a reward model can't generate text"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One that is asked. folder: of its weights, or a name on the Hub; numbers: what its run says of this step."""
+    """A model to compare. folder: of its weights, or a Hub name; numbers: its losses from the run's metrics."""
 
     name: str
     folder: str
@@ -33,9 +33,9 @@ class Candidate:
 
 
 def find_candidates(names: Sequence[str], *, adapter_off: bool = False) -> list[Candidate]:
-    """Return the models that names mean. UserError with all that is wrong with them.
+    """Return the models with these names. Raises UserError with the problems of all of them.
 
-    adapter_off: after each adapter, its base without it.
+    adapter_off: after each adapter, add its base model without it.
     """
     found: list[Candidate] = []
     problems: list[Any] = []
@@ -49,35 +49,35 @@ def find_candidates(names: Sequence[str], *, adapter_off: bool = False) -> list[
             problems += error.problems
             continue
         if any(candidate.folder == folder for candidate in found):
-            problems.append(Problem(name, "it is named twice", fix="Name each checkpoint once."))
+            problems.append(Problem(name, "duplicate checkpoint", fix="Name each checkpoint once."))
         found.append(Candidate(name.rstrip("/"), folder))
         if adapter_off and is_adapter(folder):
             found.append(Candidate(f"{name.rstrip('/')}, adapter off", folder, without_adapter=True))
     if problems:
         raise UserError(*problems)
     if adapter_off and not any(candidate.without_adapter for candidate in found):
-        raise UserError(Problem("--adapter-off", "none of these is an adapter", fix="Leave it out."))
+        raise UserError(Problem("--adapter-off", "none of these checkpoints is an adapter", fix="Remove it."))
     if len(found) < 2:
         fixes = [
             "Name a second checkpoint",
-            *(["--adapter-off for its base without it"] if is_adapter(found[0].folder) else []),
-            "--steps for all checkpoints of its run",
+            *(["use --adapter-off to add its base model"] if is_adapter(found[0].folder) else []),
+            "use --steps to compare all checkpoints of its run",
         ]
-        why = "one checkpoint alone can't be compared"
+        why = "a comparison requires at least two models"
         raise UserError(Problem(names[0], why, fix=", or ".join(fixes)))
     return found
 
 
-def find_contender(name: str) -> Candidate:
-    """Return the model that a name means. UserError where there is none."""
+def find_candidate(name: str) -> Candidate:
+    """Return the model with this name. Raises UserError if there is none."""
     return Candidate(name.rstrip("/"), find_checkpoint(name))
 
 
 def find_steps(name: str) -> tuple[list[Candidate], list[str]]:
-    """Return the checkpoints of a run in the order of its steps, its model last, and remarks on what was not kept.
+    """Return the checkpoints of a run in order, its final model last, and remarks on checkpoints that were deleted.
 
-    Of a pipeline, those of all its stages that write. name: a run, or the folder of a model in it. UserError where
-    there are fewer than two.
+    For a pipeline: the checkpoints of all its stages, without reward models. name: a run, or the folder of a model in
+    it. Raises UserError if there are fewer than two.
     """
     outer = _run_named(name)
     stages = outer.stages() or [outer]
@@ -85,19 +85,19 @@ def find_steps(name: str) -> tuple[list[Candidate], list[str]]:
     remarks: list[str] = []
     for run in stages:
         prefix = f"{run.path.name} " if outer.stages() else ""
-        points = _points(run)
+        points = _checkpoints(run)
         if points and is_judge(points[-1][1]):
             if len(stages) == 1:
-                raise UserError(Problem(name, JUDGE))
+                raise UserError(Problem(name, NO_GENERATION))
             continue
         for step, folder in points:
-            name_of_point = f"{prefix}step {step:,}" if step or not prefix else prefix.strip()  # a merge has no steps
-            found.append(Candidate(name_of_point, str(folder), numbers=_at(run, step)))
-        remarks += _remark(run, len(points), prefix)
+            label = f"{prefix}step {step:,}" if step or not prefix else prefix.strip()  # a merge has no steps
+            found.append(Candidate(label, str(folder), numbers=_losses_at(run, step)))
+        remarks += _deleted_checkpoints(run, len(points), prefix)
     if len(found) < 2:
-        kept = "one checkpoint" if found else "no checkpoint"
+        kept = "only one checkpoint" if found else "no checkpoints"
         fix = "Train it with a smaller train.save_steps and a larger train.save_total_limit."
-        raise UserError(Problem(name, f"there is {kept} of this run: no time to travel through", fix=fix))
+        raise UserError(Problem(name, f"this run has {kept}", fix=fix))
     return found, remarks
 
 
@@ -108,13 +108,13 @@ def _run_named(name: str) -> RunFolder:
             path = run.path
             return RunFolder(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     if given.is_dir():
-        raise UserError(Problem(name, "this is no run of LLM Lab: it has no checkpoints over time"))
-    fix = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` shows what there is."
-    raise UserError(Problem(name, "there is no such run", fix=fix))
+        raise UserError(Problem(name, "this folder is not a run of LLM Lab, so it has no earlier checkpoints"))
+    fix = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` shows all runs."
+    raise UserError(Problem(name, "no such run", fix=fix))
 
 
-def _points(run: RunFolder) -> list[tuple[int, Path]]:
-    """Return (step, folder) of what a run kept; its model stands for the checkpoint of its last step."""
+def _checkpoints(run: RunFolder) -> list[tuple[int, Path]]:
+    """Return (step, folder) of each checkpoint of a run; the last one is its final model."""
     points = run.checkpoints()
     model = run.model_path
     if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
@@ -123,8 +123,8 @@ def _points(run: RunFolder) -> list[tuple[int, Path]]:
     return points
 
 
-def _at(run: RunFolder, step: int) -> dict[str, float]:
-    """Return a run's losses at a step: in training the last that was written up to it, in validation at it."""
+def _losses_at(run: RunFolder, step: int) -> dict[str, float]:
+    """Return the last training loss logged up to a step, and the validation loss at it."""
     numbers: dict[str, float] = {}
     for row in run.metrics():
         if "loss" in row and row["step"] <= step:
@@ -134,8 +134,8 @@ def _at(run: RunFolder, step: int) -> dict[str, float]:
     return numbers
 
 
-def _remark(run: RunFolder, kept: int, prefix: str) -> list[str]:
-    """Say how to keep more, where a run has saved more checkpoints than are left."""
+def _deleted_checkpoints(run: RunFolder, kept: int, prefix: str) -> list[str]:
+    """Return a remark on how to keep all checkpoints, if some were deleted."""
     try:
         train = read_recipe_file(run.recipe_path).get("train") or {}
         last, every = int(run.facts().get("results", {}).get("step", 0)), int(train["save_steps"])
@@ -145,19 +145,19 @@ def _remark(run: RunFolder, kept: int, prefix: str) -> list[str]:
     if saved <= kept:
         return []
     limit = train.get("save_total_limit")
-    told = f"{prefix or 'The run '}kept the last {kept} of {saved} checkpoints (train.save_total_limit={limit})"
-    return [f"{told}; with train.save_total_limit={saved} it keeps them all."]
+    text = f"{prefix or 'The run '}kept the last {kept} of {saved} checkpoints (train.save_total_limit={limit})"
+    return [f"{text}; set train.save_total_limit={saved} to keep them all."]
 
 
 def require_loadable(candidates: Sequence[Candidate], *, trust_remote_code: bool = False) -> None:
-    """Look at all files before any model is loaded for minutes. UserError with everything that is wrong."""
+    """Check the files of all models before any is loaded. Raises UserError with all problems."""
     problems: list[Any] = []
     for folder in dict.fromkeys(candidate.folder for candidate in candidates):
         try:
             rows = _require_loadable(folder, trust_remote_code)
             tokens = len(load_tokenizer(folder, trust_remote_code=trust_remote_code, key="checkpoint"))
             if rows is not None and tokens > rows:
-                why = f"its tokenizer has {tokens:,} tokens and the model knows {rows:,}: it is another model's"
+                why = f"its tokenizer has {tokens:,} tokens, but the model has {rows:,}: it belongs to another model"
                 problems.append(Problem(folder, why))
         except LabError as error:
             problems += error.problems
@@ -166,14 +166,14 @@ def require_loadable(candidates: Sequence[Candidate], *, trust_remote_code: bool
 
 
 def _require_loadable(folder: str, trust_remote_code: bool) -> int | None:
-    """Look at one; returns how many tokens a whole model knows."""
+    """Check one model; return its vocabulary size, or None for an adapter."""
     path = Path(folder)
     if is_judge(path):
-        raise UserError(Problem(folder, JUDGE, fix="Judge answers with it: score.rewards in a recipe."))
+        raise UserError(Problem(folder, NO_GENERATION, fix="Use it to score answers: score.rewards in a recipe."))
     if is_adapter(path):
         adapter = read_adapter(path, key="checkpoint")
         require_base(adapter, key="checkpoint")
-        _require_whole([path / "adapter_model.safetensors"])
+        _require_readable([path / "adapter_model.safetensors"])
         _require_loadable(adapter.base, trust_remote_code)
         return None
     config = read_config(folder, key="checkpoint", trust_remote_code=trust_remote_code)
@@ -189,16 +189,16 @@ def _require_weights(path: Path) -> None:
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError):
-            raise UserError(Problem(str(index), "this list of weights is broken")) from None
-        _require_whole([path / name for name in sorted(names)])
+            raise UserError(Problem(str(index), "this weights index is not valid")) from None
+        _require_readable([path / name for name in sorted(names)])
     elif files := sorted(path.glob("*.safetensors")):
-        _require_whole(files)
+        _require_readable(files)
     elif not list(path.glob("pytorch_model*.bin")):
-        raise UserError(Problem(str(path), "it holds no weights: it is a design, or a copy that is not whole"))
+        raise UserError(Problem(str(path), "the folder has no weights: it is a config alone, or an incomplete copy"))
 
 
-def _require_whole(files: Sequence[Path]) -> None:
-    """Read the heads of files of weights: they say how long the files must be."""
+def _require_readable(files: Sequence[Path]) -> None:
+    """Read the headers of weight files, which also detects truncated files."""
     from safetensors import SafetensorError, safe_open
 
     for file in files:
@@ -206,13 +206,13 @@ def _require_whole(files: Sequence[Path]) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except FileNotFoundError:
-            raise UserError(Problem(str(file), "this file of its weights is missing")) from None
+            raise UserError(Problem(str(file), "this weights file is missing")) from None
         except SafetensorError as error:
-            raise UserError(Problem(str(file), f"this file of weights is broken: {error}")) from None
+            raise UserError(Problem(str(file), f"this weights file is damaged: {error}")) from None
 
 
 def run_and_recipe(candidate: Candidate) -> tuple[RunFolder, StageRecipe] | None:
-    """Return the run that trained a candidate, with its recipe; None where there is none that can be read."""
+    """Return the run that trained a model, and its recipe; None if there is no readable one."""
     try:
         return read_run(candidate.folder)
     except (LabError, OSError):
@@ -220,20 +220,20 @@ def run_and_recipe(candidate: Candidate) -> tuple[RunFolder, StageRecipe] | None
 
 
 def prompts_of_runs(candidates: Sequence[Candidate], *, empty: bool) -> tuple[tuple[str, ...], str]:
-    """Return what a candidate's own run asks at its evaluations, and where it stands; () where none does.
+    """Return the sample prompts of the first model's run that has some, and their source; () if none has.
 
-    empty: whether all can begin a text from nothing.
+    empty: whether empty prompts are allowed.
     """
     for candidate in candidates:
         found = run_and_recipe(candidate)
-        prompts = tuple(text for text in _samples(found[0]) if text or empty) if found else ()
-        if prompts:
+        prompts = tuple(text for text in _sample_prompts(found[0]) if text or empty) if found else ()
+        if found and prompts:
             return prompts, f"the sample prompts of {found[0].path}"
     return (), ""
 
 
-def _samples(run: RunFolder) -> Iterator[str]:
-    """Yield the prompts that a run's last samples answer."""
+def _sample_prompts(run: RunFolder) -> Iterator[str]:
+    """Yield the prompts of a run's last samples."""
     try:
         text = run.samples_path.read_text(encoding="utf-8")
     except OSError:
@@ -244,11 +244,11 @@ def _samples(run: RunFolder) -> Iterator[str]:
 
 
 def rewards_of_runs(candidates: Sequence[Candidate]) -> tuple[list[dict[str, Any]], str]:
-    """Return the reward terms that a candidate's own run scores with, and which run that is; [] where none does."""
+    """Return the reward terms of the first model's run that scores prompts, and that run; [] if none does."""
     for candidate in candidates:
         found = run_and_recipe(candidate)
         score = getattr(found[1], "score", None) if found else None
         terms = [term.model_dump(exclude_none=True) for term in score.rewards or ()] if score else []
-        if terms and not any("python" in term for term in terms):  # files are run where a recipe is, not here
+        if found and terms and not any("python" in term for term in terms):  # user code runs only for its own recipe
             return terms, str(found[0].path)
     return [], ""

@@ -1,10 +1,12 @@
-"""Several models asked the same, and measured on the same texts, one after another."""
+"""Several models asked the same prompts and measured on the same texts, one after another."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -12,27 +14,36 @@ import torch
 
 from llm_lab.chat.decoding import ChatSettings
 from llm_lab.chat.session import ChatSession
+from llm_lab.data.rows import Example
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, Progress, ignore
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.load import context_of, quiet_libraries, switch_adapter_off
-from llm_lab.runs.comparison import Compared, Comparison
+from llm_lab.recipe.scoring import Score
+from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.runs.evaluations import data_of, flat_results, numbers_of
 from llm_lab.runs.folder import now
 from llm_lab.runs.report import keep_evaluation
 
-from .answers import ReferenceAnswers, agreement, answer_example, describe_drawing, likeliest, release
 from .candidates import Candidate, find_candidates, find_steps, require_loadable
-from .compare_task import Task, prepare
+from .compare_task import Task, prepare_task
 from .perplexity import measure_text, total_of
 from .score import Scorer
 
 Load = Callable[[str], tuple[Any, Any]]  # a folder or a Hub name -> (model, tokenizer)
 SETTINGS = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=128, seed=1337)
-MOST_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
+MAX_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 ROWS = 8
 WARM_UP_TOKENS = 8
-ADAPTERS = ("lora_", "trainable_tokens_", "modules_to_save")  # in the names of their weights
+ADAPTER_WEIGHTS = ("lora_", "trainable_tokens_", "modules_to_save")  # parts of their parameter names
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    """The first model's answers and its top token at each position, which other models are compared with."""
+
+    tokenizer: Any
+    texts: list[tuple[list[int], int, list[int]]]  # (token ids, start of the answer, top tokens)
 
 
 def compare(
@@ -48,51 +59,76 @@ def compare(
     trust_remote_code: bool = False,
     listener: Listener = ignore,
 ) -> Comparison:
-    """Ask several models the same and measure them on the same texts; they are loaded one at a time.
+    """Ask several models the same prompts and measure them on the same texts, loading one at a time.
 
-    names: checkpoints, or with `steps` one run, all of whose checkpoints are asked. prompts: what is asked, else the
-    first of prompt_set, else what their own runs ask. prompt_set: prompts that are answered and scored. data: texts
-    whose loss is measured. adapter_off: after each adapter, its base without it. UserError, before any model is
-    loaded, with what is wrong with all of them.
+    names: checkpoints; with `steps`, one run, all of whose checkpoints are compared. prompts: else the first ones of
+    prompt_set, else the sample prompts of their own runs. prompt_set: prompts that are also scored. data: texts whose
+    loss is measured. adapter_off: after each adapter, its base without it. Raises UserError with all problems before
+    any model is loaded.
     """
-    listener = listener
     quiet_libraries()
     remarks: list[str] = []
     if steps:
         if len(names) != 1 or adapter_off:
-            raise UserError(Problem("--steps", "it takes one run, and shows all its checkpoints"))
+            raise UserError(Problem("--steps", "it requires exactly one run, without --adapter-off"))
         candidates, remarks = find_steps(names[0])
     else:
         candidates = find_candidates(names, adapter_off=adapter_off)
     require_loadable(candidates, trust_remote_code=trust_remote_code)
-    task, more = prepare(candidates, prompts, prompt_set, data, settings, trust_remote_code, steps)
+    task, more = prepare_task(
+        candidates, prompts, prompt_set, data, settings, trust_remote_code=trust_remote_code, over_time=steps
+    )
     remarks += more
     compared: list[Compared] = []
     measured: list[dict[str, Any]] = []
-    seen: ReferenceAnswers | None = None
+    reference: ReferenceAnswers | None = None
     for folder in dict.fromkeys(candidate.folder for candidate in candidates):
         group = [candidate for candidate in candidates if candidate.folder == folder]
-        label, place = f"{group[0].name} ({len(compared) + 1} of {len(candidates)})", (len(compared), len(candidates))
-        listener(Progress(label, *place))
-        found, rows, seen = _ask_group(group, load, task, seen, listener)
-        release()
+        label = f"{group[0].name} ({len(compared) + 1} of {len(candidates)})"
+        listener(Progress(label, len(compared), len(candidates)))
+        found, rows, reference = _compare_group(group, load, task, reference, listener)
+        release_memory()
         compared += found
         measured += rows
     listener(Progress("compared", len(candidates), len(candidates)))
-    same_tokens, more = _look_at(measured)
+    same_tokens, more = _check_texts(measured)
     remarks += more
     return Comparison(
-        prompts=tuple(example.prompt[-1]["content"] for example in task.questions),
+        prompts=tuple(example.prompt[-1]["content"] for example in task.prompts),
         models=tuple(compared),
-        drawn=describe_drawing(settings),
+        drawn=describe_sampling(settings),
         same_tokens=same_tokens,
         over_time=steps,
         remarks=tuple(remarks),
     )
 
 
-def _look_at(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
-    """Return whether all models read the texts as the same tokens, and what is to be said of the texts."""
+def describe_sampling(settings: ChatSettings) -> str:
+    """Return in words how answers are sampled."""
+    limit = f"at most {settings.max_new_tokens:,} tokens"
+    if settings.temperature == 0:
+        return f"greedy (temperature 0), {limit}"
+    seed = "no seed" if settings.seed is None else f"seed {settings.seed} for all"
+    return f"sampled at temperature {settings.temperature:g}, {seed}, {limit}"
+
+
+def collect_answer(session: ChatSession, text: str) -> Answer:
+    """Return a session's whole reply. Raises UserError like `ChatSession.reply`."""
+    reply = "".join(session.reply(text))
+    stats = session.last_stats
+    assert stats is not None  # set by every reply
+    return Answer(reply, stats.tokens, stats.stop)
+
+
+def release_memory() -> None:
+    """Free the memory of models that are no longer referenced."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _check_texts(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
+    """Return whether all models split the texts into the same tokens, and remarks on the texts."""
     remarks, same = [], True
     for path in dict.fromkeys(row["path"] for row in measured):
         rows = [row for row in measured if row["path"] == path]
@@ -100,42 +136,49 @@ def _look_at(measured: Sequence[dict[str, Any]]) -> tuple[bool, list[str]]:
         same &= len(extents) == 1
         if not all(row["whole"] for row in rows):
             most = max(row["tokens"] for row in rows)
-            remarks.append(f"Of {path} the first {most:,} tokens{' of each model' if len(extents) > 1 else ''}.")
+            each = " of each model" if len(extents) > 1 else ""
+            remarks.append(f"{path}: measured on the first {most:,} tokens{each}.")
     for length in sorted({row["max_length"] for row in measured}):
-        remarks.append(f"Texts are shown to all {length:,} tokens at once; with more or fewer, losses are others.")
+        remarks.append(f"Context length for texts: {length:,} tokens; losses depend on it.")
     if not same:
-        remarks.append("Their tokens differ: compare them by bits per byte; a loss in nats a token says nothing here.")
+        remarks.append("The tokenizers differ: compare bits per byte, not the loss per token.")
     return same, remarks
 
 
-def _ask_group(
-    group: Sequence[Candidate], load: Load, task: Task, seen: ReferenceAnswers | None, listener: Listener
+def _compare_group(
+    group: Sequence[Candidate], load: Load, task: Task, reference: ReferenceAnswers | None, listener: Listener
 ) -> tuple[list[Compared], list[dict[str, Any]], ReferenceAnswers]:
-    """Ask those that share their files: the model is read once, and let go of with this function's end."""
+    """Measure the candidates that share a folder: the model is loaded once, and freed when this function returns."""
     model, tokenizer = load(group[0].folder)
     found, measured = [], []
     for candidate in group:
         off = candidate.without_adapter
         with switch_adapter_off(model, candidate.folder) if off else nullcontext(tokenizer) as its_tokenizer:
-            compared, mine, rows = _ask(candidate, model, its_tokenizer, task, seen, listener)
-        seen = seen or mine
+            compared, answers, rows = _compare_one(candidate, model, its_tokenizer, task, reference, listener)
+        reference = reference or answers
         found.append(compared)
         measured += rows
-    return found, measured, seen
+    assert reference is not None  # a group is never empty
+    return found, measured, reference
 
 
-def _ask(
-    candidate: Candidate, model: Any, tokenizer: Any, task: Task, seen: ReferenceAnswers | None, listener: Listener
+def _compare_one(
+    candidate: Candidate,
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    reference: ReferenceAnswers | None,
+    listener: Listener,
 ) -> tuple[Compared, ReferenceAnswers, list[dict[str, Any]]]:
-    """Return what one model made of the task, what it held for likeliest, and what was measured of each text."""
+    """Return one model's results, its answers for the others to be compared with, and what was measured per text."""
     session = ChatSession(model, tokenizer, name=candidate.name, settings=task.settings)
     numbers = {"parameters": float(sum(weight.numel() for weight in _weights(model, candidate)))} | candidate.numbers
     answers, texts, speeds = [], [], []
-    for example in task.questions[:1]:  # a model's first tokens take longer than those after them
+    for example in task.prompts[:1]:  # warm-up: a model's first tokens are slower
         few = dataclasses.replace(task.settings, max_new_tokens=WARM_UP_TOKENS)
-        answer_example(ChatSession(model, tokenizer, name=candidate.name, settings=few), example)
-    for example in task.questions:
-        answer = answer_example(session, example)
+        _answer_prompt(ChatSession(model, tokenizer, name=candidate.name, settings=few), example)
+    for example in task.prompts:
+        answer = _answer_prompt(session, example)
         answers.append(answer)
         stats = session.last_stats
         if answer.problem is None and stats is not None:
@@ -143,48 +186,112 @@ def _ask(
             speeds += [stats.tokens_per_second] if stats.tokens_per_second else []
     if speeds:
         numbers["tokens_per_second"] = median(speeds)
-    mine = ReferenceAnswers(
-        tokenizer, [] if seen else [(ids, start, likeliest(model, ids, start)) for ids, start in texts]
-    )
-    if seen and (share := agreement(model, tokenizer, seen, session.context_length)) is not None:
-        numbers["agreement"] = share
+    if reference is None:
+        own = ReferenceAnswers(tokenizer, [(ids, start, _top_tokens(model, ids, start)) for ids, start in texts])
+    else:
+        own = ReferenceAnswers(tokenizer, [])
+        share = _agreement(model, tokenizer, reference, session.context_length)
+        numbers |= {} if share is None else {"agreement": share}
     measured: dict[str, Any] = {}
     try:
         if task.sources:
             measured["texts"] = _measure_texts(model, tokenizer, task, listener)
         if task.score is not None:
-            measured["scores"] = _score_answers(model, tokenizer, task, listener)
-    except UserError as error:  # one model's trouble must not cost the others' minutes
+            measured["scores"] = _score_answers(model, tokenizer, task, task.score, listener)
+    except UserError as error:  # one model's problem must not discard the results of the others
         listener(Notice(f"{candidate.name}: {error}"))
     rows = measured.get("texts", [])
     numbers |= {f"{key}:{row['path']}": row[key] for row in rows for key in ("loss", "bits_per_byte")}
     numbers |= dict(numbers_of(measured.get("scores", {})))
     if measured and not candidate.without_adapter:
         _keep(candidate, measured, listener)
-    return Compared(candidate.name, candidate.folder, session.mode, tuple(answers), numbers), mine, rows
+    return Compared(candidate.name, candidate.folder, session.mode, tuple(answers), numbers), own, rows
+
+
+def _answer_prompt(session: ChatSession, example: Example) -> Answer:
+    """Return a session's answer to a prompt, or the reason why there is none. A base model continues the text."""
+    session.reset()
+    session.system = None
+    *before, last = example.prompt
+    text = last["content"]
+    try:
+        if session.mode == "completion":
+            text = "\n".join(message["content"] for message in example.prompt)
+        else:
+            if before and before[0]["role"] == "system":
+                session.set_system(before.pop(0)["content"])
+            session.messages = [dict(message) for message in before]
+        return collect_answer(session, text)
+    except UserError as error:
+        return Answer("", problem=str(error))
+
+
+@torch.no_grad()
+def _top_tokens(model: Any, ids: Sequence[int], start: int) -> list[int]:
+    """Return the top token at each position from `start` on, and after the last: what greedy decoding selects."""
+    if not ids or start < 1:
+        return []
+    logits = model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits
+    return logits[0, start - 1 :].argmax(-1).tolist()
+
+
+def _agreement(model: Any, tokenizer: Any, reference: ReferenceAnswers, context: int | None) -> float | None:
+    """Return the share of positions of the reference answers where a model has the reference's top token.
+
+    None if the model's tokenizer differs on these tokens, or an answer exceeds its context.
+    """
+    same = total = 0
+    for ids, start, expected in reference.texts:
+        known = sorted({*ids, *expected})
+        if tokenizer.convert_ids_to_tokens(known) != reference.tokenizer.convert_ids_to_tokens(known):
+            return None
+        if max(known) >= model.get_input_embeddings().weight.shape[0] or (context and len(ids) > context):
+            return None
+        found = _top_tokens(model, ids, start)
+        same += sum(a == b for a, b in zip(found, expected, strict=True))
+        total += len(expected)
+    return same / total if total else None
 
 
 def _weights(model: Any, candidate: Candidate) -> Iterator[Any]:
     """Yield a model's weights, without those of an adapter that is switched off."""
     for name, weight in model.named_parameters():
-        if not (candidate.without_adapter and any(part in name for part in ADAPTERS)):
+        if not (candidate.without_adapter and any(part in name for part in ADAPTER_WEIGHTS)):
             yield weight
 
 
 def _measure_texts(model: Any, tokenizer: Any, task: Task, listener: Listener) -> list[dict[str, Any]]:
-    """Return a row for each text, as evaluation/perplexity.py has it."""
     device, dtype = _device_of(model)
-    extent = {"max_tokens": MOST_TOKENS[device], "max_length": task.max_length, "rows": ROWS}
-    options = {**extent, "device": device, "dtype": dtype, "listener": listener}
-    return [measure_text(model, tokenizer, source, **options) for source in task.sources]
+    return [
+        measure_text(
+            model,
+            tokenizer,
+            source,
+            max_tokens=MAX_TOKENS[device],
+            max_length=task.max_length,
+            rows=ROWS,
+            device=device,
+            dtype=dtype,
+            listener=listener,
+        )
+        for source in task.sources
+    ]
 
 
-def _score_answers(model: Any, tokenizer: Any, task: Task, listener: Listener) -> dict[str, Any]:
-    """Return the scores of a model's answers, and what they are scores of."""
+def _score_answers(model: Any, tokenizer: Any, task: Task, score: Score, listener: Listener) -> dict[str, Any]:
+    """Return the scores of a model's answers, and the prompts and settings they belong to."""
     device, dtype = _device_of(model)
-    options = {"context": context_of(model), "device": device, "dtype": dtype, "listener": listener}
-    scorer = Scorer(task.score, (), tokenizer, seed=task.settings.seed or 0, **options)
-    scored = {"path": task.score.path, "fingerprint": scorer.fingerprint, "prompts": len(scorer.examples)}
+    scorer = Scorer(
+        score,
+        (),
+        tokenizer,
+        context=context_of(model),
+        device=device,
+        dtype=dtype,
+        seed=task.settings.seed or 0,
+        listener=listener,
+    )
+    scored = {"path": score.path, "fingerprint": scorer.fingerprint, "prompts": len(scorer.examples)}
     return scored | {"max_completion_length": scorer.new_tokens} | scorer.measure(model)[0]
 
 
@@ -193,7 +300,7 @@ def _device_of(model: Any) -> tuple[str, str]:
 
 
 def _keep(candidate: Candidate, measured: dict[str, Any], listener: Listener) -> None:
-    """Keep what was measured with the checkpoint, as an evaluation does."""
+    """Save the measurement with the checkpoint, as an evaluation does."""
     texts = measured.get("texts", [])
     measured = measured | ({"total": total_of(texts)} if len(texts) > 1 else {})
     digest = weights_digest(candidate.folder)
@@ -201,4 +308,4 @@ def _keep(candidate: Candidate, measured: dict[str, Any], listener: Listener) ->
     try:
         keep_evaluation(candidate.folder, line | {"results": dict(flat_results(measured)), "measured": measured})
     except OSError as error:
-        listener(Notice(f"{candidate.name}: its evaluation can't be kept: {error.strerror or error}"))
+        listener(Notice(f"{candidate.name}: the evaluation can't be saved: {error.strerror or error}"))

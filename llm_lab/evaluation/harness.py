@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness (Gao et al., https://zenodo.org/records/12608602), run on our loaded model."""
+"""Tasks of lm-evaluation-harness (Gao et al., https://zenodo.org/records/12608602), run on a loaded model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ YAML = (".yaml", ".yml")
 
 
 def load_tasks(wanted: EvalTasks) -> Any:
-    """Return the harness's tasks by names, YAML files and folders of them. UserError with all that can't be had."""
+    """Load tasks by name, YAML file or folder of YAML files. Raises UserError with every task that can't be loaded."""
     with _quiet():
         manager = _manager(include_defaults=any(not _is_path(name) for name in wanted.names))
-        found, problems = [], []
+        found: list[Any] = []
+        problems: list[Problem | str] = []
         for name in wanted.names:
             try:
                 found += _load(manager, name)
@@ -33,13 +34,13 @@ def load_tasks(wanted: EvalTasks) -> Any:
             raise UserError(*problems)
         try:
             return manager.load(found)
-        except ValueError as error:  # the same task twice, by itself and in a group
+        except ValueError as error:  # the same task by itself and in a group
             raise UserError(Problem(KEY, str(error))) from None
 
 
 @functools.cache
 def _manager(*, include_defaults: bool) -> Any:
-    """Return the harness's list of tasks; with its own, thousands of files are read."""
+    """Return the harness's task index; with its own tasks, it reads thousands of files."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=include_defaults)
@@ -55,26 +56,26 @@ def _load(manager: Any, name: str) -> list[Any]:
     specs, path = [name], Path(name).expanduser()
     if _is_path(name):
         if not path.exists():
-            raise UserError(Problem(KEY, "there is no such file or folder", value=name))
+            raise UserError(Problem(KEY, "no such file or folder", value=name))
         if path.is_dir():
             manager = TaskManager(include_path=str(path), include_defaults=False)
             specs = manager.all_subtasks
             if not specs:
-                raise UserError(Problem(KEY, "no YAML file in this folder holds a task", value=name))
+                raise UserError(Problem(KEY, "no YAML file in this folder defines a task", value=name))
         else:
             specs = [str(path.resolve())]
     elif name not in manager.task_index:
         fix = did_you_mean(name, manager.all_tasks)
-        fix = fix or "`lm-eval ls tasks` lists what there is; a file of your own is named by its path."
+        fix = fix or "`lm-eval ls tasks` lists the tasks; use a path for a YAML file of your own."
         raise UserError(Problem(KEY, "lm-evaluation-harness has no such task", value=name, fix=fix))
     try:
         loaded = manager.load(specs)
     except ModuleNotFoundError as error:
-        why = f"this task needs the package {error.name}"
+        why = f"this task requires the package {error.name}"
         raise MachineError(Problem(KEY, why, value=name, fix=f"pip install {error.name}")) from None
-    except Exception as error:  # its data is fetched here: whatever its host, its form or its own code may raise
+    except Exception as error:  # this fetches the task's data, so its host, format or own code can raise anything
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        fix = "Its data comes from the Hub, or from where its file says: look at the network, and at the file."
+        fix = "Its data comes from the Hub or from the source in its file: check the network and the file."
         raise UserError(Problem(KEY, f"it can't be loaded: {first[:200]}", value=name, fix=fix)) from None
     members = {task for group in loaded.get("groups", {}).values() for task in group.child_names}
     groups = [group for key, group in loaded.get("groups", {}).items() if key not in members]
@@ -93,27 +94,26 @@ def measure_tasks(
     seed: int,
     listener: Listener,
 ) -> dict[str, dict[str, Any]]:
-    """Return {task: {metric: value, metric_stderr: its standard error, documents, num_fewshot, version}}, then those
-    of groups.
+    """Return {task or group: {metric, metric_stderr (standard error), documents, num_fewshot, version}}.
 
-    The tasks' settings are the harness's own; max_length: None for all that the model can see;
-    seed: draws the worked examples. Nothing is cached or sent.
+    All other settings are the tasks' own. max_length: None for the model's context; seed: selects the few-shot
+    examples. Nothing is cached or uploaded. Raises UserError for a task that runs generated code.
     """
     from lm_eval import evaluator
     from transformers import set_seed
 
     for task in tasks["tasks"].values():
         own = task.get_config("num_fewshot")
-        # As the harness does it: a task that is defined without examples stays without.
+        # As in the harness: a task that is defined as zero-shot stays zero-shot.
         if own is None or (wanted.num_fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=wanted.num_fewshot or 0)
         task.set_fewshot_seed(seed=seed)
-    set_seed(seed)  # some tasks draw from the global generators
+    set_seed(seed)  # some tasks use the global random state
     with _quiet():
-        asked = _harness_model(model, tokenizer, max_length, rows, dtype, listener)
+        adapted = _harness_model(model, tokenizer, max_length, rows, dtype, listener)
         try:
             found = evaluator.evaluate(
-                asked,
+                adapted,
                 tasks,
                 limit=wanted.limit,
                 log_samples=False,
@@ -123,7 +123,7 @@ def measure_tasks(
         except ValueError as error:
             if "unsafe" not in str(error):
                 raise
-            why = "one of them runs code that the model writes, which is not done here"
+            why = "one of these tasks runs generated code, which is not supported"
             raise UserError(Problem(KEY, why, value=", ".join(wanted.names))) from None
     counts, shots, versions = (found.get(key) or {} for key in ("n-samples", "n-shot", "versions"))
     results = found["results"] | (found.get("groups") or {})
@@ -137,11 +137,11 @@ def measure_tasks(
 
 
 def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield (name, value): "acc,none" is acc, "exact_match,strict-match" says its filter."""
+    """Yield (name, value); "acc,none" becomes acc, "exact_match,strict-match" exact_match (strict-match)."""
     for key, value in row.items():
-        metric, comma, way = key.partition(",")
+        metric, comma, filter_name = key.partition(",")
         if comma and isinstance(value, int | float):
-            yield metric if way == "none" else f"{metric} ({way})", float(value)
+            yield metric if filter_name == "none" else f"{metric} ({filter_name})", float(value)
 
 
 def _harness_model(
@@ -151,7 +151,7 @@ def _harness_model(
     from lm_eval.models.huggingface import HFLM
 
     class HarnessModel(HFLM):
-        """The harness's own adapter, with our listener in place of its progress bars."""
+        """The harness's own adapter, which reports its progress to the listener."""
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> Any:
             self._begin(len(requests))
@@ -182,9 +182,9 @@ def _harness_model(
     half = torch.bfloat16 if dtype == "bfloat16" and model.dtype != torch.bfloat16 else None
     return HarnessModel(
         pretrained=model,
-        # It sets a padding token: on a copy.
+        # A copy, since the harness sets a padding token.
         tokenizer=copy.deepcopy(tokenizer),
-        backend="causal",  # or a model of our own would have to be on transformers' list
+        backend="causal",  # else the harness requires a model type that transformers has
         max_length=max_length,
         batch_size=rows,
         mixed_precision_dtype=half,
@@ -193,7 +193,7 @@ def _harness_model(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's log lines and bars away from the screen."""
+    """Hide the harness's log lines and progress bars."""
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -1,8 +1,8 @@
-"""Held-out prompts answered and scored: exact match, greedy and sampled, and the reward."""
+"""Held-out prompts answered and scored: exact match, reward, BLEU, ROUGE; and sample answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,21 +12,26 @@ from llm_lab.data.examples import Example, default_split, open_examples
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, RunWarning, progress_of
 from llm_lab.hf.conversations import encode_prompt
+from llm_lab.hf.load import context_of
+from llm_lab.recipe.post_training import TalkRecipe
 from llm_lab.recipe.scoring import Score
 from llm_lab.rewards.build import build_rewards
-from llm_lab.training.loop import find_local
+from llm_lab.runs.folder import RunFolder
+from llm_lab.training.loop import find_local, write_samples
 from llm_lab.training.measure import autocast
 
-EXACT = ("exact_number", "exact_match")  # rewards that tell right from wrong
+EXACT = ("exact_number", "exact_match")  # rewards that are 1 for a correct answer and 0 for a wrong one
+ROUGE = ("rouge1", "rouge2", "rougeL")
 ROWS = 64
 SHOWN = 3
+Measure = Callable[[int], dict[str, float] | None]
 
 
 class Scorer:
-    """Answers the same prompts at every evaluation and scores the answers; leaves the run's random state alone.
+    """Answers the same prompts at every evaluation and scores the answers; keeps the run's random state unchanged.
 
-    held_out: the stage's own prompts, taken where the recipe names none. Prompts that leave no room for an answer
-    are counted out.
+    held_out: the stage's own prompts, used if the recipe names none. Prompts that leave no room for an answer in the
+    context are skipped with a warning. Raises UserError if no prompt is left.
     """
 
     def __init__(
@@ -42,23 +47,30 @@ class Scorer:
         listener: Listener,
     ):
         self.device, self.dtype, self.seed, self.listener = device, dtype, seed, listener
+        assert score.max_completion_length is not None  # set by resolve
+        assert score.rewards is not None  # set by resolve
         self.tokenizer, self.new_tokens = tokenizer, score.max_completion_length
         self.fingerprint: str | None = None  # of the set that the recipe names
         if score.path is not None:
             columns = score.columns.model_dump(exclude_none=True) if score.columns else None
-            where = {"key": "score", "subset": score.subset, "split": default_split(score.path, score.split)}
-            source = open_examples(score.path, kind="prompt", columns=columns, **where)
+            source = open_examples(
+                score.path,
+                kind="prompt",
+                columns=columns,
+                key="score",
+                subset=score.subset,
+                split=default_split(score.path, score.split),
+            )
             held_out, self.fingerprint = source.examples, source.fingerprint
         room = None if context is None else context - self.new_tokens
         wanted = [(example, prompt_ids(tokenizer, example)) for example in held_out[: score.prompts]]
         kept = [(example, ids) for example, ids in wanted if room is None or len(ids) <= room]
         if len(kept) < len(wanted):
-            listener(
-                RunWarning(f"score: {len(wanted) - len(kept):,} prompts leave no room for an answer, and are left out")
-            )
+            skipped = len(wanted) - len(kept)
+            listener(RunWarning(f"score: {skipped:,} prompts skipped, since they leave no room for an answer"))
         if not kept:
-            why = "there is no prompt that could be scored" if not wanted else "no prompt leaves room for an answer"
-            raise UserError(Problem("score", why, fix="Name others with score.path, or set score: null."))
+            why = "every prompt is too long to leave room for an answer" if wanted else "there are no prompts to score"
+            raise UserError(Problem("score", why, fix="Set score.path to other prompts, or score: null."))
         self.examples, self.ids = [example for example, _ in kept], [ids for _, ids in kept]
         terms = [term.model_dump() for term in score.rewards]
         self.rewards = build_rewards(terms, device=device, find_model=find_local, key="score.rewards")
@@ -67,7 +79,7 @@ class Scorer:
         self.exact = next((name for name in EXACT for term in terms if term["name"] == name), None)
 
     def measure(self, model: Any) -> tuple[dict[str, float], list[str]]:
-        """Return the row for metrics.jsonl and the greedy answers."""
+        """Return the metrics of metrics.jsonl, and the greedy answers."""
         greedy, lengths = self.answer(model, temperature=0.0)
         sampled, _ = self.answer(model, temperature=1.0)
         prompts = [list(example.prompt) for example in self.examples]
@@ -83,10 +95,10 @@ class Scorer:
         return row, greedy
 
     def answer(self, model: Any, *, temperature: float) -> tuple[list[str], list[int]]:
-        """Return the answers and how many tokens each has."""
+        """Return the answers and their lengths in tokens."""
         texts, lengths = [""] * len(self.ids), [0] * len(self.ids)
         order = sorted(range(len(self.ids)), key=lambda i: len(self.ids[i]))
-        tell = progress_of(self.listener, "scoring")
+        report = progress_of(self.listener, "scoring")
         with deterministic(self.device, self.seed), generating(model), autocast(self.device, self.dtype):
             for start in range(0, len(order), ROWS):
                 batch = order[start : start + ROWS]
@@ -100,12 +112,12 @@ class Scorer:
                 for i, ids in zip(batch, found, strict=True):
                     texts[i], lengths[i] = self.tokenizer.decode(ids, skip_special_tokens=True), len(ids)
                 if len(order) > ROWS:
-                    tell(min(start + ROWS, len(order)), len(order))
+                    report(min(start + ROWS, len(order)), len(order))
         return texts, lengths
 
 
 def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
-    """Return a prompt's tokens; a base model without a chat template reads the plain text."""
+    """Return a prompt's token ids; without a chat template, those of its plain text."""
     if getattr(tokenizer, "chat_template", None):
         return encode_prompt(tokenizer, example.prompt)
     text = "\n".join(message["content"] for message in example.prompt)
@@ -113,7 +125,7 @@ def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """Return what rewards may compare with: the answers, where there are any, and the data's other columns."""
+    """Return the columns that rewards compare with: the reference answers, if any, and the data's other columns."""
     names = list(dict.fromkeys(name for example in examples for name in example.columns))
     columns = {name: [example.columns.get(name) for example in examples] for name in names}
     answers = [example.answer if example.answer is not None else example.completion for example in examples]
@@ -124,7 +136,7 @@ def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float
 ) -> list[list[int]]:
-    """Return the tokens of an answer to each prompt, up to and with the one that ends it."""
+    """Return the token ids of an answer to each prompt, including the end token."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
@@ -137,8 +149,8 @@ def generate(
         pad_token_id=pad,
         **(sampling or {"do_sample": False}),
     )
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends]) - {None}
+    end = model.generation_config.eos_token_id
+    ends = set(end if isinstance(end, list) else [end]) - {None}
     answers = []
     for row in output[:, width:].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
@@ -148,7 +160,7 @@ def generate(
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Put a model into eval mode, and back into the mode it was in."""
+    """Put a model into eval mode, then restore its mode."""
     before = model.training
     model.eval()
     try:
@@ -159,8 +171,68 @@ def generating(model: Any) -> Iterator[None]:
 
 @contextmanager
 def deterministic(device: str, seed: int) -> Iterator[None]:
-    """Draw from a random state of its own."""
+    """Use a separate, seeded random state."""
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def text_scores(wanted: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Return bleu (sacrebleu, 0 to 100, over all answers) and rouge1, rouge2, rougeL (0 to 1, mean F1)."""
+    scores: dict[str, float] = {}
+    if "bleu" in wanted:
+        from sacrebleu import corpus_bleu
+
+        scores["bleu"] = corpus_bleu(list(answers), [list(references)]).score
+    if "rouge" in wanted:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(list(ROUGE))
+        rows = [scorer.score(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+        scores |= {name: sum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGE}
+    return scores
+
+
+def answer_measures(
+    recipe: TalkRecipe,
+    folder: RunFolder,
+    listener: Listener,
+    model: Any,
+    tokenizer: Any,
+    held_out: Sequence[Example],
+) -> list[Measure]:
+    """Return what an evaluation measures in addition to the loss: scores of held-out prompts, and sample answers."""
+    device, dtype = recipe.device, recipe.train.dtype
+    assert dtype is not None  # set by resolve
+    measures: list[Measure] = []
+    if recipe.score is not None:
+        scorer = Scorer(
+            recipe.score,
+            held_out,
+            tokenizer,
+            context=context_of(model),
+            device=device,
+            dtype=dtype,
+            seed=recipe.seed,
+            listener=listener,
+        )
+        measures.append(lambda step: scorer.measure(model)[0])
+    samples = recipe.samples
+    if samples.prompts is not None:
+        examples = [Example(prompt=({"role": "user", "content": text},)) for text in samples.prompts]
+    else:
+        examples = [example for example in held_out if example.prompt][:SHOWN]
+    ids = [prompt_ids(tokenizer, example) for example in examples]
+
+    def write(step: int) -> None:
+        limit, temperature = samples.max_new_tokens, samples.temperature
+        with generating(model), deterministic(device, recipe.seed), autocast(device, dtype):
+            answers = generate(model, tokenizer, ids, max_new_tokens=limit, temperature=temperature)
+        texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+        prompts = [example.prompt[-1]["content"] for example in examples]
+        write_samples(folder, listener, step, dict(zip(prompts, texts, strict=True)))
+
+    if examples:
+        measures.append(write)
+    return measures

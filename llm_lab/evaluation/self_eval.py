@@ -1,23 +1,62 @@
-"""What a run measured itself on, measured again: the validation part of its texts, its held-out prompts."""
+"""A run's own data, opened and measured again: its validation texts, its held-out prompts, its fingerprints."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from llm_lab.data.examples import open_examples
+from llm_lab.data.split import split_examples
+from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, progress_of
 from llm_lab.hf.load import context_of
 from llm_lab.recipe.evaluation import EvalOptions
-from llm_lab.recipe.schema import StageRecipe
-from llm_lab.runs.folder import RunFolder
+from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.post_training import TalkRecipe, TuneRecipe
+from llm_lab.recipe.schema import PretrainRecipe, StageRecipe
+from llm_lab.recipe.validate import validate
+from llm_lab.runs.folder import RunFolder, run_of
 from llm_lab.training.loop import require_same_data
 from llm_lab.training.measure import total_loss
 
-from .own_run import has_validation
-from .perplexity import figures, length_within
+from .perplexity import context_length, figures
 from .score import Scorer
 from .xray import KINDS
+
+NAME_DATA = "Name data to measure on: `--data FILE` for the loss on a text, `--prompts FILE` for scored answers."
+
+
+def read_run(folder: str | Path) -> tuple[RunFolder, StageRecipe] | None:
+    """Return the run that trained a model, and its recipe; merges and exports are followed back to training."""
+    run = run_of(folder) if Path(folder).is_dir() else None
+    while run is not None and run.facts().get("stage") in ("merge", "export"):
+        parent = (run.facts().get("parent") or {}).get("path")
+        run = run_of(parent) if parent and Path(parent).is_dir() else None
+    if run is None or not run.recipe_path.is_file():
+        return None
+    raw = read_recipe_file(run.recipe_path)
+    recipe, problems, _ = validate(raw) if "stage" in raw else (None, [], set())
+    return None if recipe is None or problems else (run, recipe)
+
+
+def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRecipe]:
+    """Return a model's run and recipe. Raises UserError if it has no run, or the run measured nothing."""
+    found = read_run(folder)
+    if found is None:
+        why = f"{folder} does not belong to a run of LLM Lab, so it has no data of its own to measure on"
+        raise UserError(Problem(key, why, fix=NAME_DATA))
+    run, recipe = found
+    if not has_validation(recipe) and getattr(recipe, "score", None) is None:
+        why = f"{run.path} has no validation data and scored no prompts"
+        raise UserError(Problem(key, why, fix=NAME_DATA))
+    return found
+
+
+def has_validation(recipe: StageRecipe) -> bool:
+    """Return whether a run held out texts from pretraining."""
+    return isinstance(recipe, PretrainRecipe) and recipe.validation.fraction > 0
 
 
 def measure_validation(
@@ -31,21 +70,21 @@ def measure_validation(
     dtype: str,
     listener: Listener,
 ) -> dict[str, Any] | None:
-    """Return a row as measure_text does, of what a pretraining run kept for validation; None where it kept nothing.
+    """Return the loss on a pretraining run's validation data, as measure_text does; None if it has none.
 
-    Measured as the run did, so that the loss is the run's eval_loss. UserError where the data has changed.
+    Measured as the run did, so that the loss equals its eval_loss. Raises UserError if the data has changed.
     """
-    if not has_validation(recipe):
+    if not isinstance(recipe, PretrainRecipe) or not has_validation(recipe):
         return None
     from llm_lab.stages.pretrain import held_out_of, open_sources, tokenise
     from llm_lab.training.document_mask import mask_documents
 
     sources = open_sources(recipe)
     require_same_data(sources, run)
-    held_out, size = held_out_of(
-        tokenise(recipe, sources, tokenizer, listener), options.max_tokens or recipe.validation.max_tokens
-    )
-    length = length_within(model, options.max_length or recipe.train.max_length)
+    max_tokens = options.max_tokens or recipe.validation.max_tokens
+    assert max_tokens is not None  # set by resolve
+    held_out, size = held_out_of(tokenise(recipe, sources, tokenizer, listener), max_tokens)
+    length = context_length(model, options.max_length or recipe.train.max_length)
     hook = mask_documents(model, tokenizer.eos_token_id) if recipe.train.document_mask else None
     try:
         nats, tokens = total_loss(
@@ -55,40 +94,78 @@ def measure_validation(
             rows=options.per_device_eval_batch_size or recipe.train.per_device_train_batch_size,
             device=device,
             dtype=dtype,
-            progress=progress_of(listener, "measuring the run's validation part"),
+            progress=progress_of(listener, "measuring the run's validation data"),
         )
     finally:
         if hook is not None:
             hook.remove()
     measured = {"tokens": tokens, "bytes": round(size), "whole": True, "max_length": length}
-    named = {"path": f"validation of {run.path}", "fingerprint": _together(sources), "own": True}
+    named = {"path": f"validation of {run.path}", "fingerprint": _joint_fingerprint(sources), "own": True}
     return named | figures(nats, tokens, size) | measured
 
 
-def _together(sources: Sequence[Any]) -> str:
-    """Return one fingerprint of several sets."""
-    return hashlib.sha256("\0".join(source.fingerprint for source in sources).encode()).hexdigest()
-
-
-def own_scorer(
+def run_scorer(
     recipe: StageRecipe, tokenizer: Any, model: Any, *, device: str, dtype: str, listener: Listener
 ) -> Scorer | None:
-    """Return what scores the answers to the held-out prompts of a run; None where it scores none.
+    """Return a scorer of a run's held-out prompts; None if it scores none.
 
-    The same prompts, drawn by the same seed, so that what comes out is the run's exact_match.
+    It uses the same prompts and seed, so that the result equals the run's exact_match.
     """
     score = getattr(recipe, "score", None)
     if score is None:
         return None
     held_out, sets = [], []
-    if score.path is None:
-        from llm_lab.data.split import split_examples
+    if score.path is None and isinstance(recipe, TalkRecipe):
         from llm_lab.training.finetune import read_sets
 
         sets = read_sets(recipe, KINDS[recipe.stage])
         parts = split_examples(sets, fraction=recipe.validation.fraction, take=recipe.validation.from_)
         held_out = [example for part in parts for example in part.validation]
-    options = {"context": context_of(model), "device": device, "dtype": dtype, "seed": recipe.seed}
-    scorer = Scorer(score, held_out, tokenizer, listener=listener, **options)
-    scorer.fingerprint = scorer.fingerprint or _together(sets)
+    scorer = Scorer(
+        score,
+        held_out,
+        tokenizer,
+        context=context_of(model),
+        device=device,
+        dtype=dtype,
+        seed=recipe.seed,
+        listener=listener,
+    )
+    scorer.fingerprint = scorer.fingerprint or _joint_fingerprint(sets)
     return scorer
+
+
+def _joint_fingerprint(sources: Sequence[Any]) -> str:
+    return hashlib.sha256("\0".join(source.fingerprint for source in sources).encode()).hexdigest()
+
+
+def changed_data(recipe: StageRecipe, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words which data sets of a recipe differ from what the run with these facts read.
+
+    Raises UserError if a set can't be opened.
+    """
+    before = [source.get("fingerprint") for source in facts.get("data") or ()]
+    for (path, now), then in zip(fingerprints(recipe), before, strict=False):
+        if now != then:
+            yield f"{path} has changed (fingerprint {str(then)[:12]}, now {now[:12]})"
+
+
+def fingerprints(recipe: StageRecipe) -> list[tuple[str, str]]:
+    """Return (path, fingerprint) of each data set that a recipe trains on; [] if it does not train."""
+    if isinstance(recipe, PretrainRecipe):
+        from llm_lab.stages.pretrain import open_sources
+
+        return [(source.path, source.fingerprint) for source in open_sources(recipe)]
+    found = []
+    for index, given in enumerate(recipe.data if isinstance(recipe, TuneRecipe) else ()):
+        columns = given.columns.model_dump(exclude_none=True) if given.columns else None
+        source = open_examples(
+            given.path,
+            kind=KINDS[recipe.stage],
+            columns=columns,
+            key=f"data.{index}",
+            subset=given.subset,
+            split=given.split,
+        )
+        found.append((given.path, source.fingerprint))
+    return found

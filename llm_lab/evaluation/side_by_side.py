@@ -1,11 +1,11 @@
-"""What other models answer to the same conversation: another checkpoint, the base alone, every step of a run."""
+"""Other models' answers in a chat: another checkpoint, the base without the adapter, every step of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from llm_lab.chat.session import ChatSession
@@ -16,22 +16,22 @@ from llm_lab.hf.load import switch_adapter_off
 from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.runs.folder import find_checkpoint
 
-from .answers import describe_drawing, release, take_answer
-from .candidates import find_contender, find_steps, require_loadable
+from .candidates import find_candidate, find_steps, require_loadable
+from .compare import collect_answer, describe_sampling, release_memory
 
 BASE = "base"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Turn:
-    """What is asked, and all that was said before it."""
+    """A message, and the messages before it."""
 
     text: str
     before: list[dict[str, Any]]
 
 
 class SideBySide:
-    """Others beside a conversation. The last one that was named is kept loaded.
+    """Compares a chat session with other models. The model named last stays loaded.
 
     open_session: loads a checkpoint as a session.
     """
@@ -42,63 +42,69 @@ class SideBySide:
         self._other: tuple[str, ChatSession] | None = None
 
     def compare(self, session: ChatSession, name: str, text: str, listener: Listener) -> Comparison:
-        """Return the session's answer and another model's: to `text`, which the conversation goes on with, or to the
-        last message. name: a checkpoint, or "base" for the model without its adapter. UserError, with nothing
-        changed, where the other can't be asked."""
+        """Return the answers of the session and another model to `text`, or to the last message if it is empty.
+
+        A given text becomes the next turn of the conversation. name: a checkpoint, or "base" for the model without its
+        adapter. Raises UserError, and changes nothing, if the other model can't answer.
+        """
         if not text:
             _last_turn(session)
-        off = nullcontext()
+        off: AbstractContextManager[Any] = nullcontext()
         if name == BASE and is_adapter(folder := find_checkpoint(session.name)):
             off = switch_adapter_off(session.model, folder)
             with switch_adapter_off(session.model, folder) as tokenizer:
                 other = ChatSession(session.model, tokenizer, name=f"{session.name}, adapter off")
         else:
-            other = self._session(session, name, listener)
-        with _seeded(session) if text else nullcontext():
+            other = self._find_session(session, name, listener)
+        with _shared_seed(session) if text else nullcontext():
             if text:
                 listener(Notice(f"{session.name} answers ..."))
-                take_answer(session, text)
+                collect_answer(session, text)
             turn, first = _last_turn(session)
             listener(Notice(f"{other.name} answers ..."))
             with off:
-                second, remarks = _answer_like(session, other, turn)
-            models = (_compared(session, first), _compared(other, second))
-            return Comparison((turn.text,), models, describe_drawing(session.settings), remarks=tuple(remarks))
+                second, remarks = _answer_turn(session, other, turn)
+            models = (_as_compared(session, first), _as_compared(other, second))
+            return Comparison((turn.text,), models, describe_sampling(session.settings), remarks=tuple(remarks))
 
     def over_time(self, session: ChatSession, text: str, listener: Listener) -> Comparison:
-        """Return what every checkpoint of the session's run answers to `text`, else to the last message; the
-        conversation stays as it is. UserError where the run has kept too few."""
+        """Return the answers of every checkpoint of the session's run to `text`, or to the last message.
+
+        The conversation does not change. Raises UserError if the run has fewer than two checkpoints.
+        """
         candidates, remarks = find_steps(session.name)
         require_loadable(candidates, trust_remote_code=self._trust)
         turn = _Turn(text, session.messages) if text else _last_turn(session)[0]
         models = []
-        with _seeded(session):
+        with _shared_seed(session):
             for number, candidate in enumerate(candidates, 1):
                 listener(Notice(f"{candidate.name} ({number} of {len(candidates)}) ..."))
                 answer, mode = self._answer_of(candidate.folder, session, turn)
                 models.append(Compared(candidate.name, candidate.folder, mode, (answer,), candidate.numbers))
-                release()
-            drawn = describe_drawing(session.settings)
+                release_memory()
+            drawn = describe_sampling(session.settings)
         return Comparison((turn.text,), tuple(models), drawn, over_time=True, remarks=tuple(remarks))
 
     def _answer_of(self, folder: str, session: ChatSession, turn: _Turn) -> tuple[Answer, str]:
+        # A function of its own, so that the model can be freed when it returns.
         other = self._open(folder)
-        return _answer_like(session, other, turn)[0], other.mode
+        return _answer_turn(session, other, turn)[0], other.mode
 
-    def _session(self, session: ChatSession, name: str, listener: Listener) -> ChatSession:
+    def _find_session(self, session: ChatSession, name: str, listener: Listener) -> ChatSession:
         try:
-            candidate = find_contender(name)
+            candidate = find_candidate(name)
         except UserError:
             if name == BASE:
-                raise UserError(Problem(BASE, f"{session.name} has no adapter, and there is no such model")) from None
+                why = f"{session.name} has no adapter, and no checkpoint has this name"
+                raise UserError(Problem(BASE, why)) from None
             raise
         if candidate.folder == find_checkpoint(session.name):
-            fix = f"/compare {BASE}: without its adapter." if is_adapter(candidate.folder) else "Name another."
-            raise UserError(Problem(name, "it is the model that you talk to", fix=fix))
+            fix = f"Use /compare {BASE} for the model without its adapter." if is_adapter(candidate.folder) else None
+            raise UserError(Problem(name, "this is the model of this chat", fix=fix or "Name another model."))
         if self._other is None or self._other[0] != candidate.folder:
             require_loadable([candidate], trust_remote_code=self._trust)
             self._other = None
-            release()
+            release_memory()
             listener(Notice(f"loading {name} ..."))
             self._other = (candidate.folder, self._open(candidate.folder))
             self._other[1].name = candidate.name
@@ -106,19 +112,19 @@ class SideBySide:
 
 
 def _last_turn(session: ChatSession) -> tuple[_Turn, Answer]:
-    """Return the last message, and what the session answered. UserError where nothing was said."""
+    """Return the last message and the session's answer to it. Raises UserError if there is none."""
     if not session.messages:
-        raise UserError(Problem("message", "nothing was said yet", fix="Write it after the command."))
+        raise UserError(Problem("message", "the conversation is empty", fix="Write a message after the command."))
     *before, asked, answered = session.messages
     stats = session.last_stats
-    if stats is None:  # taken up from a file
+    if stats is None:  # the conversation was loaded from a file
         ids = session.tokenizer(answered["content"], add_special_tokens=False)["input_ids"]
         return _Turn(asked["content"], before), Answer(answered["content"], len(ids))
     return _Turn(asked["content"], before), Answer(answered["content"], stats.tokens, stats.stop)
 
 
-def _answer_like(session: ChatSession, other: ChatSession, turn: _Turn) -> tuple[Answer, list[str]]:
-    """Return what another session answers to the same turn, settings and conversation, and what it could not take."""
+def _answer_turn(session: ChatSession, other: ChatSession, turn: _Turn) -> tuple[Answer, list[str]]:
+    """Return another session's answer to the same turn with the same settings, and remarks on differences."""
     remarks = []
     other.settings = session.settings
     other.reset()
@@ -126,19 +132,19 @@ def _answer_like(session: ChatSession, other: ChatSession, turn: _Turn) -> tuple
     if other.mode == session.mode:
         other.messages = [dict(message) for message in turn.before]
     elif turn.before or session.system:
-        what = "continues texts" if other.mode == "completion" else "is a chat model"
-        remarks.append(f"{other.name} {what}: it is given the last message alone.")
+        what = "is a base model" if other.mode == "completion" else "is a chat model"
+        remarks.append(f"{other.name} {what}: it gets only the last message.")
     try:
         if session.system and other.mode == "chat":
             other.set_system(session.system)
-        return take_answer(other, turn.text), remarks
+        return collect_answer(other, turn.text), remarks
     except UserError as error:
         return Answer("", problem=str(error)), remarks
 
 
 @contextmanager
-def _seeded(session: ChatSession) -> Any:
-    """Draw the answers of all by the same dice, where they are drawn and no seed is set."""
+def _shared_seed(session: ChatSession) -> Iterator[None]:
+    """Let all models sample with the same seed, if they sample and no seed is set."""
     before = session.settings
     if before.temperature > 0 and before.seed is None:
         session.settings = dataclasses.replace(before, seed=random.randrange(2**32))
@@ -148,5 +154,5 @@ def _seeded(session: ChatSession) -> Any:
         session.settings = before
 
 
-def _compared(session: ChatSession, answer: Answer) -> Compared:
+def _as_compared(session: ChatSession, answer: Answer) -> Compared:
     return Compared(session.name, session.name, session.mode, (answer,), {})

@@ -1,4 +1,4 @@
-"""How fast a model writes: the time to its first token, and tokens a second after it."""
+"""Generation speed: time to the first token, and tokens per second after it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ PROMPT = "Once upon a time there was a small village by a river, and in it lived
 
 
 def measure_speed(model: Any, tokenizer: Any, *, new_tokens: int) -> dict[str, float]:
-    """Return seconds_to_first_token and tokens_per_second, the medians of five rounds, as chat decodes: one text,
-    with the cache, greedy. After a round that does not count: the first touches everything for the first time."""
+    """Return seconds_to_first_token and tokens_per_second: medians of five rounds, after one warm-up round.
+
+    Decoding works as in chat: batch size 1, with the KV cache, greedy.
+    """
     (ids, _, _), *_ = Encoder(tokenizer)([(PROMPT, False)])
     context = context_of(model)
     room = new_tokens if context is None else min(new_tokens, context // 2)
     prompt = [opener_of(tokenizer), *ids][: context - room if context else None]
-    rounds = [_write(model, list(prompt), room) for _ in range(ROUNDS + 1)][1:]
+    rounds = [_time_round(model, list(prompt), room) for _ in range(ROUNDS + 1)][1:]
     first = statistics.median(times[0] for times in rounds)
     speed = {"seconds_to_first_token": first, "prompt_tokens": len(prompt), "new_tokens": room}
     if room > 1:
@@ -29,12 +31,12 @@ def measure_speed(model: Any, tokenizer: Any, *, new_tokens: int) -> dict[str, f
     return speed
 
 
-def _write(model: Any, ids: list[int], count: int) -> tuple[float, float]:
-    """Return the seconds from the start to the first token and to the last."""
+def _time_round(model: Any, ids: list[int], count: int) -> tuple[float, float]:
+    """Return the seconds to the first token and to the last token."""
     sample = make_sampler(ChatSettings(temperature=0.0, top_p=1.0, seed=0))
-    predictor, begun, first = Predictor(model), time.perf_counter(), 0.0
+    predictor, started, first = Predictor(model), time.perf_counter(), 0.0
     for number in range(count):
-        ids.append(sample(ids, predictor.logits(ids)))  # the token is read off the device: it is done
+        ids.append(sample(ids, predictor.logits(ids)))  # reading the token waits for the device
         if number == 0:
-            first = time.perf_counter() - begun
-    return first, time.perf_counter() - begun
+            first = time.perf_counter() - started
+    return first, time.perf_counter() - started

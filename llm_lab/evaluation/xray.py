@@ -1,15 +1,18 @@
-"""The data X-ray: what a recipe's data are as tokens, and which of them are learnt, before anything is trained."""
+"""The data X-ray: a recipe's data as tokens, and which of them the model is trained on, before any training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm_lab.data.examples import Example, ExampleSource, open_examples
+from llm_lab.data.examples import Example, ExampleSource
+from llm_lab.data.sources import open_source
 from llm_lab.data.split import split_examples
-from llm_lab.errors import UserError
+from llm_lab.data.streams import open_stream
 from llm_lab.hf.chat_templates import apply_chat_template_choice
 from llm_lab.hf.conversations import (
     Encoded,
@@ -20,131 +23,243 @@ from llm_lab.hf.conversations import (
     render_conversation,
 )
 from llm_lab.hf.load import read_config
-from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
+from llm_lab.recipe.schema import BpeTokenizer
 from llm_lab.rewards.classifier import is_encoder
+from llm_lab.training.finetune import read_sets
 from llm_lab.training.loop import find_local
 
-from .xray_texts import xray_texts
-from .xray_values import SetXray, StageXray, make_specimen
-
-# Enough for lengths and shares; the whole of a large set would take minutes.
-MEASURED_EXAMPLES = 2_000
 KINDS = {"sft": "conversation", "reward": "preference", "dpo": "preference", "grpo": "prompt", "ppo": "prompt"}
+# Enough for lengths and shares; all of a large set would take minutes.
+MEASURED_EXAMPLES = 2_000
+MEASURED_CHARACTERS = 2_000_000
+SHOWN_TOKENS = 400
 Encode = Callable[[Example], dict[str, Encoded]]
+Read = Callable[[], Iterator[str]]
 
 
-def xray_stages(recipes: Sequence[Any], *, specimens: int = 2) -> list[StageXray]:
-    """Return what each stage of a job reads; stages without data are passed over.
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of the same kind: trained or masked, special tokens or text."""
 
-    A model that an earlier stage has still to make lends its tokenizer. UserError where data or tokenizer can't be
-    read.
+    text: str
+    trained: bool
+    special: bool
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One example as tokens. reference: the answer that rewards compare with, if there is one."""
+
+    label: str
+    spans: tuple[Span, ...]
+    tokens: int
+    trained_tokens: int
+    cut: int  # tokens beyond train.max_length
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class SetXray:
+    """One data set. Lengths are in tokens, before truncation, of the first `measured` of `total` examples."""
+
+    key: str
+    description: str
+    split: str
+    measured: int
+    total: int | None  # None: not counted
+    lengths: Mapping[str, tuple[int, ...]]
+    trained_share: float | None  # None: the loss is not on the tokens of the data
+    warnings: tuple[str, ...]
+    checks: tuple[str, ...]  # what was checked and is correct
+    rendered: str | None
+    examples: tuple[TokenizedExample, ...]
+
+
+@dataclass(frozen=True)
+class StageXray:
+    """The data of one stage of a recipe."""
+
+    stage: str
+    name: str
+    template: str
+    max_length: int
+    sets: tuple[SetXray, ...]
+
+
+def xray_stages(recipes: Sequence[Any], *, examples: int = 2) -> list[StageXray]:
+    """Return the data of each stage of a job; stages without data are skipped.
+
+    A model that an earlier stage is still to train has the tokenizer of that stage. examples: how many of each set
+    are shown as tokens. Raises UserError if data or a tokenizer can't be read.
     """
     found = []
     tokenizers: dict[str, Any] = {}
     for recipe in recipes:
         checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
-        to_come = tokenizers.get(Path(checkpoint).name) if checkpoint and not Path(checkpoint).exists() else None
-        tokenizers[recipe.name] = tokenizer = deepcopy(to_come)
+        earlier = tokenizers.get(Path(checkpoint).name) if checkpoint and not Path(checkpoint).exists() else None
+        tokenizers[recipe.name] = tokenizer = deepcopy(earlier)
         if not getattr(recipe, "data", None):
             continue
         if recipe.stage == "pretrain":
-            tokenizer, template, sets = xray_texts(recipe, tokenizer, specimens)
+            tokenizer, template, sets = _xray_texts(recipe, tokenizer, examples)
         else:
-            local = find_local(checkpoint) if tokenizer is None else None
-            tokenizer = tokenizer or load_tokenizer(local, key="model.checkpoint")
-            template, sets = _xray_examples(recipe, tokenizer, local, specimens)
+            local = None
+            if tokenizer is None:
+                local = find_local(recipe.model.checkpoint)
+                tokenizer = load_tokenizer(local, key="model.checkpoint")
+            template, sets = _xray_examples(recipe, tokenizer, local, examples)
         tokenizers[recipe.name] = tokenizer
         found.append(StageXray(recipe.stage, recipe.name, template, recipe.train.max_length, tuple(sets)))
     return found
 
 
-def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, specimens: int) -> tuple[str, list[SetXray]]:
+# Texts
+
+
+def _xray_texts(recipe: Any, tokenizer: Any | None, examples: int) -> tuple[Any, str, list[SetXray]]:
+    """Return (tokenizer, what ends a document, sets); without a given tokenizer, it is the recipe's.
+
+    A BPE tokenizer is trained on the start of the texts only, so it is nearly but not exactly the run's.
+    """
+    texts = [_open_texts(source, f"data.{index}") for index, source in enumerate(recipe.data)]
+    tokenizer = tokenizer or _make_tokenizer(recipe, [read for _, read in texts])
+    sets = [_xray_text_set(f"data.{i}", *text, tokenizer, recipe, examples) for i, text in enumerate(texts)]
+    return tokenizer, f"plain text; {tokenizer.eos_token} ends a document", sets
+
+
+def _open_texts(source: Any, key: str) -> tuple[str, Read]:
+    """Return the description of a set of texts, and a function that reads its documents."""
+    options = {"key": key, "subset": source.subset, "split": source.split, "text_column": source.text_column}
+    if source.streaming:
+        stream = open_stream(source.path, **options)
+        return stream.describe(), lambda: (piece.text for piece in stream.pieces())
+    opened = open_source(source.path, **options)
+    return opened.describe(), opened.documents
+
+
+def _make_tokenizer(recipe: Any, texts: Sequence[Read]) -> Any:
+    if recipe.tokenizer == "bytes":
+        return make_byte_tokenizer()
+    if isinstance(recipe.tokenizer, BpeTokenizer):
+        return train_bpe((text for read in texts for text in _first_texts(read)), recipe.tokenizer.bpe)
+    checkpoint = getattr(recipe.model, "checkpoint", None)
+    return load_tokenizer(find_local(recipe.tokenizer) if recipe.tokenizer == checkpoint else recipe.tokenizer)
+
+
+def _first_texts(read: Read) -> Iterator[str]:
+    room = MEASURED_CHARACTERS
+    for text in read():
+        yield text[:room]
+        room -= len(text)
+        if room <= 0:
+            return
+
+
+def _xray_text_set(key: str, description: str, read: Read, tokenizer: Any, recipe: Any, examples: int) -> SetXray:
+    lengths, shown = [], []
+    for number, text in enumerate(islice(_first_texts(read), MEASURED_EXAMPLES)):
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        ids = [*ids, tokenizer.eos_token_id]
+        lengths.append(len(ids))
+        if number < examples:
+            whole = Encoded(ids, [1] * len(ids), len(ids))
+            shown.append(_as_spans(tokenizer, f"document {number + 1}", whole, None))
+    return SetXray(
+        key=key,
+        description=description,
+        split=f"read in rows of {recipe.train.max_length:,} tokens, one document after another",
+        measured=len(lengths),
+        total=None,
+        lengths={"document": tuple(lengths)},
+        trained_share=1.0,
+        warnings=(),
+        checks=(f"every document ends with a trained {tokenizer.eos_token}",),
+        rendered=None,
+        examples=tuple(shown),
+    )
+
+
+# Examples
+
+
+def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, examples: int) -> tuple[str, list[SetXray]]:
     pairs = recipe.stage == "reward" and checkpoint is not None and is_encoder(read_config(checkpoint))
     template = (
-        "an encoder, which reads pairs of prompt and answer"
+        "an encoder: it reads pairs of prompt and answer"
         if pairs
         else apply_chat_template_choice(tokenizer, recipe.chat_template).notice
     )
-    sources, problems = [], []
-    for index, given in enumerate(recipe.data):
-        columns = given.columns.model_dump(exclude_none=True) if given.columns else None
-        where = {"key": f"data.{index}", "subset": given.subset, "split": given.split}
-        try:
-            sources.append(open_examples(given.path, kind=KINDS[recipe.stage], columns=columns, **where))
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
+    sources = read_sets(recipe, KINDS[recipe.stage])
     fraction, take = recipe.validation.fraction, recipe.validation.from_
     splits = split_examples(sources, fraction=fraction, take=take, require_validation=False)
     encode = _encode_pairs(tokenizer) if pairs else _encoder(recipe, tokenizer)
     sets = []
     for source, split in zip(sources, splits, strict=True):
-        sides = f"{len(split.train):,} to train on, {len(split.validation):,} for validation"
+        text = f"{len(split.train):,} for training, {len(split.validation):,} for validation"
         if split.duplicates:
-            sides += f" ({split.duplicates:,} more left out, whose prompt training has too)"
+            text += f" ({split.duplicates:,} more skipped, since their prompt is also in training)"
         warnings = []
         if fraction and not split.validation:
-            warnings.append(f"none is left for validation.fraction = {fraction}: the run would be refused")
-        sets.append(_xray_set(source, split.train, sides, warnings, encode, recipe, tokenizer, specimens))
+            warnings.append(f"validation.fraction = {fraction} leaves no example: the run would be refused")
+        sets.append(_xray_set(source, split.train, text, warnings, encode, recipe, tokenizer, examples))
     return template, sets
 
 
 def _xray_set(
     source: ExampleSource,
     train: Sequence[Example],
-    sides: str,
+    split: str,
     warnings: list[str],
     encode: Encode,
     recipe: Any,
     tokenizer: Any,
-    specimens: int,
+    examples: int,
 ) -> SetXray:
     limit, eos = _limit(recipe), tokenizer.eos_token_id
     lengths: dict[str, list[int]] = {}
     shown = []
-    tokens = learnt = cut = empty = unended = 0
+    tokens = trained = cut = empty = unended = 0
     measured = train[:MEASURED_EXAMPLES]
     for number, example in enumerate(measured):
-        note = example.answer if KINDS[recipe.stage] == "prompt" else None
+        reference = example.answer if KINDS[recipe.stage] == "prompt" else None
         for label, whole in encode(example).items():
-            # A judge is asked at the end of a text: it loses the beginning.
+            # A reward model scores at the end of a text, so truncation drops its beginning.
             part = slice(max(0, whole.length - limit), None) if recipe.stage == "reward" else slice(limit)
             kept = Encoded(whole.input_ids[part], whole.labels_mask[part], whole.length)
             lengths.setdefault(label, []).append(kept.length)
-            tokens, learnt = tokens + len(kept.input_ids), learnt + kept.trained_tokens
+            tokens, trained = tokens + len(kept.input_ids), trained + kept.trained_tokens
             cut += kept.truncated
             empty += whole.trained_tokens > 0 and not any(kept.labels_mask[1:])
             unended += any(kept.labels_mask) and eos not in kept.labels
-            if number < specimens:
-                shown.append(make_specimen(tokenizer, label, kept, note))
+            if number < examples:
+                shown.append(_as_spans(tokenizer, label, kept, reference))
     warnings += _warnings(recipe, tokenizer, cut, empty, unended)
-    if (again := _duplicates(train)) > 0:
-        warnings.append(f"{again:,} stand in the set more than once")
-    first = train[0]
+    if (duplicates := _count_duplicates(train)) > 0:
+        warnings.append(f"{duplicates:,} duplicate examples")
     return SetXray(
         key=source.key,
         description=source.description,
-        sides=sides,
+        split=split,
         measured=len(measured),
         total=len(train),
         lengths={label: tuple(values) for label, values in lengths.items()},
-        learnt_share=None if recipe.stage in ("reward", "grpo", "ppo") else learnt / max(1, tokens),
-        good=("every answer that is learnt ends with the end of its turn",) if learnt and not unended else (),
+        trained_share=None if recipe.stage in ("reward", "grpo", "ppo") else trained / max(1, tokens),
+        checks=("every trained answer ends with the end-of-turn token",) if trained and not unended else (),
         warnings=tuple(warnings),
-        rendered=_render(first, tokenizer) if tokenizer.chat_template else None,
-        specimens=tuple(shown),
+        rendered=_render(train[0], tokenizer) if tokenizer.chat_template else None,
+        examples=tuple(shown),
     )
 
 
 def _limit(recipe: Any) -> int:
-    """Return the tokens that an example may have; beside a prompt there must be room for the answer."""
+    """Return the maximum length of an example in tokens; a prompt must leave room for the answer."""
     options = getattr(recipe, recipe.stage)
     return recipe.train.max_length - getattr(options, "max_completion_length", 0)
 
 
 def _encoder(recipe: Any, tokenizer: Any) -> Encode:
-    """Return a function that encodes an example as the stage does, uncut, under the names of its parts."""
+    """Return a function that encodes an example as the stage does, without truncation: {part: tokens}."""
 
     def sft(example: Example) -> dict[str, Encoded]:
         if example.text is not None:
@@ -154,7 +269,7 @@ def _encoder(recipe: Any, tokenizer: Any) -> Encode:
 
     def dpo(example: Example) -> dict[str, Encoded]:
         found = {}
-        for label, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
+        for label, answer in _answers(example):
             before, after = encode_answer(tokenizer, example.prompt, answer)
             mask = [0] * len(before) + [1] * len(after)
             found[label] = Encoded([*before, *after], mask, len(mask))
@@ -162,49 +277,51 @@ def _encoder(recipe: Any, tokenizer: Any) -> Encode:
 
     def reward(example: Example) -> dict[str, Encoded]:
         return {
-            label: _only_read(encode_conversation(tokenizer, _whole(example, answer), assistant_only=False).input_ids)
-            for label, answer in (("chosen", example.chosen), ("rejected", example.rejected))
+            label: _masked(encode_conversation(tokenizer, _whole(example, answer), assistant_only=False).input_ids)
+            for label, answer in _answers(example)
         }
 
     def prompt(example: Example) -> dict[str, Encoded]:
-        return {"prompt": _only_read(encode_prompt(tokenizer, example.prompt))}
+        return {"prompt": _masked(encode_prompt(tokenizer, example.prompt))}
 
     return {"sft": sft, "dpo": dpo, "reward": reward, "grpo": prompt, "ppo": prompt}[recipe.stage]
 
 
 def _encode_pairs(tokenizer: Any) -> Encode:
     def pair(example: Example) -> dict[str, Encoded]:
-        prompt = "\n\n".join(said["content"] for said in example.prompt)
+        prompt = "\n\n".join(message["content"] for message in example.prompt)
         return {
-            label: _only_read(tokenizer(prompt, answer, verbose=False)["input_ids"])
-            for label, answer in (("chosen", example.chosen), ("rejected", example.rejected))
+            label: _masked(tokenizer(prompt, answer, verbose=False)["input_ids"]) for label, answer in _answers(example)
         }
 
     return pair
 
 
-def _only_read(ids: Sequence[int]) -> Encoded:
+def _answers(example: Example) -> list[tuple[str, str]]:
+    return [("chosen", example.chosen or ""), ("rejected", example.rejected or "")]
+
+
+def _masked(ids: Sequence[int]) -> Encoded:
     return Encoded(list(ids), [0] * len(ids), len(ids))
 
 
 def _warnings(recipe: Any, tokenizer: Any, cut: int, empty: int, unended: int) -> Iterator[str]:
     limit = f"{_limit(recipe):,} tokens"
     if cut and KINDS[recipe.stage] == "prompt":
-        yield f"{cut:,} prompts are longer than {limit}, leave no room for an answer, and are left out"
+        yield f"{cut:,} prompts are longer than {limit}, leave no room for an answer, and are skipped"
     elif cut:
         lost = "beginning" if recipe.stage == "reward" else "end"
-        yield f"{cut:,} are longer than train.max_length = {limit} and lose their {lost}"
+        yield f"{cut:,} are longer than train.max_length = {limit}; their {lost} is cut off"
     if empty:
-        yield f"{empty:,} have nothing left to learn once they are cut"
+        yield f"{empty:,} have no trained tokens left after truncation"
     if unended:
-        yield f"{unended:,} are learnt without the end of a turn; from such alone a model would not learn to stop"
+        yield f"{unended:,} are trained without an end-of-turn token: from these the model does not learn to stop"
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        yield "padding is the same token as the end of a turn"
+        yield "the padding token is also the end-of-turn token"
 
 
-def _duplicates(examples: Sequence[Example]) -> int:
-    seen = {(str(one.messages), one.text, one.chosen, one.rejected) for one in examples}
-    return len(examples) - len(seen)
+def _count_duplicates(examples: Sequence[Example]) -> int:
+    return len(examples) - len({(str(one.messages), one.text, one.chosen, one.rejected) for one in examples})
 
 
 def _whole(example: Example, answer: str) -> list[dict[str, str]]:
@@ -217,3 +334,30 @@ def _render(example: Example, tokenizer: Any) -> str | None:
     answer = example.chosen or example.completion
     messages = example.messages if answer is None else _whole(example, answer)
     return render_conversation(tokenizer, messages, prompt=answer is None)
+
+
+def _as_spans(tokenizer: Any, label: str, whole: Encoded, reference: str | None) -> TokenizedExample:
+    """Return an example as spans of tokens; of a long one, the beginning and the end."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    rows = list(zip(whole.input_ids, whole.labels_mask, strict=True))
+    spans: list[tuple[list[int], bool, bool]] = []
+    half = SHOWN_TOKENS // 2
+    left_out = max(0, len(rows) - SHOWN_TOKENS)
+    for number, (token, mask) in enumerate(rows):
+        if left_out and half <= number < half + left_out:
+            if number == half:
+                spans.append(([], False, False))
+            continue
+        kind = (bool(mask), token in special)
+        if spans and spans[-1][0] and spans[-1][1:] == kind and not kind[1]:
+            spans[-1][0].append(token)
+        else:
+            spans.append(([token], *kind))
+    texts = tuple(
+        Span(tokenizer.decode(ids, clean_up_tokenization_spaces=False), trained, control)
+        if ids
+        else Span(f" ... {left_out:,} tokens ... ", False, False)
+        for ids, trained, control in spans
+    )
+    cut = whole.length - len(whole.input_ids)
+    return TokenizedExample(label, texts, len(rows), whole.trained_tokens, cut, reference)

@@ -32,7 +32,7 @@ Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
 
 def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Tune a model on preferences as the resolved recipe says, into the run folder."""
-    from llm_lab.evaluation.samples import talk_measures
+    from llm_lab.evaluation.score import answer_measures
 
     from .dpo_trainer import make_trainer, measure_preferences
 
@@ -48,7 +48,7 @@ def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     held_out = into_pairs(examples.validation[: recipe.validation.max_examples])[0]
     recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
     order = order_examples(recipe, examples, sets, listener)
-    measures = talk_measures(recipe, folder, listener, model, tokenizer, examples.validation)
+    measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     trainers: list[Any] = []
     if held_out:
         # The reference is the trainer's: it exists once the trainer does.

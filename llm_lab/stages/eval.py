@@ -1,4 +1,4 @@
-"""Evaluation: what a checkpoint is worth, in loss, answers, tasks and speed. Nothing is trained."""
+"""Evaluation of a checkpoint: loss on texts, scored answers, tasks and speed. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_lab.data.sources import TextSource
 from llm_lab.errors import Problem, UserError
-from llm_lab.evaluation.own_run import read_run, require_own
-from llm_lab.evaluation.perplexity import length_within, measure_text, open_texts, total_of
-from llm_lab.evaluation.score import SHOWN, Scorer
-from llm_lab.evaluation.self_eval import measure_validation, own_scorer
+from llm_lab.evaluation.perplexity import context_length, measure_text, open_texts, total_of
+from llm_lab.evaluation.score import SHOWN, Scorer, text_scores
+from llm_lab.evaluation.self_eval import measure_validation, read_run, require_own_data, run_scorer
 from llm_lab.evaluation.speed import measure_speed
-from llm_lab.evaluation.text_scores import score_texts
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import context_of, load_model, quiet_libraries, read_config
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.evaluation import EvalRecipe, measures_itself
+from llm_lab.recipe.evaluation import EvalRecipe, EvalTasks, measures_itself
 from llm_lab.recipe.schema import StageRecipe
 from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
@@ -29,22 +28,27 @@ from llm_lab.training.loop import Result, begin_computing, describe_parent, find
 
 KEY = "model.checkpoint"
 PACKAGES = ("llm-lab", "torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "rouge-score")
+Own = tuple[RunFolder, StageRecipe]
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The model that is measured, how it computes, and the run it belongs to, with that run's recipe."""
+    """The measured model, its device and dtype, and the run that trained it with that run's recipe.
+
+    own_data: whether it is measured on its own run's data, so that `run` is set.
+    """
 
     folder: str
     model: Any
     tokenizer: Any
     device: str
     dtype: str
-    own: tuple[RunFolder, StageRecipe] | None
+    run: Own | None
+    own_data: bool
 
 
 def run(recipe: EvalRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
-    """Measure as the resolved recipe says; the numbers stand in the run folder, and with the checkpoint."""
+    """Evaluate as the resolved recipe says; the results go into the run folder and are saved with the checkpoint."""
     measured = evaluate(recipe, listener)
     if is_first_process():
         parent = {"path": measured["checkpoint"], "digest": measured["digest"]}
@@ -53,118 +57,117 @@ def run(recipe: EvalRecipe, folder: RunFolder, listener: Listener, *, resume: bo
 
 
 def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Measure a checkpoint as a resolved recipe says, and keep what came out with it.
+    """Measure a checkpoint as a resolved recipe says, and save the results with it.
 
-    Returns checkpoint, digest, device, dtype and what was measured: texts (a row each), total (of several), scores,
-    tasks, speed; each row with what came out the last time on the same (`before`), where there was one. UserError
-    where there is nothing to measure it on.
+    Returns checkpoint, digest, device, dtype and the results: texts (a row each), total (of several texts), scores,
+    tasks, speed; each row with the previous results on the same data (`before`), if there are any. Raises UserError
+    if there is nothing to measure on.
     """
     quiet_libraries()
     folder = find_local(recipe.model.checkpoint)
     if is_judge(Path(folder)):
-        why = "this is a reward model: it judges answers, and writes none"
-        raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Name a model that writes."))
-    itself = measures_itself(recipe.model_dump())
-    own = require_own(folder) if itself else read_run(folder)
-    if itself and recipe.eval.text_scores and getattr(own[1], "score", None) is None:
-        why = f"{own[0].path} scored no prompts, so there are no answers to compare with references"
-        raise UserError(Problem("eval.text_scores", why, fix="Name prompts in score.path, or `--prompts FILE`."))
+        why = "this is a reward model, which can't generate text"
+        raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Use a model that generates text."))
+    own: Own | None
+    if own_data := measures_itself(recipe.model_dump()):
+        own = require_own_data(folder)
+        if recipe.eval.text_scores and getattr(own[1], "score", None) is None:
+            why = f"{own[0].path} scored no prompts, so there are no answers to compare with references"
+            raise UserError(Problem("eval.text_scores", why, fix="Set score.path, or use `--prompts FILE`."))
+    else:
+        own = read_run(folder)
     sources = open_texts(recipe.data or ())
     tasks = None
     if recipe.tasks is not None:
         from llm_lab.evaluation.harness import load_tasks
 
-        listener(Notice("tasks: looking them up, and fetching their data"))
+        listener(Notice("loading the tasks and their data"))
         tasks = load_tasks(recipe.tasks)
     begin_computing(recipe)
-    subject = _load(recipe, folder, own, itself, trust_remote_code)
-    rows, scorer = _measure_texts(recipe, subject, sources, itself, listener)
+    subject = _load(recipe, folder, own, own_data, trust_remote_code)
+    rows, scorer = _measure_texts(recipe, subject, sources, listener)
     found: dict[str, Any] = {"texts": rows} if rows else {}
     if len(rows) > 1:
         found["total"] = total_of(rows)
     if scorer is not None:
         found["scores"] = _measure_answers(recipe, subject, scorer)
-    if tasks is not None:
-        from llm_lab.evaluation.harness import measure_tasks
-
-        wanted = recipe.eval.max_length
-        found["tasks"] = measure_tasks(
-            tasks,
-            recipe.tasks,
-            subject.model,
-            subject.tokenizer,
-            max_length=length_within(subject.model, wanted) if wanted else None,
-            rows=recipe.eval.per_device_eval_batch_size,
-            dtype=subject.dtype,
-            seed=recipe.seed,
-            listener=listener,
-        )
+    if recipe.tasks is not None:
+        found["tasks"] = _measure_tasks(recipe, recipe.tasks, tasks, subject, listener)
     if recipe.eval.speed_tokens:
         import torch
 
-        # As chat has it: weights in the precision that is computed with.
+        # As in chat: weights in the dtype of the computation.
         model = subject.model.to(getattr(torch, subject.dtype))
         found["speed"] = measure_speed(model, subject.tokenizer, new_tokens=recipe.eval.speed_tokens)
     parent = describe_parent(folder)
     measured = {"checkpoint": folder, "digest": parent["digest"], "device": subject.device, "dtype": subject.dtype}
-    return _keep(recipe, measured | found, listener)
+    return _save_with_checkpoint(recipe, measured | found, listener)
 
 
-def _load(
-    recipe: EvalRecipe, folder: str, own: tuple[RunFolder, StageRecipe] | None, itself: bool, trust_remote_code: bool
-) -> _Subject:
+def _load(recipe: EvalRecipe, folder: str, own: Own | None, own_data: bool, trust_remote_code: bool) -> _Subject:
     device = recipe.device
     dtype = recipe.eval.dtype or ("bfloat16" if device == "cuda" else "float32")
-    if itself and recipe.eval.dtype is None and own[1].device == device:
-        dtype = own[1].train.dtype
-    kept = "float32" if dtype == "float32" else _kept_in(folder, trust_remote_code)
-    options = {"device": device, "trust_remote_code": trust_remote_code, "key": KEY}
-    model, tokenizer = (
-        load_model(folder, dtype=kept, **options),
-        load_tokenizer(folder, trust_remote_code=trust_remote_code, key=KEY),
-    )
+    if own_data and own is not None and recipe.eval.dtype is None and own[1].device == device:
+        dtype = getattr(own[1], "train").dtype  # noqa: B009 - only stages that train have data of their own
+    kept = "float32" if dtype == "float32" else _weights_dtype(folder, trust_remote_code)
+    model = load_model(folder, dtype=kept, device=device, trust_remote_code=trust_remote_code, key=KEY)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, key=KEY)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        why = f"it has {len(tokenizer):,} tokens and the model knows {rows:,}: it is another model's"
+        why = f"it has {len(tokenizer):,} tokens, but the model has {rows:,}: it belongs to another model"
         raise UserError(Problem("tokenizer", why))
-    return _Subject(folder, model, tokenizer, device, dtype, own)
+    return _Subject(folder, model, tokenizer, device, dtype, own, own_data)
 
 
-def _kept_in(folder: str, trust_remote_code: bool) -> str:
-    """Return the precision that weights are loaded in to compute in bfloat16: what is kept in float32 stays so, and is
-    rounded where it is used, as in training."""
+def _weights_dtype(folder: str, trust_remote_code: bool) -> str:
+    """Return the dtype to load weights in for bfloat16: float32 weights stay float32 under autocast, as in training."""
     base = read_adapter(folder).base if is_adapter(folder) else folder
     config = read_config(base, key=KEY, trust_remote_code=trust_remote_code)
     return "bfloat16" if "16" in str(config.dtype) else "float32"
 
 
 def _measure_texts(
-    recipe: EvalRecipe, subject: _Subject, sources: Sequence[Any], itself: bool, listener: Listener
+    recipe: EvalRecipe, subject: _Subject, sources: Sequence[TextSource], listener: Listener
 ) -> tuple[list[dict[str, Any]], Scorer | None]:
-    """Return a row for each text, and what scores the answers, the run's own where the recipe names nothing."""
-    options, computing = recipe.eval, {"device": subject.device, "dtype": subject.dtype, "listener": listener}
-    if itself:
-        run, trained = subject.own
-        listener(Notice(f"measured as {run.path} measured itself"))
-        row = measure_validation(run, trained, subject.model, subject.tokenizer, options, **computing)
-        return [row] if row else [], own_scorer(trained, subject.tokenizer, subject.model, **computing)
-    trained_length = subject.own and getattr(subject.own[1], "train", None) and subject.own[1].train.max_length
-    rows = [
-        measure_text(
-            subject.model,
-            subject.tokenizer,
+    """Return a row per text, and the scorer of answers; those of the model's own run if the recipe names no data."""
+    options, model, tokenizer = recipe.eval, subject.model, subject.tokenizer
+    device, dtype = subject.device, subject.dtype
+    if subject.own_data and subject.run is not None:
+        run, trained = subject.run
+        listener(Notice(f"measuring on the data of {run.path}, as the run did"))
+        row = measure_validation(run, trained, model, tokenizer, options, device=device, dtype=dtype, listener=listener)
+        scorer = run_scorer(trained, tokenizer, model, device=device, dtype=dtype, listener=listener)
+        return [row] if row else [], scorer
+    train = getattr(subject.run[1], "train", None) if subject.run else None
+    rows = []
+    for source in sources:
+        assert options.max_tokens is not None  # set by resolve
+        assert options.per_device_eval_batch_size is not None  # set by resolve
+        row = measure_text(
+            model,
+            tokenizer,
             source,
             max_tokens=options.max_tokens,
-            max_length=length_within(subject.model, options.max_length, trained_length),
+            max_length=context_length(model, options.max_length, train and train.max_length),
             rows=options.per_device_eval_batch_size,
-            **computing,
+            device=device,
+            dtype=dtype,
+            listener=listener,
         )
-        for source in sources
-    ]
+        rows.append(row)
     if recipe.score is None:
         return rows, None
-    context = context_of(subject.model)
-    return rows, Scorer(recipe.score, (), subject.tokenizer, context=context, seed=recipe.seed, **computing)
+    scorer = Scorer(
+        recipe.score,
+        (),
+        tokenizer,
+        context=context_of(model),
+        device=device,
+        dtype=dtype,
+        seed=recipe.seed,
+        listener=listener,
+    )
+    return rows, scorer
 
 
 def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> dict[str, Any]:
@@ -173,17 +176,17 @@ def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> d
     known = [i for i, reference in enumerate(references) if reference is not None]
     if recipe.eval.text_scores and not known:
         why = "none of the prompts has a reference to compare an answer with"
-        raise UserError(Problem("eval.text_scores", why, fix="Name its column in score.columns.answer."))
+        raise UserError(Problem("eval.text_scores", why, fix="Set score.columns.answer to the references' column."))
     row, answers = scorer.measure(subject.model)
-    if recipe.score is not None:
-        path = recipe.score.path
-    else:
-        run, trained = subject.own
-        path = trained.score.path or f"the held-out part of {run.path}"
+    path = recipe.score.path if recipe.score else None
+    if recipe.score is None and subject.run is not None:
+        run, trained = subject.run
+        score = getattr(trained, "score", None)
+        path = (score and score.path) or f"the held-out part of {run.path}"
     where = {"path": path, "fingerprint": scorer.fingerprint}
     settings = {"prompts": len(scorer.examples), "max_completion_length": scorer.new_tokens}
     texts = ([answers[i] for i in known], [str(references[i]) for i in known])
-    found = score_texts(recipe.eval.text_scores, *texts) if recipe.eval.text_scores else {}
+    found = text_scores(recipe.eval.text_scores, *texts) if recipe.eval.text_scores else {}
     shown = [
         {"prompt": example.prompt[-1]["content"], "answer": answer, "reference": reference}
         for example, answer, reference in zip(scorer.examples, answers, references, strict=True)
@@ -191,10 +194,30 @@ def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> d
     return where | settings | row | found | {"examples": shown[:SHOWN]}
 
 
-def _keep(recipe: EvalRecipe, measured: dict[str, Any], listener: Listener) -> dict[str, Any]:
-    """Add the measurement to the checkpoint's own file; returns it with what came out the last time."""
+def _measure_tasks(
+    recipe: EvalRecipe, wanted: EvalTasks, tasks: Any, subject: _Subject, listener: Listener
+) -> dict[str, dict[str, Any]]:
+    from llm_lab.evaluation.harness import measure_tasks
+
+    requested = recipe.eval.max_length
+    assert recipe.eval.per_device_eval_batch_size is not None  # set by resolve
+    return measure_tasks(
+        tasks,
+        wanted,
+        subject.model,
+        subject.tokenizer,
+        max_length=context_length(subject.model, requested) if requested else None,
+        rows=recipe.eval.per_device_eval_batch_size,
+        dtype=subject.dtype,
+        seed=recipe.seed,
+        listener=listener,
+    )
+
+
+def _save_with_checkpoint(recipe: EvalRecipe, measured: dict[str, Any], listener: Listener) -> dict[str, Any]:
+    """Add the results to the checkpoint's evaluations.jsonl; return them with the previous ones."""
     folder = measured["checkpoint"]
-    before = [row for row in evaluations_of(folder) if _same(row.get("checkpoint"), folder)]
+    before = [row for row in evaluations_of(folder) if _is_same_folder(row.get("checkpoint"), folder)]
     line = {
         "time": now(),
         "by": "eval",
@@ -208,11 +231,11 @@ def _keep(recipe: EvalRecipe, measured: dict[str, Any], listener: Listener) -> d
     if is_first_process():
         try:
             path = keep_evaluation(folder, line)
-            listener(Notice(f"kept in {path}"))
+            listener(Notice(f"saved in {path}"))
         except OSError as error:
-            listener(Notice(f"could not be kept with the checkpoint: {error.strerror or error}"))
+            listener(Notice(f"could not be saved with the checkpoint: {error.strerror or error}"))
     return with_before(measured, before)
 
 
-def _same(one: Any, other: str) -> bool:
+def _is_same_folder(one: Any, other: str) -> bool:
     return str(one) == other or Path(str(one)).resolve() == Path(other).resolve()

@@ -9,8 +9,7 @@ from typing import Any
 from llm_lab.data.examples import Example
 from llm_lab.data.mixing import build_example_mix
 from llm_lab.errors import Problem, UserError
-from llm_lab.evaluation.samples import talk_measures
-from llm_lab.evaluation.score import columns_of
+from llm_lab.evaluation.score import answer_measures, columns_of
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.hf.load import quiet_libraries
@@ -62,7 +61,7 @@ def learn_from_rewards(
     for source, epochs in zip(examples.sources, order.epochs(), strict=True):
         each = f"{answers_per_prompt} answers each" if answers_per_prompt > 1 else "one answer each"
         listener(Notice(f"{source.key}: the prompts are read {epochs:.2f} times over the run, {each}"))
-    measures = talk_measures(recipe, folder, listener, model, tokenizer, examples.validation)
+    measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     return fit(
         recipe,
         folder,

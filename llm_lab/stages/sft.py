@@ -28,7 +28,7 @@ from llm_lab.training.loop import Result
 
 def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Tune a model on conversations as the resolved recipe says, into the run folder."""
-    from llm_lab.evaluation.samples import talk_measures
+    from llm_lab.evaluation.score import answer_measures
 
     from .packing import pack
     from .sft_trainer import collate_examples, make_trainer, measure_loss
@@ -50,7 +50,7 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
     order = order_examples(recipe, examples, sets, listener)
     pad = tokenizer.pad_token_id
-    measures = talk_measures(recipe, folder, listener, model, tokenizer, examples.validation)
+    measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     if held_out:
         collate = partial(collate_examples, pad_token_id=pad)
         train = recipe.train

@@ -1,4 +1,4 @@
-"""The data X-ray on the screen: every token in the colour of what becomes of it, or in brackets without colours."""
+"""The data X-ray on the screen: trained, masked and special tokens by colour, or in brackets without colours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .console import make_console, one_line, printable, supports_unicode
 from .prompts import Option, choose, wait_for_enter
 
-LEARNT, CONTROL, LEARNT_CONTROL, READ = "bold green", "magenta", "bold green reverse", "dim"
+TRAINED, SPECIAL, TRAINED_SPECIAL, MASKED = "bold green", "magenta", "bold green reverse", "dim"
 _SHOWN_RENDERED = 1_500
 
 
@@ -31,7 +31,7 @@ def page_xray(stages: Sequence[Any], begin: Callable[[], Any], *, end: str) -> N
 
 
 def print_xray(stages: Sequence[Any], console: Any = None) -> None:
-    """Print what the stages of a recipe read: the values of stages.xray.xray_stages."""
+    """Print the data of the stages of a recipe, as xray_stages returns it."""
     from rich.text import Text
 
     console = console or make_console()
@@ -53,73 +53,73 @@ def _print_set(console: Any, found: Any, marks: tuple[str, ...] | None) -> None:
     from rich.text import Text
 
     console.print(Text.assemble((found.key, "help"), ": ", one_line(found.description)))
-    console.print(Text(one_line(found.sides)))
+    console.print(Text(one_line(found.split)))
     if found.total is not None and found.measured < found.total:
         console.print(Text(f"measured on the first {found.measured:,}", style="dim"))
     for label, lengths in found.lengths.items():
         console.print(Text(f"{label}: {_in_words(lengths)}"))
-    if found.learnt_share is not None:
-        console.print(Text(f"{_share(found.learnt_share)} of the tokens is learnt"))
-    for text in found.good:
+    if found.trained_share is not None:
+        console.print(Text(f"loss on {_share(found.trained_share)} of tokens"))
+    for text in found.checks:
         console.print(Text(one_line(text), style="good"))
     for text in found.warnings:
         console.print(Text(one_line(text), style="warn"))
     if found.rendered is not None:
-        console.print(Text("The first one, as its template writes it:", style="help"))
+        console.print(Text("The first example in its chat template:", style="help"))
         text = found.rendered
         more = f" ... ({len(text) - _SHOWN_RENDERED:,} characters more)" if len(text) > _SHOWN_RENDERED else ""
         console.print(Text(printable(text[:_SHOWN_RENDERED]).rstrip("\n") + more))
-    for specimen in found.specimens:
+    for example in found.examples:
         console.print()
-        cut = f", {specimen.cut:,} more cut off" if specimen.cut else ""
-        learnt = "" if found.learnt_share is None else f", {specimen.learnt:,} learnt"
-        told = f"{specimen.label}: {specimen.tokens:,} tokens{learnt}{cut}"
-        console.print(Text(told, style="help"))
-        console.print(_tokens(specimen.runs, marks))
-        if specimen.note is not None:
-            console.print(Text(f"the answer to compare with: {one_line(specimen.note)}", style="help"))
+        cut = f", {example.cut:,} more cut off" if example.cut else ""
+        trained = "" if found.trained_share is None else f", {example.trained_tokens:,} trained"
+        text = f"{example.label}: {example.tokens:,} tokens{trained}{cut}"
+        console.print(Text(text, style="help"))
+        console.print(_tokens(example.spans, marks))
+        if example.reference is not None:
+            console.print(Text(f"reference answer: {one_line(example.reference)}", style="help"))
 
 
-def _tokens(runs: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
+def _tokens(spans: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
     from rich.text import Text
 
     text = Text()
     inside = False
-    for run in runs:
-        if marks and run.learnt != inside:
-            text.append(marks[0] if run.learnt else marks[1])
-            inside = run.learnt
-        shown = printable(run.text)
+    for span in spans:
+        if marks and span.trained != inside:
+            text.append(marks[0] if span.trained else marks[1])
+            inside = span.trained
+        shown = printable(span.text)
         if marks:
-            text.append(f"{marks[2]}{shown}{marks[3]}" if run.control else shown)
+            text.append(f"{marks[2]}{shown}{marks[3]}" if span.special else shown)
         else:
             # Line ends have no colour of their own.
-            shown = shown.replace("\n", "⏎\n") if run.learnt else shown
-            text.append(shown, style=_style(run))
+            shown = shown.replace("\n", "⏎\n") if span.trained else shown
+            text.append(shown, style=_style(span))
     if inside:
         text.append(marks[1])
     return text
 
 
-def _style(run: Any) -> str:
-    if run.control:
-        return LEARNT_CONTROL if run.learnt else CONTROL
-    return f"{LEARNT} underline" if run.learnt else READ
+def _style(span: Any) -> str:
+    if span.special:
+        return TRAINED_SPECIAL if span.trained else SPECIAL
+    return f"{TRAINED} underline" if span.trained else MASKED
 
 
 def _legend(marks: tuple[str, ...] | None) -> Any:
     from rich.text import Text
 
     if marks:
-        return Text(f"{marks[0]}learnt{marks[1]}  only read  {marks[2]}control token{marks[3]}")
+        return Text(f"{marks[0]}trained{marks[1]}  masked  {marks[2]}special token{marks[3]}")
     return Text.assemble(
-        ("learnt", f"{LEARNT} underline"),
+        ("trained", f"{TRAINED} underline"),
         "  ",
-        ("only read", READ),
+        ("masked", MASKED),
         "  ",
-        ("control token", CONTROL),
+        ("special token", SPECIAL),
         "  ",
-        ("control token, learnt", LEARNT_CONTROL),
+        ("special token, trained", TRAINED_SPECIAL),
     )
 
 
@@ -132,15 +132,17 @@ def _brackets(console: Any) -> tuple[str, ...]:
 
 
 def _in_words(lengths: Sequence[int]) -> str:
-    """Return lengths in words: 12 to 512 tokens; half have at most 80, nine in ten at most 300."""
+    """Return lengths in words: 12 to 512 tokens; median 80, 90th percentile 300."""
     ordered = sorted(lengths)
     if not ordered:
         return "none"
     if ordered[0] == ordered[-1]:
         return f"{len(ordered):,} of {ordered[0]:,} tokens"
     half, most = ordered[(len(ordered) - 1) // 2], ordered[(len(ordered) * 9 - 1) // 10]
-    return f"{ordered[0]:,} to {ordered[-1]:,} tokens; half have at most {half:,}, nine in ten at most {most:,}"
+    return f"{ordered[0]:,} to {ordered[-1]:,} tokens; median {half:,}, 90th percentile {most:,}"
 
 
 def _share(share: float) -> str:
-    return "all" if share == 1 else "none" if share == 0 else f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+    if share in (0, 1):
+        return "all" if share else "none"
+    return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.1f} %"

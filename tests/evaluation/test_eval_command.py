@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_recipe, write_text
+from llm_lab.evaluation.text_scores import score_texts
 from support.measured_models import GPT2, Told, gpt2_model, tokenizer_named
 from support.post_runs import post_recipe, write_base, write_questions, write_rows
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.machine import find_machine
-from llm_lab.evaluation.text_scores import score_texts
 from llm_lab.recipe.resolve import resolve
 from llm_lab.runner import check, run
 from llm_lab.runs.evaluations import evaluations_of

@@ -117,9 +117,8 @@ def test_base_without_an_adapter_is_an_error(models, tmp_path, monkeypatch, caps
 def test_a_name_with_spaces_can_be_quoted(models, tmp_path):
     (tmp_path / "my model").symlink_to(models / "stranger")
     session, opener = open_session("checkpoints/tiny"), Opener()
-    type_into_chat(
-        session, f'/compare "{tmp_path / "my model"}" the old\r/quit\r', load=opener, beside=SideBySide(opener)
-    )
+    keys = f'/compare "{tmp_path / "my model"}" the old\r/quit\r'
+    type_into_chat(session, keys, load=opener, beside=SideBySide(opener))
     assert session.messages[0]["content"] == "the old"
     assert opener.opened == [str(tmp_path / "my model")]
 
