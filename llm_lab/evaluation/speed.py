@@ -11,7 +11,7 @@ from llm_lab.data.encoding import Encoder, opener_of
 from llm_lab.hf.load import context_of
 
 ROUNDS = 5
-PROMPT = "Once upon a time there was a small village by a river, and in it lived people who told each other stories."
+PROMPT = "Once upon a time there was a small village by a river, and in it lived people who liked to read many stories."
 
 
 def measure_speed(model: Any, tokenizer: Any, *, new_tokens: int) -> dict[str, float]:

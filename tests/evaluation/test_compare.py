@@ -1,4 +1,4 @@
-"""Models side by side: the same prompts and texts, differences marked, adapters on and off, the steps of a run."""
+"""Comparisons: the same prompts and texts, marked differences, adapters on and off, the checkpoints of a run."""
 
 import html
 import io
@@ -37,14 +37,14 @@ from llm_lab.terminal.console import THEME
 pytest_plugins = ("support.compared_models",)
 
 GREEDY = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=12, seed=1)
-DRAWN = ChatSettings(temperature=1.0, top_p=1.0, max_new_tokens=12, seed=7)
+SAMPLED = ChatSettings(temperature=1.0, top_p=1.0, max_new_tokens=12, seed=7)
 TINY_40 = "checkpoints/tiny/steps/checkpoint-40"
 on_cpu = partial(load, device="cpu")
 compare = partial(compare_models, load=on_cpu, settings=GREEDY)
 
 
-def alone(folder, text, settings=GREEDY):
-    """What a checkpoint answers that is loaded by itself."""
+def answer_alone(folder, text, settings=GREEDY):
+    """Return a checkpoint's answer without a comparison."""
     model, tokenizer = on_cpu(str(folder))
     return "".join(ChatSession(model, tokenizer, name="alone", settings=settings).reply(text))
 
@@ -53,8 +53,8 @@ def texts(comparison, number=0):
     return [model.answers[number].text for model in comparison.models]
 
 
-def made(*answers, numbers=({},), **options):
-    """A comparison of answers to one prompt."""
+def comparison_of(*answers, numbers=({},), **options):
+    """Return a comparison of answers to one prompt."""
     models = tuple(
         Compared(f"model{i}", "", "chat", (Answer(text, len(text.split())),), numbers[i % len(numbers)])
         for i, text in enumerate(answers)
@@ -69,7 +69,7 @@ def screen(comparison, width=80, **options):
     return file.getvalue()
 
 
-# What differs
+# Differences
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def screen(comparison, width=80, **options):
         ("the bird\nsings", "the bird sings", []),
     ],
 )
-def test_what_differs_is_found_word_by_word(first, other, marked):
+def test_differences_are_found_word_by_word(first, other, marked):
     parts = differences(first, other)
     assert ["[-]" if part.kind == "gone" else part.text for part in parts if part.kind != "same"] == marked
 
 
-def test_the_pieces_of_an_answer_are_the_answer():
+def test_the_parts_of_an_answer_join_to_the_answer():
     pool = ["tree ", "bird", "\n\n", "  ", "鳥", "x" * 50, "é", "[bold]", "a b c "]
     for seed in range(200):
         torch.manual_seed(seed)
@@ -98,7 +98,7 @@ def test_the_pieces_of_an_answer_are_the_answer():
         assert "".join(part.text for part in differences(first, other)) == other
 
 
-def test_a_model_that_repeats_itself_without_end_costs_no_seconds():
+def test_endless_repetition_is_compared_in_under_a_second():
     begun = time.perf_counter()
     parts = differences("a b " * 5_000, "b a a " * 5_000)
     assert "".join(part.text for part in parts) == "b a a " * 5_000
@@ -115,14 +115,14 @@ def test_a_model_that_repeats_itself_without_end_costs_no_seconds():
         ("a bird", "", "empty, unlike A"),
     ],
 )
-def test_a_difference_is_put_into_words(first, other, said):
+def test_a_difference_is_described_in_words(first, other, said):
     assert verdict(Answer(first), Answer(other), "A") == said
 
 
-def test_the_best_is_marked_and_nats_of_different_tokens_are_not_compared():
+def test_the_best_value_is_marked_except_losses_of_different_tokenizers():
     numbers = [{"loss:t": 2.0, "bits_per_byte:t": 1.5, "exact_match": 0.5}]
     numbers += [{"loss:t": 1.0, "bits_per_byte:t": 1.6, "exact_match": 0.5}]
-    same, other = made("a", "b", numbers=numbers), made("a", "b", numbers=numbers, same_tokens=False)
+    same, other = comparison_of("a", "b", numbers=numbers), comparison_of("a", "b", numbers=numbers, same_tokens=False)
     assert (best_of(same, "loss:t"), best_of(other, "loss:t")) == ({1}, set())
     assert best_of(other, "bits_per_byte:t") == {0}
     assert best_of(same, "exact_match") == set()
@@ -135,86 +135,86 @@ AWKWARD = "[bold]not bold[/bold] **nor this** " + "x" * 120 + " 鳥が歌う" * 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_nothing_runs_over_the_edge_and_no_text_is_taken_for_markup(count, width):
-    shown = screen(made(*[AWKWARD, *["y" + AWKWARD] * (count - 1)]), width)
+def test_every_line_fits_and_text_is_never_read_as_markup(count, width):
+    shown = screen(comparison_of(*[AWKWARD, *["y" + AWKWARD] * (count - 1)]), width)
     assert max(cell_len(line) for line in shown.splitlines()) <= width
     assert "\x1b" not in shown
-    # Column by column, without the folds: all of it stands there.
+    # The whole text is there, column by column, without the line breaks.
     first = re.split(r"─+(?:┼─+)*", shown)[1]
     cells = [line.split("│")[0] for line in first.splitlines()]
     assert re.sub(r"\s", "", "".join(cells)).startswith(re.sub(r"\s", "", AWKWARD.replace("\x1b", "␛")))
 
 
-def test_two_and_three_models_stand_side_by_side_at_80_columns_and_four_in_two_rows():
+def test_up_to_three_models_fit_side_by_side_into_80_columns():
     for count, columns in ((2, [2]), (3, [3]), (4, [2, 2]), (5, [2, 3])):
-        shown = screen(made(*["a word"] * count))
+        shown = screen(comparison_of(*["a word"] * count))
         rules = [line for line in shown.splitlines() if set(line.strip()) == {"─", "┼"}]
         assert [line.count("┼") + 1 for line in rules] == columns
 
 
-def test_equal_answers_are_called_the_same_and_marked_nowhere():
-    shown = screen(made("a bird sings", "a bird sings", "a fish sings"))
+def test_equal_answers_have_no_marked_differences():
+    shown = screen(comparison_of("a bird sings", "a bird sings", "a fish sings"))
     assert shown.count("the same as A") == 1
     assert "{+fish+}" in shown
     assert "{+bird" not in shown
 
 
-def test_a_terminal_marks_by_colour_and_a_pipe_by_signs():
-    comparison = made("the old bird sings", "the red bird sings")
+def test_differences_are_coloured_in_a_terminal_and_bracketed_in_a_pipe():
+    comparison = comparison_of("the old bird sings", "the red bird sings")
     coloured = screen(comparison, force_terminal=True, color_system="standard", no_color=False)
     assert re.search(r"the \x1b\[1;33mred\x1b\[0m bird", coloured)
     assert "{+" not in coloured
     assert "the {+red+} bird sings" in screen(comparison)
 
 
-def test_over_time_each_answer_is_held_against_the_one_before():
-    shown = screen(made("a bird", "a fish", "a fish", over_time=True))
+def test_over_time_each_answer_is_compared_with_the_previous_one():
+    shown = screen(comparison_of("a bird", "a fish", "a fish", over_time=True))
     assert "differs from model0 from word 2 on" in shown
     assert "the same as model1" in shown
 
 
-def test_the_markdown_holds_every_answer_as_it_is():
+def test_the_markdown_contains_every_answer_unchanged():
     answers = ["<b>|a|</b> `x` **y**\n    z", "<b>|a|</b> `x` <pre>q</pre>\n\n# no heading"]
-    text = as_markdown(made(*answers, numbers=[{"loss:my|text": 1.0}, {"loss:my|text": 2.0}]))
+    text = as_markdown(comparison_of(*answers, numbers=[{"loss:my|text": 1.0}, {"loss:my|text": 2.0}]))
     found = re.findall(r"(?s)<pre>(.*?)</pre>", text)[1:]
     assert [html.unescape(re.sub("</?b>", "", part)) for part in found] == answers
     assert r"| loss, my\|text | **1.0000** | 2.0000 |" in text
 
 
-# What is asked
+# Prompts and answers
 
 
-def test_each_answers_as_if_it_were_loaded_alone_and_a_base_and_a_chat_model_are_told_apart(models):
-    for settings in (GREEDY, DRAWN):
-        found = compare(["checkpoints/tiny", "adapter", "stranger"], prompts=["the old tree"], settings=settings)
-        assert texts(found) == [alone(name, "the old tree", settings) for name in ("tiny", "adapter", "stranger")]
+def test_each_model_answers_as_without_a_comparison_and_its_mode_is_shown(models):
+    for settings in (GREEDY, SAMPLED):
+        found = compare(["checkpoints/tiny", "adapter", "gpt2"], prompts=["the old tree"], settings=settings)
+        assert texts(found) == [answer_alone(name, "the old tree", settings) for name in ("tiny", "adapter", "gpt2")]
     assert [model.mode for model in found.models] == ["completion", "chat", "completion"]
     shown = screen(found)
     assert shown.count("a base model, continues the text") == 2
     assert shown.count("asked as a chat") == 1
 
 
-def test_two_copies_of_a_model_draw_the_same_words(models, tmp_path):
-    shutil.copytree("stranger", tmp_path / "copy")
-    found = compare(["stranger", str(tmp_path / "copy")], prompts=["the old tree"] * 2, settings=DRAWN)
+def test_two_copies_of_a_model_sample_the_same_answer(models, tmp_path):
+    shutil.copytree("gpt2", tmp_path / "copy")
+    found = compare(["gpt2", str(tmp_path / "copy")], prompts=["the old tree"] * 2, settings=SAMPLED)
     assert texts(found, 0)[0] == texts(found, 0)[1] == texts(found, 1)[0]
     assert screen(found).count("the same as A") == 2
 
 
-def test_white_space_is_not_called_empty():
+def test_white_space_is_not_described_as_empty():
     assert verdict(Answer("one"), Answer(" \n"), "A") == "white space only, unlike A"
     assert verdict(Answer("one"), Answer(""), "A") == "empty, unlike A"
 
 
-def test_what_nobody_named_is_what_the_run_itself_asks(models):
-    assert compare(["checkpoints/tiny", "stranger"]).prompts == ("the old", "a")
-    found = compare(["stranger", "plain"])
+def test_the_default_prompts_are_the_runs_own(models):
+    assert compare(["checkpoints/tiny", "gpt2"]).prompts == ("the old", "a")
+    found = compare(["gpt2", "plain"])
     assert found.prompts == ("Once upon a time", "The", "It is")
-    assert "LLM Lab's own" in found.remarks[0]
+    assert "LLM Lab's defaults" in found.remarks[0]
 
 
-def test_a_prompt_that_one_model_has_no_room_for_is_told_in_its_place(models):
-    found = compare(["checkpoints/tiny", "stranger"], prompts=["tree " * 48])
+def test_a_prompt_that_exceeds_a_models_context_is_an_error_in_place_of_its_answer(models):
+    found = compare(["checkpoints/tiny", "gpt2"], prompts=["tree " * 48])
     problems = [model.answers[0].problem for model in found.models]
     assert problems[0] is None
     assert "context holds 48" in problems[1]
@@ -231,16 +231,16 @@ def test_one_model_is_in_memory_at_a_time(models):
         alive.add(model)
         return model, tokenizer
 
-    compare(["checkpoints/tiny", "stranger", "adapter"], load=watched, adapter_off=True, prompts=["the"])
+    compare(["checkpoints/tiny", "gpt2", "adapter"], load=watched, adapter_off=True, prompts=["the"])
     assert most == [0, 0, 0]
     assert not alive
 
 
-# What is measured
+# Measurements
 
 
 def nats_of(folder, documents):
-    """Nats and tokens of documents, by the model alone, each after the token that begins a text."""
+    """Return the nats and tokens of documents by a direct forward pass, each after the opening token."""
     model, tokenizer = on_cpu(folder)
     total = count = 0
     for text in documents:
@@ -251,28 +251,28 @@ def nats_of(folder, documents):
     return total, count
 
 
-def test_losses_are_those_of_the_texts_and_bits_per_byte_compare_other_tokens(models):
+def test_losses_are_per_token_and_bits_per_byte_compare_different_tokenizers(models):
     documents = ["the old tree", "a red bird sings near the river", "under a stone"]
     write_rows("few.jsonl", [{"text": text} for text in documents])
-    found = compare(["checkpoints/tiny", "stranger"], prompts=["the"], data=["few.jsonl"])
-    for model, name in zip(found.models, ("checkpoints/tiny", "stranger"), strict=True):
+    found = compare(["checkpoints/tiny", "gpt2"], prompts=["the"], data=["few.jsonl"])
+    for model, name in zip(found.models, ("checkpoints/tiny", "gpt2"), strict=True):
         nats, count = nats_of(name, documents)
         assert model.numbers["loss:few.jsonl"] == pytest.approx(nats / count, rel=1e-4)
         bits = nats / math.log(2) / sum(map(len, documents))
         assert model.numbers["bits_per_byte:few.jsonl"] == pytest.approx(bits, rel=1e-4)
     assert not found.same_tokens
-    assert "compare them by bits per byte" in found.remarks[-1]
-    assert found.remarks[-2].startswith("Texts are shown to all ")
+    assert "compare bits per byte" in found.remarks[-1]
+    assert found.remarks[-2].startswith("Context length for texts: ")
     assert compare([TINY_40, "tiny"], prompts=["the"], data=["few.jsonl"]).same_tokens
 
 
-def test_agreement_is_the_share_of_tokens_that_both_would_write(models):
+def test_agreement_is_the_share_of_equal_top_tokens(models):
     found = compare(["checkpoints/tiny", TINY_40], prompts=["the old", "a"])
     (one, tokenizer), (two, _) = on_cpu("checkpoints/tiny"), on_cpu(TINY_40)
     same = total = 0
     for prompt in ("the old", "a"):
         ids = tokenizer(prompt)["input_ids"]
-        for _ in range(GREEDY.max_new_tokens + 1):  # what comes after the last token is predicted too
+        for _ in range(GREEDY.max_new_tokens + 1):  # the token after the last one counts too
             token = one(torch.tensor([ids])).logits[0, -1].argmax().item()
             same += token == two(torch.tensor([ids])).logits[0, -1].argmax().item()
             total += 1
@@ -280,30 +280,30 @@ def test_agreement_is_the_share_of_tokens_that_both_would_write(models):
             if token == tokenizer.eos_token_id:
                 break
     assert found.models[1].numbers["agreement"] == pytest.approx(same / total)
-    other = compare(["checkpoints/tiny", "stranger"], prompts=["the old"])
-    assert "agreement" not in other.models[1].numbers  # its tokens are others
+    other = compare(["checkpoints/tiny", "gpt2"], prompts=["the old"])
+    assert "agreement" not in other.models[1].numbers  # a different tokenizer
 
 
-def test_prompts_are_scored_by_their_answers(models):
+def test_a_prompt_set_is_scored_by_its_reference_answers(models):
     prompts = ["the tree", "a tree", "small tree", "red tree"]
-    said = [alone("checkpoints/tiny", prompt) for prompt in prompts]
+    said = [answer_alone("checkpoints/tiny", prompt) for prompt in prompts]
     rows = [{"question": q, "answer": a if i else "never"} for i, (q, a) in enumerate(zip(prompts, said, strict=True))]
     write_rows("known.jsonl", rows)
-    found = compare(["checkpoints/tiny", "stranger"], prompt_set="known.jsonl")
+    found = compare(["checkpoints/tiny", "gpt2"], prompt_set="known.jsonl")
     assert found.prompts == tuple(prompts[:3])
     assert found.models[0].numbers["exact_match"] == 0.75
     assert found.models[0].numbers["eval_reward"] == 0.75
     assert found.models[1].numbers["exact_match"] < 0.75
     assert {"exact_match_sampled", "eval_completion_length"} <= set(found.models[1].numbers)
     write_rows("unknown.jsonl", [{"question": prompt} for prompt in prompts])
-    found = compare(["checkpoints/tiny", "stranger"], prompt_set="unknown.jsonl")
+    found = compare(["checkpoints/tiny", "gpt2"], prompt_set="unknown.jsonl")
     assert "exact_match" not in found.models[0].numbers
-    assert any("no answers to compare with" in remark for remark in found.remarks)
+    assert any("no reference answers" in remark for remark in found.remarks)
 
 
-def test_what_was_measured_is_kept_with_each_checkpoint(models):
-    compare(["checkpoints/tiny", "stranger"], prompts=["the"], data=["other.txt"])
-    for name in ("checkpoints/tiny/model", "stranger"):
+def test_measurements_are_saved_with_each_checkpoint(models):
+    compare(["checkpoints/tiny", "gpt2"], prompts=["the"], data=["other.txt"])
+    for name in ("checkpoints/tiny/model", "gpt2"):
         row = evaluations_of(name)[-1]
         assert row["by"] == "compare"
         assert row["checkpoint"] == name
@@ -311,15 +311,15 @@ def test_what_was_measured_is_kept_with_each_checkpoint(models):
         assert row["data"][0]["path"] == "other.txt"
     run_line = describe_evaluation(evaluations_of("checkpoints/tiny")[-1])
     assert "bits" in run_line
-    before = len(evaluations_of("stranger"))
-    compare(["checkpoints/tiny", "stranger"], prompts=["the"])
-    assert len(evaluations_of("stranger")) == before
+    before = len(evaluations_of("gpt2"))
+    compare(["checkpoints/tiny", "gpt2"], prompts=["the"])
+    assert len(evaluations_of("gpt2")) == before
 
 
-# An adapter, on and off
+# Adapters switched off
 
 
-def test_an_adapter_switched_off_is_its_base_exactly(models):
+def test_an_adapter_switched_off_equals_its_base_exactly(models):
     found = compare(["adapter", "plain"], adapter_off=True, prompts=["the old tree", "x"], data=["other.txt"])
     on, off, base = found.models
     assert [model.name for model in found.models] == ["adapter", "adapter, adapter off", "plain"]
@@ -332,7 +332,7 @@ def test_an_adapter_switched_off_is_its_base_exactly(models):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_switch_gives_the_bases_logits_and_leaves_the_adapter_as_it_was(tied, tmp_path):
+def test_switching_off_gives_the_bases_logits_and_restores_the_adapter(tied, tmp_path):
     from support.adapters import lora, perturb, save_base, with_chat_tokens
 
     from llm_lab.hf.lora_layers import attach_lora
@@ -353,14 +353,14 @@ def test_the_switch_gives_the_bases_logits_and_leaves_the_adapter_as_it_was(tied
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_an_adapter_that_has_replaced_the_embeddings_is_not_taken_for_one_that_can_be_switched_off(models, tmp_path):
+def test_an_adapter_that_replaces_the_embeddings_can_not_be_switched_off(models, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     base = load_model("plain")
     base.resize_token_embeddings(260)
     tuned = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
     with warnings.catch_warnings(action="ignore"):
-        tuned.save_pretrained(tmp_path / "grown")  # PEFT sees that the vocabulary has grown, and saves it whole
+        tuned.save_pretrained(tmp_path / "grown")  # PEFT saves the embeddings whole if the vocabulary has grown
     load_tokenizer("plain").save_pretrained(tmp_path / "grown")
     folder = str(tmp_path / "grown")
     with pytest.raises(UserError, match="Load the base itself: plain"):
@@ -368,7 +368,7 @@ def test_an_adapter_that_has_replaced_the_embeddings_is_not_taken_for_one_that_c
     assert len(compare([folder, "plain"], prompts=["x"]).models) == 2
 
 
-def test_a_model_that_diverged_is_told_and_the_others_are_compared(models, tmp_path):
+def test_a_diverged_model_is_reported_and_the_others_are_compared(models, tmp_path):
     broken = load_model("plain")
     with torch.no_grad():
         broken.get_output_embeddings().weight.fill_(float("nan"))
@@ -379,27 +379,27 @@ def test_a_model_that_diverged_is_told_and_the_others_are_compared(models, tmp_p
     assert "bits_per_byte:other.txt" not in found.models[1].numbers
 
 
-# The time machine
+# The checkpoints of a run
 
 
-def test_the_time_machine_goes_from_the_first_checkpoint_to_the_last(models):
+def test_steps_compares_the_checkpoints_of_a_run_in_order(models):
     found = compare(["checkpoints/tiny"], steps=True, prompts=["the old"])
     assert [model.name for model in found.models] == ["step 40", "step 60", "step 80"]
     steps = Path("checkpoints/tiny/steps")
     folders = [steps / "checkpoint-40", steps / "checkpoint-60", "checkpoints/tiny/model"]
-    assert texts(found) == [alone(folder, "the old") for folder in folders]
+    assert texts(found) == [answer_alone(folder, "the old") for folder in folders]
     rows = [json.loads(line) for line in Path("checkpoints/tiny/metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     assert [model.numbers["step_loss"] for model in found.models] == [losses[40], losses[60], losses[80]]
-    told = " ".join(found.remarks)
-    assert "kept the last 3 of 4 checkpoints (train.save_total_limit=3)" in told
-    assert "train.save_total_limit=4" in told
+    remarks = " ".join(found.remarks)
+    assert "kept the last 3 of 4 checkpoints (train.save_total_limit=3)" in remarks
+    assert "train.save_total_limit=4" in remarks
     shown = screen(found)
     assert shown.index("step 40") < shown.index("step 60") < shown.index("step 80")
     assert f"{losses[40]:.3f}" in shown
 
 
-def test_the_time_machine_goes_through_all_stages_of_a_pipeline(models):
+def test_steps_compares_the_checkpoints_of_all_stages_of_a_pipeline(models):
     found = compare(["checkpoints/life"], steps=True)
     names = [model.name for model in found.models]
     assert names == [f"first step {step}" for step in (40, 60, 80)] + [f"second step {step}" for step in (2, 4, 6)]
@@ -407,7 +407,7 @@ def test_the_time_machine_goes_through_all_stages_of_a_pipeline(models):
     assert len(found.prompts) == 1
 
 
-# What is refused, before anything is loaded
+# Errors before any model is loaded
 
 
 def never(folder):
@@ -415,65 +415,65 @@ def never(folder):
 
 
 @pytest.mark.parametrize(
-    ("names", "options", "told"),
+    ("names", "options", "message"),
     [
-        (["checkpoints/tiny"], {}, "--steps for all checkpoints"),
+        (["checkpoints/tiny"], {}, "use --steps to compare all checkpoints"),
         (["adapter"], {}, "--adapter-off"),
-        (["checkpoints/tiny", "plain"], {"adapter_off": True}, "none of these is an adapter"),
-        (["checkpoints/tiny", "tiny"], {}, "named twice"),
-        (["checkpoints/tiny", "checkpoints/reward"], {}, "reward model: it scores answers and writes none"),
+        (["checkpoints/tiny", "plain"], {"adapter_off": True}, "none of these checkpoints is an adapter"),
+        (["checkpoints/tiny", "tiny"], {}, "duplicate checkpoint"),
+        (["checkpoints/tiny", "checkpoints/reward"], {}, "a reward model can't generate text"),
         (["checkpoints/reward"], {"steps": True}, "reward model"),
         (["checkpoints/tiny", "checkpoints/tinny"], {}, "Did you mean checkpoints/tiny"),
-        (["checkpoints/tiny", "plain"], {"steps": True}, "it takes one run"),
-        (["stranger"], {"steps": True}, "no run of LLM Lab"),
+        (["checkpoints/tiny", "plain"], {"steps": True}, "requires exactly one run"),
+        (["gpt2"], {"steps": True}, "not a run of LLM Lab"),
         (["tinny"], {"steps": True}, "Did you mean tiny"),
         (["checkpoints/tiny", "plain"], {"data": ["nothing.txt"]}, "nothing.txt"),
         (["checkpoints/tiny", "plain"], {"prompt_set": "nothing.jsonl"}, "nothing.jsonl"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_is_loaded(models, names, options, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_input_is_refused_before_any_model_is_loaded(models, names, options, message):
+    with pytest.raises(UserError, match=message):
         compare(names, load=never, **options)
 
 
-def test_broken_files_are_told_all_at_once_before_anything_is_loaded(models, tmp_path):
-    for name in ("cut", "empty", "foreign", "lost"):
-        shutil.copytree("stranger", tmp_path / name)
-    weights = tmp_path / "cut" / "model.safetensors"
+def test_damaged_files_are_reported_at_once_before_any_model_is_loaded(models, tmp_path):
+    for name in ("truncated", "empty", "mismatched", "incomplete"):
+        shutil.copytree("gpt2", tmp_path / name)
+    weights = tmp_path / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (tmp_path / "empty" / "model.safetensors").unlink()
     for file in Path("checkpoints/tiny/model").glob("token*"):
-        shutil.copy(file, tmp_path / "foreign")
-    (tmp_path / "lost" / "model.safetensors").rename(tmp_path / "lost" / "model-2.safetensors")
+        shutil.copy(file, tmp_path / "mismatched")
+    (tmp_path / "incomplete" / "model.safetensors").rename(tmp_path / "incomplete" / "model-2.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    (tmp_path / "lost" / "model.safetensors.index.json").write_text(json.dumps(index))
-    shutil.copytree("adapter", tmp_path / "orphan")
-    config = tmp_path / "orphan" / "adapter_config.json"
+    (tmp_path / "incomplete" / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copytree("adapter", tmp_path / "no-base")
+    config = tmp_path / "no-base" / "adapter_config.json"
     config.write_text(config.read_text().replace(str(models / "plain"), "/gone/base"))
-    names = ("cut", "empty", "foreign", "lost", "orphan")
+    names = ("truncated", "empty", "mismatched", "incomplete", "no-base")
     with pytest.raises(UserError) as caught:
-        compare(["stranger", *(str(tmp_path / name) for name in names)], load=never)
-    told = str(caught.value)
-    for word in ("is broken", "no weights", "another model's", "model-1.safetensors", "not at /gone/base"):
-        assert word in told, word
+        compare(["gpt2", *(str(tmp_path / name) for name in names)], load=never)
+    message = str(caught.value)
+    for word in ("is damaged", "no weights", "another model", "model-1.safetensors", "not at /gone/base"):
+        assert word in message, word
 
 
 # The command
 
 
-def test_the_command_compares_a_folder_that_is_not_ours_and_writes_what_it_found(models, capsys, tmp_path):
-    words = ["compare", "stranger", "checkpoints/tiny", "--prompt", "the old tree", "--prompt", "a bird"]
+def test_the_command_compares_a_hugging_face_folder_and_writes_the_result(models, capsys, tmp_path):
+    words = ["compare", "gpt2", "checkpoints/tiny", "--prompt", "the old tree", "--prompt", "a bird"]
     words += ["--data", "other.txt", "--device", "cpu", "--max-new-tokens", "6"]
     assert main([*words, "--out", str(tmp_path / "c.md")]) == 0
     out = capsys.readouterr().out
-    assert alone("stranger", "a bird", ChatSettings(temperature=0.0, max_new_tokens=6)) in out
+    assert answer_alone("gpt2", "a bird", ChatSettings(temperature=0.0, max_new_tokens=6)) in out
     assert "bits per byte, other.txt" in " ".join(out.split())
     assert "# Comparison" in (tmp_path / "c.md").read_text()
     assert main([*words, "--out", str(tmp_path / "c.json"), "--temperature", "1", "--seed", "3"]) == 0
     written = json.loads((tmp_path / "c.json").read_text())
-    assert [model["name"] for model in written["models"]] == ["stranger", "checkpoints/tiny"]
+    assert [model["name"] for model in written["models"]] == ["gpt2", "checkpoints/tiny"]
     assert "seed 3 for all" in written["drawn"]
-    assert main([*words, "--out", str(tmp_path / "c.json")]) == 0  # a comparison is replaced, and nothing else
+    assert main([*words, "--out", str(tmp_path / "c.json")]) == 0  # only a comparison is overwritten
     (tmp_path / "c.md").write_text("my notes")
     capsys.readouterr()
     assert main([*words, "--out", str(tmp_path / "c.md")]) == 2
@@ -481,16 +481,16 @@ def test_the_command_compares_a_folder_that_is_not_ours_and_writes_what_it_found
     assert (tmp_path / "c.md").read_text() == "my notes"
 
 
-def test_the_command_tells_what_is_wrong_with_exit_code_2(models, capsys):
+def test_the_command_exits_with_code_2_on_wrong_input(models, capsys):
     assert main(["compare", "checkpoints/tiny"]) == 2
     assert "Name a second checkpoint" in capsys.readouterr().err
-    assert main(["compare", "plain", "stranger", "--out", "c.txt"]) == 2
+    assert main(["compare", "plain", "gpt2", "--out", "c.txt"]) == 2
     assert "name.md" in capsys.readouterr().err
-    assert main(["compare", "plain", "stranger", "--temperature", "-1"]) == 2
+    assert main(["compare", "plain", "gpt2", "--temperature", "-1"]) == 2
     assert "temperature" in capsys.readouterr().err
 
 
-def test_the_command_shows_the_steps_of_a_run_and_an_adapter_off(models, capsys):
+def test_the_command_compares_the_steps_of_a_run_and_an_adapter_switched_off(models, capsys):
     assert main(["compare", "tiny", "--steps", "--device", "cpu", "--prompt", "the"]) == 0
     assert "3 checkpoints, first to last" in capsys.readouterr().out
     assert main(["compare", "adapter", "--adapter-off", "--device", "cpu", "--max-new-tokens", "4"]) == 0

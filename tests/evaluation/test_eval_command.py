@@ -1,4 +1,4 @@
-"""`llm-lab eval` and eval recipes whole: a run's own figures again, the folders of others, what is kept, pipelines."""
+"""`llm-lab eval` and eval recipes: a run's own numbers, any Hugging Face folder, saved results, pipelines."""
 
 import json
 import math
@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_recipe, write_text
-from llm_lab.evaluation.text_scores import score_texts
-from support.measured_models import GPT2, Told, gpt2_model, tokenizer_named
+from support.measured_models import GPT2, Notices, gpt2_model, make_tokenizer
 from support.post_runs import post_recipe, write_base, write_questions, write_rows
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.machine import find_machine
+from llm_lab.evaluation.score import text_scores
 from llm_lab.recipe.resolve import resolve
 from llm_lab.runner import check, run
 from llm_lab.runs.evaluations import evaluations_of
@@ -31,19 +31,19 @@ def eval_recipe(checkpoint: str, **changes) -> dict:
 
 
 def measure(checkpoint: str, **changes) -> dict:
-    return evaluate(resolve(eval_recipe(checkpoint, **changes)).recipe, Told())
+    return evaluate(resolve(eval_recipe(checkpoint, **changes)).recipe, Notices())
 
 
 def foreign_folder(name: str = "theirs") -> str:
-    """A Hugging Face folder that LLM Lab did not make: GPT-2 shaped, with GPT-2's tokenizer or one trained here."""
-    tokenizer = tokenizer_named("gpt2" if GPT2.exists() else "pieces")
+    """A GPT-2 model saved by transformers, with GPT-2's tokenizer or one trained here."""
+    tokenizer = make_tokenizer("gpt2" if GPT2.exists() else "pieces")
     gpt2_model(tokenizer).save_pretrained(name)
     tokenizer.save_pretrained(name)
     return name
 
 
 @pytest.mark.parametrize("changes", [{}, {"train.document_mask": True}, {"train.dtype": "bfloat16"}])
-def test_left_without_data_the_loss_is_the_run_s_own_at_every_checkpoint(changes, in_tmp_path):
+def test_without_data_the_loss_equals_the_runs_own_at_every_checkpoint(changes, in_tmp_path):
     write_text("text.txt", 200)
     lines = Path(write_text("more.txt", 200, seed=1)).read_text().splitlines()
     write_rows("rows.jsonl", [{"text": line} for line in lines])
@@ -61,7 +61,7 @@ def test_left_without_data_the_loss_is_the_run_s_own_at_every_checkpoint(changes
     assert row["loss"] == pytest.approx(middle["eval_loss"], rel=1e-6)
 
 
-def test_left_without_data_a_tuned_model_answers_the_prompts_that_its_run_kept(in_tmp_path):
+def test_without_data_a_fine_tuned_model_answers_its_runs_held_out_prompts(in_tmp_path):
     write_base()
     score = {"prompts": 6, "max_completion_length": 6, "rewards": [{"name": "length", "length": 8}]}
     for lora in ({}, {"lora": {"preset": "all", "r": 4}}):
@@ -71,11 +71,11 @@ def test_left_without_data_a_tuned_model_answers_the_prompts_that_its_run_kept(i
             assert scores[key] == facts["results"][key]
         assert scores["prompts"] == 4
     merged = run({"stage": "merge", "device": "cpu", "name": "merged", "model": {"checkpoint": facts["path"]}})
-    scores = measure(merged["path"])["scores"]  # it stands for the run whose adapter it holds
+    scores = measure(merged["path"])["scores"]  # followed back to the run that trained the adapter
     assert scores["eval_reward"] == pytest.approx(facts["results"]["eval_reward"], abs=0.03)
 
 
-def test_the_answers_of_a_run_are_its_exact_match_too(in_tmp_path):
+def test_exact_match_equals_the_runs_own(in_tmp_path):
     write_base()
     rows = [{"question": f"say {i % 3}", "answer": "a"} for i in range(30)]
     write_rows("same.jsonl", rows)
@@ -90,14 +90,14 @@ def test_the_answers_of_a_run_are_its_exact_match_too(in_tmp_path):
     assert named["rouge1"] == named["exact_match"]
 
 
-def test_text_scores_are_refused_where_the_run_had_no_answers(in_tmp_path):
+def test_text_scores_are_refused_for_a_run_without_scored_prompts(in_tmp_path):
     write_text("text.txt", 200)
     path = run(tiny_recipe())["path"]
     with pytest.raises(UserError, match=r"eval\.text_scores: checkpoints/tiny scored no prompts"):
         measure(path, eval=QUICK | {"text_scores": ["bleu"]})
 
 
-def test_the_data_of_the_run_must_be_what_it_was(in_tmp_path):
+def test_changed_data_of_the_run_is_an_error(in_tmp_path):
     write_text("text.txt", 200)
     path = run(tiny_recipe())["path"]
     write_text("text.txt", 200, seed=5)
@@ -105,11 +105,11 @@ def test_the_data_of_the_run_must_be_what_it_was(in_tmp_path):
         measure(path)
 
 
-def test_a_folder_of_others_is_measured_and_the_numbers_are_hugging_faces_own(in_tmp_path, capsys):
+def test_a_hugging_face_folder_gets_the_loss_that_transformers_computes(in_tmp_path, capsys):
     folder = foreign_folder()
     Path("text.txt").write_text("A red river runs over an old stone; the small bird sings.")
     assert main(["eval", f"./{folder}", "--data", "text.txt"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -124,21 +124,21 @@ def test_a_folder_of_others_is_measured_and_the_numbers_are_hugging_faces_own(in
     assert kept["recipe"]["data"][0]["path"] == "text.txt"
     assert kept["versions"]["torch"]
     assert len(kept["digest"]) == len(kept["data"][0]["fingerprint"]) == 64
-    assert f"{loss:.4f}" in told
-    assert "tokens/s" in told
+    assert f"{loss:.4f}" in output
+    assert "tokens/s" in output
 
 
-def test_a_folder_of_others_without_data_is_told_how(in_tmp_path, capsys):
+def test_a_hugging_face_folder_without_data_is_an_error_with_a_fix(in_tmp_path, capsys):
     write_text("text.txt", 5)
     assert main(["eval", f"./{foreign_folder()}"]) == 2
-    told = capsys.readouterr().err
-    assert "belongs to no run of LLM Lab" in told
-    assert "--data FILE" in told
+    error = capsys.readouterr().err
+    assert "does not belong to a run of LLM Lab" in error
+    assert "--data FILE" in error
     with pytest.raises(UserError, match="--data FILE"):
         check(eval_recipe("theirs"))
 
 
-def test_the_second_time_the_change_is_shown_and_both_are_kept(in_tmp_path, capsys):
+def test_a_second_evaluation_shows_the_change_and_keeps_both(in_tmp_path, capsys):
     write_base()
     write_text("text.txt", 20)
     words = ["eval", "./base", "--data", "text.txt", "eval.speed_tokens=0"]
@@ -150,16 +150,16 @@ def test_the_second_time_the_change_is_shown_and_both_are_kept(in_tmp_path, caps
     shutil.copy(f"{other}/model.safetensors", "base/model.safetensors")
     shutil.copy(f"{other}/config.json", "base/config.json")
     assert main(words) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     first, last = evaluations_of("base")[0], evaluations_of("base")[-1]
     change = last["results"]["eval_loss"] - first["results"]["eval_loss"]
-    assert f"({'+' if change > 0 else '-'}{abs(change):.4f})" in told
+    assert f"({'+' if change > 0 else '-'}{abs(change):.4f})" in output
     assert first["digest"] != last["digest"]
-    assert main([*words, "eval.max_tokens=100"]) == 0  # less of the same text is not the same
+    assert main([*words, "eval.max_tokens=100"]) == 0  # fewer tokens of the same text are not comparable
     assert "(" not in capsys.readouterr().out
 
 
-def test_bleu_and_rouge_are_of_the_greedy_answers_against_the_references(in_tmp_path):
+def test_bleu_and_rouge_compare_greedy_answers_with_the_references(in_tmp_path):
     write_base()
     write_questions()
     score = {"path": "questions.jsonl", "prompts": 5, "max_completion_length": 4}
@@ -172,24 +172,24 @@ def test_bleu_and_rouge_are_of_the_greedy_answers_against_the_references(in_tmp_
         measure("base", score=free, eval=QUICK | {"text_scores": ["bleu"]})
 
 
-def test_text_scores_are_those_of_a_hand_calculation():
+def test_bleu_and_rouge_equal_a_calculation_by_hand():
     answers, references = ["the cat sat down", "a dog"], ["the cat sat", "a dog"]
-    found = score_texts(["bleu", "rouge"], answers, references)
+    found = text_scores(["bleu", "rouge"], answers, references)
     f1 = 2 * (3 / 4) * 1 / (3 / 4 + 1)
     assert found["rouge1"] == pytest.approx((f1 + 1) / 2)
     assert found["rougeL"] == pytest.approx((f1 + 1) / 2)
     two = 2 * (2 / 3) * 1 / (2 / 3 + 1)
     assert found["rouge2"] == pytest.approx((two + 1) / 2)
-    # Both together: 5 of 6 words, 3 of 4 pairs, 1 of 2 triples; none of 1 run of four, which is smoothed to a half.
+    # In total: 5 of 6 words, 3 of 4 bigrams, 1 of 2 trigrams, 0 of 1 four-gram, which is smoothed to 0.5.
     assert found["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 4 * 1 / 2 * 0.5 / 1) ** 0.25)
 
 
-def test_what_can_not_be_measured_is_told_at_once_and_before_the_model_is_loaded(in_tmp_path, capsys):
+def test_all_input_errors_are_reported_at_once_before_the_model_is_loaded(in_tmp_path, capsys):
     write_base()
     words = ["--data", "gone.txt", "--data", "gone-too.txt", "--prompts", "gone.jsonl"]
     assert main(["eval", "./base", *words, "eval.max_tokens=1"]) == 2
-    told = capsys.readouterr().err
-    assert all(name in told for name in ("gone.txt", "gone-too.txt", "gone.jsonl", "eval.max_tokens"))
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("gone.txt", "gone-too.txt", "gone.jsonl", "eval.max_tokens"))
     assert main(["eval", "./base", "--prompts", "gone.jsonl", "eval.max_tokens=9"]) == 2
     assert "eval.max_tokens = 9: does nothing without data" in capsys.readouterr().err
     write_text("text.txt", 5)
@@ -198,7 +198,7 @@ def test_what_can_not_be_measured_is_told_at_once_and_before_the_model_is_loaded
     assert main(["eval", "./base", "--data", "text.txt", "--data", "text.txt"]) == 2
     assert "Name it once" in capsys.readouterr().err
     assert main(["eval", "./base", "--data", "text.txt", "eval.max_length=129"]) == 2
-    assert "the model sees 128 tokens" in capsys.readouterr().err
+    assert "the model's context is 128 tokens" in capsys.readouterr().err
     assert main(["eval", "./base", "--data", "text.txt", "--limit", "5"]) == 2
     assert "it is of tasks, and none is named" in " ".join(capsys.readouterr().err.split())
     assert main(["eval", "./base", "--data", "text.txt", "--tasks", ""]) == 2
@@ -207,16 +207,16 @@ def test_what_can_not_be_measured_is_told_at_once_and_before_the_model_is_loaded
     assert not Path("base/evaluations.jsonl").exists()
 
 
-def test_a_judge_and_a_tokenizer_of_another_model_are_told(in_tmp_path):
+def test_reward_models_and_mismatched_tokenizers_are_refused(in_tmp_path):
     write_text("text.txt", 5)
     write_base()
     config = json.loads(Path("base/config.json").read_text())
-    shutil.copytree("base", "judge")
-    Path("judge/config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    shutil.copytree("base", "reward")
+    Path("reward/config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
     with pytest.raises(UserError, match="this is a reward model"):
-        measure("judge", data=[{"path": "text.txt"}])
-    tokenizer_named("bpe").save_pretrained("base")
-    with pytest.raises(UserError, match=r"tokenizer: it has 300 tokens and the model knows 257"):
+        measure("reward", data=[{"path": "text.txt"}])
+    make_tokenizer("bpe").save_pretrained("base")
+    with pytest.raises(UserError, match=r"tokenizer: it has 300 tokens, but the model has 257"):
         measure("base", data=[{"path": "text.txt"}])
 
 
@@ -227,8 +227,8 @@ def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
     raw = eval_recipe("base", data=[{"path": "text.txt"}, {"path": "more.txt"}], name="measured")
     Path("eval.yaml").write_text(yaml.safe_dump(raw))
     assert main(["run", "eval.yaml"]) == 0
-    told = capsys.readouterr().out
-    assert "bits/byte" in told
+    output = capsys.readouterr().out
+    assert "bits/byte" in output
     facts = RunFolder(Path("checkpoints/measured")).facts()
     rows = facts["measured"]["texts"]
     nats = sum(row["loss"] * row["tokens"] for row in rows)
@@ -245,7 +245,7 @@ def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
     assert [row["by"] for row in evaluations_of("base")] == ["eval", "eval"]
 
 
-def test_in_a_pipeline_the_stage_after_goes_on_from_what_was_measured(in_tmp_path):
+def test_in_a_pipeline_the_next_stage_continues_from_the_evaluated_model(in_tmp_path):
     write_text("text.txt", 100)
     write_questions()
     tuned = post_recipe("sft", score=None)
@@ -266,7 +266,7 @@ def test_in_a_pipeline_the_stage_after_goes_on_from_what_was_measured(in_tmp_pat
         check({"name": "line", "device": "cpu", "stages": stages})
 
 
-def test_the_numbers_stay_where_the_folder_can_not_be_written(in_tmp_path, monkeypatch):
+def test_results_are_returned_if_the_checkpoint_folder_is_read_only(in_tmp_path, monkeypatch):
     write_base()
     write_text("text.txt", 20)
 
@@ -274,13 +274,13 @@ def test_the_numbers_stay_where_the_folder_can_not_be_written(in_tmp_path, monke
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("llm_lab.stages.eval.keep_evaluation", refuse)
-    told = Told()
-    found = evaluate(resolve(eval_recipe("base", data=[{"path": "text.txt"}])).recipe, told)
+    notices = Notices()
+    found = evaluate(resolve(eval_recipe("base", data=[{"path": "text.txt"}])).recipe, notices)
     assert found["texts"][0]["loss"] > 0
-    assert told.notices[-1] == "could not be kept with the checkpoint: Read-only file system"
+    assert notices.notices[-1] == "could not be saved with the checkpoint: Read-only file system"
 
 
-def test_the_screen_fits_80_columns_whatever_the_names(in_tmp_path, capsys, monkeypatch):
+def test_the_results_fit_into_80_columns_with_any_names(in_tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     before = {"time": 1.7e9, "loss": 12.3456, "perplexity": 99_999.99, "bits_per_byte": 12.3456, "exact_match": 0.5}
     row = {"path": "/a/long/path/" * 9 + "end.txt", "tokens": 1_048_576, "whole": False, "max_length": 1024}
@@ -292,16 +292,16 @@ def test_the_screen_fits_80_columns_whatever_the_names(in_tmp_path, capsys, monk
     measured = {"checkpoint": "checkpoints/a", "device": "cpu", "dtype": "float32", "texts": [row, row | {"path": "b"}]}
     measured |= {"scores": scores, "tasks": {"a_task_of_a_rather_long_name" * 2: task}, "speed": speed}
     print_evaluation(measured)
-    told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 80
-    assert "\x1b" not in told
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 80
+    assert "\x1b" not in output
     for words in ("end.txt", "(-1.2345)", "75.0 % (+25.0 %)", "0.2500 ± 0.0123", "strict-match", "1,234", "12.3 ms"):
-        assert words in told
+        assert words in output
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(find_machine().cuda_problem is not None, reason="no CUDA GPU that does bf16")
-def test_on_a_gpu_in_bf16_the_loss_is_the_run_s_own(in_tmp_path):
+def test_on_a_gpu_in_bf16_the_loss_equals_the_runs_own(in_tmp_path):
     write_text("text.txt", 200)
     facts = run(tiny_recipe(device="cuda", **{"train.dtype": "bfloat16"}))
     found = measure(facts["path"], device="cuda", eval={"speed_tokens": 8})
@@ -313,12 +313,12 @@ def test_on_a_gpu_in_bf16_the_loss_is_the_run_s_own(in_tmp_path):
     assert named["texts"][0]["loss"] == pytest.approx(on_cpu["texts"][0]["loss"], rel=1e-2)
 
 
-def test_two_models_are_sent_to_the_comparison(capsys):
+def test_two_models_get_an_error_that_names_compare(capsys):
     assert main(["eval", "one", "two"]) == 2
     assert "llm-lab compare one two" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_tokenizer_with_code_of_its_own_is_read_where_that_is_allowed(in_tmp_path, capsys):
+def test_a_tokenizer_with_custom_code_is_loaded_only_with_trust_remote_code(in_tmp_path, capsys):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from llm_lab.hf.tokenizers import make_byte_tokenizer

@@ -72,14 +72,14 @@ def test_both_models_sample_with_the_same_seed(models):
     assert found.models[0].answers == found.models[1].answers
     assert session.settings.seed is None
     assert "seed" in found.drawn
-    assert "its own dice" in beside.compare(session, "base", "", ignore).drawn
+    assert "no seed" in beside.compare(session, "base", "", ignore).drawn
 
 
 def test_the_other_model_stays_loaded_until_a_different_one_is_named(models):
     session, opener = open_session("checkpoints/tiny"), Opener()
-    keys = f"a\r/compare {TINY_40}\r/compare {TINY_40} the\r/compare stranger\r/compare {TINY_40}\r/quit\r"
+    keys = f"a\r/compare {TINY_40}\r/compare {TINY_40} the\r/compare gpt2\r/compare {TINY_40}\r/quit\r"
     type_into_chat(session, keys, load=opener, beside=SideBySide(opener))
-    assert [os.path.basename(name) for name in opener.opened] == ["checkpoint-40", "stranger", "checkpoint-40"]
+    assert [os.path.basename(name) for name in opener.opened] == ["checkpoint-40", "gpt2", "checkpoint-40"]
 
 
 def test_base_is_the_model_without_its_adapter_even_if_a_folder_is_named_base(models, capsys):
@@ -91,31 +91,37 @@ def test_base_is_the_model_without_its_adapter_even_if_a_folder_is_named_base(mo
     plain, alone = open_session("plain"), open_session("adapter")
     found = SideBySide(opener).compare(session, "base", "", ignore)
     assert found.models[1].answers[0].text == say(plain, "more")
-    assert "continues texts: it is given the last message alone" in found.remarks[0]
+    assert "is a base model: it gets only the last message" in found.remarks[0]
     assert [say(alone, "hello"), say(alone, "more")] == [m["content"] for m in session.messages[1::2]]
 
 
 def test_wrong_names_show_an_error_and_the_conversation_continues(models, capsys):
     session, opener = open_session("checkpoints/tiny"), Opener()
-    keys = "/compare stranger\rthe\r/compare\r/compare checkpoints/nowhere\r/compare checkpoints/reward\r"
+    keys = "/compare gpt2\rthe\r/compare\r/compare checkpoints/nowhere\r/compare checkpoints/reward\r"
     keys += "/compare checkpoints/tiny\r/compare ./base/nothing\rold\r/quit\r"
     type_into_chat(session, keys, load=opener, beside=SideBySide(opener))
     assert [message["content"] for message in session.messages[::2]] == ["the", "old"]
     _, errors = printed(capsys)
-    for word in ("nothing was said yet", "/compare OTHER", "no such checkpoint", "reward model", "you talk to"):
+    for word in (
+        "the conversation is empty",
+        "/compare OTHER",
+        "no such checkpoint",
+        "reward model",
+        "the model of this chat",
+    ):
         assert word in errors, word
     assert opener.opened == []
 
 
 def test_base_without_an_adapter_is_an_error(models, tmp_path, monkeypatch, capsys):
-    session, opener = open_session(str(models / "stranger")), Opener()
+    session, opener = open_session(str(models / "gpt2")), Opener()
     monkeypatch.chdir(tmp_path)
     type_into_chat(session, "the\r/compare base\r/quit\r", load=opener, beside=SideBySide(opener))
     assert "has no adapter" in printed(capsys)[1]
 
 
 def test_a_name_with_spaces_can_be_quoted(models, tmp_path):
-    (tmp_path / "my model").symlink_to(models / "stranger")
+    (tmp_path / "my model").symlink_to(models / "gpt2")
     session, opener = open_session("checkpoints/tiny"), Opener()
     keys = f'/compare "{tmp_path / "my model"}" the old\r/quit\r'
     type_into_chat(session, keys, load=opener, beside=SideBySide(opener))
@@ -127,7 +133,7 @@ def test_time_asks_every_checkpoint_and_does_not_change_the_conversation(models,
     session, opener = open_session("checkpoints/tiny"), Opener()
     type_into_chat(session, "/time\rthe old\r/time\r/time a red\r/quit\r", load=opener, beside=SideBySide(opener))
     out, errors = printed(capsys)
-    assert "nothing was said yet" in errors
+    assert "the conversation is empty" in errors
     assert len(session.messages) == 2
     assert len(opener.opened) == 6
     assert out.index("step 40") < out.index("step 60") < out.index("step 80")
@@ -137,8 +143,8 @@ def test_time_asks_every_checkpoint_and_does_not_change_the_conversation(models,
 
 
 def test_time_is_refused_for_a_model_without_a_run(models, capsys):
-    type_into_chat(open_session("stranger"), "the\r/time\r/quit\r", beside=SideBySide(Opener()))
-    assert "no run of LLM Lab" in printed(capsys)[1]
+    type_into_chat(open_session("gpt2"), "the\r/time\r/quit\r", beside=SideBySide(Opener()))
+    assert "not a run of LLM Lab" in printed(capsys)[1]
 
 
 def test_in_a_pipe_comparisons_are_not_written_to_standard_output(models, capsys, monkeypatch):

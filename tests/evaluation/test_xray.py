@@ -1,4 +1,4 @@
-"""The data X-ray: what it shows of a recipe's data is what the stages learn from."""
+"""The data X-ray: it shows exactly the tokens and masks that the stages train on."""
 
 import json
 from pathlib import Path
@@ -63,22 +63,22 @@ def xray(*stages, **changes):
     return xray_stages([resolved.recipe for resolved in job.stages])
 
 
-def shown(specimen, **which):
-    return "".join(run.text for run in specimen.runs if all(getattr(run, k) == v for k, v in which.items()))
+def shown(example, **kind):
+    return "".join(span.text for span in example.spans if all(getattr(span, k) == v for k, v in kind.items()))
 
 
-def test_the_tokens_of_a_conversation_are_shown_as_they_are_learnt():
+def test_trained_tokens_of_a_conversation_are_shown():
     _, sft = xray("sft")
     (found,) = sft.sets
-    first = found.specimens[0]
+    first = found.examples[0]
     assert shown(first) == found.rendered
-    assert shown(first, learnt=True) == "Good <|im_end|> day.<|im_end|>"
-    assert shown(first, learnt=True, control=True) == "<|im_end|>"
-    assert shown(first, control=True) == "<|im_start|><|im_end|><|im_start|><|im_end|>"
-    assert "every answer that is learnt ends with the end of its turn" in found.good
+    assert shown(first, trained=True) == "Good <|im_end|> day.<|im_end|>"
+    assert shown(first, trained=True, special=True) == "<|im_end|>"
+    assert shown(first, special=True) == "<|im_start|><|im_end|><|im_start|><|im_end|>"
+    assert "every trained answer ends with the end-of-turn token" in found.checks
 
 
-def test_the_numbers_are_those_of_the_encoded_examples():
+def test_lengths_and_shares_are_those_of_the_encoded_examples():
     _, sft = xray("sft")
     (found,) = sft.sets
     tokenizer = make_byte_tokenizer()
@@ -86,43 +86,43 @@ def test_the_numbers_are_those_of_the_encoded_examples():
     examples = open_examples("talks.jsonl", kind="conversation").examples
     encoded = [encode_conversation(tokenizer, example.messages) for example in examples]
     assert found.lengths == {"conversation": tuple(row.length for row in encoded)}
-    learnt, tokens = (sum(counts) for counts in zip(*((r.trained_tokens, r.length) for r in encoded), strict=True))
-    assert found.learnt_share == pytest.approx(learnt / tokens)
+    trained, tokens = (sum(counts) for counts in zip(*((r.trained_tokens, r.length) for r in encoded), strict=True))
+    assert found.trained_share == pytest.approx(trained / tokens)
     assert "5 of 6 rows; 1: no answer" in found.description
-    assert found.sides == "5 to train on, 0 for validation"
-    assert found.warnings == ("1 stand in the set more than once",)
+    assert found.split == "5 for training, 0 for validation"
+    assert found.warnings == ("1 duplicate examples",)
 
 
-def test_what_is_cut_off_is_told_before_the_run():
+def test_truncation_is_a_warning_before_the_run():
     (_, sft) = xray("sft", max_length=21)
     (found,) = sft.sets
-    said = " ".join(found.warnings)
-    assert "5 are longer than train.max_length = 21 tokens and lose their end" in said
-    assert "5 have nothing left to learn" in said
-    assert not found.good
+    text = " ".join(found.warnings)
+    assert "5 are longer than train.max_length = 21 tokens; their end is cut off" in text
+    assert "5 have no trained tokens left" in text
+    assert not found.checks
     (_, sft) = xray("sft", max_length=40)
-    assert "1 are learnt without the end of a turn" in " ".join(sft.sets[0].warnings)
+    assert "1 are trained without an end-of-turn token" in " ".join(sft.sets[0].warnings)
 
 
-def test_of_a_preference_both_answers_are_learnt_and_nothing_of_the_prompt():
+def test_both_answers_of_a_preference_are_trained_and_its_prompt_is_masked():
     _, dpo = xray("dpo")
     (found,) = dpo.sets
-    assert [specimen.label for specimen in found.specimens] == ["chosen", "rejected"] * 2
-    assert shown(found.specimens[0], learnt=True).endswith("<|im_end|>")
-    assert shown(found.specimens[1], learnt=True) == "seven<|im_end|>"
+    assert [example.label for example in found.examples] == ["chosen", "rejected"] * 2
+    assert shown(found.examples[0], trained=True).endswith("<|im_end|>")
+    assert shown(found.examples[1], trained=True) == "seven<|im_end|>"
     assert set(found.lengths) == {"chosen", "rejected"}
 
 
-def test_a_reward_model_reads_all_and_learns_no_token():
+def test_no_token_of_a_reward_models_data_is_trained():
     _, reward = xray("reward", max_length=20)
     (found,) = reward.sets
-    assert found.learnt_share is None
-    assert all(specimen.learnt == 0 for specimen in found.specimens)
-    assert "lose their beginning" in found.warnings[0]
-    assert shown(found.specimens[1]).endswith("seven<|im_end|>\n")
+    assert found.trained_share is None
+    assert all(example.trained_tokens == 0 for example in found.examples)
+    assert "their beginning is cut off" in found.warnings[0]
+    assert shown(found.examples[1]).endswith("seven<|im_end|>\n")
 
 
-def test_an_encoder_is_shown_the_pairs_that_it_reads():
+def test_an_encoder_gets_pairs_of_prompt_and_answer():
     words = [
         "[PAD]",
         "[UNK]",
@@ -134,75 +134,75 @@ def test_an_encoder_is_shown_the_pairs_that_it_reads():
         "seven",
     ]
     Path("vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab="vocab.txt").save_pretrained("judge")
+    BertTokenizerFast(vocab="vocab.txt").save_pretrained("encoder")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = BertConfig(vocab_size=len(words), max_position_embeddings=64, num_labels=1, **sizes)
-    BertForSequenceClassification(config).save_pretrained("judge")
-    recipe = {"stage": "reward", "device": "cpu", "model": {"checkpoint": "judge"}, **STAGES["reward"]}
+    BertForSequenceClassification(config).save_pretrained("encoder")
+    recipe = {"stage": "reward", "device": "cpu", "model": {"checkpoint": "encoder"}, **STAGES["reward"]}
     job, _ = check(recipe | {"train": {"max_length": 32}})
     (reward,) = xray_stages([job.stages[0].recipe])
     assert "reads pairs" in reward.template
-    assert shown(reward.sets[0].specimens[1]).replace(" ", "").endswith("[SEP]seven[SEP]")
+    assert shown(reward.sets[0].examples[1]).replace(" ", "").endswith("[SEP]seven[SEP]")
     assert reward.sets[0].rendered is None
 
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
-def test_of_prompts_it_shows_what_the_model_is_asked_and_what_its_answer_is_compared_with(stage):
+def test_prompts_are_shown_with_their_reference_answers(stage):
     _, found = xray(stage)
-    specimen = found.sets[0].specimens[0]
-    assert shown(specimen).endswith("?<|im_end|>\n<|im_start|>assistant\n")
-    assert specimen.note is not None
-    assert specimen.note.isdigit()
-    assert found.sets[0].learnt_share is None
+    example = found.sets[0].examples[0]
+    assert shown(example).endswith("?<|im_end|>\n<|im_start|>assistant\n")
+    assert example.reference is not None
+    assert example.reference.isdigit()
+    assert found.sets[0].trained_share is None
     _, short = xray(stage, max_length=16)
-    assert "leave no room for an answer, and are left out" in short.sets[0].warnings[0]
+    assert "leave no room for an answer, and are skipped" in short.sets[0].warnings[0]
 
 
-def test_texts_are_shown_with_what_ends_a_document():
+def test_texts_are_shown_with_the_token_that_ends_a_document():
     (pretrain,) = xray()
     (found,) = pretrain.sets
-    assert shown(found.specimens[0], control=True) == "<|endoftext|>"
-    assert "tokens ..." in shown(found.specimens[0])  # a long one is shown with its beginning and its end
+    assert shown(found.examples[0], special=True) == "<|endoftext|>"
+    assert "tokens ..." in shown(found.examples[0])  # of a long document, the beginning and the end are shown
     assert found.lengths["document"] == (len(Path("text.txt").read_bytes()) + 1,)
 
 
-def test_a_stage_takes_the_tokenizer_that_the_one_before_will_leave():
+def test_a_stage_uses_the_tokenizer_of_the_stage_before_it():
     pretrain, sft, dpo = xray("sft", "dpo")
     assert "new tokens: <|im_end|>, <|im_start|>, <|pad|>" in sft.template
     assert "own chat template" in dpo.template
     assert [stage.stage for stage in (pretrain, sft, dpo)] == ["pretrain", "sft", "dpo"]
 
 
-def printed(capsys, *arguments):
+def xray_output(capsys, *arguments):
     Path("life.yaml").write_text(yaml.safe_dump(pipeline("sft", "grpo")))
     assert main(["xray", "life.yaml", *arguments]) == 0
     return capsys.readouterr().out
 
 
-def test_without_colours_brackets_tell_what_is_learnt(capsys, monkeypatch):
+def test_without_colours_brackets_mark_trained_tokens(capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    said = printed(capsys)
-    assert "⟦Good <|im_end|> day.‹<|im_end|>›⟧" in said
-    assert "⟦learnt⟧  only read  ‹control token›" in said
-    assert "the answer to compare with: " in said
-    assert "\x1b[" not in said
+    text = xray_output(capsys)
+    assert "⟦Good <|im_end|> day.‹<|im_end|>›⟧" in text
+    assert "⟦trained⟧  masked  ‹special token›" in text
+    assert "reference answer: " in text
+    assert "\x1b[" not in text
 
 
-def test_with_colours_what_is_learnt_is_underlined_too(capsys, monkeypatch):
+def test_with_colours_trained_tokens_are_also_underlined(capsys, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    said = printed(capsys)
-    assert "\x1b[1;4;32mGood <|im_end|> day.\x1b[0m" in said
-    assert "⟦" not in said
+    text = xray_output(capsys)
+    assert "\x1b[1;4;32mGood <|im_end|> day.\x1b[0m" in text
+    assert "⟦" not in text
 
 
-def test_as_many_examples_are_shown_as_one_asks_for(capsys):
-    assert printed(capsys, "--examples", "1").count("conversation: ") == 2  # the lengths, and one example
-    assert printed(capsys, "--examples", "3").count("conversation: ") == 4
+def test_the_requested_number_of_examples_is_shown(capsys):
+    assert xray_output(capsys, "--examples", "1").count("conversation: ") == 2  # the lengths and one example
+    assert xray_output(capsys, "--examples", "3").count("conversation: ") == 4
 
 
-def test_what_can_not_be_read_is_an_error_as_in_a_run(capsys):
+def test_unreadable_data_is_the_same_error_as_in_a_run(capsys):
     Path("talks.jsonl").write_text('{"foo": 1}\n')
     Path("life.yaml").write_text(yaml.safe_dump(pipeline("sft")))
     assert main(["xray", "life.yaml"]) == 2

@@ -159,7 +159,7 @@ def test_data_that_has_changed_is_told_before_and_the_difference_after(capsys):
         Path("questions.jsonl").write_text(before)
     text = " ".join(capsys.readouterr().out.split())
     early, late = text[: text.index("The recipe:")], text[text.index("Held against") :]
-    assert "Mind: checkpoints/sft: questions.jsonl has changed since" in early
+    assert "checkpoints/sft: questions.jsonl has changed" in early
     assert "first: the same, bit for bit" in late
     assert "sft: other weights" in late
     assert "data.0: questions.jsonl is not what it was" in late

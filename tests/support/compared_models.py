@@ -1,4 +1,4 @@
-"""A small world of models to compare: a run with its steps, adapters on it, a judge, and a stranger's folder."""
+"""Models to compare: a run with its checkpoints, a pipeline, an adapter and its base, a reward model, a GPT-2."""
 
 import os
 import shutil
@@ -20,8 +20,8 @@ WORDS = (
 )
 
 
-def write_stranger(folder: Path) -> None:
-    """GPT-2 by transformers alone, with a tokenizer of whole words: nothing of it is ours."""
+def write_gpt2(folder: Path) -> None:
+    """Write a GPT-2 of transformers, with a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -37,7 +37,7 @@ def write_stranger(folder: Path) -> None:
 
 
 def _spread(model) -> None:
-    """Give new weights enough spread that the likeliest token differs from step to step."""
+    """Give random weights enough spread that the top token differs from step to step."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -46,7 +46,7 @@ def _spread(model) -> None:
 
 @pytest.fixture(scope="session")
 def compared_models(tmp_path_factory) -> Path:
-    """checkpoints/tiny (steps 20 to 80), checkpoints/life (a pipeline), base and adapter, judge, stranger."""
+    """checkpoints/tiny (steps 20 to 80), checkpoints/life (a pipeline), checkpoints/reward, plain, adapter, gpt2."""
     world, before = tmp_path_factory.mktemp("compared"), Path.cwd()
     os.chdir(world)
     try:
@@ -68,7 +68,7 @@ def compared_models(tmp_path_factory) -> Path:
         save_model(plain, world / "plain")
         grown, tokenizer = with_chat_tokens(plain)
         save_model(perturb(attach_lora(grown, lora(), seed=1)), world / "adapter", tokenizer)
-        write_stranger(world / "stranger")
+        write_gpt2(world / "gpt2")
     finally:
         os.chdir(before)
     return world
@@ -76,6 +76,6 @@ def compared_models(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def models(compared_models, monkeypatch) -> Path:
-    """Stand among the models that all tests share: nothing may change them but their evaluations."""
+    """Work in the folder of the shared models; a test may only add evaluations to them."""
     monkeypatch.chdir(compared_models)
     return compared_models

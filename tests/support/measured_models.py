@@ -1,4 +1,4 @@
-"""Models and tokenizers of several kinds to evaluate."""
+"""Small models and tokenizers of several kinds to evaluate."""
 
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from llm_lab.hf.save import set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 
 GPT2 = Path(__file__).resolve().parents[3] / "shared/data/gpt2-tokenizer"
-# Characters of one to four bytes, blanks in a row, a line that is blank.
+# Characters of one to four bytes, repeated spaces, an empty line.
 STRANGE = "Ein  Fluß —\n\n  「川」 🌊🌊 in\tspate,  été ﬁn.  \n" * 6
 
 
-class Told(Handlers):
+class Notices(Handlers):
+    """Records notices and warnings."""
+
     def __init__(self) -> None:
         self.notices: list[str] = []
 
@@ -24,7 +26,7 @@ class Told(Handlers):
 
 
 def sentencepiece_like(texts: list[str]) -> object:
-    """A tokenizer of Llama 2's kind: it adds BOS, marks where words begin, and spells rare characters in bytes."""
+    """A tokenizer like Llama 2's: it adds BOS, marks the start of words, and falls back to bytes."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,15 +41,15 @@ def sentencepiece_like(texts: list[str]) -> object:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def tokenizer_named(name: str) -> object:
+def make_tokenizer(name: str) -> object:
     if name == "gpt2":
         if not GPT2.exists():
-            pytest.skip("GPT-2's tokenizer is not here")
+            pytest.skip("GPT-2's tokenizer is not available")
         return load_tokenizer(GPT2)
     texts = [" ".join(WORDS) * 20, STRANGE]
     if name == "bytes":
         return make_byte_tokenizer()
-    if name == "no bos":  # as Qwen's
+    if name == "no bos":  # like Qwen's
         tokenizer = train_bpe(texts, 300)
         tokenizer.bos_token = None
         return tokenizer
@@ -55,13 +57,13 @@ def tokenizer_named(name: str) -> object:
 
 
 def gpt2_model(tokenizer, positions: int = 64) -> torch.nn.Module:
-    """A model of Hugging Face's, new."""
+    """A new GPT-2 model of transformers, with random weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=positions, n_embd=32, n_layer=2, n_head=2)
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        model.transformer.wte.weight.mul_(20)  # or all tokens would be as likely
+        model.transformer.wte.weight.mul_(20)  # else all tokens would have nearly the same probability
     set_special_tokens(model, tokenizer)
     return model

@@ -1,4 +1,4 @@
-"""What eval promises: losses on any text, of any model; answers, speed; kept with the checkpoint."""
+"""The loss of any model on any text: equal to Hugging Face's, each token measured once, bytes counted exactly."""
 
 import json
 import math
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import WORDS, write_text
-from support.measured_models import STRANGE, Told, gpt2_model, tokenizer_named
+from support.measured_models import STRANGE, Notices, gpt2_model, make_tokenizer
 
 from llm_lab.data.encoding import Encoder
 from llm_lab.data.sources import open_source
 from llm_lab.errors import UserError
-from llm_lab.evaluation.perplexity import length_within, measure_text, total_of
+from llm_lab.evaluation.perplexity import context_length, measure_text, total_of
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 
 MEASURED = {"max_tokens": 10_000, "max_length": 32, "rows": 4, "device": "cpu", "dtype": "float32"}
@@ -24,13 +24,13 @@ def write_rows(path: str, texts: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", "no bos", "pieces", "gpt2"])
-def test_the_loss_of_a_short_text_is_hugging_faces_own_loss_of_it(name, in_tmp_path):
-    tokenizer = tokenizer_named(name)
+def test_the_loss_of_a_short_text_equals_hugging_faces(name, in_tmp_path):
+    tokenizer = make_tokenizer(name)
     model = gpt2_model(tokenizer)
     text = "a small red river sings over the old stone."
     Path("one.txt").write_text(text)
 
-    row = measure_text(model, tokenizer, open_source("one.txt"), **MEASURED | {"max_length": 64}, listener=Told())
+    row = measure_text(model, tokenizer, open_source("one.txt"), **MEASURED | {"max_length": 64}, listener=Notices())
 
     opener = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     ids = torch.tensor([[opener, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
@@ -44,19 +44,19 @@ def test_the_loss_of_a_short_text_is_hugging_faces_own_loss_of_it(name, in_tmp_p
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", "pieces", "gpt2"])
-def test_every_token_of_every_document_is_a_target_once_in_pieces_of_the_context(name, in_tmp_path):
-    tokenizer = tokenizer_named(name)
+def test_every_token_of_every_document_is_a_target_exactly_once(name, in_tmp_path):
+    tokenizer = make_tokenizer(name)
     model = gpt2_model(tokenizer)
     texts = ["the tree waits.", STRANGE, " ".join(WORDS) * 3, "a"]
     source = open_source(write_rows("rows.jsonl", texts), text_column="text")
 
-    row = measure_text(model, tokenizer, source, **MEASURED, listener=Told())
+    row = measure_text(model, tokenizer, source, **MEASURED, listener=Notices())
 
     nats = count = 0
     for text in texts:
         ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
         for i in range(1, len(ids)):
-            seen = ids[(i - 1) // 32 * 32 : i]  # a block of 32 begins with the token before its first target
+            seen = ids[(i - 1) // 32 * 32 : i]  # a block of 32 targets starts with the token before them
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([seen])).logits[0, -1]
             nats, count = nats - logits.log_softmax(-1)[ids[i]].item(), count + 1
@@ -66,68 +66,68 @@ def test_every_token_of_every_document_is_a_target_once_in_pieces_of_the_context
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", "pieces", "gpt2"])
-@pytest.mark.parametrize("most", [2, 7, 31, 100])
-def test_a_text_that_is_cut_counts_the_bytes_of_the_tokens_that_were_measured(name, most, in_tmp_path):
-    tokenizer = tokenizer_named(name)
+@pytest.mark.parametrize("max_tokens", [2, 7, 31, 100])
+def test_a_truncated_text_counts_only_the_measured_bytes(name, max_tokens, in_tmp_path):
+    tokenizer = make_tokenizer(name)
     source = open_source(write_rows("rows.jsonl", ["ab", STRANGE]), text_column="text")
 
-    options = MEASURED | {"max_tokens": most}
-    row = measure_text(gpt2_model(tokenizer), tokenizer, source, **options, listener=Told())
+    options = MEASURED | {"max_tokens": max_tokens}
+    row = measure_text(gpt2_model(tokenizer), tokenizer, source, **options, listener=Notices())
 
-    assert most - 4 < row["tokens"] <= most  # no character is cut, and one has four bytes at most
+    assert max_tokens - 4 < row["tokens"] <= max_tokens  # characters are never cut, and have at most four bytes
     second = tokenizer(STRANGE, add_special_tokens=False)["input_ids"]
     first = tokenizer("ab", add_special_tokens=False)["input_ids"]
-    spelt = len(tokenizer.decode(second[: max(0, row["tokens"] - len(first))]).encode())
+    decoded = len(tokenizer.decode(second[: max(0, row["tokens"] - len(first))]).encode())
     assert not row["whole"]
-    assert row["bytes"] == min(2, row["tokens"] - (name == "pieces")) + spelt
+    assert row["bytes"] == min(2, row["tokens"] - (name == "pieces")) + decoded
 
 
-def test_the_beginning_of_a_text_never_ends_within_a_character():
+def test_a_text_is_never_truncated_within_a_character():
     tokenizer = make_byte_tokenizer()
     encoder, text = Encoder(tokenizer), "a「川」🌊b"
     for count in range(len(text.encode()) + 2):
-        ids, spelt = encoder.beginning(text, count)
+        ids, decoded = encoder.beginning(text, count)
         assert len(ids) <= count
-        assert bytes(ids).decode() == spelt
-        assert text.startswith(spelt)
+        assert bytes(ids).decode() == decoded
+        assert text.startswith(decoded)
         assert count - len(ids) < 4
 
 
-def test_several_texts_are_one_in_the_total(in_tmp_path):
+def test_the_total_of_several_texts_equals_one_measurement_of_all(in_tmp_path):
     tokenizer = make_byte_tokenizer()
     model = gpt2_model(tokenizer)
     texts = [open_source(write_text(f"{seed}.txt", 4 + 9 * seed, seed=seed)) for seed in (0, 1)]
-    rows = [measure_text(model, tokenizer, text, **MEASURED, listener=Told()) for text in texts]
+    rows = [measure_text(model, tokenizer, text, **MEASURED, listener=Notices()) for text in texts]
     both = write_rows("both.jsonl", [Path(f"{seed}.txt").read_text() for seed in (0, 1)])
-    together = measure_text(model, tokenizer, open_source(both), **MEASURED, listener=Told())
+    together = measure_text(model, tokenizer, open_source(both), **MEASURED, listener=Notices())
     assert total_of(rows) == pytest.approx({key: together[key] for key in ("loss", "perplexity", "bits_per_byte")})
 
 
-def test_batches_and_their_padding_change_nothing(in_tmp_path):
+def test_batch_size_and_padding_do_not_change_the_loss(in_tmp_path):
     tokenizer = make_byte_tokenizer()
     model = gpt2_model(tokenizer)
     source = open_source(write_rows("rows.jsonl", [("the old tree " * n)[: 5 * n] for n in range(1, 14)]))
     one, many = (
-        measure_text(model, tokenizer, source, **MEASURED | {"rows": rows}, listener=Told()) for rows in (1, 16)
+        measure_text(model, tokenizer, source, **MEASURED | {"rows": rows}, listener=Notices()) for rows in (1, 16)
     )
     assert one["loss"] == pytest.approx(many["loss"], rel=1e-6)
 
 
-def test_a_model_whose_outputs_are_no_numbers_is_told_and_a_short_text_too(in_tmp_path):
+def test_nan_losses_are_an_error_and_short_texts_give_a_notice(in_tmp_path):
     tokenizer = make_byte_tokenizer()
-    model, told = gpt2_model(tokenizer), Told()
+    model, notices = gpt2_model(tokenizer), Notices()
     source = open_source(write_text("short.txt", 2))
-    measure_text(model, tokenizer, source, **MEASURED, listener=told)
-    assert "tokens only" in told.notices[0]
+    measure_text(model, tokenizer, source, **MEASURED, listener=notices)
+    assert "tokens, so the numbers are not precise" in notices.notices[0]
     torch.nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
-    with pytest.raises(UserError, match="not numbers"):
-        measure_text(model, tokenizer, source, **MEASURED, listener=told)
+    with pytest.raises(UserError, match="its loss is NaN or infinite"):
+        measure_text(model, tokenizer, source, **MEASURED, listener=notices)
 
 
-def test_a_model_is_shown_no_more_than_it_can_see():
+def test_the_context_length_never_exceeds_the_models_context():
     model = gpt2_model(make_byte_tokenizer(), positions=48)
-    assert length_within(model, None) == 48
-    assert length_within(model, None, trained=16) == 16
-    assert length_within(model, 40, trained=16) == 40
+    assert context_length(model, None) == 48
+    assert context_length(model, None, trained=16) == 16
+    assert context_length(model, 40, trained=16) == 40
     with pytest.raises(UserError, match=r"eval\.max_length = 64.*48"):
-        length_within(model, 64)
+        context_length(model, 64)

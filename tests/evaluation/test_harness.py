@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on our models and others', held against log-likelihoods taken by hand."""
+"""Tasks of lm-evaluation-harness: the results equal those computed from log-likelihoods directly."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.measured_models import Told, gpt2_model, tokenizer_named
+from support.measured_models import Notices, gpt2_model, make_tokenizer
 from support.post_runs import post_recipe, write_base, write_questions, write_rows
 
 from llm_lab.cli import main
@@ -61,7 +61,7 @@ def write_task(count: int = 24) -> list[dict]:
 
 
 def by_hand(model, tokenizer, rows: list[dict]) -> tuple[float, float]:
-    """Accuracy by the likeliest choice, and by the likeliest a character."""
+    """Accuracy by the choice with the highest log-likelihood, in total and per character."""
     right = right_norm = 0
     for row in rows:
         nats = []
@@ -79,20 +79,20 @@ def by_hand(model, tokenizer, rows: list[dict]) -> tuple[float, float]:
 
 def tasks_of(folder: str, **tasks) -> dict:
     raw = {"stage": "eval", "device": "cpu", "model": {"checkpoint": folder}, "eval": {"speed_tokens": 0}}
-    return evaluate(resolve(raw | {"tasks": {"names": ["task.yaml"]} | tasks}).recipe, Told())["tasks"]
+    return evaluate(resolve(raw | {"tasks": {"names": ["task.yaml"]} | tasks}).recipe, Notices())["tasks"]
 
 
 PARTS = {"position_embedding": "alibi", "norm": "layernorm", "activation": "relu", "qk_norm": True}
 
 
-@pytest.mark.parametrize("which", ["llama-shaped", "own parts", "bpe of another", "sentencepiece", "gpt2's tokenizer"])
-def test_the_accuracy_of_a_task_is_that_of_the_log_likelihoods(which, in_tmp_path):
+@pytest.mark.parametrize("which", ["llama-shaped", "own parts", "gpt2 with bpe", "sentencepiece", "gpt2's tokenizer"])
+def test_the_accuracy_of_a_task_equals_that_of_the_log_likelihoods(which, in_tmp_path):
     rows = write_task()
     if which in ("llama-shaped", "own parts"):
         write_base("base", **(PARTS if which == "own parts" else {}))
     else:
-        name = {"bpe of another": "bpe", "sentencepiece": "pieces", "gpt2's tokenizer": "gpt2"}[which]
-        tokenizer = tokenizer_named(name)
+        name = {"gpt2 with bpe": "bpe", "sentencepiece": "pieces", "gpt2's tokenizer": "gpt2"}[which]
+        tokenizer = make_tokenizer(name)
         gpt2_model(tokenizer).save_pretrained("base")
         tokenizer.save_pretrained("base")
     found = tasks_of("base")["words"]
@@ -103,7 +103,7 @@ def test_the_accuracy_of_a_task_is_that_of_the_log_likelihoods(which, in_tmp_pat
     assert (found["documents"], found["num_fewshot"], found["version"]) == (24, 0, 2.0)
 
 
-def test_an_adapter_is_measured_with_its_base_and_a_limit_takes_the_first_documents(in_tmp_path):
+def test_an_adapter_is_evaluated_with_its_base_and_limit_selects_the_first_documents(in_tmp_path):
     write_base()
     rows = write_task()
     lora = {"preset": "all", "r": 4}
@@ -114,7 +114,7 @@ def test_an_adapter_is_measured_with_its_base_and_a_limit_takes_the_first_docume
     assert found != tasks_of("base", limit=10)["words"]
 
 
-def test_answers_are_written_for_tasks_that_ask_for_them(in_tmp_path):
+def test_answers_are_generated_for_generation_tasks(in_tmp_path):
     write_base()
     rows = write_task(4)
     Path("copying.yaml").write_text(GENERATE)
@@ -128,7 +128,7 @@ def test_answers_are_written_for_tasks_that_ask_for_them(in_tmp_path):
     assert both["words"]["acc"] >= 0
 
 
-def test_a_folder_of_tasks_is_named_as_one(in_tmp_path):
+def test_all_tasks_in_a_folder_are_run(in_tmp_path):
     write_base()
     write_task(4)
     Path("mine").mkdir()
@@ -137,7 +137,7 @@ def test_a_folder_of_tasks_is_named_as_one(in_tmp_path):
     assert set(tasks_of("base", names=["mine"])) == {"words", "other_words"}
 
 
-def test_worked_examples_are_drawn_by_the_seed(in_tmp_path):
+def test_few_shot_examples_are_selected_by_the_seed(in_tmp_path):
     write_base()
     write_task()
     Path("task.yaml").write_text(TASK + "fewshot_split: test\nfewshot_config: {sampler: default}\n")
@@ -147,19 +147,19 @@ def test_worked_examples_are_drawn_by_the_seed(in_tmp_path):
     assert first["num_fewshot"] == 2
 
 
-def test_tasks_that_do_not_exist_are_told_all_at_once_with_what_may_be_meant(in_tmp_path, capsys):
+def test_unknown_tasks_are_reported_at_once_with_suggestions(in_tmp_path, capsys):
     write_base()
     write_task()
     assert main(["eval", "./base", "--tasks", "arc_esy,task.yaml,gone.yaml,./nowhere"]) == 2
-    told = capsys.readouterr().err
-    assert "arc_esy" in told
-    assert "Did you mean arc_easy?" in told
-    assert "gone.yaml" in told
-    assert "nowhere" in told
-    assert "harness" not in told.splitlines()[-1]
+    error = capsys.readouterr().err
+    assert "arc_esy" in error
+    assert "Did you mean arc_easy?" in error
+    assert "gone.yaml" in error
+    assert "nowhere" in error
+    assert "harness" not in error.splitlines()[-1]
 
 
-def test_data_that_can_not_be_fetched_is_told(in_tmp_path, capsys):
+def test_missing_task_data_is_an_error(in_tmp_path, capsys):
     write_base()
     assert main(["eval", "./base", "--tasks", "arc_easy"]) == 2
     assert "arc_easy: it can't be loaded" in capsys.readouterr().err
@@ -169,27 +169,27 @@ def test_data_that_can_not_be_fetched_is_told(in_tmp_path, capsys):
         tasks_of("base")
 
 
-def test_without_the_extra_tasks_end_with_exit_code_3_and_its_name(in_tmp_path, capsys, monkeypatch):
+def test_without_the_extra_tasks_exit_with_code_3_and_its_name(in_tmp_path, capsys, monkeypatch):
     write_base()
     monkeypatch.setattr(resolving, "_is_installed", lambda name: False)
     assert main(["eval", "./base", "--tasks", "arc_easy"]) == 3
-    told = capsys.readouterr().err
-    assert "tasks: not installed here: lm_eval" in told
-    assert "pip install 'llm-lab[eval]'" in told
+    error = capsys.readouterr().err
+    assert "tasks: not installed here: lm_eval" in error
+    assert "pip install 'llm-lab[eval]'" in error
     write_questions()
     words = ["eval", "./base", "--prompts", "questions.jsonl", "eval.text_scores=[bleu,rouge]"]
     assert main(words) == 3
     assert "sacrebleu" in capsys.readouterr().err
 
 
-def test_the_screen_has_a_row_for_each_measure_with_its_error_and_nothing_of_the_library_s(in_tmp_path, capfd):
+def test_the_results_have_standard_errors_and_no_output_of_the_library(in_tmp_path, capfd):
     write_base()
     write_task()
     assert main(["eval", "./base", "--tasks", "task.yaml", "--limit", "6"]) == 0
-    told = capfd.readouterr()
-    assert told.err == ""
-    assert "words" in told.out
-    assert "±" in told.out
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert "words" in output.out
+    assert "±" in output.out
     kept = json.loads(Path("base/evaluations.jsonl").read_text())
     assert kept["results"]["tasks/words/acc"] == kept["measured"]["tasks"]["words"]["acc"]
     assert "lm_eval" in kept["versions"]
