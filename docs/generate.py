@@ -1,4 +1,4 @@
-"""Write the tables that are derived from the schema into the README and docs/. A test holds them current."""
+"""Write the tables generated from the schema into the README and docs/. A test checks that they are current."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import re
 from pathlib import Path
 
 from llm_lab.estimate.machine import Machine
-from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
+from llm_lab.recipe.fields import Key, groups_of, leaf_keys
+from llm_lab.recipe.files import format_value
+from llm_lab.recipe.optimizers import OPTIMIZERS
+from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZES
+from llm_lab.recipe.registry import STAGES, json_schema
 from llm_lab.recipe.resolve import resolve
-from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS, STAGES
-from llm_lab.recipe.sizes import SIZES
-from llm_lab.recipe.tables import json_schema, option_rows
+from llm_lab.recipe.stage import Stage, StageRecipe
+from llm_lab.recipe.train_loop import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
 
 
 def parts_table() -> str:
-    """Return every choice of every part, with what it is."""
+    """Return every choice of every part, with its description."""
     groups = {
         "position_embedding": POSITIONS,
         "norm": NORMS,
@@ -27,14 +30,14 @@ def parts_table() -> str:
         "optimizer": OPTIMIZERS,
         "scheduler": SCHEDULERS,
     }
-    lines = ["| part | choice | what it is |", "| --- | --- | --- |"]
+    lines = ["| part | choice | description |", "| --- | --- | --- |"]
     lines += [f"| {part} | `{name}` | {about} |" for part, choices in groups.items() for name, about in choices.items()]
     return "\n".join(lines)
 
 
 def sizes_table() -> str:
-    """Return the dial with the parameters that each size has."""
-    lines = ["| size | parameters | layers × width | heads / KV heads | tokenizer | what for |"]
+    """Return the preset sizes with the parameters of each."""
+    lines = ["| size | parameters | layers × width | heads / KV heads | tokenizer | use |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for name, shape in SIZES.items():
         recipe = {"stage": "pretrain", "device": "cpu", "model": {"size": name}, "data": [{"path": "builtin:stories"}]}
@@ -52,22 +55,22 @@ def recipe_page() -> str:
     lines = [
         "# Recipe reference",
         "",
-        "Made from the schema by `python docs/generate.py`. A key that is left out takes its default or is derived;",
+        "Generated from the schema by `python docs/generate.py`. A key left out gets its default or is derived;",
         "unknown keys are errors. On the command line: `llm-lab run RECIPE group.key=value`.",
         "",
-        "A pipeline has `stages:` with a list of such recipes; a stage without `model` takes the result of the stage",
-        "before it.",
+        "A pipeline has `stages:` with a list of such recipes; a stage without `model` starts from the result of the",
+        "stage before it.",
     ]
     known: dict[str, tuple[str, list[str]]] = {}  # group: (the stage it was shown for, its rows)
-    for stage, about in STAGES.items():
-        lines += ["", f"## {stage}: {about}"]
+    for stage in STAGES.values():
+        lines += ["", f"## {stage.name}: {stage.about}"]
         same: dict[str, list[str]] = {}
         for group, rows in option_rows(stage).items():
-            first, shown = known.setdefault(group, (stage, rows))
-            if first != stage and shown == rows:
+            first, shown = known.setdefault(group, (stage.name, rows))
+            if first != stage.name and shown == rows:
                 same.setdefault(first, []).append(f"`{group}`")
                 continue
-            known[group] = (stage, rows)
+            known[group] = (stage.name, rows)
             lines += ["", f"**{group}**", "", "| key | allowed | default | what it does |", "| --- | --- | --- | --- |"]
             lines += rows
         for first, groups in same.items():
@@ -75,13 +78,48 @@ def recipe_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def option_rows(stage: Stage) -> dict[str, list[str]]:
+    """Return {group: the rows of its table} of a stage's recipe."""
+    schema = stage.recipe
+    tables: dict[str, list[str]] = {}
+    for key, owner in leaf_keys(schema):
+        row = f"| `{key.name}` | {_cell(key.allowed())} | {_cell(_default(key))} | {_cell(key.help)} |"
+        tables.setdefault(_heading(key, owner, schema), []).append(row)
+    return tables
+
+
+def _heading(key: Key, owner: str, schema: type[StageRecipe]) -> str:
+    top, _, _ = key.path.rpartition(".")
+    if not top:
+        return "top level"
+    groups = groups_of(schema.model_fields[top.split(".")[0]])
+    named = next((g for g in groups if g.__name__ == owner), None)
+    label = top.replace(".N", "[]")
+    if named is None or len(groups) == 1:
+        return label
+    name = named.model_fields.get("name")
+    return f"{label}: {name.default}" if name is not None else f"{label}: {(named.__doc__ or '').split('.')[0].lower()}"
+
+
+def _default(key: Key) -> str:
+    if key.required:
+        return "(required)"
+    if key.derived:
+        return f"derived: {key.derived}"
+    return f"`{format_value(key.default)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 def anchor(stage: str) -> str:
-    """Return the address of a stage's heading on the page, as Markdown's readers make it."""
-    return re.sub(r"[^a-z0-9 -]", "", f"{stage}: {STAGES[stage]}".lower()).replace(" ", "-")
+    """Return the anchor of a stage's heading, as Markdown renderers make it."""
+    return re.sub(r"[^a-z0-9 -]", "", f"{stage}: {STAGES[stage].about}".lower()).replace(" ", "-")
 
 
 def fill(text: str, name: str, body: str) -> str:
-    """Replace what stands between the markers of a generated part."""
+    """Replace what is between the markers of a generated part."""
     pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
     filled, count = re.subn(pattern, lambda m: f"{m[1]}{body}\n{m[2]}", text, flags=re.DOTALL)
     assert count == 1, f"no markers for {name}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import ignore
+from llm_lab.recipe.merge import MERGE
 
 DONE, OUR_FAULT, STOPPED = 0, 1, 130
 
@@ -239,7 +240,7 @@ def merge(arguments: argparse.Namespace) -> int:
         from llm_lab.runs.folder import find_model
 
         folder = find_model(arguments.adapter)
-        recipe = {"stage": "merge", "name": _merged_name(folder), "device": "auto"}
+        recipe = {"stage": MERGE.name, "name": _merged_name(folder), "device": "auto"}
         recipe |= {"model": {"checkpoint": str(folder)}, "merge": {"tolerance": arguments.tolerance}}
         return start_run(recipe)
     from llm_lab.terminal.console import say_wait
@@ -279,7 +280,7 @@ def print_schema(arguments: argparse.Namespace) -> int:
     """Print the JSON Schema of recipes."""
     import json
 
-    from llm_lab.recipe.tables import json_schema
+    from llm_lab.recipe.registry import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
     return DONE

@@ -10,8 +10,8 @@ from typing import Any
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, one_of
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.files import to_yaml
+from llm_lab.recipe.registry import PipelineRecipe, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose
-from llm_lab.recipe.stages import STAGE_RECIPES, PipelineRecipe
 from llm_lab.recipe.validate import validate_as
 
 REFERENCE = "stage:"  # stage:sft means the result of the stage named sft
@@ -30,8 +30,8 @@ def read_pipeline(
     labels: list[str] = []
     for index, stage in enumerate(pipeline.stages):
         stage = {"seed": pipeline.seed, "device": pipeline.device, **stage}
-        schema = STAGE_RECIPES.get(stage.get("stage"))
-        if schema and "score" in schema.model_fields and raw.get("score") is not None:
+        record = stage_of(stage)
+        if record and record.has("score") and raw.get("score") is not None:
             stage.setdefault("score", raw["score"])
         label = str(stage.get("name") or stage.get("stage") or "stage")
         while label in labels:
@@ -45,10 +45,10 @@ def read_pipeline(
         labels.append(label)
         parent = _stage_of(stage, home)
         before = resolved.get(parent)
-        if stage.get("stage") not in ("reward", "merge") and _is_judge(parent, resolved):
-            why = "this stage makes a reward model, which judges answers and writes none"
+        if not (record and record.accepts_reward_model) and _makes_reward_model(parent, resolved):
+            why = "this stage makes a reward model, which scores answers and generates none"
             unknown.append(Problem(f"{prefix}model.checkpoint", why, REFERENCE + parent, fix="Name another."))
-        if parent in resolved and resolved[parent].recipe.stage == "eval":
+        if parent in resolved and resolved[parent].stage.makes is None:
             why = "this stage measures a model and makes none"
             unknown.append(Problem(f"{prefix}model.checkpoint", why, REFERENCE + parent, fix="Name what it measured."))
         own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
@@ -66,7 +66,9 @@ def read_pipeline(
 
 def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
     """Return the last stage whose result can be talked to and trained on, or the model that the first ones look at."""
-    policies = [label for label in labels if not _is_judge(label, resolved) and not _is_aside(label, resolved)]
+    policies = [
+        label for label in labels if not _makes_reward_model(label, resolved) and not _is_aside(label, resolved)
+    ]
     if not policies and _is_aside(labels[0], resolved):
         return resolved[labels[0]].recipe.model.checkpoint
     return REFERENCE + (policies or labels)[-1]
@@ -74,16 +76,17 @@ def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
 
 def _is_aside(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
     """Tell whether a stage stands beside the line: it measures a model, or writes it in a form for others."""
-    return label in resolved and resolved[label].recipe.stage in ("eval", "export")
+    return label in resolved and not resolved[label].stage.continues
 
 
-def _is_judge(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
+def _makes_reward_model(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
     """Tell whether a stage makes a reward model, or merges the adapter of one."""
     if label not in resolved:
         return False
-    recipe = resolved[label].recipe
-    parent = Path(recipe.model.checkpoint).name if recipe.stage == "merge" else None
-    return recipe.stage == "reward" or _is_judge(parent, resolved)
+    stage, recipe = resolved[label].stage, resolved[label].recipe
+    if stage.trains:
+        return stage.makes == "reward model"
+    return stage.continues and _makes_reward_model(Path(recipe.model.checkpoint).name, resolved)
 
 
 def _stage_of(stage: Mapping[str, Any], home: Path) -> str | None:

@@ -100,7 +100,7 @@ def keep_speed(resolved: Resolved, folder: RunFolder, results: Mapping[str, Any]
 
     # The first step is not like the others: a model compiles in it.
     speeds = [row["tokens_per_second"] for row in folder.metrics() if row.get("tokens_per_second") and row["step"] > 1]
-    if resolved.recipe.stage != "pretrain" or not speeds or results["step"] < LEAST_STEPS_TO_LEARN_FROM:
+    if not resolved.estimate.seconds_by_part or not speeds or results["step"] < LEAST_STEPS_TO_LEARN_FROM:
         return
     seconds = resolved.estimate.tokens_per_step / statistics.harmonic_mean(speeds)
     measurement = Measurement("run", seconds, memory_bytes=results["memory_bytes"])

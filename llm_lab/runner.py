@@ -15,21 +15,16 @@ from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.events import Listener, ScoresReported, ignore
 from llm_lab.job import error_within_stage, move, pipeline_values, pipeline_yaml, read_pipeline, within_stage
-from llm_lab.recipe.evaluation import measures_itself
+from llm_lab.recipe.eval import measures_itself
+from llm_lab.recipe.export import ExportRecipe, unsupported_formats
+from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again, require_cuda, require_device
-from llm_lab.recipe.rules import flatten
-from llm_lab.recipe.stages import STAGE_RECIPES
-from llm_lab.recipe.untrained import export_problems
 from llm_lab.record import facts_at_start, first_facts, how_it_ended, keep_speed, record_warnings
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, find_model, now, runs_named, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, wait_for_all
 from llm_lab.runs.report import collect_scores, write_pipeline_report
 
-# The stage named in a recipe is the module of that name in stages/, with a function run().
-STAGE_MODULES = {stage: f"llm_lab.stages.{stage}" for stage in STAGE_RECIPES}
-# What the examples of a stage are.
-KINDS = {"sft": "conversation", "reward": "preference", "dpo": "preference", "grpo": "prompt", "ppo": "prompt"}
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -121,7 +116,7 @@ def check(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ())
         found = [within_stage(index, problem) for problem in found] if job.is_pipeline else found
         problems = problems + [problem for problem in found if str(problem) not in map(str, problems)]
         remarks += more
-    for index, problem in export_problems([resolved.values for resolved in job.stages] if job else []):
+    for index, problem in unsupported_formats([resolved.values for resolved in job.stages] if job else []):
         problems.append(within_stage(index, problem) if job.is_pipeline else problem)
     if problems or job is None:
         raise UserError(*problems)
@@ -137,15 +132,15 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
 
     recipe = resolved.recipe
     looks = []
-    if recipe.stage == "eval" and measures_itself(resolved.values) and Path(recipe.model.checkpoint).exists():
+    if resolved.stage.makes is None and measures_itself(resolved.values) and Path(recipe.model.checkpoint).exists():
         looks.append(lambda: require_own_data(str(find_model(recipe.model.checkpoint))))
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
-        if recipe.stage in ("pretrain", "eval"):
+        if resolved.stage.examples == "text":
             looks.append(partial(look_at_source, source.path, **options))
         else:
             options["columns"] = source.columns.model_dump(exclude_none=True) if source.columns else None
-            looks.append(partial(look_at_examples, source.path, kind=KINDS[recipe.stage], **options))
+            looks.append(partial(look_at_examples, source.path, kind=resolved.stage.examples, **options))
     score = getattr(recipe, "score", None)
     if score is not None and score.path:
         columns = score.columns.model_dump(exclude_none=True) if score.columns else None
@@ -194,7 +189,7 @@ def run(
 
 def _require_destinations(job: Job) -> None:
     """Ask the Hub now, and not after the training, whether what shall be sent there may be."""
-    exports = [resolved.recipe.export for resolved in job.stages if resolved.recipe.stage == "export"]
+    exports = [resolved.recipe.export for resolved in job.stages if isinstance(resolved.recipe, ExportRecipe)]
     for export in exports:
         if export.push and is_first_process():
             from llm_lab.export.repository import find_destination
@@ -329,7 +324,7 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
     from llm_lab.runs.processes import forget_peak_memory, peak_memory_bytes
     from llm_lab.runs.report import write_report
 
-    stage = importlib.import_module(STAGE_MODULES[resolved.recipe.stage])
+    stage = importlib.import_module(resolved.stage.module_name)
     recipe, device = resolved.recipe, resolved.values["device"]
     first = is_first_process()
     if first and not resume:
@@ -371,7 +366,7 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
         from llm_lab.runs.card import write_card
 
         write_report(folder)
-        if folder.model_path.is_dir() and recipe.stage != "export":  # an export's card holds its proof
+        if folder.model_path.is_dir() and not folder.facts().get("proof"):  # an export writes a card with its proof
             write_card(folder.model_path)
     wait_for_all()
     return {**folder.facts(), "path": str(folder.path)}

@@ -11,6 +11,8 @@ from typing import Any
 from llm_lab.commands import DONE, dry_run, line_name, start_run
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Notice, TrainingEnded
+from llm_lab.recipe.eval import EVAL
+from llm_lab.recipe.export import EXPORT
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -28,7 +30,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(Problem("eval", "it measures one model at a time", value=others[0], fix=fix))
     checkpoint = find_checkpoint(arguments.checkpoint)
     recipe: dict[str, Any] = {
-        "stage": "eval",
+        "stage": EVAL.name,
         "device": arguments.device or "auto",
         "model": {"checkpoint": checkpoint},
     }
@@ -180,7 +182,7 @@ def _export_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
     form = {key: value for key, value in said.items() if value is not None}
     form |= {"private": False} if arguments.public else {}
     name = f"{line_name(Path(folder))}-{arguments.to or 'hf'}"
-    return {"stage": "export", "name": name, "device": "auto", "model": {"checkpoint": folder}, "export": form}
+    return {"stage": EXPORT.name, "name": name, "device": "auto", "model": {"checkpoint": folder}, "export": form}
 
 
 def _resolve_export(recipe: Mapping[str, Any], arguments: argparse.Namespace) -> Any:

@@ -145,7 +145,7 @@ def measure(name: str) -> None:
     from llm_lab.hf.load import build_from_config
     from llm_lab.model.configuration_lab import LabConfig
     from llm_lab.optim.build import build_optimizer
-    from llm_lab.recipe.schema import AdamW, Muon
+    from llm_lab.recipe.optimizers import AdamW, Muon
     from llm_lab.training import pretrain_trainer
     from llm_lab.training.cross_entropy import head_for_pieces
 

@@ -11,25 +11,25 @@ from .machine import Machine
 from .measurements import Measurement, find_measurement
 from .parameters import ModelShape
 
-# From experience, where nothing was measured here; the plan calls the result "about".
+# Typical values, used where nothing was measured on this machine; the plan calls the result "about".
 CUDA_UTILISATION = 0.40
 ASSUMED_CUDA_PEAK = 312e12
-CPU_FLOPS_PER_CORE = 2.5e10  # what small matrix products reach on a core with AVX2
+CPU_FLOPS_PER_CORE = 2.5e10  # of small matrix products on a core with AVX2
 ASSUMED_GPU_MEMORY_BYTES = 80 * 10**9
-PIECE_OF_LOGITS_BYTES = 2**29  # a batch whose float32 logits are larger gets its loss piece by piece of this size
-STEP_SECONDS = {"cpu": 0.003, "cuda": 0.005}  # of every step, however small the model
-SAMPLE_SECONDS_PER_LAYER = 0.0012  # of every token that is written, one after another
-READ_BYTES_PER_SECOND = {"cpu": 1.0e10, "cuda": 1.5e12}  # and each token reads all the weights
+PIECE_OF_LOGITS_BYTES = 2**29  # the loss of larger float32 logits is computed in pieces of this size
+STEP_SECONDS = {"cpu": 0.003, "cuda": 0.005}  # overhead of every step, however small the model
+SAMPLE_SECONDS_PER_LAYER = 0.0012  # per generated token
+READ_BYTES_PER_SECOND = {"cpu": 1.0e10, "cuda": 1.5e12}  # every generated token reads all the weights
 SAVE_SECONDS, SAVE_BYTES_PER_SECOND = 0.1, 4e8
 COMPILE_SECONDS = {"cpu": 30.0, "cuda": 45.0}
-PROGRAM_BYTES = 500 * 2**20  # Python with its libraries, on a CPU beside the model
-BYTES_PER_TOKEN = 3.5  # of a learnt vocabulary, in English
-FULL = 0.95  # the share of the memory that a run may take
+PROGRAM_BYTES = 500 * 2**20  # Python and its libraries, in the same memory as the model on a CPU
+BYTES_PER_TOKEN = 3.5  # of a trained vocabulary, in English text
+FULL = 0.95  # the share of the memory that a run may use
 
 BASES = {
-    None: "from experience",
-    "trial": "measured here",
-    "run": "measured in the last such run here",
+    None: "from typical values",
+    "trial": "measured on this machine",
+    "run": "measured in the last such run on this machine",
 }
 
 
@@ -47,17 +47,17 @@ class Estimate:
     memory_available_bytes: int
     seconds_by_part: dict[str, float]
     disk_bytes: int
-    first_step: int = 0  # steps that are done already; time and tokens are of what is left
+    first_step: int = 0  # steps already done; time and tokens count the remaining ones
     measurement: Measurement | None = field(default=None, compare=False)
 
     @property
     def wall_seconds(self) -> float | None:
-        """Seconds from the first step to the last evaluation, None where nothing is known of the model."""
+        """Seconds from the first step to the last evaluation, or None where they are not estimated."""
         return sum(self.seconds_by_part.values()) if self.seconds_by_part else None
 
     @property
     def basis(self) -> str:
-        """What the prediction stands on, in words."""
+        """What the estimate is based on, in words."""
         return BASES[self.measurement.source if self.measurement else None]
 
     @property
@@ -80,11 +80,11 @@ def memory_by_part(
     in_pieces: bool = False,
     compiled: bool = False,
 ) -> dict[str, int]:
-    """Return bytes on each device by what they are for.
+    """Return {purpose: bytes} on each device.
 
-    Master weights, gradients and moments are float32. Activations are what autograd keeps of a layer, counted (a test
-    does it again); a compiled model recomputes the cheap ones, about as Korthikanti et al. (2022) reckon.
-    in_pieces: large logits are never held whole, as in pretraining.
+    Master weights, gradients and moments are float32. Activations are what autograd saves per layer (a test counts
+    them); a compiled model recomputes the cheap ones, about as in Korthikanti et al. (2022).
+    in_pieces: large logits are never materialized at once, as in pretraining.
     """
     parameters, matrices = shape.parameters, shape.matrix_parameters
     moments = {
@@ -111,7 +111,7 @@ def memory_by_part(
 
 
 def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
-    """What a layer keeps of each token for the backward pass."""
+    """Bytes that a layer saves per token for the backward pass."""
     hidden, inner, keys = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * shape.head_dim
     if compiled:
         return (16 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
@@ -124,15 +124,17 @@ def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
 def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -> int:
     if not in_pieces or 4 * tokens * shape.vocab_size <= PIECE_OF_LOGITS_BYTES:
         return tokens * shape.vocab_size * (14 if half else 12)
-    # A piece and two passing copies of it; the gradients of head and hidden states, held and handed on.
+    # A piece and two temporary copies of it; the gradients of head and hidden states, accumulated and passed on.
     gradients = 2 * shape.hidden_size * (4 * shape.vocab_size + tokens * (2 if half else 4))
     return 3 * PIECE_OF_LOGITS_BYTES + gradients
 
 
-def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, first_step: int = 0) -> Estimate:
-    """Work out the cost of a resolved pretraining recipe on this machine, by what was measured here if there is any.
+def estimate_pretraining(
+    recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine, *, first_step: int = 0
+) -> Estimate:
+    """Estimate the cost of a resolved pretraining recipe, from measurements on this machine where there are any.
 
-    first_step: where a run goes on; only what is left is counted.
+    first_step: the step that a resumed run starts from; only what is left is counted.
     """
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
@@ -149,7 +151,7 @@ def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machi
         optimizer=recipe["optimizer"]["name"],
         dtype=train["dtype"],
         checkpointing=bool(train["gradient_checkpointing"]),
-        in_pieces=recipe["stage"] == "pretrain",
+        in_pieces=True,
         compiled=bool(train.get("compile")),
     )
     checkpoint = 4 * shape.parameters + memory["optimizer"]
@@ -171,8 +173,94 @@ def estimate(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machi
     )
 
 
+def estimate_post_training(
+    recipe: Mapping[str, Any],
+    shape: ModelShape | None,
+    machine: Machine,
+    *,
+    in_pairs: bool,
+    has_reference: bool,
+    has_critic: bool,
+) -> Estimate:
+    """Estimate the memory and disk of a trained stage after pretraining. Time depends on the length of the answers.
+
+    in_pairs: an example is a chosen and a rejected answer. has_reference: a frozen copy of the model is needed; with
+    an adapter it is the model without it. has_critic: a second model of the same size is trained.
+    """
+    available = available_bytes(recipe["device"], machine)
+    train, lora = recipe["train"], recipe.get("lora")
+    rows = train["per_device_train_batch_size"]
+    if shape is None:
+        return Estimate(None, {}, 0, rows * train["max_length"], None, {}, 0, available, {}, 0)
+    rows *= 2 if in_pairs else 1
+    memory = memory_by_part(
+        shape,
+        rows=rows,
+        length=train["max_length"],
+        optimizer=recipe["optimizer"]["name"],
+        dtype=train["dtype"],
+        checkpointing=bool(train["gradient_checkpointing"]),
+    )
+    trained = 1.0
+    if lora:
+        trained = min(1.0, _adapter_parameters(shape, lora) / shape.parameters)
+        width = 0.6 if lora["load_in_4bit"] else 2 if train["dtype"] == "bfloat16" else 4
+        memory["weights"] = int(width * shape.parameters)
+        memory["gradients"] = int(memory["gradients"] * trained)
+        memory["optimizer"] = int(memory["optimizer"] * trained)
+    frozen = 4 * shape.parameters
+    if has_reference and not lora:
+        memory["reference"] = frozen
+    if has_critic:
+        memory["critic"] = int(frozen * (1 + 3 * trained))
+    if recipe["device"] == "cpu":
+        memory["program"] = PROGRAM_BYTES
+    per_step = rows * train["gradient_accumulation_steps"] * machine.processes * train["max_length"]
+    checkpoint = int(4 * shape.parameters * trained) + memory["optimizer"]
+    return Estimate(
+        parameters=shape.parameters,
+        parameters_by_part=shape.parameters_by_part,
+        tokens=per_step * (train["max_steps"] or 0),
+        tokens_per_step=per_step,
+        flops_per_token=shape.training_flops_per_token(train["max_length"]),
+        memory_by_part=memory,
+        memory_bytes=sum(memory.values()),
+        memory_available_bytes=available,
+        seconds_by_part={},
+        disk_bytes=checkpoint * (train["save_total_limit"] + 1),
+    )
+
+
+def _adapter_parameters(shape: ModelShape, lora: Mapping[str, Any]) -> int:
+    """Return about how many weights an adapter has: r times the two sides of each matrix."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    heads, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    sides = {"minimal": 2 * hidden + heads + kv, "attention_only": 4 * hidden + 2 * heads + 2 * kv}
+    sides["ffn_only"] = (3 if shape.gated else 2) * (hidden + inner)
+    sides["all"] = sides["custom"] = sides["attention_only"] + sides["ffn_only"]
+    return lora["r"] * sides[lora["preset"]] * shape.num_hidden_layers
+
+
+def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:
+    """Estimate a stage that trains nothing: the model in memory in float32 and, if it writes one, on disk."""
+    weights = 4 * shape.parameters if shape else 0
+    memory = {"weights": weights, "program": PROGRAM_BYTES} if shape else {}
+    return Estimate(
+        parameters=shape.parameters if shape else None,
+        parameters_by_part=shape.parameters_by_part if shape else {},
+        tokens=0,
+        tokens_per_step=0,
+        flops_per_token=None,
+        memory_by_part=memory,
+        memory_bytes=sum(memory.values()),
+        memory_available_bytes=available_bytes(device, machine),
+        seconds_by_part={},
+        disk_bytes=weights if writes_model else 0,
+    )
+
+
 def available_bytes(device: str, machine: Machine) -> int:
-    """Return the memory of the device that a process trains on."""
+    """Return the memory of the device that one process uses."""
     if device != "cuda":
         return machine.memory_bytes
     return machine.gpus[0].memory_bytes if machine.gpus else ASSUMED_GPU_MEMORY_BYTES
@@ -187,7 +275,7 @@ def _seconds_by_part(
     first_step: int,
     measured: Measurement | None,
 ) -> dict[str, float]:
-    """Return the seconds of what is left of a run by what they are for; what was not measured by experience."""
+    """Return {purpose: seconds} of the remaining run; from typical values where nothing was measured."""
     train, device, samples = recipe["train"], recipe["device"], recipe.get("samples") or {}
     flops = shape.training_flops_per_token(train["max_length"])
     if device == "cuda":
@@ -217,12 +305,12 @@ def _seconds_by_part(
 
 
 def _occasions(every: int, steps: int, first_step: int) -> int:
-    """How often something happens that is done every so many steps, and at the last."""
+    """How often something happens after `first_step` that is done every `every` steps and at the last one."""
     return steps // every - first_step // every + (steps % every > 0)
 
 
 def _held_out_tokens(recipe: Mapping[str, Any]) -> float:
-    """How many tokens an evaluation reads: at most what the recipe says, less where small files give less."""
+    """How many tokens an evaluation reads: max_tokens, or fewer for small files."""
     validation, sources = recipe["validation"], recipe["data"]
     if not validation["fraction"]:
         return 0.0
@@ -236,7 +324,7 @@ def _held_out_tokens(recipe: Mapping[str, Any]) -> float:
 
 
 def _text_bytes(path: str) -> int | None:
-    """The size of a local text file, None for what can't be told at a glance."""
+    """The size of a local text file; None for anything else."""
     file = Path(path).expanduser()
     try:
         return file.stat().st_size if file.suffix in (".txt", ".md") and file.is_file() else None

@@ -14,7 +14,7 @@ from llm_lab.hf.adapter import is_adapter, read_adapter, require_base
 from llm_lab.hf.load import read_config, require_switch, require_writer
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.schema import StageRecipe
+from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_judge, list_runs, run_of
 
 from .self_eval import read_run

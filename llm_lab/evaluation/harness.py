@@ -13,7 +13,7 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
 from llm_lab.events import Listener, progress_of
-from llm_lab.recipe.evaluation import EvalTasks
+from llm_lab.recipe.eval import EvalTasks
 
 KEY = "tasks.names"
 YAML = (".yaml", ".yml")

@@ -12,10 +12,12 @@ from llm_lab.data.split import split_examples
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, progress_of
 from llm_lab.hf.load import context_of
-from llm_lab.recipe.evaluation import EvalOptions
+from llm_lab.recipe.eval import EvalOptions
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.post_training import TalkRecipe, TuneRecipe
-from llm_lab.recipe.schema import PretrainRecipe, StageRecipe
+from llm_lab.recipe.pretrain import PretrainRecipe
+from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.recipe.stage import StageRecipe
 from llm_lab.recipe.validate import validate
 from llm_lab.runs.folder import RunFolder, run_of
 from llm_lab.training.loop import require_same_data
@@ -23,7 +25,6 @@ from llm_lab.training.measure import total_loss
 
 from .perplexity import context_length, figures
 from .score import Scorer
-from .xray import KINDS
 
 NAME_DATA = "Name data to measure on: `--data FILE` for the loss on a text, `--prompts FILE` for scored answers."
 
@@ -31,7 +32,7 @@ NAME_DATA = "Name data to measure on: `--data FILE` for the loss on a text, `--p
 def read_run(folder: str | Path) -> tuple[RunFolder, StageRecipe] | None:
     """Return the run that trained a model, and its recipe; merges and exports are followed back to training."""
     run = run_of(folder) if Path(folder).is_dir() else None
-    while run is not None and run.facts().get("stage") in ("merge", "export"):
+    while run is not None and (stage := stage_of(run.facts())) and stage.makes and not stage.trains:
         parent = (run.facts().get("parent") or {}).get("path")
         run = run_of(parent) if parent and Path(parent).is_dir() else None
     if run is None or not run.recipe_path.is_file():
@@ -118,7 +119,7 @@ def run_scorer(
     if score.path is None and isinstance(recipe, TalkRecipe):
         from llm_lab.training.finetune import read_sets
 
-        sets = read_sets(recipe, KINDS[recipe.stage])
+        sets = read_sets(recipe, STAGES[recipe.stage].examples or "")
         parts = split_examples(sets, fraction=recipe.validation.fraction, take=recipe.validation.from_)
         held_out = [example for part in parts for example in part.validation]
     scorer = Scorer(
@@ -161,7 +162,7 @@ def fingerprints(recipe: StageRecipe) -> list[tuple[str, str]]:
         columns = given.columns.model_dump(exclude_none=True) if given.columns else None
         source = open_examples(
             given.path,
-            kind=KINDS[recipe.stage],
+            kind=STAGES[recipe.stage].examples or "",
             columns=columns,
             key=f"data.{index}",
             subset=given.subset,

@@ -24,12 +24,12 @@ from llm_lab.hf.conversations import (
 )
 from llm_lab.hf.load import read_config
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
-from llm_lab.recipe.schema import BpeTokenizer
+from llm_lab.recipe.pretrain import BpeTokenizer
+from llm_lab.recipe.registry import STAGES
 from llm_lab.rewards.classifier import is_encoder
 from llm_lab.training.finetune import read_sets
 from llm_lab.training.loop import find_local
 
-KINDS = {"sft": "conversation", "reward": "preference", "dpo": "preference", "grpo": "prompt", "ppo": "prompt"}
 # Enough for lengths and shares; all of a large set would take minutes.
 MEASURED_EXAMPLES = 2_000
 MEASURED_CHARACTERS = 2_000_000
@@ -99,9 +99,9 @@ def xray_stages(recipes: Sequence[Any], *, examples: int = 2) -> list[StageXray]
         checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
         earlier = tokenizers.get(Path(checkpoint).name) if checkpoint and not Path(checkpoint).exists() else None
         tokenizers[recipe.name] = tokenizer = deepcopy(earlier)
-        if not getattr(recipe, "data", None):
+        if not STAGES[recipe.stage].trains:
             continue
-        if recipe.stage == "pretrain":
+        if _kind(recipe) == "text":
             tokenizer, template, sets = _xray_texts(recipe, tokenizer, examples)
         else:
             local = None
@@ -184,13 +184,13 @@ def _xray_text_set(key: str, description: str, read: Read, tokenizer: Any, recip
 
 
 def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, examples: int) -> tuple[str, list[SetXray]]:
-    pairs = recipe.stage == "reward" and checkpoint is not None and is_encoder(read_config(checkpoint))
+    pairs = _scores(recipe) and checkpoint is not None and is_encoder(read_config(checkpoint))
     template = (
         "an encoder: it reads pairs of prompt and answer"
         if pairs
         else apply_chat_template_choice(tokenizer, recipe.chat_template).notice
     )
-    sources = read_sets(recipe, KINDS[recipe.stage])
+    sources = read_sets(recipe, _kind(recipe))
     fraction, take = recipe.validation.fraction, recipe.validation.from_
     splits = split_examples(sources, fraction=fraction, take=take, require_validation=False)
     encode = _encode_pairs(tokenizer) if pairs else _encoder(recipe, tokenizer)
@@ -222,10 +222,10 @@ def _xray_set(
     tokens = trained = cut = empty = unended = 0
     measured = train[:MEASURED_EXAMPLES]
     for number, example in enumerate(measured):
-        reference = example.answer if KINDS[recipe.stage] == "prompt" else None
+        reference = example.answer if _kind(recipe) == "prompt" else None
         for label, whole in encode(example).items():
             # A reward model scores at the end of a text, so truncation drops its beginning.
-            part = slice(max(0, whole.length - limit), None) if recipe.stage == "reward" else slice(limit)
+            part = slice(max(0, whole.length - limit), None) if _scores(recipe) else slice(limit)
             kept = Encoded(whole.input_ids[part], whole.labels_mask[part], whole.length)
             lengths.setdefault(label, []).append(kept.length)
             tokens, trained = tokens + len(kept.input_ids), trained + kept.trained_tokens
@@ -244,12 +244,22 @@ def _xray_set(
         measured=len(measured),
         total=len(train),
         lengths={label: tuple(values) for label, values in lengths.items()},
-        trained_share=None if recipe.stage in ("reward", "grpo", "ppo") else trained / max(1, tokens),
+        trained_share=None if _scores(recipe) or _kind(recipe) == "prompt" else trained / max(1, tokens),
         checks=("every trained answer ends with the end-of-turn token",) if trained and not unended else (),
         warnings=tuple(warnings),
         rendered=_render(train[0], tokenizer) if tokenizer.chat_template else None,
         examples=tuple(shown),
     )
+
+
+def _kind(recipe: Any) -> str:
+    """Return what the data holds: text, conversation, preference or prompt."""
+    return STAGES[recipe.stage].examples or ""
+
+
+def _scores(recipe: Any) -> bool:
+    """Return whether the stage trains a reward model, which reads texts and generates none."""
+    return STAGES[recipe.stage].makes == "reward model"
 
 
 def _limit(recipe: Any) -> int:
@@ -284,7 +294,8 @@ def _encoder(recipe: Any, tokenizer: Any) -> Encode:
     def prompt(example: Example) -> dict[str, Encoded]:
         return {"prompt": _masked(encode_prompt(tokenizer, example.prompt))}
 
-    return {"sft": sft, "dpo": dpo, "reward": reward, "grpo": prompt, "ppo": prompt}[recipe.stage]
+    preference = reward if _scores(recipe) else dpo
+    return {"conversation": sft, "preference": preference, "prompt": prompt}[_kind(recipe)]
 
 
 def _encode_pairs(tokenizer: Any) -> Encode:
@@ -307,10 +318,10 @@ def _masked(ids: Sequence[int]) -> Encoded:
 
 def _warnings(recipe: Any, tokenizer: Any, cut: int, empty: int, unended: int) -> Iterator[str]:
     limit = f"{_limit(recipe):,} tokens"
-    if cut and KINDS[recipe.stage] == "prompt":
+    if cut and _kind(recipe) == "prompt":
         yield f"{cut:,} prompts are longer than {limit}, leave no room for an answer, and are skipped"
     elif cut:
-        lost = "beginning" if recipe.stage == "reward" else "end"
+        lost = "beginning" if _scores(recipe) else "end"
         yield f"{cut:,} are longer than train.max_length = {limit}; their {lost} is cut off"
     if empty:
         yield f"{empty:,} have no trained tokens left after truncation"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.recipe.native import rope_of, what_loads
+from llm_lab.estimate.compatibility import rope_of, what_loads
 
 from .gguf_tokenizer import SENTENCEPIECE, GgufTokenizer, read_tokenizer
 

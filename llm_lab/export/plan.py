@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.compatibility import Loads, what_loads
 from llm_lab.estimate.parameters import shape_at
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import quiet_libraries, read_config, require_writer
 from llm_lab.hf.save import lab_config, native_config
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.native import Loads, what_loads
-from llm_lab.recipe.untrained import gguf_weights
+from llm_lab.recipe.export import gguf_weights
 from llm_lab.runs.folder import find_checkpoint, is_judge, run_of
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

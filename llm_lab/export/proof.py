@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError
-from llm_lab.recipe.native import LLAMA_CPP, TRANSFORMERS, Loads
+from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS, Loads
 
 from .probe import Answers, Probe
 

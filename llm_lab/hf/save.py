@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.native import native_architecture
+from llm_lab.estimate.compatibility import native_architecture
 
 from .adapter import save_adapter
 

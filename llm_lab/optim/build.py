@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_lab.recipe.schema import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
+from llm_lab.recipe.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
 
 from .muon import MuonWithAdamW
 from .sophia import Sophia as SophiaOptimizer

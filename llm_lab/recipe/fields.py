@@ -1,13 +1,14 @@
-"""What a recipe key is made of: type, bounds, default, and the words the wizard and the docs use."""
+"""What a recipe key is made of: type, bounds, default, and the texts that the wizard and the docs use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 # Strict numbers: `true` is not 1 and "12" is not 12, but 3 is a float.
 Int = Annotated[int, Field(strict=True)]
@@ -15,8 +16,21 @@ Float = Annotated[float, Field(strict=True)]
 Bool = Annotated[bool, Field(strict=True)]
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """Restricts a text to some values: Annotated[str, OneOf(DEVICES)], as a Literal of them would."""
+
+    values: tuple[str, ...]
+
+    def __init__(self, values: Iterable[str]):
+        object.__setattr__(self, "values", tuple(values))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.literal_schema(list(self.values))
+
+
 class Group(BaseModel):
-    """A group of recipe keys. Frozen: it is validated once, at construction, and never changed."""
+    """A group of recipe keys. Frozen: validated once, at construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -32,15 +46,16 @@ def option(
     derived: str | None = None,
     when: Mapping[str, tuple[Any, ...]] | None = None,
     advanced: bool = False,
+    names: str | None = None,
     **constraints: Any,
 ) -> Any:
     """Declare one recipe key.
 
-    help: one line, shown beside the key everywhere. question: how the wizard asks it (no question:
-    it is not asked). why: the longer text behind `?`. choices: what each allowed value means.
-    candidates: numbers worth offering in a list. derived: in words, what a left-out key becomes.
-    when: {dotted key: values} that must hold for this key to do anything. advanced: asked only on
-    request. constraints: pydantic's (ge, le, gt, min_length ...).
+    help: one line, shown with the key everywhere. question: how the wizard asks for it; without one it is not asked.
+    why: the longer text behind `?`. choices: {allowed value: what it means}. candidates: numbers worth offering in a
+    list. derived: what the key becomes when it is left out, in words. when: {dotted key: values} under which the key
+    has an effect. advanced: asked only on request. names: what the value refers to: "model" (weights), "config",
+    "tokenizer" or "function" (file.py:function). constraints: pydantic's (ge, le, gt, min_length ...).
     """
     extra = {
         "question": question,
@@ -50,6 +65,7 @@ def option(
         "derived": derived,
         "when": {key: list(values) for key, values in when.items()} if when else None,
         "advanced": advanced or None,
+        "names": names,
     }
     kept = {key: value for key, value in extra.items() if value is not None}
     return Field(default, description=help, json_schema_extra=kept, **constraints)
@@ -57,7 +73,7 @@ def option(
 
 @dataclass(frozen=True)
 class Key:
-    """A recipe key as the wizard, the errors and the docs see it."""
+    """A recipe key as the wizard, the errors and the docs use it."""
 
     path: str  # dotted, without list indices: "model.hidden_size"
     info: FieldInfo
@@ -92,8 +108,12 @@ class Key:
         return self.meta.get("when") or {}
 
     @property
+    def names(self) -> str | None:
+        return self.meta.get("names")
+
+    @property
     def choices(self) -> dict[Any, str] | None:
-        """Allowed values with what each means, or None where the value is free."""
+        """{allowed value: what it means}, or None where the value is free."""
         if "choices" in self.meta:
             return self.meta["choices"]
         if self.kind == "bool":
@@ -110,11 +130,11 @@ class Key:
 
     @property
     def kind(self) -> str:
-        """The type in words: int, float, bool, text, choice, list, group."""
+        """The type: int, float, bool, text, choice, list or group."""
         types = _plain_types(self.info.annotation)
         if bool in types:
             return "bool"
-        if any(get_origin(t) is Literal for t in types):
+        if any(get_origin(t) is Literal for t in types) or any(isinstance(i, OneOf) for i in _metadata(self.info)):
             return "choice"
         if float in types:
             return "float"
@@ -128,7 +148,7 @@ class Key:
 
     @property
     def bounds(self) -> tuple[float | None, float | None, bool]:
-        """(lowest, highest, lowest is excluded) for a number."""
+        """(minimum, maximum, whether the minimum is excluded) of a number."""
         low = high = None
         exclusive = False
         for item in _metadata(self.info):
@@ -142,7 +162,7 @@ class Key:
 
     @property
     def entries(self) -> int | None:
-        """How many entries a list of fixed length has, or None."""
+        """The number of entries of a list of fixed length, else None."""
         inner = next((t for t in _plain_types(self.info.annotation) if get_origin(t) is tuple), None)
         return len(get_args(inner)) if inner is not None and Ellipsis not in get_args(inner) else None
 
@@ -175,7 +195,7 @@ def _number(value: float | None) -> str:
 
 
 def _plain_types(annotation: Any) -> list[Any]:
-    """Unpack Annotated and unions to the types in them, NoneType left out."""
+    """Return the types in Annotated and in unions, without NoneType."""
     if get_origin(annotation) is Annotated:
         return _plain_types(get_args(annotation)[0])
     if get_origin(annotation) in (tuple, Literal) or not get_args(annotation):
@@ -185,11 +205,15 @@ def _plain_types(annotation: Any) -> list[Any]:
 
 def _metadata(info: FieldInfo) -> Iterator[Any]:
     yield from info.metadata
-    stack = list(get_args(info.annotation))
+    stack = [info.annotation]
     while stack:
         item = stack.pop()
         if isinstance(item, FieldInfo):
             yield from item.metadata
+        elif isinstance(item, OneOf):
+            yield item
+        elif get_origin(item) is tuple:
+            continue  # what an entry of a list may be is not what the list may be
         elif get_args(item):
             stack.extend(get_args(item))
 
@@ -208,6 +232,39 @@ def groups_of(info: FieldInfo) -> list[type[Group]]:
 
 
 def keys_of(group: type[Group], prefix: str = "") -> Iterator[Key]:
-    """Yield the keys of one group, in the order of the file, without descending."""
+    """Yield the keys of one group, in order, without those of inner groups."""
     for name, info in group.model_fields.items():
         yield Key(prefix + (info.alias or name), info)
+
+
+def leaf_keys(group: type[Group], prefix: str = "") -> Iterator[tuple[Key, str]]:
+    """Yield (key, name of its group) for every key that holds a value; the members of a union one after the other."""
+    for key in keys_of(group, prefix):
+        inner = groups_of(key.info)
+        if not inner or key.name == "tokenizer":
+            yield key, group.__name__
+            continue
+        for member in inner:
+            yield from leaf_keys(member, f"{key.path}.N." if key.kind == "list" else f"{key.path}.")
+
+
+def value_at(values: Any, path: str) -> Any:
+    """Return the value at a dotted key of nested mappings, or None."""
+    for step in path.split("."):
+        if not isinstance(values, Mapping):
+            return None
+        values = values.get(step)
+    return values
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every leaf; lists of groups by index, other lists whole."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, path + ".")
+        elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
+            for index, item in enumerate(value):
+                yield from flatten(item, f"{path}.{index}.")
+        else:
+            yield path, value

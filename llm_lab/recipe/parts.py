@@ -1,61 +1,98 @@
-"""The model's parts: what can be chosen, and what each choice means."""
+"""The model of a recipe: its parts, the preset sizes, what is derived from them, and which combinations work."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
-from .fields import Bool, Float, Group, Int, option
-from .sizes import SIZES
+from pydantic import Discriminator, Tag
+
+from llm_lab.errors import Problem
+from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
+
+from .fields import Bool, Float, Group, Int, OneOf, option
+from .stage import PartialRecipe, Rule, Values
 
 POSITIONS = {
-    "rope": "rotary: turns queries and keys by their position; today's standard",
-    "yarn": "rotary, stretched to contexts longer than it was trained on",
-    "alibi": "no vectors: a penalty that grows with distance; runs past its length",
-    "sinusoidal": "fixed waves added to the embeddings; the original Transformer",
+    "rope": "rotary: rotates queries and keys by their position; today's standard",
+    "yarn": "rotary, extended to contexts longer than the original",
+    "alibi": "no position vectors: a penalty that grows with distance; extrapolates",
+    "sinusoidal": "fixed sine waves added to the embeddings; the original Transformer",
 }
 NORMS = {
     "rmsnorm": "scales by the root mean square; cheaper, today's standard",
-    "layernorm": "subtracts the mean too and has a bias; GPT-2's",
+    "layernorm": "also subtracts the mean and has a bias; GPT-2's",
 }
 ATTENTIONS = {
-    "gqa": "grouped-query: several heads share keys and values; small cache",
+    "gqa": "grouped-query: several heads share keys and values; a small KV cache",
     "mha": "multi-head: each head has its own keys and values; most expressive",
-    "mqa": "multi-query: all heads share one key and value; smallest cache",
+    "mqa": "multi-query: all heads share one key and value; the smallest KV cache",
 }
 ACTIVATIONS = {
     "swiglu": "gated SiLU, three matrices; best loss per parameter in most studies",
     "gelu": "smooth ReLU; GPT-2's and BERT's",
     "silu": "x times sigmoid(x), ungated",
-    "relu": "the classic: zero below zero; many exact zeros",
+    "relu": "zero below zero; many exact zeros",
     "leaky_relu": "ReLU with a small slope below zero",
 }
+
+
+@dataclass(frozen=True)
+class Size:
+    """A preset size. Every number of it can be set by hand."""
+
+    about: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int  # with grouped-query attention
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    tokenizer: str | int  # "bytes", or the vocabulary size of a BPE to train
+
+
+# Depth and width follow published models: small is GPT-2's, 1b, 3b and 7b are near Llama 3.2 and Llama 2.
+SIZES: dict[str, Size] = {
+    "nano": Size("under 1 M parameters: minutes on a CPU", 128, 4, 4, 2, 256, True, "bytes"),
+    "micro": Size("about 3 M: the smallest that writes a story", 192, 6, 6, 2, 256, True, 2048),
+    "tiny": Size("about 11 M: an hour on a CPU, minutes on a GPU", 384, 6, 6, 2, 512, True, 4096),
+    "mini": Size("about 33 M: a first GPU run", 512, 10, 8, 4, 1024, True, 8192),
+    "small": Size("about 100 M: GPT-2's depth and width", 768, 12, 12, 4, 1024, True, 32768),
+    "medium": Size("about 310 M: GPT-2 medium's depth and width", 1024, 24, 16, 8, 2048, True, 32768),
+    "large": Size("about 670 M: GPT-2 large's width", 1536, 24, 16, 8, 2048, True, 32768),
+    "1b": Size("about 1 B: one 80 GB GPU", 2048, 20, 32, 8, 2048, False, 32768),
+    "3b": Size("about 3 B: several GPUs", 3072, 26, 24, 8, 4096, False, 65536),
+    "7b": Size("about 7 B: many GPUs", 4096, 36, 32, 8, 4096, False, 65536),
+}
+
 SIZE_CHOICES = {name: shape.about for name, shape in SIZES.items()}
 ROTARY = {"model.position_embedding": ("rope", "yarn")}
 YARN = {"model.position_embedding": ("yarn",)}
 
 
 class ModelParts(Group):
-    """A model from parts. A left-out number comes from `size`."""
+    """A model from parts. Numbers that are left out come from `size`."""
 
-    size: Literal[tuple(SIZE_CHOICES)] = option(
+    size: Annotated[str, OneOf(SIZE_CHOICES)] = option(
         "nano",
-        help="the dial: fills in every number below that is left out",
+        help="a preset size: sets every number below that is left out",
         question="How large?",
         choices=SIZE_CHOICES,
-        why="Loss falls with parameters and with tokens; about 20 tokens a parameter is the best use of "
-        "compute (Hoffmann et al. 2022). Start small: a nano run shows in minutes whether data and "
-        "settings are right.",
+        why="Loss falls with parameters and with tokens; about 20 tokens per parameter is compute-optimal (Hoffmann et "
+        "al. 2022). Start small: a nano run shows within minutes whether data and settings are right.",
     )
-    position_embedding: Literal[tuple(POSITIONS)] = option(
+    position_embedding: Annotated[str, OneOf(POSITIONS)] = option(
         "rope",
-        help="how the model knows the order of tokens",
-        question="How does the model know positions?",
+        help="how the model encodes the order of tokens",
+        question="Which position encoding?",
         choices=POSITIONS,
-        why="RoPE (Su et al. 2021) encodes relative distance by rotation and is what Llama, Qwen and "
-        "Mistral use. YaRN (Peng et al. 2023) rescales its frequencies to reach longer contexts. ALiBi "
+        why="RoPE (Su et al. 2021) encodes relative distance by rotation and is used by Llama, Qwen and "
+        "Mistral. YaRN (Peng et al. 2023) rescales its frequencies for longer contexts. ALiBi "
         "(Press et al. 2021) extrapolates without training but is slower in most kernels. Sinusoids "
         "(Vaswani et al. 2017) are for study. RoPE and YaRN with RMSNorm and SwiGLU load natively "
-        "everywhere; other combinations carry their own code.",
+        "everywhere; other combinations need their own code, which is saved with the model.",
     )
     rope_theta: Float = option(
         10000.0,
@@ -68,51 +105,56 @@ class ModelParts(Group):
     )
     yarn_factor: Float = option(
         4.0,
-        help="how many times the original context YaRN stretches to",
-        question="Stretch the context how many times (YaRN factor)?",
-        why="max_position_embeddings = original_max_position_embeddings × factor. Frequencies that turn "
-        "many times within the original context stay, slow ones are interpolated, those between ramp.",
+        help="context length after YaRN, as a multiple of the original",
+        question="YaRN factor?",
+        why="max_position_embeddings = original_max_position_embeddings × factor. High frequencies are kept, low ones "
+        "interpolated, with a ramp between the two.",
         ge=1.0,
         le=1024.0,
         when=YARN,
     )
     original_max_position_embeddings: Int | None = option(
-        help="the context before YaRN stretches it, in tokens",
-        question="Context before stretching, in tokens?",
+        help="the context before YaRN extends it, in tokens",
+        question="Original context, in tokens?",
         derived="max_position_embeddings / yarn_factor",
         ge=1,
         when=YARN,
         advanced=True,
     )
-    norm: Literal[tuple(NORMS)] = option(
+    norm: Annotated[str, OneOf(NORMS)] = option(
         "rmsnorm",
-        help="what keeps activations in range",
-        question="Which normalisation?",
+        help="the normalization layer",
+        question="Which normalization?",
         choices=NORMS,
-        why="Both stand before attention and feed-forward (pre-norm), which trains stably without tricks. "
-        "RMSNorm (Zhang & Sennrich 2019) drops the mean and the bias and loses nothing measurable.",
+        why="Both come before attention and feed-forward (pre-norm), which trains stably. RMSNorm (Zhang & Sennrich "
+        "2019) drops the mean and the bias without a measurable loss.",
     )
     norm_eps: Float = option(
-        1e-5, help="added under the root of the norm", question="Epsilon of the norm?", gt=0.0, le=0.1, advanced=True
+        1e-5,
+        help="added under the root of the norm, for numerical stability",
+        question="Epsilon of the norm?",
+        gt=0.0,
+        le=0.1,
+        advanced=True,
     )
-    attention: Literal[tuple(ATTENTIONS)] = option(
+    attention: Annotated[str, OneOf(ATTENTIONS)] = option(
         "gqa",
         help="how many heads share keys and values",
         question="Which attention?",
         choices=ATTENTIONS,
-        why="Keys and values are what generation must remember. Sharing them (Shazeer 2019; Ainslie et al. "
-        "2023) cuts that memory by the number of heads that share, at little cost in loss.",
+        why="Generation caches keys and values. Sharing them between heads (Shazeer 2019; Ainslie et al. 2023) divides "
+        "that memory by the number of heads that share, at little cost in loss.",
     )
-    activation: Literal[tuple(ACTIVATIONS)] = option(
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = option(
         "swiglu",
-        help="the non-linearity of the feed-forward part",
+        help="the activation of the feed-forward part",
         question="Which feed-forward?",
         choices=ACTIVATIONS,
-        why="SwiGLU (Shazeer 2020) has three matrices, so its inner size is made two thirds as large: equal "
-        "parameters, usually lower loss. ReLU and GELU have two matrices of four times hidden_size.",
+        why="SwiGLU (Shazeer 2020) has three matrices, so its inner width is two thirds as large: the same number of "
+        "parameters, usually a lower loss. ReLU and GELU have two matrices of four times hidden_size.",
     )
     hidden_size: Int | None = option(
-        help="width: numbers per token between the layers",
+        help="width: size of the hidden states",
         question="Width (hidden_size)?",
         candidates=(64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096),
         derived="from size",
@@ -120,23 +162,23 @@ class ModelParts(Group):
         le=65536,
     )
     num_hidden_layers: Int | None = option(
-        help="depth: how many blocks",
+        help="depth: number of transformer blocks",
         question="Depth (num_hidden_layers)?",
         derived="from size",
         ge=1,
         le=512,
     )
     num_attention_heads: Int | None = option(
-        help="query heads; must divide hidden_size",
+        help="number of query heads; must divide hidden_size",
         question="How many attention heads?",
         candidates=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64),
-        why="Each head sees hidden_size / heads numbers. 64 to 128 a head is usual; fewer than 16 is little.",
+        why="Each head has hidden_size / heads dimensions. 64 to 128 is usual; fewer than 16 is very little.",
         derived="from size, or hidden_size / 64",
         ge=1,
         le=1024,
     )
     num_key_value_heads: Int | None = option(
-        help="key-value heads; must divide the heads",
+        help="number of key-value heads; must divide num_attention_heads",
         question="How many key-value heads?",
         candidates=(1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32),
         derived="heads for mha, 1 for mqa, from size or about heads / 4 for gqa",
@@ -145,8 +187,8 @@ class ModelParts(Group):
         when={"model.attention": ("gqa",)},
     )
     head_dim: Int | None = option(
-        help="numbers per head",
-        question="Numbers per head (head_dim)?",
+        help="dimensions per head",
+        question="Head size (head_dim)?",
         derived="hidden_size / num_attention_heads",
         ge=2,
         le=1024,
@@ -161,16 +203,17 @@ class ModelParts(Group):
         advanced=True,
     )
     max_position_embeddings: Int | None = option(
-        help="longest context the model is meant for, in tokens",
+        help="longest context of the model, in tokens",
         question="Longest context, in tokens?",
-        derived="from size, at least train.max_length",
+        derived="from size; at least train.max_length",
         ge=8,
         le=10_000_000,
     )
     tie_word_embeddings: Bool | None = option(
-        help="one matrix for embedding and output",
-        question="Share the embedding and output matrices?",
-        why="Tying saves vocabulary × hidden_size parameters: much in a small model, little in a large one.",
+        help="use one matrix for embedding and output",
+        question="Tie the embedding and output matrices?",
+        why="Tying saves vocabulary × hidden_size parameters: a large share of a small model, a small one of a large "
+        "model.",
         derived="from size: true up to large",
         advanced=True,
     )
@@ -181,14 +224,14 @@ class ModelParts(Group):
     qk_norm: Bool = option(
         False,
         help="RMSNorm on queries and keys, as in Qwen3",
-        question="Normalise queries and keys (QK-norm)?",
+        question="Normalize queries and keys (QK-norm)?",
         why="Keeps attention scores in range at high learning rates (Henry et al. 2020).",
         advanced=True,
     )
     sliding_window: Int | None = option(
-        help="each token sees only this many before it, itself counted; null: all",
+        help="each token attends to this many tokens, itself included; null: to all",
         question="Sliding window, in tokens (empty: none)?",
-        why="Mistral's: attention costs stay linear in the context; layers pass information on.",
+        why="As in Mistral: the cost of attention stays linear in the context, and layers pass information along.",
         ge=2,
         advanced=True,
     )
@@ -196,7 +239,7 @@ class ModelParts(Group):
         0.0,
         help="dropout on embeddings and on each block's output",
         question="Dropout?",
-        why="0 where data is seen once; 0.1 to 0.2 where a small text is read many times.",
+        why="0 if the data is seen once; 0.1 to 0.2 for many epochs over a small text.",
         ge=0.0,
         lt=1.0,
         advanced=True,
@@ -220,16 +263,237 @@ class ModelParts(Group):
 
 
 class ModelConfig(Group):
-    """A Hugging Face-format config.json: a known shape, pretrained from scratch."""
+    """A Hugging Face config.json: a known architecture, pretrained from scratch."""
 
     config: str = option(
         ...,
-        help="a folder or file with config.json (Design a model writes one), or a name on the Hub",
+        help="a file or folder with config.json (Design a model writes one), or a name on the Hub",
         min_length=1,
+        names="config",
     )
 
 
 class ModelCheckpoint(Group):
-    """Trained weights to go on from."""
+    """Trained weights to start from."""
 
-    checkpoint: str = option(..., help="a run, a Hugging Face folder, or a name on the Hub", min_length=1)
+    checkpoint: str = option(
+        ..., help="a run, a Hugging Face folder, or a name on the Hub", min_length=1, names="model"
+    )
+
+
+def _model_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return next((kind for kind in ("config", "checkpoint") if kind in value), "parts")
+    return {ModelConfig: "config", ModelCheckpoint: "checkpoint"}.get(type(value), "parts")
+
+
+Model = Annotated[
+    Annotated[ModelParts, Tag("parts")]
+    | Annotated[ModelConfig, Tag("config")]
+    | Annotated[ModelCheckpoint, Tag("checkpoint")],
+    Discriminator(_model_kind),
+]
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+
+
+def expand_model(raw: Values) -> dict[str, Any]:
+    """Expand `model: NAME` to a preset size, to a checkpoint where there are weights, or else to a config."""
+    result = dict(raw)
+    model = result.get("model")
+    if isinstance(model, str) and model in SIZES and not Path(model).exists():
+        result["model"] = {"size": model}
+    elif isinstance(model, str):
+        folder = Path(model).expanduser()
+        has_weights = any((folder / sub / file).exists() for sub in ("", "model") for file in WEIGHT_FILES)
+        result["model"] = {"config" if folder.exists() and not has_weights else "checkpoint": model}
+    return result
+
+
+def model_source(values: Values) -> str:
+    """Return how a recipe defines its model: parts, config or checkpoint."""
+    model = values.get("model")
+    return _model_kind(model) if isinstance(model, dict) else "parts"
+
+
+def parts_of(values: Values) -> Mapping[str, Any]:
+    """Return the parts of a model that is defined by its parts; empty for others."""
+    model = values.get("model")
+    return model if isinstance(model, Mapping) and model_source(values) == "parts" else {}
+
+
+def named_context(values: Values) -> int | None:
+    """Return the longest context of a model that is defined by a local config or checkpoint, or None."""
+    source = model_source(values)
+    config = read_config_json(values["model"][source]) if source != "parts" else None
+    return (config or {}).get("max_position_embeddings") or (config or {}).get("n_positions")
+
+
+def position_embedding_of(values: Values) -> str | None:
+    """Return the model's position embedding where its parts or its config are at hand."""
+    source = model_source(values)
+    model = values.get("model") if source == "parts" else read_config_json(values["model"][source])
+    return (model or {}).get("position_embedding")
+
+
+# --- what is derived
+
+
+def derive_model(recipe: PartialRecipe, vocab_size: int) -> ModelShape | None:
+    """Fill in the parts that are left out; returns the model's shape, or None where a config is not at hand."""
+    source = model_source(recipe.values)
+    if source != "parts":
+        config = read_config_json(recipe.get(f"model.{source}"))
+        if config is None:
+            return None
+        return shape_of_config(config, vocab_size if source == "config" else None)
+    name: str = recipe.get("model.size")
+    size, preset = SIZES[name], f"size = {name}"
+    given_width = recipe.get("model.hidden_size")
+    recipe.fill("model.hidden_size", size.hidden_size, preset)
+    recipe.fill("model.num_hidden_layers", size.num_hidden_layers, preset)
+    hidden: int = recipe.get("model.hidden_size")
+    if given_width in (None, size.hidden_size):
+        recipe.fill("model.num_attention_heads", size.num_attention_heads, preset)
+    else:
+        heads = _heads_for(hidden)
+        recipe.fill("model.num_attention_heads", heads, f"{hidden // heads} dimensions per head")
+    heads = recipe.get("model.num_attention_heads")
+    attention = recipe.get("model.attention")
+    if attention == "mha":
+        recipe.fill("model.num_key_value_heads", heads, "mha: one per head")
+    elif attention == "mqa":
+        recipe.fill("model.num_key_value_heads", 1, "mqa: one for all heads")
+    elif heads == size.num_attention_heads:
+        recipe.fill("model.num_key_value_heads", size.num_key_value_heads, preset)
+    else:
+        recipe.fill("model.num_key_value_heads", _kv_heads_for(heads), "gqa: about a quarter of the heads")
+    recipe.fill("model.head_dim", max(1, hidden // heads), "hidden_size / num_attention_heads")
+    if recipe.get("model.activation") == "swiglu":
+        inner = max(8, round(hidden * 8 / 3 / 32) * 32)
+        recipe.fill("model.intermediate_size", inner, "8/3 × hidden_size, to a multiple of 32")
+    else:
+        recipe.fill("model.intermediate_size", 4 * hidden, "4 × hidden_size")
+    recipe.fill("model.tie_word_embeddings", size.tie_word_embeddings, preset)
+    _derive_context(recipe, size, preset)
+    return shape_of_parts(recipe.get("model"), vocab_size)
+
+
+def _derive_context(recipe: PartialRecipe, size: Size, preset: str) -> None:
+    rows = recipe.get("train.max_length") or 0
+    original, factor = recipe.get("model.original_max_position_embeddings"), recipe.get("model.yarn_factor")
+    is_yarn = recipe.get("model.position_embedding") == "yarn"
+    if is_yarn and original:
+        recipe.fill("model.max_position_embeddings", int(original * factor), "original context × yarn_factor")
+    reason = preset if rows <= size.max_position_embeddings else "train.max_length"
+    recipe.fill("model.max_position_embeddings", max(size.max_position_embeddings, rows), reason)
+    if is_yarn:
+        longest = recipe.get("model.max_position_embeddings")
+        reason = "max_position_embeddings / yarn_factor"
+        recipe.fill("model.original_max_position_embeddings", max(1, int(longest / factor)), reason)
+
+
+def _heads_for(hidden: int) -> int:
+    """Return a number of heads that divides the width: about 64 dimensions per head, fewer in narrow models."""
+    wanted = max(1, hidden / (64 if hidden >= 256 else 32))
+    possible = [n for n in range(1, hidden + 1) if hidden % n == 0 and (hidden // n) % 2 == 0] or [1]
+    return min(possible, key=lambda n: (abs(n - wanted), n))
+
+
+def _kv_heads_for(heads: int) -> int:
+    possible = [n for n in range(1, heads + 1) if heads % n == 0 and n < heads] or [1]
+    return min(possible, key=lambda n: (abs(n - heads / 4), n))
+
+
+# --- rules
+
+
+def _divisors(number: int, limit: int = 16) -> str:
+    """Return the divisors of a number in words, the smallest where there are many."""
+    found = [n for n in range(1, number + 1) if number % n == 0]
+    return ", ".join(map(str, found[:limit])) + (", ..." if len(found) > limit else "")
+
+
+def _nearest_divisor(wanted: int, number: int) -> int:
+    return min((n for n in range(1, min(number, 1024) + 1) if number % n == 0), key=lambda n: (abs(n - wanted), n))
+
+
+def _heads_divide_width(values: Values) -> Iterator[Problem]:
+    model = parts_of(values)
+    hidden, heads, head_dim = (model.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+    if not hidden or not heads:
+        return
+    if hidden % heads:
+        yield Problem(
+            "model.num_attention_heads",
+            f"must divide model.hidden_size = {hidden}",
+            value=heads,
+            allowed=_divisors(hidden),
+            fix=f"Try {_nearest_divisor(heads, hidden)}.",
+        )
+    elif model.get("position_embedding") in ("rope", "yarn") and head_dim and head_dim % 2:
+        key = "model.head_dim" if head_dim != hidden // heads else "model.num_attention_heads"
+        yield Problem(
+            key,
+            f"rotary positions rotate pairs of dimensions, and a head size of {head_dim} is odd",
+            value=head_dim if key.endswith("dim") else heads,
+            fix="Choose heads so that hidden_size / heads is even, or use alibi or sinusoidal positions.",
+        )
+
+
+def _kv_heads_divide_heads(values: Values) -> Iterator[Problem]:
+    model, key = parts_of(values), "model.num_key_value_heads"
+    heads, kv, kind = (model.get(key) for key in ("num_attention_heads", "num_key_value_heads", "attention"))
+    if not heads or not kv:
+        return
+    fix = "Leave it out, or set model.attention to gqa."
+    if heads % kv:
+        why, fix = f"must divide model.num_attention_heads = {heads}", f"Try {_nearest_divisor(kv, heads)}."
+        yield Problem(key, why, value=kv, allowed=_divisors(heads), fix=fix)
+    elif kind == "mha" and kv != heads:
+        yield Problem(key, f"multi-head attention has one key-value head per head ({heads})", value=kv, fix=fix)
+    elif kind == "mqa" and kv != 1:
+        yield Problem(key, "multi-query attention has one key-value head", value=kv, fix=fix)
+
+
+def _sinusoids_come_in_pairs(values: Values) -> Iterator[Problem]:
+    model = parts_of(values)
+    if model.get("position_embedding") == "sinusoidal" and (model.get("hidden_size") or 0) % 2:
+        why = "sinusoidal positions are pairs of sine and cosine, so the width must be even"
+        hidden = model["hidden_size"]
+        yield Problem("model.hidden_size", why, value=hidden, fix=f"Try {hidden + 1}.")
+
+
+def _yarn_context_is_the_product(values: Values) -> Iterator[Problem]:
+    model = parts_of(values)
+    if model.get("position_embedding") != "yarn":
+        return
+    longest, factor = model.get("max_position_embeddings"), model.get("yarn_factor")
+    original = model.get("original_max_position_embeddings")
+    if longest and factor and original and abs(original * factor - longest) >= factor:
+        yield Problem(
+            "model.original_max_position_embeddings",
+            f"times yarn_factor = {factor:g} it is {original * factor:g}, not max_position_embeddings = {longest}",
+            value=original,
+            fix=f"Set it to {max(1, int(longest / factor))}, or leave it out.",
+        )
+
+
+def _rows_fit_the_context(values: Values) -> Iterator[Problem]:
+    longest, length = parts_of(values).get("max_position_embeddings"), (values.get("train") or {}).get("max_length")
+    if longest and length and length > longest:
+        yield Problem(
+            "train.max_length",
+            f"rows are longer than the model's context, model.max_position_embeddings = {longest}",
+            value=length,
+            fix=f"Set train.max_length to at most {longest}, or the model's context to {length}.",
+        )
+
+
+PARTS_RULES: tuple[Rule, ...] = (
+    _heads_divide_width,
+    _kv_heads_divide_heads,
+    _sinusoids_come_in_pairs,
+    _yarn_context_is_the_product,
+    _rows_fit_the_context,
+)

@@ -1,19 +1,25 @@
-"""The recipes after pretraining: SFT, reward models, DPO, GRPO, PPO, and the merge of an adapter."""
+"""What the trained stages after pretraining share: examples, LoRA, length, learning rates, memory."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any
 
-from pydantic import Discriminator, Tag, create_model
+from llm_lab.errors import Problem
+from llm_lab.estimate.cost import Estimate, estimate_post_training
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
 
-from .fields import Bool, Float, Group, Int, groups_of, option
+from .fields import Bool, Float, Group, Int, OneOf, option, value_at
+from .optimizers import TUNED, TuneOptimizer, pretraining_rate
 from .parts import ModelCheckpoint
-from .schema import SPLITS, STAGES, PretrainRecipe, Scheduler, StageRecipe, TrainLoop
-from .scoring import Columns, RewardTerm, Score
+from .scoring import REWARD_RULES, Columns, RewardTerm, Score, derive_score
+from .stage import PartialRecipe, Rule, Stage, StageRecipe, Values, repeated_sets
+from .train_loop import LOOP_RULES, SPLITS, Scheduler, TrainLoop, faster_dtype, fill_intervals
 
 CHAT_TEMPLATES = {
-    "own": "the tokenizer's own; an error where it has none",
-    "chatml": "<|im_start|>role ... <|im_end|>: the common one",
+    "own": "the tokenizer's own; an error if it has none",
+    "chatml": "<|im_start|>role ... <|im_end|>: the most common",
     "zephyr": "<|role|> ... : Zephyr's and TinyLlama's",
     "llama3": "<|start_header_id|>role<|end_header_id|> ... <|eot_id|>: Llama 3's",
 }
@@ -22,25 +28,16 @@ LORA_PRESETS = {
     "attention_only": "queries, keys, values and output of attention",
     "ffn_only": "the feed-forward matrices",
     "all": "every matrix of the blocks: learns most",
-    "custom": "the layers you name in target_modules",
+    "custom": "the layers listed in target_modules",
 }
-DPO_LOSSES = {
-    "sigmoid": "the paper's: a logistic loss on the margin",
-    "ipo": "a squared loss that aims at a fixed margin; overfits less",
-    "hinge": "no loss beyond a margin of 1",
-    "robust": "for preferences of which label_smoothing are wrong",
-}
-GRPO_LOSSES = {
-    "dapo": "mean over the tokens of the whole step; long answers count by their length",
-    "grpo": "mean over each answer, then over answers; favours short right answers",
-    "dr_grpo": "sum over tokens, by the longest length: no length bias",
-    "bnpo": "mean over the tokens of the batch",
-}
-REWARD_SCALES = {
-    "group": "by the spread within a group; the paper's",
-    "batch": "by the spread of the batch; steadier",
-    "none": "not at all: no bias towards easy or hard prompts",
-}
+MAX_LENGTH = 1024
+EVALUATIONS = 5  # in a run that is long enough
+EXAMPLES = 8  # in a batch
+ROLLOUT_PROMPTS = 8  # in a step
+ROLLOUT_STEPS = 200
+VALIDATION_EXAMPLES = {"cpu": 200, "cuda": 1000}
+LORA_DROPOUT = 0.05
+LORA_SCALE = 10  # an adapter is small and new, so it learns with larger steps than the whole weights
 
 
 class ExampleSet(Group):
@@ -50,29 +47,29 @@ class ExampleSet(Group):
         ...,
         help="a file, folder or glob (jsonl, json, csv, parquet), builtin:NAME, or a Hub name",
         question="Which examples?",
-        why="The form is found by looking at the first rows: messages, conversations, prompt and completion, "
+        why="The format is recognized from the first rows: messages, conversations, prompt and completion, "
         "instruction and output, question and answer; for preferences chosen and rejected.",
         min_length=1,
     )
-    subset: str | None = option(help="the Hub dataset's configuration", min_length=1)
-    split: str = option("train", help="the split of a Hub dataset or of a built-in one", min_length=1)
-    columns: Columns | None = option(help="which column holds what", derived="found by looking at the first rows")
-    weight: Float = option(1.0, help="share of the mix, relative to the others", gt=0.0)
+    subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
+    split: str = option("train", help="split of a Hub or built-in dataset", min_length=1)
+    columns: Columns | None = option(help="which column holds what", derived="recognized from the first rows")
+    weight: Float = option(1.0, help="share of the mix, relative to the other sets", gt=0.0)
 
 
 class Lora(Group):
-    """LoRA (Hu et al. 2021): small matrices beside the frozen ones are trained."""
+    """LoRA (Hu et al. 2021): small trainable matrices next to the frozen ones."""
 
-    preset: Literal[tuple(LORA_PRESETS)] = option(
+    preset: Annotated[str, OneOf(LORA_PRESETS)] = option(
         "minimal",
         help="which layers get an adapter",
         question="Which layers get an adapter?",
         choices=LORA_PRESETS,
-        why="More layers learn more and cost more memory. `all` with a small r is usually better than `minimal` "
+        why="More layers learn more and need more memory. `all` with a small r is usually better than `minimal` "
         "with a large one (Dettmers et al. 2023).",
     )
     target_modules: tuple[str, ...] | None = option(
-        help="names of the layers, as in q_proj", question="Names of the layers?", when={"lora.preset": ("custom",)}
+        help="names of the layers, such as q_proj", question="Names of the layers?", when={"lora.preset": ("custom",)}
     )
     r: Int = option(8, help="rank of the adapter's matrices", question="Rank (r)?", ge=1, le=1024)
     alpha: Float = option(
@@ -87,48 +84,48 @@ class Lora(Group):
         advanced=True,
     )
     use_rslora: Bool = option(
-        False, help="scale by alpha / sqrt(r), for large ranks", question="Rank-stabilised scale?", advanced=True
+        False, help="scale by alpha / sqrt(r), for large ranks", question="Rank-stabilized scale?", advanced=True
     )
     use_dora: Bool = option(
         False,
-        help="learn size and direction apart (DoRA): a little better, slower",
+        help="train magnitude and direction separately (DoRA): slightly better, slower",
         question="DoRA?",
         advanced=True,
     )
     load_in_4bit: Bool = option(
         False,
-        help="keep the frozen base in 4 bits (QLoRA); CUDA and bitsandbytes",
+        help="load the frozen base in 4 bits (QLoRA); requires CUDA and bitsandbytes",
         question="Base in 4 bits (QLoRA)?",
         advanced=True,
     )
 
 
 class PromptValidation(Group):
-    """Which prompts are kept from training."""
+    """Which prompts are held out of training."""
 
     fraction: Float = option(
         0.1,
-        help="share of each set that is kept from training",
-        question="What share is kept from training?",
+        help="share of each set that is held out of training",
+        question="What share is held out of training?",
         ge=0.0,
         le=0.5,
     )
-    from_: Literal[tuple(SPLITS)] = option(
+    from_: Annotated[str, OneOf(SPLITS)] = option(
         "random",
         alias="from",
-        help="which part is kept",
-        question="Which part is kept?",
+        help="which part is held out",
+        question="Which part is held out?",
         choices=SPLITS,
         advanced=True,
     )
 
 
 class ExampleValidation(PromptValidation):
-    """Which examples are kept from training, to measure on."""
+    """The validation examples, which are held out of training."""
 
     max_examples: Int | None = option(
-        help="examples measured at an evaluation, at most",
-        question="Examples measured at an evaluation, at most?",
+        help="maximum number of examples per evaluation",
+        question="Maximum number of examples per evaluation?",
         derived="200 on a CPU, 1,000 on a GPU",
         ge=1,
         advanced=True,
@@ -136,20 +133,25 @@ class ExampleValidation(PromptValidation):
 
 
 class Replies(Group):
-    """Answers written at every evaluation, always to the same prompts."""
+    """Answers generated at every evaluation, always to the same prompts."""
 
     prompts: tuple[str, ...] | None = option(
-        help="what the model is asked",
+        help="the prompts of the samples",
         question="Prompts of the samples?",
         derived="the first three held-out ones",
         advanced=True,
     )
     max_new_tokens: Int = option(
-        80, help="length of an answer, in tokens", question="Tokens in a sample?", ge=1, le=100_000, advanced=True
+        80,
+        help="maximum length of an answer, in tokens",
+        question="Tokens per sample?",
+        ge=1,
+        le=100_000,
+        advanced=True,
     )
     temperature: Float = option(
         0.0,
-        help="0: always the likeliest token",
+        help="sampling temperature; 0: greedy",
         question="Temperature of the samples?",
         ge=0.0,
         le=10.0,
@@ -157,208 +159,24 @@ class Replies(Group):
     )
 
 
-class SftOptions(Group):
-    """What SFT learns from an example."""
-
-    assistant_only_loss: Bool = option(
-        True,
-        help="learn only what the assistant says",
-        question="Learn only the assistant's words?",
-        why="The other words are context: a model that learns to write the questions too spends its weights on it.",
-    )
-    packing: Bool = option(
-        False,
-        help="several examples in a row, kept apart by the attention mask",
-        question="Pack several examples into a row?",
-        why="Less padding where examples are short. Attention never crosses from one example into another.",
-        advanced=True,
-    )
-
-
-class RewardOptions(Group):
-    """What a reward model learns: the better answer scores higher (Bradley & Terry)."""
-
-    center_rewards_coefficient: Float = option(
-        0.01,
-        help="pulls the mean score towards 0 (Eisenstein et al. 2023)",
-        question="Pull scores towards 0 by?",
-        ge=0.0,
-        advanced=True,
-    )
-
-
-class DpoOptions(Group):
-    """DPO (Rafailov et al. 2023)."""
-
-    beta: Float = option(
-        0.1,
-        help="how near it stays to the reference: larger is nearer",
-        question="Beta?",
-        gt=0.0,
-    )
-    loss_type: Literal[tuple(DPO_LOSSES)] = option(
-        "sigmoid", help="the loss", question="Which loss?", choices=DPO_LOSSES
-    )
-    label_smoothing: Float = option(
-        0.0,
-        help="share of the preferences that may be wrong",
-        question="Share of the preferences that may be wrong?",
-        ge=0.0,
-        lt=0.5,
-        when={"dpo.loss_type": ("robust",)},  # TRL's other losses take no notice of it
-        advanced=True,
-    )
-    sft_weight: Float = option(
-        0.0,
-        help="adds the SFT loss on the better answers, so that their probability does not sink",
-        question="Weight of an added SFT loss?",
-        why="DPO alone may lower the probability of both answers. 0.1 to 1 keeps the better one up (Pang et al. 2024).",
-        ge=0.0,
-    )
-    reference: str | None = option(
-        help="the model it stays near to",
-        question="Reference model (empty: the model it starts from)?",
-        derived="the model it starts from",
-        min_length=1,
-        advanced=True,
-    )
-
-
-def _completion_length() -> Any:
-    return option(
-        256,
-        help="length of an answer, in tokens, at most",
-        question="Length of an answer, in tokens, at most?",
-        ge=1,
-    )
-
-
-def _temperature() -> Any:
-    return option(
-        1.0,
-        help="of the sampling; the probabilities are those at this temperature",
-        question="Temperature?",
-        gt=0.0,
-        le=10.0,
-    )
-
-
-class GrpoOptions(Group):
-    """GRPO (Shao et al. 2024): the answers to one prompt are compared with each other."""
-
-    num_generations: Int = option(4, help="answers to a prompt", question="Answers to a prompt?", ge=2)
-    max_completion_length: Int = _completion_length()
-    temperature: Float = _temperature()
-    beta: Float = option(
-        0.0,
-        help="weight of the distance (KL) to the model it starts from; 0: none, and no second model",
-        question="Weight of the KL to the start?",
-        ge=0.0,
-    )
-    epsilon: Float = option(
-        0.2, help="ratios are clipped at 1 ± epsilon", question="Epsilon?", gt=0.0, lt=1.0, advanced=True
-    )
-    num_iterations: Int = option(
-        1, help="updates on the same answers", question="Updates on the same answers?", ge=1, advanced=True
-    )
-    loss_type: Literal[tuple(GRPO_LOSSES)] = option(
-        "dapo", help="how tokens are averaged", question="How are tokens averaged?", choices=GRPO_LOSSES, advanced=True
-    )
-    scale_rewards: Literal[tuple(REWARD_SCALES)] = option(
-        "group",
-        help="what a reward is divided by",
-        question="How are rewards scaled?",
-        choices=REWARD_SCALES,
-        advanced=True,
-    )
-    mask_truncated_completions: Bool = option(
-        False,
-        help="answers that were cut off teach nothing",
-        question="Leave cut-off answers out?",
-        advanced=True,
-    )
-
-
-class PpoOptions(Group):
-    """PPO (Schulman et al. 2017), as in RLHF: a reward at the end, a KL penalty at every token, a critic."""
-
-    max_completion_length: Int = _completion_length()
-    temperature: Float = _temperature()
-    kl_coef: Float = option(
-        0.05,
-        help="what a nat of distance to the start costs, at every token",
-        question="KL coefficient?",
-        ge=0.0,
-    )
-    gamma: Float = option(1.0, help="discount of later rewards", question="Gamma?", ge=0.0, le=1.0, advanced=True)
-    lam: Float = option(
-        0.95, help="lambda of GAE: 1 trusts rewards, 0 the critic", question="Lambda?", ge=0.0, le=1.0, advanced=True
-    )
-    cliprange: Float = option(
-        0.2, help="ratios are clipped at 1 ± this", question="Clip range?", gt=0.0, lt=1.0, advanced=True
-    )
-    cliprange_value: Float = option(
-        0.2,
-        help="the critic moves at most this far from its old value",
-        question="Clip range of the critic?",
-        gt=0.0,
-        advanced=True,
-    )
-    num_ppo_epochs: Int = option(2, help="passes over the same answers", question="Passes over the same answers?", ge=1)
-    num_mini_batches: Int = option(1, help="updates in a pass", question="Updates in a pass?", ge=1, advanced=True)
-    critic: str | None = option(
-        help="what the critic starts from: a run or folder, a reward model too",
-        question="Critic (empty: a copy of the model)?",
-        derived="a copy of the model, with a new head",
-        min_length=1,
-        advanced=True,
-    )
-    critic_learning_rate: Float | None = option(
-        help="the critic's own learning rate",
-        question="Learning rate of the critic?",
-        derived="5 times the model's",
-        gt=0.0,
-        advanced=True,
-    )
-    missing_eos_penalty: Float = option(
-        0.0,
-        help="taken from the reward of an answer that was cut off",
-        question="Penalty for a cut-off answer?",
-        ge=0.0,
-        advanced=True,
-    )
-
-
-class MergeOptions(Group):
-    """When a merge is refused."""
-
-    tolerance: Float | None = option(
-        help="largest difference of logits, relative to their size, before and after",
-        question="Largest difference of logits?",
-        derived="1e-4; 2e-2 for a base in bf16",
-        gt=0.0,
-        advanced=True,
-    )
-
-
 class TuneSteps(Group):
-    """How long a run on examples is."""
+    """The length of a run on examples."""
 
     num_train_epochs: Float | None = option(
-        help="passes over the examples; the steps follow from it",
-        question="Passes over the examples?",
-        derived="3 for SFT, 1 for reward models and DPO, where max_steps is left out",
+        help="epochs over the examples; the number of steps follows from it",
+        question="How many epochs?",
+        derived="3 for SFT, 1 for reward models and DPO, if max_steps is left out",
         gt=0.0,
     )
     max_steps: Int | None = option(
-        help="optimizer updates, instead of num_train_epochs",
-        question="How many steps (empty: by passes)?",
+        help="number of optimizer updates, instead of num_train_epochs",
+        question="How many steps (empty: by epochs)?",
         derived="num_train_epochs over the examples; 200 for GRPO and PPO",
         ge=1,
     )
     max_length: Int | None = option(
-        help="tokens of an example, at most; longer ones are cut",
-        question="Tokens of an example, at most?",
+        help="maximum tokens per example; longer ones are truncated",
+        question="Maximum tokens per example?",
         derived="the model's context, at most 1,024",
         ge=2,
     )
@@ -368,121 +186,215 @@ class TuneTrain(TrainLoop, TuneSteps):
     """The run itself. A step is one optimizer update."""
 
 
-def _tuned(group: type[Group]) -> type[Group]:
-    """Return an optimizer's group with the learning rates left to the stage: a tuned model wants less."""
-    changed = {
-        name: (
-            Float | None,
-            option(
-                None,
-                help=info.description,
-                question=info.json_schema_extra.get("question"),
-                derived="the pretraining default × 0.02 for SFT, 0.01 for reward models, 0.001 for DPO, GRPO and PPO; "
-                "10 times that with LoRA",
-                gt=0.0,
-                le=10.0,
-                advanced=info.json_schema_extra.get("advanced", False),
-            ),
-        )
-        for name, info in group.model_fields.items()
-        if name.endswith("learning_rate")
-    }
-    return create_model(f"Tune{group.__name__}", __base__=group, __doc__=group.__doc__, **changed)
-
-
-# Sophia's extra passes over the last batch know only the loss of pretraining.
-TUNED = {
-    group.model_fields["name"].default: _tuned(group)
-    for group in groups_of(PretrainRecipe.model_fields["optimizer"])
-    if group.__name__ != "Sophia"
-}
-
-
-def _optimizer_name(value: Any) -> str:
-    return str(value.get("name", "adamw")) if isinstance(value, dict) else value.name
-
-
-def _any_of(members: dict[str, type[Group]]) -> Any:
-    union: Any = None
-    for name, group in members.items():
-        member = Annotated[group, Tag(name)]
-        union = member if union is None else union | member
-    return Annotated[union, Discriminator(_optimizer_name)]
-
-
-TuneOptimizer = _any_of(TUNED)
-
-
 class TuneRecipe(StageRecipe):
-    """What the recipes of all trained stages after pretraining have."""
+    """The keys of every trained stage after pretraining."""
 
-    model: ModelCheckpoint = option(..., help="the model to go on from: {checkpoint: a run, a folder or a Hub name}")
-    chat_template: Literal[tuple(CHAT_TEMPLATES)] | None = option(
-        help="how a conversation is written as text",
+    model: ModelCheckpoint = option(..., help="the model to start from: {checkpoint: a run, a folder or a Hub name}")
+    chat_template: Annotated[str, OneOf(CHAT_TEMPLATES)] | None = option(
+        help="how a conversation is formatted as text",
         question="Which chat template?",
         choices=CHAT_TEMPLATES,
-        derived="own where the tokenizer has one, else chatml",
+        derived="own if the tokenizer has one, else chatml",
     )
     data: tuple[ExampleSet, ...] = option(..., help="the examples, each set with its weight", min_length=1)
-    validation: PromptValidation = option(PromptValidation(), help="what is kept from training")
-    lora: Lora | None = option(help="train an adapter; left out: all weights are trained")
-    optimizer: TuneOptimizer = option(TUNED["adamw"](), help="how weights follow gradients")
+    validation: PromptValidation = option(PromptValidation(), help="what is held out of training")
+    lora: Lora | None = option(help="train a LoRA adapter; left out: all weights are trained")
+    optimizer: TuneOptimizer = option(TUNED["adamw"](), help="the optimizer")
     scheduler: Scheduler = option(Scheduler(), help="the learning rate over the run")
     train: TuneTrain = option(TuneTrain(), help="the run itself")
 
 
 class TalkRecipe(TuneRecipe):
-    """What the recipes of the stages have whose result can be talked to."""
+    """The keys of the stages whose result one can chat with."""
 
     score: Score | None = option(help="held-out prompts that are answered and scored at every evaluation")
-    samples: Replies = option(Replies(), help="answers written at every evaluation")
+    samples: Replies = option(Replies(), help="answers generated at every evaluation")
 
 
-class SftRecipe(TalkRecipe):
-    """SFT: learn to answer, from conversations."""
+class RolloutRecipe(TalkRecipe):
+    """The keys of the stages that generate answers and learn from their rewards."""
 
-    stage: Literal["sft"] = option("sft", help="what is done", choices={"sft": STAGES["sft"]})
-    validation: ExampleValidation = option(ExampleValidation(), help="what is kept from training, to measure on")
-    sft: SftOptions = option(SftOptions(), help="what is learnt from an example")
-
-
-class RewardRecipe(TuneRecipe):
-    """A reward model: learn to judge answers, from preferences."""
-
-    stage: Literal["reward"] = option("reward", help="what is done", choices={"reward": STAGES["reward"]})
-    validation: ExampleValidation = option(ExampleValidation(), help="what is kept from training, to measure on")
-    reward: RewardOptions = option(RewardOptions(), help="what is learnt from a preference")
-
-
-class DpoRecipe(TalkRecipe):
-    """DPO: prefer the better answer, straight from preferences."""
-
-    stage: Literal["dpo"] = option("dpo", help="what is done", choices={"dpo": STAGES["dpo"]})
-    validation: ExampleValidation = option(ExampleValidation(), help="what is kept from training, to measure on")
-    dpo: DpoOptions = option(DpoOptions(), help="what is learnt from a preference")
-
-
-class GrpoRecipe(TalkRecipe):
-    """GRPO: try, score, and do more of what scored well in its group."""
-
-    stage: Literal["grpo"] = option("grpo", help="what is done", choices={"grpo": STAGES["grpo"]})
-    rewards: tuple[RewardTerm, ...] = option(..., help="what an answer is scored by", min_length=1)
+    rewards: tuple[RewardTerm, ...] = option(..., help="what scores an answer", min_length=1)
     score: Score | None = option(Score(), help="held-out prompts that are answered and scored; null: none")
-    grpo: GrpoOptions = option(GrpoOptions(), help="how it tries and learns")
 
 
-class PpoRecipe(TalkRecipe):
-    """PPO: try, score, and do more of what scored better than the critic thought."""
+def max_completion_length() -> Any:
+    """Return the option of the length of generated answers."""
+    return option(
+        256,
+        help="maximum length of an answer, in tokens",
+        question="Maximum length of an answer, in tokens?",
+        ge=1,
+    )
 
-    stage: Literal["ppo"] = option("ppo", help="what is done", choices={"ppo": STAGES["ppo"]})
-    rewards: tuple[RewardTerm, ...] = option(..., help="what an answer is scored by", min_length=1)
-    score: Score | None = option(Score(), help="held-out prompts that are answered and scored; null: none")
-    ppo: PpoOptions = option(PpoOptions(), help="how it tries and learns")
+
+def sampling_temperature() -> Any:
+    """Return the option of the temperature of generated answers."""
+    return option(
+        1.0,
+        help="sampling temperature, also used for log-probabilities",
+        question="Temperature?",
+        gt=0.0,
+        le=10.0,
+    )
 
 
-class MergeRecipe(StageRecipe):
-    """The merge of a LoRA adapter into its base."""
+# --- what is derived
 
-    stage: Literal["merge"] = option("merge", help="what is done", choices={"merge": STAGES["merge"]})
-    model: ModelCheckpoint = option(..., help="the adapter: {checkpoint: a run or a folder}")
-    merge: MergeOptions = option(MergeOptions(), help="when it is refused")
+
+def derive_post_training(
+    stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None
+) -> ModelShape | None:
+    """Fill in what the recipe of a trained stage after pretraining leaves out."""
+    shape = known or shape_at(recipe.get("model.checkpoint"))
+    if recipe.get("lora") is not None:
+        off = stage.compares_probabilities
+        reason = "dropout would blur the probabilities that are compared" if off else "usual"
+        recipe.fill("lora.dropout", 0.0 if off else LORA_DROPOUT, reason)
+    _derive_learning_rates(stage, recipe)
+    _derive_train(stage, recipe, machine, shape)
+    derive_score(stage, recipe, shape)
+    return shape
+
+
+def _derive_learning_rates(stage: Stage, recipe: PartialRecipe) -> None:
+    name, lora = recipe.get("optimizer.name"), recipe.get("lora") is not None
+    scale = (stage.learning_rate_scale or 1.0) * (LORA_SCALE if lora else 1)
+    reason = f"{scale:g} × {name}'s rate in pretraining: {stage.name}, {'an adapter' if lora else 'all weights'}"
+    for key in ("learning_rate", "adamw_learning_rate") if name == "muon" else ("learning_rate",):
+        recipe.fill(f"optimizer.{key}", rounded(pretraining_rate(name, key) * scale), reason)
+
+
+def rounded(value: float) -> float:
+    """Return a number with 6 significant digits."""
+    return float(f"{value:.6g}")
+
+
+def _derive_train(stage: Stage, recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
+    on_cpu, rollouts = recipe.get("device") == "cpu", not stage.measures_loss
+    config = read_config_json(recipe.get("model.checkpoint")) or {}
+    longest = (shape and shape.max_position_embeddings) or config.get("max_position_embeddings")
+    length = min(longest or MAX_LENGTH, MAX_LENGTH)
+    recipe.fill("train.max_length", length, "the model's context" if longest == length else f"at most {MAX_LENGTH:,}")
+    if on_cpu and stage.examples != "conversation":
+        # Ratios and preferences are small differences of log-probabilities, and bf16 would save little time here.
+        recipe.fill("train.dtype", "float32", "probabilities are compared, on a CPU")
+    recipe.fill("train.dtype", *faster_dtype(machine, shape, on_cpu))
+    recipe.fill("train.attn_implementation", "sdpa", "fused, and correct for every combination of parts")
+    recipe.fill("train.gradient_checkpointing", False, "set to true if you run out of memory")
+    _derive_batch(stage, recipe, machine, rollouts, on_cpu)
+    if stage.measures_loss:
+        most, where = VALIDATION_EXAMPLES[recipe.get("device")], "on a CPU" if on_cpu else "on a GPU"
+        recipe.fill("validation.max_examples", most, f"enough to compare models, and fast {where}")
+    if rollouts and recipe.get("train.num_train_epochs") is None:
+        recipe.fill("train.max_steps", ROLLOUT_STEPS, "enough to see whether the reward rises")
+    elif recipe.get("train.max_steps") is None:
+        recipe.fill("train.num_train_epochs", stage.epochs or 1.0, f"usual for {stage.name}")
+    if recipe.get("train.max_steps") is not None:
+        fill_intervals(recipe, evaluations=EVALUATIONS)
+
+
+def _derive_batch(stage: Stage, recipe: PartialRecipe, machine: Machine, rollouts: bool, on_cpu: bool) -> None:
+    rows, reason = EXAMPLES, "usual"
+    if rollouts:
+        rows = rows_per_example(stage, recipe.values) * max(1, ROLLOUT_PROMPTS // machine.processes)
+        reason = f"{ROLLOUT_PROMPTS} prompts per step"
+    recipe.fill("train.per_device_train_batch_size", rows, reason)
+    batches = 1 if on_cpu or rollouts else max(1, 2 // machine.processes)
+    reason = "one batch per step" if batches == 1 else "a safe choice"
+    recipe.fill("train.gradient_accumulation_steps", batches, reason)
+
+
+def rows_per_example(stage: Stage, values: Values) -> int:
+    """Return how many rows of a batch one example makes: GRPO's answers per prompt, 1 elsewhere."""
+    return (value_at(values, stage.rows_per_example) if stage.rows_per_example else None) or 1
+
+
+def fill_steps(stage: Stage, values: Values, *, examples: int, processes: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return (values, reasons) with the steps of a recipe that counts in epochs, once its examples are counted."""
+    recipe = PartialRecipe(values)
+    epochs = recipe.get("train.num_train_epochs")
+    if recipe.get("train.max_steps") is None:
+        batch = recipe.get("train.per_device_train_batch_size") * recipe.get("train.gradient_accumulation_steps")
+        rows = batch * processes
+        steps = max(1, round(epochs * examples * rows_per_example(stage, values) / rows))
+        count = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+        recipe.fill("train.max_steps", steps, f"{count} of {examples:,} examples, {rows} rows per step")
+        fill_intervals(recipe, evaluations=EVALUATIONS)
+    return recipe.values, recipe.reasons
+
+
+def estimate(stage: Stage, values: Values, shape: ModelShape | None, machine: Machine, first_step: int) -> Estimate:
+    """Estimate memory and disk. Time is not estimated: it depends on the length of the answers."""
+    return estimate_post_training(
+        values,
+        shape,
+        machine,
+        in_pairs=stage.examples == "preference",
+        has_reference=stage.estimates_reference(values),
+        has_critic=stage.has_critic,
+    )
+
+
+# --- rules
+
+
+def _custom_layers_are_named(values: Values) -> Iterator[Problem]:
+    lora = values.get("lora") or {}
+    if lora.get("preset") == "custom" and not lora.get("target_modules"):
+        fix = "List them, as in [q_proj, v_proj], or use another preset."
+        yield Problem("lora.target_modules", "preset custom requires the names of the layers", fix=fix)
+
+
+def _four_bits_require_cuda(values: Values) -> Iterator[Problem]:
+    if (values.get("lora") or {}).get("load_in_4bit") and values.get("device") == "cpu":
+        fix = "Leave it out: on a CPU the base is not quantized."
+        yield Problem("lora.load_in_4bit", "a base in 4 bits requires a CUDA GPU", value=True, fix=fix)
+
+
+def _length_is_set_once(values: Values) -> Iterator[Problem]:
+    train = values.get("train") or {}
+    epochs, steps = train.get("num_train_epochs"), train.get("max_steps")
+    if epochs is not None and steps is not None:
+        why = f"train.max_steps = {steps} already sets the length of the run"
+        yield Problem("train.num_train_epochs", why, value=epochs, fix="Remove one of the two.")
+
+
+POST_TRAINING_RULES: tuple[Rule, ...] = (
+    *LOOP_RULES,
+    *REWARD_RULES,
+    repeated_sets,
+    _custom_layers_are_named,
+    _four_bits_require_cuda,
+    _length_is_set_once,
+)
+
+
+def no_adapter_dropout(stage: str) -> Rule:
+    """Return the rule of a stage that compares probabilities of the same text."""
+
+    def adapter_has_no_dropout(values: Values) -> Iterator[Problem]:
+        dropout = (values.get("lora") or {}).get("dropout")
+        if dropout:
+            why = f"{stage} compares probabilities of the same text, and dropout would change them"
+            yield Problem("lora.dropout", why, value=dropout, allowed="0", fix="Leave it out.")
+
+    return adapter_has_no_dropout
+
+
+def answers_fit_the_context(group: str) -> Rule:
+    """Return the rule of a stage that generates answers. group: its group of keys."""
+
+    def prompt_and_answer_fit(values: Values) -> Iterator[Problem]:
+        length = (values.get("train") or {}).get("max_length")
+        longest = (values.get(group) or {}).get("max_completion_length")
+        if longest and length and longest >= length:
+            yield Problem(
+                f"{group}.max_completion_length",
+                f"prompt and answer together must fit into train.max_length = {length} tokens",
+                value=longest,
+                allowed=f"1 to {length - 1}",
+                fix=f"Try {max(1, length // 2)}.",
+            )
+
+    return prompt_and_answer_fit

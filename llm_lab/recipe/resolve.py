@@ -1,34 +1,32 @@
-"""From what a user wrote to a recipe in which every value stands, with where each came from."""
+"""From what a user wrote to a recipe in which every value is set, each with its origin."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
-from llm_lab.estimate.cost import Estimate, estimate
+from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.parameters import ModelShape
 
-from .derive import derive, model_source, named_context
-from .evaluation import SCORE_PACKAGES
+from .eval import missing_packages
+from .fields import flatten
 from .files import to_yaml
-from .finetune import estimate_tuning
-from .rules import applies, check_rules, flatten
-from .schema import StageRecipe
-from .sizes import SIZES
-from .untrained import UNTRAINED, estimate_untrained
-from .validate import validate
+from .parts import expand_model
+from .registry import named_in
+from .stage import PartialRecipe, Stage, StageRecipe, Values
+from .train_loop import missing_trackers, rows_longer_than_context
+from .validate import ALWAYS_SHOWN, applies, build, check_rules, require_stage, validate_as
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+LOCAL_PREFIXES = (".", "/", "~", "checkpoints/", "configs/")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value came from: answer, override, default or derived; derived ones have a reason."""
+    """Where a value comes from: answer, override, default or derived. Derived values have a reason."""
 
     kind: str
     reason: str = ""
@@ -39,39 +37,25 @@ class Origin:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe in which nothing is left open."""
+    """A recipe in which every value is set."""
 
+    stage: Stage
     recipe: StageRecipe
-    values: dict[str, Any]  # the same as a plain nested dict, keys that do nothing left out
+    values: dict[str, Any]  # the same as nested dicts, without the keys that have no effect
     given: dict[str, Any]  # what the user wrote
-    origins: dict[str, Origin]  # by dotted path
+    origins: dict[str, Origin]  # by dotted key
     shape: ModelShape | None
     estimate: Estimate
     machine: Machine
 
     def to_yaml(self, header: tuple[str, ...] = ()) -> str:
-        """Write every value, a derived one with its reason; replays as it is."""
+        """Return the recipe as YAML, with the reasons of derived values. It can be run as it is."""
 
         def comment(path: str, help_text: str) -> str | None:
             origin = self.origins.get(path)
             return f"derived: {origin.reason}" if origin and origin.kind == "derived" else None
 
         return to_yaml(self.values, type(self.recipe), comment, header)
-
-
-def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell out shorthands: `model: NAME` is a size of the dial, a checkpoint where there are weights, or a config."""
-    result = dict(raw)
-    model = result.get("model")
-    if isinstance(model, str) and model in SIZES and not Path(model).exists():
-        result["model"] = {"size": model}
-    elif isinstance(model, str):
-        folder = Path(model).expanduser()
-        exists = folder.exists()
-        has_weights = any((folder / sub / f).exists() for sub in ("", "model") for f in WEIGHT_FILES)
-        is_config = exists and not has_weights
-        result["model"] = {"config" if is_config else "checkpoint": model}
-    return result
 
 
 def diagnose(
@@ -82,27 +66,28 @@ def diagnose(
     overrides: Collection[str] = (),
     before: Resolved | None = None,
 ) -> tuple[Resolved | None, list[Problem]]:
-    """Resolve as far as possible and return every problem found, instead of stopping at the first.
+    """Resolve as far as possible; returns the result and every problem, instead of stopping at the first.
 
-    before: the stage whose result this one's model will be; its shape is known before its weights are there.
+    before: the stage whose result is this one's model; its shape is known before its weights exist. UserError where
+    the recipe names no stage that exists.
     """
     machine = machine or find_machine()
-    given = normalise(raw)
-    recipe, problems, wrong = validate(given)
+    given = expand_model(raw)
+    stage = require_stage(given)
+    recipe, problems, wrong = validate_as(stage.recipe, given)
     if recipe is None:
         return None, problems
-    known = before.shape if before else None
-    values, reasons, shape = derive(recipe.model_dump(by_alias=True), machine, name=name, known=known)
-    broken = check_rules(values, given) + _missing_models(values) + _too_long_rows(values, shape)
-    # Of a group in which a key is wrong, the rules saw only the rest.
+    values, reasons, shape = derive(stage, recipe, machine, name=name, known=before.shape if before else None)
+    broken = [*check_rules(values, given), *_missing_models(values), *rows_longer_than_context(values, shape)]
+    # Rules did not see the wrong keys of a group, so what they report about it may be wrong, too.
     problems += [p for p in broken if not any(key == p.key or key.startswith(f"{p.key}.") for key in wrong)]
     values = _without_idle_keys(values)
-    final, more, _ = validate(values)
-    if final is None or more:
-        return None, problems + (more if not problems else [])
+    final, more = build(stage.recipe, values)
+    if final is None:
+        return None, problems or more
     origins = _origins(given, values, reasons, overrides)
-    cost = _cost(final, shape, machine)
-    return Resolved(final, values, given, origins, shape, cost, machine), problems
+    cost = stage.estimate(stage, final.model_dump(by_alias=True), shape, machine, 0)
+    return Resolved(stage, final, values, given, origins, shape, cost, machine), problems
 
 
 def resolve(
@@ -112,150 +97,111 @@ def resolve(
     name: str = "run",
     overrides: Collection[str] = (),
 ) -> Resolved:
-    """Return the recipe with every value in place. UserError with all problems where there are any."""
+    """Return the recipe with every value set. UserError with all problems where there are any."""
     resolved, problems = diagnose(raw, machine=machine, name=name, overrides=overrides)
     if problems or resolved is None:
         raise UserError(*problems)
     return resolved
 
 
+def derive(
+    stage: Stage, recipe: StageRecipe, machine: Machine, *, name: str = "run", known: ModelShape | None = None
+) -> tuple[dict[str, Any], dict[str, str], ModelShape | None]:
+    """Fill in what is left out; returns the values, {dotted key: reason}, and the model's shape.
+
+    known: the shape of a checkpoint that an earlier stage will make.
+    """
+    partial = PartialRecipe(recipe.model_dump(by_alias=True))
+    partial.fill("name", name, "the recipe file's name")
+    if partial.get("device") == "auto":
+        problem = machine.cuda_problem
+        partial.set("device", machine.best_device, f"auto: {problem}" if problem else "auto: bf16 CUDA is available")
+    shape = stage.derive(stage, partial, machine, known)
+    return partial.values, partial.reasons, shape
+
+
 def estimate_again(resolved: Resolved, *, first_step: int = 0) -> Resolved:
-    """Return the same with what was measured since, or with only what is left after `first_step`."""
-    return replace(resolved, estimate=_cost(resolved.recipe, resolved.shape, resolved.machine, first_step))
-
-
-def _cost(recipe: StageRecipe, shape: ModelShape | None, machine: Machine, first_step: int = 0) -> Estimate:
-    values = recipe.model_dump(by_alias=True)
-    if recipe.stage in UNTRAINED:
-        return estimate_untrained(values, shape, machine)
-    if recipe.stage != "pretrain":
-        return estimate_tuning(values, shape, machine)
-    return estimate(values, shape, machine, first_step=first_step)
+    """Return the same with a new estimate, from new measurements, or of only what is left after `first_step`."""
+    stage, values = resolved.stage, resolved.recipe.model_dump(by_alias=True)
+    return replace(resolved, estimate=stage.estimate(stage, values, resolved.shape, resolved.machine, first_step))
 
 
 def require_cuda(machine: Machine, fix: str) -> None:
-    """Raise MachineError where there is no CUDA GPU that does bf16."""
+    """Raise MachineError where there is no CUDA GPU with bf16 support."""
     if machine.cuda_problem:
-        raise MachineError(Problem("device", f"this machine can't: {machine.cuda_problem}", value="cuda", fix=fix))
+        why = f"not available on this machine: {machine.cuda_problem}"
+        raise MachineError(Problem("device", why, value="cuda", fix=fix))
 
 
 def require_device(resolved: Resolved) -> None:
-    """Raise MachineError where the recipe's device can't be had here."""
-    if resolved.values["device"] == "cuda":
-        require_cuda(
-            resolved.machine, "Set device=cpu for the rehearsal at toy size, or device=auto to take what there is."
-        )
-    train = resolved.values.get("train") or {}
-    if train.get("attn_implementation") == "flash_attention_2" and not resolved.machine.has_flash_attention:
-        raise MachineError(
-            Problem(
-                "train.attn_implementation",
-                "the package flash-attn is not installed here",
-                value="flash_attention_2",
-                fix="Install it (pip install flash-attn --no-build-isolation), or leave the key out for sdpa.",
-            )
-        )
-    trackers = resolved.recipe.train.trackers if train else ()
-    missing = [name for name in trackers if not _is_installed(name)]
-    if missing:
-        why, fix = (
-            f"not installed here: {', '.join(missing)}",
-            "pip install 'llm-lab[tracking]', or leave the key out.",
-        )
-        raise MachineError(Problem("train.report_to", why, value=train["report_to"], fix=fix))
-    _require_measuring(resolved.values)
-    optimizer = (resolved.values.get("optimizer") or {}).get("name")
-    on_cuda = resolved.values["device"] == "cuda"
-    if on_cuda and optimizer == "adamw_8bit" and not resolved.machine.has_bitsandbytes:
-        why, fix = "the package bitsandbytes is not installed here", "pip install 'llm-lab[cuda]', or take adamw."
-        raise MachineError(Problem("optimizer.name", why, value=optimizer, fix=fix))
-    in_4bit = (resolved.values.get("lora") or {}).get("load_in_4bit")
-    if in_4bit and not resolved.machine.has_bitsandbytes:
-        why = "the package bitsandbytes is not installed here"
-        fix = "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false: only the base takes more memory."
-        raise MachineError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
-    if not resolved.estimate.fits and resolved.estimate.memory_bytes and not train:
-        needed, there = resolved.estimate.memory_bytes / 2**30, resolved.estimate.memory_available_bytes / 2**30
-        why = f"the model in float32 needs about {needed:.1f} GiB, and there are {there:.1f} GiB"
-        raise MachineError(Problem("model.checkpoint", why, value=resolved.values["model"]["checkpoint"]))
-    if not resolved.estimate.fits and resolved.estimate.memory_bytes:
-        raise MachineError(
-            Problem(
-                "train.per_device_train_batch_size",
-                f"the run needs about {resolved.estimate.memory_bytes / 2**30:.1f} GiB and there are "
-                f"{resolved.estimate.memory_available_bytes / 2**30:.1f} GiB",
-                value=resolved.values["train"]["per_device_train_batch_size"],
-                fix="Take fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
-                + ("" if train.get("gradient_checkpointing") else "train.gradient_checkpointing=true, ")
-                + "or a smaller model.size.",
-            )
-        )
+    """Raise MachineError where this machine lacks what the recipe requires: a device, a package, or memory."""
+    values = resolved.values
+    if values["device"] == "cuda":
+        fix = "Set device=cpu for CPU mode, or device=auto to use what is available."
+        require_cuda(resolved.machine, fix)
+    problems = [*_missing_packages(values, resolved.machine)] or [*_memory_problem(resolved)]
+    if problems:
+        raise MachineError(*problems)
 
 
-def _require_measuring(values: Mapping[str, Any]) -> None:
-    """Raise MachineError where a package that an evaluation measures with is missing."""
-    wanted = {SCORE_PACKAGES[name]: "eval.text_scores" for name in (values.get("eval") or {}).get("text_scores") or ()}
-    wanted |= {"lm_eval": "tasks"} if values.get("tasks") else {}
-    missing = {package: key for package, key in wanted.items() if not _is_installed(package)}
-    if missing:
-        fix = "pip install 'llm-lab[eval]', or leave the key out."
-        raise MachineError(*(Problem(key, f"not installed here: {name}", fix=fix) for name, key in missing.items()))
+def _missing_packages(values: Values, machine: Machine) -> Iterator[Problem]:
+    train, optimizer = values.get("train") or {}, (values.get("optimizer") or {}).get("name")
+    if train.get("attn_implementation") == "flash_attention_2" and not machine.has_flash_attention:
+        why = "the package flash-attn is not installed"
+        fix = "Install it (pip install flash-attn --no-build-isolation), or leave the key out for sdpa."
+        yield Problem("train.attn_implementation", why, value="flash_attention_2", fix=fix)
+    if missing := missing_trackers(values):
+        why, fix = f"not installed: {', '.join(missing)}", "pip install 'llm-lab[tracking]', or leave the key out."
+        yield Problem("train.report_to", why, value=train["report_to"], fix=fix)
+    for package, key in missing_packages(values).items():
+        yield Problem(key, f"not installed: {package}", fix="pip install 'llm-lab[eval]', or leave the key out.")
+    why = "the package bitsandbytes is not installed"
+    if values["device"] == "cuda" and optimizer == "adamw_8bit" and not machine.has_bitsandbytes:
+        yield Problem("optimizer.name", why, value=optimizer, fix="pip install 'llm-lab[cuda]', or use adamw.")
+    if (values.get("lora") or {}).get("load_in_4bit") and not machine.has_bitsandbytes:
+        fix = "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false: the base then takes more memory."
+        yield Problem("lora.load_in_4bit", why, value=True, fix=fix)
 
 
-def _is_installed(package: str) -> bool:
-    found = importlib.util.find_spec(package)
-    return found is not None and found.origin is not None  # a folder of that name is no package
+def _memory_problem(resolved: Resolved) -> Iterator[Problem]:
+    cost, train = resolved.estimate, resolved.values.get("train") or {}
+    if cost.fits or not cost.memory_bytes:
+        return
+    needed, available = cost.memory_bytes / 2**30, cost.memory_available_bytes / 2**30
+    if not train:
+        why = f"the model in float32 needs about {needed:.1f} GiB, and {available:.1f} GiB are available"
+        yield Problem("model.checkpoint", why, value=resolved.values["model"]["checkpoint"])
+        return
+    yield Problem(
+        "train.per_device_train_batch_size",
+        f"the run needs about {needed:.1f} GiB, and {available:.1f} GiB are available",
+        value=train["per_device_train_batch_size"],
+        fix="Set fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
+        + ("" if train.get("gradient_checkpointing") else "train.gradient_checkpointing=true, ")
+        + "or a smaller model.size.",
+    )
 
 
-def _missing_models(values: Mapping[str, Any]) -> list[Problem]:
-    """Named local models that are not there; a Hub name can only be checked when it is fetched."""
-    problems = []
-    for key, name in _named_models(values):
-        looks_local = name.startswith((".", "/", "~", "checkpoints/", "configs/")) or name.count("/") > 1
-        if (looks_local or name.endswith(".json")) and not Path(name).expanduser().exists():
-            fix = "`llm-lab list runs` shows the checkpoints; Design a model writes configs."
-            problems.append(Problem(key, "there is no such file or folder", value=name, fix=fix))
-    return problems
-
-
-def _named_models(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, file, folder or Hub name) of every model that a recipe names."""
-    for group, keys in (("model", ("config", "checkpoint")), ("dpo", ("reference",)), ("ppo", ("critic",))):
-        held = values.get(group)
-        yield from ((f"{group}.{key}", held[key]) for key in keys if isinstance(held, Mapping) and held.get(key))
-    scored = values.get("score") or {}
-    for group, terms in (("rewards", values.get("rewards")), ("score.rewards", scored.get("rewards"))):
-        same = group == "score.rewards" and terms == values.get("rewards")
-        for index, term in enumerate(() if same else terms or ()):
-            if term.get("model"):
-                yield f"{group}.{index}.model", term["model"]
-
-
-def _too_long_rows(values: Mapping[str, Any], shape: ModelShape | None) -> list[Problem]:
-    """Rows longer than the context of a model that is named by config or checkpoint; parts have a rule."""
-    longest = (shape and shape.max_position_embeddings) or named_context(values)
-    length = (values.get("train") or {}).get("max_length")
-    if model_source(values) == "parts" or not longest or not length or length <= longest:
-        return []
-    return [
-        Problem(
-            "train.max_length",
-            f"rows are longer than the model's context of {longest} tokens",
-            value=length,
-            fix=f"Set it to at most {longest}, or leave it out.",
-        )
-    ]
+def _missing_models(values: Values) -> Iterator[Problem]:
+    """Yield a problem for each local model that does not exist. A Hub name can only be checked by fetching it."""
+    reported: set[str] = set()
+    for key, name in named_in(values, "model", "config"):
+        looks_local = name.startswith(LOCAL_PREFIXES) or name.count("/") > 1 or name.endswith(".json")
+        if looks_local and name not in reported and not Path(name).expanduser().exists():
+            reported.add(name)
+            fix = "`llm-lab list runs` lists the checkpoints; Design a model writes configs."
+            yield Problem(key, "there is no such file or folder", value=name, fix=fix)
 
 
 def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out keys that do nothing with the other values (the YaRN factor of a RoPE model)."""
+    """Leave out keys that have no effect with the other values, such as the YaRN factor of a RoPE model."""
 
     def keep(node: Any, prefix: str) -> Any:
         if isinstance(node, Mapping):
             return {
                 key: keep(value, f"{prefix}{key}.")
                 for key, value in node.items()
-                if isinstance(value, Mapping) or f"{prefix}{key}" in _ALWAYS or applies(f"{prefix}{key}", values)
+                if isinstance(value, Mapping) or f"{prefix}{key}" == ALWAYS_SHOWN or applies(f"{prefix}{key}", values)
             }
         if isinstance(node, tuple | list):
             return [_without_none(keep(item, f"{prefix}{index}.")) for index, item in enumerate(node)]
@@ -265,12 +211,8 @@ def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_none(item: Any) -> Any:
-    """Leave out what an entry of a list does not set: a line each would bury what it does."""
+    """Leave out the keys that an entry of a list does not set, to keep it short."""
     return {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else item
-
-
-# Written out for every attention, though only grouped-query asks for it: a reader wants the number.
-_ALWAYS = {"model.num_key_value_heads"}
 
 
 def _origins(

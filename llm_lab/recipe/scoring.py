@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from .fields import Float, Group, Int, option
+from llm_lab.errors import Problem, one_of
+from llm_lab.estimate.parameters import ModelShape
+
+from .fields import Float, Group, Int, OneOf, option
+from .stage import PartialRecipe, Rule, Stage, Values
 
 REWARDS = {
-    "exact_number": "1 where the last number of the answer is the right one",
-    "exact_match": "1 where the answer's text is the right one",
-    "regex": "1 where `pattern` is found in the answer",
-    "format": "1 where the whole answer has the form of `pattern`",
+    "exact_number": "1 if the last number of the answer is the right one",
+    "exact_match": "1 if the text of the answer is the right one",
+    "regex": "1 if `pattern` is found in the answer",
+    "format": "1 if the whole answer matches `pattern`",
     "length": "from 1 down to 0 as the answer grows to `length` characters",
     "repetition": "minus the share of repeated runs of `ngram` words",
 }
+# {option of a reward term: (the reward functions that have it, whether they require it)}
+REWARD_OPTIONS = {
+    "pattern": (("regex", "format"), True),
+    "length": (("length",), True),
+    "ngram": (("repetition",), False),
+}
+ANSWER_LENGTH = 256
+SUMS = "builtin:sums"  # its answers are numbers, at the end of a calculation
 
 
 class Columns(Group):
-    """Which column holds what; only those that are not found by looking."""
+    """Which column holds what. Only needed for columns that are not recognized."""
 
     messages: str | None = option(help="column with a list of messages", min_length=1)
-    prompt: str | None = option(help="column with the question", min_length=1)
-    completion: str | None = option(help="column with the answer to learn", min_length=1)
+    prompt: str | None = option(help="column with the prompt", min_length=1)
+    completion: str | None = option(help="column with the answer to train on", min_length=1)
     chosen: str | None = option(help="column with the better answer", min_length=1)
     rejected: str | None = option(help="column with the worse answer", min_length=1)
-    answer: str | None = option(help="column with what a checkable reward compares with", min_length=1)
+    answer: str | None = option(help="column with the reference answer that rewards compare with", min_length=1)
     text: str | None = option(help="column with plain text", min_length=1)
 
 
 class RewardTerm(Group):
-    """One part of the reward: a function by name, a reward model, or a Python function of yours."""
+    """One term of the reward: a built-in function, a reward model, or a Python function of your own."""
 
-    name: Literal[tuple(REWARDS)] | None = option(help="a function that ships with LLM Lab", choices=REWARDS)
-    model: str | None = option(help="a reward model: a run, a folder, or a name on the Hub", min_length=1)
-    python: str | None = option(help="a function of yours, as file.py:function", min_length=1)
-    weight: Float = option(1.0, help="what it counts in the sum")
-    pattern: str | None = option(help="for regex and format: a regular expression", min_length=1)
-    length: Int | None = option(help="for length: characters at which the reward is 0", ge=1)
-    ngram: Int | None = option(help="for repetition: words in a run; left out: 3", ge=1)
+    name: Annotated[str, OneOf(REWARDS)] | None = option(help="a built-in reward function", choices=REWARDS)
+    model: str | None = option(
+        help="a reward model: a run, a folder, or a name on the Hub", min_length=1, names="model"
+    )
+    python: str | None = option(help="your own function, as file.py:function", min_length=1, names="function")
+    weight: Float = option(1.0, help="weight in the sum")
+    pattern: str | None = option(help="regex and format: a regular expression", min_length=1)
+    length: Int | None = option(help="length: number of characters at which the reward is 0", ge=1)
+    ngram: Int | None = option(help="repetition: words per run; default 3", ge=1)
 
 
 class Score(Group):
@@ -49,19 +64,90 @@ class Score(Group):
         derived="the held-out part of the stage's own data",
         min_length=1,
     )
-    subset: str | None = option(help="the Hub dataset's configuration", min_length=1)
+    subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
     split: str | None = option(
-        help="the split of a Hub dataset or of a built-in one", derived="test; files have none", min_length=1
+        help="split of a Hub or built-in dataset", derived="test; files have no splits", min_length=1
     )
-    columns: Columns | None = option(help="which column holds what", derived="found by looking at the first rows")
-    prompts: Int = option(100, help="how many prompts", question="How many prompts?", ge=1)
+    columns: Columns | None = option(help="which column holds what", derived="recognized from the first rows")
+    prompts: Int = option(100, help="number of prompts", question="How many prompts?", ge=1)
     max_completion_length: Int | None = option(
-        help="length of an answer, in tokens, at most",
-        question="Length of an answer, in tokens?",
+        help="maximum length of an answer, in tokens",
+        question="Maximum length of an answer, in tokens?",
         derived="the stage's own, else 256, within the context",
         ge=1,
     )
     rewards: tuple[RewardTerm, ...] | None = option(
-        help="what an answer is scored by",
+        help="what scores an answer",
         derived="the stage's own rewards, else exact_match (exact_number for builtin:sums)",
     )
+
+
+def derive_score(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) -> None:
+    """Fill in how held-out prompts are scored, where the recipe scores any."""
+    if recipe.get("score") is None:
+        return
+    key = f"{stage.name}.max_completion_length"
+    recipe.fill("score.max_completion_length", recipe.get(key), key)
+    longest = (shape and shape.max_position_embeddings) or ANSWER_LENGTH * 2
+    recipe.fill("score.max_completion_length", min(ANSWER_LENGTH, longest // 2), "at most half the context")
+    if recipe.get("score.rewards") is None:
+        rewards, exact = recipe.get("rewards"), "exact_match"
+        if (recipe.get("score.path") or _only_set(recipe)) == SUMS:
+            exact = "exact_number"
+        recipe.set(
+            "score.rewards",
+            rewards or ({"name": exact, "weight": 1.0},),
+            "the stage's own" if rewards else "compare with the reference answers",
+        )
+
+
+def _only_set(recipe: PartialRecipe) -> str | None:
+    """Return the path of the data, where it is one set."""
+    data = recipe.get("data") or ()
+    return data[0]["path"] if len(data) == 1 else None
+
+
+def _reward_terms_are_complete(values: Values) -> Iterator[Problem]:
+    own, score = values.get("rewards"), values.get("score")
+    scored = score.get("rewards") if isinstance(score, Mapping) else None
+    for group, terms in (("rewards", own), ("score.rewards", None if scored == own else scored)):
+        for index, term in enumerate(terms or ()):
+            yield from _term_problems(f"{group}.{index}", term)
+
+
+def _term_problems(key: str, term: Mapping[str, Any]) -> Iterator[Problem]:
+    given = [way for way in ("name", "model", "python") if term.get(way) is not None]
+    if len(given) != 1:
+        why = f"a reward term has one of name, model and python; this one has {', '.join(given) or 'none'}"
+        yield Problem(key, why, allowed=one_of(REWARDS), fix="Make each its own term.")
+        return
+    name = term.get("name")
+    for setting, (owners, required) in REWARD_OPTIONS.items():
+        if name in owners and required and term.get(setting) is None:
+            yield Problem(f"{key}.{setting}", f"the reward {name} requires it")
+        elif name not in owners and term.get(setting) is not None:
+            fix = f"Leave it out; it belongs to {' and '.join(owners)}."
+            yield Problem(f"{key}.{setting}", f"has no effect on {name or given[0]}", value=term[setting], fix=fix)
+
+
+def prompts_must_be_named(stage: str) -> Rule:
+    """Return the rule of a stage whose data holds no prompts: score has to name some."""
+
+    def prompts_are_named(values: Values) -> Iterator[Problem]:
+        score = values.get("score")
+        if isinstance(score, Mapping) and not score.get("path"):
+            why = f"the data of {stage} contains no prompts to score on"
+            yield Problem("score.path", why, fix="Name a set of prompts, or leave score out.")
+
+    return prompts_are_named
+
+
+def prompts_are_held_out(values: Values) -> Iterator[Problem]:
+    """Prompts to score on come from the data: some of it has to be held out."""
+    score = values.get("score")
+    if isinstance(score, Mapping) and not score.get("path") and not (values.get("validation") or {}).get("fraction"):
+        why = "validation.fraction = 0 holds out no prompts to score on"
+        yield Problem("score.path", why, fix="Name a set of prompts, hold out a fraction, or set score: null.")
+
+
+REWARD_RULES: tuple[Rule, ...] = (_reward_terms_are_complete,)

@@ -1,21 +1,21 @@
-"""Check a raw recipe against the schema, and say everything that is wrong with it at once."""
+"""Check a recipe, against the schema and across its keys, and report every problem at once."""
 
 from __future__ import annotations
 
 import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-from .fields import Group, Key, groups_of
+from .fields import Group, Key, flatten, groups_of, value_at
 from .files import format_value
-from .schema import StageRecipe
-from .stages import STAGE_RECIPES
+from .registry import STAGES, stage_of
+from .stage import Stage, StageRecipe, Values
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
 _UNIONS = ("model", "optimizer", "tokenizer")
@@ -68,36 +68,33 @@ def _narrow(groups: list[type[Group]], node: Any) -> list[type[Group]]:
     return groups
 
 
-def stage_schema(raw: dict[str, Any]) -> type[StageRecipe]:
-    """Return the schema of the stage a raw recipe names. UserError where it names none that exists."""
-    stage = raw.get("stage")
-    if isinstance(stage, str) and stage in STAGE_RECIPES:
-        return STAGE_RECIPES[stage]
-    if stage is None:
-        raise UserError(
-            Problem("stage", "a recipe says what it does", allowed=one_of(STAGE_RECIPES), fix="Add `stage: pretrain`.")
-        )
-    raise UserError(
-        Problem(
-            "stage",
-            "there is no such stage",
-            value=stage,
-            allowed=one_of(STAGE_RECIPES),
-            fix=did_you_mean(str(stage), STAGE_RECIPES),
-        )
-    )
+def require_stage(raw: Values) -> Stage:
+    """Return the stage that a recipe names. UserError where it names none that exists."""
+    if stage := stage_of(raw):
+        return stage
+    name, names = raw.get("stage"), list(STAGES)
+    if name is None:
+        why = "a recipe must name a stage"
+        raise UserError(Problem("stage", why, allowed=one_of(names), fix=f"Add `stage: {names[0]}`."))
+    fix = did_you_mean(str(name), names)
+    raise UserError(Problem("stage", "there is no such stage", value=name, allowed=one_of(names), fix=fix))
+
+
+def stage_schema(raw: Values) -> type[StageRecipe]:
+    """Return the schema of the stage that a recipe names. UserError where it names none that exists."""
+    return require_stage(raw).recipe
 
 
 def validate(raw: dict[str, Any]) -> tuple[StageRecipe | None, list[Problem], set[str]]:
-    """Validate a raw stage recipe by the schema of the stage it names; see validate_as."""
+    """Validate the recipe of one stage; see validate_as. UserError where it names no stage that exists."""
     return validate_as(stage_schema(raw), raw)
 
 
 def validate_as(schema: type[AnyGroup], raw: dict[str, Any]) -> tuple[AnyGroup | None, list[Problem], set[str]]:
-    """Validate raw values; never raises for what is in them.
+    """Validate raw values without raising.
 
-    Returns the recipe with its wrong keys left out (so that the rules across keys can still be
-    checked and every problem is told at once), the problems, and the dotted keys they are about.
+    Returns the recipe without its wrong keys (so that the rules across keys can still be checked and every problem is
+    reported at once), the problems, and the dotted keys of the wrong ones.
     """
     rest = copy.deepcopy(raw)
     problems: list[Problem] = []
@@ -119,13 +116,21 @@ def validate_as(schema: type[AnyGroup], raw: dict[str, Any]) -> tuple[AnyGroup |
     return None, problems, wrong
 
 
+def build(schema: type[AnyGroup], values: Values) -> tuple[AnyGroup | None, list[Problem]]:
+    """Return the recipe of complete values, or None and the problems of values that were derived out of bounds."""
+    try:
+        return schema.model_validate(values), []
+    except ValidationError:
+        return None, validate_as(schema, dict(values))[1]
+
+
 def _is_echo(item: Mapping[str, Any]) -> bool:
-    """Tell whether a list is called too short only because pydantic counts the entries that were right."""
+    """Return whether a list is called too short only because pydantic counts its valid entries."""
     return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
 
 
 def _plain_steps(loc: tuple[Any, ...]) -> list[Any]:
-    """Drop what is no key of the file's: union tags, ('model', 'parts', 'norm'), and places in a list of values."""
+    """Drop what is not a key of the file: union tags, as in ('model', 'parts', 'norm'), and indices of values."""
     steps = list(loc)
     if len(steps) > 1 and steps[0] in _UNIONS:
         del steps[1]
@@ -137,7 +142,7 @@ def _plain_steps(loc: tuple[Any, ...]) -> list[Any]:
 
 
 def _remove(node: Any, steps: list[Any], schema: type[Group]) -> None:
-    """Take a wrong key out; a required one (a data source's path) takes its item with it."""
+    """Remove a wrong key. If it is required (a data source's path), remove its item."""
     parents = []
     for step in steps[:-1]:
         parents.append((node, step))
@@ -169,13 +174,13 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
     if kind == "extra_forbidden":
         return _unknown_key(path, steps, schema, raw)
     if kind == "missing":
-        return Problem(path, "this key is needed and missing", fix=_capital(key.help) if key else None)
+        return Problem(path, "this key is required", fix=_capital(key.help) if key else None)
     if kind == "union_tag_invalid":
         choices = [g.model_fields["name"].default for g in groups_of(key.info)] if key else []
         name = value.get("name") if isinstance(value, dict) else value
         return Problem(
             f"{path}.name",
-            f"there is no {path} of this name",
+            f"there is no {path} with this name",
             value=name,
             allowed=one_of(choices),
             fix=did_you_mean(str(name), choices),
@@ -183,24 +188,24 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
     if key is None:
         return Problem(path, item["msg"], value=value)
     if kind == "dict_type":
-        return Problem(path, "a group of keys is expected here, as in {stage: pretrain, data: [...]}", value=value)
+        return Problem(path, "this must be a group of keys, as in {stage: pretrain, data: [...]}", value=value)
     if kind in ("model_type", "model_attributes_type"):
         groups = groups_of(key.info)
         named = [g.model_fields["name"].default for g in groups if "name" in g.model_fields]
         fix = f"Write {path}: {{name: {value}}}." if value in named else None
         names = dict.fromkeys(n for g in groups for n in g.model_fields)
         allowed = None if fix else one_of(names)
-        return Problem(path, "a group of keys is expected here", value=value, allowed=allowed, fix=fix)
+        return Problem(path, "this must be a group of keys", value=value, allowed=allowed, fix=fix)
     fix = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
     if isinstance(value, str) and key.kind in ("int", "float"):
         number = _number(value)
-        fix = f"Write it as a bare number: {key.name}: {number}" if number else fix
+        fix = f"Write it without quotes: {key.name}: {number}" if number else fix
     why = {
-        "string_pattern_mismatch": "letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
-        "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too many",
-        "too_short": "this needs at least one entry",
+        "string_pattern_mismatch": "only letters, digits, '.', '_' and '-', starting with a letter or a digit",
+        "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too long",
+        "too_short": "at least one entry is required",
     }.get(kind, key.help)
-    # Of a group with a shorthand (the tokenizer's) the help says what it may be, and "group" would say nothing.
+    # The help of a group with a shorthand (the tokenizer) names what is allowed.
     return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), fix=fix)
 
 
@@ -209,7 +214,7 @@ def _capital(text: str) -> str:
 
 
 def _number(text: str) -> str | None:
-    """Return the number that a text was meant to be, as YAML spells it, or None."""
+    """Return the number that a text spells, as YAML spells it, or None."""
     try:
         number = float(text)
     except ValueError:
@@ -236,11 +241,11 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     if path == "weights" and "data" in schema.model_fields:
         fix = _each_its_weight(raw)
     fix = fix or did_you_mean(last, names) or _elsewhere(last, schema) or _by_meaning(last, keys)
-    return Problem(path, f"{where} has no such key", allowed=None if fix else one_of(names), fix=fix)
+    return Problem(path, f"unknown key: {where} has no such key", allowed=None if fix else one_of(names), fix=fix)
 
 
 def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
-    """Say which key is meant by a word of its name or of what it does: epochs, batch_size, rank."""
+    """Suggest a key by a word of its name or of its help: epochs, batch_size, rank."""
     word = name.lower()
     found = [key for key in keys if key.endswith(f"_{word}")]
     found = found or [key for key, text in keys.items() if word in re.findall(r"\w+", text.lower())]
@@ -248,7 +253,7 @@ def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
 
 
 def _each_its_weight(raw: Mapping[str, Any]) -> str:
-    """Say where weights go that were written as a list of their own, as in other tools."""
+    """Explain where weights belong that were given as a list of their own, as in other tools."""
     weights, sets = raw["weights"], raw.get("data")
     both = isinstance(weights, list) and isinstance(sets, list) and len(weights) != len(sets)
     mismatch = f"There are {len(weights)} weights and {len(sets)} sets. " if both else ""
@@ -256,19 +261,47 @@ def _each_its_weight(raw: Mapping[str, Any]) -> str:
 
 
 def _of_another(name: str, path: str, groups: list[type[Group]]) -> str | None:
-    """Say whose key it is, of those that could stand here: another optimizer's."""
+    """Name the members of the union that have the key, such as another optimizer."""
     owners = [g.model_fields["name"].default for g in groups if name in g.model_fields and "name" in g.model_fields]
     return f"It belongs to {path} {' or '.join(owners)}." if len(groups) > 1 and owners else None
 
 
 def _elsewhere(name: str, schema: type[Group]) -> str | None:
-    """Say where a key stands that was written in the wrong group."""
+    """Suggest the right place of a key that is in the wrong group."""
     for top, info in schema.model_fields.items():
         if top == name:
-            return f"It stands at the top level: {name}."
+            return f"It belongs at the top level: {name}."
         for group in groups_of(info):
             if name in group.model_fields:
                 named = group.model_fields.get("name")
                 owner = f" (of {named.default})" if named is not None and len(groups_of(info)) > 1 else ""
-                return f"It stands in {top}.{name}{owner}."
+                return f"It belongs in {top}.{name}{owner}."
     return None
+
+
+# Resolved for every attention, though only grouped-query attention asks for it: readers want the number.
+ALWAYS_SHOWN = "model.num_key_value_heads"
+
+
+def check_rules(values: Values, given: Values) -> list[Problem]:
+    """Return every broken rule across keys. values: the derived recipe; given: what the user wrote."""
+    stage = require_stage(values)
+    problems = [problem for rule in stage.rules for problem in rule(values)]
+    return problems + list(_keys_without_effect(stage, values, given))
+
+
+def applies(path: str, values: Values) -> bool:
+    """Return whether a key has an effect with the other values."""
+    key = find_key(stage_schema(values), path, dict(values))
+    return key is None or all(value_at(values, other) in wanted for other, wanted in key.when.items())
+
+
+def _keys_without_effect(stage: Stage, values: Values, given: Values) -> Iterator[Problem]:
+    for path, value in flatten(given):
+        key = find_key(stage.recipe, path, dict(values))
+        if value is None or key is None or path == ALWAYS_SHOWN:  # that one has a rule of its own
+            continue
+        for other, wanted in key.when.items():
+            if (current := value_at(values, other)) not in wanted:
+                fix = f"Leave it out; it belongs to {other} = {' or '.join(map(str, wanted))}."
+                yield Problem(path, f"has no effect with {other} = {current}", value=value, fix=fix)

@@ -12,6 +12,8 @@ import yaml
 from llm_lab.errors import UserError
 from llm_lab.estimate.formatting import decimal, duration
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.registry import STAGES
 
 from .describe import OF_THE_MACHINE, data_rows, reached, versions, warnings_of
 from .folder import write_atomically
@@ -76,15 +78,6 @@ def _relation(folder: ModelFolder, node: Node) -> str | None:
 
 
 NAME = "README.md"
-STAGES = {
-    "pretrain": "pretrained from scratch",
-    "sft": "fine-tuned on conversations (SFT)",
-    "reward": "a reward model: it scores answers",
-    "dpo": "tuned to preferences (DPO)",
-    "grpo": "trained by reinforcement (GRPO)",
-    "ppo": "trained by reinforcement (PPO)",
-    "merge": "an adapter merged into its base",
-}
 NOT_SHOWN = {*OF_THE_MACHINE, "step", "size_bytes"}
 # Columns of metrics.jsonl that tell of the moment, not of the model.
 OF_THE_STEP = {"step", "learning_rate", "grad_norm", "epochs", "mix", *OF_THE_MACHINE}
@@ -111,8 +104,9 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     step = f", checkpoint of step {node.step:,}" if node.step is not None else ""
     name = (repo or "").rpartition("/")[2] or (_name(node) if node.run else Path(node.place).name)
     yield f"# {plain(name)}\n"
-    if node.stage in STAGES:
-        yield f"A language model made with LLM Lab: {STAGES[node.stage]}{step}.\n"
+    stage = STAGES.get(node.stage or "")
+    if stage is not None and stage.made:
+        yield f"A language model made with LLM Lab: {stage.made}{step}.\n"
     else:
         yield "A language model, written in this form by LLM Lab.\n"
     yield from _section("What it is", table(("", ""), _what(folder, node)))
@@ -151,7 +145,7 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 def _what(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
     facts, config = node.facts, folder.config
-    if node.stage == "pretrain" and facts.get("model"):
+    if node.stage == PRETRAIN.name and facts.get("model"):
         yield ["parts", facts["model"]]
     yield ["form", describe_form(folder)]
     if folder.kind == ADAPTER:
@@ -189,7 +183,7 @@ def _measured(node: Node) -> Iterator[list[str]]:
         data = ", ".join(code(item["path"]) for item in row.get("data") or ())
         for name, value in (row.get("results") or {}).items():
             if "second" not in name and isinstance(value, int | float):  # speed is the machine's
-                yield [data, name, decimal(value), *meaning_of(name, "pretrain")]
+                yield [data, name, decimal(value), *meaning_of(name, PRETRAIN.name)]
 
 
 def _is_proven(proof: Mapping[str, Any] | None, program: str) -> bool:
@@ -220,7 +214,7 @@ def _lineage(node: Node) -> Iterator[list[str]]:
     if len(line) < 2 and node.parent is None:
         return
     for one in line:
-        origin = _origin(one) or ("scratch" if one.stage == "pretrain" else "")
+        origin = _origin(one) or ("scratch" if one.stage == PRETRAIN.name else "")
         yield [one.stage or "", code(_name(one)), code(origin) if origin else "", ", ".join(reached(_reached(one)))]
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llm_lab.estimate.formatting import decimal
+from llm_lab.recipe.registry import STAGES
 
 from .folder import RunFolder
 
@@ -23,7 +24,6 @@ TOLD = {
     "eval_reward_sampled": ("reward {:.3f}", False),
     "relative_logit_difference": ("logits differ by {:.1e}", False),
 }
-MEASURES_LOSS = ("pretrain", "sft", "reward", "dpo")
 # Results that are of the machine and its day, and not of the model.
 OF_THE_MACHINE = {"wall_seconds", "tokens_per_second", "memory_bytes"}
 
@@ -81,7 +81,7 @@ def warnings_of(run: RunFolder) -> list[str]:
 
 def _seen_in(run: RunFolder) -> Iterator[str]:
     facts, status = run.facts(), run.status()
-    stage, results = facts.get("stage"), facts.get("results") or {}
+    stage, results = STAGES.get(str(facts.get("stage"))), facts.get("results") or {}
     if status in ("stopped", "interrupted", "failed"):
         at = f" after step {results['step']:,}" if "step" in results else ""
         yield f"It did not come to its end: {status}{at}." + (f" {facts['error']}" if facts.get("error") else "")
@@ -91,7 +91,7 @@ def _seen_in(run: RunFolder) -> Iterator[str]:
     if exhausted:
         step, planned = exhausted["step"], exhausted["max_steps"]
         yield f"{exhausted['path']} was used up: the run ended at step {step:,} of {planned:,}."
-    if stage in MEASURES_LOSS and "step" in results and "eval_loss" not in results:
+    if stage is not None and stage.measures_loss and "step" in results and "eval_loss" not in results:
         yield "It was measured on nothing kept from training: no loss tells how it does on what it has not seen."
 
 

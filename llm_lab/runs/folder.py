@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.recipe.registry import stage_of
 
 ROOT = Path("checkpoints")
 
@@ -212,7 +213,8 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         raise UserError(Problem(str(path), why, fix=fix))
     if existing is not None:
         why, fix = "no model was saved here yet", "`llm-lab list runs` shows what there is."
-        if RunFolder(existing).facts().get("stage") == "eval":
+        stage = stage_of(RunFolder(existing).facts())
+        if stage is not None and stage.makes is None:
             why, fix = "this run measured a model and made none", f"Take what it measured: {_source_of(existing)}"
         if existing.is_file():
             why, fix = "this is a file, and a model is a folder", "Name a run, or the folder that config.json is in."

@@ -12,6 +12,8 @@ from typing import Any
 
 from llm_lab.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.registry import named_in
 
 from .evaluations import evaluations_of
 from .folder import ROOT, RunFolder, find_checkpoint, find_model, run_of
@@ -117,34 +119,22 @@ def describe_line(run: RunFolder) -> str:
     names = [f"{node.stage} ({node.name})" if node.run else f"{node.place} (not made here)" for node in line]
     if line[0].parent is not None:
         names.insert(0, f"{line[0].parent.place} (gone)")
-    elif line[0].stage == "pretrain":
+    elif line[0].stage == PRETRAIN.name:
         names.insert(0, "scratch")
     return " -> ".join(names)
 
 
 def references_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, name) of every model that a recipe takes beside the one it trains."""
-    for group, key in (("dpo", "reference"), ("ppo", "critic")):
-        held = values.get(group)
-        if isinstance(held, Mapping) and held.get(key):
-            yield f"{group}.{key}", held[key]
-    scored = values.get("score") or {}
-    for group, terms in (("rewards", values.get("rewards")), ("score.rewards", scored.get("rewards"))):
-        for index, term in enumerate(terms or ()):
-            if term.get("model"):
-                yield f"{group}.{index}.model", term["model"]
+    """Yield (dotted key, name) of every model that a recipe uses in addition to the one it starts from."""
+    return ((key, name) for key, name in named_in(values, "model") if key != "model.checkpoint")
 
 
 def files_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, file) of the user's own files that a recipe names beside its data."""
-    config = (values.get("model") or {}).get("config")
-    if config:
-        yield "model.config", str(Path(config) / "config.json" if Path(config).is_dir() else config)
-    scored = values.get("score") or {}
-    for group, terms in (("rewards", values.get("rewards")), ("score.rewards", scored.get("rewards"))):
-        for index, term in enumerate(terms or ()):
-            if term.get("python"):
-                yield f"{group}.{index}.python", term["python"].rpartition(":")[0]
+    """Yield (dotted key, file) of the user's own files that a recipe names in addition to its data."""
+    for key, name in named_in(values, "config"):
+        yield key, str(Path(name) / "config.json" if Path(name).is_dir() else name)
+    for key, name in named_in(values, "function"):
+        yield key, name.rpartition(":")[0]
 
 
 def file_digest(path: str | Path) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.recipe.native import what_loads
+from llm_lab.estimate.compatibility import what_loads
 
 from .folder import is_judge
 

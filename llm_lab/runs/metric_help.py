@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llm_lab.recipe.registry import STAGES
+
 # Result -> what it is, and its unit.
 MEANS = {
     "eval_loss": ("loss on held-out data", "nats per token"),
@@ -30,6 +32,7 @@ MEANS = {
 
 def meaning_of(name: str, stage: str | None) -> tuple[str, str]:
     """Return (what a result is, its unit)."""
-    if name in ("loss", "eval_loss") and stage not in ("pretrain", "sft"):
+    record = STAGES.get(stage or "")
+    if name in ("loss", "eval_loss") and (record is None or not record.loss_unit):
         return MEANS[name][0] + ", of this stage's own kind", ""
     return MEANS.get(name, ("", ""))

@@ -11,7 +11,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.formatting import decimal
 from llm_lab.recipe.files import read_recipe_file, to_yaml
-from llm_lab.recipe.stages import PipelineRecipe
+from llm_lab.recipe.registry import PipelineRecipe
 
 from .describe import OF_THE_MACHINE
 from .folder import ROOT, RunFolder, write_atomically

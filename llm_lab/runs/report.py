@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.estimate.formatting import decimal, duration, size
+from llm_lab.recipe.registry import stage_of
 
 from .charts import draw_curves, draw_predictions, draw_scores
 from .describe import OF_THE_MACHINE, data_rows, describe_evaluation, describe_proof, reached, versions, warnings_of
@@ -17,8 +18,6 @@ from .evaluations import evaluations_of, evaluations_path
 from .folder import ROOT, RunFolder, write_atomically
 from .lineage import describe_line
 from .safe_text import code, fence, plain, table
-
-ACRONYMS = ("sft", "dpo", "grpo", "ppo")
 
 
 def write_report(run: RunFolder) -> None:
@@ -41,8 +40,8 @@ def write_report(run: RunFolder) -> None:
 
 
 def _summary(facts: Mapping[str, Any]) -> str:
-    stage = str(facts.get("stage", "run"))
-    told = [f"{stage.upper() if stage in ACRONYMS else stage.capitalize()}, {facts.get('status')}."]
+    stage = stage_of(facts)
+    told = [f"{stage.label if stage else 'Run'}, {facts.get('status')}."]
     if facts.get("created_at"):
         told.append(f"Begun {datetime.fromtimestamp(facts['created_at']):%d %b %Y, %H:%M}.")
     told.append(f"Machine: {facts.get('machine')}.")

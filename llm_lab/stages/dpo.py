@@ -12,7 +12,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener
 from llm_lab.hf.conversations import encode_answer
 from llm_lab.hf.load import load_model, quiet_libraries
-from llm_lab.recipe.post_training import DpoRecipe
+from llm_lab.recipe.dpo import DpoRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 from llm_lab.training.finetune import (

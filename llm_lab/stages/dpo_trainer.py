@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer
 
 from llm_lab.data.mixing import ExampleMix
 from llm_lab.evaluation.score import generating
-from llm_lab.recipe.post_training import DpoRecipe
+from llm_lab.recipe.dpo import DpoRecipe
 from llm_lab.training.ordered_rows import dataset_in_order
 from llm_lab.training.trainer import LabRun
 

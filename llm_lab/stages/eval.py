@@ -17,8 +17,8 @@ from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import context_of, load_model, quiet_libraries, read_config
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.evaluation import EvalRecipe, EvalTasks, measures_itself
-from llm_lab.recipe.schema import StageRecipe
+from llm_lab.recipe.eval import EvalRecipe, EvalTasks, measures_itself
+from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
 from llm_lab.runs.folder import RunFolder, is_judge, now

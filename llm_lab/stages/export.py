@@ -20,7 +20,7 @@ from llm_lab.runs.folder import RunFolder, now, run_of
 from llm_lab.training.loop import Result, describe_parent
 
 if TYPE_CHECKING:
-    from llm_lab.recipe.exporting import ExportRecipe
+    from llm_lab.recipe.export import ExportRecipe
 
 GGUF_FOLDER = "gguf"
 

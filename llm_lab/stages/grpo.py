@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from llm_lab.events import Listener, Notice
-from llm_lab.recipe.post_training import GrpoRecipe
+from llm_lab.recipe.grpo import GrpoRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loop import Result
 

@@ -16,7 +16,7 @@ from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.training.loop import Result, describe_parent
 
 if TYPE_CHECKING:
-    from llm_lab.recipe.post_training import MergeRecipe
+    from llm_lab.recipe.merge import MergeRecipe
 
 
 def run(recipe: MergeRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener
-from llm_lab.recipe.post_training import PpoRecipe
+from llm_lab.recipe.ppo import PpoRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loop import Result, find_local
 

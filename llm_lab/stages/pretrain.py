@@ -27,7 +27,7 @@ from llm_lab.hf.load import (
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.optim.schedule import factor_of
-from llm_lab.recipe.schema import BpeTokenizer, DataSource, PretrainRecipe
+from llm_lab.recipe.pretrain import BpeTokenizer, DataSource, PretrainRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, is_first_process, process_count
 from llm_lab.training.loop import (

@@ -13,7 +13,8 @@ from llm_lab.evaluation.score import answer_measures, columns_of
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.hf.load import quiet_libraries
-from llm_lab.recipe.post_training import GrpoRecipe, PpoRecipe
+from llm_lab.recipe.grpo import GrpoRecipe
+from llm_lab.recipe.ppo import PpoRecipe
 from llm_lab.rewards.build import build_rewards
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, process_count

@@ -15,7 +15,7 @@ from llm_lab.hf.chat_templates import ChosenTemplate, apply_chat_template_choice
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.hf.lora_layers import describe_trainable
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.post_training import RewardRecipe
+from llm_lab.recipe.reward import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder, load_classifier
 from llm_lab.rewards.models import RewardModel
 from llm_lab.runs.folder import RunFolder

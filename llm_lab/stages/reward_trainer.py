@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from trl import RewardConfig, RewardTrainer
 
-from llm_lab.recipe.post_training import RewardRecipe
+from llm_lab.recipe.reward import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder
 from llm_lab.training.measure import autocast
 from llm_lab.training.ordered_rows import dataset_in_order

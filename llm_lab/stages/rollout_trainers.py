@@ -11,7 +11,8 @@ from trl import GRPOConfig
 from llm_lab.data.examples import Example
 from llm_lab.evaluation.score import columns_of
 from llm_lab.hf.conversations import encode_prompt
-from llm_lab.recipe.post_training import GrpoOptions, PpoOptions
+from llm_lab.recipe.grpo import GrpoOptions
+from llm_lab.recipe.ppo import PpoOptions
 from llm_lab.rewards.combine import Rewards
 from llm_lab.training.trainer import LabRun
 

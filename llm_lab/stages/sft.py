@@ -10,7 +10,7 @@ from llm_lab.data.examples import Example
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.conversations import Encoded, encode_conversation, encode_text
 from llm_lab.hf.load import quiet_libraries
-from llm_lab.recipe.post_training import SftRecipe
+from llm_lab.recipe.sft import SftRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 from llm_lab.training.finetune import (

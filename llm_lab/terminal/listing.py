@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count
 from llm_lab.estimate.parameters import read_adapter_json, read_config_json, shape_of_config
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.native import what_loads
+from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
-from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.runs.describe import describe_evaluation, describe_proof, reached, warnings_of
 from llm_lab.runs.folder import RunFolder, is_judge, list_runs
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
@@ -271,7 +273,7 @@ def _heading(node: Node) -> str:
     place = node.name if node.step is None else f"{node.name}, checkpoint-{node.step}"
     if node.run is None:
         return f"{place}, not made here"
-    return f"{place}, from scratch" if node.parent is None and node.stage == "pretrain" else place
+    return f"{place}, from scratch" if node.parent is None and node.stage == PRETRAIN.name else place
 
 
 def _node_rows(node: Node, before: Node | None) -> Iterator[tuple[str, str, str]]:

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import about, count, size
-from llm_lab.estimate.parameters import read_config_json
-from llm_lab.estimate.vocabulary import vocabulary_size
-from llm_lab.recipe.evaluation import measures_itself
-from llm_lab.recipe.exporting import FORMS
-from llm_lab.recipe.native import what_loads
+from llm_lab.estimate.parameters import read_config_json, vocabulary_size
+from llm_lab.recipe.eval import EVAL, measures_itself
+from llm_lab.recipe.export import FORMS
+from llm_lab.recipe.fields import flatten
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
-from llm_lab.recipe.rules import flatten
-from llm_lab.recipe.tuning_rules import OPTIONS
+from llm_lab.recipe.scoring import REWARD_OPTIONS
 from llm_lab.runs.folder import ROOT
 
 from .console import make_console, one_line
@@ -68,13 +68,13 @@ def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
         yield "tokenizer", _tokenizer(values["tokenizer"]), ""
     for index, line in enumerate(_data(values.get("data") or ())):
         yield "" if index else "data", line, ""
-    if values["stage"] == "eval" and measures_itself(values):
+    if values["stage"] == EVAL.name and measures_itself(values):
         yield "measured on", "what its own run measured itself on", ""
     train = values.get("train") or {}
     if train.get("max_steps"):
         if cost.first_step:
             yield "goes on", f"from step {cost.first_step:,}; what follows is of what is left", ""
-        yield "training", _training(train, cost, scratch=values["stage"] == "pretrain"), ""
+        yield "training", _training(train, cost, scratch=STAGES[values["stage"]].from_scratch), ""
     elif train:
         yield "training", f"{train['num_train_epochs']:g} × the examples; the steps follow from them", ""
     yield from _trained_part(values)
@@ -132,7 +132,7 @@ def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "reward", ", ".join(map(describe_term, terms))
     score = values.get("score")
     if score:
-        when = "" if values["stage"] == "eval" else " at each evaluation"
+        when = "" if values["stage"] == EVAL.name else " at each evaluation"
         yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'}{when}"
     tasks = values.get("tasks")
     if tasks:
@@ -163,8 +163,8 @@ def _model(values: Mapping[str, Any]) -> str:
     if not isinstance(model, Mapping):
         return str(model)
     if "checkpoint" in model:
-        done = {"merge": "put into its base", "eval": "measured", "export": "in a form for others"}
-        return f"{model['checkpoint']}, {done.get(values['stage'], 'trained on from its weights')}"
+        stage = STAGES[values["stage"]]
+        return f"{model['checkpoint']}: {'trained from its weights' if stage.trains else stage.about}"
     if "config" in model:
         return f"{model['config']}, from scratch"
     parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
@@ -177,7 +177,7 @@ def _model(values: Mapping[str, Any]) -> str:
 def describe_term(term: Mapping[str, Any]) -> str:
     """Return a term of a reward in a few words: length (length 200) × 0.5."""
     name = term.get("name") or term.get("model") or term.get("python")
-    given = [f"{key} {term[key]}" for key in OPTIONS if term.get(key) is not None]
+    given = [f"{key} {term[key]}" for key in REWARD_OPTIONS if term.get(key) is not None]
     return one_line(f"{name}{' (' + ', '.join(given) + ')' if given else ''} × {term.get('weight', 1.0):g}")
 
 

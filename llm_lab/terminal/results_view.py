@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.formatting import clock
+from llm_lab.recipe.eval import EVAL
+from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.evaluations import numbers_of
 from llm_lab.runs.folder import is_judge
 
@@ -171,7 +174,7 @@ def print_closing(facts: Mapping[str, Any]) -> None:
         console.print(Text(f"Stopped at step {results.get('step', 0):,}; the work is saved in {path}/", style="warn"))
         console.print(f"Go on with:  llm-lab run {path}/recipe.yaml --resume", soft_wrap=True)
         return
-    if facts.get("stage") == "export":
+    if facts.get("stage") == EXPORT.name:
         return _close_export(console, facts)
     if facts["status"] == "failed":
         console.print(Text(f"It failed before its end; what was made stands in {path}/", style="bad"))
@@ -193,14 +196,15 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if "train_tokens" in results:
         reached.append(f"{results['train_tokens']:,} tokens in {clock(results.get('wall_seconds', 0))}")
     console.print(Text(f"Done: {path}/", style="good"))
-    if facts.get("stage") == "eval":
+    if facts.get("stage") == EVAL.name:
         print_evaluation(facts["measured"])
         console.print(f"Its report:  {path}/report.md", soft_wrap=True)
         return
     if reached:
         console.print("Reached: " + ", ".join(reached), soft_wrap=True)
     console.print("What next:", style="title")
-    if facts.get("stage") != "reward" and not is_judge(Path(path) / "model"):  # a judge can't be talked to
+    stage = stage_of(facts)
+    if (stage is None or stage.writes_text) and not is_judge(Path(path) / "model"):
         console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)
     console.print(f"  look at it   llm-lab show {path}", soft_wrap=True)
     console.print(f"  its report   {path}/report.md", soft_wrap=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count, size
 from llm_lab.optim.schedule import factor_of
-from llm_lab.recipe.native import what_loads
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
-from llm_lab.recipe.schema import STAGES
 
 from .console import is_terminal, make_console, one_line
 from .frame import draw_curve
@@ -74,7 +74,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
         console.print("The numbers appear once the answers fit together.", style="dim")
         return
     values, cost = resolved.values, resolved.estimate
-    console.print(Text(f"{STAGES[values['stage']]}", style="dim"))
+    console.print(Text(STAGES[values["stage"]].about, style="dim"))
     train = values.get("train")
     if train is None:
         return
@@ -100,7 +100,7 @@ def _length(values: dict[str, Any], cost: Any) -> str:
     train, steps = values["train"], values["train"]["max_steps"]
     if steps is None:
         return f"{train['num_train_epochs']:g} × the examples, {train['per_device_train_batch_size']} rows a batch"
-    if values["stage"] == "pretrain":
+    if STAGES[values["stage"]].from_scratch:
         return f"{steps:,} steps = {count(cost.tokens)} tokens"
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
     return f"{steps:,} steps of {rows:,} rows"

@@ -55,7 +55,7 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
 def trial_seconds(resolved: Resolved) -> float:
     """Return how long a trial may take, 0 where none is made: it was measured, or costs more than it tells."""
     cost, values = resolved.estimate, resolved.recipe.model_dump(by_alias=True)
-    if resolved.recipe.stage != "pretrain" or resolved.shape is None or not cost.wall_seconds:
+    if resolved.shape is None or not cost.wall_seconds:
         return 0.0
     if cost.wall_seconds < WORTH_IT_SECONDS or find_measurement(values, resolved.shape, resolved.machine):
         return 0.0

@@ -20,8 +20,8 @@ from llm_lab.hf.lora_layers import attach_lora, describe_trainable
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.optim.schedule import factor_of
-from llm_lab.recipe.finetune import settle
-from llm_lab.recipe.post_training import TuneRecipe
+from llm_lab.recipe.post_training import TuneRecipe, fill_steps
+from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.folder import RunFolder, is_judge
 from llm_lab.runs.processes import is_first_process, process_count
 
@@ -183,7 +183,8 @@ def record_parent(recipe: TuneRecipe, folder: RunFolder, model: Any) -> None:
 
 def settle_recipe(recipe: TuneRecipe, examples: int, folder: RunFolder, listener: Listener) -> TuneRecipe:
     """Return the recipe with the steps that its epochs come to over so many training examples."""
-    values, reasons = settle(recipe.model_dump(by_alias=True), examples=examples, processes=process_count())
+    stage = STAGES[recipe.stage]
+    values, reasons = fill_steps(stage, recipe.model_dump(by_alias=True), examples=examples, processes=process_count())
     if "train.max_steps" in reasons:
         listener(Notice(f"steps: {values['train']['max_steps']:,}, {reasons['train.max_steps']}"))
         if is_first_process():

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.events import Listener, SampleWritten, TrainingEnded
 from llm_lab.hf.adapter import weights_digest
-from llm_lab.recipe.schema import StageRecipe
+from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.processes import is_first_process
 

@@ -14,7 +14,7 @@ from llm_lab.data.block_dataset import BlockDataset, BlockStream, StreamTokens
 from llm_lab.data.mixing import build_schedule
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning
-from llm_lab.recipe.schema import PretrainRecipe
+from llm_lab.recipe.pretrain import PretrainRecipe
 from llm_lab.runs.folder import write_atomically
 from llm_lab.runs.processes import process_count
 

@@ -11,7 +11,7 @@ from typing import Any
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.fields import keys_of
 from llm_lab.recipe.parts import ModelParts
-from llm_lab.recipe.schema import PretrainRecipe
+from llm_lab.recipe.pretrain import PRETRAIN, PretrainRecipe
 from llm_lab.terminal.console import make_console
 from llm_lab.terminal.prompts import Back, Option, choose, confirm, type_in
 from llm_lab.terminal.screens import begin_screen, print_model_numbers
@@ -43,7 +43,7 @@ def new_draft(machine: Machine) -> Draft:
     """Return the draft a design begins with: the dial at nano."""
     return Draft(
         {
-            "stage": "pretrain",
+            "stage": PRETRAIN.name,
             "name": "my-model",
             "device": machine.best_device,
             "data": [{"path": "builtin:stories"}],

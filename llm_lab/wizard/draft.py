@@ -9,11 +9,10 @@ from typing import Any
 
 from llm_lab.errors import Problem
 from llm_lab.estimate.machine import Machine
-from llm_lab.recipe.fields import Key, groups_of
+from llm_lab.recipe.fields import Key, flatten, groups_of
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.resolve import Resolved, diagnose
-from llm_lab.recipe.rules import applies, flatten
-from llm_lab.recipe.validate import find_key, stage_schema
+from llm_lab.recipe.validate import applies, find_key, stage_schema
 
 # A choice that can't stand alone brings what it needs; taken back, it takes that along.
 BRINGS = {

@@ -11,6 +11,9 @@ from typing import Any
 
 from llm_lab.errors import LabError
 from llm_lab.estimate.machine import find_machine
+from llm_lab.recipe.eval import EVAL
+from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.runs.folder import RunFolder, list_runs
 from llm_lab.terminal.console import make_console, one_line, print_error, say_wait
 from llm_lab.terminal.prompts import Back, Option, choose, type_in, wait_for_enter
@@ -23,7 +26,7 @@ from .draft import Draft
 from .next_steps import ask_next, finished_run, start_of, ways_on
 from .saving import save_recipe
 from .sources import runs_with_a_model
-from .start_model import describe_run
+from .start_model import describe_run, is_reward_run
 
 ANOTHER = "another"
 
@@ -45,20 +48,20 @@ def do_design(wizard: Wizard) -> None:
     wizard.drafts.pop("design", None)
     begin_screen("Design a model", folder.name)
     make_console().print(f"Written: {folder}/config.json\n", style="good")
-    options = [Option("pretrain", "Pretrain it"), Option("menu", "Back to the menu")]
-    if choose("What next?", options, why="A design has no weights yet: pretraining gives it some.") == "pretrain":
+    options = [Option(PRETRAIN.name, "Pretrain it"), Option("menu", "Back to the menu")]
+    if choose("What next?", options, why="A design has no weights yet: pretraining gives it some.") == PRETRAIN.name:
         fresh = pretraining.new_draft(find_machine())
         fresh = fresh.with_answer("name", folder.name).with_answer("model", {"config": str(folder)})
         # A config does not name its tokenizer, and the design was made for this one.
         fresh = fresh.with_answer("tokenizer", draft.value("tokenizer"))
-        wizard.drafts["pretrain"] = fresh.at_step(1)
+        wizard.drafts[PRETRAIN.name] = fresh.at_step(1)
         do_pretrain(wizard, ask=False)
 
 
 def do_pretrain(wizard: Wizard, *, ask: bool = True) -> None:
     """Ask for a pretraining run and start it."""
-    draft = _resume_draft(wizard, "pretrain", pretraining.new_draft) if ask else wizard.drafts["pretrain"]
-    started = pretraining.pretrain(draft, wizard.actions, save=save_recipe, keep=_keeper(wizard, "pretrain"))
+    draft = _resume_draft(wizard, PRETRAIN.name, pretraining.new_draft) if ask else wizard.drafts[PRETRAIN.name]
+    started = pretraining.pretrain(draft, wizard.actions, save=save_recipe, keep=_keeper(wizard, PRETRAIN.name))
     if started is not None:
         _start_draft(wizard, started)
 
@@ -163,14 +166,14 @@ def do_evaluate(wizard: Wizard) -> None:
     while True:
         begin_screen("Evaluate")
         options = [
-            Option("eval", "Measure a model: loss, answers, speed, tasks"),
+            Option(EVAL.name, "Measure a model: loss, answers, speed, tasks"),
             Option("compare", "Compare models: the same prompts, side by side"),
             Option("time", "Time machine: one prompt, every checkpoint of a run"),
         ]
         way = choose("What would you like to know?", options, default=way, why=EVALUATE_WHY, above=2)
         with contextlib.suppress(Back):
-            if way == "eval":
-                return do_tune(wizard, "eval")
+            if way == EVAL.name:
+                return do_tune(wizard, EVAL.name)
             _compare(wizard, ask_comparison() if way == "compare" else ask_time_machine())
             return None
 
@@ -203,13 +206,13 @@ def do_checkpoints(wizard: Wizard) -> None:
             print_error(error)
         run = next((run for run in list_runs() if str(run.path) == path), None)
         options = [Option("list", "Back to the list")]
-        writes = run is None or (run.facts().get("stage") != "reward" and run in runs_with_a_model())
+        writes = run is None or (not is_reward_run(run) and run in runs_with_a_model())
         if writes:
             options.append(Option("chat", "Talk to it"))
         if run is not None and ways_on(run) and run.status() == "done":
             options.append(Option("next", "Train its model further, or merge it"))
         if writes:
-            options += [Option("eval", "Measure it"), Option("export", "Export it")]
+            options += [Option(EVAL.name, "Measure it"), Option(EXPORT.name, "Export it")]
             options += (
                 [Option("time", "Time machine: a prompt for each checkpoint")] if run and run.checkpoints() else []
             )
@@ -225,7 +228,7 @@ def do_checkpoints(wizard: Wizard) -> None:
             elif picked == "next":
                 begin_screen("Checkpoints", path)
                 _go_on_with(wizard, run)
-            elif picked in ("eval", "export"):
+            elif picked in (EVAL.name, EXPORT.name):
                 do_tune(wizard, picked, tuning.new_draft(find_machine(), picked, model=path).at_step(1))
             elif picked == "time":
                 _compare(wizard, Comparison((path,), steps=True))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_lab.errors import LabError, UserError
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.scoring import Columns
 from llm_lab.terminal.console import make_console, one_line
 from llm_lab.terminal.prompts import Back, Option, choose, type_in
@@ -17,7 +18,6 @@ from .draft import Draft
 from .sources import ask_sets, is_hub_name
 
 BUILTIN = "builtin:sums"
-KINDS = {"sft": "conversation", "reward": "preference", "dpo": "preference", "grpo": "prompt", "ppo": "prompt"}
 NOUNS = {"conversation": "conversations", "preference": "preferences", "prompt": "prompts"}
 LOOKED_AT = "Found by looking at the first rows; else you say which column is what."
 WHY = {
@@ -45,7 +45,7 @@ SPECIMEN_LINES = 5
 
 def ask_examples(draft: Draft, actions: Actions, *, show: Show) -> Draft:
     """Ask for the sets of examples; each is read, and what was recognised is shown. Raises Back."""
-    kind = KINDS[draft.raw["stage"]]
+    kind = STAGES[draft.raw["stage"]].examples or ""
 
     def ask(draft: Draft, default: Mapping[str, Any], number: int) -> tuple[dict[str, Any], str]:
         return _ask_set(draft, default, actions, kind, number=number, show=show)
@@ -153,7 +153,7 @@ def in_words(found: FoundExamples) -> str:
 def ask_score(draft: Draft, actions: Actions, *, show: Show) -> Draft:
     """Ask whether held-out prompts are answered and scored at every evaluation, and where they come from."""
     stage, now = draft.raw["stage"], draft.value("score")
-    held_out = NO_PROMPTS.get(stage)
+    held_out = None if STAGES[stage].has_prompts else "the data contains no prompts to score on"
     options = [
         Option("held-out", "yes, on prompts kept from the data", held_out),
         Option("named", "yes, on other prompts"),
@@ -178,7 +178,6 @@ def is_score_source(path: str) -> bool:
     return group == "score" and key.split(".")[0] in ("", "path", "subset", "split", "columns")
 
 
-NO_PROMPTS = {"dpo": "preferences hold no prompts to score on", "pretrain": "raw texts hold no prompts to score on"}
 SCORE_WHY = (
     "The loss and the reward say how well it fits what it is trained on. Held-out prompts say whether it got better: "
     "where the data know the answers, the share that is right. At every evaluation each prompt is answered twice."

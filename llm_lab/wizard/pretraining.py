@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from llm_lab.estimate.machine import Machine
+from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.terminal.screens import begin_screen, print_run_numbers
 
 from .actions import Actions
@@ -34,7 +35,7 @@ KEYS = (
 def new_draft(machine: Machine) -> Draft:
     """Return the draft a pretraining begins with; the device is what this machine has."""
     return Draft(
-        {"stage": "pretrain", "name": "my-run", "device": machine.best_device, "data": [{"path": BUILTIN}]},
+        {"stage": PRETRAIN.name, "name": "my-run", "device": machine.best_device, "data": [{"path": BUILTIN}]},
         machine,
     )
 

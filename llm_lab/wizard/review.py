@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import format_value
-from llm_lab.recipe.rules import flatten
 from llm_lab.terminal.console import make_console, one_line
 from llm_lab.terminal.prompts import COLUMNS, Back, Option, choose
 from llm_lab.terminal.screens import begin_screen

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError
-from llm_lab.recipe.scoring import REWARDS, RewardTerm
-from llm_lab.recipe.tuning_rules import OPTIONS
+from llm_lab.recipe.scoring import REWARD_OPTIONS, REWARDS, RewardTerm
 from llm_lab.terminal.plan_panel import describe_term
 from llm_lab.terminal.prompts import Back, Option, choose, confirm, type_in
 
@@ -93,7 +92,7 @@ def _change(draft: Draft, terms: list[Term], number: int, *, show: Show) -> list
 
 
 def _keys_of(term: Mapping[str, Any]) -> list[str]:
-    return [key for key, (owners, _) in OPTIONS.items() if term.get("name") in owners]
+    return [key for key, (owners, _) in REWARD_OPTIONS.items() if term.get("name") in owners]
 
 
 def _new_term(draft: Draft, way: str, actions: Actions, *, show: Show) -> Term:
@@ -109,7 +108,7 @@ def _new_term(draft: Draft, way: str, actions: Actions, *, show: Show) -> Term:
 
 def _ask_options(term: Term) -> Term:
     for key in _keys_of(term):
-        info, needed = RewardTerm.model_fields[key], OPTIONS[key][1]
+        info, needed = RewardTerm.model_fields[key], REWARD_OPTIONS[key][1]
         text = type_in(
             f"{key.capitalize()}?",
             default=str(term.get(key, DEFAULTS[key])),

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llm_lab.estimate.parameters import read_adapter_json
+from llm_lab.recipe.merge import MERGE
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.runs.folder import RunFolder, list_runs
 from llm_lab.terminal.console import one_line
 from llm_lab.terminal.prompts import Back, Option, choose, type_in
@@ -23,14 +26,13 @@ WHY = (
 ADAPTER_WHY = "A run with LoRA leaves an adapter: small matrices beside a base. Merged, they are one plain model."
 REWARD_WHY = "A reward model gives an answer a number. The entry Reward model trains one from preferences."
 LONGEST_NAME = 80
-ABOUT = {"merge": "the adapter", "eval": "what is measured", "export": "what is exported"}
 
 
 def describe_run(run: RunFolder) -> str:
     """Return a run in a line: where, what was done, how it ended, what it reached."""
     facts = run.facts()
     results, stage = facts.get("results", {}), facts.get("stage")
-    words = [f"{run.path}:", f"{stage}," if stage and stage != "pretrain" else "", run.status()]
+    words = [f"{run.path}:", f"{stage}," if stage and stage != PRETRAIN.name else "", run.status()]
     text = " ".join(word for word in words if word)
     for key, write in (("exact_match", "exact match {:.1%}"), ("eval_loss", "validation loss {:.3f}")):
         if isinstance(results.get(key), int | float):
@@ -49,12 +51,18 @@ def stage_runs() -> list[RunFolder]:
 
 def policies() -> list[RunFolder]:
     """Return the runs whose model writes."""
-    return [run for run in stage_runs() if run.facts().get("stage") != "reward"]
+    return [run for run in stage_runs() if not is_reward_run(run)]
 
 
 def reward_models() -> list[RunFolder]:
     """Return the runs whose model judges."""
-    return [run for run in stage_runs() if run.facts().get("stage") == "reward"]
+    return [run for run in stage_runs() if is_reward_run(run)]
+
+
+def is_reward_run(run: RunFolder) -> bool:
+    """Return whether a run trained a reward model."""
+    stage = stage_of(run.facts())
+    return stage is not None and stage.makes == "reward model"
 
 
 def adapters() -> list[RunFolder]:
@@ -70,10 +78,10 @@ def is_adapter(path: str | Path) -> bool:
 def ask_policy(draft: Draft, *, show: Show) -> Draft:
     """Ask for the model to go on from (of a merge: the adapter). Raises Back."""
     stage = draft.raw["stage"]
-    merge = stage == "merge"
+    about = STAGES[stage].recipe.model_fields["model"].description or ""
     now = str((draft.raw.get("model") or {}).get("checkpoint") or "")
-    begin_question(draft, f"model.checkpoint: {ABOUT.get(stage, 'the model to go on from')}", show=show)
-    if merge:
+    begin_question(draft, f"model.checkpoint: {about.split(': {')[0]}", show=show)
+    if stage == MERGE.name:
         path = pick_run("Which adapter?", adapters(), "no run has trained one yet", now, ADAPTER_WHY, _why_no_adapter)
     else:
         path = pick_run("Which model?", policies(), "none yet: Pretrain makes one", now, WHY, why_no_model)
@@ -148,7 +156,7 @@ def with_model(draft: Draft, path: str) -> Draft:
 
 def first_name(stage: str, checkpoint: str | None) -> str:
     """Return the name that a run gets before the user gives one: what it came from, and what is done."""
-    ending = {"merge": "merged"}.get(stage, stage)
+    ending = "merged" if stage == MERGE.name else stage
     if not checkpoint:
         return f"my-{ending}"
     words = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(checkpoint).name).strip("-._") or "my"
@@ -158,7 +166,7 @@ def first_name(stage: str, checkpoint: str | None) -> str:
 def _fit_answers(draft: Draft) -> Draft:
     """Shorten answers that would leave no room for a prompt: the schema's length is for larger models."""
     resolved, problems = draft.look()
-    for stage in ("grpo", "ppo"):
+    for stage in STAGES:
         key = f"{stage}.max_completion_length"
         if any(problem.key == key for problem in problems) and not draft.is_answered(key):
             longest = resolved.values["train"]["max_length"] if resolved else 2

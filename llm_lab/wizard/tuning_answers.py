@@ -8,8 +8,8 @@ from math import gcd
 from typing import Any
 
 from llm_lab.recipe.fields import groups_of, keys_of
-from llm_lab.recipe.schema import StageRecipe
-from llm_lab.recipe.stages import STAGE_RECIPES
+from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.stage import StageRecipe
 from llm_lab.terminal.prompts import Back, Option, choose
 
 from .asking import OTHER, Show, Step, ask_key, ask_keys, begin_question, run_steps, skip
@@ -39,16 +39,8 @@ GROUP_NAMES = {
     "validation": "what is kept from training",
     "samples": "the samples",
     "score": "the held-out score",
-    "sft": "SFT's own",
-    "reward": "the reward model's own",
-    "dpo": "DPO's own",
-    "grpo": "GRPO's own",
-    "ppo": "PPO's own",
-    "merge": "the merge's own",
-    "eval": "how it is measured",
     "tasks": "the tasks' own",
-    "export": "the export's own",
-}
+} | {name: f"Advanced {stage.label} settings" for name, stage in STAGES.items()}
 
 
 def ask_lora(draft: Draft, *, show: Show) -> Draft:
@@ -121,14 +113,14 @@ def _in_groups(rows: int, group: int) -> str:
 
 def own_keys(stage: str) -> list[str]:
     """Return the keys of a stage's own group that are always asked."""
-    group = groups_of(STAGE_RECIPES[stage].model_fields[stage])[0]
+    group = groups_of(STAGES[stage].recipe.model_fields[stage])[0]
     return [key.path for key in keys_of(group, f"{stage}.") if key.question and not key.meta.get("advanced")]
 
 
 def finer_paths(draft: Draft, asked: tuple[str, ...]) -> dict[str, list[str]]:
     """Return the keys with a question that were not asked, by group; those that do nothing now left out."""
     found: dict[str, list[str]] = {}
-    for path in _questions(draft, STAGE_RECIPES[draft.raw["stage"]]):
+    for path in _questions(draft, STAGES[draft.raw["stage"]].recipe):
         if path not in asked and draft.applies(path):
             found.setdefault(path.split(".")[0] if "." in path else "", []).append(path)
     return found

@@ -7,9 +7,11 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.parameters import read_adapter_json, read_config_json
-from llm_lab.recipe.evaluation import TEXT_SCORES
-from llm_lab.recipe.native import what_loads
+from llm_lab.recipe.eval import EVAL, TEXT_SCORES
+from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.merge import MERGE
 from llm_lab.terminal.prompts import Back, Option, choose, type_in
 
 from .actions import Actions
@@ -47,12 +49,12 @@ PUSH_WHY = (
 def askers_of(stage: str, actions: Actions, *, show: Show) -> dict[str, Step]:
     """Return the questions that are more than one key, by the group or key they are about."""
     askers: dict[str, Step] = {"model": partial(ask_policy, show=show)}
-    if stage == "eval":
+    if stage == EVAL.name:
         askers["data"] = askers["score"] = askers["tasks"] = partial(ask_measured, actions=actions, show=show)
         askers["score.rewards"] = partial(ask_rewards, actions=actions, show=show, path="score.rewards")
         askers["eval.text_scores"] = partial(ask_text_scores, show=show)
         askers["tasks.names"] = partial(ask_tasks, show=show)
-    elif stage == "export":
+    elif stage == EXPORT.name:
         askers["export.to"] = partial(ask_form, show=show)
         askers["export.push"] = partial(ask_push, show=show)
         askers["export.private"] = partial(_ask_private, show=show)
@@ -62,12 +64,12 @@ def askers_of(stage: str, actions: Actions, *, show: Show) -> dict[str, Step]:
 def steps_of(stage: str, askers: dict[str, Step], *, finer: Step, show: Show) -> list[Step]:
     """Return the questions of a stage, in order. finer: asks for what is left."""
     paths = {
-        "merge": ("name",),
-        "eval": ("data", "name"),
-        "export": ("export.to", "export.weights", "export.push", "export.private", "name"),
+        MERGE.name: ("name",),
+        EVAL.name: ("data", "name"),
+        EXPORT.name: ("export.to", "export.weights", "export.push", "export.private", "name"),
     }[stage]
     steps = [askers["model"], *(askers.get(path) or _asker(path, show) for path in paths)]
-    return steps if stage == "merge" else [*steps[:-1], finer, steps[-1]]
+    return steps if stage == MERGE.name else [*steps[:-1], finer, steps[-1]]
 
 
 def _asker(path: str, show: Show) -> Step:

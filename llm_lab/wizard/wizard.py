@@ -9,6 +9,15 @@ from typing import Any
 
 from llm_lab.errors import LabError
 from llm_lab.estimate.machine import find_machine
+from llm_lab.recipe.dpo import DPO
+from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.grpo import GRPO
+from llm_lab.recipe.merge import MERGE
+from llm_lab.recipe.ppo import PPO
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.reward import REWARD
+from llm_lab.recipe.sft import SFT
+from llm_lab.recipe.stage import Stage
 from llm_lab.runs.folder import list_runs
 from llm_lab.terminal.console import make_console, one_line, print_error
 from llm_lab.terminal.prompts import Back, Option, choose, wait_for_enter
@@ -100,18 +109,22 @@ MENU_WHY = (
 )
 
 
+def _entry(stage: Stage) -> Entry:
+    return Entry(stage.title, stage.about, partial(do_tune, stage=stage.name))
+
+
 MENU: tuple[Entry, ...] = (
     Entry("Design a model", "choose its parts and see what they cost", do_design),
-    Entry("Pretrain", "learn from raw text, from scratch or not", do_pretrain),
-    Entry("Fine-tune (SFT)", "teach it to answer, fully or with LoRA", partial(do_tune, stage="sft")),
-    Entry("Reward model", "teach a judge, from preferences", partial(do_tune, stage="reward")),
-    Entry("DPO", "prefer the better answer, from preferences", partial(do_tune, stage="dpo")),
-    Entry("GRPO", "try, score, do more of what scored well", partial(do_tune, stage="grpo")),
-    Entry("PPO", "the same, with a critic", partial(do_tune, stage="ppo")),
-    Entry("Merge LoRA", "an adapter into its base", partial(do_tune, stage="merge")),
+    Entry(PRETRAIN.title, PRETRAIN.about, do_pretrain),
+    _entry(SFT),
+    _entry(REWARD),
+    _entry(DPO),
+    _entry(GRPO),
+    _entry(PPO),
+    _entry(MERGE),
     Entry("Chat", "talk to a model", do_chat),
     Entry("Evaluate", "measure it, or set models side by side", do_evaluate),
-    Entry("Export", "a form for others to load, proven; the Hub", partial(do_tune, stage="export")),
+    _entry(EXPORT),
     Entry("Checkpoints", "what there is, and how far it came", do_checkpoints),
     Entry("Replay a recipe", "run a recipe file, changed or not", do_replay),
     Entry("Doctor", "what this machine can do", do_doctor),

@@ -9,15 +9,13 @@ from conftest import tiny_recipe
 from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
 
-from llm_lab.estimate.parameters import read_config_json, shape_of_config
-from llm_lab.estimate.vocabulary import vocabulary_size
+from llm_lab.estimate.parameters import read_config_json, shape_of_config, vocabulary_size
 from llm_lab.hf.load import config_of_parts
 from llm_lab.hf.save import native_config
 from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
 from llm_lab.model.modeling_lab import LabForCausalLM
-from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
+from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZES
 from llm_lab.recipe.resolve import resolve
-from llm_lab.recipe.sizes import SIZES
 
 SMALL = {
     "vocab_size": 61,

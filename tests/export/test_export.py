@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
+from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS
 from llm_lab.export.gguf_file import write_gguf
 from llm_lab.export.gguf_tokenizer import LEADING_SPACE, LLAMA3, QWEN2, SPACE, read_tokenizer
 from llm_lab.export.plan import plan_export
@@ -25,7 +26,6 @@ from llm_lab.export.proof import GREEDY, TOLERANCES, ask_others, compare
 from llm_lab.hf.load import load_model
 from llm_lab.hf.save import set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
-from llm_lab.recipe.native import LLAMA_CPP, TRANSFORMERS
 from llm_lab.runner import load, run
 from llm_lab.runs.folder import RunFolder, find_model
 

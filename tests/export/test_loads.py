@@ -10,12 +10,12 @@ from support.llama_cpp import HAS_LLAMA_CPP, NO_LLAMA_CPP
 from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, YARN, tiny_model, tokens
 
 from llm_lab.errors import UserError
+from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS, Loads, what_loads
 from llm_lab.export.gguf_file import write_gguf
 from llm_lab.export.probe import Probe, ask
 from llm_lab.export.proof import ask_others
 from llm_lab.hf.save import save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import make_byte_tokenizer
-from llm_lab.recipe.native import LLAMA_CPP, TRANSFORMERS, Loads, what_loads
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
 
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}

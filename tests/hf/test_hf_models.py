@@ -12,12 +12,12 @@ from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, STRANGER, tiny_co
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from llm_lab.errors import UserError
+from llm_lab.estimate.compatibility import native_architecture
 from llm_lab.hf.load import build_from_config, load_model, read_config
 from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
-from llm_lab.recipe.native import native_architecture
 
 NATIVE = {
     "llama": {},

@@ -24,10 +24,9 @@ from llm_lab.hf.merging import TOLERANCES, merge_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
+from llm_lab.recipe.merge import MERGE_TOLERANCES, MergeRecipe
 from llm_lab.recipe.parts import ACTIVATIONS
-from llm_lab.recipe.post_training import MergeRecipe
 from llm_lab.recipe.resolve import resolve
-from llm_lab.recipe.untrained import MERGE_TOLERANCES
 from llm_lab.rewards.classifier import load_classifier
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import merge as merge_stage

@@ -16,7 +16,8 @@ from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.build import build_optimizer, split_parameters
 from llm_lab.optim.muon import COEFFICIENTS, MuonWithAdamW
 from llm_lab.optim.schedule import learning_rate_factor
-from llm_lab.recipe.schema import SCHEDULERS, Adafactor, AdamW, Lion, Muon, Sophia
+from llm_lab.recipe.optimizers import Adafactor, AdamW, Lion, Muon, Sophia
+from llm_lab.recipe.train_loop import SCHEDULERS
 
 OPTIONS = [AdamW(), Muon(), Lion(), Sophia(), Adafactor(weight_decay=0.1), Adafactor(beta1=0.9)]
 SHAPES = [(8, 8), (16, 4), (4, 16), (8, 8), (1, 6)]

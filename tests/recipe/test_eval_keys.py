@@ -17,8 +17,8 @@ from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
 from llm_lab.hf.load import load_model
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe.evaluation import EvalRecipe
-from llm_lab.recipe.tables import leaf_keys
+from llm_lab.recipe.eval import EvalRecipe
+from llm_lab.recipe.fields import leaf_keys
 from llm_lab.runner import run
 from llm_lab.stages import eval as eval_stage
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 from conftest import write_text
+from llm_lab.recipe.evaluation_rules import EVALUATION_RULES
 from support.post_runs import write_base, write_questions
 
 from llm_lab.estimate.machine import Machine, find_machine
-from llm_lab.recipe.derive import derive
-from llm_lab.recipe.evaluation_rules import EVALUATION_RULES
-from llm_lab.recipe.resolve import diagnose, resolve
+from llm_lab.recipe.resolve import derive, diagnose, resolve
 from llm_lab.recipe.validate import validate
 from llm_lab.runner import read_job
 

@@ -11,8 +11,8 @@ from support.hub_stand_in import HubStandIn, User
 from support.post_runs import weights_of, write_base
 
 from llm_lab.errors import LabError
-from llm_lab.recipe.exporting import EXPORT_RULES, ExportRecipe
-from llm_lab.recipe.tables import leaf_keys
+from llm_lab.recipe.export import EXPORT_RULES, ExportRecipe
+from llm_lab.recipe.fields import leaf_keys
 from llm_lab.runner import read_job, run
 
 # The Hub's client hands its files to its HTTP library in a way that this one is giving up.

@@ -9,10 +9,10 @@ from conftest import tiny_recipe
 from llm_lab.errors import MachineError, UserError
 from llm_lab.estimate import machine as hardware
 from llm_lab.estimate.machine import Gpu, Machine, find_machine
-from llm_lab.recipe.derive import CPU_MAX_STEPS
 from llm_lab.recipe.files import parse_yaml
-from llm_lab.recipe.resolve import Origin, diagnose, normalise, require_device, resolve
-from llm_lab.recipe.sizes import SIZES
+from llm_lab.recipe.parts import SIZES, expand_model
+from llm_lab.recipe.pretrain import CPU_MAX_STEPS
+from llm_lab.recipe.resolve import Origin, diagnose, require_device, resolve
 
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, (9, 0))
@@ -220,7 +220,7 @@ def test_a_model_by_name_is_a_checkpoint_where_there_are_weights(in_tmp_path):
     ):
         (in_tmp_path / folder).mkdir(parents=True)
         (in_tmp_path / folder / file).write_text("{}")
-    named = {name: normalise({"model": name})["model"] for name in ("shape", "weights", "run", "org/name")}
+    named = {name: expand_model({"model": name})["model"] for name in ("shape", "weights", "run", "org/name")}
     assert [next(iter(model)) for model in named.values()] == ["config", "checkpoint", "checkpoint", "checkpoint"]
 
 

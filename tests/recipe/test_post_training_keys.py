@@ -18,9 +18,9 @@ from llm_lab.data import examples as example_sets
 from llm_lab.errors import LabError
 from llm_lab.evaluation import score
 from llm_lab.recipe import schema
-from llm_lab.recipe.post_training import TUNED
-from llm_lab.recipe.stages import STAGE_RECIPES
-from llm_lab.recipe.tables import leaf_keys
+from llm_lab.recipe.fields import leaf_keys
+from llm_lab.recipe.optimizers import TUNED
+from llm_lab.recipe.registry import STAGES
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import reward
@@ -139,7 +139,7 @@ EFFECTS: dict[str, tuple] = {
     "MergeOptions.tolerance": (None, 1e-12, "refused"),
 }
 for _stage in ("sft", "reward", "dpo", "grpo", "ppo", "merge"):
-    _owner = STAGE_RECIPES[_stage].__name__
+    _owner = STAGES[_stage].recipe.__name__
     _seen = {"sft": "losses", "reward": "losses", "dpo": "losses", "grpo": "rewards", "ppo": "rewards"}
     EFFECTS[f"{_owner}.name"] = (_stage, "renamed", "path")
     EFFECTS[f"{_owner}.seed"] = (_stage, 7, _seen.get(_stage, "results"))
@@ -162,7 +162,7 @@ STAGE_OF = {
     "MergeOptions": "merge",
 }
 PLACES: dict[str, dict[str, str]] = {}  # key: {stage: where it stands there}, the first where it stands twice
-for _stage, _recipe in STAGE_RECIPES.items():
+for _stage, _recipe in ((name, stage.recipe) for name, stage in STAGES.items()):
     # Those that train nothing have files of their own.
     for _key, _owner in leaf_keys(_recipe) if _stage not in ("pretrain", "eval", "export") else ():
         if _key.path != "stage":

@@ -2,13 +2,12 @@
 
 import pytest
 from conftest import tiny_recipe
+from llm_lab.recipe.rules import RULES
 
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
-from llm_lab.recipe.derive import derive
-from llm_lab.recipe.resolve import diagnose
-from llm_lab.recipe.rules import RULES, applies, check_rules
-from llm_lab.recipe.validate import validate
+from llm_lab.recipe.resolve import derive, diagnose
+from llm_lab.recipe.validate import applies, check_rules, validate
 
 
 def problems_of(raw: dict) -> dict[str, str]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from llm_lab.errors import UserError
 from llm_lab.recipe.files import apply_overrides, format_value, parse_yaml, read_recipe_file, to_yaml
+from llm_lab.recipe.pretrain import PretrainRecipe
 from llm_lab.recipe.resolve import resolve
-from llm_lab.recipe.schema import PretrainRecipe
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.build import BUILDERS
 from llm_lab.recipe import rules
-from llm_lab.recipe.schema import STAGES, PretrainRecipe
-from llm_lab.recipe.tables import leaf_keys
+from llm_lab.recipe.fields import leaf_keys
+from llm_lab.recipe.pretrain import PretrainRecipe
+from llm_lab.recipe.registry import STAGES
 from llm_lab.runner import STAGE_MODULES, run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import pretrain

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm_lab.recipe.rules import TUNING_RULES
 from support.post_runs import write_base
 
 from llm_lab.estimate.machine import Machine, find_machine
-from llm_lab.recipe.derive import derive
-from llm_lab.recipe.finetune import settle
-from llm_lab.recipe.post_training import TUNED
-from llm_lab.recipe.resolve import diagnose, resolve
-from llm_lab.recipe.rules import TUNING_RULES
+from llm_lab.recipe.optimizers import TUNED
+from llm_lab.recipe.post_training import fill_steps
+from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.resolve import derive, diagnose, resolve
 from llm_lab.recipe.validate import validate
 from llm_lab.runner import read_job
 
@@ -286,19 +286,19 @@ def test_the_steps_follow_from_the_passes_once_the_examples_are_counted():
     assert values["train"].get("max_steps") is None
     assert values["scheduler"].get("warmup_steps") is None
     rows = 4 * values["train"]["gradient_accumulation_steps"]
-    settled, reasons = settle(values, examples=1000, processes=2)
+    settled, reasons = fill_steps(STAGES["sft"], values, examples=1000, processes=2)
     steps = round(2 * 1000 / (rows * 2))
     assert settled["train"]["max_steps"] == steps
     assert settled["train"]["eval_steps"] == settled["train"]["save_steps"] == steps // 5
     assert settled["scheduler"]["warmup_steps"] == steps // 20
     assert settled["train"]["logging_steps"] == max(1, steps // 50)
-    assert reasons["train.max_steps"] == f"2 times 1,000 examples, {rows * 2} rows a step"
-    assert settle(values, examples=1, processes=1)[0]["train"]["max_steps"] == 1
+    assert reasons["train.max_steps"] == f"2 epochs of 1,000 examples, {rows * 2} rows per step"
+    assert fill_steps(STAGES["sft"], values, examples=1, processes=1)[0]["train"]["max_steps"] == 1
 
 
 def test_what_the_recipe_says_of_steps_stays_when_the_examples_are_counted():
     said = {"max_steps": 7, "eval_steps": 3, "save_steps": 2}
-    settled, reasons = settle(resolved("sft", train=said), examples=1000, processes=1)
+    settled, reasons = fill_steps(STAGES["sft"], resolved("sft", train=said), examples=1000, processes=1)
     assert {key: settled["train"][key] for key in said} == said
     assert reasons == {}
 
@@ -306,7 +306,7 @@ def test_what_the_recipe_says_of_steps_stays_when_the_examples_are_counted():
 def test_passes_of_grpo_count_prompts_not_answers():
     changes = {"grpo": {"num_generations": 4, "max_completion_length": 8}}
     train = {"num_train_epochs": 1.0, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
-    settled, _ = settle(resolved("grpo", **changes, train=train), examples=100, processes=1)
+    settled, _ = fill_steps(STAGES["grpo"], resolved("grpo", **changes, train=train), examples=100, processes=1)
     assert settled["train"]["max_steps"] == 50  # two prompts a step
     assert resolved("grpo")["train"]["max_steps"] == 200
 

@@ -11,7 +11,7 @@ from llm_lab.hf.load import build_from_config, config_of_parts
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.recipe.parts import ModelParts
-from llm_lab.recipe.post_training import RewardRecipe
+from llm_lab.recipe.reward import RewardRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import reward
 

@@ -12,8 +12,8 @@ from support.tiny_models import tiny_config
 from llm_lab.estimate.machine import find_machine
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.build import build_optimizer
+from llm_lab.recipe.optimizers import OPTIMIZERS, AdamW, AdamW8bit
 from llm_lab.recipe.parts import ACTIVATIONS, NORMS, POSITIONS
-from llm_lab.recipe.schema import OPTIMIZERS, AdamW, AdamW8bit
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training import cross_entropy as token_loss

@@ -10,9 +10,10 @@ from support.wizard_keys import Key, answer, keyboard, pick
 from llm_lab.errors import MachineError, Problem
 from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.optimizers import OPTIMIZERS
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
-from llm_lab.recipe.schema import OPTIMIZERS, SCHEDULERS
-from llm_lab.recipe.stages import STAGE_RECIPES
+from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.runs.folder import RunFolder
 from llm_lab.wizard import design, pretraining
 from llm_lab.wizard.review import value_lines
@@ -303,7 +304,7 @@ def test_every_key_with_a_question_is_reachable_in_the_review():
     drafts.append(draft.with_answer("score", {"path": "builtin:sums"}))
     lines = [line.value for each in drafts for line in value_lines(each)]
     reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
-    assert {key.path for key in every_key(STAGE_RECIPES["pretrain"]) if key.question} <= reachable
+    assert {key.path for key in every_key(STAGES["pretrain"].recipe) if key.question} <= reachable
 
 
 def test_every_part_of_a_model_is_asked_in_the_design():

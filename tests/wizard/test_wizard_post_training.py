@@ -10,18 +10,17 @@ from support.wizard_lab import LEAVE, MODEL, RUN, USUAL, results, seen
 
 from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.post_training import TUNED
+from llm_lab.recipe.optimizers import TUNED
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
-from llm_lab.recipe.schema import SCHEDULERS
-from llm_lab.recipe.stages import STAGE_RECIPES
-from llm_lab.recipe.untrained import UNTRAINED
+from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.wizard import tuning, untrained
 from llm_lab.wizard.review import value_lines
 from llm_lab.wizard.start_model import with_model
 from llm_lab.wizard.tuning_answers import ask_finer, finer_paths, own_keys
 from llm_lab.wizard_actions import wizard_actions
 
-STAGES = [stage for stage in STAGE_RECIPES if stage != "pretrain"]
+POST_TRAINING = [stage for stage in STAGES if stage != "pretrain"]
 MENU = pick("Back to the menu")
 ENTRIES = {stage: pick(f"{title} ") for stage, title in tuning.TITLES.items()}
 DATA = (Key.ENTER, *pick("no, that is all"))
@@ -302,7 +301,7 @@ def drafts_of(stage):
     """Drafts that between them have every key of a stage."""
     draft = with_model(tuning.new_draft(find_machine(), stage), "checkpoints/base")
     drafts = [draft]
-    if stage not in UNTRAINED:
+    if STAGES[stage].trains:
         drafts += [draft.with_answer("optimizer.name", name) for name in TUNED]
         drafts += [draft.with_answer("scheduler.name", name) for name in SCHEDULERS]
         drafts += [draft.with_answer("lora", {"preset": "custom", "target_modules": ["q_proj"]})]
@@ -311,32 +310,32 @@ def drafts_of(stage):
     if stage == "eval":
         texts = [{"path": "builtin:stories", "subset": "a", "text_column": "b"}]
         drafts.append(draft.with_answer("data", texts).with_answer("tasks", {"names": ["arc_easy"]}))
-    if "score" in STAGE_RECIPES[stage].model_fields:
+    if "score" in STAGES[stage].recipe.model_fields:
         drafts.append(draft.with_answer("score", {"path": "builtin:sums"}))
     return drafts
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", POST_TRAINING)
 def test_every_question_of_a_stage_is_reachable_in_the_review(lab, stage):
     from support.recipe_keys import every_key
 
     lines = [line.value for each in drafts_of(stage) for line in value_lines(each)]
     reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
-    asked = {key.path for key in every_key(STAGE_RECIPES[stage]) if key.question}
+    asked = {key.path for key in every_key(STAGES[stage].recipe) if key.question}
     assert asked <= reachable
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", POST_TRAINING)
 def test_every_question_of_a_stage_is_asked_or_among_the_finer_settings(lab, stage):
     from support.recipe_keys import every_key
 
-    own = untrained.ASKED if stage in UNTRAINED else own_keys(stage)
+    own = untrained.ASKED if not STAGES[stage].trains else own_keys(stage)
     asked = (*tuning.ASKED, *tuning.LORA_KEYS, *own, "data.path")
     finer = {path for draft in drafts_of(stage) for paths in finer_paths(draft, asked).values() for path in paths}
-    assert {key.path for key in every_key(STAGE_RECIPES[stage]) if key.question} <= {*asked, *finer}
+    assert {key.path for key in every_key(STAGES[stage].recipe) if key.question} <= {*asked, *finer}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", POST_TRAINING)
 def test_every_question_fits_the_terminal_with_its_why(lab, stage, monkeypatch, capsys):
     from llm_lab.wizard.asking import ask_key
 

@@ -6,7 +6,7 @@ from support.wizard_keys import Key, To, answer, keyboard, pick
 
 from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.files import format_value
-from llm_lab.recipe.stages import STAGE_RECIPES
+from llm_lab.recipe.registry import STAGES
 from llm_lab.terminal.prompts import Back, Option, choose, confirm, type_in
 from llm_lab.wizard import design, pretraining
 from llm_lab.wizard.asking import ask_key, ask_keys
@@ -240,15 +240,15 @@ def test_another_schedule_keeps_the_warm_up_that_was_answered(press, draft):
     assert "scheduler.min_ratio = 0.3" in answered.notice
 
 
-@pytest.mark.parametrize("stage", STAGE_RECIPES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_key_has_help_and_every_question_ends_in_a_question_mark(stage):
-    for key in every_key(STAGE_RECIPES[stage]):
+    for key in every_key(STAGES[stage].recipe):
         assert key.help, key.path
         assert key.question is None or key.question.endswith("?"), key.path
 
 
 def test_a_question_stands_on_one_line_with_its_hint_below_where_it_is_long(press, draft):
-    for key in every_key(STAGE_RECIPES["pretrain"]):
+    for key in every_key(STAGES["pretrain"].recipe):
         if key.question:
             assert len(key.question) < 76, key.path
 

@@ -1,0 +1,197 @@
+"""Evaluation: loss on texts, answers to prompts, speed, tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from llm_lab.errors import Problem
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.parameters import ModelShape, shape_at
+
+from .fields import Bool, Group, Int, OneOf, option
+from .parts import ModelCheckpoint
+from .scoring import REWARD_RULES, Score, derive_score, prompts_must_be_named
+from .stage import PartialRecipe, Stage, StageRecipe, Values, repeated_sets
+from .train_loop import DTYPES, is_installed
+
+NAME = "eval"
+ABOUT = "measure a model: loss on texts, answers to prompts, speed, tasks"
+TEXT_SCORES = {
+    "bleu": "n-grams shared by answer and reference, from 0 to 100 (Papineni et al. 2002), by sacrebleu",
+    "rouge": "words and sequences shared by both, from 0 to 1 (Lin 2004), by rouge-score",
+}
+SCORE_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
+EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
+EVAL_ROWS = 8
+# {key of `eval`: the groups that it belongs to}; without one of them it has no effect.
+OWNERS = {
+    "max_tokens": ("data",),
+    "max_length": ("data", "tasks"),
+    "per_device_eval_batch_size": ("data", "tasks"),
+    "text_scores": ("score",),
+}
+
+
+class EvalText(Group):
+    """One set of texts whose loss is measured."""
+
+    path: str = option(
+        ...,
+        help="a file, folder or glob (txt, md, jsonl, csv, parquet), builtin:stories, or a Hub name",
+        question="Which text?",
+        min_length=1,
+    )
+    subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
+    split: str = option("train", help="split of a Hub dataset", min_length=1)
+    text_column: str | None = option(
+        help="column that holds the text", derived="recognized from the first rows", min_length=1
+    )
+
+
+class EvalOptions(Group):
+    """Evaluation options."""
+
+    max_tokens: Int | None = option(
+        help="maximum number of tokens of each text",
+        question="Maximum number of tokens of each text?",
+        derived="131,072 on a CPU, 1,048,576 on a GPU; for the run's own validation, as in the run",
+        ge=2,
+    )
+    max_length: Int | None = option(
+        help="context while measuring, in tokens",
+        question="Context while measuring, in tokens?",
+        derived="its run's max_length, else the model's context, at most 1,024; for tasks the whole context",
+        ge=2,
+        advanced=True,
+    )
+    per_device_eval_batch_size: Int | None = option(
+        help="rows of a batch, per device",
+        question="Rows of a batch?",
+        derived="8; for the run's own validation, as in the run",
+        ge=1,
+        advanced=True,
+    )
+    dtype: Annotated[str, OneOf(DTYPES)] | None = option(
+        help="precision of matrix products",
+        question="Precision?",
+        choices=DTYPES,
+        derived="bfloat16 on a GPU, float32 on a CPU; for the run's own validation, as in the run",
+        advanced=True,
+    )
+    text_scores: tuple[Annotated[str, OneOf(TEXT_SCORES)], ...] = option(
+        (),
+        help="how close the answers to `score` are to the references",
+        question="Compute BLEU or ROUGE of the answers?",
+        choices=TEXT_SCORES,
+    )
+    speed_tokens: Int = option(
+        64,
+        help="tokens generated to measure time to first token and tokens/s; 0: none",
+        question="Tokens generated to measure the speed (0: none)?",
+        ge=0,
+        advanced=True,
+    )
+
+
+class EvalTasks(Group):
+    """Tasks of lm-evaluation-harness, an extra: pip install 'llm-lab[eval]'."""
+
+    names: tuple[str, ...] = option(
+        ...,
+        help="the tasks: names, such as arc_easy, or your own YAML files",
+        question="Which tasks?",
+        min_length=1,
+    )
+    limit: Int | None = option(
+        help="maximum number of documents of each task", question="Maximum number of documents of each?", ge=1
+    )
+    num_fewshot: Int | None = option(
+        help="examples before each question", derived="the task's own", ge=0, advanced=True
+    )
+    apply_chat_template: Bool = option(
+        False, help="apply the model's chat template", question="Apply the chat template?", advanced=True
+    )
+
+
+class EvalRecipe(StageRecipe):
+    """An evaluation: loss on texts, answers to prompts, speed, tasks. Nothing is trained."""
+
+    stage: Literal["eval"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
+    model: ModelCheckpoint = option(..., help="the model to measure: {checkpoint: a run, a folder or a Hub name}")
+    data: tuple[EvalText, ...] | None = option(
+        help="texts whose loss is measured",
+        derived="without data, score and tasks: the checkpoint's own validation data",
+        min_length=1,
+    )
+    score: Score | None = option(help="prompts that are answered and scored")
+    eval: EvalOptions = option(EvalOptions(), help="evaluation options")
+    tasks: EvalTasks | None = option(help="tasks of lm-evaluation-harness")
+
+
+def measures_itself(values: Values) -> bool:
+    """Return whether an evaluation names nothing to measure on, so that the model's own validation data is used."""
+    return not any(values.get(group) for group in ("data", "score", "tasks"))
+
+
+def missing_packages(values: Values) -> dict[str, str]:
+    """Return {package that is not installed: the key that requires it}."""
+    scores = (values.get(NAME) or {}).get("text_scores") or ()
+    required = {SCORE_PACKAGES[name]: "eval.text_scores" for name in scores}
+    required |= {"lm_eval": "tasks"} if values.get("tasks") else {}
+    return {package: key for package, key in required.items() if not is_installed(package)}
+
+
+def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:
+    """Fill in what an evaluation leaves out; its own run's settings are known once that is read."""
+    shape, device = known or shape_at(recipe.get("model.checkpoint")), recipe.get("device")
+    if measures_itself(recipe.values):
+        return shape
+    if recipe.get("data"):
+        where = "on a CPU" if device == "cpu" else "on a GPU"
+        recipe.fill("eval.max_tokens", EVAL_TOKENS[device], f"for every model {where}")
+    if recipe.get("data") or recipe.get("tasks"):
+        recipe.fill("eval.per_device_eval_batch_size", EVAL_ROWS, "small enough for any memory")
+    recipe.fill("eval.dtype", *(("float32", "a CPU") if device == "cpu" else ("bfloat16", "a GPU")))
+    derive_score(stage, recipe, shape)
+    return shape
+
+
+def _settings_have_an_effect(values: Values) -> Iterator[Problem]:
+    if measures_itself(values):
+        return
+    for key, owners in OWNERS.items():
+        value = (values.get(NAME) or {}).get(key)
+        if value and not any(values.get(owner) for owner in owners):
+            why, fix = f"has no effect without {' or '.join(owners)}", f"Leave it out, or set {owners[0]}."
+            if key == "text_scores":
+                why, fix = "there are no answers to compare with references", "Name prompts in score.path."
+            shown = ", ".join(value) if isinstance(value, tuple | list) else value
+            yield Problem(f"eval.{key}", why, value=shown, fix=fix)
+
+
+def _tasks_are_named_once(values: Values) -> Iterator[Problem]:
+    names = list((values.get("tasks") or {}).get("names") or ())
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield Problem("tasks.names", "duplicate task", value=name, fix="Name it once.")
+
+
+EVAL = Stage(
+    name=NAME,
+    title="Evaluate",
+    label="Evaluation",
+    about=ABOUT,
+    recipe=EvalRecipe,
+    rules=(
+        *REWARD_RULES,
+        repeated_sets,
+        _settings_have_an_effect,
+        _tasks_are_named_once,
+        prompts_must_be_named(NAME),
+    ),
+    derive=derive,
+    examples="text",
+    makes=None,
+    continues=False,
+    next_step="Evaluate it: loss, answers, speed, tasks",
+)

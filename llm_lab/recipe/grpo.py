@@ -1,0 +1,119 @@
+"""GRPO: reinforcement learning that compares the answers to one prompt with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from llm_lab.errors import Problem
+
+from .fields import Bool, Float, Group, Int, OneOf, option
+from .post_training import (
+    POST_TRAINING_RULES,
+    RolloutRecipe,
+    answers_fit_the_context,
+    derive_post_training,
+    estimate,
+    max_completion_length,
+    no_adapter_dropout,
+    sampling_temperature,
+)
+from .scoring import prompts_are_held_out
+from .stage import Stage, Values
+
+NAME = "grpo"
+ABOUT = "RL: reinforce answers that beat the others of their group"
+GRPO_LOSSES = {
+    "dapo": "mean over all tokens of the step; long answers count by their length",
+    "grpo": "mean over each answer, then over answers; favors short correct answers",
+    "dr_grpo": "sum over tokens, divided by the maximum length: no length bias",
+    "bnpo": "mean over the tokens of the batch",
+}
+REWARD_SCALES = {
+    "group": "by the standard deviation of the group, as in the paper",
+    "batch": "by the standard deviation of the batch; more stable",
+    "none": "not scaled: no bias towards easy or hard prompts",
+}
+
+
+class GrpoOptions(Group):
+    """GRPO (Shao et al. 2024): the answers to one prompt are compared with each other."""
+
+    num_generations: Int = option(4, help="answers per prompt", question="Answers per prompt?", ge=2)
+    max_completion_length: Int = max_completion_length()
+    temperature: Float = sampling_temperature()
+    beta: Float = option(
+        0.0,
+        help="weight of the KL penalty to the initial model; 0: none, and no second model in memory",
+        question="Weight of the KL penalty?",
+        ge=0.0,
+    )
+    epsilon: Float = option(0.2, help="clip ratios at 1 ± epsilon", question="Epsilon?", gt=0.0, lt=1.0, advanced=True)
+    num_iterations: Int = option(
+        1, help="updates on the same answers", question="Updates on the same answers?", ge=1, advanced=True
+    )
+    loss_type: Annotated[str, OneOf(GRPO_LOSSES)] = option(
+        "dapo", help="how tokens are averaged", question="How are tokens averaged?", choices=GRPO_LOSSES, advanced=True
+    )
+    scale_rewards: Annotated[str, OneOf(REWARD_SCALES)] = option(
+        "group",
+        help="how rewards are scaled",
+        question="How are rewards scaled?",
+        choices=REWARD_SCALES,
+        advanced=True,
+    )
+    mask_truncated_completions: Bool = option(
+        False,
+        help="exclude truncated answers from the loss",
+        question="Exclude truncated answers?",
+        advanced=True,
+    )
+
+
+class GrpoRecipe(RolloutRecipe):
+    """GRPO: generate answers, score them, and reinforce those that beat the others of their group."""
+
+    stage: Literal["grpo"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
+    grpo: GrpoOptions = option(GrpoOptions(), help="how answers are generated and learned from")
+
+
+def _groups_fill_a_step(values: Values) -> Iterator[Problem]:
+    group, train = (values.get(NAME) or {}).get("num_generations"), values.get("train") or {}
+    rows, batches = train.get("per_device_train_batch_size"), train.get("gradient_accumulation_steps")
+    if group and rows and batches and (rows * batches) % group:
+        allowed = [n for n in range(1, 65) if (n * batches) % group == 0][:6]
+        yield Problem(
+            "train.per_device_train_batch_size",
+            f"a row is one answer, and the {rows * batches} rows of a step are not a whole number of groups of "
+            f"grpo.num_generations = {group}",
+            value=rows,
+            allowed=", ".join(map(str, allowed)) + ", ...",
+            fix=f"Try {min(allowed, key=lambda n: abs(n - rows))}.",
+        )
+
+
+GRPO = Stage(
+    name=NAME,
+    title="GRPO",
+    label="GRPO",
+    about=ABOUT,
+    recipe=GrpoRecipe,
+    rules=(
+        *POST_TRAINING_RULES,
+        _groups_fill_a_step,
+        answers_fit_the_context(NAME),
+        no_adapter_dropout(NAME),
+        prompts_are_held_out,
+    ),
+    derive=derive_post_training,
+    estimate=estimate,
+    trains=True,
+    examples="prompt",
+    made="trained by reinforcement learning (GRPO)",
+    learning_rate_scale=0.001,
+    rows_per_example="grpo.num_generations",
+    compares_probabilities=True,
+    estimates_reference=lambda values: values[NAME]["beta"] > 0,
+    next_step="GRPO: reinforce answers that beat their group",
+    next=("dpo", "ppo", "eval", "export"),
+)

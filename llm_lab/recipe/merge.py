@@ -1,0 +1,61 @@
+"""The merge of a LoRA adapter into its base."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
+
+from .fields import Float, Group, option
+from .parts import ModelCheckpoint
+from .stage import PartialRecipe, Stage, StageRecipe
+
+NAME = "merge"
+ABOUT = "merge a LoRA adapter into its base"
+# How much rounding to the dtype of the base may change logits; llm_lab/hf/merge.py has the reasons.
+MERGE_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
+
+
+class MergeOptions(Group):
+    """Merge options."""
+
+    tolerance: Float | None = option(
+        help="maximum difference of logits before and after, relative to their size",
+        question="Maximum difference of logits?",
+        derived="1e-4; 2e-2 for a base in bf16",
+        gt=0.0,
+        advanced=True,
+    )
+
+
+class MergeRecipe(StageRecipe):
+    """The merge of a LoRA adapter into its base."""
+
+    stage: Literal["merge"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
+    model: ModelCheckpoint = option(..., help="the adapter: {checkpoint: a run or a folder}")
+    merge: MergeOptions = option(MergeOptions(), help="merge options")
+
+
+def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:
+    """Fill in the tolerance, which depends on the dtype of the base."""
+    config = read_config_json(recipe.get("model.checkpoint"))
+    if config:
+        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+        tolerance = MERGE_TOLERANCES.get(dtype, MERGE_TOLERANCES["float32"])
+        recipe.fill("merge.tolerance", tolerance, f"the base is in {dtype}")
+    return known or shape_at(recipe.get("model.checkpoint"))
+
+
+MERGE = Stage(
+    name=NAME,
+    title="Merge LoRA",
+    label="Merge",
+    about=ABOUT,
+    recipe=MergeRecipe,
+    derive=derive,
+    accepts_reward_model=True,
+    made="an adapter merged into its base",
+    next_step="Merge the adapter into its base",
+    next=("sft", "dpo", "grpo", "ppo", "eval", "export"),
+)

@@ -1,0 +1,121 @@
+"""PPO: reinforcement learning with a value model (critic)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.parameters import ModelShape
+
+from .fields import Float, Group, Int, option
+from .post_training import (
+    POST_TRAINING_RULES,
+    RolloutRecipe,
+    answers_fit_the_context,
+    derive_post_training,
+    estimate,
+    max_completion_length,
+    no_adapter_dropout,
+    rounded,
+    sampling_temperature,
+)
+from .scoring import prompts_are_held_out
+from .stage import PartialRecipe, Stage
+
+NAME = "ppo"
+ABOUT = "RL with a value model (critic): reinforce answers that beat its prediction"
+CRITIC_SCALE = 5  # of the model's learning rate
+
+
+class PpoOptions(Group):
+    """PPO (Schulman et al. 2017), as in RLHF: a reward at the end, a KL penalty at every token, a critic."""
+
+    max_completion_length: Int = max_completion_length()
+    temperature: Float = sampling_temperature()
+    kl_coef: Float = option(
+        0.05,
+        help="per-token KL penalty to the initial model",
+        question="KL coefficient?",
+        ge=0.0,
+    )
+    gamma: Float = option(
+        1.0, help="discount factor of later rewards", question="Gamma?", ge=0.0, le=1.0, advanced=True
+    )
+    lam: Float = option(
+        0.95,
+        help="lambda of GAE: 1 relies on rewards, 0 on the critic",
+        question="Lambda?",
+        ge=0.0,
+        le=1.0,
+        advanced=True,
+    )
+    cliprange: Float = option(
+        0.2, help="clip ratios at 1 ± cliprange", question="Clip range?", gt=0.0, lt=1.0, advanced=True
+    )
+    cliprange_value: Float = option(
+        0.2,
+        help="clip the critic's change from its old value at this",
+        question="Clip range of the critic?",
+        gt=0.0,
+        advanced=True,
+    )
+    num_ppo_epochs: Int = option(2, help="epochs over the same answers", question="Epochs over the same answers?", ge=1)
+    num_mini_batches: Int = option(1, help="updates per epoch", question="Updates per epoch?", ge=1, advanced=True)
+    critic: str | None = option(
+        help="what the critic starts from: a run or a folder, possibly a reward model",
+        question="Critic (empty: a copy of the model)?",
+        derived="a copy of the model, with a new head",
+        min_length=1,
+        advanced=True,
+        names="model",
+    )
+    critic_learning_rate: Float | None = option(
+        help="learning rate of the critic",
+        question="Learning rate of the critic?",
+        derived="5 times the model's",
+        gt=0.0,
+        advanced=True,
+    )
+    missing_eos_penalty: Float = option(
+        0.0,
+        help="subtracted from the reward of a truncated answer",
+        question="Penalty for a truncated answer?",
+        ge=0.0,
+        advanced=True,
+    )
+
+
+class PpoRecipe(RolloutRecipe):
+    """PPO: generate answers, score them, and reinforce those that beat the critic's prediction."""
+
+    stage: Literal["ppo"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
+    ppo: PpoOptions = option(PpoOptions(), help="how answers are generated and learned from")
+
+
+def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:
+    """Fill in what a PPO recipe leaves out."""
+    shape = derive_post_training(stage, recipe, machine, known)
+    rate = rounded(CRITIC_SCALE * recipe.get("optimizer.learning_rate"))
+    recipe.fill("ppo.critic_learning_rate", rate, f"{CRITIC_SCALE} times the model's")
+    return shape
+
+
+PPO = Stage(
+    name=NAME,
+    title="PPO",
+    label="PPO",
+    about=ABOUT,
+    recipe=PpoRecipe,
+    rules=(*POST_TRAINING_RULES, answers_fit_the_context(NAME), no_adapter_dropout(NAME), prompts_are_held_out),
+    derive=derive,
+    estimate=estimate,
+    trains=True,
+    examples="prompt",
+    made="trained by reinforcement learning (PPO)",
+    learning_rate_scale=0.001,
+    compares_probabilities=True,
+    estimates_reference=lambda values: True,
+    has_critic=True,
+    next_step="PPO: RL with a value model (critic)",
+    next=("dpo", "grpo", "eval", "export"),
+)

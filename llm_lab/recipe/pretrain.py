@@ -1,0 +1,411 @@
+"""Pretraining: next-token prediction on raw text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Tag
+
+from llm_lab.errors import Problem
+from llm_lab.estimate.cost import FULL, Estimate, available_bytes, estimate_pretraining, memory_by_part
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.parameters import ModelShape, read_config_json, vocabulary_size
+
+from .fields import Bool, Float, Group, Int, OneOf, option
+from .optimizers import Muon, Optimizer
+from .parts import (
+    PARTS_RULES,
+    SIZES,
+    Model,
+    ModelParts,
+    derive_model,
+    model_source,
+    named_context,
+    position_embedding_of,
+)
+from .scoring import REWARD_RULES, Score, derive_score, prompts_must_be_named
+from .stage import PartialRecipe, Stage, StageRecipe, Values, repeated_sets
+from .train_loop import FLASH_MAX_HEAD_DIM, LOOP_RULES, SPLITS, Scheduler, TrainLoop, faster_dtype, fill_intervals
+
+NAME = "pretrain"
+ABOUT = "train on raw text, from scratch or from a checkpoint"
+WHEN_EXHAUSTED = {
+    "repeat": "start the next epoch of it",
+    "stop": "end the run when the first set is exhausted",
+}
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
+EVALUATIONS = 10  # in a run that is long enough
+CPU_MAX_STEPS = 500
+MAX_LENGTH = {"cpu": 128, "cuda": 1024}
+EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
+# Measured: compiling takes half a minute on two CPU cores and saves about 5 ms of a 35 ms step.
+COMPILE_PAYS_AFTER_STEPS = {"cpu": 5000, "cuda": 200}
+
+
+class BpeTokenizer(Group):
+    """A byte-level BPE, trained on the run's own training text."""
+
+    bpe: Int = option(..., help="maximum vocabulary size", ge=257, le=1_000_000)
+
+
+class DataSource(Group):
+    """One set of texts."""
+
+    path: str = option(
+        ...,
+        help="a file, folder or glob (txt, md, jsonl, csv, parquet), builtin:stories, or a Hub name",
+        question="Which text?",
+        why="A folder is read with all its files of one format. A text file is one document; a row of jsonl, csv or "
+        "parquet is one document. builtin:stories is generated locally and needs no network.",
+        min_length=1,
+    )
+    subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
+    split: str = option("train", help="split of a Hub dataset", min_length=1)
+    text_column: str | None = option(
+        help="column that holds the text", derived="recognized from the first rows", min_length=1
+    )
+    streaming: Bool = option(
+        False,
+        help="read it while training, in its own order, without a copy on disk",
+        question="Stream it?",
+        why="For a set that does not fit on disk. Only a small window is stored: rows are read in their own order, "
+        "unshuffled, and tokenized while the model trains. A resumed run continues where it stopped without reading "
+        "again. The end of a stream is not known in advance. With several GPUs each reads the whole stream.",
+    )
+    weight: Float = option(1.0, help="share of the mix, relative to the other sets", gt=0.0)
+
+
+class Validation(Group):
+    """The validation data: held out of training, and the same at every evaluation."""
+
+    fraction: Float = option(
+        0.1,
+        help="share of each set, streams too, that is held out for validation; 0: none",
+        question="What share of the text is held out for validation?",
+        ge=0.0,
+        le=0.5,
+    )
+    from_: Annotated[str, OneOf(SPLITS)] = option(
+        "end",
+        alias="from",
+        help="which part is held out",
+        question="Which part of the text is held out?",
+        choices=SPLITS,
+        advanced=True,
+    )
+    max_tokens: Int | None = option(
+        help="maximum number of tokens per evaluation",
+        question="Maximum number of tokens per evaluation?",
+        derived="131,072 on a CPU, 1,048,576 on a GPU",
+        ge=1,
+        advanced=True,
+    )
+    stream_documents: Int = option(
+        1000,
+        help="streams: the first documents are held out, at most this many and at most max_tokens",
+        question="Maximum number of documents held out from a stream?",
+        ge=1,
+        le=100_000,
+        advanced=True,
+    )
+
+
+class TrainSteps(Group):
+    """The length of a pretraining run and of its rows."""
+
+    max_steps: Int | None = option(
+        help="number of optimizer updates",
+        question="How many steps?",
+        why="A step is one optimizer update on per_device_train_batch_size × gradient_accumulation_steps × "
+        "GPUs × max_length tokens. 20 tokens per parameter is compute-optimal; more still helps.",
+        derived="about 20 tokens per parameter; at most 500 on a CPU",
+        ge=1,
+    )
+    max_length: Int | None = option(
+        help="tokens per row: the context during training",
+        question="Context during training, in tokens?",
+        derived="max_position_embeddings, at most 1,024; at most 128 on a CPU",
+        ge=2,
+    )
+
+
+class Train(TrainLoop, TrainSteps):
+    """The run itself. A step is one optimizer update."""
+
+    document_mask: Bool = option(
+        False,
+        help="attend within a document only; otherwise documents of a row see those before them",
+        question="Keep attention within documents?",
+        why="Rows are cut from one long text, so a row can hold several documents, separated by the end-of-text token. "
+        "With the mask, that token starts the next document, which sees nothing before it, and positions restart. It "
+        "costs some speed, because the fastest kernels support no mask. It helps where documents are much shorter "
+        "than max_length.",
+        advanced=True,
+    )
+    compile: Bool | None = option(
+        help="use torch.compile",
+        question="Compile the model?",
+        derived="true where it pays off: a compiler is available and the run is long enough",
+        advanced=True,
+    )
+
+
+class Samples(Group):
+    """Texts generated at every evaluation, always from the same prompts."""
+
+    prompts: tuple[str, ...] = option(
+        ("",),
+        help="how the samples start; an empty text: from nothing",
+        question="Prompts of the samples?",
+        advanced=True,
+    )
+    max_new_tokens: Int = option(
+        80, help="length of a sample, in tokens", question="Tokens per sample?", ge=1, le=100_000, advanced=True
+    )
+    temperature: Float = option(
+        0.8,
+        help="sampling temperature; 0: greedy",
+        question="Temperature of the samples?",
+        ge=0.0,
+        le=10.0,
+        advanced=True,
+    )
+
+
+Tokenizer = Annotated[
+    Annotated[str, Tag("named")] | Annotated[BpeTokenizer, Tag("trained")],
+    Discriminator(lambda value: "trained" if isinstance(value, dict | BpeTokenizer) else "named"),
+]
+
+
+class PretrainRecipe(StageRecipe):
+    """Pretraining: next-token prediction on raw text."""
+
+    stage: Literal["pretrain"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
+    model: Model = option(
+        ModelParts(),
+        help="parts, {config: a config.json}, or {checkpoint: weights to start from}",
+    )
+    tokenizer: Tokenizer | None = option(
+        help="bytes, {bpe: vocabulary size}, a folder, or a name on the Hub",
+        derived="a checkpoint's own; else from model.size: bytes for nano, a BPE for larger ones",
+        names="tokenizer",
+    )
+    data: tuple[DataSource, ...] = option(..., help="the texts, each with its weight", min_length=1)
+    when_exhausted: Annotated[str, OneOf(WHEN_EXHAUSTED)] = option(
+        "repeat",
+        help="what happens at the end of a set",
+        question="What happens at the end of a set?",
+        choices=WHEN_EXHAUSTED,
+        why="For up to about four epochs, repeated text is nearly as good as new text (Muennighoff et al. 2023). With "
+        "stop, max_steps is first cut to the length of the sets, and the learning rate follows the shorter run. The "
+        "length of a stream is not known: its run ends with the stream, wherever the learning rate is then.",
+        advanced=True,
+    )
+    validation: Validation = option(Validation(), help="the validation data")
+    optimizer: Optimizer = option(Muon(), help="the optimizer")
+    scheduler: Scheduler = option(Scheduler(), help="the learning rate over the run")
+    train: Train = option(Train(), help="the run itself")
+    samples: Samples = option(Samples(), help="texts generated at every evaluation")
+    score: Score | None = option(help="held-out prompts that are answered and scored at every evaluation")
+
+
+# --- what is derived
+
+
+def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:
+    """Fill in what a pretraining recipe leaves out."""
+    _derive_tokenizer(recipe)
+    shape = known or derive_model(recipe, vocabulary_size(recipe.get("tokenizer"))[0])
+    device: str = recipe.get("device")
+    longest = (shape and shape.max_position_embeddings) or named_context(recipe.values) or MAX_LENGTH["cuda"]
+    most, where = MAX_LENGTH[device], "on a CPU" if device == "cpu" else "on a GPU"
+    reason = "the model's context" if longest <= most else f"at most {most:,} {where}"
+    recipe.fill("train.max_length", min(longest, most), reason)
+    recipe.fill("train.dtype", *faster_dtype(machine, shape, device == "cpu"))
+    recipe.fill("train.attn_implementation", *_kernel(recipe, machine, shape))
+    _derive_batch(recipe, machine, shape)
+    _derive_steps(recipe, machine, shape)
+    fill_intervals(recipe, evaluations=EVALUATIONS)
+    recipe.fill("validation.max_tokens", EVAL_TOKENS[device], f"enough to compare models, and fast {where}")
+    _derive_compile(recipe, machine)
+    derive_score(stage, recipe, shape)
+    return shape
+
+
+def _derive_tokenizer(recipe: PartialRecipe) -> None:
+    if model_source(recipe.values) == "checkpoint":
+        recipe.fill("tokenizer", recipe.get("model.checkpoint"), "the checkpoint's own")
+    elif model_source(recipe.values) == "config":
+        designed = (read_config_json(recipe.get("model.config")) or {}).get("lab_tokenizer")
+        recipe.fill("tokenizer", designed or "bytes", "the design's" if designed else "no tokenizer was named")
+    else:
+        size = recipe.get("model.size")
+        kind = SIZES[size].tokenizer
+        recipe.fill("tokenizer", kind if kind == "bytes" else {"bpe": kind}, f"model.size = {size}")
+
+
+def _kernel(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> tuple[str, str]:
+    """Return the attention kernel for the parts on this machine, and the reason.
+
+    flex_attention is never chosen: it would be compiled again for every length of a growing sample.
+    """
+    if recipe.get("device") == "cpu":
+        return "sdpa", "fused, and correct for every combination of parts"
+    if position_embedding_of(recipe.values) == "alibi":
+        return "sdpa", "FlashAttention would drop ALiBi's position penalties"
+    if recipe.get("train.document_mask"):
+        return "sdpa", "FlashAttention does not support document masks"
+    if recipe.get("train.dtype") != "bfloat16":
+        return "sdpa", "FlashAttention does not support float32"
+    if shape is not None and shape.head_dim > FLASH_MAX_HEAD_DIM:
+        return "sdpa", f"FlashAttention supports head sizes up to {FLASH_MAX_HEAD_DIM}"
+    if not machine.has_flash_attention:
+        return "sdpa", "fused, and correct for every combination of parts; flash-attn is not installed"
+    window = ", and it skips what the sliding window masks" if recipe.get("model.sliding_window") else ""
+    return "flash_attention_2", f"flash-attn is installed{window}"
+
+
+def _derive_batch(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
+    """Choose the rows of a batch, and gradient checkpointing only where nothing else fits."""
+    on_cpu = recipe.get("device") == "cpu"
+    memory = available_bytes(recipe.get("device"), machine)
+    rows = recipe.get("train.per_device_train_batch_size") or (16 if on_cpu else 8 if shape is None else None)
+    if shape is None:
+        recipe.fill("train.gradient_checkpointing", False, "the size of the model is not known yet")
+    else:
+        recipe.fill("train.gradient_checkpointing", *_needs_checkpointing(recipe, shape, rows, memory))
+    if on_cpu or shape is None:
+        recipe.fill("train.per_device_train_batch_size", rows, "usual on a CPU" if on_cpu else "a safe choice")
+        recipe.fill("train.gradient_accumulation_steps", 1, "one batch per step")
+        return
+    length, checkpointing = recipe.get("train.max_length"), recipe.get("train.gradient_checkpointing")
+    rows = 1
+    while rows * 2 * length <= 65_536 and _bytes(recipe, shape, rows * 2, checkpointing) <= 0.75 * memory:
+        rows *= 2
+    recipe.fill("train.per_device_train_batch_size", rows, f"fits into {memory / 1e9:.0f} GB with a quarter to spare")
+    rows = recipe.get("train.per_device_train_batch_size")
+    wanted = 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
+    each = rows * length * machine.processes
+    recipe.fill("train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens per step")
+
+
+def _needs_checkpointing(
+    recipe: PartialRecipe, shape: ModelShape, rows: int | None, memory_bytes: int
+) -> tuple[bool, str]:
+    """Return whether the rows fit only with gradient checkpointing, and the reason."""
+    # Derived rows leave a quarter of the memory free; rows that the user set must just fit.
+    room = (0.75 if rows is None else FULL) * memory_bytes
+    plain, saved = (_bytes(recipe, shape, rows or 1, checkpointing) for checkpointing in (False, True))
+    counted = "1 row" if (rows or 1) == 1 else f"{rows} rows"
+    if plain > room:
+        return True, f"{counted} would take {plain / 2**30:.1f} GiB without it, {saved / 2**30:.1f} GiB with it"
+    return False, f"{counted} fit without it" if rows is not None and rows != 1 else "it fits without"
+
+
+def _bytes(recipe: PartialRecipe, shape: ModelShape, rows: int, checkpointing: bool) -> int:
+    parts = memory_by_part(
+        shape,
+        rows=rows,
+        length=recipe.get("train.max_length"),
+        optimizer=recipe.get("optimizer.name"),
+        dtype=recipe.get("train.dtype"),
+        checkpointing=checkpointing,
+        in_pieces=True,
+        compiled=_will_be_compiled(recipe),
+    )
+    return sum(parts.values())
+
+
+def _will_be_compiled(recipe: PartialRecipe) -> bool:
+    """Whether the model will be compiled, before the steps are known: GPU runs are nearly always long enough."""
+    wanted, steps = recipe.get("train.compile"), recipe.get("train.max_steps")
+    if wanted is not None or recipe.get("device") == "cpu":
+        return bool(wanted)
+    return steps is None or steps >= COMPILE_PAYS_AFTER_STEPS["cuda"]
+
+
+def _derive_steps(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
+    on_cpu = recipe.get("device") == "cpu"
+    if shape is None:
+        steps = CPU_MAX_STEPS if on_cpu else 10_000
+        recipe.fill("train.max_steps", steps, "the size of the model is not known yet")
+        return
+    rows = recipe.get("train.per_device_train_batch_size") * recipe.get("train.gradient_accumulation_steps")
+    per_step = rows * recipe.get("train.max_length") * machine.processes
+    wanted = max(1, round(TOKENS_PER_PARAMETER * shape.parameters / per_step))
+    if on_cpu and wanted > CPU_MAX_STEPS:
+        recipe.fill("train.max_steps", CPU_MAX_STEPS, f"CPU mode; 20 tokens per parameter would be {wanted:,}")
+    else:
+        recipe.fill("train.max_steps", wanted, f"20 tokens for each of {shape.parameters:,} parameters")
+
+
+def _derive_compile(recipe: PartialRecipe, machine: Machine) -> None:
+    device: str = recipe.get("device")
+    if device == "cpu" and not machine.has_compiler:
+        recipe.fill("train.compile", False, "no C++ compiler was found")
+        return
+    enough = COMPILE_PAYS_AFTER_STEPS[device]
+    recipe.fill("train.compile", recipe.get("train.max_steps") >= enough, f"pays off from about {enough:,} steps")
+
+
+def estimate(stage: Stage, values: Values, shape: ModelShape | None, machine: Machine, first_step: int) -> Estimate:
+    """Estimate memory, time and disk."""
+    return estimate_pretraining(values, shape, machine, first_step=first_step)
+
+
+# --- rules
+
+
+def _checkpoint_has_its_own_tokenizer(values: Values) -> Iterator[Problem]:
+    model, tokenizer = values.get("model"), values.get("tokenizer")
+    if isinstance(model, Mapping) and "checkpoint" in model and tokenizer not in (None, model["checkpoint"]):
+        why = "the checkpoint has its own tokenizer, and its embeddings work with no other"
+        yield Problem("tokenizer", why, value=tokenizer, fix="Leave it out.")
+
+
+def _builtin_text_is_not_streamed(values: Values) -> Iterator[Problem]:
+    for index, source in enumerate(values.get("data") or ()):
+        if source.get("streaming") and str(source.get("path")).startswith("builtin:"):
+            why = "built-in text is generated locally, so there is nothing to stream"
+            yield Problem(f"data.{index}.streaming", why, value=True, fix="Leave it out.")
+
+
+def _kernel_supports_document_masks(values: Values) -> Iterator[Problem]:
+    train = values.get("train") or {}
+    if train.get("document_mask") and train.get("attn_implementation") == "flash_attention_2":
+        yield Problem(
+            "train.document_mask",
+            "FlashAttention does not support document masks and would silently mix the documents of a row",
+            value=True,
+            fix="Leave out train.attn_implementation: sdpa, flex_attention and eager support them.",
+        )
+
+
+PRETRAIN = Stage(
+    name=NAME,
+    title="Pretrain",
+    label="Pretraining",
+    about=ABOUT,
+    recipe=PretrainRecipe,
+    rules=(
+        *PARTS_RULES,
+        *LOOP_RULES,
+        *REWARD_RULES,
+        _checkpoint_has_its_own_tokenizer,
+        repeated_sets,
+        _builtin_text_is_not_streamed,
+        _kernel_supports_document_masks,
+        prompts_must_be_named(NAME),
+    ),
+    derive=derive,
+    estimate=estimate,
+    trains=True,
+    from_scratch=True,
+    examples="text",
+    made="pretrained from scratch",
+    loss_unit="nats per token",
+    next_step="Continue pretraining",
+    next=("sft", "eval", "export"),
+)

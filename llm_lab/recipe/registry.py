@@ -1,0 +1,105 @@
+"""The stages there are, pipelines of them, and the JSON Schema of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from .dpo import DPO
+from .eval import EVAL
+from .export import EXPORT
+from .fields import Group, Int, OneOf, flatten, groups_of, option
+from .grpo import GRPO
+from .merge import MERGE
+from .ppo import PPO
+from .pretrain import PRETRAIN
+from .reward import REWARD
+from .scoring import Score
+from .sft import SFT
+from .stage import DEVICES, Stage, Values
+
+BUILT_IN = (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE, EVAL, EXPORT)
+STAGES: dict[str, Stage] = {stage.name: stage for stage in BUILT_IN}
+
+
+def register(stage: Stage) -> None:
+    """Add a stage of your own; recipes can then name it. ValueError where the name is taken."""
+    if STAGES.get(stage.name, stage) != stage:
+        raise ValueError(f"there is already a stage named {stage.name}")
+    STAGES[stage.name] = stage
+
+
+def stage_of(values: Values) -> Stage | None:
+    """Return the stage that a recipe, or a run's run.json, names; None where it names none that exists."""
+    return STAGES.get(str(values.get("stage")))
+
+
+class PipelineRecipe(Group):
+    """Stages in order. A stage's model defaults to the result of the stage before it."""
+
+    name: str | None = option(
+        help="the pipeline's folder: checkpoints/<name>/",
+        derived="the recipe file's name",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+    )
+    seed: Int = option(1337, help="the seed of each stage that sets none", ge=0, le=2**32 - 1)
+    device: Annotated[str, OneOf(DEVICES)] = option(
+        "cuda", help="the device of each stage that sets none", choices=DEVICES
+    )
+    score: Score | None = option(help="the score of each stage that sets none: the same held-out prompts for all")
+    stages: tuple[dict[str, Any], ...] = option(..., help="the stages, each a recipe of its own", min_length=1)
+
+
+def named_in(values: Values, *kinds: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, text) of what a recipe names: its models, configs, tokenizer and functions.
+
+    kinds: as in `option(names=...)`; without any, all of them. Outer keys come before inner ones.
+    """
+    stage = stage_of(values)
+    if stage is None:
+        return
+    for path, value in sorted(flatten(values), key=lambda item: item[0].count(".")):
+        kind = _names(stage.recipe, path.split(".")) if isinstance(value, str) else None
+        if kind and (not kinds or kind in kinds):
+            yield path, value
+
+
+def _names(group: type[Group], steps: list[str]) -> str | None:
+    """Return what a key refers to. Members of a union that share a key agree on it."""
+    groups: list[type[Group]] = [group]
+    kind = None
+    for step in (step for step in steps if not step.isdigit()):
+        info = next(
+            (info for one in groups for name, info in one.model_fields.items() if step == (info.alias or name)), None
+        )
+        if info is None:
+            return None
+        extra = info.json_schema_extra
+        kind, groups = extra.get("names") if isinstance(extra, dict) else None, groups_of(info)
+    return kind if isinstance(kind, str) else None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return a JSON Schema of recipes: one stage, or a pipeline of stages."""
+    members = [stage.recipe.model_json_schema(by_alias=True) for stage in STAGES.values()]
+    definitions: dict[str, Any] = {}
+    for schema in members:
+        definitions |= schema.pop("$defs", {})
+    pipeline = {
+        "type": "object",
+        "required": ["stages"],
+        "properties": {
+            "name": {"type": "string"},
+            "seed": {"type": "integer"},
+            "device": {"enum": list(DEVICES)},
+            "stages": {"type": "array", "minItems": 1, "items": {"anyOf": members}},
+        },
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "LLM Lab recipe",
+        "anyOf": [*members, pipeline],
+        "$defs": definitions,
+    }

@@ -1,0 +1,53 @@
+"""A reward model: learn from preferences to score answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .fields import Float, Group, option
+from .post_training import POST_TRAINING_RULES, ExampleValidation, TuneRecipe, derive_post_training, estimate
+from .stage import Stage
+
+NAME = "reward"
+ABOUT = "train a reward model on preference pairs"
+
+
+class RewardOptions(Group):
+    """What a reward model learns: the better answer gets the higher score (Bradley & Terry)."""
+
+    center_rewards_coefficient: Float = option(
+        0.01,
+        help="pulls the mean score towards 0 (Eisenstein et al. 2023)",
+        question="Pull scores towards 0 by?",
+        ge=0.0,
+        advanced=True,
+    )
+
+
+class RewardRecipe(TuneRecipe):
+    """A reward model: learn from preferences to score answers."""
+
+    stage: Literal["reward"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
+    validation: ExampleValidation = option(ExampleValidation(), help="the validation examples")
+    reward: RewardOptions = option(RewardOptions(), help="what is learned from a preference")
+
+
+REWARD = Stage(
+    name=NAME,
+    title="Reward model",
+    label="Reward model",
+    about=ABOUT,
+    recipe=RewardRecipe,
+    rules=POST_TRAINING_RULES,
+    derive=derive_post_training,
+    estimate=estimate,
+    trains=True,
+    examples="preference",
+    makes="reward model",
+    accepts_reward_model=True,
+    made="a reward model: it scores answers",
+    learning_rate_scale=0.01,
+    epochs=1.0,
+    next_step="Train a reward model from it",
+    next=("grpo", "ppo"),
+)

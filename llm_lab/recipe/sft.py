@@ -1,0 +1,59 @@
+"""Supervised fine-tuning (SFT): learn to answer, from conversations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .fields import Bool, Group, option
+from .post_training import POST_TRAINING_RULES, ExampleValidation, TalkRecipe, derive_post_training, estimate
+from .scoring import prompts_are_held_out
+from .stage import Stage
+
+NAME = "sft"
+ABOUT = "supervised fine-tuning on conversations"
+
+
+class SftOptions(Group):
+    """What SFT learns from an example."""
+
+    assistant_only_loss: Bool = option(
+        True,
+        help="compute the loss on the assistant's tokens only",
+        question="Train on the assistant's tokens only?",
+        why="The other tokens are context: a model that also learns to write the questions spends capacity on it.",
+    )
+    packing: Bool = option(
+        False,
+        help="pack several examples into a row, separated by the attention mask",
+        question="Pack several examples into a row?",
+        why="Less padding for short examples. Attention never crosses from one example into another.",
+        advanced=True,
+    )
+
+
+class SftRecipe(TalkRecipe):
+    """SFT: learn to answer, from conversations."""
+
+    stage: Literal["sft"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
+    validation: ExampleValidation = option(ExampleValidation(), help="the validation examples")
+    sft: SftOptions = option(SftOptions(), help="what is learned from an example")
+
+
+SFT = Stage(
+    name=NAME,
+    title="Fine-tune (SFT)",
+    label="SFT",
+    about=ABOUT,
+    recipe=SftRecipe,
+    rules=(*POST_TRAINING_RULES, prompts_are_held_out),
+    derive=derive_post_training,
+    estimate=estimate,
+    trains=True,
+    examples="conversation",
+    made="fine-tuned on conversations (SFT)",
+    loss_unit="nats per token",
+    learning_rate_scale=0.02,
+    epochs=3.0,
+    next_step="Fine-tune it to answer (SFT)",
+    next=("dpo", "grpo", "ppo", "reward", "eval", "export"),
+)

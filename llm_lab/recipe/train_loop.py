@@ -1,0 +1,354 @@
+"""What every trained stage sets: learning-rate schedule, batches, evaluations, checkpoints, precision, kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from llm_lab.errors import Problem
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.parameters import ModelShape
+
+from .fields import Bool, Float, Group, Int, OneOf, option
+from .optimizers import eight_bits_require_cuda
+from .parts import model_source, named_context, parts_of
+from .stage import PartialRecipe, Rule, Values
+
+SCHEDULERS = {
+    "cosine": "half a cosine; the standard",
+    "linear": "a straight line",
+    "polynomial": "(1 - progress) to a power",
+    "wsd": "warm-up, stable, decay: constant, then a drop at the end",
+    "none": "constant after warm-up",
+}
+SPLITS = {
+    "end": "the last part, in the order of the data",
+    "random": "chosen by a hash of the content",
+}
+DTYPES = {
+    "bfloat16": "autocast over float32 master weights",
+    "float32": "full precision",
+}
+TRACKERS = {
+    "tensorboard": "event files in the run folder",
+    "wandb": "Weights & Biases; without a login the run is stored in the run folder, to sync later",
+    "trackio": "trackio by Hugging Face; stored on this machine",
+}
+ATTENTION_KERNELS = {
+    "sdpa": "PyTorch's fused attention",
+    "flash_attention_2": "the flash-attn package (CUDA)",
+    "flex_attention": "PyTorch's compiled flex attention (CUDA)",
+    "eager": "plain matrix products; slow, for study",
+}
+FLASH_MAX_HEAD_DIM = 256
+# Measured on an AMD CPU with AVX-512 BF16: 12 x 64 tokens at width 128 take 21 ms in float32 and 25 in bf16,
+# 16 x 128 tokens at width 384 take 548 and 400.
+BF16_PAYS_FROM_WIDTH = 256
+SHARES = {5: "a fifth", 10: "a tenth"}
+
+
+class Scheduler(Group):
+    """The learning rate over the run: up during warm-up, then down to the floor, never up again."""
+
+    name: Annotated[str, OneOf(SCHEDULERS)] = option(
+        "cosine",
+        help="the learning-rate curve after warm-up",
+        question="Which learning-rate curve?",
+        choices=SCHEDULERS,
+        why="The last, small steps bring most of the gain, so every curve but `none` ends at the floor. A wsd run can "
+        "be continued from its constant part; the other curves are made for one length.",
+    )
+    warmup_steps: Int | None = option(
+        help="warm-up steps",
+        question="Warm-up steps?",
+        derived="warmup_ratio × max_steps, else 5 % of max_steps, at most 2,000",
+        ge=0,
+    )
+    warmup_ratio: Float | None = option(
+        help="warm-up as a share of the run, instead of warmup_steps",
+        question="Warm-up as a share of the run (empty: in steps)?",
+        ge=0.0,
+        lt=1.0,
+        advanced=True,
+    )
+    min_ratio: Float = option(
+        0.1,
+        help="the floor, as a share of the peak learning rate",
+        question="Floor, as a share of the peak?",
+        ge=0.0,
+        le=1.0,
+        when={"scheduler.name": ("cosine", "linear", "polynomial", "wsd")},
+        advanced=True,
+    )
+    power: Float = option(
+        2.0,
+        help="power of the polynomial; 1 is linear",
+        question="Power of the polynomial?",
+        gt=0.0,
+        le=10.0,
+        when={"scheduler.name": ("polynomial",)},
+    )
+    decay_ratio: Float = option(
+        0.2,
+        help="share of the run that decays, at the end",
+        question="Share of the run that decays?",
+        why="10 to 20 % is enough (Hu et al. 2024). The constant part can be continued later.",
+        gt=0.0,
+        le=1.0,
+        when={"scheduler.name": ("wsd",)},
+    )
+
+
+ReportTo = Annotated[
+    Annotated[str, OneOf(("none", *TRACKERS)), Tag("one")]
+    | Annotated[tuple[Annotated[str, OneOf(TRACKERS)], ...], Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
+
+
+class TrainLoop(Group):
+    """What every trained stage sets: batches, evaluations, checkpoints, precision."""
+
+    per_device_train_batch_size: Int | None = option(
+        help="rows of a batch, per device",
+        question="Rows of a batch?",
+        derived="16 on a CPU; on a GPU as many as fit into its memory",
+        ge=1,
+    )
+    gradient_accumulation_steps: Int | None = option(
+        help="batches per step",
+        question="Batches per step?",
+        derived="1 on a CPU; on a GPU up to about 0.25 M tokens per step",
+        ge=1,
+        advanced=True,
+    )
+    max_grad_norm: Float = option(
+        1.0, help="clip gradients at this norm", question="Clip gradients at?", gt=0.0, advanced=True
+    )
+    eval_steps: Int | None = option(
+        help="steps between evaluations",
+        question="Steps between evaluations?",
+        derived="a tenth of max_steps, at least 10",
+        ge=1,
+    )
+    save_steps: Int | None = option(
+        help="steps between checkpoints; a crash loses at most these",
+        question="Steps between checkpoints?",
+        derived="eval_steps",
+        ge=1,
+    )
+    save_total_limit: Int = option(
+        3, help="number of checkpoints to keep", question="How many checkpoints to keep?", ge=1, advanced=True
+    )
+    logging_steps: Int | None = option(
+        help="steps between log lines",
+        question="Steps between log lines?",
+        derived="a fiftieth of max_steps, 1 to 50",
+        ge=1,
+        advanced=True,
+    )
+    dtype: Annotated[str, OneOf(DTYPES)] | None = option(
+        help="precision of matrix products; master weights are always float32",
+        question="Precision?",
+        choices=DTYPES,
+        derived="bfloat16 on CUDA; on a CPU whichever is faster",
+        advanced=True,
+    )
+    attn_implementation: Annotated[str, OneOf(ATTENTION_KERNELS)] | None = option(
+        help="the attention kernel",
+        question="Attention kernel?",
+        choices=ATTENTION_KERNELS,
+        derived="flash_attention_2 where flash-attn is installed and supports the parts, else sdpa",
+        advanced=True,
+    )
+    gradient_checkpointing: Bool | None = option(
+        help="recompute activations to save memory, for about a third more time",
+        question="Recompute activations to save memory?",
+        derived="true only if the run does not fit without it",
+        advanced=True,
+    )
+    report_to: ReportTo = option(
+        "none",
+        help="experiment trackers that also get the metrics; one, or a list",
+        question="Also report to a tracker?",
+        choices={"none": "metrics.jsonl and the report only"} | TRACKERS,
+        why="Trackers are an extra: pip install 'llm-lab[tracking]'. Without this key no tracker is imported.",
+        advanced=True,
+    )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that are named, each once."""
+        named = (self.report_to,) if isinstance(self.report_to, str) else self.report_to
+        return tuple(name for name in dict.fromkeys(named) if name != "none")
+
+
+# --- what is derived
+
+
+def faster_dtype(machine: Machine, shape: ModelShape | None, on_cpu: bool) -> tuple[str, str]:
+    """Return the precision that trains faster, and the reason."""
+    if not on_cpu:
+        return "bfloat16", "CUDA"
+    if not machine.cpu_bf16_is_fast:
+        return "float32", "this CPU has no bf16 in hardware"
+    if shape is not None and shape.hidden_size < BF16_PAYS_FROM_WIDTH:
+        return "float32", f"faster on a CPU below a width of {BF16_PAYS_FROM_WIDTH}"
+    return "bfloat16", "this CPU has bf16 in hardware"
+
+
+def fill_intervals(recipe: PartialRecipe, *, evaluations: int) -> None:
+    """Fill in what follows from train.max_steps: warm-up, and how often to evaluate, save and log.
+
+    evaluations: how many there are in a run that is long enough.
+    """
+    steps: int = recipe.get("train.max_steps")
+    ratio = recipe.get("scheduler.warmup_ratio")
+    if ratio is not None:
+        recipe.fill("scheduler.warmup_steps", warmup_steps_of(ratio, steps), "warmup_ratio × max_steps")
+    constant = steps - round((recipe.get("scheduler.decay_ratio") or 0.0) * steps)
+    if recipe.get("scheduler.name") == "wsd" and constant < min(2000, steps // 20):
+        recipe.fill("scheduler.warmup_steps", constant, "the part of the run before decay_ratio")
+    recipe.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
+    every = max(min(steps, 10), steps // evaluations)
+    recipe.fill("train.eval_steps", every, f"{SHARES[evaluations]} of max_steps, at least 10")
+    recipe.fill("train.save_steps", recipe.get("train.eval_steps"), "eval_steps")
+    recipe.fill("train.logging_steps", min(50, max(1, steps // 50)), "a fiftieth of max_steps, 1 to 50")
+
+
+def warmup_steps_of(ratio: float, max_steps: int) -> int:
+    """Return the warm-up steps of a warm-up ratio; the last step is never one of them."""
+    return min(max_steps - 1, round(ratio * max_steps))
+
+
+# --- rules
+
+
+def _train(values: Values) -> Mapping[str, Any]:
+    return values.get("train") or {}
+
+
+def _warmup_ends_within_the_run(values: Values) -> Iterator[Problem]:
+    warmup, steps = (values.get("scheduler") or {}).get("warmup_steps"), _train(values).get("max_steps")
+    if warmup is not None and steps is not None and warmup >= steps:
+        yield Problem(
+            "scheduler.warmup_steps",
+            f"warm-up is not shorter than the run of train.max_steps = {steps}",
+            value=warmup,
+            allowed=f"0 to {steps - 1}",
+            fix=f"Try {max(0, steps // 20)}.",
+        )
+
+
+def _warmup_leaves_room_for_the_decay(values: Values) -> Iterator[Problem]:
+    scheduler, steps = values.get("scheduler") or {}, _train(values).get("max_steps")
+    warmup, ratio = scheduler.get("warmup_steps"), scheduler.get("decay_ratio")
+    if scheduler.get("name") != "wsd" or not steps or warmup is None or ratio is None or warmup >= steps:
+        return
+    decay = round(ratio * steps)
+    if warmup + decay > steps:
+        yield Problem(
+            "scheduler.decay_ratio",
+            f"{warmup} warm-up steps and {decay} decay steps are more than train.max_steps = {steps}",
+            value=ratio,
+            allowed=f"above 0, up to {(steps - warmup) / steps:.4g}",
+            fix="Or set fewer scheduler.warmup_steps.",
+        )
+
+
+def _warmup_is_set_once(values: Values) -> Iterator[Problem]:
+    scheduler, steps = values.get("scheduler") or {}, _train(values).get("max_steps")
+    ratio, warmup = scheduler.get("warmup_ratio"), scheduler.get("warmup_steps")
+    if ratio is not None and warmup is not None and steps and warmup != warmup_steps_of(ratio, steps):
+        yield Problem(
+            "scheduler.warmup_ratio",
+            f"it gives {warmup_steps_of(ratio, steps)} of {steps} steps, but scheduler.warmup_steps = {warmup}",
+            value=ratio,
+            fix="Remove one of the two.",
+        )
+
+
+def _flash_attention_has_no_alibi(values: Values) -> Iterator[Problem]:
+    kernel = _train(values).get("attn_implementation")
+    if parts_of(values).get("position_embedding") == "alibi" and kernel == "flash_attention_2":
+        yield Problem(
+            "train.attn_implementation",
+            "FlashAttention silently drops ALiBi's position penalties",
+            value=kernel,
+            allowed="sdpa, flex_attention, eager",
+            fix="Leave it out.",
+        )
+
+
+def _kernel_runs_on_the_device(values: Values) -> Iterator[Problem]:
+    kernel = _train(values).get("attn_implementation")
+    if values.get("device") == "cpu" and kernel in ("flash_attention_2", "flex_attention"):
+        reason = "requires CUDA" if kernel == "flash_attention_2" else "has no backward pass on a CPU"
+        yield Problem("train.attn_implementation", f"{kernel} {reason}", value=kernel, allowed="sdpa, eager")
+
+
+def _kernel_supports_the_model(values: Values) -> Iterator[Problem]:
+    train, parts = _train(values), parts_of(values)
+    kernel, head_dim = train.get("attn_implementation"), parts.get("head_dim")
+    if values.get("device") == "cpu" or (kernel == "flash_attention_2" and parts.get("position_embedding") == "alibi"):
+        return  # rules of their own
+    if kernel == "flex_attention" and parts.get("attention_dropout"):
+        why = f"flex attention has no dropout, and model.attention_dropout = {parts['attention_dropout']:g}"
+    elif kernel == "flex_attention" and (head_dim or 16) < 16:
+        why = f"flex attention requires a head size of at least 16, and model.head_dim = {head_dim}"
+    elif kernel == "flash_attention_2" and (head_dim or 1) > FLASH_MAX_HEAD_DIM:
+        why = f"FlashAttention supports head sizes up to {FLASH_MAX_HEAD_DIM}, and model.head_dim = {head_dim}"
+    elif kernel == "flash_attention_2" and train.get("dtype") == "float32":
+        why = "FlashAttention does not support float32"
+    else:
+        return
+    yield Problem("train.attn_implementation", why, value=kernel, allowed="sdpa, eager", fix="Leave it out.")
+
+
+def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:
+    prompts = (values.get("samples") or {}).get("prompts")
+    if prompts is not None and not prompts:
+        yield Problem(
+            "samples.prompts", "at least one prompt is required", allowed='a list of texts; [""] is no prompt'
+        )
+
+
+LOOP_RULES: tuple[Rule, ...] = (
+    _warmup_ends_within_the_run,
+    _warmup_leaves_room_for_the_decay,
+    _warmup_is_set_once,
+    _flash_attention_has_no_alibi,
+    _kernel_runs_on_the_device,
+    _kernel_supports_the_model,
+    eight_bits_require_cuda,
+    _there_is_a_sample_prompt,
+)
+
+
+def rows_longer_than_context(values: Values, shape: ModelShape | None) -> Iterator[Problem]:
+    """Yield a problem where rows exceed the context of a model that a config or a checkpoint defines."""
+    longest = (shape and shape.max_position_embeddings) or named_context(values)
+    length = _train(values).get("max_length")
+    if model_source(values) != "parts" and longest and length and length > longest:
+        yield Problem(
+            "train.max_length",
+            f"rows are longer than the model's context of {longest} tokens",
+            value=length,
+            fix=f"Set it to at most {longest}, or leave it out.",
+        )
+
+
+def missing_trackers(values: Values) -> list[str]:
+    """Return the trackers of train.report_to that are not installed."""
+    named = _train(values).get("report_to") or ()
+    names = (named,) if isinstance(named, str) else named
+    return [name for name in dict.fromkeys(names) if name != "none" and not is_installed(name)]
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported, without importing it."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None  # a folder of that name is not a package
