@@ -36,9 +36,9 @@ def errors_of(recipe: str, capsys) -> str:
 def test_a_schedule_weights_an_optimizer_and_a_column_that_are_wrong_are_told_at_once(capsys):
     said = errors_of(FOUR, capsys)
     for words in (
-        "scheduler.warmup_steps = 5000: warm-up would never end: the run has train.max_steps = 100. Allowed: 0 to 99.",
-        "weights: a pretrain recipe has no such key. There are 3 weights and 2 sets. Each set has its own: data: [{",
-        "optimizer.momentum: optimizer 'adamw' has no such key. It belongs to optimizer muon.",
+        "scheduler.warmup_steps = 5000: warm-up is not shorter than the run of train.max_steps = 100. Allowed: 0 to 99.",
+        "weights: unknown key of a pretrain recipe. There are 3 weights and 2 sets. Each set has its own: data: [{",
+        "optimizer.momentum: unknown key of optimizer adamw. It belongs to optimizer muon.",
         "data.0.text_column = body: There is no such column. Allowed: text.",
     ):
         assert words in said, words
@@ -50,7 +50,7 @@ def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_told_with_what_would(
         FOUR.replace("name: cosine, warmup_steps: 5000", "name: wsd, warmup_steps: 30, decay_ratio: 0.8"), capsys
     )
     assert (
-        "30 steps of warm-up and 80 of decay are more than train.max_steps = 100. Allowed: above 0, up to 0.7." in said
+        "30 warm-up steps and 80 decay steps are more than train.max_steps = 100. Allowed: above 0, up to 0.7." in said
     )
     assert "There is no such column" in said
 
@@ -62,9 +62,9 @@ def test_each_owner_of_a_key_is_named(capsys):
 def test_a_stage_and_a_tokenizer_of_the_wrong_kind_are_told_in_words(capsys):
     pipeline = "stages:\n- {stage: pretrain, data: [{path: b.txt}], device: cpu, tokenizer: 5}\n- 5\n"
     said = errors_of(pipeline, capsys)
-    assert "stages.1 = 5: a group of keys is expected here" in said
+    assert "stages.1 = 5: this must be a group of keys" in said
     said = errors_of("{stage: pretrain, data: [{path: b.txt}], device: cpu, tokenizer: 5}", capsys)
-    assert "tokenizer = 5: bytes, {bpe: entries}, a folder, or a name on the Hub." in said
+    assert "tokenizer = 5: bytes, {bpe: vocabulary size}, a folder, or a name on the Hub." in said
     assert "Allowed: group" not in said
 
 

@@ -272,7 +272,7 @@ def test_a_reward_model_can_not_be_gone_on_from_but_to_judge():
     stages[4] |= {"model": {"checkpoint": "stage:reward"}}
     found = problems_of(stages)
     assert list(found) == ["stages.4.model.checkpoint"]
-    assert "judges answers and writes none" in found["stages.4.model.checkpoint"]
+    assert "scores answers and generates none" in found["stages.4.model.checkpoint"]
     assert problems_of([*stages[:4], stages[3] | {"name": "again", "model": {"checkpoint": "stage:reward"}}]) == {}
 
 

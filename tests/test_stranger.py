@@ -42,7 +42,7 @@ def test_an_override_that_names_no_key_is_told_how_one_is_written(override):
 def test_the_hint_for_infinity_is_one_that_works():
     assert "max_grad_norm: .inf" in problems("train.max_grad_norm=inf")
     assert not problems(f"train.max_grad_norm={format_value(float('inf'))}")
-    assert "bare number" not in problems("train.max_grad_norm=nan")
+    assert "without quotes" not in problems("train.max_grad_norm=nan")
 
 
 def test_a_name_that_is_too_long_is_called_so():

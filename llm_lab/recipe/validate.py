@@ -234,14 +234,14 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     keys = {(i.alias or n): i.description or "" for g in groups[:1] for n, i in g.model_fields.items()}
     names = list(keys)
     last = str(steps[-1])
-    where = f"'{parent_path}'" if parent_path else f"a {raw['stage']} recipe" if "stage" in raw else "a pipeline"
+    where = parent_path if parent_path else f"a {raw['stage']} recipe" if "stage" in raw else "a pipeline"
     if isinstance(node, dict) and "name" in node and parent is not None and len(groups_of(parent.info)) > 1:
-        where = f"{parent_path} '{node['name']}'"
+        where = f"{parent_path} {node['name']}"
     fix = _of_another(last, parent_path, groups_of(parent.info)) if parent else None
     if path == "weights" and "data" in schema.model_fields:
         fix = _each_its_weight(raw)
     fix = fix or did_you_mean(last, names) or _elsewhere(last, schema) or _by_meaning(last, keys)
-    return Problem(path, f"unknown key: {where} has no such key", allowed=None if fix else one_of(names), fix=fix)
+    return Problem(path, f"unknown key of {where}", allowed=None if fix else one_of(names), fix=fix)
 
 
 def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:

@@ -191,7 +191,7 @@ def test_all_input_errors_are_reported_at_once_before_the_model_is_loaded(in_tmp
     error = capsys.readouterr().err
     assert all(name in error for name in ("gone.txt", "gone-too.txt", "gone.jsonl", "eval.max_tokens"))
     assert main(["eval", "./base", "--prompts", "gone.jsonl", "eval.max_tokens=9"]) == 2
-    assert "eval.max_tokens = 9: does nothing without data" in capsys.readouterr().err
+    assert "eval.max_tokens = 9: has no effect without data" in capsys.readouterr().err
     write_text("text.txt", 5)
     assert main(["eval", "./base", "--data", "text.txt", "eval.text_scores=[bleu]"]) == 2
     assert "there are no answers" in capsys.readouterr().err

@@ -174,7 +174,7 @@ def test_without_the_extra_tasks_exit_with_code_3_and_its_name(in_tmp_path, caps
     monkeypatch.setattr(resolving, "_is_installed", lambda name: False)
     assert main(["eval", "./base", "--tasks", "arc_easy"]) == 3
     error = capsys.readouterr().err
-    assert "tasks: not installed here: lm_eval" in error
+    assert "tasks: not installed: lm_eval" in error
     assert "pip install 'llm-lab[eval]'" in error
     write_questions()
     words = ["eval", "./base", "--prompts", "questions.jsonl", "eval.text_scores=[bleu,rouge]"]

@@ -506,9 +506,9 @@ def test_what_can_not_be_exported_is_said_before_anything_is_written(in_tmp_path
         (["judge"], "a reward model judges texts"),
         (["born", "--out", "full"], "there is something here already"),
         (["born", "--weights", "q8_0"], "a Hugging Face folder has no such weights"),
-        (["born", "--public"], "does nothing without export.push"),
+        (["born", "--public"], "has no effect without export.push"),
         (["born", "--trust-remote-code"], "--out"),
-        (["born", "export.size=3"], "no such key"),
+        (["born", "export.size=3"], "unknown key"),
         (["bron"], "Did you mean born?"),
     ):
         assert main(["export", *words]) == 2, words

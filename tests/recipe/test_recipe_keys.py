@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,11 @@ from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.build import BUILDERS
-from llm_lab.recipe import rules
 from llm_lab.recipe.fields import leaf_keys
-from llm_lab.recipe.pretrain import PretrainRecipe
+from llm_lab.recipe.optimizers import eight_bits_require_cuda
+from llm_lab.recipe.pretrain import PRETRAIN, PretrainRecipe
 from llm_lab.recipe.registry import STAGES
-from llm_lab.runner import STAGE_MODULES, run
+from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import pretrain
 
@@ -161,9 +162,8 @@ def test_every_key_says_how_its_effect_is_seen():
 
 
 def test_the_stage_names_the_module_that_runs():
-    assert set(STAGE_MODULES) == set(STAGES)
-    for stage, module in STAGE_MODULES.items():
-        assert Path(importlib.util.find_spec(module).origin).stem == stage
+    for name, stage in STAGES.items():
+        assert Path(importlib.util.find_spec(stage.module_name).origin).stem == name
 
 
 def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -207,7 +207,8 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     builder = BUILDERS["adamw_8bit"]
     with monkeypatch.context() as patch:
         patch.setitem(BUILDERS, "adamw_8bit", build_8bit)
-        patch.setattr(rules, "RULES", [rule for rule in rules.RULES if rule.__name__ != "_eight_bits_need_cuda"])
+        kept = tuple(rule for rule in PRETRAIN.rules if rule is not eight_bits_require_cuda)
+        patch.setitem(STAGES, PRETRAIN.name, replace(PRETRAIN, rules=kept))
         patch.setattr(pretrain, "build", watched_build)
         patch.setattr(pretrain, "open_source", watched_source)
         patch.setattr(score, "open_examples", watched_prompts)

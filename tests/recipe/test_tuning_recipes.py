@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_lab.recipe.rules import TUNING_RULES
 from support.post_runs import write_base
 
 from llm_lab.estimate.machine import Machine, find_machine
@@ -13,6 +12,7 @@ from llm_lab.recipe.optimizers import TUNED
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import derive, diagnose, resolve
+from llm_lab.recipe.train_loop import LOOP_RULES
 from llm_lab.recipe.validate import validate
 from llm_lab.runner import read_job
 
@@ -60,7 +60,7 @@ def rewarded(*terms: dict) -> dict:
 
 # Every rule: what breaks it, the key it is told under, and the nearest that passes.
 BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
-    "_rewards_are_whole": [
+    "_reward_terms_are_complete": [
         (rewarded({"weight": 2.0}), "rewards.0", rewarded({"name": "exact_match", "weight": 2.0})),
         (
             rewarded({"name": "exact_match", "model": "judge"}),
@@ -96,7 +96,7 @@ BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
             recipe("grpo", train={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
         ),
     ],
-    "_answers_fit_the_context": [
+    "prompt_and_answer_fit": [
         (
             recipe(stage, **{f"{stage}.max_completion_length": 128}),
             f"{stage}.max_completion_length",
@@ -111,16 +111,18 @@ BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
             recipe(lora={"preset": "custom", "target_modules": ["q_proj"]}),
         ),
     ],
-    "_four_bits_need_cuda": [
+    "_four_bits_require_cuda": [
         (recipe(lora={"load_in_4bit": True}), "lora.load_in_4bit", recipe(lora={"load_in_4bit": False})),
         (recipe(lora={"load_in_4bit": True}), "lora.load_in_4bit", recipe(lora={"load_in_4bit": True}, device="cuda")),
     ],
-    "_what_compares_has_no_dropout": [
+    "adapter_has_no_dropout": [
         (recipe(stage, lora={"dropout": 0.05}), "lora.dropout", recipe(stage, lora={"dropout": 0.0}))
         for stage in ("dpo", "grpo", "ppo")
     ],
-    "_something_is_scored": [
+    "prompts_are_named": [
         (recipe("dpo", score={"prompts": 9}), "score.path", recipe("dpo", score={"path": "asked.jsonl"})),
+    ],
+    "prompts_are_held_out": [
         (recipe("grpo", **{"validation.fraction": 0.0}), "score.path", recipe("grpo", score=None)),
         (
             recipe("sft", validation={"fraction": 0.0}, score={}),
@@ -128,7 +130,7 @@ BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
             recipe("sft", validation={"fraction": 0.1}, score={}),
         ),
     ],
-    "_length_is_said_once": [
+    "_length_is_set_once": [
         (
             recipe(stage, train={"num_train_epochs": 2.0, "max_steps": 9}),
             "train.num_train_epochs",
@@ -137,7 +139,7 @@ BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
         for stage in ("sft", "grpo")
         for one in ({"num_train_epochs": 2.0}, {"max_steps": 9}, {"num_train_epochs": 2.0, "max_steps": None})
     ],
-    "_robust_knows_the_share": [
+    "_robust_loss_has_a_share": [
         (
             recipe("dpo", dpo={"loss_type": "robust"}),
             "dpo.label_smoothing",
@@ -148,7 +150,9 @@ BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
 
 
 def test_every_rule_has_its_cases():
-    assert set(BROKEN) == {rule.__name__ for rule in TUNING_RULES}
+    later = [stage for stage in STAGES.values() if stage.trains and not stage.from_scratch]
+    rules = {rule.__name__ for stage in later for rule in stage.rules}
+    assert set(BROKEN) == rules - {rule.__name__ for rule in LOOP_RULES} - {"repeated_sets"}
 
 
 @pytest.mark.parametrize(("broken", "key", "sound"), [case for cases in BROKEN.values() for case in cases])
@@ -158,11 +162,13 @@ def test_a_broken_rule_is_told_and_what_it_advises_passes(broken, key, sound):
 
 
 def test_the_cases_of_a_rule_are_that_rules_own():
-    for rule in TUNING_RULES:
-        for broken, key, _ in BROKEN[rule.__name__]:
+    for name, cases in BROKEN.items():
+        for broken, key, _ in cases:
+            stage = STAGES[broken["stage"]]
+            rule = next(rule for rule in stage.rules if rule.__name__ == name)
             known, _, _ = validate(broken)
-            values, _, _ = derive(known.model_dump(by_alias=True), find_machine())
-            assert [problem.key for problem in rule(values)] == [key], rule.__name__
+            values, _, _ = derive(stage, known, find_machine())
+            assert [problem.key for problem in rule(values)] == [key], name
 
 
 def test_all_mistakes_are_told_together():
@@ -201,9 +207,9 @@ def test_a_key_by_another_name_or_in_another_place_is_shown_where_it_stands():
     found = problems_of(recipe("dpo", lora={"rank": 4}, train={"beta": 0.2, "sft_weight": 1.0, "epochs": 2}, r=8))
     assert "Did you mean r?" in found["lora.rank"]
     assert "Did you mean num_train_epochs?" in found["train.epochs"]
-    assert "It stands in dpo.beta" in found["train.beta"]
-    assert "It stands in dpo.sft_weight" in found["train.sft_weight"]
-    assert "It stands in lora.r" in found["r"]
+    assert "It belongs in dpo.beta" in found["train.beta"]
+    assert "It belongs in dpo.sft_weight" in found["train.sft_weight"]
+    assert "It belongs in lora.r" in found["r"]
 
 
 def test_a_key_of_another_stage_is_no_key_of_this_one():
@@ -222,13 +228,13 @@ def test_a_model_that_is_nowhere_is_told_whatever_it_is_for():
 
 def test_label_smoothing_belongs_to_the_robust_loss():
     found = problems_of(recipe("dpo", dpo={"label_smoothing": 0.1}))
-    assert "does nothing with dpo.loss_type = sigmoid" in found["dpo.label_smoothing"]
+    assert "has no effect with dpo.loss_type = sigmoid" in found["dpo.label_smoothing"]
     assert "robust" in found["dpo.label_smoothing"]
 
 
 def test_sophia_is_for_pretraining_alone():
     assert "sophia" not in TUNED
-    assert "there is no optimizer of this name" in problems_of(recipe(optimizer={"name": "sophia"}))["optimizer.name"]
+    assert "there is no optimizer with this name" in problems_of(recipe(optimizer={"name": "sophia"}))["optimizer.name"]
 
 
 # What is left out

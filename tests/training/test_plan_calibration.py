@@ -271,15 +271,15 @@ def test_the_peak_of_memory_is_forgotten_between_stages():
 @pytest.mark.parametrize(
     ("machine", "changes", "kernel", "reason"),
     [
-        (LAPTOP, {"device": "cpu"}, "sdpa", "fused, and right"),
+        (LAPTOP, {"device": "cpu"}, "sdpa", "fused, and correct"),
         (WORKSTATION, {}, "sdpa", "flash-attn is not installed"),
         (WITH_FLASH, {}, "flash_attention_2", "flash-attn is installed"),
         (WITH_FLASH, {"model.sliding_window": 8}, "flash_attention_2", "skips what the sliding window hides"),
-        (WITH_FLASH, {"device": "cpu"}, "sdpa", "fused, and right"),
+        (WITH_FLASH, {"device": "cpu"}, "sdpa", "fused, and correct"),
         (WITH_FLASH, {"model.position_embedding": "alibi"}, "sdpa", "drop ALiBi's penalties"),
-        (WITH_FLASH, {"train.document_mask": True}, "sdpa", "knows no documents"),
+        (WITH_FLASH, {"train.document_mask": True}, "sdpa", "does not support document masks"),
         (WITH_FLASH, {"train.dtype": "float32"}, "sdpa", "no float32"),
-        (WITH_FLASH, {"model.head_dim": 512}, "sdpa", "at most 256 numbers a head"),
+        (WITH_FLASH, {"model.head_dim": 512}, "sdpa", "supports head sizes up to 256"),
     ],
 )
 def test_the_kernel_is_what_the_machine_has_and_the_parts_allow(machine, changes, kernel, reason):
@@ -298,7 +298,7 @@ def test_flash_attention_is_not_derived_for_a_config_with_alibi(in_tmp_path):
 
 def test_flash_attention_that_is_asked_for_and_not_there_is_the_machines_fault():
     raw = tiny_recipe(**{"device": "cuda", "train.dtype": "bfloat16", "train.attn_implementation": "flash_attention_2"})
-    with pytest.raises(MachineError, match=r"flash-attn is not installed here.*leave the key out"):
+    with pytest.raises(MachineError, match=r"flash-attn is not installed.*leave the key out"):
         require_device(resolve(raw, machine=WORKSTATION))
     require_device(resolve(raw, machine=WITH_FLASH))
     assert find_machine().has_flash_attention == (importlib.util.find_spec("flash_attn") is not None)

@@ -213,7 +213,7 @@ def test_the_review_shows_where_every_value_came_from_and_changes_any(lab):
     assert values["train"]["gradient_checkpointing"] is True
     assert values["model"]["hidden_size"] == 64
     assert values["model"]["num_key_value_heads"] == values["model"]["num_attention_heads"]
-    assert origins["model.num_key_value_heads"].reason == "mha: one for each head"
+    assert origins["model.num_key_value_heads"].reason == "mha: one per head"
     assert list(values["optimizer"]["betas"]) == [0.8, 0.99]
     assert list(values["samples"]["prompts"]) == ["Once"]
     assert values["model"]["sliding_window"] is None

@@ -153,7 +153,7 @@ def test_several_sets_are_weighed(lab):
              *answer("3"), *answer("1"))  # fmt: skip
     screens = lab(*ENTRIES["sft"], *MODEL, *again, *keys[3:], *RUN, Key.ENTER, *LEAVE, start=started)
     assert [source["weight"] for source in started[0]["data"]] == [3.0, 1.0]
-    assert seen(screens, "the same set stands at data.0 already")
+    assert seen(screens, "the same set is already at data.0")
 
 
 def test_four_bits_and_eight_bit_moments_say_that_they_need_cuda(lab):
