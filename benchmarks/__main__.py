@@ -1,6 +1,6 @@
-"""`make bench`, or `python -m benchmarks NAME ... [--full]`: what can be measured here, in Markdown for RESULTS.md.
+"""`make bench`, or `python -m benchmarks NAME ... [--full]`: run benchmarks and print Markdown tables for RESULTS.md.
 
-What is compared is measured in one run, in turn (A B A B ...): medians, with the range in brackets.
+Candidates of a comparison alternate in one run (A B A B ...). Figures are medians with the range in brackets.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 import subprocess
 from collections.abc import Callable
 
-from . import chatting, optimizers, reading, shakespeare, start, step
+from . import chatting, optimizers, reading, rollouts, shakespeare, start, step
 from .gpu import summary
 
 BENCHES: dict[str, Callable[[bool], None]] = {
@@ -20,12 +20,13 @@ BENCHES: dict[str, Callable[[bool], None]] = {
     "reading": reading.bench,
     "start": start.bench,
     "chat": chatting.bench,
+    "rollouts": rollouts.bench,
     "gpu": summary.bench,
 }
 
 
 def describe_machine() -> str:
-    """Return machine, versions and commit in a line."""
+    """Return the machine, the versions and the commit in one line."""
     from importlib.metadata import version
 
     from llm_lab.estimate.machine import find_machine
@@ -37,14 +38,14 @@ def describe_machine() -> str:
 
 
 def main() -> None:
-    """Print the tables that are asked for, or all."""
+    """Run the benchmarks that are named, or all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHES)}; left out: all")
-    parser.add_argument("--full", action="store_true", help="longer runs, for numbers to keep")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--full", action="store_true", help="longer runs, for figures worth recording")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(BENCHES))
     if unknown:
-        parser.error(f"there is no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHES)}")
+        parser.error(f"unknown benchmark {', '.join(unknown)}; choose from {', '.join(BENCHES)}")
     print(describe_machine(), flush=True)
     for name in arguments.names or BENCHES:
         print(f"\n## {name}\n", flush=True)

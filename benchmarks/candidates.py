@@ -1,6 +1,6 @@
-"""Who trains against whom: each in a process of its own, on the same batches, with the same AdamW.
+"""The implementations that the training step is compared with, each in its own process, with the same AdamW.
 
-python -m benchmarks.candidates NAME STEPS  prints one line of JSON: seconds a step, bytes at the peak.
+python -m benchmarks.candidates NAME STEPS  trains one and prints one line of JSON: seconds per step and peak bytes.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What a candidate's process said: seconds a step, window by window, and memory."""
+    """What a process measured: seconds per step for each window of steps, and memory."""
 
     seconds: tuple[float, ...]
-    peak_bytes: int  # of the process, Python and its libraries among them
-    training_bytes: int  # of it, what came after the imports
+    peak_bytes: int  # of the process, including Python and its libraries
+    training_bytes: int  # of these, allocated after the imports
     parameters: int
 
 
-def train_apart(name: str, steps: int) -> Trained:
-    """Train a candidate in a fresh process."""
+def train_in_process(name: str, steps: int) -> Trained:
+    """Train one implementation in a new process."""
     command = [sys.executable, "-m", "benchmarks.candidates", name, str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -49,7 +49,7 @@ def train_apart(name: str, steps: int) -> Trained:
 
 
 def llama_config() -> Any:
-    """Return the shape that all candidates but the GPT have, as Hugging Face's LlamaConfig."""
+    """Return the shape of all models but the GPT, as Hugging Face's LlamaConfig."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -65,7 +65,7 @@ def llama_config() -> Any:
 
 
 def training_blocks(count: int) -> Any:
-    """Return blocks of LENGTH + 1 bytes, drawn from a text as the candidates' batches: (count, LENGTH + 1)."""
+    """Return random blocks of bytes from this file, as training data: (count, LENGTH + 1)."""
     import numpy as np
 
     text = np.frombuffer(Path(__file__).with_name("candidates.py").read_bytes(), dtype=np.uint8).astype(np.int64)
@@ -74,14 +74,14 @@ def training_blocks(count: int) -> Any:
 
 
 class _Clock:
-    """Seconds a step, in windows of WINDOW steps; the first, in which memory is first touched, does not count."""
+    """Measures seconds per step over windows of WINDOW steps, except the first, which touches new memory."""
 
     def __init__(self) -> None:
         self.steps, self.mark = 0, 0.0
         self.windows: list[float] = []
 
     def tick(self) -> None:
-        """Note the end of a step."""
+        """Record the end of a step."""
         self.steps += 1
         if self.steps % WINDOW == 0:
             now = time.perf_counter()
@@ -96,11 +96,11 @@ class _Clock:
 def _callback(clock: _Clock) -> Any:
     from transformers import TrainerCallback
 
-    return type("Watch", (TrainerCallback,), {"on_step_end": lambda self, *args, **kwargs: clock.tick()})()
+    return type("StepTimer", (TrainerCallback,), {"on_step_end": lambda self, *args, **kwargs: clock.tick()})()
 
 
 def train_ours(steps: int, clock: _Clock) -> int:
-    """Train by a recipe, as `llm-lab run` does; a log line's speed leaves saving and evaluating out."""
+    """Train from a recipe, as `llm-lab run` does. The logged tokens/s exclude saving and evaluation."""
     from llm_lab.runner import run
     from llm_lab.runs.folder import RunFolder
 
@@ -149,7 +149,7 @@ def train_ours(steps: int, clock: _Clock) -> int:
 
 
 def train_stock(steps: int, clock: _Clock) -> int:
-    """Train the library's own class under the library's own Trainer, as its documentation shows."""
+    """Train LlamaForCausalLM with Trainer, as the documentation of transformers shows."""
     import torch
     from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
@@ -173,7 +173,7 @@ def train_stock(steps: int, clock: _Clock) -> int:
             disable_tqdm=True,
             use_cpu=True,
         )
-        # The library shifts the labels itself, so its rows are one token longer for the same predictions.
+        # The model shifts the labels itself.
         blocks = torch.from_numpy(training_blocks(steps * ROWS))[:, :-1]
         trainer = Trainer(
             model=model,
@@ -187,7 +187,7 @@ def train_stock(steps: int, clock: _Clock) -> int:
 
 
 def train_in_a_loop(model: Any, loss_of: Callable[[Any, Any], Any], steps: int, clock: _Clock) -> int:
-    """Train with nothing but PyTorch: forward, backward, clip, fused AdamW."""
+    """Train with PyTorch alone: forward, backward, gradient clipping, fused AdamW."""
     import torch
 
     blocks = torch.from_numpy(training_blocks(steps * ROWS)).view(steps, ROWS, LENGTH + 1)
@@ -206,7 +206,7 @@ def train_in_a_loop(model: Any, loss_of: Callable[[Any, Any], Any], steps: int, 
 
 
 def train_llama_loop(steps: int, clock: _Clock) -> int:
-    """Train the library's class in a bare loop."""
+    """Train LlamaForCausalLM in a bare loop."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -232,11 +232,11 @@ def train_gpt_loop(steps: int, clock: _Clock) -> int:
 
 
 def main() -> None:
-    """Train the one that is named; print what came of it."""
+    """Train the implementation that is named and print the measurements."""
     import psutil
     import transformers
 
-    # Loaded only when they are asked for; their memory is not the training's.
+    # transformers imports them on first use; their memory must not count as the training's.
     _ = (transformers.Trainer, transformers.LlamaForCausalLM)
     before = psutil.Process().memory_info().rss
     clock = _Clock()

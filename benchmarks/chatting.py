@@ -1,5 +1,5 @@
-"""Chat: tokens a second of our streaming against transformers' generate, both greedy and with a cache; the wait for
-the first token of a model that was just loaded."""
+"""Chat: tokens/s of our streaming against generate() of transformers, both greedy and with a cache; and the time to
+the first token of a model right after loading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEN_MILLION |= {"num_key_value_heads": 5, "tie_word_embeddings": True, "max_posi
 
 
 def bench(full: bool) -> None:
-    """Print both."""
+    """Print both measurements."""
     import torch
 
     from llm_lab.chat.session import ChatSession, ChatSettings
@@ -43,28 +43,29 @@ def bench(full: bool) -> None:
         model.generate(ids, attention_mask=mask, max_new_tokens=COUNT, do_sample=False, pad_token_id=256)
 
     timings = race({"ours": ours, "theirs": theirs}, rounds=30 if full else 10, warmup=1)
-    print(f"Chat, {COUNT} tokens, greedy, 4 × 128 on the CPU:\n\n| who | tokens/s | time |\n| --- | --- | --- |")
-    for name, words in (("ours", "llm-lab chat"), ("theirs", "transformers' generate")):
+    print(f"Chat, {COUNT} tokens, greedy, 4 × 128 on the CPU:\n")
+    print("| implementation | tokens/s | time |\n| --- | --- | --- |")
+    for name, words in (("ours", "llm-lab chat"), ("theirs", "generate() of transformers")):
         print(f"| {words} | {COUNT / timings[name].median:,.0f} | {timings[name].spread()} |")
     print(f"\nRatio {timings['theirs'].median / timings['ours'].median:.2f} ×")
-    waits = [_first_token() for _ in range(5 if full else 3)]
+    waits = [_measure_first_token() for _ in range(5 if full else 3)]
     parameters, seconds = waits[0][0], sorted(wait for _, wait in waits)
     print(
-        f"\nFirst token of a model of {parameters / 1e6:.1f} M parameters, just loaded: "
+        f"\nFirst token of a model with {parameters / 1e6:.1f} M parameters, right after loading: "
         f"{1e3 * seconds[len(seconds) // 2]:,.1f} ms ({1e3 * seconds[0]:,.1f} to {1e3 * seconds[-1]:,.1f})"
     )
 
 
-def _first_token() -> tuple[int, float]:
-    """Return parameters, and the seconds from when a fresh process has loaded a model to the first piece of text."""
+def _measure_first_token() -> tuple[int, float]:
+    """Return the number of parameters, and the seconds from loading to the first text, in a new process."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.chatting"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"the model of 10 M could not be asked:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"the chat with the 10 M model failed:\n{done.stderr[-2000:]}")
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _ask_ten_million() -> None:
-    """Write a model of 10 M parameters, load it, and print how many and what its first token took."""
+def _print_first_token() -> None:
+    """Save a model of 10 M parameters, load it, and print its size and the seconds to its first token."""
     import torch
     from transformers import LlamaConfig
 
@@ -89,4 +90,4 @@ def _ask_ten_million() -> None:
 
 
 if __name__ == "__main__":
-    _ask_ten_million()
+    _print_first_token()

@@ -1,4 +1,4 @@
-"""A GPT-2-shaped model in plain PyTorch, as small training scripts have it: what a user would otherwise write."""
+"""A GPT-2-shaped model in plain PyTorch, as in small training scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """LayerNorm, causal attention with one product for q, k and v, LayerNorm, GELU of four times the width."""
+    """LayerNorm, causal attention with one product for q, k and v, LayerNorm, GELU MLP of four times the width."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """Token and position embeddings, blocks, a last norm, a tied head; no biases, no dropout."""
+    """Token and position embeddings, blocks, a final norm, a tied output head; without biases or dropout."""
 
     def __init__(self, vocabulary: int, length: int, layers: int, width: int, heads: int) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class Gpt(nn.Module):
         self.head.weight = self.tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
-                onto_residual = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(parameter, std=0.02 / ((2 * layers) ** 0.5 if onto_residual else 1.0))
+                into_residual = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(parameter, std=0.02 / ((2 * layers) ** 0.5 if into_residual else 1.0))
 
     def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the labels: ids and labels (batch, length)."""

@@ -1,6 +1,6 @@
-"""The whole life of the demo over several seeds: does each stage add more than a seed does?
+"""All stages of the demo over several seeds: does each stage add more than the variation between seeds?
 
-python -m benchmarks.life [SEED ...]        (some minutes a seed; seeds 1 2 3 by default)
+python -m benchmarks.life [SEED ...]        (a few minutes per seed; default: seeds 1 2 3)
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 START = "sft"
-TUNED = ("dpo", "grpo", "ppo")
 COLUMNS = ("exact_match", "exact_match_sampled", "reward")
 Scores = dict[str, dict[str, float]]
 
@@ -31,14 +30,17 @@ def study(seeds: Sequence[int], recipe: str = "configs/demo.yaml") -> list[Score
 
 
 def describe(seeds: Sequence[int], found: Sequence[Scores]) -> str:
-    """Return two tables: the scores, and what each stage adds to its start beside the spread over seeds."""
-    lines = [f"Seeds {', '.join(map(str, seeds))}: mean, and range in brackets.", ""]
+    """Return two tables: the scores, and what each stage adds to the SFT stage compared with the spread over seeds."""
+    lines = [f"Seeds {', '.join(map(str, seeds))}: mean with the range in brackets.", ""]
     lines += ["| stage | exact match | sampled | reward | time |", "| --- | --- | --- | --- | --- |"]
     for stage in found[0]:
         cells = [_cell([scores[stage][name] for scores in found if name in scores[stage]]) for name in COLUMNS]
         seconds = statistics.mean(scores[stage]["seconds"] for scores in found)
         lines.append(f"| {stage} | {' | '.join(cells)} | {seconds:.0f} s |")
-    lines += ["", f"| stage | gain over `{START}`, seed by seed (sampled exact match) | spread of the start | spread |"]
+    lines += [
+        "",
+        f"| stage | gain over `{START}`, per seed (sampled exact match) | spread of `{START}` | spread of the stage |",
+    ]
     lines += ["| --- | --- | --- | --- |"]
     start = [scores[START]["exact_match_sampled"] for scores in found]
     for stage in (name for name in found[0] if name not in ("pretrain", START)):

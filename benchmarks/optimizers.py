@@ -1,4 +1,4 @@
-"""The optimizers by validation loss: at equal tokens, and at equal time."""
+"""The validation loss of the optimizers at equal tokens and at equal time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from .shakespeare import find_text
 
-# Each with the recipe's default learning rates; adamw_8bit is AdamW to three digits and needs CUDA.
+# All with their default learning rates. Without adamw_8bit, which requires CUDA and equals AdamW to three digits.
 NAMES = ("muon", "adamw", "lion", "sophia", "adafactor")
 STEPS, FULL_STEPS, EVALUATIONS = 200, 2000, 10
 
 
 def bench(full: bool) -> None:
-    """Print a table; the text is tiny Shakespeare where it is at hand, else the built-in stories."""
+    """Print a table. The data is tiny Shakespeare if it is there, otherwise the built-in stories."""
     from llm_lab.runner import run
     from llm_lab.runs.folder import RunFolder
 
@@ -34,16 +34,16 @@ def bench(full: bool) -> None:
     print(
         f"Optimizers, {'tiny Shakespeare' if text else 'built-in stories'}, 4 × 128, {steps:,} steps of 768 tokens:\n"
     )
-    print("| optimizer | loss at equal tokens | training seconds | last loss within the fastest's time |")
+    print("| optimizer | validation loss | training seconds | validation loss after the time of the fastest |")
     print("| --- | --- | --- | --- |")
     for name, curve in curves.items():
         within = [loss for _, seconds, loss in curve if seconds <= 1.001 * shortest]
         print(f"| {name} | {curve[-1][2]:.3f} | {curve[-1][1]:.1f} | {f'{within[-1]:.3f}' if within else ''} |")
-    print("\nOne run each, at the default learning rates: differences of 0.01 are within what a seed does.")
+    print("\nOne run each, at the default learning rates: differences of 0.01 are within the variation between seeds.")
 
 
 def _curve(rows: list[dict]) -> list[tuple[int, float, float]]:
-    """Return (step, seconds of steps alone, validation loss) of each evaluation."""
+    """Return (step, seconds of training alone, validation loss) of each evaluation."""
     curve, seconds, before = [], 0.0, 0
     for row in rows:
         if "tokens_per_second" in row:

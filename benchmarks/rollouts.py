@@ -1,4 +1,4 @@
-"""A step of our GRPO (generate, score, learn) against the same step written directly on TRL."""
+"""A GRPO step (generate, score, update) of LLM Lab against the same step with TRL alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _clock() -> tuple[Any, list[float]]:
 
 
 def _run_trl(base: Path, folder: str) -> list[float]:
-    """The step as a user would write it with TRL alone; generation and loss are within on_step_begin and _end."""
+    """Return the seconds of each step as a user would write it with TRL; a step includes generation and loss."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from transformers.trainer_callback import PrinterCallback
@@ -91,14 +91,14 @@ def _run_trl(base: Path, folder: str) -> list[float]:
 
 
 def _run_ours(base: Path, folder: str) -> list[float]:
-    """The step that `stage: grpo` makes, its records and checkpoints' bookkeeping included."""
+    """Return the seconds of each step of a recipe with `stage: grpo`, including its records."""
     from llm_lab.runner import run
     from llm_lab.stages import rollout_trainers
 
     clock, marks = _clock()
     make = rollout_trainers._make
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def make_with_clock(*args: Any, **kwargs: Any) -> Any:
         trainer = make(*args, **kwargs)
         trainer.add_callback(clock)
         return trainer
@@ -127,7 +127,7 @@ def _run_ours(base: Path, folder: str) -> list[float]:
             "logging_steps": 1,
         },
     }
-    rollout_trainers._make = watched
+    rollout_trainers._make = make_with_clock
     try:
         run(recipe, root=Path(folder) / "checkpoints")
     finally:
@@ -135,14 +135,16 @@ def _run_ours(base: Path, folder: str) -> list[float]:
     return marks
 
 
-def bench_rollout_step() -> str:
-    """Return a table row: a GRPO step of ours against TRL's, in turn."""
+def bench(full: bool) -> None:
+    """Print the time of a GRPO step of both, measured in turn."""
     seconds: dict[str, list[float]] = {"ours": [], "trl": []}
     with tempfile.TemporaryDirectory() as folder:
         base = _base(Path(folder, "base"))
-        for number in range(ROUNDS):
+        for number in range(ROUNDS * (2 if full else 1)):
             seconds["ours"] += _run_ours(base, f"{folder}/ours{number}")[2:]
             seconds["trl"] += _run_trl(base, f"{folder}/trl{number}")[2:]
     ours, trl = (Timing(tuple(seconds[name])) for name in ("ours", "trl"))
-    what = f"GRPO step, {PROMPTS} × {ANSWERS} answers of at most {LENGTH} tokens, 4 × 128"
-    return f"| {what} | {ours.spread()} | on TRL alone {trl.spread()} | {trl.median / ours.median:.2f} × |"
+    print(f"GRPO step, {PROMPTS} prompts × {ANSWERS} answers of at most {LENGTH} tokens, 4 × 128, on the CPU:\n")
+    print("| implementation | step | relative to ours |\n| --- | --- | --- |")
+    print(f"| LLM Lab, a complete run of a recipe | {ours.spread()} | 1.00 × |")
+    print(f"| TRL alone | {trl.spread()} | {trl.median / ours.median:.2f} × |")

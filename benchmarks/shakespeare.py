@@ -1,4 +1,5 @@
-"""Tiny Shakespeare to 1.886 nats a byte: a shipped recipe against 2,000 steps of a GPT-2-shaped bare loop."""
+"""Time to a validation loss of 1.886 nats per byte on tiny Shakespeare: a shipped recipe against 2,000 steps of a
+GPT-2-shaped model in a bare loop."""
 
 from __future__ import annotations
 
@@ -12,29 +13,28 @@ import tempfile
 import time
 from pathlib import Path
 
-from .candidates import train_apart
+from .candidates import train_in_process
 
-TEXT = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tinyshakespeare.txt"
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "shakespeare-fast.yaml"
 GOAL_NATS, LOOP_STEPS, MEASURED_STEPS, ROUNDS = 1.886, 2000, 120, 3
 LONGEST_SECONDS = 600
 
 
 def find_text() -> Path | None:
-    """Return tiny Shakespeare, where it is at hand: $TINY_SHAKESPEARE, ./input.txt or the shared data."""
-    places = [Path(os.environ.get("TINY_SHAKESPEARE", "input.txt")), TEXT]
-    return next((place.resolve() for place in places if place.is_file()), None)
+    """Return the path of tiny Shakespeare ($TINY_SHAKESPEARE or ./input.txt), or None if it is not there."""
+    path = Path(os.environ.get("TINY_SHAKESPEARE", "input.txt"))
+    return path.resolve() if path.is_file() else None
 
 
 def run_until(goal: float, text: Path) -> tuple[float, float, float]:
-    """Run the recipe as a user types it, cache and all anew, until an evaluation is at the goal.
+    """Run the recipe from the command line, with an empty cache, until an evaluation reaches the goal.
 
-    Returns (loss, seconds since the process began, the run's own wall_seconds of training).
+    Returns (loss, seconds since the process started, wall_seconds of training as the run logs them).
     """
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder, "checkpoints", RECIPE.stem, "metrics.jsonl")
         command = [sys.executable, "-m", "llm_lab", "run", str(RECIPE), f"data.0.path={text}", "device=cpu"]
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with open(Path(folder, "output"), "w+") as output:
             process = subprocess.Popen(
                 command,
@@ -44,13 +44,13 @@ def run_until(goal: float, text: Path) -> tuple[float, float, float]:
                 stderr=output,
             )
             try:
-                while time.perf_counter() - begun < LONGEST_SECONDS:
+                while time.perf_counter() - start < LONGEST_SECONDS:
                     time.sleep(0.05)
                     ended = process.poll() is not None
                     rows = metrics.read_text().splitlines() if metrics.exists() else []
                     for row in map(json.loads, (line for line in rows if line.endswith("}"))):
                         if row.get("eval_loss", goal + 1) <= goal:
-                            return row["eval_loss"], time.perf_counter() - begun, row["wall_seconds"]
+                            return row["eval_loss"], time.perf_counter() - start, row["wall_seconds"]
                     if ended:
                         break
             finally:
@@ -58,32 +58,33 @@ def run_until(goal: float, text: Path) -> tuple[float, float, float]:
                     process.send_signal(signal.SIGINT)
                     process.wait()
             output.seek(0)
-            raise SystemExit(f"{RECIPE.name} did not come to {goal}:\n{output.read()[-2000:]}")
+            raise SystemExit(f"{RECIPE.name} did not reach {goal}:\n{output.read()[-2000:]}")
 
 
 def bench(full: bool) -> None:
-    """Print the two, in turn: the loop, the recipe, the loop, the recipe ..."""
-    print(f"Tiny Shakespeare to {GOAL_NATS} nats a byte, {RECIPE.name}, on the CPU:\n")
+    """Print the time of the loop and of the recipe, measured in turn."""
+    print(f"Tiny Shakespeare to {GOAL_NATS} nats per byte, {RECIPE.name}, on the CPU:\n")
     text = find_text()
     if text is None:
-        print("Not measured: put tiny Shakespeare at ./input.txt, or name it in $TINY_SHAKESPEARE.")
+        print("Not measured: save tiny Shakespeare as ./input.txt or set $TINY_SHAKESPEARE to its path.")
         return
-    steps, runs = [], []
+    steps: list[float] = []
+    runs = []
     for _ in range(ROUNDS * (2 if full else 1)):
-        steps += train_apart("gpt-loop", MEASURED_STEPS).seconds
+        steps += train_in_process("gpt-loop", MEASURED_STEPS).seconds
         runs.append(run_until(GOAL_NATS, text))
-    steps += train_apart("gpt-loop", MEASURED_STEPS).seconds
+    steps += train_in_process("gpt-loop", MEASURED_STEPS).seconds
     loop = LOOP_STEPS * statistics.median(steps)
-    print("| what | seconds | share of the loop's | wanted |\n| --- | --- | --- | --- |")
+    print("| what | seconds | share of the loop's | goal |\n| --- | --- | --- | --- |")
     print(
         f"| GPT-2-shaped loop: {LOOP_STEPS:,} steps of {1e3 * statistics.median(steps):.1f} ms "
         f"({1e3 * min(steps):.1f} to {1e3 * max(steps):.1f}) | {loop:.1f} | | |"
     )
-    for index, words, wanted in (
-        (2, "the recipe's training until the evaluation that passes", "1/3"),
-        (1, "the same from the command on: start-up, reading and all", "1/2"),
+    for index, words, target in (
+        (2, "the recipe's training up to the evaluation that passes", "1/3"),
+        (1, "the same including start-up and reading data", "1/2"),
     ):
         seconds = [run[index] for run in runs]
         spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-        print(f"| {words} | {spread} | {statistics.median(seconds) / loop:.2f} | at most {wanted} |")
-    print(f"\nLosses at which they passed: {', '.join(f'{run[0]:.4f}' for run in runs)}")
+        print(f"| {words} | {spread} | {statistics.median(seconds) / loop:.2f} | at most {target} |")
+    print(f"\nLosses at that evaluation: {', '.join(f'{run[0]:.4f}' for run in runs)}")

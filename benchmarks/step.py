@@ -1,27 +1,28 @@
-"""The training step and its memory: ours against what a user would otherwise run, process by process in turn."""
+"""The training step and its memory: LLM Lab against what a user would otherwise run, one process after another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from .candidates import LAYERS, LENGTH, NAMES, ROWS, WIDTH, Trained, train_apart
+from .candidates import HEADS, LAYERS, LENGTH, NAMES, ROWS, VOCABULARY, WIDTH, Trained, llama_config, train_in_process
 from .timing import Timing
 
 ROUNDS, STEPS = 3, 120
 
 
 def bench(full: bool) -> None:
-    """Print step time and peak memory of the four candidates."""
+    """Print step time and peak memory of the four implementations."""
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     last: dict[str, Trained] = {}
     for _ in range(ROUNDS * (2 if full else 1)):
         for name in NAMES:
-            last[name] = train_apart(name, STEPS)
+            last[name] = train_in_process(name, STEPS)
             seconds[name] += last[name].seconds
     ours = Timing(tuple(seconds["ours"]))
     print(f"Training step, {ROWS} × {LENGTH} tokens, {LAYERS} × {WIDTH}, AdamW, float32, eager, on the CPU:\n")
-    print("| who | step | of ours | peak memory | of it training | parameters |\n| --- | --- | --- | --- | --- | --- |")
+    print("| implementation | step | relative to ours | peak memory | allocated by training | parameters |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, words in NAMES.items():
         timing, trained = Timing(tuple(seconds[name])), last[name]
         print(
@@ -32,7 +33,17 @@ def bench(full: bool) -> None:
 
 
 def bench_memory(full: bool) -> None:
-    """Print what a forward and backward pass holds at most beside weights and moments, by torch's profiler."""
+    """Print the peak memory of tensors in forward and backward, without weights and optimizer state."""
+    print("Peak memory of tensors in forward and backward, by torch's profiler (float32, CPU):\n")
+    print("| tokens × vocabulary | LLM Lab | LlamaForCausalLM | GPT-2-shaped |\n| --- | --- | --- | --- |")
+    shapes = [(ROWS * LENGTH, VOCABULARY), (2048, 8_192)] + ([(4096, 65_536)] if full else [])
+    for tokens, vocabulary in shapes:
+        cells = (f"{peak / 2**20:,.1f} MiB" for peak in _peaks(tokens, vocabulary))
+        print(f"| {tokens:,} × {vocabulary:,} | {' | '.join(cells)} |")
+
+
+def _peaks(tokens: int, vocabulary: int) -> list[int]:
+    """Return the peak bytes of LLM Lab, LlamaForCausalLM and the GPT-2-shaped model."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -42,42 +53,33 @@ def bench_memory(full: bool) -> None:
     from llm_lab.training.cross_entropy import head_for_pieces
     from llm_lab.training.pretrain_trainer import next_token_loss
 
-    from .candidates import VOCABULARY, llama_config
     from .gpt import Gpt
 
-    print("Most bytes of tensors that stand at once in forward and backward, by torch's profiler (float32, CPU):\n")
-    print("| tokens × vocabulary | ours | LlamaForCausalLM | GPT-2-shaped |\n| --- | --- | --- | --- |")
-    shapes = [(ROWS * LENGTH, VOCABULARY), (2048, 8_192)] + ([(4096, 65_536)] if full else [])
-    for tokens, vocabulary in shapes:
-        config = llama_config()
-        config.vocab_size = vocabulary
-        ids = torch.randint(0, vocabulary, (tokens // LENGTH, LENGTH + 1))
-        x, y = ids[:, :-1], ids[:, 1:].contiguous()
-        ours, stock = build_from_config(config).train(), LlamaForCausalLM(config).train()
-        speed_up_products(ours, find_machine().cpu_name)
-        gpt = Gpt(vocabulary, LENGTH, LAYERS, WIDTH, 4)
+    config = llama_config()
+    config.vocab_size = vocabulary
+    ids = torch.randint(0, vocabulary, (tokens // LENGTH, LENGTH + 1))
+    x, y = ids[:, :-1], ids[:, 1:].contiguous()
+    ours, stock = build_from_config(config).train(), LlamaForCausalLM(config).train()
+    gpt = Gpt(vocabulary, LENGTH, LAYERS, WIDTH, HEADS)
+    speed_up_products(ours, find_machine().cpu_name)
 
-        def our_loss(model=ours, x=x, y=y):
-            with head_for_pieces(model, x.numel()) as head:
-                return next_token_loss(model, x, y, "cpu", "float32", head)
+    def our_loss() -> Any:
+        with head_for_pieces(ours, x.numel()) as head:
+            return next_token_loss(ours, x, y, "cpu", "float32", head)
 
-        cells = [
-            peak_tensor_bytes(our_loss),
-            peak_tensor_bytes(lambda model=stock, x=x, y=y: model(input_ids=x, labels=x, shift_labels=y).loss),
-            peak_tensor_bytes(lambda model=gpt, x=x, y=y: model.loss(x, y)),
-        ]
-        print(f"| {tokens:,} × {vocabulary:,} | " + " | ".join(f"{cell / 2**20:,.1f} MiB" for cell in cells) + " |")
+    losses = our_loss, lambda: stock(input_ids=x, labels=x, shift_labels=y).loss, lambda: gpt.loss(x, y)
+    return [peak_tensor_bytes(loss) for loss in losses]
 
 
 def peak_tensor_bytes(loss_of: Callable[[], Any]) -> int:
-    """Return the most bytes of tensors that stood at once while a loss and its gradients were made."""
+    """Return the peak bytes of tensors while a loss and its gradients are computed."""
     import torch
 
     with torch.profiler.profile(profile_memory=True) as profile:
         loss_of().backward()
-    standing = most = 0
+    current = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            standing += event.nbytes()
-            most = max(most, standing)
-    return most
+            current += event.nbytes()
+            peak = max(peak, current)
+    return peak

@@ -1,4 +1,4 @@
-"""Interleaved timing: A B A B ..., medians and spread, so that a noisy machine hits both alike."""
+"""Interleaved timing (A B A B ...), so that noise on the machine affects all candidates alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Timing:
 
 
 def race(candidates: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Time every candidate once a round, in turn."""
+    """Time each candidate once per round, in turn."""
     for candidate in candidates.values():
         for _ in range(warmup):
             candidate()

@@ -16,7 +16,7 @@ KERNELS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
 def bench(full: bool) -> None:
-    """Print both tables, or that there is no GPU."""
+    """Print both tables, or why nothing was measured."""
     from llm_lab.estimate.machine import find_machine
 
     machine = find_machine()
