@@ -1,8 +1,8 @@
-"""A teaching world for every stage: who has how many of what, asked, worked out, and checkable.
+"""Arithmetic word problems for every stage, generated from a seed, with answers that can be checked.
 
-One seeded generator makes texts to pretrain on, questions with written working for SFT, prompts with an
-answer for reinforcement learning, pairs of right and wrong working, and a test that no other set has seen.
-The best score on every set is known: all questions have exactly one right answer.
+One generator makes texts for pretraining, questions with worked solutions for SFT, prompts with answers for
+reinforcement learning, pairs of correct and wrong solutions for DPO, and a test set that shares no problem with
+the others. Every question has exactly one correct answer, so the best possible score is known.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ ORDER = ("First ", "Then ", "After that, ")
 
 @dataclass(frozen=True)
 class WorldSet:
-    """How many rows a set has, and which shares of all problems are its own."""
+    """Number of rows of a dataset, and the buckets of problems that belong to it."""
 
     rows: int
     buckets: tuple[int, ...]
 
 
 TEXTS = WorldSet(24_000, (0, 1, 2, 3, 4))
-# By (kind of example, split): all kinds of the test ask the same questions, which no other set asks.
+# By (kind of example, split). The test splits of all kinds share their questions; no other split has them.
 EXAMPLES = {
     ("conversation", "train"): WorldSet(2_000, (5, 6, 7)),
-    # The same questions, worked by pupils: what imitates them makes their mistakes too.
+    # The same questions, but some solutions contain a mistake: a model that imitates them repeats the mistakes.
     ("conversation", "homework"): WorldSet(2_000, (5, 6, 7)),
     ("preference", "train"): WorldSet(2_000, (8, 9, 10)),
     ("prompt", "train"): WorldSet(2_000, (11, 12, 13)),
@@ -58,7 +58,7 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Question:
-    """Somebody has `numbers[0]` things, and each further number is what comes (above 0) or goes."""
+    """A person has `numbers[0]` things; each further number is added (positive) or taken (negative)."""
 
     numbers: tuple[int, ...]
     name: str
@@ -68,7 +68,7 @@ class Question:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """What there is at first and after each change."""
+        """The total at the start and after each change."""
         return tuple(sum(self.numbers[: count + 1]) for count in range(len(self.numbers)))
 
     @property
@@ -77,63 +77,63 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        return f"{self._told()} {self._asked()}"
+        return f"{self._story()} {self._question()}"
 
     @property
     def completion(self) -> str:
         return work_out(self.numbers)
 
     def document(self, draw: Draw) -> str:
-        """Return the story as text: worked out after each event or all at the end, told or asked in its last line."""
+        """Return the problem as a text, solved step by step or at the end; the last line states or asks the result."""
         counted_after, asked = draw.chance(_SHARE_COUNTED_AFTER), draw.chance(_SHARE_ASKED)
         end = (
-            f"{self._asked()} The answer is {self.answer}."
+            f"{self._question()} The answer is {self.answer}."
             if asked
             else f"Now {self.name} has {self.answer} {self.things}."
         )
         if counted_after:
-            # With something in between, to be found are the numbers, not what stands so many words before.
+            # A sentence in between, so a model must find the numbers instead of copying from a fixed distance.
             wondered = (
                 f" Let us see how many {self.things} {self.name} has now." if draw.chance(_SHARE_WONDERED) else ""
             )
-            return f"{self._told()}{wondered}\nSo {_steps(self.numbers)} {end}"
-        lines = [self._beginning()]
-        for sentence, before, change in zip(self._happenings(), self.totals, self.numbers[1:], strict=False):
+            return f"{self._story()}{wondered}\nSo {_steps(self.numbers)} {end}"
+        lines = [self._start()]
+        for sentence, before, change in zip(self._events(), self.totals, self.numbers[1:], strict=False):
             lines += [sentence, _step(before, change)]
         return " ".join([*lines, end])
 
-    def _told(self) -> str:
-        return " ".join([self._beginning(), *self._happenings()])
+    def _story(self) -> str:
+        return " ".join([self._start(), *self._events()])
 
-    def _asked(self) -> str:
+    def _question(self) -> str:
         return f"How many {self.things} does {self.name} have now?"
 
-    def _beginning(self) -> str:
+    def _start(self) -> str:
         return f"{self.name} has {self.numbers[0]} {self.things}."
 
-    def _happenings(self) -> list[str]:
+    def _events(self) -> list[str]:
         return [f"{order}{self.he} {event}." for order, event in zip(ORDER, self.events, strict=False)]
 
 
 def work_out(numbers: tuple[int, ...]) -> str:
-    """Return the working of a problem, one sum a change, and its answer."""
+    """Return the solution of a problem, one step per change, and its answer."""
     return f"So {_steps(numbers)} The answer is {sum(numbers)}."
 
 
 def world_documents() -> Iterator[str]:
-    """Yield the texts to pretrain on, the same on every machine."""
+    """Yield the texts for pretraining, the same on every machine."""
     for draw, question in _questions(TEXTS):
         yield question.document(draw)
 
 
 def world_examples(kind: str, split: str) -> Iterator[dict[str, str]]:
-    """Yield rows of prompt and answer; conversations have a completion, preferences chosen and rejected.
+    """Yield rows with prompt and answer; conversations also have completion, preferences chosen and rejected.
 
-    kind: conversation, preference or prompt. split: train or test; of conversations also homework, in which three
-    in ten completions hold a mistake. KeyError where there is no such set.
+    kind: conversation, preference or prompt. split: train or test, for conversations also homework, in which
+    30 % of the completions contain a mistake. Raises KeyError for any other combination.
     """
     if (kind, split) not in EXAMPLES:
-        raise KeyError(f"there are {', '.join(sorted({known for of, known in EXAMPLES if of == kind}))}")
+        raise KeyError(", ".join(sorted({known for of, known in EXAMPLES if of == kind})))
     return _rows(kind, split, EXAMPLES[kind, split])
 
 
@@ -142,37 +142,37 @@ def _rows(kind: str, split: str, chosen: WorldSet) -> Iterator[dict[str, str]]:
         row = {"prompt": question.prompt}
         if kind == "conversation":
             slips = split == "homework" and draw.chance(_SHARE_OF_SLIPS)
-            row["completion"] = _wrong_working(draw, question.numbers) if slips else question.completion
+            row["completion"] = _wrong_solution(draw, question.numbers) if slips else question.completion
         elif kind == "preference":
-            row |= {"chosen": question.completion, "rejected": _wrong_working(draw, question.numbers)}
+            row |= {"chosen": question.completion, "rejected": _wrong_solution(draw, question.numbers)}
         yield row | {"answer": question.answer}
 
 
 def bucket_of(numbers: tuple[int, ...]) -> int:
-    """Return which of the shares of all problems this one is in: two sets share a sum, never a problem."""
+    """Return the bucket of a problem. Datasets with different buckets may share a sum, never a problem."""
     return zlib.crc32(" ".join(map(str, numbers)).encode()) % _BUCKETS
 
 
 def _questions(chosen: WorldSet) -> Iterator[tuple[Draw, Question]]:
-    """Yield a set's questions. All are of its own problems; but for texts, no problem comes twice."""
+    """Yield the questions of a dataset, from its own buckets only. Except in texts, no problem occurs twice."""
     seen: set[tuple[int, ...]] = set()
     seed = _SEED + 10_000_000 * chosen.buckets[0]
     for _ in range(chosen.rows):
         numbers = None
         while numbers is None or bucket_of(numbers) not in chosen.buckets or (numbers in seen and chosen != TEXTS):
-            # A generator of its own for each question: what one draws moves no other.
+            # One generator per question, so a change in one question does not affect the others.
             draw = Draw(seed)
             seed += 1
             numbers = _numbers(draw)
         seen.add(numbers)
-        yield draw, _tell(draw, numbers)
+        yield draw, _question_about(draw, numbers)
 
 
 def _numbers(draw: Draw) -> tuple[int, ...]:
     numbers = [draw.number(2, _HIGHEST_START)]
     for _ in range(draw.pick(_STEPS)):
         have = sum(numbers)
-        # Something is always left to count, and no total is above the highest.
+        # At least one thing is left, and no total exceeds the maximum.
         takes = have > 1 and (draw.chance(0.5) or have == _HIGHEST)
         room = have - 1 if takes else _HIGHEST - have
         change = draw.number(1, min(room, _HIGHEST_CHANGE))
@@ -180,7 +180,7 @@ def _numbers(draw: Draw) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _tell(draw: Draw, numbers: tuple[int, ...]) -> Question:
+def _question_about(draw: Draw, numbers: tuple[int, ...]) -> Question:
     name, he = draw.pick(PEOPLE)
     things = draw.pick(THINGS)
     events = []
@@ -200,8 +200,8 @@ def _steps(numbers: tuple[int, ...]) -> str:
     return " ".join(_step(before, change) for before, change in zip(totals, numbers[1:], strict=False))
 
 
-def _wrong_working(draw: Draw, numbers: tuple[int, ...]) -> str:
-    """Return working with one plausible mistake in it, carried on to another answer."""
+def _wrong_solution(draw: Draw, numbers: tuple[int, ...]) -> str:
+    """Return a solution with one plausible mistake, which leads to a wrong answer."""
     mistakes = (_miscounted, _wrong_sign, _misread, _left_out)
     while True:
         working = draw.pick(mistakes)(draw, numbers)
@@ -210,7 +210,7 @@ def _wrong_working(draw: Draw, numbers: tuple[int, ...]) -> str:
 
 
 def _miscounted(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One sum is off by a little or by a ten; the rest goes on from there."""
+    """One step is off by 1, 2 or 10; the next steps continue from the wrong result."""
     wrong, slip = draw.number(1, len(numbers) - 1), draw.pick((-10, -2, -1, 1, 2, 10))
     have, lines = numbers[0], []
     for count, change in enumerate(numbers[1:], 1):
@@ -223,24 +223,24 @@ def _miscounted(draw: Draw, numbers: tuple[int, ...]) -> str | None:
 
 
 def _wrong_sign(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One change is taken the wrong way round."""
+    """One change has the wrong sign."""
     wrong = draw.number(1, len(numbers) - 1)
     return _work_out_wrong((*numbers[:wrong], -numbers[wrong], *numbers[wrong + 1 :]))
 
 
 def _misread(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One number is read a little wrong."""
+    """One number is off by 1 or 2."""
     wrong, slip = draw.number(0, len(numbers) - 1), draw.pick((-2, -1, 1, 2))
     return _work_out_wrong((*numbers[:wrong], numbers[wrong] + slip, *numbers[wrong + 1 :]))
 
 
 def _left_out(draw: Draw, numbers: tuple[int, ...]) -> str | None:
-    """One of several changes is forgotten."""
+    """One of several changes is missing."""
     wrong = draw.number(1, len(numbers) - 1)
     return _work_out_wrong((*numbers[:wrong], *numbers[wrong + 1 :])) if len(numbers) > 2 else None
 
 
 def _work_out_wrong(numbers: tuple[int, ...]) -> str | None:
-    """Return their working, or None where no story could have these numbers."""
+    """Return the solution for these numbers, or None if no problem could have them."""
     totals = [sum(numbers[: count + 1]) for count in range(len(numbers))]
     return work_out(numbers) if 0 not in numbers and all(0 <= total <= _HIGHEST for total in totals) else None

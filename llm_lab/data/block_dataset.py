@@ -1,4 +1,4 @@
-"""Training and validation items from blocks of tokens, in memory-mapped files or a stream. Without torch."""
+"""Training and validation items: blocks of tokens from memory-mapped files or from a stream. No torch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .encoding import Encoder, pieces_of
 from .mixing import BlockSchedule
 from .streams import Position, StreamSource
 
-IGNORED = -100  # the label that losses leave out
+IGNORED = -100  # the label that losses ignore
 Item = dict[str, np.ndarray]
 
 
 class BlockDataset:
-    """The samples of a schedule, in its order: read them one after another, never shuffled again.
+    """The samples of a schedule in its order, which is already shuffled: read them sequentially.
 
-    An item is {"input_ids", "shift_labels"}, each max_length tokens of int64; shift_labels[j] is the
-    token that follows input_ids[j]. Of a source that is streamed, samples are asked for in rising order.
+    An item is {"input_ids", "shift_labels"}, each max_length int64 tokens; shift_labels[j] is the token that
+    follows input_ids[j]. Samples of a streamed source must be read in increasing order.
     """
 
     def __init__(self, schedule: BlockSchedule, tokens: Sequence[np.ndarray | BlockStream]):
         if len(tokens) != len(schedule.blocks):
-            raise ValueError("one token array for each source of the schedule")
+            raise ValueError("need one token array per source of the schedule")
         self.schedule = schedule
         self.tokens = list(tokens)
 
@@ -49,64 +49,63 @@ class BlockDataset:
 
     @property
     def streams(self) -> dict[int, BlockStream]:
-        """The sources that are streamed, by their number."""
+        """The streamed sources, by index."""
         return {source: tokens for source, tokens in enumerate(self.tokens) if isinstance(tokens, BlockStream)}
 
     def epochs(self, samples: int | None = None) -> list[float | None]:
-        """Return how often each source is read through in the first samples; None: a stream's first epoch goes on."""
+        """Return the epochs of each source in the first `samples` samples; None for a stream in its first epoch."""
         counts = self.schedule.counts(samples)
         found = self.schedule.epochs(samples)
         return [
-            self.tokens[source].epochs(counts[source]) if source in self.streams else times
-            for source, times in enumerate(found)
+            tokens.epochs(count) if isinstance(tokens, BlockStream) else epochs
+            for tokens, count, epochs in zip(self.tokens, counts, found, strict=True)
         ]
 
     def consumed(self, samples: int) -> None:
-        """Take note that training has used so many samples."""
+        """Record that training has used this many samples."""
         counts = self.schedule.counts(samples)
         for source, stream in self.streams.items():
             stream.consumed(counts[source])
 
     def stream_states(self, samples: int) -> dict[str, dict[str, Any]]:
-        """Return what the streams go on from behind so many samples, by the number of their source."""
+        """Return the states from which the streams resume after this many samples, by source index."""
         counts = self.schedule.counts(samples)
         return {str(source): stream.state(counts[source]) for source, stream in self.streams.items()}
 
     def exhausted_by(self, samples: int) -> int | None:
-        """Return a stream whose first epoch does not hold its share of so many samples, or None."""
+        """Return the index of a stream whose first epoch is too short for its share of the samples, or None."""
         counts = self.schedule.counts(samples)
         short = (source for source, stream in self.streams.items() if not stream.first_epoch_holds(counts[source]))
         return next(short, None)
 
     def close(self) -> None:
-        """End the reading of streams."""
+        """Stop reading the streams."""
         for stream in self.streams.values():
             stream.close()
 
-    # A memory map pickles as all of its contents; workers started by spawn should open the file instead.
+    # A memory map is pickled with all of its contents; spawned workers should open the file instead.
     def __getstate__(self) -> dict[str, Any]:
-        return {"schedule": self.schedule, "tokens": [_shelve(tokens) for tokens in self.tokens]}
+        return {"schedule": self.schedule, "tokens": [_pickled(tokens) for tokens in self.tokens]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.schedule = state["schedule"]
-        self.tokens = [_open(tokens) for tokens in state["tokens"]]
+        self.tokens = [_unpickled(tokens) for tokens in state["tokens"]]
 
 
 class ValidationBlocks:
-    """Consecutive blocks from the start: every token but the first is a target exactly once.
+    """Consecutive blocks from the start: every token except the first is a target exactly once.
 
-    Items are those of BlockDataset. The last block is filled up with `padding` and its labels with -100,
-    so a mean over the labels that are not -100 is the exact mean over the text.
+    Items are as in BlockDataset. The last block is padded with token 0 and label -100, so the mean over all
+    labels other than -100 is the exact mean over the text.
     """
 
-    def __init__(self, tokens: np.ndarray, max_length: int, padding: int = 0):
+    def __init__(self, tokens: np.ndarray, max_length: int):
         self.tokens = tokens
         self.max_length = max_length
-        self.padding = padding
 
     @property
     def targets(self) -> int:
-        """How many tokens are predicted in all."""
+        """Total number of predicted tokens."""
         return max(0, len(self.tokens) - 1)
 
     def __len__(self) -> int:
@@ -117,40 +116,35 @@ class ValidationBlocks:
             raise IndexError(f"block {i} of {len(self)}")
         start = i * self.max_length
         block = np.asarray(self.tokens[start : start + self.max_length + 1], dtype=np.int64)
-        input_ids = np.full(self.max_length, self.padding, dtype=np.int64)
-        shift_labels = np.full(self.max_length, IGNORED, dtype=np.int64)
+        input_ids: np.ndarray = np.zeros(self.max_length, dtype=np.int64)
+        shift_labels: np.ndarray = np.full(self.max_length, IGNORED, dtype=np.int64)
         input_ids[: len(block) - 1] = block[:-1]
         shift_labels[: len(block) - 1] = block[1:]
         return {"input_ids": input_ids, "shift_labels": shift_labels}
 
 
-def validation_blocks(tokens: np.ndarray, max_length: int, padding: int = 0) -> ValidationBlocks:
-    """Return validation items over all tokens of a corpus; see ValidationBlocks."""
-    return ValidationBlocks(tokens, max_length, padding)
-
-
-def _shelve(tokens: np.ndarray) -> Any:
+def _pickled(tokens: np.ndarray | BlockStream) -> Any:
     if isinstance(tokens, np.memmap) and tokens.base is not None and not isinstance(tokens.base, np.ndarray):
         return (str(tokens.filename), tokens.dtype.str, int(tokens.offset), tokens.shape)
     return tokens
 
 
-def _open(tokens: Any) -> np.ndarray:
+def _unpickled(tokens: Any) -> Any:
     if isinstance(tokens, tuple):
         filename, dtype, offset, shape = tokens
         return np.memmap(filename, dtype=dtype, mode="r", offset=offset, shape=shape)
     return tokens
 
 
-# A chunk is what is encoded at once, and what is read again at most when a run goes on.
+# A chunk is encoded in one call. A resumed run reads at most one chunk again.
 CHUNK_CHARACTERS = 250_000
 CHUNK_PIECES = 1_000
-_AHEAD = 8  # chunks that wait, at most
+_AHEAD = 8  # chunks encoded in advance, at most
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place to go on from: `tokens` of the stream stand before it, `epoch_tokens` make an epoch (None: not known)."""
+    """A point to resume from, after `tokens` tokens; `epoch_tokens`: tokens per epoch, None if not yet known."""
 
     position: Position | None
     tokens: int = 0
@@ -160,13 +154,13 @@ class Mark:
 @dataclass(frozen=True)
 class _Chunk:
     tokens: np.ndarray
-    mark: Mark  # where it begins
+    mark: Mark  # where the chunk starts
     ends_epoch: bool
 
 
 @dataclass(frozen=True)
 class StreamTokens:
-    """A stream's validation tokens, and how its training blocks are had; stands beside TokenSet."""
+    """A stream with its validation tokens: what TokenSet is for a corpus on disk."""
 
     source: StreamSource
     validation: np.ndarray
@@ -175,13 +169,13 @@ class StreamTokens:
 
 
 def prepare_stream(source: StreamSource, tokenizer: Any) -> StreamTokens:
-    """Encode what a stream keeps for validation. UserError where the tokenizer has no EOS."""
+    """Encode the held-out part of a stream. Raises UserError if the tokenizer has no EOS."""
     pieces = [(text, last and ends) for kept, ends in source.kept for text, last in pieces_of(kept)]
     validation = _joined(ids for ids, _, _ in Encoder(tokenizer)(pieces))
     description = source.stream.describe()
     if source.kept:
-        what = f"its first {source.documents:,} documents" if source.documents > 1 else "its beginning"
-        description += f"; {what} ({len(validation):,} tokens) are kept for validation"
+        what = f"its first {source.documents:,} documents" if source.documents > 1 else "its start"
+        description += f"; {what} ({len(validation):,} tokens) held out for validation"
     return StreamTokens(source, validation, sum(len(text.encode()) for text, _ in source.kept), description)
 
 
@@ -191,10 +185,10 @@ def _joined(lists: Iterable[list[int]]) -> np.ndarray:
 
 
 class BlockStream:
-    """The training part of a stream, again and again, in blocks: the k-th begins at token k * max_length.
+    """The training part of a stream, repeated, in blocks: block k starts at token k * max_length.
 
-    Blocks are asked for in rising order; those that are left out (another process has them) are passed over.
-    state: what `state` returned, to go on from there.
+    Blocks must be requested in increasing order; blocks in between (read by another process) are skipped.
+    A thread reads and encodes ahead. state: the result of `state()`, to resume from it.
     """
 
     def __init__(self, source: StreamSource, tokenizer: Any, *, max_length: int, state: dict[str, Any] | None = None):
@@ -204,16 +198,16 @@ class BlockStream:
         self._epoch_tokens = mark.epoch_tokens
         self._marks = deque([mark])
         self._parts: deque[np.ndarray] = deque()
-        self._from = self._until = mark.tokens  # the tokens that are at hand
+        self._from = self._until = mark.tokens  # the range of tokens in memory
         self._ready: queue.Queue[_Chunk | BaseException] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
         self._reader = threading.Thread(target=self._read, args=(mark,), name=f"stream of {source.path}", daemon=True)
 
     def block(self, k: int) -> np.ndarray:
-        """Return max_length + 1 tokens (int64), reading on as far as they take."""
+        """Return max_length + 1 tokens (int64), reading as far as needed."""
         start, stop = k * self.max_length, (k + 1) * self.max_length + 1
         if start < self._from:
-            raise IndexError(f"block {k}: a stream is read forwards, and is past it")
+            raise IndexError(f"block {k} is already past: a stream is read forward only")
         while self._until < stop:
             self._take()
         while self._from + len(self._parts[0]) <= start:
@@ -227,29 +221,29 @@ class BlockStream:
         return np.concatenate(found).astype(np.int64)
 
     def consumed(self, blocks: int) -> None:
-        """Take note that training has used so many blocks: places to go on from before these are forgotten."""
+        """Record that training has used this many blocks: earlier resume points are dropped."""
         while len(self._marks) > 1 and self._marks[1].tokens <= blocks * self.max_length:
             self._marks.popleft()
 
     def state(self, blocks: int) -> dict[str, Any]:
-        """Return what a BlockStream that goes on behind so many blocks is made from; plain values."""
+        """Return the state, as plain values, from which a BlockStream resumes after this many blocks."""
         return asdict([mark for mark in self._marks if mark.tokens <= blocks * self.max_length][-1])
 
     def epochs(self, blocks: int) -> float | None:
-        """Return how often so many blocks read the stream through; None within the first epoch: its length is open."""
+        """Return how many epochs this many blocks are; None in the first epoch, whose length is not yet known."""
         tokens = blocks * self.max_length
         whole = self._epoch_tokens
         return tokens / whole if whole is not None and tokens > whole else None
 
     def first_epoch_holds(self, blocks: int) -> bool:
-        """Tell whether the first epoch has so many blocks, reading on as far as that takes."""
+        """Return whether the first epoch has at least this many blocks, reading as far as needed."""
         need = blocks * self.max_length + 1
         while self._epoch_tokens is None and self._until < need:
             self._take()
         return self._epoch_tokens is None or self._epoch_tokens >= need
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the reader thread."""
         self._stopped.set()
         while self._reader.is_alive():
             try:
@@ -270,7 +264,7 @@ class BlockStream:
         if chunk.ends_epoch and self._epoch_tokens is None:
             self._epoch_tokens = self._until
 
-    # In the thread
+    # In the reader thread
 
     def _read(self, mark: Mark) -> None:
         try:
@@ -310,11 +304,11 @@ class BlockStream:
 
     def _too_short(self, tokens: int) -> Problem:
         kept = self.source.documents
-        behind = f" behind the {kept:,} documents for validation" if kept else ""
+        rest = f" after the {kept:,} validation documents" if kept else ""
         return Problem(
             f"{self.source.key}.path",
-            f"The stream is {tokens:,} tokens long{behind}, and one block of max_length = {self.max_length:,} takes "
+            f"The stream has {tokens:,} tokens{rest}, but one block of max_length = {self.max_length:,} needs "
             f"{self.max_length + 1:,}",
             value=self.source.path,
-            fix="Give more text, keep fewer validation.stream_documents, or set a smaller train.max_length.",
+            fix="Add text, or set fewer validation.stream_documents or a smaller train.max_length.",
         )

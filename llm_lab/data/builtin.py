@@ -1,4 +1,4 @@
-"""Corpora that are made, not downloaded: little English stories, and sums for every stage, from seeded generators."""
+"""Built-in datasets, generated from fixed seeds: short English stories, and arithmetic for every stage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arithmetic_world import world_documents, world_examples
+from .stories import Draw, Story
 
 _STORIES = 7000
 _SEED = 20_240_229
@@ -15,7 +16,7 @@ _SHARE_OF_SUMS = 0.2
 
 @dataclass(frozen=True)
 class BuiltinCorpus:
-    """What a built-in corpus is, for lists and plans."""
+    """Description of a built-in corpus, for lists and plans."""
 
     description: str
     licence: str
@@ -34,22 +35,20 @@ BUILTIN = {
         size="24,000 texts, 3.3 MB",
     ),
 }
-# Part of the fingerprint: raise it with every change to a corpus.
+# Part of the fingerprint: increase it with every change to a corpus.
 BUILTIN_VERSION = {"stories": "1", "sums": "1"}
-# Name: a function of (kind of example, split) that yields rows; KeyError, naming those there are, for others.
+# Name: a function of (kind of example, split) that yields rows. It raises KeyError, listing the known splits.
 BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterator[Mapping[str, Any]]]] = {"sums": world_examples}
 
 
 def builtin_documents(name: str) -> Iterator[str]:
-    """Yield the documents of a built-in corpus, the same on every machine. KeyError where there is none."""
+    """Yield the documents of a built-in corpus, the same on every machine. KeyError for an unknown name."""
     return {"stories": _stories, "sums": world_documents}[name]()
 
 
 def _stories() -> Iterator[str]:
-    from .stories import Draw, Story
-
     for number in range(_STORIES):
-        # A generator of its own for each story: what one draws moves no other.
+        # One generator per story, so a change in one story does not affect the others.
         draw = Draw(_SEED + number)
         story = Story(draw)
         yield story.sums() if draw.chance(_SHARE_OF_SUMS) else story.plot()

@@ -1,4 +1,4 @@
-"""Encode text as tokens, once, and keep the tokens in memory-mapped files."""
+"""Encode text as tokens once and cache the tokens in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -23,88 +23,87 @@ from llm_lab.errors import MachineError, Problem, UserError
 from .sources import TextSource
 from .split import Side, split_documents
 
-# A longer document is encoded in pieces of half to once this many characters: an encoding holds some
-# 100 bytes a token, and one text keeps one core busy only.
+# Longer documents are encoded in pieces of half to all of this many characters: an encoding takes about
+# 100 bytes per token, and a single text uses only one core.
 _PIECE = 1_000_000
 _BATCH = 4 * _PIECE
-# After a line that is no blank one and before one that does not begin with a blank: no tokenizer that
-# splits at white space has a token across it.
+# A newline between two non-space characters: no tokenizer that splits on white space has a token across it.
 _CUT = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a digest of all that decides a tokenizer's output, and its EOS id."""
+    """Return a digest of everything that determines a tokenizer's output, including its EOS id."""
     backend = _plain_backend(tokenizer)
     return hashlib.sha256(f"{tokenizer.eos_token_id}\0{backend.to_str()}".encode()).hexdigest()
 
 
-def checked_eos(tokenizer: Any) -> int:
-    """Return the id that ends every document. UserError where the tokenizer has none."""
+def require_eos(tokenizer: Any) -> int:
+    """Return the id that ends every document. Raises UserError if the tokenizer has no EOS token."""
     if tokenizer.eos_token_id is None:
         raise UserError(
             Problem(
                 "tokenizer",
-                "It has no end-of-text token (EOS), which ends every document",
-                fix="Set one: tokenizer.add_special_tokens({'eos_token': '<|endoftext|>'}), then save it; "
-                "or take tokenizer: bytes or {bpe: 8192}.",
+                "This tokenizer has no end-of-text token (EOS), which is needed to end every document",
+                fix="Add one with tokenizer.add_special_tokens({'eos_token': '<|endoftext|>'}) and save it, "
+                "or use tokenizer: bytes or {bpe: 8192}.",
             )
         )
     return int(tokenizer.eos_token_id)
 
 
-def opener_of(tokenizer: Any) -> int:
-    """Return the id that a text begins with: the beginning-of-text token, or the one that ended the text before."""
-    return checked_eos(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+def start_token_id(tokenizer: Any) -> int:
+    """Return the id that a text starts with: BOS, or EOS (the end of the previous text) if there is no BOS."""
+    return require_eos(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
 
 def _plain_backend(tokenizer: Any) -> Any:
-    """Return a private copy of the Rust tokenizer: no padding, no truncation, no special tokens in text."""
+    """Return a copy of the Rust tokenizer without padding, truncation or special tokens parsed from text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(
             Problem(
                 "tokenizer",
-                f"{type(tokenizer).__name__} has no fast (Rust) form",
-                fix="Take one with a tokenizer.json.",
+                f"{type(tokenizer).__name__} is not a fast (Rust) tokenizer",
+                fix="Use a tokenizer that has a tokenizer.json.",
             )
         )
-    # Calling a tokenizer with padding or truncation leaves these switched on in its backend.
+    # A call with padding or truncation leaves these enabled in the backend.
     backend = type(backend).from_str(backend.to_str())
     backend.no_padding()
     backend.no_truncation()
-    # "<|endoftext|>" that stands in a document is text somebody wrote, not the end of the document.
+    # "<|endoftext|>" inside a document is text that somebody wrote, not the end of the document.
     backend.encode_special_tokens = True
     return backend
 
 
 class Encoder:
-    """Turns pieces of documents into tokens, all cores at work; EOS after the piece that ends a document."""
+    """Encodes pieces of documents on all cores; adds EOS after the piece that ends a document."""
 
     def __init__(self, tokenizer: Any):
-        self.eos = checked_eos(tokenizer)
+        self.eos = require_eos(tokenizer)
         self._backend = _plain_backend(tokenizer)
-        self._backend.post_processor = None  # it may leave blanks out of the places where tokens stand
+        self._backend.post_processor = None  # it may trim spaces from the offsets
 
     def __call__(self, pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[list[int], str, bool]]:
-        """Take (text, whether a document ends here) and yield (tokens, text, whether a document ends here)."""
+        """Take (text, whether it ends a document) and yield (tokens, text, whether it ends a document)."""
         encodings = self._backend.encode_batch_fast([piece for piece, _ in pieces], add_special_tokens=False)
         for (piece, ends), encoding in zip(pieces, encodings, strict=True):
             yield ([*encoding.ids, self.eos] if ends else encoding.ids), piece, ends
 
     def beginning(self, text: str, count: int) -> tuple[list[int], str]:
-        """Return the first tokens of a text, at most so many, and what they spell; no character is cut."""
+        """Return at most `count` first tokens of a text and the text they encode, without splitting a character."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         spans = encoding.offsets
         if count >= len(spans):
             return list(encoding.ids), text
-        # The bytes of a character may be several tokens, each of which spans all of it.
+        # A character may be encoded as several tokens, each with the offsets of the whole character.
         while count and spans[count][0] < spans[count - 1][1]:
             count -= 1
         return list(encoding.ids[:count]), text[: spans[count - 1][1]] if count else ""
 
 
 def encode(documents: Iterator[str], tokenizer: Any) -> Iterator[tuple[list[int], str, bool]]:
-    """Yield (tokens, text, whether a document ends here), piece by piece, EOS included."""
+    """Yield (tokens, text, whether it ends a document), piece by piece, EOS included."""
     encoder = Encoder(tokenizer)
     batch: list[tuple[str, bool]] = []
     size = 0
@@ -119,7 +118,7 @@ def encode(documents: Iterator[str], tokenizer: Any) -> Iterator[tuple[list[int]
 
 
 def pieces_of(text: str) -> Iterator[tuple[str, bool]]:
-    """Cut a long document where no token stands across; yield (piece, whether it is the last)."""
+    """Split a long document where no token crosses the cut; yield (piece, whether it is the last)."""
     start = 0
     while len(text) - start > _PIECE:
         cut = _CUT.search(text, start + _PIECE // 2, start + _PIECE)
@@ -132,11 +131,11 @@ def pieces_of(text: str) -> Iterator[tuple[str, bool]]:
 def _any_cut(text: str, start: int, stop: int) -> int:
     newline = text.rfind("\n", start, stop)
     space = text.rfind(" ", start, stop)
-    # Before a space, since tokens of most tokenizers begin with theirs.
+    # Before a space: in most tokenizers a token starts with its space.
     return newline + 1 if newline > start else space if space > start else stop
 
 
-_FORMAT = 1  # part of every fingerprint: raise it when the same text would give other files
+_FORMAT = 1  # part of every fingerprint: increase it when the same text would produce different files
 _STALE_SECONDS = 24 * 3600
 _HALF_DONE = ".half-done-"
 
@@ -145,16 +144,13 @@ _HALF_DONE = ".half-done-"
 class TokenSet:
     """The tokens of a corpus on disk; `train` and `validation` are read-only memory maps.
 
-    Every document ends with the tokenizer's EOS. Bytes are UTF-8 bytes of the text without EOS.
-    `duplicates` is how many validation documents were left out because training holds them too.
+    Every document ends with the tokenizer's EOS. `validation_bytes`: UTF-8 bytes of the text without EOS.
+    `duplicates`: number of validation documents left out because they are also in the training split.
     """
 
     folder: Path
     train: np.ndarray
     validation: np.ndarray
-    train_documents: int
-    validation_documents: int
-    train_bytes: int
     validation_bytes: int
     duplicates: int
     description: str
@@ -163,7 +159,7 @@ class TokenSet:
 
 
 def default_cache_dir() -> Path:
-    """Return the folder for token files: tokens/ in $LLM_LAB_CACHE, or in llm-lab/ of the user's cache."""
+    """Return the folder for token files: $LLM_LAB_CACHE/tokens, or llm-lab/tokens in the user's cache folder."""
     if own := os.environ.get("LLM_LAB_CACHE"):
         return Path(own).expanduser() / "tokens"
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -181,13 +177,13 @@ def prepare_tokens(
     cache_dir: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenSet:
-    """Return a source's tokens, split; encoded now, or mapped from the cache where they are there already.
+    """Return the tokens of a source, split into training and validation: from the cache, or encoded now.
 
-    The cache is keyed by text, tokenizer and split, not by names, times or max_length. `progress` gets
-    (characters done, characters in all). UserError where the text is shorter than a block or the
-    tokenizer has no EOS; MachineError where the disk is full or the cache can't be written.
+    The cache key is made of text, tokenizer and split, not of names, times or max_length. `progress` is called
+    with (characters done, characters in total). Raises UserError if the text is shorter than one block or the
+    tokenizer has no EOS, MachineError if the disk is full or the cache folder is not writable.
     """
-    eos = checked_eos(tokenizer)
+    eos = require_eos(tokenizer)
     split = f"{fraction!r} {take}" if fraction else "none"
     parts = (str(_FORMAT), source.fingerprint, tokenizer_fingerprint, split)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -199,7 +195,7 @@ def prepare_tokens(
             _write(folder, key, source, sides, tokenizer, eos, progress)
             tokens = _open_cached(folder, key, source, cached=False)
         if tokens is None:
-            raise MachineError(Problem(str(folder), "The tokens just written there can't be read back"))
+            raise MachineError(Problem(str(folder), "The tokens that were just written can't be read back"))
     _check_lengths(tokens, source, fraction, max_length)
     return tokens
 
@@ -236,9 +232,9 @@ def _write(
                     if progress is not None:
                         progress(done, total)
                 _sync(file)
-            # Else the text of another day would be kept under the fingerprint of this one.
+            # Otherwise the changed text would be cached under the fingerprint of the old text.
             if counts["documents"] != side.documents or done != before + side.characters:
-                raise UserError(Problem(source.key, "The text changed while it was read", value=source.path))
+                raise UserError(Problem(source.key, "The text changed while it was being read", value=source.path))
             meta[name] = counts
         with (temporary / "meta.json").open("wb") as file:
             file.write(json.dumps(meta, indent=2).encode() + b"\n")
@@ -254,7 +250,7 @@ def _publish(temporary: Path, folder: Path, key: str) -> None:
     try:
         os.replace(temporary, folder)
     except OSError as error:
-        # Another process was faster; its files are the same as ours.
+        # Another process wrote the same files first.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _read_meta(folder, key) is None:
             raise
 
@@ -265,7 +261,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _sweep(cache_dir: Path) -> None:
-    """Remove what writers that were killed have left behind."""
+    """Remove temporary folders of writers that were killed."""
     for left in cache_dir.glob(f"{_HALF_DONE}*"):
         try:
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
@@ -275,7 +271,7 @@ def _sweep(cache_dir: Path) -> None:
 
 
 def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
-    """Return what is known of a cached folder, or None where it is missing, damaged or another's."""
+    """Return the metadata of a cached folder, or None if it is missing, damaged or has another key."""
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         size = np.dtype(meta["dtype"]).itemsize
@@ -296,14 +292,11 @@ def _open_cached(folder: Path, key: str, source: TextSource, *, cached: bool) ->
     if validation["tokens"]:
         description += f", {validation['tokens']:,} validation tokens of {_documents(validation)}"
     if meta["duplicates"]:
-        description += f" ({meta['duplicates']:,} more left out, which training holds too)"
+        description += f" ({meta['duplicates']:,} left out: also in training)"
     return TokenSet(
         folder=folder,
         train=_map(folder / "train.bin", meta["dtype"]),
         validation=_map(folder / "validation.bin", meta["dtype"]),
-        train_documents=train["documents"],
-        validation_documents=validation["documents"],
-        train_bytes=train["bytes"],
         validation_bytes=validation["bytes"],
         duplicates=meta["duplicates"],
         description=description,
@@ -317,30 +310,30 @@ def _documents(counts: dict[str, int]) -> str:
 
 
 def _map(file: Path, dtype: str) -> np.ndarray:
-    # An empty file can't be mapped.
+    # An empty file can't be memory-mapped.
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype=dtype)
 
 
 def _check_lengths(tokens: TokenSet, source: TextSource, fraction: float, max_length: int) -> None:
-    need = f"one block of max_length = {max_length:,} takes {max_length + 1:,}"
+    need = f"one block of max_length = {max_length:,} needs {max_length + 1:,}"
     problems = []
     if len(tokens.train) < max_length + 1:
         problems.append(
             Problem(
                 f"{source.key}.path",
-                f"The training part is {len(tokens.train):,} tokens long, and {need}",
+                f"The training split has {len(tokens.train):,} tokens, but {need}",
                 value=source.path,
-                fix="Give more text, or set a smaller train.max_length.",
+                fix="Add text, or set a smaller train.max_length.",
             )
         )
     if fraction > 0 and len(tokens.validation) < max_length + 1:
-        left_out = f", after {tokens.duplicates} were left out that training holds" if tokens.duplicates else ""
+        duplicates = f" (without {tokens.duplicates} documents also in training)" if tokens.duplicates else ""
         problems.append(
             Problem(
                 "validation.fraction",
-                f"The validation part of {source.path} is {len(tokens.validation):,} tokens long{left_out}, and {need}",
+                f"The validation split of {source.path} has {len(tokens.validation):,} tokens{duplicates}, but {need}",
                 value=fraction,
-                fix="Set a larger fraction, give more text, or set a smaller train.max_length.",
+                fix="Set a larger fraction, add text, or set a smaller train.max_length.",
             )
         )
     if problems:
@@ -353,13 +346,13 @@ def _disk_errors(cache_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "The disk is full" if full else f"Tokens can't be written there: {error.strerror or error}"
+        why = "The disk is full" if full else f"The token cache can't be written: {error.strerror or error}"
         raise MachineError(
             Problem(
                 str(cache_dir),
                 why,
                 fix="Free some space, or set LLM_LAB_CACHE to a folder on another disk."
                 if full
-                else "Set LLM_LAB_CACHE to a folder that can be written.",
+                else "Set LLM_LAB_CACHE to a writable folder.",
             )
         ) from error

@@ -1,4 +1,4 @@
-"""Sets of examples for the stages after pretraining: open, count, split, mix."""
+"""Datasets of examples for the stages after pretraining: open, check and count them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .builtin import BUILTIN_EXAMPLES
-from .formats import KNOWN, Format, Unreadable, Unusable, recognise
+from .formats import KNOWN, Format, Unreadable, Unusable, recognize
 from .paths import SNIFFED_ROWS, find_files, refuse_extras
 from .readers import Reader, kind_of
 from .rows import Example as Example
 from .rows import read_example
 
-_FORMAT = "1"  # part of every fingerprint: raise it when the same rows would give other examples
-Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (where it stands, row)
+_FORMAT = "1"  # part of every fingerprint: increase it when the same rows would produce different examples
+Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (location for messages, row)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows: read = kept + those dropped, by reason. `shortened` are among the kept."""
+    """Number of rows: read = kept + dropped (by reason). `shortened` rows (by reason) are among the kept."""
 
     read: int
     kept: int
@@ -34,7 +34,7 @@ class Counts:
     shortened: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Return one line for people, with all reasons."""
+        """Return one line with all reasons."""
         text = f"{self.kept:,} of {self.read:,} rows"
         reasons = {**self.dropped, **self.shortened}
         return text + "".join(f"; {count:,}: {reason}" for reason, count in reasons.items())
@@ -42,7 +42,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class ExampleSource:
-    """A set of examples, all of them in memory, in the order of its rows."""
+    """A dataset of examples, all in memory, in the order of its rows."""
 
     key: str
     path: str
@@ -74,13 +74,14 @@ def open_examples(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ) -> ExampleSource:
-    """Read the examples that a recipe's path names: local files, a built-in set, or one on the Hub.
+    """Read the examples of a recipe's path: local files, a built-in dataset, or one on the Hub.
 
-    kind: conversation, preference or prompt. columns: {field: column} for what is not found by looking. Rows that
-    teach nothing are dropped and counted. UserError, under `key`, where the form can't be told or a row has another.
+    kind: conversation, preference or prompt. columns: {field: column} where columns are not recognized by name.
+    Unusable rows are dropped and counted. Raises UserError, under `key`, if the format is not recognized or a row
+    does not match it.
     """
     table = _open_table(str(path), key, kind, subset, split)
-    form = recognise(kind, table.columns, table.sample, key=key, path=str(path), by_hand=columns)
+    form = recognize(kind, table.columns, table.sample, key=key, path=str(path), named=columns)
     dropped: Counter[str] = Counter()
     shortened: Counter[str] = Counter()
     examples = list(_read_examples(table.rows(), form, key, str(path), dropped, shortened))
@@ -89,9 +90,9 @@ def open_examples(
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"No example in it can be used: {counts.describe()}",
+                f"It has no usable example: {counts.describe()}",
                 value=path,
-                fix="Look at its rows, or name its columns with columns.",
+                fix="Check its rows, or name its columns with the key columns.",
             )
         )
     return ExampleSource(
@@ -107,7 +108,7 @@ def open_examples(
 
 
 def default_split(path: str, split: str | None) -> str:
-    """Return the split that held-out prompts are read from where none is named: test; local files have none."""
+    """Return the default split for held-out prompts: test; local files have no splits."""
     if split is not None:
         return split
     return "test" if path.startswith("builtin:") or find_files(path, "score") is None else "train"
@@ -122,9 +123,9 @@ def look_at_examples(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Check what a recipe's path names by its first rows, without downloading anything; returns a remark, or None.
+    """Check the first rows of a recipe's path without downloading anything; return a warning, or None.
 
-    Of a Hub dataset only its page is asked for. UserError as from open_examples.
+    For a Hub dataset, only check that it exists. Raises UserError as open_examples does.
     """
     path = str(path)
     if not path.startswith("builtin:") and find_files(path, key) is None:
@@ -132,7 +133,7 @@ def look_at_examples(
 
         return look_at_hub(path, subset=subset, split=split, key=key)
     table = _open_table(path, key, kind, subset, split)
-    form = recognise(kind, table.columns, table.sample, key=key, path=path, by_hand=columns)
+    form = recognize(kind, table.columns, table.sample, key=key, path=path, named=columns)
     for _ in _read_examples(islice(table.rows(), SNIFFED_ROWS), form, key, path, Counter(), Counter()):
         pass
     return None
@@ -141,7 +142,7 @@ def look_at_examples(
 def columns_of_set(
     path: str, *, key: str = "data.0", kind: str, subset: str | None = None, split: str = "train"
 ) -> tuple[str, ...]:
-    """Return the columns of the set that a recipe's path names. UserError as from open_examples."""
+    """Return the column names of a recipe's path. Raises UserError as open_examples does."""
     return _open_table(str(path), key, kind, subset, split).columns
 
 
@@ -160,7 +161,7 @@ def _read_examples(
             dropped[str(reason)] += 1
             continue
         except Unreadable as error:
-            fix = f"It was read as {form.describe()}. Fix the row or leave it out, or name the columns with columns."
+            fix = f"Recognized format: {form.describe()}. Fix or remove the row, or name the columns with columns."
             raise UserError(Problem(f"{key}.path", f"{place}: {error}", value=path, fix=fix)) from None
         if remark:
             shortened[remark] += 1
@@ -169,7 +170,7 @@ def _read_examples(
 
 def _open_table(path: str, key: str, kind: str, subset: str | None, split: str) -> _Table:
     if path.startswith("builtin:"):
-        refuse_extras(key, "a built-in set", subset)
+        refuse_extras(key, "a built-in dataset", subset)
         return _open_builtin(path, key, kind, split)
     files = find_files(path, key)
     if files is None:
@@ -181,10 +182,10 @@ def _open_table(path: str, key: str, kind: str, subset: str | None, split: str) 
             raise UserError(
                 Problem(
                     f"{key}.path",
-                    f"Plain text has no columns, and a set of {kind}s needs some",
+                    f"Plain text has no columns, but {kind} examples need them",
                     value=path,
                     allowed=KNOWN[kind],
-                    fix="Name jsonl, json, csv or parquet files.",
+                    fix="Use jsonl, json, csv or parquet files.",
                 )
             )
         file_kind = "text"
@@ -199,13 +200,15 @@ def _table(path: str, key: str, extent: str, read: Any) -> _Table:
 
     sample = [row for _, row in islice(unfolded(), SNIFFED_ROWS)]
     if not sample:
-        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Name a set that has some."))
+        raise UserError(
+            Problem(f"{key}.path", "It has no rows", value=path, fix="Use a dataset with at least one row.")
+        )
     found = tuple(dict.fromkeys(name for row in sample for name in row))
     return _Table(found, sample, extent, unfolded)
 
 
 def _unfold(place: str, row: Mapping[str, Any]) -> Rows:
-    """Yield a row for each input and output of an instruction: Self-Instruct's sets list them as `instances`."""
+    """Yield one row per input and output of an instruction: Self-Instruct datasets list them as `instances`."""
     instances = row.get("instances") if "instruction" in row else None
     if not isinstance(instances, list) or not all(isinstance(one, Mapping) for one in instances):
         yield place, row
@@ -230,7 +233,7 @@ def _open_builtin(path: str, key: str, kind: str, split: str) -> _Table:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"There is no built-in set of examples {name!r}",
+                f"No built-in dataset of examples is named {name!r}",
                 value=path,
                 allowed=one_of([f"builtin:{known}" for known in BUILTIN_EXAMPLES]) or "none",
                 fix=did_you_mean(name, BUILTIN_EXAMPLES),
@@ -241,13 +244,18 @@ def _open_builtin(path: str, key: str, kind: str, split: str) -> _Table:
         next(iter(rows(kind, split)), None)
     except KeyError as error:
         raise UserError(
-            Problem(f"{key}.split", f"The built-in set {name!r} has no such split of {kind}s: {error.args[0]}", split)
+            Problem(
+                f"{key}.split",
+                f"The built-in dataset {name!r} has no such split for {kind} examples",
+                split,
+                allowed=error.args[0],
+            )
         ) from None
 
     def read() -> Rows:
         return ((f"row {number} of {path}", row) for number, row in enumerate(rows(kind, split), 1))
 
-    return _table(path, key, f"built-in set {name!r} ({split})", read)
+    return _table(path, key, f"built-in dataset {name!r} ({split})", read)
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str) -> _Table:

@@ -1,4 +1,4 @@
-"""Recognize how a dataset is laid out: the text column, the columns of examples, and the forms of messages."""
+"""Recognize the format of a dataset: its text column, the columns of its examples, and its message format."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CLEARLY_LONGER = 3.0
 
 
 def string_columns(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], *, typed: bool = True) -> list[str]:
-    """Return the columns that hold text in every sampled row that has a value.
+    """Return the columns that contain text in every sampled row that has a value.
 
-    In a table without types (CSV) a column of nothing but numbers is no text.
+    In an untyped table (CSV), a column that contains only numbers is not text.
     """
     found = []
     for name in columns:
@@ -37,9 +37,9 @@ def pick_column(
     sample: Sequence[Mapping[str, Any]],
     wanted: str | None,
 ) -> str:
-    """Return the column to read: the wanted one, or the one that is plainly the text.
+    """Return the column to read: the requested one, or the one that is clearly the text.
 
-    UserError, under `key`.text_column, where it is missing, is no text, or can't be told.
+    Raises UserError, under `key`.text_column, if it is missing, not text, or ambiguous.
     """
     if wanted is not None:
         return _check_wanted(key, columns, strings, wanted)
@@ -54,16 +54,16 @@ def pick_column(
         return longest[0]
     chats = [name for name in columns if name in ("messages", "conversations")]
     if not strings:
-        fix = "Give it a column of strings."
+        fix = "Add a column of strings."
         if chats:
-            fix = f"Column {chats[0]!r} looks like conversations: stage sft reads those."
+            fix = f"Column {chats[0]!r} looks like conversations: use stage sft for those."
         raise UserError(
-            Problem(f"{key}.path", f"No column holds text. Columns: {one_of(columns)}", value=path, fix=fix)
+            Problem(f"{key}.path", f"No column contains text. Columns: {one_of(columns)}", value=path, fix=fix)
         )
     raise UserError(
         Problem(
             f"{key}.text_column",
-            f"Which column of {path} holds the text can't be told. Columns: {one_of(columns)}",
+            f"The text column of {path} is ambiguous. Columns: {one_of(columns)}",
             allowed=one_of(strings),
             fix=f"Set text_column, for example text_column: {longest[0]}",
         )
@@ -85,7 +85,7 @@ def _check_wanted(key: str, columns: Sequence[str], strings: Sequence[str], want
         raise UserError(
             Problem(
                 f"{key}.text_column",
-                "This column does not hold text",
+                "This column does not contain text",
                 value=wanted,
                 allowed=one_of(strings) if strings else None,
                 fix="Name a column of strings.",
@@ -108,8 +108,8 @@ def _is_number(text: str) -> bool:
 
 Message = dict[str, str]
 
-# Names of roles, as sets write them. Others (tool, function, developer) mean something that is not taught here, and
-# to pass them off as the user's words would teach nonsense: they are errors.
+# Role names in public datasets. Others (tool, function, developer) are not supported: training on them as if the
+# user had said them would be wrong, so they are errors.
 ROLES = {
     "system": "system",
     "user": "user",
@@ -126,20 +126,20 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 class Unusable(Exception):
-    """A row that is left out, and counted under this reason."""
+    """A row that is skipped and counted under this reason."""
 
 
 class Unreadable(Exception):
-    """A row whose form is wrong: the set is not what it was taken for."""
+    """A row in an unexpected format: the format of the dataset was recognized wrongly."""
 
 
 def is_dialogue(value: Any) -> bool:
-    """Whether a string is a dialogue in the manner of Anthropic's HH sets: '\\n\\nHuman: ...\\n\\nAssistant: ...'."""
+    """Return whether a value is a dialogue as in Anthropic's HH datasets: '\\n\\nHuman: ...\\n\\nAssistant: ...'."""
     return isinstance(value, str) and value.lstrip().startswith("Human:")
 
 
 def read_dialogue(text: str) -> list[Message]:
-    """Return the turns of a dialogue; answers may have any number of paragraphs."""
+    """Return the messages of a dialogue; answers may have any number of paragraphs."""
     parts = _TURN.split(text.strip() + "\n")
     return [
         {"role": _SPEAKERS[speaker], "content": content.strip()}
@@ -148,39 +148,41 @@ def read_dialogue(text: str) -> list[Message]:
 
 
 def read_messages(value: Any, what: str) -> list[Message]:
-    """Return a list of messages as [{"role", "content"}], blank system messages left out.
+    """Return a list of messages as [{"role", "content"}], without blank system messages.
 
-    value: a list, or its JSON. Unreadable, under the name `what`, where it is something else.
+    value: a list, or its JSON. Raises Unreadable, naming it `what`, for anything else.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except ValueError:
-            raise Unreadable(f"{what} is a string that is no JSON") from None
+            raise Unreadable(f"{what} is a string that is not valid JSON") from None
     if isinstance(value, Mapping) and value and all(isinstance(cells, list) for cells in value.values()):
-        # The datasets library turns some lists of objects into an object of lists.
+        # The datasets library converts some lists of objects to an object of lists.
         value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=False)]
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise Unreadable(f"{what} holds {type(value).__name__}, not a list of messages")
+        raise Unreadable(f"{what} is {type(value).__name__}, not a list of messages")
     messages = [_message(turn, f"message {number} of {what}") for number, turn in enumerate(value, 1)]
     return [message for message in messages if message["role"] != "system" or message["content"].strip()]
 
 
 def read_text(value: Any, what: str) -> str:
-    """Return a string, '' where there is none. Unreadable where it is something else, or no text."""
+    """Return a string, '' for None. Raises Unreadable for other types and for invalid Unicode."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Unreadable(f"{what} holds {type(value).__name__}, not text")
+        raise Unreadable(f"{what} is {type(value).__name__}, not text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Unreadable(f"{what} has half of a surrogate pair (\\ud800 to \\udfff): no text") from None
+        raise Unreadable(
+            f"{what} contains an unpaired surrogate (\\ud800 to \\udfff), which is not valid text"
+        ) from None
     return value
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Demand that user and assistant take turns, the user first, and that nobody says nothing. Unusable if not."""
+    """Raise Unusable unless user and assistant alternate, the user is first, and no turn is empty."""
     turns = [message for message in messages if message["role"] != "system"]
     if turns and turns[0]["role"] == "assistant":
         raise Unusable("the assistant speaks first")
@@ -199,9 +201,9 @@ def _message(turn: Any, what: str) -> Message:
         raise Unreadable(f"{what} has no role and content (or from and value), only {', '.join(turn) or 'nothing'}")
     role, content = turn[keys[0]], turn[keys[1]]
     if role not in ROLES:
-        raise Unreadable(f"{what} has the role {role!r}, which is not taught; known are {', '.join(ROLES)}")
+        raise Unreadable(f"{what} has the role {role!r}, which is not supported; supported: {', '.join(ROLES)}")
     if turn.get("tool_calls"):
-        raise Unreadable(f"{what} calls a tool, which is not taught")
+        raise Unreadable(f"{what} is a tool call, which is not supported")
     return {"role": ROLES[role], "content": _content(content, what)}
 
 
@@ -216,7 +218,7 @@ def _content(content: Any, what: str) -> str:
     return "".join(texts)
 
 
-# What is looked for, by the names that columns have in public sets; the first that is there is taken.
+# Column names in public datasets, by field. The first one that exists is used.
 NAMES = {
     "messages": ("messages", "conversations", "conversation"),
     "prompt": ("prompt", "instruction", "question", "problem", "query"),
@@ -228,8 +230,8 @@ NAMES = {
     "input": ("input", "context"),
     "system": ("system", "system_prompt"),
 }
-BY_HAND = ("messages", "prompt", "completion", "chosen", "rejected", "answer", "text")
-# Kind: what a row needs, the first that is there. The rest of the fields are taken along where they are there.
+NAMEABLE = ("messages", "prompt", "completion", "chosen", "rejected", "answer", "text")
+# Required fields by kind of example; the first layout that fits is used. ALSO lists the optional fields.
 LAYOUTS = {
     "conversation": (("messages",), ("prompt", "completion"), ("chosen", "rejected"), ("text",)),
     "preference": (("chosen", "rejected"),),
@@ -258,7 +260,7 @@ _EXAMPLES = {
 
 @dataclass(frozen=True)
 class Format:
-    """A recognised form. `fields` says which column holds what."""
+    """A recognized format. `fields`: the column of each field."""
 
     kind: str
     name: str
@@ -266,30 +268,30 @@ class Format:
     fields: Mapping[str, str]
 
     def describe(self) -> str:
-        """Return the name, and the columns that are read."""
+        """Return the name and the columns that are read."""
         return f"{self.name} (columns: {', '.join(dict.fromkeys(self.fields.values()))})"
 
 
-def recognise(
+def recognize(
     kind: str,
     columns: Sequence[str],
     sample: Sequence[Mapping[str, Any]],
     *,
     key: str,
     path: str,
-    by_hand: Mapping[str, str] | None = None,
+    named: Mapping[str, str] | None = None,
 ) -> Format:
-    """Return what the columns of a table hold, from their names and its first rows.
+    """Return the format of a table, recognized by its column names and first rows.
 
-    by_hand: {field: column} for those that are not found by looking. UserError, under `key`.columns, where a named
-    column is not there or the form can't be told.
+    named: {field: column} for columns named in the recipe. Raises UserError, under `key`.columns, if a named
+    column does not exist or the format is not recognized.
     """
-    by_hand = {field: column for field, column in (by_hand or {}).items() if column is not None}
-    _check_by_hand(by_hand, columns, key, kind)
-    # What is named by hand decides: {text: body} is text, whatever else there is.
-    layouts = sorted(LAYOUTS[kind], key=lambda layout: -sum(field in by_hand for field in layout))
+    named = {field: column for field, column in (named or {}).items() if column is not None}
+    _check_named(named, columns, key, kind)
+    # Named columns decide: {text: body} means text, whatever other columns exist.
+    layouts = sorted(LAYOUTS[kind], key=lambda layout: -sum(field in named for field in layout))
     for layout in layouts:
-        fields = _fields(layout, by_hand, columns)
+        fields = _fields(layout, named, columns)
         if fields is not None:
             return Format(kind, _name(layout, fields, sample), layout, fields)
     example = ", ".join(
@@ -298,22 +300,22 @@ def recognise(
     raise UserError(
         Problem(
             f"{key}.columns",
-            f"What the columns of {path} hold can't be told: {one_of(columns) or 'there are none'}",
+            f"The columns of {path} are not recognized: {one_of(columns) or 'it has none'}",
             allowed=KNOWN[kind],
-            fix=f"Say which column holds what, for example columns: {{{example}}}",
+            fix=f"Name the columns, for example columns: {{{example}}}",
         )
     )
 
 
-def _check_by_hand(by_hand: Mapping[str, str], columns: Sequence[str], key: str, kind: str) -> None:
+def _check_named(named: Mapping[str, str], columns: Sequence[str], key: str, kind: str) -> None:
     problems = []
-    read = [name for name in BY_HAND if any(name in (*layout, *ALSO[layout]) for layout in LAYOUTS[kind])]
-    for field, column in by_hand.items():
-        if field not in BY_HAND:
-            why, known = "A column can't be named for this", BY_HAND
+    read = [name for name in NAMEABLE if any(name in (*layout, *ALSO[layout]) for layout in LAYOUTS[kind])]
+    for field, column in named.items():
+        if field not in NAMEABLE:
+            why, known = "Unknown field", NAMEABLE
             problems.append(Problem(f"{key}.columns.{field}", why, value=column, allowed=one_of(known)))
         elif field not in read:
-            why = f"In a set of {kind}s this is not read"
+            why = f"Not used for {kind} examples"
             problems.append(Problem(f"{key}.columns.{field}", why, value=column, allowed=one_of(read)))
         elif column not in columns:
             problems.append(
@@ -329,22 +331,20 @@ def _check_by_hand(by_hand: Mapping[str, str], columns: Sequence[str], key: str,
         raise UserError(*problems)
 
 
-def _fields(layout: tuple[str, ...], by_hand: Mapping[str, str], columns: Sequence[str]) -> dict[str, str] | None:
-    """Return the columns of a layout, or None where one that it needs is not there."""
+def _fields(layout: tuple[str, ...], named: Mapping[str, str], columns: Sequence[str]) -> dict[str, str] | None:
+    """Return the columns of a layout, or None if a required one is missing."""
     fields: dict[str, str] = {}
     for field in (*layout, *ALSO[layout]):
-        # One column may hold both what is learnt and what is checked, but no other two things.
-        taken = {
-            column for other, column in {**by_hand, **fields}.items() if {field, other} != {"answer", "completion"}
-        }
+        # Only answer (checked by rewards) and completion (trained) may share a column.
+        taken = {column for other, column in {**named, **fields}.items() if {field, other} != {"answer", "completion"}}
         found = [name for name in NAMES[field] if name in columns and name not in taken]
-        if field in by_hand:
-            fields[field] = by_hand[field]
+        if field in named:
+            fields[field] = named[field]
         elif found:
             fields[field] = found[0]
         elif field in layout:
             return None
-    # A column named input beside anything but an instruction is another thing in every set there is.
+    # A column named "input" belongs to the prompt only in instruction datasets.
     if fields.get("prompt") != "instruction":
         fields.pop("input", None)
     return fields

@@ -1,4 +1,4 @@
-"""Load text datasets from the Hugging Face Hub, and say plainly why one can't be loaded."""
+"""Load datasets from the Hugging Face Hub, with clear errors if one can't be loaded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-from .paths import near_here
+from .paths import suggest_path
 
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=[Bb]earer )\S+")
 
 
 def load_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
-    """Return a `datasets.Dataset`, downloaded where it is not cached yet. UserError where it can't be had."""
+    """Return a `datasets.Dataset`, downloading it if it is not cached. Raises UserError if it can't be loaded."""
     import datasets
 
     with hub_errors(path, subset, split, key):
@@ -26,7 +26,7 @@ def load_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
 
 
 def stream_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
-    """Return a `datasets.IterableDataset`, which downloads while it is read. UserError where it can't be had."""
+    """Return a `datasets.IterableDataset`, which downloads as it is read. Raises UserError if it can't be loaded."""
     import datasets
 
     with hub_errors(path, subset, split, key):
@@ -35,45 +35,45 @@ def stream_hub(path: str, *, subset: str | None, split: str, key: str) -> Any:
 
 @contextmanager
 def hub_errors(path: str, subset: str | None, split: str, key: str) -> Iterator[None]:
-    """Turn what the Hub's libraries raise into a UserError that says what it means."""
+    """Convert errors of the Hub's libraries to a UserError with an explanation."""
     import datasets
 
-    # Whichever HTTP client the Hub's library stands on: it has changed from release to release.
+    # The HTTP client of the Hub's library has changed between releases.
     from huggingface_hub.errors import HTTPError
 
-    # Its HTTP client tells of each retry on standard error; what comes of it is told once, below.
+    # The HTTP client logs each retry to standard error; the final error is reported below.
     get_logger("huggingface_hub").setLevel("ERROR")
     try:
         yield
-    # OSError holds the Hub's HTTP errors and Python's ConnectionError too.
+    # OSError includes the Hub's HTTP errors and Python's ConnectionError.
     except (datasets.exceptions.DatasetsError, OSError, HTTPError, ValueError, RuntimeError) as error:
         raise UserError(_explain(error, path, subset, split, key)) from error
 
 
 def look_at_hub(path: str, *, subset: str | None, split: str, key: str) -> str | None:
-    """Ask the Hub whether a dataset is there and open to this user. Returns a remark where it can't be asked.
+    """Check that a dataset exists on the Hub and that this user has access; return a warning if the Hub is unreachable.
 
-    UserError where the Hub says that there is no such set, or that it is gated.
+    Raises UserError if the Hub reports that the dataset does not exist or is gated.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if _is_offline():
-        return f"{key}: {path} was not checked: the Hub is switched off (HF_HUB_OFFLINE)"
+        return f"{key}: {path} was not checked: the Hub is disabled (HF_HUB_OFFLINE)"
     try:
         if HfApi().dataset_info(path, timeout=10).gated:
-            HfApi().auth_check(path, repo_type="dataset")  # the page of a gated set is open to all
+            HfApi().auth_check(path, repo_type="dataset")  # the page of a gated dataset is public
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise UserError(_explain(error, path, subset, split, key)) from None
     except HfHubHTTPError as error:
         return f"{key}: {path} was not checked: the Hub answered {error.response.status_code}"
-    except Exception:  # whichever way the network fails; its client changes from release to release
+    except Exception:  # network errors depend on the HTTP client, which changes between releases
         return f"{key}: {path} was not checked: the Hub can't be reached"
     return None
 
 
 def hub_texts(rows: Any, column: str) -> Iterator[str]:
-    """Yield one column of a `datasets.Dataset`; null and blank rows are passed over."""
+    """Yield one column of a `datasets.Dataset`; null and blank rows are skipped."""
     for batch in rows.select_columns([column]).iter(batch_size=1000):
         for value in batch[column]:
             if value and not value.isspace():
@@ -83,12 +83,12 @@ def hub_texts(rows: Any, column: str) -> Iterator[str]:
 def _explain(error: BaseException, path: str, subset: str | None, split: str, key: str) -> Problem:
     causes = list(_causes(error))
     names = {type(cause).__name__ for cause in causes}
-    said = _SECRET.sub("***", " ".join(str(cause) for cause in causes))
+    message = _SECRET.sub("***", " ".join(str(cause) for cause in causes))
     page = f"https://huggingface.co/datasets/{path}"
     where = f"{key}.path"
-    if choices := _listed(said, r"Config name is missing|BuilderConfig '[^']*' not found"):
+    if choices := _listed(message, r"Config name is missing|BuilderConfig '[^']*' not found"):
         if subset is None:
-            return Problem(f"{key}.subset", f"{path} has several subsets, and none is named", allowed=one_of(choices))
+            return Problem(f"{key}.subset", f"{path} has several subsets: name one", allowed=one_of(choices))
         return Problem(
             f"{key}.subset",
             f"{path} has no such subset",
@@ -96,7 +96,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             allowed=one_of(choices),
             fix=did_you_mean(subset, choices),
         )
-    if choices := _listed(said, r"Unknown split|Bad split"):
+    if choices := _listed(message, r"Unknown split|Bad split"):
         return Problem(
             f"{key}.split",
             f"{path} has no such split",
@@ -104,46 +104,46 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             allowed=one_of(choices),
             fix=did_you_mean(split, choices),
         )
-    if "gated dataset" in said or "GatedRepoError" in names:
+    if "gated dataset" in message or "GatedRepoError" in names:
         return Problem(
             where,
-            "This dataset is gated: its owner wants terms accepted first",
+            "This dataset is gated: its terms must be accepted first",
             value=path,
             fix=f"Accept them at {page}, then log in with `hf auth login` or set HF_TOKEN.",
         )
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError", "HFValidationError"}:
         return Problem(
             where,
-            "It is no file here, and the Hub shows no dataset of that name (or it is private)",
+            "No such local file, and no such dataset on the Hub (or it is private)",
             value=path,
-            fix=f"{near_here(path) or f'Check the name at {page}.'} "
-            "For a private one, log in with `hf auth login` or set HF_TOKEN.",
+            fix=f"{suggest_path(path) or f'Check the name at {page}.'} "
+            "For a private dataset, log in with `hf auth login` or set HF_TOKEN.",
         )
     if _is_offline():
         return Problem(
             where,
-            "It is no file here and not in the Hub's cache, and HF_HUB_OFFLINE forbids downloads",
+            "No such local file, not in the Hub's cache, and downloads are disabled (HF_HUB_OFFLINE)",
             value=path,
-            fix=f"{near_here(path) or ''} Unset HF_HUB_OFFLINE to download it, or name a local file.",
+            fix=f"{suggest_path(path) or ''} Unset HF_HUB_OFFLINE to download it, or use a local file.",
         )
-    if "Couldn't reach" in said or _is_network(causes):
+    if "Couldn't reach" in message or _is_network(causes):
         return Problem(
             where,
-            "It is no file here, and the Hugging Face Hub can't be reached",
+            "No such local file, and the Hugging Face Hub can't be reached",
             value=path,
-            fix=f"{near_here(path) or ''} Check the network, or name a local file or builtin:stories.",
+            fix=f"{suggest_path(path) or ''} Check the network, or use a local file or builtin:stories.",
         )
-    if "Dataset scripts are no longer supported" in said:
+    if "Dataset scripts are no longer supported" in message:
         return Problem(
             where,
-            "This dataset is a Python script, which is not run",
+            "This dataset is a Python script; scripts are not supported",
             value=path,
-            fix=f"Download Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and name their folder.",
+            fix=f"Download Parquet files from {page}/tree/refs%2Fconvert%2Fparquet and use their folder as the path.",
         )
     if any(getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
         return Problem(where, "The disk is full", value=path, fix="Free some space, or set HF_HOME to a larger disk.")
     last = _SECRET.sub("***", str(causes[-1])).strip().splitlines() or [type(error).__name__]
-    return Problem(where, f"The datasets library can't read it: {last[0][:300]}", value=path, fix=f"Look at {page}.")
+    return Problem(where, f"The datasets library can't read it: {last[0][:300]}", value=path, fix=f"See {page}.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -152,9 +152,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _listed(said: str, sign: str) -> list[str]:
-    """Return the names that the datasets library lists after a complaint, [] where it is another one."""
-    found = re.search(rf"(?s)(?:{sign}).*?(\[.*?\])", said)
+def _listed(message: str, pattern: str) -> list[str]:
+    """Return the names that the datasets library lists in an error message, [] for other messages."""
+    found = re.search(rf"(?s)(?:{pattern}).*?(\[.*?\])", message)
     if not found:
         return []
     try:

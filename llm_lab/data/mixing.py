@@ -1,11 +1,14 @@
-"""Which block of which source is read when: a pure function of the seed, open at any sample."""
+"""The order in which blocks and examples of several sources are read: a pure function of the seed.
+
+Any sample can be looked up directly, so a resumed run continues in the same order.
+"""
 
 from __future__ import annotations
 
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -16,7 +19,7 @@ from llm_lab.errors import Problem, UserError
 
 from .rows import Example
 
-# Giving up one block in so many is worth free choice of where the blocks of an epoch begin.
+# From this many blocks on, later epochs drop one block so that their first block can start at any offset.
 _FREE_OFFSET_FROM = 100
 _REMEMBERED_EPOCHS = 2
 
@@ -25,10 +28,10 @@ _REMEMBERED_EPOCHS = 2
 class SourceBlocks:
     """The blocks of one source, epoch by epoch.
 
-    A block is max_length inputs and the targets one token later, so blocks overlap by one token. The
-    first epoch begins at token 0: every token but the very first is a target exactly once, save a rest
-    shorter than a block. Later epochs begin at a random offset, so that block borders vary: no token is
-    a target twice, and fewer than 2 * max_length at the two ends are passed over in that epoch.
+    A block is max_length inputs and their targets one token later, so blocks overlap by one token. The first
+    epoch starts at token 0: every token except the first is a target exactly once, except for a remainder
+    shorter than a block. Later epochs start at a random offset, so that block boundaries vary: no token is a
+    target twice, and fewer than 2 * max_length tokens at the two ends are skipped in that epoch.
     """
 
     tokens: int
@@ -39,22 +42,22 @@ class SourceBlocks:
 
     @property
     def first(self) -> int:
-        """Blocks of the first epoch."""
+        """Number of blocks of the first epoch."""
         return (self.tokens - 1) // self.max_length
 
     @property
     def later(self) -> int:
-        """Blocks of every later epoch."""
+        """Number of blocks of every later epoch."""
         return self.first - 1 if self.first >= _FREE_OFFSET_FROM else self.first
 
     def epochs(self, samples: int) -> float:
-        """Return how many epochs so many samples are."""
+        """Return how many epochs this many samples are."""
         if samples <= self.first:
             return samples / self.first
         return 1 + (samples - self.first) / self.later
 
     def start(self, position: int) -> int:
-        """Return the first token of the block that is read at a position of this source's samples."""
+        """Return the first token of the block that is this source's sample number `position`."""
         if position < self.first:
             epoch, block = 0, position
         else:
@@ -77,29 +80,29 @@ class SourceBlocks:
 
 @dataclass(frozen=True)
 class BlockSchedule:
-    """Sample i is the block of `source(i)` that begins at token `start(i)`.
+    """Sample i is the block of `source(i)` that starts at token `start(i)`.
 
-    A source that is streamed has no blocks here (None): its samples are its blocks one after the other. After
-    any number of samples the count of every source is within 1 of its share. The pattern of sources repeats,
-    so only one period of it is kept.
+    A streamed source has no blocks here (None): its samples are its blocks in order. After any number of samples,
+    the count of every source is within 1 of its share. The pattern of sources repeats, so only one period is
+    stored.
     """
 
     num_samples: int
     max_length: int
     blocks: tuple[SourceBlocks | None, ...]
     _pattern: np.ndarray = field(repr=False)  # source of each sample of a period
-    _ranks: np.ndarray = field(repr=False)  # how many samples of that source come before it in the period
+    _ranks: np.ndarray = field(repr=False)  # number of earlier samples of the same source in the period
     _per_period: tuple[int, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return self.num_samples
 
     def source(self, i: int) -> int:
-        """Return the index of the source that sample i is read from."""
+        """Return the index of the source of sample i."""
         return int(self._pattern[self._checked(i) % len(self._pattern)])
 
     def place(self, i: int) -> tuple[int, int]:
-        """Return the source of sample i, and how many samples of that source come before it."""
+        """Return the source of sample i and the number of earlier samples of that source."""
         period, within = divmod(self._checked(i), len(self._pattern))
         source = int(self._pattern[within])
         return source, period * self._per_period[source] + int(self._ranks[within])
@@ -107,10 +110,12 @@ class BlockSchedule:
     def start(self, i: int) -> int:
         """Return the token offset of sample i in its source's training tokens."""
         source, position = self.place(i)
-        return self.blocks[source].start(position)
+        blocks = self.blocks[source]
+        assert blocks is not None, "a stream has no token offsets"
+        return blocks.start(position)
 
     def counts(self, samples: int | None = None) -> list[int]:
-        """Return how many of the first `samples` samples (all of them by default) each source gives."""
+        """Return how many of the first `samples` samples (default: all) come from each source."""
         samples = self.num_samples if samples is None else samples
         if not len(self._pattern):
             return [0] * len(self.blocks)
@@ -119,12 +124,14 @@ class BlockSchedule:
         return [periods * whole + int(part) for whole, part in zip(self._per_period, rest, strict=True)]
 
     def epochs(self, samples: int | None = None) -> list[float | None]:
-        """Return how often each source is read through in the first `samples` samples; None for a stream."""
+        """Return the epochs of each source in the first `samples` samples; None for a stream."""
         counts = self.counts(samples)
-        return [blocks and blocks.epochs(count) for blocks, count in zip(self.blocks, counts, strict=True)]
+        return [
+            None if blocks is None else blocks.epochs(count) for blocks, count in zip(self.blocks, counts, strict=True)
+        ]
 
     def first_repeat(self) -> int | None:
-        """Return the first sample that would read a source a second time; None where there is none, streams aside."""
+        """Return the first sample that starts a second epoch of a source; None if there is none. Ignores streams."""
         found = []
         for source, (blocks, each) in enumerate(zip(self.blocks, self._per_period, strict=True)):
             if blocks is not None and each:
@@ -146,31 +153,31 @@ def build_schedule(
     num_samples: int,
     seed: int,
 ) -> BlockSchedule:
-    """Return the order in which num_samples blocks are read from sources of so many tokens (None: a stream).
+    """Return the order in which num_samples blocks are read from sources with these token counts (None: a stream).
 
-    Weights are shares of samples (2.0 and 1.0: two of three). UserError for weights that are not
-    positive numbers and for sources shorter than one block, all of them at once.
+    Weights are shares of samples (2.0 and 1.0: two of three). Raises UserError for weights that are not positive
+    numbers and for sources shorter than one block, all problems at once.
     """
     if len(token_counts) != len(weights) or not weights:
-        raise ValueError("one weight for each of one or more sources")
+        raise ValueError("need at least one source, and one weight per source")
     problems = []
     for index, (tokens, weight) in enumerate(zip(token_counts, weights, strict=True)):
         if not (math.isfinite(weight) and weight > 0):
             problems.append(
                 Problem(
                     f"data.{index}.weight",
-                    "A weight is a share of the samples",
+                    "Not a valid share of the samples",
                     value=weight,
                     allowed="a number above 0",
-                    fix="To leave a source out, leave out its entry.",
+                    fix="To skip a source, remove its entry.",
                 )
             )
         if tokens is not None and tokens < max_length + 1:
             problems.append(
                 Problem(
                     f"data.{index}",
-                    f"It has {tokens:,} training tokens, fewer than one block of {max_length:,} + 1",
-                    fix="Give more text, or a smaller max_length.",
+                    f"It has {tokens:,} training tokens, but a block needs max_length + 1 = {max_length + 1:,}",
+                    fix="Add text, or set a smaller train.max_length.",
                 )
             )
     if problems:
@@ -183,11 +190,11 @@ def build_schedule(
 
 
 def order_sources(weights: Sequence[float], num_samples: int) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Return the source of each sample of a period that repeats, how many of the same source come before it
-    in the period, and how many of each source a period has. Weights are positive and finite.
+    """Return, for one repeating period: the source of each sample, the number of earlier samples of that source,
+    and the number of samples of each source. Weights are positive and finite.
     """
     pattern = _pattern(_whole_numbers(weights), num_samples)
-    ranks = np.zeros(len(pattern), dtype=np.int32)
+    ranks: np.ndarray = np.zeros(len(pattern), dtype=np.int32)
     per_period = []
     for source in range(len(weights)):
         of_source = np.flatnonzero(pattern == source)
@@ -197,7 +204,7 @@ def order_sources(weights: Sequence[float], num_samples: int) -> tuple[np.ndarra
 
 
 def _whole_numbers(weights: Sequence[float]) -> list[int]:
-    # By their decimal digits, as the user wrote them: 0.1 is 1/10, not 3602879701896397/2**55.
+    # Use the decimal digits that the user wrote: 0.1 is 1/10, not 3602879701896397/2**55.
     exact = [Fraction(repr(float(weight))) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]
@@ -207,13 +214,13 @@ def _whole_numbers(weights: Sequence[float]) -> list[int]:
 def _pattern(weights: list[int], num_samples: int) -> np.ndarray:
     """Return the source of each sample, for one period or num_samples, whichever is shorter.
 
-    The j-th sample of a source of share w must come within [floor(j/w), ceil((j+1)/w)): the earliest
-    deadline among the sources whose next sample is due meets all of these windows, which keeps every
-    count within 1 of its share. (To take the largest deficit does not, from three sources on.)
+    The j-th sample of a source with share w must be in [floor(j/w), ceil((j+1)/w)). Choosing the earliest
+    deadline among the sources whose next sample is due satisfies all of these windows, so every count stays
+    within 1 of its share. (Choosing the largest deficit does not, with three or more sources.)
     """
     period = sum(weights)
     length = min(period, num_samples)
-    pattern = np.zeros(length, dtype=np.int16 if len(weights) < 2**15 else np.int32)
+    pattern: np.ndarray = np.zeros(length, dtype=np.int16 if len(weights) < 2**15 else np.int32)
     if len(weights) == 1:
         return pattern
     counts = [0] * len(weights)
@@ -231,11 +238,11 @@ def _pattern(weights: list[int], num_samples: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ExampleMix(Sequence[Example]):
-    """The examples in the order in which they are read: sample i is the same however it is come to.
+class ExampleMix:
+    """The examples of several datasets in reading order; sample i does not depend on what was read before.
 
-    After any number of samples the count of every set is within 1 of its share. A set is read in a new order each
-    time through.
+    After any number of samples, the count of every dataset is within 1 of its share. Each epoch of a dataset has
+    a new order.
     """
 
     sets: tuple[Sequence[Example], ...]
@@ -248,12 +255,15 @@ class ExampleMix(Sequence[Example]):
     def __len__(self) -> int:
         return self.num_samples
 
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
     def __getitem__(self, i: int) -> Example:
         source, index = self.locate(i)
         return self.sets[source][index]
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Return which example sample i is: (number of the set, place in it)."""
+        """Return which example sample i is: (index of the dataset, index in it)."""
         if not 0 <= i < self.num_samples:
             raise IndexError(f"sample {i} of {self.num_samples}")
         period, within = divmod(i, len(self._pattern))
@@ -262,14 +272,14 @@ class ExampleMix(Sequence[Example]):
         return source, int(_order(self.seed, source, epoch, len(self.sets[source]))[at])
 
     def counts(self, samples: int | None = None) -> list[int]:
-        """Return how many of the first `samples` samples (all by default) each set gives."""
+        """Return how many of the first `samples` samples (default: all) come from each dataset."""
         samples = self.num_samples if samples is None else samples
         periods, within = divmod(samples, max(1, len(self._pattern)))
         rest = np.bincount(self._pattern[:within], minlength=len(self.sets))
         return [periods * whole + int(part) for whole, part in zip(self._per_period, rest, strict=True)]
 
     def epochs(self, samples: int | None = None) -> list[float]:
-        """Return how often each set is read through in the first `samples` samples."""
+        """Return the epochs of each dataset in the first `samples` samples."""
         return [count / len(rows) for count, rows in zip(self.counts(samples), self.sets, strict=True)]
 
 
@@ -281,10 +291,10 @@ def _order(seed: int, source: int, epoch: int, size: int) -> np.ndarray:
 def build_example_mix(
     sets: Sequence[Sequence[Example]], weights: Sequence[float], *, num_samples: int, seed: int
 ) -> ExampleMix:
-    """Return num_samples examples of several sets, mixed by weight (2.0 and 1.0: two of three), shuffled by seed.
+    """Return num_samples examples of several datasets, mixed by weight (2.0 and 1.0: two of three) and shuffled.
 
-    Weights are positive, and no set is empty.
+    Weights are positive and no dataset is empty.
     """
     if len(sets) != len(weights) or not weights or not all(map(len, sets)):
-        raise ValueError("one weight for each of one or more sets with examples in them")
+        raise ValueError("need at least one dataset, none empty, and one weight per dataset")
     return ExampleMix(tuple(sets), num_samples, seed, *order_sources(weights, num_samples))

@@ -1,4 +1,4 @@
-"""Turn a path of a recipe into the files it means, or tell that it is a name on the Hub."""
+"""Resolve a recipe's path to local files, or recognize it as a Hub dataset; look at their columns."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 from .formats import pick_column, string_columns
 from .readers import SUFFIXES, Reader, kind_of
 
-# They describe a corpus more often than they are one: a dataset's folder is Parquet and a README.md.
+# Names of files that usually describe a corpus: a dataset folder is often Parquet files and a README.md.
 _ABOUT = ("readme", "license", "licence", "notice", "changelog")
 SNIFFED_ROWS = 20
-_HUB_HINT = "A dataset on the Hub is named owner/name."
+_HUB_HINT = "Hub datasets are named owner/name."
 
 
 def find_files(path: str, key: str) -> tuple[Path, ...] | None:
-    """Return the files, sorted, of one kind; None where the path can only be a name on the Hub.
+    """Return the files of a path, sorted and all of one kind; None if it can only be a Hub dataset.
 
-    UserError where it looks like a local path and is not there, or holds several kinds or none.
+    Raises UserError if it looks like a local path and does not exist, or contains several kinds of files or none.
     """
     if not path.strip():
-        raise UserError(Problem(f"{key}.path", "It is empty", fix="Name a file, a folder, or a dataset."))
+        raise UserError(Problem(f"{key}.path", "The path is empty", fix="Set it to a file, a folder, or a dataset."))
     local = Path(path).expanduser()
     if local.is_dir():
         return _in_folder(path, key, local)
     if local.is_file():
         return (local,)
     if local.exists():
-        why = "This is a device or a pipe, and a text is read more than once"
-        raise UserError(Problem(f"{key}.path", why, value=path, fix="Write it into a file first."))
+        why = "This is a device or a pipe, but data is read more than once"
+        raise UserError(Problem(f"{key}.path", why, value=path, fix="Save it to a file first."))
     if any(sign in path for sign in "*?["):
         return _in_glob(path, key, local)
     if _looks_local(path):
@@ -41,12 +41,12 @@ def find_files(path: str, key: str) -> tuple[Path, ...] | None:
 
 
 def hub_mark(path: str) -> dict[str, bool]:
-    """Return {"hub": True} for a path that names a dataset on the Hub, {} for another: for a run's record."""
+    """Return {"hub": True} if a path names a Hub dataset, else {}: for the record of a run."""
     return {} if path.startswith("builtin:") or find_files(path, "data") is not None else {"hub": True}
 
 
-def near_here(path: str) -> str | None:
-    """Return 'Did you mean X?' for the name beside a missing path that is nearest to it, or None."""
+def suggest_path(path: str) -> str | None:
+    """Return 'Did you mean X?' for the existing path that is most similar to a missing one, or None."""
     missing = Path(path).expanduser()
     while not missing.parent.exists():
         missing = missing.parent
@@ -78,7 +78,7 @@ def _missing(path: str, key: str, local: Path) -> Problem:
     why = "There is no such file or folder"
     if first != local:
         why = f"There is no folder {first}"
-    hint = near_here(path)
+    hint = suggest_path(path)
     return Problem(
         f"{key}.path", why, value=path, fix=f"{hint} {_HUB_HINT}" if hint else f"Check the path. {_HUB_HINT}"
     )
@@ -89,9 +89,9 @@ def _in_folder(path: str, key: str, folder: Path) -> tuple[Path, ...]:
         raise UserError(
             Problem(
                 f"{key}.path",
-                "This folder was written by save_to_disk, a form that only the datasets library reads",
+                "This folder was written by save_to_disk, a format that only the datasets library reads",
                 value=path,
-                fix="Write it again as Parquet: datasets.load_from_disk(path).to_parquet('data.parquet')",
+                fix="Convert it to Parquet: datasets.load_from_disk(path).to_parquet('data.parquet')",
             )
         )
     files = [
@@ -106,10 +106,10 @@ def _in_folder(path: str, key: str, folder: Path) -> tuple[Path, ...]:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"No file in this folder is of a kind that is read, only {one_of(found[:10]) or 'nothing'}",
+                f"This folder has no files of a supported type, only {one_of(found[:10]) or 'none at all'}",
                 value=path,
-                allowed=one_of(SUFFIXES),
-                fix="To read others as plain text, name them with a glob, such as 'src/**/*.py'.",
+                allowed=one_of(list(SUFFIXES)),
+                fix="To read other files as plain text, use a glob such as 'src/**/*.py'.",
             )
         )
     return _of_one_kind(path, key, sorted(data, key=lambda file: file.relative_to(folder).as_posix()))
@@ -124,7 +124,7 @@ def _in_glob(path: str, key: str, pattern: Path) -> tuple[Path, ...]:
                 f"{key}.path",
                 "No file matches this pattern",
                 value=path,
-                fix=f"Look with: ls {path}. '**' stands for folders at any depth. {_HUB_HINT}",
+                fix=f"Check with: ls {path}. '**' matches folders at any depth. {_HUB_HINT}",
             )
         )
     return _of_one_kind(path, key, files)
@@ -140,26 +140,26 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"Files of several kinds are in it ({listing})",
+                f"It contains files of several types ({listing})",
                 value=path,
-                allowed="one kind a source",
-                fix=f"Name one kind with a glob, such as {folder}/**/*{suffix}; give each its own entry.",
+                allowed="one type per source",
+                fix=f"Select one type with a glob such as {folder}/**/*{suffix}, and add an entry for each type.",
             )
         )
     return tuple(files)
 
 
 def describe_files(kind: str, files: tuple[Path, ...]) -> str:
-    """Return how many files of which kind and size, in words."""
+    """Return the number, type and size of files in words."""
     size = sum(file.stat().st_size for file in files)
     return f"{len(files)} {kind} file{'s' if len(files) > 1 else ''}, {_size(size)}"
 
 
 def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -> tuple[tuple[str, ...], str]:
-    """Return the columns of a table, and which one holds the text, by its first rows."""
+    """Return the columns of a table and the one that contains the text, from its first rows."""
     sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), SNIFFED_ROWS)]
     if not sample:
-        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Name a source that holds text."))
+        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Use a source that contains text."))
     if readers[0].kind == "parquet":
         text = readers[0].parquet_columns()
         names = tuple(text)
@@ -173,18 +173,18 @@ def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -
 def refuse_extras(
     key: str, what: str, subset: str | None = None, split: str = "train", text_column: str | None = None
 ) -> None:
-    """Refuse settings that would be without effect, all of them at once."""
+    """Raise a UserError for all keys that would have no effect."""
     problems = []
     if subset is not None:
-        problems.append(("subset", subset, "subsets belong to datasets on the Hub"))
+        problems.append(("subset", subset, "only Hub datasets have subsets"))
     if split != "train":
-        problems.append(("split", split, "splits belong to datasets on the Hub"))
+        problems.append(("split", split, "only Hub datasets have splits"))
     if text_column is not None:
-        problems.append(("text_column", text_column, "there are no columns in it"))
+        problems.append(("text_column", text_column, "it has no columns"))
     if problems:
         raise UserError(
             *(
-                Problem(f"{key}.{name}", f"This is {what}: {why}", value=value, fix="Leave the key out.")
+                Problem(f"{key}.{name}", f"This is {what}: {why}", value=value, fix="Remove the key.")
                 for name, value, why in problems
             )
         )
@@ -193,7 +193,7 @@ def refuse_extras(
 def refuse_local_extras(
     key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
 ) -> None:
-    """Refuse what would be without effect on local files; a column belongs to tables."""
+    """Raise a UserError for keys that have no effect on local files; text_column is for tables only."""
     if (kind_of(files[0].name) or "text") == "text":
         refuse_extras(key, "plain text", subset, split, text_column)
     else:

@@ -12,26 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 from llm_lab.errors import Problem, UserError
 
-Place = tuple[int, int]  # bytes (of the text in a .gz; rows of a Parquet file) and lines or rows read so far
+Place = tuple[
+    int, int
+]  # (bytes read so far, of the uncompressed text; rows for Parquet), and lines or rows read so far
 _PIECE_BYTES = 500_000
 _LONE_RETURN = re.compile(rb"(?<=\r)(?!\n)")
 
 
 def text_pieces(reader: Reader, offset: int = 0) -> Iterator[tuple[int, str, bool, bool]]:
-    """Yield (bytes read so far, text, whether it begins the file, whether it ends it); a blank file yields nothing.
+    """Yield (bytes read so far, text, whether it starts the file, whether it ends it); a blank file yields nothing.
 
-    Cuts stand where pieces_of would cut too: where no token stands across.
+    Like pieces_of, cuts where no token crosses the cut.
     """
     with reader.open() as stream:
         reader.refuse_utf16_at(stream.read(2))
         stream.seek(offset)
         begins, left = offset == 0, b""
         while True:
-            # Always so many bytes from where the piece begins: who goes on from here cuts at the same places.
+            # Always the same number of bytes from the start of the piece, so a resumed read cuts at the same places.
             data = left + stream.read(_PIECE_BYTES - len(left))
             ends = len(data) < _PIECE_BYTES
             cut = len(data) if ends else _cut(data)
@@ -67,15 +69,15 @@ def _cut(data: bytes) -> int:
 
 
 class Lines:
-    """The lines of a CSV file, decoded, and how far they were read."""
+    """The decoded lines of a CSV file; tracks the position."""
 
-    def __init__(self, reader: Reader, stream: BinaryIO):
+    def __init__(self, reader: Reader, stream: IO[bytes]):
         self.reader, self.stream = reader, stream
         self.offset, self.number = (0, 0)
         self._pending: list[bytes] = []
 
     def go_to(self, place: Place) -> None:
-        """Go on from a place of before."""
+        """Continue from an earlier position."""
         self.offset, self.number = place
         self._pending = []
         self.stream.seek(self.offset)
@@ -85,11 +87,13 @@ class Lines:
 
     def __next__(self) -> str:
         if not self._pending:
-            # A carriage return alone ends a line too.
+            # A single carriage return also ends a line.
             self._pending = [part for part in _LONE_RETURN.split(next(self.stream)) if part]
         line = self._pending.pop(0)
         if b"\0" in line:
-            self.reader.refuse(f"{self.reader.file} holds NUL bytes, so it is not text", fix="Is it the right file?")
+            self.reader.refuse(
+                f"{self.reader.file} contains NUL bytes, so it is not text", fix="Check that it is the right file."
+            )
         self.offset += len(line)
         self.number += 1
         return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
@@ -112,7 +116,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of a file by its name ("text", "jsonl", "csv", "parquet"), or None if unknown."""
+    """Return the type of a file by its name ("text", "jsonl", "csv", "parquet"), or None if unknown."""
     suffixes = Path(name).suffixes
     last = suffixes[-1].lower() if suffixes else ""
     if last == ".gz":
@@ -123,7 +127,7 @@ def kind_of(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one file. `key` and `path` are how the user named it, for messages."""
+    """Reads one file. `key` and `path`: the recipe key and the path as the user wrote it, for messages."""
 
     file: Path
     kind: str
@@ -131,7 +135,7 @@ class Reader:
     path: str
 
     def text(self) -> str:
-        """Return a whole plain text file; newlines stay as they are, a byte order mark goes."""
+        """Return a plain text file as a string; newlines are kept, a byte order mark is removed."""
         with self.open() as stream:
             data = stream.read()
         self.refuse_utf16_at(data)
@@ -143,24 +147,24 @@ class Reader:
             self.refuse_encoding()
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (line or row number from 1, row) of a file that has columns."""
+        """Yield (line or row number from 1, row) of a file with columns."""
         return ((number, row) for (_, number), row in self.rows_from(START))
 
     def rows_from(self, start: Place, columns: list[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """Yield (the place behind the row, row) from a place on; what stands before it is not read again.
+        """Yield (position after the row, row), starting at a position; earlier rows are not parsed.
 
-        columns: of a Parquet file, those that are needed.
+        columns: the columns to read (used for Parquet only).
         """
         if self.kind == "parquet":
             return self._parquet_rows(start, columns)
         return (self._json_rows if self.kind == "jsonl" else self._csv_rows)(start)
 
     def place(self, number: int) -> str:
-        """Return words for where a row stands."""
+        """Return the location of a row in words."""
         return f"{'row' if self.kind == 'parquet' else 'line'} {number} of {self.file}"
 
     def parquet_columns(self) -> dict[str, bool]:
-        """Return each column of a Parquet file and whether it holds text."""
+        """Return the columns of a Parquet file and whether each contains text."""
         import pyarrow as pa
 
         with self._parquet() as parquet:
@@ -172,25 +176,25 @@ class Reader:
         return text
 
     def column(self, column: str) -> Iterator[str]:
-        """Yield the text of one column, row by row; null and blank rows are passed over."""
+        """Yield the text of one column, row by row; null and blank rows are skipped."""
         return (text for _, text in self.column_from(START, column))
 
     def column_from(self, start: Place, column: str) -> Iterator[tuple[Place, str]]:
-        """Yield (the place behind the row, text) of one column from a place on; see column."""
+        """Yield (position after the row, text) of one column, starting at a position; see column."""
         for place, row in self.rows_from(start, [column]):
             number = place[1]
             if column not in row:
                 self.refuse(
                     f"{self.place(number)} has no column {column!r}, only {', '.join(row) or 'nothing'}",
-                    fix="Give every row that column, or leave the row out.",
+                    fix="Add that column to every row, or remove the row.",
                 )
             value = row[column]
             if value is None:
                 continue
             if not isinstance(value, str):
                 self.refuse(
-                    f"{self.place(number)} holds {type(value).__name__}, not text, in column {column!r}",
-                    fix="Make it a string, or set text_column to a column of strings.",
+                    f"{self.place(number)}: column {column!r} is {type(value).__name__}, not text",
+                    fix="Convert it to a string, or set text_column to a column of strings.",
                 )
             if value and not value.isspace():
                 yield place, value
@@ -200,7 +204,7 @@ class Reader:
         raise UserError(Problem(f"{self.key}.path", why, value=self.path, fix=fix))
 
     def is_json_list(self) -> bool:
-        """Tell whether this is one JSON list, which can only be read whole."""
+        """Return whether the file is one JSON list, which can't be streamed."""
         with self.open() as stream:
             return self.kind == "jsonl" and stream.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
 
@@ -226,14 +230,14 @@ class Reader:
 
     def _json_row(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            # json takes bytes too, but would guess at UTF-16 and let broken UTF-8 by.
+            # json accepts bytes too, but would guess UTF-16 and accept broken UTF-8.
             row = json.loads(line.decode())
         except UnicodeDecodeError:
             self.refuse_encoding()
         except ValueError as error:
             self.refuse(
                 f"{self.place(number)} is not JSON: {error}",
-                fix="Give one object a line, or one list of objects in the file.",
+                fix="Write one object per line, or one list of objects in the file.",
             )
         return self._checked_row(row, self.place(number))
 
@@ -244,8 +248,8 @@ class Reader:
             self.refuse_encoding()
         except ValueError as error:
             self.refuse(
-                f"{self.file} begins as a list but is not JSON: {error}",
-                fix="Fix that line, or give one object a line.",
+                f"{self.file} starts as a list but is not JSON: {error}",
+                fix="Fix that line, or write one object per line.",
             )
         for number, row in enumerate(rows, 1):
             yield (0, number), self._checked_row(row, f"item {number} of {self.file}")
@@ -259,13 +263,13 @@ class Reader:
         for name, value in row.items():
             if isinstance(value, str) and not _is_sound(value):
                 self.refuse(
-                    f"{place} has half of a surrogate pair (\\ud800 to \\udfff) in {name!r}: no text",
-                    fix="Write the file again with whole characters; json.dumps does so for whole strings.",
+                    f"{place}: {name!r} contains an unpaired surrogate (\\ud800 to \\udfff), which is not valid text",
+                    fix="Export the file again with complete characters, for example with json.dumps.",
                 )
         return row
 
     def _csv_rows(self, start: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
-        # The module's own limit is 128 KiB a cell, and documents are often longer.
+        # The default limit is 128 KiB per cell; documents are often longer.
         csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))
         with self.open() as stream:
             self.refuse_utf16_at(stream.read(2))
@@ -280,8 +284,8 @@ class Reader:
                 for row in cells:
                     if len(row) > len(names):
                         self.refuse(
-                            f"{self.place(lines.number)} has more cells than the first line has names",
-                            fix="Put cells with commas, quotes or line breaks into double quotes.",
+                            f"{self.place(lines.number)} has more cells than the header",
+                            fix="Quote cells that contain commas, quotes or line breaks.",
                         )
                     if row:
                         short = [None] * (len(names) - len(row))
@@ -289,7 +293,7 @@ class Reader:
             except csv.Error as error:
                 self.refuse(
                     f"{self.place(lines.number)} is not CSV: {error}",
-                    fix="Double the quotes inside a quoted cell, and close every quote.",
+                    fix="Double the quotes inside quoted cells, and close every quote.",
                 )
             except UnicodeDecodeError:
                 self.refuse_encoding()
@@ -309,7 +313,7 @@ class Reader:
                     try:
                         rows = batch.to_pylist()
                     except UnicodeDecodeError:
-                        self.refuse(f"rows {number + 1} and on of {self.file} are not UTF-8 text")
+                        self.refuse(f"{self.file} is not UTF-8 text from row {number + 1} on")
                     for row in rows:
                         number += 1
                         if number > start[1]:
@@ -326,24 +330,25 @@ class Reader:
         except pa.ArrowException as error:
             self.refuse(
                 f"{self.file} can't be read as Parquet: {str(error).splitlines()[0]}",
-                fix="Is the download whole?",
+                fix="Check that the download is complete.",
             )
         except OSError as error:
             self.refuse(f"{self.file} can't be read: {error.strerror or error}")
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """Open the file for its bytes, unpacked where it is a .gz."""
+    def open(self) -> Iterator[IO[bytes]]:
+        """Open the file as bytes, decompressed if it is a .gz file."""
         try:
-            with gzip.open(self.file) if self.file.suffix.lower() == ".gz" else self.file.open("rb") as stream:
-                yield stream
+            packed = self.file.suffix.lower() == ".gz"
+            with gzip.open(self.file) if packed else self.file.open("rb") as stream:
+                yield cast(IO[bytes], stream)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            self.refuse(f"{self.file} is not a whole gzip file: {error}", fix="Is the download whole?")
+            self.refuse(f"{self.file} is not a complete gzip file: {error}", fix="Check that the download is complete.")
         except OSError as error:
             self.refuse(f"{self.file} can't be read: {error.strerror or error}")
 
     def refuse_encoding(self) -> NoReturn:
-        """Refuse a file that is not UTF-8, by the place where it is not."""
+        """Raise a UserError that names the first byte that is not UTF-8."""
         offset = 0
         with self.open() as stream:
             for number, line in enumerate(stream, 1):
@@ -352,15 +357,15 @@ class Reader:
                 except UnicodeDecodeError as error:
                     self.refuse(
                         f"{self.file} is not UTF-8 at byte {offset + error.start} (line {number}): "
-                        f"0x{line[error.start]:02x} does not belong there",
+                        f"0x{line[error.start]:02x} is invalid",
                         fix=f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {self.file.name} > utf8-"
-                        f"{self.file.name} (name the encoding it really has)",
+                        f"{self.file.name} (use its actual encoding)",
                     )
                 offset += len(line)
-        self.refuse(f"{self.file} changed while it was read")
+        self.refuse(f"{self.file} changed while it was being read")
 
     def refuse_utf16_at(self, head: bytes) -> None:
-        """Refuse a file that begins as UTF-16 does."""
+        """Raise a UserError if a file starts with a UTF-16 byte order mark."""
         if not head.startswith(_UTF16):
             return
         self.refuse(
@@ -369,10 +374,10 @@ class Reader:
         )
 
     def refuse_binary(self, offset: int) -> NoReturn:
-        """Refuse a file that is no text."""
+        """Raise a UserError for a binary file."""
         self.refuse(
-            f"{self.file} holds a NUL byte at offset {offset}, so it is not text",
-            fix="Is it the right file? Text, JSON lines, CSV and Parquet are read.",
+            f"{self.file} contains a NUL byte at offset {offset}, so it is not text",
+            fix="Check that it is the right file. Supported: text, JSON Lines, CSV and Parquet.",
         )
 
 

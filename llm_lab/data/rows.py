@@ -1,4 +1,4 @@
-"""One row of a set as an example: a conversation, a preference, a prompt or a text."""
+"""Convert a row of a dataset to an example: a conversation, a preference, a prompt or a text."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .formats import (
     read_text,
 )
 
-LEFT_OUT = "what follows the last answer was left out"
+TRUNCATED = "messages after the last answer removed"
 
 
 @dataclass(frozen=True)
 class Example:
-    """What is learnt from; which fields are set depends on the kind.
+    """One training example; the fields that are set depend on its kind.
 
-    conversation: prompt (all messages before the last answer) and completion, that answer; or text alone.
-    preference: prompt, chosen, rejected. prompt: prompt, and answer (what a reward compares with) where there is one.
-    columns: the row's other plain values (of prompts only).
+    conversation: prompt (all messages before the last answer) and completion (the last answer), or only text.
+    preference: prompt, chosen and rejected. prompt: prompt and, if available, answer (the reference for rewards).
+    columns: other plain values of the row (prompts only).
     """
 
     prompt: tuple[Message, ...] = ()
@@ -41,37 +41,39 @@ class Example:
 
     @property
     def messages(self) -> list[Message]:
-        """The whole conversation: prompt, and the last answer where there is one."""
-        last = [] if self.completion is None else [_said("assistant", self.completion)]
+        """The whole conversation: the prompt and, if there is one, the last answer."""
+        last = [] if self.completion is None else [_message("assistant", self.completion)]
         return [*self.prompt, *last]
 
     @property
     def opening(self) -> str:
-        """What two examples have in common that must not stand on both sides of a split.
+        """The text that must not be in both training and validation: examples that share it go to the same side.
 
-        Of a conversation, where every answer is learnt, it is all before the first; else the whole prompt.
+        In a conversation, where every answer is trained, everything before the first answer; else the prompt.
         """
         if self.text is not None:
             return self.text
         until = len(self.prompt)
         if self.completion is not None:
-            until = next((i for i, said in enumerate(self.prompt) if said["role"] == "assistant"), until)
-        return "\0".join(part for said in self.prompt[:until] for part in (said["role"], said["content"].strip()))
+            until = next((i for i, message in enumerate(self.prompt) if message["role"] == "assistant"), until)
+        return "\0".join(
+            part for message in self.prompt[:until] for part in (message["role"], message["content"].strip())
+        )
 
     def describe(self) -> str:
-        """Return the whole of it as text, who says what."""
+        """Return the whole example as text, with roles."""
         if self.text is not None:
             return self.text
-        parts = [f"{said['role']}: {said['content']}" for said in self.messages]
+        parts = [f"{message['role']}: {message['content']}" for message in self.messages]
         named = {"chosen": self.chosen, "rejected": self.rejected}
         named |= {"answer": self.answer} if self.completion is None else {}
         return "\n".join([*parts, *(f"{name}: {text}" for name, text in named.items() if text is not None)])
 
 
 def read_example(row: Mapping[str, Any], form: Format) -> tuple[Example, str | None]:
-    """Return a row's example, and in words what was left out of it, or None.
+    """Return a row as an example, and a description of what was removed from it, or None.
 
-    Unusable where the row teaches nothing, with the reason; Unreadable where its form is another.
+    Raises Unusable, with the reason, if the row has nothing to train on, and Unreadable if its format is wrong.
     """
     if form.layout == ("text",):
         text = read_text(row.get(form.fields["text"]), _column(form, "text"))
@@ -91,8 +93,8 @@ def read_example(row: Mapping[str, Any], form: Format) -> tuple[Example, str | N
 
 
 def _from_messages(messages: list[Message], row: Mapping[str, Any], form: Format) -> tuple[Example, str | None]:
-    asked = max((i for i, said in enumerate(messages) if said["role"] == "user"), default=-1)
-    answered = max((i for i, said in enumerate(messages) if said["role"] == "assistant"), default=-1)
+    asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    answered = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     if asked < 0:
         raise Unusable("no question" if messages else "no messages")
     answer = _answer(row, form)
@@ -106,7 +108,7 @@ def _from_messages(messages: list[Message], row: Mapping[str, Any], form: Format
         raise Unusable("no answer")
     kept = messages[: answered + 1]
     check_turns(kept)
-    remark = LEFT_OUT if len(kept) < len(messages) else None
+    remark = TRUNCATED if len(kept) < len(messages) else None
     return Example(tuple(kept[:-1]), completion=kept[-1]["content"], answer=answer), remark
 
 
@@ -114,7 +116,7 @@ def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
     chosen, rejected = (_answers(row, form, field) for field in ("chosen", "rejected"))
     before = _shared(chosen, rejected)
     if before:
-        # Sets that give the prompt in both answers often give it once more beside them.
+        # Datasets with the prompt in both answers often also have a prompt column: ignore it.
         prompt = chosen[:before]
         if prompt[0]["role"] != "system":
             prompt = [*_system(row, form), *prompt]
@@ -124,9 +126,9 @@ def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
         prompt, chosen, rejected = _split_strings(chosen, rejected)
         prompt = [*_system(row, form), *prompt]
     chosen, rejected = chosen[before:], rejected[before:]
-    if [said["role"] for said in (*chosen, *rejected)] != ["assistant", "assistant"]:
-        raise Unusable("the two differ before the last answer")
-    if not any(said["role"] == "user" for said in prompt):
+    if [message["role"] for message in (*chosen, *rejected)] != ["assistant", "assistant"]:
+        raise Unusable("chosen and rejected differ before the last answer")
+    if not any(message["role"] == "user" for message in prompt):
         raise Unusable("no question")
     check_turns([*prompt, *chosen])
     check_turns([*prompt, *rejected])
@@ -136,22 +138,22 @@ def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
     if form.kind == "prompt":
         return Example(tuple(prompt), answer=_answer(row, form), columns=_others(row, form))
     if better.strip() == worse.strip():
-        raise Unusable("both answers are the same")
+        raise Unusable("chosen and rejected are the same")
     return Example(tuple(prompt), chosen=better, rejected=worse, answer=_answer(row, form))
 
 
 def _shared(chosen: list[Message], rejected: list[Message]) -> int:
-    """Return how many messages both begin with, the last one of each left out."""
+    """Return the number of messages shared at the start, not counting the last message of each."""
     count = 0
-    for ours, theirs in zip(chosen[:-1], rejected[:-1], strict=False):
-        if ours != theirs:
+    for first, second in zip(chosen[:-1], rejected[:-1], strict=False):
+        if first != second:
             break
         count += 1
     return count
 
 
 def _split_strings(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], ...]:
-    """Take the prompt out of two strings that begin with it: all lines that both have at their start."""
+    """Separate the prompt from two strings that start with it: all complete lines that both share at the start."""
     if len(chosen) != 1 or len(rejected) != 1:
         return [], chosen, rejected
     better, worse = chosen[0]["content"], rejected[0]["content"]
@@ -159,23 +161,23 @@ def _split_strings(chosen: list[Message], rejected: list[Message]) -> tuple[list
     cut = better.rfind("\n", 0, end) + 1
     if not better[:cut].strip():
         raise Unusable("no question")
-    prompt = [_said("user", better[:cut].strip())]
-    return prompt, [_said("assistant", better[cut:])], [_said("assistant", worse[cut:])]
+    prompt = [_message("user", better[:cut].strip())]
+    return prompt, [_message("assistant", better[cut:])], [_message("assistant", worse[cut:])]
 
 
 def _prompt(row: Mapping[str, Any], form: Format) -> list[Message]:
-    """Return the messages of the prompt column: one question, a list of messages, or a dialogue."""
+    """Return the messages of the prompt column, which is a question, a list of messages, or a dialogue."""
     value, what = row.get(form.fields["prompt"]), _column(form, "prompt")
     if value is None:
         raise Unusable("no question")
     if is_dialogue(value):
         messages = read_dialogue(value)
-        if messages[-1] == _said("assistant", ""):
+        if messages[-1] == _message("assistant", ""):
             messages.pop()
     elif isinstance(value, str) and not _is_json_list(value):
         question = read_text(value, what)
         more = read_text(row.get(form.fields["input"]), _column(form, "input")) if "input" in form.fields else ""
-        messages = [_said("user", f"{question}\n\n{more}" if more.strip() else question)]
+        messages = [_message("user", f"{question}\n\n{more}" if more.strip() else question)]
     else:
         messages = read_messages(value, what)
     return [*_system(row, form), *messages]
@@ -188,9 +190,9 @@ def _answers(row: Mapping[str, Any], form: Format, field: str) -> list[Message]:
     if is_dialogue(value):
         return read_dialogue(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return [_said("assistant", str(value))]
+        return [_message("assistant", str(value))]
     if isinstance(value, str) and not _is_json_list(value):
-        return [_said("assistant", read_text(value, what))]
+        return [_message("assistant", read_text(value, what))]
     return read_messages(value, what)
 
 
@@ -202,22 +204,22 @@ def _system(row: Mapping[str, Any], form: Format) -> list[Message]:
     if "system" not in form.fields:
         return []
     text = read_text(row.get(form.fields["system"]), _column(form, "system"))
-    return [_said("system", text)] if text.strip() else []
+    return [_message("system", text)] if text.strip() else []
 
 
 def _answer(row: Mapping[str, Any], form: Format) -> str | None:
-    """Return what a checkable reward compares with: the whole cell, as text."""
+    """Return the reference answer for rewards: the whole cell, as text."""
     value = row.get(form.fields["answer"]) if "answer" in form.fields else None
     if isinstance(value, str):
         return read_text(value, _column(form, "answer"))
     if isinstance(value, bool | int | float):
         return str(value)
-    if value is None or form.kind != "prompt":  # only prompts are nothing without it
+    if value is None or form.kind != "prompt":  # only prompts depend on it
         return None
     if form.fields["answer"] in NAMES["completion"]:
-        said = read_messages(value, _column(form, "answer"))
-        return said[-1]["content"] if said else None
-    raise Unreadable(f"{_column(form, 'answer')} holds {type(value).__name__}, not text or a number")
+        messages = read_messages(value, _column(form, "answer"))
+        return messages[-1]["content"] if messages else None
+    raise Unreadable(f"{_column(form, 'answer')} is {type(value).__name__}, not text or a number")
 
 
 def _others(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
@@ -229,5 +231,5 @@ def _column(form: Format, field: str) -> str:
     return f"column {form.fields[field]!r}"
 
 
-def _said(role: str, content: str) -> Message:
+def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}

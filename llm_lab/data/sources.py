@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, globs, built-in corpora and datasets on the Hub."""
+"""Text sources for pretraining: files, folders, globs, built-in corpora and Hub datasets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .formats import pick_column
 from .paths import SNIFFED_ROWS, describe_files, find_files, refuse_extras, refuse_local_extras, sniff
 from .readers import Reader, kind_of
 
-_FORMAT = "1"  # part of every fingerprint: raise it when the same files would give other documents
+_FORMAT = "1"  # part of every fingerprint: increase it when the same files would produce different documents
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """A corpus that can be read again and again: the same documents in the same order each time."""
+    """A corpus that can be read repeatedly, with the same documents in the same order each time."""
 
     key: str
     path: str
@@ -37,11 +37,11 @@ class TextSource:
     _extent: str = field(repr=False, compare=False)
 
     def documents(self) -> Iterator[str]:
-        """Yield the documents in order; blank ones are passed over. UserError where one can't be read."""
+        """Yield the documents in order, without blank ones. Raises UserError if one can't be read."""
         return self._read()
 
     def describe(self) -> str:
-        """Return one line for people: what it is, how much, and which column is read."""
+        """Return one line: what the source is, its size, and which column is read."""
         if self.text_column is None:
             return self._extent
         return f"{self._extent}, column {self.text_column!r} (of: {', '.join(self.columns)})"
@@ -55,9 +55,9 @@ def open_source(
     split: str = "train",
     text_column: str | None = None,
 ) -> TextSource:
-    """Find the corpus that a recipe's path names and look at its first rows; no text is kept in memory.
+    """Open the corpus of a recipe's path and check its first rows; no text is kept in memory.
 
-    Local files win over the Hub. UserError, under `key`, for all that is wrong with the path, its
+    Local files take precedence over the Hub. Raises UserError, under `key`, for any problem with the path, its
     subset, split or column, or its first document.
     """
     path = str(path)
@@ -71,7 +71,7 @@ def open_source(
         source = _open_hub(path, key, subset, split, text_column)
     if next(source.documents(), None) is None:
         raise UserError(
-            Problem(f"{key}.path", "There is no text in it", value=path, fix="Name a source that holds text.")
+            Problem(f"{key}.path", "It contains no text", value=path, fix="Use a source that contains text.")
         )
     return source
 
@@ -82,7 +82,7 @@ def _open_builtin(path: str, key: str) -> TextSource:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"There is no built-in corpus {name!r}",
+                f"No built-in corpus is named {name!r}",
                 value=path,
                 allowed=one_of([f"builtin:{known}" for known in BUILTIN]),
                 fix=did_you_mean(name, BUILTIN),
@@ -104,7 +104,7 @@ def _open_builtin(path: str, key: str) -> TextSource:
 
 
 def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str | None) -> TextSource:
-    # A file of an unknown suffix that the user named is read as plain text: .py, .tex, no suffix at all.
+    # Files with other suffixes (.py, .tex, none) are read as plain text if the user named them.
     kind = kind_of(files[0].name) or "text"
     readers = [Reader(file, kind, key, path) for file in files]
     columns: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str |
         split="train",
         text_column=column,
         columns=columns,
-        # Contents only, no names: a folder that moves keeps its tokens.
+        # Only contents, no names: a folder that was moved keeps its cached tokens.
         fingerprint=_digest(kind, column or "", *map(_file_digest, files)),
         _read=read,
         _extent=describe_files(kind, files),
@@ -139,10 +139,10 @@ def look_at_source(
     text_column: str | None = None,
     streaming: bool = False,
 ) -> str | None:
-    """Check what a recipe's path names without downloading anything; returns a remark, or None.
+    """Check a recipe's path without downloading anything; return a warning, or None.
 
-    Local and built-in text is opened as open_source, or open_stream, does. Of a Hub dataset only its page is asked for;
-    where the Hub can't be reached that is a remark, not an error: the recipe may be meant for elsewhere.
+    Local and built-in text is opened as by open_source or open_stream. For a Hub dataset, only check that it exists;
+    an unreachable Hub is a warning, not an error, because the recipe may be meant for another machine.
     """
     path = str(path)
     if path.startswith("builtin:") or find_files(path, key) is not None:
@@ -169,7 +169,7 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
     read = partial(hub_texts, rows, column)
     digest = hashlib.sha256()
     for text in read():
-        # Lengths between the documents, so that no two lists of documents hash alike.
+        # Lengths between the documents, so that different lists of documents have different hashes.
         data = text.encode()
         digest.update(len(data).to_bytes(8, "big") + data)
     where = ", ".join(([f"subset {subset}"] if subset else []) + [f"split {split}"])
@@ -206,7 +206,7 @@ def _file_digest(file: Path) -> str:
 
 @lru_cache(maxsize=100_000)
 def _digest_of(file: Path, size: int, changed_ns: int) -> str:
-    """Hash a file's content, once a process while its size and time stay: a check and a run both ask."""
+    """Hash a file's content, cached while its size and modification time are unchanged."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

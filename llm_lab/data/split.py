@@ -1,4 +1,4 @@
-"""Split a corpus into training and validation documents that are disjoint and the same every time."""
+"""Split documents or examples into training and validation: disjoint, and the same every time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ Documents = Callable[[], Iterator[str]]
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a split: call it for a fresh iterator over its documents.
+    """One side of a split; call it to iterate over its documents.
 
-    `characters` counts them; `duplicates` is how many documents were left out because an equal one
-    stands on the other side.
+    `characters`: total length. `duplicates`: number of documents left out because the other side has an equal one.
     """
 
     documents: int
@@ -40,28 +39,26 @@ class Side:
 
 
 def split_documents(source_documents: Documents, *, fraction: float, take: str) -> tuple[Side, Side]:
-    """Return (training, validation) sides of a corpus; `fraction` of the characters are for validation.
+    """Return the (training, validation) sides of a corpus; `fraction` of the characters go to validation.
 
-    `take` "end": the corpus in order. The boundary stands at character int(total * (1 - fraction)).
-    Documents that start at or after it are validation; where none does, the last document is cut there,
-    so one long text splits as nanoGPT's tiny Shakespeare does. A validation document that also stands in
-    training is left out of validation: training keeps all the text the user gave, and the loss on
-    validation is not flattered.
+    `take` "end": documents that start at or after character int(total * (1 - fraction)) are validation. If there
+    are none, the last document is cut there, so a single long text is split as in nanoGPT's tiny Shakespeare. A
+    validation document that is also in training is left out of validation, so the validation loss stays honest.
 
-    `take` "random": a document is validation when the hash of its text falls below `fraction`. Neither
-    order nor additions move a document, and equal documents fall on the same side.
+    `take` "random": a document is validation if the hash of its text is below `fraction`. Neither order nor
+    additions move a document, and equal documents are on the same side.
 
-    Reads the corpus once to measure it; keeps 16 bytes a document. UserError for values out of range.
+    Reads the corpus once and keeps 16 bytes per document. Raises UserError for values out of range.
     """
     if not 0 <= fraction < 1:
         raise UserError(
-            Problem("validation.fraction", "It is out of range", value=fraction, allowed="0 up to, not with, 1")
+            Problem("validation.fraction", "Out of range", value=fraction, allowed="at least 0 and less than 1")
         )
     if take not in TAKES:
         raise UserError(
             Problem(
                 "validation.from",
-                "There is no such way to split",
+                "Unknown way to split",
                 value=take,
                 allowed=one_of(TAKES),
                 fix=did_you_mean(take, TAKES),
@@ -78,7 +75,7 @@ def _split_random(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fr
         raise UserError(
             Problem(
                 "validation.from",
-                "There is only one document, and whole documents are drawn",
+                "There is only one document, and random splits whole documents",
                 value="random",
                 fix="Use from: end, which cuts the document.",
             )
@@ -95,8 +92,8 @@ def _split_end(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fract
     if fraction > 0 and len(lengths) and not held_out.any():
         last = len(lengths) - 1
         at = boundary - int(starts[last])
-        both = np.ones(len(lengths), dtype=bool)
-        only = np.zeros(len(lengths), dtype=bool)
+        both: np.ndarray = np.ones(len(lengths), dtype=bool)
+        only: np.ndarray = np.zeros(len(lengths), dtype=bool)
         only[last] = True
         tail = int(lengths[last]) - at
         return (
@@ -121,7 +118,7 @@ def _survey(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class ExampleSplit:
-    """One set's two sides. `duplicates`: examples left out of validation because training holds their prompt."""
+    """The two sides of a dataset. `duplicates`: examples left out of validation because training has their prompt."""
 
     train: Sequence[Example]
     validation: Sequence[Example]
@@ -131,15 +128,15 @@ class ExampleSplit:
 def split_examples(
     sources: Sequence[ExampleSource], *, fraction: float, take: str, require_validation: bool = True
 ) -> list[ExampleSplit]:
-    """Return each set's training and validation examples; a prompt stands on one side only, whatever its set.
+    """Return the training and validation examples of each dataset; a prompt is on one side only, across datasets.
 
-    take "end": the last `fraction` of each set is for validation, less what training asks too. take "random": the
-    hash of its prompt decides, so neither order nor additions move an example. Of a conversation the prompt is what
-    stands before the first answer. UserError where a side of a set would be empty (with require_validation False:
-    where its training would be).
+    take "end": the last `fraction` of each dataset is validation, except prompts that are also in training.
+    take "random": the hash of the prompt decides, so neither order nor additions move an example. The prompt of a
+    conversation is everything before the first answer. Raises UserError if a side of a dataset would be empty
+    (with require_validation False: only if training would be empty).
     """
     if take not in TAKES:
-        why = "There is no such way to split"
+        why = "Unknown way to split"
         raise UserError(
             Problem("validation.from", why, value=take, allowed=one_of(TAKES), fix=did_you_mean(take, TAKES))
         )
@@ -181,13 +178,15 @@ def _require_sides(
     for source, split in zip(sources, splits, strict=True):
         size = f"{len(source.examples):,} example{'' if len(source.examples) == 1 else 's'}"
         if not split.train:
-            why = f"Of the {size} in {source.path} none is left to train on"
-            problems.append(Problem("validation.fraction", why, value=fraction, fix="Give more, or keep fewer."))
+            why = f"None of the {size} in {source.path} is left for training"
+            problems.append(
+                Problem("validation.fraction", why, value=fraction, fix="Add examples, or set a smaller fraction.")
+            )
         elif fraction and require_validation and not split.validation:
-            why = f"Of the {size} in {source.path} none is left for validation"
+            why = f"None of the {size} in {source.path} is left for validation"
             if split.duplicates:
-                why += f", after {split.duplicates:,} that training asks too"
-            fix = "Set a larger fraction, give more examples, or set fraction: 0."
+                why += f": {split.duplicates:,} have prompts that are also in training"
+            fix = "Set a larger fraction, add examples, or set fraction: 0."
             problems.append(Problem("validation.fraction", why, value=fraction, fix=fix))
     if problems:
         raise UserError(*problems)

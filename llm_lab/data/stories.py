@@ -1,4 +1,7 @@
-"""The built-in stories: their words, and the grammar that writes a story from a seed."""
+"""The built-in stories: their words, and the grammar that writes a story from a seed.
+
+The plots are in story_plots.txt. Changing a word changes the training data, its fingerprint and all losses.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ BOYS = (
     "Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Tim", "Noah", "Finn", "Oscar", "Theo", "Luke", "Adam",
     "Hugo", "Ravi", "Omar", "Felix", "Dan",
 )  # fmt: skip
-# (kind, a name for a he, a name for a she)
+# (kind, a male name, a female name)
 ANIMALS = (
     ("fox", "Rufus", "Rusty"),
     ("rabbit", "Hopper", "Clover"),
@@ -218,7 +221,7 @@ _HIGHEST = 12
 
 
 class Draw:
-    """Choices from `random.random` alone, which Python keeps the same from version to version."""
+    """Random choices based on `random.random` alone, which is stable across Python versions."""
 
     def __init__(self, seed: int):
         self._random = random.Random(seed).random
@@ -238,10 +241,10 @@ class Draw:
 
 
 class Story:
-    """One story: its words stay the same from the first line to the last, its sentences are drawn.
+    """One story: its words are fixed at the start, its sentences are drawn one by one.
 
-    H is the hero, F the friend, E an elder; {he} {fhim} {ehis} are their pronouns, {He} {Fhis} with a
-    capital.
+    H is the hero, F the friend, E an elder; {he}, {fhim} and {ehis} are their pronouns, {He} and {Fhis} the
+    capitalized forms.
     """
 
     def __init__(self, draw: Draw):
@@ -250,46 +253,46 @@ class Story:
         self.paragraphs: list[list[str]] = [[]]
 
     def plot(self) -> str:
-        """Return a whole story after one of the plots."""
-        self._tell(self.draw.pick(PLOTS))
+        """Return a complete story that follows one of the plots."""
+        self._write(self.draw.pick(PLOTS))
         return self._text()
 
     def sums(self) -> str:
-        """Return a whole story of one to three sums, each one written out, and right."""
+        """Return a complete story with one to three sums, each written out and correct."""
         one, many, found = self.draw.pick(COUNTABLES)
         have = self.draw.number(2, _HIGHEST)
         self.words |= {"many": many, "found": found, "n": _total(have, one, many)}
-        self._tell("numbers")
+        self._write("numbers")
         for _ in range(self.draw.pick((1, 1, 1, 2, 2, 3))):
             takes = have > 3 and self.draw.chance(0.3)
-            # One is always left, so that there is something to count in the end.
+            # At least one is left, so there is something to count at the end.
             change = self.draw.number(1, min(have - 1, _HIGHEST) if takes else _HIGHEST)
             then = have - change if takes else have + change
             self.words |= {"a": have, "b": change, "c": then}
             self.words |= {"n": _total(then, one, many), "nb": _total(change, one, many)}
-            self._tell("take" if takes else "add")
+            self._write("take" if takes else "add")
             have = then
-        self._tell("count")
+        self._write("count")
         return self._text()
 
     def _text(self) -> str:
         return "\n\n".join(" ".join(lines) for lines in self.paragraphs if lines)
 
-    def _tell(self, section: str) -> None:
+    def _write(self, section: str) -> None:
         for mark, ways in _sections()[section]:
             if mark == "~":
                 self.paragraphs.append([])
             elif mark in ("?", "@?") and not self.draw.chance(_SOME):
                 continue
             elif mark.startswith("@"):
-                self._tell(self.draw.pick(ways))
+                self._write(self.draw.pick(ways))
             else:
                 self.paragraphs[-1].append(self.draw.pick(ways).format(**self.words))
 
 
 @cache
 def _sections() -> dict[str, list[tuple[str, list[str]]]]:
-    """Return the steps of every section: a mark, and the ways to say it or the sections to tell."""
+    """Return the steps of every section: a mark, and the alternative sentences or sections."""
     sections: dict[str, list[tuple[str, list[str]]]] = {}
     for line in _PLOT_FILE.read_text(encoding="utf-8").splitlines():
         mark, _, rest = line.partition(" ")

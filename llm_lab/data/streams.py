@@ -1,4 +1,4 @@
-"""Texts that are read bit by bit: where a stream stands, and the documents at its head that are kept."""
+"""Streamed text sources: read forward, resumed at a position, with a held-out head for validation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from llm_lab.errors import Problem, UserError
 
 from .formats import pick_column, string_columns
 from .paths import SNIFFED_ROWS, describe_files, find_files, refuse_local_extras, sniff
-from .readers import START, Reader, kind_of, text_pieces
+from .readers import START, Place, Reader, kind_of, text_pieces
 
 _HEAD_CHARACTERS = 4_000_000
 
 
-Position = dict[str, Any]  # where reading goes on: plain values, to be written as JSON
+Position = dict[str, Any]  # where reading continues: plain values that can be written as JSON
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A document, or a part of one, in the order of its stream. `position` tells where reading goes on behind it."""
+    """A document or a part of one, in stream order. `position()`: where reading continues after it."""
 
     text: str
     begins: bool
@@ -34,7 +34,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class TextStream:
-    """A corpus that is read forwards, from the start or from a position of before, by one reader at a time."""
+    """A corpus that is read forward, from the start or an earlier position, by one reader at a time."""
 
     key: str
     path: str
@@ -44,21 +44,21 @@ class TextStream:
     _identity: str = field(repr=False, compare=False)
 
     def pieces(self, position: Position | None = None) -> Iterator[Piece]:
-        """Yield documents in order, long ones in parts; blank ones are passed over."""
+        """Yield documents in order, long ones in parts, without blank ones."""
         return self._read(position)
 
     def describe(self) -> str:
-        """Return one line for people: what is streamed, and which column of it."""
+        """Return one line: what is streamed, and which column."""
         column = f", column {self.text_column!r}" if self.text_column else ""
         return f"streamed: {self._extent}{column}"
 
 
 @dataclass(frozen=True)
 class StreamSource:
-    """A stream and its first documents, `kept` for validation as (text, ends its document); training begins behind.
+    """A stream whose first documents are held out: `kept` as (text, whether it ends its document).
 
-    An equal document further on is left out of training. The fingerprint is of what is kept and of what is known
-    of the rest (for files: their sizes).
+    Training starts after them and skips later documents that are equal to a held-out one. The fingerprint covers
+    the held-out text and what is known of the rest (for files: their sizes).
     """
 
     stream: TextStream
@@ -77,7 +77,7 @@ class StreamSource:
         return self.stream.path
 
     def training_pieces(self, position: Position | None = None) -> Iterator[Piece]:
-        """Yield what is trained on, from a position (None: its beginning) to the end of the stream."""
+        """Yield the training documents from a position (None: the start) to the end of the stream."""
         for piece in self.stream.pieces(position or self.start):
             if not (piece.begins and piece.ends and _digest_of(piece.text) in self._digests):
                 yield piece
@@ -86,9 +86,9 @@ class StreamSource:
 def open_stream(
     path: str, *, key: str = "data.0", subset: str | None = None, split: str = "train", text_column: str | None = None
 ) -> TextStream:
-    """Find the corpus that a recipe's path names and look at its first rows; nothing is downloaded whole.
+    """Open the corpus of a recipe's path as a stream and check its first rows; nothing is downloaded as a whole.
 
-    UserError, under `key`, for all that open_source refuses, and for what can only be read whole.
+    Raises UserError, under `key`, as open_source does, and for files that can't be streamed.
     """
     path = str(path)
     files = find_files(path, key)
@@ -98,15 +98,15 @@ def open_stream(
         stream = _open_files(path, key, files, subset, split, text_column)
     if next(stream.pieces(), None) is None:
         raise UserError(
-            Problem(f"{key}.path", "There is no text in it", value=path, fix="Name a source that holds text.")
+            Problem(f"{key}.path", "It contains no text", value=path, fix="Use a source that contains text.")
         )
     return stream
 
 
 def hold_out(stream: TextStream, documents: int) -> StreamSource:
-    """Read the head of a stream: so many documents, or 4 million characters; 0 documents keep nothing.
+    """Hold out the head of a stream: this many documents, or 4 million characters; 0 holds out nothing.
 
-    UserError where the whole stream is not longer than that.
+    Raises UserError if the stream is not longer than that.
     """
     kept, digests, position = [], set(), None
     complete = characters = 0
@@ -135,8 +135,8 @@ def _digest_of(document: str) -> bytes:
 def _too_short(stream: TextStream, documents: int) -> Problem:
     return Problem(
         "validation.stream_documents",
-        f"{stream.path} ends with its {documents:,} documents, and all of them would be kept for validation",
-        fix="Keep fewer, or leave out streaming: this set is small.",
+        f"{stream.path} has only {documents:,} documents, and all of them would be held out for validation",
+        fix="Set a smaller number, or remove streaming: this source is small.",
     )
 
 
@@ -149,8 +149,8 @@ def _open_files(
     column = None
     if kind != "text":
         if any(reader.is_json_list() for reader in readers):
-            fix = "Write one object a line, or leave out streaming."
-            raise UserError(Problem(f"{key}.streaming", "a JSON list can only be read whole", value=True, fix=fix))
+            fix = "Write one object per line, or remove streaming."
+            raise UserError(Problem(f"{key}.streaming", "A JSON list can't be streamed", value=True, fix=fix))
         _, column = sniff(readers, key, path, text_column)
     return TextStream(
         key=key,
@@ -163,20 +163,20 @@ def _open_files(
 
 
 def _read_files(readers: list[Reader], column: str | None, position: Position | None) -> Iterator[Piece]:
-    file, (offset, number) = (position["file"], position["place"]) if position else (0, START)
+    file, start = (position["file"], tuple(position["place"])) if position else (0, START)
     for index in range(file, len(readers)):
         if column is None:
-            for place, text, begins, ends in text_pieces(readers[index], offset):
-                # Behind the end of a file stands the next one, or its end would be read twice.
-                following = (index + 1, START) if ends else (index, (place, 0))
-                yield Piece(text, begins, ends, partial(_position, *following))
+            for offset, text, begins, ends in text_pieces(readers[index], start[0]):
+                # After the end of a file, continue with the next file, or its end would be read twice.
+                file, after = (index + 1, START) if ends else (index, (offset, 0))
+                yield Piece(text, begins, ends, partial(_position, file, after))
         else:
-            for place, text in readers[index].column_from((offset, number), column):
+            for place, text in readers[index].column_from(start, column):
                 yield Piece(text, True, True, partial(_position, index, place))
-        offset, number = START
+        start = START
 
 
-def _position(file: int, place: tuple[int, int]) -> Position:
+def _position(file: int, place: Place) -> Position:
     return {"file": file, "place": list(place)}
 
 
@@ -184,7 +184,7 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
     from .hub_datasets import hub_errors, stream_hub
 
     rows = stream_hub(path, subset=subset, split=split, key=key)
-    # Before the first row is read, so that the start can be gone back to.
+    # Saved before the first row is read, to return to the start.
     start = rows.state_dict()
     with hub_errors(path, subset, split, key):
         sample = list(islice(rows, SNIFFED_ROWS))

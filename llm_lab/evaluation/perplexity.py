@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm_lab.data.encoding import Encoder, opener_of, pieces_of
+from llm_lab.data.encoding import Encoder, start_token_id, pieces_of
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, progress_of
@@ -106,7 +106,7 @@ def figures(nats: float, tokens: int, size: float) -> dict[str, float]:
 
 def _read(source: TextSource, tokenizer: Any, max_tokens: int) -> tuple[list[np.ndarray], int, bool]:
     """Return (documents as token ids with the opening token first, their size in bytes, whether nothing was cut)."""
-    encoder, opener = Encoder(tokenizer), opener_of(tokenizer)
+    encoder, opener = Encoder(tokenizer), start_token_id(tokenizer)
     documents: list[np.ndarray] = []
     parts: list[int] = []
     size, room, whole = 0, max_tokens, True

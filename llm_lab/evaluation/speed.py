@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from llm_lab.chat.decoding import ChatSettings, Predictor, make_sampler
-from llm_lab.data.encoding import Encoder, opener_of
+from llm_lab.data.encoding import Encoder, start_token_id
 from llm_lab.hf.load import context_of
 
 ROUNDS = 5
@@ -22,7 +22,7 @@ def measure_speed(model: Any, tokenizer: Any, *, new_tokens: int) -> dict[str, f
     (ids, _, _), *_ = Encoder(tokenizer)([(PROMPT, False)])
     context = context_of(model)
     room = new_tokens if context is None else min(new_tokens, context // 2)
-    prompt = [opener_of(tokenizer), *ids][: context - room if context else None]
+    prompt = [start_token_id(tokenizer), *ids][: context - room if context else None]
     rounds = [_time_round(model, list(prompt), room) for _ in range(ROUNDS + 1)][1:]
     first = statistics.median(times[0] for times in rounds)
     speed = {"seconds_to_first_token": first, "prompt_tokens": len(prompt), "new_tokens": room}

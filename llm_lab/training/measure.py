@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from llm_lab.data.block_dataset import validation_blocks
+from llm_lab.data.block_dataset import ValidationBlocks
 
 from .cross_entropy import head_for_pieces, summed_cross_entropy
 
@@ -45,7 +45,7 @@ def total_loss(
     total = torch.zeros(2, dtype=torch.float64)
     count, done, begun = sum(len(tokens) for tokens in texts), 0, time.perf_counter()
     for tokens in texts:
-        blocks = validation_blocks(tokens, max_length)
+        blocks = ValidationBlocks(tokens, max_length)
         for number, start in enumerate(range(0, len(blocks), rows)):
             if number % world != rank:
                 continue

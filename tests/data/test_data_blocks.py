@@ -1,4 +1,4 @@
-"""Text becomes tokens once: documents end with EOS, caches are whole or absent, limits are told."""
+"""Text is encoded once: documents end with EOS, the cache is complete or absent, limits are reported."""
 
 import errno
 import json
@@ -37,9 +37,7 @@ def tokenizer():
     return byte_tokenizer()
 
 
-@pytest.fixture(autouse=True)
-def _in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def prepare(path, tokenizer, **settings):
@@ -67,14 +65,12 @@ def test_every_document_ends_with_eos(tokenizer):
     tokens = prepare(write_rows("a.jsonl", *texts), tokenizer, fraction=0.2)
     assert pieces(tokens.train, tokenizer) == [*texts[:8], ""]
     assert pieces(tokens.validation, tokenizer) == [*texts[8:], ""]
-    assert (tokens.train_documents, tokens.validation_documents) == (8, 2)
-    assert tokens.train_bytes == sum(len(text.encode()) for text in texts[:8])
-    # A byte a token here, and one EOS a document.
-    assert len(tokens.train) == tokens.train_bytes + 8
+    # One token per byte here, and one EOS per document.
+    assert len(tokens.train) == sum(len(text.encode()) for text in texts[:8]) + 8
     assert len(tokens.validation) == tokens.validation_bytes + 2
 
 
-def test_one_text_is_cut_at_ninety_percent(tokenizer):
+def test_a_single_text_is_cut_at_90_percent(tokenizer):
     text = "".join(chr(97 + i % 26) for i in range(1003))
     Path("a.txt").write_text(text)
     tokens = prepare("a.txt", tokenizer)
@@ -83,14 +79,14 @@ def test_one_text_is_cut_at_ninety_percent(tokenizer):
     assert "903 training tokens of 1 document, 102 validation tokens of 1 document" in tokens.description
 
 
-def test_text_that_spells_a_special_token_is_text(tokenizer):
-    spoken = f"He wrote {EOS} and went on."
-    tokens = prepare(write_rows("a.jsonl", *[spoken] * 3), tokenizer, fraction=0.0)
+def test_special_tokens_in_text_are_encoded_as_text(tokenizer):
+    text = f"He wrote {EOS} and continued."
+    tokens = prepare(write_rows("a.jsonl", *[text] * 3), tokenizer, fraction=0.0)
     assert (tokens.train == tokenizer.eos_token_id).sum() == 3
-    assert len(tokens.train) == 3 * (len(spoken) + 1)
+    assert len(tokens.train) == 3 * (len(text) + 1)
 
 
-def test_the_template_of_a_tokenizer_adds_nothing(tokenizer):
+def test_the_post_processor_of_a_tokenizer_adds_no_tokens(tokenizer):
     framed = byte_tokenizer()
     framed.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{EOS} $A {EOS}", special_tokens=[(EOS, framed.eos_token_id)]
@@ -100,7 +96,7 @@ def test_the_template_of_a_tokenizer_adds_nothing(tokenizer):
     assert prepare(path, framed, fraction=0.0).train.tolist() == prepare(path, tokenizer, fraction=0.0).train.tolist()
 
 
-def test_padding_and_truncation_left_on_by_others_are_without_effect():
+def test_padding_and_truncation_left_enabled_have_no_effect():
     used = byte_tokenizer()
     used.pad_token = EOS
     before = tokenizer_fingerprint(used)
@@ -111,18 +107,16 @@ def test_padding_and_truncation_left_on_by_others_are_without_effect():
     assert pieces(tokens.train, used) == ["a", "a longer text", ""]
 
 
-def test_a_huge_document_is_encoded_in_pieces_that_add_up(tokenizer, monkeypatch):
+def test_a_long_document_is_encoded_in_pieces_without_loss(tokenizer, monkeypatch):
     monkeypatch.setattr(encoding, "_PIECE", 100)
     monkeypatch.setattr(encoding, "_BATCH", 250)
     text = "".join(f"line {i} of\n\nmany " for i in range(100)) + "x" * 350 + " ü" * 90 + "\nend"
     Path("a.txt").write_text(text)
     tokens = prepare("a.txt", tokenizer, fraction=0.0)
     assert pieces(tokens.train, tokenizer) == [text, ""]
-    assert tokens.train_bytes == len(text.encode())
-    assert tokens.train_documents == 1
 
 
-def test_pieces_do_not_change_the_tokens(monkeypatch):
+def test_encoding_in_pieces_gives_the_same_tokens(monkeypatch):
     text = "\n".join(islice(builtin_documents("stories"), 60))
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -134,7 +128,7 @@ def test_pieces_do_not_change_the_tokens(monkeypatch):
     assert [token for part in parts for token in backend.encode(part).ids] == whole
 
 
-def test_pieces_end_after_a_line(monkeypatch):
+def test_pieces_end_after_a_newline(monkeypatch):
     monkeypatch.setattr(encoding, "_PIECE", 20)
     text = "one line\n\nanother line\nand one more\n"
     parts = [piece for piece, _ in encoding.pieces_of(text)]
@@ -143,7 +137,7 @@ def test_pieces_end_after_a_line(monkeypatch):
     assert parts[1] == "another line\n"
 
 
-def test_small_vocabularies_take_two_bytes_a_token_and_large_ones_four(tokenizer):
+def test_tokens_take_two_bytes_for_small_vocabularies_and_four_for_large_ones(tokenizer):
     path = write_rows("a.jsonl", "some text")
     assert prepare(path, tokenizer, fraction=0.0).train.dtype == np.uint16
     assert prepare(path, byte_tokenizer(extra=2**16 - 257), fraction=0.0).train.dtype == np.uint16
@@ -153,19 +147,19 @@ def test_small_vocabularies_take_two_bytes_a_token_and_large_ones_four(tokenizer
     assert tokens.train[-1] == large.eos_token_id == 2**16
 
 
-def test_no_validation_is_an_empty_array(tokenizer):
+def test_validation_is_empty_with_fraction_0(tokenizer):
     tokens = prepare(write_rows("a.jsonl", "some text"), tokenizer, fraction=0.0)
-    assert len(tokens.validation) == tokens.validation_documents == tokens.validation_bytes == 0
+    assert len(tokens.validation) == tokens.validation_bytes == 0
 
 
-def test_validation_leaves_out_what_training_holds_and_says_so(tokenizer):
+def test_validation_leaves_out_duplicates_of_training_and_reports_them(tokenizer):
     texts = [f"document {i}" for i in range(9)]
     tokens = prepare(write_rows("a.jsonl", *texts, texts[0]), tokenizer, fraction=0.3)
     assert tokens.duplicates == 1
-    assert "(1 more left out, which training holds too)" in tokens.description
+    assert "(1 left out: also in training)" in tokens.description
 
 
-def test_progress_ends_with_all_characters_done(tokenizer):
+def test_progress_ends_at_the_total_number_of_characters(tokenizer):
     seen = []
     prepare(
         write_rows("a.jsonl", "one two", "three"),
@@ -179,7 +173,7 @@ def test_progress_ends_with_all_characters_done(tokenizer):
 # The cache
 
 
-def test_the_second_call_reads_the_cache_even_from_another_place(tokenizer):
+def test_the_second_call_reads_the_cache_even_if_the_file_was_moved(tokenizer):
     Path("a.txt").write_text("some text to keep " * 10)
     first = prepare("a.txt", tokenizer)
     Path("moved").mkdir()
@@ -193,7 +187,7 @@ def test_the_second_call_reads_the_cache_even_from_another_place(tokenizer):
         second.train[0] = 0
 
 
-def test_other_text_split_or_tokenizer_is_encoded_anew(tokenizer):
+def test_another_text_split_or_tokenizer_is_encoded_again(tokenizer):
     Path("a.txt").write_text("some text to keep " * 10)
     found = {
         prepare("a.txt", tokenizer).fingerprint,
@@ -226,7 +220,7 @@ def test_a_damaged_cache_is_built_again(tokenizer, damage):
     assert prepare("a.txt", tokenizer).cached
 
 
-def test_an_interrupted_writer_leaves_nothing_behind(tokenizer, monkeypatch):
+def test_an_interrupted_encoding_leaves_no_files(tokenizer, monkeypatch):
     Path("a.txt").write_text("some text to keep " * 10)
 
     def stop(done, total):
@@ -238,7 +232,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(tokenizer, monkeypatch):
     assert not prepare("a.txt", tokenizer).cached
 
 
-def test_nothing_stands_in_the_cache_before_it_is_whole(tokenizer):
+def test_incomplete_entries_have_a_temporary_name(tokenizer):
     Path("a.txt").write_text("some text to keep " * 10)
     seen = []
     prepare("a.txt", tokenizer, progress=lambda *_: seen.extend(path.name for path in Path("cache").iterdir()))
@@ -246,7 +240,7 @@ def test_nothing_stands_in_the_cache_before_it_is_whole(tokenizer):
     assert all(name.startswith(".half-done-") for name in seen)
 
 
-def test_a_writer_that_loses_the_race_takes_the_winners_files(tokenizer):
+def test_a_process_that_finishes_second_uses_the_files_of_the_first(tokenizer):
     Path("a.txt").write_text("some text to keep " * 10)
     results = []
 
@@ -261,7 +255,7 @@ def test_a_writer_that_loses_the_race_takes_the_winners_files(tokenizer):
     assert [path.name for path in Path("cache").iterdir()] == [loser.folder.name]
 
 
-def test_many_writers_at_once_agree(tokenizer):
+def test_concurrent_writers_get_the_same_tokens(tokenizer):
     Path("a.txt").write_text("some text to keep " * 1000)
     results, errors = [], []
 
@@ -281,7 +275,7 @@ def test_many_writers_at_once_agree(tokenizer):
     assert len(list(Path("cache").iterdir())) == 1
 
 
-def test_what_a_killed_writer_left_is_swept_after_a_day(tokenizer):
+def test_files_of_killed_writers_are_removed_after_a_day(tokenizer):
     old, young = Path("cache/.half-done-old"), Path("cache/.half-done-young")
     for folder in (old, young):
         folder.mkdir(parents=True)
@@ -292,7 +286,7 @@ def test_what_a_killed_writer_left_is_swept_after_a_day(tokenizer):
     assert young.exists()
 
 
-def test_a_text_that_changes_while_it_is_read_is_not_kept(tokenizer):
+def test_a_text_that_changes_while_being_read_is_not_cached(tokenizer):
     write_rows("a.jsonl", *["the same text"] * 3)
     source = open_source("a.jsonl")
     reads = []
@@ -302,7 +296,7 @@ def test_a_text_that_changes_while_it_is_read_is_not_kept(tokenizer):
         return iter(["the same text"] * 3 if len(reads) < 2 else ["another text"] * 2)
 
     object.__setattr__(source, "_read", read)
-    with pytest.raises(UserError, match="changed while it was read"):
+    with pytest.raises(UserError, match="changed while it was being read"):
         prepare_tokens(
             source,
             tokenizer,
@@ -316,13 +310,13 @@ def test_a_text_that_changes_while_it_is_read_is_not_kept(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "expected"),
     [
         (errno.ENOSPC, "cache: The disk is full. Free some space, or set LLM_LAB_CACHE"),
-        (errno.EROFS, "cache: Tokens can't be written there: Read-only file system. Set LLM_LAB_CACHE"),
+        (errno.EROFS, "cache: The token cache can't be written: Read-only file system. Set LLM_LAB_CACHE"),
     ],
 )
-def test_a_disk_that_takes_no_more_is_told(tokenizer, monkeypatch, number, said):
+def test_a_full_or_read_only_disk_is_reported(tokenizer, monkeypatch, number, expected):
     def fail(file):
         raise OSError(number, os.strerror(number))
 
@@ -330,11 +324,11 @@ def test_a_disk_that_takes_no_more_is_told(tokenizer, monkeypatch, number, said)
     monkeypatch.setattr(encoding, "_sync", fail)
     with pytest.raises(MachineError) as caught:
         prepare("a.txt", tokenizer)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(expected)
     assert list(Path("cache").iterdir()) == []
 
 
-def test_the_cache_stands_where_the_environment_says(monkeypatch):
+def test_environment_variables_set_the_cache_folder(monkeypatch):
     monkeypatch.delenv("LLM_LAB_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert default_cache_dir() == Path.home() / ".cache/llm-lab/tokens"
@@ -344,38 +338,38 @@ def test_the_cache_stands_where_the_environment_says(monkeypatch):
     assert default_cache_dir() == Path("/own/tokens")
 
 
-# What is too small, or lacks a part
+# Text that is too short, and tokenizers that lack something
 
 
-def test_too_little_text_is_told_for_both_sides_at_once(tokenizer):
+def test_too_little_text_is_reported_for_both_splits_at_once(tokenizer):
     Path("a.txt").write_text("ten chars.")
     with pytest.raises(UserError) as caught:
         prepare("a.txt", tokenizer, max_length=64)
     first, second = str(caught.value).splitlines()
-    assert first.startswith("data.0.path = a.txt: The training part is 10 tokens long, and one block of")
-    assert "max_length = 64 takes 65. Give more text, or set a smaller train.max_length." in first
-    assert second.startswith("validation.fraction = 0.1: The validation part of a.txt is 2 tokens long")
+    assert first.startswith("data.0.path = a.txt: The training split has 10 tokens, but one block of")
+    assert "max_length = 64 needs 65. Add text, or set a smaller train.max_length." in first
+    assert second.startswith("validation.fraction = 0.1: The validation split of a.txt has 2 tokens")
     assert "Set a larger fraction" in second
 
 
-def test_too_little_validation_is_told_from_the_cache_too(tokenizer):
+def test_too_little_validation_is_reported_with_a_cached_text_too(tokenizer):
     Path("a.txt").write_text("x" * 100)
     for _ in range(2):
-        with pytest.raises(UserError, match=r"^validation\.fraction = 0\.01: The validation part of a\.txt is 2"):
+        with pytest.raises(UserError, match=r"^validation\.fraction = 0\.01: The validation split of a\.txt has 2"):
             prepare("a.txt", tokenizer, fraction=0.01)
 
 
 def test_a_tokenizer_without_eos_is_refused():
     Path("a.txt").write_text("some text")
-    with pytest.raises(UserError, match=r"tokenizer: It has no end-of-text token .*add_special_tokens"):
+    with pytest.raises(UserError, match=r"tokenizer: This tokenizer has no end-of-text token .*add_special_tokens"):
         prepare("a.txt", byte_tokenizer(eos=None))
 
 
-def test_a_tokenizer_without_a_fast_form_is_refused():
+def test_a_slow_tokenizer_is_refused():
     class Slow:
         eos_token_id = 0
 
-    with pytest.raises(UserError, match=r"Slow has no fast \(Rust\) form"):
+    with pytest.raises(UserError, match=r"Slow is not a fast \(Rust\) tokenizer"):
         tokenizer_fingerprint(Slow())
 
 
@@ -391,8 +385,8 @@ print(len(os.listdir("/proc/self/task")) - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists() or os.cpu_count() < 2, reason="counts threads by /proc")
-def test_all_cores_encode():
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or os.cpu_count() < 2, reason="counts threads with /proc")
+def test_encoding_uses_all_cores():
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("TOKENIZERS_", "RAYON_"))}
     done = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) >= len(os.sched_getaffinity(0)), "one thread a core; none where parallelism is off"
+    assert int(done.stdout) >= len(os.sched_getaffinity(0)), "one thread per core; none if parallelism is off"

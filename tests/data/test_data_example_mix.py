@@ -1,4 +1,4 @@
-"""Examples in training and validation share no prompt, and are read in an order that can be taken up anywhere."""
+"""Training and validation share no prompt, and examples are read in an order that can be resumed anywhere."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,7 @@ from llm_lab.data.mixing import build_example_mix
 from llm_lab.data.split import split_examples
 from llm_lab.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def _in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def make_set(prompts, *, name="rows", kind="conversation", key="data.0"):
@@ -28,7 +25,7 @@ def prompts(examples):
 
 @pytest.mark.parametrize("take", ["end", "random"])
 @pytest.mark.parametrize("kind", ["conversation", "prompt"])
-def test_no_prompt_stands_on_both_sides_whatever_its_set(take, kind):
+def test_no_prompt_is_on_both_sides_even_across_datasets(take, kind):
     one = make_set([f"{i % 170}?" for i in range(200)], name="one", kind=kind)
     two = make_set([f"{i + 50}? " for i in range(150)], name="two", kind=kind)
     splits = split_examples([one, two], fraction=0.3, take=take)
@@ -40,13 +37,13 @@ def test_no_prompt_stands_on_both_sides_whatever_its_set(take, kind):
         assert len(split.train) + len(split.validation) + split.duplicates == len(source.examples)
 
 
-def test_the_end_is_the_last_examples_in_order():
+def test_take_end_holds_out_the_last_examples_in_order():
     (split,) = split_examples([make_set([f"{i}?" for i in range(20)])], fraction=0.1, take="end")
     assert prompts(split.train) == [f"{i}?" for i in range(18)]
     assert prompts(split.validation) == ["18?", "19?"]
 
 
-def test_at_random_an_example_stays_where_it_is_when_others_come():
+def test_take_random_keeps_examples_on_their_side_when_others_are_added():
     few = make_set([f"{i}?" for i in range(100)])
     many = make_set([f"{i}?" for i in reversed(range(400))])
     kept = [set(prompts(split_examples([s], fraction=0.2, take="random")[0].validation)) for s in (few, many)]
@@ -54,36 +51,38 @@ def test_at_random_an_example_stays_where_it_is_when_others_come():
     assert 10 < len(kept[0]) < 30
 
 
-def test_of_a_conversation_all_answers_are_kept_apart_not_only_the_last():
-    def talk(*said):
-        turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+def test_conversations_with_the_same_first_prompt_are_on_the_same_side():
+    def conversation(*texts):
+        turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
         return {"messages": turns}
 
-    rows = [*(talk(f"{i}?", "yes") for i in range(9)), talk("3?", "yes", "and?", "no")]
-    Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = open_examples("talks.jsonl", kind="conversation")
-    with pytest.raises(UserError, match="none is left for validation, after 1 that training asks too"):
+    rows = [*(conversation(f"{i}?", "yes") for i in range(9)), conversation("3?", "yes", "and?", "no")]
+    Path("conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_examples("conversations.jsonl", kind="conversation")
+    with pytest.raises(UserError, match="is left for validation: 1 have prompts that are also in training"):
         split_examples([source], fraction=0.1, take="end")
 
 
-def test_nothing_is_kept_where_nothing_is_asked_for():
+def test_fraction_0_holds_out_nothing():
     (split,) = split_examples([make_set(["a", "b"])], fraction=0.0, take="end")
     assert len(split.train) == 2
     assert not split.validation
 
 
-@pytest.mark.parametrize(("count", "take", "why"), [(1, "end", "to train on"), (2, "random", "none is left for valid")])
-def test_a_side_without_examples_is_an_error(count, take, why):
+@pytest.mark.parametrize(
+    ("count", "take", "why"), [(1, "end", "left for training"), (2, "random", "left for validation")]
+)
+def test_an_empty_side_is_an_error(count, take, why):
     with pytest.raises(UserError, match=why):
         split_examples([make_set([f"{i}" for i in range(count)])], fraction=0.01, take=take)
 
 
-def test_validation_may_be_empty_where_it_is_not_needed():
+def test_validation_may_be_empty_if_it_is_not_required():
     (split,) = split_examples([make_set(["a", "b"])], fraction=0.01, take="random", require_validation=False)
     assert len(split.train) == 2
 
 
-def test_an_unknown_way_to_split_is_guessed():
+def test_an_unknown_way_to_split_gets_a_suggestion():
     with pytest.raises(UserError, match="Did you mean random"):
         split_examples([make_set(["a"])], fraction=0.5, take="randon")
 
@@ -93,7 +92,7 @@ def make_mix(sizes=(30, 7), weights=(2.0, 1.0), samples=120, seed=5):
     return build_example_mix(sets, weights, num_samples=samples, seed=seed)
 
 
-def test_every_prefix_has_each_set_in_its_share():
+def test_every_prefix_has_each_dataset_in_its_share():
     mix = make_mix()
     sources = [mix.locate(i)[0] for i in range(len(mix))]
     for length in range(1, len(mix) + 1):
@@ -103,7 +102,7 @@ def test_every_prefix_has_each_set_in_its_share():
     assert mix.epochs() == [80 / 30, 40 / 7]
 
 
-def test_each_time_through_every_example_is_read_once_in_a_new_order():
+def test_every_epoch_reads_every_example_once_in_a_new_order():
     mix = make_mix()
     read = [mix.locate(i)[1] for i in range(len(mix)) if mix.locate(i)[0] == 1]
     epochs = [read[start : start + 7] for start in range(0, 35, 7)]
@@ -111,14 +110,14 @@ def test_each_time_through_every_example_is_read_once_in_a_new_order():
     assert len(set(map(tuple, epochs))) > 1
 
 
-def test_a_sample_is_the_same_however_it_is_come_to():
+def test_a_sample_does_not_depend_on_what_was_read_before():
     order = [make_mix()[i] for i in range(120)]
     again = make_mix()
     assert [again[i] for i in reversed(range(120))] == order[::-1]
-    assert list(make_mix(samples=50)) == order[:50]  # a longer run begins like a shorter one
+    assert list(make_mix(samples=50)) == order[:50]  # a longer run starts like a shorter one
     assert list(make_mix(seed=6)) != order
 
 
-def test_beyond_the_last_sample_there_is_none():
+def test_reading_past_the_last_sample_is_an_index_error():
     with pytest.raises(IndexError):
         make_mix(samples=3)[3]

@@ -1,4 +1,4 @@
-"""Datasets of the Hub are read, and each way of not getting one has its own advice."""
+"""Hub datasets are read, and each way in which loading can fail has its own error."""
 
 import importlib
 
@@ -9,15 +9,12 @@ import pytest
 from llm_lab.data.sources import look_at_source, open_source
 from llm_lab.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def _in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Call it with what load_dataset shall return or raise."""
+    """Return a function that sets what load_dataset returns or raises."""
 
     def answer(result):
         def load_dataset(path, subset, *, split):
@@ -44,7 +41,7 @@ def test_a_dataset_is_read_by_its_text_column(hub):
     assert source.describe() == ("Hub dataset owner/name (subset en, split test), 3 rows, column 'text' (of: id, text)")
 
 
-def test_the_fingerprint_of_a_dataset_is_that_of_its_text(hub):
+def test_the_fingerprint_of_a_dataset_depends_on_its_text(hub):
     def fingerprint(*texts):
         hub(datasets.Dataset.from_dict({"text": list(texts)}))
         return open_source("owner/name").fingerprint
@@ -53,24 +50,24 @@ def test_the_fingerprint_of_a_dataset_is_that_of_its_text(hub):
     assert fingerprint("one", "two") != fingerprint("onet", "wo")
 
 
-def test_a_wrong_column_of_a_dataset_is_told(hub):
+def test_a_wrong_column_of_a_dataset_is_reported(hub):
     hub(datasets.Dataset.from_dict({"id": [1], "texts": ["one"]}))
     assert "Did you mean texts?" in refusal(text_column="text")
-    assert "This column does not hold text. Allowed: texts." in refusal(text_column="id")
+    assert "This column does not contain text. Allowed: texts." in refusal(text_column="id")
 
 
 def test_an_empty_dataset_is_refused(hub):
     hub(datasets.Dataset.from_dict({"text": []}, features=datasets.Features({"text": datasets.Value("string")})))
-    assert "There is no text in it" in refusal()
+    assert "It contains no text" in refusal()
 
 
-def test_without_a_network_the_hub_is_named_and_a_local_name_guessed(hub, tmp_path):
+def test_the_error_without_a_network_names_the_hub_and_suggests_a_local_path(hub, tmp_path):
     (tmp_path / "shakespeare").mkdir()
     hub(ConnectionError("Couldn't reach 'shakespere' on the Hub (LocalEntryNotFoundError)"))
-    said = refusal("shakespere")
-    assert "It is no file here, and the Hugging Face Hub can't be reached." in said
-    assert "Did you mean shakespeare?" in said
-    assert "builtin:stories" in said
+    message = refusal("shakespere")
+    assert "No such local file, and the Hugging Face Hub can't be reached." in message
+    assert "Did you mean shakespeare?" in message
+    assert "builtin:stories" in message
 
 
 def test_a_timeout_is_a_network_error(hub):
@@ -79,40 +76,40 @@ def test_a_timeout_is_a_network_error(hub):
     assert "can't be reached" in refusal()
 
 
-def test_offline_mode_is_named(monkeypatch):
+def test_the_error_in_offline_mode_names_the_variable(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    said = refusal("owner/no-such-dataset")
-    assert "HF_HUB_OFFLINE forbids downloads" in said
-    assert "Unset HF_HUB_OFFLINE" in said
+    message = refusal("owner/no-such-dataset")
+    assert "downloads are disabled (HF_HUB_OFFLINE)" in message
+    assert "Unset HF_HUB_OFFLINE" in message
 
 
-def test_a_gated_dataset_is_told_how_to_open(hub):
+def test_the_error_for_a_gated_dataset_shows_how_to_get_access(hub):
     hub(datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' is a gated dataset on the Hub."))
-    said = refusal()
-    assert "This dataset is gated" in said
-    assert "Accept them at https://huggingface.co/datasets/owner/name" in said
-    assert "`hf auth login` or set HF_TOKEN" in said
+    message = refusal()
+    assert "This dataset is gated" in message
+    assert "Accept them at https://huggingface.co/datasets/owner/name" in message
+    assert "`hf auth login` or set HF_TOKEN" in message
 
 
-def test_a_missing_or_private_dataset_is_told(hub):
+def test_a_missing_or_private_dataset_is_reported(hub):
     hub(datasets.exceptions.DatasetNotFoundError("Dataset 'x/aggregated' doesn't exist on the Hub"))
-    said = refusal("x/aggregated")
-    assert "the Hub shows no dataset of that name (or it is private)" in said
-    assert "Check the name at https://huggingface.co/datasets/x/aggregated" in said
+    message = refusal("x/aggregated")
+    assert "no such dataset on the Hub (or it is private)" in message
+    assert "Check the name at https://huggingface.co/datasets/x/aggregated" in message
 
 
-def test_a_missing_subset_is_listed(hub):
+def test_the_subsets_are_listed_if_none_is_named(hub):
     message = "Config name is missing.\nPlease pick one among the available configs: ['en', 'de']\nExample"
     hub(ValueError(message))
-    assert refusal() == "data.0.subset: owner/name has several subsets, and none is named. Allowed: en, de."
+    assert refusal() == "data.0.subset: owner/name has several subsets: name one. Allowed: en, de."
 
 
-def test_a_mistyped_subset_is_guessed(hub):
+def test_a_mistyped_subset_gets_a_suggestion(hub):
     hub(ValueError("BuilderConfig 'sample-10' not found. Available: ['default', 'sample-10BT']"))
-    said = refusal(subset="sample-10", key="data.1")
-    assert "data.1.subset = sample-10: owner/name has no such subset." in said
-    assert "Allowed: default, sample-10BT. Did you mean sample-10BT?" in said
+    message = refusal(subset="sample-10", key="data.1")
+    assert "data.1.subset = sample-10: owner/name has no such subset." in message
+    assert "Allowed: default, sample-10BT. Did you mean sample-10BT?" in message
 
 
 @pytest.mark.parametrize(
@@ -122,14 +119,14 @@ def test_a_mistyped_subset_is_guessed(hub):
         "Bad split: tran. Available splits: ['train', 'test']",
     ],
 )
-def test_a_missing_split_is_listed(hub, message):
+def test_the_splits_are_listed_for_an_unknown_split(hub, message):
     hub(ValueError(message))
     assert "data.0.split = tran: owner/name has no such split. Allowed: train, test. Did you mean train?" in (
         refusal(split="tran")
     )
 
 
-def test_a_split_that_a_real_dataset_lacks_is_listed(tmp_path, monkeypatch):
+def test_the_splits_of_a_real_dataset_are_listed_for_an_unknown_split(tmp_path, monkeypatch):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "train.jsonl").write_text('{"text": "one"}\n')
     load = datasets.load_dataset
@@ -144,24 +141,24 @@ def test_a_split_that_a_real_dataset_lacks_is_listed(tmp_path, monkeypatch):
 
 def test_a_dataset_script_is_not_run(hub):
     hub(RuntimeError("Dataset scripts are no longer supported, but found name.py"))
-    assert "a Python script, which is not run. Download Parquet files from" in refusal()
+    assert "a Python script; scripts are not supported. Download Parquet files from" in refusal()
 
 
-def test_a_full_disk_is_told(hub):
+def test_a_full_disk_is_reported(hub):
     hub(OSError(28, "No space left on device"))
     assert "The disk is full. Free some space, or set HF_HOME" in refusal()
 
 
 def test_tokens_are_never_in_a_message(hub):
     hub(ValueError("odd request with hf_abcdefghijklmnop and Bearer secret-thing"))
-    said = refusal()
-    assert "hf_abc" not in said
-    assert "secret-thing" not in said
-    assert "The datasets library can't read it: odd request" in said
+    message = refusal()
+    assert "hf_abc" not in message
+    assert "secret-thing" not in message
+    assert "The datasets library can't read it: odd request" in message
 
 
-def test_a_check_asks_whether_a_gated_set_is_open_to_this_user(hub, monkeypatch):
-    """The page of a gated set is there for everybody; only auth_check tells who may read it."""
+def test_a_check_finds_out_whether_this_user_has_access_to_a_gated_dataset(hub, monkeypatch):
+    """The page of a gated dataset is public; only auth_check shows who may read it."""
     from types import SimpleNamespace
 
     from huggingface_hub.errors import GatedRepoError

@@ -1,4 +1,4 @@
-"""The schedule keeps its shares, reads every token once an epoch, and opens at any sample."""
+"""The schedule keeps its shares, reads every token once per epoch, and gives random access to samples."""
 
 import pickle
 import time
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_lab.data.block_dataset import BlockDataset, validation_blocks
+from llm_lab.data.block_dataset import BlockDataset, ValidationBlocks
 from llm_lab.data.mixing import build_schedule
 from llm_lab.errors import UserError
 
@@ -36,13 +36,13 @@ def test_every_share_is_within_one_sample_at_any_time(weights):
         assert plan.counts(samples) == np.bincount(picked[:samples], minlength=len(weights)).tolist()
 
 
-def test_two_to_one_is_two_of_three():
+def test_weights_2_and_1_give_two_of_three_samples():
     plan = schedule([1000, 1000], [2.0, 1.0], num_samples=300)
     assert plan.counts() == [200, 100]
     assert len({tuple(plan.source(i + j) for j in range(3)) for i in range(0, 300, 3)}) == 1
 
 
-def test_the_first_epoch_makes_every_token_but_the_first_a_target_once():
+def test_in_the_first_epoch_every_token_but_the_first_is_a_target_once():
     plan = schedule([1001], max_length=10, num_samples=100)
     targets = np.concatenate([np.arange(plan.start(i) + 1, plan.start(i) + 11) for i in range(100)])
     assert sorted(targets) == list(range(1, 1001))
@@ -51,7 +51,7 @@ def test_the_first_epoch_makes_every_token_but_the_first_a_target_once():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(11, 3000), st.integers(1, 10), st.integers(0, 5))
-def test_no_token_is_a_target_twice_in_an_epoch_and_few_are_passed_over(tokens, max_length, seed):
+def test_no_token_is_a_target_twice_in_an_epoch_and_few_are_skipped(tokens, max_length, seed):
     plan = schedule([tokens], max_length=max_length, num_samples=10**6, seed=seed)
     blocks = plan.blocks[0]
     position = 0
@@ -68,7 +68,7 @@ def test_no_token_is_a_target_twice_in_an_epoch_and_few_are_passed_over(tokens, 
 
 @settings(max_examples=80, deadline=None)
 @given(WEIGHTS, st.lists(st.integers(11, 900), min_size=8, max_size=8), st.integers(1, 1500))
-def test_the_first_repeat_is_the_first_sample_beyond_an_epoch(weights, tokens, samples):
+def test_the_first_repeat_is_the_first_sample_of_a_second_epoch(weights, tokens, samples):
     plan = schedule(tokens[: len(weights)], weights, num_samples=samples)
     seen = [0] * len(weights)
     expected = None
@@ -85,8 +85,8 @@ def test_the_first_repeat_is_the_first_sample_beyond_an_epoch(weights, tokens, s
 
 @settings(max_examples=40, deadline=None)
 @given(WEIGHTS, st.sets(st.integers(0, 7)), st.integers(0, 300), st.integers(0, 5))
-def test_a_mix_is_the_same_from_its_middle_on(weights, streamed, middle, seed):
-    """Streams take their share exactly, and what a set reads does not depend on which others are streams."""
+def test_a_mix_is_the_same_from_any_sample_on(weights, streamed, middle, seed):
+    """Streams get their exact share, and the blocks of a source do not depend on which others are streams."""
     tokens = [None if source in streamed else 200 + 31 * source for source in range(len(weights))]
     plan = schedule(tokens, weights, num_samples=301, seed=seed)
     plain = schedule([count or 500 for count in tokens], weights, num_samples=301, seed=seed)
@@ -102,7 +102,7 @@ def test_a_mix_is_the_same_from_its_middle_on(weights, streamed, middle, seed):
     assert all((times is None) == (count is None) for times, count in zip(plan.epochs(), tokens, strict=True))
 
 
-def test_later_epochs_have_other_borders_and_another_order():
+def test_later_epochs_have_other_block_boundaries_and_another_order():
     plan = schedule([5003], num_samples=5000)
     first, later = plan.blocks[0].first, plan.blocks[0].later
     epochs = [[plan.start(first + e * later + j) for j in range(later)] for e in range(6)]
@@ -110,7 +110,7 @@ def test_later_epochs_have_other_borders_and_another_order():
     assert len({tuple(np.argsort(starts)) for starts in epochs}) == 6
 
 
-def test_a_text_of_one_block_can_be_read_for_ever():
+def test_a_text_of_one_block_can_be_read_repeatedly():
     plan = schedule([11], num_samples=50)
     assert {plan.start(i) for i in range(50)} == {0}
     assert plan.epochs() == [50.0]
@@ -137,18 +137,18 @@ def test_more_samples_do_not_change_the_first_ones():
     ]
 
 
-def test_the_order_follows_the_seed():
+def test_the_order_depends_on_the_seed():
     starts = {tuple(schedule(seed=seed).start(i) for i in range(99)) for seed in range(4)}
     assert len(starts) == 4
 
 
-def test_another_source_leaves_the_order_within_the_first_alone():
+def test_adding_a_source_does_not_change_the_order_within_the_first():
     alone = schedule([1000], num_samples=99)
     mixed = schedule([1000, 2000], [1.0, 1.0], num_samples=198)
     assert [alone.start(i) for i in range(99)] == [mixed.start(i) for i in range(198) if mixed.source(i) == 0]
 
 
-def test_ten_million_samples_are_planned_at_once_and_opened_anywhere():
+def test_ten_million_samples_are_scheduled_quickly_with_random_access():
     began = time.perf_counter()
     plan = schedule([10**9, 10**8], [0.9, 0.1], max_length=1024, num_samples=10**7)
     plan.start(9_999_999)
@@ -156,7 +156,7 @@ def test_ten_million_samples_are_planned_at_once_and_opened_anywhere():
     assert len(pickle.dumps(plan._pattern)) < 1000
 
 
-def test_samples_beyond_the_end_are_refused():
+def test_reading_past_the_last_sample_is_an_index_error():
     plan = schedule(num_samples=5)
     for i in (-1, 5):
         with pytest.raises(IndexError):
@@ -164,16 +164,16 @@ def test_samples_beyond_the_end_are_refused():
 
 
 @pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])
-def test_bad_weights_and_short_sources_are_told_together(weight):
+def test_invalid_weights_and_short_sources_are_reported_together(weight):
     with pytest.raises(UserError) as caught:
         schedule([1000, 10], [weight, 1.0])
-    said = str(caught.value).splitlines()
-    assert said[0].startswith("data.0.weight = ")
-    assert "Allowed: a number above 0." in said[0]
-    assert said[1].startswith("data.1: It has 10 training tokens, fewer than one block of 10 + 1.")
+    message = str(caught.value).splitlines()
+    assert message[0].startswith("data.0.weight = ")
+    assert "Allowed: a number above 0." in message[0]
+    assert message[1].startswith("data.1: It has 10 training tokens, but a block needs max_length + 1 = 11.")
 
 
-# The items
+# Items
 
 
 def test_an_item_is_inputs_and_the_tokens_that_follow_them():
@@ -189,7 +189,7 @@ def test_an_item_is_inputs_and_the_tokens_that_follow_them():
         assert (item["shift_labels"] == item["input_ids"] + 1).all()
 
 
-def test_a_dataset_travels_to_a_worker_as_a_path_and_not_as_its_tokens(tmp_path):
+def test_a_dataset_is_pickled_as_a_path_without_its_tokens(tmp_path):
     np.arange(50_000, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
     tokens = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
     blocks = BlockDataset(schedule([50_000]), [tokens])
@@ -201,7 +201,7 @@ def test_a_dataset_travels_to_a_worker_as_a_path_and_not_as_its_tokens(tmp_path)
 @settings(deadline=None)
 @given(st.integers(0, 100), st.integers(1, 30))
 def test_validation_blocks_predict_every_token_but_the_first_once(count, max_length):
-    blocks = validation_blocks(np.arange(count, dtype=np.uint16), max_length)
+    blocks = ValidationBlocks(np.arange(count, dtype=np.uint16), max_length)
     targets = []
     for i in range(len(blocks)):
         item = blocks[i]

@@ -1,4 +1,4 @@
-"""Text is found and read as the recipe names it, and what is wrong with it is said plainly."""
+"""Text is read from the path in the recipe, and every problem with it has a clear error."""
 
 import gzip
 import json
@@ -13,10 +13,7 @@ import pytest
 from llm_lab.data.sources import open_source
 from llm_lab.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def _in_tmp_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def write(name: str, content: str | bytes) -> Path:
@@ -40,7 +37,7 @@ def refusal(path: str, **settings) -> str:
     return str(caught.value)
 
 
-# What is read
+# What can be read
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.text", "a.markdown", "A.TXT", "notes", "main.py"])
@@ -49,12 +46,12 @@ def test_one_text_file_is_one_document(name):
     assert documents(f"./{name}") == ["Hello\n\nworld\n"]
 
 
-def test_a_byte_order_mark_goes_and_windows_newlines_stay():
+def test_a_byte_order_mark_is_removed_and_windows_newlines_are_kept():
     write("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n")
     assert documents("a.txt") == ["one\r\ntwo\r\n"]
 
 
-def test_a_folder_is_read_recursively_in_the_order_of_its_names():
+def test_a_folder_is_read_recursively_in_the_order_of_file_names():
     write("corpus/b.txt", "second")
     write("corpus/a/z.md", "first")
     write("corpus/c.txt", " \n ")
@@ -64,13 +61,13 @@ def test_a_folder_is_read_recursively_in_the_order_of_its_names():
     assert [file.name for file in source.files] == ["z.md", "b.txt", "c.txt"]
 
 
-def test_a_readme_beside_data_is_not_data():
+def test_a_readme_next_to_data_is_not_data():
     write("corpus/README.md", "About this corpus")
     jsonl("corpus/a.jsonl", {"text": "data"})
     assert documents("corpus") == ["data"]
 
 
-def test_a_glob_reads_what_it_matches_whatever_the_suffix():
+def test_a_glob_reads_matching_files_with_any_suffix():
     write("src/a.py", "print(1)")
     write("src/deep/b.py", "print(2)")
     assert documents("src/**/*.py") == ["print(1)", "print(2)"]
@@ -87,7 +84,7 @@ def test_a_json_list_of_objects_is_read_like_json_lines():
     assert documents("rows.json") == ["one", "two"]
 
 
-def test_csv_and_tsv_cells_may_be_long_and_hold_newlines():
+def test_csv_and_tsv_cells_may_be_long_and_contain_newlines():
     long = "word " * 60_000
     write("a.csv", f'id,text\n1,"{long}"\n2,"two ""quoted"" lines\r\nhere"\n')
     write("a.tsv", "id\ttext\n1\tone, two\n")
@@ -109,7 +106,7 @@ def test_gzipped_text_and_rows_are_read():
     assert documents("a.txt.gz") + documents("b.jsonl.gz") + documents("c.tsv.gz") == ["one", "two", "three"]
 
 
-def test_a_source_reads_the_same_documents_again_and_again():
+def test_a_source_can_be_read_repeatedly_with_the_same_documents():
     jsonl("a.jsonl", *({"text": f"document {i}"} for i in range(50)))
     source = open_source("a.jsonl")
     assert list(source.documents()) == list(source.documents())
@@ -137,7 +134,7 @@ def test_sources_open_without_heavy_imports():
 # The fingerprint
 
 
-def test_the_fingerprint_follows_the_content_and_not_the_place():
+def test_the_fingerprint_depends_on_the_content_not_the_path():
     before = write("here/a.txt", "same")
     first = open_source(str(before)).fingerprint
     Path("there").mkdir()
@@ -146,7 +143,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place():
     assert open_source("there/b.txt").fingerprint != first
 
 
-def test_the_fingerprint_follows_kind_and_column():
+def test_the_fingerprint_depends_on_file_type_and_column():
     jsonl("a.jsonl", {"text": "one", "title": "two"})
     jsonl("a.txt", {"text": "one", "title": "two"})
     found = {
@@ -176,142 +173,142 @@ def test_the_text_column_is_found(rows, column):
     assert open_source("a.jsonl").text_column == column
 
 
-def test_a_csv_column_of_numbers_is_no_text():
+def test_a_csv_column_of_numbers_is_not_text():
     write("a.csv", "id,words\n1,hello there\n2.5,bye\n")
     assert open_source("a.csv").text_column == "words"
 
 
-def test_a_text_column_that_can_not_be_told_is_asked_for():
+def test_an_ambiguous_text_column_must_be_named():
     jsonl("a.jsonl", {"question": "why is it so", "answer": "because it is"})
-    said = refusal("a.jsonl", key="data.3")
-    assert said.startswith("data.3.text_column: Which column of a.jsonl holds the text can't be told.")
-    assert "Columns: question, answer" in said
-    assert "Set text_column, for example text_column: answer" in said
+    message = refusal("a.jsonl", key="data.3")
+    assert message.startswith("data.3.text_column: The text column of a.jsonl is ambiguous.")
+    assert "Columns: question, answer" in message
+    assert "Set text_column, for example text_column: answer" in message
 
 
-def test_a_mistyped_text_column_is_guessed():
+def test_a_mistyped_text_column_gets_a_suggestion():
     jsonl("a.jsonl", {"id": 1, "contents": "a"})
-    said = refusal("a.jsonl", text_column="content")
-    assert said == (
+    message = refusal("a.jsonl", text_column="content")
+    assert message == (
         "data.0.text_column = content: There is no such column. Allowed: id, contents. Did you mean contents?"
     )
 
 
-def test_a_column_that_is_no_text_is_refused():
+def test_a_column_that_is_not_text_is_refused():
     jsonl("a.jsonl", {"id": 1, "text": "a"})
-    assert "data.0.text_column = id: This column does not hold text. Allowed: text." in refusal(
+    assert "data.0.text_column = id: This column does not contain text. Allowed: text." in refusal(
         "a.jsonl", text_column="id"
     )
     pq.write_table(pa.table({"n": [1]}), "a.parquet")
-    assert "No column holds text. Columns: n." in refusal("a.parquet")
+    assert "No column contains text. Columns: n." in refusal("a.parquet")
 
 
-def test_conversations_are_sent_to_the_stage_that_reads_them():
+def test_the_error_for_conversations_names_the_stage_for_them():
     jsonl("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
-    assert "'messages' looks like conversations: stage sft reads those" in refusal("a.jsonl")
+    assert "'messages' looks like conversations: use stage sft for those" in refusal("a.jsonl")
 
 
-# Paths that lead nowhere
+# Paths that do not exist
 
 
-def test_a_mistyped_file_is_guessed():
+def test_a_mistyped_file_gets_a_suggestion():
     write("corpora/shakespeare.txt", "To be")
-    said = refusal("corpora/shakespere.txt")
-    assert "data.0.path = corpora/shakespere.txt: There is no such file or folder." in said
-    assert "Did you mean corpora/shakespeare.txt?" in said
-    assert "A dataset on the Hub is named owner/name." in said
+    message = refusal("corpora/shakespere.txt")
+    assert "data.0.path = corpora/shakespere.txt: There is no such file or folder." in message
+    assert "Did you mean corpora/shakespeare.txt?" in message
+    assert "Hub datasets are named owner/name." in message
 
 
-def test_a_mistyped_folder_is_guessed():
+def test_a_mistyped_folder_gets_a_suggestion():
     write("corpora/a.txt", "To be")
-    said = refusal("./corpra/deep/a.txt")
-    assert "There is no folder corpra." in said
-    assert "Did you mean corpora?" in said
+    message = refusal("./corpra/deep/a.txt")
+    assert "There is no folder corpra." in message
+    assert "Did you mean corpora?" in message
 
 
 @pytest.mark.parametrize("path", ["./x", "../x/y", "~/no-such-file", "a/b/c", "x.jsonl", "x/", "/no/such"])
-def test_what_looks_like_a_local_path_never_asks_the_hub(path, monkeypatch):
+def test_a_path_that_looks_local_is_never_looked_up_on_the_hub(path, monkeypatch):
     monkeypatch.setattr("llm_lab.data.hub_datasets.load_hub", None)
     assert "There is no" in refusal(path)
 
 
-def test_a_glob_without_matches_says_so():
-    assert "No file matches this pattern. Look with: ls *.txt." in refusal("*.txt")
+def test_a_glob_without_matches_is_an_error():
+    assert "No file matches this pattern. Check with: ls *.txt." in refusal("*.txt")
 
 
-def test_an_unknown_builtin_is_guessed():
-    said = refusal("builtin:storys")
-    assert "no built-in corpus 'storys'. Allowed: builtin:stories" in said
-    assert "Did you mean stories?" in said
+def test_an_unknown_builtin_gets_a_suggestion():
+    message = refusal("builtin:storys")
+    assert "No built-in corpus is named 'storys'. Allowed: builtin:stories" in message
+    assert "Did you mean stories?" in message
 
 
-def test_several_kinds_in_a_folder_are_listed():
+def test_several_file_types_in_a_folder_are_listed():
     write("d/a.txt", "one")
     jsonl("d/b.jsonl", {"text": "two"})
     jsonl("d/c.jsonl", {"text": "two"})
-    said = refusal("d")
-    assert "Files of several kinds are in it (2 jsonl, 1 text)" in said
-    assert "such as d/**/*.jsonl" in said
+    message = refusal("d")
+    assert "It contains files of several types (2 jsonl, 1 text)" in message
+    assert "such as d/**/*.jsonl" in message
 
 
-def test_a_folder_without_text_lists_what_it_holds():
+def test_the_error_for_a_folder_without_text_lists_its_file_types():
     write("d/a.png", b"\x89PNG")
-    assert "of a kind that is read, only .png. Allowed: .txt" in refusal("d")
+    assert "no files of a supported type, only .png. Allowed: .txt" in refusal("d")
     Path("empty").mkdir()
-    assert "only nothing" in refusal("empty")
+    assert "only none at all" in refusal("empty")
 
 
-def test_a_folder_of_save_to_disk_is_told_how_to_become_parquet():
+def test_the_error_for_a_save_to_disk_folder_shows_how_to_convert_it_to_parquet():
     write("d/state.json", "{}")
     write("d/dataset_info.json", "{}")
     assert "to_parquet" in refusal("d")
 
 
-def test_settings_for_the_hub_are_refused_together_on_files():
+def test_keys_for_hub_datasets_are_refused_together_for_files():
     write("a.txt", "text")
-    said = refusal("a.txt", subset="en", split="test").splitlines()
-    assert len(said) == 2
-    assert said[0].startswith("data.0.subset = en: This is plain text: subsets belong to datasets on the Hub.")
+    message = refusal("a.txt", subset="en", split="test").splitlines()
+    assert len(message) == 2
+    assert message[0].startswith("data.0.subset = en: This is plain text: only Hub datasets have subsets.")
     assert "data.0.text_column = x: This is plain text" in refusal("a.txt", text_column="x")
 
 
 @pytest.mark.parametrize("path", ["", "  "])
 def test_an_empty_path_is_refused(path):
-    assert "It is empty" in refusal(path)
+    assert "The path is empty" in refusal(path)
 
 
 # Files that can't be read
 
 
-def test_bad_utf8_is_found_to_the_byte():
+def test_invalid_utf8_is_reported_with_its_byte():
     write("a.txt", "Gr\xfc\xdfe\n".encode() + "Gr\xfc\xdfe\n".encode("latin-1"))
-    said = refusal("a.txt")
-    assert "a.txt is not UTF-8 at byte 10 (line 2): 0xfc does not belong there." in said
-    assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in said
+    message = refusal("a.txt")
+    assert "a.txt is not UTF-8 at byte 10 (line 2): 0xfc is invalid." in message
+    assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in message
 
 
-def test_bad_utf8_after_a_byte_order_mark_counts_the_mark():
+def test_the_byte_of_invalid_utf8_counts_the_byte_order_mark():
     write("a.txt", b"\xef\xbb\xbfab\xff")
     assert "not UTF-8 at byte 5 (line 1)" in refusal("a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_bad_utf8_in_rows_is_found_to_the_line(name):
+def test_invalid_utf8_in_rows_is_reported_with_its_line(name):
     good = b'{"text": "ok"}\n' if name == "a.jsonl" else b"text\nok\n"
     write(name, good + b'{"text": "\xe9"}\n')
     assert f"(line {good.count(bytes([10])) + 1})" in refusal(name)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_utf16_is_called_by_its_name(name):
+def test_utf16_is_recognized(name):
     write(name, "text".encode("utf-16"))
-    said = refusal(name)
-    assert "is UTF-16, not UTF-8" in said
-    assert "iconv -f UTF-16 -t UTF-8" in said
+    message = refusal(name)
+    assert "is UTF-16, not UTF-8" in message
+    assert "iconv -f UTF-16 -t UTF-8" in message
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_a_binary_file_is_no_text(name):
+def test_a_binary_file_is_refused(name):
     write(name, b"text\nPK\x03\x04\x00\x00")
     assert "so it is not text" in refusal(name)
 
@@ -321,19 +318,19 @@ def test_a_broken_json_line_is_named():
     assert "line 2 of a.jsonl is not JSON: Expecting ',' delimiter" in refusal("a.jsonl")
 
 
-def test_a_json_line_that_is_no_object_is_refused():
+def test_a_json_line_that_is_not_an_object_is_refused():
     write("a.jsonl", '"just text"\n')
     assert "line 1 of a.jsonl is a JSON str, not an object" in refusal("a.jsonl")
 
 
 def test_a_broken_json_list_is_refused():
     write("a.json", '[{"text": "one"},\n {"text"]')
-    assert "begins as a list but is not JSON" in refusal("a.json")
+    assert "starts as a list but is not JSON" in refusal("a.json")
 
 
-def test_half_a_surrogate_pair_is_no_text():
+def test_an_unpaired_surrogate_is_refused():
     write("a.jsonl", '{"text": "\\ud83d"}\n')
-    assert "half of a surrogate pair" in refusal("a.jsonl")
+    assert "contains an unpaired surrogate" in refusal("a.jsonl")
 
 
 def test_a_row_without_the_column_is_named():
@@ -341,14 +338,14 @@ def test_a_row_without_the_column_is_named():
     assert "line 31 of a.jsonl has no column 'text', only txt" in refusal("a.jsonl")
 
 
-def test_a_row_that_holds_no_text_is_named():
+def test_a_row_whose_column_is_not_text_is_named():
     jsonl("a.jsonl", *[{"text": "one"}] * 30, {"text": 5})
-    assert "line 31 of a.jsonl holds int, not text, in column 'text'" in refusal("a.jsonl")
+    assert "line 31 of a.jsonl: column 'text' is int, not text" in refusal("a.jsonl")
 
 
 def test_a_csv_row_with_too_many_cells_is_named():
     write("a.csv", "id,text\n1,one, two\n")
-    assert "line 2 of a.csv has more cells than the first line has names" in refusal("a.csv")
+    assert "line 2 of a.csv has more cells than the header" in refusal("a.csv")
 
 
 def test_an_unclosed_csv_quote_is_refused():
@@ -359,19 +356,19 @@ def test_an_unclosed_csv_quote_is_refused():
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz"])
 def test_a_file_without_text_is_refused(name):
     write(name, gzip.compress(b"") if name.endswith(".gz") else b"")
-    said = refusal(name)
-    assert "There is no text in it" in said or "It has no rows" in said
+    message = refusal(name)
+    assert "It contains no text" in message or "It has no rows" in message
 
 
 def test_rows_without_text_are_refused():
     jsonl("a.jsonl", {"text": ""}, {"text": " "})
-    assert "There is no text in it" in refusal("a.jsonl")
+    assert "It contains no text" in refusal("a.jsonl")
 
 
-def test_a_torn_download_is_refused():
+def test_an_incomplete_download_is_refused():
     write("a.txt.gz", gzip.compress(b"text" * 1000)[:-9])
     write("b.txt.gz", b"not gzip")
     write("c.parquet", b"PAR1 torn")
-    assert "is not a whole gzip file" in refusal("a.txt.gz")
-    assert "is not a whole gzip file" in refusal("b.txt.gz")
+    assert "is not a complete gzip file" in refusal("a.txt.gz")
+    assert "is not a complete gzip file" in refusal("b.txt.gz")
     assert "can't be read as Parquet" in refusal("c.parquet")

@@ -1,4 +1,4 @@
-"""Training and validation are disjoint, stable, and cut where nanoGPT cuts."""
+"""Training and validation are disjoint and stable, and split where nanoGPT splits."""
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +15,7 @@ def split(texts, fraction=0.1, take="end"):
     return split_documents(lambda: iter(texts), fraction=fraction, take=take)
 
 
-def test_one_document_is_cut_at_exactly_ninety_percent():
+def test_one_document_is_cut_at_exactly_90_percent():
     text = "".join(chr(97 + i % 26) for i in range(1_115_394))
     train, validation = split([text])
     cut = int(0.9 * len(text))
@@ -24,7 +24,7 @@ def test_one_document_is_cut_at_exactly_ninety_percent():
     assert (train.characters, validation.characters) == (1_003_854, 111_540)
 
 
-def test_several_documents_stay_whole():
+def test_several_documents_are_not_cut():
     texts = [f"document number {i}" for i in range(10)]
     train, validation = split(texts, 0.2)
     assert list(train()) == texts[:8]
@@ -38,14 +38,14 @@ def test_a_long_last_document_is_cut_at_the_boundary():
     assert list(validation()) == ["x" * 10]
 
 
-def test_fraction_zero_keeps_all_for_training():
+def test_fraction_0_keeps_everything_for_training():
     for take in ("end", "random"):
         train, validation = split(["one", "two"], 0.0, take)
         assert list(train()) == ["one", "two"]
         assert list(validation()) == []
 
 
-def test_a_document_on_both_sides_stays_in_training_only():
+def test_a_duplicate_document_is_kept_in_training_only():
     texts = ["again", "beta1", "gamma", "delta", "again", "final"]
     train, validation = split(texts, 0.34)
     assert list(train()) == texts[:4]
@@ -67,7 +67,7 @@ def test_validation_at_the_end_is_disjoint_from_training(texts, fraction):
 
 @settings(deadline=None)
 @given(TEXTS, FRACTIONS)
-def test_validation_drawn_at_random_is_disjoint_and_complete(texts, fraction):
+def test_a_random_validation_split_is_disjoint_and_complete(texts, fraction):
     train, validation = split(texts, fraction, "random")
     assert not set(train()) & set(validation())
     assert sorted([*train(), *validation()]) == sorted(texts)
@@ -75,7 +75,7 @@ def test_validation_drawn_at_random_is_disjoint_and_complete(texts, fraction):
 
 @settings(deadline=None)
 @given(TEXTS, TEXTS, FRACTIONS, st.randoms())
-def test_a_random_split_does_not_move_with_order_or_additions(texts, more, fraction, shuffler):
+def test_a_random_split_does_not_depend_on_order_or_additions(texts, more, fraction, shuffler):
     held_out = set(split(texts, fraction, "random")[1]())
     grown = texts + more
     shuffler.shuffle(grown)
@@ -97,17 +97,17 @@ def test_a_random_split_holds_out_about_the_fraction():
     assert abs(validation.documents - 1000) < 120
 
 
-def test_one_document_can_not_be_drawn_at_random():
+def test_a_single_document_cannot_be_split_at_random():
     with pytest.raises(UserError, match=r"validation\.from = random: There is only one document.*from: end"):
         split(["only one"], take="random")
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2, float("nan")])
 def test_a_fraction_out_of_range_is_refused(fraction):
-    with pytest.raises(UserError, match=r"validation\.fraction = .* out of range"):
+    with pytest.raises(UserError, match=r"validation\.fraction = .* Out of range"):
         split(["one", "two"], fraction)
 
 
-def test_an_unknown_way_to_split_is_guessed():
+def test_an_unknown_way_to_split_gets_a_suggestion():
     with pytest.raises(UserError, match=r"Allowed: end, random\. Did you mean random\?"):
         split(["one", "two"], take="ramdom")

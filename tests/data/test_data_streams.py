@@ -1,4 +1,4 @@
-"""Streams: the same documents as when read whole, in order, once an epoch, and gone on with at any block."""
+"""Streams give the same documents as files read at once, in order, once per epoch, and resume at any block."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ DOCUMENTS = [f"document {number}: " + "äh, so\n\n" * (number % 7) + "end" for n
 
 
 def write(kind: str, folder, documents=DOCUMENTS) -> str:
-    """Write documents into three files of a kind; returns what names them in a recipe."""
+    """Write documents to three files of a type; return the path for a recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     third = -(-len(documents) // 3)
     for index in range(3):
@@ -48,7 +48,7 @@ def write(kind: str, folder, documents=DOCUMENTS) -> str:
 
 
 class FakeHub:
-    """What load_dataset gives with streaming=True: a set in three shards, read with the library's own reader."""
+    """Stands in for load_dataset with streaming=True: three shards, read with the library's own reader."""
 
     def __init__(self, files: str):
         self.files = files
@@ -86,42 +86,42 @@ def tokens_of(documents) -> list[int]:
     return [token for text in documents for token in [*text.encode(), EOS]]
 
 
-def test_a_stream_gives_the_documents_in_their_order(stream):
+def test_a_stream_gives_the_documents_in_order(stream):
     assert texts(stream.pieces()) == DOCUMENTS
-    assert texts(stream.pieces()) == DOCUMENTS, "and again"
+    assert texts(stream.pieces()) == DOCUMENTS, "and a second time"
 
 
-def test_reading_goes_on_behind_any_document(stream):
+def test_reading_resumes_after_any_document(stream):
     positions = [json.loads(json.dumps(piece.position())) for piece in stream.pieces()]
     for index in (0, 16, 17, 49, 50, 51, 99, 148, 149):
         assert texts(stream.pieces(positions[index])) == DOCUMENTS[index + 1 :]
 
 
-def test_blocks_are_the_tokens_in_order_epoch_after_epoch(stream):
+def test_blocks_are_the_tokens_in_order_in_every_epoch(stream):
     source = hold_out(stream, 20)
     expected = tokens_of(DOCUMENTS[20:]) * 3
     found = blocks_of(source, 2 * len(expected) // 3 // 16 + 5)
     assert found == [expected[k * 16 : k * 16 + 17] for k in range(len(found))]
 
 
-def test_a_stream_goes_on_at_any_block_as_if_it_had_not_stopped(stream, monkeypatch):
+def test_a_resumed_stream_gives_the_same_blocks_from_any_block_on(stream, monkeypatch):
     monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 300)
     source = hold_out(stream, 20)
     whole = blocks_of(source, 700)
     reading = BlockStream(source, TOKENIZER, max_length=16)
     for k in range(650):
         reading.block(k)
-        reading.consumed(k)  # the trainer reads one ahead
+        reading.consumed(k)  # the trainer reads one block ahead
         if k in (0, 7, 101, 333, 334, 600):
             state = json.loads(json.dumps(reading.state(k)))
-            assert k * 16 - state["tokens"] < 700, "little is read again"
+            assert k * 16 - state["tokens"] < 700, "only a little is read again"
             again = hold_out(open_stream(stream.path), 20)
             assert blocks_of(again, 700, state=state, first=k) == whole[k:]
     assert len(reading._marks) < 40
     reading.close()
 
 
-def test_going_on_reads_nothing_of_what_lies_before(tmp_path, monkeypatch):
+def test_a_resumed_stream_does_not_read_earlier_files(tmp_path, monkeypatch):
     monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 300)
     source = hold_out(open_stream(write("parquet", tmp_path / "set")), 0)
     reading = BlockStream(source, TOKENIZER, max_length=16)
@@ -134,7 +134,7 @@ def test_going_on_reads_nothing_of_what_lies_before(tmp_path, monkeypatch):
     assert blocks_of(source, late + 1, state=state, first=late) == [expected]
 
 
-def test_equal_documents_further_on_are_left_out_of_training(tmp_path):
+def test_later_duplicates_of_validation_documents_are_left_out_of_training(tmp_path):
     kept, later = DOCUMENTS[:5], DOCUMENTS[5:40]
     path = write("jsonl", tmp_path / "set", [*kept, *later[:10], *kept[:3], *later[10:]])
     source = hold_out(open_stream(path), 5)
@@ -152,7 +152,7 @@ def test_equal_documents_further_on_are_left_out_of_training(tmp_path):
     st.integers(0, 60),
     st.integers(20, 200),
 )
-def test_no_validation_document_is_ever_trained_on(tmp_path_factory, documents, keep, stop_at, chunk):
+def test_validation_documents_are_never_trained_on(tmp_path_factory, documents, keep, stop_at, chunk):
     folder = tmp_path_factory.mktemp("set")
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     source = hold_out(open_stream(str(folder)), keep)
@@ -160,7 +160,7 @@ def test_no_validation_document_is_ever_trained_on(tmp_path_factory, documents, 
     assert [text for text, _ in source.kept] == documents[:keep]
     expected = tokens_of(trained)
     if len(expected) < 5:
-        with pytest.raises(UserError, match="tokens long"):
+        with pytest.raises(UserError, match="The stream has"):
             blocks_of(source, 1, max_length=4)
         return
     with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +174,7 @@ def test_no_validation_document_is_ever_trained_on(tmp_path_factory, documents, 
     assert found == [endless[k * 4 : k * 4 + 5] for k in range(len(found))]
 
 
-def test_a_long_text_is_read_in_pieces_that_add_up(tmp_path, monkeypatch):
+def test_a_long_text_is_read_in_pieces_without_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_PIECE_BYTES", 64)
     text = "\ufefföne line of the text\n\nand another\n  indented ünd länger " * 40
     (tmp_path / "a.txt").write_text(text)
@@ -190,7 +190,7 @@ def test_a_long_text_is_read_in_pieces_that_add_up(tmp_path, monkeypatch):
         assert texts(stream.pieces(piece.position())) == texts(found[index + 1 :])
 
 
-def test_little_is_read_ahead_of_training(tmp_path, monkeypatch):
+def test_only_a_few_chunks_are_read_ahead_of_training(tmp_path, monkeypatch):
     monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     source = hold_out(open_stream(write("jsonl", tmp_path / "set", DOCUMENTS * 20)), 0)
     reading = BlockStream(source, TOKENIZER, max_length=16)
@@ -202,30 +202,30 @@ def test_little_is_read_ahead_of_training(tmp_path, monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream of")]
 
 
-def test_epochs_are_counted_and_the_end_is_found(tmp_path):
+def test_epochs_are_counted_and_the_end_of_the_first_is_found(tmp_path):
     source = hold_out(open_stream(write("jsonl", tmp_path / "set")), 0)
     tokens = len(tokens_of(DOCUMENTS))
     whole = (tokens - 1) // 16
     reading = BlockStream(source, TOKENIZER, max_length=16)
     assert reading.first_epoch_holds(whole)
     assert not reading.first_epoch_holds(whole + 1)
-    assert reading.epochs(whole) is None, "its length is open until it was read"
+    assert reading.epochs(whole) is None, "its length is unknown until it was read"
     for k in range(2 * whole):
         reading.block(k)
     assert reading.epochs(2 * whole) == pytest.approx(2 * whole * 16 / tokens)
     reading.close()
 
 
-def test_a_stream_is_read_forwards_only(tmp_path, monkeypatch):
+def test_a_stream_is_read_forward_only(tmp_path, monkeypatch):
     monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     reading = BlockStream(hold_out(open_stream(write("jsonl", tmp_path / "set")), 0), TOKENIZER, max_length=16)
     reading.block(300)
-    with pytest.raises(IndexError, match="forwards"):
+    with pytest.raises(IndexError, match="read forward only"):
         reading.block(2)
     reading.close()
 
 
-def test_streams_are_mixed_with_sets_by_their_exact_shares(tmp_path):
+def test_streams_and_files_are_mixed_by_their_exact_shares(tmp_path):
     source = hold_out(open_stream(write("jsonl", tmp_path / "set")), 0)
     tokens = [np.full(5000, 7, dtype=np.uint16), BlockStream(source, TOKENIZER, max_length=16)]
     order = build_schedule([5000, None], [2.0, 1.0], max_length=16, num_samples=300, seed=1)
@@ -238,7 +238,7 @@ def test_streams_are_mixed_with_sets_by_their_exact_shares(tmp_path):
     assert mixed.epochs(300)[0] == order.epochs(300)[0] > 0
 
 
-def test_two_processes_read_the_rows_that_one_would(tmp_path):
+def test_two_processes_read_the_same_rows_as_one(tmp_path):
     source = hold_out(open_stream(write("jsonl", tmp_path / "set")), 10)
     order = build_schedule([None], [1.0], max_length=16, num_samples=64, seed=1)
 
@@ -249,7 +249,7 @@ def test_two_processes_read_the_rows_that_one_would(tmp_path):
         dataset.close()
         return found, states
 
-    # As accelerate deals out batches of four: the first to one process, the second to the other.
+    # As accelerate distributes batches of four: the first to one process, the second to the other.
     one, two = (rows([i for i in range(64) if i // 4 % 2 == rank]) for rank in (0, 1))
     whole = rows(range(64))
     assert one[0] | two[0] == whole[0]
@@ -262,19 +262,19 @@ def refusal(*arguments, **settings) -> str:
     return str(caught.value)
 
 
-def test_what_can_not_be_streamed_is_refused(tmp_path):
+def test_sources_that_cannot_be_streamed_are_refused(tmp_path):
     small = write("jsonl", tmp_path / "small")
-    assert "all of them would be kept for validation" in refusal(small)
+    assert "all of them would be held out for validation" in refusal(small)
     assert "Did you mean text?" in refusal(small, text_column="texts")
-    assert "subsets belong to datasets on the Hub" in refusal(small, subset="en")
+    assert "only Hub datasets have subsets" in refusal(small, subset="en")
     (tmp_path / "list.json").write_text('[{"text": "one"}]')
-    assert "a JSON list can only be read whole" in refusal(str(tmp_path / "list.json"))
+    assert "A JSON list can't be streamed" in refusal(str(tmp_path / "list.json"))
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
-    assert "There is no text in it" in refusal(str(tmp_path / "empty.jsonl"))
+    assert "It contains no text" in refusal(str(tmp_path / "empty.jsonl"))
     assert "There is no folder nowhere" in refusal("nowhere/at/all.jsonl")
 
 
-def test_a_check_of_a_stream_does_not_read_it_whole(tmp_path):
+def test_a_check_of_a_stream_does_not_read_all_of_it(tmp_path):
     path = tmp_path / "big.jsonl"
     path.write_text('{"text": "one"}\n' * 30 + "broken\n")
     assert look_at_source(str(path), streaming=True) is None
@@ -282,7 +282,7 @@ def test_a_check_of_a_stream_does_not_read_it_whole(tmp_path):
         list(open_source(str(path)).documents())
 
 
-def test_a_fault_far_into_a_stream_reaches_the_trainer_in_words(tmp_path):
+def test_an_error_late_in_a_stream_reaches_the_trainer_as_a_user_error(tmp_path):
     path = tmp_path / "big.jsonl"
     path.write_text('{"text": "one two three"}\n' * 30 + "broken\n")
     reading = BlockStream(hold_out(open_stream(str(path)), 2), TOKENIZER, max_length=16)
@@ -291,7 +291,7 @@ def test_a_fault_far_into_a_stream_reaches_the_trainer_in_words(tmp_path):
     reading.close()
 
 
-def test_the_fingerprint_follows_what_is_kept_and_the_sizes_of_the_files(tmp_path):
+def test_the_fingerprint_depends_on_the_held_out_text_and_the_file_sizes(tmp_path):
     def fingerprint(name, documents, keep=20):
         return hold_out(open_stream(write("jsonl", tmp_path / name, documents)), keep).fingerprint
 

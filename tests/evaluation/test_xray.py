@@ -206,4 +206,4 @@ def test_unreadable_data_is_the_same_error_as_in_a_run(capsys):
     Path("talks.jsonl").write_text('{"foo": 1}\n')
     Path("life.yaml").write_text(yaml.safe_dump(pipeline("sft")))
     assert main(["xray", "life.yaml"]) == 2
-    assert "can't be told: foo" in capsys.readouterr().err
+    assert "are not recognized: foo" in capsys.readouterr().err

@@ -199,10 +199,10 @@ def test_preferences_of_one_class_are_refused(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: row | {"rejected": row["chosen"]}, 7)
     facts, said = heard(recipe)
-    assert "33 of 40 rows; 7: both answers are the same" in said
+    assert "33 of 40 rows; 7: chosen and rejected are the same" in said
     assert facts["data"][0]["kept"] == 33
     change_rows(recipe, lambda row: row | {"rejected": row["chosen"]})
-    with pytest.raises(UserError, match="40: both answers are the same"):
+    with pytest.raises(UserError, match="40: chosen and rejected are the same"):
         run(recipe)
 
 

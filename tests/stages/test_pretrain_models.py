@@ -173,11 +173,11 @@ def test_a_pipeline_is_resumed_where_it_was_left(monkeypatch):
 
 def test_a_pipeline_whose_stage_fails_says_so():
     Path("short.txt").write_text("too short")
-    with pytest.raises(UserError, match="tokens long"):
+    with pytest.raises(UserError, match="training split has"):
         run(pipeline(data=[{"path": "short.txt"}]))
     outer = RunFolder(Path("checkpoints/both"))
     assert outer.facts()["status"] == "failed"
-    assert "tokens long" in outer.facts()["error"]
+    assert "training split has" in outer.facts()["error"]
     assert [stage.path.name for stage in outer.stages() if stage.facts()] == ["first"]
 
 

@@ -143,7 +143,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path):
     )
     _, _, notes = run_stage(recipe, tmp_path / "run")
     told = "\n".join(notes.notices)
-    assert "42 of 43 rows; 1: both answers are the same" in told
+    assert "42 of 43 rows; 1: chosen and rejected are the same" in told
     assert "data.0: 1 of 40 preferences: both answers are the same as tokens" in told
     assert "data.0: 1 of 40 preferences: longer than 96 tokens: the beginning was cut off" in told
 

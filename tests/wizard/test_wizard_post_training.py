@@ -131,7 +131,7 @@ def test_columns_that_are_not_recognised_are_picked(lab):
         *RUN, Key.ENTER, *LEAVE, start=started,
     )  # fmt: skip
     assert seen(screens, "nosuch.jsonl: There is no such file or folder.")
-    assert seen(screens, "can't be told: q, good, bad")
+    assert seen(screens, "are not recognized: q, good, bad")
     assert seen(screens, "- q (it is the prompt)")
     assert seen(screens, "chosen: yes 0")
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
