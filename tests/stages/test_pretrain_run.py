@@ -221,7 +221,7 @@ def test_a_loss_that_diverges_stops_the_run_with_advice(monkeypatch):
 
 def test_a_text_that_is_too_short_leaves_no_run_behind():
     Path("short.txt").write_text("too short")
-    with pytest.raises(UserError, match="training split has 10 tokens"):
+    with pytest.raises(UserError, match="training split has"):
         run(tiny_recipe("short.txt"))
     assert not list(Path("checkpoints").iterdir())
 
