@@ -64,9 +64,7 @@ def _compare(name: str, text: Path, tokenizer: Any, cache: Path) -> str:
 
 def _prepare(text: Path, tokenizer: Any, cache: Path) -> int:
     """Tokenize the text into blocks and return the number of tokens."""
-    from llm_lab.data.blocks import prepare_tokens
-
-    from llm_lab.data.encoding import tokenizer_fingerprint
+    from llm_lab.data.encoding import prepare_tokens, tokenizer_fingerprint
     from llm_lab.data.sources import open_source
 
     prepared = prepare_tokens(

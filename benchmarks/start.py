@@ -23,7 +23,7 @@ def bench(full: bool) -> None:
     for _ in range(ROUNDS):
         for name, code in COMMANDS.items():
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=False, cwd=tempfile.gettempdir(), capture_output=True)
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=tempfile.gettempdir(), capture_output=True)
             seconds[name].append(time.perf_counter() - start)
     print(f"Start-up in a new process (goal for the first prompt: {GOAL_SECONDS} s):\n")
     print("| what | seconds |\n| --- | --- |")

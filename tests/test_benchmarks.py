@@ -1,5 +1,6 @@
 """The benchmarks: everyone can run them, and they say what they could not measure."""
 
+import ast
 import importlib
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_model
 
-from benchmarks import shakespeare, step
+from benchmarks import shakespeare, start, step
 from benchmarks.__main__ import BENCHES
 from benchmarks.candidates import NAMES, VOCABULARY, llama_config
 from benchmarks.gpt import Gpt
@@ -29,6 +30,22 @@ without_gpu = pytest.mark.skipif(find_machine().cuda_problem is None, reason="th
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("benchmarks/**/*.py")), ids=lambda file: file.stem)
+def test_everything_that_a_benchmark_imports_exists(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llm_lab"):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                if not hasattr(module, name.name):
+                    importlib.import_module(f"{node.module}.{name.name}")
+
+
+@pytest.mark.parametrize("code", [code for code in start.COMMANDS.values() if "llm_lab" in code])
+def test_the_commands_of_the_start_up_benchmark_work(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_benchmark_is_refused_with_a_list_of_all():
