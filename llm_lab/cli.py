@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_lab import __version__, commands, take_away
-from llm_lab.commands import DONE, OUR_FAULT, STOPPED
+from llm_lab import __version__, commands
+from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED
 from llm_lab.errors import LabError, MachineError, Problem, UserError
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return trouble.exit_code
         message = f"A fault of LLM Lab's: {type(error).__name__}: {error}\nAdd --debug for the traceback."
         print(message, file=sys.stderr)  # noqa: T201
-        return OUR_FAULT
+        return INTERNAL_ERROR
 
 
 def _file_trouble(error: Exception) -> LabError | None:
@@ -152,7 +152,7 @@ def _eval_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task, at most")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.set_defaults(command=take_away.evaluate)
+    parser.set_defaults(command=commands.evaluate)
 
 
 def _compare_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -171,7 +171,7 @@ def _compare_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write it: a name.md to share, a name.json to read")
-    parser.set_defaults(command=take_away.compare_models)
+    parser.set_defaults(command=commands.compare_models)
 
 
 def _export_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -185,7 +185,7 @@ def _export_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--public", action="store_true", help="a repository that is made can be seen by all")
     parser.add_argument("--dry-run", action="store_true", help="show the verdict and the files, and write nothing")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.set_defaults(command=take_away.export)
+    parser.set_defaults(command=commands.export)
 
 
 def _replay_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -198,7 +198,7 @@ def _replay_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="show the recipe of the whole line and its plan, and stop"
     )
     parser.add_argument("--resume", action="store_true", help="go on with a replay that was stopped")
-    parser.set_defaults(command=take_away.replay)
+    parser.set_defaults(command=commands.replay)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,73 +1,51 @@
-"""What the commands do that make a model, look at it and talk to it; each is handed its words, read by cli.py."""
+"""What each command does. cli.py parses the arguments; heavy modules are imported only where they are used."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.events import ignore
-from llm_lab.recipe.merge import MERGE
+from llm_lab.events import Listener, Notice, TrainingEnded, ignore
 
-DONE, OUR_FAULT, STOPPED = 0, 1, 130
+DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 
 
 def open_wizard(arguments: argparse.Namespace) -> int:
     """Open the wizard. UserError where there is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UserError(
-            Problem(
-                "llm-lab",
-                "the wizard needs a terminal",
-                fix="Without one: llm-lab run RECIPE [key=value ...].",
-            )
-        )
+        fix = "Without a terminal: llm-lab run RECIPE [key=value ...]."
+        raise UserError(Problem("llm-lab", "the wizard requires a terminal", fix=fix))
     from llm_lab.wizard.wizard import run_wizard
     from llm_lab.wizard_actions import wizard_actions
 
     return run_wizard(wizard_actions(), debug=arguments.debug)
 
 
+# --- recipes
+
+
 def run_recipe(arguments: argparse.Namespace) -> int:
-    """Replay a recipe: the plan, the run, and what came of it."""
+    """Run a recipe: show the plan, run it, show the results."""
+    from llm_lab.job import check
+    from llm_lab.runner import run_job
+
     if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
         return _run_in_processes(arguments)
+    job = check(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
-        return dry_run(arguments.recipe, arguments.overrides, resume=arguments.resume)
-    return start_run(arguments.recipe, arguments.overrides, resume=arguments.resume, overwrite=arguments.overwrite)
-
-
-def _run_in_processes(arguments: argparse.Namespace) -> int:
-    from llm_lab.runner import check
-    from llm_lab.runs.processes import start_processes
-
-    if arguments.nproc < 1:
-        raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
-    check(arguments.recipe, arguments.overrides)  # say what is wrong once, not once a process
-    words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
-    words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
-    return start_processes(words, arguments.nproc)
-
-
-def dry_run(recipe: Any, overrides: Sequence[str] = (), *, resume: bool = False) -> int:
-    """Show the plan of a run, or of what is left of it, and stop. MachineError where this machine can't."""
-    from llm_lab.recipe.resolve import require_device
-    from llm_lab.runner import check, what_is_left
-    from llm_lab.terminal.plan_panel import print_plan
-
-    job, _ = check(recipe, overrides)
-    if resume:
-        job = what_is_left(job)
-    for resolved in job.stages:
-        print_plan(resolved, job.home)
-    for resolved in job.stages:
-        require_device(resolved)
-    return DONE
+        return _dry_run(job, resume=arguments.resume)
+    job = _show_plan(job, resume=arguments.resume)
+    return _show_results(run_job(job, resume=arguments.resume, overwrite=arguments.overwrite, listener=_listener()))
 
 
 def start_run(
@@ -79,52 +57,104 @@ def start_run(
     ask: bool = False,
     show_plan: bool = True,
 ) -> int:
-    """Show the plan, run, and say what came of it.
+    """Run a recipe as `llm-lab run` does.
 
-    ask: want a yes between plan and run, and raise Back without one. show_plan: False where it was seen already.
+    ask: confirm between the plan and the run; raises Back if the answer is no. show_plan: False if it was shown before.
     """
-    from llm_lab.runner import read_job, run, what_is_left
+    from llm_lab.job import check
+
+    return _start(check(recipe, overrides), resume=resume, overwrite=overwrite, ask=ask, show_plan=show_plan)
+
+
+def _start(
+    job: Any, *, resume: bool = False, overwrite: bool = False, ask: bool = False, show_plan: bool = True
+) -> int:
+    from llm_lab.runner import run_job
+
+    job = _show_plan(job, resume=resume, ask=ask) if show_plan else job
+    return _show_results(run_job(job, resume=resume, overwrite=overwrite, listener=_listener()))
+
+
+def _show_plan(job: Any, *, resume: bool, ask: bool = False) -> Any:
+    """Show the plan of a job and return the job; of a resumed one, with estimates of what is left."""
+    from llm_lab.runner import what_is_left
     from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.console import say_wait
     from llm_lab.terminal.plan_panel import print_plan
-    from llm_lab.terminal.progress import make_display
     from llm_lab.terminal.prompts import Back, confirm
+
+    if not is_first_process():
+        return job
+    job = what_is_left(job) if resume else job
+    for resolved in job.stages:
+        print_plan(resolved, job.home, derived=not ask)
+    if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
+        raise Back
+    say_wait("Preparing ...")
+    return job
+
+
+def _listener() -> Listener:
+    """Return what shows the progress: the terminal in the first process, nothing in the others."""
+    from llm_lab.runs.processes import is_first_process
+    from llm_lab.terminal.progress import make_display
+
+    return make_display() if is_first_process() else ignore
+
+
+def _show_results(facts: Mapping[str, Any]) -> int:
+    """Show the results of a run; returns the exit code."""
+    from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.results_view import print_closing
 
-    first = is_first_process()
-    if first:
-        job, problems = read_job(recipe, overrides) if show_plan else (None, [])
-        if job is not None and not problems:
-            if resume:
-                job = what_is_left(job)
-            for resolved in job.stages:
-                print_plan(resolved, job.home, derived=not ask)
-            if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
-                raise Back
-        say_wait("Getting ready ...")
-    facts = run(recipe, overrides, resume=resume, overwrite=overwrite, listener=make_display() if first else ignore)
-    if first:
+    if is_first_process():
         print_closing(facts)
-    return {"stopped": STOPPED, "failed": OUR_FAULT}.get(facts["status"], DONE)
+    return {"stopped": STOPPED, "failed": INTERNAL_ERROR}.get(facts["status"], DONE)
+
+
+def _run_in_processes(arguments: argparse.Namespace) -> int:
+    from llm_lab.job import check
+    from llm_lab.runs.processes import start_processes
+
+    if arguments.nproc < 1:
+        raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
+    check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
+    words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
+    words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
+    return start_processes(words, arguments.nproc)
+
+
+def _dry_run(job: Any, *, resume: bool) -> int:
+    """Show the plan of a job, or of the rest of a resumed one. MachineError where this machine can't run it."""
+    from llm_lab.recipe.resolve import require_device
+    from llm_lab.runner import what_is_left
+    from llm_lab.terminal.plan_panel import print_plan
+
+    job = what_is_left(job) if resume else job
+    for resolved in job.stages:
+        print_plan(resolved, job.home)
+    for resolved in job.stages:
+        require_device(resolved)
+    return DONE
 
 
 def check_recipe(arguments: argparse.Namespace) -> int:
-    """Say all that is wrong with a recipe."""
-    from llm_lab.runner import check
+    """Report every problem of a recipe."""
+    from llm_lab.job import check
     from llm_lab.terminal.plan_panel import print_checked
 
-    job, remarks = check(arguments.recipe, arguments.overrides)
-    print_checked(job.stages, remarks, job.home)
+    job = check(arguments.recipe, arguments.overrides)
+    print_checked(job.stages, list(job.remarks), job.home)
     return DONE
 
 
 def xray_recipe(arguments: argparse.Namespace) -> int:
-    """Show a recipe's data as tokens, and which are learnt."""
-    from llm_lab.runner import check
+    """Show a recipe's data as tokens, trained and masked."""
+    from llm_lab.job import check
     from llm_lab.terminal.console import say_wait
     from llm_lab.terminal.xray_view import print_xray
 
-    job, _ = check(arguments.recipe, arguments.overrides)
+    job = check(arguments.recipe, arguments.overrides)
     say_wait("Reading the data ...")
     from llm_lab.evaluation.xray import xray_stages
     from llm_lab.hf.load import quiet_libraries
@@ -135,8 +165,8 @@ def xray_recipe(arguments: argparse.Namespace) -> int:
 
 
 def list_things(arguments: argparse.Namespace) -> int:
-    """List recipes, data, parts, runs."""
-    from llm_lab.runner import list_recipes
+    """List recipes, data, parts and runs."""
+    from llm_lab.job import list_recipes
     from llm_lab.terminal.listing import print_listing
 
     print_listing(arguments.what, list_recipes())
@@ -144,18 +174,18 @@ def list_things(arguments: argparse.Namespace) -> int:
 
 
 def copy_recipe(arguments: argparse.Namespace) -> int:
-    """Copy a recipe to a file of the user's."""
-    from llm_lab.runner import find_recipe
+    """Copy a recipe to a new file."""
+    from llm_lab.job import find_recipe
 
     source, target = find_recipe(arguments.recipe), arguments.file
     if source.is_dir():
         source /= "recipe.yaml"
     if not source.is_file():
-        raise UserError(Problem(str(source), "there is no such recipe", fix="`llm-lab list recipes`"))
+        raise UserError(Problem(str(source), "there is no such recipe", fix="`llm-lab list recipes` lists them."))
     if target.is_dir():
         target /= source.name
     if target.exists():
-        raise UserError(Problem(str(target), "this file exists, and is not overwritten", fix="Name another."))
+        raise UserError(Problem(str(target), "the file already exists", fix="Choose another name."))
     if not target.parent.is_dir():
         raise UserError(Problem(str(target.parent), "there is no such folder"))
     shutil.copyfile(source, target)
@@ -163,8 +193,24 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def print_schema(arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of recipes."""
+    from llm_lab.recipe.registry import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
+    return DONE
+
+
+# --- models
+
+
+def show_checkpoint(arguments: argparse.Namespace) -> int:
+    """Show what a checkpoint is and where it comes from."""
+    return print_show(arguments.path)
+
+
 def print_show(path: str) -> int:
-    """Show what a checkpoint is, and the line it comes from."""
+    """Show what a checkpoint is, and its lineage."""
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced
     from llm_lab.terminal.listing import print_checkpoint
@@ -173,34 +219,20 @@ def print_show(path: str) -> int:
     return DONE
 
 
-def print_doctor() -> int:
-    """Show what this machine can do."""
-    from llm_lab.estimate.doctor import examine
-    from llm_lab.terminal import listing
-
-    listing.print_doctor(examine())
-    return DONE
-
-
-def show_checkpoint(arguments: argparse.Namespace) -> int:
-    """Show what a checkpoint is."""
-    return print_show(arguments.path)
-
-
 def chat(arguments: argparse.Namespace) -> int:
-    """Talk to a model, or have one answer of it."""
-    settings = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
-        "seed": arguments.seed,
-    }
+    """Chat with a model, or print one answer."""
     return start_chat(
         arguments.checkpoint,
         prompt=arguments.prompt,
-        settings={key: value for key, value in settings.items() if value is not None},
+        settings=_sampling_settings(arguments),
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
     )
+
+
+def _sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("max_new_tokens", "temperature", "seed")
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def start_chat(
@@ -211,7 +243,7 @@ def start_chat(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> int:
-    """Load a model and talk to it; with a prompt, answer once."""
+    """Load a model and chat with it; with a prompt, answer once."""
     from llm_lab.terminal.console import say_wait
 
     say_wait(f"Loading {checkpoint} ...")
@@ -234,13 +266,118 @@ def start_chat(
     return DONE
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate a checkpoint and keep the results with it."""
+    from llm_lab.job import check
+    from llm_lab.recipe.resolve import require_device
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.progress import make_display
+    from llm_lab.terminal.results_view import print_evaluation
+
+    job = check(_evaluation_recipe(arguments), arguments.overrides)
+    resolved = job.stages[0]
+    require_device(resolved)
+    display = make_display()
+    for remark in job.remarks:
+        display(Notice(remark))
+    say_wait(f"Loading {arguments.checkpoint} ...")
+    from llm_lab.stages.eval import evaluate
+
+    try:
+        measured = evaluate(resolved.recipe, display, trust_remote_code=arguments.trust_remote_code)
+    finally:
+        display(TrainingEnded())
+    print_evaluation(measured)
+    return DONE
+
+
+def _evaluation_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the recipe that the arguments of `eval` describe."""
+    from llm_lab.recipe.eval import EVAL
+    from llm_lab.runs.folder import find_checkpoint
+
+    others = [word for word in arguments.overrides if "=" not in word]
+    if others:
+        fix = f"To compare models: llm-lab compare {' '.join([arguments.checkpoint, *others])}"
+        raise UserError(Problem("eval", "it evaluates one model at a time", value=others[0], fix=fix))
+    if arguments.limit is not None and arguments.tasks is None:
+        raise UserError(Problem("--limit", "requires --tasks", fix="Name the tasks: --tasks NAMES."))
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    recipe = {"stage": EVAL.name, "device": arguments.device or "auto", "model": {"checkpoint": checkpoint}}
+    if arguments.data:
+        recipe["data"] = [{"path": path} for path in arguments.data]
+    if arguments.prompts:
+        recipe["score"] = {"path": arguments.prompts}
+    if arguments.tasks is not None:
+        names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+        recipe["tasks"] = {"names": names, "limit": arguments.limit}
+    return recipe
+
+
+def compare_models(arguments: argparse.Namespace) -> int:
+    """Compare models side by side."""
+    return start_compare(
+        arguments.checkpoints,
+        prompts=arguments.prompt or (),
+        prompt_set=arguments.prompts,
+        data=arguments.data or (),
+        steps=arguments.steps,
+        adapter_off=arguments.adapter_off,
+        settings=_sampling_settings(arguments),
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+        out=arguments.out,
+    )
+
+
+def start_compare(
+    names: Sequence[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    out: Path | None = None,
+    **options: Any,
+) -> int:
+    """Compare checkpoints, show the result, and write it to `out`. options: as for evaluation.compare.compare."""
+    from llm_lab.runs.comparison import require_place, write_comparison
+    from llm_lab.terminal.console import say_wait
+
+    if out is not None:
+        require_place(out)
+    say_wait("Preparing ...")
+    from llm_lab.evaluation.compare import SETTINGS, compare
+    from llm_lab.runner import load
+    from llm_lab.terminal.compare_screen import print_comparison
+    from llm_lab.terminal.progress import make_display
+
+    display = make_display()
+    try:
+        found = compare(
+            names,
+            load=partial(load, device=device, trust_remote_code=trust_remote_code),
+            settings=dataclasses.replace(SETTINGS, **(settings or {})),
+            trust_remote_code=trust_remote_code,
+            listener=display,
+            **options,
+        )
+    finally:
+        display(TrainingEnded())
+    print_comparison(found)
+    if out is not None:
+        write_comparison(out, found)
+        print(f"Written: {out}")  # noqa: T201
+    return DONE
+
+
 def merge(arguments: argparse.Namespace) -> int:
-    """Put an adapter into its base, as a run or into a folder of the user's."""
+    """Merge an adapter into its base, as a run or into a folder."""
     if arguments.out is None:
+        from llm_lab.recipe.merge import MERGE
         from llm_lab.runs.folder import find_model
 
         folder = find_model(arguments.adapter)
-        recipe = {"stage": MERGE.name, "name": _merged_name(folder), "device": "auto"}
+        recipe = {"stage": MERGE.name, "name": f"{_name_from(folder)}-merged", "device": "auto"}
         recipe |= {"model": {"checkpoint": str(folder)}, "merge": {"tolerance": arguments.tolerance}}
         return start_run(recipe)
     from llm_lab.terminal.console import say_wait
@@ -249,25 +386,13 @@ def merge(arguments: argparse.Namespace) -> int:
     say_wait(f"Loading {arguments.adapter} ...")
     from llm_lab.stages.merge import merge_into
 
-    merge_into(
-        arguments.adapter,
-        arguments.out,
-        make_display(),
-        tolerance=arguments.tolerance,
-    )
-    print(f"The whole model: {arguments.out}/\nTalk to it: llm-lab chat {arguments.out}")  # noqa: T201
+    merge_into(arguments.adapter, arguments.out, make_display(), tolerance=arguments.tolerance)
+    print(f"The merged model: {arguments.out}/\nChat with it: llm-lab chat {arguments.out}")  # noqa: T201
     return DONE
 
 
-def _merged_name(folder: Path) -> str:
-    """Return the name of the run that merges an adapter: that of the run that trained it, and what was done."""
-    return f"{line_name(folder)}-merged"
-
-
-def line_name(folder: Path) -> str:
-    """Return a name for what is made of a model: that of the runs that it stands in, or its folder's."""
-    import re
-
+def _name_from(folder: Path) -> str:
+    """Return a name for what is made from a model: the names of the runs that it is in, or of its folder."""
     from llm_lab.runs.folder import RunFolder
 
     parents = [folder, *folder.resolve().parents]
@@ -276,16 +401,149 @@ def line_name(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80]
 
 
-def print_schema(arguments: argparse.Namespace) -> int:
-    """Print the JSON Schema of recipes."""
-    import json
+def export(arguments: argparse.Namespace) -> int:
+    """Export a checkpoint, verify it, and push it to the Hub if that is wanted."""
+    from llm_lab.job import check
 
-    from llm_lab.recipe.registry import json_schema
+    if arguments.out is None and arguments.trust_remote_code and not arguments.dry_run:
+        why = "a recipe never allows code that comes with a model"
+        raise UserError(Problem("--trust-remote-code", why, fix="Name a folder to write with --out."))
+    job = check(_export_recipe(arguments), arguments.overrides)
+    recipe: Any = job.stages[0].recipe
+    if arguments.dry_run:
+        return _preview_export(recipe, arguments)
+    if arguments.out is None:
+        return _start(job, resume=_push_is_pending(job))
+    if recipe.export.push:
+        why = "a push is recorded as a run, so that it can be resumed"
+        raise UserError(Problem("--out", why, value=arguments.out, fix="Leave --out out, or push later."))
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.progress import make_display
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
+    say_wait(f"Loading {arguments.checkpoint} ...")
+    from llm_lab.stages.export import export_into, require_proof
+
+    exported = export_into(
+        recipe.model.checkpoint,
+        arguments.out,
+        make_display(),
+        to=recipe.export.to,
+        weights=recipe.export.weights,
+        tolerance=recipe.export.tolerance,
+        seed=recipe.seed,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    require_proof(exported)
+    print(f"Exported, {exported.proof.verdict}: {exported.record()['path']}")  # noqa: T201
     return DONE
+
+
+def _export_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the recipe that the arguments of `export` describe."""
+    from llm_lab.recipe.export import EXPORT
+    from llm_lab.runs.folder import find_checkpoint
+
+    folder = find_checkpoint(arguments.checkpoint)
+    given = {"to": arguments.to, "weights": arguments.weights, "push": arguments.push}
+    options = {key: value for key, value in given.items() if value is not None}
+    options |= {"private": False} if arguments.public else {}
+    name = f"{_name_from(Path(folder))}-{arguments.to or 'hf'}"
+    model = {"checkpoint": folder}
+    return {"stage": EXPORT.name, "name": name, "device": "auto", "model": model, EXPORT.name: options}
+
+
+def _push_is_pending(job: Any) -> bool:
+    """Return whether the same export was made before and its push failed, so that only the push is left."""
+    from llm_lab.runner import what_is_left
+    from llm_lab.runs.folder import runs_named
+
+    runs = runs_named(job.name)
+    if not runs or not job.stages[0].recipe.export.push:
+        return False
+    from llm_lab.export.push import is_unsent
+
+    if not is_unsent(runs[-1]):
+        return False
+    try:
+        return what_is_left(job) is not None
+    except UserError:  # another export with the same name
+        return False
+
+
+def _preview_export(recipe: Any, arguments: argparse.Namespace) -> int:
+    """Show which programs will load an export and which files it has, without writing it."""
+    from llm_lab.export.plan import plan_export
+    from llm_lab.export.push import describe_push
+
+    form = recipe.export
+    plan = plan_export(
+        recipe.model.checkpoint, to=form.to, weights=form.weights, trust_remote_code=arguments.trust_remote_code
+    )
+    lines = [f"{plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}", *plan.remarks]
+    if form.push:
+        lines += describe_push(form.push, plan.files, private=form.private)
+    else:
+        lines += [f"  {name}" + (f"  {size:,} bytes" if size else "") for name, size in plan.files]
+        lines += ["Nothing was written."]
+    print("\n".join(lines))  # noqa: T201
+    return DONE
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Retrain a checkpoint along its lineage."""
+    return start_replay(
+        arguments.checkpoint, name=arguments.name, stop_after_plan=arguments.dry_run, resume=arguments.resume
+    )
+
+
+def start_replay(
+    checkpoint: str, *, name: str | None = None, stop_after_plan: bool = False, resume: bool = False
+) -> int:
+    """Write the recipe of a checkpoint's lineage, run it, and compare the results with the original."""
+    from llm_lab.hf.adapter import weights_digest
+    from llm_lab.job import check
+    from llm_lab.runs.folder import runs_named
+    from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
+    from llm_lab.runs.report import write_pipeline_report
+    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.replay import print_outcome, print_replay
+
+    say_wait(f"Reading the lineage of {checkpoint} ...")
+    composed = compose(checkpoint, name=name, digest_of=weights_digest)
+    job = check(composed.recipe)
+    from llm_lab.evaluation.self_eval import changed_data
+
+    changed = [
+        f"{run.path}: {change}"
+        for resolved, run in zip(job.stages, composed.runs.values(), strict=True)
+        for change in changed_data(resolved.recipe, run.facts())
+    ]
+    recipe = write_recipe(composed)
+    print_replay(composed, recipe, changed)
+    if stop_after_plan:
+        return _dry_run(job, resume=resume)
+    code = _start(job, resume=resume)
+    if code == DONE:
+        outer = runs_named(composed.recipe["name"])[-1]
+        outcomes = compare(composed, outer, digest_of=weights_digest)
+        write_outcome(composed, outer, outcomes)
+        write_pipeline_report(outer)
+        print_outcome(composed, outer.path, outcomes)
+    return code
+
+
+# --- the machine
 
 
 def examine_machine(arguments: argparse.Namespace) -> int:
     """Show what this machine can do."""
     return print_doctor()
+
+
+def print_doctor() -> int:
+    """Show what this machine can do."""
+    from llm_lab.estimate.doctor import examine
+    from llm_lab.terminal import listing
+
+    listing.print_doctor(examine())
+    return DONE

@@ -1,162 +1,333 @@
-"""Several stages one after the other: who goes on from whom, and what they hand on."""
+"""A recipe as a job: found, read, resolved and checked once, and then handed to what shows or runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, one_of
-from llm_lab.estimate.machine import Machine
-from llm_lab.recipe.files import to_yaml
-from llm_lab.recipe.registry import PipelineRecipe, stage_of
+from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.recipe.eval import measures_itself
+from llm_lab.recipe.export import unsupported_formats
+from llm_lab.recipe.fields import flatten
+from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
+from llm_lab.recipe.parts import expand_model
+from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import validate_as
+from llm_lab.runs.folder import ROOT, RunFolder, find_model
 
-REFERENCE = "stage:"  # stage:sft means the result of the stage named sft
+SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
+REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
 
 
-def read_pipeline(
-    raw: dict[str, Any], name: str, root: Path, touched: set[str], machine: Machine
-) -> tuple[str, list[Resolved] | None, list[Problem]]:
-    """Resolve every stage of a pipeline; returns its name, the stages where all are right, and every problem."""
-    pipeline, problems, _ = validate_as(PipelineRecipe, raw)
+@dataclass(frozen=True)
+class Job:
+    """What a recipe describes: one stage, or several in order."""
+
+    name: str
+    stages: tuple[Resolved, ...]
+    is_pipeline: bool
+    remarks: tuple[str, ...] = ()  # what was noticed about the data
+    own_run: RunFolder | None = None  # the run that this is the recipe.yaml of
+
+    @property
+    def home(self) -> Path:
+        """The folder in which the folders of the stages are created."""
+        return ROOT / self.name if self.is_pipeline else ROOT
+
+    def values(self, name: str | None = None) -> dict[str, Any]:
+        """Return the values for recipe.yaml. name: of the folder, where it is not the job's."""
+        if not self.is_pipeline:
+            return {**self.stages[0].values, "name": name or self.name}
+        stages = [_rename(resolved.values, self._as_reference) for resolved in self.stages]
+        for values in stages:
+            if str(values.get("tokenizer", "")).startswith(REFERENCE):
+                del values["tokenizer"]
+        return {"name": name or self.name, "stages": stages}
+
+    def _as_reference(self, text: str) -> str:
+        return REFERENCE + Path(text).name if _is_inside(text, self.home) else text
+
+    def to_yaml(self, name: str) -> str:
+        """Return a pipeline's recipe.yaml. name: of the folder that was created for it."""
+        return to_yaml(self.values(name), PipelineRecipe, lambda path, text: None)
+
+    def keys(self, origin: str) -> set[str]:
+        """Return the keys of recipe.yaml with values of one origin, such as derived."""
+        return {
+            f"stages.{index}.{path}" if self.is_pipeline else path
+            for index, resolved in enumerate(self.stages)
+            for path, found in resolved.origins.items()
+            if found.kind == origin
+        }
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the recipe file that a user names: a path, a run folder, or the name of a shipped recipe."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    for folder in (Path("configs"), SHIPPED_RECIPES):
+        for candidate in (folder / path.name, folder / f"{path.name}.yaml"):
+            if candidate.is_file() and path.parent in (Path(), Path("configs")):
+                return candidate
+    if (ROOT / path / "recipe.yaml").is_file():
+        return ROOT / path
+    if path.parent == Path() and not path.suffix:
+        fix = did_you_mean(str(name), [file.stem for file in list_recipes()])
+        fix = fix or "`llm-lab list recipes` lists the recipes."
+        raise UserError(Problem(str(name), "there is no such recipe", fix=fix))
+    return path
+
+
+def list_recipes() -> list[Path]:
+    """Return the available recipe files: those in ./configs, then those shipped with LLM Lab."""
+    found: dict[str, Path] = {}
+    for folder in (Path("configs"), SHIPPED_RECIPES):
+        for file in sorted(folder.glob("*.yaml")) if folder.is_dir() else []:
+            found.setdefault(file.name, file)
+    return list(found.values())
+
+
+def check(
+    recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, machine: Machine | None = None
+) -> Job:
+    """Return the job of a recipe. UserError with every problem of the recipe and its data at once."""
+    job, problems = read_job(recipe, overrides, machine=machine)
+    remarks: list[str] = []
+    for index, resolved in enumerate(job.stages if job else ()):
+        found, more = _look_at_data(resolved)
+        found = [within_stage(index, problem) for problem in found] if job and job.is_pipeline else found
+        problems += [problem for problem in found if str(problem) not in map(str, problems)]
+        remarks += more
+    for index, problem in unsupported_formats([resolved.values for resolved in job.stages] if job else []):
+        problems.append(within_stage(index, problem) if job and job.is_pipeline else problem)
+    if problems or job is None:
+        raise UserError(*problems)
+    return replace(job, remarks=tuple(remarks))
+
+
+def read_job(
+    recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), *, machine: Machine | None = None
+) -> tuple[Job | None, list[Problem | str]]:
+    """Read and resolve a recipe as far as possible, without a look at its data; returns the job and every problem."""
+    machine = machine or find_machine()
+    if isinstance(recipe, Mapping):
+        raw, stem, home = dict(recipe), "run", None
+    else:
+        path = find_recipe(recipe)
+        raw = read_recipe_file(path)
+        home = path if path.is_dir() else path.parent
+        stem = path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem
+    raw, overridden = apply_overrides(raw, overrides)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
+    if "stages" in raw:
+        job, problems = _read_pipeline(raw, name, overridden, machine)
+    else:
+        resolved, found = diagnose(raw, machine=machine, name=name, overrides=overridden)
+        job, problems = Job(resolved.values["name"], (resolved,), False) if resolved else None, [*found]
+    if job is not None and home is not None and RunFolder(home).facts():
+        job = replace(job, own_run=RunFolder(home))
+    return job, problems
+
+
+def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
+    """Look whether data, prompts to score on and reward functions exist; returns problems and remarks."""
+    from llm_lab.data.examples import default_split, look_at_examples
+    from llm_lab.data.sources import look_at_source
+    from llm_lab.evaluation.self_eval import require_own_data
+    from llm_lab.rewards.build import check_files
+
+    stage, recipe, score = resolved.stage, resolved.recipe, getattr(resolved.recipe, "score", None)
+    looks: list[Callable[[], Any]] = []
+    checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
+    if stage.makes is None and measures_itself(resolved.values) and checkpoint and Path(checkpoint).exists():
+        looks.append(lambda: require_own_data(str(find_model(checkpoint))))
+    for index, source in enumerate(getattr(recipe, "data", None) or ()):
+        options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
+        if stage.examples == "text":
+            looks.append(partial(look_at_source, source.path, **options))
+        else:
+            options["columns"] = source.columns.model_dump(exclude_none=True) if source.columns else None
+            looks.append(partial(look_at_examples, source.path, kind=stage.examples, **options))
+    if score is not None and score.path:
+        columns = score.columns.model_dump(exclude_none=True) if score.columns else None
+        look = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)
+        looks.append(lambda: look(split=default_split(score.path, score.split)))
+    problems: list[Problem | str] = []
+    remarks = []
+    for one in looks:
+        try:
+            remark = one()
+        except UserError as error:
+            problems += error.problems
+        else:
+            remarks += [remark] if isinstance(remark, str) else []
+    for key, holder in (("rewards", recipe), ("score.rewards", score)):
+        terms = getattr(holder, "rewards", None) or ()
+        problems += check_files([term.model_dump() for term in terms], key=key)
+    return problems, remarks
+
+
+# --- pipelines
+
+
+def _read_pipeline(
+    raw: dict[str, Any], name: str, overridden: set[str], machine: Machine
+) -> tuple[Job | None, list[Problem | str]]:
+    """Resolve every stage of a pipeline; returns the job where all of them could be, and every problem."""
+    pipeline, found, _ = validate_as(PipelineRecipe, raw)
     if pipeline is None:
-        return name, None, problems
+        return None, [*found]
+    problems: list[Problem | str] = [*found]
     name = pipeline.name or name
-    home = root / name
+    home = ROOT / name
     resolved: dict[str, Resolved] = {}
     labels: list[str] = []
-    for index, stage in enumerate(pipeline.stages):
-        stage = {"seed": pipeline.seed, "device": pipeline.device, **stage}
-        record = stage_of(stage)
-        if record and record.has("score") and raw.get("score") is not None:
-            stage.setdefault("score", raw["score"])
-        label = str(stage.get("name") or stage.get("stage") or "stage")
-        while label in labels:
-            label += "-2"
-        stage["name"] = label
+    for index, given in enumerate(pipeline.stages):
         prefix = f"stages.{index}."
-        unknown: list[Problem] = []
-        if "model" not in stage and labels:
-            stage["model"] = {"checkpoint": _last_policy(labels, resolved)}
-        stage = _place(stage, labels, home, prefix, unknown)
-        labels.append(label)
-        parent = _stage_of(stage, home)
-        before = resolved.get(parent)
-        if not (record and record.accepts_reward_model) and _makes_reward_model(parent, resolved):
-            why = "this stage makes a reward model, which scores answers and generates none"
-            unknown.append(Problem(f"{prefix}model.checkpoint", why, REFERENCE + parent, fix="Name another."))
-        if parent in resolved and resolved[parent].stage.makes is None:
-            why = "this stage measures a model and makes none"
-            unknown.append(Problem(f"{prefix}model.checkpoint", why, REFERENCE + parent, fix="Name what it measured."))
-        own = {key.removeprefix(prefix) for key in touched if key.startswith(prefix)}
+        values = _with_defaults(given, pipeline, raw, labels, resolved)
+        values, unknown = _with_folders(values, labels, home)
+        labels.append(values["name"])
+        before = resolved.get(_stage_before(values, home) or "")
+        unknown += _unfit_models(values, before, resolved)
+        own = {key.removeprefix(prefix) for key in overridden if key.startswith(prefix)}
         try:
-            result, found = diagnose(stage, machine=machine, name=label, overrides=own, before=before)
+            result, more = diagnose(values, machine=machine, name=values["name"], overrides=own, before=before)
         except UserError as error:
-            result, found = None, list(error.problems)
-        # The result of a stage before is not there yet, and will be.
-        found = [p for p in found if not (isinstance(p, Problem) and _is_inside(p.value, home))]
-        problems += unknown + [within_stage(index, problem) for problem in found]
+            result, more = None, [problem for problem in error.problems if isinstance(problem, Problem)]
+        # The result of an earlier stage does not exist yet.
+        more = [problem for problem in more if not _is_inside(problem.value, home)]
+        problems += [within_stage(index, problem) for problem in [*unknown, *more]]
         if result:
-            resolved[label] = result
-    return name, list(resolved.values()) if len(resolved) == len(labels) else None, problems
+            resolved[values["name"]] = result
+    complete = len(resolved) == len(labels)
+    return Job(name, tuple(resolved.values()), True) if complete else None, problems
 
 
-def _last_policy(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
-    """Return the last stage whose result can be talked to and trained on, or the model that the first ones look at."""
-    policies = [
-        label for label in labels if not _makes_reward_model(label, resolved) and not _is_aside(label, resolved)
-    ]
-    if not policies and _is_aside(labels[0], resolved):
-        return resolved[labels[0]].recipe.model.checkpoint
-    return REFERENCE + (policies or labels)[-1]
+def _with_defaults(
+    given: Mapping[str, Any],
+    pipeline: PipelineRecipe,
+    raw: Mapping[str, Any],
+    labels: list[str],
+    resolved: Mapping[str, Resolved],
+) -> dict[str, Any]:
+    """Return a stage's values with what it gets from the pipeline and from the stages before it."""
+    values = {"seed": pipeline.seed, "device": pipeline.device, **expand_model(given)}
+    stage = stage_of(values)
+    if stage and stage.has("score") and raw.get("score") is not None:
+        values.setdefault("score", raw["score"])
+    values["name"] = str(values.get("name") or values.get("stage") or "stage")
+    while values["name"] in labels:
+        values["name"] += "-2"
+    if "model" not in values and labels:
+        values["model"] = {"checkpoint": _default_model(labels, resolved)}
+    return values
 
 
-def _is_aside(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
-    """Tell whether a stage stands beside the line: it measures a model, or writes it in a form for others."""
+def _default_model(labels: list[str], resolved: Mapping[str, Resolved]) -> str:
+    """Return the result of the last stage that can be trained further and chatted with."""
+    models = [label for label in labels if not _makes_reward_model(label, resolved) and not _is_aside(label, resolved)]
+    if not models and _is_aside(labels[0], resolved):  # then what the first stages measured or exported
+        return resolved[labels[0]].values["model"]["checkpoint"]
+    return REFERENCE + (models or labels)[-1]
+
+
+def _is_aside(label: str, resolved: Mapping[str, Resolved]) -> bool:
+    """Return whether later stages do not continue from a stage: it measures or exports a model."""
     return label in resolved and not resolved[label].stage.continues
 
 
-def _makes_reward_model(label: str | None, resolved: Mapping[str, Resolved]) -> bool:
-    """Tell whether a stage makes a reward model, or merges the adapter of one."""
+def _makes_reward_model(label: str, resolved: Mapping[str, Resolved]) -> bool:
+    """Return whether a stage makes a reward model, or merges the adapter of one."""
     if label not in resolved:
         return False
-    stage, recipe = resolved[label].stage, resolved[label].recipe
+    stage, values = resolved[label].stage, resolved[label].values
     if stage.trains:
         return stage.makes == "reward model"
-    return stage.continues and _makes_reward_model(Path(recipe.model.checkpoint).name, resolved)
+    return stage.continues and _makes_reward_model(Path(values["model"]["checkpoint"]).name, resolved)
 
 
-def _stage_of(stage: Mapping[str, Any], home: Path) -> str | None:
-    model = stage.get("model")
-    checkpoint = model.get("checkpoint") if isinstance(model, Mapping) else model
-    return Path(checkpoint).name if _is_inside(checkpoint, home) else None
+def _unfit_models(
+    values: Mapping[str, Any], before: Resolved | None, resolved: Mapping[str, Resolved]
+) -> Iterator[Problem]:
+    """Yield a problem where the stage before made no model that this one can start from."""
+    if before is None:
+        return
+    stage, label = stage_of(values), before.values["name"]
+    if not (stage and stage.accepts_reward_model) and _makes_reward_model(label, resolved):
+        why = "that stage makes a reward model, which scores answers and generates none"
+        yield Problem("model.checkpoint", why, REFERENCE + label, fix="Name another stage.")
+    if before.stage.makes is None:
+        why = "that stage measures a model and makes none"
+        yield Problem("model.checkpoint", why, REFERENCE + label, fix="Name the model that it measured.")
 
 
-def _place(stage: Any, labels: list[str], home: Path, prefix: str, problems: list[Problem]) -> Any:
-    """Put the folders in where stages are named: stage:sft becomes checkpoints/demo/sft."""
+def _stage_before(values: Mapping[str, Any], home: Path) -> str | None:
+    """Return the name of the stage whose result is the model."""
+    model = values.get("model")
+    checkpoint = model.get("checkpoint") if isinstance(model, Mapping) else None
+    return Path(checkpoint).name if checkpoint and _is_inside(checkpoint, home) else None
 
-    def place(text: str, path: str) -> str:
-        if not text.startswith(REFERENCE):
-            return text
+
+def _with_folders(values: Mapping[str, Any], labels: list[str], home: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """Replace references to stages by their folders: stage:sft becomes checkpoints/demo/sft."""
+    problems = []
+    for key, text in named_in(values, "model", "tokenizer"):
         wanted = text.removeprefix(REFERENCE)
-        if wanted not in labels:
-            fix = did_you_mean(wanted, labels) or "A stage can go on from those that stand before it."
-            problems.append(
-                Problem(prefix + path, "no stage before this one has that name", text, one_of(labels) or "none", fix)
-            )
-        return str(home / wanted)
+        if text.startswith(REFERENCE) and wanted not in labels:
+            why = "no earlier stage has this name"
+            fix = did_you_mean(wanted, labels) or "A stage can start from an earlier stage only."
+            problems.append(Problem(key, why, text, one_of(labels) or "none", fix))
 
-    return map_texts(stage, place)
+    def place(text: str) -> str:
+        return str(home / text.removeprefix(REFERENCE)) if text.startswith(REFERENCE) else text
+
+    return _rename(values, place), problems
 
 
-def map_texts(node: Any, change: Callable[[str, str], str], path: str = "") -> Any:
-    """Return nested values with every text replaced by change(text, dotted key)."""
-    if isinstance(node, Mapping):
-        return {key: map_texts(value, change, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [map_texts(value, change, f"{path}.{index}") for index, value in enumerate(node)]
-    return change(node, path) if isinstance(node, str) else node
+def _rename(values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a stage's values with every model and tokenizer that it names replaced by change(name)."""
+    named = dict(named_in(values, "model", "tokenizer"))
+
+    def renamed(node: Any, path: str) -> Any:
+        if isinstance(node, Mapping):
+            return {key: renamed(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [renamed(value, f"{path}.{index}") for index, value in enumerate(node)]
+        return change(node) if path in named else node
+
+    return renamed(values, "")
 
 
 def move(resolved: Resolved, planned: Path, actual: Path) -> Resolved:
-    """Point a stage at the pipeline folder that was really made (its name may have got a number)."""
+    """Point a stage at the pipeline folder that was created, whose name may have got a number."""
     if planned == actual:
         return resolved
 
-    def moved(text: str, path: str) -> str:
+    def moved(text: str) -> str:
         return str(actual / Path(text).name) if _is_inside(text, planned) else text
 
-    values = map_texts(resolved.values, moved)
+    values = _rename(resolved.values, moved)
     return replace(resolved, values=values, recipe=type(resolved.recipe).model_validate(values))
-
-
-def pipeline_values(stages: tuple[Resolved, ...], home: Path) -> dict[str, Any]:
-    """Return the values of a pipeline's recipe.yaml: stages refer to each other by name."""
-
-    def name_stage(text: str, path: str) -> str:
-        return REFERENCE + Path(text).name if _is_inside(text, home) else text
-
-    written = [map_texts(resolved.values, name_stage) for resolved in stages]
-    for values in written:
-        if str(values.get("tokenizer", "")).startswith(REFERENCE):
-            del values["tokenizer"]
-    return {"name": home.name, "stages": written}
-
-
-def pipeline_yaml(values: Mapping[str, Any]) -> str:
-    """Write a pipeline's values as YAML, each stage's keys in the order of its schema."""
-    return to_yaml(dict(values), PipelineRecipe, lambda path, text: None)
 
 
 def _is_inside(text: Any, home: Path) -> bool:
     return isinstance(text, str) and Path(text).parent == home
 
 
+def within_stage(index: int, problem: Problem | str) -> Problem | str:
+    """Return a stage's problem with the key that it has in the pipeline's file."""
+    return replace(problem, key=f"stages.{index}.{problem.key}") if isinstance(problem, Problem) else problem
+
+
 def error_within_stage(index: int, resolved: Resolved, error: LabError) -> LabError:
-    """Return what went wrong in a running stage, its keys as they are in the pipeline's file."""
+    """Return the error of a running stage, with its keys as they are in the pipeline's file."""
     known = {info.alias or name for name, info in type(resolved.recipe).model_fields.items()}
     problems = [
         within_stage(index, problem) if isinstance(problem, Problem) and problem.key.split(".")[0] in known else problem
@@ -165,6 +336,23 @@ def error_within_stage(index: int, resolved: Resolved, error: LabError) -> LabEr
     return type(error)(*problems)
 
 
-def within_stage(index: int, problem: Problem | str) -> Problem | str:
-    """Return a stage's problem under the key that it has in the pipeline's file."""
-    return replace(problem, key=f"stages.{index}.{problem.key}") if isinstance(problem, Problem) else problem
+def different_keys(job: Job, recipe_file: Path) -> list[tuple[str, Any, Any]]:
+    """Return (key, value in the file, value of the job) of what differs between a job and the recipe.yaml of a run.
+
+    Derived values that the file leaves open are equal: an earlier stage's result may define them now. So are defaults
+    of keys that are newer than the file, because the run did what they say.
+    """
+    before, after = dict(flatten(read_recipe_file(recipe_file))), dict(flatten(job.values()))
+    derived, defaults = job.keys("derived"), job.keys("default")
+    return [
+        (key, _plain(before.get(key)), _plain(after.get(key)))
+        for key in sorted(before.keys() | after.keys())
+        if key != "name"
+        and _plain(before.get(key)) != _plain(after.get(key))
+        and not (key in derived and before.get(key) is None)
+        and not (key in defaults and key not in before)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_lab.commands import print_doctor, print_show, start_chat, start_run
-from llm_lab.take_away import start_compare, start_replay
+from llm_lab.commands import print_doctor, print_show, start_chat, start_compare, start_replay, start_run
 
 
 def wizard_actions() -> Any:
     """Return what stands behind the wizard's questions."""
-    from llm_lab.runner import list_recipes
+    from llm_lab.job import list_recipes
     from llm_lab.terminal.listing import recipe_summary
     from llm_lab.wizard.actions import Actions
 
@@ -37,7 +36,7 @@ def wizard_actions() -> Any:
 
 def _problems(recipe: str, overrides: Sequence[str]) -> list[str]:
     """Return all that is wrong with a recipe."""
-    from llm_lab.runner import read_job
+    from llm_lab.job import read_job
 
     return [str(problem) for problem in read_job(recipe, overrides)[1]]
 

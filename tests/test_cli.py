@@ -159,7 +159,7 @@ def test_copy_takes_a_recipe_and_never_overwrites(in_tmp_path, capsys):
     assert Path("mine.yaml").read_text() == next(f for f in SHIPPED if f.stem == "demo").read_text()
     assert "llm-lab run mine.yaml" in capsys.readouterr().out
     assert main(["copy", "demo", "mine.yaml"]) == 2
-    assert "not overwritten" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_show_says_what_a_checkpoint_is(trained, capsys, monkeypatch):

@@ -15,7 +15,8 @@ from support.post_runs import rows_of, write_preferences, write_questions
 from llm_lab.errors import UserError
 from llm_lab.events import ScoresReported, ignore
 from llm_lab.hf.adapter import read_adapter
-from llm_lab.runner import check, read_job, run
+from llm_lab.job import check, read_job
+from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.report import describe_scores
 from llm_lab.terminal.progress import PlainDisplay
@@ -257,7 +258,7 @@ def test_a_reference_to_no_stage_is_told_with_the_nearest(index, change, key):
     stages[index] |= change
     found = problems_of(stages)
     assert list(found) == [key]
-    assert "no stage before this one has that name" in found[key]
+    assert "no earlier stage has this name" in found[key]
     assert "Did you mean pretrain?" in found[key]
 
 

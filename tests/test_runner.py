@@ -8,7 +8,8 @@ from conftest import tiny_recipe, write_text
 
 import llm_lab
 from llm_lab.errors import MachineError, UserError
-from llm_lab.runner import SHIPPED_RECIPES, check, find_recipe, list_recipes, load, read_job, run
+from llm_lab.job import SHIPPED_RECIPES, check, find_recipe, list_recipes, read_job
+from llm_lab.runner import load, run
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def test_a_run_without_a_name_is_called_after_its_file(path, name):
 
 
 def test_overrides_reach_the_run_and_are_told_as_such():
-    job, _ = check(write_recipe("own.yaml"), ["train.max_steps=3", "data.1.path=builtin:stories"])
+    job = check(write_recipe("own.yaml"), ["train.max_steps=3", "data.1.path=builtin:stories"])
     (resolved,) = job.stages
     assert resolved.values["train"]["max_steps"] == 3
     assert [str(resolved.origins[key]) for key in ("train.max_steps", "data.1.path")] == ["override", "override"]

@@ -13,8 +13,8 @@ from llm_lab import load, run
 from llm_lab.cli import main
 from llm_lab.data.sources import open_source
 from llm_lab.errors import MachineError, UserError
+from llm_lab.job import read_job
 from llm_lab.recipe.files import apply_overrides, format_value
-from llm_lab.runner import read_job
 
 LONG = "x" * 300
 

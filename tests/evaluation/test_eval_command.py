@@ -16,8 +16,9 @@ from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.machine import find_machine
 from llm_lab.evaluation.score import text_scores
+from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
-from llm_lab.runner import check, run
+from llm_lab.runner import run
 from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.stages.eval import evaluate

@@ -14,7 +14,7 @@ from llm_lab.evaluation.xray import xray_stages
 from llm_lab.hf.chat_templates import apply_chat_template_choice
 from llm_lab.hf.conversations import encode_conversation
 from llm_lab.hf.tokenizers import make_byte_tokenizer
-from llm_lab.runner import check
+from llm_lab.job import check
 
 TALKS = [
     {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good <|im_end|> day."}]},
@@ -59,7 +59,7 @@ def pipeline(*stages, **changes):
 
 
 def xray(*stages, **changes):
-    job, _ = check(pipeline(*stages, **changes))
+    job = check(pipeline(*stages, **changes))
     return xray_stages([resolved.recipe for resolved in job.stages])
 
 
@@ -139,7 +139,7 @@ def test_an_encoder_gets_pairs_of_prompt_and_answer():
     config = BertConfig(vocab_size=len(words), max_position_embeddings=64, num_labels=1, **sizes)
     BertForSequenceClassification(config).save_pretrained("encoder")
     recipe = {"stage": "reward", "device": "cpu", "model": {"checkpoint": "encoder"}, **STAGES["reward"]}
-    job, _ = check(recipe | {"train": {"max_length": 32}})
+    job = check(recipe | {"train": {"max_length": 32}})
     (reward,) = xray_stages([job.stages[0].recipe])
     assert "reads pairs" in reward.template
     assert shown(reward.sets[0].examples[1]).replace(" ", "").endswith("[SEP]seven[SEP]")

@@ -19,7 +19,7 @@ from support.listeners import Handlers
 from support.post_runs import write_base
 from transformers import AutoModelForCausalLM
 
-from llm_lab import cli, runner, take_away
+from llm_lab import cli, commands, job
 from llm_lab.errors import LabError, MachineError, UserError
 from llm_lab.events import ignore
 from llm_lab.export.push import describe_push, files_of, push_folder
@@ -303,16 +303,16 @@ def test_the_same_command_takes_up_a_push_that_broke(hub, at_the_command_line):
 def test_only_the_very_same_export_is_taken_up(hub, at_the_command_line, change, words):
     run = RunFolder(Path("checkpoints/base-hf"))
     command = ["export", "base", "--push", "ann/model"]
-    recipe = take_away._export_recipe(cli._parser().parse_args(command))
-    run.write_recipe(runner.read_job(recipe)[0].stages[0].to_yaml(()))
+    recipe = commands._export_recipe(cli._parser().parse_args(command))
+    run.write_recipe(job.read_job(recipe)[0].stages[0].to_yaml(()))
     parent = {"path": "base", "digest": weights_digest("base")}
     run.update(created_at=0, status="failed", parent=parent, export={"to": "hf"}, proof={"verdict": "proven"})
     if change == "the model was trained again":
         write_base("base", hidden_size=64)
     if change == "all was sent":
         run.update(pushed={"repo": "ann/model"})
-    asked = take_away._export_recipe(cli._parser().parse_args([*command, *words]))
-    assert take_away._waits_to_be_sent(asked, []) is (change is None)
+    asked = commands._export_recipe(cli._parser().parse_args([*command, *words]))
+    assert commands._push_is_pending(job.check(asked)) is (change is None)
 
 
 def test_who_may_not_push_is_told_before_anything_is_exported(hub, at_the_command_line, monkeypatch):

@@ -9,10 +9,10 @@ from conftest import write_text
 from support.post_runs import write_base, write_questions
 
 from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.job import read_job
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.resolve import derive, diagnose, resolve
 from llm_lab.recipe.validate import validate
-from llm_lab.runner import read_job
 
 CPU = Machine((), "a CPU", 2, 8 * 2**30, True, False)
 TEXT, SCORE, TASKS = (

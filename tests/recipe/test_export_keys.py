@@ -11,9 +11,10 @@ from support.hub_stand_in import HubStandIn, User
 from support.post_runs import weights_of, write_base
 
 from llm_lab.errors import LabError
+from llm_lab.job import read_job
 from llm_lab.recipe.export import EXPORT, ExportRecipe
 from llm_lab.recipe.fields import leaf_keys
-from llm_lab.runner import read_job, run
+from llm_lab.runner import run
 
 # The Hub's client hands its files to its HTTP library in a way that this one is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning")

@@ -17,9 +17,9 @@ from support.recipe_keys import is_checkpointed
 from llm_lab.data import examples as example_sets
 from llm_lab.errors import LabError
 from llm_lab.evaluation import score
-from llm_lab.recipe import schema
 from llm_lab.recipe.fields import leaf_keys
-from llm_lab.recipe.optimizers import TUNED
+from llm_lab.recipe.optimizers import GROUPS, TUNED
+from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
@@ -174,13 +174,13 @@ for _stage, _recipe in ((name, stage.recipe) for name, stage in STAGES.items()):
 def is_an_optimizers(key: str) -> bool:
     """An optimizer's other keys are those of pretraining, tested there, and the same builder reads them."""
     group = next((group for group in TUNED.values() if group.__name__ == key.split(".")[0]), None)
-    return group is not None and issubclass(group, getattr(schema, group.__name__.removeprefix("Tune")))
+    return group is not None and issubclass(group, GROUPS)
 
 
 def test_every_key_says_how_its_effect_is_seen():
     others = {key for key in PLACES if is_an_optimizers(key)} - set(EFFECTS)
     assert {key.removeprefix("Tune") for key in others} <= {
-        f"{owner}.{key.name}" for key, owner in leaf_keys(schema.PretrainRecipe)
+        f"{owner}.{key.name}" for key, owner in leaf_keys(PRETRAIN.recipe)
     }
     assert set(EFFECTS) == set(PLACES) - others
 

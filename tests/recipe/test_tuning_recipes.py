@@ -8,13 +8,13 @@ import pytest
 from support.post_runs import write_base
 
 from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.job import read_job
 from llm_lab.recipe.optimizers import TUNED
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import derive, diagnose, resolve
 from llm_lab.recipe.train_loop import LOOP_RULES
 from llm_lab.recipe.validate import validate
-from llm_lab.runner import read_job
 
 CPU = Machine((), "a CPU", 2, 8 * 2**30, True, False)
 EXACT = [{"name": "exact_number"}]

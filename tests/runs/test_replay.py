@@ -15,7 +15,8 @@ from support.post_runs import post_recipe, write_base, write_preferences, write_
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.hf.adapter import weights_digest
-from llm_lab.runner import read_job, run
+from llm_lab.job import read_job
+from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lineage import describe_line, line_of, trace
 from llm_lab.runs.replay import compose

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 from llm_lab.errors import UserError
 from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
+from llm_lab.job import check, read_job
 from llm_lab.model.configuration_lab import LabConfig
-from llm_lab.runner import check, read_job, run
+from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder, find_model
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "vocab_size": 257}
@@ -89,7 +90,7 @@ def test_rows_longer_than_a_named_models_context_are_refused():
     with pytest.raises(UserError, match=r"train\.max_length = 17: rows are longer.*16 tokens"):
         run(tiny_recipe(model={"config": "shape"}, **{"train.max_length": 17}))
     assert (
-        check(tiny_recipe(model={"config": "shape"}, **{"train.max_length": None}))[0]
+        check(tiny_recipe(model={"config": "shape"}, **{"train.max_length": None}))
         .stages[0]
         .values["train"]["max_length"]
         == 16
@@ -143,11 +144,11 @@ def test_a_pipeline_goes_on_from_stage_to_stage():
 
 def test_a_stage_is_planned_by_the_shape_of_the_one_before():
     raw = pipeline(**{"train.max_length": None, "train.max_steps": None, "scheduler": {}})
-    before = check(raw)[0].stages[1]
+    before = check(raw).stages[1]
     assert before.values["train"]["max_length"] == 32
-    assert before.estimate.parameters == check(raw)[0].stages[0].estimate.parameters
+    assert before.estimate.parameters == check(raw).stages[0].estimate.parameters
     run(raw, ["stages.1.train.max_steps=20"])
-    after = check(raw)[0].stages[1]
+    after = check(raw).stages[1]
     assert after.values == before.values
 
 

@@ -15,7 +15,8 @@ from support.post_runs import post_recipe, write_base
 
 from llm_lab.errors import MachineError, UserError
 from llm_lab.events import ignore
-from llm_lab.runner import check, run
+from llm_lab.job import check
+from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.tracking import OPENERS, Tracking, named
 
@@ -81,7 +82,7 @@ print([name for name in {list(OPENERS)} if name in sys.modules])
 
 def test_a_tracker_by_itself_and_a_list_are_the_same(in_tmp_path):
     for given in ("tensorboard", ["tensorboard"], ["tensorboard", "tensorboard"]):
-        job, _ = check(tiny(**{"train.report_to": given}))
+        job = check(tiny(**{"train.report_to": given}))
         assert job.stages[0].recipe.train.trackers == ("tensorboard",)
     with pytest.raises(UserError, match="Did you mean wandb") as caught:
         check(tiny(**{"train.report_to": "wandbb"}))
