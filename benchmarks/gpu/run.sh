@@ -64,7 +64,7 @@ measure() {
   part attention-kernels 60 "$PYTHON" -m benchmarks.gpu.attention_kernels
   tests tests-plain 90 'not compiled'
   tests tests-compiled 120 compiled
-  step steps-3 90 padded
+  step steps-3 110 padded
   echo "== end at $SECONDS s; results in $OUT"
 }
 
