@@ -93,7 +93,7 @@ def test_a_notebook_can_do_what_the_commands_do():
 
 
 def test_a_model_that_is_nowhere_is_told():
-    with pytest.raises(UserError, match=r"checkpoint = org/name.*Hub could not be reached"):
+    with pytest.raises(UserError, match=r"checkpoint = org/name.*Hub can't be reached"):
         load("org/name")
     for name in ("nothing", "checkpoints/nothing", "./a/b"):
         with pytest.raises(UserError, match="no such checkpoint"):

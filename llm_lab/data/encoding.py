@@ -52,7 +52,7 @@ def require_eos(tokenizer: Any) -> int:
 
 
 def start_token_id(tokenizer: Any) -> int:
-    """Return the id that a text starts with: BOS, or EOS (the end of the previous text) if there is no BOS."""
+    """Return the id that a text starts with: BOS, or EOS, the end of the previous text, without BOS."""
     return require_eos(tokenizer) if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.hf.adapter import is_adapter, read_adapter, require_base
-from llm_lab.hf.load import read_config, require_switch, require_writer
+from llm_lab.hf.load import read_config, require_causal_lm, require_removable_adapter
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.stage import StageRecipe
@@ -44,7 +44,7 @@ def find_candidates(names: Sequence[str], *, adapter_off: bool = False) -> list[
             folder = find_checkpoint(name)
             if adapter_off and is_adapter(folder):
                 read_adapter(folder)
-                require_switch(folder)
+                require_removable_adapter(folder)
         except UserError as error:
             problems += error.problems
             continue
@@ -177,7 +177,7 @@ def _require_loadable(folder: str, trust_remote_code: bool) -> int | None:
         _require_loadable(adapter.base, trust_remote_code)
         return None
     config = read_config(folder, key="checkpoint", trust_remote_code=trust_remote_code)
-    require_writer(config, folder, key="checkpoint")
+    require_causal_lm(config, folder, key="checkpoint")
     if path.is_dir():
         _require_weights(path)
     return getattr(config.get_text_config(), "vocab_size", None)

@@ -18,7 +18,7 @@ from llm_lab.data.rows import Example
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, Progress, ignore
 from llm_lab.hf.adapter import weights_digest
-from llm_lab.hf.load import context_of, quiet_libraries, switch_adapter_off
+from llm_lab.hf.load import context_of, quiet_libraries, without_adapter
 from llm_lab.recipe.scoring import Score
 from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.runs.evaluations import data_of, flat_results, numbers_of
@@ -153,7 +153,7 @@ def _compare_group(
     found, measured = [], []
     for candidate in group:
         off = candidate.without_adapter
-        with switch_adapter_off(model, candidate.folder) if off else nullcontext(tokenizer) as its_tokenizer:
+        with without_adapter(model, candidate.folder) if off else nullcontext(tokenizer) as its_tokenizer:
             compared, answers, rows = _compare_one(candidate, model, its_tokenizer, task, reference, listener)
         reference = reference or answers
         found.append(compared)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm_lab.data.encoding import Encoder, start_token_id, pieces_of
+from llm_lab.data.encoding import Encoder, pieces_of, start_token_id
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, progress_of

@@ -12,7 +12,7 @@ from llm_lab.chat.session import ChatSession
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter
-from llm_lab.hf.load import switch_adapter_off
+from llm_lab.hf.load import without_adapter
 from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.runs.folder import find_checkpoint
 
@@ -51,8 +51,8 @@ class SideBySide:
             _last_turn(session)
         off: AbstractContextManager[Any] = nullcontext()
         if name == BASE and is_adapter(folder := find_checkpoint(session.name)):
-            off = switch_adapter_off(session.model, folder)
-            with switch_adapter_off(session.model, folder) as tokenizer:
+            off = without_adapter(session.model, folder)
+            with without_adapter(session.model, folder) as tokenizer:
                 other = ChatSession(session.model, tokenizer, name=f"{session.name}, adapter off")
         else:
             other = self._find_session(session, name, listener)

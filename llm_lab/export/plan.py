@@ -12,7 +12,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.compatibility import Loads, what_loads
 from llm_lab.estimate.parameters import shape_at
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import quiet_libraries, read_config, require_writer
+from llm_lab.hf.load import quiet_libraries, read_config, require_causal_lm
 from llm_lab.hf.save import lab_config, native_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.export import gguf_weights
@@ -73,7 +73,7 @@ def plan_export(
         raise UserError(Problem(key, "a reward model judges texts and writes none; it is not exported", value=folder))
     base = _base_of(folder, key)
     config = read_config(base, key=key, trust_remote_code=trust_remote_code)
-    require_writer(config, base, key=key)
+    require_causal_lm(config, base, key=key)
     if getattr(config, "quantization_config", None):
         raise UserError(Problem(key, "its weights are kept quantised; name the same model, not quantised", value=base))
     ours = config if config.model_type == "llm_lab" else lab_config(config)

@@ -1,4 +1,4 @@
-"""A LoRA adapter on disk: a PEFT folder, and the record of the base it belongs to."""
+"""LoRA adapters on disk: a PEFT folder plus a record of the base model; read, save and attach them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Beside PEFT's files: what its config has no place for. Others leave it alone.
+# Our own file next to PEFT's, for facts that its config has no key for. Other tools ignore it.
 BASE_RECORD = "base_model.json"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's folder, and what it says of its base.
+    """An adapter folder and the facts about its base.
 
-    base: a folder or a name on the Hub. digest: of the base's weights when the adapter was made, if recorded.
+    base: a folder or a Hub name. digest: digest of the base's weights when the adapter was trained, if recorded.
     """
 
     folder: Path
@@ -30,30 +30,32 @@ class Adapter:
     digest: str | None
     in_4bit: bool
     task: str | None
-    token_rows: dict[str, tuple[int, ...]]  # the rows of embeddings and head that it has trained, by module
+    token_rows: dict[str, tuple[int, ...]]  # trained rows of embeddings and head, by module
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Tell whether a folder holds an adapter (and no whole model)."""
+    """Return whether a folder contains an adapter (and not a full model)."""
     path = Path(folder).expanduser()
     return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
-    """Read what an adapter is and find its base, which may have moved along with it.
+    """Read an adapter folder and find its base, also if both were moved together.
 
-    UserError where the folder is no LoRA adapter, or where its base is not there.
+    Raises UserError if the folder is not a LoRA adapter or its base does not exist.
     """
     path = Path(folder).expanduser()
     if not (path / CONFIG).is_file():
-        what = "a whole model, with nothing to attach" if (path / "config.json").is_file() else f"without {CONFIG}"
-        raise UserError(Problem(key, f"this folder is no adapter: it is {what}", value=folder))
+        what = "it is a full model" if (path / "config.json").is_file() else f"it has no {CONFIG}"
+        raise UserError(Problem(key, f"this folder is not an adapter: {what}", value=folder))
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(Problem(key, f"its {CONFIG} is broken: {error}", value=folder)) from None
+        raise UserError(Problem(key, f"its {CONFIG} is not valid JSON: {error}", value=folder)) from None
     if config.get("peft_type") != "LORA":
-        raise UserError(Problem(key, f"it is an adapter of type {config.get('peft_type')}, not LoRA", value=folder))
+        raise UserError(
+            Problem(key, f"adapter type {config.get('peft_type')} is not supported, only LoRA", value=folder)
+        )
     if not (path / WEIGHTS).is_file():
         raise UserError(Problem(key, f"this folder has no {WEIGHTS}", value=folder))
     record = _read_record(path)
@@ -83,20 +85,20 @@ def _token_rows(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _find_base(folder: Path, name: str | None, digest: str | None, key: str) -> str:
     """Return the base's folder or Hub name."""
     if not name:
-        fix = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
-        raise UserError(Problem(key, "this adapter does not say which model it belongs to", value=folder, fix=fix))
+        fix = f"Set base_model_name_or_path in {folder / CONFIG}."
+        raise UserError(Problem(key, "this adapter does not name its base model", value=folder, fix=fix))
     if Path(name).expanduser().resolve() == folder.resolve():
-        fix = f"Write its base into {folder / CONFIG} as base_model_name_or_path."
-        raise UserError(Problem(key, "this adapter names itself as its base", value=folder, fix=fix))
+        fix = f"Set base_model_name_or_path in {folder / CONFIG}."
+        raise UserError(Problem(key, "this adapter names itself as its base model", value=folder, fix=fix))
     if _holds_model(Path(name).expanduser()):
         return str(Path(name).expanduser())
-    for moved in _tails(folder.resolve(), Path(name)):
+    for moved in _moved_paths(folder.resolve(), Path(name)):
         if _holds_model(moved) and (digest is None or weights_digest(moved) == digest):
             return str(moved)
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     if looks_local:
-        why = f"the base that this adapter belongs to is not at {name}"
-        fix = f"Put it there, or write where it is into {folder / CONFIG} as base_model_name_or_path."
+        why = f"the base model of this adapter does not exist: {name}"
+        fix = f"Restore it, or set base_model_name_or_path in {folder / CONFIG} to its new path."
         raise UserError(Problem(key, why, value=folder, fix=fix))
     return name
 
@@ -105,20 +107,20 @@ def _holds_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / CONFIG).is_file()
 
 
-def _tails(folder: Path, base: Path) -> Iterator[Path]:
-    """Yield where a base may be now if adapter and base were moved together: the end of its path, seen from here."""
+def _moved_paths(folder: Path, base: Path) -> Iterator[Path]:
+    """Yield possible paths of a base that was moved together with its adapter: the ends of its old path."""
     for parent in folder.parents:
         for length in range(len(base.parts) - 1, 1, -1):
             yield parent.joinpath(*base.parts[-length:])
 
 
 def weights_digest(folder: str | Path) -> str | None:
-    """Return the SHA-256 of a folder's weights (of the digests of its files), or None where there are none."""
+    """Return the SHA-256 over the digests of a folder's safetensors files, or None if it has none."""
     files = sorted(Path(folder).glob("*.safetensors"))
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
 
 
-@functools.lru_cache(maxsize=8)  # an adapter is saved many times, and a base may be large
+@functools.lru_cache(maxsize=8)  # an adapter is saved often, and its base may be large
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for file, _, _ in files:
@@ -128,74 +130,74 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
-    """Write a PeftModel's trained adapter, the record of its base, generation config and tokenizer.
+    """Write the trained adapter of a PeftModel, the record of its base, the generation config and the tokenizer.
 
-    PEFT's own tools read the folder. Only the adapter that is trained is written: trainers may have added a
-    frozen copy of it as their reference.
+    PEFT can load the folder. Only the trained adapter is written: trainers may have added a frozen copy of it as
+    the reference model.
     """
-    # The rows of new tokens are saved with the adapter; without False, PEFT asks the Hub for the base's config.
+    # The rows of new tokens are saved with the adapter. Without False, PEFT asks the Hub for the base's config.
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's form, with nothing filled in
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty template
     base = model.peft_config["default"].base_model_name_or_path
     in_4bit = bool(getattr(model.get_base_model(), "is_loaded_in_4bit", False))
     record = {"base_model": base, "digest": weights_digest(base) if base else None, "load_in_4bit": in_4bit}
     (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(folder)  # the chat template's end token among it
+        model.generation_config.save_pretrained(folder)  # includes the end-of-turn token of the chat template
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
 def require_base(adapter: Adapter, *, key: str = "adapter") -> None:
-    """UserError where the base's weights are not those that the adapter was trained on."""
+    """Raise UserError if the base's weights are not the ones that the adapter was trained on."""
     if adapter.digest is None:
         return
     if weights_digest(adapter.base) not in (adapter.digest, None):
-        why = f"the weights in {adapter.base} are not those it was trained on: their digest is another"
-        fix = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
+        why = f"the weights in {adapter.base} are not the ones it was trained on (different digest)"
+        fix = "Set base_model_name_or_path in its adapter_config.json to the base that it was trained on."
         raise UserError(Problem(key, why, value=adapter.folder, fix=fix))
 
 
-def wrap(base: Any, config: Any) -> Any:
-    """Return a model with the layers of an adapter, untrained, as a PeftModel."""
+def make_peft_model(base: Any, config: Any) -> Any:
+    """Return a PeftModel: the base with the untrained layers of an adapter."""
     from peft import get_peft_model
     from peft.utils.other import TrainableTokensWrapper
 
     with warnings.catch_warnings():
-        # PEFT asks transformers by a name that is going away.
+        # PEFT uses a deprecated name in transformers.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        # GPT-2's layers hold their weights the other way round, which PEFT sees and says.
+        # GPT-2's layers store transposed weights; PEFT handles this, with a warning.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         model = get_peft_model(base, config)
     for module in model.modules():
-        # TRL reads weight and bias of the head past its forward, and PEFT passes on the weight only.
+        # TRL reads weight and bias of the head directly, but PEFT's wrapper has only the weight.
         if isinstance(module, TrainableTokensWrapper) and getattr(module.original_module, "bias", None) is None:
             module.bias = None
     return model
 
 
 def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
-    """Return a loaded base with the adapter attached, a frozen PeftModel; its vocabulary grows to the adapter's.
+    """Return a loaded base with the adapter attached, as a frozen PeftModel; its vocabulary grows if needed.
 
-    UserError, in words, where the two do not belong together.
+    Raises UserError if adapter and base do not match.
     """
     from peft import PeftConfig
 
     require_base(adapter, key=key)
     _grow_vocabulary(base, adapter, key)
     config = PeftConfig.from_pretrained(adapter.folder)
-    config.base_model_name_or_path = adapter.base  # it may have moved
+    config.base_model_name_or_path = adapter.base  # it may have been moved
     config.inference_mode = True
     try:
-        model = wrap(base, config)
+        model = make_peft_model(base, config)
         loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")
     except (RuntimeError, ValueError, KeyError) as error:
         raise _mismatch(adapter, key, _shapes(error)) from None
-    strangers = [name for name in loaded.unexpected_keys if not is_whole_end(name)]
-    if strangers or loaded.missing_keys:
-        names = [*strangers, *loaded.missing_keys]
-        side = "has no place for" if strangers else "wants what the adapter lacks:"
-        raise _mismatch(adapter, key, f"it {side} {names[0]}, {len(names)} in all")
+    unexpected = [name for name in loaded.unexpected_keys if not is_full_matrix(name)]
+    if unexpected or loaded.missing_keys:
+        names = [*unexpected, *loaded.missing_keys]
+        what = "the base has no layer for" if unexpected else "the adapter is missing"
+        raise _mismatch(adapter, key, f"{what} {names[0]} ({len(names)} in total)")
     path = adapter.folder / "generation_config.json"
     if path.is_file():
         from transformers import GenerationConfig
@@ -207,32 +209,32 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
 
 
 def _grow_vocabulary(base: Any, adapter: Adapter, key: str) -> None:
-    """Give the base as many rows as the adapter was trained with; every new one must come with it."""
+    """Resize the base's vocabulary to the adapter's; the adapter must contain every new row."""
     rows = base.get_input_embeddings().weight.shape[0]
-    whole = _saved_rows(adapter)
+    full = _saved_rows(adapter)
     trained = {row for ids in adapter.token_rows.values() for row in ids}
-    wanted = whole or max([rows, *(row + 1 for row in trained)])
+    wanted = full or max([rows, *(row + 1 for row in trained)])
     if wanted == rows:
         return
-    if not whole and not trained >= set(range(rows, wanted)):
-        why = f"it has trained token {max(trained)}, and brings no rows for all tokens from {rows} on"
+    if not full and not trained >= set(range(rows, wanted)):
+        why = f"it has trained token {max(trained)}, but lacks rows for some of the tokens from {rows} on"
         raise _mismatch(adapter, key, why)
     base.resize_token_embeddings(wanted, mean_resizing=False)
 
 
 def _saved_rows(adapter: Adapter) -> int | None:
-    """Return the number of rows of embeddings or a head that the adapter brings whole, or None."""
+    """Return the number of rows of embeddings or a head that the adapter saves in full, or None."""
     from safetensors import safe_open
 
     with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
-            if is_whole_end(name):
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            if is_full_matrix(name):
                 return file.get_slice(name).get_shape()[0]
     return None
 
 
-def is_whole_end(name: str) -> bool:
-    """Tell whether an adapter's weight is embeddings or a head, saved whole."""
+def is_full_matrix(name: str) -> bool:
+    """Return whether a weight of an adapter is a full embedding or head matrix."""
     return name.endswith(".weight") and name.split(".")[-2] in (
         "embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings",
     )  # fmt: skip
@@ -244,6 +246,6 @@ def _shapes(error: Exception) -> str:
 
 
 def _mismatch(adapter: Adapter, key: str, why: str) -> UserError:
-    fix = "Name the base that it was trained on as base_model_name_or_path in its adapter_config.json."
-    text = f"it does not fit its base {adapter.base}: {why}"
+    fix = "Set base_model_name_or_path in its adapter_config.json to the base that it was trained on."
+    text = f"it does not match its base {adapter.base}: {why}"
     return UserError(Problem(key, text, value=adapter.folder, fix=fix))

@@ -1,4 +1,4 @@
-"""Chat templates: how a conversation is written as text, and the tokens and embeddings that this needs."""
+"""Chat templates: how a conversation is formatted as text, and the tokens and embeddings that this requires."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .conversations import find_end_of_turn, has_answer_markers
 from .save import set_special_tokens
 
 PAD = "<|pad|>"
-# Tokens that some tokenizers bring to fill rows with, without saying so.
+# Padding tokens that some tokenizers have without declaring them.
 _KNOWN_PADS = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|padding|>", "<unk>", "[UNK]")
-# New embeddings are the mean of the others; a little noise, relative to their spread, tells them apart.
+# New embeddings are the mean of the others plus a little noise, relative to their standard deviation.
 _NOISE = 0.02
 
-# Answers are trimmed: white space at their start would melt into a token with the line end before it, and the
-# prompt would no longer be the beginning of the conversation.
+# Answers are trimmed: leading white space would be merged into one token with the newline before it, and the prompt
+# would no longer be a prefix of the conversation.
 _LOOP = """{%- for message in messages %}
 {{- HEADER }}
 {%- if message['role'] == 'assistant' %}
@@ -35,12 +35,12 @@ _LOOP = """{%- for message in messages %}
 
 
 def _template(header: str, end: str, after: str) -> str:
-    """Return the Jinja of turns that are a header, the content and an end; what the assistant says is marked."""
+    """Return a Jinja template whose turns are a header, the content and an end; assistant turns are marked."""
     template = _LOOP.replace("HEADER", header).replace("END", end).replace("AFTER", after)
     return template.replace("PROMPT", header.replace("message['role']", "'assistant'"))
 
 
-# Name: (Jinja, the control tokens in it; the last of them ends a turn. None: the tokenizer's own EOS does).
+# Name: (Jinja template, its control tokens). The last control token ends a turn; without any, EOS does.
 CHAT_TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "chatml": (
         _template(r"'<|im_start|>' + message['role'] + '\n'", "'<|im_end|>'", r"'\n'"),
@@ -56,15 +56,14 @@ CHAT_TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class ChosenTemplate:
-    """The chat template that a tokenizer has now. `notice` says so in one line.
+    """The chat template that a tokenizer was given. `notice`: a one-line description.
 
-    new_ids: the tokens that were added for it, which embeddings have to be made for. former_eos_id: what ended a
-    text before, where that is not what ends a turn now.
+    new_ids: the tokens that were added for it, which need embeddings. former_eos_id: the previous EOS, if it differs
+    from the token that ends a turn.
     """
 
     name: str
     new_ids: tuple[int, ...]
-    end_of_turn_id: int
     former_eos_id: int | None
     notice: str
 
@@ -72,10 +71,10 @@ class ChosenTemplate:
 def apply_chat_template_choice(
     tokenizer: Any, choice: str | None = None, *, key: str = "chat_template"
 ) -> ChosenTemplate:
-    """Give a tokenizer its chat template, control tokens, EOS (what ends a turn) and a padding token other than EOS.
+    """Set a tokenizer's chat template, control tokens, EOS (the end-of-turn token) and a padding token other than EOS.
 
-    choice: "own", a name of CHAT_TEMPLATES, or None: its own where it has one, else chatml. The tokenizer keeps it
-    when it is saved. UserError where there is none of that name, or its own ends no turn.
+    choice: "own", a name of CHAT_TEMPLATES, or None: its own template if it has one, else chatml. The changes are
+    saved with the tokenizer. Raises UserError for an unknown name, or if its own template has no end-of-turn token.
     """
     own = bool(getattr(tokenizer, "chat_template", None))
     name = choice or ("own" if own else "chatml")
@@ -84,33 +83,31 @@ def apply_chat_template_choice(
         notice = _keep_own(tokenizer, own, key)
     elif name in CHAT_TEMPLATES:
         _set_template(tokenizer, name, key)
-        notice = f"chat template {name}" + (" in place of the tokenizer's own" if own else "")
+        notice = f"chat template {name}" + (" instead of the tokenizer's own" if own else "")
     else:
         names = ("own", *CHAT_TEMPLATES)
-        why = "there is no such chat template"
+        why = "unknown chat template"
         raise UserError(Problem(key, why, value=name, allowed=one_of(names), fix=did_you_mean(name, names)))
     _set_pad(tokenizer)
     new_ids = tuple(range(size, len(tokenizer)))
     if new_ids:
         notice += f"; new tokens: {', '.join(tokenizer.convert_ids_to_tokens(list(new_ids)))}"
     eos = tokenizer.eos_token_id
-    return ChosenTemplate(name, new_ids, eos, former_eos if former_eos != eos else None, notice)
+    return ChosenTemplate(name, new_ids, former_eos if former_eos != eos else None, notice)
 
 
 def _keep_own(tokenizer: Any, own: bool, key: str) -> str:
     if not own:
-        why = "this tokenizer has no chat template of its own"
-        raise UserError(Problem(key, why, value="own", fix="Take chatml, or leave the key out."))
+        why = "this tokenizer does not have its own chat template"
+        raise UserError(Problem(key, why, value="own", fix="Use chatml, or remove the key."))
     end = find_end_of_turn(tokenizer)
     if end is None:
-        why = "the tokenizer's own template ends no turn with a token of its own, so a model would never learn to stop"
-        raise UserError(Problem(key, why, value="own", fix="Take chatml."))
+        why = "the tokenizer's own template has no end-of-turn token, so a model would never learn to stop"
+        raise UserError(Problem(key, why, value="own", fix="Use chatml."))
     tokenizer.eos_token = end
     if has_answer_markers(tokenizer):
         return f"the tokenizer's own chat template; {end} ends a turn"
-    return (
-        f"the tokenizer's own chat template; {end} ends a turn; it marks no answers, so they are found by their turns"
-    )
+    return f"the tokenizer's own chat template; {end} ends a turn; answers are not marked, but found by their turns"
 
 
 def _set_template(tokenizer: Any, name: str, key: str) -> None:
@@ -121,17 +118,17 @@ def _set_template(tokenizer: Any, name: str, key: str) -> None:
             replace_extra_special_tokens=False,
         )
     elif tokenizer.eos_token is None:
-        why = "this tokenizer has no end-of-text token (EOS), with which this template ends a turn"
-        raise UserError(Problem(key, why, value=name, fix="Take chatml, which brings its own."))
+        why = "this template ends turns with the end-of-text token (EOS), which this tokenizer does not have"
+        raise UserError(Problem(key, why, value=name, fix="Use chatml, which adds its own tokens."))
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos]:
-        # Its model has seen no text without; the template's texts are encoded without the tokenizer's additions.
+        # The model was trained with BOS at the start; text from a template is encoded without special tokens.
         template = "{{- bos_token }}\n" + template
     tokenizer.chat_template = template
 
 
 def _set_pad(tokenizer: Any) -> None:
-    """Take a padding token that is not EOS: were it EOS, masking the one would hide the other from the loss."""
+    """Set a padding token that is not EOS: if it were EOS, masking padding would also mask EOS in the loss."""
     if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -140,16 +137,16 @@ def _set_pad(tokenizer: Any) -> None:
 
 
 def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None, *, seed: int = 0) -> list[int]:
-    """Make embeddings for new tokens and tell the model's configs the tokenizer's ids; returns the new tokens' ids.
+    """Add embeddings for new tokens and set the special token ids in the model's configs; return the new ids.
 
-    New rows, of the head too, are the mean of the old ones with a little seeded noise. Rows are never taken away:
-    many models have more than their tokenizer has tokens. chosen: what apply_chat_template_choice returned; rows
-    that stood empty for its tokens are made anew as well. What ended a generation before still does.
+    New rows of embeddings and head are the mean of the old ones plus a little seeded noise. Rows are never removed:
+    many models have more rows than their tokenizer has tokens. chosen: the result of apply_chat_template_choice; rows
+    that were unused before its tokens were added are initialized too. Tokens that ended generation before still do.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     new_ids = sorted({*range(rows, len(tokenizer)), *(chosen.new_ids if chosen else ())})
     if len(tokenizer) > rows:
-        # Its own way of filling them (mean_resizing) draws from torch's global generator, and says so at length.
+        # mean_resizing would use torch's global random generator, and print a long message.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if new_ids:
         _fill_rows(model, new_ids, seed)

@@ -1,8 +1,8 @@
-"""Conversations as tokens: the same ones in training and in use, with a mask of what is learnt.
+"""Conversations as tokens, the same in training and inference, with a mask of the trained tokens.
 
-A conversation is written by the tokenizer's own chat template and encoded in pieces, each answer from its first
-character: so what a model is asked is, token by token, the beginning of what it was trained on. Control tokens come
-from the template alone: a message that spells one out is text.
+A conversation is formatted by the tokenizer's chat template and encoded in pieces, with each answer starting a new
+piece. So the prompt at inference is, token by token, a prefix of what was trained. Control tokens come only from the
+template: a message that spells one out is encoded as text.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 
 from llm_lab.errors import Problem, UserError
 
-IGNORED = -100  # the label that losses leave out
+IGNORED = -100  # the label that losses ignore
 Message = Mapping[str, str]
-# Unicode's noncharacters: never part of a text that is exchanged. Two of them stand around control tokens in messages.
+# Unicode noncharacters, which valid text does not contain. Two of them mark control tokens in messages.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _KEY = "chat_template"
@@ -26,9 +26,9 @@ _KEY = "chat_template"
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens, and which of them are learnt (1) or only read (0).
+    """Tokens and their mask: 1 for trained tokens, 0 for masked ones.
 
-    `length` is the number of tokens before any were cut off at the end.
+    `length`: number of tokens before truncation.
     """
 
     input_ids: list[int]
@@ -37,23 +37,23 @@ class Encoded:
 
     @property
     def truncated(self) -> bool:
-        """Whether the end was cut off."""
+        """Whether tokens were cut off at the end."""
         return self.length > len(self.input_ids)
 
     @property
     def trained_tokens(self) -> int:
-        """How many tokens are learnt."""
+        """Number of trained tokens."""
         return sum(self.labels_mask)
 
     @property
     def labels(self) -> list[int]:
-        """The tokens that are learnt, -100 at the others."""
+        """The trained tokens, with -100 for masked ones."""
         return [token if mask else IGNORED for token, mask in zip(self.input_ids, self.labels_mask, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Rendered:
-    """A conversation as text, marks around messages' control tokens, and where (from, to) its answers stand."""
+    """A conversation as text, with marks around control tokens in messages, and the spans of its answers."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
@@ -61,23 +61,23 @@ class _Rendered:
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """What is looked up once for a tokenizer and its template."""
+class _Properties:
+    """Properties of a tokenizer and its template, determined once."""
 
     control_tokens: re.Pattern[str]
     control_ids: frozenset[int]
     begins_with_space: bool
-    has_markers: bool  # the template's own {% generation %} can be relied on
+    has_markers: bool  # the {% generation %} blocks of the template are correct
     end_of_turn: str | None
 
 
 def encode_conversation(
     tokenizer: Any, messages: Sequence[Message], *, assistant_only: bool = True, max_length: int | None = None
 ) -> Encoded:
-    """Return a conversation's tokens; with `assistant_only` the answers are learnt, each with its end-of-turn token.
+    """Return the tokens of a conversation; with `assistant_only`, only answers (with end of turn) are trained.
 
-    Longer ones are cut at the end. UserError where there is no chat template, where it does not take these messages,
-    or where its answers can't be told from the rest.
+    Truncated at the end to max_length. Raises UserError if there is no chat template, if it does not accept these
+    messages, or if its answers can't be located.
     """
     written = _render(tokenizer, messages, strict=assistant_only)
     ids, mask = _encode(tokenizer, written)
@@ -87,29 +87,31 @@ def encode_conversation(
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Return the tokens after which the assistant's answer to `messages` begins.
+    """Return the tokens up to where the assistant's answer to `messages` starts.
 
-    They are the beginning of what encode_conversation returns for the same messages and an answer.
+    They are a prefix of what encode_conversation returns for the same messages with an answer.
     """
     return _encode(tokenizer, _render(tokenizer, messages, prompt=True))[0]
 
 
 def encode_answer(tokenizer: Any, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt, and those of an answer to it, up to and with the end of its turn."""
+    """Return the tokens of a prompt and of an answer, including its end-of-turn token."""
     whole = encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}])
-    # The last answer's tokens stand together at the end; after them comes what the template writes between turns.
+    # The tokens of the last answer are contiguous; after them is only what the template writes between turns.
     end = max((i for i, mask in enumerate(whole.labels_mask) if mask), default=-1) + 1
     start = len(encode_prompt(tokenizer, messages))
     return whole.input_ids[:start], whole.input_ids[start:end]
 
 
 def encode_text(tokenizer: Any, text: str, *, max_length: int | None = None) -> Encoded:
-    """Return the tokens of plain text with EOS after it, all learnt; BOS before it only where the tokenizer adds one.
+    """Return the tokens of plain text followed by EOS, all trained; BOS only if the tokenizer adds one.
 
-    UserError where the tokenizer has no EOS.
+    Raises UserError if the tokenizer has no EOS.
     """
     if tokenizer.eos_token_id is None:
-        raise UserError(Problem("tokenizer", "It has no end-of-text token (EOS), which ends every text"))
+        raise UserError(
+            Problem("tokenizer", "This tokenizer has no end-of-text token (EOS), which is needed to end every text")
+        )
     ids = list(tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"])
     if ids[-1:] != [tokenizer.eos_token_id]:
         ids.append(tokenizer.eos_token_id)
@@ -117,19 +119,19 @@ def encode_text(tokenizer: Any, text: str, *, max_length: int | None = None) -> 
 
 
 def render_conversation(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> str:
-    """Return a conversation as its chat template writes it; with `prompt`, up to where an answer begins."""
+    """Return a conversation formatted by the chat template; with `prompt`, up to where an answer starts."""
     written = _render(tokenizer, messages, prompt=prompt, find_answers=False)
     return re.sub(f"[{''.join(written.marks)}]", "", written.text)
 
 
 def find_end_of_turn(tokenizer: Any) -> str | None:
-    """Return the control token with which the chat template ends an answer, or None where it ends it with none."""
-    return _facts(tokenizer).end_of_turn
+    """Return the control token that ends an answer in the chat template, or None if there is none."""
+    return _properties(tokenizer).end_of_turn
 
 
 def has_answer_markers(tokenizer: Any) -> bool:
-    """Whether the chat template says itself what the assistant wrote, the end of its turn included."""
-    return _facts(tokenizer).has_markers
+    """Return whether the chat template marks the assistant's answers, including the end-of-turn token."""
+    return _properties(tokenizer).has_markers
 
 
 def _render(
@@ -140,22 +142,24 @@ def _render(
     find_answers: bool = True,
     strict: bool = False,
 ) -> _Rendered:
-    facts = _facts(tokenizer)
-    marked, marks = _mark(messages, facts.control_tokens)
+    properties = _properties(tokenizer)
+    marked, marks = _mark(messages, properties.control_tokens)
     text, spans = _apply_template(tokenizer, marked, prompt=prompt)
     if not find_answers:
         return _Rendered(text, (), marks)
-    if not facts.has_markers:
-        spans = list(_find_answers(tokenizer, marked, text, facts, marks, strict))
+    if not properties.has_markers:
+        spans = list(_find_answers(tokenizer, marked, text, properties, marks, strict))
     return _Rendered(text, tuple(spans), marks)
 
 
 def _mark(messages: Sequence[Message], control_tokens: re.Pattern[str]) -> tuple[list[Message], tuple[str, str]]:
-    """Return the messages with marks around all control tokens in them, and the marks."""
+    """Return the messages with marks around all control tokens in them, and the two marks."""
     contents = "".join(message["content"] for message in messages)
     free = [mark for mark in _MARKS if mark not in contents][:2]
     if len(free) < 2:
-        raise UserError(Problem("messages", "they hold nearly all of Unicode's noncharacters: is this text?"))
+        raise UserError(
+            Problem("messages", "they contain nearly all Unicode noncharacters, so they are probably not text")
+        )
     start, end = free
     if not control_tokens.search(contents):
         return [dict(message) for message in messages], (start, end)
@@ -164,8 +168,8 @@ def _mark(messages: Sequence[Message], control_tokens: re.Pattern[str]) -> tuple
     ], (start, end)
 
 
-def _apply_template(tokenizer: Any, messages: list[Message], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text that the template writes, and where its {% generation %} blocks stand."""
+def _apply_template(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of the template and the spans of its {% generation %} blocks."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -180,46 +184,52 @@ def _apply_template(tokenizer: Any, messages: list[Message], *, prompt: bool) ->
             **tokenizer.special_tokens_map,
         )
     except TemplateError as error:
-        raise UserError(Problem(_KEY, f"it does not take this conversation: {error}")) from None
+        raise UserError(Problem(_KEY, f"the template does not accept this conversation: {error}")) from None
     return texts[0], spans[0] if track else []
 
 
 def _template(tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
-        why = "this tokenizer has no chat template, so it is not said how a conversation is written"
-        raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml, or take a model that was tuned to chat."))
+        why = "this tokenizer has no chat template, which conversations require"
+        raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml, or use a model tuned for chat."))
     return tokenizer.get_chat_template()
 
 
 def _find_answers(
-    tokenizer: Any, messages: list[Message], text: str, facts: _Facts, marks: tuple[str, str], strict: bool
+    tokenizer: Any, messages: list[Message], text: str, properties: _Properties, marks: tuple[str, str], strict: bool
 ) -> Iterator[tuple[int, int]]:
-    """Yield where the answers stand: each from where its prompt ends through the next end of a turn.
+    """Yield the spans of the answers: from the end of the prompt to the next end of a turn.
 
-    strict: UserError for those that can't be told. They are passed over where nothing hangs on them: in a prompt,
-    which nothing is learnt from, or where all is learnt.
+    strict: raise a UserError for answers that can't be located. Otherwise they are skipped: in a prompt, which is not
+    trained, or if everything is trained, their spans do not matter.
     """
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         if not number:
-            why = "where the assistant speaks first, what it says can't be told from what is written before"
+            why = "the assistant has the first message, so its answer can't be separated from the text before it"
         else:
             before, _ = _apply_template(tokenizer, messages[:number], prompt=True)
-            end = _find_outside_marks(text, facts.end_of_turn, len(before), marks) if facts.end_of_turn else None
+            end = (
+                _find_outside_marks(text, properties.end_of_turn, len(before), marks)
+                if properties.end_of_turn
+                else None
+            )
             if text.startswith(before) and (end is not None or not strict):
                 yield len(before), end or len(before)
                 continue
-            why = "it ends the assistant's turn with no token of its own, so a model would never learn to stop"
+            why = "the template has no end-of-turn token for the assistant, so a model would never learn to stop"
             if end is not None:
-                why = f"it writes what stands before message {number + 1} otherwise once that is answered, so what is "
-                why += "learnt would not be what is asked"
+                why = (
+                    f"the template changes the text before message {number + 1} once it is answered, so the prompt at "
+                )
+                why += "inference would not match training"
         if strict:
             raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml."))
 
 
 def _find_outside_marks(text: str, token: str, start: int, marks: tuple[str, str]) -> int | None:
-    """Return where the first `token` after `start` ends that a message did not bring, or None."""
+    """Return the end of the first `token` after `start` that is not part of a message, or None."""
     for found in re.compile(f"{marks[0]}.*?{marks[1]}|({re.escape(token)})", re.DOTALL).finditer(text, start):
         if found[1]:
             return found.end()
@@ -227,22 +237,22 @@ def _find_outside_marks(text: str, token: str, start: int, marks: tuple[str, str
 
 
 def _encode(tokenizer: Any, written: _Rendered) -> tuple[list[int], list[int]]:
-    """Return tokens, and 1 for those that belong to an answer."""
-    facts = _facts(tokenizer)
+    """Return the tokens, and a mask with 1 for those in answers."""
+    properties = _properties(tokenizer)
     cuts = sorted({0, len(written.text), *(start for start, _ in written.answers)})
     ids: list[int] = []
     mask: list[int] = []
     for start, stop in pairwise(cuts):
         answer_end = next((end for begin, end in written.answers if begin == start), start)
         for at, piece, is_text in _pieces(written.text[start:stop], written.marks):
-            tokens, offsets = _encode_piece(tokenizer, piece, facts, first=start + at == 0, is_text=is_text)
+            tokens, offsets = _encode_piece(tokenizer, piece, properties, first=start + at == 0, is_text=is_text)
             ids += tokens
             mask += [int(start + at + offset < answer_end) for offset in offsets]
     return ids, mask
 
 
 def _pieces(text: str, marks: tuple[str, str]) -> Iterator[tuple[int, str, bool]]:
-    """Yield (place, piece, whether it is a control token in a message: text); a template may tear marks apart."""
+    """Yield (position, piece, whether it is a control token in a message, so text). A template may separate marks."""
     opening, closing = marks
     at = 0
     for piece in re.split(f"({opening}[^{opening}{closing}]*{closing}|[{opening}{closing}])", text):
@@ -253,12 +263,12 @@ def _pieces(text: str, marks: tuple[str, str]) -> Iterator[tuple[int, str, bool]
 
 
 def _encode_piece(
-    tokenizer: Any, piece: str, facts: _Facts, *, first: bool, is_text: bool
+    tokenizer: Any, piece: str, properties: _Properties, *, first: bool, is_text: bool
 ) -> tuple[list[int], list[int]]:
-    """Return the tokens of a piece and where in it each begins."""
-    # Some tokenizers put a space before all that they encode; in the middle of a text there is none, so the piece
-    # goes after a line end, which is then taken off again.
-    for before in ("\n", "") if facts.begins_with_space and not first else ("",):
+    """Return the tokens of a piece and the position of each in it."""
+    # Some tokenizers add a space before everything they encode. To avoid it in the middle of a text, encode the piece
+    # after a newline and remove the newline's tokens.
+    for before in ("\n", "") if properties.begins_with_space and not first else ("",):
         encoding = tokenizer(
             before + piece,
             add_special_tokens=False,
@@ -272,16 +282,16 @@ def _encode_piece(
         starts = [start - len(before) for start, _ in offsets[skipped:]]
         if not starts or starts[0] >= 0:
             break
-    if is_text and facts.control_ids & set(ids):
-        why = f"this tokenizer makes a control token of {piece!r} even where it is text"
-        raise UserError(Problem("tokenizer", why, fix="Take such strings out of the data."))
+    if is_text and properties.control_ids & set(ids):
+        why = f"this tokenizer encodes {piece!r} as a control token even if it is part of a message"
+        raise UserError(Problem("tokenizer", why, fix="Remove such strings from the data."))
     return ids, starts
 
 
-_KNOWN: WeakKeyDictionary[Any, tuple[Any, _Facts]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Any, tuple[Any, _Properties]] = WeakKeyDictionary()
 
 
-def _facts(tokenizer: Any) -> _Facts:
+def _properties(tokenizer: Any) -> _Properties:
     state = (str(tokenizer.chat_template), len(tokenizer), tuple(tokenizer.special_tokens_map.items()))
     known = _KNOWN.get(tokenizer)
     if known is None or known[0] != state:
@@ -289,21 +299,21 @@ def _facts(tokenizer: Any) -> _Facts:
     return known[1]
 
 
-def _look_up(tokenizer: Any) -> _Facts:
+def _look_up(tokenizer: Any) -> _Properties:
     special = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
     longest_first = sorted(filter(None, special), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
     first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"][:1])
     begins_with_space = bool(first) and first[0].startswith(("\u2581", "\u0120"))
-    # A word that no template writes, so that what follows it is what follows an answer.
+    # A word that no template contains, so what follows it is what follows an answer.
     word = "qzxjq"
     example = [{"role": "user", "content": "?"}, {"role": "assistant", "content": word}]
     try:
         text, spans = _apply_template(tokenizer, example, prompt=False)
-    except UserError:  # it takes other conversations only, or none; that is said where one is encoded
+    except UserError:  # it accepts only other conversations, or none; reported when one is encoded
         text, spans = "", []
     after = text[text.rindex(word) + len(word) :] if word in text else ""
     end = pattern.match(after.lstrip())
     marked = [text[start:stop] for start, stop in spans]
     has_markers = len(marked) == 1 and end is not None and marked[0].rstrip().endswith(end[0]) and word in marked[0]
-    return _Facts(pattern, frozenset(special.values()), begins_with_space, has_markers, end[0] if end else None)
+    return _Properties(pattern, frozenset(special.values()), begins_with_space, has_markers, end[0] if end else None)

@@ -1,4 +1,4 @@
-"""Build a model from a recipe, or load one from disk or the Hub."""
+"""Build a model from a recipe, or load one, with or without an adapter, from disk or the Hub."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
 
-from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_whole_end, read_adapter
+from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, read_adapter
 from .save import lab_config, native_config
 from .tokenizers import hub_problem, load_tokenizer, make_byte_tokenizer
 
-# What a config says of a model that does not write on. The library makes writers of them all, of random or unfit parts.
-NO_WRITERS = {
-    "ForSequenceClassification": "a reward model or classifier: it judges texts and writes none",
-    "ForMaskedLM": "a model that fills gaps in a text: it sees what comes after, and can't write on",
+# Architectures that are not causal LMs. transformers would load them as one, with random or unsuitable weights.
+NOT_CAUSAL = {
+    "ForSequenceClassification": "a reward model or classifier, which scores texts and can't generate any",
+    "ForMaskedLM": "a masked language model, which fills gaps and can't generate text",
 }
 
 
 def quiet_libraries() -> None:
-    """Switch off the progress bars and chatter of the libraries: the display is ours."""
+    """Turn off the libraries' progress bars and log output: LLM Lab has its own display."""
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
 
     disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    # PEFT and TRL still call transformers by these names; they work until version 6.
+    # PEFT and TRL still use these deprecated names, which work until transformers 6.
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
-    # Its HTTP client tells of each retry on standard error; what came of them stands in our own error.
+    # The HTTP client logs each retry to standard error; the final error is reported by us.
     get_logger("huggingface_hub").setLevel("ERROR")
 
 
 def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
-    """Return the LabConfig of a recipe's resolved parts."""
+    """Return the LabConfig for the resolved parts of a recipe."""
     from llm_lab.model.configuration_lab import LabConfig
 
     same = {key: value for key, value in parts.items() if key in LabConfig.__annotations__}
-    rope = None
-    if parts["position_embedding"] in ("rope", "yarn"):
+    rope: dict[str, Any] | None = None
+    if parts["position_embedding"] == "rope":
         rope = {"rope_type": "default", "rope_theta": parts["rope_theta"]}
-    if parts["position_embedding"] == "yarn":
-        rope |= {
+    elif parts["position_embedding"] == "yarn":
+        rope = {
             "rope_type": "yarn",
+            "rope_theta": parts["rope_theta"],
             "factor": parts["yarn_factor"],
             "original_max_position_embeddings": parts["original_max_position_embeddings"],
         }
@@ -75,20 +76,20 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
     except Exception as error:
         raise UserError(hub_problem(error, key, name, "config")) from None
     if hasattr(config, "lab_tokenizer"):
-        del config.lab_tokenizer  # a design's remark for the recipe, no part of a model
+        del config.lab_tokenizer  # written by write_design for the recipe, not part of the model
     return config
 
 
-def require_writer(config: Any, name: str, *, key: str) -> None:
-    """UserError for a model that is no causal LM by its own config."""
+def require_causal_lm(config: Any, name: str, *, key: str) -> None:
+    """Raise UserError if the config's architecture is not a causal LM."""
     kinds = getattr(config, "architectures", None) or ()
-    for ending, what in NO_WRITERS.items():
+    for ending, what in NOT_CAUSAL.items():
         if any(kind.endswith(ending) for kind in kinds):
-            raise UserError(Problem(key, f"this is {what}", value=name, fix="Name a model that writes."))
+            raise UserError(Problem(key, f"this is {what}", value=name, fix="Use a causal language model."))
 
 
 def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
-    """Build a new causal LM with random weights; ours where the parts are ours, else the library's."""
+    """Build a causal LM with random weights: LabForCausalLM if it has these parts, else the transformers class."""
     from transformers import AutoModelForCausalLM
 
     from llm_lab.model.modeling_lab import LabForCausalLM
@@ -103,13 +104,13 @@ def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
 
 
 def context_of(model: Any) -> int | None:
-    """Return how many tokens a model can see at once, or None where it has no limit."""
+    """Return the maximum context length of a model in tokens, or None if it has no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Keep only the inputs of the blocks for the backward pass, which computes the rest again."""
-    # transformers is about to rename it; custom code on the Hub has the one or the other.
+    """Enable activation checkpointing: keep only the inputs of blocks and recompute the rest in the backward pass."""
+    # transformers is renaming this method; custom code on the Hub may have either name.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
@@ -127,9 +128,9 @@ def load_model(
 ) -> Any:
     """Load a causal LM with its weights, in eval mode.
 
-    folder: a Hugging Face folder, ours or not, an adapter's folder, or a name on the Hub. merge: put an adapter
-    into its base instead of attaching it (a PeftModel); training begins from there. load_in_4bit: as QLoRA's
-    frozen base, on CUDA. UserError where it can't be loaded.
+    folder: a Hugging Face folder, an adapter folder, or a Hub name. merge: merge an adapter into its base instead of
+    attaching it (a PeftModel), for training. load_in_4bit: as the frozen base of QLoRA, on CUDA. Raises UserError if
+    it can't be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -139,12 +140,12 @@ def load_model(
     if is_adapter(folder):
         options = {"dtype": dtype, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
         if load_in_4bit:
-            why, fix = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {folder}"
+            why, fix = "an adapter can't be merged into a 4-bit base", f"First run: llm-lab merge {folder}"
             raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
         return load_adapter(folder, device=device, merge=merge, key=key, **options)
     register()
     config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
-    require_writer(config, str(folder), key=key)
+    require_causal_lm(config, str(folder), key=key)
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM
@@ -158,20 +159,20 @@ def load_model(
         )
     except Exception as error:
         raise UserError(hub_problem(error, key, str(folder), "model")) from None
-    made_up = sorted(found["missing_keys"])
-    if made_up:
-        # The library fills them with random numbers, and says so only in its log.
-        why = f"{len(made_up)} of the weights that its config speaks of are not there: {', '.join(made_up[:3])}"
-        raise UserError(Problem(key, why, value=str(folder), fix="Fetch the model again, or fix its config.json."))
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # transformers initializes them randomly and only logs it.
+        why = f"{len(missing)} weights that its config requires are missing: {', '.join(missing[:3])}"
+        raise UserError(Problem(key, why, value=str(folder), fix="Download the model again, or fix its config.json."))
     return (model if load_in_4bit else model.to(device)).eval()
 
 
 def require_4bit(device: str) -> None:
-    """MachineError where a base can't be kept in 4 bits: that takes CUDA and bitsandbytes."""
+    """Raise MachineError if a base can't be loaded in 4 bits, which requires CUDA and bitsandbytes."""
     if device != "cuda":
         why, fix = (
-            "4 bits need a CUDA GPU",
-            "Set lora.load_in_4bit=false: the adapter is the same, the base takes more memory.",
+            "4-bit loading requires a CUDA GPU",
+            "Set lora.load_in_4bit=false: the adapter is the same, the base uses more memory.",
         )
     elif find_spec("bitsandbytes") is None:
         why, fix = "bitsandbytes is not installed", "pip install 'llm-lab[cuda]', or set lora.load_in_4bit=false."
@@ -181,7 +182,7 @@ def require_4bit(device: str) -> None:
 
 
 def quantization_4bit() -> Any:
-    """Return how QLoRA keeps a base: NF4, its constants quantised too (Dettmers et al., arXiv:2305.14314)."""
+    """Return the quantization config of QLoRA: NF4 with double quantization (Dettmers et al., arXiv:2305.14314)."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -194,7 +195,7 @@ def quantization_4bit() -> Any:
 
 
 def rows_on_disk(base: str | Path) -> int | None:
-    """Return how many tokens a base has rows for, as it is saved; None where it was never saved."""
+    """Return the number of vocabulary rows of a base as saved, or None if it was never saved."""
     folder = Path(base)
     if not str(base) or (not folder.is_dir() and str(base).count("/") > 1):
         return None
@@ -214,14 +215,14 @@ def load_adapter(
     key: str = "adapter",
     **loading: Any,
 ) -> Any:
-    """Load an adapter's base with the adapter attached, or put into it (merge=True).
+    """Load the base of an adapter with the adapter attached, or merged into it (merge=True).
 
-    A base that is an adapter itself is merged into its own base first. loading: as `load_model` takes them.
+    A base that is itself an adapter is merged into its own base first. loading: options of `load_model`.
     """
     adapter = read_adapter(folder, key=key)
     if adapter.task == "SEQ_CLS":
-        raise UserError(Problem(key, "this is the adapter of a reward model: it scores, and can't talk", value=folder))
-    # Merged on the CPU in float32 where that is asked for: a sum in bf16 would lose most of a small adapter.
+        raise UserError(Problem(key, "this is the adapter of a reward model, which can't generate text", value=folder))
+    # Merge on the CPU in float32: a sum in bf16 would lose most of a small adapter.
     dtype = loading.pop("dtype", "float32")
     base = load_model(adapter.base, key=key, merge=True, dtype="float32" if merge else dtype, **loading)
     model = attach_adapter(base, adapter, key=key)
@@ -229,36 +230,36 @@ def load_adapter(
         import torch
 
         model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
-        # An adapter trained on it finds it here, and not in the base without this one.
+        # So an adapter trained on this model records this folder, not the base without this adapter.
         model.config._name_or_path = model.name_or_path = str(folder)
-        model.requires_grad_(True)  # PEFT leaves the base frozen, and training begins from here
+        model.requires_grad_(True)  # PEFT leaves the base frozen, but this model will be trained
     return model.to(device).eval()
 
 
-def require_switch(folder: str) -> None:
-    """UserError for an adapter that has taken the place of its base's embeddings or head: they can't come back.
+def require_removable_adapter(folder: str) -> None:
+    """Raise UserError if an adapter replaced its base's embeddings or head, which can't be restored.
 
-    PEFT saves them whole where the vocabulary has grown, and on loading writes them over the base's.
+    PEFT saves them in full if the vocabulary has grown, and overwrites the base's when it loads them.
     """
     from safetensors import safe_open
 
     path = Path(folder)
-    beside = json.loads((path / CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or ()
+    kept_separately = json.loads((path / CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or ()
     with safe_open(path / WEIGHTS, framework="pt") as file:
-        ends = [name for name in file.keys() if is_whole_end(name) and name.split(".")[-2] not in beside]  # noqa: SIM118
+        ends = [name for name in file.keys() if is_full_matrix(name) and name.split(".")[-2] not in kept_separately]  # noqa: SIM118
     if ends:
-        why = "this adapter brings embeddings or a head of its own, so its base can't be had by switching it off"
+        why = "this adapter replaces the embeddings or head, so turning it off does not restore its base"
         raise UserError(Problem("adapter", why, value=folder, fix=f"Load the base itself: {read_adapter(path).base}"))
 
 
 @contextmanager
-def switch_adapter_off(model: Any, folder: str) -> Iterator[Any]:
-    """Let a PeftModel, loaded from `folder`, be its base for a while; yields the base's tokenizer.
+def without_adapter(model: Any, folder: str) -> Iterator[Any]:
+    """Make a PeftModel, loaded from `folder`, behave as its base; yields the base's tokenizer.
 
-    PEFT's own switch leaves the rows that a larger vocabulary has added and the end tokens of the adapter's chat
-    template: here they are the base's too, so that its answers are those of the base loaded by itself.
+    PEFT's disable_adapter keeps added vocabulary rows and the end tokens of the adapter's chat template. Here they are
+    the base's too, so the answers are those of the base loaded by itself.
     """
-    require_switch(folder)
+    require_removable_adapter(folder)
     base = read_adapter(folder).base
     tokenizer, inner = load_tokenizer(base), model.get_base_model()
     generation, config = _end_tokens(base)
@@ -278,7 +279,7 @@ def switch_adapter_off(model: Any, folder: str) -> Iterator[Any]:
 
 
 def _end_tokens(base: str) -> tuple[Any, Any]:
-    """Return the base's generation config, and what its config has for special tokens."""
+    """Return the base's generation config, and the config with its special tokens."""
     from transformers import GenerationConfig
 
     config = None if is_adapter(base) else read_config(base)
@@ -291,14 +292,14 @@ def _end_tokens(base: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _rows(model: Any, rows: int | None) -> Iterator[None]:
-    """Cut embeddings and head down to the rows that the base has on disk, and give the others back afterwards."""
+    """Reduce embeddings and head to the rows that the base has on disk, and restore the others afterwards."""
     cut: list[tuple[Any, Any]] = []
     for end in (model.get_input_embeddings(), model.get_output_embeddings()):
         layer = _plain(end)
         for weight in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
             if rows is not None and weight is not None and len(weight) > rows:
                 cut.append((weight, weight.data))
-                weight.data = weight.data[:rows]  # of tied ones, it is the same parameter: cut once
+                weight.data = weight.data[:rows]  # tied weights are the same parameter, cut once
     try:
         yield
     finally:
@@ -307,7 +308,7 @@ def _rows(model: Any, rows: int | None) -> Iterator[None]:
 
 
 def _plain(layer: Any) -> Any:
-    """Return the layer that PEFT has wrapped."""
+    """Return the layer inside PEFT's wrappers."""
     while layer is not None:
         inner = getattr(layer, "original_module", None) or getattr(layer, "base_layer", None)
         if inner is None:
@@ -317,19 +318,19 @@ def _plain(layer: Any) -> Any:
 
 
 def write_design(folder: Path, values: Mapping[str, Any]) -> Path:
-    """Write the config of a resolved recipe's parts into `folder` and return it.
+    """Write a config.json for the resolved parts of a recipe to `folder` and return the folder.
 
-    Native parts make a Llama, Mistral or Qwen3 config; others carry the code that reads them. The vocabulary
-    is the tokenizer's; that of a BPE still to be trained is set again when training begins.
+    Native parts give a Llama, Mistral or Qwen3 config; for others the model code is written too. The vocabulary size
+    is the tokenizer's; for a BPE that is not yet trained, it is set again when training starts.
     """
-    # Registers the code that save_pretrained writes beside a config of ours.
+    # Registers the code that save_pretrained writes next to a LabConfig.
     import llm_lab.model.modeling_lab  # noqa: F401
 
     quiet_libraries()
-    ours = config_of_parts(values["model"], _vocabulary_size(values["tokenizer"]))
-    native = native_config(ours)
-    config = native if native is not None else ours
-    config.lab_tokenizer = values["tokenizer"]  # so that a pretraining of this design takes the one it was made for
+    lab = config_of_parts(values["model"], _vocabulary_size(values["tokenizer"]))
+    native = native_config(lab)
+    config = native if native is not None else lab
+    config.lab_tokenizer = values["tokenizer"]  # so that pretraining this design uses the same tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""LoRA: which layers of a model get an adapter, and the adapter put beside them (Hu et al., arXiv:2106.09685)."""
+"""LoRA: choose the layers that get an adapter, and attach a new one (Hu et al., arXiv:2106.09685)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-from .adapter import wrap
+from .adapter import make_peft_model
 from .load import rows_on_disk
 
 if TYPE_CHECKING:
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 QUERIES = frozenset({"q_proj", "query", "q_lin", "wq", "q"})
 VALUES = frozenset({"v_proj", "value", "v_lin", "wv", "v"})
-# Queries, keys and values in one matrix: GPT-2's, NeoX's and Falcon's, Phi-3's, MPT's.
+# Queries, keys and values in one matrix: GPT-2, NeoX and Falcon, Phi-3, MPT.
 FUSED = frozenset({"c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "W_pack"})
-# Feed-forward layers that stand in the block itself, as OPT's do.
+# Feed-forward layers directly in the block, as in OPT.
 PLAIN_FEED_FORWARD = frozenset({"fc1", "fc2", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """What of a model is trained: the names of its parameters, and their number."""
+    """The trainable parameters of a model: their names and number."""
 
     names: frozenset[str]
     parameters: int
@@ -36,13 +36,13 @@ class Trainable:
         return self.parameters / self.total
 
     def describe(self) -> str:
-        """Return it in one line."""
+        """Return a one-line summary."""
         return f"{self.parameters:,} of {self.total:,} parameters are trained ({self.share:.2%})"
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A linear layer of a block: its whole name, and what stands between the block and it."""
+    """A linear layer of a block: its full name, and the parts of its name after the block number."""
 
     name: str
     inside: tuple[str, ...]
@@ -53,7 +53,7 @@ class _Layer:
 
     @property
     def role(self) -> str | None:
-        """ "attention" or "ffn", or None where the names do not tell."""
+        """ "attention" or "ffn", or None if the name does not show it."""
         for part in self.inside[:-1]:
             if "attn" in part.lower() or "attention" in part.lower():
                 return "attention"
@@ -63,10 +63,10 @@ class _Layer:
 
 
 def target_modules(model: Any, preset: str, custom: Sequence[str] | None = None) -> list[str]:
-    """Return the names (suffixes, as PEFT takes them) of the layers that a preset means in this model.
+    """Return the names (suffixes, as PEFT expects them) of the layers that a preset selects in this model.
 
-    custom: the names for preset "custom". UserError, with the linear layers there are, where a preset can't be
-    told from the names of the layers, and where a custom name is no layer.
+    custom: the names for preset "custom". Raises UserError, listing the linear layers, if the names of the layers do
+    not show their role, or if a custom name is not a layer.
     """
     if preset == "custom":
         return _check_custom(model, custom or ())
@@ -90,22 +90,22 @@ def target_modules(model: Any, preset: str, custom: Sequence[str] | None = None)
         raise UserError(
             Problem(
                 "lora.preset",
-                f"the {' and '.join(missing)} layers of {type(model).__name__} can't be told by their names; "
+                f"the {' and '.join(missing)} layers of {type(model).__name__} are not recognized by name; "
                 f"its linear layers are {one_of(_suffixes(layers, layers)) or 'not in blocks'}",
                 value=preset,
-                fix="Take preset custom, with lora.target_modules.",
+                fix="Use preset custom with lora.target_modules.",
             )
         )
     return _suffixes(chosen, layers)
 
 
 def _block_layers(model: Any) -> Iterator[_Layer]:
-    """Yield the linear layers inside the decoder's blocks: those with a number in their name."""
+    """Yield the linear layers of the decoder blocks: those with a number in their name."""
     for name, module in model.named_modules():
         parts = name.split(".")
         number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
         if number is not None and number + 1 < len(parts) and _is_linear(module):
-            # Numbers of experts say nothing of what a layer is.
+            # The number of an expert does not matter for the role of a layer.
             yield _Layer(name, tuple(part for part in parts[number + 1 :] if not part.isdigit()))
 
 
@@ -117,26 +117,26 @@ def _is_linear(module: Any) -> bool:
 
 
 def _has_fused_experts(model: Any) -> bool:
-    """Tell whether blocks hold the matrices of several experts in one tensor, which no linear layer is."""
+    """Return whether blocks store the matrices of several experts in one tensor, not as linear layers."""
     return any(parameter.ndim == 3 and "expert" in name for name, parameter in model.named_parameters())
 
 
 def _suffixes(chosen: Iterable[_Layer], layers: Iterable[_Layer]) -> list[str]:
-    """Return the shortest names that mean the chosen layers and no other: GPT-2 has a c_proj in both halves."""
+    """Return the shortest suffixes that match only the chosen layers: GPT-2 has a c_proj in attention and MLP."""
     chosen = list(chosen)
     names = {layer.name for layer in chosen}
     others = [layer for layer in layers if layer.name not in names]
-    found = {}
+    found: dict[str, None] = {}
     for layer in chosen:
         for length in range(1, len(layer.inside) + 1):
             suffix = ".".join(layer.inside[-length:])
-            if not any(_means(suffix, other.name) for other in others):
+            if not any(_matches(suffix, other.name) for other in others):
                 break
         found[suffix] = None
     return list(found)
 
 
-def _means(suffix: str, name: str) -> bool:
+def _matches(suffix: str, name: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
@@ -146,18 +146,18 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
     known = [name for name, module in model.named_modules() if _is_linear(module) or isinstance(module, nn.Embedding)]
     short = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
     if not names:
-        why = "preset custom wants the names of layers"
+        why = "preset custom requires the names of layers"
         raise UserError(Problem("lora.target_modules", why, allowed=one_of(short)))
     problems = []
     ends = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}
     ends |= {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
     for name in names:
-        meant = [layer for layer in known if _means(name, layer)]
-        if not meant:
+        matching = [layer for layer in known if _matches(name, layer)]
+        if not matching:
             why, fix = f"{type(model).__name__} has no such layer", did_you_mean(name, short)
-        elif model.config.get_text_config().tie_word_embeddings and ends & set(meant):
-            why = "embeddings and head are one matrix here, and an adapter on it would part them"
-            fix = "Leave it out: the rows of new tokens are trained anyway."
+        elif model.config.get_text_config().tie_word_embeddings and ends & set(matching):
+            why = "embeddings and head are tied in this model, and an adapter would untie them"
+            fix = "Remove it: the rows of new tokens are trained anyway."
         else:
             continue
         problems.append(Problem("lora.target_modules", why, value=name, allowed=one_of(short), fix=fix))
@@ -167,20 +167,20 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
 
 
 def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable[int] = ()) -> Any:
-    """Return the model with a new adapter, a PeftModel: the adapter is trained, the rest is frozen.
+    """Return the model with a new adapter, as a PeftModel: the adapter is trained, the rest is frozen.
 
-    options: the recipe's group, with its dropout derived. new_token_ids: tokens whose rows in embeddings and head
-    are trained too; those that the base on disk has no rows for always are. A reward model's score head is
-    trained whole. Same seed, same adapter. UserError where a preset or a name does not fit the model.
+    options: the lora group of a resolved recipe. new_token_ids: tokens whose rows in embeddings and head are trained
+    too, in addition to those that the base on disk has no rows for. The score head of a reward model is trained in
+    full. The same seed gives the same adapter. Raises UserError if a preset or a name does not match the model.
     """
     import torch
     from peft import LoraConfig, TaskType, prepare_model_for_kbit_training
 
-    assert options.dropout is not None, "the plan derives it"
+    assert options.dropout is not None, "derived when the recipe is resolved"
     targets = target_modules(model, options.preset, options.target_modules)
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    judges = hasattr(model, "score")
+    is_classifier = hasattr(model, "score")
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
@@ -188,14 +188,14 @@ def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
         target_modules=targets,
-        modules_to_save=["score"] if judges else None,
+        modules_to_save=["score"] if is_classifier else None,
         trainable_token_indices=_rows_to_train(model, new_token_ids, targets),
-        task_type=TaskType.SEQ_CLS if judges else TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if is_classifier else TaskType.CAUSAL_LM,
     )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        adapted = wrap(model, config)
-    # Absolute, so that the adapter finds its base from any folder.
+        adapted = make_peft_model(model, config)
+    # Absolute, so the adapter finds its base from any working directory.
     base = model.name_or_path
     adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
     assert describe_trainable(adapted).parameters > 0
@@ -203,7 +203,7 @@ def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable
 
 
 def _rows_to_train(model: Any, new_token_ids: Iterable[int], targets: Sequence[str]) -> Any:
-    """Return PEFT's trainable_token_indices: of the embeddings, and of the head where it is another matrix."""
+    """Return PEFT's trainable_token_indices for the embeddings and, if it is a separate matrix, the head."""
     rows = model.get_input_embeddings().weight.shape[0]
     ids = sorted({*new_token_ids, *range(rows_on_disk(model.name_or_path) or rows, rows)})
     if not ids:
@@ -212,21 +212,21 @@ def _rows_to_train(model: Any, new_token_ids: Iterable[int], targets: Sequence[s
     names = {id(module): name for name, module in model.named_modules()}
     own_head = head is not None and head.weight is not model.get_input_embeddings().weight
     ends = [names[id(model.get_input_embeddings())], *([names[id(head)]] if own_head else [])]
-    if any(_means(target, end) for target in targets for end in ends):
-        why = "the rows of new tokens are trained whole, and can't have an adapter too"
-        raise UserError(Problem("lora.target_modules", why, fix="Leave embeddings and head out."))
+    if any(_matches(target, end) for target in targets for end in ends):
+        why = "the rows of new tokens are trained in full, so their layer can't have an adapter"
+        raise UserError(Problem("lora.target_modules", why, fix="Remove embeddings and head."))
     if getattr(head, "bias", None) is not None:
-        # PEFT computes such a head without its bias.
-        why = f"{type(model).__name__} has a bias in its head, beside which single rows can't be trained"
-        fix = "Take a chat template whose tokens the model has, or leave lora out."
+        # PEFT ignores the bias of such a head.
+        why = f"{type(model).__name__} has a bias in its head, so new token rows can't be trained with LoRA"
+        fix = "Use a chat template whose tokens the model already has, or remove lora."
         raise UserError(Problem("lora", why, fix=fix))
     return dict.fromkeys(ends, ids) if own_head else ids
 
 
 def describe_trainable(model: Any) -> Trainable:
-    """Return which parameters of a model are trained."""
+    """Return the trainable parameters of a model."""
     names = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    if hasattr(model, "get_nb_trainable_parameters"):  # it knows how many weights 4-bit tensors hold
+    if hasattr(model, "get_nb_trainable_parameters"):  # it knows the number of weights in 4-bit tensors
         trained, total = model.get_nb_trainable_parameters()
         return Trainable(names, trained, total)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Save models and designs as plain Hugging Face folders, in a native architecture where the parts allow."""
+"""Save models as plain Hugging Face folders, as a native architecture if the parts allow it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHARED = [
 
 
 def native_config(config: Any) -> Any | None:
-    """Return the Llama, Mistral or Qwen3 config that a LabConfig's parts amount to, or None."""
+    """Return the Llama, Mistral or Qwen3 config equivalent to a LabConfig, or None."""
     kind, _ = native_architecture({key: getattr(config, key) for key in _PARTS})
     if kind is None:
         return None
@@ -47,7 +47,7 @@ def native_config(config: Any) -> Any | None:
         attention_bias=config.attention_bias,
         use_sliding_window=window is not None,
         sliding_window=window,
-        # Qwen3 slides from layer max_window_layers on: 0 is every layer.
+        # Qwen3 uses the window from layer max_window_layers on: 0 means every layer.
         max_window_layers=0 if window is not None else config.num_hidden_layers,
     )
 
@@ -56,7 +56,7 @@ _PARTS = ("position_embedding", "norm", "activation", "qk_norm", "sliding_window
 
 
 def lab_config(config: Any) -> Any | None:
-    """Return the LabConfig of a Llama, Mistral or Qwen3 config, or None where the parts are not ours."""
+    """Return the LabConfig equivalent to a Llama, Mistral or Qwen3 config, or None if a part is not supported."""
     from llm_lab.model.configuration_lab import ROPE_KEYS, YARN_KEYS, LabConfig
 
     kind = getattr(config, "model_type", None)
@@ -80,34 +80,34 @@ def lab_config(config: Any) -> Any | None:
         norm="rmsnorm",
         norm_eps=config.rms_norm_eps,
         activation="swiglu",
-        # Any key may stand in a config.json; these are read by the classes that have such biases alone.
+        # A config.json may contain any key; only the classes with such biases read these.
         attention_bias=kind != "mistral" and bool(getattr(config, "attention_bias", False)),
         mlp_bias=kind == "llama" and bool(getattr(config, "mlp_bias", False)),
         qk_norm=kind == "qwen3",
         sliding_window=window if kind in ("mistral", "qwen3") else None,
-        # Not a key of theirs, but kept in config.json so that training goes on as it began.
+        # Not a key of these classes, but kept in config.json so that resumed training uses it.
         hidden_dropout=float(getattr(config, "hidden_dropout", 0.0) or 0.0),
     )
 
 
 def set_special_tokens(model: Any, tokenizer: Any) -> None:
-    """Tell model and generation config the tokenizer's own ids; none is ever assumed."""
+    """Set the tokenizer's special token ids in the model's config and generation config."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    writes = getattr(model, "generation_config", None) is not None  # a classifier has none
+    generates = getattr(model, "generation_config", None) is not None  # a classifier has none
     for key, value in ids.items():
         setattr(model.config, key, value)
-        if writes:
+        if generates:
             setattr(model.generation_config, key, value)
-    if writes and tokenizer.pad_token_id is None:
+    if generates and tokenizer.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.eos_token_id
 
 
 def to_native(model: Any) -> Any | None:
-    """Return the same weights as LlamaForCausalLM (or Mistral, Qwen3), sharing memory, or None."""
+    """Return the model as LlamaForCausalLM (or Mistral, Qwen3) with shared weights, or None."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -127,9 +127,9 @@ def to_native(model: Any) -> Any | None:
 
 
 def save_model(model: Any, folder: Path, tokenizer: Any = None, state_dict: dict | None = None) -> None:
-    """Write config, weights (safetensors), generation config and tokenizer into `folder`.
+    """Write config, weights (safetensors), generation config and tokenizer to `folder`.
 
-    A combination of parts that no common architecture has carries its own code. Of a PeftModel, the adapter.
+    For parts that no native architecture has, the model code is written too. For a PeftModel, only the adapter.
     """
     if hasattr(model, "peft_config"):
         return save_adapter(model, folder, tokenizer)

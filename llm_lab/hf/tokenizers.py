@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, a BPE trained on the run's own text, or any of Hugging Face's."""
+"""Tokenizers: bytes, a BPE trained on the run's text, or any Hugging Face tokenizer."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 
 END_OF_TEXT = "<|endoftext|>"
-# BPE training takes time quadratic in the length of a word, and a text without spaces is one word. Cutting
-# this seldom changes no merge that matters.
+# BPE training time is quadratic in word length, and a text without spaces is one word. Cuts this far apart have no
+# effect on the merges that matter.
 LONG_TEXT = 10_000
 
 
 def make_byte_tokenizer() -> Any:
-    """Return a tokenizer whose ids 0 to 255 are the bytes of UTF-8 text, and 256 its end."""
+    """Return a tokenizer whose ids 0 to 255 are the bytes of UTF-8 text and 256 is end-of-text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = _byte_characters()
     vocabulary = {character: byte for byte, character in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    # The split into words changes nothing without merges, but keeps the pieces that BPE works on short.
+    # Without merges, splitting into words does not change the result, but BPE is faster on short pieces.
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     return _wrap(backend)
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int, *, key: str = "tokenizer.bpe") -> Any:
-    """Train a byte-level BPE with GPT-2's pre-tokenizer (one that llama.cpp knows).
+    """Train a byte-level BPE with GPT-2's pre-tokenizer, which llama.cpp supports.
 
-    Returns a tokenizer of at most `vocab_size` entries, the end-of-text token among them. UserError where
-    there is no text.
+    Returns a tokenizer with at most `vocab_size` entries, including end-of-text. Raises UserError if there is no
+    text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -39,7 +39,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, *, key: str = "tokenize
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # the end-of-text token comes on top, as the last id
+        vocab_size=vocab_size - 1,  # the end-of-text token is added as the last id
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -56,7 +56,7 @@ def _pieces(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _byte_characters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in byte order."""
+    """Return GPT-2's printable characters for the 256 bytes, in byte order."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
@@ -67,14 +67,14 @@ def _wrap(backend: Any) -> Any:
 
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=END_OF_TEXT,  # GPT-2's way: the token between documents also begins one
+        bos_token=END_OF_TEXT,  # as in GPT-2: the token between documents also starts one
         eos_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
     )
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, key: str = "tokenizer") -> Any:
-    """Load a tokenizer from a folder (a run's too) or the Hub. UserError with what to do where it can't be."""
+    """Load a tokenizer from a folder (or run folder) or the Hub. Raises UserError if it can't be loaded."""
     from transformers import AutoTokenizer
 
     folder = Path(name).expanduser()
@@ -82,34 +82,34 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, key: st
     if source is None and folder.is_dir():
         source = next((f for f in (folder / "model", folder) if (f / "tokenizer.json").exists()), None)
         if source is None:
-            raise UserError(Problem(key, "this folder holds no tokenizer.json", value=name))
+            raise UserError(Problem(key, "this folder has no tokenizer.json", value=name))
     try:
-        # Where nothing is said of a model's own code, the library asks for it on the terminal.
+        # Always passed: without a value, transformers asks on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(source or str(name), trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(hub_problem(error, key, str(name), "tokenizer")) from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            Problem(key, "this tokenizer has no fast (tokenizer.json) form, which training needs", value=name)
+            Problem(key, "this is not a fast tokenizer (tokenizer.json), which training requires", value=name)
         )
     return tokenizer
 
 
 def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem:
-    """Put into words why something could not be loaded from disk or the Hub, and what to do."""
+    """Explain why something could not be loaded from disk or the Hub, and how to fix it."""
     text = str(error)
     lowered = text.lower()
     if "gated" in lowered or "401" in text or "403" in text:
         why = f"this {what} is gated or private"
         fix = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
     elif "trust_remote_code" in text:
-        why = f"this {what} brings its own code, which is run only if you say so"
-        fix = "Read that code first, then allow it with --trust-remote-code."
+        why = f"this {what} contains custom code, which runs only with your permission"
+        fix = "Review the code first, then allow it with --trust-remote-code."
     elif "not a local folder and is not a valid model identifier" in text or "404" in text:
-        why = f"there is no {what} of this name, here or on the Hub"
-        fix = "Check the spelling; a private one needs `hf auth login`."
+        why = f"no {what} with this name, locally or on the Hub"
+        fix = "Check the spelling; a private one requires `hf auth login`."
     elif any(word in lowered for word in ("connect", "offline", "resolve", "timed out", "couldn't reach")):
-        why = f"there is no such folder, and the Hub could not be reached for a {what} of this name"
+        why = f"no such local folder, and the Hub can't be reached for a {what} with this name"
         fix = "Check the path, the network, and HF_HUB_OFFLINE."
     else:
         first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -100,13 +100,13 @@ def test_a_preference_is_recognized_by_its_columns(name):
 
 def test_a_dialogue_with_several_turns_and_paragraphs_is_read_completely():
     before = (
-        "\n\nHuman: Hello\n\nAssistant: Good day.\n\nHow are you?\n\nHuman: Tell me:\n\n1. why\n\n2. how\n\nAssistant:"
+        "\n\nHuman: Hello\n\nAssistant: Good day.\n\nHow are you?\n\nHuman: Show me:\n\n1. why\n\n2. how\n\nAssistant:"
     )
     row = {"chosen": f"{before} First.\n\nSecond, Human: or not.\n", "rejected": f"{before} No.\n\nNever."}
     prompt = (
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Good day.\n\nHow are you?"},
-        {"role": "user", "content": "Tell me:\n\n1. why\n\n2. how"},
+        {"role": "user", "content": "Show me:\n\n1. why\n\n2. how"},
     )
     preference = only(row, kind="preference")
     assert preference.prompt == prompt

@@ -48,7 +48,7 @@ def write(kind: str, folder, documents=DOCUMENTS) -> str:
 
 
 class FakeHub:
-    """Stands in for load_dataset with streaming=True: three shards, read with the library's own reader."""
+    """Replaces load_dataset with streaming=True: three shards, read with the library's own reader."""
 
     def __init__(self, files: str):
         self.files = files

@@ -25,7 +25,7 @@ from llm_lab.chat.session import ChatSession, ChatSettings
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.evaluation.compare import compare as compare_models
-from llm_lab.hf.load import load_model, switch_adapter_off
+from llm_lab.hf.load import load_model, without_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.comparison import Answer, Compared, Comparison, as_markdown, best_of, differences, verdict
@@ -343,7 +343,7 @@ def test_switching_off_gives_the_bases_logits_and_restores_the_adapter(tied, tmp
     model, base = load_model(tmp_path / "adapter"), load_model(tmp_path / "base")
     ids = torch.arange(250, 257)[None]
     before, ends = model(ids).logits, model.generation_config.eos_token_id
-    with switch_adapter_off(model, str(tmp_path / "adapter")) as its_tokenizer:
+    with without_adapter(model, str(tmp_path / "adapter")) as its_tokenizer:
         assert torch.equal(model(ids).logits, base(ids).logits)
         assert its_tokenizer.get_vocab() == load_tokenizer(tmp_path / "base").get_vocab()
         assert model.generation_config.eos_token_id == base.generation_config.eos_token_id == 256
@@ -454,7 +454,7 @@ def test_damaged_files_are_reported_at_once_before_any_model_is_loaded(models, t
     with pytest.raises(UserError) as caught:
         compare(["gpt2", *(str(tmp_path / name) for name in names)], load=never)
     message = str(caught.value)
-    for word in ("is damaged", "no weights", "another model", "model-1.safetensors", "not at /gone/base"):
+    for word in ("is damaged", "no weights", "another model", "model-1.safetensors", "does not exist: /gone/base"):
         assert word in message, word
 
 

@@ -539,7 +539,7 @@ def test_code_of_others_is_run_and_taken_along_only_if_that_is_said(in_tmp_path,
             file.write_text(file.read_text().replace('"llm_lab"', '"their_lab"'))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
     assert main(["export", "theirs", "--out", "ours"]) == 2
-    assert "brings its own code" in capsys.readouterr().err
+    assert "contains custom code" in capsys.readouterr().err
     assert main(["export", "theirs", "--out", "ours", "--trust-remote-code"]) == 0
     assert "Exported, proven: ours" in capsys.readouterr().out
     assert "modeling_lab.py" in os.listdir("ours")

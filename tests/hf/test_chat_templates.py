@@ -1,4 +1,4 @@
-"""Chat templates: chosen, saved with the tokenizer, and embeddings for their tokens."""
+"""Chat templates are chosen, saved with the tokenizer, and get embeddings for their tokens."""
 
 import pytest
 import torch
@@ -30,22 +30,21 @@ def llama(rows=257, *, tied=True):
     return LlamaForCausalLM(config)
 
 
-def test_the_choices_of_a_recipe_are_those_there_are():
+def test_a_recipe_allows_exactly_the_existing_templates():
     assert set(CHOICES) == {"own", *CHAT_TEMPLATES}
 
 
-def test_chatml_is_taken_where_there_is_none():
+def test_chatml_is_the_default_without_a_template():
     tokenizer = make_byte_tokenizer()
     chosen = apply_chat_template_choice(tokenizer)
     assert chosen.name == "chatml"
     assert tokenizer.eos_token == "<|im_end|>"
-    assert chosen.end_of_turn_id == tokenizer.eos_token_id
     assert chosen.former_eos_id == 256
     assert set(tokenizer.convert_ids_to_tokens(list(chosen.new_ids))) == {"<|im_start|>", "<|im_end|>", PAD}
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
-def test_its_own_is_kept_where_there_is_one():
+def test_an_existing_template_is_kept_by_default():
     tokenizer = make_byte_tokenizer()
     apply_chat_template_choice(tokenizer, "llama3")
     before = tokenizer.chat_template
@@ -56,20 +55,20 @@ def test_its_own_is_kept_where_there_is_one():
     assert chosen.former_eos_id is None
 
 
-def test_zephyr_takes_the_end_of_text_that_is_there():
+def test_zephyr_uses_the_existing_end_of_text_token():
     tokenizer = make_byte_tokenizer()
     chosen = apply_chat_template_choice(tokenizer, "zephyr")
     assert tokenizer.eos_token_id == 256
     assert tokenizer.convert_ids_to_tokens(list(chosen.new_ids)) == [PAD]
 
 
-@pytest.mark.parametrize(("choice", "why"), [("own", "no chat template of its own"), ("chatlm", "Did you mean chatml")])
-def test_what_is_not_there_is_an_error(choice, why):
+@pytest.mark.parametrize(("choice", "why"), [("own", "does not have its own"), ("chatlm", "Did you mean chatml")])
+def test_an_unavailable_template_is_an_error(choice, why):
     with pytest.raises(UserError, match=why):
         apply_chat_template_choice(make_byte_tokenizer(), choice)
 
 
-def test_a_padding_token_is_taken_from_what_is_there_before_one_is_added():
+def test_an_existing_padding_token_is_preferred_to_a_new_one():
     tokenizer = make_byte_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|finetune_right_pad_id|>"]})
     size = len(tokenizer)
@@ -82,7 +81,7 @@ def test_a_padding_token_is_taken_from_what_is_there_before_one_is_added():
     assert kept.pad_token == "<filler>"
 
 
-def test_padding_that_is_the_end_of_text_is_replaced():
+def test_a_padding_token_equal_to_eos_is_replaced():
     tokenizer = make_byte_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     apply_chat_template_choice(tokenizer, "zephyr")
@@ -103,7 +102,7 @@ def test_the_template_is_saved_with_the_tokenizer(tmp_path, template):
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_new_rows_are_about_the_mean_of_the_old_and_the_old_stay(tied):
+def test_new_rows_are_close_to_the_mean_and_old_rows_are_unchanged(tied):
     tokenizer, model = make_byte_tokenizer(), llama(tied=tied)
     matrices = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
     chosen = apply_chat_template_choice(tokenizer)
@@ -116,10 +115,10 @@ def test_new_rows_are_about_the_mean_of_the_old_and_the_old_stay(tied):
         assert torch.equal(new[:257], old)
         distance = (new[257:] - old.mean(0)).abs().max()
         assert 0 < distance < 0.1 * old.std()
-        assert not torch.equal(new[257], new[258])  # else a model could not tell them apart at first
+        assert not torch.equal(new[257], new[258])  # or a model could not distinguish them at first
 
 
-def test_the_new_rows_depend_on_the_seed_alone():
+def test_new_rows_depend_only_on_the_seed():
     def rows(seed):
         tokenizer, model = make_byte_tokenizer(), llama(tied=False)
         torch.manual_seed(seed + 7)
@@ -130,7 +129,7 @@ def test_the_new_rows_depend_on_the_seed_alone():
     assert not any(map(torch.equal, rows(1), rows(2)))
 
 
-def test_rows_to_spare_are_kept_and_used():
+def test_unused_rows_are_kept_and_used():
     tokenizer, model = make_byte_tokenizer(), llama(rows=320)
     chosen = apply_chat_template_choice(tokenizer)
     with torch.no_grad():
@@ -142,7 +141,7 @@ def test_rows_to_spare_are_kept_and_used():
     assert not (weight[257:260] == 9.0).any()
 
 
-def test_generation_stops_at_the_end_of_a_turn_and_of_a_text():
+def test_generation_stops_at_end_of_turn_and_end_of_text():
     tokenizer, model = make_byte_tokenizer(), llama()
     resize_for(model, tokenizer, apply_chat_template_choice(tokenizer))
     assert model.config.vocab_size == len(tokenizer)
@@ -159,7 +158,7 @@ def test_generation_stops_at_the_end_of_a_turn_and_of_a_text():
         assert written[0, prompt.shape[1] :].tolist() == [end]
 
 
-def test_what_ended_a_generation_before_still_does():
+def test_earlier_end_tokens_still_end_generation():
     tokenizer, model = make_byte_tokenizer(), llama()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|eom|>"]})
     apply_chat_template_choice(tokenizer, "zephyr")
@@ -169,7 +168,7 @@ def test_what_ended_a_generation_before_still_does():
     assert model.config.eos_token_id == 256
 
 
-def test_a_model_of_parts_takes_new_tokens_through_save_and_load(tmp_path):
+def test_new_tokens_of_a_lab_model_survive_saving_and_loading(tmp_path):
     from llm_lab.recipe.resolve import resolve
 
     recipe = {"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}], "tokenizer": "bytes"}

@@ -1,4 +1,4 @@
-"""Conversations as tokens: what is learnt is what the assistant says, and what is asked is what was taught."""
+"""Conversations as tokens: only the assistant's turns are trained, and prompts are prefixes of what was trained."""
 
 from copy import deepcopy
 from functools import cache
@@ -23,19 +23,19 @@ from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
 
 GPT2 = Path(__file__).resolve().parents[3] / "shared/data/gpt2-tokenizer"
 TEXTS = ["the user asks and the assistant answers.\n\nSystem: hello! <|im_start|> 1 + 1 = 2\n"] * 20
-TALK = [
+CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello, who are you?"},
     {"role": "assistant", "content": "A model.\n\nAnd you? (Ünïcödé ☂)"},
     {"role": "user", "content": " a person "},
     {"role": "assistant", "content": "So I thought."},
 ]
-SPACED = [*TALK[:-1], {"role": "assistant", "content": "\n\n  def f():\n    return 1 \n"}]
+SPACED = [*CONVERSATION[:-1], {"role": "assistant", "content": "\n\n  def f():\n    return 1 \n"}]
 
 
 def make(kind):
     if kind == "gpt2" and not GPT2.exists():
-        pytest.skip("GPT-2's tokenizer is not here")
+        pytest.skip("GPT-2's tokenizer is not available")
     if kind == "sentencepiece":
         return sentencepiece_like()
     return {
@@ -51,7 +51,7 @@ def gpt2():
 
 
 def sentencepiece_like():
-    """A tokenizer in the manner of Llama 2's: a space before the text, BOS added, bytes for what it doesn't know."""
+    """A tokenizer like Llama 2's: a space before the text, BOS added, unknown characters as bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -79,78 +79,78 @@ def tokenizer(request, plain):
     return plain
 
 
-def learnt(tokenizer, encoded):
+def trained_text(tokenizer, encoded):
     return tokenizer.decode([i for i, mask in zip(encoded.input_ids, encoded.labels_mask, strict=True) if mask])
 
 
-def as_transformers_does(tokenizer, messages, **options):
+def encode_with_transformers(tokenizer, messages, **options):
     return tokenizer.apply_chat_template(messages, return_dict=True, **options)
 
 
-def test_every_answer_is_learnt_with_its_end_of_turn_and_nothing_else(tokenizer):
+def test_only_answers_and_their_end_of_turn_are_trained(tokenizer):
     end = tokenizer.eos_token
-    encoded = encode_conversation(tokenizer, TALK)
-    assert learnt(tokenizer, encoded) == f"{TALK[2]['content']}{end}{TALK[4]['content']}{end}"
+    encoded = encode_conversation(tokenizer, CONVERSATION)
+    assert trained_text(tokenizer, encoded) == f"{CONVERSATION[2]['content']}{end}{CONVERSATION[4]['content']}{end}"
     assert encoded.labels.count(tokenizer.eos_token_id) == 2
     assert [label for label in encoded.labels if label != -100] == [
         token for token, mask in zip(encoded.input_ids, encoded.labels_mask, strict=True) if mask
     ]
-    assert tokenizer.decode(encoded.input_ids) == render_conversation(tokenizer, TALK)
+    assert tokenizer.decode(encoded.input_ids) == render_conversation(tokenizer, CONVERSATION)
 
 
-def test_without_assistant_only_all_is_learnt_from_the_same_tokens(tokenizer):
-    everything = encode_conversation(tokenizer, TALK, assistant_only=False)
-    assert everything.input_ids == encode_conversation(tokenizer, TALK).input_ids
+def test_without_assistant_only_all_of_the_same_tokens_are_trained(tokenizer):
+    everything = encode_conversation(tokenizer, CONVERSATION, assistant_only=False)
+    assert everything.input_ids == encode_conversation(tokenizer, CONVERSATION).input_ids
     assert everything.trained_tokens == len(everything.input_ids)
 
 
 @pytest.mark.parametrize("template", ["chatml", "zephyr"])
-def test_tokens_and_mask_are_those_of_transformers(plain, template):
+def test_tokens_and_mask_equal_those_of_transformers(plain, template):
     apply_chat_template_choice(plain, template)
-    theirs = as_transformers_does(plain, TALK, return_assistant_tokens_mask=True)
-    ours = encode_conversation(plain, TALK)
-    assert ours.input_ids == theirs["input_ids"]
-    assert ours.labels_mask == theirs["assistant_masks"]
+    expected = encode_with_transformers(plain, CONVERSATION, return_assistant_tokens_mask=True)
+    encoded = encode_conversation(plain, CONVERSATION)
+    assert encoded.input_ids == expected["input_ids"]
+    assert encoded.labels_mask == expected["assistant_masks"]
 
 
-def test_the_prompt_is_what_transformers_makes_of_it(tokenizer):
-    for messages in (TALK[:2], TALK[1:2]):
-        theirs = as_transformers_does(tokenizer, messages, add_generation_prompt=True)["input_ids"]
-        assert encode_prompt(tokenizer, messages) == theirs
+def test_the_prompt_equals_that_of_transformers(tokenizer):
+    for messages in (CONVERSATION[:2], CONVERSATION[1:2]):
+        expected = encode_with_transformers(tokenizer, messages, add_generation_prompt=True)["input_ids"]
+        assert encode_prompt(tokenizer, messages) == expected
 
 
 @pytest.mark.parametrize("template", ["chatml", "zephyr"])
-def test_the_prompt_of_a_later_turn_is_what_transformers_makes_of_it(plain, template):
+def test_the_prompt_of_a_later_turn_equals_that_of_transformers(plain, template):
     apply_chat_template_choice(plain, template)
-    for messages in (TALK[:4], [*SPACED, TALK[1]]):
-        theirs = as_transformers_does(plain, messages, add_generation_prompt=True)["input_ids"]
-        assert encode_prompt(plain, messages) == theirs
+    for messages in (CONVERSATION[:4], [*SPACED, CONVERSATION[1]]):
+        expected = encode_with_transformers(plain, messages, add_generation_prompt=True)["input_ids"]
+        assert encode_prompt(plain, messages) == expected
 
 
-@pytest.mark.parametrize("talk", [TALK, SPACED], ids=["words", "white space"])
-def test_what_is_asked_is_the_beginning_of_what_was_taught(tokenizer, talk):
-    whole = encode_conversation(tokenizer, talk)
+@pytest.mark.parametrize("conversation", [CONVERSATION, SPACED], ids=["words", "white space"])
+def test_every_prompt_is_a_prefix_of_the_trained_tokens(tokenizer, conversation):
+    whole = encode_conversation(tokenizer, conversation)
     for turn in (2, 4):
-        prompt = encode_prompt(tokenizer, talk[:turn])
+        prompt = encode_prompt(tokenizer, conversation[:turn])
         assert whole.input_ids[: len(prompt)] == prompt
         assert whole.labels_mask[len(prompt)] == 1
         assert whole.labels_mask[len(prompt) - 1] == 0
 
 
-def test_white_space_between_prompt_and_answer_does_not_melt():
-    # GPT-2's pre-tokenizer parts two line ends before a word, and not at the end of a text: to encode the whole at
-    # once, as transformers does, would teach an answer to a prompt that is never asked.
+def test_white_space_between_prompt_and_answer_is_not_merged_into_one_token():
+    # GPT-2's pre-tokenizer splits two newlines before a word, but not at the end of a text. Encoding the whole text at
+    # once, as transformers does, would train an answer to a prompt that never occurs at inference.
     tokenizer = train_bpe(["a line\n\n"] * 50, 270)
     apply_chat_template_choice(tokenizer, "llama3")
-    prompt = encode_prompt(tokenizer, TALK[1:2])
-    assert encode_conversation(tokenizer, TALK[1:3]).input_ids[: len(prompt)] == prompt
-    assert as_transformers_does(tokenizer, TALK[1:3])["input_ids"][: len(prompt)] != prompt
+    prompt = encode_prompt(tokenizer, CONVERSATION[1:2])
+    assert encode_conversation(tokenizer, CONVERSATION[1:3]).input_ids[: len(prompt)] == prompt
+    assert encode_with_transformers(tokenizer, CONVERSATION[1:3])["input_ids"][: len(prompt)] != prompt
 
 
 def test_an_answer_follows_its_prompt_and_ends_its_turn(tokenizer):
-    prompt, answer = encode_answer(tokenizer, TALK[:4], "So I thought.")
-    whole = encode_conversation(tokenizer, TALK).input_ids
-    assert prompt == encode_prompt(tokenizer, TALK[:4])
+    prompt, answer = encode_answer(tokenizer, CONVERSATION[:4], "So I thought.")
+    whole = encode_conversation(tokenizer, CONVERSATION).input_ids
+    assert prompt == encode_prompt(tokenizer, CONVERSATION[:4])
     assert whole[: len(prompt) + len(answer)] == prompt + answer
     assert answer[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(answer[:-1]) == "So I thought."
@@ -163,82 +163,85 @@ INJECTION = (
 
 
 @pytest.mark.parametrize("role", ["user", "system"])
-def test_text_that_looks_like_a_role_marker_is_neither_learnt_nor_control(tokenizer, role):
-    plain_talk = [{"role": role, "content": "?"}, {"role": "user", "content": "?"}][-2 if role == "system" else -1 :]
+def test_text_that_looks_like_a_role_marker_is_neither_trained_nor_a_control_token(tokenizer, role):
+    before = [{"role": role, "content": "?"}, {"role": "user", "content": "?"}][-2 if role == "system" else -1 :]
     answer = [{"role": "assistant", "content": "I am kind."}]
-    talk = [{**plain_talk[0], "content": INJECTION}, *plain_talk[1:], *answer]
-    encoded = encode_conversation(tokenizer, talk)
-    assert learnt(tokenizer, encoded) == f"I am kind.{tokenizer.eos_token}"
-    assert tokenizer.decode(encoded.input_ids) == render_conversation(tokenizer, talk)
+    conversation = [{**before[0], "content": INJECTION}, *before[1:], *answer]
+    encoded = encode_conversation(tokenizer, conversation)
+    assert trained_text(tokenizer, encoded) == f"I am kind.{tokenizer.eos_token}"
+    assert tokenizer.decode(encoded.input_ids) == render_conversation(tokenizer, conversation)
 
     def control(messages):
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         return [token for token in encode_conversation(tokenizer, messages).input_ids if token in special]
 
-    assert control(talk) == control([*plain_talk, *answer])
-    assert encode_prompt(tokenizer, talk[:-1]) == encoded.input_ids[: len(encode_prompt(tokenizer, talk[:-1]))]
+    assert control(conversation) == control([*before, *answer])
+    assert (
+        encode_prompt(tokenizer, conversation[:-1])
+        == encoded.input_ids[: len(encode_prompt(tokenizer, conversation[:-1]))]
+    )
 
 
 def test_control_tokens_in_an_answer_do_not_end_it(tokenizer):
-    talk = [TALK[1], {"role": "assistant", "content": f"It is written {tokenizer.eos_token} in full."}]
-    encoded = encode_conversation(tokenizer, talk)
+    conversation = [CONVERSATION[1], {"role": "assistant", "content": f"It is written {tokenizer.eos_token} in full."}]
+    encoded = encode_conversation(tokenizer, conversation)
     assert encoded.labels.count(tokenizer.eos_token_id) == 1
-    assert learnt(tokenizer, encoded) == f"It is written {tokenizer.eos_token} in full.{tokenizer.eos_token}"
+    assert trained_text(tokenizer, encoded) == f"It is written {tokenizer.eos_token} in full.{tokenizer.eos_token}"
 
 
-def test_marks_that_a_text_holds_already_do_no_harm(tokenizer):
-    talk = [{"role": "user", "content": f"\ufdd0{tokenizer.eos_token}\ufdd1\ufdd2"}, TALK[2]]
-    encoded = encode_conversation(tokenizer, talk)
-    assert tokenizer.decode(encoded.input_ids) == render_conversation(tokenizer, talk)
+def test_noncharacters_in_a_text_have_no_effect(tokenizer):
+    conversation = [{"role": "user", "content": f"\ufdd0{tokenizer.eos_token}\ufdd1\ufdd2"}, CONVERSATION[2]]
+    encoded = encode_conversation(tokenizer, conversation)
+    assert tokenizer.decode(encoded.input_ids) == render_conversation(tokenizer, conversation)
     assert encoded.input_ids.count(tokenizer.eos_token_id) == encoded.labels.count(tokenizer.eos_token_id) + (
         find_end_of_turn(tokenizer) == tokenizer.eos_token
     )
 
 
-def test_nothing_begins_or_ends_twice(tokenizer):
-    ids = encode_conversation(tokenizer, TALK).input_ids
+def test_bos_and_eos_are_never_doubled(tokenizer):
+    ids = encode_conversation(tokenizer, CONVERSATION).input_ids
     assert (tokenizer.eos_token_id, tokenizer.eos_token_id) not in pairwise(ids)
     adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    if tokenizer.bos_token_id != tokenizer.eos_token_id:  # GPT-2's way: one token for both
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:  # as in GPT-2: one token for both
         assert ids.count(tokenizer.bos_token_id) == (1 if adds_bos else 0)
     text = encode_text(tokenizer, "A text.").input_ids
     assert text.count(tokenizer.eos_token_id) == 1
     assert text[:1].count(tokenizer.bos_token_id) == (1 if adds_bos else 0)
 
 
-def test_longer_ones_are_cut_and_say_so(tokenizer):
-    whole = encode_conversation(tokenizer, TALK)
-    cut = encode_conversation(tokenizer, TALK, max_length=20)
+def test_long_conversations_are_truncated_and_reported(tokenizer):
+    whole = encode_conversation(tokenizer, CONVERSATION)
+    cut = encode_conversation(tokenizer, CONVERSATION, max_length=20)
     assert not whole.truncated
     assert cut.truncated
     assert cut.length == len(whole.input_ids)
     assert cut.input_ids == whole.input_ids[:20]
     assert cut.labels_mask == whole.labels_mask[:20]
-    assert not encode_conversation(tokenizer, TALK, max_length=whole.length).truncated
+    assert not encode_conversation(tokenizer, CONVERSATION, max_length=whole.length).truncated
 
 
-def test_plain_text_is_learnt_whole_and_ended(plain):
-    encoded = encode_text(plain, f"Once {plain.eos_token} upon a time.")
+def test_plain_text_is_trained_completely_and_ends_with_eos(plain):
+    encoded = encode_text(plain, f"Once {plain.eos_token} there was a cat.")
     assert encoded.input_ids[-1] == plain.eos_token_id
     assert encoded.labels == encoded.input_ids
-    assert encoded.input_ids.count(plain.eos_token_id) == 1  # what the text says is no end
-    assert plain.decode(encoded.input_ids, skip_special_tokens=True) == f"Once {plain.eos_token} upon a time."
+    assert encoded.input_ids.count(plain.eos_token_id) == 1  # EOS written in the text is not an end token
+    assert plain.decode(encoded.input_ids, skip_special_tokens=True) == f"Once {plain.eos_token} there was a cat."
 
 
-def test_without_a_chat_template_the_error_says_what_to_do():
+def test_the_error_without_a_chat_template_has_a_fix():
     with pytest.raises(UserError, match=r"no chat template.*chat_template: chatml"):
-        encode_conversation(make_byte_tokenizer(), TALK)
+        encode_conversation(make_byte_tokenizer(), CONVERSATION)
 
 
-def test_what_a_template_refuses_is_an_error_in_words():
+def test_a_conversation_that_a_template_refuses_is_a_user_error():
     tokenizer = make_byte_tokenizer()
     apply_chat_template_choice(tokenizer, "chatml")
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(UserError, match="does not take this conversation: roles must alternate"):
-        encode_conversation(tokenizer, TALK)
+    with pytest.raises(UserError, match="does not accept this conversation: roles must alternate"):
+        encode_conversation(tokenizer, CONVERSATION)
 
 
-# Models' own templates, as TRL has them, and TRL's own versions with {% generation %} as the reference.
+# Original templates of models, as included in TRL, and TRL's versions with {% generation %} as the reference.
 OWN = {
     "llama3": ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"],
     "qwen2_5": ["<|im_end|>", "<|im_start|>"],
@@ -262,22 +265,25 @@ def own_tokenizer(name, *, training=False):
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if name not in ("qwen3", "qwen2_5")])
-def test_answers_of_a_template_without_markers_are_found_as_where_it_is_marked(name):
+def test_answers_are_found_in_templates_without_markers_as_with_markers(name):
     tokenizer = own_tokenizer(name)
     chosen = apply_chat_template_choice(tokenizer)
     assert not has_answer_markers(tokenizer)
-    assert "marks no answers" in chosen.notice
+    assert "answers are not marked" in chosen.notice
     marked = own_tokenizer(name, training=True)
     marked.eos_token = tokenizer.eos_token
-    theirs = as_transformers_does(marked, TALK[1:], return_assistant_tokens_mask=True)
-    ours = encode_conversation(tokenizer, TALK[1:])
-    assert ours.input_ids == theirs["input_ids"]
-    assert ours.labels_mask == up_to_the_end(theirs["assistant_masks"], ours.input_ids, tokenizer.eos_token_id)
-    assert learnt(tokenizer, ours) == f"{TALK[2]['content']}{OWN[name][0]}{TALK[4]['content']}{OWN[name][0]}"
+    expected = encode_with_transformers(marked, CONVERSATION[1:], return_assistant_tokens_mask=True)
+    encoded = encode_conversation(tokenizer, CONVERSATION[1:])
+    assert encoded.input_ids == expected["input_ids"]
+    assert encoded.labels_mask == up_to_the_end(expected["assistant_masks"], encoded.input_ids, tokenizer.eos_token_id)
+    assert (
+        trained_text(tokenizer, encoded)
+        == f"{CONVERSATION[2]['content']}{OWN[name][0]}{CONVERSATION[4]['content']}{OWN[name][0]}"
+    )
 
 
 def up_to_the_end(mask, ids, end):
-    """TRL learns what a template writes after the end of a turn too: a line end that is never asked for."""
+    """Remove from TRL's mask what the template writes after the end of a turn: a newline that is not generated."""
     kept, inside = [], False
     for before, this, token in zip([0, *mask], mask, ids, strict=False):
         inside = bool(this) and (inside or not before)
@@ -287,31 +293,31 @@ def up_to_the_end(mask, ids, end):
 
 
 @pytest.mark.parametrize("name", list(OWN))
-def test_with_a_models_own_template_too_what_is_asked_begins_what_was_taught(name):
+def test_every_prompt_is_a_prefix_of_the_trained_tokens_with_a_models_own_template(name):
     tokenizer = own_tokenizer(name)
     apply_chat_template_choice(tokenizer)
-    whole = encode_conversation(tokenizer, TALK[1:])
+    whole = encode_conversation(tokenizer, CONVERSATION[1:])
     for turn in (1, 3):
-        prompt = encode_prompt(tokenizer, TALK[1 : 1 + turn])
+        prompt = encode_prompt(tokenizer, CONVERSATION[1 : 1 + turn])
         assert whole.input_ids[: len(prompt)] == prompt
         assert whole.labels_mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
-        theirs = as_transformers_does(tokenizer, TALK[1 : 1 + turn], add_generation_prompt=True)
-        assert prompt == theirs["input_ids"]
+        expected = encode_with_transformers(tokenizer, CONVERSATION[1 : 1 + turn], add_generation_prompt=True)
+        assert prompt == expected["input_ids"]
     assert whole.labels.count(tokenizer.eos_token_id) == 2
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
-def test_qwen3_learns_its_empty_thought_since_it_has_to_write_it():
+def test_qwen3_is_trained_on_its_empty_thinking_block_because_it_must_generate_it():
     tokenizer = own_tokenizer("qwen3")
     apply_chat_template_choice(tokenizer)
-    encoded = encode_conversation(tokenizer, TALK[1:3])
-    assert learnt(tokenizer, encoded) == f"<think>\n\n</think>\n\n{TALK[2]['content']}<|im_end|>"
+    encoded = encode_conversation(tokenizer, CONVERSATION[1:3])
+    assert trained_text(tokenizer, encoded) == f"<think>\n\n</think>\n\n{CONVERSATION[2]['content']}<|im_end|>"
     marked = own_tokenizer("qwen3", training=True)
-    theirs = as_transformers_does(marked, TALK[1:3], return_assistant_tokens_mask=True)
-    assert encoded.labels_mask[:-1] == theirs["assistant_masks"][:-1]  # the last one is the line end after the turn
+    expected = encode_with_transformers(marked, CONVERSATION[1:3], return_assistant_tokens_mask=True)
+    assert encoded.labels_mask[:-1] == expected["assistant_masks"][:-1]  # the last token is the newline after the turn
 
 
-def test_markers_that_leave_out_the_end_of_the_turn_are_not_relied_on():
+def test_markers_without_the_end_of_turn_token_are_not_used():
     tokenizer = make_byte_tokenizer()
     apply_chat_template_choice(tokenizer, "chatml")
     template = tokenizer.chat_template.replace(
@@ -320,10 +326,10 @@ def test_markers_that_leave_out_the_end_of_the_turn_are_not_relied_on():
     assert template != tokenizer.chat_template
     tokenizer.chat_template = template
     assert not has_answer_markers(tokenizer)
-    assert learnt(tokenizer, encode_conversation(tokenizer, TALK[1:3])).endswith("<|im_end|>")
+    assert trained_text(tokenizer, encode_conversation(tokenizer, CONVERSATION[1:3])).endswith("<|im_end|>")
 
 
-def test_a_template_that_ends_no_turn_is_refused_for_training_and_still_can_be_asked():
+def test_a_template_without_an_end_of_turn_is_refused_for_training_but_not_for_prompts():
     tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -332,16 +338,16 @@ def test_a_template_that_ends_no_turn_is_refused_for_training_and_still_can_be_a
     with pytest.raises(UserError, match="never learn to stop"):
         apply_chat_template_choice(tokenizer)
     with pytest.raises(UserError, match=r"never learn to stop.*chatml"):
-        encode_conversation(tokenizer, TALK)
-    assert tokenizer.decode(encode_prompt(tokenizer, TALK[:4])).endswith("user:  a person \nassistant: ")
+        encode_conversation(tokenizer, CONVERSATION)
+    assert tokenizer.decode(encode_prompt(tokenizer, CONVERSATION[:4])).endswith("user:  a person \nassistant: ")
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused():
+def test_a_template_that_changes_earlier_text_is_refused():
     tokenizer = make_byte_tokenizer()
     apply_chat_template_choice(tokenizer, "chatml")
     tokenizer.chat_template = (
         "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
     )
-    with pytest.raises(UserError, match="message 3 otherwise"):
-        encode_conversation(tokenizer, TALK)
+    with pytest.raises(UserError, match="before message 3 once it is answered"):
+        encode_conversation(tokenizer, CONVERSATION)

@@ -1,4 +1,4 @@
-"""Saved folders: native where the parts allow, the same numbers for a stranger, and a model that goes on."""
+"""Saved folders are native if the parts allow it, give the same logits without LLM Lab, and can be trained again."""
 
 import copy
 import itertools
@@ -42,9 +42,9 @@ def model_of(parts: dict) -> LabForCausalLM:
     return tiny_model(parts.get("position_embedding", "rope"), **{k: v for k, v in parts.items() if k[:3] != "pos"})
 
 
-def test_saved_folders_load_with_the_same_logits_where_llm_lab_is_unknown(tmp_path):
+def test_saved_folders_give_the_same_logits_without_llm_lab(tmp_path):
     ids, expected = tokens(2, 11), {}
-    # Native folders load without a word of trust; this program gives none.
+    # Native folders load without trust_remote_code; this program does not set it.
     plain = STRANGER.replace(", trust_remote_code=True", "")
     programs = {"native": (NATIVE, plain), "own": (OWN, STRANGER)}
     for group, (cases, program) in programs.items():
@@ -67,7 +67,7 @@ def test_saved_folders_load_with_the_same_logits_where_llm_lab_is_unknown(tmp_pa
 
 
 @pytest.mark.parametrize("name", [*NATIVE, *OWN])
-def test_a_saved_folder_comes_back_as_our_model(name, tmp_path):
+def test_a_saved_folder_is_loaded_as_a_lab_model(name, tmp_path):
     model = model_of((NATIVE | OWN)[name])
     model.config.hidden_dropout = 0.1
     save_model(model, tmp_path, make_byte_tokenizer())
@@ -81,7 +81,7 @@ def test_a_saved_folder_comes_back_as_our_model(name, tmp_path):
 
 
 @pytest.mark.parametrize(("position", "norm", "attention", "activation"), COMBINATIONS)
-def test_the_verdict_before_the_build_is_what_is_written(position, norm, attention, activation):
+def test_the_predicted_architecture_is_the_one_that_is_saved(position, norm, attention, activation):
     for window, qk_norm, attention_bias, mlp_bias in itertools.product((None, 5), *[(False, True)] * 3):
         switches = dict(zip(SWITCHES, (window, qk_norm, attention_bias, mlp_bias), strict=True))
         config = tiny_config(
@@ -97,7 +97,7 @@ def test_the_verdict_before_the_build_is_what_is_written(position, norm, attenti
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_the_native_model_shares_memory_and_training_goes_on(name):
+def test_the_native_model_shares_weights_and_training_continues(name):
     model = model_of(NATIVE[name]).train()
     twin = copy.deepcopy(model)
     native = to_native(model)
@@ -115,12 +115,12 @@ def test_the_native_model_shares_memory_and_training_goes_on(name):
         assert torch.equal(parameter, other)
 
 
-def test_to_native_leaves_other_models_alone():
+def test_to_native_ignores_other_models():
     assert to_native(model_of(OWN["alibi"])) is None
     assert to_native(AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9))) is None
 
 
-def test_models_of_other_parts_are_not_taken_for_ours():
+def test_models_with_unsupported_parts_are_not_loaded_as_lab_models():
     small = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 40}
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
@@ -133,7 +133,7 @@ def test_models_of_other_parts_are_not_taken_for_ours():
     assert none.sliding_window is None
 
 
-def test_the_ids_of_the_tokenizer_go_into_both_configs(tmp_path):
+def test_special_token_ids_are_set_in_both_configs(tmp_path):
     tokenizer = make_byte_tokenizer()
     model = tiny_model(vocab_size=257)
     set_special_tokens(model, tokenizer)
@@ -148,7 +148,7 @@ def test_the_ids_of_the_tokenizer_go_into_both_configs(tmp_path):
     assert model.generation_config.pad_token_id == model.config.pad_token_id == 257
 
 
-def test_a_model_is_built_from_a_native_config_as_ours_and_from_others_as_theirs():
+def test_native_configs_are_built_as_lab_models_and_others_by_transformers():
     native = native_config(tiny_config(sliding_window=5))
     assert isinstance(build_from_config(native), LabForCausalLM)
     assert type(build_from_config(GPT2Config(n_layer=1, n_head=1, n_embd=8))).__name__ == "GPT2LMHeadModel"
@@ -156,8 +156,8 @@ def test_a_model_is_built_from_a_native_config_as_ours_and_from_others_as_theirs
         build_from_config(LabConfig(position_embedding="alibi"), attn_implementation="flash_attention_2")
 
 
-def test_a_model_that_can_not_be_loaded_is_told(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"model\.checkpoint = org/no-such-name.*Hub could not be reached"):
+def test_a_model_that_cannot_be_loaded_is_reported(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"model\.checkpoint = org/no-such-name.*Hub can't be reached"):
         load_model("org/no-such-name")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"model\.config = .*empty"):
@@ -176,8 +176,8 @@ def test_a_model_that_can_not_be_loaded_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ForSequenceClassification", "ForMaskedLM"])
-def test_a_model_that_does_not_write_is_never_loaded_as_one_that_does(tmp_path, kind):
-    """The library would: with the embeddings for an output, or looking at what comes after."""
+def test_only_causal_models_are_loaded(tmp_path, kind):
+    """transformers would load it, with the embeddings as head or with attention to later tokens."""
     import transformers
 
     from llm_lab.export.plan import plan_export
@@ -186,5 +186,5 @@ def test_a_model_that_does_not_write_is_never_loaded_as_one_that_does(tmp_path, 
     config = transformers.BertConfig(vocab_size=257, **sizes)
     getattr(transformers, f"Bert{kind}")(config).save_pretrained(tmp_path)
     for load in (load_model, plan_export):
-        with pytest.raises(UserError, match=r"Name a model that writes|not exported"):
+        with pytest.raises(UserError, match=r"Use a causal language model|not exported"):
             load(str(tmp_path))

@@ -1,4 +1,4 @@
-"""LoRA: which layers get an adapter, what is trained, and that it is saved and found again."""
+"""LoRA: which layers get an adapter, what is trained, and how adapters are saved and loaded."""
 
 import json
 import os
@@ -54,13 +54,13 @@ ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
 
 
-def theirs(config):
+def from_config(config):
     return AutoModelForCausalLM.from_config(config)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_exactly_the_layers_of_the_preset_are_trained_whatever_the_feed_forward(preset, activation):
+def test_a_preset_trains_exactly_its_layers_for_every_activation(preset, activation):
     feed_forward = [*(["gate_proj"] if activation == "swiglu" else []), "up_proj", "down_proj"]
     layers = {
         "minimal": (ATTENTION[0], ATTENTION[2]),
@@ -103,14 +103,14 @@ OPT = OPTConfig(**{**SMALL, "ffn_dim": 24, "word_embed_proj_dim": 16})
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_the_layers_of_other_families_are_found_by_their_role(config, minimal, attention, feed_forward):
-    model = theirs(config)
+def test_the_layers_of_other_model_families_are_recognized_by_role(config, minimal, attention, feed_forward):
+    model = from_config(config)
     assert set(target_modules(model, "minimal")) == minimal
     assert set(target_modules(model, "attention_only")) == attention
     assert set(target_modules(model, "ffn_only")) == feed_forward
     trained = {}
     for preset in PRESETS:
-        adapted = attach_lora(theirs(config), lora(preset=preset), seed=1)
+        adapted = attach_lora(from_config(config), lora(preset=preset), seed=1)
         names = describe_trainable(adapted).names
         trained[preset] = {name.rpartition(".lora_")[0] for name in names}
         assert not any("head" in name or "embed" in name or "wte" in name for name in names)
@@ -128,13 +128,13 @@ def test_the_layers_of_other_families_are_found_by_their_role(config, minimal, a
         (MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2), "all"),
     ],
 )
-def test_a_preset_that_can_not_be_told_is_refused_with_the_layers_there_are(config, preset):
-    model = theirs(config)
-    with pytest.raises(UserError, match=rf"lora.preset = {preset}.*can't be told.*_proj.*preset custom"):
+def test_the_error_for_an_unsupported_preset_lists_the_layers(config, preset):
+    model = from_config(config)
+    with pytest.raises(UserError, match=rf"lora.preset = {preset}.*are not recognized by name.*_proj.*preset custom"):
         target_modules(model, preset)
 
 
-def test_custom_names_are_taken_as_they_are_and_wrong_ones_are_all_told():
+def test_custom_names_are_used_as_given_and_all_wrong_ones_are_reported():
     model = tiny_model()
     adapted = attach_lora(model, lora(preset="custom", target_modules=("o_proj", "lm_head")), seed=1)
     layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in describe_trainable(adapted).names}
@@ -146,11 +146,11 @@ def test_custom_names_are_taken_as_they_are_and_wrong_ones_are_all_told():
     assert "Did you mean q_proj?" in str(first)
     assert second.value == "c_attn"
     assert "up_proj" in second.allowed
-    with pytest.raises(UserError, match="part them"):
+    with pytest.raises(UserError, match="untie them"):
         target_modules(tiny_model(tie_word_embeddings=True), "custom", ("embed_tokens",))
 
 
-def test_the_same_seed_makes_the_same_adapter_and_leaves_the_dice_alone():
+def test_the_adapter_depends_on_its_seed_and_the_global_random_state_is_unchanged():
     def weights(seed):
         model = attach_lora(tiny_model(), lora(), seed=seed)
         return {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -170,7 +170,7 @@ def test_the_same_seed_makes_the_same_adapter_and_leaves_the_dice_alone():
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_new_adapter_changes_nothing_and_the_options_reach_it():
+def test_a_new_adapter_does_not_change_the_model_and_has_the_given_options():
     model = tiny_model()
     plain = model(ids(model)).logits
     adapted = attach_lora(model, lora(r=3, alpha=6, dropout=0.25, use_rslora=True, use_dora=True), seed=1)
@@ -183,10 +183,10 @@ def test_a_new_adapter_changes_nothing_and_the_options_reach_it():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_rows_of_new_tokens_are_trained_in_embeddings_and_head_and_no_other_row_moves(tied, tmp_path):
+def test_only_the_rows_of_new_tokens_are_trained_in_embeddings_and_head(tied, tmp_path):
     base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
     before = {name: p.clone() for name, p in base.named_parameters()}
-    # One more that the base has a row for already.
+    # 7: a token that already has a row in the base.
     model = attach_lora(base, lora(preset="minimal"), seed=1, new_token_ids=[7]).train()
     rows = {name for name in describe_trainable(model).names if "trainable_tokens" in name}
     ends = ["model.embed_tokens", *([] if tied else ["lm_head"])]
@@ -205,7 +205,7 @@ def test_the_rows_of_new_tokens_are_trained_in_embeddings_and_head_and_no_other_
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("native", [True, False])
-def test_a_saved_adapter_comes_back_with_its_base_grown_and_its_end_token(tied, native, tmp_path):
+def test_a_saved_adapter_is_loaded_with_its_vocabulary_and_end_token(tied, native, tmp_path):
     parts = {} if native else {"norm": "layernorm"}
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied, **parts))
     model = perturb(attach_lora(base, lora(use_dora=True), seed=1))
@@ -227,7 +227,7 @@ def test_a_saved_adapter_comes_back_with_its_base_grown_and_its_end_token(tied, 
     torch.testing.assert_close(merged(ids(model)).logits, expected, rtol=0, atol=1e-4)
 
 
-def test_an_adapter_can_be_chatted_with(tmp_path):
+def test_chat_works_with_an_adapter(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
     save_model(perturb(attach_lora(base, lora(), seed=1)), tmp_path / "adapter", tokenizer)
     model, tokenizer = load_model(tmp_path / "adapter"), load_tokenizer(tmp_path / "adapter")
@@ -239,12 +239,12 @@ def test_an_adapter_can_be_chatted_with(tmp_path):
         max_new_tokens=session.last_stats.tokens,
         do_sample=False,
     )
-    told = tokenizer.decode(expected[0, session.last_stats.prompt_tokens :], skip_special_tokens=True)
-    assert session.messages[1]["content"] == told.rstrip("\ufffd")  # a character may be cut off at the end
+    answer = tokenizer.decode(expected[0, session.last_stats.prompt_tokens :], skip_special_tokens=True)
+    assert session.messages[1]["content"] == answer.rstrip("\ufffd")  # the last character may be incomplete
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_optimizer_takes_the_rows_of_new_tokens_for_embeddings(tied, tmp_path):
+def test_optimizers_treat_the_rows_of_new_tokens_as_embeddings(tied, tmp_path):
     base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
     model = attach_lora(base, lora(use_dora=True), seed=1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -254,7 +254,7 @@ def test_an_optimizer_takes_the_rows_of_new_tokens_for_embeddings(tied, tmp_path
     assert vectors == {name for name in names.values() if "lora_magnitude_vector" in name}
 
 
-STRANGER = """
+WITHOUT_LLM_LAB = """
 import sys, torch
 
 class NoLab:
@@ -273,18 +273,18 @@ torch.save(model(torch.load(folder + "/ids.pt", weights_only=True)).logits, fold
 """
 
 
-def test_peft_alone_loads_an_adapter_on_a_native_base_from_another_folder(tmp_path):
+def test_peft_without_llm_lab_loads_an_adapter_on_a_native_base(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", num_key_value_heads=2))
     model = perturb(attach_lora(base, lora(), seed=1))
     save_model(model, tmp_path / "adapter", tokenizer)
     torch.save(ids(model), tmp_path / "adapter" / "ids.pt")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = [sys.executable, "-I", "-c", STRANGER, str(tmp_path / "adapter")]
+    command = [sys.executable, "-I", "-c", WITHOUT_LLM_LAB, str(tmp_path / "adapter")]
     result = subprocess.run(command, cwd=elsewhere, env=dict(os.environ), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    told = torch.load(tmp_path / "adapter" / "logits.pt", weights_only=True)
-    torch.testing.assert_close(told, model(ids(model)).logits, rtol=0, atol=1e-5)
+    loaded = torch.load(tmp_path / "adapter" / "logits.pt", weights_only=True)
+    torch.testing.assert_close(loaded, model(ids(model)).logits, rtol=0, atol=1e-5)
 
 
 def test_an_adapter_finds_its_base_after_both_were_moved(tmp_path):
@@ -295,9 +295,9 @@ def test_an_adapter_finds_its_base_after_both_were_moved(tmp_path):
     moved = tmp_path / "there" / "checkpoints" / "life"
     assert read_adapter(moved / "sft" / "model").base == str(moved / "pretrain" / "model")
     load_model(moved / "sft" / "model")
-    # A model of the same place in the path is not taken for it.
+    # Another model at the same relative path is not accepted.
     save_model(tiny_model(vocab_size=257, norm="layernorm"), moved / "pretrain" / "model", make_byte_tokenizer())
-    with pytest.raises(UserError, match=r"the base that this adapter belongs to is not at .*Put it there"):
+    with pytest.raises(UserError, match=r"the base model of this adapter does not exist: .*Restore it"):
         load_model(moved / "sft" / "model")
 
 
@@ -310,7 +310,7 @@ def test_an_adapter_that_names_itself_as_its_base_is_refused(tmp_path):
     assert read_config_json(tmp_path / "sft") is None
 
 
-def test_an_adapter_trained_on_an_adapter_is_loaded_through_both(tmp_path):
+def test_an_adapter_trained_on_an_adapter_is_loaded_with_both(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
     first = perturb(attach_lora(base, lora(), seed=1))
     save_model(first, tmp_path / "first", tokenizer)
@@ -325,7 +325,7 @@ def test_an_adapter_trained_on_an_adapter_is_loaded_through_both(tmp_path):
     torch.testing.assert_close(load_model(tmp_path / "second")(ids(second)).logits, expected, rtol=0, atol=1e-4)
 
 
-def test_only_the_trained_adapter_is_saved_beside_a_reference_copy(tmp_path):
+def test_only_the_trained_adapter_is_saved_without_its_reference_copy(tmp_path):
     model = attach_lora(save_base(tmp_path / "base"), lora(), seed=1)
     model.add_adapter("ref", model.peft_config["default"])  # as TRL does with a PeftModel
     save_model(perturb(model), tmp_path / "adapter")
@@ -333,16 +333,16 @@ def test_only_the_trained_adapter_is_saved_beside_a_reference_copy(tmp_path):
     torch.testing.assert_close(load_model(tmp_path / "adapter")(ids(model)).logits, model(ids(model)).logits)
 
 
-def test_the_plan_and_the_show_command_know_what_an_adapter_is(tmp_path, capsys):
+def test_the_plan_and_the_show_command_support_adapters(tmp_path, capsys):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
     save_model(attach_lora(base, lora(preset="minimal"), seed=1), tmp_path / "run" / "model", tokenizer)
     shape = shape_of_config(read_config_json(tmp_path / "run"))
     assert shape.parameters == sum(p.numel() for p in load_model(tmp_path / "run" / "model", merge=True).parameters())
     assert main(["show", str(tmp_path / "run")]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "LoRA, r 4, alpha 8.0, on q_proj, v_proj" in said
-    assert "259 entries" in said
-    assert "llm-lab merge" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "LoRA, r 4, alpha 8.0, on q_proj, v_proj" in message
+    assert "259 entries" in message
+    assert "llm-lab merge" in message
     shutil.rmtree(tmp_path / "base")
     assert read_config_json(tmp_path / "run") is None
     assert main(["show", str(tmp_path / "run")]) == 2
@@ -351,7 +351,7 @@ def test_the_plan_and_the_show_command_know_what_an_adapter_is(tmp_path, capsys)
 
 @pytest.mark.parametrize("reference", ["ref", None])
 @pytest.mark.parametrize("tied", [True, False])
-def test_trl_reads_the_rows_of_new_tokens_and_its_reference_is_the_model_without_the_adapter(tied, reference, tmp_path):
+def test_trl_uses_the_rows_of_new_tokens_and_the_base_as_its_reference(tied, reference, tmp_path):
     base, _ = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied))
     batch = ids(base)
 
@@ -360,7 +360,7 @@ def test_trl_reads_the_rows_of_new_tokens_and_its_reference_is_the_model_without
 
     before = log_probs(base(batch).logits).detach()
     model = attach_lora(base, lora(), seed=1)
-    model.add_adapter("ref", model.peft_config["default"])  # TRL's way; without it, it switches the adapter off
+    model.add_adapter("ref", model.peft_config["default"])  # as TRL does; otherwise TRL disables the adapter
     add_fused_lm_head(perturb(model).get_base_model())
     with torch.no_grad(), use_adapter(model, adapter_name=reference):
         found = model(batch, labels=batch, fused_lm_head=True).log_probs.flatten()
@@ -372,18 +372,18 @@ def test_trl_reads_the_rows_of_new_tokens_and_its_reference_is_the_model_without
     assert all(parameter.grad.any() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def test_a_reward_model_trains_its_score_head_whole():
+def test_the_score_head_of_a_reward_model_is_trained_in_full():
     torch.manual_seed(0)
-    judge = LabForSequenceClassification(tiny_model().config)
-    model = attach_lora(judge, lora(preset="minimal"), seed=1)
+    reward_model = LabForSequenceClassification(tiny_model().config)
+    model = attach_lora(reward_model, lora(preset="minimal"), seed=1)
     names = describe_trainable(model).names
     assert "base_model.model.score.modules_to_save.default.weight" in names
     assert not any("score.original_module" in name for name in names)
     assert sum("lora_" in name for name in names) == 8
 
 
-def test_a_head_with_a_bias_takes_no_new_rows(tmp_path):
-    base = theirs(PhiConfig(**SMALL))
+def test_new_rows_are_refused_for_a_head_with_a_bias(tmp_path):
+    base = from_config(PhiConfig(**SMALL))
     base.save_pretrained(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tmp_path)
     attach_lora(base, lora(), seed=1)
@@ -391,28 +391,28 @@ def test_a_head_with_a_bias_takes_no_new_rows(tmp_path):
         attach_lora(AutoModelForCausalLM.from_pretrained(tmp_path), lora(), seed=1, new_token_ids=[5])
 
 
-def test_new_rows_and_an_adapter_on_the_head_exclude_each_other():
-    with pytest.raises(UserError, match="trained whole"):
+def test_new_rows_and_an_adapter_on_the_head_are_refused_together():
+    with pytest.raises(UserError, match="trained in full"):
         attach_lora(tiny_model(), lora(preset="custom", target_modules=("lm_head",)), seed=1, new_token_ids=[5])
 
 
-def test_broken_and_other_adapters_are_told(tmp_path):
+def test_broken_and_unsupported_adapters_are_reported(tmp_path):
     base = save_base(tmp_path / "base")
     save_model(attach_lora(base, lora(), seed=1), tmp_path / "adapter")
-    with pytest.raises(UserError, match="a whole model, with nothing to attach"):
+    with pytest.raises(UserError, match="it is a full model"):
         read_adapter(tmp_path / "base")
-    with pytest.raises(UserError, match=r"without adapter_config\.json"):
+    with pytest.raises(UserError, match=r"it has no adapter_config\.json"):
         read_adapter(tmp_path)
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "peft_type": "IA3"}))
-    with pytest.raises(UserError, match="type IA3, not LoRA"):
+    with pytest.raises(UserError, match="type IA3 is not supported, only LoRA"):
         read_adapter(tmp_path / "adapter")
     path.write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    with pytest.raises(UserError, match="does not say which model"):
+    with pytest.raises(UserError, match="does not name its base model"):
         read_adapter(tmp_path / "adapter")
     path.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(UserError, match=r"is not at .*gone"):
+    with pytest.raises(UserError, match=r"does not exist: .*gone"):
         load_model(tmp_path / "adapter")
     path.write_text(json.dumps(config))
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
@@ -420,7 +420,7 @@ def test_broken_and_other_adapters_are_told(tmp_path):
         load_model(tmp_path / "adapter")
 
 
-def test_four_bits_are_refused_before_anything_long(tmp_path):
+def test_4_bit_loading_is_refused_before_training(tmp_path):
     save_base(tmp_path / "base")
     recipe = {"stage": "sft", "data": [{"path": "chats.jsonl"}], "lora": {"load_in_4bit": True}}
     recipe |= {"model": {"checkpoint": str(tmp_path / "base")}}
@@ -432,7 +432,7 @@ def test_four_bits_are_refused_before_anything_long(tmp_path):
         resolve({**recipe, "device": "cpu"}, machine=machine)
 
 
-def test_dropout_of_an_adapter_is_off_where_ratios_are_taken(tmp_path):
+def test_adapter_dropout_is_0_for_stages_that_use_probability_ratios(tmp_path):
     save_base(tmp_path / "base")
     recipe = {"device": "cpu", "data": [{"path": "chats.jsonl"}], "model": {"checkpoint": str(tmp_path / "base")}}
     rewards = {"rewards": [{"name": "exact_number"}]}
@@ -445,8 +445,10 @@ def test_dropout_of_an_adapter_is_off_where_ratios_are_taken(tmp_path):
         assert rates == ({dropout} if dropout else set())
 
 
-def test_four_bits_are_refused_where_they_can_not_be(monkeypatch):
-    with pytest.raises(MachineError, match=r"lora\.load_in_4bit = true: 4 bits need a CUDA GPU.*load_in_4bit=false"):
+def test_4_bit_loading_requires_cuda_and_bitsandbytes(monkeypatch):
+    with pytest.raises(
+        MachineError, match=r"load_in_4bit = true: 4-bit loading requires a CUDA GPU.*load_in_4bit=false"
+    ):
         require_4bit("cpu")
     monkeypatch.setattr("llm_lab.hf.load.find_spec", lambda name: None)
     with pytest.raises(MachineError, match="bitsandbytes is not installed"):

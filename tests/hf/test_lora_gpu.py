@@ -1,4 +1,4 @@
-"""QLoRA: an adapter beside a base in 4 bits. Wants a CUDA GPU and bitsandbytes."""
+"""QLoRA: an adapter on a 4-bit base. Requires a CUDA GPU and bitsandbytes."""
 
 import importlib.util
 
@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-def test_an_adapter_learns_beside_a_base_in_4_bits_and_merges_into_the_whole_base(tmp_path):
+def test_an_adapter_trains_on_a_4_bit_base_and_merges_into_the_full_base(tmp_path):
     parts = {"hidden_size": 64, "intermediate_size": 128}
     save_base(tmp_path / "base", **parts)
     base, tokenizer = with_chat_tokens(

@@ -1,4 +1,4 @@
-"""The merge of an adapter: the same model, whole, for anyone to load; or a refusal in words."""
+"""Merging an adapter gives the same model as a plain folder, or a clear error."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import GPT2, PRESETS, chat_tokenizer, ids, lora, perturb, save_base, with_chat_tokens
 from support.listeners import Handlers
+from support.sampling import every_pair
 from support.tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 
@@ -33,7 +34,7 @@ from llm_lab.stages import merge as merge_stage
 from llm_lab.stages.merge import merge_into
 
 
-class Told(Handlers):
+class Notices(Handlers):
     def __init__(self):
         self.lines = []
 
@@ -42,7 +43,7 @@ class Told(Handlers):
 
 
 def save_adapter_on(base, folder: Path, tokenizer=None, **options):
-    """An adapter that was trained a little; returns the attached model."""
+    """Save an adapter with perturbed weights; return the attached model."""
     model = perturb(attach_lora(base, lora(**options), seed=1))
     save_model(model, folder, tokenizer)
     return model
@@ -52,10 +53,8 @@ def rewrite(file: Path, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_merged_equals_attached_for_every_preset_and_feed_forward(preset, tied, activation, tmp_path):
+@pytest.mark.parametrize(("preset", "tied", "activation"), every_pair(PRESETS, [True, False], ACTIVATIONS))
+def test_merged_equals_attached_for_every_preset_and_activation(preset, tied, activation, tmp_path):
     base = save_base(tmp_path / "base", activation=activation, tie_word_embeddings=tied)
     before = {name: p.clone() for name, p in base.named_parameters()}
     attached = save_adapter_on(base, tmp_path / "adapter", preset=preset)
@@ -67,7 +66,7 @@ def test_merged_equals_attached_for_every_preset_and_feed_forward(preset, tied, 
     whole = load_model(tmp_path / "merged")
     torch.testing.assert_close(whole(ids(attached)).logits, expected, rtol=1e-4, atol=1e-4)
     assert whole.config.tie_word_embeddings == tied
-    # By hand: W + alpha / r * B A where there is an adapter, and W elsewhere.
+    # Compute it here: W + alpha / r * B A for layers with an adapter, and W for others.
     deltas = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, parameter in whole.named_parameters():
         stem = f"base_model.model.{name.removesuffix('.weight')}.lora_"
@@ -79,7 +78,7 @@ def test_merged_equals_attached_for_every_preset_and_feed_forward(preset, tied, 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"use_dora": True, "use_rslora": True}])
 @pytest.mark.parametrize("tied", [True, False])
-def test_dora_and_rank_stabilised_adapters_merge_with_new_tokens(options, tied, tmp_path):
+def test_dora_and_rslora_adapters_merge_with_new_tokens(options, tied, tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", tie_word_embeddings=tied, norm="layernorm"))
     attached = save_adapter_on(base, tmp_path / "adapter", tokenizer, **options)
     merged = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
@@ -118,7 +117,7 @@ def test_template_tokenizer_and_generation_config_are_kept(tmp_path):
     assert not [file for file in (tmp_path / "merged").iterdir() if "adapter" in file.name or file.suffix == ".bin"]
 
 
-STRANGER = """
+WITHOUT_LLM_LAB = """
 import sys, torch
 
 class NoLab:
@@ -135,7 +134,7 @@ for folder, trust in zip(sys.argv[1:], (False, True)):
 """
 
 
-def test_a_merged_folder_opens_where_llm_lab_is_unknown(tmp_path):
+def test_a_merged_folder_loads_without_llm_lab(tmp_path):
     expected = {}
     for name, parts in {"native": {"tie_word_embeddings": True}, "own": {"position_embedding": "alibi"}}.items():
         position = parts.pop("position_embedding", "rope")
@@ -147,16 +146,16 @@ def test_a_merged_folder_opens_where_llm_lab_is_unknown(tmp_path):
     assert json.loads((tmp_path / "native-merged" / "config.json").read_text())["model_type"] == "llama"
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
     folders = [str(tmp_path / f"{name}-merged") for name in expected]
-    command = [sys.executable, "-I", "-c", STRANGER, *folders]
+    command = [sys.executable, "-I", "-c", WITHOUT_LLM_LAB, *folders]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for name, logits in expected.items():
-        told = torch.load(tmp_path / f"{name}-merged" / "logits.pt", weights_only=True)
-        torch.testing.assert_close(told, logits, rtol=1e-4, atol=1e-4)
+        loaded = torch.load(tmp_path / f"{name}-merged" / "logits.pt", weights_only=True)
+        torch.testing.assert_close(loaded, logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_an_adapter_made_elsewhere_merges(tmp_path):
+def test_an_adapter_made_with_peft_merges(tmp_path):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -164,7 +163,7 @@ def test_an_adapter_made_elsewhere_merges(tmp_path):
     model.save_pretrained(tmp_path / "base")
     make_byte_tokenizer().save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    model.resize_token_embeddings(260)  # saved whole by PEFT itself
+    model.resize_token_embeddings(260)  # PEFT saves the embeddings in full
     config = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
     model = perturb(get_peft_model(model, config))
     with pytest.warns(UserWarning, match="embedding layer has been resized"):
@@ -176,7 +175,7 @@ def test_an_adapter_made_elsewhere_merges(tmp_path):
     torch.testing.assert_close(whole(ids(model)).logits, model(ids(model)).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_bf16_base_stays_bf16_and_the_merge_is_proven_before_it_is_rounded(tmp_path):
+def test_a_bf16_base_stays_bf16_and_the_merge_is_verified_before_rounding(tmp_path):
     base = save_base(tmp_path / "fp32")
     save_model(base.bfloat16(), tmp_path / "base", make_byte_tokenizer())
     attached = save_adapter_on(load_model(tmp_path / "base"), tmp_path / "adapter")
@@ -188,7 +187,7 @@ def test_a_bf16_base_stays_bf16_and_the_merge_is_proven_before_it_is_rounded(tmp
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     want = attached.merge_and_unload().state_dict()
     assert all(torch.equal(weights[name], want[name].bfloat16()) for name in weights)
-    with pytest.raises(UserError, match=r"written in bfloat16 is not the one with the adapter.*0\.001 is allowed"):
+    with pytest.raises(UserError, match=r"saved in bfloat16 differs from the base with the adapter.*allowed 0\.001"):
         merge_adapter(tmp_path / "adapter", tmp_path / "again", tolerance=1e-3)
 
 
@@ -207,12 +206,12 @@ def test_a_reward_model_merges_with_its_head(tmp_path):
     config = tiny_model(vocab_size=257, norm="layernorm").config
     config.num_labels = 1
     save_model(LabForSequenceClassification(config), tmp_path / "base", tokenizer)
-    judge = load_classifier(tmp_path / "base", new_head=True)
-    save_adapter_on(judge, tmp_path / "adapter", tokenizer, preset="minimal")
-    expected = judge(ids(judge)[:1]).logits
-    told = Told()
-    merge_into(tmp_path / "adapter", tmp_path / "merged", told)
-    torch.testing.assert_close(load_classifier(tmp_path / "merged")(ids(judge)[:1]).logits, expected)
+    reward_model = load_classifier(tmp_path / "base", new_head=True)
+    save_adapter_on(reward_model, tmp_path / "adapter", tokenizer, preset="minimal")
+    expected = reward_model(ids(reward_model)[:1]).logits
+    notices = Notices()
+    merge_into(tmp_path / "adapter", tmp_path / "merged", notices)
+    torch.testing.assert_close(load_classifier(tmp_path / "merged")(ids(reward_model)[:1]).logits, expected)
     with pytest.raises(UserError, match="adapter of a reward model"):
         load_model(tmp_path / "adapter")
 
@@ -222,57 +221,57 @@ def other_weights(tmp_path: Path):
     weights = load_file(file)
     weights["model.norm.weight"] += 1e-3
     save_file(weights, file, metadata={"format": "pt"})
-    return "their digest is another"
+    return "different digest"
 
 
 def narrower_base(tmp_path: Path):
     save_base(tmp_path / "base", hidden_size=16)
-    return "does not fit its base.*size mismatch"
+    return "does not match its base.*size mismatch"
 
 
 def shallower_base(tmp_path: Path):
     save_base(tmp_path / "base", num_hidden_layers=1)
-    return "does not fit its base.*it has no place for"
+    return "does not match its base.*the base has no layer for"
 
 
 def deeper_base(tmp_path: Path):
     save_base(tmp_path / "base", num_hidden_layers=3)
-    return "does not fit its base.*it wants what the adapter lacks"
+    return "does not match its base.*the adapter is missing"
 
 
 def other_layers(tmp_path: Path):
     AutoModelForCausalLM.from_config(GPT2Config(**{**GPT2, "vocab_size": 257})).save_pretrained(tmp_path / "base")
-    return "does not fit its base.*not found in the base model"
+    return "does not match its base.*not found in the base model"
 
 
 def smaller_vocabulary(tmp_path: Path):
     save_model(tiny_model(vocab_size=200), tmp_path / "base", make_byte_tokenizer())
-    return "does not fit its base.*brings no rows for all tokens from 200 on"
+    return "does not match its base.*lacks rows for some of the tokens from 200 on"
 
 
 def other_tokenizer(tmp_path: Path):
     tokenizer = make_byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|other|>"]})
     tokenizer.save_pretrained(tmp_path / "base")
-    return "its tokenizer is not that of its base.*1 tokens differ, as '<|other|>'"
+    return "its tokenizer differs from that of its base.*1 tokens, such as '<|other|>'"
 
 
 @pytest.mark.parametrize(
     "change",
     [other_weights, narrower_base, shallower_base, deeper_base, other_layers, smaller_vocabulary, other_tokenizer],
 )
-def test_a_base_that_is_another_is_refused_in_words_and_nothing_is_left(change, tmp_path):
+def test_a_different_base_is_refused_and_no_files_are_left(change, tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
     save_adapter_on(base, tmp_path / "adapter", tokenizer)
     words = change(tmp_path)
     if change is not other_weights:
-        (tmp_path / "adapter" / "base_model.json").unlink()  # made elsewhere: no digest tells
+        (tmp_path / "adapter" / "base_model.json").unlink()  # as made by other tools, without a digest
     with pytest.raises(UserError, match=words.replace("|", r"\|")):
         merge_into(tmp_path / "adapter", tmp_path / "merged", ignore)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
-def test_an_adapter_is_not_talked_to_beside_a_base_that_has_changed_since(tmp_path):
+def test_an_adapter_is_not_loaded_with_a_base_that_has_changed(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
     save_adapter_on(base, tmp_path / "first", tokenizer)
     save_adapter_on(load_model(tmp_path / "first", merge=True), tmp_path / "second", tokenizer)
@@ -283,9 +282,9 @@ def test_an_adapter_is_not_talked_to_beside_a_base_that_has_changed_since(tmp_pa
             load_model(tmp_path / name)
 
 
-def test_what_is_no_adapter_is_told(tmp_path):
+def test_a_folder_that_is_not_an_adapter_is_refused(tmp_path):
     save_base(tmp_path / "base")
-    with pytest.raises(UserError, match="this folder is no adapter: it is a whole model"):
+    with pytest.raises(UserError, match="this folder is not an adapter: it is a full model"):
         merge_into(tmp_path / "base", tmp_path / "merged", ignore)
     with pytest.raises(UserError, match="there is no such checkpoint"):
         merge_into(tmp_path / "nowhere", tmp_path / "merged", ignore)
@@ -296,21 +295,21 @@ def test_what_is_no_adapter_is_told(tmp_path):
 def test_a_merge_that_differs_too_much_is_refused(tmp_path):
     base = save_base(tmp_path / "base")
     save_adapter_on(base, tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"logits differ by up to .*e-\d+ of their size, and 1e-12 is allowed"):
+    with pytest.raises(UserError, match=r"relative difference of logits .*e-\d+, allowed 1e-12"):
         merge_into(tmp_path / "adapter", tmp_path / "merged", ignore, tolerance=1e-12)
     assert not (tmp_path / "merged").exists()
 
 
-def test_the_figures_are_told_and_an_adapter_that_does_nothing_too(tmp_path):
+def test_the_differences_and_an_adapter_without_effect_are_reported(tmp_path):
     base = save_base(tmp_path / "base")
     save_model(attach_lora(base, lora(), seed=1), tmp_path / "adapter")
-    told = Told()
-    merge_into(tmp_path / "adapter", tmp_path / "merged", told)
-    assert any("largest difference of logits is" in line and "0.0001 is allowed" in line for line in told.lines)
-    assert any("the adapter changes nothing" in line for line in told.lines)
+    notices = Notices()
+    merge_into(tmp_path / "adapter", tmp_path / "merged", notices)
+    assert any("maximum difference of logits" in line and "allowed 0.0001" in line for line in notices.lines)
+    assert any("the adapter changes nothing" in line for line in notices.lines)
     rewrite(tmp_path / "adapter" / "base_model.json", load_in_4bit=True)
-    merge_into(tmp_path / "adapter", tmp_path / "again", told)
-    assert any("trained beside a base in 4 bits" in line for line in told.lines)
+    merge_into(tmp_path / "adapter", tmp_path / "again", notices)
+    assert any("trained beside a base in 4 bits" in line for line in notices.lines)
 
 
 def test_the_stage_writes_a_run_with_its_lineage(tmp_path):
@@ -332,7 +331,7 @@ def test_the_stage_writes_a_run_with_its_lineage(tmp_path):
 
 
 def make_run(in_tmp_path):
-    """A pipeline's folder with an adapter that its second stage has trained."""
+    """Write the folder of a pipeline whose second stage trained an adapter."""
     outer = RunFolder(in_tmp_path / "checkpoints" / "life")
     for name in ("pretrain", "sft"):
         (outer.path / name).mkdir(parents=True)
@@ -345,10 +344,10 @@ def make_run(in_tmp_path):
 def test_the_merge_command_makes_a_run_that_can_be_replayed(in_tmp_path, capsys):
     attached = make_run(in_tmp_path)
     assert main(["merge", "checkpoints/life"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "checkpoints/life/sft/model, put into its base" in said
-    assert "largest difference of logits" in said
-    assert "Done: checkpoints/life-sft-merged/" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "checkpoints/life/sft/model" in message
+    assert "maximum difference of logits" in message
+    assert "Done: checkpoints/life-sft-merged/" in message
     whole = load_model("checkpoints/life-sft-merged/model")
     torch.testing.assert_close(whole(ids(attached)).logits, attached(ids(attached)).logits, rtol=1e-4, atol=1e-4)
     facts = RunFolder(Path("checkpoints/life-sft-merged")).facts()
@@ -363,7 +362,7 @@ def test_the_merge_command_makes_a_run_that_can_be_replayed(in_tmp_path, capsys)
     assert all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_the_merge_command_writes_a_plain_folder_where_it_is_told_to(in_tmp_path, capsys):
+def test_the_merge_command_writes_a_plain_folder_with_out(in_tmp_path, capsys):
     attached = make_run(in_tmp_path)
     assert main(["merge", "life", "--out", "plain"]) == 0
     assert "Talk to it: llm-lab chat plain" in capsys.readouterr().out
@@ -372,20 +371,20 @@ def test_the_merge_command_writes_a_plain_folder_where_it_is_told_to(in_tmp_path
     )
     assert not Path("plain/run.json").exists()
     assert main(["merge", "plain", "--out", "twice"]) == 2
-    assert "this folder is no adapter" in capsys.readouterr().err
+    assert "this folder is not an adapter" in capsys.readouterr().err
     assert main(["merge", "plain"]) == 2
     assert not Path("checkpoints/plain-merged").exists()
     assert main(["merge", "life", "--out", "plain"]) == 2
     assert "something here already" in capsys.readouterr().err
 
 
-def test_the_tolerance_follows_the_dtype_that_the_base_is_kept_in(in_tmp_path):
+def test_the_tolerance_depends_on_the_dtype_of_the_base(in_tmp_path):
     assert MERGE_TOLERANCES == TOLERANCES
     save_model(save_base(in_tmp_path / "fp32").bfloat16(), in_tmp_path / "base", make_byte_tokenizer())
     save_adapter_on(load_model(in_tmp_path / "base"), in_tmp_path / "adapter")
     recipe = {"stage": "merge", "device": "cpu", "model": {"checkpoint": str(in_tmp_path / "adapter")}}
     resolved = resolve(recipe)
     assert resolved.recipe.merge.tolerance == 2e-2
-    assert resolved.origins["merge.tolerance"].reason == "the base is kept in bfloat16"
+    assert resolved.origins["merge.tolerance"].reason == "the base is in bfloat16"
     assert resolve({**recipe, "merge": {"tolerance": 0.5}}).recipe.merge.tolerance == 0.5
     assert resolved.estimate.memory_bytes > 4 * resolved.estimate.parameters

@@ -17,11 +17,12 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40}
 
 
 def lora(**changes) -> Lora:
+    """Return the lora group of a recipe."""
     return Lora(**({"preset": "all", "r": 4, "alpha": 8, "dropout": 0.0} | changes))
 
 
 def save_base(folder: Path, **parts):
-    """A byte-level model on disk, loaded as a stage would."""
+    """Save a byte-level model and load it as a stage would."""
     tokenizer = make_byte_tokenizer()
     model = tiny_model(**{"vocab_size": 257} | parts)
     set_special_tokens(model, tokenizer)
@@ -37,7 +38,7 @@ def chat_tokenizer():
 
 
 def with_chat_tokens(base):
-    """The base with rows for the tokens of a chat template, and its tokenizer."""
+    """Return the base with rows for the tokens of a chat template, and its tokenizer."""
     tokenizer = chat_tokenizer()
     torch.manual_seed(9)
     base.resize_token_embeddings(len(tokenizer))
@@ -46,7 +47,7 @@ def with_chat_tokens(base):
 
 
 def perturb(model):
-    """Move all that is trained, as training would."""
+    """Add noise to all trained parameters, as training would."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
