@@ -275,8 +275,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from llm_lab.terminal.results_view import print_evaluation
 
     job = check(_evaluation_recipe(arguments), arguments.overrides)
-    resolved = job.stages[0]
-    require_device(resolved)
+    recipe: Any = job.stages[0].recipe
+    require_device(job.stages[0])
     display = make_display()
     for remark in job.remarks:
         display(Notice(remark))
@@ -284,7 +284,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from llm_lab.stages.eval import evaluate
 
     try:
-        measured = evaluate(resolved.recipe, display, trust_remote_code=arguments.trust_remote_code)
+        measured = evaluate(recipe, display, trust_remote_code=arguments.trust_remote_code)
     finally:
         display(TrainingEnded())
     print_evaluation(measured)
@@ -303,7 +303,8 @@ def _evaluation_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.limit is not None and arguments.tasks is None:
         raise UserError(Problem("--limit", "requires --tasks", fix="Name the tasks: --tasks NAMES."))
     checkpoint = find_checkpoint(arguments.checkpoint)
-    recipe = {"stage": EVAL.name, "device": arguments.device or "auto", "model": {"checkpoint": checkpoint}}
+    model = {"checkpoint": checkpoint}
+    recipe: dict[str, Any] = {"stage": EVAL.name, "device": arguments.device or "auto", "model": model}
     if arguments.data:
         recipe["data"] = [{"path": path} for path in arguments.data]
     if arguments.prompts:
@@ -377,8 +378,13 @@ def merge(arguments: argparse.Namespace) -> int:
         from llm_lab.runs.folder import find_model
 
         folder = find_model(arguments.adapter)
-        recipe = {"stage": MERGE.name, "name": f"{_name_from(folder)}-merged", "device": "auto"}
-        recipe |= {"model": {"checkpoint": str(folder)}, "merge": {"tolerance": arguments.tolerance}}
+        recipe = {
+            "stage": MERGE.name,
+            "name": f"{_name_from(folder)}-merged",
+            "device": "auto",
+            "model": {"checkpoint": str(folder)},
+            MERGE.name: {"tolerance": arguments.tolerance},
+        }
         return start_run(recipe)
     from llm_lab.terminal.console import say_wait
     from llm_lab.terminal.progress import make_display

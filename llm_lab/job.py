@@ -154,7 +154,7 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
             looks.append(partial(look_at_source, source.path, **options))
         else:
             options["columns"] = source.columns.model_dump(exclude_none=True) if source.columns else None
-            looks.append(partial(look_at_examples, source.path, kind=stage.examples, **options))
+            looks.append(partial(look_at_examples, source.path, kind=stage.examples or "", **options))
     if score is not None and score.path:
         columns = score.columns.model_dump(exclude_none=True) if score.columns else None
         look = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)

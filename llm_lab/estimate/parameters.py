@@ -111,7 +111,7 @@ def read_config_json(path: str | Path) -> dict[str, Any] | None:
         adapter = read_adapter_json(file)
         base = (adapter or {}).get("base_model_name_or_path")
         is_other = base and Path(base).is_dir() and Path(base).resolve() != file.resolve()
-        config = read_config_json(base) if is_other else None
+        config = read_config_json(base) if base and is_other else None
         return _with_rows(config, adapter) if config and adapter else None
     return _read_object(file)
 

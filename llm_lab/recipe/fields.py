@@ -57,7 +57,7 @@ def option(
     has an effect. advanced: asked only on request. names: what the value refers to: "model" (weights), "config",
     "tokenizer" or "function" (file.py:function). constraints: pydantic's (ge, le, gt, min_length ...).
     """
-    extra = {
+    extra: dict[str, Any] = {
         "question": question,
         "why": why,
         "choices": dict(choices) if choices else None,
@@ -67,7 +67,7 @@ def option(
         "advanced": advanced or None,
         "names": names,
     }
-    kept = {key: value for key, value in extra.items() if value is not None}
+    kept: dict[str, Any] = {key: value for key, value in extra.items() if value is not None}
     return Field(default, description=help, json_schema_extra=kept, **constraints)
 
 

@@ -105,7 +105,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
     """
     result = copy.deepcopy(raw)
     touched: set[str] = set()
-    problems = []
+    problems: list[Problem | str] = []
     for text in overrides:
         # From Python it may be anything: a list or a dict where words were meant.
         key, equals, value_text = text.partition("=") if isinstance(text, str) else ("", "", "")

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, create_model
 
 from llm_lab.errors import Problem
 
-from .fields import Bool, Float, Group, Int, option
+from .fields import Bool, Float, Group, Int, Key, option
 from .stage import Values
 
 OPTIMIZERS = {
@@ -222,16 +222,16 @@ def _without_rates(group: type[Group]) -> type[Group]:
             option(
                 None,
                 help=info.description or "",
-                question=info.json_schema_extra["question"],
+                question=Key(name, info).question,
                 derived="the pretraining default × 0.02 for SFT, 0.01 for reward models, 0.001 for DPO, GRPO and PPO; "
                 "10 times that with LoRA",
                 gt=0.0,
                 le=10.0,
-                advanced=info.json_schema_extra.get("advanced", False),
+                advanced=Key(name, info).meta.get("advanced", False),
             ),
         )
         for name, info in group.model_fields.items()
-        if name.endswith("learning_rate") and isinstance(info.json_schema_extra, dict)
+        if name.endswith("learning_rate")
     }
     return create_model(f"Tune{group.__name__}", __base__=group, __doc__=group.__doc__, **changed)
 

@@ -284,7 +284,9 @@ class ModelCheckpoint(Group):
 def _model_kind(value: Any) -> str:
     if isinstance(value, dict):
         return next((kind for kind in ("config", "checkpoint") if kind in value), "parts")
-    return {ModelConfig: "config", ModelCheckpoint: "checkpoint"}.get(type(value), "parts")
+    return (
+        "config" if isinstance(value, ModelConfig) else "checkpoint" if isinstance(value, ModelCheckpoint) else "parts"
+    )
 
 
 Model = Annotated[

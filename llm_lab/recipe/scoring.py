@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from llm_lab.errors import Problem, one_of
@@ -20,7 +20,7 @@ REWARDS = {
     "repetition": "minus the share of repeated runs of `ngram` words",
 }
 # {option of a reward term: (the reward functions that have it, whether they require it)}
-REWARD_OPTIONS = {
+REWARD_OPTIONS: dict[str, tuple[tuple[str, ...], bool]] = {
     "pattern": (("regex", "format"), True),
     "length": (("length",), True),
     "ngram": (("repetition",), False),
@@ -103,7 +103,7 @@ def derive_score(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) 
 
 def _only_set(recipe: PartialRecipe) -> str | None:
     """Return the path of the data, where it is one set."""
-    data = recipe.get("data") or ()
+    data: Sequence[Any] = recipe.get("data") or ()
     return data[0]["path"] if len(data) == 1 else None
 
 
@@ -119,7 +119,7 @@ def _term_problems(key: str, term: Mapping[str, Any]) -> Iterator[Problem]:
     given = [way for way in ("name", "model", "python") if term.get(way) is not None]
     if len(given) != 1:
         why = f"a reward term has one of name, model and python; this one has {', '.join(given) or 'none'}"
-        yield Problem(key, why, allowed=one_of(REWARDS), fix="Make each its own term.")
+        yield Problem(key, why, allowed=one_of([*REWARDS]), fix="Make each its own term.")
         return
     name = term.get("name")
     for setting, (owners, required) in REWARD_OPTIONS.items():

@@ -166,7 +166,7 @@ def _remove(node: Any, steps: list[Any], schema: type[Group]) -> None:
         root["data"] = [{"path": "builtin:stories"}]
 
 
-def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]) -> Problem:
+def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[Group], raw: dict[str, Any]) -> Problem:
     kind, value = item["type"], item.get("input")
     key = find_key(schema, path, raw)
     if len(item["loc"]) and isinstance(item["loc"][-1], int) and not isinstance(steps[-1], int):
@@ -193,7 +193,7 @@ def _problem(item: dict[str, Any], path: str, steps: list[Any], schema: type[Gro
         groups = groups_of(key.info)
         named = [g.model_fields["name"].default for g in groups if "name" in g.model_fields]
         fix = f"Write {path}: {{name: {value}}}." if value in named else None
-        names = dict.fromkeys(n for g in groups for n in g.model_fields)
+        names = list(dict.fromkeys(n for g in groups for n in g.model_fields))
         allowed = None if fix else one_of(names)
         return Problem(path, "this must be a group of keys", value=value, allowed=allowed, fix=fix)
     fix = did_you_mean(str(value), map(str, key.choices)) if key.choices and isinstance(value, str) else None
@@ -241,7 +241,7 @@ def _unknown_key(path: str, steps: list[Any], schema: type[Group], raw: dict[str
     if path == "weights" and "data" in schema.model_fields:
         fix = _each_its_weight(raw)
     fix = fix or did_you_mean(last, names) or _elsewhere(last, schema) or _by_meaning(last, keys)
-    return Problem(path, f"unknown key of {where}", allowed=None if fix else one_of(names), fix=fix)
+    return Problem(path, f"unknown key of {where}", allowed=None if fix else one_of([*names]), fix=fix)
 
 
 def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
@@ -254,9 +254,9 @@ def _by_meaning(name: str, keys: Mapping[str, str]) -> str | None:
 
 def _each_its_weight(raw: Mapping[str, Any]) -> str:
     """Explain where weights belong that were given as a list of their own, as in other tools."""
-    weights, sets = raw["weights"], raw.get("data")
-    both = isinstance(weights, list) and isinstance(sets, list) and len(weights) != len(sets)
-    mismatch = f"There are {len(weights)} weights and {len(sets)} sets. " if both else ""
+    weights, sets, mismatch = raw["weights"], raw.get("data"), ""
+    if isinstance(weights, list) and isinstance(sets, list) and len(weights) != len(sets):
+        mismatch = f"There are {len(weights)} weights and {len(sets)} sets. "
     return mismatch + "Each set has its own: data: [{path: a.txt, weight: 2.0}, {path: b.txt, weight: 1.0}]."
 
 

@@ -197,7 +197,7 @@ def test_all_input_errors_are_reported_at_once_before_the_model_is_loaded(in_tmp
     assert main(["eval", "./base", "--data", "text.txt", "eval.text_scores=[bleu]"]) == 2
     assert "there are no answers" in capsys.readouterr().err
     assert main(["eval", "./base", "--data", "text.txt", "--data", "text.txt"]) == 2
-    assert "Name it once" in capsys.readouterr().err
+    assert "Remove one" in capsys.readouterr().err
     assert main(["eval", "./base", "--data", "text.txt", "eval.max_length=129"]) == 2
     assert "the model's context is 128 tokens" in capsys.readouterr().err
     assert main(["eval", "./base", "--data", "text.txt", "--limit", "5"]) == 2

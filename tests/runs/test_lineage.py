@@ -155,7 +155,7 @@ def test_show_tells_a_reward_model_and_says_of_none_what_loads_or_holds_it(line,
     Path("checkpoints/judge/model/config.json").write_text(json.dumps(config))
     assert main(["show", "judge"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "reward model it scores answers and generates none" in told
+    assert "reward model it judges answers and writes none" in told
     assert "GGUF" not in told
     assert "any tool" not in told
 

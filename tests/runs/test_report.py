@@ -47,7 +47,7 @@ def test_the_report_tells_the_run_and_shows_its_curves(in_tmp_path):
     text = run.report_path.read_text()
     for words in (
         "# a\n",
-        "Pretrain, done.",
+        "Pretraining, done.",
         "Machine: 2 CPU cores.",
         "| `eval_loss` | 1.5000 |",
         "1,000,000",

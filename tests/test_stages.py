@@ -1,0 +1,253 @@
+"""The stages: one record each, added in one place, and resolved once per command."""
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_recipe, write_text
+
+from llm_lab import cli
+from llm_lab.job import check
+from llm_lab.recipe import registry, resolve
+from llm_lab.recipe.registry import BUILT_IN, STAGES, json_schema, named_in
+from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {stage.name for stage in BUILT_IN}
+
+TOY_RECIPE = '''
+"""A stage of one's own: it writes a greeting."""
+
+from typing import Literal
+
+from llm_lab.recipe.fields import Group, Int, option
+from llm_lab.recipe.registry import register
+from llm_lab.recipe.stage import Stage, StageRecipe
+
+
+class ToyOptions(Group):
+    """Toy options."""
+
+    times: Int | None = option(help="how often", derived="3", ge=1)
+
+
+class ToyRecipe(StageRecipe):
+    """A greeting."""
+
+    stage: Literal["toy"] = "toy"
+    toy: ToyOptions = option(ToyOptions(), help="toy options")
+
+
+def derive(stage, recipe, machine, known):
+    recipe.fill("toy.times", 3, "polite")
+    return None
+
+
+def at_most_nine(values):
+    from llm_lab.errors import Problem
+
+    if values["toy"]["times"] > 9:
+        yield Problem("toy.times", "too often", value=values["toy"]["times"], allowed="1 to 9")
+
+
+TOY = Stage(
+    name="toy", title="Toy", label="Toy", about="greet", recipe=ToyRecipe, rules=(at_most_nine,), derive=derive,
+    module="toy_lab.greet", makes=None,
+)
+register(TOY)
+'''
+TOY_MODULE = '''
+"""What the toy stage does."""
+
+from llm_lab.events import Notice
+from llm_lab.training.loop import Result
+
+
+def run(recipe, folder, listener, *, resume=False):
+    text = " ".join(["hello"] * recipe.toy.times)
+    (folder.path / "greeting.txt").write_text(text)
+    listener(Notice(text))
+    return Result("done", {"times": recipe.toy.times})
+'''
+
+
+@pytest.fixture
+def toy_stage(in_tmp_path, monkeypatch):
+    """A package outside of LLM Lab that registers a stage."""
+    package = Path("toy_lab")
+    package.mkdir()
+    (package / "__init__.py").write_text(TOY_RECIPE)
+    (package / "greet.py").write_text(TOY_MODULE)
+    monkeypatch.syspath_prepend(".")
+    before = dict(STAGES)
+    __import__("toy_lab")
+    yield
+    STAGES.clear()
+    STAGES.update(before)
+    for name in [name for name in sys.modules if name.split(".")[0] == "toy_lab"]:
+        del sys.modules[name]
+
+
+def test_a_stage_from_another_package_runs_from_a_recipe_file(toy_stage, capsys):
+    Path("greet.yaml").write_text("stage: toy\ndevice: cpu\n")
+    assert cli.main(["check", "greet.yaml"]) == 0
+    facts = run("greet.yaml", ["toy.times=2"])
+    folder = RunFolder(Path(facts["path"]))
+    assert (facts["status"], facts["stage"], facts["results"]["times"]) == ("done", "toy", 2)
+    assert (folder.path / "greeting.txt").read_text() == "hello hello"
+    assert yaml.safe_load(folder.recipe_path.read_text())["toy"] == {"times": 2}
+    assert "greet" in folder.report_path.read_text()
+    assert run(folder.recipe_path)["results"]["times"] == 2
+
+
+def test_a_stage_from_another_package_is_checked_derived_and_described_like_ours(toy_stage, capsys):
+    job = check({"stage": "toy", "device": "cpu"})
+    assert str(job.stages[0].origins["toy.times"]) == "derived: polite"
+    assert cli.main(["run", "--dry-run", "greet.yaml"]) == 2  # there is no such file
+    Path("greet.yaml").write_text("stage: toy\ndevice: cpu\ntoy: {times: 10, tims: 2}\n")
+    capsys.readouterr()
+    assert cli.main(["check", "greet.yaml"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "toy.times = 10: too often. Allowed: 1 to 9." in said
+    assert "toy.tims: unknown key of toy. Did you mean times?" in said
+    assert "ToyRecipe" in json.dumps(json_schema())
+
+
+def test_a_stage_name_can_be_registered_once_only(toy_stage):
+    from dataclasses import replace
+
+    registry.register(STAGES["toy"])  # the same stage again changes nothing
+    with pytest.raises(ValueError, match="already a stage named toy"):
+        registry.register(replace(STAGES["toy"], title="Another"))
+
+
+def test_each_stage_says_what_other_layers_need():
+    for stage in BUILT_IN:
+        assert all((stage.title, stage.label, stage.about, stage.next_step)), stage.name
+        assert stage.recipe.model_fields["stage"].default == stage.name
+        assert set(stage.next) <= NAMES - {stage.name}
+        assert not stage.trains or stage.examples in ("text", "conversation", "preference", "prompt")
+        assert not stage.rows_per_example or stage.rows_per_example.startswith(f"{stage.name}.")
+
+
+def test_one_walk_finds_every_model_config_tokenizer_and_function_that_a_recipe_names():
+    values = {
+        "stage": "ppo",
+        "model": {"checkpoint": "base"},
+        "ppo": {"critic": "judge"},
+        "rewards": [{"model": "judge"}, {"python": "mine.py:near"}],
+        "score": {"path": "asked.jsonl", "rewards": [{"model": "other"}]},
+        "data": [{"path": "base"}],
+    }
+    named = {"model.checkpoint": "base", "ppo.critic": "judge", "rewards.0.model": "judge"}
+    assert dict(named_in(values, "model")) == {**named, "score.rewards.0.model": "other"}
+    assert list(named_in(values, "function")) == [("rewards.1.python", "mine.py:near")]
+    pretraining = {"stage": "pretrain", "model": {"config": "shape"}, "tokenizer": "gpt2"}
+    assert dict(named_in(pretraining)) == {"model.config": "shape", "tokenizer": "gpt2"}
+    assert dict(named_in({"stage": "pretrain", "model": {"size": "nano"}})) == {}
+    assert dict(named_in({"stage": "of a later version", "model": {"checkpoint": "base"}})) == {}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often recipes are validated, derived and read."""
+    counts = {"validate": 0, "derive": 0, "read": 0}
+
+    def count(module, name, kind):
+        function = getattr(module, name)
+
+        def counting(*args, **keys):
+            counts[kind] += 1
+            return function(*args, **keys)
+
+        monkeypatch.setattr(module, name, counting)
+
+    from llm_lab import job
+
+    count(resolve, "validate_as", "validate")
+    count(resolve, "derive", "derive")
+    count(job, "read_recipe_file", "read")
+    return counts
+
+
+@pytest.mark.parametrize("command", ["check", "run --dry-run", "run"])
+def test_a_command_reads_its_recipe_once_and_resolves_each_stage_once(in_tmp_path, counted, command):
+    write_text("text.txt")
+    Path("own.yaml").write_text(yaml.safe_dump(tiny_recipe(**{"train.max_steps": 3})))
+    assert cli.main([*command.split(), "own.yaml"]) == 0
+    assert counted == {"validate": 1, "derive": 1, "read": 1}
+
+
+# Files that may type the name of a stage that is not their own, each with its reason. At most five.
+ALLOWED: dict[str, str] = {}
+UNAMBIGUOUS = {"pretrain", "sft", "dpo", "grpo", "ppo"}
+
+
+def typed_names(file: Path) -> list[str]:
+    """Return the stage names that a file types as text to tell stages apart, with their lines.
+
+    Some names are words for other things, too (the reward of an answer): they count where stages are compared, listed
+    or used as keys.
+    """
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        texts: list[ast.expr] = []
+        certain = False
+        if isinstance(node, ast.Compare):
+            texts = [node.left, *node.comparators]
+            texts += [item for one in texts if isinstance(one, ast.Tuple | ast.List | ast.Set) for item in one.elts]
+            certain = "stage" in ast.unparse(node)
+        elif isinstance(node, ast.Dict):
+            texts = [key for key in node.keys if key is not None]
+            texts += [value for key, value in zip(node.keys, node.values, strict=True) if _text(key) == "stage"]
+            certain = any(_text(key) == "stage" for key in node.keys)
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+            texts = list(node.elts)
+        elif isinstance(node, ast.Call):
+            texts = [*node.args, *(keyword.value for keyword in node.keywords)]
+        elif isinstance(node, ast.Subscript):
+            texts = [node.slice]
+            certain = "STAGES" in ast.unparse(node.value)
+        names = {_text(text) for text in texts} & NAMES
+        if names & UNAMBIGUOUS or (names and (certain or len(names) > 1)):
+            found += [f"{node.lineno}: {name}" for name in sorted(map(str, names))]
+    return found
+
+
+def _text(node: ast.expr | None) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def test_the_name_of_a_stage_is_typed_in_its_own_files_only():
+    own = {f"{folder}/{name}.py" for folder in ("recipe", "stages") for name in NAMES}
+    own |= {"stages/dpo_trainer.py"}  # "sft" is TRL's name of a loss there
+    found = {}
+    for file in sorted((ROOT / "llm_lab").glob("**/*.py")):
+        place = str(file.relative_to(ROOT / "llm_lab"))
+        if place not in own and place not in ALLOWED and (typed := typed_names(file)):
+            found[place] = typed
+    assert found == {}
+    assert len(ALLOWED) <= 5
+
+
+# What people read, which may change; all else is the public format.
+TEXTS = {"description", "title", "question", "why", "derived", "names"}
+
+
+def structure(node, key=None):
+    """Return a JSON Schema without its texts: keys, types, bounds, defaults and allowed values are left."""
+    if isinstance(node, dict):
+        if key == "choices":
+            return sorted(map(str, node))
+        is_text = key not in ("properties", "$defs")
+        return {name: structure(value, name) for name, value in node.items() if not (is_text and name in TEXTS)}
+    return [structure(item) for item in node] if isinstance(node, list) else node
+
+
+def test_the_public_format_of_recipes_is_as_it_was():
+    known = json.loads((ROOT / "tests" / "support" / "recipe_structure.json").read_text(encoding="utf-8"))
+    assert structure(json_schema()) == known
