@@ -162,7 +162,8 @@ def load_model(
     missing = sorted(found["missing_keys"])
     if missing:
         # transformers initializes them randomly and only logs it.
-        why = f"{len(missing)} weights that its config requires are missing: {', '.join(missing[:3])}"
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        why = f"weights that its config requires are missing: {', '.join(missing[:3])}{more}"
         raise UserError(Problem(key, why, value=str(folder), fix="Download the model again, or fix its config.json."))
     return (model if load_in_4bit else model.to(device)).eval()
 

@@ -1,6 +1,7 @@
-"""Attention with any number of key-value heads: multi-head, grouped-query and multi-query are one class."""
+"""Attention with any number of key-value heads: one class for multi-head, grouped-query and multi-query attention."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,9 @@ def eager_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, with its weights: query (batch, heads, queries, head_dim), additive mask."""
+    """Plain attention that returns its weights. query: (batch, heads, queries, head_dim); attention_mask: additive."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
         self.o_proj.adds_to_residual = True
         self.qk_norm = qk_norm_eps is not None
-        if self.qk_norm:
+        if qk_norm_eps is not None:
             self.q_norm = RMSNorm(head_dim, qk_norm_eps)
             self.k_norm = RMSNorm(head_dim, qk_norm_eps)
 
@@ -73,9 +74,9 @@ class Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, length, hidden_size) to the same, with the weights where the function gives them."""
+        """Map (batch, length, hidden_size) to the same shape; also return the weights if the function provides them."""
         batch, length, _ = x.shape
         query = self.q_proj(x).view(batch, length, -1, self.head_dim)
         key = self.k_proj(x).view(batch, length, -1, self.head_dim)
@@ -84,7 +85,7 @@ class Attention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        # Under autocast the two lines above leave float32 beside a bf16 value; flex and flash want one dtype.
+        # Under autocast, query and key are float32 here but value is bf16; flex and flash require the same dtype.
         query, key = query.to(value.dtype).transpose(1, 2), key.to(value.dtype).transpose(1, 2)
         value = value.transpose(1, 2)
         if past_key_values is not None:

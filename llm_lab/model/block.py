@@ -1,4 +1,6 @@
-"""One pre-norm decoder block, put together from the bricks that it is given."""
+"""A pre-norm decoder block, composed of the modules that it is given."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from .feed_forward import FeedForward
 
 
 class Block(GradientCheckpointingLayer):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): (batch, length, hidden_size) to the same."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). Shape: (batch, length, hidden_size)."""
 
     def __init__(
         self,
@@ -26,7 +28,7 @@ class Block(GradientCheckpointingLayer):
         self.post_attention_layernorm = post_attention_layernorm
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
 
-    def forward(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.self_attn(self.input_layernorm(x), **kwargs)
         x = x + self.dropout(attended)
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))

@@ -1,5 +1,7 @@
 """The configuration of a model built from parts."""
 
+from typing import Any, TypeGuard
+
 from transformers import PreTrainedConfig
 
 from .feed_forward import ACTIVATIONS
@@ -30,17 +32,17 @@ COUNTS = (
     "max_position_embeddings",
     "sliding_window",
 )
-# The first three are still None here only where a size that they follow from is wrong, which is said.
+# The first three are None after completion only if the size that they derive from is invalid, which is reported.
 MAY_BE_NONE = ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window")
 SWITCHES = ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings", "use_cache")
 
 
 class LabConfig(PreTrainedConfig):
-    """The parts and the sizes of a decoder, by the names that Hugging Face configurations use.
+    """The parts and sizes of a decoder, with the names that Hugging Face configurations use.
 
-    Multi-head, grouped-query and multi-query attention differ in `num_key_value_heads` only. Left out,
+    Multi-head, grouped-query and multi-query attention differ only in `num_key_value_heads`. Defaults:
     `num_key_value_heads` is `num_attention_heads`, `head_dim` is `hidden_size / num_attention_heads`, and
-    `intermediate_size` is 4 times `hidden_size`, or 8/3 times it in multiples of 64 for swiglu.
+    `intermediate_size` is 4 times `hidden_size`, or for swiglu 8/3 times, rounded up to a multiple of 64.
     """
 
     model_type = "llm_lab"
@@ -72,7 +74,7 @@ class LabConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         rope = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
         problems = self._complete() + self._complete_rope(rope)
         # The base class fills in rope_theta and, for YaRN, the original context.
@@ -85,7 +87,7 @@ class LabConfig(PreTrainedConfig):
             raise ValueError("This model cannot be built:\n" + "\n".join(f"- {problem}" for problem in problems))
 
     def _complete(self) -> list[str]:
-        """Derive the sizes that were left out; return what stands in the way."""
+        """Derive missing sizes; return problems."""
         if not (_is_count(self.hidden_size) and _is_count(self.num_attention_heads)):
             return []
         if self.num_key_value_heads is None:
@@ -97,34 +99,34 @@ class LabConfig(PreTrainedConfig):
             if self.hidden_size % self.num_attention_heads:
                 return [
                     f"hidden_size = {self.hidden_size} is not divisible by num_attention_heads = "
-                    f"{self.num_attention_heads}: change one of them, or give head_dim"
+                    f"{self.num_attention_heads}: change one of them, or set head_dim"
                 ]
             self.head_dim = self.hidden_size // self.num_attention_heads
         return []
 
     def _complete_rope(self, rope: dict) -> list[str]:
-        """Derive rope_type and YaRN's factor in place; return what stands in the way."""
+        """Derive rope_type and YaRN's factor in place; return problems."""
         if self.position_embedding not in ROTARY:
             return []
         wanted = "yarn" if self.position_embedding == "yarn" else "default"
         rope_type = rope.setdefault("rope_type", rope.pop("type", wanted))
         if rope_type != wanted:
             return [
-                f"rope_parameters.rope_type = {rope_type!r} does not go with position_embedding = "
+                f"rope_parameters.rope_type = {rope_type!r} does not match position_embedding = "
                 f"{self.position_embedding!r}: it must be {wanted!r}"
             ]
         original = rope.get("original_max_position_embeddings")
         if wanted == "yarn" and rope.get("factor") is None:
             if not _is_count(original) or not _is_count(self.max_position_embeddings):
                 return [
-                    "position_embedding = 'yarn' needs rope_parameters.factor (at least 1) or "
+                    "position_embedding = 'yarn' requires rope_parameters.factor (at least 1) or "
                     "rope_parameters.original_max_position_embeddings"
                 ]
             rope["factor"] = max(1.0, self.max_position_embeddings / original)
         return []
 
     def _problems(self) -> list[str]:
-        """Everything that is wrong with the values, one sentence each."""
+        """Return all problems with the values, one sentence each."""
         found = []
         for name, allowed in PARTS.items():
             if getattr(self, name) not in allowed:
@@ -142,7 +144,7 @@ class LabConfig(PreTrainedConfig):
         for name in ("norm_eps", "initializer_range"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 found.append(f"{name} = {getattr(self, name)!r} must be greater than 0")
-        if found or self.head_dim is None:
+        if found or self.head_dim is None or self.num_key_value_heads is None:
             return found
         if self.num_attention_heads % self.num_key_value_heads:
             found.append(
@@ -154,7 +156,7 @@ class LabConfig(PreTrainedConfig):
         if self.position_embedding == "sinusoidal" and self.hidden_size % 2:
             found.append(f"hidden_size = {self.hidden_size} must be even for sinusoidal positions")
         if self.sliding_window == 1:
-            found.append("sliding_window = 1 lets a token see only itself: it must be at least 2, or null")
+            found.append("sliding_window = 1 lets a token attend only to itself: it must be at least 2, or null")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             for token in value if isinstance(value, list | tuple) else [value]:
@@ -163,12 +165,12 @@ class LabConfig(PreTrainedConfig):
         return found
 
     def _rope_problems(self) -> list[str]:
-        rope, found = self.rope_parameters, []
+        rope, found = self.rope_parameters or {}, []
         allowed = ROPE_KEYS if rope["rope_type"] == "default" else ROPE_KEYS + YARN_KEYS
-        if self.head_dim % 2:
+        if (self.head_dim or 0) % 2:
             found.append(f"head_dim = {self.head_dim} must be even for {self.position_embedding}")
         for name in sorted(set(rope) - set(allowed)):
-            found.append(f"rope_parameters.{name} is unknown here: choose from {', '.join(allowed)}")
+            found.append(f"rope_parameters.{name} is not allowed here: choose from {', '.join(allowed)}")
         if not _is_number(rope["rope_theta"]) or rope["rope_theta"] <= 1:
             found.append(f"rope_parameters.rope_theta = {rope['rope_theta']!r} must be greater than 1")
         for name in YARN_KEYS:
@@ -181,9 +183,9 @@ class LabConfig(PreTrainedConfig):
         return found
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,10 +1,12 @@
 """The feed-forward network, plain or gated."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "leaky_relu": F.leaky_relu,
@@ -14,7 +16,7 @@ ACTIVATIONS = {
 
 
 class FeedForward(nn.Module):
-    """Up, activation, down; `swiglu` multiplies by a gate as Llama does (Shazeer, arXiv:2002.05202)."""
+    """Up projection, activation, down projection; `swiglu` has a gate as in Llama (Shazeer, arXiv:2002.05202)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool) -> None:
         super().__init__()
@@ -27,7 +29,7 @@ class FeedForward(nn.Module):
         self.down_proj.adds_to_residual = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., hidden_size) to (..., hidden_size)."""
+        """Map (..., hidden_size) to the same shape."""
         if self.gated:
             return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return self.down_proj(self.activation(self.up_proj(x)))

@@ -1,26 +1,26 @@
-"""What attention needs to know of positions in a batch: where tokens stand, and ALiBi inside the mask."""
+"""Token positions in a padded batch, and attention masks with ALiBi's bias."""
 
 import torch
 from transformers.cache_utils import Cache
 
 from .positions import Alibi
 
-# Far below any score, far from overflow in bf16: a row that is masked throughout stays finite.
+# Far below any score and far from overflow in bf16, so a fully masked row stays finite.
 MASKED = -1e9
-TAKES_BIAS = ("eager", "sdpa", "flex_attention")
+SUPPORTS_BIAS = ("eager", "sdpa", "flex_attention")
 
 
 def refuse_kernel_without_bias(kernel: str) -> None:
-    """Raise for an attention kernel that would drop ALiBi's bias without a word."""
-    if kernel not in TAKES_BIAS:
+    """Raise ValueError for an attention kernel that would silently drop ALiBi's bias."""
+    if kernel not in SUPPORTS_BIAS:
         raise ValueError(
-            f"attn_implementation = {kernel!r} takes no position bias, so ALiBi would be lost: "
-            f"choose from {', '.join(TAKES_BIAS)}"
+            f"attn_implementation = {kernel!r} does not support a position bias, so ALiBi would be lost: "
+            f"choose from {', '.join(SUPPORTS_BIAS)}"
         )
 
 
-def token_positions(x: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.LongTensor:
-    """Positions (1 or batch, length) after the cached tokens, not counting those that a 2-D mask hides."""
+def token_positions(x: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+    """Return positions (1 or batch, length), counted after the cached tokens and without those masked by a 2-D mask."""
     past = cache.get_seq_length() if cache is not None else 0
     index = torch.arange(x.shape[1], device=x.device) + past
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
@@ -32,7 +32,7 @@ def token_positions(x: torch.Tensor, attention_mask: torch.Tensor | None, cache:
 def alibi_mask_and_bias(
     alibi: Alibi, kernel: str, mask: torch.Tensor | None, x: torch.Tensor, cache: Cache | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """One additive mask (1 or batch, heads, queries, keys), or, for flex, its block mask and the bias."""
+    """Return an additive mask (1 or batch, heads, queries, keys), or for flex attention its block mask and the bias."""
     refuse_kernel_without_bias(kernel)
     batch, length, _ = x.shape
     past, key_count, first_key = 0, length, 0
@@ -47,5 +47,5 @@ def alibi_mask_and_bias(
     if mask is None:
         mask = queries[:, None] >= keys
     mask = torch.where(mask, bias, MASKED) if mask.dtype == torch.bool else mask + bias
-    # sdpa's kernels want the dtype of the query: the finished bias is rounded to it, never the distances.
+    # sdpa requires the dtype of the query: only the final bias is rounded to it, not the distances.
     return mask.to(x.dtype) if kernel == "sdpa" else mask, None

@@ -1,9 +1,10 @@
-"""The decoder put together from the parts that a `LabConfig` names, as a Hugging Face model.
+"""A decoder composed of the parts in a `LabConfig`, as a Hugging Face model.
 
-Parameter names are Llama's, so the weights of a combination that Llama, Mistral or Qwen3 has too load there.
+Parameter names are Llama's, so weights whose parts Llama, Mistral or Qwen3 also have can be loaded there.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,18 +29,23 @@ from .positions import Alibi, Rope, Sinusoidal, Yarn
 
 
 def make_positions(config: LabConfig) -> Sinusoidal | Rope | Yarn | Alibi:
-    """The position embedding that the configuration names."""
+    """Return the position embedding of a configuration."""
     if config.position_embedding == "sinusoidal":
         return Sinusoidal(config.hidden_size)
     if config.position_embedding == "alibi":
         return Alibi(config.num_attention_heads)
+    assert config.rope_parameters is not None, "set by LabConfig"
     rope = {name: value for name, value in config.rope_parameters.items() if value is not None}
     rope["theta"] = rope.pop("rope_theta")
     return {"default": Rope, "yarn": Yarn}[rope.pop("rope_type")](config.head_dim, **rope)
 
 
 def make_block(config: LabConfig, layer_idx: int) -> Block:
-    """The decoder block that the configuration names."""
+    """Return a decoder block for a configuration."""
+    # Derived by LabConfig if not set.
+    assert config.num_key_value_heads is not None
+    assert config.head_dim is not None
+    assert config.intermediate_size is not None
     attention = Attention(
         config.hidden_size,
         config.num_attention_heads,
@@ -52,12 +58,12 @@ def make_block(config: LabConfig, layer_idx: int) -> Block:
         dropout=config.attention_dropout,
     )
     feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
-    norms = [make_norm(config.norm, config.hidden_size, config.norm_eps) for _ in range(2)]
-    return Block(attention, feed_forward, *norms, dropout=config.hidden_dropout)
+    before, after = (make_norm(config.norm, config.hidden_size, config.norm_eps) for _ in range(2))
+    return Block(attention, feed_forward, before, after, dropout=config.hidden_dropout)
 
 
 class LabPreTrainedModel(PreTrainedModel):
-    """What all models made of these parts share: initialisation and what the library may do with them."""
+    """Base class: weight initialization, and the library features that all models of these parts support."""
 
     config: LabConfig
     config_class = LabConfig
@@ -72,14 +78,14 @@ class LabPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Block, "attentions": Attention}  # noqa: RUF012
 
-    def __init__(self, config: LabConfig, *args, **kwargs) -> None:
+    def __init__(self, config: LabConfig, *args: Any, **kwargs: Any) -> None:
         if config.position_embedding == "alibi":
             refuse_kernel_without_bias(config._attn_implementation or "sdpa")
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights, narrower by 1/sqrt(2 layers) where they add to the residual, as in GPT-2."""
+        """Initialize with normal weights, scaled by 1/sqrt(2 layers) where they add to the residual, as in GPT-2."""
         if not getattr(module, "adds_to_residual", False):
             return super()._init_weights(module)
         depth_scale = 1 / math.sqrt(2 * self.config.num_hidden_layers)
@@ -89,11 +95,11 @@ class LabPreTrainedModel(PreTrainedModel):
 
 
 class LabModel(LabPreTrainedModel):
-    """Embeddings, blocks and the last norm."""
+    """Embeddings, blocks and the final norm."""
 
     def __init__(self, config: LabConfig) -> None:
         super().__init__(config)
-        # No padding_idx: where the padding token is the end token, it would never be trained.
+        # No padding_idx: if the padding token is the end token, it would never be trained.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = make_positions(config)
         self.dropout = nn.Dropout(config.hidden_dropout) if config.hidden_dropout > 0 else nn.Identity()
@@ -111,14 +117,14 @@ class LabModel(LabPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Token ids (batch, length), or their embeddings, to hidden states (batch, length, hidden_size)."""
+        """Map token ids (batch, length), or their embeddings, to hidden states (batch, length, hidden_size)."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        # The mask sees only what the caller gave: a cache made here would switch off the masking between
-        # packed documents, and positions made here the is_causal kernel.
+        # The mask is made only from the caller's arguments: a cache created here would disable masking between packed
+        # documents, and positions created here would disable the is_causal kernel.
         make_mask = create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
         mask = make_mask(
             config=self.config,
@@ -141,7 +147,7 @@ class LabModel(LabPreTrainedModel):
             else:
                 x = (x * self.config.hidden_size**0.5 + self.positions(positions)).to(x.dtype)
         if use_cache is None:
-            # Caching is for inference: in training it would cost a copy of all keys and values.
+            # Only for inference: in training, a cache would copy all keys and values.
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -162,7 +168,7 @@ class LabModel(LabPreTrainedModel):
 
 
 class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
-    """The decoder with its language-model head."""
+    """The decoder with a language model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -183,9 +189,9 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Token ids (batch, length) to logits (batch, length, vocab_size), and a loss if there are labels."""
+        """Map token ids (batch, length) to logits (batch, length, vocab_size), with a loss if labels are given."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -210,7 +216,7 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
 
 
 class LabForSequenceClassification(GenericForSequenceClassification, LabPreTrainedModel):
-    """The decoder with a score for the last real token: a reward model."""
+    """The decoder with a score for the last token that is not padding: a reward model."""
 
     def __init__(self, config: LabConfig) -> None:
         LabPreTrainedModel.__init__(self, config)
@@ -221,14 +227,14 @@ class LabForSequenceClassification(GenericForSequenceClassification, LabPreTrain
 
 
 def register() -> None:
-    """Teach the Auto classes of this process the model type, so that no remote code is needed here."""
+    """Register the model type with the Auto classes of this process, so that no remote code is needed."""
     AutoConfig.register(LabConfig.model_type, LabConfig, exist_ok=True)
     AutoModel.register(LabConfig, LabModel, exist_ok=True)
     AutoModelForCausalLM.register(LabConfig, LabForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(LabConfig, LabForSequenceClassification, exist_ok=True)
 
 
-# From here on, save_pretrained writes these files beside the weights, and auto_map into the config.
+# From here on, save_pretrained also writes these source files, and auto_map into the config.
 LabConfig.register_for_auto_class()
 LabModel.register_for_auto_class("AutoModel")
 LabForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,4 +1,4 @@
-"""The two normalisations: LayerNorm and RMSNorm."""
+"""The two normalization layers: LayerNorm and RMSNorm."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ NORMS = ("layernorm", "rmsnorm")
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned gain: (..., size) to (..., size) (arXiv:1910.07467)."""
+    """Root-mean-square norm with a learned gain over the last axis, of length `size` (arXiv:1910.07467)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Under autocast a projection hands bf16 to fp32 gains, a pair that the fused kernel refuses.
+        # Under autocast x is bf16 but the gain is float32, which the fused kernel does not support.
         return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
@@ -24,5 +24,5 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(name: str, size: int, eps: float) -> nn.Module:
-    """The norm called `name` over the last axis; LayerNorm has gain and bias (arXiv:1607.06450)."""
+    """Return the norm `name` over the last axis; LayerNorm has gain and bias (arXiv:1607.06450)."""
     return RMSNorm(size, eps) if name == "rmsnorm" else nn.LayerNorm(size, eps)

@@ -1,7 +1,7 @@
 """The four position embeddings: sinusoidal, RoPE, YaRN and ALiBi.
 
-None of them keeps a buffer. What they need is computed in float32 from integer positions, once per forward
-pass of the model, so neither a bf16 cast, nor a meta-device load, nor a longer context can spoil it.
+They have no buffers. Everything is computed in float32 from integer positions, once per forward pass of the model, so
+it is exact after a cast to bf16, after loading from the meta device, and for longer contexts.
 """
 
 import math
@@ -13,21 +13,21 @@ POSITION_EMBEDDINGS = ("sinusoidal", "rope", "alibi", "yarn")
 
 
 class Sinusoidal(nn.Module):
-    """Fixed sinusoids, sine on even and cosine on odd channels (Vaswani et al., arXiv:1706.03762)."""
+    """Fixed sinusoids: sine on even, cosine on odd channels (Vaswani et al., arXiv:1706.03762)."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
-        """Positions (batch, length) to float32 (batch, length, hidden_size)."""
+        """Map positions (batch, length) to float32 (batch, length, hidden_size)."""
         channels = torch.arange(0, self.hidden_size, 2, dtype=torch.float32, device=positions.device)
         angles = positions[..., None].float() * 10000.0 ** (-channels / self.hidden_size)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
 class Rope(nn.Module):
-    """Rotary embedding in Llama's layout, where channel i turns with i + head_dim/2 (arXiv:2104.09864)."""
+    """Rotary embedding in Llama's layout, where channel i is paired with i + head_dim/2 (arXiv:2104.09864)."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Rope(nn.Module):
         self.attention_factor = 1.0
 
     def inverse_frequencies(self, device: torch.device | None = None) -> torch.Tensor:
-        """Radians per position for each pair of channels: float32 (head_dim / 2,)."""
+        """Return radians per position for each pair of channels: float32 (head_dim / 2,)."""
         return 1.0 / self._positions_per_radian(device)
 
     def _positions_per_radian(self, device: torch.device | None) -> torch.Tensor:
@@ -44,7 +44,7 @@ class Rope(nn.Module):
         return self.theta ** (channels / self.head_dim)
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions (batch, length) to the cosine and the signed sine, (batch, length, 1, head_dim) each."""
+        """Map positions (batch, length) to the cosine and the signed sine, each (batch, length, 1, head_dim)."""
         angles = positions[..., None, None].float() * self.inverse_frequencies(positions.device)
         cos = angles.cos() * self.attention_factor
         sin = angles.sin() * self.attention_factor
@@ -52,10 +52,10 @@ class Rope(nn.Module):
 
 
 class Yarn(Rope):
-    """RoPE stretched to a longer context, by parts and with an attention temperature (arXiv:2309.00071).
+    """RoPE extended to a longer context, with an attention temperature (arXiv:2309.00071).
 
-    Channels that turn more than `beta_fast` times in the original context keep their frequency, those that
-    turn less than `beta_slow` times are slowed by `factor`, and a linear ramp joins the two.
+    Channels that rotate more than `beta_fast` times in the original context keep their frequency, those that rotate
+    less than `beta_slow` times are slowed down by `factor`, and a linear ramp interpolates between the two.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Yarn(Rope):
     ) -> None:
         super().__init__(head_dim, theta)
         self.factor = factor
-        first = self._channel_that_turns(beta_fast, original_max_position_embeddings)
-        last = self._channel_that_turns(beta_slow, original_max_position_embeddings)
+        first = self._channel_with_rotations(beta_fast, original_max_position_embeddings)
+        last = self._channel_with_rotations(beta_slow, original_max_position_embeddings)
         if truncate:
             first, last = math.floor(first), math.ceil(last)
         self.ramp_start, self.ramp_end = max(first, 0), min(last, head_dim - 1)
@@ -85,11 +85,11 @@ class Yarn(Rope):
         else:
             self.attention_factor = _temperature(factor, 1.0)
 
-    def _channel_that_turns(self, times: float, context: int) -> float:
+    def _channel_with_rotations(self, times: float, context: int) -> float:
         return self.head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(self.theta))
 
     def inverse_frequencies(self, device: torch.device | None = None) -> torch.Tensor:
-        """Radians per position for each pair of channels: float32 (head_dim / 2,)."""
+        """Return radians per position for each pair of channels: float32 (head_dim / 2,)."""
         per_radian = self._positions_per_radian(device)
         width = (self.ramp_end - self.ramp_start) or 0.001
         channels = torch.arange(self.head_dim // 2, dtype=torch.float32, device=device)
@@ -102,19 +102,19 @@ def _temperature(factor: float, mscale: float) -> float:
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Turn the channel pairs of x (batch, length, heads, head_dim) by the angles that `Rope` gave."""
+    """Rotate the channel pairs of x (batch, length, heads, head_dim) by the angles from `Rope`."""
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * signed_sin
 
 
 class Alibi(nn.Module):
-    """Attention with linear biases, -slope * distance for each head (arXiv:2108.12409)."""
+    """Attention with linear biases: -slope * distance for each head (arXiv:2108.12409)."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
 
     def slopes(self, device: torch.device | None = None) -> torch.Tensor:
-        """One slope a head, float32 (num_heads,): the paper's, and its code's where that is no power of 2."""
+        """Return one slope per head, float32 (num_heads,), as in the paper's code, also if not a power of 2."""
         power = 2 ** math.floor(math.log2(self.num_heads))
         exponents = torch.arange(1, power + 1, dtype=torch.float32, device=device) / power
         if power < self.num_heads:
@@ -123,6 +123,6 @@ class Alibi(nn.Module):
         return torch.exp2(-8 * exponents)
 
     def forward(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-        """Positions (queries,) and (keys,) to the float32 bias (1, num_heads, queries, keys)."""
+        """Map positions (queries,) and (keys,) to the float32 bias (1, num_heads, queries, keys)."""
         distance = (query_positions[:, None] - key_positions[None, :]).abs()
         return -self.slopes(distance.device)[None, :, None, None] * distance

@@ -381,7 +381,7 @@ def test_weights_that_are_not_there_are_not_made_up_and_called_proven(form, in_t
     folder = write_base("base")
     edit(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
     assert main(["export", folder, "--to", form, "--out", "out"]) == 2
-    assert "are not there: model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
+    assert "are missing: model.layers.1.mlp.up_proj.weight" in capsys.readouterr().err
     assert not Path("out").exists()
 
 

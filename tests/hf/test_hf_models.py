@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, STRANGER, tiny_config, tiny_model, tokens
+from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, LOAD_WITHOUT_LLM_LAB, tiny_config, tiny_model, tokens
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from llm_lab.errors import UserError
@@ -45,8 +45,8 @@ def model_of(parts: dict) -> LabForCausalLM:
 def test_saved_folders_give_the_same_logits_without_llm_lab(tmp_path):
     ids, expected = tokens(2, 11), {}
     # Native folders load without trust_remote_code; this program does not set it.
-    plain = STRANGER.replace(", trust_remote_code=True", "")
-    programs = {"native": (NATIVE, plain), "own": (OWN, STRANGER)}
+    plain = LOAD_WITHOUT_LLM_LAB.replace(", trust_remote_code=True", "")
+    programs = {"native": (NATIVE, plain), "own": (OWN, LOAD_WITHOUT_LLM_LAB)}
     for group, (cases, program) in programs.items():
         for name, parts in cases.items():
             model = model_of(parts)

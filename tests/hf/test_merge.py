@@ -365,7 +365,7 @@ def test_the_merge_command_makes_a_run_that_can_be_replayed(in_tmp_path, capsys)
 def test_the_merge_command_writes_a_plain_folder_with_out(in_tmp_path, capsys):
     attached = make_run(in_tmp_path)
     assert main(["merge", "life", "--out", "plain"]) == 0
-    assert "Talk to it: llm-lab chat plain" in capsys.readouterr().out
+    assert "llm-lab chat plain" in capsys.readouterr().out
     torch.testing.assert_close(
         load_model("plain")(ids(attached)).logits, attached(ids(attached)).logits, rtol=1e-4, atol=1e-4
     )

@@ -1,7 +1,8 @@
-"""Caches, padding, windows and packing change how a model is run, never what it says."""
+"""Caches, padding, windows and packing do not change the logits of a model."""
 
 import pytest
 import torch
+from support.sampling import every_pair
 from support.tiny_models import decode_in_chunks, left_padded, tiny_config, tiny_model, tokens
 from transformers import DynamicCache, StaticCache
 
@@ -14,14 +15,9 @@ def position(request):
     return request.param
 
 
-@pytest.fixture(params=["sdpa", "eager"])
-def kernel(request):
-    return request.param
-
-
-@pytest.fixture(params=[None, 2, 5, 64], ids=lambda window: f"window-{window}")
-def window(request):
-    return request.param
+KERNELS = ["sdpa", "eager"]
+WINDOWS = [None, 2, 5, 64]
+EVERY_MODEL = pytest.mark.parametrize(("position", "kernel", "window"), every_pair(POSITIONS, KERNELS, WINDOWS))
 
 
 @pytest.fixture
@@ -30,11 +26,12 @@ def model(position, kernel, window):
 
 
 def caches(config):
-    """Every cache that a caller may bring, the last one without knowledge of the window."""
+    """Return every kind of cache that a caller may pass, the last one without the sliding window."""
     return [DynamicCache(config=config), StaticCache(config=config, max_cache_len=24), DynamicCache()]
 
 
 @torch.no_grad()
+@EVERY_MODEL
 @pytest.mark.parametrize("ends", [list(range(1, 17)), [9, 10, 11, 12, 13, 16], [3, 9, 16], [1, 15, 16]], ids=str)
 def test_cached_decoding_equals_the_full_forward(model, ends):
     ids, mask = tokens(2, 16), torch.ones(2, 16, dtype=torch.long)
@@ -44,6 +41,7 @@ def test_cached_decoding_equals_the_full_forward(model, ends):
 
 
 @torch.no_grad()
+@EVERY_MODEL
 def test_cached_decoding_equals_the_full_forward_when_left_padded(model):
     ids, mask = left_padded((16, 11, 3), 16)
     full = model(ids, attention_mask=mask).logits
@@ -54,7 +52,8 @@ def test_cached_decoding_equals_the_full_forward_when_left_padded(model):
 
 
 @torch.no_grad()
-def test_left_padding_changes_no_logits(model):
+@EVERY_MODEL
+def test_left_padding_does_not_change_the_logits(model):
     ids, mask = left_padded((16, 11, 3), 16)
     padded = model(ids, attention_mask=mask).logits
     assert torch.isfinite(padded).all()
@@ -64,7 +63,8 @@ def test_left_padding_changes_no_logits(model):
 
 
 @torch.no_grad()
-def test_later_tokens_change_no_earlier_logits(model):
+@EVERY_MODEL
+def test_later_tokens_do_not_change_earlier_logits(model):
     ids = tokens(1, 16)
     changed = ids.clone()
     changed[:, 9:] = tokens(1, 7, seed=5)
@@ -73,7 +73,8 @@ def test_later_tokens_change_no_earlier_logits(model):
 
 
 @torch.no_grad()
-def test_packed_documents_do_not_see_each_other(model):
+@EVERY_MODEL
+def test_packed_documents_do_not_attend_to_each_other(model):
     documents = [tokens(2, 7, seed=3), tokens(2, 9, seed=4)]
     positions = torch.cat((torch.arange(7), torch.arange(9))).repeat(2, 1)
     packed = model(torch.cat(documents, dim=1), position_ids=positions).logits
@@ -82,7 +83,8 @@ def test_packed_documents_do_not_see_each_other(model):
 
 
 @torch.no_grad()
-def test_a_window_is_as_wide_as_it_says(position, kernel):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_sliding_window_has_exactly_its_width(position, kernel):
     model = tiny_model(position, attn_implementation=kernel, sliding_window=5, num_hidden_layers=1)
     ids = tokens(1, 16)
     plain = model(ids).logits[0, -1]
@@ -118,14 +120,14 @@ def test_generation_of_a_padded_row_equals_generation_alone(position):
     assert torch.equal(together[1:, 5:], alone)
 
 
-def test_beam_search_needs_no_cache_and_suffers_none(position):
+def test_beam_search_is_the_same_with_and_without_a_cache(position):
     model = tiny_model(position, sliding_window=6)
     settings = {"max_new_tokens": 10, "num_beams": 3, "do_sample": False}
     with_cache = model.generate(tokens(2, 7), **settings)
     assert torch.equal(with_cache, model.generate(tokens(2, 7), use_cache=False, **settings))
 
 
-def test_chunked_prefill_in_generation_changes_nothing(position):
+def test_chunked_prefill_does_not_change_generation(position):
     model = tiny_model(position)
     ids = tokens(1, 13)
     whole = model.generate(ids, max_new_tokens=8, do_sample=False)
@@ -134,7 +136,7 @@ def test_chunked_prefill_in_generation_changes_nothing(position):
 
 @torch.no_grad()
 @pytest.mark.parametrize("position_name", ["alibi", "rope", "sinusoidal"])
-def test_a_model_runs_beyond_its_context(position_name):
+def test_a_model_runs_beyond_its_context_length(position_name):
     model = tiny_model(position_name, max_position_embeddings=16)
     logits = model(tokens(1, 50)).logits
     assert torch.isfinite(logits).all()
@@ -152,14 +154,14 @@ def test_kv_cache_bytes_match_the_formula(key_value_heads, width):
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == expected
 
 
-def test_training_keeps_no_cache():
+def test_no_cache_is_created_in_training():
     model = tiny_model().train()
     assert model(tokens(1, 4)).past_key_values is None
     assert model.eval()(tokens(1, 4)).past_key_values is not None
 
 
 @pytest.mark.parametrize("kernel_name", ["flash_attention_2", "flash_attention_3"])
-def test_alibi_refuses_kernels_that_would_drop_it(kernel_name):
+def test_alibi_refuses_kernels_without_bias_support(kernel_name):
     with pytest.raises(ValueError, match="ALiBi would be lost"):
         tiny_model("alibi", attn_implementation=kernel_name)
     model = tiny_model("alibi")
@@ -168,7 +170,7 @@ def test_alibi_refuses_kernels_that_would_drop_it(kernel_name):
         model(tokens(1, 4))
 
 
-def test_input_ids_and_embeddings_are_either_or():
+def test_input_ids_and_embeddings_exclude_each_other():
     model = tiny_model()
     with pytest.raises(ValueError, match="exactly one"):
         model.model()

@@ -1,4 +1,4 @@
-"""The same weights give the same results in Llama, Mistral and Qwen3 as they are in transformers."""
+"""The same weights give the same results as Llama, Mistral and Qwen3 in transformers."""
 
 import pytest
 import torch
@@ -30,34 +30,34 @@ SHARED = (
 BIASES = {"attention_bias": True, "mlp_bias": True}
 
 
-def same_weights_in(model_class, config_class, ours, **extra) -> PreTrainedModel:
-    """A native model that takes our state dict as it is, every key of it."""
-    shared = {name: getattr(ours.config, name) for name in SHARED}
+def same_weights_in(model_class, config_class, lab, **extra) -> PreTrainedModel:
+    """Return a native model that loads the lab model's state dict unchanged."""
+    shared = {name: getattr(lab.config, name) for name in SHARED}
     config = config_class(
         **shared,
-        rms_norm_eps=ours.config.norm_eps,
-        attn_implementation=ours.config._attn_implementation,
+        rms_norm_eps=lab.config.norm_eps,
+        attn_implementation=lab.config._attn_implementation,
         **extra,
     )
     native = model_class(config).eval()
-    native.load_state_dict(ours.state_dict(), strict=True)
+    native.load_state_dict(lab.state_dict(), strict=True)
     return native
 
 
 def llama_like(position="rope", **changes):
-    ours = tiny_model(position, **changes)
-    biases = {name: getattr(ours.config, name) for name in BIASES}
-    return ours, same_weights_in(LlamaForCausalLM, LlamaConfig, ours, **biases)
+    lab = tiny_model(position, **changes)
+    biases = {name: getattr(lab.config, name) for name in BIASES}
+    return lab, same_weights_in(LlamaForCausalLM, LlamaConfig, lab, **biases)
 
 
 def mistral_like():
-    ours = tiny_model(sliding_window=5, num_key_value_heads=2)
-    return ours, same_weights_in(MistralForCausalLM, MistralConfig, ours, sliding_window=5)
+    lab = tiny_model(sliding_window=5, num_key_value_heads=2)
+    return lab, same_weights_in(MistralForCausalLM, MistralConfig, lab, sliding_window=5)
 
 
 def qwen3_like():
-    ours = tiny_model(qk_norm=True, num_key_value_heads=2, head_dim=12)
-    return ours, same_weights_in(Qwen3ForCausalLM, Qwen3Config, ours)
+    lab = tiny_model(qk_norm=True, num_key_value_heads=2, head_dim=12)
+    return lab, same_weights_in(Qwen3ForCausalLM, Qwen3Config, lab)
 
 
 PAIRS = {
@@ -77,7 +77,7 @@ def pair(request):
 
 
 def test_logits_loss_and_gradients_equal_the_native_model(pair):
-    ours, native = pair
+    lab, native = pair
     ids = tokens(2, 16)
     results = [model(ids, labels=ids) for model in pair]
     for result in results:
@@ -85,66 +85,66 @@ def test_logits_loss_and_gradients_equal_the_native_model(pair):
     torch.testing.assert_close(results[0].logits, results[1].logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(results[0].loss, results[1].loss, atol=1e-6, rtol=1e-6)
     gradients = {name: parameter.grad for name, parameter in native.named_parameters()}
-    for name, parameter in ours.named_parameters():
+    for name, parameter in lab.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_left_padded_logits_equal_the_native_model(pair):
     ids, mask = left_padded((12, 7), 12)
     with torch.no_grad():
-        ours, native = (model(ids, attention_mask=mask).logits[mask.bool()] for model in pair)
-    torch.testing.assert_close(ours, native, atol=1e-5, rtol=1e-4)
+        lab, native = (model(ids, attention_mask=mask).logits[mask.bool()] for model in pair)
+    torch.testing.assert_close(lab, native, atol=1e-5, rtol=1e-4)
 
 
 def test_packed_documents_equal_the_native_model(pair):
     positions = torch.cat((torch.arange(7), torch.arange(9))).repeat(2, 1)
     with torch.no_grad():
-        ours, native = (model(tokens(2, 16), position_ids=positions, use_cache=False).logits for model in pair)
-    torch.testing.assert_close(ours, native, atol=1e-5, rtol=1e-4)
+        lab, native = (model(tokens(2, 16), position_ids=positions, use_cache=False).logits for model in pair)
+    torch.testing.assert_close(lab, native, atol=1e-5, rtol=1e-4)
 
 
 def test_greedy_generation_equals_the_native_model(pair):
     ids, mask = left_padded((9, 4), 9)
-    ours, native = (model.generate(ids, attention_mask=mask, max_new_tokens=10, do_sample=False) for model in pair)
-    assert torch.equal(ours, native)
+    lab, native = (model.generate(ids, attention_mask=mask, max_new_tokens=10, do_sample=False) for model in pair)
+    assert torch.equal(lab, native)
 
 
 def test_hidden_states_and_attentions_equal_the_native_model():
-    ours, native = (
+    lab, native = (
         model(tokens(2, 9), output_hidden_states=True, output_attentions=True) for model in PAIRS["llama-eager"]()
     )
     for name in ("hidden_states", "attentions"):
-        assert len(getattr(ours, name)) == len(getattr(native, name))
-        for got, expected in zip(getattr(ours, name), getattr(native, name), strict=True):
+        assert len(getattr(lab, name)) == len(getattr(native, name))
+        for got, expected in zip(getattr(lab, name), getattr(native, name), strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_loss_follows_num_items_in_batch_and_shift_labels(pair):
+def test_the_loss_uses_num_items_in_batch_and_shift_labels(pair):
     ids = tokens(2, 16)
     arguments = {"labels": ids, "num_items_in_batch": torch.tensor(77)}
     shifted = {"labels": ids, "shift_labels": tokens(2, 16, seed=2)}
     for extra in (arguments, shifted):
-        ours, native = (model(ids, **extra).loss for model in pair)
-        torch.testing.assert_close(ours, native, atol=1e-6, rtol=1e-6)
+        lab, native = (model(ids, **extra).loss for model in pair)
+        torch.testing.assert_close(lab, native, atol=1e-6, rtol=1e-6)
 
 
-def test_logits_to_keep_keeps_the_last_ones():
+def test_logits_to_keep_returns_the_last_logits():
     model, ids = tiny_model(), tokens(2, 9)
     full = model(ids).logits
     torch.testing.assert_close(model(ids, logits_to_keep=3).logits, full[:, -3:])
     torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, 4])).logits, full[:, [0, 4]])
 
 
-def test_bf16_logits_stay_near_the_native_model():
-    ours, native = (model.to(torch.bfloat16) for model in llama_like(num_key_value_heads=2))
+def test_bf16_logits_are_close_to_the_native_model():
+    lab, native = (model.to(torch.bfloat16) for model in llama_like(num_key_value_heads=2))
     ids = tokens(2, 16)
     with torch.no_grad():
-        got, expected = ours(ids).logits.float(), native(ids).logits.float()
+        got, expected = lab(ids).logits.float(), native(ids).logits.float()
     assert got.dtype == torch.float32
     assert (got - expected).norm() / expected.norm() < 0.02
 
 
-def test_a_layer_norm_model_has_biases_and_llama_has_none():
+def test_only_layer_norm_models_have_biases_by_default():
     assert "model.norm.bias" in tiny_model(norm="layernorm").state_dict()
     assert tiny_config().attention_bias is False
     assert not [name for name in tiny_model().state_dict() if name.endswith("bias")]

@@ -1,4 +1,4 @@
-"""A saved folder is whole: it loads here, in a stranger's process, and from the meta device."""
+"""A saved folder is complete: it loads here, in a process without llm_lab, and on the meta device."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_models import STRANGER, tiny_config, tiny_model, tokens
+from support.tiny_models import LOAD_WITHOUT_LLM_LAB, tiny_config, tiny_model, tokens
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -22,7 +22,7 @@ from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification, register
 
 
-def test_a_saved_folder_loads_where_llm_lab_is_unknown(tmp_path):
+def test_a_saved_folder_loads_without_llm_lab(tmp_path):
     models = {
         "rope": tiny_model("rope", norm="layernorm", activation="relu"),
         "alibi": tiny_model("alibi", sliding_window=5, tie_word_embeddings=True),
@@ -36,7 +36,7 @@ def test_a_saved_folder_loads_where_llm_lab_is_unknown(tmp_path):
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     folders = [str(tmp_path / name) for name in models]
     result = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, *folders], env=environment, capture_output=True, text=True
+        [sys.executable, "-I", "-c", LOAD_WITHOUT_LLM_LAB, *folders], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     for name, model in models.items():
@@ -48,7 +48,7 @@ def test_a_saved_folder_loads_where_llm_lab_is_unknown(tmp_path):
         assert again == {path.name for path in folder.glob("*.py")}
 
 
-def test_a_saved_folder_names_its_classes_and_holds_its_code(tmp_path):
+def test_a_saved_folder_contains_its_code_and_class_names(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "llm_lab"
@@ -79,7 +79,7 @@ def test_registered_classes_load_without_remote_code(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_tied_and_untied_heads_come_back_as_they_were(tied, tmp_path):
+def test_tied_and_untied_heads_are_saved_and_loaded(tied, tmp_path):
     model, ids = tiny_model(tie_word_embeddings=tied), tokens(2, 9)
     model.save_pretrained(tmp_path)
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) != tied
@@ -88,7 +88,7 @@ def test_tied_and_untied_heads_come_back_as_they_were(tied, tmp_path):
     assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 
 
-def test_loading_draws_no_weight_anew_but_the_missing_ones(tmp_path):
+def test_loading_initializes_only_missing_weights(tmp_path):
     model = tiny_model(attention_bias=True)
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -102,7 +102,7 @@ def test_loading_draws_no_weight_anew_but_the_missing_ones(tmp_path):
 
 
 @pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "yarn"])
-def test_a_model_born_on_the_meta_device_is_right(position):
+def test_a_model_created_on_the_meta_device_is_correct(position):
     model, ids = tiny_model(position), tokens(2, 9)
     with torch.device("meta"):
         empty = LabForCausalLM(tiny_config(position))
@@ -110,7 +110,7 @@ def test_a_model_born_on_the_meta_device_is_right(position):
     assert torch.equal(empty.eval()(ids).logits, model(ids).logits)
 
 
-def test_bf16_weights_come_back_as_bf16(tmp_path):
+def test_bf16_weights_are_saved_and_loaded_as_bf16(tmp_path):
     model = tiny_model("yarn").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     loaded = LabForCausalLM.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Initialisation, dropout, checkpointing, compilation, autocast and adapters."""
+"""Initialization, dropout, activation checkpointing, compilation, autocast and adapters."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def gradients(model, ids):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_weights_start_as_in_gpt2():
+def test_weights_are_initialized_as_in_gpt2():
     torch.manual_seed(0)
     config = tiny_config(
         hidden_size=256, intermediate_size=512, num_hidden_layers=8, attention_bias=True, mlp_bias=True
@@ -37,7 +37,7 @@ def test_weights_start_as_in_gpt2():
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-def test_the_padding_token_is_trained_where_it_is_the_end_token():
+def test_the_padding_token_is_trained_if_it_is_also_the_end_token():
     model = LabForCausalLM(tiny_config(pad_token_id=1, eos_token_id=1))
     ids = torch.tensor([[5, 6, 1, 7]])
     gradient = gradients(model, ids)["model.embed_tokens.weight"]
@@ -46,7 +46,7 @@ def test_the_padding_token_is_trained_where_it_is_the_end_token():
 
 @pytest.fixture
 def sdpa_calls(monkeypatch):
-    """What scaled_dot_product_attention was given, call by call."""
+    """Record the arguments of each call of scaled_dot_product_attention."""
     calls, original = [], torch.nn.functional.scaled_dot_product_attention
 
     def spy(*args, **kwargs):
@@ -75,7 +75,7 @@ def test_alibi_shares_one_mask_between_layers_and_rows(sdpa_calls):
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(position, reentrant):
+def test_activation_checkpointing_gives_the_same_gradients(position, reentrant):
     model, ids = tiny_model(position, qk_norm=True), tokens(2, 12)
     expected = gradients(model, ids)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -83,7 +83,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(position, reentrant):
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_is_applied_in_training_only():
     ids = tokens(2, 12)
     for name in ("hidden_dropout", "attention_dropout"):
         model = tiny_model(**{name: 0.5})
@@ -92,34 +92,34 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model.train()(ids).logits, tiny_model()(ids).logits)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("position", POSITIONS)
-def test_the_whole_forward_is_one_graph(position):
+def test_the_whole_forward_is_one_graph(position, backend):
     model, ids = tiny_model(position, num_key_value_heads=2, sliding_window=5), tokens(2, 12)
     mask = left_padded((12, 7), 12)[1]
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     for arguments in ({"attention_mask": mask}, {"labels": ids}):
         expected, got = model(ids, **arguments), compiled(ids, **arguments)
         torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("position", "changes"),
-    [
-        ("rope", {"num_key_value_heads": 2}),
-        pytest.param("alibi", {"norm": "layernorm", "activation": "gelu"}, marks=pytest.mark.slow),
-    ],
+    [("rope", {"num_key_value_heads": 2}), ("alibi", {"norm": "layernorm", "activation": "gelu"})],
+    ids=["rope", "alibi"],
 )
-def test_compiled_gradients_equal_eager_ones(position, changes):
+def test_compiled_gradients_equal_eager_gradients(position, changes, backend):
     model, ids = tiny_model(position, **changes), tokens(2, 12)
     expected = gradients(model, ids)
-    model.compile(fullgraph=True)
+    model.compile(fullgraph=True, backend=backend)
     for name, gradient in gradients(model, ids).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_autocast_and_bf16_weights_stay_near_float32(position, kernel):
+def test_autocast_and_bf16_weights_are_close_to_float32(position, kernel):
     model = tiny_model(position, qk_norm=True, num_key_value_heads=2, attn_implementation=kernel)
     ids, mask = left_padded((12, 7), 12)
     real = mask.bool()
@@ -133,7 +133,7 @@ def test_autocast_and_bf16_weights_stay_near_float32(position, kernel):
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_autocast_hands_the_kernel_one_dtype(position, sdpa_calls):
+def test_attention_gets_a_single_dtype_under_autocast(position, sdpa_calls):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         tiny_model(position, qk_norm=True)(tokens(2, 12))
     assert sdpa_calls[0]["dtypes"] == [torch.bfloat16] * 3
@@ -152,7 +152,7 @@ def test_flex_attention_equals_sdpa(position):
     torch.testing.assert_close(got[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
-def test_autocast_trains_without_a_warning(recwarn):
+def test_training_with_autocast_gives_no_warning(recwarn):
     model, ids = tiny_model(qk_norm=True).train(), tokens(2, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(ids, labels=ids).loss
@@ -179,7 +179,7 @@ def test_a_lora_adapter_trains_and_merges(position):
     torch.testing.assert_close(merged, attached, atol=1e-5, rtol=1e-4)
 
 
-def test_a_reward_model_scores_the_last_real_token():
+def test_a_reward_model_scores_the_last_token_that_is_not_padding():
     torch.manual_seed(0)
     model = LabForSequenceClassification(tiny_config("alibi", num_labels=1)).eval()
     ids, mask = left_padded((9, 5), 9)
@@ -190,7 +190,7 @@ def test_a_reward_model_scores_the_last_real_token():
     torch.testing.assert_close(model(right_padded, attention_mask=right_mask).logits, scores[1:])
 
 
-def test_embeddings_can_be_resized_tied_or_not():
+def test_tied_and_untied_embeddings_can_be_resized():
     for tied in (True, False):
         model = tiny_model(tie_word_embeddings=tied)
         model.resize_token_embeddings(70)

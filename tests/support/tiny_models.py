@@ -1,4 +1,4 @@
-"""Tiny models made from any combination of parts, and inputs for them."""
+"""Tiny models with any combination of parts, and inputs for them."""
 
 import itertools
 
@@ -13,11 +13,12 @@ from llm_lab.model.positions import POSITION_EMBEDDINGS
 VOCABULARY = 61
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
 KEY_VALUE_HEADS = {"mha": 4, "gqa": 2, "mqa": 1}
-COMBINATIONS = list(itertools.product(POSITION_EMBEDDINGS, NORMS, KEY_VALUE_HEADS, ACTIVATIONS))
+PARTS = (POSITION_EMBEDDINGS, NORMS, KEY_VALUE_HEADS, ACTIVATIONS)
+COMBINATIONS = list(itertools.product(*PARTS))
 
 
 def tiny_config(position: str = "rope", **changes) -> LabConfig:
-    """A two-layer configuration that differs from the defaults by what is given."""
+    """Return the configuration of a two-layer model with changes."""
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -34,7 +35,7 @@ def tiny_config(position: str = "rope", **changes) -> LabConfig:
 
 
 def tiny_model(position: str = "rope", **changes) -> LabForCausalLM:
-    """A model whose weights are large enough for a mistake in any part to show in the logits."""
+    """Return a model whose weights are large enough that a mistake in any part changes the logits."""
     torch.manual_seed(0)
     model = LabForCausalLM(tiny_config(position, **changes)).eval()
     with torch.no_grad():
@@ -44,18 +45,18 @@ def tiny_model(position: str = "rope", **changes) -> LabForCausalLM:
 
 
 def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Random ids without the padding and end tokens."""
+    """Return random ids without the padding and end tokens."""
     return torch.randint(2, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def left_padded(lengths: tuple[int, ...], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, (rows, width) each, with the real tokens at the right."""
+    """Return ids and mask, both (rows, width), with padding on the left."""
     mask = torch.stack([torch.arange(width) >= width - length for length in lengths]).long()
     return tokens(len(lengths), width) * mask, mask
 
 
 def decode_in_chunks(model: LabForCausalLM, ids: torch.Tensor, mask: torch.Tensor, ends: list[int], cache=None):
-    """Logits of a forward pass that is cut at `ends` and carried on from the cache."""
+    """Return the logits of a forward pass in chunks that end at `ends`, continued with the cache."""
     logits = []
     for start, end in itertools.pairwise([0, *ends]):
         output = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
@@ -64,14 +65,15 @@ def decode_in_chunks(model: LabForCausalLM, ids: torch.Tensor, mask: torch.Tenso
     return torch.cat(logits, dim=1)
 
 
-STRANGER = """
+# Loads and saves folders (arguments) in a process that cannot import llm_lab.
+LOAD_WITHOUT_LLM_LAB = """
 import sys
 import torch
 
 class NoLab:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "llm_lab":
-            raise ImportError("llm_lab is not here")
+            raise ImportError("llm_lab is not available")
 
 sys.meta_path.insert(0, NoLab())
 from transformers import AutoModelForCausalLM
