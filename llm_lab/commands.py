@@ -427,7 +427,8 @@ def export(arguments: argparse.Namespace) -> int:
     from llm_lab.terminal.progress import make_display
 
     say_wait(f"Loading {arguments.checkpoint} ...")
-    from llm_lab.stages.export import export_into, require_proof
+    from llm_lab.runs.describe import VERDICTS
+    from llm_lab.stages.export import export_into, require_verified
 
     exported = export_into(
         recipe.model.checkpoint,
@@ -439,8 +440,8 @@ def export(arguments: argparse.Namespace) -> int:
         seed=recipe.seed,
         trust_remote_code=arguments.trust_remote_code,
     )
-    require_proof(exported)
-    print(f"Exported, {exported.proof.verdict}: {exported.record()['path']}")  # noqa: T201
+    require_verified(exported)
+    print(f"Exported, {VERDICTS[exported.verification.verdict]}: {exported.record()['path']}")  # noqa: T201
     return DONE
 
 

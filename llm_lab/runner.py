@@ -63,7 +63,7 @@ def _require_repositories(job: Job) -> None:
     """Check Hub write access before training."""
     for resolved in job.stages:
         if isinstance(resolved.recipe, ExportRecipe) and resolved.recipe.export.push and is_first_process():
-            from llm_lab.export.repository import find_destination
+            from llm_lab.export.push import find_destination
 
             find_destination(resolved.recipe.export.push, private=resolved.recipe.export.private)
 

@@ -1,38 +1,39 @@
-"""What a stranger's program does with an exported model. Proof runs this text in a process without LLM Lab.
+"""Loads exported models in a process where LLM Lab can't be imported; verify.py runs this source.
 
-Reads a list of jobs (JSON) from the file that its first argument names, and writes what came of them into the file
-that its second names; logits go into .npy files. It imports none of ours, and can't.
+Reads a list of jobs (JSON) from the file in the first argument, and writes the results into the file in the second;
+logits go into .npy files.
 """
 
 import json
 import sys
+from typing import Any
 
 
-class _NoLab:
-    """Refuses LLM Lab, which stands in the same environment and would make up for what is missing in the folder."""
+class _BlockLab:
+    """Blocks the import of LLM Lab, which would supply code that is missing in an exported folder."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.partition(".")[0] == "llm_lab":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def main():
-    sys.meta_path.insert(0, _NoLab())
+def main() -> None:
+    sys.meta_path.insert(0, _BlockLab())
     with open(sys.argv[1], encoding="utf-8") as file:
         jobs = json.load(file)
-    results = [_do(job) for job in jobs]
+    results = [_run(job) for job in jobs]
     with open(sys.argv[2], "w", encoding="utf-8") as file:
         json.dump(results, file)
 
 
-def _do(job):
+def _run(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return (_in_llama_cpp if job["loader"] == "llama.cpp" else _in_transformers)(job)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _in_transformers(job):
+def _in_transformers(job: dict[str, Any]) -> dict[str, Any]:
     import numpy
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -43,7 +44,7 @@ def _in_transformers(job):
     torch.set_num_threads(job["threads"])
     where = {"gguf_file": job["file"]} if job["file"] else {"trust_remote_code": job["trust_remote_code"]}
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32, **where).eval()
-    model.generation_config = GenerationConfig()  # the likeliest token, whatever the model's own says
+    model.generation_config = GenerationConfig()  # greedy, whatever the model's own config says
     rows = [torch.tensor([row]) for row in job["rows"]]
     with torch.inference_mode():
         logits = torch.cat([model(input_ids=row, use_cache=False).logits[0].float() for row in rows])
@@ -70,7 +71,7 @@ def _in_transformers(job):
     }
 
 
-def _in_llama_cpp(job):
+def _in_llama_cpp(job: dict[str, Any]) -> dict[str, Any]:
     import os
 
     import llama_cpp
@@ -100,13 +101,13 @@ def _in_llama_cpp(job):
         "loaded_as": f"{model.metadata['general.architecture']} with its cache in f32",
         "written": written,
         "texts": texts,
-        "decoded": [_text_in_llama_cpp(model, row) for row in texts],
-        "chat": _chat_of_llama_cpp(model, job["chat"]) if job["chat"] else None,
+        "decoded": [_detokenize(model, row) for row in texts],
+        "chat": _render_chat(model, job["chat"]) if job["chat"] else None,
     }
 
 
-def _text_in_llama_cpp(model, row):
-    """The library's own detokenize leaves out tokens of more than 32 bytes."""
+def _detokenize(model: Any, row: list[int]) -> str:
+    """Decode tokens; llama-cpp-python's own detokenize drops tokens of more than 32 bytes."""
     import ctypes
 
     import llama_cpp
@@ -114,13 +115,14 @@ def _text_in_llama_cpp(model, row):
     buffer = (ctypes.c_char * 65536)()
     text = b""
     for token in row:
-        text += buffer[: llama_cpp.llama_token_to_piece(model._model.vocab, token, buffer, len(buffer), 0, True)]
-    # SentencePiece writes a space before the first word, which Transformers takes away again.
+        length = llama_cpp.llama_token_to_piece(model._model.vocab, token, buffer, len(buffer), 0, True)
+        text += buffer.raw[:length]
+    # SentencePiece puts a space before the first word, which transformers removes when decoding.
     is_sentencepiece = llama_cpp.llama_vocab_type(model._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM
     return (text.removeprefix(b" ") if is_sentencepiece else text).decode(errors="replace")
 
 
-def _chat_of_llama_cpp(model, messages):
+def _render_chat(model: Any, messages: list[dict[str, str]]) -> str | None:
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     names = [
@@ -131,7 +133,7 @@ def _chat_of_llama_cpp(model, messages):
         return ""
     try:
         return Jinja2ChatFormatter(template, *names)(messages=messages).prompt
-    except Exception:  # llama-cpp-python lacks words of some templates; llama.cpp's own reader is another
+    except Exception:  # llama-cpp-python's Jinja lacks functions of some templates; llama.cpp itself has its own
         return None
 
 

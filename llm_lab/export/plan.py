@@ -1,4 +1,4 @@
-"""What an export of a checkpoint will be, and whether the form can hold it: told before any weight is read."""
+"""The plan of an export: format, files, and what can load it. Made before any weight is read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What an export will be, before any weight is read. `folder`: the model's, or a name on the Hub.
+    """What an export will contain. folder: of the model, or a Hub name.
 
-    files: (name, bytes or None) of what is written. own_code: it is loaded with trust_remote_code. remarks: what
-    does not go with it.
+    files: (name, bytes or None if unknown) of each written file. remarks: what is lost or not compared.
     """
 
     folder: str
@@ -40,6 +39,7 @@ class ExportPlan:
 
     @property
     def own_code(self) -> bool:
+        """Whether it is loaded with trust_remote_code."""
         return self.loads.architecture is None
 
     @property
@@ -48,7 +48,7 @@ class ExportPlan:
         return f"{self.name}-{self.weights}.gguf" if self.to == "gguf" else None
 
     def describe(self) -> str:
-        """Return what will load it, in one line."""
+        """Return in one line what can load it."""
         if self.to == "gguf":
             return self.loads.gguf_reason
         return f"{self.loads.native_reason}{' (trust_remote_code=True)' if self.own_code else ''}"
@@ -62,38 +62,43 @@ def plan_export(
     trust_remote_code: bool = False,
     key: str = "checkpoint",
 ) -> ExportPlan:
-    """Look at a checkpoint's config and tokenizer, and say what an export of it will be.
+    """Plan an export from a checkpoint's config and tokenizer.
 
-    UserError, with the reason, where the form can't hold it.
+    Raises UserError with the reason if the format does not support the model.
     """
     quiet_libraries()
     folder = find_checkpoint(str(checkpoint))
     shape = shape_at(folder) if Path(folder).is_dir() else None
     if is_judge(Path(folder)):
-        raise UserError(Problem(key, "a reward model judges texts and writes none; it is not exported", value=folder))
+        raise UserError(Problem(key, "exporting reward models is not supported", value=folder))
     base = _base_of(folder, key)
     config = read_config(base, key=key, trust_remote_code=trust_remote_code)
     require_causal_lm(config, base, key=key)
     if getattr(config, "quantization_config", None):
-        raise UserError(Problem(key, "its weights are kept quantised; name the same model, not quantised", value=base))
+        raise UserError(
+            Problem(
+                key,
+                "exporting quantized weights is not supported",
+                value=base,
+                fix="Use the model's unquantized version.",
+            )
+        )
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     written = (native_config(ours) or ours) if ours is not None else config
     loads = what_loads(written.to_dict())
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, key=key)
     rows, tokens = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values()) + 1
-    # An adapter may bring rows for more tokens than its base has; they are counted when they are written.
+    # An adapter can add tokens to its base; the rows are checked again when the weights are written.
     rows = rows if base == folder else max(rows, tokens)
     remarks = tuple(_remarks(tokenizer, tokens, rows))
     if to == "gguf":
         weights = weights or gguf_weights(shape)[0]
         if loads.gguf is None:
-            fix = "The Hugging Face form takes it: --to hf"
+            fix = "Export it with --to hf."
             raise UserError(Problem("export.to", loads.gguf_reason, value="gguf", fix=fix))
-        from .gguf_tokenizer import read_tokenizer
+        from .gguf_file import read_tokenizer
 
         remarks += read_tokenizer(tokenizer, rows, key=key).remarks
-    elif weights == "q8_0":
-        raise UserError(Problem("export.weights", "a Hugging Face folder has no such weights", value=weights))
     weights = weights or next((w for w, dtype in DTYPES.items() if dtype == _dtype(config)), "f32")
     name = _name_of(folder)
     plan = ExportPlan(folder, to, weights, name, loads, (), remarks)
@@ -102,12 +107,12 @@ def plan_export(
 
 
 def _remarks(tokenizer: Any, tokens: int, rows: int) -> Iterator[str]:
-    from .probe import chat_text
+    from .verify import chat_text
 
     if tokens > rows:
-        yield f"its tokenizer has {tokens:,} tokens, and the model rows for {rows:,}: it can't read the last ones"
+        yield f"the tokenizer has {tokens:,} tokens, but the model only {rows:,} embedding rows for them"
     if tokenizer.chat_template and chat_text(tokenizer) is None:
-        yield "its chat template writes no text of a plain question, so that it is taken along and not compared"
+        yield "the chat template fails on a plain question, so it is exported but not compared"
 
 
 def _base_of(folder: str, key: str) -> str:
@@ -115,7 +120,7 @@ def _base_of(folder: str, key: str) -> str:
     while is_adapter(folder):
         adapter = read_adapter(folder, key=key)
         if adapter.task == "SEQ_CLS":
-            raise UserError(Problem(key, "this is the adapter of a reward model, which is not exported", value=folder))
+            raise UserError(Problem(key, "exporting the adapter of a reward model is not supported", value=folder))
         folder = adapter.base
     return folder
 
@@ -125,7 +130,7 @@ def _dtype(config: Any) -> str:
 
 
 def _name_of(folder: str) -> str:
-    """Return a name for the exported model: its run's, its folder's, or the last word of a Hub name."""
+    """Return a name for the exported model: of its run, its folder, or its Hub repository."""
     run = run_of(folder) if Path(folder).is_dir() else None
     name = (
         run.path.resolve().name if run else Path(folder).resolve().name if Path(folder).is_dir() else Path(folder).name
@@ -134,7 +139,7 @@ def _name_of(folder: str) -> str:
 
 
 def _files(plan: ExportPlan, ours: Any, size: int | None, chats: bool) -> list[tuple[str, int | None]]:
-    """Return the names of what is written. size: of the weights in bytes, where it can be told."""
+    """Return the files that are written. size: of the weights in bytes, if known."""
     if plan.file:
         return [(plan.file, size), ("README.md", None)]
     names: list[tuple[str, int | None]] = [("config.json", None), ("generation_config.json", None)]

@@ -1,4 +1,4 @@
-"""The push of an exported folder to the Hub: asked for before anything long, sent in one commit, taken up again."""
+"""Push of an exported folder to the Hub: permission checked first, one commit, and resumable."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import LabError
+from llm_lab.errors import LabError, MachineError, Problem, UserError
+from llm_lab.estimate.formatting import size as format_size
 from llm_lab.events import Listener, Notice, Progress
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loop import describe_parent
 
-from .repository import Destination, connect, errors_in_words, find_destination, is_answered
-
-# Sent on its own, so that the listener can tell how far it is; what is smaller goes together.
+KEY = "export.push"
+LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that has write permission."
+READ_ONLY = ("read", "no_access")  # roles in an organization
+# Larger files are uploaded one by one, to report progress; smaller ones go with the commit.
 LARGE_BYTES = 2**20
-# What an older model may have left in the repository and a loader would mix with the new one.
+# Files of a previous model in the repository, which a loader would mix with the new ones.
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json",
     "adapter_model.bin", "adapter_config.json", "base_model.json", "config.json", "generation_config.json",
@@ -28,8 +30,141 @@ MODEL_FILES = (
 
 
 @dataclass(frozen=True)
+class Destination:
+    """A repository that this token can write to. exists: it exists already; private: as it is or will be created."""
+
+    repo: str
+    endpoint: str
+    user: str
+    exists: bool
+    private: bool
+
+    @property
+    def url(self) -> str:
+        return f"{self.endpoint}/{self.repo}"
+
+
+def find_destination(repo: str, *, private: bool = True, endpoint: str | None = None) -> Destination:
+    """Ask the Hub whether a repository can be written to or created, without changing anything.
+
+    Raises UserError if there is no token, if it has no write permission, or if the repository is public but `private`
+    is set; MachineError if the Hub can't be reached.
+    """
+    quiet_libraries()
+    api, token = connect(endpoint)
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with _user_errors(repo, api, token):
+        identity = api.whoami()
+        user = identity["name"]
+        try:
+            found = api.model_info(repo)
+        except RepositoryNotFoundError:
+            found = None
+        _require_permission(repo, identity)
+        if found is None:
+            return Destination(repo, api.endpoint, user, exists=False, private=private)
+        _endpoint_exists(api, f"{repo}/auth-check/write")  # a mirror may not support this endpoint
+    if private and not found.private:
+        fix = "Use --public (export.private=false) to push there anyway, or name another repository."
+        raise UserError(Problem("export.private", f"{repo} already exists and is public", value=True, fix=fix))
+    return Destination(repo, api.endpoint, user, exists=True, private=bool(found.private))
+
+
+def _require_permission(repo: str, identity: dict[str, Any]) -> None:
+    """Raise UserError if the token can't write to this owner's repositories, as far as the Hub says."""
+    owner, user = repo.split("/")[0], identity["name"]
+    token = identity.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        why = f"the token of {user} is read-only"
+        raise UserError(Problem(KEY, why, value=repo, fix=LOG_IN))
+    organizations = [one["name"] for one in identity.get("orgs", []) if one.get("roleInOrg") not in READ_ONLY]
+    owners = [user, *organizations]
+    if owner.lower() not in (name.lower() for name in owners):
+        why = f"the token belongs to {user}, who can't write to {owner}"
+        raise UserError(Problem(KEY, why, value=repo, allowed=", ".join(f"{name}/NAME" for name in owners)))
+    scopes = token.get("fineGrained", {}).get("scoped")
+    if token.get("role") == "fineGrained" and isinstance(scopes, list):
+        names = {
+            str(scope.get("entity", {}).get("name", "")).lower()
+            for scope in scopes
+            if "repo.write" in scope.get("permissions", [])
+        }
+        if not names & {owner.lower(), repo.lower()}:
+            why = f"the token of {user} is fine-grained and has no write permission for {owner}"
+            raise UserError(Problem(KEY, why, value=repo, fix=LOG_IN))
+
+
+def connect(endpoint: str | None) -> tuple[Any, str]:
+    """Return the Hub client and the token from HF_TOKEN or the login. Raises UserError if there is none."""
+    from huggingface_hub import HfApi, get_token
+
+    token = get_token()
+    if not token:
+        raise UserError(Problem(KEY, "no Hub token found", fix=LOG_IN))
+    return HfApi(endpoint=endpoint, token=token), token
+
+
+def _endpoint_exists(api: Any, path: str) -> bool:
+    """GET an endpoint under api/models; return False for 404, and raise the Hub's error if it refuses."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    response = get_session().get(f"{api.endpoint}/api/models/{path}", headers=build_hf_headers(token=api.token))
+    if response.status_code == 404:
+        return False
+    hf_raise_for_status(response)
+    return True
+
+
+@contextmanager
+def _user_errors(repo: str, api: Any, token: str, kept: str = "") -> Iterator[None]:
+    """Turn errors of the Hub client into errors for users, without the token. kept: where the export is kept."""
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        kind, why, fix = _explain(error, api.endpoint)
+        text = " ".join(part for part in (fix, kept) if part)
+        raise kind(Problem(KEY, why.replace(token, "***"), value=repo, fix=text.replace(token, "***"))) from None
+
+
+def _explain(error: BaseException, endpoint: str) -> tuple[type[LabError], str, str]:
+    """Return (class of the error, why, fix)."""
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    while not _is_network_error(error) and getattr(error, "response", None) is None and error.__cause__ is not None:
+        error = error.__cause__  # an upload error wraps its cause
+    response = getattr(error, "response", None)
+    if response is not None:
+        status = response.status_code
+        said = response.headers.get("X-Error-Message") or str(error).strip().splitlines()[0]
+        if status == 401:
+            return UserError, "the Hub does not accept this token", LOG_IN
+        if status == 403:
+            return UserError, f"the token lacks the permission: {said}", LOG_IN
+        if status == 404:
+            return UserError, f"it does not exist, or the token can't read it: {said}", LOG_IN
+        return MachineError, f"the Hub answered {status}: {said}", "Try again later."
+    if isinstance(error, OfflineModeIsEnabled):
+        return MachineError, "HF_HUB_OFFLINE is set", "Unset it to push."
+    if isinstance(error, HFValidationError):
+        return UserError, f"invalid repository name: {str(error).splitlines()[0]}", ""
+    if _is_network_error(error):
+        return MachineError, f"the connection to {endpoint} failed ({type(error).__name__})", "Check the network."
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return MachineError, f"the push failed: {first[:300]}", ""
+
+
+def _is_network_error(error: BaseException) -> bool:
+    # By name, since the HTTP library differs between versions of the Hub client.
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, ConnectionError | TimeoutError) or library in ("httpx", "httpx2")
+
+
+@dataclass(frozen=True)
 class Pushed:
-    """What was sent where; `record()` is what run.json keeps."""
+    """What was pushed, and where."""
 
     repo: str
     endpoint: str
@@ -41,11 +176,12 @@ class Pushed:
     size_bytes: int
 
     def record(self) -> dict[str, Any]:
+        """Return it for run.json."""
         return asdict(self)
 
 
 def files_of(folder: Path) -> list[tuple[str, int]]:
-    """Return (path, bytes) of every file of an exported folder that is sent: all but hidden ones."""
+    """Return (path, bytes) of every file of an exported folder, without hidden ones."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [(path.relative_to(folder), path) for path in paths]
     return [
@@ -58,34 +194,34 @@ def files_of(folder: Path) -> list[tuple[str, int]]:
 def describe_push(
     repo: str, files: Sequence[tuple[str, int | None]], *, private: bool = True, endpoint: str | None = None
 ) -> list[str]:
-    """Return the lines of a dry run: repository, who would see it, and the files; sends nothing."""
+    """Return the lines of a dry run: the repository, its visibility, and the files. Sends nothing."""
     try:
         found = find_destination(repo, private=private, endpoint=endpoint)
     except LabError as error:
-        lines = [f"It would be refused: {error}"]
+        lines = [f"The push would fail: {error}"]
     else:
-        seen = "private" if found.private else "public"
-        what = "is there: a commit is added" if found.exists else "would be made"
-        lines = [f"{found.url} ({seen}) {what}, as {found.user}"]
+        visibility = "private" if found.private else "public"
+        what = "exists and gets a new commit" if found.exists else "would be created"
+        lines = [f"{found.url} ({visibility}) {what}, as {found.user}"]
     total = sum(size or 0 for _, size in files)
     width = max((len(name) for name, _ in files), default=0)
-    lines += [f"  {name:{width}}  {'?' if size is None else _size(size):>10}" for name, size in files]
-    return [*lines, f"{len(files)} files, {_size(total)}. Nothing was sent."]
+    lines += [f"  {name:{width}}  {'?' if size is None else format_size(size):>10}" for name, size in files]
+    return [*lines, f"{len(files)} files, {format_size(total)}. Nothing was sent."]
 
 
 def is_unsent(run: RunFolder) -> bool:
-    """Tell whether a run has made and proven an export, of a model that is still the same, and has not sent it."""
+    """Return whether a run has a verified export that is not pushed yet, of a model that has not changed since."""
     facts = run.facts()
     parent = facts.get("parent") or {}
     made = facts.get("export") and facts["proof"]["verdict"] != "failed" and not facts.get("pushed")
     return bool(made and run.status() != "running" and describe_parent(parent["path"]) == parent)
 
 
-def push_folder(folder: Path, destination: Destination, listener: Listener, *, message: str, again: str) -> Pushed:
-    """Send an exported folder to the Hub as one commit: the repository shows all of it, or nothing.
+def push_folder(folder: Path, destination: Destination, listener: Listener, *, message: str, retry: str) -> Pushed:
+    """Push an exported folder to the Hub as one commit, so that the repository has all of it or nothing.
 
-    Objects that have come before (in a push that broke) are not sent again. Files of other names stay, but for
-    those of an older model. again: the command that takes up a push that broke. LabErrors as `find_destination`.
+    Files that a failed push has uploaded are not sent again. Files of a previous model are deleted, others stay.
+    retry: the command that resumes a failed push. Raises errors like `find_destination`.
     """
     quiet_libraries()
     api, token = connect(destination.endpoint)
@@ -94,27 +230,27 @@ def push_folder(folder: Path, destination: Destination, listener: Listener, *, m
     repo, files = destination.repo, files_of(folder)
     total = sum(size for _, size in files)
     with (
-        errors_in_words(repo, api, token, f"The export stands in {folder}; `{again}` sends what is missing."),
+        _user_errors(repo, api, token, f"The export is in {folder}; `{retry}` resumes the push."),
         ExitStack() as stack,
     ):
         if not destination.exists:
             api.create_repo(repo, private=destination.private, exist_ok=True)
-            listener(Notice(f"made {destination.url} ({'private' if destination.private else 'public'})"))
+            listener(Notice(f"created {destination.url} ({'private' if destination.private else 'public'})"))
         stale = _stale(api.list_repo_files(repo), [name for name, _ in files])
         if stale:
-            listener(Notice(f"{repo}: of an older model, taken away in the same commit: {', '.join(stale)}"))
-        if not is_answered(api, f"{repo}/xet-write-token/main"):
+            listener(Notice(f"{repo}: files of a previous model, deleted in the same commit: {', '.join(stale)}"))
+        if not _endpoint_exists(api, f"{repo}/xet-write-token/main"):
             stack.enter_context(_without_xet())
-        listener(Notice(f"sending {len(files)} files, {_size(total)}, to {destination.url}"))
+        listener(Notice(f"pushing {len(files)} files, {format_size(total)}, to {destination.url}"))
         additions = {name: CommitOperationAdd(name, folder / name) for name, _ in files}
         sent = 0
         for name, size in files:
             if size >= LARGE_BYTES:
-                listener(Progress(f"sending {name} (MiB)", sent // 2**20, total // 2**20))
+                listener(Progress(f"pushing {name} (MiB)", sent // 2**20, total // 2**20))
                 api.preupload_lfs_files(repo, [additions[name]], free_memory=False)
             sent += size
-        listener(Progress("sending (MiB)", max(total // 2**20, 1), max(total // 2**20, 1)))
-        # Not upload_folder: with hf_xet that makes several commits, and a break leaves half a model to be seen.
+        listener(Progress("pushing (MiB)", max(total // 2**20, 1), max(total // 2**20, 1)))
+        # Not upload_folder: with hf_xet it makes several commits, so a failure would leave half a model visible.
         operations = [*(CommitOperationDelete(name) for name in stale), *additions.values()]
         done = api.create_commit(repo, operations, commit_message=message)
     return Pushed(
@@ -129,17 +265,17 @@ def push_folder(folder: Path, destination: Destination, listener: Listener, *, m
     )
 
 
-def _stale(there: Sequence[str], sent: Sequence[str]) -> list[str]:
-    """Return the files of an older model that would contradict the one that is sent; beside GGUF, all stay."""
+def _stale(present: Sequence[str], sent: Sequence[str]) -> list[str]:
+    """Return the files of a previous model that conflict with the new one; none for GGUF files."""
     if not any(name.endswith(".safetensors") for name in sent):
         return []
-    old = [name for name in there if "/" not in name and any(fnmatch(name, pattern) for pattern in MODEL_FILES)]
+    old = [name for name in present if "/" not in name and any(fnmatch(name, pattern) for pattern in MODEL_FILES)]
     return sorted(set(old) - set(sent))
 
 
 @contextmanager
 def _without_xet() -> Iterator[None]:
-    """Let the Hub's client send by Git LFS to a hub that has no Xet: with hf_xet installed it would try Xet alone."""
+    """Make the Hub client use Git LFS, for a hub without Xet: with hf_xet installed, it tries only Xet."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
@@ -147,10 +283,3 @@ def _without_xet() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_DISABLE_XET = before
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

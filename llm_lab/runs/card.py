@@ -15,7 +15,7 @@ from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES
 
-from .describe import OF_THE_MACHINE, data_rows, reached, versions, warnings_of
+from .describe import OF_THE_MACHINE, VERDICTS, data_rows, reached, versions, warnings_of
 from .folder import write_atomically
 from .lineage import Node, main_line, trace
 from .loading import (
@@ -194,19 +194,19 @@ def _is_proven(proof: Mapping[str, Any] | None, program: str) -> bool:
 def _proof(proof: Mapping[str, Any] | None) -> Iterator[str]:
     if not proof:
         return
-    yield f"Loaded as others load it, and compared with the model that it was made from: **{proof['verdict']}**.\n"
+    yield f"Loaded without LLM Lab and compared with the original model: **{VERDICTS[proof['verdict']]}**.\n"
     rows = []
     for check in proof.get("checks") or ():
-        told, rest = check.get("logit_difference") is not None, check.get("reason") or ""
-        if told:
+        rest = check.get("reason") or ""
+        if check.get("logit_difference") is not None:
             rest = (
-                f"logits differ by at most {check['logit_difference']:.2g} "
-                f"({check['relative_logit_difference']:.2g} of their size; {check['tolerance']:.2g} is allowed), "
-                f"{100 * check['greedy_agreement']:.4g} % of {check['positions']:,} likeliest tokens are the same, "
-                f"{check['texts_alike']} of {check['texts']} texts are read alike" + (f"; {rest}" if rest else "")
+                f"largest logit difference {check['logit_difference']:.2g} "
+                f"(relative: {check['relative_logit_difference']:.2g}, allowed: {check['tolerance']:.2g}), "
+                f"{100 * check['greedy_agreement']:.4g} % of {check['positions']:,} top tokens equal, "
+                f"{check['texts_alike']} of {check['texts']} texts tokenized equally" + (f"; {rest}" if rest else "")
             )
-        rows.append([check["program"], check["verdict"], check.get("loaded_as") or "", rest])
-    yield from table(("program", "verdict", "as", "numbers"), rows)
+        rows.append([check["program"], VERDICTS[check["verdict"]], check.get("loaded_as") or "", rest])
+    yield from table(("program", "verdict", "loaded as", "numbers"), rows)
 
 
 def _lineage(node: Node) -> Iterator[list[str]]:

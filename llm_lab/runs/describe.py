@@ -14,7 +14,9 @@ from llm_lab.recipe.registry import STAGES
 
 from .folder import RunFolder
 
-# Result -> how it is told: its words, and whether it is a share.
+# How the verdict of an export in run.json is shown.
+VERDICTS = {"proven": "verified", "failed": "verification failed", "not tried": "not verified"}
+# Result -> how it is shown: its format, and whether it is a share.
 TOLD = {
     "eval_loss": ("loss {:.4f}", False),
     "bits_per_byte": ("{:.4f} bits a byte", False),
@@ -117,15 +119,15 @@ def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
 
 
 def describe_proof(proof: Mapping[str, Any]) -> list[str]:
-    """Return what each program made of an exported model, a line for each."""
+    """Return the verification of an exported model, one line per program."""
     lines = []
     for check in proof.get("checks") or ():
-        told = f"{check['program']}: {check['verdict']}"
+        text = f"{check['program']}: {VERDICTS[check['verdict']]}"
         if check.get("logit_difference") is not None:
-            told += f" (logits differ by at most {check['logit_difference']:.2g}, "
-            told += f"{100 * check['greedy_agreement']:.4g} % of likeliest tokens are the same)"
-        lines.append(told + (f": {check['reason']}" if check.get("reason") else ""))
-    return lines or [str(proof.get("verdict"))]
+            text += f" (largest logit difference {check['logit_difference']:.2g}, "
+            text += f"{100 * check['greedy_agreement']:.4g} % of top tokens equal)"
+        lines.append(text + (f": {check['reason']}" if check.get("reason") else ""))
+    return lines or [VERDICTS.get(str(proof.get("verdict")), "not verified")]
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The export of a checkpoint into a form for others to load, proven by loading it as they do."""
+"""Export of a checkpoint to Hugging Face or GGUF, verified by loading it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.events import Listener, Notice
 from llm_lab.export.plan import DTYPES, ExportPlan, plan_export
-from llm_lab.export.proof import FAILED, Proof, prove_folder, prove_gguf
-from llm_lab.export.push import push_folder
-from llm_lab.export.repository import find_destination
+from llm_lab.export.push import find_destination, push_folder
+from llm_lab.export.verify import FAILED, Verification, verify_folder, verify_gguf
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
@@ -25,19 +24,19 @@ if TYPE_CHECKING:
 GGUF_FOLDER = "gguf"
 
 
-class ProofError(LabError):
-    """The export was written, and what loads from it is another model."""
+class VerificationError(LabError):
+    """The exported model differs from the original."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An export that was written into `folder` and tried; not kept where the proof failed."""
+    """An export in `folder`, and its verification; the folder does not exist if that failed."""
 
     plan: ExportPlan
     folder: Path
-    proof: Proof
+    verification: Verification
     size_bytes: int
 
     def record(self) -> dict[str, Any]:
@@ -52,18 +51,18 @@ class Exported:
             "size_bytes": self.size_bytes,
             "loads": asdict(plan.loads),
             "remarks": list(plan.remarks),
-            "proof": self.proof.as_dict(),
+            "proof": self.verification.as_dict(),
         }
 
 
 def run(recipe: ExportRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
-    """Export the recipe's checkpoint into the run's model/, or its gguf/, and send it where `push` says."""
+    """Export the recipe's checkpoint into the run's model/ or gguf/, and push it if the recipe says so."""
     form = recipe.export
     out = folder.model_path if form.to == "hf" else folder.path / GGUF_FOLDER
     destination = find_destination(form.push, private=form.private) if form.push else None
     kept = folder.facts().get("export") if resume and out.exists() else None
     if kept is None:
-        shutil.rmtree(out, ignore_errors=True)  # half of what was published, if anything
+        shutil.rmtree(out, ignore_errors=True)  # of an interrupted run
         exported = export_into(
             recipe.model.checkpoint,
             out,
@@ -81,20 +80,23 @@ def run(recipe: ExportRecipe, folder: RunFolder, listener: Listener, *, resume: 
         return Result("failed", kept["results"])
     if destination is not None:
         message = f"Export {kept['name']} ({form.to}, {kept['weights']})"
-        pushed = push_folder(out, destination, listener, message=message, again=f"llm-lab run {folder.path} --resume")
+        pushed = push_folder(out, destination, listener, message=message, retry=f"llm-lab run {folder.path} --resume")
         folder.update(pushed=pushed.record())
-        listener(Notice(f"sent: {pushed.url}"))
+        listener(Notice(f"pushed: {pushed.url}"))
     return Result("done", kept["results"])
 
 
 def results_of(exported: Exported) -> dict[str, float]:
-    """Return the worst numbers of all that was tried."""
-    tried = [check for check in exported.proof.checks if check.logit_difference is not None]
+    """Return the size, and the worst numbers of all checks."""
+    checks = exported.verification.checks
+    differences = [check.logit_difference for check in checks if check.logit_difference is not None]
+    relative = [check.relative_logit_difference for check in checks if check.relative_logit_difference is not None]
+    agreements = [check.greedy_agreement for check in checks if check.greedy_agreement is not None]
     found: dict[str, float] = {"size_bytes": exported.size_bytes}
-    if tried:
-        found["logit_difference"] = max(check.logit_difference for check in tried)
-        found["relative_logit_difference"] = max(check.relative_logit_difference for check in tried)
-        found["greedy_agreement"] = min(check.greedy_agreement for check in tried)
+    if differences:
+        found["logit_difference"] = max(differences)
+        found["relative_logit_difference"] = max(relative)
+        found["greedy_agreement"] = min(agreements)
     return found
 
 
@@ -111,19 +113,19 @@ def export_into(
     trust_remote_code: bool = False,
     key: str = "checkpoint",
 ) -> Exported:
-    """Export a checkpoint into the folder `out`, which appears whole and only if its proof did not fail.
+    """Export a checkpoint into the folder `out`, which appears complete, and only if verification did not fail.
 
-    repo: owner/name on the Hub where it is going to be sent, for its card.
-    UserError where the form can't hold the model, and where `out` holds something.
+    repo: the owner/name on the Hub that it will be pushed to, for its card. Raises UserError if the format does not
+    support the model, or `out` is not empty.
     """
     from safetensors import SafetensorError
 
-    from llm_lab.export.gguf_tokenizer import LEADING_SPACE
-    from llm_lab.export.probe import ask, make_probe
+    from llm_lab.export.gguf_file import LEADING_SPACE
+    from llm_lab.export.verify import ask, make_probe
     from llm_lab.training.trainer import publish
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(Problem("--out", "there is something here already", value=out, fix="Name a new folder."))
+        raise UserError(Problem("--out", "the folder is not empty", value=out, fix="Name a new folder."))
     plan = plan_export(checkpoint, to=to, weights=weights, trust_remote_code=trust_remote_code, key=key)
     listener(Notice(f"exporting {plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}"))
     for remark in plan.remarks:
@@ -138,33 +140,36 @@ def export_into(
         staged.mkdir(parents=True)
         _write(plan, model, tokenizer, staged)
         del model
-        listener(Notice("loading it in a process without LLM Lab, and comparing"))
-        options = {"weights": plan.weights, "tolerance": tolerance}
+        listener(Notice("verifying: loading it in a process without LLM Lab"))
         if plan.file:
-            proof = prove_gguf(staged / plan.file, probe, ours, plan.loads, **options)
+            file = staged / plan.file
+            verification = verify_gguf(file, probe, ours, plan.loads, weights=plan.weights, tolerance=tolerance)
         else:
-            proof = prove_folder(staged, probe, ours, own_code=plan.own_code, **options)
-        for check in proof.checks:
+            verification = verify_folder(
+                staged, probe, ours, own_code=plan.own_code, weights=plan.weights, tolerance=tolerance
+            )
+        for check in verification.checks:
             listener(Notice(check.describe()))
         size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
-        if proof.verdict != FAILED:
-            write_card(staged, source=plan.folder, proof=proof.as_dict(), repo=repo)
+        if verification.verdict != FAILED:
+            write_card(staged, source=plan.folder, proof=verification.as_dict(), repo=repo)
             publish(staged, out)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise LabError(f"{out}: the export could not be written: {why}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    exported = Exported(plan, out, proof, size)
-    _remember(exported)
+    exported = Exported(plan, out, verification, size)
+    _record_with_source(exported)
     return exported
 
 
-def require_proof(exported: Exported) -> None:
-    """ProofError, with the numbers, where the proof failed."""
-    if exported.proof.verdict == FAILED:
-        raise ProofError(
-            f"The proof failed, so nothing is kept: what loads is another model.\n{exported.proof.describe()}"
+def require_verified(exported: Exported) -> None:
+    """Raise VerificationError with the numbers if verification failed."""
+    if exported.verification.verdict == FAILED:
+        numbers = exported.verification.describe()
+        raise VerificationError(
+            f"Verification failed: the exported model differs from the original, so it was deleted.\n{numbers}"
         )
 
 
@@ -185,8 +190,8 @@ def _write(plan: ExportPlan, model: Any, tokenizer: Any, folder: Path) -> None:
     save_model(model, folder, tokenizer)
 
 
-def _remember(exported: Exported) -> None:
-    """Keep with the run that made the model what it was exported to, and whether that was proven."""
+def _record_with_source(exported: Exported) -> None:
+    """Record the export in the run that made the model."""
     run = run_of(exported.plan.folder) if Path(exported.plan.folder).is_dir() else None
     if run is not None:
         kept = run.facts().get("exports", [])

@@ -1,4 +1,4 @@
-"""The merge of a LoRA adapter into its base, as a run or into a folder of the user's."""
+"""Merge of a LoRA adapter into its base, as a run or into any folder."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def merge_into(
     seed: int = 0,
     key: str = "adapter",
 ) -> Merged:
-    """Merge an adapter, or the run that trained it, into the folder `out`, which appears whole or not at all.
+    """Merge an adapter, or that of a run, into the folder `out`, which appears complete or not at all.
 
-    UserError where it is no adapter, where it and its base do not belong together, where the result would be
-    another model, and where `out` holds something.
+    Raises UserError if it is not an adapter, does not fit its base, changes the logits when merged, or if `out` is not
+    empty.
     """
     quiet_libraries()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(Problem("--out", "there is something here already", value=out, fix="Name a new folder."))
+        raise UserError(Problem("--out", "the folder is not empty", value=out, fix="Name a new folder."))
     adapter = read_adapter(find_model(checkpoint), key=key)
     listener(Notice(f"merging {adapter.folder} into {adapter.base}"))
     if adapter.in_4bit:
         listener(
             RunWarning(
-                "this adapter was trained beside a base in 4 bits; it goes into the base's full weights, which "
-                "differ a little from what it knew: score the result"
+                "this adapter was trained on a 4-bit base but is merged into the full-precision weights, which differ "
+                "slightly: evaluate the result"
             )
         )
     load = None
@@ -90,5 +90,5 @@ def merge_into(
         shutil.rmtree(staged, ignore_errors=True)
     listener(Notice(merged.describe()))
     if merged.effect == 0:
-        listener(RunWarning("the adapter changes nothing: was it trained?"))
+        listener(RunWarning("the adapter has no effect: was it trained?"))
     return merged

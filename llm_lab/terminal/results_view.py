@@ -11,6 +11,7 @@ from llm_lab.estimate.formatting import clock
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.registry import stage_of
+from llm_lab.runs.describe import VERDICTS
 from llm_lab.runs.evaluations import numbers_of
 from llm_lab.runs.folder import is_judge
 
@@ -219,11 +220,13 @@ def _close_export(console: Any, facts: Mapping[str, Any]) -> None:
     path, export = facts["path"], facts["export"]
     verdict = export["proof"]["verdict"]
     if facts["status"] == "failed":
-        console.print(Text("The proof failed: what loads is another model, so nothing is kept.", style="bad"))
+        console.print(
+            Text("Verification failed: the exported model differs from the original, so it was deleted.", style="bad")
+        )
         console.print(f"  the numbers  {path}/run.json", soft_wrap=True)
         return
-    not_proven = ", and loads nowhere here that could show it" if verdict == "not tried" else ""
-    console.print(Text(f"Exported, {verdict}{not_proven}: {export['path']}", style="warn" if not_proven else "good"))
+    style = "warn" if verdict == "not tried" else "good"
+    console.print(Text(f"Exported, {VERDICTS[verdict]}: {export['path']}", style=style))
     console.print("What next:", style="title")
     if export["to"] == "hf":
         console.print(f"  talk to it   llm-lab chat {path}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Exports by the command and by recipes: what is written, that it is proven, and that the proof can fail."""
+"""Exports by command and recipe: what is written, that it is verified, and that verification can fail."""
 
 import json
 import os
@@ -18,11 +18,9 @@ from transformers import AutoModelForCausalLM
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS
-from llm_lab.export.gguf_file import write_gguf
-from llm_lab.export.gguf_tokenizer import LEADING_SPACE, LLAMA3, QWEN2, SPACE, read_tokenizer
+from llm_lab.export.gguf_file import LEADING_SPACE, LLAMA3, QWEN2, SPACE, read_tokenizer, write_gguf
 from llm_lab.export.plan import plan_export
-from llm_lab.export.probe import TEXTS, ask, make_probe
-from llm_lab.export.proof import GREEDY, TOLERANCES, ask_others, compare
+from llm_lab.export.verify import MIN_AGREEMENT, TEXTS, TOLERANCES, ask, ask_others, compare_answers, make_probe
 from llm_lab.hf.load import load_model
 from llm_lab.hf.save import set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
@@ -32,7 +30,7 @@ from llm_lab.runs.folder import RunFolder, find_model
 GPT2_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt2-tokenizer"
 
 
-def write_judge(folder: str) -> None:
+def write_reward_model(folder: str) -> None:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     sizes = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -46,19 +44,19 @@ def facts_of(name: str) -> dict:
 
 
 def write_run(name: str = "born", **parts) -> str:
-    """A run that has a model, as training leaves it."""
+    """Write a run with a model, as training does."""
     write_base(f"checkpoints/{name}/model", **parts)
     RunFolder(Path("checkpoints") / name).update(name=name, stage="pretrain", status="done", created_at=1.0)
     return name
 
 
-def test_a_run_becomes_a_gguf_file_with_its_proof_in_both_runs(in_tmp_path, capsys):
+def test_a_run_is_exported_to_gguf_and_verified_in_both_run_json_files(in_tmp_path, capsys):
     write_run()
     assert main(["export", "born", "--to", "gguf"]) == 0
-    told, facts = capsys.readouterr().out, facts_of("born-gguf")
+    output, facts = capsys.readouterr().out, facts_of("born-gguf")
     file = Path("checkpoints/born-gguf/gguf/born-f32.gguf")
     assert file.is_file()
-    assert f"Exported, proven: {file}" in told
+    assert f"Exported, verified: {file}" in output
     assert (file.parent / "README.md").is_file()
     proof = facts["proof"]
     assert (facts["status"], proof["verdict"]) == ("done", "proven")
@@ -69,7 +67,7 @@ def test_a_run_becomes_a_gguf_file_with_its_proof_in_both_runs(in_tmp_path, caps
     assert reader["relative_logit_difference"] < 1e-5
     assert reader["positions"] > 200
     assert reader["texts_alike"] == reader["texts"] > 10
-    assert f"logits differ by at most {reader['logit_difference']:.2g}" in told
+    assert f"largest logit difference {reader['logit_difference']:.2g}" in output
     assert checks["llama.cpp"]["verdict"] == ("proven" if HAS_LLAMA_CPP else "not tried")
     assert facts["results"]["greedy_agreement"] >= 0.99
     assert facts["parent"]["path"].endswith("born/model")
@@ -79,18 +77,18 @@ def test_a_run_becomes_a_gguf_file_with_its_proof_in_both_runs(in_tmp_path, caps
 
 
 @pytest.mark.parametrize("words", [["born-gguf"], ["checkpoints/born-gguf/gguf/born-f32.gguf"]])
-def test_who_opens_a_gguf_file_is_told_what_it_is_and_what_to_take(words, in_tmp_path, capsys):
+def test_opening_a_gguf_file_is_an_error_that_names_the_original_model(words, in_tmp_path, capsys):
     folder = RunFolder(Path("checkpoints/born-gguf"))
     (folder.path / "gguf").mkdir(parents=True)
     (folder.path / "gguf" / "born-f32.gguf").touch()
     folder.update(parent={"path": "checkpoints/born/model"})
     assert main(["chat", *words, "--prompt", "hi"]) == 2
-    told = capsys.readouterr().err
-    assert "born-f32.gguf is a GGUF file" in told
-    assert "checkpoints/born/model" in told
+    output = capsys.readouterr().err
+    assert "born-f32.gguf is a GGUF file" in output
+    assert "checkpoints/born/model" in output
 
 
-def test_parts_of_ones_own_become_a_folder_that_brings_its_code(in_tmp_path, capsys):
+def test_custom_parts_are_exported_with_their_code(in_tmp_path, capsys):
     write_run(position_embedding="alibi", norm="layernorm", activation="gelu")
     assert main(["export", "born"]) == 0
     facts = facts_of("born-hf")
@@ -102,13 +100,13 @@ def test_parts_of_ones_own_become_a_folder_that_brings_its_code(in_tmp_path, cap
     assert {"modeling_lab.py", "configuration_lab.py", "README.md"} <= {file.name for file in folder.iterdir()}
     model, tokenizer = load("born-hf")
     assert model.config.vocab_size == len(tokenizer)
-    # And what is said of GGUF beforehand is what the command then says.
+    # The reason why GGUF is not supported is that of the plan.
     assert main(["export", "born", "--to", "gguf"]) == 2
     assert "export.to = gguf: GGUF's Llama has no alibi, no layernorm, no gelu." in capsys.readouterr().err
     assert not Path("checkpoints/born-gguf").exists()
 
 
-def test_half_the_bytes_are_kept_where_that_is_asked_for(in_tmp_path):
+def test_half_precision_halves_the_size(in_tmp_path):
     write_run()
     exact = load_model("checkpoints/born/model")
     for weights, dtype, limit in (("f16", torch.float16, 1e-3), ("bf16", torch.bfloat16, 1e-2)):
@@ -129,20 +127,20 @@ def facts_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def test_a_proof_that_fails_is_told_ends_in_an_error_and_keeps_no_model(in_tmp_path, capsys):
-    """Half precision can't be exact, and exact is asked for."""
+def test_a_failed_verification_is_an_error_and_deletes_the_export(in_tmp_path, capsys):
+    # Half precision is not exact, and the tolerance requires it.
     write_run()
     words = ["export", "born", "--to", "gguf", "--weights", "f16", "export.tolerance=1e-9"]
     assert main(words) == 1
-    told, facts = capsys.readouterr().out, facts_of("born-gguf")
-    assert "The proof failed" in told
-    assert "proven" not in told.replace("not proven", "").replace("proven by", "")
+    output, facts = capsys.readouterr().out, facts_of("born-gguf")
+    assert "Verification failed" in output
+    assert "Exported, verified" not in output
     assert (facts["status"], facts["proof"]["verdict"]) == ("failed", "failed")
     assert facts["proof"]["checks"][0]["logit_difference"] > 0
     assert not list(Path("checkpoints").rglob("*.gguf"))
     assert facts_of("born")["exports"][0]["proof"]["verdict"] == "failed"
     assert main([*words, "--out", "mine"]) == 1
-    assert "The proof failed" in capsys.readouterr().err
+    assert "Verification failed" in capsys.readouterr().err
     assert not Path("mine").exists()
 
 
@@ -151,8 +149,8 @@ def a_model(folder: str = "model", **parts):
     return load_model(folder), load_tokenizer(folder)
 
 
-def louder(model):
-    """Weights as large as training makes them, so that tokens are told apart by more than rounding."""
+def with_large_weights(model):
+    """Make weights as large as training does, so that logits differ by more than rounding."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -161,33 +159,33 @@ def louder(model):
     return model
 
 
-def test_what_no_program_here_can_show_is_not_called_proven(in_tmp_path, monkeypatch, capsys):
-    """YaRN's stretching is read by llama.cpp alone; without it nothing is claimed, and nothing fails."""
+def test_an_export_that_no_program_can_load_here_is_not_called_verified(in_tmp_path, monkeypatch, capsys):
+    # Only llama.cpp supports YaRN; without it, nothing is verified and nothing fails.
     write_run(position_embedding="yarn", rope_parameters={"factor": 4.0, "original_max_position_embeddings": 32})
-    monkeypatch.setattr("llm_lab.export.proof.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("llm_lab.export.verify.importlib.util.find_spec", lambda name: None)
     assert main(["export", "born", "--to", "gguf"]) == 0
-    told = capsys.readouterr().out
-    assert "Exported, not tried" in told
-    assert "llama.cpp: not tried: llama-cpp-python is not installed" in told
-    assert "Transformers: not tried" in told
-    assert "YaRN's stretching" in told
+    output = capsys.readouterr().out
+    assert "Exported, not verified" in output
+    assert "llama.cpp: not verified: llama-cpp-python is not installed" in output
+    assert "Transformers: not verified" in output
+    assert "YaRN" in output
     proof = facts_of("born-gguf")["proof"]
     assert proof["verdict"] == "not tried"
     assert {check["verdict"] for check in proof["checks"]} == {"not tried"}
-    assert "**proven**" not in Path("checkpoints/born-gguf/gguf/README.md").read_text()
+    assert "**verified**" not in Path("checkpoints/born-gguf/gguf/README.md").read_text()
 
 
 def checks_of(jobs: dict, weights: str = "f32") -> dict:
-    """Ask files in one new process; returns what the proof says of each. jobs: {(file, program): (ours, probe)}."""
-    told = [({"loader": name, "folder": ".", "file": file}, probe) for (file, name), (_, probe) in jobs.items()]
+    """Load files in one new process; return the check of each. jobs: {(file, program): (ours, probe)}."""
+    requests = [({"loader": name, "folder": ".", "file": file}, probe) for (file, name), (_, probe) in jobs.items()]
     return {
-        key: compare(ours, theirs, TOLERANCES[key[1]][weights], GREEDY[weights])
-        for (key, (ours, _)), theirs in zip(jobs.items(), ask_others(told), strict=True)
+        key: compare_answers(ours, theirs, TOLERANCES[key[1]][weights], MIN_AGREEMENT[weights])
+        for (key, (ours, _)), theirs in zip(jobs.items(), ask_others(requests), strict=True)
     }
 
 
-def test_a_file_that_is_not_the_model_fails_the_proof(in_tmp_path, monkeypatch):
-    """A weight that is wrong, a file that is cut off, and rows in another order: the sizes fit, the model does not."""
+def test_a_file_that_differs_from_the_model_fails_verification(in_tmp_path, monkeypatch):
+    # A changed weight, a truncated file, and rows in a different order.
     from gguf import GGUFReader
 
     model, tokenizer = a_model()
@@ -204,30 +202,30 @@ def test_a_file_that_is_not_the_model_fails_the_proof(in_tmp_path, monkeypatch):
     checks = checks_of({(f"{name}.gguf", TRANSFORMERS): asked for name in ("whole", "broken", "cut", "order")})
     verdicts = {file.removesuffix(".gguf"): check.verdict for (file, _), check in checks.items()}
     assert verdicts == {"whole": "proven", "broken": "failed", "cut": "failed", "order": "failed"}
-    assert "its logits are others" in checks["broken.gguf", TRANSFORMERS].describe()
+    assert "its logits differ" in checks["broken.gguf", TRANSFORMERS].describe()
     assert "does not load" in checks["cut.gguf", TRANSFORMERS].describe()
 
 
-def test_a_file_of_each_kind_of_weights_is_the_model_within_its_rounding(in_tmp_path):
+def test_each_weight_type_is_within_its_rounding(in_tmp_path):
     from gguf import GGUFReader
 
     model, tokenizer = a_model(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
-    louder(model)
+    with_large_weights(model)
     probe = make_probe(model, tokenizer)
     asked = ask(model, tokenizer, probe), probe
     bounds = {"f32": (0, 1e-5), "f16": (1e-5, 5e-3), "bf16": (1e-3, 4e-2), "q8_0": (1e-3, 0.1)}
     programs = [TRANSFORMERS, *([LLAMA_CPP] if HAS_LLAMA_CPP else [])]
     for weights in bounds:
         write_gguf(to_native(model), tokenizer, Path(f"{weights}.gguf"), weights=weights, name="model")
-    told = [
+    requests = [
         ({"loader": program, "folder": ".", "file": f"{weights}.gguf"}, probe)
         for weights in bounds
         for program in programs
     ]
-    answers = iter(ask_others(told))
+    answers = iter(ask_others(requests))
     for weights, (least, most) in bounds.items():
         for program in programs:
-            check = compare(asked[0], next(answers), TOLERANCES[program][weights], GREEDY[weights])
+            check = compare_answers(asked[0], next(answers), TOLERANCES[program][weights], MIN_AGREEMENT[weights])
             assert check.verdict == "proven", (weights, program, check.describe())
             if program == TRANSFORMERS:
                 assert least <= check.relative_logit_difference < most, weights
@@ -236,7 +234,7 @@ def test_a_file_of_each_kind_of_weights_is_the_model_within_its_rounding(in_tmp_
         assert kinds["output_norm.weight"] == "F32"
 
 
-def test_rows_that_blocks_of_32_do_not_divide_are_kept_in_16_bits(in_tmp_path):
+def test_q8_0_stores_rows_that_are_not_a_multiple_of_32_as_f16(in_tmp_path):
     from gguf import GGUFReader
 
     model, tokenizer = a_model(hidden_size=48, num_attention_heads=3, num_key_value_heads=1, intermediate_size=64)
@@ -247,7 +245,7 @@ def test_rows_that_blocks_of_32_do_not_divide_are_kept_in_16_bits(in_tmp_path):
 
 @pytest.mark.skipif(not HAS_LLAMA_CPP, reason=NO_LLAMA_CPP)
 @pytest.mark.parametrize("weights", ["f32", "f16"])
-def test_llama_cpp_agrees_within_a_twentieth_and_on_99_of_100_tokens(weights, in_tmp_path):
+def test_llama_cpp_agrees_within_005_and_on_99_percent_of_tokens(weights, in_tmp_path):
     Path("text.txt").write_text("the small red bird sings near the old tree.\n" * 400)
     trained = run(
         {
@@ -273,7 +271,7 @@ def test_llama_cpp_agrees_within_a_twentieth_and_on_99_of_100_tokens(weights, in
         assert np.abs(answer["logits"] - ours.logits).max() < 1e-3
 
 
-def test_an_adapter_with_new_tokens_and_a_chat_template_becomes_one_file(in_tmp_path):
+def test_an_adapter_with_new_tokens_and_a_chat_template_becomes_one_gguf_file(in_tmp_path):
     write_base()
     changes = {"lora": {"preset": "all", "r": 4}, "train.max_steps": 2, "train.eval_steps": 2, "train.save_steps": 2}
     run(post_recipe("sft", **changes))
@@ -292,27 +290,26 @@ def test_an_adapter_with_new_tokens_and_a_chat_template_becomes_one_file(in_tmp_
     assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
     assert fields["tokenizer.ggml.eot_token_id"].contents() == tokens.index("<|endoftext|>")
     assert fields["tokenizer.ggml.token_type"].contents()[tokenizer.eos_token_id] == 3  # a control token
-    # The marks of what is learnt are a word of Transformers' alone; the text that comes of it is the same.
+    # Only transformers supports {% generation %}; without it, the template gives the same text.
     template = fields["tokenizer.chat_template"].contents()
     assert "generation %}" not in template
     talk = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": " Yes. "}]
     write = tokenizer.apply_chat_template
     assert write(talk, tokenize=False, chat_template=template) == write(talk, tokenize=False)
-    # What was asked of the adapter as it is attached is what the file answers.
     assert facts["parent"]["path"].endswith("sft/model")
 
 
 def sentencepiece(*, by_normalizer: bool):
-    """A BPE of SentencePiece's kind, with bytes for what it lacks: as Llama 2's tokenizer.json, or as today's class."""
+    """Return a SentencePiece BPE with byte fallback: like Llama 2's tokenizer.json, or like the current class."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, limit_alphabet=60, show_progress=False)
-    learnt.train_from_iterator([*(f"It's {n}, isn't it? In {n * 37} DAYS!" for n in range(300)), *TEXTS[:5]], trainer)
-    model = json.loads(learnt.to_str())["model"]
+    trained.train_from_iterator([*(f"It's {n}, isn't it? In {n * 37} DAYS!" for n in range(300)), *TEXTS[:5]], trainer)
+    model = json.loads(trained.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     backend = Tokenizer(models.BPE(model["vocab"], merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if by_normalizer:
@@ -323,11 +320,11 @@ def sentencepiece(*, by_normalizer: bool):
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return beginning_each_text(PreTrainedTokenizerFast(tokenizer_object=backend, **named))
+    return with_bos(PreTrainedTokenizerFast(tokenizer_object=backend, **named))
 
 
-def beginning_each_text(tokenizer):
-    """A tokenizer that puts its first token before each text, and tidies up spaces before signs, as Llama 3's."""
+def with_bos(tokenizer):
+    """Make a tokenizer add BOS and clean up spaces, as Llama 3's does."""
     from tokenizers.processors import TemplateProcessing
 
     first = (tokenizer.bos_token, tokenizer.bos_token_id)
@@ -337,7 +334,7 @@ def beginning_each_text(tokenizer):
 
 
 def save_foreign(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
-    """A folder of Transformers' own making."""
+    """Save a Llama model with transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)
@@ -353,13 +350,13 @@ def save_foreign(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
 
 
 @pytest.mark.skipif(not GPT2_TOKENIZER.is_dir(), reason="GPT-2's tokenizer is not there")
-def test_a_folder_that_we_did_not_make_is_exported_with_its_own_tokenizer(in_tmp_path, capsys):
+def test_a_hugging_face_folder_is_exported_with_its_own_tokenizer(in_tmp_path, capsys):
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
     folder = save_foreign("foreign", tokenizer)
     assert main(["export", folder, "--to", "gguf", "--out", "files"]) == 0
-    assert "Exported, proven: files/foreign-f32.gguf" in capsys.readouterr().out
+    assert "Exported, verified: files/foreign-f32.gguf" in capsys.readouterr().out
     GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, n_positions=64)).save_pretrained("gpt2")
     tokenizer.save_pretrained("gpt2")
     assert main(["export", "gpt2", "--out", "again"]) == 0
@@ -369,7 +366,7 @@ def test_a_folder_that_we_did_not_make_is_exported_with_its_own_tokenizer(in_tmp
 
 
 def edit(folder: str, change) -> None:
-    """Change the weights of a folder, a dict of tensors, in place."""
+    """Change the weights of a folder, given as a dict of tensors."""
     file = Path(folder, "model.safetensors")
     weights = load_file(file)
     change(weights)
@@ -377,7 +374,7 @@ def edit(folder: str, change) -> None:
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_weights_that_are_not_there_are_not_made_up_and_called_proven(form, in_tmp_path, capsys):
+def test_missing_weights_are_an_error(form, in_tmp_path, capsys):
     folder = write_base("base")
     edit(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
     assert main(["export", folder, "--to", form, "--out", "out"]) == 2
@@ -388,11 +385,11 @@ def test_weights_that_are_not_there_are_not_made_up_and_called_proven(form, in_t
 @pytest.mark.parametrize(
     "keys",
     [
-        {"partial_rotary_factor": 0.5},  # of other models' configs: Llama's own class reads none of them
+        {"partial_rotary_factor": 0.5},  # a key of other models, which Llama ignores
         {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "attention_bias": True, "mlp_bias": True},
     ],
 )
-def test_what_a_config_says_and_its_class_does_not_read_changes_nothing(keys, in_tmp_path):
+def test_config_keys_that_the_model_class_ignores_have_no_effect(keys, in_tmp_path):
     folder = write_base("base")
     file = Path(folder, "config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"sliding_window": None} | keys))
@@ -404,9 +401,9 @@ def test_what_a_config_says_and_its_class_does_not_read_changes_nothing(keys, in
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_a_disk_that_is_full_is_told_as_such_and_keeps_nothing(form, in_tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_nothing_behind(form, in_tmp_path):
     write_base("base")
-    # Few bytes to a file, in a process of its own: what this one writes stays as it is.
+    # Limit the file size in a new process, so that this one is not affected.
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
         "from llm_lab.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -418,7 +415,7 @@ def test_a_disk_that_is_full_is_told_as_such_and_keeps_nothing(form, in_tmp_path
     assert {path.name for path in Path().iterdir()} == {"base"}
 
 
-def test_a_model_that_computes_no_numbers_is_told_as_such(in_tmp_path, capsys):
+def test_nan_weights_are_an_error(in_tmp_path, capsys):
     folder = write_base("base")
     edit(folder, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
     assert main(["export", folder, "--out", "out"]) == 2
@@ -426,21 +423,21 @@ def test_a_model_that_computes_no_numbers_is_told_as_such(in_tmp_path, capsys):
     assert not Path("out").exists()
 
 
-def test_what_is_not_compared_of_a_tokenizer_is_said(in_tmp_path, capsys):
+def test_parts_of_a_tokenizer_that_are_not_compared_are_reported(in_tmp_path, capsys):
     folder = write_base("base")
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.chat_template = "{{ raise_exception('only tools') }}"
     tokenizer.save_pretrained(folder)
     assert main(["export", folder, "--out", "out"]) == 0
-    told = capsys.readouterr().out
-    assert "its tokenizer has 259 tokens, and the model rows for 257" in told
-    assert "not compared" in told
+    output = capsys.readouterr().out
+    assert "the tokenizer has 259 tokens, but the model only 257 embedding rows" in output
+    assert "not compared" in output
     assert main(["export", folder, "--to", "gguf", "--out", "file"]) == 2
 
 
 def with_split(expression: str, *, ignore_merges: bool, normalizer=None):
-    """A byte-level BPE that splits text as another family's does."""
+    """Return a byte-level BPE with another model family's pre-tokenizer."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     text = [f"It's {n} o'clock, isn't it?\n\n  In {n * 37} DAYS we'LL see naïve café № {n}!\r\n" for n in range(300)]
@@ -456,12 +453,12 @@ def with_split(expression: str, *, ignore_merges: bool, normalizer=None):
     return tokenizer
 
 
-def test_tokenizers_that_split_text_in_known_ways_are_read_alike(in_tmp_path):
-    """Bytes without merges, GPT-2's, Llama 3's, Qwen's and SentencePiece's ways, in every program that reads them."""
+def test_tokenizers_with_known_pre_tokenizers_split_text_equally_everywhere(in_tmp_path):
+    # Bytes without merges, GPT-2, Llama 3, Qwen and SentencePiece, in every program that supports them.
     tokenizers = {
         "bytes": (make_byte_tokenizer(), "gpt-2"),
         "bpe": (train_bpe(TEXTS, 600), "gpt-2"),
-        "llama3": (beginning_each_text(with_split(LLAMA3, ignore_merges=True)), "llama-bpe"),
+        "llama3": (with_bos(with_split(LLAMA3, ignore_merges=True)), "llama-bpe"),
         "qwen2": (with_split(QWEN2, ignore_merges=False, normalizer="NFC"), "qwen2"),
         "llama2": (sentencepiece(by_normalizer=True), "default"),
         "mistral": (sentencepiece(by_normalizer=False), "default"),
@@ -482,10 +479,10 @@ def test_tokenizers_that_split_text_in_known_ways_are_read_alike(in_tmp_path):
         assert check.texts_alike == check.texts >= 12
 
 
-def test_a_tokenizer_that_gguf_does_not_know_is_refused_with_the_reason(in_tmp_path, capsys):
+def test_a_tokenizer_that_gguf_does_not_support_is_refused_with_the_reason(in_tmp_path, capsys):
     folder = save_foreign("odd", with_split(r"\d|\D+", ignore_merges=False))
     assert main(["export", folder, "--to", "gguf"]) == 2
-    assert "splits text in a way of its own" in capsys.readouterr().err
+    assert "its pre-tokenizer is not one of llama.cpp's" in capsys.readouterr().err
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -497,15 +494,15 @@ def test_a_tokenizer_that_gguf_does_not_know_is_refused_with_the_reason(in_tmp_p
     assert main(["export", folder, "--out", "fine"]) == 0
 
 
-def test_what_can_not_be_exported_is_said_before_anything_is_written(in_tmp_path, capsys):
+def test_wrong_input_is_an_error_before_anything_is_written(in_tmp_path, capsys):
     write_run()
     Path("full").mkdir()
     Path("full/file").touch()
-    write_judge("judge")
+    write_reward_model("reward")
     for words, said in (
-        (["judge"], "a reward model judges texts"),
-        (["born", "--out", "full"], "there is something here already"),
-        (["born", "--weights", "q8_0"], "a Hugging Face folder has no such weights"),
+        (["reward"], "exporting reward models is not supported"),
+        (["born", "--out", "full"], "the folder is not empty"),
+        (["born", "--weights", "q8_0"], "has no such weights"),
         (["born", "--public"], "has no effect without export.push"),
         (["born", "--trust-remote-code"], "--out"),
         (["born", "export.size=3"], "unknown key"),
@@ -513,40 +510,40 @@ def test_what_can_not_be_exported_is_said_before_anything_is_written(in_tmp_path
     ):
         assert main(["export", *words]) == 2, words
         assert said in capsys.readouterr().err, words
-    assert {path.name for path in Path().iterdir()} == {"full", "judge", "checkpoints"}
+    assert {path.name for path in Path().iterdir()} == {"full", "reward", "checkpoints"}
     assert {path.name for path in Path("checkpoints").iterdir()} == {"born"}
 
 
-def test_a_dry_run_shows_verdict_and_files_and_writes_nothing(in_tmp_path, capsys):
+def test_a_dry_run_shows_the_files_and_writes_nothing(in_tmp_path, capsys):
     write_run()
     before = sorted(Path().rglob("*"))
     for words in (["--to", "gguf"], []):
         assert main(["export", "born", *words, "--dry-run"]) == 0
-        told = capsys.readouterr().out
-        assert "Llama" in told
-        assert ("born-f32.gguf" if words else "model.safetensors") in told
+        output = capsys.readouterr().out
+        assert "Llama" in output
+        assert ("born-f32.gguf" if words else "model.safetensors") in output
     assert sorted(Path().rglob("*")) == before
-    # The files are those that are written then, but for their sizes.
+    # The export then writes exactly these files.
     plan = plan_export("born")
     run({"stage": "export", "name": "out", "device": "cpu", "model": {"checkpoint": "born"}})
     assert {name for name, _ in plan.files} == {file.name for file in Path("checkpoints/out/model").iterdir()}
 
 
-def test_code_of_others_is_run_and_taken_along_only_if_that_is_said(in_tmp_path, capsys, monkeypatch):
+def test_custom_code_of_a_model_requires_trust_remote_code(in_tmp_path, capsys, monkeypatch):
     write_base("theirs", position_embedding="alibi", norm="layernorm", activation="gelu")
     for file in Path("theirs").glob("*.*"):
         if file.suffix in (".py", ".json"):
             file.write_text(file.read_text().replace('"llm_lab"', '"their_lab"'))
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the terminal was asked"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
     assert main(["export", "theirs", "--out", "ours"]) == 2
     assert "contains custom code" in capsys.readouterr().err
     assert main(["export", "theirs", "--out", "ours", "--trust-remote-code"]) == 0
-    assert "Exported, proven: ours" in capsys.readouterr().out
+    assert "Exported, verified: ours" in capsys.readouterr().out
     assert "modeling_lab.py" in os.listdir("ours")
     assert json.loads(Path("ours/config.json").read_text())["model_type"] == "their_lab"
 
 
-def test_a_pipeline_that_ends_in_what_gguf_can_not_hold_is_refused_before_it_trains(in_tmp_path):
+def test_a_pipeline_with_an_unsupported_gguf_export_is_refused_before_training(in_tmp_path):
     write_text("text.txt")
     first = tiny_recipe(**{"model.position_embedding": "alibi"})
     with pytest.raises(UserError, match=r"stages.1.export.to = gguf: GGUF's Llama has no alibi"):
@@ -554,7 +551,7 @@ def test_a_pipeline_that_ends_in_what_gguf_can_not_hold_is_refused_before_it_tra
     assert not Path("checkpoints/life").exists()
 
 
-def test_a_pipeline_ends_in_an_export(in_tmp_path):
+def test_a_pipeline_can_end_in_an_export(in_tmp_path):
     write_base()
     stages = [post_recipe("sft", **{"train.max_steps": 2}), {"stage": "export", "export": {"to": "gguf"}}]
     facts = run({"name": "life", "device": "cpu", "stages": stages})

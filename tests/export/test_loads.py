@@ -1,4 +1,4 @@
-"""What a combination of parts is said to load in is what really happens: all 120 of them, in a stranger's process."""
+"""What is claimed to load an exported model loads it, with equal logits, in a process without LLM Lab."""
 
 import itertools
 from pathlib import Path
@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from support.llama_cpp import HAS_LLAMA_CPP, NO_LLAMA_CPP
-from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, YARN, tiny_model, tokens
+from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, YARN, all_pairs, tiny_model, tokens
 
 from llm_lab.errors import UserError
 from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS, Loads, what_loads
 from llm_lab.export.gguf_file import write_gguf
-from llm_lab.export.probe import Probe, ask
-from llm_lab.export.proof import ask_others
+from llm_lab.export.verify import Probe, ask, ask_others
 from llm_lab.hf.save import save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
@@ -22,13 +21,13 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 CLASSES |= {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
-def questions(seed: int = 1) -> Probe:
+def make_probe(seed: int = 1) -> Probe:
     rows = tuple(map(tuple, tokens(2, 24, seed=seed).tolist()))
     return Probe(rows, (rows[0][:5],), ("Hello, 12 worlds!\n",), (), 3)
 
 
 def model_of(**changes):
-    """A model with a byte tokenizer, whose weights are large enough for any mistake to show."""
+    """Return a model with weights large enough for any mistake to show, and a byte tokenizer."""
     tokenizer = make_byte_tokenizer()
     model = tiny_model(changes.pop("position_embedding", "rope"), vocab_size=len(tokenizer), **changes)
     set_special_tokens(model, tokenizer)
@@ -36,13 +35,13 @@ def model_of(**changes):
 
 
 def differences(ours, theirs) -> float:
-    """The largest difference of logits, relative to the largest logit."""
+    """Return the largest difference of logits, relative to the largest logit."""
     assert ours.logits.shape == theirs["logits"].shape
     return float(np.abs(ours.logits - theirs["logits"]).max() / np.abs(ours.logits).max())
 
 
 def write(model, tokenizer, folder: Path) -> Loads:
-    """Write a folder, and the GGUF file in it where that is said to be possible; returns what was said."""
+    """Write a folder, with a GGUF file if it is claimed to be supported; return the claims."""
     save_model(model, folder, tokenizer)
     loads = what_loads(model.config.to_dict())
     if loads.gguf:
@@ -56,7 +55,7 @@ def write(model, tokenizer, folder: Path) -> Loads:
 
 
 def jobs_of(folder: Path, loads: Loads) -> dict[str, dict]:
-    """Every way to load what was written, the ways that are said to fail among them."""
+    """Return every way to load what was written, also those that are claimed to fail."""
     job = {"loader": TRANSFORMERS, "folder": str(folder), "file": None}
     found = {"plain": job, "trusted": {**job, "trust_remote_code": True}}
     if loads.gguf:
@@ -66,7 +65,7 @@ def jobs_of(folder: Path, loads: Loads) -> dict[str, dict]:
     return found
 
 
-def require_what_was_said(name, ours, loads: Loads, answers: dict[str, dict]) -> None:
+def check_claims_of(name, ours, loads: Loads, answers: dict[str, dict]) -> None:
     plain = answers["plain"]
     if loads.architecture:
         assert plain["loaded_as"] == CLASSES[loads.architecture], name
@@ -85,44 +84,61 @@ def require_what_was_said(name, ours, loads: Loads, answers: dict[str, dict]) ->
         assert same == (program in loads.gguf_readers), (name, program, answers[program].get("error"))
 
 
-def require_truth(models: dict, tmp_path: Path) -> dict[str, Loads]:
-    """Write models, load them all in one new process, and hold what happens against what was said."""
-    said, ours, jobs, probe = {}, {}, {}, questions()
+def check_claims(models: dict, tmp_path: Path) -> dict[str, Loads]:
+    """Write models, load all of them in one new process, and check the claims about each."""
+    claims, ours, jobs, probe = {}, {}, {}, make_probe()
     for name, (model, tokenizer) in models.items():
         folder = tmp_path / name
-        said[name] = write(model, tokenizer, folder)
+        claims[name] = write(model, tokenizer, folder)
         ours[name] = ask(model, tokenizer, probe)
-        jobs |= {(name, way): job for way, job in jobs_of(folder, said[name]).items()}
+        jobs |= {(name, way): job for way, job in jobs_of(folder, claims[name]).items()}
     answers = dict(zip(jobs, ask_others([(job, probe) for job in jobs.values()]), strict=True))
     for name in models:
-        require_what_was_said(name, ours[name], said[name], {w: a for (n, w), a in answers.items() if n == name})
-    return said
+        check_claims_of(name, ours[name], claims[name], {w: a for (n, w), a in answers.items() if n == name})
+    return claims
 
 
-def test_every_combination_of_parts_loads_in_what_is_said_and_in_nothing_else(tmp_path):
-    models = {
-        "-".join(parts): model_of(
-            position_embedding=parts[0],
-            norm=parts[1],
-            num_key_value_heads=KEY_VALUE_HEADS[parts[2]],
-            activation=parts[3],
-        )
-        for parts in COMBINATIONS
+def combination_model(parts):
+    """Return a model with these parts: position embedding, norm, attention, activation."""
+    position, norm, attention, activation = parts
+    return model_of(
+        position_embedding=position,
+        norm=norm,
+        num_key_value_heads=KEY_VALUE_HEADS[attention],
+        activation=activation,
+    )
+
+
+def check_combinations(combinations, tmp_path: Path) -> None:
+    claims = check_claims({"-".join(parts): combination_model(parts) for parts in combinations}, tmp_path)
+    native = {name for name, loads in claims.items() if loads.architecture}
+    assert native == {
+        "-".join(parts)
+        for parts in combinations
+        if parts[0] in ("rope", "yarn") and parts[1::2] == ("rmsnorm", "swiglu")
     }
-    said = require_truth(models, tmp_path)
-    assert len(said) == 120
-    native = {name for name, loads in said.items() if loads.architecture}
-    assert native == {f"{p}-rmsnorm-{a}-swiglu" for p in ("rope", "yarn") for a in KEY_VALUE_HEADS}
-    assert {name for name, loads in said.items() if loads.gguf} == native
+    assert {name for name, loads in claims.items() if loads.gguf} == native
 
 
-@pytest.mark.parametrize("parts", [*itertools.product(POSITIONS, NORMS, ATTENTIONS, ACTIVATIONS)], ids="-".join)
-def test_a_recipe_is_told_what_its_model_is_told(parts):
-    names = ("position_embedding", "norm", "attention", "activation")
-    recipe = what_loads(dict(zip(names, parts, strict=True)))
-    model = tiny_model(parts[0], norm=parts[1], activation=parts[3], num_key_value_heads=KEY_VALUE_HEADS[parts[2]])
-    built = what_loads(model.config.to_dict())
-    assert recipe == built
+def test_every_pair_of_parts_loads_in_what_is_claimed_and_in_nothing_else(tmp_path):
+    native = [parts for parts in COMBINATIONS if parts[0] in ("rope", "yarn") and parts[1::2] == ("rmsnorm", "swiglu")]
+    check_combinations([*native, *all_pairs(COMBINATIONS, native)], tmp_path)
+
+
+@pytest.mark.slow
+def test_every_combination_of_parts_loads_in_what_is_claimed_and_in_nothing_else(tmp_path):
+    assert len(COMBINATIONS) == 120
+    check_combinations(COMBINATIONS, tmp_path)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_recipe_and_its_model_have_the_same_claims(position, norm):
+    for attention, activation in itertools.product(ATTENTIONS, ACTIVATIONS):
+        parts = {"position_embedding": position, "norm": norm, "attention": attention, "activation": activation}
+        heads = KEY_VALUE_HEADS[attention]
+        model = tiny_model(position, norm=norm, activation=activation, num_key_value_heads=heads)
+        assert what_loads(parts) == what_loads(model.config.to_dict()), parts
 
 
 VARIANTS = {
@@ -141,43 +157,43 @@ VARIANTS = {
     "a window": {"sliding_window": 5},
     "a window as long as the context": {"sliding_window": 64},
     "a window and biases": {"sliding_window": 5, "attention_bias": True},
-    "heads that are wider than the model": {"head_dim": 32},
-    "another base and epsilon": {"rope_parameters": {"rope_theta": 500.0}, "norm_eps": 0.05},
-    "yarn, another base": {"position_embedding": "yarn", "rope_parameters": {**YARN, "rope_theta": 500.0}},
-    "yarn, settings of its own": {"position_embedding": "yarn", "rope_parameters": {**YARN, "beta_fast": 16}},
-    "yarn, a factor of its own": {"position_embedding": "yarn", "rope_parameters": {**YARN, "attention_factor": 0.5}},
+    "heads wider than the model": {"head_dim": 32},
+    "other base and epsilon": {"rope_parameters": {"rope_theta": 500.0}, "norm_eps": 0.05},
+    "yarn, other base": {"position_embedding": "yarn", "rope_parameters": {**YARN, "rope_theta": 500.0}},
+    "yarn, custom settings": {"position_embedding": "yarn", "rope_parameters": {**YARN, "beta_fast": 16}},
+    "yarn, custom factor": {"position_embedding": "yarn", "rope_parameters": {**YARN, "attention_factor": 0.5}},
 }
 
 
-def test_every_variant_of_the_native_parts_loads_in_what_is_said(tmp_path):
-    said = require_truth({name: model_of(**changes) for name, changes in VARIANTS.items()}, tmp_path)
-    assert {name for name, loads in said.items() if loads.architecture is None} == {
+def test_every_variant_of_native_parts_loads_in_what_is_claimed(tmp_path):
+    claims = check_claims({name: model_of(**changes) for name, changes in VARIANTS.items()}, tmp_path)
+    assert {name for name, loads in claims.items() if loads.architecture is None} == {
         "QK-norm and biases in the feed-forward",
         "a window and biases",
     }
-    assert {name for name, loads in said.items() if not loads.gguf} == {
+    assert {name for name, loads in claims.items() if not loads.gguf} == {
         "QK-norm and biases in the feed-forward",
         "QK-norm and biases",
         "QK-norm and a window",
         "a window",
         "a window and biases",
-        "yarn, settings of its own",
-        "yarn, a factor of its own",
+        "yarn, custom settings",
+        "yarn, custom factor",
     }
-    assert all(loads.gguf_reason and loads.native_reason for loads in said.values())
+    assert all(loads.gguf_reason and loads.native_reason for loads in claims.values())
 
 
 @pytest.mark.skipif(not HAS_LLAMA_CPP, reason=NO_LLAMA_CPP)
-def test_llama_cpp_reads_every_file_that_is_said_to_be_one_of_its(tmp_path):
-    """What require_truth shows of llama.cpp above stands only where llama.cpp was there: this says so."""
+def test_llama_cpp_loads_the_files_it_is_claimed_to_load(tmp_path):
+    """The tests above check llama.cpp only where it is installed; this test is skipped elsewhere."""
     model, tokenizer = model_of(position_embedding="yarn", attention_bias=True)
-    loads, probe = write(model, tokenizer, tmp_path), questions()
+    loads, probe = write(model, tokenizer, tmp_path), make_probe()
     (answer,) = ask_others([(jobs_of(tmp_path, loads)[LLAMA_CPP], probe)])
     assert differences(ask(model, tokenizer, probe), answer) < 1e-4
 
 
 def foreign(kind: str, extra_rows: int = 0, **changes):
-    """A model of Transformers' own class, its weights and biases large, with a byte tokenizer."""
+    """Return a model of a class of transformers, with large weights and biases, and a byte tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_byte_tokenizer()
@@ -194,7 +210,7 @@ def foreign(kind: str, extra_rows: int = 0, **changes):
 
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA_3 |= {"original_max_position_embeddings": 16}
-OTHERS = {
+NATIVE_MODELS = {
     "llama": ("llama", {}),
     "llama, more rows than tokens": ("llama", {"extra_rows": 7}),
     "llama 3": ("llama", {"rope_parameters": LLAMA_3}),
@@ -211,12 +227,14 @@ OTHERS = {
 }
 
 
-def test_models_of_others_load_in_what_is_said(tmp_path):
-    said = require_truth({name: foreign(kind, **changes) for name, (kind, changes) in OTHERS.items()}, tmp_path)
-    assert {name for name, loads in said.items() if not loads.gguf} == {name for name in OTHERS if "window" in name}
-    assert all(loads.architecture == OTHERS[name][0] for name, loads in said.items())
-    assert said["llama 3"].gguf_readers == (LLAMA_CPP,)
-    assert said["qwen2"].gguf_readers == (LLAMA_CPP, TRANSFORMERS)
+def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
+    claims = check_claims({name: foreign(kind, **changes) for name, (kind, changes) in NATIVE_MODELS.items()}, tmp_path)
+    assert {name for name, loads in claims.items() if not loads.gguf} == {
+        name for name in NATIVE_MODELS if "window" in name
+    }
+    assert all(loads.architecture == NATIVE_MODELS[name][0] for name, loads in claims.items())
+    assert claims["llama 3"].gguf_readers == (LLAMA_CPP,)
+    assert claims["qwen2"].gguf_readers == (LLAMA_CPP, TRANSFORMERS)
 
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "max_position_embeddings": 2048}
@@ -237,16 +255,16 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("config", "architecture", "gguf", "words"), FOREIGN)
-def test_a_config_of_others_is_judged_by_what_it_says(config, architecture, gguf, words):
+def test_the_claims_about_a_foreign_config_follow_its_values(config, architecture, gguf, words):
     loads = what_loads(config)
     assert (loads.architecture, loads.gguf) == (architecture, gguf)
     assert words in loads.gguf_reason
 
 
-def test_a_weight_that_was_changed_after_writing_does_not_pass_for_the_model(tmp_path):
+def test_a_changed_weight_is_detected(tmp_path):
     model, tokenizer = model_of()
     save_model(model, tmp_path, tokenizer)
-    probe = questions()
+    probe = make_probe()
     ours = ask(model, tokenizer, probe)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3] += 0.5

@@ -1,4 +1,4 @@
-"""A push to the Hub, against a hub on loopback: whole or not at all, taken up again, and never a token in sight."""
+"""A push to the Hub, against a local stand-in: one commit or nothing, resumable, and the token is never shown."""
 
 import json
 import os
@@ -22,8 +22,7 @@ from transformers import AutoModelForCausalLM
 from llm_lab import cli, commands, job
 from llm_lab.errors import LabError, MachineError, UserError
 from llm_lab.events import ignore
-from llm_lab.export.push import describe_push, files_of, push_folder
-from llm_lab.export.repository import find_destination
+from llm_lab.export.push import describe_push, files_of, find_destination, push_folder
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.runs.folder import RunFolder
@@ -31,12 +30,12 @@ from llm_lab.runs.folder import RunFolder
 WRITES, READS, FINE = "hf_Writes0123456789", "hf_Reads0123456789", "hf_Fine0123456789"
 
 
-# The Hub's client hands its files to its HTTP library in a way that this one is giving up.
+# The Hub client passes files to its HTTP library in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning")
 
 
-class Heard(Handlers):
-    """Keeps what is said."""
+class Recorder(Handlers):
+    """Records notices and progress."""
 
     def __init__(self):
         self.notices, self.steps = [], []
@@ -50,7 +49,7 @@ class Heard(Handlers):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub on loopback where ann may write, in her own name and her club's; the client does not wait to retry."""
+    """A local hub where ann can write to her own and her club's repositories; the client retries without waiting."""
     monkeypatch.setenv("HF_TOKEN", WRITES)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-login"))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
@@ -65,7 +64,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def exported(in_tmp_path) -> Path:
-    """A small model with its own code, as an export leaves it."""
+    """A small model with its own code, like an export."""
     folder = Path(write_base("exported", norm="layernorm", activation="relu"))
     (folder / "README.md").write_text("---\ntags: [llm-lab]\n---\n# A model\n")
     return folder
@@ -82,12 +81,12 @@ def in_shards(in_tmp_path) -> Path:
 
 def push(hub, folder, repo="ann/model", private=True, listener=None):
     destination = find_destination(repo, private=private, endpoint=hub.url)
-    return push_folder(folder, destination, listener or ignore, message="a model", again="the same command")
+    return push_folder(folder, destination, listener or ignore, message="a model", retry="the same command")
 
 
 @contextmanager
-def raises_in_words(kind, *words):
-    """The error has its exit code, says these words, and no token."""
+def raises_with(kind, *words):
+    """Check that an error has this class, contains these words, and no token."""
     with pytest.raises(kind) as caught:
         yield
     text = str(caught.value)
@@ -109,7 +108,7 @@ torch.save(model(ids).logits, sys.argv[1])
 """
 
 
-def test_a_pushed_model_loads_from_the_hub_in_a_fresh_process_and_computes_the_same(hub, exported, tmp_path):
+def test_a_pushed_model_loads_from_the_hub_in_a_new_process_with_equal_logits(hub, exported, tmp_path):
     pushed = push(hub, exported)
     assert pushed.record() == {
         "repo": "ann/model",
@@ -132,7 +131,7 @@ def test_a_pushed_model_loads_from_the_hub_in_a_fresh_process_and_computes_the_s
     assert torch.equal(torch.load(out, weights_only=True), model(ids).logits)
 
 
-def test_every_file_arrives_byte_for_byte_and_nothing_hidden_does(hub, exported):
+def test_all_files_except_hidden_ones_are_pushed_unchanged(hub, exported):
     (exported / ".cache").mkdir()
     (exported / ".cache" / "secret").write_text("x")
     (exported / "__pycache__").mkdir()
@@ -147,7 +146,7 @@ def test_every_file_arrives_byte_for_byte_and_nothing_hidden_does(hub, exported)
     assert len(hub.repositories["ann/model"].commits) == 1
 
 
-def test_a_hub_without_xet_is_sent_to_by_git_lfs_though_the_xet_client_is_installed(hub, exported):
+def test_git_lfs_is_used_for_a_hub_without_xet(hub, exported):
     from huggingface_hub import constants
     from huggingface_hub.utils._runtime import is_xet_available
 
@@ -158,7 +157,7 @@ def test_a_hub_without_xet_is_sent_to_by_git_lfs_though_the_xet_client_is_instal
     assert not constants.HF_HUB_DISABLE_XET
 
 
-def test_large_files_come_in_parts_where_the_hub_wants_them_so(hub, in_shards):
+def test_large_files_are_uploaded_in_parts_if_the_hub_requires_it(hub, in_shards):
     hub.part_bytes = 600_000
     push(hub, in_shards)
     assert any(path.endswith("/complete") for _, path, _ in hub.requests)
@@ -166,14 +165,14 @@ def test_large_files_come_in_parts_where_the_hub_wants_them_so(hub, in_shards):
         assert hub.read("ann/model", file.name) == file.read_bytes()
 
 
-def test_without_a_token_nothing_is_asked_and_the_error_says_how_to_log_in(hub, monkeypatch):
+def test_without_a_token_the_error_says_how_to_log_in(hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    with raises_in_words(UserError, "no token", "hf auth login", "HF_TOKEN"):
+    with raises_with(UserError, "no Hub token", "hf auth login", "HF_TOKEN"):
         find_destination("ann/model", endpoint=hub.url)
     assert hub.requests == []
 
 
-def test_a_login_is_as_good_as_a_token_in_the_environment(hub, monkeypatch, tmp_path):
+def test_a_saved_login_is_used_like_the_environment_variable(hub, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     (tmp_path / "login").write_text(WRITES + "\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "login"))
@@ -183,49 +182,49 @@ def test_a_login_is_as_good_as_a_token_in_the_environment(hub, monkeypatch, tmp_
 @pytest.mark.parametrize(
     ("token", "repo", "words"),
     [
-        ("hf_Unknown", "ann/model", ("does not know this token", "hf auth login")),
-        (READS, "ann/model", ("ann", "may only read", "write permission")),
+        ("hf_Unknown", "ann/model", ("does not accept this token", "hf auth login")),
+        (READS, "ann/model", ("ann", "read-only", "write permission")),
         (WRITES, "bob/model", ("ann", "can't write to bob", "ann/NAME", "club/NAME")),
         (WRITES, "guild/model", ("ann", "can't write to guild")),
-        (WRITES, "ann/two--dashes", ("the Hub takes no such name", "two--dashes")),
+        (WRITES, "ann/two--dashes", ("invalid repository name", "two--dashes")),
         (FINE, "ann/model", ("fine-grained", "no write permission for ann")),
     ],
 )
-def test_what_the_hub_would_not_take_is_refused_before_anything_is_made(hub, monkeypatch, token, repo, words):
+def test_missing_permissions_are_an_error_before_anything_is_created(hub, monkeypatch, token, repo, words):
     monkeypatch.setenv("HF_TOKEN", token)
-    with raises_in_words(UserError, *words):
+    with raises_with(UserError, *words):
         find_destination(repo, endpoint=hub.url)
     assert hub.written() == []
 
 
-def test_a_repository_that_is_there_and_may_only_be_read_is_refused_with_the_hubs_own_words(hub, monkeypatch):
+def test_a_read_only_repository_is_an_error_with_the_hubs_message(hub, monkeypatch):
     hub.repositories["club/model"] = Repository(private=True)
     hub.users[FINE] = User("ann", role="fineGrained", organizations=("club",), scoped=("elsewhere",))
-    monkeypatch.setattr("llm_lab.export.repository._require_permission", lambda *_: None)  # what it tells may change
+    monkeypatch.setattr("llm_lab.export.push._require_permission", lambda *_: None)
     monkeypatch.setenv("HF_TOKEN", FINE)
-    with raises_in_words(UserError, "may not do this", "not the required permissions", "club/model"):
+    with raises_with(UserError, "lacks the permission", "not the required permissions", "club/model"):
         find_destination("club/model", endpoint=hub.url)
 
 
-def test_an_organization_and_a_fine_grained_token_with_its_scope_are_let_in(hub, exported, monkeypatch):
+def test_a_fine_grained_token_can_push_to_an_organization_in_its_scope(hub, exported, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", FINE)
     hub.users[FINE] = User("ann", role="fineGrained", organizations=("club",), scoped=("club",))
     assert push(hub, exported, "club/model").repo == "club/model"
 
 
-def test_a_hub_that_is_away_is_the_machines_fault_and_says_where_the_export_stands(hub, exported):
+def test_an_unreachable_hub_is_a_machine_error_that_names_the_export(hub, exported):
     destination = find_destination("ann/model", endpoint=hub.url)
     hub.__exit__()
     huggingface_hub.close_session()  # its kept-alive connections
-    with raises_in_words(MachineError, "the connection to http://127.0.0.1", "Check the network"):
+    with raises_with(MachineError, "the connection to http://127.0.0.1", "Check the network"):
         find_destination("ann/model", endpoint=hub.url)
-    with raises_in_words(MachineError, "stands in exported", "`llm-lab run x --resume` sends what is missing"):
-        push_folder(exported, destination, ignore, message="a model", again="llm-lab run x --resume")
+    with raises_with(MachineError, "The export is in exported", "`llm-lab run x --resume` resumes the push"):
+        push_folder(exported, destination, ignore, message="a model", retry="llm-lab run x --resume")
 
 
-def test_offline_by_choice_is_told_as_such(hub, monkeypatch):
+def test_offline_mode_is_named_in_the_error(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with raises_in_words(MachineError, "HF_HUB_OFFLINE"):
+    with raises_with(MachineError, "HF_HUB_OFFLINE"):
         find_destination("ann/model", endpoint=hub.url)
 
 
@@ -246,13 +245,13 @@ def at_the_command_line(hub, monkeypatch, in_tmp_path, capfd):
     return command
 
 
-def everything_kept() -> str:
-    """All that stands in the run folders, weights aside."""
+def run_folder_texts() -> str:
+    """Return the text of all files in the run folders, without weights."""
     files = [file for file in Path("checkpoints").rglob("*") if file.is_file()]
     return "".join(file.read_text(errors="replace") for file in files if file.suffix != ".safetensors")
 
 
-def test_a_checkpoint_is_exported_proven_and_sent_by_one_command(hub, at_the_command_line):
+def test_one_command_exports_verifies_and_pushes_a_checkpoint(hub, at_the_command_line):
     code, printed = at_the_command_line("export", "base", "--push", "ann/model", "--public")
     assert code == 0, printed
     folder = Path("checkpoints/base-hf")
@@ -266,19 +265,19 @@ def test_a_checkpoint_is_exported_proven_and_sent_by_one_command(hub, at_the_com
     assert set(there.files) - {".gitattributes"} == {name for name, _ in files_of(folder / "model")}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(there.files)
     card = hub.read("ann/model", "README.md").decode()
-    assert "**proven**" in card
+    assert "**verified**" in card
     assert 'from_pretrained("ann/model")' in card
-    assert WRITES not in printed + everything_kept() + card
+    assert WRITES not in printed + run_folder_texts() + card
     assert str(Path.cwd()) not in card
 
 
-def test_the_same_command_takes_up_a_push_that_broke(hub, at_the_command_line):
+def test_the_same_command_resumes_a_failed_push(hub, at_the_command_line):
     hub.cut_after_bytes = 3_000_000
     code, printed = at_the_command_line("export", "base", "--push", "ann/model")
     assert code == 3, printed
     assert "llm-lab run checkpoints/base-hf --resume" in " ".join(printed.split())
     assert set(hub.repositories["ann/model"].files) == {".gitattributes"}
-    assert WRITES not in printed + everything_kept()
+    assert WRITES not in printed + run_folder_texts()
     written = Path("checkpoints/base-hf/model/model.safetensors").stat().st_mtime_ns
 
     hub.cut_after_bytes = None
@@ -296,36 +295,36 @@ def test_the_same_command_takes_up_a_push_that_broke(hub, at_the_command_line):
         (None, []),
         ("another repository", ["--push", "ann/other"]),
         ("other weights", ["--weights", "bf16"]),
-        ("the model was trained again", []),
-        ("all was sent", []),
+        ("the model was retrained", []),
+        ("already pushed", []),
     ],
 )
-def test_only_the_very_same_export_is_taken_up(hub, at_the_command_line, change, words):
+def test_only_an_identical_export_is_resumed(hub, at_the_command_line, change, words):
     run = RunFolder(Path("checkpoints/base-hf"))
     command = ["export", "base", "--push", "ann/model"]
     recipe = commands._export_recipe(cli._parser().parse_args(command))
     run.write_recipe(job.read_job(recipe)[0].stages[0].to_yaml(()))
     parent = {"path": "base", "digest": weights_digest("base")}
     run.update(created_at=0, status="failed", parent=parent, export={"to": "hf"}, proof={"verdict": "proven"})
-    if change == "the model was trained again":
+    if change == "the model was retrained":
         write_base("base", hidden_size=64)
-    if change == "all was sent":
+    if change == "already pushed":
         run.update(pushed={"repo": "ann/model"})
     asked = commands._export_recipe(cli._parser().parse_args([*command, *words]))
     assert commands._push_is_pending(job.check(asked)) is (change is None)
 
 
-def test_who_may_not_push_is_told_before_anything_is_exported(hub, at_the_command_line, monkeypatch):
+def test_missing_push_permission_is_an_error_before_the_export(hub, at_the_command_line, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", READS)
-    monkeypatch.setattr("llm_lab.stages.export.load_model", None)  # it is never come to
+    monkeypatch.setattr("llm_lab.stages.export.load_model", None)  # never reached
     code, printed = at_the_command_line("export", "base", "--push", "ann/model")
     assert code == 2
-    assert "may only read" in printed
+    assert "read-only" in printed
     assert list(Path("checkpoints").iterdir()) == []
     assert hub.written() == []
 
 
-def test_a_pipeline_that_ends_in_a_push_asks_before_it_trains(hub, at_the_command_line, monkeypatch):
+def test_a_pipeline_with_a_push_checks_the_hub_before_training(hub, at_the_command_line, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     write_text("text.txt")
     stages = [tiny_recipe(), {"stage": "export", "export": {"push": "ann/model"}}]
@@ -338,10 +337,10 @@ def test_a_pipeline_that_ends_in_a_push_asks_before_it_trains(hub, at_the_comman
     assert not Path("checkpoints/pipe").exists()
 
 
-def test_a_dry_run_at_the_command_line_shows_all_and_does_nothing(hub, at_the_command_line):
+def test_a_dry_run_of_the_command_shows_the_push_and_does_nothing(hub, at_the_command_line):
     code, printed = at_the_command_line("export", "base", "--push", "ann/model", "--dry-run")
     assert code == 0, printed
-    assert f"{hub.url}/ann/model (private) would be made, as ann" in printed
+    assert f"{hub.url}/ann/model (private) would be created, as ann" in printed
     assert "Nothing was sent" in printed
     shown = set(re.findall(r"^  (\S+) +[\d?]", printed, flags=re.MULTILINE))
     assert shown == {name for name, _ in files_of(Path("base"))} | {"README.md"}
@@ -349,10 +348,10 @@ def test_a_dry_run_at_the_command_line_shows_all_and_does_nothing(hub, at_the_co
     assert not Path("checkpoints").exists()
 
 
-def test_a_push_that_breaks_shows_no_half_model_and_goes_on_where_it_was(hub, in_shards):
+def test_a_failed_push_leaves_no_partial_model_and_resumes(hub, in_shards):
     weights = {sha256(file.read_bytes()).hexdigest(): file.stat().st_size for file in in_shards.glob("*.safetensors")}
     hub.cut_after_bytes = 5_000_000
-    with raises_in_words(MachineError, "connection", "stands in shards", "same command"):
+    with raises_with(MachineError, "connection", "The export is in shards", "same command"):
         push(hub, in_shards)
     assert set(hub.repositories["ann/model"].files) == {".gitattributes"}
     arrived = dict(hub.objects)
@@ -368,7 +367,7 @@ def test_a_push_that_breaks_shows_no_half_model_and_goes_on_where_it_was(hub, in
     assert len(hub.repositories["ann/model"].commits) == 1
 
 
-def test_a_connection_that_breaks_for_a_moment_is_taken_up_without_a_word(hub, in_shards, monkeypatch):
+def test_a_short_connection_failure_is_retried_silently(hub, in_shards, monkeypatch):
     hub.cut_after_bytes = 5_000_000
 
     def comes_back(seconds):
@@ -378,9 +377,9 @@ def test_a_connection_that_breaks_for_a_moment_is_taken_up_without_a_word(hub, i
     assert push(hub, in_shards).files == len(files_of(in_shards))
 
 
-def test_a_push_whose_commit_failed_sends_no_weights_again(hub, in_shards):
+def test_a_push_with_a_failed_commit_does_not_upload_weights_again(hub, in_shards):
     hub.refuse_commits = 503
-    with raises_in_words(MachineError, "503", "stands in shards"):
+    with raises_with(MachineError, "503", "The export is in shards"):
         push(hub, in_shards)
     hub.refuse_commits, before = None, Counter(hub.received)
     push(hub, in_shards)
@@ -388,7 +387,7 @@ def test_a_push_whose_commit_failed_sends_no_weights_again(hub, in_shards):
     assert hub.read("ann/model", "config.json") == (in_shards / "config.json").read_bytes()
 
 
-def test_what_is_there_already_is_not_sent_and_not_committed_again(hub, exported):
+def test_unchanged_files_are_not_pushed_again(hub, exported):
     first, before = push(hub, exported), Counter(hub.received)
     again = push(hub, exported)
     assert again.commit == first.commit
@@ -397,36 +396,36 @@ def test_what_is_there_already_is_not_sent_and_not_committed_again(hub, exported
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_new_repository_is_private_unless_it_is_said_otherwise(hub, exported, private):
-    display = Heard()
-    assert push(hub, exported, private=private, listener=display).private is private
+def test_a_new_repository_is_private_by_default(hub, exported, private):
+    recorder = Recorder()
+    assert push(hub, exported, private=private, listener=recorder).private is private
     assert hub.repositories["ann/model"].private is private
-    assert any(("(private)" if private else "(public)") in notice for notice in display.notices)
+    assert any(("(private)" if private else "(public)") in notice for notice in recorder.notices)
 
 
-def test_a_model_that_shall_be_private_never_goes_where_all_can_see_it(hub):
+def test_a_private_push_to_a_public_repository_is_refused(hub):
     hub.repositories["ann/model"] = Repository(private=False)
-    with raises_in_words(UserError, "export.private", "seen by all", "--public"):
+    with raises_with(UserError, "export.private", "already exists and is public", "--public"):
         find_destination("ann/model", private=True, endpoint=hub.url)
     assert find_destination("ann/model", private=False, endpoint=hub.url).private is False
 
 
-def test_in_a_repository_that_is_there_an_older_model_goes_in_the_same_commit_and_the_rest_stays(hub, exported):
-    of_others = {"notes.md": b"mine", "samples/a.json": b"{}", "samples/model.safetensors": b"kept", "old.gguf": b"g"}
+def test_a_previous_model_is_deleted_in_the_same_commit_and_other_files_stay(hub, exported):
+    other_files = {"notes.md": b"mine", "samples/a.json": b"{}", "samples/model.safetensors": b"kept", "old.gguf": b"g"}
     older = dict.fromkeys(
         ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_config.json", "merges.txt"], b"x"
     )
-    hub.repositories["ann/model"] = Repository(True, {**of_others, **older, "config.json": b"old"})
-    display = Heard()
-    push(hub, exported, listener=display)
+    hub.repositories["ann/model"] = Repository(True, {**other_files, **older, "config.json": b"old"})
+    recorder = Recorder()
+    push(hub, exported, listener=recorder)
     found = hub.repositories["ann/model"].files
-    assert set(found) == {*of_others, *(name for name, _ in files_of(exported))}
-    assert {name: found[name] for name in of_others} == of_others
+    assert set(found) == {*other_files, *(name for name, _ in files_of(exported))}
+    assert {name: found[name] for name in other_files} == other_files
     assert len(hub.repositories["ann/model"].commits) == 1
-    assert any("adapter_config.json" in notice for notice in display.notices)
+    assert any("adapter_config.json" in notice for notice in recorder.notices)
 
 
-def test_a_gguf_file_goes_beside_the_weights_that_are_there(hub, in_tmp_path):
+def test_a_gguf_file_is_added_to_existing_weights(hub, in_tmp_path):
     Path("gguf").mkdir()
     Path("gguf/model-q8_0.gguf").write_bytes(b"GGUF")
     there = {"model.safetensors": b"x", "model-f16.gguf": b"y", "tokenizer.json": b"{}"}
@@ -435,28 +434,28 @@ def test_a_gguf_file_goes_beside_the_weights_that_are_there(hub, in_tmp_path):
     assert set(hub.repositories["ann/model"].files) == {*there, "model-q8_0.gguf"}
 
 
-def test_a_dry_run_shows_repository_and_files_and_sends_nothing(hub, exported, monkeypatch):
+def test_a_dry_run_lists_repository_and_files_and_sends_nothing(hub, exported, monkeypatch):
     lines = describe_push("ann/model", files_of(exported), endpoint=hub.url)
     text = "\n".join(lines)
-    assert f"{hub.url}/ann/model (private) would be made, as ann" in text
+    assert f"{hub.url}/ann/model (private) would be created, as ann" in text
     for name in ("model.safetensors", "config.json", "README.md"):
         assert name in text
     assert "KiB" in text
     hub.repositories["ann/model"] = Repository(private=False)
     text = "\n".join(describe_push("ann/model", files_of(exported), private=False, endpoint=hub.url))
-    assert "(public) is there: a commit is added" in text
-    assert "It would be refused" in describe_push("ann/model", [], private=True, endpoint=hub.url)[0]
+    assert "(public) exists and gets a new commit" in text
+    assert "The push would fail" in describe_push("ann/model", [], private=True, endpoint=hub.url)[0]
     monkeypatch.delenv("HF_TOKEN")
     text = "\n".join(describe_push("ann/model", files_of(exported), endpoint=hub.url))
-    assert "no token" in text
+    assert "no Hub token" in text
     assert "model.safetensors" in text
     assert hub.written() == []
 
 
-def test_the_token_stands_in_nothing_that_is_said_or_kept(hub, exported):
-    display = Heard()
-    pushed = push(hub, exported, listener=display)
-    kept = json.dumps(pushed.record()) + "".join(display.notices) + str(display.steps)
+def test_the_token_never_appears_in_messages_or_files(hub, exported):
+    recorder = Recorder()
+    pushed = push(hub, exported, listener=recorder)
+    kept = json.dumps(pushed.record()) + "".join(recorder.notices) + str(recorder.steps)
     hub.refuse_commits = 400
     (exported / "config.json").write_text((exported / "config.json").read_text() + " ")
     with pytest.raises(LabError) as caught:
@@ -464,10 +463,10 @@ def test_the_token_stands_in_nothing_that_is_said_or_kept(hub, exported):
     assert WRITES not in kept + str(caught.value) + repr(caught.value.__context__ or "")
 
 
-def test_how_far_the_sending_is_can_be_seen(hub, in_shards):
-    display = Heard()
-    push(hub, in_shards, listener=display)
-    amounts = [done for _, done, _ in display.steps]
+def test_push_progress_is_reported(hub, in_shards):
+    recorder = Recorder()
+    push(hub, in_shards, listener=recorder)
+    amounts = [done for _, done, _ in recorder.steps]
     assert amounts == sorted(amounts)
     assert len(amounts) > 3
-    assert display.steps[-1][1] == display.steps[-1][2]
+    assert recorder.steps[-1][1] == recorder.steps[-1][2]

@@ -288,7 +288,7 @@ def test_a_folder_that_is_not_an_adapter_is_refused(tmp_path):
         merge_into(tmp_path / "base", tmp_path / "merged", ignore)
     with pytest.raises(UserError, match="there is no such checkpoint"):
         merge_into(tmp_path / "nowhere", tmp_path / "merged", ignore)
-    with pytest.raises(UserError, match="there is something here already"):
+    with pytest.raises(UserError, match="the folder is not empty"):
         merge_into(tmp_path / "base", tmp_path, ignore)
 
 
@@ -306,10 +306,10 @@ def test_the_differences_and_an_adapter_without_effect_are_reported(tmp_path):
     notices = Notices()
     merge_into(tmp_path / "adapter", tmp_path / "merged", notices)
     assert any("maximum difference of logits" in line and "allowed 0.0001" in line for line in notices.lines)
-    assert any("the adapter changes nothing" in line for line in notices.lines)
+    assert any("the adapter has no effect" in line for line in notices.lines)
     rewrite(tmp_path / "adapter" / "base_model.json", load_in_4bit=True)
     merge_into(tmp_path / "adapter", tmp_path / "again", notices)
-    assert any("trained beside a base in 4 bits" in line for line in notices.lines)
+    assert any("trained on a 4-bit base" in line for line in notices.lines)
 
 
 def test_the_stage_writes_a_run_with_its_lineage(tmp_path):
@@ -375,7 +375,7 @@ def test_the_merge_command_writes_a_plain_folder_with_out(in_tmp_path, capsys):
     assert main(["merge", "plain"]) == 2
     assert not Path("checkpoints/plain-merged").exists()
     assert main(["merge", "life", "--out", "plain"]) == 2
-    assert "something here already" in capsys.readouterr().err
+    assert "the folder is not empty" in capsys.readouterr().err
 
 
 def test_the_tolerance_depends_on_the_dtype_of_the_base(in_tmp_path):

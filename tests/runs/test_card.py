@@ -224,11 +224,11 @@ def test_an_exported_folder_tells_of_the_run_that_made_the_model_and_of_its_proo
     assert front(text)["tags"] == ["llm-lab", "pretrain"]
     assert "# tiny-model" in text
     assert 'from_pretrained("me/tiny-model")' in text
-    assert "**proven**" in text
+    assert "**verified**" in text
     assert "1.2e-06" in text
     assert "99.8 % of 512" in text
     assert "8 of 9 texts" in text
-    assert "| llama.cpp | not tried |  | llama-cpp-python is not installed |" in text
+    assert "| llama.cpp | not verified |  | llama-cpp-python is not installed |" in text
     assert pretrained.facts()["data"][0]["fingerprint"][:12] in text
 
 

@@ -141,8 +141,8 @@ def test_show_tells_the_proof_of_an_export_and_what_was_measured_and_fits_80_col
     text = capsys.readouterr().out
     assert all(len(line) <= 80 for line in text.splitlines())
     told = " ".join(text.split())
-    assert "llama.cpp: proven (logits differ by at most 0.012, 99.5 % of likeliest tokens are the same)" in told
-    assert "Transformers: not tried: it does not read it" in told
+    assert "llama.cpp: verified (largest logit difference 0.012, 99.5 % of top tokens equal)" in told
+    assert "Transformers: not verified: it does not read it" in told
     assert "on b.txt (ffffffffffff): loss 2.5000, perplexity 12.1800" in told
     assert "├─● reward checkpoints/judge" in told
     assert "● export checkpoints/file <- this one" in told

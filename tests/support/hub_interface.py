@@ -1,4 +1,4 @@
-"""The Hub's HTTP interface as huggingface_hub uses it, over the state of tests/hub_stand_in.py."""
+"""The HTTP interface of the Hub that huggingface_hub uses, on the state in hub_stand_in.py."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         while left > 0:
             piece = self.rfile.read(min(PIECE, left))
             if not piece:
-                raise ConnectionError("the client has gone")
+                raise ConnectionError("the client disconnected")
             left -= len(piece)
             yield piece
 
@@ -136,13 +136,13 @@ class Handler(BaseHTTPRequestHandler):
     def _validate(self, card: str) -> None:
         try:
             front = yaml.safe_load(card.split("---\n")[1])
-            errors = [] if isinstance(front, dict) else [{"message": "the front matter is no mapping"}]
+            errors = [] if isinstance(front, dict) else [{"message": "the front matter is not a mapping"}]
         except (IndexError, yaml.YAMLError) as error:
             errors = [{"message": str(error)}]
         self._send(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def _find(self, repo: str, *, write: bool = False) -> Any:
-        """Return a repository that the asker may see (write to); answers and returns None where there is none."""
+        """Return a repository that the user can read (or write to); else send an error and return None."""
         found = self.hub.repositories.get(repo)
         mine = self.user is not None and repo.split("/")[0] in (self.user.name, *self.user.organizations)
         if found is None or (found.private and not mine):
@@ -215,7 +215,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, {"transfer": "basic", "objects": answers})
 
     def _object(self, parts: list[str]) -> None:
-        """Take an object, or a part of one, or tell whether it has come."""
+        """Receive an object or a part of one, or confirm that it is complete."""
         oid, what = parts[0], (parts[1] if len(parts) > 1 else "")
         if what == "verify":
             size = json.loads(b"".join(self._body()))["size"]
@@ -235,7 +235,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.hub.keep_part(oid, int(what), content)
                 return self._send(200, {}, headers={"ETag": f'"{what}"'})
         if hashlib.sha256(content).hexdigest() != oid:
-            return self._send(400, {"error": "the content is not what was announced"})
+            return self._send(400, {"error": "the content does not match its hash"})
         self.hub.objects[oid] = content
         return self._send(200, {})
 

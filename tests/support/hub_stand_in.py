@@ -1,6 +1,6 @@
-"""A hub on loopback that speaks the Hub's HTTP interface as huggingface_hub uses it, and can fail on purpose.
+"""A local server with the HTTP interface of the Hub that huggingface_hub uses, which can fail on demand.
 
-Repositories live in memory. Files are stored as Git LFS objects (single PUTs, or in parts); there is no Xet.
+Repositories are in memory. Large files are Git LFS objects (one PUT, or in parts); Xet is not supported.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from support.hub_interface import Handler
 
 @dataclass(frozen=True)
 class User:
-    """Whose token it is. role: read, write or fineGrained; scoped: names that a fine-grained one may write to.
+    """The user of a token. role: read, write or fineGrained; scoped: names a fine-grained token can write to.
 
-    organizations: those in which the user may write; guest_of: those in which not.
+    organizations: where the user can write; guest_of: where the user can only read.
     """
 
     name: str
@@ -35,7 +35,7 @@ class User:
 
 @dataclass
 class Repository:
-    """files: what each path holds, bytes or the SHA-256 of an object; commits: their headers, oldest first."""
+    """files: by path, bytes or the SHA-256 of an object; commits: their headers, oldest first."""
 
     private: bool
     files: dict[str, bytes | str] = field(default_factory=dict)
@@ -48,17 +48,17 @@ class Repository:
 
 @dataclass
 class HubStandIn:
-    """The hub's state, and how it shall fail.
+    """The state of the hub, and how it fails.
 
-    cut_after_bytes: uploads break once so many bytes of objects have come, in the middle of one. part_bytes: objects
-    come in parts of this size. refuse_commits: the status that commits are answered with.
+    cut_after_bytes: uploads break after this many bytes. part_bytes: objects are uploaded in parts of this size.
+    refuse_commits: the HTTP status of every commit.
     """
 
     users: dict[str, User]
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
-    received: Counter[str] = field(default_factory=Counter)  # bytes by object, of broken uploads too
-    requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, who asked
+    received: Counter[str] = field(default_factory=Counter)  # bytes by object, including failed uploads
+    requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, user
     cut_after_bytes: int | None = None
     part_bytes: int | None = None
     refuse_commits: int | None = None
@@ -82,7 +82,7 @@ class HubStandIn:
         self.repositories[repo] = Repository(private, files)
 
     def read(self, repo: str, path: str) -> bytes:
-        """Return what a file of a repository holds."""
+        """Return the content of a file in a repository."""
         held = self.repositories[repo].files[path]
         return held if isinstance(held, bytes) else self.objects[held]
 
@@ -91,7 +91,7 @@ class HubStandIn:
         return [(method, path) for method, path, _ in self.requests if method in ("POST", "PUT", "DELETE")]
 
     def count(self, oid: str, size: int) -> bool:
-        """Note bytes that have come for an object; False where the connection breaks here."""
+        """Count received bytes of an object; return False if the connection should break now."""
         with self._lock:
             if self.cut_after_bytes is not None and sum(self.received.values()) + size > self.cut_after_bytes:
                 return False

@@ -17,6 +17,21 @@ PARTS = (POSITION_EMBEDDINGS, NORMS, KEY_VALUE_HEADS, ACTIVATIONS)
 COMBINATIONS = list(itertools.product(*PARTS))
 
 
+def all_pairs(combinations, known=()):
+    """Return few combinations that, with the known ones, contain every pair of values of any two parts."""
+
+    def pairs(combination):
+        return set(itertools.combinations(enumerate(combination), 2))
+
+    missing = set().union(*map(pairs, combinations)) - set().union(*map(pairs, known))
+    chosen = []
+    while missing:
+        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
 def tiny_config(position: str = "rope", **changes) -> LabConfig:
     """Return the configuration of a two-layer model with changes."""
     sizes = {

@@ -74,7 +74,7 @@ def test_an_export_says_beforehand_what_it_will_load_in_and_proves_it(lab):  # n
     )  # fmt: skip
     assert seen(screens, "a Llama file for llama.cpp, Ollama and LM Studio")
     assert [file.suffix for file in Path("checkpoints/file/gguf").iterdir() if file.suffix != ".md"] == [".gguf"]
-    assert seen(screens, "proven")
+    assert seen(screens, "verified")
 
 
 def test_a_push_without_a_token_is_refused_before_anything_is_written(lab, monkeypatch):  # noqa: F811
