@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from llm_lab.errors import LabError
-from llm_lab.hf.load import context_of
 from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS, Loads
+from llm_lab.hf.load import context_of
 from llm_lab.runs.describe import VERDICTS
 
 PROMPTS = ("Once upon a time", "Question: 12 + 30 =", "The ", "def f(x):\n    return", "\n")
