@@ -1,10 +1,11 @@
-"""What every test has: a cache of its own, no network, one thread; and tiny runs to make."""
+"""Every test has its own cache, no network and one thread. Also: tiny recipes and texts for tests."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import itertools
 import random
 import signal
 import sys
@@ -16,15 +17,22 @@ import pytest
 WORDS = "the a small red green old tree stone river bird fish sings falls waits runs near under over".split()
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """Token files of a test stay out of the user's cache."""
-    monkeypatch.setenv("LLM_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture(scope="session")
+def cache_folders(tmp_path_factory):
+    """Names of cache folders; a folder is created only by a test that writes to it."""
+    root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in itertools.count())
 
 
 @pytest.fixture(autouse=True)
-def online_where_the_hub_is_faked(request, monkeypatch):
-    """A test with a fake Hub (its `hub` fixture) must reach it."""
+def own_cache(cache_folders, monkeypatch):
+    """Keep the files of a test out of the user's cache."""
+    monkeypatch.setenv("LLM_LAB_CACHE", str(next(cache_folders)))
+
+
+@pytest.fixture(autouse=True)
+def online_with_a_hub_stand_in(request, monkeypatch):
+    """Allow a test with a stand-in for the Hub (its `hub` fixture) to reach it."""
     if "hub" in request.fixturenames:
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -32,7 +40,7 @@ def online_where_the_hub_is_faked(request, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Two processes of two threads on two cores are many times slower than of one."""
+    """Use one thread: two processes with two threads each on two cores are many times slower."""
     import torch
 
     torch.set_num_threads(1)
@@ -40,13 +48,13 @@ def one_thread():
 
 @pytest.fixture
 def in_tmp_path(tmp_path, monkeypatch) -> Path:
-    """Run folders are made in ./checkpoints: work in a fresh folder."""
+    """Work in an empty folder: run folders are created in ./checkpoints."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def write_text(path: Path | str, sentences: int = 300, seed: int = 0) -> str:
-    """Write a small text of made-up sentences; returns its path."""
+    """Write a small text of random sentences and return its path."""
     pick = random.Random(seed)
     lines = (" ".join(pick.choices(WORDS, k=pick.randint(4, 9))) + ".\n" for _ in range(sentences))
     Path(path).write_text("".join(lines))
@@ -54,7 +62,7 @@ def write_text(path: Path | str, sentences: int = 300, seed: int = 0) -> str:
 
 
 def tiny_recipe(text: str = "text.txt", **changes) -> dict:
-    """A pretraining recipe that takes about a second; changes are {"group.key": value} or {"key": value}."""
+    """Return a pretraining recipe that runs for about a second; changes are {"group.key": value} or {"key": value}."""
     recipe = {
         "stage": "pretrain",
         "name": "tiny",
@@ -88,14 +96,14 @@ def tiny_recipe(text: str = "text.txt", **changes) -> dict:
 
 
 def spawn_program(program: str) -> Any:
-    """Run a Python program in a terminal of 80 by 24, in which Ctrl-C means what it means to a person."""
+    """Run a Python program in an 80 x 24 terminal in which Ctrl-C sends SIGINT."""
     import pexpect
 
     return pexpect.spawn(
         sys.executable,
         ["-c", program],
         dimensions=(24, 80),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # children of a background job ignore it
         encoding="utf-8",
         timeout=20,
         env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},

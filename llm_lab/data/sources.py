@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-from .builtin import BUILTIN, BUILTIN_VERSION, builtin_documents
+from .builtin import BUILTIN, builtin_documents
 from .formats import pick_column
 from .paths import SNIFFED_ROWS, describe_files, find_files, refuse_extras, refuse_local_extras, sniff
 from .readers import Reader, kind_of
@@ -26,10 +26,6 @@ class TextSource:
 
     key: str
     path: str
-    kind: str
-    files: tuple[Path, ...]
-    subset: str | None
-    split: str
     text_column: str | None
     columns: tuple[str, ...]
     fingerprint: str
@@ -91,13 +87,9 @@ def _open_builtin(path: str, key: str) -> TextSource:
     return TextSource(
         key=key,
         path=path,
-        kind="builtin",
-        files=(),
-        subset=None,
-        split="train",
         text_column=None,
         columns=(),
-        fingerprint=_digest("builtin", name, BUILTIN_VERSION[name]),
+        fingerprint=_digest("builtin", name, BUILTIN[name].version),
         _read=partial(builtin_documents, name),
         _extent=f"built-in corpus {name!r}: {BUILTIN[name].size}",
     )
@@ -117,10 +109,6 @@ def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str |
     return TextSource(
         key=key,
         path=path,
-        kind=kind,
-        files=files,
-        subset=None,
-        split="train",
         text_column=column,
         columns=columns,
         # Only contents, no names: a folder that was moved keeps its cached tokens.
@@ -176,10 +164,6 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
     return TextSource(
         key=key,
         path=path,
-        kind="hub",
-        files=(),
-        subset=subset,
-        split=split,
         text_column=column,
         columns=names,
         fingerprint=_digest("hub", digest.hexdigest()),

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from llm_lab.data import arithmetic_world as world
-from llm_lab.data.builtin import BUILTIN, BUILTIN_VERSION, builtin_documents
+from llm_lab.data.builtin import BUILTIN, builtin_documents
 from llm_lab.data.examples import open_examples
 from llm_lab.rewards.functions import exact_number
 
@@ -36,7 +36,7 @@ def numbers_of(text: str) -> tuple[int, ...]:
 def test_the_problems_do_not_change_without_a_new_version(documents, examples):
     digest = hashlib.sha256(json.dumps([documents, list(examples.items())]).encode()).hexdigest()[:16]
     # A change needs a new version, or cached tokens of the old text would be used.
-    assert (BUILTIN_VERSION["sums"], digest) == ("1", "c5464227fce6dd75")
+    assert (BUILTIN["sums"].version, digest) == ("1", "c5464227fce6dd75")
 
 
 def test_the_number_and_size_of_the_texts_are_as_described(documents):

@@ -37,7 +37,6 @@ def test_a_dataset_is_read_by_its_text_column(hub):
     hub(datasets.Dataset.from_dict({"id": [1, 2, 3], "text": ["one", None, "three"]}))
     source = open_source("owner/name", subset="en", split="test")
     assert list(source.documents()) == ["one", "three"]
-    assert source.kind == "hub"
     assert source.describe() == ("Hub dataset owner/name (subset en, split test), 3 rows, column 'text' (of: id, text)")
 
 

@@ -58,7 +58,7 @@ def test_a_folder_is_read_recursively_in_the_order_of_file_names():
     write("corpus/.git/x.txt", "hidden")
     source = open_source("corpus")
     assert list(source.documents()) == ["first", "second"]
-    assert [file.name for file in source.files] == ["z.md", "b.txt", "c.txt"]
+    assert source.describe().startswith("3 text files")
 
 
 def test_a_readme_next_to_data_is_not_data():

@@ -44,23 +44,22 @@ def model_of(parts: dict) -> LabForCausalLM:
 
 def test_saved_folders_give_the_same_logits_without_llm_lab(tmp_path):
     ids, expected = tokens(2, 11), {}
-    # Native folders load without trust_remote_code; this program does not set it.
-    plain = LOAD_WITHOUT_LLM_LAB.replace(", trust_remote_code=True", "")
-    programs = {"native": (NATIVE, plain), "own": (OWN, LOAD_WITHOUT_LLM_LAB)}
-    for group, (cases, program) in programs.items():
+    # Native folders must load without trust_remote_code.
+    program = LOAD_WITHOUT_LLM_LAB.replace("trust_remote_code=True", 'trust_remote_code="/own/" in folder')
+    for group, cases in {"native": NATIVE, "own": OWN}.items():
         for name, parts in cases.items():
             model = model_of(parts)
             save_model(model, tmp_path / group / name, make_byte_tokenizer())
             torch.save(ids, tmp_path / group / name / "ids.pt")
             expected[group, name] = model(ids).logits
-        folders = [str(tmp_path / group / name) for name in cases]
-        environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-        command = [sys.executable, "-I", "-c", program, *folders]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+    folders = [str(tmp_path / group / name) for group, name in expected]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-I", "-c", program, *folders]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     for (group, name), logits in expected.items():
-        theirs = torch.load(tmp_path / group / name / "logits.pt", weights_only=True)
-        torch.testing.assert_close(theirs, logits, rtol=0, atol=1e-5)
+        loaded = torch.load(tmp_path / group / name / "logits.pt", weights_only=True)
+        torch.testing.assert_close(loaded, logits, rtol=0, atol=1e-5)
         again = AutoModelForCausalLM.from_pretrained(tmp_path / group / name, trust_remote_code=group == "own")
         assert type(again).__name__ == CLASSES[name.split("-")[0] if group == "native" else "own"]
         assert not [file for file in (tmp_path / group / name).iterdir() if file.suffix in (".bin", ".pkl", ".pth")]
@@ -101,9 +100,9 @@ def test_the_native_model_shares_weights_and_training_continues(name):
     model = model_of(NATIVE[name]).train()
     twin = copy.deepcopy(model)
     native = to_native(model)
-    theirs = dict(native.named_parameters())
+    shared = dict(native.named_parameters())
     for key, parameter in model.named_parameters():
-        assert theirs[key].data_ptr() == parameter.data_ptr(), key
+        assert shared[key].data_ptr() == parameter.data_ptr(), key
     tied = model.config.tie_word_embeddings
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     for one in (model, twin):

@@ -1,4 +1,4 @@
-"""Tiny runs of the stages after pretraining: a base that knows nothing, questions with checkable answers."""
+"""Tiny runs of the stages after pretraining: an untrained base, and questions with answers that can be checked."""
 
 import json
 import random

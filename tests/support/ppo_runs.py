@@ -28,7 +28,7 @@ PROMPTS = ["a", "bc", "def", "g", "hi", "jkl", "m", "no"]
 
 
 def make_start(folder: Path, kind: str = "rope", dropout: float = 0.0) -> Path:
-    """Write a policy to start from: a position embedding of ours, or stock 'llama' or 'gpt2'."""
+    """Write an initial policy: a lab model with this position embedding, or 'llama' or 'gpt2'."""
     torch.manual_seed(0)
     tokenizer = make_byte_tokenizer()
     if kind == "llama":

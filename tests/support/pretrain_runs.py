@@ -1,4 +1,4 @@
-"""What the tests of pretraining runs read and start."""
+"""Start pretraining runs in tests and read their results."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from llm_lab.runs.folder import RunFolder
 
 
 def losses(facts: dict) -> list[tuple]:
-    """The rows of a run without what the clock says."""
+    """Return the metric rows of a run without times."""
     clock = ("wall_seconds", "tokens_per_second")
     rows = RunFolder(Path(facts["path"])).metrics()
     return [tuple((key, value) for key, value in row.items() if key not in clock) for row in rows]
@@ -23,7 +23,7 @@ def weights(facts: dict, folder: str = "model") -> dict[str, torch.Tensor]:
     return load_file(Path(facts["path"]) / folder / "model.safetensors")
 
 
-# A run in a process of its own, slow enough to be met by a signal.
+# A run in a separate process, slow enough to send it a signal.
 PROGRAM = """
 import json, sys, time
 import torch

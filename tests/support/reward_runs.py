@@ -19,7 +19,7 @@ ANSWERS = ["no", "go away", "it is red", "a tree", "who knows", "three", "not no
 
 
 class Notes(Handlers):
-    """A display that keeps what it was told."""
+    """A listener that records notices and log rows."""
 
     def __init__(self):
         self.notices, self.rows = [], []
@@ -32,9 +32,9 @@ class Notes(Handlers):
 
 
 def write_preferences(path: Path, count: int = 300, seed: int = 0, wrong: float = 0.0) -> str:
-    """The better answer says please, at its beginning or its end, where the worse says a word of the same length.
+    """Write preferences: chosen answers contain "please", rejected ones another word of the same length.
 
-    wrong: share of the preferences that are the other way round.
+    wrong: share of the preferences that are swapped.
     """
     pick = random.Random(seed)
     rows = []
@@ -50,7 +50,7 @@ def write_preferences(path: Path, count: int = 300, seed: int = 0, wrong: float 
 
 
 def write_base(folder: Path, **parts) -> str:
-    """A tiny causal LM made here, native Llama unless parts say otherwise; bytes, with neither template nor padding."""
+    """Write a tiny causal LM (Llama unless parts differ) with a byte tokenizer without chat template or padding."""
     import torch
 
     values = {
@@ -66,7 +66,7 @@ def write_base(folder: Path, **parts) -> str:
 
 
 def make_recipe(base: str, data: str, **changes) -> RewardRecipe:
-    """A run of about two seconds; changes are {"group.key": value} or {"key": value}."""
+    """Return a recipe that runs for about two seconds; changes are {"group.key": value} or {"key": value}."""
     values = {
         "stage": "reward",
         "name": "judge",
@@ -89,7 +89,7 @@ def make_recipe(base: str, data: str, **changes) -> RewardRecipe:
 
 
 def run_stage(recipe: RewardRecipe, path: Path, *, resume: bool = False):
-    """Run the stage; returns (folder, result, what the display was told)."""
+    """Run the stage; return (folder, result, recorded notes)."""
     path.mkdir(parents=True, exist_ok=True)
     folder, notes = RunFolder(path), Notes()
     result = reward.run(recipe, folder, notes, resume=resume)
@@ -97,7 +97,7 @@ def run_stage(recipe: RewardRecipe, path: Path, *, resume: bool = False):
 
 
 def word_tokenizer():
-    """A tokenizer of words as BERT's: [CLS] first [SEP] second [SEP], segments 0 and 1."""
+    """Return a word tokenizer like BERT's: [CLS] first [SEP] second [SEP], with segments 0 and 1."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
