@@ -185,5 +185,5 @@ def test_only_causal_models_are_loaded(tmp_path, kind):
     config = transformers.BertConfig(vocab_size=257, **sizes)
     getattr(transformers, f"Bert{kind}")(config).save_pretrained(tmp_path)
     for load in (load_model, plan_export):
-        with pytest.raises(UserError, match=r"Use a causal language model|not exported"):
+        with pytest.raises(UserError, match=r"Use a causal language model|not supported"):
             load(str(tmp_path))

@@ -69,7 +69,7 @@ def make_recipe(base: str, data: str, **changes) -> RewardRecipe:
     """Return a recipe that runs for about two seconds; changes are {"group.key": value} or {"key": value}."""
     values = {
         "stage": "reward",
-        "name": "judge",
+        "name": "reward-model",
         "device": "cpu",
         "model": {"checkpoint": base},
         "data": [{"path": data}],
