@@ -25,10 +25,23 @@ def open_wizard(arguments: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fix = "Without a terminal: llm-lab run RECIPE [key=value ...]."
         raise UserError(Problem("llm-lab", "the wizard requires a terminal", fix=fix))
-    from llm_lab.wizard.wizard import run_wizard
-    from llm_lab.wizard_actions import wizard_actions
+    from llm_lab.terminal.driver import run_wizard
 
-    return run_wizard(wizard_actions(), debug=arguments.debug)
+    return run_wizard(wizard_commands(), debug=arguments.debug)
+
+
+def wizard_commands() -> Any:
+    """Return the commands that the wizard runs."""
+    from llm_lab.terminal.driver import Commands
+
+    return Commands(
+        start=start_run,
+        chat=start_chat,
+        show=print_show,
+        compare=start_compare,
+        replay=start_replay,
+        doctor=print_doctor,
+    )
 
 
 # --- recipes
@@ -54,42 +67,33 @@ def start_run(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    ask: bool = False,
     show_plan: bool = True,
 ) -> int:
-    """Run a recipe as `llm-lab run` does.
-
-    ask: confirm between the plan and the run; raises Back if the answer is no. show_plan: False if it was shown before.
-    """
+    """Run a recipe as `llm-lab run` does. show_plan: False if it was shown before."""
     from llm_lab.job import check
 
-    return _start(check(recipe, overrides), resume=resume, overwrite=overwrite, ask=ask, show_plan=show_plan)
+    return _start(check(recipe, overrides), resume=resume, overwrite=overwrite, show_plan=show_plan)
 
 
-def _start(
-    job: Any, *, resume: bool = False, overwrite: bool = False, ask: bool = False, show_plan: bool = True
-) -> int:
+def _start(job: Any, *, resume: bool = False, overwrite: bool = False, show_plan: bool = True) -> int:
     from llm_lab.runner import run_job
 
-    job = _show_plan(job, resume=resume, ask=ask) if show_plan else job
+    job = _show_plan(job, resume=resume) if show_plan else job
     return _show_results(run_job(job, resume=resume, overwrite=overwrite, listener=_listener()))
 
 
-def _show_plan(job: Any, *, resume: bool, ask: bool = False) -> Any:
+def _show_plan(job: Any, *, resume: bool) -> Any:
     """Show the plan of a job and return the job; of a resumed one, with estimates of what is left."""
     from llm_lab.runner import what_is_left
     from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.console import say_wait
     from llm_lab.terminal.plan_panel import print_plan
-    from llm_lab.terminal.prompts import Back, confirm
 
     if not is_first_process():
         return job
     job = what_is_left(job) if resume else job
     for resolved in job.stages:
-        print_plan(resolved, job.home, derived=not ask)
-    if ask and not confirm("Start now?", yes="Yes, start", no="No", above=20):
-        raise Back
+        print_plan(resolved, job.home)
     say_wait("Preparing ...")
     return job
 

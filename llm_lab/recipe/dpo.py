@@ -20,7 +20,7 @@ from .scoring import prompts_must_be_named
 from .stage import Stage, Values
 
 NAME = "dpo"
-ABOUT = "optimize for preferred answers, directly from preference pairs"
+ABOUT = "optimize for preferred answers, from preference pairs"
 DPO_LOSSES = {
     "sigmoid": "the paper's: a logistic loss on the margin",
     "ipo": "a squared loss with a fixed target margin; overfits less",

@@ -249,11 +249,14 @@ def leaf_keys(group: type[Group], prefix: str = "") -> Iterator[tuple[Key, str]]
 
 
 def value_at(values: Any, path: str) -> Any:
-    """Return the value at a dotted key of nested mappings, or None."""
+    """Return the value at a dotted key of nested mappings and lists, or None."""
     for step in path.split("."):
-        if not isinstance(values, Mapping):
+        if isinstance(values, list | tuple) and step.isdigit() and int(step) < len(values):
+            values = values[int(step)]
+        elif isinstance(values, Mapping):
+            values = values.get(step)
+        else:
             return None
-        values = values.get(step)
     return values
 
 

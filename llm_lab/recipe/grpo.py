@@ -22,7 +22,7 @@ from .scoring import prompts_are_held_out
 from .stage import Stage, Values
 
 NAME = "grpo"
-ABOUT = "RL: reinforce answers that beat the others of their group"
+ABOUT = "RL: reinforce answers that beat their group"
 GRPO_LOSSES = {
     "dapo": "mean over all tokens of the step; long answers count by their length",
     "grpo": "mean over each answer, then over answers; favors short correct answers",

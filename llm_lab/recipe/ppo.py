@@ -23,7 +23,7 @@ from .scoring import prompts_are_held_out
 from .stage import PartialRecipe, Stage
 
 NAME = "ppo"
-ABOUT = "RL with a value model (critic): reinforce answers that beat its prediction"
+ABOUT = "RL with a value model (critic)"
 CRITIC_SCALE = 5  # of the model's learning rate
 
 

@@ -130,6 +130,13 @@ def _term_problems(key: str, term: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{key}.{setting}", f"has no effect on {name or given[0]}", value=term[setting], fix=fix)
 
 
+def describe_term(term: Mapping[str, Any]) -> str:
+    """Return a term of a reward in a few words: length (length 200) × 0.5."""
+    name = term.get("name") or term.get("model") or term.get("python")
+    given = [f"{key} {term[key]}" for key in REWARD_OPTIONS if term.get(key) is not None]
+    return f"{name}{' (' + ', '.join(given) + ')' if given else ''} × {term.get('weight', 1.0):g}"
+
+
 def prompts_must_be_named(stage: str) -> Rule:
     """Return the rule of a stage whose data holds no prompts: score has to name some."""
 

@@ -11,7 +11,6 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count
 from llm_lab.estimate.parameters import read_adapter_json, read_config_json, shape_of_config
-from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN
@@ -19,6 +18,7 @@ from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.runs.describe import describe_evaluation, describe_proof, reached, warnings_of
 from llm_lab.runs.folder import RunFolder, is_judge, list_runs
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
+from llm_lab.wizard.menu import recipe_summary
 
 from .console import make_console, one_line, supports_unicode
 
@@ -65,18 +65,6 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
 def _recipes(recipes: Sequence[Path]) -> Any:
     rows = [(file.stem, recipe_summary(file)) for file in recipes]
     return table("recipes: llm-lab run NAME", rows or [("none", "configs/ is empty")])
-
-
-def recipe_summary(file: Path) -> str:
-    """Return a recipe's own first comment line, or what it does in words."""
-    try:
-        first = file.read_text(encoding="utf-8").splitlines()[0]
-        if first.startswith("#"):
-            return first.lstrip("# ").rstrip()
-        raw = read_recipe_file(file)
-        return str(raw.get("stage") or f"pipeline of {len(raw.get('stages', []))} stages")
-    except (OSError, IndexError, UnicodeDecodeError, UserError):
-        return "(not readable)"
 
 
 def _print_parts(console: Any) -> None:

@@ -17,7 +17,7 @@ from llm_lab.recipe.export import FORMS
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
-from llm_lab.recipe.scoring import REWARD_OPTIONS
+from llm_lab.recipe.scoring import describe_term
 from llm_lab.runs.folder import ROOT
 
 from .console import make_console, one_line
@@ -172,13 +172,6 @@ def _model(values: Mapping[str, Any]) -> str:
         f"{parts}; {model['num_hidden_layers']} layers × {model['hidden_size']}, "
         f"context {model['max_position_embeddings']:,}"
     )
-
-
-def describe_term(term: Mapping[str, Any]) -> str:
-    """Return a term of a reward in a few words: length (length 200) × 0.5."""
-    name = term.get("name") or term.get("model") or term.get("python")
-    given = [f"{key} {term[key]}" for key in REWARD_OPTIONS if term.get(key) is not None]
-    return one_line(f"{name}{' (' + ', '.join(given) + ')' if given else ''} × {term.get('weight', 1.0):g}")
 
 
 def _at_most(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What stands below a question, and how a long list is kept within the terminal."""
+"""The lines below a question, and a long list within the height of the terminal."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from .prompts import COLUMNS, LEAST_LINES, PAGE
+from .prompts import COLUMNS, LEAST_LINES, NO_HELP, PAGE
 
-NO_WHY = "There is nothing more to say about this one."
 MOST_ABOUT = 3  # lines
 
 
 class Footer:
-    """The lines below a question: what is wrong, the longer why once it is asked for, what a line means."""
+    """The lines below a question: what is wrong, the help once it is asked for, what the pointed line means."""
 
-    def __init__(self, app: Any, why: str, *, is_list: bool):
+    def __init__(self, app: Any, help: str, *, is_list: bool):
         from prompt_toolkit.key_binding import KeyBindings
 
         self.app = app
-        self.why = why
+        self.help = help
         self.is_list = is_list
-        self.show_why = False
+        self.show_help = False
         self.trouble = ""
         self.about: Callable[[], str] = lambda: ""
         self.least = 0
@@ -38,13 +37,13 @@ class Footer:
         found = []
         if self.trouble:
             found += [("class:bad", line) for line in _wrap(self.trouble, columns)]
-        if self.show_why:
-            found += [("class:why", line) for line in _wrap(self.why or NO_WHY, columns)]
+        if self.show_help:
+            found += [("class:help", line) for line in _wrap(self.help or NO_HELP, columns)]
         found += [("class:about", line) for line in _wrap(self.about(), columns)[:MOST_ABOUT]]
         return found + [("", "")] * (self.least - len(found))
 
     def attach(self) -> None:
-        """Put the lines under the question."""
+        """Show the lines below the question."""
         from prompt_toolkit.filters import IsDone
         from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
 
@@ -60,7 +59,7 @@ def _wrap(text: str, columns: int) -> list[str]:
     return [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, columns)]
 
 
-def lay_out_list(app: Any, why: str, *, above: int, describe: Callable[[Any], str]) -> Footer:
+def lay_out_list(app: Any, help: str, *, above: int, describe: Callable[[Any], str]) -> Footer:
     """Keep a list within the lines of the terminal, with what the pointed line means below it."""
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.layout import ConditionalMargin, Dimension, ScrollbarMargin
@@ -68,7 +67,7 @@ def lay_out_list(app: Any, why: str, *, above: int, describe: Callable[[Any], st
 
     window = next(w for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
     control = window.content
-    footer = Footer(app, why, is_list=True)
+    footer = Footer(app, help, is_list=True)
     footer.about = lambda: describe(control.get_pointed_at().value)
     # As many lines as the longest takes: the screen must not jump while the pointer moves.
     footer.least = min(MOST_ABOUT, max(len(_wrap(describe(c.value), COLUMNS)) for c in control.choices))
@@ -95,12 +94,12 @@ def lay_out_list(app: Any, why: str, *, above: int, describe: Callable[[Any], st
     return footer
 
 
-def lay_out_text(app: Any, why: str, about: str, validate: Callable[[str], str | None]) -> Footer:
-    """Say below a text what is wrong with it, and let the first key typed replace the default."""
+def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | None]) -> Footer:
+    """Show below a text what is wrong with it, and let the first key typed replace the default."""
     from prompt_toolkit.filters import has_completions, has_selection, to_filter
     from prompt_toolkit.keys import Keys
 
-    footer = Footer(app, why, is_list=False)
+    footer = Footer(app, help, is_list=False)
     footer.about = lambda: about
     buffer = app.current_buffer
     app.layout.current_window.dont_extend_height = to_filter(True)
@@ -117,7 +116,7 @@ def lay_out_text(app: Any, why: str, about: str, validate: Callable[[str], str |
 
     @footer.keys.add("enter", filter=~has_completions, eager=True)
     def _(event: Any) -> None:
-        footer.trouble = validate(buffer.text) or ""
+        footer.trouble = check(buffer.text) or ""
         if not footer.trouble:
             buffer.exit_selection()
             buffer.validate_and_handle()

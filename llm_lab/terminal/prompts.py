@@ -1,145 +1,118 @@
-"""Questions with a way back: questionary's prompts, with Escape for back and ? for the longer why."""
+"""Questions in a terminal, with Esc for back and ? for help; plain lines where the terminal can do no more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
 from typing import Any
 
-HINT = "(Esc: back, ?: why)"
+from llm_lab.wizard.questions import Choice, Question, same
+
+from .console import one_line
+
+HINT = "(Esc back · ? help)"
 COLUMNS = 79
-ABOVE = 11  # lines of a screen above its question, where nothing else is said: title, panel, help
 LEAST_LINES = 3
 ROOM_TO_TYPE = 16
 PAGE = 8
 ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
+PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
+PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
+NO_HELP = "There is no more help for this question."
 
 
 class Back(Exception):
     """The user wants the question before this one."""
 
 
-@dataclass(frozen=True)
-class Option:
-    """One line of a list. why_not: the reason it can't be taken; about: said below while it is pointed at."""
+def ask(question: Question, *, above: int = 0) -> Any:
+    """Ask a question and return the answer. Raises Back.
 
-    value: Any
-    title: str
-    why_not: str | None = None
-    about: str = ""
+    above: how many lines are above the question on the screen, so that all of it fits the terminal.
+    """
+    if question.kind in ("choice", "several") and all(choice.why_not for choice in question.choices):
+        if question.kind == "several":
+            return []
+        raise Back
+    if _is_dumb():
+        return _ask_plainly(question)
+    return _ask_list(question, above) if question.kind in ("choice", "several") else _ask_text(question)
+
+
+def _ask_list(question: Question, above: int) -> Any:
+    import questionary
+
+    from .prompt_layout import lay_out_list
+
+    several = question.kind == "several"
+    boxes = [_Boxed(choice) for choice in question.choices]
+    wanted = question.default if several else [question.suggested]
+    chosen = [box for box in boxes if not box.choice.why_not and any(same(box.choice.value, w) for w in wanted)]
+    shown = [
+        questionary.Choice(
+            _fitted(box.choice), value=box, disabled=_reason(box.choice), checked=several and box in chosen,
+            shortcut_key=False,
+        )
+        for box in boxes
+    ]  # fmt: skip
+    options: dict[str, Any] = {"instruction": f"{'(space selects) ' if several else ''}{HINT}", "style": _style()}
+    if several:
+        prompt = questionary.checkbox(question.text, shown, **options)
+    else:
+        prompt = questionary.select(question.text, shown, default=chosen[0], **options)
+    footer = lay_out_list(prompt.application, question.why, above=above, describe=_about)
+    prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
+    picked = _run(prompt, footer)
+    return [box.choice.value for box in picked] if several else picked.choice.value
 
 
 class _Boxed:
     """Carries a choice's value: questionary takes None for "no value" and compares True with 1."""
 
-    def __init__(self, option: Option):
-        self.option = option
-
-
-def choose(
-    message: str,
-    options: Sequence[Option],
-    *,
-    default: Any = None,
-    why: str = "",
-    above: int = ABOVE,
-) -> Any:
-    """Ask for one of several; options that can't be taken are shown with the reason. Raises Back.
-
-    above: how many lines of the screen stand above the question, so that all of it fits the terminal.
-    """
-    possible = [option for option in options if not option.why_not]
-    if not possible:
-        raise Back
-    same = [option for option in possible if option.value == default and type(option.value) is type(default)]
-    wanted = (same or possible)[0]
-    if _is_dumb():
-        from .plain_prompts import choose_plainly
-
-        return choose_plainly(message, options, wanted, why).value
-    import questionary
-
-    boxes = [_Boxed(option) for option in options]
-    question = questionary.select(
-        message,
-        [
-            questionary.Choice(_fitted(box.option), value=box, disabled=_reason(box.option), shortcut_key=False)
-            for box in boxes
-        ],
-        default=next(box for box in boxes if box.option is wanted),
-        instruction=HINT,
-        style=_style(),
-    )
-    from .prompt_layout import lay_out_list
-
-    footer = lay_out_list(question.application, why, above=above, describe=_about)
-    question.application.erase_when_done = True  # or a long line that was picked would be wrapped
-    return _ask(question, footer).option.value
+    def __init__(self, choice: Choice):
+        self.choice = choice
 
 
 def _about(box: _Boxed) -> str:
-    option = box.option
-    whole = option.title.strip() if _fitted(option) != option.title else ""
-    return "\n".join(text for text in (whole, option.about) if text)
+    choice = box.choice
+    whole = one_line(choice.text.strip()) if _fitted(choice) != one_line(choice.text) else ""
+    return "\n".join(text for text in (whole, one_line(choice.effect)) if text)
 
 
-def _fitted(option: Option) -> str:
-    room = COLUMNS - 5
-    return option.title if len(option.title) <= room else option.title[: room - 1] + "…"
+def _fitted(choice: Choice) -> str:
+    return _cut(one_line(choice.text), COLUMNS - 5)
 
 
-def _reason(option: Option) -> str | None:
-    if option.why_not is None:
-        return None
-    room = max(12, COLUMNS - 8 - len(_fitted(option)))
-    return option.why_not if len(option.why_not) <= room else option.why_not[: room - 1] + "…"
+def _reason(choice: Choice) -> str | None:
+    return _cut(one_line(choice.why_not), max(12, COLUMNS - 8 - len(_fitted(choice)))) if choice.why_not else None
 
 
-def type_in(
-    message: str,
-    *,
-    default: str = "",
-    why: str = "",
-    about: str = "",
-    validate: Callable[[str], str | None] = lambda text: None,
-    paths: bool = False,
-) -> str:
-    """Ask for a text; typing replaces the default. validate returns what is wrong with it, or None. Raises Back.
+def _cut(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: columns - 1] + "…"
 
-    about: one line on what may be typed, shown below.
-    """
-    if _is_dumb():
-        from .plain_prompts import type_plainly
 
-        return type_plainly(message, default, why, about, validate)
+def _ask_text(question: Question) -> str:
+    """Ask for a text; typing replaces the default."""
     import questionary
 
+    from .prompt_layout import lay_out_text
+
     options: dict[str, Any] = {}
-    if paths:
+    if question.kind == "path":
         from prompt_toolkit.completion import PathCompleter
 
         options = {"completer": PathCompleter(expanduser=True), "complete_while_typing": False}
-    fits = len(message) + len(HINT) + len(default) < COLUMNS - ROOM_TO_TYPE
-    # Where it does not, the answer gets a line of its own, and the hint stands below.
-    instruction, about = (HINT, about) if fits else ("\n ", f"{about}\n{HINT}")
-    question = questionary.text(message, default=default, instruction=instruction, style=_style(), **options)
-    from .prompt_layout import lay_out_text
-
-    footer = lay_out_text(question.application, why, about, validate)
-    return _ask(question, footer).strip()
-
-
-def confirm(
-    message: str, *, default: bool = True, why: str = "", yes: str = "Yes", no: str = "No", above: int = ABOVE
-) -> bool:
-    """Ask yes or no. Raises Back."""
-    return choose(message, [Option(True, yes), Option(False, no)], default=default, why=why, above=above)
+    text, default = one_line(question.text), str(question.default or "")
+    fits = len(text) + len(HINT) + len(default) < COLUMNS - ROOM_TO_TYPE
+    # Where it does not, the answer gets a line of its own, and the hint is below.
+    instruction, allowed = (HINT, question.allowed) if fits else ("\n ", f"{question.allowed}\n{HINT}")
+    prompt = questionary.text(text, default=default, instruction=instruction, style=_style(), **options)
+    # A check that takes a while is the driver's, after the prompt.
+    check = (lambda text: None) if question.wait else question.problem
+    return _run(prompt, lay_out_text(prompt.application, question.why, allowed, check)).strip()
 
 
 def wait_for_enter(message: str = "Enter goes back to the menu") -> None:
     """Wait, so that what was printed can be read."""
-    import contextlib
-
     with contextlib.suppress(Back, KeyboardInterrupt, EOFError):
         if _is_dumb():
             input(f"{message} ")
@@ -148,8 +121,54 @@ def wait_for_enter(message: str = "Enter goes back to the menu") -> None:
 
         from .prompt_layout import lay_out_text
 
-        question = questionary.text(message, qmark="", instruction="", style=_style())
-        _ask(question, lay_out_text(question.application, "", "", lambda text: None))
+        prompt = questionary.text(message, qmark="", instruction="", style=_style())
+        _run(prompt, lay_out_text(prompt.application, "", "", lambda text: None))
+
+
+def _ask_plainly(question: Question) -> Any:
+    """Ask with lines only: a number or a text."""
+    print(question.text)
+    if question.allowed:
+        print(question.allowed)
+    for number, choice in enumerate(question.choices, 1):
+        not_now = f"  (not now: {one_line(choice.why_not)})" if choice.why_not else ""
+        print(f"  {number:>2}  {one_line(choice.text)}{not_now}")
+    read = _read_numbers if question.choices else _read_text
+    answer, trouble = read(question)
+    while trouble:
+        print(trouble)
+        answer, trouble = read(question)
+    return answer
+
+
+def _read_line(question: Question, before: str, default: str) -> str:
+    """Read one line; Enter alone takes the default, ? prints the help. Raises Back."""
+    while (text := input(f"{before} [{default}], {PLAIN_HINT} > ").strip()) == PLAIN_HELP:
+        print(question.why or NO_HELP)
+    if text == PLAIN_BACK:
+        raise Back
+    return text or default
+
+
+def _read_numbers(question: Question) -> tuple[Any, str | None]:
+    several, values = question.kind == "several", [choice.value for choice in question.choices]
+    wanted = question.default if several else [question.suggested]
+    default = " ".join(str(n) for n, value in enumerate(values, 1) if any(same(value, w) for w in wanted))
+    text = _read_line(question, "Numbers" if several else "Number", default or (PLAIN_EMPTY if several else "1"))
+    words = [] if text == PLAIN_EMPTY else text.replace(",", " ").split()
+    if not all(word.isdigit() and 1 <= int(word) <= len(values) for word in words) or (not several and len(words) != 1):
+        return None, f"Enter {'numbers' if several else 'a number'} from 1 to {len(values)}."
+    reasons = [reason for word in words if (reason := question.choices[int(word) - 1].why_not)]
+    if reasons:
+        return None, f"Not now: {reasons[0]}."
+    picked = [values[int(word) - 1] for word in words]
+    return (picked if several else picked[0]), None
+
+
+def _read_text(question: Question) -> tuple[str, str | None]:
+    text = _read_line(question, "Answer", str(question.default or ""))
+    text = "" if text == PLAIN_EMPTY else text
+    return text, None if question.wait else question.problem(text)
 
 
 def _is_dumb() -> bool:
@@ -161,11 +180,12 @@ def _is_dumb() -> bool:
     return is_dumb_terminal() and not isinstance(get_app_session().output, DummyOutput)
 
 
-def _ask(question: Any, footer: Any) -> Any:
+def _run(prompt: Any, footer: Any) -> Any:
+    """Run a prompt of questionary with our keys."""
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
 
-    app = question.application
+    app = prompt.application
     keys = KeyBindings()
 
     @keys.add("escape", eager=footer.is_list)
@@ -177,7 +197,7 @@ def _ask(question: Any, footer: Any) -> Any:
 
     @keys.add("?", filter=untouched, eager=True)
     def _(event: Any) -> None:
-        footer.show_why = not footer.show_why
+        footer.show_help = not footer.show_help
 
     @keys.add("c-d", filter=untouched, eager=True)
     def _(event: Any) -> None:
@@ -185,7 +205,7 @@ def _ask(question: Any, footer: Any) -> Any:
 
     app.key_bindings = merge_key_bindings([*([app.key_bindings] if app.key_bindings else []), footer.keys, keys])
     app.ttimeoutlen = app.timeoutlen = ESCAPE_SECONDS
-    return question.unsafe_ask()
+    return prompt.unsafe_ask()
 
 
 def _style() -> Any:
@@ -202,7 +222,7 @@ def _style() -> Any:
             ("instruction", "fg:ansibrightblack"),
             ("disabled", "fg:ansibrightblack"),
             ("separator", "fg:ansibrightblack"),
-            ("why", "fg:ansicyan"),
+            ("help", "fg:ansicyan"),
             ("about", "fg:ansibrightblack"),
             ("bad", "fg:ansired bold"),
         ]

@@ -1,4 +1,4 @@
-"""What stands above a question: the title, and the numbers that follow from the answers so far."""
+"""The screen above a question: the title, and the numbers that follow from the answers so far."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from .frame import draw_curve
 
 
 def begin_screen(title: str, where: str = "") -> Any:
-    """Clear the terminal, print the title line, and return the console."""
+    """Clear the terminal, print the title line (none without a title), and return the console."""
     console = make_console()
     if is_terminal():
         console.clear()
-    console.rule(f"[title]LLM Lab[/] · {title}" + (f" [dim]· {where}[/]" if where else ""), align="left", style="dim")
+    if title:
+        from rich.markup import escape
+
+        where = f" [dim]· {escape(one_line(where))}[/]" if where else ""
+        console.rule(f"[title]LLM Lab[/] · {title}{where}", align="left", style="dim")
     return console
 
 
-def print_model_numbers(console: Any, resolved: Resolved | None) -> None:
-    """Print the live panel of a design: parameters by part, memory, FLOPs a token, what loads it."""
+def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
+    """Print the numbers of a design: parameters by part, memory, FLOPs per token, what can load it."""
     from rich.table import Table
     from rich.text import Text
 
     if resolved is None or resolved.shape is None:
-        console.print("The numbers appear once the answers fit together.", style="dim")
+        console.print("The numbers appear once the answers are consistent.", style="dim")
         return
     shape, cost, model = resolved.shape, resolved.estimate, resolved.values["model"]
     parts = shape.parameters_by_part
@@ -55,23 +59,22 @@ def print_model_numbers(console: Any, resolved: Resolved | None) -> None:
         table.add_row("GGUF", Text(loads.gguf_reason, style="good" if loads.gguf else "warn"))
     state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
     flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
+    memory = f"{size(state)} of memory + {size(cost.memory_bytes - state)} per batch"
+    table.add_row("training", f"{memory}, {count(flops)}FLOPs per token")
     table.add_row(
-        "training", f"{size(state)} of memory + {size(cost.memory_bytes - state)} a batch, {count(flops)}FLOPs a token"
-    )
-    table.add_row(
-        "generating", f"{size(4 * shape.parameters)} + {shape.cache_bytes_per_token():,} bytes a token of context"
+        "generating", f"{size(4 * shape.parameters)} + {shape.cache_bytes_per_token():,} bytes per token of context"
     )
     console.print(table)
 
 
 def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
-    """Print the live panel of a run: model, tokens, memory, and the learning-rate curve."""
+    """Print the numbers of a run: parameters, tokens, memory, time, and the learning-rate curve."""
     from rich.text import Text
 
     from llm_lab.estimate.formatting import about
 
     if resolved is None:
-        console.print("The numbers appear once the answers fit together.", style="dim")
+        console.print("The numbers appear once the answers are consistent.", style="dim")
         return
     values, cost = resolved.values, resolved.estimate
     console.print(Text(STAGES[values["stage"]].about, style="dim"))
@@ -83,12 +86,12 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
     memory = f", {size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
     console.print(Text(f"{parameters}{_length(values, cost)}{memory}{seconds}"))
     if not cost.fits:
-        console.print(Text("This does not fit into memory.", style="bad"))
+        console.print(Text("This does not fit in memory.", style="bad"))
     schedule, optimizer, steps = values["scheduler"], values["optimizer"], train["max_steps"]
     label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
     console.print(Text(one_line(label), style="dim"))
     if steps is None:
-        return  # they follow from the number of examples
+        return  # they depend on the number of examples
     updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
     factor = factor_of(schedule, steps)
     points = [(0.0, 0.0), *((update + 1.0, factor(update)) for update in updates)]
@@ -99,7 +102,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
 def _length(values: dict[str, Any], cost: Any) -> str:
     train, steps = values["train"], values["train"]["max_steps"]
     if steps is None:
-        return f"{train['num_train_epochs']:g} × the examples, {train['per_device_train_batch_size']} rows a batch"
+        return f"{train['num_train_epochs']:g} epochs, {train['per_device_train_batch_size']} rows per batch"
     if STAGES[values["stage"]].from_scratch:
         return f"{steps:,} steps = {count(cost.tokens)} tokens"
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llm_lab.wizard.questions import Choice, Question
+
 from .console import make_console, one_line, printable, supports_unicode
-from .prompts import Option, choose, wait_for_enter
+from .prompts import ask, wait_for_enter
 
 TRAINED, SPECIAL, TRAINED_SPECIAL, MASKED = "bold green", "magenta", "bold green reverse", "dim"
 _SHOWN_RENDERED = 1_500
@@ -26,7 +28,8 @@ def page_xray(stages: Sequence[Any], begin: Callable[[], Any], *, end: str) -> N
         console.print(Text.from_ansi("\n".join(lines[start : start + page])), soft_wrap=True)
         more = len(lines) - start - page
         if more > 0:
-            choose(f"{more} more lines", [Option(True, "Show more")], above=console.size.height - 3)
+            more_question = Question("more", f"{more} more lines", choices=(Choice(True, "Show more"),))
+            ask(more_question, above=console.size.height - 3)
     wait_for_enter(end)
 
 

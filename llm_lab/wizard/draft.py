@@ -1,43 +1,65 @@
-"""A recipe being answered: what the user said, and what follows from it."""
+"""A recipe that is being answered: what the user said, and what follows from it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_lab.errors import Problem
 from llm_lab.estimate.machine import Machine
-from llm_lab.recipe.fields import Key, flatten, groups_of
+from llm_lab.recipe.fields import Key, flatten, groups_of, value_at
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import applies, find_key, stage_schema
 
-# A choice that can't stand alone brings what it needs; taken back, it takes that along.
+from .questions import DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
+from .walk import remember
+
+# A choice that needs another key brings it; when the choice is taken back, that key goes too.
 BRINGS = {
     ("lora.preset", "custom"): ("lora.target_modules", ["q_proj", "v_proj"]),
     ("dpo.loss_type", "robust"): ("dpo.label_smoothing", 0.1),
 }
 
 
-@dataclass
+@remember
+def _look(raw: dict[str, Any], machine: Machine) -> tuple[Resolved | None, list[Problem | str]]:
+    resolved, problems = diagnose(raw, machine=machine)
+    return resolved, list(problems)
+
+
+@dataclass(frozen=True)
 class Draft:
-    """Answers so far. Never changed in place: each answer gives a new draft."""
+    """The answers so far. Each answer gives a new draft.
+
+    title: of the screen. is_design: whether a model is designed instead of a run. notice: what the last answer
+    changed in addition, shown above the next question.
+    """
 
     raw: dict[str, Any]
     machine: Machine
-    name: str = "run"
-    step: int = 0  # the question that was being asked, to go on from after a Ctrl-C
-    notice: str = ""  # what the last answer brought with it, told above the next question
-    _memory: dict[str, tuple[Resolved | None, list[Problem]]] = field(default_factory=dict, repr=False)
+    title: str
+    is_design: bool = False
+    notice: str = ""
 
-    def look(self) -> tuple[Resolved | None, list[Problem]]:
-        """Resolve the draft as far as it goes."""
-        signature = repr(self.raw)
-        if signature not in self._memory:
-            self._memory = {signature: diagnose(self.raw, machine=self.machine, name=self.name)}
-        return self._memory[signature]
+    def look(self) -> tuple[Resolved | None, list[Problem | str]]:
+        """Resolve the draft as far as possible."""
+        return _look(self.raw, self.machine)
+
+    @property
+    def screen(self) -> Screen:
+        """What is shown above a question about this draft."""
+        resolved, _ = self.look()
+        panel: Panel | None = DesignNumbers(resolved) if self.is_design else RunNumbers(resolved)
+        if not self.is_design and self.raw["stage"] != "pretrain" and not self.raw.get("model"):
+            panel = None
+        return Screen(self.title, self.raw.get("name", ""), panel)
+
+    def ask(self, key: str, text: str, **more: Any) -> Question:
+        """Return a question about this draft, below its numbers and what its last answer changed."""
+        return Question(key, text, **{"screen": self.screen, "notice": self.notice, **more})
 
     def with_answer(self, path: str, value: Any) -> Draft:
         """Return the draft with one key answered (None: left out, so that it is derived)."""
@@ -48,65 +70,63 @@ class Draft:
         brought = _bring(raw, path, value)
         _set(raw, path, value)
         dropped = _drop_idle_answers(raw, path, value)
-        notice = f"Left out, for it does nothing now: {', '.join(dropped)}." if dropped else brought
-        return Draft(raw, self.machine, self.name, self.step, notice)
+        notice = f"Removed, because it has no effect now: {', '.join(dropped)}." if dropped else brought
+        return replace(self, raw=raw, notice=notice)
 
     def with_none(self, path: str) -> Draft:
-        """Return the draft with a group at the top level switched off, whatever its default."""
-        return Draft({**copy.deepcopy(self.raw), path: None}, self.machine, self.name, self.step)
+        """Return the draft with a top-level group switched off, whatever its default."""
+        return replace(self, raw={**copy.deepcopy(self.raw), path: None}, notice="")
+
+    def with_notice(self, notice: str) -> Draft:
+        """Return the draft with what to show above the next question."""
+        return replace(self, notice=notice)
+
+    def value(self, path: str) -> Any:
+        """Return what a key is now: answered, derived or default."""
+        resolved, _ = self.look()
+        return value_at(resolved.values if resolved else self.raw, path)
+
+    def is_answered(self, path: str) -> bool:
+        """Whether the user answered a key."""
+        return value_at(self.raw, path) is not None
+
+    def key(self, path: str) -> Key | None:
+        """Return a recipe key as the schema has it, or None."""
+        resolved, _ = self.look()
+        return find_key(stage_schema(self.raw), path, resolved.values if resolved else self.raw)
+
+    def help(self, path: str) -> str:
+        """Return `path: help`, the line above its question."""
+        key = self.key(path)
+        return f"{path}: {key.help}" if key else path
+
+    def applies(self, path: str) -> bool:
+        """Whether a key has an effect, given the other answers."""
+        resolved, _ = self.look()
+        return applies(path, resolved.values if resolved else self.raw)
+
+    def why_not(self, path: str, value: Any) -> str | None:
+        """Return why a value can't be taken here, given the other answers, or None."""
+        if path == "optimizer.name" and value not in self._optimizers():
+            return "for pretraining only"
+        before = {str(problem) for problem in self.look()[1]}
+        for problem in self.with_answer(path, value).look()[1]:
+            about_this = isinstance(problem, Problem) and problem.key.split(".")[0] == path.split(".")[0]
+            if isinstance(problem, Problem) and about_this and str(problem) not in before:
+                return problem.why if problem.key == path else f"{problem.key.rsplit('.', 1)[-1]}: {problem.why}"
+        return None
 
     def _is_another_kind(self, path: str, value: Any) -> bool:
         group, _, last = path.rpartition(".")
         key = find_key(stage_schema(self.raw), group) if group and last == "name" else None
         return key is not None and len(groups_of(key.info)) > 1 and value != self.value(path)
 
-    def at_step(self, step: int) -> Draft:
-        return replace(self, step=step)
-
-    def with_notice(self, notice: str) -> Draft:
-        return replace(self, notice=notice)
-
-    def value(self, path: str) -> Any:
-        """Return what a key is now: answered, derived or default."""
-        resolved, _ = self.look()
-        return _at(resolved.values if resolved else self.raw, path)
-
-    def is_answered(self, path: str) -> bool:
-        return _at(self.raw, path) is not None
-
-    def key(self, path: str) -> Key | None:
-        resolved, _ = self.look()
-        return find_key(stage_schema(self.raw), path, resolved.values if resolved else self.raw)
-
-    def applies(self, path: str) -> bool:
-        resolved, _ = self.look()
-        return applies(path, resolved.values if resolved else self.raw)
-
     def _optimizers(self) -> list[str]:
         info = stage_schema(self.raw).model_fields["optimizer"]
         return [group.model_fields["name"].default for group in groups_of(info)]
 
-    def why_not(self, path: str, value: Any) -> str | None:
-        """Return why a value can't be taken here, the other answers being what they are, or None."""
-        if path == "optimizer.name" and value not in self._optimizers():
-            return "it works in pretraining only"
-        before = {str(problem) for problem in self.look()[1]}
-        for problem in self.with_answer(path, value).look()[1]:
-            about_this = isinstance(problem, Problem) and problem.key.split(".")[0] == path.split(".")[0]
-            if str(problem) not in before and about_this:
-                return problem.why if problem.key == path else f"{problem.key.rsplit('.', 1)[-1]}: {problem.why}"
-        return None
 
-
-def _at(node: Any, path: str) -> Any:
-    for step in path.split("."):
-        if isinstance(node, list | tuple) and step.isdigit() and int(step) < len(node):
-            node = node[int(step)]
-        elif isinstance(node, Mapping):
-            node = node.get(step)
-        else:
-            return None
-    return node
+Ask = Callable[[Draft], Flow[Draft]]
 
 
 def _set(node: Any, path: str, value: Any) -> None:
@@ -120,21 +140,21 @@ def _set(node: Any, path: str, value: Any) -> None:
 
 
 def _bring(raw: dict[str, Any], path: str, value: Any) -> str:
-    """Add what a choice needs beside it, and take out what the choice before had brought; says what was added."""
-    before = BRINGS.get((path, str(_at(raw, path))))
-    if before and _at(raw, before[0]) == before[1] and _at(raw, path) != value:
+    """Add the key that a choice needs, remove the one that the choice before had brought; describe the addition."""
+    before = BRINGS.get((path, str(value_at(raw, path))))
+    if before and value_at(raw, before[0]) == before[1] and value_at(raw, path) != value:
         _set(raw, before[0], None)
     needed = BRINGS.get((path, str(value)))
-    if needed is None or _at(raw, needed[0]) is not None:
+    if needed is None or value_at(raw, needed[0]) is not None:
         return ""
     _set(raw, needed[0], copy.deepcopy(needed[1]))
-    return f"{value} needs {needed[0]}; it is {format_value(needed[1])} for now."
+    return f"{value} requires {needed[0]}; it is {format_value(needed[1])} for now."
 
 
 def _drop_idle_answers(raw: dict[str, Any], path: str, value: Any) -> list[str]:
-    """Take out answers that belong to another choice of `path`; returns them in words.
+    """Remove answers that belong to another choice of `path`; return them as text.
 
-    They would stand in the way of every choice but the one they were given for.
+    They would be problems for every choice except the one they were given for.
     """
     dropped = []
     for other, answer in list(flatten(raw)):

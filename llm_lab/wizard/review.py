@@ -1,32 +1,50 @@
-"""The review: every value, where it came from, and a way to change any of them."""
+"""The end of a run's questions: the review, the data as tokens, saving, the plan, the start."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from llm_lab.errors import MachineError
 from llm_lab.recipe.fields import flatten
-from llm_lab.recipe.files import format_value
-from llm_lab.terminal.console import make_console, one_line
-from llm_lab.terminal.prompts import COLUMNS, Back, Option, choose
-from llm_lab.terminal.screens import begin_screen
+from llm_lab.recipe.files import format_value, to_yaml
+from llm_lab.recipe.resolve import Resolved, require_device
 
-from .asking import Show, Step, ask_key, effect
-from .draft import Draft
+from .draft import Ask, Draft
+from .key_questions import ask_key, effect
+from .questions import (
+    BackTo,
+    Choice,
+    Flow,
+    Leave,
+    Line,
+    Next,
+    Plan,
+    Question,
+    RecipePlan,
+    Screen,
+    ShowTokens,
+    StartRun,
+    WriteRecipe,
+    yes_no,
+)
 
+COLUMNS = 79
 VALUE_COLUMNS = 14
 LINE_COLUMNS = 73
+REVIEW = "review"
 WHY = (
-    "answer: you said so. default: the schema's own. derived: it follows from the others, for the reason that "
-    "stands beside it, and changes with them. Enter on a line changes it; Page Up and Page Down move faster."
+    "answer: you chose it. default: the built-in default. derived: computed from the other values, for the reason "
+    "given, and updated with them. Enter edits a line; Page Up and Page Down move faster."
 )
+PLAN_WHY = "Ctrl-C stops the run at any time and saves it; resume it from Checkpoints."  # one line: the screen is full
 
 
 @dataclass(frozen=True)
 class Action:
-    """A line above the values. why_not: what stands in its way now, or None."""
+    """A line above the values. why_not: why it isn't possible now, or None."""
 
     name: str
     line: str
@@ -35,67 +53,151 @@ class Action:
 
 def require_no_problem(draft: Draft) -> str | None:
     """Return why nothing can be made of the draft yet, or None."""
-    return "first fix what is marked above" if draft.look()[1] else None
+    return "first fix the problem above" if draft.look()[1] else None
 
 
 def review(
     draft: Draft,
-    *,
-    title: str,
     actions: Sequence[Action],
-    show: Show,
+    *,
     only: tuple[str, ...] = ("",),
-    asker_of: Callable[[str], Step | None] = lambda path: None,
-) -> tuple[str, Draft]:
-    """Show all values until the user picks an action; returns (action, draft). Raises Back.
+    asker_of: Callable[[str], Ask | None] = lambda path: None,
+    changes: Mapping[str, Ask] | None = None,
+) -> Flow[tuple[str, Draft]]:
+    """Show all values, each of which can be changed, until an action is chosen; return (action, draft).
 
-    only: how the shown keys begin. asker_of: the question of a key that has one of its own, else None.
+    only: how the shown keys begin. asker_of: the question of a key that has its own, else None. changes: {action:
+    question} of actions that only change the draft.
     """
-    at: Any = actions[0].name
-    while True:
-        above = _print_head(draft, title)
-        options = [Option(action.name, action.line, action.why_not(draft)) for action in actions]
-        options += value_lines(draft, only)
-        picked = choose("All right? Enter on a line changes it.", options, default=at, why=WHY, above=above)
-        if picked in [action.name for action in actions]:
-            return picked, draft.with_notice("")
+    changes = changes or {}
+    done = [action.name for action in actions if action.name not in changes]
+    at = actions[0].name
+    while (picked := (yield _review_question(draft, actions, only, at))) not in done:
         at = picked
-        try:
-            asker = asker_of(picked)
-            draft = asker(draft) if asker else ask_key(draft, picked, show=show)
-        except Back:
-            continue
+        asker = changes.get(picked) or asker_of(picked)
+        draft = draft.with_notice("")
+        draft = yield from asker(draft) if asker else ask_key(draft, picked)
+    return picked, draft.with_notice("")
 
 
-def _print_head(draft: Draft, title: str) -> int:
-    """Print what stands above the list; returns how many lines that is."""
-    from rich.text import Text
-
-    begin_screen(title, "review")
-    console, lines = make_console(), 1
+def _review_question(draft: Draft, actions: Sequence[Action], only: tuple[str, ...], at: str) -> Question:
     resolved, problems = draft.look()
     texts = [(str(problem), "bad") for problem in problems] + [(draft.notice, "warn"), (effect(resolved), "dim")]
-    for text, style in texts:
-        for line in textwrap.wrap(text, COLUMNS):
-            console.print(Text(line, style=style))
-            lines += 1
-    return lines
+    lines = tuple(Line(line, style) for text, style in texts for line in textwrap.wrap(text, COLUMNS))
+    choices = [Choice(action.name, action.line, action.why_not(draft)) for action in actions]
+    return Question(
+        REVIEW,
+        "Review: Enter edits a line",
+        choices=(*choices, *value_choices(draft, only)),
+        default=at,
+        why=WHY,
+        screen=Screen(draft.title, "review", lines=lines),
+    )
 
 
-def value_lines(draft: Draft, only: tuple[str, ...] = ("",)) -> list[Option]:
-    """Return one line for each value, with its origin; below the list, the whole of it and its help."""
+def value_choices(draft: Draft, only: tuple[str, ...] = ("",)) -> list[Choice]:
+    """Return one line for each value, with its origin; its effect is the whole of it and its help."""
     resolved, _ = draft.look()
-    values = resolved.values if resolved else draft.raw
-    lines = []
-    for path, value in flatten(values):
+    choices = []
+    for path, value in flatten(resolved.values if resolved else draft.raw):
         if not path.startswith(only) or path == "stage":
             continue
         origin = str(resolved.origins.get(path)) if resolved else "answer"
-        shown = one_line(format_value(value))
+        shown = format_value(value).replace("\n", "⏎")
         key = draft.key(path)
         about = f"{path} = {shown} ({origin})" + (f": {key.help}." if key else "")
-        if len(shown) > VALUE_COLUMNS:
-            shown = shown[: VALUE_COLUMNS - 1] + "…"
-        line = f"{path:<33} {shown:<{VALUE_COLUMNS}} {origin}"
-        lines.append(Option(path, line if len(line) <= LINE_COLUMNS else line[: LINE_COLUMNS - 1] + "…", about=about))
-    return lines
+        line = f"{path:<33} {_cut(shown, VALUE_COLUMNS):<{VALUE_COLUMNS}} {origin}"
+        choices.append(Choice(path, _cut(line, LINE_COLUMNS), effect=about))
+    return choices
+
+
+def _cut(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: columns - 1] + "…"
+
+
+def review_and_start(
+    draft: Draft, changes: Mapping[str, tuple[str, Ask]], asker_of: Callable[[str], Ask | None]
+) -> Flow[Next]:
+    """Review, look at the data, save, show the plan, and run.
+
+    changes: {name: (line, question)} of what can be changed at once. asker_of: the question of a key that has its own.
+    """
+    actions = [Action("start", "Continue to the plan", why_not_start)]
+    if "data" in changes:
+        actions.append(Action("xray", "Look at the data as tokens (X-ray)", require_no_problem))
+    actions.append(Action("save", "Save the recipe to a file", require_no_problem))
+    actions += [Action(name, line) for name, (line, _) in changes.items()]
+    actions.append(Action("menu", "Back to the menu, keep the draft"))
+    action, draft = yield from review(
+        draft, actions, asker_of=asker_of, changes={name: ask for name, (_, ask) in changes.items()}
+    )
+    if action == "menu":
+        yield Leave()
+    resolved, _ = draft.look()
+    assert resolved is not None
+    if action == "xray":
+        yield ShowTokens(resolved, draft.title)
+        yield BackTo(REVIEW)
+    if action == "save":
+        yield from _save(draft, resolved)
+        yield BackTo(REVIEW)
+    if not (yield start_question(Plan(resolved))) or not (yield StartRun(draft.raw)):
+        yield BackTo(REVIEW)
+    return Next("after a run", {"name": draft.raw["name"]})
+
+
+def why_not_start(draft: Draft) -> str | None:
+    """Return why a draft can't be started now, or None."""
+    resolved, problems = draft.look()
+    if problems or resolved is None:
+        return require_no_problem(draft)
+    try:
+        require_device(resolved)
+    except MachineError as error:
+        problem = error.problems[0]
+        return getattr(problem, "why", str(problem))
+    return None
+
+
+def start_question(plan: Plan | RecipePlan) -> Question:
+    """Return the question that shows a plan and asks for the start."""
+    return yes_no("start", "Start now?", default=True, yes="Yes, start", no="No, go back", why=PLAN_WHY,
+                  screen=Screen(panel=plan))  # fmt: skip
+
+
+def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
+    """Ask for a file and write the draft as a recipe: the answers, with comments; derived values as remarks."""
+    text = yield draft.ask(
+        "save",
+        "Save the recipe where?",
+        kind="path",
+        default=f"configs/{draft.raw.get('name') or 'my-run'}.yaml",
+        why="`llm-lab list recipes` and Replay a recipe list the files in configs/.",
+        allowed="Tab completes paths.",
+        check=_why_no_file,
+    )
+    path = _with_suffix(Path(text.strip()).expanduser())
+    fields = type(resolved.recipe).model_fields
+    # An empty group switches on what is off by default, and null switches off what is on: both mean something.
+    answers = {
+        key: value
+        for key, value in draft.raw.items()
+        if value not in ({}, None) or (value is None) != (fields[key].default is None)
+    }
+    header = (f"{draft.raw['stage']}: {draft.raw.get('name')}", "", f"llm-lab run {path}", "", "Derived for now:")
+    derived = tuple(f"  {key}: {origin.reason}" for key, origin in resolved.origins.items() if origin.kind == "derived")
+    yield WriteRecipe(path, to_yaml(answers, type(resolved.recipe), lambda _, help_text: help_text, header + derived))
+
+
+def _with_suffix(path: Path) -> Path:
+    return path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
+
+
+def _why_no_file(text: str) -> str | None:
+    if not text.strip():
+        return "A file name is required."
+    path = Path(text.strip()).expanduser()
+    if path.exists() or _with_suffix(path).exists():
+        return f"{path} already exists. Choose another name."
+    # configs/ itself is created where it is missing; a longer path that is missing is more likely a typo.
+    return None if path.parent.is_dir() or path.parent.parent.is_dir() else f"There is no folder {path.parent}."

@@ -13,7 +13,7 @@ from llm_lab.runs.folder import RunFolder, create_run
 from llm_lab.runs.lineage import describe_line, find_traced, line_of, main_line, trace
 from llm_lab.runs.report import keep_evaluation, write_report
 from llm_lab.terminal.results_view import print_closing
-from llm_lab.wizard.next_steps import ways_on
+from llm_lab.wizard.menu import next_stages
 
 CONFIG = {"model_type": "llama", "vocab_size": 257, "hidden_size": 16, "max_position_embeddings": 64}
 
@@ -162,12 +162,12 @@ def test_show_tells_a_reward_model_and_says_of_none_what_loads_or_holds_it(line,
 
 def test_a_reward_model_that_was_merged_leads_to_no_talk(line, capsys):
     run = make_run("whole", "checkpoints/judge/model", stage="merge")
-    assert "chat" in ways_on(run)
+    assert "chat" in next_stages(run)
     print_closing(run.facts() | {"path": str(run.path)})
     assert "llm-lab chat" in capsys.readouterr().out
     config = CONFIG | {"architectures": ["LlamaForSequenceClassification"]}
     (run.model_path / "config.json").write_text(json.dumps(config))
-    assert ways_on(run) == []
+    assert next_stages(run) == []
     print_closing(run.facts() | {"path": str(run.path)})
     assert "llm-lab chat" not in capsys.readouterr().out
 

@@ -26,7 +26,7 @@ class Key(StrEnum):
     END = "\x1b[F"
     PAGE_DOWN = "\x1b[6~"
     PAGE_UP = "\x1b[5~"
-    WHY = "?"
+    HELP = "?"
     CTRL_C = "\x03"
     CTRL_D = "\x04"
     ERASE_LINE = "\x15"
@@ -97,7 +97,7 @@ class Keyboard:
         rows = ["".join(screen.data_buffer[y][x].char for x in range(COLUMNS)).rstrip() for y in range(screen.height)]
         self.screens.append(self._printed + "\n".join(rows))
         lines = self.screens[-1].split("\n")
-        if any(question in rows[0] for question in ("Enter goes back to", "What next with", "What with it?")):
+        if any(question in rows[0] for question in ("Enter goes back", "What next")):
             return  # what was printed before has scrolled, and may
         assert len(lines) <= ROWS, f"{len(lines)} lines:\n{self.screens[-1]}"
         assert max(map(len, lines)) <= COLUMNS, f"too wide:\n{self.screens[-1]}"

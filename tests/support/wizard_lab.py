@@ -1,23 +1,15 @@
-"""A folder with a tiny pretrained run, in which the wizard is visited."""
+"""A folder with a tiny pretrained run, for tests of the wizard."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
-from support.wizard_keys import keyboard, pick
 
 from llm_lab.runs.folder import RunFolder
-from llm_lab.wizard.wizard import run_wizard
-from llm_lab.wizard_actions import wizard_actions
-
-LEAVE = pick("Leave")
-MODEL = pick("checkpoints/base:")
-USUAL = pick("no, the usual ones")
-RUN = (*pick("Start: see"), *pick("Yes, start"))
+from llm_lab.wizard.questions import StartRun
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
     """A tiny pretrained run."""
     from llm_lab.runner import run
@@ -34,23 +26,19 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def lab(monkeypatch, capsys, in_tmp_path, base):
-    """Return a function: the screens of a visit to the wizard with these keys, the doings replaced as said."""
+def lab(in_tmp_path, base) -> Path:
+    """Work in a fresh folder with a copy of the tiny run in checkpoints/base."""
     shutil.copytree(base, "checkpoints/base")
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "24")
-
-    def visit(*steps, **replaced):
-        actions = dataclasses.replace(wizard_actions(), **replaced)
-        with keyboard(steps, monkeypatch, lambda: capsys.readouterr().out) as keys:
-            assert run_wizard(actions, debug=True) == 0
-        return keys.screens
-
-    return visit
+    return in_tmp_path
 
 
-def seen(screens, text):
-    return any(text in " ".join(screen.split()) for screen in screens)
+def run_it(effect) -> bool:
+    """Execute the start of a run."""
+    from llm_lab.runner import run
+
+    assert isinstance(effect, StartRun), effect
+    run(effect.recipe)
+    return True
 
 
 def results(name):

@@ -1,4 +1,4 @@
-"""The wizard in a real terminal of 80 by 24, from the menu to a trained model's reply."""
+"""The wizard in a pseudo-terminal of 80 by 24, from the menu to a trained model's reply."""
 
 import os
 import re
@@ -26,7 +26,7 @@ class Terminal:
             timeout=90,  # machines that run tests are busy
             env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **environment},
         )
-        self.child.delaybeforesend = 0.2  # a person, too, looks before pressing a key
+        self.child.delaybeforesend = 0.2  # as a person, who looks before pressing a key
 
     def at(self, text: str, *keys: str) -> None:
         """Wait for a text on the screen, then press keys."""
@@ -49,24 +49,24 @@ def terminal(in_tmp_path):
         each.child.close(force=True)
 
 
-def test_a_person_trains_a_model_in_the_wizard_and_talks_to_it(terminal, in_tmp_path):
+def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tmp_path):
     here = terminal()
     here.at("What would you like to do?", DOWN, ENTER)
-    here.at("Which model?", ENTER)
-    here.at("How large?", ENTER)
-    here.at("Which text?", "text.txt", ENTER)
+    here.at("model: what is trained", ENTER)
+    here.at("model.size:", ENTER)
+    here.at("data.0.path:", "text.txt", ENTER)
     here.at("Another set", ENTER)
     here.at("Which tokenizer?", ENTER)
-    here.at("Which optimizer?", DOWN, ENTER)
-    here.at("Learning rate?", ENTER)
-    here.at("learning-rate curve?", ENTER)
-    here.at("Context while training", "32", ENTER)
-    here.at("Rows in a batch?", "2", ENTER)
-    here.at("How many steps?", "10", ENTER)
-    here.at("Name of the run?", "first", ENTER)
-    here.at("All right?", ENTER)
+    here.at("optimizer.name:", DOWN, ENTER)
+    here.at("optimizer.learning_rate:", ENTER)
+    here.at("scheduler.name:", ENTER)
+    here.at("train.max_length:", "32", ENTER)
+    here.at("train.per_device_train_batch_size:", "2", ENTER)
+    here.at("train.max_steps:", "10", ENTER)
+    here.at("name:", "first", ENTER)
+    here.at("Review", ENTER)
     here.at("Start now?", ENTER)
-    here.at("Getting ready")
+    here.at("Preparing")
     here.at("Done: checkpoints/first/")
     here.at("What next with first?", ENTER)
     here.at("Loading checkpoints/first")
@@ -83,10 +83,10 @@ def test_a_person_trains_a_model_in_the_wizard_and_talks_to_it(terminal, in_tmp_
 def test_keys_that_are_typed_ahead_are_not_lost(terminal):
     here = terminal()
     here.at("What would you like to do?", DOWN, ENTER, ENTER, ENTER)
-    here.at("Which text?")
+    here.at("Which texts?")
 
 
-def test_no_colour_is_sent_where_none_is_wanted(terminal):
+def test_no_color_is_sent_with_no_color_set(terminal):
     here = terminal(NO_COLOR="1")
     here.at("What would you like to do?", DOWN, ENTER)
     here.at("Which model?")
@@ -105,7 +105,7 @@ def test_a_dumb_terminal_gets_plain_lines(terminal):
     assert "\x1b" not in here.child.before
 
 
-def test_the_terminal_is_never_asked_where_its_cursor_is(terminal):
+def test_the_terminal_is_never_asked_for_its_cursor_position(terminal):
     here = terminal()
     here.at("What would you like to do?", ESCAPE)
     here.child.expect(pexpect.EOF)

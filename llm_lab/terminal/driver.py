@@ -1,0 +1,294 @@
+"""The wizard in a terminal: draws screens, asks the questions of a flow, goes back, and executes its effects."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.errors import LabError, UserError
+from llm_lab.runs.folder import write_atomically
+from llm_lab.wizard.menu import FLOWS, KEPT, LEAVE, draft_question, menu_question
+from llm_lab.wizard.model_questions import MODELS
+from llm_lab.wizard.questions import (
+    CheckpointDetails,
+    Compare,
+    DesignNumbers,
+    Effect,
+    Leave,
+    Next,
+    OpenChat,
+    Pause,
+    Plan,
+    Question,
+    RecipePlan,
+    ReplayLineage,
+    RunDoctor,
+    RunNumbers,
+    Screen,
+    ShowTokens,
+    StartRun,
+    Wait,
+    WriteDesign,
+    WriteRecipe,
+)
+from llm_lab.wizard.walk import Walk
+
+from .console import make_console, one_line, print_error, printable, say_wait
+from .prompts import Back, ask, wait_for_enter
+from .screens import begin_screen, print_design_numbers, print_run_numbers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What the wizard runs of commands.py, which is above this folder."""
+
+    start: Callable[..., int]  # (recipe, overrides, resume=, show_plan=)
+    chat: Callable[[str], int]
+    show: Callable[[str], int]
+    compare: Callable[..., int]  # (checkpoints, prompts=, steps=, adapter_off=)
+    replay: Callable[[str], int]
+    doctor: Callable[[], int]
+
+
+def run_wizard(commands: Commands, *, debug: bool = False) -> int:
+    """Show the menu until the user leaves; return the exit code. debug: let internal errors through."""
+    wizard = Wizard(commands, debug)
+    last: str | None = None
+    while last != LEAVE:
+        try:
+            last = wizard.ask(menu_question(last))
+        except (Back, KeyboardInterrupt, EOFError):
+            return 0
+        if last != LEAVE:
+            wizard.open(Next(last))
+    return 0
+
+
+@dataclass
+class Wizard:
+    """The front end of the flows. drafts: flows that were left, with their answers, by name."""
+
+    commands: Commands
+    debug: bool = False
+    drafts: dict[str, Next] = field(default_factory=dict)
+    _has_printed: bool = False  # an effect's output is on the screen
+
+    def open(self, start: Next) -> None:
+        """Walk through a flow and those that follow it, until the user is back at the menu."""
+        walks: list[tuple[Next, Walk]] = []  # the last one is walked through; Esc returns to the one before it
+        upcoming: Next | None = start
+        while upcoming or walks:
+            try:
+                if upcoming:
+                    begun = self._begin(upcoming)
+                    walks = [*walks, begun] if upcoming.can_return else [begun]
+                    upcoming = None
+                upcoming = self._finish(*walks[-1])
+                if upcoming is None:
+                    return
+            except Back:
+                if upcoming is None:
+                    walks.pop()
+                upcoming = None
+                if walks:
+                    walks[-1][1].back()
+            except (KeyboardInterrupt, EOFError):
+                if walks:
+                    self._keep(*walks[-1])
+                return
+
+    def ask(self, question: Question) -> Any:
+        """Draw the screen of a question and ask until the answer is accepted. Raises Back."""
+        answer = ask(question, above=self._draw(question))
+        if question.wait:
+            say_wait(question.wait)
+        trouble = question.problem(answer)
+        return self.ask(replace(question, default=answer, notice=trouble)) if trouble else answer
+
+    def _begin(self, start: Next) -> tuple[Next, Walk]:
+        """Begin a flow, or continue the draft that was kept of it."""
+        kept = self.drafts.get(start.flow)
+        begin = kept if kept and not start.answers and self.ask(draft_question()) else start
+        return replace(begin, answers=start.answers), Walk(partial(FLOWS[begin.flow], **begin.arguments), begin.answers)
+
+    def _keep(self, start: Next, walk: Walk, *, without_last: bool = False) -> None:
+        """Keep the answers of a flow as a draft."""
+        answers = tuple(walk.answers[:-1] if without_last else walk.answers)
+        if start.flow in KEPT and len(answers) > len(start.answers):
+            self.drafts[start.flow] = replace(start, answers=answers)
+
+    def _finish(self, start: Next, walk: Walk) -> Next | None:
+        """Ask and execute until the flow ends; return the flow that comes next. Raises Back from its first question."""
+        while not walk.ended:
+            try:
+                if isinstance(walk.item, Leave):
+                    self._keep(start, walk, without_last=True)
+                    return None
+                self._step(walk)
+            except LabError as error:
+                print_error(error)
+                wait_for_enter("Enter goes back")
+                if not walk.back():
+                    raise Back from None
+            except (Back, KeyboardInterrupt, EOFError):
+                raise
+            except Exception as error:
+                if self.debug:
+                    raise
+                self._keep(start, walk, without_last=True)
+                text = f"Internal error: {type(error).__name__}: {error}\nllm-lab --debug shows the traceback."
+                make_console(stderr=True).print(text, style="bad", markup=False)
+                wait_for_enter("The draft is kept; Enter goes back to the menu")
+                return None
+        self.drafts.pop(start.flow, None)
+        return walk.result
+
+    def _step(self, walk: Walk) -> None:
+        if isinstance(walk.item, Effect):
+            walk.finish_effect(self._execute(walk.item))
+            return
+        try:
+            answer = self.ask(walk.question)
+        except Back:
+            if not walk.back():
+                raise
+        else:
+            walk.answer(answer)
+
+    def _draw(self, question: Question) -> int:
+        """Draw what is above a question; return how many lines that is."""
+        if question.below_output and self._has_printed:
+            return SCROLLED_LINES
+        self._has_printed = False
+        screen = question.screen
+        console = begin_screen(screen.title, screen.where)
+        if isinstance(screen.panel, CheckpointDetails):
+            self.commands.show(screen.panel.checkpoint)
+            return SCROLLED_LINES
+        with console.capture() as captured:
+            _print_screen(console, screen)
+            for text, style in ((question.notice, "warn"), (question.help, "help")):
+                if text:
+                    console.print(printable(text), style=style, markup=False)
+        print(captured.get(), end="")
+        return captured.get().count("\n") + bool(screen.title)
+
+    def _execute(self, effect: Effect) -> bool:
+        """Execute an effect; return whether it could be done."""
+        if isinstance(effect, Wait):
+            say_wait(effect.text)
+            return True
+        self._has_printed = True
+        try:
+            self._run(effect)
+        except LabError as error:
+            print_error(error)
+            wait_for_enter("Enter goes back")
+            return False
+        except OSError as error:
+            make_console(stderr=True).print(printable(str(error)), style="bad", markup=False)
+            wait_for_enter("Enter goes back")
+            return False
+        except KeyboardInterrupt:
+            make_console().print("\nStopped.", style="warn")
+            if not isinstance(effect, StartRun):
+                wait_for_enter()
+        return True
+
+    def _run(self, effect: Effect) -> None:
+        if isinstance(effect, StartRun):
+            say_wait("Preparing ...")
+            self.commands.start(effect.recipe, effect.overrides, resume=effect.resume, show_plan=False)
+        elif isinstance(effect, Pause):
+            wait_for_enter()
+        elif isinstance(effect, OpenChat):
+            begin_screen("Chat", effect.checkpoint)
+            self.commands.chat(effect.checkpoint)
+        elif isinstance(effect, Compare):
+            begin_screen("Evaluate", "side by side")
+            names, options = effect.checkpoints, {"steps": effect.steps, "adapter_off": effect.adapter_off}
+            self.commands.compare(names, prompts=effect.prompts, **options)
+            wait_for_enter()
+        elif isinstance(effect, ReplayLineage):
+            begin_screen("Replay", effect.checkpoint)
+            self.commands.replay(effect.checkpoint)
+            wait_for_enter()
+        elif isinstance(effect, RunDoctor):
+            begin_screen("Doctor")
+            say_wait("Looking ...")
+            self.commands.doctor()
+            wait_for_enter()
+        elif isinstance(effect, ShowTokens):
+            _show_tokens(effect)
+        elif isinstance(effect, WriteDesign):
+            _write_design(effect)
+        elif isinstance(effect, WriteRecipe):
+            _write_recipe(effect)
+
+
+def _print_screen(console: Console, screen: Screen) -> None:
+    """Print what is between the title and a question."""
+    from .plan_panel import plan_panel
+
+    panel = screen.panel
+    if isinstance(panel, DesignNumbers):
+        print_design_numbers(console, panel.resolved)
+    elif isinstance(panel, RunNumbers):
+        print_run_numbers(console, panel.resolved)
+    elif isinstance(panel, Plan):
+        console.print(plan_panel(panel.resolved))
+    elif isinstance(panel, RecipePlan):
+        job = _job_of(panel)
+        for resolved in job.stages:
+            console.print(plan_panel(resolved, job.home))
+    if isinstance(panel, DesignNumbers | RunNumbers):
+        console.print()
+    for line in screen.lines:
+        console.print(one_line(line.text), style=line.style or None, overflow="ellipsis", no_wrap=True, markup=False)
+
+
+def _job_of(plan: RecipePlan) -> Any:
+    from llm_lab.job import read_job
+    from llm_lab.runner import what_is_left
+
+    job, problems = read_job(plan.recipe, plan.overrides)
+    if problems or job is None:
+        raise UserError(*problems)
+    return what_is_left(job) if plan.resume else job
+
+
+def _show_tokens(effect: ShowTokens) -> None:
+    """Show what a draft reads as tokens, a screen at a time."""
+    begin_screen(effect.title, "the data as tokens")
+    say_wait("Reading the data ...")
+    from llm_lab.evaluation.xray import xray_stages
+    from llm_lab.hf.load import quiet_libraries
+
+    from .xray_view import page_xray
+
+    quiet_libraries()
+    stages = xray_stages([effect.resolved.recipe], examples=1)
+    with contextlib.suppress(Back):
+        page_xray(stages, lambda: begin_screen(effect.title, "the data as tokens"), end="Enter goes back to the review")
+
+
+def _write_design(effect: WriteDesign) -> None:
+    make_console().print("Writing; the first time takes a few seconds ...", style="dim")
+    from llm_lab.hf.load import write_design
+
+    write_design(MODELS / effect.name, effect.values)
+
+
+def _write_recipe(effect: WriteRecipe) -> None:
+    write_atomically(effect.path, effect.text)
+    text = f"Written: {effect.path}    run it with: llm-lab run {effect.path}"
+    make_console().print(one_line(text), style="good", markup=False)
+    wait_for_enter("Enter goes back to the review")

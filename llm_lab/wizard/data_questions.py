@@ -1,0 +1,391 @@
+"""Which data: texts or examples, what is recognised in them, which column is what, how several sets are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.scoring import Columns, Score
+
+from .draft import Draft
+from .questions import Choice, Flow, Wait, yes_no
+from .walk import remember
+
+Source = dict[str, Any]
+TEXTS = "builtin:stories"
+EXAMPLES = "builtin:sums"
+READING = "Reading ..."
+TEXT_WHY = (
+    "A .txt or .md file is one document; in .jsonl, .csv and .parquet a row is one. Tab completes paths. "
+    "A Hub name is owner/name; its subset and text column are asked next."
+)
+STREAM_WHY = (
+    "A downloaded set is shuffled and kept on disk as text and as tokens. A streamed set is read while the model "
+    "trains, in its own order, and nothing is kept: for sets that don't fit on the disk."
+)
+HUB_WHY = "The dataset's page on the Hub shows both. Most sets have no subsets and a split called train."
+MIX_WHY = "Several sets of {} are mixed by weights that you set next. Part of each set is kept for validation."
+SETS_WHY = "Each set is measured on its own."
+NOUNS = {"text": "texts", "conversation": "conversations", "preference": "preference pairs", "prompt": "prompts"}
+LOOKED_AT = "The format is recognised from the first rows; if it isn't, you choose the columns."
+WHY = {
+    "text": TEXT_WHY,
+    "conversation": "Supported: messages; conversations (ShareGPT); prompt and completion; instruction and output; "
+    f"question and answer; plain text. {LOOKED_AT}",
+    "preference": f"Supported: prompt, chosen and rejected; chosen and rejected with the prompt in both. {LOOKED_AT}",
+    "prompt": f"Supported: prompt, question or instruction, with or without a reference answer; messages. {LOOKED_AT}",
+}
+# What a row can be, and its columns.
+FORMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "conversation": {
+        "a question and an answer": ("prompt", "completion"),
+        "a list of messages": ("messages",),
+        "plain text": ("text",),
+    },
+    "preference": {"a better and a worse answer": ("prompt", "chosen", "rejected")},
+    "prompt": {"a question": ("prompt", "answer"), "a list of messages": ("messages", "answer")},
+}
+OPTIONAL: dict[str, tuple[str, ...]] = {"conversation": (), "preference": ("prompt",), "prompt": ("answer",)}
+NO_COLUMN = ""  # no column is called this
+EXAMPLE_LINES = 5
+SCORE_WHY = (
+    "The loss and the reward show how well the model fits its training data. Held-out prompts show whether it got "
+    "better: with reference answers, the share that is right. At each evaluation every prompt is answered twice."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was recognised in a set: a description, and one example as text."""
+
+    description: str
+    example: str = ""
+
+    def text(self) -> str:
+        """Return it on a few short lines."""
+        lines = [line[:78] for line in self.example.splitlines() if line.strip()]
+        more = ["..."] if len(lines) > EXAMPLE_LINES else []
+        return "\n".join([self.description, *(f"  {line}" for line in lines[:EXAMPLE_LINES]), *more])
+
+
+@remember
+def look_at_texts(source: Mapping[str, Any]) -> Found:
+    """Look at a set of texts; of one on the Hub only at its page. UserError where it can't be read."""
+    from llm_lab.data.sources import look_at_source, open_source
+    from llm_lab.data.streams import open_stream
+
+    keys = {key: source[key] for key in ("subset", "split", "text_column") if source.get(key)}
+    streaming = bool(source.get("streaming"))
+    remark = look_at_source(source["path"], streaming=streaming, **keys)
+    return Found(remark or (open_stream if streaming else open_source)(source["path"], **keys).describe())
+
+
+@remember
+def look_at_examples(source: Mapping[str, Any], kind: str) -> Found:
+    """Look at a set of examples; of one on the Hub only at its page. UserError where it can't be read."""
+    from llm_lab.data import examples
+
+    keys = {key: source[key] for key in ("subset", "split", "columns") if source.get(key)}
+    remark = examples.look_at_examples(source["path"], kind=kind, **keys)
+    if remark:
+        return Found(remark)
+    found = examples.open_examples(source["path"], kind=kind, **keys)
+    return Found(found.description, found.examples[0].describe())
+
+
+@remember
+def columns_of(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    """Return the columns of a set of examples."""
+    from llm_lab.data.examples import columns_of_set
+
+    keys = {key: source[key] for key in ("subset", "split") if source.get(key)}
+    return tuple(columns_of_set(source["path"], kind=kind, **keys))
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path names a dataset on the Hub."""
+    return not path.startswith(("builtin:", ".", "/", "~")) and path.count("/") == 1 and not Path(path).exists()
+
+
+def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:
+    """Ask for one set after the other, show what was found in each, and ask for the weights of a mix.
+
+    kind: text, conversation, preference or prompt. mixed: whether the sets are mixed, or each is measured on its own.
+    """
+    earlier = list(draft.raw.get("data") or [])
+    first = {"path": TEXTS if kind == "text" else EXAMPLES}
+    sets: list[Source] = []
+    more = True
+    while more:
+        number = len(sets)
+        default = earlier[number] if number < len(earlier) else {"path": ""} if first in sets else first
+        source, found = yield from _ask_set(draft, sets, default, kind, mixed=mixed)
+        sets.append(source)
+        draft = draft.with_answer("data", list(sets))
+        more = yield yes_no(
+            f"data.{number + 1}",
+            f"Another set of {NOUNS[kind]}{' to mix in' if mixed else ''}?",
+            default=len(sets) < len(earlier),
+            no="no, that is all",
+            help=f"{source['path']}: {found.text()}",
+            why=MIX_WHY.format(NOUNS[kind]) if mixed else SETS_WHY,
+            screen=draft.screen,
+        )
+    if mixed and len(sets) > 1:
+        for number in range(len(sets)):
+            draft = yield from _ask_weight(draft, number)
+    return draft
+
+
+def _ask_set(
+    draft: Draft, before: list[Source], default: Mapping[str, Any], kind: str, *, mixed: bool
+) -> Flow[tuple[Source, Found]]:
+    """Ask for one set; return it and what was found in it."""
+    number = len(before)
+    key = draft.key("data.0.path")
+
+    def source_of(path: str) -> Source:
+        return {key: value for key, value in default.items() if path == default["path"]} | {"path": path}
+
+    def check(text: str) -> str | None:
+        path = text.strip()
+        if not path:
+            return "A path or a name is required."
+        problems = draft.with_answer("data", [*before, source_of(path)]).look()[1]
+        wrong = [p for p in problems if isinstance(p, Problem) and p.key.startswith(f"data.{number}.")]
+        return str(wrong[0]) if wrong else None if is_hub_name(path) else _why_not(source_of(path), kind)
+
+    path = (
+        yield draft.ask(
+            f"data.{number}.path",
+            f"Which {NOUNS[kind]}?",
+            kind="path",
+            default=str(default["path"]),
+            help=f"data.{number}.path: {key.help if key else 'where the data are'}",
+            why=WHY[kind],
+            allowed=f"{TEXTS if kind == 'text' else EXAMPLES} is built in. Tab completes paths.",
+            check=check,
+            wait=READING,
+        )
+    ).strip()
+    source = source_of(path)
+    if is_hub_name(path):
+        source |= yield from _ask_hub_keys(draft, source, kind, streams=mixed and kind == "text")
+    return (yield from _recognise(draft, source, kind))
+
+
+def _why_not(source: Source, kind: str) -> str | None:
+    """Return why a set can't be read, or None; columns that aren't recognised are asked next."""
+    try:
+        _look(source, kind)
+    except LabError as error:
+        return None if _is_about_columns(error) and not _names_columns(source) else str(error)
+    return None
+
+
+def _look(source: Source, kind: str) -> Found:
+    return look_at_texts(source) if kind == "text" else look_at_examples(source, kind)
+
+
+def _is_about_columns(error: LabError) -> bool:
+    keys = [problem.key for problem in error.problems if isinstance(problem, Problem)]
+    return any(".columns" in key for key in keys) or "text_column" in str(error)
+
+
+def _names_columns(source: Source) -> bool:
+    return bool(source.get("columns") or source.get("text_column"))
+
+
+def _ask_hub_keys(draft: Draft, source: Source, kind: str, *, streams: bool, split: str = "train") -> Flow[Source]:
+    """Ask for the subset of a set on the Hub, and its text column or its split."""
+    found: Source = {}
+
+    def ask(name: str, text: str, default: str = "", *, last: bool = False) -> Flow[str]:
+        def check(answer: str) -> str | None:
+            return _why_not({**source, **found, name: answer.strip() or default}, kind) if last else None
+
+        now = str(source.get(name) or default)
+        answer = yield draft.ask(f"data.{name}", text, kind="text", default=now, why=HUB_WHY, check=check,
+                                 wait=READING if last else "", help=f"{source['path']} on the Hub")  # fmt: skip
+        return answer.strip()
+
+    found |= _given("subset", (yield from ask("subset", "Subset (empty: none)?")))
+    if kind == "text":
+        last = not streams
+        found |= _given("text_column", (yield from ask("text_column", "Text column (empty: find it)?")))
+        if not last:
+            found |= yield from _ask_streaming(draft, source, found)
+            return found
+    return found | {"split": (yield from ask("split", "Split?", split, last=True)) or split}
+
+
+def _given(key: str, value: str) -> Source:
+    return {key: value} if value else {}
+
+
+def _ask_streaming(draft: Draft, source: Source, found: Source) -> Flow[Source]:
+    before = bool(source.get("streaming"))
+    stream = yield yes_no(
+        "data.streaming",
+        "Stream it?",
+        default=before,
+        no="no, download it",
+        help=f"{source['path']} on the Hub",
+        why=STREAM_WHY,
+        screen=draft.screen,
+        check=lambda stream: _why_not({**source, **found} | ({"streaming": stream} if stream else {}), "text"),
+        wait=READING,
+    )
+    return {"streaming": stream} if stream or before else {}
+
+
+def _recognise(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Found]]:
+    """Return a set and what is found in it; where its columns are not recognised, ask for them."""
+    yield Wait(READING)
+    try:
+        return source, _look(source, kind)
+    except UserError as error:
+        if not _is_about_columns(error) or _names_columns(source):
+            raise
+        trouble = str(error)
+    if kind == "text":
+        column = yield draft.ask(
+            "data.text_column",
+            "Which column has the text?",
+            kind="text",
+            default="",
+            notice=trouble,
+            check=lambda text: (
+                _why_not({**source, "text_column": text.strip()}, kind) if text.strip() else "A column is required."
+            ),
+        )
+        source = {**source, "text_column": column.strip()}
+    else:
+        source = {**source, "columns": (yield from _ask_columns(draft, source, kind, trouble))}
+    return source, _look(source, kind)
+
+
+def _ask_columns(draft: Draft, source: Source, kind: str, trouble: str) -> Flow[dict[str, str]]:
+    columns, forms = columns_of(source, kind), FORMS[kind]
+    help_line = f"{source['path']}: which column is what"
+    form = next(iter(forms))
+    if len(forms) > 1:
+        choices = tuple(Choice(name, name) for name in forms)
+        form = yield draft.ask("columns", "What is a row?", choices=choices, help=help_line, why=WHY[kind],
+                               notice=trouble)  # fmt: skip
+    picked: dict[str, str] = {}
+    fields = forms[form]
+    for field in fields:
+        taken = {column: f"already the {name}" for name, column in picked.items()}
+        choices = tuple(Choice(name, name, taken.get(name)) for name in columns)
+        choices += (Choice(NO_COLUMN, "none of these"),) if field in OPTIONAL[kind] else ()
+        about = (Columns.model_fields[field].description or field).removeprefix("column with ")
+        last = field == fields[-1]
+        picked[field] = yield draft.ask(
+            f"columns.{field}",
+            f"Which column has {about}?",
+            choices=choices,
+            help=help_line,
+            why=WHY[kind],
+            notice=trouble,
+            check=partial(_why_not_column, source, kind, picked, field) if last else lambda column: None,
+            wait=READING if last else "",
+        )
+    return {field: name for field, name in picked.items() if name != NO_COLUMN}
+
+
+def _why_not_column(source: Source, kind: str, picked: Mapping[str, str], field: str, column: str) -> str | None:
+    columns = {name: taken for name, taken in {**picked, field: column}.items() if taken != NO_COLUMN}
+    return _why_not({**source, "columns": columns}, kind)
+
+
+def _ask_weight(draft: Draft, number: int) -> Flow[Draft]:
+    source = draft.raw["data"][number]
+    text = yield draft.ask(
+        f"data.{number}.weight",
+        f"Weight of {source['path']}?",
+        kind="text",
+        default=str(source.get("weight", 1.0)),
+        help=f"data.{number}.weight: share of the mix, relative to the others",
+        why="Weights are relative: with 2.0 and 1.0, two thirds are read from the first and one third from the second.",
+        allowed="Allowed: a number above 0.",
+        check=lambda text: None if _is_positive(text) else f'"{text}" is not a number above 0.',
+    )
+    return draft.with_answer(f"data.{number}.weight", float(text))
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+def ask_score(draft: Draft) -> Flow[Draft]:
+    """Ask whether held-out prompts are answered and scored at every evaluation, and where they come from."""
+    now = draft.value("score")
+    why_not = None if STAGES[draft.raw["stage"]].has_prompts else "the data has no prompts to score on"
+    choices = (
+        Choice("held-out", "yes, on prompts held out from the data", why_not),
+        Choice("named", "yes, on other prompts"),
+        Choice("none", "no"),
+    )
+    picked = yield draft.ask(
+        "score",
+        "Score its answers during training?",
+        choices=choices,
+        default="none" if now is None else "named" if now.get("path") else "held-out",
+        help="score: held-out prompts that are answered and scored at every evaluation",
+        why=SCORE_WHY,
+    )
+    if picked == "none":
+        return draft.with_none("score") if now is not None else draft.with_notice("")
+    if picked == "named":
+        return (yield from ask_score_path(draft))
+    kept = {k: v for k, v in (draft.raw.get("score") or {}).items() if k in ("prompts", "rewards")}
+    return draft.with_answer("score", kept or {"prompts": draft.value("score.prompts") or 100})
+
+
+def is_score_source(path: str) -> bool:
+    """Whether a key says where the prompts to score on come from, or whether there are any."""
+    group, _, key = path.partition(".")
+    return group == "score" and key.split(".")[0] in ("", "path", "subset", "split", "columns")
+
+
+def ask_score_path(draft: Draft) -> Flow[Draft]:
+    """Ask where the prompts to score on come from."""
+    now: Source = dict(draft.raw.get("score") or {})
+
+    def source_of(path: str) -> Source:
+        # A local file has no splits.
+        return {"path": path, "split": "test" if path.startswith("builtin:") else "train"}
+
+    def check(text: str) -> str | None:
+        path = text.strip()
+        if not path:
+            return "A path or a name is required."
+        return None if is_hub_name(path) else _why_not(source_of(path), "prompt")
+
+    path = (
+        yield replace(
+            draft.ask("score.path", "Which prompts?", kind="path", default=str(now.get("path") or EXAMPLES)),
+            help=f"score.path: {Score.model_fields['path'].description}",
+            why=SCORE_WHY,
+            allowed="Use prompts that are not in the training data. Tab completes paths.",
+            check=check,
+            wait=READING,
+        )
+    ).strip()
+    source = source_of(path)
+    if is_hub_name(path):
+        part = {key: now[key] for key in ("subset", "split") if key in now}
+        source = {"path": path}
+        source |= yield from _ask_hub_keys(draft, source | part, "prompt", streams=False, split="test")
+    source, _ = yield from _recognise(draft, source, "prompt")
+    kept = {key: now[key] for key in ("prompts", "max_completion_length", "rewards") if key in now}
+    return draft.with_answer("score", kept | {k: v for k, v in source.items() if (k, v) != ("split", "test")})

@@ -1,0 +1,193 @@
+"""Questions made from recipe keys: the schema says what is asked, offered, allowed and explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from llm_lab.errors import UserError
+from llm_lab.estimate.formatting import count, size
+from llm_lab.recipe.fields import Key
+from llm_lab.recipe.files import format_value, parse_yaml
+from llm_lab.recipe.resolve import Resolved
+
+from .draft import Draft
+from .questions import Choice, Flow, Question
+
+OFFERED = 9  # numbers in a list, so that panel and list fit 24 lines
+OTHER = "another number ..."
+DERIVE = "derive it"  # takes an answer back, so that the key follows the others again
+
+
+def ask_key(draft: Draft, path: str) -> Flow[Draft]:
+    """Ask one key; return the draft with the answer. A key without an effect is skipped."""
+    if not draft.applies(path):
+        return draft
+    key = draft.key(path)
+    assert key is not None, path
+    answer = DERIVE
+    if key.kind == "bool" or key.choices:
+        answer = yield _choice_question(draft, path, key)
+    elif key.meta.get("candidates"):
+        answer = yield _number_question(draft, path, key)
+    if answer == OTHER or not (key.choices or key.meta.get("candidates")):
+        answer = _parse(draft, path, key, (yield _text_question(draft, path, key)))
+    draft = draft.with_notice("")
+    if answer == DERIVE:
+        return draft.with_answer(path, None)
+    # Enter on a default or derived value leaves it one: it continues to follow the other answers.
+    return draft if is_value(draft, path, answer) and not draft.is_answered(path) else draft.with_answer(path, answer)
+
+
+def is_value(draft: Draft, path: str, answer: Any) -> bool:
+    """Whether an answer is what the key is anyway."""
+    now = draft.value(path)
+    return answer == (list(now) if isinstance(now, tuple) else now)
+
+
+def ask_keys(draft: Draft, paths: Iterable[str]) -> Flow[Draft]:
+    """Ask several keys one after the other."""
+    for path in paths:
+        draft = yield from ask_key(draft, path)
+    return draft
+
+
+def key_question(draft: Draft, path: str, key: Key, **more: Any) -> Question:
+    """Return the question of a key without its choices."""
+    why = "\n".join(part for part in (key.help[:1].upper() + key.help[1:] + ".", key.why or "") if part)
+    return draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.help}", why=why, **more)
+
+
+def _choice_question(draft: Draft, path: str, key: Key) -> Question:
+    now = draft.value(path)
+    choices = [*_left_open(key, now), *_choices(draft, path, key), *_derive_again(draft, path, key)]
+    return key_question(draft, path, key, choices=tuple(choices), default=DERIVE if now is None else now)
+
+
+def _number_question(draft: Draft, path: str, key: Key) -> Question:
+    now = draft.value(path)
+    choices = [*_numbers(draft, path, key, now), Choice(OTHER, OTHER, effect=allowed(key))]
+    choices += _derive_again(draft, path, key)
+    return key_question(draft, path, key, choices=tuple(choices), default=now)
+
+
+def _text_question(draft: Draft, path: str, key: Key) -> Question:
+    now = draft.value(path)
+
+    def check(text: str) -> str | None:
+        try:
+            value = _parse(draft, path, key, text)
+        except UserError:
+            return f"{text} can't be read."
+        if value == DERIVE:
+            return None
+        if (wrong := _type_problem(key, value)) is not None:
+            return wrong
+        why_not = draft.why_not(path, value)
+        return f"{format_value(value)}: {why_not}." if why_not else None
+
+    shown = "" if now is None else str(now) if key.kind == "text" else format_value(now)
+    return key_question(draft, path, key, kind="text", default=shown, allowed=allowed(key), check=check)
+
+
+def _parse(draft: Draft, path: str, key: Key, text: str) -> Any:
+    """Return the value of a typed text, DERIVE where it is left open. UserError where it is not YAML."""
+    text = text.strip()
+    if not text:
+        return DERIVE if _is_optional(key) else draft.value(path)
+    value = text if key.kind == "text" else parse_yaml(text)
+    return DERIVE if value is None and _is_optional(key) else value
+
+
+def _choices(draft: Draft, path: str, key: Key) -> list[Choice]:
+    if key.kind == "bool":
+        return [_choice(draft, path, value, name) for value, name in ((True, "yes"), (False, "no"))]
+    names = key.choices or {}
+    width = max(len(str(choice)) for choice in names) + 2
+    now = draft.value(path)
+    # A list that was written in a file can be kept.
+    several = [_choice(draft, path, list(now), ", ".join(now))] if isinstance(now, list | tuple) else []
+    return several + [_choice(draft, path, choice, f"{choice!s:<{width}}", text) for choice, text in names.items()]
+
+
+def _choice(draft: Draft, path: str, value: Any, name: str, text: str = "") -> Choice:
+    why_not = draft.why_not(path, value)
+    if why_not:
+        return Choice(value, name, why_not)
+    resolved, _ = draft.with_answer(path, value).look()
+    return Choice(value, name + text, effect=effect(resolved))
+
+
+def effect(resolved: Resolved | None) -> str:
+    """Return on one line what an answer would lead to: parameters, memory, FLOPs."""
+    if resolved is None or not resolved.estimate.parameters or "train" not in resolved.values:
+        return ""
+    cost, shape = resolved.estimate, resolved.shape
+    text = f"→ {count(cost.parameters or 0)} parameters, {size(cost.memory_bytes)} of memory to train"
+    if shape is not None:
+        flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
+        text += f", {count(flops)}FLOPs per token"
+    return text + ("" if cost.fits else "; does not fit in memory")
+
+
+def _derive_again(draft: Draft, path: str, key: Key) -> list[Choice]:
+    if not key.derived or not draft.is_answered(path):
+        return []
+    return [Choice(DERIVE, "undo my answer: derive it", effect=f"Derived: {key.derived}.")]
+
+
+def _left_open(key: Key, now: Any) -> list[Choice]:
+    """A value that is derived only when the run starts is None until then; Enter leaves it so."""
+    if now is not None or not _is_optional(key):
+        return []
+    return [Choice(DERIVE, "leave it open", effect=f"Derived: {key.derived}." if key.derived else "")]
+
+
+def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Choice]:
+    """Offer numbers near the present one; impossible ones are shown with the reason."""
+    numbers = sorted({*key.meta["candidates"], *([now] if isinstance(now, int) else [])})
+    centre = min(range(len(numbers)), key=lambda i: abs(numbers[i] - (now or numbers[0])))
+    start = max(0, min(centre - OFFERED // 2, len(numbers) - OFFERED))
+    width = max(len(f"{n:,}") for n in numbers) + 2
+    resolved, _ = draft.look()
+    origin = resolved.origins.get(path) if resolved else None
+    choices = []
+    for number in numbers[start : start + OFFERED]:
+        reason = str(origin) if number == now and origin and origin.kind == "derived" else ""
+        choices.append(_choice(draft, path, number, f"{number:<{width},}", reason))
+    return choices
+
+
+def allowed(key: Key) -> str:
+    """Return what may be typed for a key, and what an empty answer means."""
+    example = ""
+    if key.kind == "list":
+        example = " Written like [0.9, 0.95]." if key.entries else ' Written like ["Once", "The"].'
+    empty = f" Empty: derived, {key.derived}." if key.derived else " Empty: none." if _is_optional(key) else ""
+    return f"Allowed: {_expected(key)}.{example}{empty}"
+
+
+def _expected(key: Key) -> str:
+    pattern = next((item.pattern for item in key.info.metadata if getattr(item, "pattern", None)), None)
+    if pattern is None:
+        return key.allowed().removesuffix(", or null")
+    return f"{'owner/name with ' if '/' in pattern else ''}letters, digits, '.', '_' and '-'"
+
+
+def _is_optional(key: Key) -> bool:
+    return not key.required and key.default is None
+
+
+def _type_problem(key: Key, value: Any) -> str | None:
+    """Check one value against its key alone."""
+    from pydantic import TypeAdapter, ValidationError
+
+    annotation: Any = key.info.annotation
+    for item in key.info.metadata:
+        annotation = Annotated[annotation, item]
+    try:
+        TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value)
+    except ValidationError:
+        shown = f'"{value}"' if isinstance(value, str) else format_value(value)
+        return f"{shown} is not allowed: {_expected(key)}."
+    return None

@@ -1,0 +1,407 @@
+"""The menu, and the flows behind its entries that set up no run: chat, compare, checkpoints, replay, doctor."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_lab.errors import LabError, UserError
+from llm_lab.estimate.machine import find_machine
+from llm_lab.recipe.dpo import DPO
+from llm_lab.recipe.eval import EVAL
+from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.grpo import GRPO
+from llm_lab.recipe.merge import MERGE
+from llm_lab.recipe.ppo import PPO
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.recipe.reward import REWARD
+from llm_lab.recipe.sft import SFT
+from llm_lab.recipe.stage import Stage
+from llm_lab.runs.folder import RunFolder, is_judge, list_runs, runs_named
+
+from .model_design import design
+from .model_questions import (
+    ANOTHER,
+    MODELS,
+    WHY,
+    describe_run,
+    generating_runs,
+    is_adapter,
+    model_answers,
+    pick_run,
+    runs_with_a_model,
+    trained_reward_model,
+)
+from .questions import (
+    BackTo,
+    CheckpointDetails,
+    Choice,
+    Compare,
+    Flow,
+    Line,
+    Next,
+    OpenChat,
+    Pause,
+    Question,
+    RecipePlan,
+    ReplayLineage,
+    RunDoctor,
+    Screen,
+    StartRun,
+)
+from .review import start_question
+from .training_runs import run_of_stage
+
+LEAVE = "Leave"
+RUNS_SHOWN = 2
+MOST_COMPARED = 6
+EVALUATE, CHECKPOINTS, REPLAY = "Evaluate", "Checkpoints", "Replay a recipe"
+MENU_WHY = (
+    "From top to bottom, the life of a model: design its parts, pretrain it on text, train it to answer (SFT) and to "
+    "answer better (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run is a recipe file that runs "
+    "without this wizard too: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu and keeps the answers."
+)
+CHECKPOINT_WHY = "Any of your runs, any Hugging Face folder with a causal language model, or a name on the Hub."
+EVALUATE_WHY = (
+    "Measuring gives results that are kept with the checkpoint. Comparing shows what they mean: every model answers "
+    "the same prompts, and the differences are marked."
+)
+PROMPT_WHY = (
+    "All models get the same text, in their own chat template where they have one, and answer greedily. Left empty, "
+    "they get the prompts that the first model's run samples at its evaluations."
+)
+STEPS_WHY = (
+    "A run keeps its last checkpoints, as many as train.save_total_limit. Each of them answers the same prompt, from "
+    "the first to the last: it shows what the model learned when."
+)
+REPLAY_WHY = "A recipe describes a whole run. The recipes of your runs are in checkpoints/<name>/recipe.yaml."
+NEXT_WHY = (
+    "Usually: pretrain, SFT, then DPO (from preference pairs) or GRPO or PPO (from scored answers). A reward model "
+    "scores answers that can't be checked. An adapter works as it is; merged, it becomes one plain model."
+)
+
+
+class Entry(NamedTuple):
+    """One line of the menu. flow: its name in FLOWS."""
+
+    flow: str
+    title: str
+    about: str
+
+
+def _of_stage(stage: Stage) -> Entry:
+    return Entry(stage.name, stage.title, stage.about)
+
+
+MENU = (
+    Entry("design", "Design a model", "choose its parts and see what they cost"),
+    *map(_of_stage, (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE)),
+    Entry("chat", "Chat", "talk to a model"),
+    Entry("evaluate", EVALUATE, "measure a model, or compare several"),
+    _of_stage(EXPORT),
+    Entry("checkpoints", CHECKPOINTS, "runs: status, lineage, resume"),
+    Entry("replay", REPLAY, "run a recipe file, with or without changes"),
+    Entry("doctor", "Doctor", "what this machine can do"),
+)
+
+
+def menu_question(last: str | None = None) -> Question:
+    """Return the menu. last: the entry that was used before."""
+    machine = find_machine()
+    designs = sorted(path.parent.name for path in MODELS.glob("*/config.json"))
+    runs = list_runs()
+    texts = [("machine", machine.describe()), ("designs", ", ".join(designs) or "none yet")]
+    texts += [("" if number else "runs", describe_run(run)) for number, run in enumerate(runs[:RUNS_SHOWN])]
+    if not runs:
+        texts.append(("runs", "none yet"))
+    elif len(runs) > RUNS_SHOWN:
+        texts.append(("", f"and {len(runs) - RUNS_SHOWN} more"))
+    lines = [Line(f"{name:<8} {text}", "dim") for name, text in texts]
+    if machine.cuda_problem:
+        lines.append(Line("CPU mode: everything works, for tiny models.", "warn"))
+    choices = [Choice(entry.flow, f"{entry.title:<18} {entry.about}") for entry in MENU]
+    return Question(
+        "menu",
+        "What would you like to do?",
+        choices=(*choices, Choice(LEAVE, LEAVE)),
+        default=last,
+        why=MENU_WHY,
+        screen=Screen("build and train language models", lines=(*lines, Line(""))),
+    )
+
+
+def draft_question() -> Question:
+    """Return the question whether to continue a kept draft."""
+    return Question(
+        "draft",
+        "Continue your draft?",
+        choices=(Choice(True, "continue where I was"), Choice(False, "start over")),
+        why="Your answers so far were kept; Esc goes back through them.",
+        screen=Screen("a draft was kept"),
+    )
+
+
+def chat() -> Flow[None]:
+    """Choose a model and chat with it."""
+    path = yield from _ask_checkpoint("Chat", "Chat with which model?", runs_with_a_model())
+    yield OpenChat(path)
+
+
+def _ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
+    question = Question("checkpoint", text, why=CHECKPOINT_WHY, screen=Screen(title))
+    return (yield from pick_run(question, runs, "none yet: Pretrain trains one"))
+
+
+def evaluate() -> Flow[Next | None]:
+    """Measure a model, compare several, or compare all checkpoints of a run."""
+    kept = [run for run in generating_runs() if run.checkpoints()]
+    choices = (
+        Choice(EVAL.name, "Measure a model: loss, answers, speed, tasks"),
+        Choice("compare", "Compare models: the same prompts, side by side"),
+        Choice("time", "Time machine: one prompt, every checkpoint of a run", None if kept else "no run kept any"),
+    )
+    picked = yield Question("evaluate", "What would you like to know?", choices=choices, why=EVALUATE_WHY,
+                            screen=Screen(EVALUATE))  # fmt: skip
+    if picked == EVAL.name:
+        return Next(EVAL.name, can_return=True)
+    if picked == "compare":
+        names = yield from _ask_compared()
+        prompts = yield from _ask_prompts(f"compare: {', '.join(names)}")
+        yield Compare(tuple(names), prompts, adapter_off=len(names) == 1)
+        return None
+    named = tuple(Choice(str(run.path), f"{run.path}: {_steps(run)}") for run in kept)
+    name = yield Question("time.run", "Which run?", choices=named, why=STEPS_WHY,
+                          screen=Screen(EVALUATE, "the time machine"))  # fmt: skip
+    yield Compare((name,), (yield from _ask_prompts(f"the time machine: {name}")), steps=True)
+    return None
+
+
+def _ask_compared() -> Flow[list[str]]:
+    """Ask for two or more models; an adapter alone is compared with its base."""
+    names: list[str] = []
+    more = True
+    while more:
+        left = [run for run in generating_runs() if str(run.path) not in names]
+        text = f"Compare {names[0]} with?" if names else "Which model first?"
+        screen = Screen(EVALUATE, f"compare: {', '.join(names) or 'which models?'}")
+        question = Question(f"compare.{len(names)}", text, why=WHY, screen=screen)
+        names.append((yield from pick_run(question, left, "no other yet: Pretrain trains one")))
+        if len(names) > 1 or is_adapter(names[0]):
+            end = "with its base, without the adapter" if len(names) == 1 else "compare these"
+            full = None if len(names) < MOST_COMPARED else f"at most {MOST_COMPARED}"
+            more = yield Question(
+                f"compare.{len(names)}.more",
+                "Which models?",
+                choices=(Choice(False, end), Choice(True, "add another model", full)),
+                why=WHY,
+                screen=Screen(EVALUATE, f"compare: {', '.join(names)}"),
+            )
+    return names
+
+
+def _steps(run: RunFolder) -> str:
+    steps = [f"{step:,}" for step, _ in run.checkpoints()]
+    return f"step{'' if len(steps) == 1 else 's'} {', '.join(steps)} and the end"
+
+
+def _ask_prompts(where: str) -> Flow[tuple[str, ...]]:
+    text = yield Question("prompt", "Prompt (empty: the run's own)?", "text", default="", why=PROMPT_WHY,
+                          screen=Screen(EVALUATE, where))  # fmt: skip
+    return (text.strip(),) if text.strip() else ()
+
+
+def checkpoints() -> Flow[Next | None]:
+    """Look at runs and models, and choose what to do with one."""
+    path = yield from _ask_checkpoint(CHECKPOINTS, "Which one?", list_runs())
+    run = next((run for run in list_runs() if str(run.path) == path), None)
+    here = "checkpoint.next"
+    picked = yield Question(
+        here,
+        "What next?",
+        choices=tuple(_checkpoint_choices(run)),
+        why="Replaying starts a new run with the same recipe.",
+        screen=Screen(CHECKPOINTS, path, CheckpointDetails(path)),
+    )
+    if picked in (EVAL.name, EXPORT.name):
+        return Next(picked, answers=model_answers("model.checkpoint", path), can_return=True)
+    if picked == "next" and run is not None:
+        return Next("next steps", {"path": path}, can_return=True)
+    if picked == "chat":
+        yield OpenChat(path)
+    elif picked == "time":
+        yield Compare((path,), steps=True)
+    elif picked == "lineage":
+        yield ReplayLineage(path)
+    elif picked in ("resume", "replay") and run is not None:
+        yield from _start(str(run.recipe_path), resume=picked == "resume")
+    yield BackTo("checkpoint" if picked == "list" else here)
+    return None
+
+
+def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
+    """Return what can be done with a run, or with a model that is not one of the user's runs (None)."""
+    generates = run is None or (not trained_reward_model(run) and run in runs_with_a_model())
+    choices = [Choice("list", "Back to the list")]
+    choices += [Choice("chat", "Chat with it")] if generates else []
+    if run is not None and next_stages(run) and run.status() == "done":
+        choices.append(Choice("next", "Train its model further, or merge it"))
+    choices += [Choice(EVAL.name, "Evaluate it"), Choice(EXPORT.name, "Export it")] if generates else []
+    if generates and run is not None and run.checkpoints():
+        choices.append(Choice("time", "Time machine: one prompt, every checkpoint"))
+    if run is not None and run.recipe_path.exists():
+        if run.status() in ("stopped", "interrupted", "failed"):
+            choices.append(Choice("resume", "Resume this run"))
+        choices.append(Choice("replay", "Replay its recipe as a new run"))
+        choices.append(Choice("lineage", "Reproduce its whole lineage"))
+    return choices
+
+
+def _start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False) -> Flow[bool]:
+    """Show the plan of a recipe file and start it after a yes; return whether it was started."""
+    wanted = yield start_question(RecipePlan(recipe, overrides, resume))
+    if not wanted or not (yield StartRun(recipe, overrides, resume)):
+        return False
+    yield Pause()
+    return True
+
+
+def replay() -> Flow[None]:
+    """Run a recipe file, with or without changes."""
+    from llm_lab.job import list_recipes
+
+    choices = [Choice(str(file), f"{file.stem:<14} {recipe_summary(file)}") for file in list_recipes()]
+    path = yield Question("recipe", "Which recipe?", choices=(*choices, Choice(ANOTHER, "another file")),
+                          why=REPLAY_WHY, screen=Screen(REPLAY))  # fmt: skip
+    if path == ANOTHER:
+        path = yield Question(
+            "recipe.path",
+            "Which file?",
+            "path",
+            default="",
+            why=REPLAY_WHY,
+            allowed="A recipe file, or the folder of a run. Tab completes paths.",
+            check=lambda text: None if text.strip() and Path(text.strip()).expanduser().exists()
+            else f"{text.strip() or 'An empty name'} does not exist.",
+            screen=Screen(REPLAY),
+        )  # fmt: skip
+        path = path.strip()
+    text = yield Question(
+        "overrides",
+        "Anything to change?",
+        "text",
+        default="",
+        why="Changes are written as on the command line: train.max_steps=200 data.0.path=my-text.txt name=again.",
+        allowed="key=value, separated by spaces; empty: no changes.",
+        check=lambda text: _why_not_these(path, text),
+        screen=Screen(REPLAY, path),
+    )
+    if not (yield from _start(path, tuple(shlex.split(text)))):
+        yield BackTo("overrides")
+
+
+def _why_not_these(recipe: str, text: str) -> str | None:
+    """Return every problem of a recipe with these overrides, or None."""
+    from llm_lab.job import read_job
+
+    try:
+        problems = read_job(recipe, shlex.split(text))[1]
+    except (LabError, ValueError) as error:
+        return str(error)
+    return "\n".join(map(str, problems)) or None
+
+
+def recipe_summary(file: Path) -> str:
+    """Return a recipe's first comment line, or what it does."""
+    try:
+        first = file.read_text(encoding="utf-8").splitlines()[0]
+        if first.startswith("#"):
+            return first.lstrip("# ").rstrip()
+        raw = read_recipe_file(file)
+        return str(raw.get("stage") or f"pipeline of {len(raw.get('stages', []))} stages")
+    except (OSError, IndexError, UnicodeDecodeError, UserError):
+        return "(not readable)"
+
+
+def doctor() -> Flow[None]:
+    """Show what this machine can do."""
+    yield RunDoctor()
+
+
+def after_a_run(name: str) -> Flow[Next | None]:
+    """Offer what one would do after a run that has just ended under a name."""
+    runs = runs_named(name)
+    if not runs or runs[-1].status() != "done" or not next_stages(runs[-1]):
+        yield Pause()
+        return None
+    return (yield from next_steps(str(runs[-1].path)))
+
+
+def next_steps(path: str) -> Flow[Next | None]:
+    """Ask what to do with a run's result."""
+    run = RunFolder(Path(path))
+    choices = [Choice(stage, _next_line(run, stage)) for stage in next_stages(run)]
+    picked = yield Question(
+        "next",
+        f"What next with {run.path.name}?",
+        choices=(*choices, Choice("menu", "Back to the menu")),
+        why=NEXT_WHY,
+        screen=Screen("what next?", path),
+        below_output=True,
+    )
+    if picked == "menu":
+        return None
+    if picked == "chat":
+        yield OpenChat(path)
+        return None
+    model, reward = start_of(run)
+    known = model_answers("model.checkpoint", model) if model else ()
+    return Next(picked, {"reward": reward} if reward else {}, known, can_return=True)
+
+
+def _next_line(run: RunFolder, stage: str) -> str:
+    if stage == "chat":
+        return "Chat with it"
+    return f"{STAGES[stage].label} with it as the reward" if trained_reward_model(run) else STAGES[stage].next_step
+
+
+def next_stages(run: RunFolder) -> list[str]:
+    """Return what one would do with a run's result, the most usual first."""
+    stage = stage_of(run.facts())
+    if stage is None:
+        return ["chat"]
+    if not stage.trains and is_judge(run.model_path):
+        return []
+    found = ["chat", *stage.next] if stage.writes_text and stage.next else list(stage.next)
+    if stage.trains and stage.writes_text and is_adapter(run.path):
+        found.insert(1, MERGE.name)
+    return found
+
+
+def start_of(run: RunFolder) -> tuple[str | None, str | None]:
+    """Return (model, reward model) that the next stage begins with; a reward model's parent is the model."""
+    if not trained_reward_model(run):
+        return str(run.path), None
+    parent = (run.facts().get("parent") or {}).get("path")
+    folder = Path(parent) if parent else None
+    if folder is not None and folder.name == "model" and RunFolder(folder.parent).facts():
+        parent = str(folder.parent)
+    return parent, str(run.path)
+
+
+KEPT = ("design", *STAGES)  # flows whose answers are kept as a draft
+FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
+    "design": design,
+    **{stage: partial(run_of_stage, stage) for stage in STAGES},
+    "chat": chat,
+    "evaluate": evaluate,
+    "checkpoints": checkpoints,
+    "replay": replay,
+    "doctor": doctor,
+    "after a run": after_a_run,
+    "next steps": next_steps,
+}

@@ -1,0 +1,178 @@
+"""Design a model: parts chosen one by one, the numbers that follow always shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_lab.estimate.machine import find_machine
+from llm_lab.recipe.fields import keys_of
+from llm_lab.recipe.parts import ModelParts
+from llm_lab.recipe.pretrain import PRETRAIN, PretrainRecipe
+
+from .data_questions import TEXTS
+from .draft import Ask, Draft
+from .key_questions import ask_keys, is_value
+from .model_questions import MODELS
+from .questions import Answer, BackTo, Choice, Flow, Leave, Line, Next, Question, Screen, WriteDesign, yes_no
+from .review import Action, require_no_problem, review
+
+TITLE = "Design a model"
+SAVE, MENU = "save", "menu"
+BPE_ENTRIES = 4096
+TOKENIZERS = {
+    "bytes": "bytes: 257 entries, any text in any language, long sequences",
+    "bpe": "a BPE trained on your own data",
+    "named": "one on the Hub or in a folder: gpt2, Qwen/Qwen3-0.6B ...",
+}
+TOKENIZER_WHY = (
+    "The tokenizer decides what one token is. Bytes need no training and no parameters for a large vocabulary: best "
+    "for models below a few million parameters. A BPE packs three to four letters into a token: shorter sequences, "
+    "more memory for the vocabulary. An existing tokenizer makes models comparable and compatible with other tools."
+)
+
+
+def new_design() -> Draft:
+    """Return the draft that a design begins with: the preset size nano."""
+    machine = find_machine()
+    raw = {"stage": PRETRAIN.name, "name": "my-model", "device": machine.best_device, "data": [{"path": TEXTS}]}
+    return Draft(raw, machine, TITLE, is_design=True)
+
+
+def design_paths(*, advanced: bool) -> list[str]:
+    """Return the model's keys that are asked, in order; the advanced ones only on request."""
+    keys = [key for key in keys_of(ModelParts, "model.") if key.question]
+    return [key.path for key in keys if bool(key.meta.get("advanced")) == advanced]
+
+
+def design() -> Flow[Next | None]:
+    """Ask for the parts, review, write the config, and offer to pretrain the design."""
+    draft = new_design()
+    for ask in (ask_name, ask_tokenizer):
+        draft = yield from ask(draft)
+    draft = yield from ask_keys(draft, design_paths(advanced=False))
+    more = yield yes_no(
+        "advanced",
+        "Change the advanced settings too?",
+        default=False,
+        yes="yes, one by one",
+        no="no, the defaults are fine",
+        help="Biases, dropout, QK-norm, sliding window, head_dim and others",
+        why="All of them have sensible defaults and can be changed in the review.",
+        screen=draft.screen,
+    )
+    if more:
+        draft = yield from ask_keys(draft, design_paths(advanced=True))
+    askers: dict[str, Ask] = {"name": ask_name, "tokenizer": ask_tokenizer}
+    actions = (Action(SAVE, "Save this design", require_no_problem), Action(MENU, "Back to the menu, keep the draft"))
+    action, draft = yield from review(
+        draft, actions, only=("name", "tokenizer", "model."), asker_of=lambda path: askers.get(path.split(".")[0])
+    )
+    if action == MENU:
+        yield Leave()
+    return (yield from _save(draft))
+
+
+def _save(draft: Draft) -> Flow[Next | None]:
+    name = draft.raw["name"]
+    folder = MODELS / name
+    if folder.exists():
+        replaced = yield yes_no("replace", f"{folder} exists. Replace it?", default=False, screen=draft.screen)
+        if not replaced:
+            yield BackTo("review")
+    resolved, _ = draft.look()
+    assert resolved is not None
+    if not (yield WriteDesign(name, resolved.values)):
+        yield BackTo("review")
+    picked = yield Question(
+        "design.next",
+        "What next?",
+        choices=(Choice(PRETRAIN.name, "Pretrain it"), Choice(MENU, "Back to the menu")),
+        why="A design has no weights yet: pretraining creates them.",
+        screen=Screen(TITLE, name, lines=(Line(f"Written: {folder}/config.json", "good"),)),
+    )
+    if picked == MENU:
+        return None
+    # A config does not name its tokenizer, and the design was made for this one.
+    known = (Answer("model", "design"), Answer("model.config", str(folder)))
+    return Next(PRETRAIN.name, {"name": name, "tokenizer": draft.value("tokenizer")}, known, can_return=True)
+
+
+def ask_name(draft: Draft) -> Flow[Draft]:
+    """Ask for the design's name."""
+    pattern = next(m.pattern for m in PretrainRecipe.model_fields["name"].metadata if hasattr(m, "pattern"))
+    name = yield draft.ask(
+        "name",
+        "Name of the model?",
+        kind="text",
+        default=draft.raw.get("name") or "my-model",
+        help=f"The design is written to {MODELS}/<name>/config.json.",
+        why="The name of its folder, and the first name of runs that train it.",
+        allowed="Letters, digits, '.', '_' and '-', beginning with a letter or digit.",
+        check=lambda text: None if re.match(pattern, text.strip()) else f'"{text.strip()}" is not a valid name.',
+    )
+    return draft.with_answer("name", name.strip())
+
+
+def ask_tokenizer(draft: Draft) -> Flow[Draft]:
+    """Ask for the tokenizer: bytes, a BPE to train, or a named one."""
+    now = draft.value("tokenizer")
+    picked = yield draft.ask(
+        "tokenizer",
+        "Which tokenizer?",
+        choices=tuple(Choice(key, text) for key, text in TOKENIZERS.items()),
+        default="bpe" if isinstance(now, Mapping) else "bytes" if now in (None, "bytes") else "named",
+        help="tokenizer: what the model reads and writes, one token at a time",
+        why=TOKENIZER_WHY,
+    )
+    value: Any = picked
+    if picked != "bytes":
+        value = yield from (_ask_bpe if picked == "bpe" else _ask_named)(draft, now)
+    # As with any key: Enter on what was derived leaves it derived.
+    derived = is_value(draft, "tokenizer", value) and not draft.is_answered("tokenizer")
+    return draft.with_notice("") if derived else draft.with_answer("tokenizer", value)
+
+
+def _ask_bpe(draft: Draft, now: Any) -> Flow[dict[str, int]]:
+    text = yield draft.ask(
+        "tokenizer.bpe",
+        "How many entries at most?",
+        kind="text",
+        default=str(now["bpe"] if isinstance(now, Mapping) else BPE_ENTRIES),
+        help="tokenizer.bpe: entries of a BPE vocabulary trained on the run's data",
+        why="1,000 to 4,000 for a small text, 32,000 for a large one. Each entry costs hidden_size parameters.",
+        allowed="Allowed: a whole number from 257 to 1,000,000.",
+        check=_why_no_vocabulary,
+    )
+    return {"bpe": int(text.strip().replace(",", ""))}
+
+
+def _ask_named(draft: Draft, now: Any) -> Flow[str]:
+    text = yield draft.ask(
+        "tokenizer.name",
+        "Which one?",
+        kind="path",
+        default=now if isinstance(now, str) and now != "bytes" else "gpt2",
+        help="tokenizer: a folder or a name on the Hub",
+        why="It is used unchanged: its entries, its special tokens, its chat template.",
+        allowed="A folder with tokenizer.json, one of your runs, or a name on the Hub such as gpt2.",
+        check=_why_no_tokenizer,
+    )
+    return text.strip()
+
+
+def _why_no_vocabulary(text: str) -> str | None:
+    digits = text.strip().replace(",", "")
+    good = digits.isdigit() and 257 <= int(digits) <= 1_000_000
+    why = "at least 257 (256 bytes and end-of-text), at most 1,000,000"
+    return None if good else f'"{text}" is not allowed: {why}.'
+
+
+def _why_no_tokenizer(text: str) -> str | None:
+    text = text.strip()
+    if not text:
+        return "A name or a folder is required."
+    looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1
+    return f"{text} does not exist." if looks_local and not Path(text).expanduser().exists() else None

@@ -1,0 +1,259 @@
+"""Which model: a preset size, a design, a config, one of the user's runs, or a named checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from llm_lab.estimate.parameters import read_adapter_json
+from llm_lab.recipe.merge import MERGE
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.runs.folder import RunFolder, list_runs
+
+from .draft import Draft
+from .key_questions import ask_key
+from .questions import Answer, Choice, Flow, Question
+from .walk import remember
+
+MODELS = Path("configs/models")
+ANOTHER = "another"
+ANOTHER_CHOICE = Choice(ANOTHER, "another folder, or a name on the Hub")
+PRETRAIN_WHY = (
+    "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU at a fitting shape. A design comes from "
+    "'Design a model'. Continuing from a run or checkpoint keeps its weights and its tokenizer."
+)
+WHY = (
+    "Runs are listed newest first. Reward models aren't listed: they can't generate text. Any other causal language "
+    "model works too: a Hugging Face folder, or a name on the Hub such as Qwen/Qwen3-0.6B-Base."
+)
+ADAPTER_WHY = "A LoRA run saves an adapter: small matrices added to a base model. Merging gives one plain model."
+REWARD_WHY = "A reward model scores an answer with a number. The menu entry Reward model trains one."
+LONGEST_NAME = 80
+
+
+def describe_run(run: RunFolder) -> str:
+    """Return a run on one line: path, stage, status, main result."""
+    facts = run.facts()
+    results, stage = facts.get("results", {}), facts.get("stage")
+    words = [f"{run.path}:", f"{stage}," if stage and stage != PRETRAIN.name else "", run.status()]
+    text = " ".join(word for word in words if word)
+    for key, write in (("exact_match", "exact match {:.1%}"), ("eval_loss", "validation loss {:.3f}")):
+        if isinstance(results.get(key), int | float):
+            return f"{text}, {write.format(results[key])}"
+    return text
+
+
+def runs_with_a_model() -> list[RunFolder]:
+    """Return the runs that have weights, newest first."""
+    return [run for run in list_runs() if run.model_path.is_dir() or run.checkpoints() or run.stages()]
+
+
+@remember
+def _stage_runs() -> list[tuple[RunFolder, bool, str]]:
+    """Return (run, whether it trained a reward model, description) of each run with weights, newest first."""
+    found = []
+    for run in list_runs():
+        parts = list(reversed(run.stages())) or [run]
+        found += [part for part in parts if part.model_path.is_dir() or part.checkpoints()]
+    return [(run, trained_reward_model(run), describe_run(run)) for run in found]
+
+
+def trained_reward_model(run: RunFolder) -> bool:
+    """Whether a run trained a reward model, which can't generate text."""
+    stage = stage_of(run.facts())
+    return stage is not None and stage.makes == "reward model"
+
+
+def generating_runs() -> list[RunFolder]:
+    """Return the runs whose model generates text."""
+    return [run for run, is_reward_model, _ in _stage_runs() if not is_reward_model]
+
+
+def reward_models() -> list[RunFolder]:
+    """Return the runs whose model is a reward model."""
+    return [run for run, is_reward_model, _ in _stage_runs() if is_reward_model]
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a run or folder holds an adapter instead of a whole model."""
+    return read_adapter_json(path) is not None
+
+
+def run_choices(runs: Sequence[RunFolder]) -> list[Choice]:
+    """Return a choice for each run."""
+    described = {run.path: text for run, _, text in _stage_runs()}
+    return [Choice(str(run.path), described.get(run.path) or describe_run(run)) for run in runs]
+
+
+def why_no_model(text: str) -> str | None:
+    """Return why a text names no model, or None; a name on the Hub can only be checked when it is fetched."""
+    text = text.strip()
+    if not text:
+        return "A path or a name is required."
+    looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith(".json")
+    if looks_local and not Path(text).expanduser().exists():
+        return f"{text} does not exist."
+    return None
+
+
+def pick_run(
+    question: Question, runs: Sequence[RunFolder], none: str, *, check: Callable[[str], str | None] = why_no_model
+) -> Flow[str]:
+    """Return the run that was chosen, or the folder or name that was typed.
+
+    none: why there is no run to choose. check: of what is typed.
+    """
+    choices = [*question.choices, *run_choices(runs)]
+    if not choices:
+        choices.append(Choice("", "one of my runs", none))
+    choices.append(ANOTHER_CHOICE)
+    now, known = question.default, [choice.value for choice in choices]
+    default = now if now in known else ANOTHER if now else None
+    picked = yield replace(question, choices=tuple(choices), default=default)
+    if picked != ANOTHER:
+        return picked
+    return (
+        yield replace(
+            question,
+            key=f"{question.key}.path",
+            text="Folder or name?",
+            kind="path",
+            choices=(),
+            default="" if now in known else now or "",
+            allowed="A folder or a Hub name: checkpoints/demo, Qwen/Qwen3-0.6B. Tab completes paths.",
+            check=check,
+        )
+    ).strip()
+
+
+def model_answers(key: str, path: str) -> tuple[Answer, ...]:
+    """Return the answers that pick_run would get for a model that is known already."""
+    if path in [str(run.path) for run in generating_runs()]:
+        return (Answer(key, path),)
+    return (Answer(key, ANOTHER), Answer(f"{key}.path", path))
+
+
+def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
+    """Ask what is pretrained: a preset size, a design, a checkpoint, or a config."""
+    designs = sorted(file.parent.name for file in MODELS.glob("*/config.json"))
+    runs = [str(run.path) for run in runs_with_a_model()]
+    source = _source_of(draft, runs)
+    choices = (
+        Choice("parts", "a preset size, with today's usual parts"),
+        Choice(
+            "design", f"one of my designs ({len(designs)})", None if designs else "none yet: Design a model creates one"
+        ),
+        Choice("run", f"continue from one of my runs ({len(runs)})", None if runs else "none yet"),
+        Choice("config", "an existing config.json, trained from scratch"),
+        Choice("checkpoint", "continue from a checkpoint (a folder or the Hub)"),
+    )
+    picked = yield draft.ask(
+        "model", "Which model?", choices=choices, default=source, help="model: what is trained", why=PRETRAIN_WHY
+    )
+    if picked == "parts":
+        fresh = draft.with_notice("") if source == "parts" else draft.with_answer("model", {})
+        return (yield from ask_key(fresh, "model.size"))
+    now = draft.raw.get("model") or {}
+    key = "model.config" if picked in ("design", "config") else "model.checkpoint"
+    if picked == "design":
+        named = tuple(Choice(str(MODELS / name), name) for name in designs)
+        path = yield draft.ask(key, "Which design?", choices=named, default=now.get("config"), why=PRETRAIN_WHY)
+    elif picked == "run":
+        named = tuple(run_choices(runs_with_a_model()))
+        path = yield draft.ask(key, "Which run?", choices=named, default=now.get("checkpoint"), why=PRETRAIN_WHY)
+    else:
+        path = yield draft.ask(
+            key,
+            "Folder or name?",
+            kind="path",
+            default=str(now.get(picked, "")),
+            why=PRETRAIN_WHY,
+            allowed="A folder, a file or a Hub name: checkpoints/demo, path/to/config.json, Qwen/Qwen3-0.6B-Base.",
+            check=why_no_model,
+        )
+    if key == "model.config":
+        return draft.with_answer("model", {"config": path})
+    draft = draft.with_answer("tokenizer", None).with_answer("model", {"checkpoint": path})
+    return draft.with_notice("The tokenizer is the checkpoint's own.")
+
+
+def _source_of(draft: Draft, runs: list[str]) -> str:
+    now = draft.raw.get("model") or {}
+    if "config" in now:
+        return "design" if str(now["config"]).startswith(f"{MODELS}/") else "config"
+    if "checkpoint" in now:
+        return "run" if now["checkpoint"] in runs else "checkpoint"
+    return "parts"
+
+
+def ask_model(draft: Draft) -> Flow[Draft]:
+    """Ask for the model that a stage after pretraining continues from; for a merge, the adapter."""
+    stage, key = draft.raw["stage"], "model.checkpoint"
+    now = str((draft.raw.get("model") or {}).get("checkpoint") or "")
+    about = STAGES[stage].recipe.model_fields["model"].description or ""
+    help_line = f"{key}: {about.split(': {')[0]}"
+    if stage == MERGE.name:
+        question = draft.ask(key, "Which adapter?", default=now, help=help_line, why=ADAPTER_WHY)
+        adapters = [run for run, _, _ in _stage_runs() if is_adapter(run.path)]
+        path = yield from pick_run(question, adapters, "no run has trained one yet", check=_why_no_adapter)
+    else:
+        question = draft.ask(key, "Which model?", default=now, help=help_line, why=WHY)
+        path = yield from pick_run(question, generating_runs(), "none yet: Pretrain trains one")
+    return with_model(draft.with_notice(""), path)
+
+
+def ask_other_model(draft: Draft, path: str) -> Flow[Draft]:
+    """Ask for a second model: DPO's reference, PPO's critic; left open, it is the model itself."""
+    key = draft.key(path)
+    assert key is not None, path
+    runs = generating_runs() if path == "dpo.reference" else [*reward_models(), *generating_runs()]
+    question = draft.ask(
+        path,
+        (key.question or path).split(" (")[0].rstrip("?") + "?",
+        choices=(Choice("", f"leave it open: {key.derived}"),),
+        default=str(draft.value(path) or ""),
+        help=draft.help(path),
+        why=WHY,
+    )
+    picked = yield from pick_run(question, runs, "")
+    return draft.with_answer(path, picked or None)
+
+
+def _why_no_adapter(text: str) -> str | None:
+    path = Path(text.strip()).expanduser()
+    if not text.strip() or not path.exists():
+        return why_no_model(text) or f"{text} does not exist."
+    return None if is_adapter(path) else f"{text} has no adapter: adapter_config.json is missing."
+
+
+def with_model(draft: Draft, path: str) -> Draft:
+    """Return the draft with its model answered, and what follows: a name, and answers that fit its context."""
+    before = (draft.raw.get("model") or {}).get("checkpoint")
+    automatic = draft.raw.get("name") in (first_name(draft.raw["stage"], before), None)
+    answered = draft.with_answer("model", {"checkpoint": path})
+    if automatic:
+        answered = answered.with_answer("name", first_name(draft.raw["stage"], path))
+    return _fit_answers(answered)
+
+
+def first_name(stage: str, checkpoint: str | None) -> str:
+    """Return the name that a run has before the user gives one: its model's and the stage's."""
+    ending = "merged" if stage == MERGE.name else stage
+    if not checkpoint:
+        return f"my-{ending}"
+    words = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(checkpoint).name).strip("-._") or "my"
+    return f"{words[:LONGEST_NAME]}-{ending}"
+
+
+def _fit_answers(draft: Draft) -> Draft:
+    """Shorten completions that would leave no room for a prompt: the default length is for larger models."""
+    resolved, problems = draft.look()
+    for stage in STAGES:
+        key = f"{stage}.max_completion_length"
+        if any(getattr(problem, "key", "") == key for problem in problems) and not draft.is_answered(key):
+            longest = resolved.values["train"]["max_length"] if resolved else 2
+            shorter = draft.with_answer(key, max(1, longest // 2))
+            return shorter.with_notice(f"max_completion_length is {longest // 2}: half of the model's context.")
+    return draft

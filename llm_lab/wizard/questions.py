@@ -1,0 +1,262 @@
+"""What a flow of questions yields and what it is sent back. Nothing here needs a terminal.
+
+A flow is a generator: it yields questions and receives their answers, yields effects and receives their results, and
+returns what runs next. A front end asks, executes, and goes back by running the flow again with one answer fewer
+(walk.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from llm_lab.recipe.resolve import Resolved
+
+T = TypeVar("T")
+Flow = Generator[Any, Any, T]
+Kind = Literal["choice", "several", "text", "path"]
+
+
+def accept(answer: Any) -> str | None:
+    """Accept every answer."""
+    return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer to choose. why_not: the reason it can't be chosen now; effect: what it means or leads to."""
+
+    value: Any  # text, a number, true or false, or a list of these
+    text: str
+    why_not: str | None = None
+    effect: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line on the screen. style: good, warn, bad, dim, or "" for plain text."""
+
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class DesignNumbers:
+    """The numbers of a model that is being designed; None while the answers contradict each other."""
+
+    resolved: Resolved | None
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """The numbers of a run that is being set up; None while the answers contradict each other."""
+
+    resolved: Resolved | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a run."""
+
+    resolved: Resolved
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """The plan of a recipe file with overrides; resume: of the steps that remain."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointDetails:
+    """What a checkpoint is and where it came from."""
+
+    checkpoint: str
+
+
+Panel = DesignNumbers | RunNumbers | Plan | RecipePlan | CheckpointDetails
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What is shown above a question."""
+
+    title: str = ""
+    where: str = ""
+    panel: Panel | None = None
+    lines: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, with everything a front end needs to ask it.
+
+    key: what is answered, a recipe key or a name within the flow. help: one line above the question. why: the longer
+    explanation. allowed: what may be typed. check: returns why an answer is refused, or None. wait: what takes a
+    while when the answer is checked. screen, notice: what is shown above it; below_output: where an effect has just
+    printed something, that stays on the screen instead.
+    """
+
+    key: str
+    text: str
+    kind: Kind = "choice"
+    choices: tuple[Choice, ...] = ()
+    default: Any = None
+    help: str = ""
+    why: str = ""
+    allowed: str = ""
+    check: Callable[[Any], str | None] = accept
+    wait: str = ""
+    screen: Screen = Screen()
+    notice: str = ""
+    below_output: bool = False
+
+    @property
+    def suggested(self) -> Any:
+        """The answer that Enter gives: the default, or the first choice that is possible."""
+        if self.kind != "choice":
+            return self.default
+        possible = [choice.value for choice in self.choices if not choice.why_not]
+        return next((value for value in possible if same(value, self.default)), possible[0] if possible else None)
+
+    def problem(self, answer: Any) -> str | None:
+        """Return why an answer can't be taken, or None."""
+        if self.kind in ("choice", "several"):
+            for value in answer if self.kind == "several" else [answer]:
+                choice = next((choice for choice in self.choices if same(choice.value, value)), None)
+                if choice is None:
+                    return f"{value!r} is not a choice here"
+                if choice.why_not:
+                    return choice.why_not
+        elif not isinstance(answer, str):
+            return f"{answer!r} is not a text"
+        return self.check(answer)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two answers are equal; true is not 1, and a tuple equals a list."""
+    one, other = (list(value) if isinstance(value, tuple) else value for value in (one, other))
+    return type(one) is type(other) and one == other
+
+
+def yes_no(key: str, text: str, *, default: bool, yes: str = "yes", no: str = "no", **more: Any) -> Question:
+    """Return a yes-or-no question; the answer is a bool."""
+    return Question(key, text, choices=(Choice(True, yes), Choice(False, no)), default=default, **more)
+
+
+class Effect:
+    """Something the front end executes once; the flow receives its result."""
+
+
+@dataclass(frozen=True)
+class Wait(Effect):
+    """The flow needs a moment for what comes next."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Pause(Effect):
+    """Wait until the user has read what was printed."""
+
+
+@dataclass(frozen=True)
+class StartRun(Effect):
+    """Run a recipe; the result is whether it could be started."""
+
+    recipe: str | Mapping[str, Any]
+    overrides: Sequence[str] = ()
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class OpenChat(Effect):
+    """Chat with a model."""
+
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Compare(Effect):
+    """Compare models, or all checkpoints of one run (steps), on the same prompts."""
+
+    checkpoints: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
+    steps: bool = False
+    adapter_off: bool = False
+
+
+@dataclass(frozen=True)
+class ReplayLineage(Effect):
+    """Retrain a checkpoint along its lineage."""
+
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class RunDoctor(Effect):
+    """Show what this machine can do."""
+
+
+@dataclass(frozen=True)
+class ShowTokens(Effect):
+    """Show the data of a run as tokens (X-ray)."""
+
+    resolved: Resolved
+    title: str
+
+
+@dataclass(frozen=True)
+class WriteDesign(Effect):
+    """Write a design as configs/models/<name>/config.json."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class WriteRecipe(Effect):
+    """Write a recipe file."""
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class BackTo:
+    """Go back to the last question with this key; a flow does not continue after it."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Leave the flow and keep its answers as a draft; a flow does not continue after it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer or an effect's result. is_default: Enter was pressed, so the default of the next time counts."""
+
+    key: str
+    value: Any
+    is_default: bool = False
+    is_effect: bool = False
+
+
+@dataclass(frozen=True)
+class Next:
+    """The flow that comes next (its name in menu.FLOWS), what it is called with, and answers that are known.
+
+    can_return: whether going back from its first question returns to the flow before it.
+    """
+
+    flow: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    answers: tuple[Answer, ...] = ()
+    can_return: bool = False

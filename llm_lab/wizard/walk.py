@@ -1,0 +1,118 @@
+"""A walk through a flow: the answers so far, the way back, and looks that are remembered."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, ParamSpec, TypeVar
+
+from .questions import Answer, BackTo, Effect, Flow, Next, Question, Wait, same
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_memories: list[dict[str, Any]] = []
+
+
+def remember(look: Callable[P, T]) -> Callable[P, T]:
+    """Remember what a function found until the world changes; a flow that runs again is then instant.
+
+    Errors are not remembered.
+    """
+    found: dict[str, Any] = {}
+    _memories.append(found)
+
+    @functools.wraps(look)
+    def again(*args: P.args, **options: P.kwargs) -> T:
+        key = repr((args, sorted(options.items())))
+        if key not in found:
+            found[key] = look(*args, **options)
+        return found[key]
+
+    return again
+
+
+def forget_looks() -> None:
+    """Forget all that was looked at: files may have changed."""
+    for found in _memories:
+        found.clear()
+
+
+class Walk:
+    """A flow and the answers given so far. item: what the flow asks or wants executed now."""
+
+    def __init__(self, make: Callable[[], Flow[Next | None]], answers: Iterable[Answer] = ()):
+        self.make = make
+        self.item: Any = None
+        self.answers: list[Answer] = []
+        self.ended = False
+        self.result: Next | None = None
+        self._undone: dict[str, Answer] = {}
+        forget_looks()
+        self._run(list(answers))
+
+    @property
+    def question(self) -> Question:
+        """The question to ask now; an answer that was taken back before is its default."""
+        undone = self._undone.get(self.item.key)
+        if undone is None or undone.is_default or self.item.problem(undone.value):
+            return self.item
+        return replace(self.item, default=undone.value)
+
+    def answer(self, value: Any) -> None:
+        """Answer the question and go to the next item."""
+        self._undone.pop(self.item.key, None)
+        self._take(Answer(self.item.key, value, is_default=same(value, self.item.suggested)))
+        self._follow()
+
+    def finish_effect(self, result: Any) -> None:
+        """Send the result of an effect into the flow."""
+        if isinstance(self.item, Wait):
+            self._advance(None)
+        else:
+            forget_looks()
+            self._take(Answer(type(self.item).__name__, result, is_effect=True))
+        self._follow()
+
+    def back(self) -> bool:
+        """Go back to the last question; False where this one is the first."""
+        asked = [number for number, answer in enumerate(self.answers) if not answer.is_effect]
+        if not asked:
+            return False
+        self._undone[self.answers[asked[-1]].key] = self.answers[asked[-1]]
+        self._run(self.answers[: asked[-1]])
+        return True
+
+    def _run(self, answers: Sequence[Answer]) -> None:
+        """Run the flow from its beginning with these answers, as far as they fit."""
+        self._flow, self.answers, self.ended, self.result = self.make(), [], False, None
+        self._advance(None)
+        for answer in answers:
+            while isinstance(self.item, Wait):
+                self._advance(None)
+            if not self._fits(answer):
+                break
+            self._take(answer)
+        self._follow()
+
+    def _fits(self, answer: Answer) -> bool:
+        if isinstance(self.item, Question):
+            return self.item.key == answer.key and (answer.is_default or self.item.problem(answer.value) is None)
+        return isinstance(self.item, Effect) and type(self.item).__name__ == answer.key
+
+    def _take(self, answer: Answer) -> None:
+        self.answers.append(answer)
+        self._advance(self.item.suggested if answer.is_default else answer.value)
+
+    def _advance(self, value: Any) -> None:
+        try:
+            self.item = self._flow.send(value)
+        except StopIteration as end:
+            self.item, self.result, self.ended = None, end.value, True
+
+    def _follow(self) -> None:
+        """Go back where the flow says so."""
+        if isinstance(self.item, BackTo):
+            at = max(number for number, answer in enumerate(self.answers) if answer.key == self.item.key)
+            self._undone[self.item.key] = self.answers[at]
+            self._run(self.answers[:at])

@@ -1,0 +1,162 @@
+"""Questions made from recipe keys: defaults, help, what is allowed, what an answer leads to and takes along."""
+
+import pytest
+from support.recipe_keys import every_key
+from support.wizard_answers import ENTER, Refused, ask
+
+from llm_lab.recipe.files import format_value
+from llm_lab.recipe.registry import STAGES
+from llm_lab.wizard.draft import Draft
+from llm_lab.wizard.key_questions import ask_key, ask_keys
+from llm_lab.wizard.training_runs import ask_optimizer, new_draft
+
+
+@pytest.fixture
+def draft(in_tmp_path) -> Draft:
+    return new_draft("pretrain")
+
+
+def answered(draft, path, *given) -> Draft:
+    return ask(draft, ask_key, given, path=path)[0]
+
+
+def question_of(draft, path):
+    return ask(draft, ask_key, [ENTER], path=path)[1].questions[0]
+
+
+def test_enter_on_a_default_leaves_it_a_default(draft):
+    for path in (
+        "train.max_steps",
+        "model.norm",
+        "model.num_attention_heads",
+        "train.compile",
+        "optimizer.adamw_betas",
+    ):
+        assert answered(draft, path, ENTER).raw == draft.raw
+
+
+def test_an_answer_is_typed_as_in_a_recipe(draft):
+    assert answered(draft, "train.max_steps", "20").raw["train"] == {"max_steps": 20}
+    assert list(answered(draft, "samples.prompts", '["Once", "The"]').value("samples.prompts")) == ["Once", "The"]
+    assert list(answered(draft, "optimizer.adamw_betas", "[0.8, 0.9]").value("optimizer.adamw_betas")) == [0.8, 0.9]
+
+
+def test_a_question_has_its_help_its_explanation_and_what_is_allowed(draft):
+    question = question_of(draft, "train.max_steps")
+    assert question.help.startswith("train.max_steps: ")
+    assert "A step is one optimizer update" in question.why
+    assert question.allowed.startswith("Allowed: a whole number of at least 1.")
+    assert "Zhang & Sennrich" in question_of(draft, "model.norm").why
+
+
+def test_several_trackers_from_a_file_are_kept_by_enter(draft):
+    assert answered(draft, "train.report_to", "trackio").raw["train"] == {"report_to": "trackio"}
+    several = draft.with_answer("train.report_to", ["wandb", "trackio"])
+    assert list(answered(several, "train.report_to", ENTER).value("train.report_to")) == ["wandb", "trackio"]
+    assert answered(several, "train.report_to", "none").value("train.report_to") == "none"
+
+
+def test_choices_that_are_impossible_say_why(draft):
+    heads = draft.with_answer("model.num_attention_heads", 4)
+    question = question_of(heads, "model.num_key_value_heads")
+    reasons = {choice.value: choice.why_not for choice in question.choices}
+    assert reasons[3] == "must divide model.num_attention_heads = 4"
+    assert reasons[2] is None
+    optimizers = question_of(new_draft("sft"), "optimizer.name").choices
+    assert "for pretraining only" in [choice.why_not for choice in optimizers]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "allowed"),
+    [
+        ("train.max_steps", "0", "0 is not allowed: a whole number of at least 1."),
+        ("train.max_steps", "many", '"many" is not allowed: a whole number of at least 1.'),
+        ("train.max_steps", "1.5", "a whole number of at least 1"),
+        ("optimizer.learning_rate", "-1", "a number above 0, up to 10"),
+        ("optimizer.adamw_betas", "[0.9]", "a list of 2 numbers"),
+        ("optimizer.adamw_betas", "[0.9, 2]", "a list of 2 numbers"),
+        ("samples.prompts", "[1,", "can't be read"),
+        ("name", "no/slash", "letters, digits"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_allowed(draft, path, wrong, allowed):
+    right = format_value(draft.value(path))
+    assert format_value(answered(draft, path, Refused(wrong, allowed), right).value(path)) == right
+
+
+def test_rows_longer_than_the_context_are_refused(draft):
+    short = draft.with_answer("model.max_position_embeddings", 64)
+    assert answered(short, "train.max_length", Refused("65", "65: "), "64").value("train.max_length") == 64
+
+
+def test_a_value_that_may_be_missing_is_set_and_unset(draft):
+    windowed = answered(draft, "model.sliding_window", "64")
+    assert windowed.value("model.sliding_window") == 64
+    for empty in ("", "null"):
+        assert answered(windowed, "model.sliding_window", empty).value("model.sliding_window") is None
+
+
+def test_an_answer_can_be_undone_so_that_the_key_is_derived_again(draft):
+    compiled = answered(draft, "train.compile", "yes")
+    assert compiled.value("train.compile") is True
+    back = answered(compiled, "train.compile", "undo my answer")
+    assert back.value("train.compile") == draft.value("train.compile")
+    assert not back.is_answered("train.compile")
+
+
+def test_another_number_is_typed(draft):
+    assert answered(draft, "model.hidden_size", "another number", "40").value("model.hidden_size") == 40
+
+
+def test_another_attention_removes_the_heads_that_were_answered_for_grouped_queries(draft):
+    grouped = draft.with_answer("model.num_key_value_heads", 2)
+    multi_head = answered(grouped, "model.attention", "mha")
+    assert multi_head.value("model.num_key_value_heads") == 4
+    assert "model.num_key_value_heads = 2" in multi_head.notice
+
+
+def test_another_schedule_keeps_the_warm_up_that_was_answered(draft):
+    warm = draft.with_answer("scheduler.warmup_steps", 7).with_answer("scheduler.min_ratio", 0.3)
+    flat = answered(warm, "scheduler.name", "none")
+    assert flat.raw["scheduler"] == {"name": "none", "warmup_steps": 7}
+    assert "scheduler.min_ratio = 0.3" in flat.notice
+
+
+def test_a_choice_shows_what_it_would_lead_to(draft):
+    effects = [choice.effect for choice in question_of(draft, "model.size").choices]
+    assert "→ 771 k parameters" in effects[0]
+    assert "→ 2.8 M parameters" in effects[1]
+
+
+def test_a_key_without_an_effect_is_not_asked(draft):
+    multi_head = draft.with_answer("model.attention", "mha")
+    assert ask(multi_head, ask_keys, [ENTER], paths=["model.num_key_value_heads", "model.norm"])[1].keys == [
+        "model.norm"
+    ]
+
+
+def test_another_optimizer_offers_its_own_learning_rate_and_says_so(draft):
+    mine = draft.with_answer("optimizer.learning_rate", 0.5)
+    changed, _ = ask(mine, ask_optimizer, ["adamw"])
+    assert changed.value("optimizer.learning_rate") == 0.001
+    assert question_of(changed, "optimizer.learning_rate").notice == (
+        "adamw has its own scale: its learning rate is now 0.001; for muon it was 0.5."
+    )
+
+
+def test_a_machine_without_cuda_still_writes_recipes_for_one(draft):
+    assert answered(draft, "device", "cuda").raw["device"] == "cuda"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_key_has_help_and_every_question_fits_a_line_and_ends_in_a_question_mark(stage):
+    for key in every_key(STAGES[stage].recipe):
+        assert key.help, key.path
+        assert key.question is None or (key.question.endswith("?") and len(key.question) < 76), key.path
+
+
+def test_enter_leaves_open_what_only_the_run_can_derive(in_tmp_path):
+    draft = new_draft("sft")
+    opened, visit = ask(draft, ask_key, [ENTER], path="chat_template")
+    assert "chat_template" not in opened.raw
+    assert "Derived: " in visit.questions[0].choices[0].effect

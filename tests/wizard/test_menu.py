@@ -1,0 +1,128 @@
+"""The menu and its entries that set up no run; Evaluate and Export, whose runs train nothing."""
+
+import shlex
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.wizard_answers import BACK, ENTER, Refused, answers, follow
+from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtures
+
+from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.registry import STAGES
+from llm_lab.runs.folder import RunFolder
+from llm_lab.wizard.menu import FLOWS, LEAVE, MENU, chat, checkpoints, evaluate, menu_question, replay
+from llm_lab.wizard.questions import Compare, OpenChat, Pause, ReplayLineage, StartRun
+from llm_lab.wizard.training_runs import run_of_stage
+
+pytestmark = pytest.mark.usefixtures("lab")
+
+MODEL = "checkpoints/base:"
+RUN = ["Continue to the plan", "Yes, start"]
+EXPORT, MEASURE = partial(run_of_stage, "export"), partial(run_of_stage, "eval")
+
+
+def test_the_menu_shows_the_machine_the_runs_and_the_life_of_a_model():
+    question = menu_question()
+    lines = [line.text for line in question.screen.lines]
+    assert lines[0].startswith("machine  ")
+    assert "runs     checkpoints/base: done, validation loss" in "\n".join(lines)
+    assert [choice.value for choice in question.choices] == [*(entry.flow for entry in MENU), LEAVE]
+    assert {entry.flow for entry in MENU} <= FLOWS.keys()
+    assert {entry.flow for entry in MENU} >= STAGES.keys() - {"eval"}
+
+
+def test_the_menu_says_where_there_is_nothing_yet():
+    shutil.rmtree("checkpoints")
+    lines = [line.text for line in menu_question().screen.lines]
+    assert {"designs  none yet", "runs     none yet"} <= set(lines)
+
+
+def test_chat_opens_with_the_model_that_was_chosen():
+    assert answers(chat, [MODEL]).effects == [OpenChat("checkpoints/base")]
+    typed = answers(chat, ["another folder", Refused("./no/such", "does not exist"), "owner/name"])
+    assert typed.effects == [OpenChat("owner/name")]
+
+
+def test_a_run_is_measured_on_what_it_held_out():
+    answers(MEASURE, [MODEL, "what its own run", "no, the defaults", "again", *RUN], execute=run_it)
+    assert results("again")["eval_loss"] == pytest.approx(results("base")["eval_loss"], rel=1e-5)
+
+
+def test_texts_and_prompts_are_named_changed_and_removed():
+    Path("own.txt").write_text("Some words to predict, and then some more of them.\n" * 20)
+    prompts = ["prompts, for its answers", ENTER, "Done", []]
+    visit = answers(MEASURE, [
+        MODEL, "texts, for its loss", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, that is all",
+        *prompts, "prompts, for its answers: builtin:sums", "remove it", "Done", "no, the defaults", "own", *RUN,
+    ], execute=run_it)  # fmt: skip
+    assert "exact_number × 1" in visit.texts()
+    recipe = read_recipe_file(Path("checkpoints/own/recipe.yaml"))
+    assert [source["path"] for source in recipe["data"]] == ["own.txt"]
+    assert recipe["score"] is None
+    assert results("own")["bits_per_byte"] > 0
+
+
+def test_measuring_a_model_is_reached_from_evaluate():
+    visit = answers(evaluate, ["Measure a model"])
+    assert (visit.result.flow, visit.result.can_return) == ("eval", True)
+
+
+def test_models_are_chosen_and_compared():
+    visit = answers(evaluate, [
+        "Compare models", MODEL, "another folder", Refused("./no/such", "does not exist"), BACK,
+        "another folder", "checkpoints/base/model", "add another", BACK, "compare these", "What is 2 + 2?",
+    ])  # fmt: skip
+    assert visit.effects == [Compare(("checkpoints/base", "checkpoints/base/model"), ("What is 2 + 2?",))]
+
+
+def test_the_time_machine_asks_for_a_run_and_a_prompt():
+    visit = answers(evaluate, ["Time machine", MODEL.rstrip(":"), ENTER])
+    assert visit.effects == [Compare(("checkpoints/base",), (), steps=True)]
+    shutil.rmtree("checkpoints/base/steps")
+    answers(evaluate, [Refused("time", "no run kept any")])
+
+
+def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
+    keys = [MODEL, "gguf", "f32", "no, keep it here", "no, the defaults", "file", *RUN]
+    visit = answers(EXPORT, keys, execute=run_it)
+    assert "a Llama file for llama.cpp, Ollama and LM Studio" in visit.texts()
+    assert [file.suffix for file in Path("checkpoints/file/gguf").iterdir() if file.suffix != ".md"] == [".gguf"]
+
+
+def test_a_repository_on_the_hub_is_named_as_owner_and_name():
+    repository = ["yes, to a repository", Refused("two words", "owner/name"), "me/mine", "yes"]
+    visit = answers(EXPORT, [MODEL, "hf", ENTER, *repository, "no, the defaults", "sent", *RUN])
+    assert visit.effects[0].recipe["export"] == {"push": "me/mine"}
+
+
+def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
+    for line, flow in (("Evaluate it", "eval"), ("Export it", "export"), ("Train its model", "next steps")):
+        assert answers(checkpoints, [MODEL, line]).result.flow == flow
+    exported = follow(answers(checkpoints, [MODEL, "Export it"]).result, [])
+    assert exported.question.key == "export.to"
+    assert exported.question.screen.where == "base-export"
+    visit = answers(checkpoints, [MODEL, "Chat", "Time machine", "Reproduce its whole", "Back to the list"])
+    path = "checkpoints/base"
+    assert visit.effects == [OpenChat(path), Compare((path,), steps=True), ReplayLineage(path)]
+    assert visit.question.key == "checkpoint"
+
+
+def test_a_stopped_run_is_resumed_and_any_run_is_replayed_after_a_yes():
+    RunFolder(Path("checkpoints/base")).update(status="stopped")
+    visit = answers(checkpoints, [MODEL, "Resume this run", "No, go back", "Resume this run", "Yes, start"])
+    recipe = "checkpoints/base/recipe.yaml"
+    assert visit.effects == [StartRun(recipe, (), resume=True), Pause()]
+    again = answers(checkpoints, [MODEL, "Replay its recipe", "Yes, start"])
+    assert again.effects[0] == StartRun(recipe)
+
+
+def test_a_recipe_file_is_run_with_changes_that_are_checked():
+    changes = "train.max_steps=3 name=again"
+    file = "checkpoints/base/recipe.yaml"
+    visit = answers(replay, [
+        "another file", Refused("no.yaml", "does not exist"), file, Refused("train.max_steps=x", "max_steps"),
+        Refused('name="', "No closing quotation"), changes, "No, go back", changes, "Yes, start",
+    ])  # fmt: skip
+    assert visit.effects == [StartRun(file, tuple(shlex.split(changes))), Pause()]

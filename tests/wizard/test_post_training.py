@@ -1,0 +1,291 @@
+"""The stages after pretraining in the wizard: each to a recipe that runs, and where each leads."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.recipe_keys import every_key
+from support.wizard_answers import BACK, ENTER, Refused, answers, ask, follow
+from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtures
+
+from llm_lab.estimate.machine import find_machine
+from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.optimizers import TUNED
+from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.resolve import resolve
+from llm_lab.recipe.train_loop import SCHEDULERS
+from llm_lab.wizard import eval_and_export, training_runs
+from llm_lab.wizard.menu import after_a_run
+from llm_lab.wizard.questions import Next, OpenChat, StartRun
+from llm_lab.wizard.review import value_choices
+from llm_lab.wizard.training_runs import advanced_paths, ask_advanced, askers_of, new_draft, own_keys, run_of_stage
+
+pytestmark = pytest.mark.usefixtures("lab")
+
+MODEL = "checkpoints/base:"
+POST_TRAINING = [stage for stage in STAGES if stage != "pretrain"]
+DATA = [ENTER, "no, that is all"]
+RUN = ["Continue to the plan", "Yes, start"]
+STEPS = ["in steps", "2", "2"]
+HEAD = {"sft": ["yes"], "reward": [], "dpo": [ENTER, "sigmoid", ENTER]}
+LORA = ["LoRA: an", "all  ", "4", "8"]
+
+
+def flow(stage, **known):
+    return partial(run_of_stage, stage, **known)
+
+
+def questions(stage, *, data=DATA, lora=("all weights",), score=("no",), name="first"):
+    """The answers from a stage's model to its review."""
+    options = [MODEL, *data, *lora, *HEAD[stage], "adamw", ENTER, *STEPS]
+    return [*options, *(() if stage == "reward" else score), "no, the defaults", name]
+
+
+def rollouts(stage, *rewards):
+    own = {"grpo": ["2", "8", ENTER, ENTER], "ppo": ["8", ENTER, ENTER, ENTER]}[stage]
+    rows = "2     1 prompt" if stage == "grpo" else "2"
+    head = [MODEL, *DATA, *rewards, "Done", "all weights", *own, "adamw", ENTER]
+    return [*head, "in steps", "2", rows, "no", "no, the defaults", "first"]
+
+
+def recipe_of(visit):
+    return next(effect.recipe for effect in visit.effects if isinstance(effect, StartRun))
+
+
+def test_sft_runs_and_leads_to_the_chat():
+    visit = answers(flow("sft"), [*questions("sft"), *RUN], execute=run_it)
+    assert results("first")["step"] == 2
+    for text in ("prompt/completion (columns: prompt,", "2,000 of 2,000 rows", "assistant: So "):
+        assert text in visit.texts()
+    after = follow(visit.result, ["Chat with it"])
+    assert after.effects == [OpenChat("checkpoints/first")]
+
+
+def test_an_adapter_is_trained_and_merged():
+    visit = answers(flow("sft"), [*questions("sft", lora=LORA), *RUN], execute=run_it)
+    merge = follow(visit.result, ["Merge the adapter"]).result
+    assert follow(merge, [ENTER, *RUN], execute=run_it).result == Next("after a run", {"name": "first-merged"})
+    recipe = read_recipe_file(Path("checkpoints/first/recipe.yaml"))
+    assert (recipe["lora"]["preset"], recipe["lora"]["r"], recipe["lora"]["alpha"]) == ("all", 4, 8.0)
+    assert results("first-merged")["relative_logit_difference"] < 1e-4
+    assert not Path("checkpoints/first-merged/model/adapter_config.json").exists()
+
+
+def test_a_reward_model_leads_to_grpo_with_it_as_the_reward():
+    visit = answers(flow("reward"), [*questions("reward"), *RUN], execute=run_it)
+    assert results("first")["step"] == 2
+    after = follow(visit.result, ["GRPO with it as the reward"])
+    assert "Chat with it" not in after.texts()
+    grpo = follow(after.result, [*DATA, "Add a reward model", "checkpoints/first", ENTER])
+    assert grpo.question.screen.title == "GRPO"
+    assert grpo.question.screen.where == "base-grpo"
+    assert [choice.text for choice in grpo.question.choices][:3] == ["Done, use these", *["checkpoints/first × 1"] * 2]
+
+
+def test_dpo_runs_from_preference_pairs():
+    answers(flow("dpo"), [*questions("dpo"), *RUN], execute=run_it)
+    assert results("first")["step"] == 2
+    assert read_recipe_file(Path("checkpoints/first/recipe.yaml"))["dpo"]["beta"] == 0.1
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_rl_runs_with_a_sum_of_rewards(stage):
+    added = ["Add a built-in function", "length", "40", "0.5"]
+    visit = answers(flow(stage), [*rollouts(stage, *added), *RUN], execute=run_it)
+    assert results("first")["step"] == 2
+    rewards = read_recipe_file(Path("checkpoints/first/recipe.yaml"))["rewards"]
+    assert rewards == [{"name": "exact_number", "weight": 1.0}, {"name": "length", "weight": 0.5, "length": 40}]
+    assert "length (length 40) × 0.5" in visit.texts()
+
+
+def test_without_a_run_a_path_is_typed_and_what_is_missing_says_why():
+    shutil.rmtree("checkpoints/base")
+    sft = answers(flow("sft"), ["another folder", Refused("./no/such", "does not exist"), BACK])
+    assert "one of my runs (none yet: Pretrain trains one)" in sft.texts()
+    merge = answers(flow("merge"), ["another folder", Refused("configs", "does not exist")])
+    assert "one of my runs (no run has trained one yet)" in merge.texts()
+
+
+def test_only_adapters_are_merged():
+    answers(flow("merge"), ["another folder", Refused("checkpoints/base", "has no adapter")])
+
+
+def test_columns_that_are_not_recognised_are_chosen():
+    rows = [{"q": f"Question {n}?", "good": f"yes {n}", "bad": f"no {n}"} for n in range(20)]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = [Refused("nosuch.jsonl", "nosuch.jsonl"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
+    data = [*columns, "good", "bad", "no, that is all"]
+    visit = answers(flow("dpo"), [*questions("dpo", data=data), *RUN])
+    assert "q, good, bad" in visit.texts()
+    assert "chosen: yes 0" in visit.texts()
+    named = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    assert recipe_of(visit)["data"] == [{"path": "mine.jsonl", "columns": named}]
+
+
+def test_rows_that_are_dropped_are_counted_by_reason():
+    rows = ['{"prompt": "a", "completion": "b"}', '{"prompt": "a", "completion": ""}'] * 3
+    Path("mine.jsonl").write_text("\n".join(rows))
+    assert "3 of 6 rows; 3: " in answers(flow("sft"), [MODEL, "mine.jsonl"]).question.help
+
+
+def test_several_sets_are_weighed_and_none_is_taken_twice():
+    Path("mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
+    data = [ENTER, "yes", Refused("builtin:sums", "data.1.path"), "mine.jsonl", "no, that is all", "3", "1"]
+    visit = answers(flow("sft"), [*questions("sft", data=data), *RUN])
+    assert [source["weight"] for source in recipe_of(visit)["data"]] == [3.0, 1.0]
+
+
+def test_four_bits_and_eight_bit_moments_say_that_they_need_cuda():
+    visit = answers(flow("sft"), [MODEL, *DATA, "all weights", ENTER])
+    if find_machine().best_device == "cpu":
+        lora = next(question for question in visit.questions if question.key == "lora")
+        assert "CUDA" in lora.problem("qlora")
+        assert next(c for c in visit.question.choices if c.value == "adamw_8bit").why_not
+    assert "(for pretraining only)" in visit.texts()
+
+
+def test_another_optimizer_offers_its_own_learning_rate():
+    visit = answers(flow("sft"), [MODEL, *DATA, "all weights", "yes", "lion"])
+    assert "lion has its own scale: its learning rate is now 4e-06; for adamw it was 2e-05." in visit.texts()
+
+
+def test_choices_that_require_another_key_bring_it():
+    lora = ["LoRA: an", "custom", '["q_proj", "o_proj"]', ENTER, ENTER]
+    keys = [MODEL, *DATA, *lora, ENTER, "robust", ENTER, "adamw", ENTER, *STEPS, "no", "no, the defaults", "two", *RUN]
+    visit = answers(flow("dpo"), keys)
+    assert recipe_of(visit)["lora"] == {"preset": "custom", "target_modules": ["q_proj", "o_proj"]}
+    assert recipe_of(visit)["dpo"] == {"loss_type": "robust", "label_smoothing": 0.1}
+    assert "robust requires dpo.label_smoothing; it is 0.1 for now." in visit.texts()
+
+
+def test_grpo_offers_only_rows_that_hold_whole_groups_and_refuses_others():
+    keys = [MODEL, *DATA, "Done", "all weights", "3", ENTER, ENTER, ENTER, "adamw", ENTER, "in steps", ENTER]
+    visit = answers(flow("grpo"), keys)
+    offered = [choice.value for choice in visit.question.choices if "answers each" in choice.text]
+    assert offered == [3, 6, 9, 12, 18, 24, 36, 48]
+    answers(flow("grpo"), [*keys, "another number", Refused("4", "4: ")])
+
+
+def test_a_python_function_is_run_only_after_a_yes_to_its_path():
+    Path("mine.py").write_text("def polite(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    function = ["Add a Python function", Refused("mine.py:rude", "rude"), "mine.py:polite", "no", ENTER, "yes, I wrote"]
+    visit = answers(flow("grpo"), [*rollouts("grpo", *function, Refused("0", "not a number other than 0"), "-2"), *RUN])
+    trust = next(question for question in visit.questions if question.key == "rewards.python.trusted")
+    assert trust.suggested is False
+    assert trust.help == str(Path("mine.py").resolve())
+    assert recipe_of(visit)["rewards"] == [{"name": "exact_number"}, {"python": "mine.py:polite", "weight": -2.0}]
+
+
+def test_rewards_are_changed_and_removed_and_at_least_one_stays():
+    pattern = [Refused("(", "not a valid regular expression"), "[0-9]", ENTER]
+    visit = answers(flow("ppo"), [
+        MODEL, *DATA, "exact_number", "Remove", Refused("done", "add at least one"), "Add a built-in", "regex",
+        *pattern, "regex", "Change its settings", "[1-9]",
+    ])  # fmt: skip
+    assert "regex (pattern [1-9]) × 1" in visit.texts()
+
+
+def test_held_out_prompts_can_be_named_and_switched_off():
+    named = ["yes, on other prompts", Refused("nosuch.jsonl", "nosuch.jsonl"), "builtin:sums"]
+    dpo = answers(flow("dpo"), [*questions("dpo", score=named), *RUN])
+    assert "(the data has no prompts to score on)" in dpo.texts()
+    assert recipe_of(dpo)["score"] == {"path": "builtin:sums"}
+    ppo = answers(flow("ppo"), [*rollouts("ppo"), "Save the recipe", "ppo.yaml", *RUN])
+    assert recipe_of(ppo)["score"] is None
+    Path("ppo.yaml").write_text(ppo.effects[0].text)
+    saved = resolve(read_recipe_file(Path("ppo.yaml")))
+    assert saved.values == resolve(recipe_of(ppo)).values
+
+
+def test_an_adapter_of_defaults_is_saved_as_one():
+    lora = ["LoRA: an", ENTER, ENTER, ENTER]
+    visit = answers(flow("sft"), [*questions("sft", lora=lora), "Save the recipe", "sft.yaml"])
+    Path("sft.yaml").write_text(visit.effects[0].text)
+    assert resolve(read_recipe_file(Path("sft.yaml"))).recipe.lora.r == 8
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_shortened_and_it_is_said():
+    visit = answers(flow("grpo"), [MODEL])
+    assert visit.question.notice == "max_completion_length is 80: half of the model's context."
+
+
+def test_the_review_leads_to_every_question_that_is_more_than_a_key():
+    visit = answers(flow("grpo"), [
+        *rollouts("grpo"),
+        "Change the rewards", "exact_number", "Change its weight", "2", "Done",
+        "Change the score", "yes, on prompts held out",
+        "Train all weights or", "LoRA: an", ENTER, ENTER, ENTER,
+        "train.max_steps", "in epochs", "2",
+        "grpo.num_generations", "3",
+        "score.rewards.0.name", "exact_number", "Change its weight", "3", "Done",
+        "model.checkpoint", MODEL,
+        *RUN,
+    ])  # fmt: skip
+    recipe = recipe_of(visit)
+    assert recipe["rewards"] == [{"name": "exact_number", "weight": 2.0}]
+    assert recipe["score"] == {"prompts": 100, "rewards": [{"name": "exact_number", "weight": 3.0}]}
+    assert recipe["lora"] == {"preset": "minimal"}
+    assert recipe["train"] == {"num_train_epochs": 2.0}  # two rows hold no group of three answers
+    assert recipe["grpo"]["num_generations"] == 3
+
+
+def test_going_back_leads_through_the_questions_to_the_first():
+    visit = answers(flow("sft"), [MODEL, *DATA, "all weights", "no", *[BACK] * 5])
+    assert visit.keys[-5:] == ["sft.assistant_only_loss", "lora", "data.1", "data.0.path", "model.checkpoint"]
+
+
+def drafts_of(stage):
+    """Drafts that together have every key of a stage."""
+    draft = new_draft(stage, model="checkpoints/base")
+    drafts = [draft]
+    if STAGES[stage].trains:
+        drafts += [draft.with_answer("optimizer.name", name) for name in TUNED]
+        drafts += [draft.with_answer("scheduler.name", name) for name in SCHEDULERS]
+        drafts += [draft.with_answer("lora", {"preset": "custom", "target_modules": ["q_proj"]})]
+    if stage == "dpo":
+        drafts.append(draft.with_answer("dpo.loss_type", "robust"))
+    if stage == "eval":
+        texts = [{"path": "builtin:stories", "subset": "a", "text_column": "b"}]
+        drafts.append(draft.with_answer("data", texts).with_answer("tasks", {"names": ["arc_easy"]}))
+    if "score" in STAGES[stage].recipe.model_fields:
+        drafts.append(draft.with_answer("score", {"path": "builtin:sums"}))
+    return drafts
+
+
+@pytest.mark.parametrize("stage", POST_TRAINING)
+def test_every_question_of_a_stage_is_reachable_in_the_review(stage):
+    lines = [choice.value for draft in drafts_of(stage) for choice in value_choices(draft)]
+    reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
+    asked = {key.path for key in every_key(STAGES[stage].recipe) if key.question}
+    assert asked <= reachable
+
+
+@pytest.mark.parametrize("stage", POST_TRAINING)
+def test_every_question_of_a_stage_is_asked_or_among_the_advanced_settings(stage):
+    own = own_keys(stage) if STAGES[stage].trains else eval_and_export.ASKED
+    asked = (*training_runs.ASKED, *own, "data.path")
+    found = {path for draft in drafts_of(stage) for paths in advanced_paths(draft, asked).values() for path in paths}
+    assert {key.path for key in every_key(STAGES[stage].recipe) if key.question} <= {*asked, *found}
+
+
+def test_advanced_settings_are_asked_by_group():
+    draft = new_draft("sft", model="checkpoints/base")
+    keys = ["Advanced SFT settings (1)", "yes", "no, that is all"]
+    answered, _ = ask(draft, ask_advanced, keys, asked=(*training_runs.ASKED, *own_keys("sft")), askers={})
+    assert answered.raw["sft"] == {"packing": True}
+
+
+def test_a_second_model_is_chosen_from_the_runs_or_left_open():
+    draft, critic = new_draft("ppo", model="checkpoints/base"), askers_of("ppo")["ppo.critic"]
+    picked, _ = ask(draft, critic, [MODEL])
+    assert picked.raw["ppo"]["critic"] == "checkpoints/base"
+    opened, _ = ask(picked, critic, ["leave it open"])
+    assert opened.value("ppo.critic") is None
+
+
+def test_a_run_that_was_stopped_has_no_next_steps():
+    from llm_lab.wizard.questions import Pause
+
+    assert answers(partial(after_a_run, "nothing"), []).effects == [Pause()]
