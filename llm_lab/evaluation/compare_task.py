@@ -21,7 +21,7 @@ from .candidates import Candidate, prompts_of_runs, rewards_of_runs, run_and_rec
 from .perplexity import DEFAULT_LENGTH, open_texts
 from .score import EXACT, SHOWN, columns_of
 
-CHAT_PROMPTS = ("Who are you?", "Tell me a short story about a bird.", "What is 2 + 3?")
+CHAT_PROMPTS = ("Who are you?", "Write a short story about a bird.", "What is 2 + 3?")
 COMPLETION_PROMPTS = ("Once upon a time", "The", "It is")
 
 

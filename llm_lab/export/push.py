@@ -47,8 +47,8 @@ class Destination:
 def find_destination(repo: str, *, private: bool = True, endpoint: str | None = None) -> Destination:
     """Ask the Hub whether a repository can be written to or created, without changing anything.
 
-    Raises UserError if there is no token, if it has no write permission, or if the repository is public but `private`
-    is set; MachineError if the Hub can't be reached.
+    Raises UserError without a token that has write permission, or if the repository is public but `private` is set;
+    MachineError if the Hub can't be reached.
     """
     quiet_libraries()
     api, token = connect(endpoint)

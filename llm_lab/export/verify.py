@@ -198,7 +198,7 @@ def ask(model: Any, tokenizer: Any, probe: Probe) -> Answers:
 
 
 def chat_text(tokenizer: Any) -> str | None:
-    """Return a question in the chat template; None if there is no template, or it fails on the question."""
+    """Return a question in the chat template; None without a template, or if it fails on the question."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
