@@ -1,4 +1,4 @@
-"""LLM Lab: build a language model from parts, train it, talk to it, keep it."""
+"""LLM Lab: build a language model from parts, train it, evaluate it, chat with it, export it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]
 
-# No telemetry: TRL's trainers send usage statistics through the Hub's client unless this stands in the
-# environment before anything of Hugging Face is imported.
+# No telemetry: TRL's trainers send usage statistics through the Hub client unless this is set before any Hugging Face
+# library is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 

@@ -21,7 +21,7 @@ DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 
 
 def open_wizard(arguments: argparse.Namespace) -> int:
-    """Open the wizard. UserError where there is no terminal."""
+    """Open the wizard. UserError without a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fix = "Without a terminal: llm-lab run RECIPE [key=value ...]."
         raise UserError(Problem("llm-lab", "the wizard requires a terminal", fix=fix))
@@ -553,7 +553,7 @@ def examine_machine(arguments: argparse.Namespace) -> int:
 
 def print_doctor() -> int:
     """Show what this machine can do."""
-    from llm_lab.estimate.doctor import examine
+    from llm_lab.estimate.machine import examine
     from llm_lab.terminal import listing
 
     listing.print_doctor(examine())

@@ -1,4 +1,4 @@
-"""The errors that are meant for users: what, why, what is allowed, how to fix it."""
+"""Errors for users: what is wrong, why, what is allowed, how to fix it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _NO_VALUE = object()
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, told in one short paragraph.
+    """One thing that is wrong; str() gives one short paragraph.
 
-    `key` is the dotted recipe key (or a path, or a command-line argument) it is about.
+    key: the dotted recipe key, the path or the command-line argument.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Problem:
 
 
 class LabError(ValueError):
-    """An error a user can act on. `exit_code` is what the command line exits with."""
+    """An error that a user can fix. `exit_code` is that of the command line."""
 
     exit_code = 2
 
@@ -50,19 +50,19 @@ class UserError(LabError):
 
 
 class MachineError(LabError):
-    """This machine can't: no bf16 CUDA, too little memory, a missing extra. Exit code 3."""
+    """This machine lacks something: bf16 CUDA, memory, a package. Exit code 3."""
 
     exit_code = 3
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Return 'Did you mean X?' for the known name that is nearest to a mistyped one, or None."""
+    """Return 'Did you mean X?' with the closest known name, or None."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f"Did you mean {near[0]}?" if near else None
 
 
 def one_of(choices: Sequence[Any]) -> str:
-    """Return choices as words for the `allowed` part of a problem."""
+    """Return choices as text for the `allowed` part of a problem."""
     return ", ".join(str(choice) for choice in choices)
 
 

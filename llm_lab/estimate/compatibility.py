@@ -1,4 +1,4 @@
-"""What a combination of parts, or a Hugging Face config, loads in: told before anything is built."""
+"""Which programs can load a model, from its parts or its config, before anything is built."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-STRETCHES = {"yarn": "YaRN's stretching", "llama3": "Llama 3's stretching"}
-# YaRN's finer settings, and the only values of them that GGUF's readers agree on.
+STRETCHES = {"yarn": "YaRN scaling", "llama3": "Llama 3's RoPE scaling"}
+# YaRN's other settings, and the only values on which the readers of GGUF agree.
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
 @dataclass(frozen=True)
 class Loads:
-    """What loads a model. The reasons are words for the user.
+    """What loads a model, with reasons for the user.
 
-    architecture: the model_type of a plain folder that Transformers, vLLM and the like load; None where own code
-    goes with it. gguf: the architecture of a GGUF file of it; None where it is refused. gguf_readers: of llama.cpp
-    and Transformers, those that read such a file as this model.
+    architecture: the model_type of a native folder, which Transformers, vLLM and others load; None if the model needs
+    its own code. gguf: the architecture of its GGUF file; None if GGUF does not support it. gguf_readers: of llama.cpp
+    and Transformers, those that read the file as the same model.
     """
 
     architecture: str | None
@@ -31,34 +31,34 @@ class Loads:
 
 
 def what_loads(parts: Mapping[str, Any]) -> Loads:
-    """Return what a model will load in.
+    """Return what will load a model.
 
-    parts: a recipe's `model` values (numbers may still be missing), or a config.json, ours or not.
+    parts: the `model` values of a recipe (numbers may be missing), or any config.json.
     """
     kind = parts.get("model_type")
     if kind in (None, "llm_lab"):
         architecture, reason = native_architecture(parts)
     elif parts.get("auto_map"):
-        architecture, reason = None, "own code goes with it, by its author"
+        architecture, reason = None, "needs its author's own code"
     else:
-        architecture, reason = kind, f"a plain {NAMES.get(kind, kind)} folder: any tool that knows {kind} loads it"
+        architecture, reason = kind, f"native {NAMES.get(kind, kind)}: any tool that supports {kind} loads it"
     return Loads(architecture, reason, *_gguf(architecture, kind, parts))
 
 
 def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return (llama, mistral, qwen3 or None, the reason in words) for resolved parts."""
+    """Return (llama, mistral, qwen3 or None, the reason) for resolved parts."""
     odd = _odd_parts(parts)
     if odd:
-        return None, f"own code goes with it: Llama has no {', no '.join(odd)}"
+        return None, f"needs its own code, which is saved with it: Llama has no {', no '.join(odd)}"
     if parts.get("qk_norm"):
         if parts.get("mlp_bias"):
-            return None, "own code goes with it: Qwen3 has QK-norm, but no mlp_bias"
-        return "qwen3", "a plain Qwen3 folder: any tool loads it"
+            return None, "needs its own code, which is saved with it: Qwen3 has QK-norm, but no mlp_bias"
+        return "qwen3", "native Qwen3: any tool loads it"
     if parts.get("sliding_window"):
         if parts.get("attention_bias") or parts.get("mlp_bias"):
-            return None, "own code goes with it: Mistral has a sliding window, but no biases"
-        return "mistral", "a plain Mistral folder: any tool loads it"
-    return "llama", "a plain Llama folder: any tool loads it"
+            return None, "needs its own code, which is saved with it: Mistral has a sliding window, but no biases"
+        return "mistral", "native Mistral: any tool loads it"
+    return "llama", "native Llama: any tool loads it"
 
 
 def _odd_parts(parts: Mapping[str, Any]) -> list[str]:
@@ -74,13 +74,13 @@ def _odd_parts(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) -> tuple[str | None, str, Any]:
-    """Return (GGUF's architecture or None, the reason, who reads it)."""
+    """Return (GGUF's architecture or None, the reason, which programs read it)."""
     if architecture is None:
         odd = _odd_parts(parts) if kind in (None, "llm_lab") else []
-        why = f"GGUF's Llama has no {', no '.join(odd)}" if odd else "no architecture of GGUF's has these parts"
+        why = f"GGUF's Llama has no {', no '.join(odd)}" if odd else "no GGUF architecture has these parts"
         return None, why, ()
     if architecture not in NAMES:
-        return None, f"GGUF is written of {', '.join(NAMES.values())} only, and this is {architecture}", ()
+        return None, f"GGUF export supports {', '.join(NAMES.values())} only, and this is {architecture}", ()
     found = "llama" if architecture == "mistral" else architecture
     name = NAMES[found]
     rope = rope_of(parts)
@@ -88,14 +88,14 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     if parts.get("hidden_act", "silu") != "silu":
         return None, f"GGUF's {name} has no {parts['hidden_act']}, SwiGLU only", ()
     if rope["rope_type"] not in ("default", *STRETCHES) or (rope["rope_type"] == "llama3" and found != "llama"):
-        return None, f"positions of the kind {rope['rope_type']} are not written", ()
+        return None, f"GGUF export does not support RoPE type {rope['rope_type']}", ()
     odd = [key for key, usual in YARN_DEFAULTS.items() if rope.get(key) not in (None, usual)]
     odd += [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key) is not None]
     odd += ["partial_rotary_factor"] if rope.get("partial_rotary_factor", 1.0) != 1.0 else []
     if odd:
-        return None, f"a {odd[0]} of its own is not written", ()
+        return None, f"GGUF export does not support a custom {odd[0]}", ()
     if window and window < (parts.get("max_position_embeddings") or window + 1):
-        return None, f"GGUF's {name} has no sliding window, and {window:,} tokens are fewer than the context", ()
+        return None, f"GGUF's {name} has no sliding window, and {window:,} tokens is less than the context", ()
     if found == "qwen3" and parts.get("attention_bias"):
         return None, "GGUF's Qwen3 has no biases in attention", ()
     what = f"a {name} file"
@@ -105,16 +105,16 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     missing += [words for key, words in (("attention_bias", "biases"), ("mlp_bias", "biases")) if parts.get(key)][:1]
     head_dim = parts.get("head_dim")
     if found == "qwen3" and head_dim != 128:
-        missing.append("heads of another size than 128")
+        missing.append("head sizes other than 128")
     if found == "qwen2" and head_dim and head_dim * parts["num_attention_heads"] != parts["hidden_size"]:
-        missing.append("the size of the heads")
+        missing.append("the head size")
     if missing:
-        return found, f"{what} for llama.cpp; Transformers' reader of GGUF leaves out {' and '.join(missing)}", BOTH[:1]
+        return found, f"{what} for llama.cpp; Transformers' GGUF reader ignores {' and '.join(missing)}", BOTH[:1]
     return found, f"{what} for llama.cpp, Ollama and LM Studio", BOTH
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's rotary settings, with rope_type and rope_theta, by the names of today's Transformers."""
+    """Return a config's RoPE settings, with rope_type and rope_theta, by the names that Transformers 5 uses."""
     rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
     if config.get("position_embedding") == "yarn":
@@ -126,7 +126,7 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _window(architecture: str, config: Mapping[str, Any]) -> int | None:
-    """Return the sliding window that some layer has, or None."""
+    """Return the sliding window of the layers that have one, or None."""
     if config.get("model_type") in ("qwen2", "qwen3"):
         slides = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
         return config.get("sliding_window") if slides else None

@@ -1,4 +1,4 @@
-"""What this machine has, found without torch so that the menu stands at once."""
+"""What this machine has, found without torch, and what it can do, found by trying."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
-# Dense bf16 peaks in FLOP/s by a word in the GPU's name, from the makers' data sheets.
+# Dense bf16 peaks in FLOP/s by a part of the GPU's name, from the data sheets.
 BF16_PEAKS = {
     "B200": 2.25e15,
     "H200": 989e12,
@@ -32,6 +34,24 @@ BF16_PEAKS = {
     "RTX 3080": 59e12,
 }
 
+PACKAGES = [
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "pydantic",
+    "questionary",
+    "rich",
+    "lion-pytorch",
+    "flash-attn",
+    "bitsandbytes",
+]
+HUB_SECONDS = 3.0
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -43,7 +63,7 @@ class Gpu:
 
     @property
     def does_bf16(self) -> bool:
-        """Ampere and later do bf16 in hardware."""
+        """Whether the GPU has bf16 in hardware: Ampere and later."""
         return self.compute_capability >= (8, 0)
 
     @property
@@ -53,28 +73,27 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to train on."""
+    """The hardware and packages to train with."""
 
     gpus: tuple[Gpu, ...]
     cpu_name: str
     cpu_cores: int
     memory_bytes: int
     has_compiler: bool  # a C++ compiler, which torch.compile needs on a CPU
-    cpu_bf16_is_fast: bool  # AMX or AVX-512 BF16: bf16 products in hardware
-    processes: int = 1  # that train together, one a GPU (run --nproc)
+    cpu_bf16_is_fast: bool  # AMX or AVX-512 BF16
+    processes: int = 1  # that train together, one per GPU (run --nproc)
     has_flash_attention: bool = False  # the package flash-attn
     has_bitsandbytes: bool = False
 
     @property
     def cuda_problem(self) -> str | None:
-        """Why `device: cuda` can't be had here, or None."""
+        """Why `device: cuda` is not available, or None."""
         if not self.gpus:
             return "no NVIDIA GPU was found"
         if not self.gpus[0].does_bf16:
             major, minor = self.gpus[0].compute_capability
-            return (
-                f"{self.gpus[0].name} (compute capability {major}.{minor}) has no bf16; it takes 8.0 (Ampere) or later"
-            )
+            name = f"{self.gpus[0].name} (compute capability {major}.{minor})"
+            return f"{name} has no bf16 support, which requires 8.0 (Ampere) or later"
         return None
 
     @property
@@ -82,7 +101,7 @@ class Machine:
         return "cpu" if self.cuda_problem else "cuda"
 
     def describe(self) -> str:
-        """Return one line for people."""
+        """Return the machine in one line."""
         memory = f"{self.memory_bytes / 2**30:.0f} GiB"
         cpu = f"{self.cpu_cores} CPU cores, {memory}"
         if not self.gpus:
@@ -95,7 +114,7 @@ class Machine:
 
 @functools.lru_cache(maxsize=1)
 def find_machine() -> Machine:
-    """Look at this machine. Takes a few milliseconds; nothing heavy is imported."""
+    """Return this machine. Takes a few milliseconds; nothing heavy is imported."""
     import psutil
 
     return Machine(
@@ -117,7 +136,7 @@ def _find_gpus() -> tuple[Gpu, ...]:
 
         pynvml.nvmlInit()
     except Exception:
-        return ()  # no driver, so no NVIDIA GPU that could be used
+        return ()  # no driver, so no usable NVIDIA GPU
     try:
         found = []
         for index in range(pynvml.nvmlDeviceGetCount()):
@@ -138,7 +157,7 @@ def _find_gpus() -> tuple[Gpu, ...]:
 
 
 def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
-    """Keep what CUDA_VISIBLE_DEVICES leaves, as torch will see it."""
+    """Keep the GPUs that CUDA_VISIBLE_DEVICES shows to torch."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return tuple(gpus)
@@ -175,3 +194,113 @@ def _cpu_name() -> str:
 
 def _cpu_flags() -> str:
     return _cpuinfo("flags")
+
+
+# --- doctor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked. status: good, warn or bad; fix: what to do about it."""
+
+    name: str
+    status: str
+    text: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Check device, memory, kernels, compiler, disk, Hub and versions. Imports torch."""
+    machine = find_machine()
+    return [
+        *_devices(machine),
+        *_compiler(machine),
+        *_attention(machine),
+        *_disk(),
+        *_hub(),
+        *_versions(),
+    ]
+
+
+def _devices(machine: Machine) -> Iterator[Finding]:
+    import torch
+
+    cores, threads = _count(machine.cpu_cores, "core"), _count(torch.get_num_threads(), "thread")
+    yield Finding("CPU", "good", f"{machine.cpu_name}, {cores}, {threads}")
+    yield Finding("memory", "good", f"{machine.memory_bytes / 2**30:.0f} GiB")
+    for gpu in machine.gpus:
+        major, minor = gpu.compute_capability
+        text = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, compute capability {major}.{minor}"
+        yield Finding("GPU", "good" if gpu.does_bf16 else "bad", text)
+    if machine.cuda_problem:
+        yield Finding("bf16 CUDA", "warn", machine.cuda_problem, "Use CPU mode: device=cpu or device=auto.")
+    elif not torch.cuda.is_available():
+        yield Finding(
+            "bf16 CUDA",
+            "bad",
+            f"there is a GPU, but torch {torch.__version__} can't use it",
+            "Install a CUDA build of torch that supports the driver.",
+        )
+    else:
+        yield Finding("bf16 CUDA", "good", f"yes, CUDA {torch.version.cuda}")
+    if machine.cuda_problem:
+        fast = "fast (in hardware)" if machine.cpu_bf16_is_fast else "not in hardware: float32 is faster"
+        yield Finding("bf16 on the CPU", "good", fast)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _compiler(machine: Machine) -> Iterator[Finding]:
+    if machine.has_compiler:
+        yield Finding("torch.compile", "good", "a C++ compiler is installed")
+    else:
+        yield Finding("torch.compile", "warn", "no C++ compiler, so CPU runs are not compiled", "Install g++ or clang.")
+
+
+def _attention(machine: Machine) -> Iterator[Finding]:
+    kernels = ["sdpa", "eager"]
+    if not machine.cuda_problem:
+        kernels.append("flex_attention")
+        if machine.has_flash_attention:
+            kernels.append("flash_attention_2")
+    default = "flash_attention_2 where it supports the parts" if "flash_attention_2" in kernels else "sdpa"
+    yield Finding("attention kernels", "good", f"{', '.join(kernels)}; default: {default}")
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(os.getcwd()).free
+    status = "good" if free > 5 * 2**30 else "warn"
+    yield Finding(
+        "free disk here", status, f"{free / 2**30:.0f} GiB", "" if status == "good" else "Checkpoints need disk space."
+    )
+
+
+def _hub() -> Iterator[Finding]:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        yield Finding("Hugging Face Hub", "warn", "disabled by HF_HUB_OFFLINE")
+        return
+    import socket
+    from urllib.parse import urlparse
+
+    from huggingface_hub import constants, get_token
+
+    host = urlparse(constants.ENDPOINT).hostname or ""
+    try:
+        socket.create_connection((host, 443), timeout=HUB_SECONDS).close()
+    except OSError:
+        yield Finding("Hugging Face Hub", "warn", "not reachable", "Local files, folders and built-in data work.")
+        return
+    signed_in = "signed in" if get_token() else "not signed in (hf auth login), which gated models and datasets require"
+    yield Finding("Hugging Face Hub", "good", f"reachable, {signed_in}")
+
+
+def _versions() -> Iterator[Finding]:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} -")
+    yield Finding("versions", "good", ", ".join(found))

@@ -1,6 +1,6 @@
-"""What was measured on this machine, by a trial before a run or by a run itself: plans predict from it.
+"""Speeds measured on this machine, by a trial before a run or by a run itself. Estimates use them.
 
-Kept in the user's cache, one small file for each machine, torch, model and setting.
+Stored in the user's cache: one small file per machine, torch version, model and settings.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 from .machine import Machine
 from .parameters import ModelShape, read_config_json
 
-# What tells, of a model named by its config or checkpoint, how fast it is beside its shape.
-_SPEAKING_KEYS = ("model_type", "position_embedding", "norm", "activation", "sliding_window", "hidden_dropout")
-# What an optimizer's step costs hangs on these of its keys; its rates cost nothing.
-_COSTLY_KEYS = ("name", "k", "ns_steps", "nesterov", "beta1")
+# Keys of config.json that affect speed, in addition to the shape.
+_CONFIG_KEYS = ("model_type", "position_embedding", "norm", "activation", "sliding_window", "hidden_dropout")
+# Keys of an optimizer that affect the time of a step; its rates do not.
+_OPTIMIZER_KEYS = ("name", "k", "ns_steps", "nesterov", "beta1")
 _TRAIN_KEYS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -35,10 +35,10 @@ _TRAIN_KEYS = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """How long things take here, with one recipe's model and settings.
+    """How long things take on this machine, with one recipe's model and settings.
 
-    source: "trial" (a few steps on random tokens) or "run" (a whole run). memory_bytes: the peak on the device;
-    on a CPU of the whole process. What was not measured is None.
+    source: "trial" (a few steps on random tokens) or "run" (a whole run). memory_bytes: the peak on the device; on a
+    CPU, of the whole process. None: not measured.
     """
 
     source: str
@@ -50,7 +50,7 @@ class Measurement:
 
 
 def find_measurement(recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine) -> Measurement | None:
-    """Return what was measured here with these settings, or None."""
+    """Return the measurement with these settings, or None."""
     if shape is None:
         return None
     try:
@@ -63,7 +63,7 @@ def find_measurement(recipe: Mapping[str, Any], shape: ModelShape | None, machin
 def keep_measurement(
     measurement: Measurement, recipe: Mapping[str, Any], shape: ModelShape | None, machine: Machine
 ) -> None:
-    """Keep a measurement for plans to come. What it leaves open stays as an earlier one had it."""
+    """Store a measurement for later estimates. Values that it lacks are taken from an earlier one."""
     if shape is None:
         return
     before = find_measurement(recipe, shape, machine)
@@ -78,7 +78,7 @@ def keep_measurement(
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, file)
     except OSError:
-        temporary.unlink(missing_ok=True)  # a cache that can't be written costs the next plan its precision, no more
+        temporary.unlink(missing_ok=True)  # without the cache the next estimate is only less precise
 
 
 def measurements_folder() -> Path:
@@ -95,14 +95,14 @@ def _file(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) -> Pat
 
 
 def _settings(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) -> dict[str, Any]:
-    """Return all that a step's time hangs on."""
+    """Return everything that the time of a step depends on."""
     on_cuda = recipe["device"] == "cuda"
     device = [gpu.name for gpu in machine.gpus[:1]] if on_cuda else [machine.cpu_name, machine.cpu_cores]
     model = dict(recipe.get("model") or {})
     named = model.get("config") or model.get("checkpoint")
     if named:
         config = read_config_json(named) or {}
-        model = {key: config.get(key) for key in _SPEAKING_KEYS}
+        model = {key: config.get(key) for key in _CONFIG_KEYS}
     return {
         "stage": recipe.get("stage"),
         "device": [recipe["device"], *device, machine.processes],
@@ -110,7 +110,7 @@ def _settings(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) ->
         "versions": [_version("torch"), _version("transformers")],
         "shape": asdict(shape),
         "model": model,
-        "optimizer": {key: recipe["optimizer"].get(key) for key in _COSTLY_KEYS},
+        "optimizer": {key: recipe["optimizer"].get(key) for key in _OPTIMIZER_KEYS},
         "train": {key: recipe["train"].get(key) for key in _TRAIN_KEYS},
     }
 

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and cache size from numbers alone, before torch is imported."""
+"""Parameters, FLOPs, cache and vocabulary size, from configs and files, before torch is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ASSUMED_HUB_VOCABULARY = 50_257  # GPT-2's, until the tokenizer has been downloa
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a decoder-only model that its cost follows from."""
+    """The dimensions of a decoder-only model, from which its cost follows."""
 
     vocab_size: int
     hidden_size: int
@@ -33,7 +33,7 @@ class ModelShape:
 
     @property
     def parameters_by_part(self) -> dict[str, int]:
-        """Parameters of each part; their sum is exactly what the built model has."""
+        """Parameters of each part. Their sum is exactly that of the built model."""
         hidden, inner, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         query, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = hidden * query + 2 * hidden * keys + query * hidden
@@ -58,7 +58,7 @@ class ModelShape:
 
     @property
     def matrix_parameters(self) -> int:
-        """Parameters of the hidden matrices: what Muon takes."""
+        """Parameters of the hidden matrices, which Muon updates."""
         parts = self.parameters_by_part
         return parts["attention"] + parts["feed-forward"]
 
@@ -74,7 +74,7 @@ class ModelShape:
 
 
 def shape_of_parts(parts: Mapping[str, Any], vocab_size: int) -> ModelShape | None:
-    """Return the shape of a model from resolved parts, or None while a number is missing."""
+    """Return the shape of a model from resolved parts, or None if a number is missing."""
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
     if any(not parts.get(key) for key in (*needed, "num_key_value_heads")):
         return None
@@ -88,14 +88,14 @@ def shape_of_parts(parts: Mapping[str, Any], vocab_size: int) -> ModelShape | No
     )
 
 
-# Per model_type of Hugging Face: what its config leaves unsaid.
+# Per model_type of Hugging Face: what its config does not say.
 _ARCHITECTURES: dict[str, dict[str, bool]] = {
     "llama": {"gated": True, "norm_has_bias": False},
     "mistral": {"gated": True, "norm_has_bias": False},
     "qwen3": {"gated": True, "norm_has_bias": False, "qk_norm": True},
     "llm_lab": {},
 }
-# What transformers takes where a config leaves a key out, if it is no number of the shape itself.
+# The defaults of transformers for keys that a config leaves out.
 _LEFT_OUT: dict[str, dict[str, int]] = {
     "mistral": {"num_key_value_heads": 8},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
@@ -103,7 +103,7 @@ _LEFT_OUT: dict[str, dict[str, int]] = {
 
 
 def read_config_json(path: str | Path) -> dict[str, Any] | None:
-    """Read a local config.json (a file, or the folder it stands in), or None. An adapter's is its base's."""
+    """Read a local config.json (a file or its folder), or None. The config of an adapter is that of its base."""
     file = Path(path)
     if file.is_dir():
         file = next((f for f in (file / "config.json", file / "model" / "config.json") if f.exists()), file)
@@ -147,7 +147,7 @@ def shape_at(checkpoint: str | Path) -> ModelShape | None:
 
 
 def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) -> ModelShape | None:
-    """Return the shape a Hugging Face config stands for, or None for architectures not known here."""
+    """Return the shape of a Hugging Face config, or None for an unsupported architecture."""
     kind = _ARCHITECTURES.get(config.get("model_type", ""))
     if kind is None:
         return None

@@ -1,4 +1,4 @@
-"""Recipes as text: YAML in (numbers as people write them, no duplicate keys), overrides, commented YAML out."""
+"""Recipes as text: read YAML (1e-4 is a number, duplicate keys are errors), apply overrides, write commented YAML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .fields import Group, groups_of
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core types. PyYAML's own (1.1) reads 3e-4 as text, `no` as false and 1:30 as 90."""
+    """The core types of YAML 1.2. PyYAML itself (1.1) reads 3e-4 as text, `no` as false and 1:30 as 90."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -40,9 +40,9 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str | int | float):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
         if str(key) in found:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
         found[str(key)] = loader.construct_object(value_node, deep=True)
     return found
 
@@ -51,12 +51,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
-# What a plain text can't begin with in YAML; on a command line nothing else can be meant by them.
-_YAML_SIGNS = ("*", "&", "!", "%", "@", "`")
+# A plain text in YAML can't start with these. On a command line they start a glob or another text.
+_YAML_INDICATORS = ("*", "&", "!", "%", "@", "`")
 
 
 def parse_yaml(text: str, where: str = "recipe") -> Any:
-    """Parse YAML 1.2 core types. UserError with line and column where it is no YAML."""
+    """Parse YAML with the core types of YAML 1.2. UserError with line and column where it is invalid."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -64,35 +64,35 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         reason = getattr(error, "problem", None) or str(error)
         raise UserError(
-            Problem(place, f"this is not YAML: {reason}", fix="Indent with spaces; `key: value`.")
+            Problem(place, f"invalid YAML: {reason}", fix="Write `key: value`, indented with spaces.")
         ) from None
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
-    """Read a recipe file into a plain dict. UserError where there is none or it is no mapping."""
+    """Read a recipe file into a dict. UserError where it does not exist or is not a mapping."""
     if not path.exists():
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise UserError(
             Problem(
                 str(path),
                 "there is no such recipe file",
-                fix=did_you_mean(path.name, nearby) or "`llm-lab list recipes` shows what there is.",
+                fix=did_you_mean(path.name, nearby) or "`llm-lab list recipes` lists the recipes.",
             )
         )
     if path.is_dir():
         path = path / "recipe.yaml"
         if not path.exists():
-            raise UserError(Problem(str(path.parent), "this folder holds no recipe.yaml"))
+            raise UserError(Problem(str(path.parent), "this folder contains no recipe.yaml"))
     try:
         if not path.is_file():
-            raise UserError(Problem(str(path), "this is a device or a pipe; a recipe is read more than once"))
+            raise UserError(Problem(str(path), "this is not a regular file"))
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(Problem(str(path), f"this is no UTF-8 text (byte {error.start})")) from None
+        raise UserError(Problem(str(path), f"not UTF-8 text (byte {error.start})")) from None
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(
-            Problem(str(path), "a recipe is a mapping of keys to values", fix="Begin with `stage: pretrain`.")
+            Problem(str(path), "a recipe is a mapping of keys to values", fix="Start with `stage: pretrain`.")
         )
     return raw
 
@@ -100,18 +100,18 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict[str, Any], set[str]]:
     """Return a copy of `raw` with `dotted.key=value` applied, and the dotted keys that were set.
 
-    Values are typed as in a recipe file; `data.0.path` reaches into a list, one past its end adds an
-    item; `key=null` takes a key out, so that it is derived again (`data.0=null`: an item).
+    Values are typed as in a recipe file. `data.0.path` sets a key of a list item; the index after the last adds an
+    item. `key=null` removes a key, so that it is derived again; `data.0=null` removes an item.
     """
     result = copy.deepcopy(raw)
     touched: set[str] = set()
     problems: list[Problem | str] = []
     for text in overrides:
-        # From Python it may be anything: a list or a dict where words were meant.
+        # From Python it may be anything, such as a dict.
         key, equals, value_text = text.partition("=") if isinstance(text, str) else ("", "", "")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            why = "an override is written key=value"
+            why = "an override has the form key=value"
             problems.append(Problem(str(text), why, fix="For example train.max_steps=500."))
             continue
         try:
@@ -125,8 +125,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
 
 
 def _typed(text: str, key: str) -> Any:
-    """Type a value as a recipe file would, but take a glob as it is: YAML has other uses for its first sign."""
-    return text.strip() if text.lstrip().startswith(_YAML_SIGNS) else parse_yaml(text, key)
+    """Type a value as in a recipe file. A glob is text, though its first character has a meaning in YAML."""
+    return text.strip() if text.lstrip().startswith(_YAML_INDICATORS) else parse_yaml(text, key)
 
 
 def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
@@ -134,7 +134,7 @@ def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
         last = position == len(steps) - 1
         if isinstance(node, list):
             if not step.isdigit() or int(step) > len(node):
-                raise UserError(Problem(key, f"'{step}' is no place in this list", allowed=f"0 to {len(node)}"))
+                raise UserError(Problem(key, f"'{step}' is not an index of this list", allowed=f"0 to {len(node)}"))
             index = int(step)
             if index == len(node):
                 node.append({})
@@ -160,13 +160,13 @@ def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
 
 
 def format_value(value: Any) -> str:
-    """Write one value as a recipe file would hold it, on one line."""
+    """Return one value as YAML, on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        # repr is the shortest text that reads back as the same number; YAML spells the odd ones with a dot.
+        # repr is the shortest text that reads back as the same number; YAML spells inf and nan with a dot.
         return repr(value) if math.isfinite(value) else repr(value).replace("inf", ".inf").replace("nan", ".nan")
     if isinstance(value, int):
         return str(value)
@@ -187,9 +187,9 @@ def to_yaml(
     comment: Callable[[str, str], str | None],
     header: Iterable[str] = (),
 ) -> str:
-    """Write values as commented YAML, in the schema's order.
+    """Return values as commented YAML, in the order of the schema.
 
-    comment(path, help) gives the remark beside a key, or None for no remark.
+    comment(path, help) returns the comment of a key, or None.
     """
     lines = [f"# {line}".rstrip() for line in header]
     lines += _lines(values, group, comment, "", "")
@@ -229,7 +229,7 @@ def _with_remark(line: str, remark: str | None) -> str:
 
 
 def _group_for(info: Any, value: dict[str, Any]) -> type[Group] | None:
-    """Pick the member of a union that has the keys at hand."""
+    """Return the member of a union that has the given keys."""
     groups = groups_of(info)
     for group in groups:
         name = group.model_fields.get("name")

@@ -338,7 +338,7 @@ def position_embedding_of(values: Values) -> str | None:
     return (model or {}).get("position_embedding")
 
 
-# --- what is derived
+# --- derived values
 
 
 def derive_model(recipe: PartialRecipe, vocab_size: int) -> ModelShape | None:

@@ -239,7 +239,7 @@ def sampling_temperature() -> Any:
     )
 
 
-# --- what is derived
+# --- derived values
 
 
 def derive_post_training(

@@ -211,7 +211,7 @@ class PretrainRecipe(StageRecipe):
     score: Score | None = option(help="held-out prompts that are answered and scored at every evaluation")
 
 
-# --- what is derived
+# --- derived values
 
 
 def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:

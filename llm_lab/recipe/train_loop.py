@@ -186,7 +186,7 @@ class TrainLoop(Group):
         return tuple(name for name in dict.fromkeys(named) if name != "none")
 
 
-# --- what is derived
+# --- derived values
 
 
 def faster_dtype(machine: Machine, shape: ModelShape | None, on_cpu: bool) -> tuple[str, str]:
@@ -312,7 +312,7 @@ def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:
     prompts = (values.get("samples") or {}).get("prompts")
     if prompts is not None and not prompts:
         yield Problem(
-            "samples.prompts", "at least one prompt is required", allowed='a list of texts; [""] is no prompt'
+            "samples.prompts", "at least one prompt is required", allowed='a list of texts; [""]: without a prompt'
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llm_lab.estimate import doctor
+from llm_lab.estimate import machine as doctor
 from llm_lab.estimate.machine import Gpu, find_machine
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30, (9, 0))
@@ -13,10 +13,10 @@ H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30, (9, 0))
 @pytest.mark.parametrize(
     ("gpus", "flash", "text"),
     [
-        ((), False, "sdpa, eager; taken unless a recipe says otherwise: sdpa"),
-        ((), True, "sdpa, eager; taken unless a recipe says otherwise: sdpa"),
-        ((H100,), False, "sdpa, eager, flex_attention; taken unless a recipe says otherwise: sdpa"),
-        ((H100,), True, "flash_attention_2; taken unless a recipe says otherwise: flash_attention_2 where the parts"),
+        ((), False, "sdpa, eager; default: sdpa"),
+        ((), True, "sdpa, eager; default: sdpa"),
+        ((H100,), False, "sdpa, eager, flex_attention; default: sdpa"),
+        ((H100,), True, "flash_attention_2; default: flash_attention_2 where it supports the parts"),
     ],
 )
 def test_the_attention_kernels_are_those_that_the_plan_chooses_from(gpus, flash, text):

@@ -45,7 +45,7 @@ def test_values_are_read_as_yaml_1_2(text, value):
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line():
-    with pytest.raises(UserError, match=r"recipe, line 3, column 1.*'seed' stands twice"):
+    with pytest.raises(UserError, match=r"recipe, line 3, column 1.*duplicate key 'seed'"):
         parse_yaml("seed: 1\nname: a\nseed: 2\n")
 
 
@@ -63,10 +63,10 @@ def test_a_recipe_file_that_is_missing_empty_or_no_text_is_refused(in_tmp_path):
         with pytest.raises(UserError, match="a recipe is a mapping"):
             read_recipe_file(in_tmp_path / "odd.yaml")
     (in_tmp_path / "odd.yaml").write_bytes(b"name: \xff\n")
-    with pytest.raises(UserError, match="no UTF-8 text"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         read_recipe_file(in_tmp_path / "odd.yaml")
     (in_tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"holds no recipe\.yaml"):
+    with pytest.raises(UserError, match=r"contains no recipe\.yaml"):
         read_recipe_file(in_tmp_path / "folder")
 
 
@@ -88,7 +88,7 @@ def test_overrides_reach_into_lists():
     assert overridden(raw, "data.1.path=b.txt") == {"data": [{"path": "a.txt", "weight": 2.0}, {"path": "b.txt"}]}
     assert overridden({}, "data.0.path=b.txt") == {"data": [{"path": "b.txt"}]}
     assert raw == {"data": [{"path": "a.txt", "weight": 2.0}]}
-    with pytest.raises(UserError, match=r"'2' is no place in this list. Allowed: 0 to 1"):
+    with pytest.raises(UserError, match=r"'2' is not an index of this list. Allowed: 0 to 1"):
         overridden(raw, "data.2.path=b.txt")
     with pytest.raises(UserError, match="'first' is no place"):
         overridden(raw, "data.first.path=b.txt")

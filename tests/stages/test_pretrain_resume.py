@@ -174,7 +174,7 @@ def test_a_changed_recipe_is_not_resumed():
     with pytest.raises(UserError) as caught:
         run(tiny_recipe(**{"optimizer.learning_rate": 0.02, "train.max_steps": 40}), resume=True)
     assert [problem.key for problem in caught.value.problems] == ["optimizer.learning_rate", "train.max_steps"]
-    assert "began with 0.01" in str(caught.value)
+    assert "started with 0.01" in str(caught.value)
     assert "checkpoints/tiny/recipe.yaml --resume" in str(caught.value)
     assert run("checkpoints/tiny/recipe.yaml", resume=True)["path"] == "checkpoints/tiny"
 
@@ -186,7 +186,7 @@ def test_a_run_from_before_a_key_was_there_is_resumed():
     assert "report_to: none" in text
     path.write_text("".join(line for line in text.splitlines(keepends=True) if "report_to" not in line))
     assert run(tiny_recipe(), resume=True)["status"] == "done"
-    with pytest.raises(UserError, match="began with None"):
+    with pytest.raises(UserError, match="started with None"):
         run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
 
 
@@ -197,7 +197,7 @@ def test_resume_without_a_run_and_of_a_running_run_are_refused():
     from llm_lab.runs.folder import this_process
 
     TINY.update(status="running", process=this_process())
-    with pytest.raises(UserError, match=f"under way .process {os.getpid()}"):
+    with pytest.raises(UserError, match=f"in progress .process {os.getpid()}"):
         run(tiny_recipe(), resume=True)
 
 

@@ -56,10 +56,10 @@ class Notes(Handlers):
 def test_a_plan_is_by_experience_until_something_was_measured_and_then_by_that():
     raw = tiny_recipe(**{"train.max_steps": 1000})
     before = resolve(raw, machine=LAPTOP)
-    assert before.estimate.basis == "from experience"
+    assert before.estimate.basis == "from typical values"
     keep(before, source="trial", step_seconds=0.5, memory_bytes=3 * GIB)
     after = resolve(raw, machine=LAPTOP).estimate
-    assert after.basis == "measured here"
+    assert after.basis == "measured on this machine"
     assert after.seconds_by_part["training"] == pytest.approx(500)
     assert after.memory_bytes == 3 * GIB
 
@@ -81,16 +81,16 @@ def test_a_plan_is_by_experience_until_something_was_measured_and_then_by_that()
 )
 def test_what_was_measured_is_not_taken_for_other_settings(change):
     keep(resolve(tiny_recipe(), machine=LAPTOP), source="trial", step_seconds=0.5)
-    assert resolve(tiny_recipe(**change), machine=LAPTOP).estimate.basis == "from experience"
+    assert resolve(tiny_recipe(**change), machine=LAPTOP).estimate.basis == "from typical values"
 
 
 def test_what_was_measured_is_not_taken_for_another_machine_or_another_torch(monkeypatch):
     keep(resolve(tiny_recipe(), machine=LAPTOP), source="trial", step_seconds=0.5)
     for other in (replace(LAPTOP, cpu_name="another"), replace(LAPTOP, cpu_cores=8), replace(LAPTOP, processes=2)):
-        assert resolve(tiny_recipe(), machine=other).estimate.basis == "from experience"
+        assert resolve(tiny_recipe(), machine=other).estimate.basis == "from typical values"
     assert resolve(tiny_recipe(**{"optimizer.learning_rate": 0.5, "seed": 3}), machine=LAPTOP).estimate.measurement
     monkeypatch.setattr("llm_lab.estimate.measurements._version", lambda package: "another")
-    assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from experience"
+    assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from typical values"
 
 
 def test_a_later_measurement_keeps_what_it_does_not_know():
@@ -107,7 +107,7 @@ def test_a_broken_cache_is_none():
     (file,) = measurements_folder().iterdir()
     for text in ("", "[]", '{"measurement": {"unheard": 1}}'):
         file.write_text(text)
-        assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from experience"
+        assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from typical values"
 
 
 def test_evaluation_samples_saving_and_compiling_are_part_of_the_time(in_tmp_path):
@@ -186,11 +186,11 @@ def test_a_run_that_was_tried_before_gives_the_same_losses(in_tmp_path, monkeypa
         ]
 
     untried = run(tiny_recipe(**{"model.dropout": 0.1}))
-    assert untried["predicted"]["basis"] == "from experience"
+    assert untried["predicted"]["basis"] == "from typical values"
     monkeypatch.setattr(calibration, "WORTH_IT_SECONDS", 0.0)
     notes = Notes()
     tried = run(tiny_recipe(**{"model.dropout": 0.1}), listener=notes)
-    assert tried["predicted"]["basis"] == "measured here"
+    assert tried["predicted"]["basis"] == "measured on this machine"
     assert losses(tried) == losses(untried)
     assert any("trying a few training steps" in text for text in notes.said)
     again = Notes()
@@ -204,7 +204,7 @@ def test_calibrating_tells_what_came_out_and_plans_by_it(monkeypatch):
     notes = Notes()
     resolved = resolve(tiny_recipe(**{"train.max_steps": 500}))
     after = calibrate(resolved, notes)
-    assert after.estimate.basis == "measured here"
+    assert after.estimate.basis == "measured on this machine"
     assert resolve(tiny_recipe(**{"train.max_steps": 500})).estimate == after.estimate, "the next plan knows it too"
     assert "measured here: " in notes.said[-1]
     assert "a step" in notes.said[-1]
@@ -217,7 +217,7 @@ def test_a_model_that_is_named_by_its_checkpoint_is_tried_by_its_shape(in_tmp_pa
     raw = tiny_recipe(model={"checkpoint": "checkpoints/tiny"}, name="on")
     raw["train"]["max_steps"] = 5
     raw["scheduler"] = {}
-    assert run(raw)["predicted"]["basis"] == "measured here"
+    assert run(raw)["predicted"]["basis"] == "measured on this machine"
 
 
 # Predicted against actual
@@ -235,7 +235,7 @@ def test_a_run_says_what_was_predicted_and_what_it_took(in_tmp_path):
         (line,) = [line for line in report.splitlines() if line.startswith(f"| {name} |")]
         assert float(line.split("|")[4]) == pytest.approx(facts["results"][key] / facts["predicted"][key], abs=0.006)
     plan = resolve(tiny_recipe(**{"train.max_steps": 120})).estimate
-    assert plan.basis == "measured in the last such run here"
+    assert plan.basis == "measured in the last such run on this machine"
     assert plan.seconds_by_part["training"] <= facts["results"]["wall_seconds"]
 
 
