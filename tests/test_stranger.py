@@ -46,7 +46,7 @@ def test_the_hint_for_infinity_is_one_that_works():
 
 
 def test_a_name_that_is_too_long_is_called_so():
-    assert "300 characters are too many" in problems(f"name={LONG}")
+    assert "300 characters are too long" in problems(f"name={LONG}")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_file_that_the_system_refuses_and_a_full_disk_are_told_apart_from_faul
     def refuse(*_):
         raise OSError(number, os.strerror(number), "recipe.yaml")
 
-    monkeypatch.setattr("llm_lab.runner.read_recipe_file", refuse)
+    monkeypatch.setattr("llm_lab.job.read_recipe_file", refuse)
     assert main(["check", "demo"]) == code
     assert ("Internal error" in capsys.readouterr().err) == (code == 1)
 
@@ -84,7 +84,7 @@ def test_a_device_or_a_pipe_is_refused_as_text_and_as_a_recipe(in_tmp_path, caps
             open_source(path)
     os.mkfifo("pipe.yaml")
     assert main(["check", "pipe.yaml"]) == 2
-    assert "device or a pipe" in capsys.readouterr().err
+    assert "not a regular file" in capsys.readouterr().err
 
 
 def test_a_model_on_cuda_where_there_is_none_is_a_matter_of_the_machine(in_tmp_path, monkeypatch):

@@ -240,17 +240,17 @@ def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "max_position_embeddings": 2048}
 FOREIGN = [
     ({**LLAMA}, "llama", "llama", "llama.cpp, Ollama"),
-    ({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, "llama", None, "kind linear"),
-    ({**LLAMA, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama", "llama", "Llama 3's stretching"),
+    ({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, "llama", None, "RoPE type linear"),
+    ({**LLAMA, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama", "llama", "Llama 3's RoPE scaling"),
     ({**LLAMA, "hidden_act": "gelu"}, "llama", None, "no gelu"),
     ({"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 9999}, "mistral", "llama", "Llama"),
-    ({"model_type": "mistral", "max_position_embeddings": 9999}, "mistral", None, "4,096 tokens are fewer"),
+    ({"model_type": "mistral", "max_position_embeddings": 9999}, "mistral", None, "4,096 tokens is less"),
     ({"model_type": "qwen3", "sliding_window": 9, "use_sliding_window": False}, "qwen3", "qwen3", "Qwen3"),
     ({"model_type": "qwen3", "sliding_window": 9, "use_sliding_window": True}, "qwen3", None, "no sliding window"),
     ({"model_type": "gpt2"}, "gpt2", None, "this is gpt2"),
     ({"model_type": "qwen2_moe"}, "qwen2_moe", None, "this is qwen2_moe"),
     ({"model_type": "mixtral"}, "mixtral", None, "this is mixtral"),
-    ({"model_type": "odd", "auto_map": {"AutoModelForCausalLM": "odd.Odd"}}, None, None, "no architecture"),
+    ({"model_type": "odd", "auto_map": {"AutoModelForCausalLM": "odd.Odd"}}, None, None, "no GGUF architecture"),
 ]
 
 

@@ -50,7 +50,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line():
 
 
 def test_what_is_no_yaml_is_refused_with_its_place():
-    with pytest.raises(UserError, match=r"x\.yaml, line 2.*not YAML"):
+    with pytest.raises(UserError, match=r"x\.yaml, line 2.*invalid YAML"):
         parse_yaml("a: 1\n\tb: 2\n", "x.yaml")
 
 
@@ -90,7 +90,7 @@ def test_overrides_reach_into_lists():
     assert raw == {"data": [{"path": "a.txt", "weight": 2.0}]}
     with pytest.raises(UserError, match=r"'2' is not an index of this list. Allowed: 0 to 1"):
         overridden(raw, "data.2.path=b.txt")
-    with pytest.raises(UserError, match="'first' is no place"):
+    with pytest.raises(UserError, match="'first' is not an index"):
         overridden(raw, "data.first.path=b.txt")
 
 
