@@ -240,7 +240,7 @@ def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "max_position_embeddings": 2048}
 FOREIGN = [
     ({**LLAMA}, "llama", "llama", "llama.cpp, Ollama"),
-    ({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, "llama", None, "RoPE type linear"),
+    ({**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}, "llama", None, "RoPE type linear"),
     ({**LLAMA, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama", "llama", "Llama 3's RoPE scaling"),
     ({**LLAMA, "hidden_act": "gelu"}, "llama", None, "no gelu"),
     ({"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 9999}, "mistral", "llama", "Llama"),
