@@ -10,7 +10,7 @@ import time
 
 ROUNDS, GOAL_SECONDS = 7, 0.5
 COMMANDS = {
-    "start of the wizard": "from llm_lab.wizard import wizard; from llm_lab.estimate.machine import find_machine; "
+    "start of the wizard": "from llm_lab.terminal import driver; from llm_lab.estimate.machine import find_machine; "
     "find_machine()",
     "`llm-lab --help`": "import sys; sys.argv = ['llm-lab', '--help']; from llm_lab.cli import main; main()",
     "`import torch`, for comparison": "import torch",

@@ -517,7 +517,7 @@ def start_replay(
     from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
     from llm_lab.runs.report import write_pipeline_report
     from llm_lab.terminal.console import say_wait
-    from llm_lab.terminal.replay import print_outcome, print_replay
+    from llm_lab.terminal.replay_view import print_outcome, print_replay
 
     say_wait(f"Reading the lineage of {checkpoint} ...")
     composed = compose(checkpoint, name=name, digest_of=weights_digest)

@@ -36,8 +36,8 @@ from llm_lab.wizard.questions import (
 )
 from llm_lab.wizard.walk import Walk
 
+from .ask import Back, ask, wait_for_enter
 from .console import make_console, one_line, print_error, printable, say_wait
-from .prompts import Back, ask, wait_for_enter
 from .screens import begin_screen, print_design_numbers, print_run_numbers
 
 if TYPE_CHECKING:

@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from .prompts import COLUMNS, LEAST_LINES, NO_HELP, PAGE
-
+COLUMNS = 79
+LEAST_LINES = 3
+PAGE = 8  # lines that Page Up and Page Down move
+NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines
 
 

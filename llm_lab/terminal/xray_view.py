@@ -7,8 +7,8 @@ from typing import Any
 
 from llm_lab.wizard.questions import Choice, Question
 
+from .ask import ask, wait_for_enter
 from .console import make_console, one_line, printable, supports_unicode
-from .prompts import ask, wait_for_enter
 
 TRAINED, SPECIAL, TRAINED_SPECIAL, MASKED = "bold green", "magenta", "bold green reverse", "dim"
 _SHOWN_RENDERED = 1_500

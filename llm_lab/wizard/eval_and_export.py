@@ -25,9 +25,9 @@ PATHS = {
 ASKED = ("export.to", "export.weights", "export.push", "export.private", "eval.text_scores", "tasks.names", "name")
 DONE = "done"
 DATA_WHY = (
-    "A run of yours held out texts or prompts during training: the results on those are the run's own. The loss on a "
-    "text shows how well the model predicts it; bits per byte compare models with different tokenizers, the loss per "
-    "token does not. Prompts are answered twice, greedily and sampled, and scored."
+    "A run holds out texts or prompts from its training data; measured on those, the results are the run's own. The "
+    "loss on a text shows how well the model predicts it; bits per byte compare models with different tokenizers, the "
+    "loss per token does not. Prompts are answered twice, greedily and sampled, and scored."
 )
 MEASURED = {
     "data": "texts, for its loss",

@@ -134,7 +134,7 @@ def test_a_dry_run_writes_the_recipe_of_the_whole_line_and_stops(capsys):
 def test_what_is_replayed_is_the_same_bit_for_bit(capsys):
     """Pretraining with a BPE of its own, LoRA, its merge, a reward model, DPO beside a reference, and GRPO."""
     assert main(["replay", "grpo", "--name", "again"]) == 0
-    assert "The same: all weights in checkpoints/again are bit for bit" in " ".join(capsys.readouterr().out.split())
+    assert "Identical: all weights in checkpoints/again equal those" in " ".join(capsys.readouterr().out.split())
     for name in ("first", "sft", "merge", "reward", "dpo", "grpo"):
         assert digest(f"checkpoints/again/{name}/model") == digest(f"checkpoints/{name}/model"), name
     kept = RunFolder(Path("checkpoints/again")).facts()["replay"]
@@ -159,10 +159,10 @@ def test_data_that_has_changed_is_told_before_and_the_difference_after(capsys):
     finally:
         Path("questions.jsonl").write_text(before)
     text = " ".join(capsys.readouterr().out.split())
-    early, late = text[: text.index("The recipe:")], text[text.index("Held against") :]
+    early, late = text[: text.index("Recipe:")], text[text.index("Compared with") :]
     assert "checkpoints/sft: questions.jsonl has changed" in early
-    assert "first: the same, bit for bit" in late
-    assert "sft: other weights" in late
+    assert "first: identical, bit for bit" in late
+    assert "sft: different weights" in late
     assert "data.0: questions.jsonl is not what it was" in late
     assert "eval_loss" in late
 

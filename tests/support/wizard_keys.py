@@ -138,7 +138,7 @@ def keyboard(steps: Any, monkeypatch: Any, read_printed: Callable[[], str] = lam
             return run(app, *args, **options)
 
         monkeypatch.setattr(Application, "run", attached)
-        monkeypatch.setattr("llm_lab.terminal.prompts.ESCAPE_SECONDS", 0.01)
+        monkeypatch.setattr("llm_lab.terminal.ask.ESCAPE_SECONDS", 0.01)
         yield keys
         monkeypatch.setattr(Application, "run", run)
     assert not keys.steps, f"never pressed: {keys.steps}"

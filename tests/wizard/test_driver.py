@@ -13,9 +13,9 @@ from support.wizard_lab import base, lab  # noqa: F401 - fixtures
 from llm_lab.commands import wizard_commands
 from llm_lab.errors import MachineError, Problem
 from llm_lab.recipe.registry import STAGES
-from llm_lab.terminal import prompts
+from llm_lab.terminal import ask as prompts
+from llm_lab.terminal.ask import Back
 from llm_lab.terminal.driver import Wizard, run_wizard
-from llm_lab.terminal.prompts import Back
 from llm_lab.wizard.key_questions import ask_key
 from llm_lab.wizard.questions import Choice, Plan, Question, ShowTokens, WriteRecipe, yes_no
 from llm_lab.wizard.review import start_question, value_choices

@@ -8,16 +8,13 @@ from typing import Any
 from llm_lab.wizard.questions import Choice, Question, same
 
 from .console import one_line
+from .prompt_layout import COLUMNS, NO_HELP, lay_out_list, lay_out_text
 
 HINT = "(Esc back · ? help)"
-COLUMNS = 79
-LEAST_LINES = 3
 ROOM_TO_TYPE = 16
-PAGE = 8
 ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
 PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
-NO_HELP = "There is no more help for this question."
 
 
 class Back(Exception):
@@ -40,8 +37,6 @@ def ask(question: Question, *, above: int = 0) -> Any:
 
 def _ask_list(question: Question, above: int) -> Any:
     import questionary
-
-    from .prompt_layout import lay_out_list
 
     several = question.kind == "several"
     boxes = [_Boxed(choice) for choice in question.choices]
@@ -94,8 +89,6 @@ def _ask_text(question: Question) -> str:
     """Ask for a text; typing replaces the default."""
     import questionary
 
-    from .prompt_layout import lay_out_text
-
     options: dict[str, Any] = {}
     if question.kind == "path":
         from prompt_toolkit.completion import PathCompleter
@@ -118,8 +111,6 @@ def wait_for_enter(message: str = "Enter goes back to the menu") -> None:
             input(f"{message} ")
             return
         import questionary
-
-        from .prompt_layout import lay_out_text
 
         prompt = questionary.text(message, qmark="", instruction="", style=_style())
         _run(prompt, lay_out_text(prompt.application, "", "", lambda text: None))
