@@ -79,9 +79,9 @@ def measure_text(
     if tokens < FEW_TOKENS:
         listener(Notice(f"{source.path}: only {tokens:,} tokens, so the numbers are not precise"))
     blocks = [block for ids in documents for block in _blocks(ids, max_length)]
-    tell = progress_of(listener, f"measuring {source.path}")
+    report = progress_of(listener, f"measuring {source.path}")
     with generating(model):
-        nats = _sum_nats(model, blocks, rows * max_length, device, dtype, tell)
+        nats = _sum_nats(model, blocks, rows * max_length, device, dtype, report)
     measured = {"documents": len(documents), "tokens": tokens, "bytes": size, "whole": whole, "max_length": max_length}
     return {"path": source.path, "fingerprint": source.fingerprint} | figures(nats, tokens, size) | measured
 
@@ -105,8 +105,8 @@ def figures(nats: float, tokens: int, size: float) -> dict[str, float]:
 
 
 def _read(source: TextSource, tokenizer: Any, max_tokens: int) -> tuple[list[np.ndarray], int, bool]:
-    """Return (documents as token ids with the opening token first, their size in bytes, whether nothing was cut)."""
-    encoder, opener = Encoder(tokenizer), start_token_id(tokenizer)
+    """Return (documents as token ids with the start token first, their size in bytes, whether nothing was cut)."""
+    encoder, start = Encoder(tokenizer), start_token_id(tokenizer)
     documents: list[np.ndarray] = []
     parts: list[int] = []
     size, room, whole = 0, max_tokens, True
@@ -118,7 +118,7 @@ def _read(source: TextSource, tokenizer: Any, max_tokens: int) -> tuple[list[np.
         size += len(text.encode())
         room -= len(ids)
         if ends:
-            documents.append(np.array([opener, *parts], dtype=np.int64))
+            documents.append(np.array([start, *parts], dtype=np.int64))
             parts = []
         if not whole:
             break

@@ -35,7 +35,7 @@ def measure(checkpoint: str, **changes) -> dict:
     return evaluate(resolve(eval_recipe(checkpoint, **changes)).recipe, Notices())
 
 
-def foreign_folder(name: str = "theirs") -> str:
+def hugging_face_folder(name: str = "theirs") -> str:
     """A GPT-2 model saved by transformers, with GPT-2's tokenizer or one trained here."""
     tokenizer = make_tokenizer("gpt2" if GPT2.exists() else "pieces")
     gpt2_model(tokenizer).save_pretrained(name)
@@ -107,7 +107,7 @@ def test_changed_data_of_the_run_is_an_error(in_tmp_path):
 
 
 def test_a_hugging_face_folder_gets_the_loss_that_transformers_computes(in_tmp_path, capsys):
-    folder = foreign_folder()
+    folder = hugging_face_folder()
     Path("text.txt").write_text("A red river runs over an old stone; the small bird sings.")
     assert main(["eval", f"./{folder}", "--data", "text.txt"]) == 0
     output = capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_a_hugging_face_folder_gets_the_loss_that_transformers_computes(in_tmp_p
 
 def test_a_hugging_face_folder_without_data_is_an_error_with_a_fix(in_tmp_path, capsys):
     write_text("text.txt", 5)
-    assert main(["eval", f"./{foreign_folder()}"]) == 2
+    assert main(["eval", f"./{hugging_face_folder()}"]) == 2
     error = capsys.readouterr().err
     assert "does not belong to a run of LLM Lab" in error
     assert "--data FILE" in error

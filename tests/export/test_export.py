@@ -330,7 +330,7 @@ def with_bos(tokenizer):
     return tokenizer
 
 
-def save_foreign(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
+def save_llama(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
     """Save a Llama model with transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -351,9 +351,9 @@ def test_a_hugging_face_folder_is_exported_with_its_own_tokenizer(in_tmp_path, c
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
-    folder = save_foreign("foreign", tokenizer)
+    folder = save_llama("theirs", tokenizer)
     assert main(["export", folder, "--to", "gguf", "--out", "files"]) == 0
-    assert "Exported, verified: files/foreign-f32.gguf" in capsys.readouterr().out
+    assert "Exported, verified: files/theirs-f32.gguf" in capsys.readouterr().out
     GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, n_positions=64)).save_pretrained("gpt2")
     tokenizer.save_pretrained("gpt2")
     assert main(["export", "gpt2", "--out", "again"]) == 0
@@ -464,7 +464,7 @@ def test_tokenizers_with_known_pre_tokenizers_split_text_equally_everywhere(in_t
     for name, (tokenizer, pre) in tokenizers.items():
         words = read_tokenizer(tokenizer, len(tokenizer))
         assert (words.pre, len(words.remarks)) == (pre, remarks.get(name, 0))
-        model = load_model(save_foreign(name, tokenizer, extra_rows=9 if name == "bytes" else 0))
+        model = load_model(save_llama(name, tokenizer, extra_rows=9 if name == "bytes" else 0))
         tokenizer = load_tokenizer(name)
         write_gguf(to_native(model), tokenizer, Path(f"{name}.gguf"), weights="f32", name=name)
         probe = make_probe(model, tokenizer, trimmed=LEADING_SPACE in words.remarks)
@@ -476,7 +476,7 @@ def test_tokenizers_with_known_pre_tokenizers_split_text_equally_everywhere(in_t
 
 
 def test_a_tokenizer_that_gguf_does_not_support_is_refused_with_the_reason(in_tmp_path, capsys):
-    folder = save_foreign("odd", with_split(r"\d|\D+", ignore_merges=False))
+    folder = save_llama("odd", with_split(r"\d|\D+", ignore_merges=False))
     assert main(["export", folder, "--to", "gguf"]) == 2
     assert "its pre-tokenizer is not one of llama.cpp's" in capsys.readouterr().err
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -484,7 +484,7 @@ def test_a_tokenizer_that_gguf_does_not_support_is_refused_with_the_reason(in_tm
 
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder = save_foreign("words", PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b"))
+    folder = save_llama("words", PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b"))
     assert main(["export", folder, "--to", "gguf"]) == 2
     assert "WordLevel" in capsys.readouterr().err
     assert plan_export(folder).files  # a Hugging Face folder supports any tokenizer

@@ -192,7 +192,7 @@ def test_llama_cpp_loads_the_files_it_is_claimed_to_load(tmp_path):
     assert differences(ask(model, tokenizer, probe), answer) < 1e-4
 
 
-def foreign(kind: str, extra_rows: int = 0, **changes):
+def transformers_model(kind: str, extra_rows: int = 0, **changes):
     """Return a model of a class of transformers, with large weights and biases, and a byte tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -228,7 +228,7 @@ NATIVE_MODELS = {
 
 
 def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
-    claims = check_claims({name: foreign(kind, **changes) for name, (kind, changes) in NATIVE_MODELS.items()}, tmp_path)
+    claims = check_claims({name: transformers_model(kind, **changes) for name, (kind, changes) in NATIVE_MODELS.items()}, tmp_path)
     assert {name for name, loads in claims.items() if not loads.gguf} == {
         name for name in NATIVE_MODELS if "window" in name
     }
@@ -238,7 +238,7 @@ def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
 
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "max_position_embeddings": 2048}
-FOREIGN = [
+CONFIGS = [
     ({**LLAMA}, "llama", "llama", "llama.cpp, Ollama"),
     ({**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}, "llama", None, "RoPE type linear"),
     ({**LLAMA, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama", "llama", "Llama 3's RoPE scaling"),
@@ -254,7 +254,7 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize(("config", "architecture", "gguf", "words"), FOREIGN)
+@pytest.mark.parametrize(("config", "architecture", "gguf", "words"), CONFIGS)
 def test_the_claims_about_a_foreign_config_follow_its_values(config, architecture, gguf, words):
     loads = what_loads(config)
     assert (loads.architecture, loads.gguf) == (architecture, gguf)

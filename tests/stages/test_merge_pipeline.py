@@ -1,4 +1,4 @@
-"""The life of an adapter, as a pipeline: trained, trained on by another, merged into one model."""
+"""A pipeline with adapters: one is trained, a second one is trained on it, and both are merged into one model."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def stage(name: str) -> dict:
     }
 
 
-def test_adapters_trained_one_on_the_other_end_in_one_whole_model(in_tmp_path):
+def test_two_stacked_adapters_are_merged_into_one_model(in_tmp_path):
     save_base(Path("checkpoints/base/model"), tie_word_embeddings=True)
     rows = [
         {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}."}]}
@@ -39,7 +39,7 @@ def test_adapters_trained_one_on_the_other_end_in_one_whole_model(in_tmp_path):
     life = Path("checkpoints/life").resolve()
     assert read_adapter(life / "first" / "model").base == str(Path("checkpoints/base/model").resolve())
     assert read_adapter(life / "second" / "model").base == str(life / "first" / "model")
-    # What the pipeline's name stands for is the whole model, which anyone's tools open.
+    # The pipeline's name means the merged model, which transformers loads.
     folder = find_model("life")
     assert folder.resolve() == life / "merge" / "model"
     whole, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
