@@ -266,7 +266,7 @@ def start_chat(
     if prompt is not None:
         answer_once(session, prompt)
     else:
-        run_chat(session, load=open_session, beside=SideBySide(open_session, trust_remote_code=trust_remote_code))
+        run_chat(session, load=open_session, side_by_side=SideBySide(open_session, trust_remote_code=trust_remote_code))
     return DONE
 
 

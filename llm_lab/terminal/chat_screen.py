@@ -18,34 +18,34 @@ from .console import is_terminal, make_console, one_line, print_error, printable
 SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
 COMMANDS = {
     "help": ("", "this list"),
-    "reset": ("", "forget what was said"),
-    "system": ("TEXT", "set the system prompt; without TEXT: take it away"),
-    "temperature": ("X", "0: always the likeliest token; 1: as the model has it"),
-    "top_p": ("X", "draw from the likeliest that hold this share; 1: off"),
-    "top_k": ("N", "draw from the N likeliest tokens; 0: off"),
-    "max_new_tokens": ("N", "longest reply, in tokens"),
-    "repetition_penalty": ("X", "above 1: said tokens become less likely; 1: off"),
+    "reset": ("", "forget all messages"),
+    "system": ("TEXT", "set the system prompt; without TEXT: remove it"),
+    "temperature": ("X", "sampling temperature; 0: greedy, 1: unscaled"),
+    "top_p": ("X", "nucleus sampling: top tokens up to this probability"),
+    "top_k": ("N", "sample from the N most likely tokens; 0: off"),
+    "max_new_tokens": ("N", "maximum length of a reply, in tokens"),
+    "repetition_penalty": ("X", "above 1: repeated tokens are less likely; 1: off"),
     "seed": ("N", "same seed, same conversation, same reply; none: off"),
     "settings": ("", "show the settings"),
     "save": ("FILE", "save the conversation (JSON)"),
-    "load": ("FILE", "take up a saved conversation"),
+    "load": ("FILE", "load a saved conversation"),
     "model": ("PATH", "talk to another checkpoint"),
-    "compare": ("OTHER [TEXT]", "another's answer beside it; base: without the adapter"),
-    "time": ("[TEXT]", "the answers of all checkpoints of this run"),
+    "compare": ("OTHER [TEXT]", "compare with another model; base: without the adapter"),
+    "time": ("[TEXT]", "compare the answers of all checkpoints of this run"),
     "quit": ("", "leave (or Ctrl-D)"),
 }
 MODES = {
-    "chat": "chat mode: you write a message, the model answers in its turn",
-    "completion": "completion mode: a base model continues the text you begin; Enter alone goes on",
+    "chat": "chat mode: you write a message, the model answers",
+    "completion": "completion mode: a base model continues your text; Enter alone continues it further",
 }
 STOPS = {
-    "end": "the model ended it",
-    "length": "cut at max_new_tokens",
-    "context": "cut: the context is full",
+    "end": "end of turn",
+    "length": "stopped at max_new_tokens",
+    "context": "stopped: the context is full",
     "stopped": "stopped",
 }
 ENDED = ("end", "completion")
-LEAVING = "Ctrl-D or /quit leaves."
+LEAVING = "Press Ctrl-C again, or Ctrl-D, to leave."
 PROMPT = "> "
 
 
@@ -54,14 +54,14 @@ def answer_once(session: Any, prompt: str) -> None:
     _stream(session, prompt)
 
 
-def run_chat(session: Any, *, load: Callable[[str], Any], beside: Any, interactive: bool | None = None) -> None:
-    """Talk until the user leaves.
+def run_chat(session: Any, *, load: Callable[[str], Any], side_by_side: Any, interactive: bool | None = None) -> None:
+    """Run a chat until the user leaves.
 
-    load: opens another checkpoint as a session. beside: asks others the same (evaluation/side_by_side.py).
-    interactive: whether a person types; found out by default.
+    load: opens another checkpoint as a session. side_by_side: compares with other models (evaluation/side_by_side.py).
+    interactive: whether a user types; detected by default.
     """
     interactive = is_terminal() if interactive is None else interactive
-    screen = _Screen(session, load, beside, interactive)
+    screen = _Screen(session, load, side_by_side, interactive)
     if interactive:
         screen.show_header()
     for text in _typed_lines() if interactive else _piped_lines():
@@ -70,17 +70,17 @@ def run_chat(session: Any, *, load: Callable[[str], Any], beside: Any, interacti
 
 
 class _Screen:
-    """What is done with a line of input."""
+    """Handles the lines of input."""
 
-    def __init__(self, session: Any, load: Callable[[str], Any], beside: Any, interactive: bool):
+    def __init__(self, session: Any, load: Callable[[str], Any], side_by_side: Any, interactive: bool):
         self.session = session
-        self._load, self._beside = load, beside
+        self._load, self._side_by_side = load, side_by_side
         self._interactive = interactive
-        # Where replies are piped on, standard output is theirs alone.
+        # In a pipe, standard output is only for replies.
         self._console = make_console(stderr=not interactive)
 
     def take(self, text: str) -> bool:
-        """Answer a message or do a command. False: leave."""
+        """Answer a message or run a command; return False to leave."""
         try:
             if text.startswith("/") and not text.startswith("//"):
                 return self._command(text[1:])
@@ -107,7 +107,7 @@ class _Screen:
         if stats and self._interactive:
             speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
             many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
-            next_text = ", the next text is a new one" if (stats.stop, self.session.mode) == ENDED else ""
+            next_text = ", the next message starts a new text" if (stats.stop, self.session.mode) == ENDED else ""
             self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}]", "dim")
 
     def _command(self, line: str) -> bool:
@@ -117,14 +117,14 @@ class _Screen:
             return False
         if name not in COMMANDS:
             near = did_you_mean(name, COMMANDS)
-            fix = (near.replace("mean ", "mean /") if near else "/help lists them.") + " //text sends a /text."
-            raise UserError(Problem(f"/{name}", "there is no such command", fix=fix))
+            fix = (near.replace("mean ", "mean /") if near else "/help lists all commands.") + " Use // to send /."
+            raise UserError(Problem(f"/{name}", "unknown command", fix=fix))
         if name in SETTINGS:
             if argument:
                 self.session.change_setting(name, argument)
             self._say(f"{name} = {self._written(name)}", "good" if argument else "")
         elif name in ("save", "load", "model", "compare") and not argument:
-            raise UserError(Problem(f"/{name}", f"it wants a name: /{name} {COMMANDS[name][0]}"))
+            raise UserError(Problem(f"/{name}", f"it requires an argument: /{name} {COMMANDS[name][0]}"))
         else:
             getattr(self, f"_do_{name}")(argument)
         return True
@@ -132,8 +132,8 @@ class _Screen:
     def _do_help(self, _: str) -> None:
         for name, (argument, what) in COMMANDS.items():
             self._say(f"  /{name} {argument}".ljust(26) + what)
-        self._say("  //text                  send a text that begins with /")
-        self._say("  Alt-Enter, or \\ at the end of a line: a new line in the message", "dim")
+        self._say("  //text                  send a text that starts with /")
+        self._say("  Alt-Enter, or \\ at the end of a line: new line in the message", "dim")
 
     def _do_settings(self, _: str) -> None:
         for field in dataclasses.fields(self.session.settings):
@@ -145,11 +145,11 @@ class _Screen:
 
     def _do_reset(self, _: str) -> None:
         self.session.reset()
-        self._say("The conversation is empty; settings stay.", "good")
+        self._say("The conversation is empty; the settings are unchanged.", "good")
 
     def _do_system(self, text: str) -> None:
         self.session.set_system(text)
-        self._say("System prompt set, from the next reply on." if text else "No system prompt.", "good")
+        self._say("System prompt set." if text else "System prompt removed.", "good")
 
     def _do_save(self, path: str) -> None:
         self._say(f"Saved: {self.session.save(path)}", "good")
@@ -167,16 +167,16 @@ class _Screen:
         new.settings = self.session.settings
         self.session = new
         self.show_header()
-        self._say("The conversation is empty; settings stay.", "good")
+        self._say("The conversation is empty; the settings are unchanged.", "good")
 
     def _do_compare(self, argument: str) -> None:
         named = re.fullmatch(r'"([^"]+)"\s*(.*)|(\S+)\s*(.*)', argument, re.DOTALL)
         name, text = (named[1], named[2]) if named[1] else (named[3], named[4])
-        found = self._beside.compare(self.session, name, text, _show_notices(self._say))
+        found = self._side_by_side.compare(self.session, name, text, _show_notices(self._say))
         print_beside(found, self._console)
 
     def _do_time(self, text: str) -> None:
-        print_beside(self._beside.over_time(self.session, text, _show_notices(self._say)), self._console)
+        print_beside(self._side_by_side.over_time(self.session, text, _show_notices(self._say)), self._console)
 
     def _written(self, name: str) -> str:
         value = getattr(self.session.settings, name)
@@ -189,7 +189,7 @@ class _Screen:
 
 
 def _show_notices(say: Callable[[str, str], None]) -> Listener:
-    """Return a listener that shows notices in the conversation."""
+    """Return a listener that shows notices on the chat screen."""
 
     def listener(event: Event) -> None:
         if isinstance(event, Notice | RunWarning):
@@ -199,8 +199,8 @@ def _show_notices(say: Callable[[str, str], None]) -> Listener:
 
 
 def _stream(session: Any, text: str) -> None:
-    """Write a reply to standard output as it comes, and a newline after it."""
-    make_console()  # sets standard output to take any character
+    """Stream a reply to standard output, with a newline at the end."""
+    make_console()  # makes standard output accept any character
     reply = session.reply(text)
     line_end = ""
     try:
@@ -224,7 +224,7 @@ def _piped_lines() -> Iterator[str]:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Ask for a message again and again, until Ctrl-D, or Ctrl-C twice."""
+    """Prompt for messages until Ctrl-D, or Ctrl-C twice."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
 
@@ -253,7 +253,7 @@ def _typed_lines() -> Iterator[str]:
 
 
 def _keys() -> Any:
-    """Enter sends; Alt-Enter, or a backslash before Enter, begins a new line."""
+    """Enter sends; Alt-Enter, or a backslash before Enter, adds a new line."""
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()

@@ -42,7 +42,7 @@ def printed(capsys):
 
 def test_another_model_answers_the_last_message_and_the_conversation_continues_unchanged(models, capsys):
     session, opener = open_session("checkpoints/tiny"), Opener()
-    type_into_chat(session, f"the old\r/compare {TINY_40}\rand\r/quit\r", load=opener, beside=SideBySide(opener))
+    type_into_chat(session, f"the old\r/compare {TINY_40}\rand\r/quit\r", load=opener, side_by_side=SideBySide(opener))
     out, errors = printed(capsys)
     alone = open_session("checkpoints/tiny")
     expected = [say(alone, "the old"), say(alone, "and")]
@@ -65,26 +65,26 @@ def test_a_new_message_is_answered_by_both_models_and_added_to_the_conversation(
 
 def test_both_models_sample_with_the_same_seed(models):
     session, opener = open_session("checkpoints/tiny", SAMPLED), Opener(SAMPLED)
-    beside = SideBySide(opener)
+    comparison = SideBySide(opener)
     say(session, "the old")
     # The same weights under another name.
-    found = beside.compare(session, "base", "and the", ignore)
+    found = comparison.compare(session, "base", "and the", ignore)
     assert found.models[0].answers == found.models[1].answers
     assert session.settings.seed is None
     assert "seed" in found.drawn
-    assert "no seed" in beside.compare(session, "base", "", ignore).drawn
+    assert "no seed" in comparison.compare(session, "base", "", ignore).drawn
 
 
 def test_the_other_model_stays_loaded_until_a_different_one_is_named(models):
     session, opener = open_session("checkpoints/tiny"), Opener()
     keys = f"a\r/compare {TINY_40}\r/compare {TINY_40} the\r/compare gpt2\r/compare {TINY_40}\r/quit\r"
-    type_into_chat(session, keys, load=opener, beside=SideBySide(opener))
+    type_into_chat(session, keys, load=opener, side_by_side=SideBySide(opener))
     assert [os.path.basename(name) for name in opener.opened] == ["checkpoint-40", "gpt2", "checkpoint-40"]
 
 
 def test_base_is_the_model_without_its_adapter_even_if_a_folder_is_named_base(models, capsys):
     session, opener = open_session("adapter"), Opener()
-    type_into_chat(session, "hello\r/compare base\rmore\r/quit\r", load=opener, beside=SideBySide(opener))
+    type_into_chat(session, "hello\r/compare base\rmore\r/quit\r", load=opener, side_by_side=SideBySide(opener))
     out, _ = printed(capsys)
     assert opener.opened == []
     assert "adapter, adapter off" in out
@@ -99,7 +99,7 @@ def test_wrong_names_show_an_error_and_the_conversation_continues(models, capsys
     session, opener = open_session("checkpoints/tiny"), Opener()
     keys = "/compare gpt2\rthe\r/compare\r/compare checkpoints/nowhere\r/compare checkpoints/reward\r"
     keys += "/compare checkpoints/tiny\r/compare ./base/nothing\rold\r/quit\r"
-    type_into_chat(session, keys, load=opener, beside=SideBySide(opener))
+    type_into_chat(session, keys, load=opener, side_by_side=SideBySide(opener))
     assert [message["content"] for message in session.messages[::2]] == ["the", "old"]
     _, errors = printed(capsys)
     for word in (
@@ -116,7 +116,7 @@ def test_wrong_names_show_an_error_and_the_conversation_continues(models, capsys
 def test_base_without_an_adapter_is_an_error(models, tmp_path, monkeypatch, capsys):
     session, opener = open_session(str(models / "gpt2")), Opener()
     monkeypatch.chdir(tmp_path)
-    type_into_chat(session, "the\r/compare base\r/quit\r", load=opener, beside=SideBySide(opener))
+    type_into_chat(session, "the\r/compare base\r/quit\r", load=opener, side_by_side=SideBySide(opener))
     assert "has no adapter" in printed(capsys)[1]
 
 
@@ -124,14 +124,14 @@ def test_a_name_with_spaces_can_be_quoted(models, tmp_path):
     (tmp_path / "my model").symlink_to(models / "gpt2")
     session, opener = open_session("checkpoints/tiny"), Opener()
     keys = f'/compare "{tmp_path / "my model"}" the old\r/quit\r'
-    type_into_chat(session, keys, load=opener, beside=SideBySide(opener))
+    type_into_chat(session, keys, load=opener, side_by_side=SideBySide(opener))
     assert session.messages[0]["content"] == "the old"
     assert opener.opened == [str(tmp_path / "my model")]
 
 
 def test_time_asks_every_checkpoint_and_does_not_change_the_conversation(models, capsys):
     session, opener = open_session("checkpoints/tiny"), Opener()
-    type_into_chat(session, "/time\rthe old\r/time\r/time a red\r/quit\r", load=opener, beside=SideBySide(opener))
+    type_into_chat(session, "/time\rthe old\r/time\r/time a red\r/quit\r", load=opener, side_by_side=SideBySide(opener))
     out, errors = printed(capsys)
     assert "the conversation is empty" in errors
     assert len(session.messages) == 2
@@ -143,14 +143,14 @@ def test_time_asks_every_checkpoint_and_does_not_change_the_conversation(models,
 
 
 def test_time_is_refused_for_a_model_without_a_run(models, capsys):
-    type_into_chat(open_session("gpt2"), "the\r/time\r/quit\r", beside=SideBySide(Opener()))
+    type_into_chat(open_session("gpt2"), "the\r/time\r/quit\r", side_by_side=SideBySide(Opener()))
     assert "not a run of LLM Lab" in printed(capsys)[1]
 
 
 def test_in_a_pipe_comparisons_are_not_written_to_standard_output(models, capsys, monkeypatch):
     session, opener = open_session("checkpoints/tiny"), Opener()
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"the old\n/compare {TINY_40}\n"))
-    run_chat(session, load=opener, beside=SideBySide(opener))
+    run_chat(session, load=opener, side_by_side=SideBySide(opener))
     captured = capsys.readouterr()
     assert "differs from A" not in captured.out
     assert "differs from A" in captured.err

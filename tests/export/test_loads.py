@@ -228,7 +228,9 @@ NATIVE_MODELS = {
 
 
 def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
-    claims = check_claims({name: transformers_model(kind, **changes) for name, (kind, changes) in NATIVE_MODELS.items()}, tmp_path)
+    claims = check_claims(
+        {name: transformers_model(kind, **changes) for name, (kind, changes) in NATIVE_MODELS.items()}, tmp_path
+    )
     assert {name for name, loads in claims.items() if not loads.gguf} == {
         name for name in NATIVE_MODELS if "window" in name
     }

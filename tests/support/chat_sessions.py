@@ -73,8 +73,8 @@ def no_checkpoint(path):
     raise UserError(Problem(path, "there is no such checkpoint"))
 
 
-def type_into_chat(session: Any, keys: str, load: Any = no_checkpoint, beside: Any = None) -> None:
+def type_into_chat(session: Any, keys: str, load: Any = no_checkpoint, side_by_side: Any = None) -> None:
     """Run the chat screen on the keys that a user types."""
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(keys)
-        run_chat(session, load=load, beside=beside, interactive=True)
+        run_chat(session, load=load, side_by_side=side_by_side, interactive=True)

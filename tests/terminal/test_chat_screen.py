@@ -32,7 +32,7 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave_and_the_second_one_leaves(capsys
     session = open_session(chat=True)
     type_into_chat(session, "half a thought\x03hello\r\x03\x03")
     assert len(session.messages) == 2
-    assert capsys.readouterr().out.count("Ctrl-D or /quit leaves.") == 2
+    assert capsys.readouterr().out.count("Press Ctrl-C again, or Ctrl-D, to leave.") == 2
 
 
 def test_commands_change_the_session(capsys, tmp_path):
@@ -58,7 +58,7 @@ def test_an_invalid_command_shows_an_error_and_changes_nothing(capsys):
     assert session.messages == []
     errors = capsys.readouterr().err
     assert "Did you mean /temperature?" in errors
-    for word in ("Allowed", "/save FILE", "No such file", "no such checkpoint", "/help lists them"):
+    for word in ("Allowed", "/save FILE", "No such file", "no such checkpoint", "/help lists all commands"):
         assert word in " ".join(errors.split()), word
 
 
@@ -76,7 +76,7 @@ def test_another_model_is_opened_with_the_same_settings(capsys):
 def test_piped_lines_get_only_replies_on_standard_output(capsys, monkeypatch):
     session = open_session(chat=True)
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n\n/top_k 5\n/oops\nmore\n"))
-    run_chat(session, load=no_checkpoint, beside=None)
+    run_chat(session, load=no_checkpoint, side_by_side=None)
     replies = [m["content"] for m in session.messages[1::2]]
     assert len(replies) == 2
     captured = capsys.readouterr()
@@ -114,7 +114,7 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_continues():
                     time.sleep(0.02)
                     yield "word "
 
-        run_chat(Endless(), load=None, beside=None)
+        run_chat(Endless(), load=None, side_by_side=None)
         """
     )
     child = spawn_program(program)
@@ -153,7 +153,7 @@ def test_ctrl_c_while_another_model_answers_returns_to_the_conversation():
                 time.sleep(60)
 
         session = SimpleNamespace(name="a", mode="chat", notice=None, context_length=None, settings=None, messages=[])
-        run_chat(session, load=None, beside=Slow())
+        run_chat(session, load=None, side_by_side=Slow())
         """
     )
     child = spawn_program(program)
