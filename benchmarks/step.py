@@ -50,8 +50,7 @@ def _peaks(tokens: int, vocabulary: int) -> list[int]:
     from llm_lab.estimate.machine import find_machine
     from llm_lab.hf.load import build_from_config
     from llm_lab.training.cpu import speed_up_products
-    from llm_lab.training.cross_entropy import head_for_pieces
-    from llm_lab.training.pretrain_trainer import next_token_loss
+    from llm_lab.training.loss import detach_large_head, next_token_loss
 
     from .gpt import Gpt
 
@@ -64,7 +63,7 @@ def _peaks(tokens: int, vocabulary: int) -> list[int]:
     speed_up_products(ours, find_machine().cpu_name)
 
     def our_loss() -> Any:
-        with head_for_pieces(ours, x.numel()) as head:
+        with detach_large_head(ours, x.numel()) as head:
             return next_token_loss(ours, x, y, "cpu", "float32", head)
 
     losses = our_loss, lambda: stock(input_ids=x, labels=x, shift_labels=y).loss, lambda: gpt.loss(x, y)

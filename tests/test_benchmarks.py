@@ -170,7 +170,7 @@ def test_our_training_step_needs_no_more_memory_than_the_library():
 
     from llm_lab.hf.load import build_from_config
     from llm_lab.training.cpu import speed_up_products
-    from llm_lab.training.pretrain_trainer import next_token_loss
+    from llm_lab.training.loss import next_token_loss
 
     ids = torch.randint(0, VOCABULARY, (4, 65))
     x, y = ids[:, :-1], ids[:, 1:].contiguous()

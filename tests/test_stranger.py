@@ -157,7 +157,7 @@ def test_a_run_is_not_resumed_on_a_text_that_has_changed_or_from_a_broken_checkp
         run(recipe, resume=True)
     shutil.move("before.txt", text)
     os.truncate(f"{facts['path']}/steps/checkpoint-4/optimizer.pt", 10)
-    with pytest.raises(UserError, match="this file of the checkpoint is broken"):
+    with pytest.raises(UserError, match="this checkpoint file is broken"):
         run(recipe, resume=True)
     shutil.rmtree(f"{facts['path']}/steps/checkpoint-4")
     assert run(recipe, resume=True)["results"]["step"] == 4

@@ -33,11 +33,10 @@ def bench_training(machine: Any) -> None:
     import torch
 
     from llm_lab.hf.load import build_from_config, config_of_parts
-    from llm_lab.optim.build import build_optimizer
+    from llm_lab.optim.factory import build_optimizer
     from llm_lab.recipe.files import read_recipe_file
     from llm_lab.recipe.resolve import resolve
-    from llm_lab.training.cross_entropy import head_for_pieces
-    from llm_lab.training.pretrain_trainer import next_token_loss
+    from llm_lab.training.loss import detach_large_head, next_token_loss
 
     resolved = resolve(read_recipe_file(RECIPE), machine=machine)
     recipe: Any = resolved.recipe
@@ -53,7 +52,7 @@ def bench_training(machine: Any) -> None:
     ids = torch.randint(0, VOCABULARY, (rows, length + 1), device="cuda")
 
     def batch() -> None:
-        with head_for_pieces(model, rows * length) as head:
+        with detach_large_head(model, rows * length) as head:
             compiled(model, ids[:, :-1], ids[:, 1:], "cuda", train.dtype, head).backward()
 
     def update() -> None:

@@ -109,7 +109,7 @@ def change_step(variant: Variant) -> None:
     import torch
 
     from llm_lab.model import modeling_lab
-    from llm_lab.training import pretrain_trainer
+    from llm_lab.training import loss as training_loss
 
     from .outside_loss import loss_of_chunk, outside_loss
 
@@ -125,7 +125,7 @@ def change_step(variant: Variant) -> None:
     if variant.loss_outside:
         chunk = torch.compile(loss_of_chunk, dynamic=False)
         loss = torch.compiler.disable(lambda hidden, head, labels: outside_loss(hidden, head, labels, chunk))
-        _replace(pretrain_trainer, "linear_cross_entropy", loss)
+        _replace(training_loss, "linear_cross_entropy", loss)
 
 
 def _replace(module: Any, name: str, value: Any) -> None:
@@ -144,10 +144,9 @@ def measure(name: str) -> None:
     from llm_lab.estimate.parameters import shape_of_parts
     from llm_lab.hf.load import build_from_config
     from llm_lab.model.configuration_lab import LabConfig
-    from llm_lab.optim.build import build_optimizer
+    from llm_lab.optim.factory import build_optimizer
     from llm_lab.recipe.optimizers import AdamW, Muon
-    from llm_lab.training import pretrain_trainer
-    from llm_lab.training.cross_entropy import head_for_pieces
+    from llm_lab.training import loss as training_loss
 
     output, sys.stdout = sys.stdout, sys.stderr
     variant, machine = VARIANTS[name], require_gpu()
@@ -162,11 +161,11 @@ def measure(name: str) -> None:
     if variant.bf16_residual:
         model.get_input_embeddings().register_forward_hook(lambda module, inputs, states: states.to(torch.bfloat16))
     optimizer = build_optimizer(model, Muon() if variant.optimizer == "muon" else AdamW())
-    loss_of = torch.compile(pretrain_trainer.next_token_loss, dynamic=False)
+    loss_of = torch.compile(training_loss.next_token_loss, dynamic=False)
     ids = torch.randint(0, GPT2_VOCABULARY, (rows, length + 1), device="cuda")
 
     def batch() -> torch.Tensor:
-        with head_for_pieces(model, rows * length) as head:
+        with training_loss.detach_large_head(model, rows * length) as head:
             loss = loss_of(model, ids[:, :-1], ids[:, 1:], "cuda", "bfloat16", head)
         loss.backward()
         return loss.detach()

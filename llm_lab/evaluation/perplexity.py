@@ -16,7 +16,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, progress_of
 from llm_lab.hf.load import context_of
 from llm_lab.recipe.eval import EvalText
-from llm_lab.training.measure import PATIENCE_SECONDS, summed_nats
+from llm_lab.training.loss import PATIENCE_SECONDS, summed_nats
 
 from .score import generating
 

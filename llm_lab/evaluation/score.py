@@ -18,7 +18,7 @@ from llm_lab.recipe.scoring import Score
 from llm_lab.rewards.build import build_rewards
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loop import find_local, write_samples
-from llm_lab.training.measure import autocast
+from llm_lab.training.loss import autocast
 
 EXACT = ("exact_number", "exact_match")  # rewards that are 1 for a correct answer and 0 for a wrong one
 ROUGE = ("rouge1", "rouge2", "rougeL")

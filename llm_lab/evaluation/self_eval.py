@@ -21,7 +21,7 @@ from llm_lab.recipe.stage import StageRecipe
 from llm_lab.recipe.validate import validate
 from llm_lab.runs.folder import RunFolder, run_of
 from llm_lab.training.loop import require_same_data
-from llm_lab.training.measure import total_loss
+from llm_lab.training.loss import total_loss
 
 from .perplexity import context_length, figures
 from .score import Scorer
@@ -77,14 +77,14 @@ def measure_validation(
     """
     if not isinstance(recipe, PretrainRecipe) or not has_validation(recipe):
         return None
-    from llm_lab.stages.pretrain import held_out_of, open_sources, tokenise
-    from llm_lab.training.document_mask import mask_documents
+    from llm_lab.training.pretrain_data import open_sources, tokenize_sources, validation_tokens
+    from llm_lab.training.pretrain_trainer import mask_documents
 
     sources = open_sources(recipe)
     require_same_data(sources, run)
     max_tokens = options.max_tokens or recipe.validation.max_tokens
     assert max_tokens is not None  # set by resolve
-    held_out, size = held_out_of(tokenise(recipe, sources, tokenizer, listener), max_tokens)
+    held_out, size = validation_tokens(tokenize_sources(recipe, sources, tokenizer, listener), max_tokens)
     length = context_length(model, options.max_length or recipe.train.max_length)
     hook = mask_documents(model, tokenizer.eos_token_id) if recipe.train.document_mask else None
     try:
@@ -117,9 +117,9 @@ def run_scorer(
         return None
     held_out, sets = [], []
     if score.path is None and isinstance(recipe, TalkRecipe):
-        from llm_lab.training.finetune import read_sets
+        from llm_lab.training.tuned_run import open_example_sets
 
-        sets = read_sets(recipe, STAGES[recipe.stage].examples or "")
+        sets = open_example_sets(recipe)
         parts = split_examples(sets, fraction=recipe.validation.fraction, take=recipe.validation.from_)
         held_out = [example for part in parts for example in part.validation]
     scorer = Scorer(
@@ -154,7 +154,7 @@ def changed_data(recipe: StageRecipe, facts: Mapping[str, Any]) -> Iterator[str]
 def fingerprints(recipe: StageRecipe) -> list[tuple[str, str]]:
     """Return (path, fingerprint) of each data set that a recipe trains on; [] if it does not train."""
     if isinstance(recipe, PretrainRecipe):
-        from llm_lab.stages.pretrain import open_sources
+        from llm_lab.training.pretrain_data import open_sources
 
         return [(source.path, source.fingerprint) for source in open_sources(recipe)]
     found = []

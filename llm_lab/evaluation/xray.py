@@ -27,8 +27,8 @@ from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.recipe.pretrain import BpeTokenizer
 from llm_lab.recipe.registry import STAGES
 from llm_lab.rewards.classifier import is_encoder
-from llm_lab.training.finetune import read_sets
 from llm_lab.training.loop import find_local
+from llm_lab.training.tuned_run import open_example_sets
 
 # Enough for lengths and shares; all of a large set would take minutes.
 MEASURED_EXAMPLES = 2_000
@@ -190,7 +190,7 @@ def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, examples
         if pairs
         else apply_chat_template_choice(tokenizer, recipe.chat_template).notice
     )
-    sources = read_sets(recipe, _kind(recipe))
+    sources = open_example_sets(recipe)
     fraction, take = recipe.validation.fraction, recipe.validation.from_
     splits = split_examples(sources, fraction=fraction, take=take, require_validation=False)
     encode = _encode_pairs(tokenizer) if pairs else _encoder(recipe, tokenizer)

@@ -1,6 +1,6 @@
 """Muon for hidden matrices and AdamW for everything else, in one optimizer.
 
-One optimizer with an algorithm per group works with every trainer, scheduler and resume.
+A single optimizer, with an algorithm per group, works with any trainer, scheduler and resume.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-# The quintic of Jordan et al. (2024): steepest at zero, so that five steps are enough.
+# The quintic polynomial of Jordan et al. (2024): steepest at zero, so five steps are enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPS = 1e-7
 
 
-def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Push the singular values of each matrix towards 1 by Newton-Schulz steps.
+def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Move the singular values of each matrix towards 1 with Newton-Schulz steps.
 
-    matrices: (count, rows, columns), orthogonalised all at once; returns the same shape in `dtype`.
+    matrices: (count, rows, columns), orthogonalized all at once; returns the same shape in `dtype`.
     Jordan et al. (2024), https://kellerjordan.github.io/posts/muon
     """
     a, b, c = COEFFICIENTS
@@ -40,7 +40,7 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _multiplies_bf16(device_type: str) -> bool:
-    """Whether the hardware multiplies bf16: enough for Newton-Schulz, and up to four times as fast."""
+    """Return whether the hardware multiplies bf16, which is precise enough here and up to four times as fast."""
     if device_type == "cpu":
         features = torch.cpu.get_capabilities()
         return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
@@ -85,7 +85,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
     def _step_muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        # Matrices of one shape are orthogonalised as one batch: a few large products instead of many small.
+        # Matrices of the same shape form one batch: a few large products instead of many small ones.
         by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
         for p in params:
             by_shape[p.shape, p.device].append(p)
@@ -96,7 +96,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
             dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
-            directions = orthogonalise(torch.stack(updates), group["ns_steps"], dtype).to(alike[0].dtype)
+            directions = orthogonalize(torch.stack(updates), group["ns_steps"], dtype).to(alike[0].dtype)
             torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])
             scale = math.sqrt(max(1.0, shape[0] / shape[1]))
             torch._foreach_add_(alike, list(directions.unbind()), alpha=-lr * scale)

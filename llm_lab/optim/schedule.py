@@ -1,4 +1,4 @@
-"""The learning rate over a run, as a factor of the peak: the trainer follows it, the wizard draws it."""
+"""The learning rate over a run, as a factor of the peak. The trainer applies it; the plan draws it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def learning_rate_factor(
 ) -> float:
     """Return the factor for one update, counted from 0.
 
-    It rises to 1 at the last warm-up update, never rises after it, is exactly `min_ratio` at the last
-    update, and stays there past the end. power: of the polynomial. decay_ratio: share of the run in which
-    warm-up-stable-decay falls.
+    It rises to 1 at the last warm-up update, never rises again, is exactly `min_ratio` at the last update, and stays
+    there past the end. power: exponent of the polynomial schedule. decay_ratio: share of the run in which the wsd
+    schedule decays.
     """
     if update < warmup_steps:
         return (update + 1) / warmup_steps
@@ -41,7 +41,7 @@ def learning_rate_factor(
 
 
 def factor_of(scheduler: Mapping[str, Any], max_steps: int) -> Callable[[int], float]:
-    """Return update -> factor for a resolved recipe's scheduler, in which warm-up is counted in steps."""
+    """Return a function update -> factor for the scheduler of a resolved recipe, whose warm-up is in steps."""
     options = {key: value for key, value in scheduler.items() if key != "warmup_ratio"}
 
     def factor(update: int) -> float:

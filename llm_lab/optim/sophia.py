@@ -13,8 +13,8 @@ class Sophia(torch.optim.Optimizer):
     """Sophia-G (Liu et al. 2023, algorithm 3, https://arxiv.org/abs/2305.14342).
 
     theta <- theta - lr * clip(m / max(rho * h, eps), 1), with m the moving mean of gradients and h that of the
-    Hessian's diagonal. Whoever trains calls `update_hessian` every few steps, with gradients of the loss on
-    labels that the model itself has drawn: h is not the mean of squared training gradients.
+    Hessian's diagonal. The trainer must call `update_hessian` every few steps, with gradients of the loss on labels
+    sampled from the model itself: h is not the mean of squared training gradients.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Sophia(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update_hessian(self, tokens: int) -> None:
-        """Take the present gradients into the estimate: h <- beta2 * h + (1 - beta2) * tokens * g * g.
+        """Update the estimate with the current gradients: h <- beta2 * h + (1 - beta2) * tokens * g * g.
 
         The gradients must be those of the mean cross-entropy over `tokens` labels drawn from the model's own
         distribution (the Gauss-Newton-Bartlett estimator, section 2.3 of the paper).
@@ -65,7 +65,7 @@ class Sophia(torch.optim.Optimizer):
 
     @torch.no_grad()
     def unclipped_share(self) -> float:
-        """Return the share of entries that the clip leaves alone; 10 to 50 % is healthy (section 2.2)."""
+        """Return the share of entries that are not clipped; 10 to 50 % is healthy (section 2.2)."""
         free = total = 0
         for group in self.param_groups:
             for p in group["params"]:

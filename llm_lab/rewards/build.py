@@ -1,49 +1,55 @@
-"""Reward terms of a recipe made into functions: loading models and the user's own files."""
+"""Build the reward of a recipe from its terms: functions, reward models, and the user's own Python functions.
+
+A user's function is named by file and function, as in `my_rewards.py:polite`.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError, did_you_mean
 
 from .combine import Columns, Prompt, Rewards, Term
 from .functions import FUNCTIONS
-from .python_file import describe, find_function, load_function
+
+FORM = "file.py:function, as in my_rewards.py:polite"
 
 
 def build_rewards(
     terms: Sequence[Mapping[str, Any]],
     *,
     device: str = "cpu",
-    batch_size: int = 16,
     find_model: Callable[[str], str] = str,
     key: str = "rewards",
 ) -> Rewards:
-    """Build the reward of a recipe's terms, loading models and running the user's files.
+    """Build the reward of a recipe's terms; loads reward models and runs the user's files.
 
-    terms: `{name | model | python: ..., weight: ..., and the function's own keys}`, None where a key is left out.
-    find_model: turns the name of a run into the folder of its model.
-    UserError with the problems of all terms.
+    terms: `{name | model | python: ..., weight: ..., and the keys of the function}`, None for keys that are left out.
+    find_model: returns the model folder for the name of a run. UserError with the problems of all terms.
     """
-    built, problems = [], []
+    built: list[Term] = []
+    problems: list[Problem | str] = []
     for index, term in enumerate(terms):
         given = {name: value for name, value in term.items() if value is not None}
         weight = float(given.pop("weight", 1.0))
         try:
-            built.append(_build_term(given, weight, f"{key}.{index}", device, batch_size, find_model))
+            built.append(_build_term(given, weight, f"{key}.{index}", device, find_model))
         except UserError as error:
             problems.extend(error.problems)
     if problems:
         raise UserError(*problems)
-    return Rewards(tuple(_with_names_of_their_own(built)))
+    return Rewards(tuple(_with_unique_names(built)))
 
 
-def check_files(terms: Sequence[Mapping[str, Any]], *, key: str = "rewards") -> list[Problem]:
-    """Return what is wrong with the terms' own Python files. Reads them, runs nothing."""
-    problems = []
+def check_files(terms: Sequence[Mapping[str, Any]], *, key: str = "rewards") -> list[Problem | str]:
+    """Return the problems of the Python files that the terms name. Reads the files but runs nothing."""
+    problems: list[Problem | str] = []
     for index, term in enumerate(terms):
         if term.get("python"):
             try:
@@ -53,59 +59,150 @@ def check_files(terms: Sequence[Mapping[str, Any]], *, key: str = "rewards") -> 
     return problems
 
 
-def _build_term(
-    given: dict[str, Any], weight: float, key: str, device: str, batch_size: int, find_model: Callable[[str], str]
-) -> Term:
+def _build_term(given: dict[str, Any], weight: float, key: str, device: str, find_model: Callable[[str], str]) -> Term:
     if "model" in given:
         from .models import load_reward_model
 
         name = given["model"]
-        judge = load_reward_model(find_model(name), device=device, batch_size=batch_size, key=f"{key}.model")
+        reward_model = load_reward_model(find_model(name), device=device, key=f"{key}.model")
         label = Path(name).name or name
-        return Term(label, weight, f"{key}.model", lambda p, c, _: judge(p, c), about=judge.about)
+        return Term(label, weight, f"{key}.model", lambda p, c, _: reward_model(p, c), about=reward_model.about)
     if "python" in given:
         spec = given["python"]
-        score = _guarded(load_function(spec, key=f"{key}.python"), spec, f"{key}.python")
-        return Term(spec.rpartition(":")[2], weight, f"{key}.python", score, about=f"runs {spec}")
+        call = _report_failures(load_function(spec, key=f"{key}.python"), spec, f"{key}.python")
+        return Term(spec.rpartition(":")[2], weight, f"{key}.python", call, about=f"runs {spec}")
     known = FUNCTIONS[given["name"]]
     options = {option: value for option, value in given.items() if option in known.keys}
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> Sequence[Any]:
-        # Only what it reads: the data may have a column called `length` of its own.
+        # Only the columns it reads: the data may have a column called `length`.
         return known.function(texts, **{name: columns[name] for name in known.columns}, **options)
 
     return Term(given["name"], weight, key, score, columns=known.columns, read_answer=known.read_answer)
 
 
-def _guarded(function: Callable[..., Any], spec: str, key: str) -> Callable[..., Sequence[Any]]:
-    """Call a user's function; where it fails, find out at which completion."""
+def _report_failures(function: Callable[..., Any], spec: str, key: str) -> Callable[..., Sequence[Any]]:
+    """Return a call of a user's function that reports at which completion it fails."""
     path = Path(spec.rpartition(":")[0]).expanduser()
 
     def call(prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> Sequence[Any]:
-        # A column of the data may have one of our names.
+        # The data may have columns called prompts or completions.
         own = {name: values for name, values in columns.items() if name not in ("prompts", "completions")}
         try:
             return function(completions=list(texts), prompts=list(prompts), **own)
         except Exception as error:
-            together = error
+            error_of_all = error
         for index, text in enumerate(texts):
             row = {name: [values[index]] for name, values in own.items()}
             try:
                 function(completions=[text], prompts=[prompts[index]], **row)
             except Exception as error:
                 where = f"at completion {index + 1} of {len(texts)}, {text[:80]!r}"
-                raise UserError(Problem(key, f"it failed {where}: {describe(error, path)}", value=spec)) from error
-        where = f"with all {len(texts)} completions, though with none alone"
-        raise UserError(Problem(key, f"it failed {where}: {describe(together, path)}", value=spec)) from together
+                raise UserError(
+                    Problem(key, f"it failed {where}: {describe_error(error, path)}", value=spec)
+                ) from error
+        where = f"with all {len(texts)} completions, but with none of them alone"
+        raise UserError(
+            Problem(key, f"it failed {where}: {describe_error(error_of_all, path)}", value=spec)
+        ) from error_of_all
 
     return call
 
 
-def _with_names_of_their_own(terms: Sequence[Term]) -> list[Term]:
-    """Give terms of the same name numbers: the log has a column for each."""
+def _with_unique_names(terms: Sequence[Term]) -> list[Term]:
+    """Number terms of the same name, because each has its own column in the log."""
     counts: dict[str, int] = {}
     found = []
     for term in terms:
         counts[term.name] = counts.get(term.name, 0) + 1
         found.append(replace(term, name=f"{term.name}_{counts[term.name]}") if counts[term.name] > 1 else term)
     return found
+
+
+def find_function(spec: str, *, key: str = "rewards.python") -> tuple[Path, str]:
+    """Return file and function of `file.py:function`, checked without running the file.
+
+    UserError if the file is missing or is not valid Python, or has no such function at its top level.
+    """
+    file_name, colon, name = spec.rpartition(":")
+    if not colon or not file_name.endswith(".py") or not name.isidentifier():
+        raise UserError(Problem(key, "this is not a function in a file", value=spec, allowed=FORM))
+    path = Path(file_name).expanduser()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        why = f"the file can't be read: {error.strerror}"
+        raise UserError(Problem(key, why, value=spec, fix=f"The full path is {path.resolve()}.")) from None
+    try:
+        tree = ast.parse(source, filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        where = f" in line {line}" if line else ""
+        why = f"{path} is not valid Python: {getattr(error, 'msg', error)}{where}"
+        raise UserError(Problem(key, why, value=spec)) from None
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    if name not in functions:
+        known = ", ".join(functions) or "none"
+        raise UserError(
+            Problem(
+                key,
+                f"{path} has no function `{name}` at its top level",
+                value=spec,
+                allowed=f"its functions: {known}",
+                fix=did_you_mean(name, functions),
+            )
+        )
+    problem = _signature_problem(functions[name])
+    if problem:
+        fix = f"Write it as `def {name}(completions, **columns)`, returning one number for each completion."
+        raise UserError(Problem(key, problem, value=spec, fix=fix))
+    return path, name
+
+
+def _signature_problem(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+    """Return why a function can't be called with completions and columns as keyword arguments, or None."""
+    if isinstance(node, ast.AsyncFunctionDef):
+        return "this function is async; a reward must be a plain function"
+    arguments = node.args
+    if arguments.posonlyargs:
+        return "arguments are passed by name, but this function has positional-only ones"
+    if arguments.kwarg is None:
+        return "this function does not accept the columns of the data: add `**columns` at the end"
+    if "completions" not in [argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)]:
+        return "this function has no argument `completions`"
+    return None
+
+
+def load_function(spec: str, *, key: str = "rewards.python") -> Callable[..., Any]:
+    """Run the file and return its function. UserError if the function is not found, or the file fails.
+
+    The function is called as f(completions=[...], prompts=[...], **columns) with lists of equal length. It returns a
+    number for each completion, or None for completions that it does not apply to.
+    """
+    path, name = find_function(spec, key=key)
+    module_spec = importlib.util.spec_from_file_location(f"_reward_{path.stem}", path.resolve())
+    assert module_spec is not None  # the file ends in .py
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses in the file look up their module here
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(Problem(key, f"running {path} failed: {describe_error(error, path)}", value=spec)) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(Problem(key, f"after running {path}, `{name}` is not a function", value=spec))
+    return function
+
+
+def describe_error(error: BaseException, path: Path) -> str:
+    """Return an exception in one line, with the line of the file where it occurred."""
+    line = None
+    trace = error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == path.resolve():
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    text = (str(error).splitlines() or [""])[0][:200]
+    where = f" (line {line} of {path.name})" if line else ""
+    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"

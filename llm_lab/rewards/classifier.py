@@ -1,4 +1,4 @@
-"""Sequence classifiers from disk or the Hub: with the head they were trained with, or a new one on a language model."""
+"""Load sequence classifiers from disk or the Hub, with their trained head or with a new head on a language model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llm_lab.hf.load import load_model, quantization_4bit, read_config, require_
 from llm_lab.hf.save import to_native
 from llm_lab.hf.tokenizers import hub_problem
 
-# Encoders before classification have no pooler either.
+# Encoders without a classification head have no pooler either.
 HEADS = frozenset({"score", "classifier", "classification_head", "pooler"})
 
 
 def is_encoder(config: Any) -> bool:
-    """Tell whether a classifier reads both ways, as BERT and DeBERTa do: its prompts and answers go in as pairs."""
+    """Return whether a classifier is bidirectional, as BERT and DeBERTa: it reads prompt and answer as a pair."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -33,20 +33,18 @@ def load_classifier(
     load_in_4bit: bool = False,
     key: str = "rewards.model",
     attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
 ) -> Any:
-    """Load a sequence classifier in eval mode; a LoRA adapter comes merged into its base.
+    """Load a sequence classifier in eval mode; a LoRA adapter is merged into its base.
 
-    new_head: one label, and a new head where the checkpoint has none that fits (a language model has none). Without
-    it such a checkpoint is refused: the library would score with random weights. load_in_4bit: as QLoRA's frozen
-    base, on CUDA. UserError where it can't be loaded.
+    new_head: one label, with a new head if the checkpoint has none that fits (a language model has none). Without
+    new_head, such a checkpoint is refused, because transformers would score with random weights. load_in_4bit: as the
+    frozen base of QLoRA, on CUDA. UserError if it can't be loaded.
     """
-    options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
-    options = {option: value for option, value in options.items() if value}
+    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if load_in_4bit:
         require_4bit(device)
         if is_adapter(name):
-            why, fix = "an adapter can't be put into a base of 4 bits", f"First: llm-lab merge {name}"
+            why, fix = "an adapter can't be merged into a base in 4 bits", f"First run: llm-lab merge {name}"
             raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
         options |= {"quantization_config": quantization_4bit(), "device_map": device}
     if is_adapter(name):
@@ -57,7 +55,7 @@ def load_classifier(
 
 
 def _with_exact_scores(model: Any) -> Any:
-    """Compute the score itself in float32, whatever the precision around it: in bf16, 10.0 is followed by 10.06."""
+    """Compute the score in float32, whatever the precision of the model: in bf16 the next value after 10.0 is 10.06."""
     from torch import autocast, nn
     from torch.nn import functional as F
 
@@ -70,7 +68,7 @@ def _with_exact_scores(model: Any) -> Any:
     for name in ("score", "classifier"):
         head = getattr(model, name, None)
         if type(head) is nn.Linear:
-            head.__class__ = ExactLinear  # names and weights stay, and so does what is saved
+            head.__class__ = ExactLinear  # names and weights stay the same, so saving is not affected
     return model
 
 
@@ -78,10 +76,10 @@ def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Map
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    config = read_config(name, key=key, trust_remote_code=options.get("trust_remote_code", False))
+    config = read_config(name, key=key)
     if config.is_encoder_decoder:
         raise UserError(
-            Problem(key, f"an encoder-decoder ({config.model_type}) can't be a reward model here", value=name)
+            Problem(key, f"an encoder-decoder ({config.model_type}) is not supported as a reward model", value=name)
         )
     if new_head:
         config.num_labels = 1
@@ -98,9 +96,9 @@ def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Map
         raise UserError(hub_problem(error, key, name, "reward model")) from None
     missing = [parameter for parameter in loaded["missing_keys"] if HEADS.isdisjoint(parameter.split("."))]
     if missing:
-        raise UserError(Problem(key, f"weights are missing from it: {', '.join(sorted(missing)[:3])}", value=name))
+        raise UserError(Problem(key, f"weights are missing: {', '.join(sorted(missing)[:3])}", value=name))
     if loaded["missing_keys"] and not new_head:
-        raise _no_judge(name, key)
+        raise _not_a_reward_model(name, key)
     return model
 
 
@@ -109,21 +107,21 @@ def _load_adapter(folder: Path, *, dtype: str, new_head: bool, key: str, options
 
     adapter = read_adapter(folder, key=key)
     if adapter.task == "SEQ_CLS":
-        # In float32 until it is merged: an adapter's small differences would be lost in bf16.
+        # In float32 until merged: the small changes of an adapter would be lost in bf16.
         base = load_classifier(adapter.base, new_head=True, key=key, **options)
         model = attach_adapter(base, adapter, key=key).merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
         model.requires_grad_(True)  # PEFT leaves the base frozen
     elif new_head:
         model = add_head(load_model(folder, dtype=dtype, merge=True, key=key, **options))
     else:
-        raise _no_judge(str(folder), key)
-    # So that an adapter trained on it finds its base again.
+        raise _not_a_reward_model(str(folder), key)
+    # An adapter trained on this model records it as its base.
     model.config._name_or_path = model.name_or_path = str(folder)
     return model
 
 
 def add_head(causal: Any) -> Any:
-    """Return a causal LM's backbone with a new score head of one label, native where its parts are."""
+    """Return the backbone of a causal LM with a new score head of one label; a native class if its parts allow."""
     from transformers import AutoModelForSequenceClassification
 
     native = to_native(causal)
@@ -136,7 +134,7 @@ def add_head(causal: Any) -> Any:
     return model.to(causal.device)
 
 
-def _no_judge(name: str, key: str) -> UserError:
-    why = "this is a language model, no reward model: it has no trained head that gives a score"
-    fix = "Train a reward model from it with `stage: reward`, or name one."
+def _not_a_reward_model(name: str, key: str) -> UserError:
+    why = "this is a language model and not a reward model: it has no trained score head"
+    fix = "Train a reward model from it with `stage: reward`, or choose another."
     return UserError(Problem(key, why, value=name, fix=fix))

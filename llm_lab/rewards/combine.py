@@ -1,4 +1,4 @@
-"""Reward terms put together: each term's values, and their weighted sum."""
+"""Combine reward terms: the values of each term, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ class Term:
     key: str
     score: Callable[[Sequence[Prompt], Sequence[str], Columns], Sequence[Any]]
     columns: tuple[str, ...] = ()
-    read_answer: Callable[[Any], Any] | None = None  # ValueError for an answer in the data that it can't use
-    about: str | None = None  # what a user should know of it, in one line
+    read_answer: Callable[[Any], Any] | None = None  # raises ValueError for an unusable answer in the data
+    about: str | None = None  # one line for the user
 
     def values(self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> list[float]:
-        """Return one float for each completion, NaN where the term has nothing to say. UserError in words."""
+        """Return one float for each completion, NaN where the term does not apply. UserError if the term fails."""
         return self._numbers(self.score(prompts, texts, columns), len(texts))
 
     def _numbers(self, found: Any, count: int) -> list[float]:
         if isinstance(found, str | Mapping) or not hasattr(found, "__iter__"):
-            why = f"it returned {_a(found)} where a list of {count} numbers is wanted"
+            why = f"it returned {_describe(found)} instead of a list of {count} numbers"
             raise UserError(Problem(self.key, why, value=self.name))
         values = list(found)
         if len(values) != count:
             why = f"it returned {len(values)} numbers for {count} completions"
-            raise UserError(Problem(self.key, why, value=self.name, fix="Return one for each completion, in order."))
+            raise UserError(
+                Problem(self.key, why, value=self.name, fix="Return one number for each completion, in order.")
+            )
         numbers = []
         for index, value in enumerate(values):
             try:
-                # float() reads text too, and text is surely a mistake.
+                # float() would accept text, which is surely a mistake.
                 number = math.nan if value is None else float("no number" if isinstance(value, str) else value)
             except (TypeError, ValueError):
-                why = (
-                    f"it returned {_a(value)} for completion {index + 1} of {count} where a number (or None) is wanted"
-                )
+                where = f"completion {index + 1} of {count}"
+                why = f"it returned {_describe(value)} for {where} instead of a number (or None)"
                 raise UserError(Problem(self.key, why, value=self.name)) from None
             if math.isinf(number):
-                why = f"it returned {number} for completion {index + 1} of {count}: nothing can be learnt from that"
+                why = f"it returned {number} for completion {index + 1} of {count}; rewards must be finite"
                 raise UserError(Problem(self.key, why, value=self.name))
             numbers.append(number)
         return numbers
@@ -56,9 +57,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the terms gave for some completions.
+    """The scores of some completions.
 
-    values: for each term one float a completion, NaN where the term does not apply. totals: the weighted sums over
+    values: for each term, one float per completion, NaN where the term does not apply. totals: the weighted sums over
     the terms that apply, NaN where none does.
     """
 
@@ -67,16 +68,11 @@ class Scores:
     totals: tuple[float, ...]
 
     def means(self) -> dict[str, float]:
-        """Return {"reward": mean total, "rewards/<term>": mean value} over the completions that have one."""
+        """Return {"reward": mean total, "rewards/<term>": mean value}, without NaN values."""
         rows = {"reward": self.totals}
         rows |= {f"rewards/{name}": values for name, values in zip(self.names, self.values, strict=True)}
         known = {key: [value for value in values if not math.isnan(value)] for key, values in rows.items()}
         return {key: sum(values) / len(values) for key, values in known.items() if values}
-
-    @property
-    def unscored(self) -> int:
-        """How many completions no term could score."""
-        return sum(math.isnan(total) for total in self.totals)
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ class Rewards:
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Prompt], columns: Columns | None = None
     ) -> Scores:
-        """Score completions (text, or messages as TRL has them). UserError where a term fails, saying why."""
+        """Score completions (text, or messages as in TRL). UserError if a term fails."""
         texts = [text_of(completion) for completion in completions]
         rows = [term.values(prompts, texts, columns or {}) for term in self.terms]
         return Scores(self.names, tuple(map(tuple, rows)), tuple(self._sum(row) for row in zip(*rows, strict=True)))
@@ -106,19 +102,19 @@ class Rewards:
         return sum(known) if known else math.nan
 
     def trl_functions(self) -> list[Callable[..., list[float | None]]]:
-        """Return the terms as TRL's `reward_funcs`; `weights` goes with them as `reward_weights`."""
+        """Return the terms as TRL's `reward_funcs`; `weights` are the `reward_weights`."""
         return [_trl_function(term) for term in self.terms]
 
     def check_columns(self, columns: Columns) -> None:
-        """Look before a run whether the data can be scored. UserError with all that is missing.
+        """Check before a run that the data can be scored. UserError with all problems.
 
-        columns: the data's columns, whole: every row is looked at.
+        columns: the complete columns of the data; every row is checked.
         """
         problems = [
             Problem(
                 term.key,
-                f"`{term.name}` compares with the column `{name}`, which the data does not have",
-                fix=f"Name it with data.N.columns.{name}; the columns are: {', '.join(columns) or 'none'}.",
+                f"`{term.name}` needs the column `{name}`, which the data does not have",
+                fix=f"Set data.N.columns.{name}; the columns are: {', '.join(columns) or 'none'}.",
             )
             for term in self.terms
             for name in term.columns
@@ -130,8 +126,10 @@ class Rewards:
             for name in term.columns:
                 empty = sum(value is None for value in columns[name])
                 if empty and all(name in other.columns for other in self.terms):
-                    why = f"{empty:,} of {len(columns[name]):,} rows have no `{name}`, so nothing scores them"
-                    problems.append(Problem(term.key, why, fix="Leave them out, or add a term that needs none."))
+                    why = f"{empty:,} of {len(columns[name]):,} rows have no `{name}`, so they can't be scored"
+                    problems.append(
+                        Problem(term.key, why, fix="Remove these rows, or add a term that does not need it.")
+                    )
             if term.read_answer is not None:
                 problems.extend(_unreadable(term, columns["answer"]))
         if problems:
@@ -142,16 +140,15 @@ def _unreadable(term: Term, answers: Sequence[Any]) -> list[Problem]:
     bad = []
     for row, answer in enumerate(answers):
         try:
-            answer is None or term.read_answer(answer)
+            if answer is not None and term.read_answer is not None:
+                term.read_answer(answer)
         except ValueError as error:
             bad.append((row, answer, str(error)))
     if not bad:
         return []
     row, answer, reason = bad[0]
-    why = (
-        f"{len(bad):,} of {len(answers):,} answers can't be compared with; row {row + 1} {reason}: {str(answer)[:60]!r}"
-    )
-    fix = "Take exact_match for answers in words." if term.name.startswith("exact_number") else "Fix these rows."
+    why = f"{len(bad):,} of {len(answers):,} answers are unusable; row {row + 1} {reason}: {str(answer)[:60]!r}"
+    fix = "Use exact_match for answers in words." if term.name.startswith("exact_number") else "Fix these rows."
     return [Problem(term.key, why, value=term.name, fix=fix)]
 
 
@@ -159,7 +156,7 @@ def _trl_function(term: Term) -> Callable[..., list[float | None]]:
     def score(
         prompts: Sequence[Prompt], completions: Sequence[Prompt], completion_ids: Any = None, **extra: Any
     ) -> list[float | None]:
-        # TRL adds the trainer's state and its loggers to the columns.
+        # TRL adds the trainer state and its loggers to the columns.
         columns = {k: v for k, v in extra.items() if isinstance(v, list) and len(v) == len(completions)}
         values = term.values(prompts, [text_of(completion) for completion in completions], columns)
         return [None if math.isnan(value) else value for value in values]
@@ -169,17 +166,17 @@ def _trl_function(term: Term) -> Callable[..., list[float | None]]:
 
 
 def text_of(completion: Prompt) -> str:
-    """Return the text of a completion that is text already, or messages of which the contents count."""
+    """Return the text of a completion: itself, or the contents of its messages."""
     if isinstance(completion, str):
         return completion
     return "\n".join(content_of(message) for message in completion)
 
 
 def content_of(message: Mapping[str, Any]) -> str:
-    """Return a message's text; content in parts is put together."""
+    """Return the text of a message; content parts are joined."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
-def _a(value: Any) -> str:
+def _describe(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"

@@ -1,6 +1,6 @@
-"""Verifiable rewards: plain functions of the answers' text, f(completions, **columns) -> one number each.
+"""Verifiable rewards: plain functions of the text of answers, f(completions, **columns) -> one number each.
 
-`columns` are the other columns of the data, one value for each completion. None means that a reward does not
+`columns` are the other columns of the data, with one value for each completion. None means that a reward does not
 apply to a completion.
 """
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from .answers import find_number, find_words
+from .answer_parsing import find_number, find_words
 
 Rewards = list[float | None]
 
 
 def exact_number(completions: Sequence[str], *, answer: Sequence[Any], **columns: Any) -> Rewards:
-    r"""1 where the number a completion comes to is the answer's; None where no answer is known.
+    r"""1 if the final number of a completion equals the answer; None if no answer is known.
 
-    Both are read as in `find_number`: GSM8K's "#### 1,234", "\boxed{}", "the answer is", or the last number.
+    Both are parsed as in `find_number`: GSM8K's "#### 1,234", "\boxed{}", "the answer is", or the last number.
 
     >>> exact_number(["2 + 3 = 5", "It costs $1,200.50.", "six"], answer=["#### 5", 1200.5, "6"])
     [1.0, 1.0, 0.0]
@@ -32,21 +32,21 @@ def exact_number(completions: Sequence[str], *, answer: Sequence[Any], **columns
 
 
 def answer_number(answer: Any) -> Fraction:
-    """Return the number of an answer in the data. ValueError where it holds none."""
+    """Return the number in an answer from the data. ValueError if it has none."""
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        # repr gives 0.1 as one tenth; the float itself is not quite.
+        # repr() gives exactly one tenth for 0.1; the float itself differs slightly.
         return Fraction(repr(answer))
     found = find_number(str(answer))
     if found is None:
-        raise ValueError("holds no number")
+        raise ValueError("has no number")
     return found
 
 
 def exact_match(completions: Sequence[str], *, answer: Sequence[Any], **columns: Any) -> Rewards:
-    """1 where a completion's answer is the right one, or one of several, as normalised text.
+    """1 if the answer in a completion is the correct one, or one of several, as normalized text.
 
-    Both are read as in `find_words`: in an <answer> tag, after ####, or the whole text; capitals, spaces and the
-    punctuation around do not count.
+    Both are parsed as in `find_words`: an <answer> tag, the text after ####, or the whole text. Capitals, spaces and
+    surrounding punctuation are ignored.
 
     >>> exact_match(["<answer>The Nile.</answer>", "Danube"], answer=["the nile", ["Rhine", "danube"]])
     [1.0, 1.0]
@@ -58,7 +58,7 @@ def exact_match(completions: Sequence[str], *, answer: Sequence[Any], **columns:
 
 
 def answer_words(answer: Any) -> set[str]:
-    """Return the texts that are right. ValueError for an empty one: saying nothing would be rewarded."""
+    """Return the correct texts. ValueError for an empty one, which would reward an empty answer."""
     right = {find_words(str(one)) for one in (answer if _is_list(answer) else [answer])}
     if not all(right):
         raise ValueError("is empty")
@@ -66,7 +66,7 @@ def answer_words(answer: Any) -> set[str]:
 
 
 def regex(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewards:
-    """1 where the regular expression is found in a completion; a dot also stands for a line break.
+    """1 if the regular expression is found in a completion; a dot also matches a line break.
 
     >>> regex(["so: <b>4</b>", "4"], pattern="<b>.*</b>")
     [1.0, 0.0]
@@ -75,7 +75,7 @@ def regex(completions: Sequence[str], *, pattern: str, **columns: Any) -> Reward
 
 
 def format(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewards:
-    """1 where the whole completion, spaces around it aside, has the form of the regular expression.
+    """1 if the whole completion, without surrounding spaces, matches the regular expression.
 
     >>> format(["<think>2 + 2</think> 4", "well, <think>2 + 2</think> 4"], pattern="<think>.*</think>.*")
     [1.0, 0.0]
@@ -84,7 +84,7 @@ def format(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewar
 
 
 def length(completions: Sequence[str], *, length: int, **columns: Any) -> Rewards:
-    """From 1 for no text at all down to 0 at `length` characters and above.
+    """From 1 for an empty text down to 0 for `length` characters or more.
 
     >>> length(["", "four", "fourteen letters"], length=8)
     [1.0, 0.5, 0.0]
@@ -93,14 +93,14 @@ def length(completions: Sequence[str], *, length: int, **columns: Any) -> Reward
 
 
 def repetition(completions: Sequence[str], *, ngram: int = 3, **columns: Any) -> Rewards:
-    """Minus the share of runs of `ngram` words that stood before: 0 without any, towards -1 for a loop.
+    """Minus the share of repeated n-grams of `ngram` words: 0 without repetition, towards -1 for a loop.
 
     Punctuation marks count as words. Yeo et al. 2025 (https://arxiv.org/abs/2502.03373), over words.
 
     >>> repetition(["one two three", "go go go go go"], ngram=2)
     [0.0, -0.75]
     """
-    found = []
+    found: Rewards = []
     for text in completions:
         words = re.findall(r"\w+|[^\w\s]", text.casefold())
         runs = [tuple(words[start : start + ngram]) for start in range(len(words) - ngram + 1)]
@@ -114,12 +114,12 @@ def _is_list(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function by its name in a recipe: the keys of a reward term it takes, the columns of the data it reads."""
+    """A reward function: the keys of a reward term that it accepts, and the columns of the data that it reads."""
 
     function: Callable[..., Rewards]
     keys: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    read_answer: Callable[[Any], Any] | None = None  # ValueError for an answer in the data that it can't use
+    read_answer: Callable[[Any], Any] | None = None  # raises ValueError for an unusable answer in the data
 
 
 FUNCTIONS: Mapping[str, RewardFunction] = {

@@ -1,21 +1,27 @@
-"""The critic of PPO: a second network that foretells, before each token, the reward still to come."""
+"""The critic (value model) of PPO: a second network that predicts, before each token, the reward still to come."""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.hf.chat_templates import resize_for
+from llm_lab.hf.load import checkpoint_activations, load_model
+from llm_lab.hf.lora_layers import attach_lora
+from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.recipe.ppo import PpoRecipe
+from llm_lab.rewards.classifier import add_head, load_classifier
+from llm_lab.training.loop import find_local
 
 
 class Critic(nn.Module):
     """A backbone with a scalar head, read before each token.
 
-    model: a sequence classifier of one label (transformers' or ours), or its PEFT wrapping.
+    model: a sequence classifier with one label (transformers' or LabForSequenceClassification), or a PEFT model of it.
     """
 
     def __init__(self, model: Any):
@@ -23,61 +29,61 @@ class Critic(nn.Module):
         self.model = model
         base = self._classifier()
         if not hasattr(base, "score") or base.config.num_labels != 1:
-            why = f"{type(base).__name__} has no score of one label for every token, which a critic needs"
-            raise UserError(Problem("ppo.critic", why, fix="Name a language model, or a reward model made of one."))
+            why = f"a critic needs a score head with one label for each token, which {type(base).__name__} lacks"
+            fix = "Use a language model, or a reward model trained from one."
+            raise UserError(Problem("ppo.critic", why, fix=fix))
         base.score.float()
 
     def _classifier(self) -> Any:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Return float32 values (rows, tokens) of the states before each of the last tokens was chosen."""
+        """Return float32 values (rows, tokens) of the states before each of the last `tokens` tokens."""
         base = self._classifier()
-        # Not every model has positions (ALiBi's have none); those that do would count the padding.
+        # Models without position ids (ALiBi) exist. In those with position ids, padding must not be counted.
         known = "position_ids" in inspect.signature(base.base_model.forward).parameters
         extra = {"position_ids": (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)} if known else {}
         hidden = base.base_model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra
         ).last_hidden_state
-        # The state before token t is what the model knows at position t - 1.
+        # The state before token t is the hidden state at position t - 1.
         before = hidden[:, -tokens - 1 : -1] if tokens else hidden[:, :0]
-        with torch.autocast(hidden.device.type, enabled=False):  # bf16 knows values to three digits only
+        with torch.autocast(hidden.device.type, enabled=False):  # bf16 has only three digits
             return base.score(before.float()).squeeze(-1)
 
 
-def load_critic(
-    path: str | Path,
-    *,
-    peft_config: Any = None,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> Critic:
-    """Load a critic in float32: a reward model as it is, or a causal LM with a new head that says 0.
+def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Critic:
+    """Return the critic: a copy of the initial model with a new head that predicts 0, or the recipe's own.
 
-    peft_config: with it, the backbone is frozen and learns through an adapter; the head is trained in full.
+    If the recipe has an adapter, the critic gets one too; its head is trained in full.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    from llm_lab.model.modeling_lab import register
-
-    register()
-    extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        str(path),
-        num_labels=1,
-        dtype=torch.float32,
-        output_loading_info=True,
-        trust_remote_code=trust_remote_code,
-        **extra,
-    )
-    if "score.weight" in loading["missing_keys"]:
-        # A random head would begin with advantages of noise.
+    kernel = recipe.train.attn_implementation
+    if recipe.ppo.critic is None:
+        checkpoint = find_local(recipe.model.checkpoint)
+        start = load_model(checkpoint, device=recipe.device, attn_implementation=kernel, merge=True)
+        resize_for(start, tokenizer, seed=recipe.seed)
+        model = add_head(start)
+        # A random head would start with random advantages.
         nn.init.zeros_(model.score.weight)
-    if peft_config is not None:
-        from peft import get_peft_model
+        model.config._name_or_path = model.name_or_path = checkpoint
+    else:
+        name = find_local(recipe.ppo.critic)
+        model = load_classifier(name, device=recipe.device, new_head=True, key="ppo.critic", attn_implementation=kernel)
+        _require_same_tokens(name, recipe.ppo.critic, tokenizer)
+        resize_for(model, tokenizer, seed=recipe.seed)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_activations(model)
+        model.enable_input_require_grads()
+    if recipe.lora is not None:
+        model = attach_lora(model, recipe.lora, seed=recipe.seed + 1)
+    return Critic(model.to(recipe.device))
 
-        model = get_peft_model(model, peft_config)
-        for name, parameter in model.named_parameters():
-            if ".score." in name and "original_module" not in name:
-                parameter.requires_grad_(True)
-    return Critic(model)
+
+def _require_same_tokens(folder: str, name: str, tokenizer: Any) -> None:
+    """UserError if the critic has another vocabulary: it reads the token ids of the trained model."""
+    own, other = tokenizer.get_vocab(), load_tokenizer(folder, key="ppo.critic").get_vocab()
+    differing = sum(own.get(token) != number for token, number in other.items())
+    if differing:
+        why = f"{differing:,} of its {len(other):,} tokens differ from the model's"
+        fix = "Use a critic trained from the same model."
+        raise UserError(Problem("ppo.critic", why, value=name, fix=fix))

@@ -1,60 +1,65 @@
-"""Direct preference optimisation: prefer the better answer, straight from preferences. setup -> build -> fit."""
+"""Direct preference optimization: learn from preference pairs, without a reward model. setup -> build -> fit."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
 
 from llm_lab.data.examples import Example
+from llm_lab.data.mixing import ExampleMix
 from llm_lab.errors import Problem, UserError
+from llm_lab.evaluation.score import answer_measures, generating
 from llm_lab.events import Listener
 from llm_lab.hf.conversations import encode_answer
 from llm_lab.hf.load import load_model, quiet_libraries
 from llm_lab.recipe.dpo import DpoRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
-from llm_lab.training.finetune import (
+from llm_lab.training.loop import Result, find_local
+from llm_lab.training.trainer import LabTrainerMixin
+from llm_lab.training.tuned_run import (
     Evaluation,
-    encode_sets,
+    dataset_in_order,
+    derive_max_steps,
+    encode_examples,
     fit,
-    load_policy,
-    open_sets,
+    load_model_to_train,
+    open_data,
     order_examples,
     record_parent,
-    settle_recipe,
 )
-from llm_lab.training.loop import Result, find_local
 
 Pair = dict[str, list[int]]  # prompt_ids, chosen_ids, rejected_ids
 
 
 def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
-    """Tune a model on preferences as the resolved recipe says, into the run folder."""
-    from llm_lab.evaluation.score import answer_measures
-
-    from .dpo_trainer import make_trainer, measure_preferences
-
+    """Fine-tune a model on preference pairs into the run folder. recipe: resolved."""
     quiet_libraries()
     with first_process_first():
-        examples = open_sets(recipe, "preference", folder, listener)
-        model, tokenizer = load_policy(recipe, listener)
+        examples = open_data(recipe, folder, listener)
+        model, tokenizer = load_model_to_train(recipe, listener)
         reference = load_reference(recipe, model, tokenizer)
     record_parent(recipe, folder, model)
     length = recipe.train.max_length
-    into_pairs = partial(encode, tokenizer=tokenizer, max_length=length)
-    sets = encode_sets(examples, into_pairs, listener, noun="preference", max_length=length)
-    held_out = into_pairs(examples.validation[: recipe.validation.max_examples])[0]
-    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
+    encode_all = partial(encode, tokenizer=tokenizer, max_length=length)
+    sets = encode_examples(examples, encode_all, listener, noun="preference", max_length=length)
+    held_out = encode_all(examples.validation[: recipe.validation.max_examples])[0]
+    recipe = derive_max_steps(recipe, sum(map(len, sets)), folder, listener)
     order = order_examples(recipe, examples, sets, listener)
     measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
-    trainers: list[Any] = []
+    trainers: list[LabDPOTrainer] = []
     if held_out:
-        # The reference is the trainer's: it exists once the trainer does.
+        # The trainer holds the reference model, and is built only in fit().
         measures.insert(0, lambda step: measure_preferences(trainers[0], held_out))
 
-    def make(**common: Any) -> Any:
+    def make(**common: Any) -> LabDPOTrainer:
         trainers.append(make_trainer(recipe=recipe, order=order, tokenizer=tokenizer, reference=reference, **common))
         return trainers[0]
 
@@ -63,16 +68,13 @@ def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: boo
 
 
 def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
-    """Return the model that DPO stays near to, or None where it is the start beside an adapter.
+    """Return the reference model, or None if it is the trained model without its adapter.
 
-    The start is copied, not loaded again: its embeddings may have new rows.
+    The initial model is copied and not loaded again, because its embeddings may have new rows.
     """
-    import copy
-
     if recipe.dpo.reference is not None:
-        name = find_local(recipe.dpo.reference)
         loaded = load_model(
-            name,
+            find_local(recipe.dpo.reference),
             device=recipe.device,
             attn_implementation=recipe.train.attn_implementation,
             merge=True,
@@ -80,8 +82,9 @@ def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
         )
         rows = loaded.get_input_embeddings().weight.shape[0]
         if rows < len(tokenizer):
-            why = f"its vocabulary has {rows:,} entries, the model's tokenizer {len(tokenizer):,}"
-            raise UserError(Problem("dpo.reference", why, value=recipe.dpo.reference, fix="Name a kindred model."))
+            why = f"its vocabulary has {rows:,} entries, the model's tokenizer has {len(tokenizer):,}"
+            fix = "Use a model with the same tokenizer."
+            raise UserError(Problem("dpo.reference", why, value=recipe.dpo.reference, fix=fix))
         return loaded.requires_grad_(False)
     if recipe.lora is not None:
         return None
@@ -89,8 +92,9 @@ def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
 
 
 def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int) -> tuple[list[Pair], Counter[str]]:
-    """Return preferences as tokens, those that chat and SFT would use, and what was cut or left out."""
-    pairs, counts = [], Counter()
+    """Return preference pairs as the tokens that chat and SFT would use, and how many were cut or dropped."""
+    pairs: list[Pair] = []
+    counts: Counter[str] = Counter()
     for example in examples:
         prompt, chosen = encode_answer(tokenizer, example.prompt, example.chosen)
         _, rejected = encode_answer(tokenizer, example.prompt, example.rejected)
@@ -105,3 +109,68 @@ def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int) -> t
             counts[f"longer than {max_length:,} tokens: the end of an answer was cut off"] += 1
         pairs.append({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]})
     return pairs, counts
+
+
+class LabDPOTrainer(LabTrainerMixin, DPOTrainer):
+    """DPOTrainer for one run folder, on pairs that are already tokenized."""
+
+    logged: ClassVar[dict[str, str]] = {
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "rewards/chosen": "reward_chosen",
+        "rewards/rejected": "reward_rejected",
+        "logps/chosen": "logps_chosen",
+        "logps/rejected": "logps_rejected",
+    }
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+
+def make_trainer(
+    *,
+    recipe: DpoRecipe,
+    arguments: Callable[..., Any],
+    order: ExampleMix,
+    tokenizer: Any,
+    reference: Any | None,
+    **common: Any,
+) -> LabDPOTrainer:
+    """Return the trainer for preference pairs in the order of a mix."""
+    options, losses, weights = recipe.dpo, [recipe.dpo.loss_type], [1.0]
+    if options.sft_weight:
+        losses, weights = [*losses, "sft"], [*weights, options.sft_weight]
+    return LabDPOTrainer(
+        args=arguments(
+            kind=DPOConfig,
+            beta=options.beta,
+            loss_type=losses,
+            loss_weights=weights,
+            label_smoothing=options.label_smoothing,
+            max_length=None,  # already cut by encode()
+            disable_dropout=True,
+        ),
+        ref_model=reference,
+        train_dataset=dataset_in_order(order),
+        processing_class=tokenizer,
+        **common,
+    )
+
+
+@torch.no_grad()
+def measure_preferences(trainer: LabDPOTrainer, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Return eval_loss, eval_accuracy (share of pairs in which the chosen answer gained more) and eval_margin."""
+    totals = dict.fromkeys(("eval_loss", "eval_accuracy", "eval_margin"), 0.0)
+    rows = trainer.args.per_device_train_batch_size
+    metrics = trainer._metrics["eval"]
+    with generating(trainer.model):
+        for start in range(0, len(pairs), rows):
+            some = list(pairs[start : start + rows])
+            metrics.clear()
+            with trainer.accelerator.autocast():
+                loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(some)))
+            totals["eval_loss"] += loss.item() * len(some)
+            totals["eval_accuracy"] += metrics["rewards/accuracies"][-1] * len(some)
+            totals["eval_margin"] += metrics["rewards/margins"][-1] * len(some)
+    metrics.clear()
+    return {name: value / len(pairs) for name, value in totals.items()}

@@ -24,7 +24,7 @@ from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with
 from llm_lab.runs.folder import RunFolder, is_judge, now
 from llm_lab.runs.processes import is_first_process
 from llm_lab.runs.report import keep_evaluation
-from llm_lab.training.loop import Result, begin_computing, describe_parent, find_local
+from llm_lab.training.loop import Result, describe_parent, find_local, set_seed_and_precision
 
 KEY = "model.checkpoint"
 PACKAGES = ("llm-lab", "torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "rouge-score")
@@ -83,7 +83,7 @@ def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool 
 
         listener(Notice("loading the tasks and their data"))
         tasks = load_tasks(recipe.tasks)
-    begin_computing(recipe)
+    set_seed_and_precision(recipe)
     subject = _load(recipe, folder, own, own_data, trust_remote_code)
     rows, scorer = _measure_texts(recipe, subject, sources, listener)
     found: dict[str, Any] = {"texts": rows} if rows else {}

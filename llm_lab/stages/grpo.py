@@ -1,30 +1,68 @@
-"""Group-relative policy optimisation: try, score, and do more of what scored well in its group."""
+"""Group-relative policy optimization: reinforce answers that score better than the others to the same prompt."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from trl import GRPOConfig
 
 from llm_lab.events import Listener, Notice
+from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.grpo import GrpoRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loop import Result
+from llm_lab.training.tuned_run import fit
+
+from .rollouts import LOGGED, LabRolloutTrainer, set_up_rollouts
+
+
+class LabGRPOTrainer(LabRolloutTrainer):
+    """GRPO for one run folder."""
+
+    logged: ClassVar[dict[str, str]] = LOGGED | {
+        "clip_ratio/region_mean": "clip_fraction",
+        "frac_reward_zero_std": "zero_spread_share",
+    }
 
 
 def run(recipe: GrpoRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
-    """Tune a model on the rewards of its own answers as the resolved recipe says, into the run folder."""
-    from .prompts import learn_from_rewards
-    from .rollout_trainers import make_grpo_trainer
-
-    options, times = recipe.grpo, recipe.train.gradient_accumulation_steps
-    listener(Notice("the loss begins at 0, as advantages of a group sum to 0: watch the reward"))
-    return learn_from_rewards(
+    """Train a model on the rewards of its own answers into the run folder. recipe: resolved."""
+    quiet_libraries()
+    listener(Notice("the loss starts at 0, because the advantages in a group sum to 0: watch the reward"))
+    options = recipe.grpo
+    setup = set_up_rollouts(
         recipe,
         folder,
         listener,
-        make_trainer=partial(make_grpo_trainer, options=options, steps_per_rollout=times),
         answer_length=options.max_completion_length,
         answers_per_prompt=options.num_generations,
-        steps_per_rollout=times,
+        steps_per_rollout=recipe.train.gradient_accumulation_steps,
         updates_per_rollout=options.num_iterations,
+    )
+
+    def make_trainer(arguments: Callable[..., Any], **common: Any) -> LabGRPOTrainer:
+        own = setup.trainer_options(
+            arguments,
+            GRPOConfig,
+            options,
+            num_generations=options.num_generations,
+            beta=options.beta,
+            epsilon=options.epsilon,
+            num_iterations=options.num_iterations,
+            loss_type=options.loss_type,
+            scale_rewards=options.scale_rewards,
+            mask_truncated_completions=options.mask_truncated_completions,
+        )
+        return LabGRPOTrainer(**own, **common)
+
+    return fit(
+        setup.recipe,
+        folder,
+        listener,
+        setup.model,
+        setup.tokenizer,
+        make_trainer=make_trainer,
+        evaluation=setup.evaluation,
         resume=resume,
     )

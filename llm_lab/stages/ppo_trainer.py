@@ -1,5 +1,5 @@
-"""Proximal policy optimisation of a language model (Schulman et al. 2017, arXiv 1707.06347; as in Stiennon et al.
-2020 and Ouyang et al. 2022): rollouts by TRL, the rest plainly written here."""
+"""Proximal policy optimization of a language model (Schulman et al. 2017, arXiv 1707.06347; as in Stiennon et al.
+2020 and Ouyang et al. 2022): rollouts by TRL, the PPO update in this file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from llm_lab.errors import Problem, UserError
 
 from .advantages import explained_variance, generalized_advantages, masked_mean, token_rewards, whiten
 from .critic import Critic
-from .rollouts import RolloutTrainer, switch_off_dropout
+from .rollouts import RolloutTrainer, disable_dropout
 
 CRITIC_FILE, CRITIC_OPTIMIZER_FILE = "critic.safetensors", "critic_optimizer.pt"
 
 
 @dataclass
 class PPOConfig(GRPOConfig):
-    """GRPOConfig with what PPO adds. Of GRPO's own: beta weighs the KL penalty, epsilon is the policy's clip range,
-    num_iterations the passes over a rollout, steps_per_generation / gradient_accumulation_steps its minibatches;
-    what GRPO knows beside (loss_type, scale_rewards ...) does nothing.
+    """GRPOConfig with the options of PPO.
 
-    missing_eos_penalty: taken from the reward of a completion that was cut off.
+    Of GRPO's options, beta weights the KL penalty, epsilon is the clip range of the policy, num_iterations is the
+    number of passes over a rollout, and steps_per_generation / gradient_accumulation_steps the number of its
+    minibatches. The others (loss_type, scale_rewards ...) have no effect.
+
+    missing_eos_penalty: subtracted from the reward of a completion that was cut off.
     """
 
     num_generations: int | None = field(default=1)
@@ -44,27 +46,25 @@ class PPOConfig(GRPOConfig):
         try:
             super().__post_init__()
         except ValueError as error:
-            # GRPO compares completions of one prompt; PPO has a critic for that, and 1 is its natural number. Only
-            # checks of vLLM come after this one.
+            # GRPO compares the completions of a prompt; PPO has a critic instead and needs only one. After this check
+            # only checks of vLLM follow.
             if self.num_generations != 1 or "at least 2 generations" not in str(error):
                 raise
         filters = (self.top_p, self.top_k, self.min_p or 0.0, self.repetition_penalty)
         if filters != (1.0, 0, 0.0, 1.0) or self.use_vllm:
-            # The log-probabilities are those of all tokens: a filter samples from another distribution.
-            raise ValueError("PPO samples with a temperature only: no top_p, top_k, min_p, repetition_penalty, vLLM")
+            # Log-probabilities are over all tokens; a filter would sample from another distribution.
+            raise ValueError("PPO supports only a temperature: no top_p, top_k, min_p, repetition_penalty or vLLM")
 
 
 class PPOTrainer(RolloutTrainer):
-    """Trains a policy on the rewards of its own completions, and a critic beside it.
+    """Trains a model on the rewards of its own completions, together with a critic.
 
-    critic: has an AdamW of its own with args.critic_learning_rate, which follows the policy's schedule.
+    critic: has its own AdamW with args.critic_learning_rate, which follows the schedule of the model.
     """
 
     def __init__(self, *, critic: Critic, args: PPOConfig, **kwargs: Any):
         super().__init__(args=args, **kwargs)
-        switch_off_dropout(critic)
-        if getattr(args, "activation_checkpointing", False):
-            critic.model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
+        disable_dropout(critic)
         self.critic = self.accelerator.prepare_model(critic.train())
         self.critic_optimizer = self._create_critic_optimizer(critic)
 
@@ -79,10 +79,10 @@ class PPOTrainer(RolloutTrainer):
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rollout = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
-        del self._metrics[mode]["frac_reward_zero_std"]  # there are no groups
-        ids, attention_mask, tokens = _whole(rollout)
-        chunk = self.args.per_device_train_batch_size if mode == "train" else self.args.per_device_eval_batch_size
+        metrics = self._metrics["train"]
+        del metrics["frac_reward_zero_std"]  # PPO has no groups
+        ids, attention_mask, tokens = _join(rollout)
+        chunk = self.args.per_device_train_batch_size
 
         logps = rollout.get("old_per_token_logps")
         if logps is None:
@@ -100,9 +100,7 @@ class PPOTrainer(RolloutTrainer):
         rows = len(ids)
         scores = self._scores[self.accelerator.process_index * rows :][:rows]
         mask = rollout["completion_mask"].bool()
-        if "tool_mask" in rollout:
-            mask &= rollout["tool_mask"].bool()
-        mask &= ~scores.isnan()[:, None]  # what no reward applies to teaches nothing
+        mask &= ~scores.isnan()[:, None]  # completions that no reward applies to are masked
         eos = torch.tensor(self.eos_token_ids, device=ids.device)
         cut_off = ~(torch.isin(rollout["completion_ids"], eos) & mask).any(dim=1)
         scores = scores.nan_to_num() - self.args.missing_eos_penalty * cut_off
@@ -118,13 +116,12 @@ class PPOTrainer(RolloutTrainer):
             "loss_mask": mask,
             "num_items_in_batch": self._total(mask.sum()),
         }
-        metrics = self._metrics[mode]
         if self.beta:
             metrics["kl"].append(masked_mean(kl, mask, self._total).item())
         metrics["return_mean"].append(masked_mean(returns, mask, self._total).item())
-        foretold = explained_variance(values, returns, mask)
-        if foretold is not None:
-            metrics["explained_variance"].append(foretold)
+        explained = explained_variance(values, returns, mask)
+        if explained is not None:
+            metrics["explained_variance"].append(explained)
         return rollout
 
     def _total(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,7 +130,7 @@ class PPOTrainer(RolloutTrainer):
     # The loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        ids, attention_mask, tokens = _whole(inputs)
+        ids, attention_mask, tokens = _join(inputs)
         mask, advantages = inputs["loss_mask"], inputs["advantages"]
         logps, entropies, _ = self._get_per_token_logps_and_entropies(
             model, ids, attention_mask, tokens, compute_entropy=True
@@ -147,7 +144,6 @@ class PPOTrainer(RolloutTrainer):
         value_loss, value_clipped = clipped_value_loss(
             values, inputs["old_values"], inputs["returns"], self.args.cliprange_value
         )
-        mode = "train" if self.model.training else "eval"
         measured = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
@@ -160,20 +156,18 @@ class PPOTrainer(RolloutTrainer):
         sums = torch.stack([x.detach().float().masked_fill(~mask, 0.0).sum() for x in [*measured.values(), mask]])
         *sums, count = self._total(sums).tolist()
         for name, total in zip(measured, sums, strict=True):
-            self._metrics[mode][name].append(total / max(count, 1))
+            self._metrics["train"][name].append(total / max(count, 1))
 
         per_token = (policy_loss + self.args.vf_coef * value_loss).masked_fill(~mask, 0.0)
-        return per_token.sum() / self._tokens_of_a_step(inputs, mode)
+        return per_token.sum() / self._tokens_per_step(inputs)
 
-    def _tokens_of_a_step(self, inputs: dict[str, torch.Tensor], mode: str) -> torch.Tensor:
-        """Return how many tokens an optimizer step has on average, so that each token of a rollout weighs the same."""
-        # The processes' gradients are averaged, not summed.
+    def _tokens_per_step(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the average number of tokens of an optimizer step, so that all tokens of a rollout weigh the same."""
+        # Gradients are averaged over the processes, not summed.
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        if mode == "train":
-            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        return tokens
+        return tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
 
-    # The critic's steps, which Trainer knows nothing of
+    # The critic's optimizer steps, which Trainer does not handle
 
     def _create_critic_optimizer(self, critic: Critic) -> torch.optim.AdamW:
         args = self.args
@@ -215,8 +209,8 @@ class PPOTrainer(RolloutTrainer):
             return
         stored, trained = load_file(Path(checkpoint) / CRITIC_FILE), self._trained_of_critic()
         if stored.keys() != trained.keys():
-            why = "the critic saved in this checkpoint has other parameters than the one to go on with"
-            raise UserError(Problem("ppo.critic", why, value=checkpoint, fix="Take the recipe that it began with."))
+            why = "the critic in this checkpoint has other parameters than the recipe's critic"
+            raise UserError(Problem("ppo.critic", why, value=checkpoint, fix="Resume with the recipe of the run."))
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
@@ -231,22 +225,22 @@ class PPOTrainer(RolloutTrainer):
 def clipped_policy_loss(
     ratio: torch.Tensor, advantages: torch.Tensor, low: float, high: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each token's loss (1707.06347, equation 7, negated), and whether the clip stopped it."""
-    free, held = -ratio * advantages, -ratio.clamp(1 - low, 1 + high) * advantages
-    return torch.maximum(free, held), held > free
+    """Return the loss of each token (1707.06347, equation 7, negated), and whether it was clipped."""
+    free, clipped = -ratio * advantages, -ratio.clamp(1 - low, 1 + high) * advantages
+    return torch.maximum(free, clipped), clipped > free
 
 
 def clipped_value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, cliprange: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each token's half squared error, held back where a value strays from its old one, and whether it was."""
+    """Return half the squared error of each token, clipped near the old value, and whether it was clipped."""
     near = old_values + (values - old_values).clamp(-cliprange, cliprange)
-    free, held = (values - returns).square(), (near - returns).square()
-    return 0.5 * torch.maximum(free, held), held > free
+    free, clipped = (values - returns).square(), (near - returns).square()
+    return 0.5 * torch.maximum(free, clipped), clipped > free
 
 
-def _whole(rollout: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return ids and attention mask of prompts with completions, and the width of the completions."""
+def _join(rollout: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return ids and attention mask of prompts joined with completions, and the width of the completions."""
     ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
     attention_mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
     return ids, attention_mask, rollout["completion_ids"].shape[1]

@@ -1,13 +1,19 @@
-"""Reward models: learn from preferences to give the better answer the higher score. setup -> build -> fit."""
+"""Reward models: learn from preference pairs to score the better answer higher. setup -> build -> fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+from trl import RewardConfig, RewardTrainer
+from trl.trainer.utils import disable_dropout_in_model
 
 from llm_lab.data.examples import Example
+from llm_lab.data.mixing import ExampleMix
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import save_adapter
@@ -20,39 +26,42 @@ from llm_lab.rewards.classifier import is_encoder, load_classifier
 from llm_lab.rewards.models import RewardModel
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
-from llm_lab.training.finetune import (
+from llm_lab.training.loop import Result, find_local, set_seed_and_precision
+from llm_lab.training.loss import autocast
+from llm_lab.training.trainer import LabTrainerMixin
+from llm_lab.training.tuned_run import (
     KEY,
     Evaluation,
-    encode_sets,
+    dataset_in_order,
+    derive_max_steps,
+    encode_examples,
     fit,
-    open_sets,
+    open_data,
     order_examples,
     prepare_training,
     record_parent,
-    settle_recipe,
 )
-from llm_lab.training.loop import Result, begin_computing, find_local
 
+# A preference in TRL's format: chosen_ids and rejected_ids. Encoders also need the segments of both.
 Pair = dict[str, list[int]]
+SEGMENTS = "token_type_ids"
 
 
 def run(recipe: RewardRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
-    """Train a reward model as the resolved recipe says, into the run folder."""
-    from .reward_trainer import make_trainer, measure_pairs
-
+    """Train a reward model into the run folder. recipe: resolved."""
     quiet_libraries()
     with first_process_first():
-        examples = open_sets(recipe, "preference", folder, listener)
+        examples = open_data(recipe, folder, listener)
         model, tokenizer = build(recipe, listener)
     record_parent(recipe, folder, model)
-    into_pairs = partial(encode, recipe, model=model, tokenizer=tokenizer)
-    sets = encode_sets(examples, into_pairs, listener, noun="preference", max_length=recipe.train.max_length)
-    held_out = into_pairs(examples.validation[: recipe.validation.max_examples])[0]
-    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
+    encode_all = partial(encode, recipe, model=model, tokenizer=tokenizer)
+    sets = encode_examples(examples, encode_all, listener, noun="preference", max_length=recipe.train.max_length)
+    held_out = encode_all(examples.validation[: recipe.validation.max_examples])[0]
+    recipe = derive_max_steps(recipe, sum(map(len, sets)), folder, listener)
     order = order_examples(recipe, examples, sets, listener)
     pad = model.config.get_text_config().pad_token_id
     pad = tokenizer.pad_token_id if pad is None else pad
-    measures = []
+    measures: list[Callable[[int], dict[str, float] | None]] = []
     if held_out:
         train = recipe.train
         shape = {"pad_token_id": pad, "rows": train.per_device_train_batch_size}
@@ -68,19 +77,17 @@ def run(recipe: RewardRecipe, folder: RunFolder, listener: Listener, *, resume: 
         make_trainer=partial(make_trainer, recipe=recipe, order=order, tokenizer=tokenizer, pad_token_id=pad),
         evaluation=Evaluation(folder, measures),
         resume=resume,
-        save=save_judge,
+        save=save_reward_model,
     )
 
 
 def build(recipe: RewardRecipe, listener: Listener) -> tuple[Any, Any]:
     """Load the model with a score head on the recipe's device, and its tokenizer with a chat template.
 
-    The head is the checkpoint's own where it has one. An encoder reads pairs of texts and gets no chat template.
-    Trained weights are float32; beside an adapter the frozen ones have the run's own precision.
+    The head is the checkpoint's own if it has one. An encoder reads pairs of texts and gets no chat template.
+    Trained weights are float32. With an adapter on CUDA, the frozen weights have the precision of the run.
     """
-    from trl.trainer.utils import disable_dropout_in_model
-
-    begin_computing(recipe)
+    set_seed_and_precision(recipe)
     checkpoint, lora, train = find_local(recipe.model.checkpoint), recipe.lora, recipe.train
     in_4bit = lora is not None and lora.load_in_4bit
     model = load_classifier(
@@ -99,9 +106,9 @@ def build(recipe: RewardRecipe, listener: Listener) -> tuple[Any, Any]:
         listener(Notice(chosen.notice))
         resize_for(model, tokenizer, chosen, seed=recipe.seed)
     elif recipe.chat_template is not None:
-        why = f"a {model.config.model_type} reads pairs of prompt and answer, and no chat template"
+        why = f"a {model.config.model_type} model reads pairs of prompt and answer and uses no chat template"
         raise UserError(Problem("chat_template", why, value=recipe.chat_template, fix="Leave the key out."))
-    # As TRL does, but before the adapter comes: its own dropout is the recipe's.
+    # As TRL does, but before the adapter is attached: the adapter's dropout is set by the recipe.
     disable_dropout_in_model(model)
     model = prepare_training(model, recipe, chosen.new_ids if chosen else ())
     if lora is not None:
@@ -115,9 +122,9 @@ def build(recipe: RewardRecipe, listener: Listener) -> tuple[Any, Any]:
 def encode(
     recipe: RewardRecipe, examples: Sequence[Example], model: Any, tokenizer: Any
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Return preferences as token ids, just as the trained model will read them, and what was cut or left out.
+    """Return preferences as token ids, exactly as the trained model will read them, and how many were cut or dropped.
 
-    Conversations longer than max_length lose their beginning; a pair of which the same is left teaches nothing.
+    Conversations longer than max_length lose their beginning. Pairs whose two sides are then equal are dropped.
     """
     reader = RewardModel(model, tokenizer, key=KEY, max_length=recipe.train.max_length)
     length = recipe.train.max_length
@@ -138,9 +145,125 @@ def encode(
     return pairs, {reason: count for reason, count in counts.items() if count}
 
 
-def save_judge(model: Any, folder: Path, tokenizer: Any) -> None:
+def save_reward_model(model: Any, folder: Path, tokenizer: Any) -> None:
     """Write a reward model, or its adapter, as a plain Hugging Face folder."""
     if hasattr(model, "peft_config"):
         return save_adapter(model, Path(folder), tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Return a batch (2 x pairs, length), padded on the right: first all chosen, then all rejected, as TRL expects."""
+    rows = [
+        {key: pair[f"{side}_{name}"] for key, name in _COLUMNS.items() if f"{side}_{name}" in pair}
+        for side in ("chosen", "rejected")
+        for pair in pairs
+    ]
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor([[*row[name], *[fill] * (longest - len(row[name]))] for row in rows])
+
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    batch = {
+        "input_ids": padded("input_ids", pad_token_id),
+        "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+    }
+    if SEGMENTS in rows[0]:
+        batch[SEGMENTS] = padded(SEGMENTS, 0)
+    return batch
+
+
+_COLUMNS = {"input_ids": "ids", SEGMENTS: SEGMENTS}  # names in a batch, and in a pair after "chosen_" or "rejected_"
+
+
+def score_batch(model: Any, batch: Mapping[str, Any], config: Any, device: str, dtype: str) -> Any:
+    """Return the model's output with its scores in float32; autocast inside."""
+    known = {key: value for key, value in batch.items() if key != "use_cache" or not is_encoder(config)}
+    with autocast(device, dtype):
+        output = model(**known)
+    output.logits = output.logits.float()
+    return output
+
+
+class LabRewardTrainer(LabTrainerMixin, RewardTrainer):
+    """RewardTrainer for one run folder. Loss: -log sigmoid(score of chosen - score of rejected).
+
+    TRL's own autocast is off; `autocast` leaves the loss in float32, where small margins count.
+    """
+
+    logged: ClassVar[dict[str, str]] = {"accuracy": "accuracy", "margin": "margin", "mean_reward": "mean_reward"}
+
+    def __init__(self, *, dtype: str, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._dtype = dtype
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        def scored(**batch: Any) -> Any:
+            return score_batch(model, batch, self.model.config, self.args.device.type, self._dtype)
+
+        return super().compute_loss(scored, inputs, return_outputs, num_items_in_batch)
+
+
+def make_trainer(
+    *,
+    recipe: RewardRecipe,
+    arguments: Callable[..., Any],
+    order: ExampleMix,
+    tokenizer: Any,
+    pad_token_id: int,
+    **common: Any,
+) -> LabRewardTrainer:
+    """Return the trainer for preference pairs in the order of a mix."""
+    return LabRewardTrainer(
+        dtype=recipe.train.dtype,
+        args=arguments(
+            kind=RewardConfig,
+            bf16=False,  # see score_batch()
+            max_length=None,  # already cut by encode()
+            disable_dropout=False,  # already off, except the adapter's
+            center_rewards_coefficient=recipe.reward.center_rewards_coefficient or None,
+        ),
+        data_collator=partial(collate_pairs, pad_token_id=pad_token_id),
+        train_dataset=dataset_in_order(order),
+        processing_class=tokenizer,
+        **common,
+    )
+
+
+@torch.no_grad()
+def measure_pairs(
+    model: Any, pairs: Sequence[Pair], *, pad_token_id: int, rows: int, device: str, dtype: str
+) -> dict[str, float]:
+    """Return eval_loss, eval_accuracy (share of pairs in which the chosen answer scores higher) and eval_margin.
+
+    With several processes, each computes its share of the batches.
+    """
+    rank, world = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    totals = torch.zeros(4, dtype=torch.float64)
+    for number, start in enumerate(range(0, len(pairs), rows)):
+        if number % world != rank:
+            continue
+        batch = collate_pairs(pairs[start : start + rows], pad_token_id)
+        moved = {key: value.to(device) for key, value in batch.items()}
+        output = score_batch(model, {**moved, "use_cache": False}, model.config, device, dtype)
+        chosen, rejected = output.logits.squeeze(-1).cpu().double().chunk(2)
+        margins = chosen - rejected
+        totals += torch.stack(
+            [
+                -F.logsigmoid(margins).sum(),
+                (margins > 0).double().sum(),
+                margins.sum(),
+                torch.tensor(len(margins), dtype=torch.float64),
+            ]
+        )
+    if world > 1:
+        totals = totals.to(device)
+        torch.distributed.all_reduce(totals)
+    loss, right, margin, count = totals.tolist()
+    return {"eval_loss": loss / count, "eval_accuracy": right / count, "eval_margin": margin / count}

@@ -1,15 +1,19 @@
-"""GRPOTrainer with what our runs promise: exact resume at any step, a reference that is the start policy, no
-dropout, and positions that padding does not shift. GRPO and PPO build on it."""
+"""What GRPO and PPO share: prompts and rewards, and TRL's GRPOTrainer with exact resume at any step.
+
+The trainer also keeps the initial model as the reference, has no dropout, and counts positions without padding.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -18,11 +22,137 @@ from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
+from llm_lab.data.examples import Example, ExampleSource
+from llm_lab.data.mixing import build_example_mix
 from llm_lab.errors import Problem, UserError
+from llm_lab.evaluation.score import answer_measures, columns_of
+from llm_lab.events import Listener, Notice, RunWarning
+from llm_lab.hf.conversations import encode_prompt
+from llm_lab.recipe.grpo import GrpoOptions, GrpoRecipe
+from llm_lab.recipe.ppo import PpoOptions, PpoRecipe
+from llm_lab.rewards.build import build_rewards
+from llm_lab.rewards.combine import Rewards
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import first_process_first, process_count
+from llm_lab.training.loop import find_local
+from llm_lab.training.trainer import LabTrainerMixin
+from llm_lab.training.tuned_run import Evaluation, derive_max_steps, load_model_to_train, open_data, record_parent
+
+Recipe = TypeVar("Recipe", GrpoRecipe, PpoRecipe)
+# Metrics of both stages: {TRL's name: name in metrics.jsonl}.
+LOGGED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl": "kl",
+    "entropy": "entropy",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "cut_off_share",
+}
+
+
+@dataclass(frozen=True)
+class RolloutSetup(Generic[Recipe]):
+    """What training on rollouts needs: the recipe with max_steps, the model, the prompts in order, the rewards."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: Any
+    prompts: list[Example]
+    rewards: Rewards
+    evaluation: Evaluation
+    steps_per_rollout: int
+
+    def trainer_options(
+        self, arguments: Callable[..., Any], kind: type, options: GrpoOptions | PpoOptions, **settings: Any
+    ) -> dict[str, Any]:
+        """Return the keyword arguments of TRL's trainer. settings: those of the stage's own arguments class `kind`."""
+        columns = columns_of(self.prompts)
+        rows = {"prompt": [list(map(dict, example.prompt)) for example in self.prompts], **columns}
+        args = arguments(
+            kind=kind,
+            steps_per_generation=self.steps_per_rollout,
+            max_completion_length=options.max_completion_length,
+            temperature=options.temperature,
+            reward_weights=self.rewards.weights,
+            shuffle_dataset=False,  # already shuffled; a resume continues in the same order
+            disable_dropout=True,
+            include_num_input_tokens_seen=False,  # TRL counts generated tokens too
+            **settings,
+        )
+        return {
+            "args": args,
+            "reward_funcs": self.rewards.trl_functions(),
+            "train_dataset": Dataset.from_dict(rows),
+            "processing_class": self.tokenizer,
+        }
+
+
+def set_up_rollouts(
+    recipe: Recipe,
+    folder: RunFolder,
+    listener: Listener,
+    *,
+    answer_length: int,
+    answers_per_prompt: int,
+    steps_per_rollout: int,
+    updates_per_rollout: int,
+) -> RolloutSetup[Recipe]:
+    """Load the model, the rewards and the prompts that fit.
+
+    steps_per_rollout: batches that are generated at once. updates_per_rollout: optimizer steps made on them.
+    """
+    with first_process_first():
+        examples = open_data(recipe, folder, listener)
+        model, tokenizer = load_model_to_train(recipe, listener)
+    record_parent(recipe, folder, model)
+    terms = [term.model_dump() for term in recipe.rewards]
+    rewards = build_rewards(terms, device=recipe.device, find_model=find_local)
+    for term in rewards.terms:
+        listener(Notice(f"reward: {term.name} × {term.weight:g}{f', {term.about}' if term.about else ''}"))
+    room = recipe.train.max_length - answer_length
+    sets = [
+        _prompts_that_fit(rows, tokenizer, room, source, listener)
+        for source, rows in zip(examples.sources, examples.train, strict=True)
+    ]
+    rewards.check_columns(columns_of([example for rows in sets for example in rows]))
+    recipe = derive_max_steps(recipe, sum(map(len, sets)), folder, listener)
+    rows = recipe.train.per_device_train_batch_size * process_count() * steps_per_rollout
+    rollouts = -(-recipe.train.max_steps // updates_per_rollout)
+    order = build_example_mix(
+        sets,
+        [source.weight for source in recipe.data],
+        num_samples=rollouts * rows // answers_per_prompt,
+        seed=recipe.seed,
+    )
+    for source, epochs in zip(examples.sources, order.epochs(), strict=True):
+        answers = f"{answers_per_prompt} answers" if answers_per_prompt > 1 else "one answer"
+        listener(Notice(f"{source.key}: {epochs:.2f} epochs over the run, {answers} per prompt"))
+    measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
+    evaluation = Evaluation(folder, measures)
+    return RolloutSetup(recipe, model, tokenizer, list(order), rewards, evaluation, steps_per_rollout)
+
+
+def _prompts_that_fit(
+    rows: Sequence[Example], tokenizer: Any, room: int, source: ExampleSource, listener: Listener
+) -> list[Example]:
+    """Return the prompts that leave room for an answer, and warn about the others. UserError if none does."""
+    kept = [example for example in rows if len(encode_prompt(tokenizer, example.prompt)) <= room]
+    if len(kept) < len(rows):
+        listener(
+            RunWarning(
+                f"{source.key}: {len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {room:,} tokens, "
+                "which leaves no room for an answer: skipped"
+            )
+        )
+    if not kept:
+        why = f"all prompts are too long: train.max_length leaves {room:,} tokens for them next to the answer"
+        fix = "Use a larger train.max_length or a smaller max_completion_length."
+        raise UserError(Problem(f"{source.key}.path", why, value=source.path, fix=fix))
+    return kept
 
 
 class RolloutTrainer(GRPOTrainer):
-    """GRPOTrainer for a model that is loaded already; args.beta weighs the KL to the model as it is given."""
+    """GRPOTrainer for a model that is already loaded; args.beta weights the KL to this model in its initial state."""
 
     def __init__(self, *, model: Any, args: Any, **kwargs: Any):
         at_once = args.generation_batch_size // args.num_generations
@@ -32,26 +162,26 @@ class RolloutTrainer(GRPOTrainer):
                 Problem(
                     "train.per_device_train_batch_size",
                     f"there are {len(prompts):,} prompts, and a rollout takes {at_once:,} at once",
-                    fix="Give more prompts, or take smaller batches.",
+                    fix="Use more prompts or smaller batches.",
                 )
             )
-        beta, args.beta = args.beta, 0.0  # TRL would load a reference from wherever config._name_or_path points
+        beta, args.beta = args.beta, 0.0  # TRL would load the reference from config._name_or_path
         reference = None
-        if beta and kwargs.get("peft_config") is None and not starts_as_its_base(model):
+        if beta and not is_unchanged_by_adapter(model):
             reference = copy.deepcopy(model)
         super().__init__(model=model, args=args, **kwargs)
-        args.beta = self.beta = beta  # without a reference model, TRL switches the adapter off
+        args.beta = self.beta = beta  # without a reference model, TRL disables the adapter instead
         if reference is not None:
             reference.eval().requires_grad_(False)
             add_fused_lm_head(
                 _base_of(reference), temperature=self.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32
             )
-            give_positions(reference)
+            add_position_ids(reference)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        switch_off_dropout(self.model)
-        give_positions(self.model)
+        disable_dropout(self.model)
+        add_position_ids(self.model)
 
-    # What is read
+    # Prompts and generation
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         return _EpochSampler(
@@ -66,29 +196,29 @@ class RolloutTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         base = _base_of(self.accelerator.unwrap_model(self.model))
-        # What the model's own file says of sampling (a min_p, suppressed tokens) would fill in what TRL leaves out,
-        # and answers would come from another distribution than that of the log-probabilities.
+        # The model's own generation config (a min_p, suppressed tokens) would fill in what TRL leaves out. Answers
+        # would then come from another distribution than the log-probabilities.
         own, base.generation_config = base.generation_config, GenerationConfig()
         try:
-            with self.accelerator.autocast():  # PEFT generates past the wrapping that would do this
+            with self.accelerator.autocast():  # PEFT's generate() bypasses the wrapper that would do this
                 return super()._generate_single_turn(*args, **kwargs)
         finally:
             base.generation_config = own
 
-    # What is written
+    # Checkpoints
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         cycle = self.args.steps_per_generation * self.num_iterations
         if self._buffered_inputs is None or self._step % cycle == 0:
-            return  # the next step generates anew
+            return  # the next step generates a new rollout
         tensors = {
             f"{index}.{name}": tensor.detach().clone().contiguous()
             for index, batch in enumerate(self._buffered_inputs)
             for name, tensor in batch.items()
             if tensor is not None
         }
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # only the first process has made it for sure
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # other processes may get here before the first one
         save_file(tensors, self._rollout_file(output_dir), metadata={"step": str(self._step)})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -99,7 +229,7 @@ class RolloutTrainer(GRPOTrainer):
         batches: list[dict[str, torch.Tensor]] = [{} for _ in range(self.args.steps_per_generation)]
         with safe_open(file, framework="pt") as stored:
             self._step = int(stored.metadata()["step"])
-            for key in stored.keys():  # noqa: SIM118 (it is no dict)
+            for key in stored.keys():  # noqa: SIM118 (not a dict)
                 index, name = key.split(".", 1)
                 batches[int(index)][name] = stored.get_tensor(key).to(self.accelerator.device)
         self._buffered_inputs = batches
@@ -108,8 +238,30 @@ class RolloutTrainer(GRPOTrainer):
         return Path(folder) / f"rollout-{self.accelerator.process_index}.safetensors"
 
 
+class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):
+    """RolloutTrainer for one run folder, with prompts encoded as chat encodes them."""
+
+    logged: ClassVar[dict[str, str]] = LOGGED
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        return RolloutTrainer._get_train_sampler(self, dataset)  # not in plain order: a prompt has several answers
+
+    def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [encode_prompt(self.processing_class, prompt) for prompt in prompts], None, {}
+
+    def extra_metrics(self) -> dict[str, Any]:
+        collected = self._metrics["train"]
+        terms = {
+            f"reward/{key.split('/')[1]}": sum(values) / len(values)
+            for key, values in collected.items()
+            if key.startswith("rewards/") and key.endswith("/mean") and values
+        }
+        found = super().extra_metrics()
+        return found | (terms if len(terms) > 1 else {})
+
+
 class _EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on seed and epoch alone: its own begins again on resume."""
+    """TRL's sampler with an order that depends only on seed and epoch; TRL's own restarts on resume."""
 
     def __init__(self, epoch: Callable[[], int], **kwargs: Any):
         super().__init__(**kwargs)
@@ -121,24 +273,24 @@ class _EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-def starts_as_its_base(model: nn.Module) -> bool:
-    """Tell whether a model is one with an adapter that changes nothing yet."""
+def is_unchanged_by_adapter(model: nn.Module) -> bool:
+    """Return whether a model has an adapter that changes nothing yet, so that its base is the initial model."""
     changes = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
     return bool(changes) and not any(parameter.any() for parameter in changes)
 
 
-def switch_off_dropout(model: nn.Module) -> None:
-    """Switch off all dropout, that inside attention too: with it, a policy differs from itself."""
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off all dropout, including attention dropout: probability ratios must not contain its noise."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout"):  # plain numbers, handed to the attention function
+        for name in ("dropout", "attention_dropout"):  # plain numbers, passed to the attention function
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
 
 
-def give_positions(model: nn.Module) -> None:
-    """Count positions from the first real token, as generate() does: TRL passes none for left-padded prompts."""
+def add_position_ids(model: nn.Module) -> None:
+    """Count positions from the first real token, as generate() does; TRL passes none for left-padded prompts."""
     if "position_ids" not in inspect.signature(_base_of(model).forward).parameters:
         return
 

@@ -1,62 +1,69 @@
-"""Supervised fine-tuning: learn to answer, from conversations. setup -> build -> fit."""
+"""Supervised fine-tuning on conversations or texts: setup -> build -> fit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+from trl import SFTConfig, SFTTrainer
 
 from llm_lab.data.examples import Example
+from llm_lab.data.mixing import ExampleMix
+from llm_lab.evaluation.score import answer_measures, generating
 from llm_lab.events import Listener, Notice
-from llm_lab.hf.conversations import Encoded, encode_conversation, encode_text
+from llm_lab.hf.conversations import IGNORED, Encoded, encode_conversation, encode_text
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.sft import SftRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
-from llm_lab.training.finetune import (
+from llm_lab.training.loop import Result
+from llm_lab.training.loss import autocast
+from llm_lab.training.trainer import LabTrainerMixin
+from llm_lab.training.tuned_run import (
     Evaluation,
-    encode_sets,
+    dataset_in_order,
+    derive_max_steps,
+    encode_examples,
     fit,
-    load_policy,
-    open_sets,
+    load_model_to_train,
+    open_data,
     order_examples,
     record_parent,
-    settle_recipe,
 )
-from llm_lab.training.loop import Result
+
+Row = list[Encoded]  # the examples of one row of a batch: one, or several if packed
+Batch = dict[str, torch.Tensor]
 
 
 def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
-    """Tune a model on conversations as the resolved recipe says, into the run folder."""
-    from llm_lab.evaluation.score import answer_measures
-
-    from .packing import pack
-    from .sft_trainer import collate_examples, make_trainer, measure_loss
-
+    """Fine-tune a model on conversations into the run folder. recipe: resolved."""
     quiet_libraries()
     with first_process_first():
-        examples = open_sets(recipe, "conversation", folder, listener)
-        model, tokenizer = load_policy(recipe, listener)
+        examples = open_data(recipe, folder, listener)
+        model, tokenizer = load_model_to_train(recipe, listener)
     record_parent(recipe, folder, model)
-    into_tokens = partial(encode, recipe, tokenizer=tokenizer)
-    sets = encode_sets(examples, into_tokens, listener, noun="example", max_length=recipe.train.max_length)
-    held_out = into_tokens(examples.validation[: recipe.validation.max_examples])[0]
+    encode_all = partial(encode, recipe, tokenizer=tokenizer)
+    encoded = encode_examples(examples, encode_all, listener, noun="example", max_length=recipe.train.max_length)
+    held_out = encode_all(examples.validation[: recipe.validation.max_examples])[0]
     if recipe.sft.packing:
-        sets = [pack(rows, recipe.train.max_length) for rows in sets]
+        sets = [pack(rows, recipe.train.max_length) for rows in encoded]
         count = sum(map(len, sets))
-        listener(Notice(f"packed into {count:,} rows of at most {recipe.train.max_length:,} tokens, kept apart"))
+        listener(Notice(f"packed into {count:,} rows of at most {recipe.train.max_length:,} tokens"))
     else:
-        sets = [[[row] for row in rows] for rows in sets]
-    recipe = settle_recipe(recipe, sum(map(len, sets)), folder, listener)
+        sets = [[[row] for row in rows] for rows in encoded]
+    recipe = derive_max_steps(recipe, sum(map(len, sets)), folder, listener)
     order = order_examples(recipe, examples, sets, listener)
-    pad = tokenizer.pad_token_id
     measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     if held_out:
-        collate = partial(collate_examples, pad_token_id=pad)
+        collate = partial(collate_rows, pad_token_id=tokenizer.pad_token_id)
         train = recipe.train
         rows = train.per_device_train_batch_size
-        into_loss = partial(measure_loss, model, held_out, collate, rows=rows, device=recipe.device, dtype=train.dtype)
-        measures.insert(0, lambda step: into_loss())
+        validate = partial(measure_loss, model, held_out, collate, rows=rows, device=recipe.device, dtype=train.dtype)
+        measures.insert(0, lambda step: validate())
     return fit(
         recipe,
         folder,
@@ -71,8 +78,9 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
 
 def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tuple[list[Encoded], dict[str, int]]:
     """Return the examples as tokens, and how many were cut or dropped, by reason."""
-    length, found = recipe.train.max_length, []
-    counts = {f"longer than {length:,} tokens: the end was cut off": 0, "nothing to learn within max_length": 0}
+    length = recipe.train.max_length
+    found: list[Encoded] = []
+    counts = {f"longer than {length:,} tokens: the end was cut off": 0, "no trained tokens within max_length": 0}
     cut, empty = counts
     for example in examples:
         if example.text is not None:
@@ -81,10 +89,113 @@ def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tu
             row = encode_conversation(
                 tokenizer, example.messages, assistant_only=recipe.sft.assistant_only_loss, max_length=length
             )
-        # The first token has nothing before it that could foretell it.
+        # The first token has no context to predict it from.
         if not any(row.labels_mask[1:]):
             counts[empty] += 1
             continue
         counts[cut] += row.truncated
         found.append(row)
     return found, {reason: count for reason, count in counts.items() if count}
+
+
+def pack(rows: Sequence[Encoded], max_length: int) -> list[Row]:
+    """Return rows of examples that fit into max_length tokens together; every example is in exactly one row.
+
+    Best-fit decreasing (Ding et al. 2024, arXiv 2404.10830): no example is cut.
+    """
+    groups: list[Row] = []
+    room: list[tuple[int, int]] = []  # (tokens left, index of the group), sorted
+    for index in sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i)):
+        size = len(rows[index].input_ids)
+        at = bisect.bisect_left(room, (size, -1))
+        if at < len(room):
+            left, group = room.pop(at)
+        else:
+            left, group = max_length, len(groups)
+            groups.append([])
+        groups[group].append(rows[index])
+        bisect.insort(room, (left - size, group))
+    return groups
+
+
+class LabSFTTrainer(LabTrainerMixin, SFTTrainer):
+    """SFTTrainer for one run folder. The loss is the mean over the trained tokens of a step, in any batching."""
+
+    logged: ClassVar[dict[str, str]] = {"entropy": "entropy", "mean_token_accuracy": "token_accuracy"}
+
+
+def make_trainer(*, arguments: Callable[..., Any], order: ExampleMix, tokenizer: Any, **common: Any) -> LabSFTTrainer:
+    """Return the trainer for rows of one or more examples, in the order of a mix."""
+    collate = partial(collate_rows, pad_token_id=tokenizer.pad_token_id)
+    options = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    return LabSFTTrainer(
+        args=arguments(kind=SFTConfig, **options),
+        train_dataset=dataset_in_order(order, flatten),
+        data_collator=lambda rows: collate([unflatten(row) for row in rows]),
+        processing_class=tokenizer,
+        **common,
+    )
+
+
+def flatten(row: Sequence[Encoded]) -> dict[str, list[int]]:
+    """Return the examples of a row concatenated."""
+    return {
+        "input_ids": [token for example in row for token in example.input_ids],
+        # The first token of an example is never a label: before it is another example, or nothing.
+        "labels": [label for example in row for label in (IGNORED, *example.labels[1:])],
+        "seq_lengths": [len(example.input_ids) for example in row],
+    }
+
+
+def unflatten(row: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a row, with positions that restart at each example."""
+    positions = torch.cat([torch.arange(length) for length in row["seq_lengths"]])
+    tensors = {key: torch.tensor(row[key]) for key in ("input_ids", "labels")}
+    return tensors | {"position_ids": positions, "examples": torch.tensor(len(row["seq_lengths"]))}
+
+
+def collate_rows(rows: Sequence[dict[str, torch.Tensor]], pad_token_id: int) -> Batch:
+    """Return input_ids and labels (rows, longest), padded on the right; labels are -100 for masked tokens.
+
+    Rows of one example each get an attention_mask. Packed rows get position_ids, which separate the examples in
+    attention, and no mask, which would hide this; the padding of a row counts as an example of its own.
+    """
+
+    def padded(name: str, fill: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
+
+    batch = {"input_ids": padded("input_ids", pad_token_id), "labels": padded("labels", IGNORED)}
+    if all(int(row["examples"]) == 1 for row in rows):
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        return batch
+    width = batch["input_ids"].shape[1]
+    positions = [torch.cat([row["position_ids"], torch.arange(width - len(row["position_ids"]))]) for row in rows]
+    return batch | {"position_ids": torch.stack(positions)}
+
+
+@torch.no_grad()
+def measure_loss(
+    model: Any,
+    examples: Sequence[Encoded],
+    collate: Callable[[Sequence[dict[str, torch.Tensor]]], Batch],
+    *,
+    rows: int,
+    device: str,
+    dtype: str,
+) -> dict[str, float]:
+    """Return eval_loss: nats per trained token over held-out examples."""
+    nats = torch.zeros((), dtype=torch.float64)
+    count = 0
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    with generating(model):
+        for start in range(0, len(order), rows):
+            some = [unflatten(flatten([examples[i]])) for i in order[start : start + rows]]
+            batch = {key: value.to(device) for key, value in collate(some).items()}
+            labels = batch.pop("labels")[:, 1:]
+            with autocast(device, dtype):
+                logits = model(**batch, use_cache=False).logits[:, :-1]
+            kept = labels != IGNORED
+            nats += F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum").double().cpu()
+            count += int(kept.sum())
+    return {"eval_loss": float(nats) / max(1, count)}

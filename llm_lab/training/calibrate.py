@@ -1,4 +1,4 @@
-"""A short trial before a run: a few real training steps on random tokens, so that the plan's time and memory hold."""
+"""A short trial before a run: a few real training steps on random tokens, to predict its time and memory."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ import numpy as np
 from llm_lab.errors import MachineError, Problem
 from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement
 from llm_lab.events import Listener, Notice, ignore
+from llm_lab.recipe.pretrain import PretrainRecipe
 from llm_lab.recipe.resolve import Resolved, estimate_again
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import forget_peak_memory, from_first_process, is_first_process, peak_memory_bytes
 
-WORTH_IT_SECONDS = 20.0  # shorter runs are over before a better prediction would help
-SHARE = 0.04  # of the predicted time that a trial may take
-MOST_SECONDS = 10.0
-WARM_UP_STEPS, LEAST_STEPS = 3, 2
+MIN_RUN_SECONDS = 20.0  # shorter runs are over before a better prediction would help
+MAX_SHARE = 0.04  # of the predicted time that a trial may take
+MAX_SECONDS = 10.0
+WARM_UP_STEPS, MIN_STEPS = 3, 2
 SAMPLE_TOKENS = 16
 
 
 def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
-    """Return the plan by what was measured here; measures first where it never was and the run is worth it.
+    """Return the plan with its time and memory predicted from measurements on this machine.
 
-    The run's random numbers stay what they would have been. MachineError where a step takes more memory than there is.
+    Runs a trial first if there is no measurement yet and the run is long enough. The random state of the run is
+    restored afterwards. MachineError if a step needs more memory than there is.
     """
     seconds = from_first_process(trial_seconds(resolved))
     if not seconds:
         return resolved
-    listener(Notice(f"trying a few training steps, for about {max(1, round(seconds))} s"))
-    measurement = try_steps(resolved, seconds)
+    listener(Notice(f"measuring a few training steps, for about {max(1, round(seconds))} s"))
+    measurement = run_trial(resolved, seconds)
     if is_first_process():
         keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)
     after = estimate_again(resolved)
     listener(
         Notice(
-            f"measured here: {1000 * measurement.step_seconds:,.0f} ms a step, so the run takes about "
+            f"measured: {1000 * measurement.step_seconds:,.0f} ms per step, so the run will take about "
             f"{after.estimate.wall_seconds:,.0f} s and {after.estimate.memory_bytes / 2**30:.1f} GiB"
         )
     )
@@ -53,26 +55,26 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
 
 
 def trial_seconds(resolved: Resolved) -> float:
-    """Return how long a trial may take, 0 where none is made: it was measured, or costs more than it tells."""
+    """Return how long a trial may take; 0 if there is a measurement already, or a trial would cost too much."""
     cost, values = resolved.estimate, resolved.recipe.model_dump(by_alias=True)
     if resolved.shape is None or not cost.wall_seconds:
         return 0.0
-    if cost.wall_seconds < WORTH_IT_SECONDS or find_measurement(values, resolved.shape, resolved.machine):
+    if cost.wall_seconds < MIN_RUN_SECONDS or find_measurement(values, resolved.shape, resolved.machine):
         return 0.0
-    if cost.seconds_by_part.get("compiling", 0.0) > SHARE * cost.wall_seconds:
-        return 0.0  # compiling twice would cost too much; the run itself leaves a measurement for the next
-    return min(MOST_SECONDS, SHARE * cost.wall_seconds)
+    if cost.seconds_by_part.get("compiling", 0.0) > MAX_SHARE * cost.wall_seconds:
+        return 0.0  # compiling twice would cost too much; the run itself leaves a measurement for the next one
+    return min(MAX_SECONDS, MAX_SHARE * cost.wall_seconds)
 
 
-def try_steps(resolved: Resolved, seconds: float) -> Measurement:
-    """Train, evaluate and write on random tokens for about so many seconds, by the trainer of the run itself."""
+def run_trial(resolved: Resolved, seconds: float) -> Measurement:
+    """Train, evaluate and generate on random tokens for about `seconds`, with the run's own trainer."""
     import torch
 
     from llm_lab.hf.load import build_from_config, checkpoint_activations, quiet_libraries
 
     quiet_libraries()
-    recipe = resolved.recipe
-    with _random_state_kept(), tempfile.TemporaryDirectory(prefix="llm-lab-") as folder:
+    recipe = _pretrain_recipe(resolved)
+    with _restored_random_state(), tempfile.TemporaryDirectory(prefix="llm-lab-") as folder:
         config = _config(resolved)
         forget_peak_memory(recipe.device)
         try:
@@ -82,14 +84,14 @@ def try_steps(resolved: Resolved, seconds: float) -> Measurement:
             model.to(recipe.device)
             steps = _train(resolved, model, RunFolder(Path(folder)), seconds)
             evaluation = _time_evaluation(recipe, model, config.vocab_size)
-            sample = _time_writing(recipe, model, config.vocab_size)
+            sample = _time_generation(recipe, model)
         except torch.OutOfMemoryError:
             raise MachineError(
                 Problem(
                     "train.per_device_train_batch_size",
-                    "a trial step took more memory than the GPU has",
+                    "a trial step needed more memory than the GPU has",
                     value=recipe.train.per_device_train_batch_size,
-                    fix="Take fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
+                    fix="Use fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
                     "or train.gradient_checkpointing=true.",
                 )
             ) from None
@@ -97,28 +99,40 @@ def try_steps(resolved: Resolved, seconds: float) -> Measurement:
         del model
     _free(recipe)
     typical = statistics.fmean if recipe.optimizer.name == "sophia" else statistics.median
-    step = typical(steps[min(WARM_UP_STEPS, len(steps) // 2) :])  # Sophia's every k-th step is longer, and counts
+    step = typical(
+        steps[min(WARM_UP_STEPS, len(steps) // 2) :]
+    )  # Sophia's every k-th step is longer, so the mean counts
     compiling = max(0.0, steps[0] - step) if recipe.train.compile else None
     return Measurement("trial", step, peak, evaluation, sample, compiling)
 
 
+def _pretrain_recipe(resolved: Resolved) -> PretrainRecipe:
+    assert isinstance(resolved.recipe, PretrainRecipe)  # trial_seconds() allows no other
+    return resolved.recipe
+
+
+def _vocab_size(resolved: Resolved) -> int:
+    assert resolved.shape is not None
+    return resolved.shape.vocab_size
+
+
 def _config(resolved: Resolved) -> Any:
-    """The config of a model of the run's shape; its weights are random."""
+    """Return the config of a model of the run's shape; its weights are random."""
     from llm_lab.hf.load import config_of_parts, read_config
     from llm_lab.runs.folder import find_model
 
-    model = resolved.recipe.model
+    model = _pretrain_recipe(resolved).model
     if hasattr(model, "checkpoint"):
         return read_config(str(find_model(model.checkpoint)))
     if hasattr(model, "config"):
         config = read_config(model.config)
-        config.vocab_size = resolved.shape.vocab_size
+        config.vocab_size = _vocab_size(resolved)
         return config
-    return config_of_parts(model.model_dump(by_alias=True), resolved.shape.vocab_size)
+    return config_of_parts(model.model_dump(by_alias=True), _vocab_size(resolved))
 
 
 class _RandomBlocks:
-    """Blocks of random tokens, as many as are asked for."""
+    """An endless dataset of random tokens."""
 
     def __init__(self, vocab_size: int, max_length: int):
         self.blocks = np.random.default_rng(0).integers(0, vocab_size, size=(64, max_length + 1))
@@ -132,19 +146,19 @@ class _RandomBlocks:
 
 
 def _train(resolved: Resolved, model: Any, folder: RunFolder, seconds: float) -> list[float]:
-    """Return the seconds of each step, the first (in which a model compiles) among them."""
+    """Return the seconds of each step, including the first one, in which a model compiles."""
     import torch
     from transformers import TrainerCallback
 
-    from llm_lab.optim.build import build_optimizer
+    from llm_lab.optim.factory import build_optimizer
 
-    from .pretrain_trainer import PretrainTrainer
+    from .pretrain_trainer import PretrainTrainer, mask_documents
     from .trainer import Interruption, training_arguments
 
-    recipe, interruption = resolved.recipe, Interruption()
+    recipe, interruption = _pretrain_recipe(resolved), Interruption()
     ends: list[float] = []
 
-    class Watch(TrainerCallback):
+    class StepTimer(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             if not ends:
                 ends.append(time.perf_counter())
@@ -154,20 +168,15 @@ def _train(resolved: Resolved, model: Any, folder: RunFolder, seconds: float) ->
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
             compiled = 1 if recipe.train.compile else 0
-            enough = len(ends) > compiled + LEAST_STEPS and ends[-1] - ends[compiled] > seconds
-            interruption.asked = interruption.asked or enough
+            enough = len(ends) > compiled + MIN_STEPS and ends[-1] - ends[compiled] > seconds
+            interruption.requested = interruption.requested or enough
 
     class Trial(PretrainTrainer):
-        def extra_metrics(self) -> dict[str, Any]:
-            return {}  # nothing is read of a text
-
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             pass
 
     train = recipe.train
     if train.document_mask:
-        from .document_mask import mask_documents
-
         mask_documents(model, 0)
     trainer = Trial(
         compile_loss=train.compile,
@@ -183,20 +192,20 @@ def _train(resolved: Resolved, model: Any, folder: RunFolder, seconds: float) ->
         evaluate_step=lambda step: None,
         save=lambda path: None,
         build_optimizer=lambda model: build_optimizer(model, recipe.optimizer),
-        learning_rate_factor=lambda update: 0.0,  # the weights stay: random tokens can make no loss diverge
+        learning_rate_factor=lambda update: 0.0,  # constant weights: the loss can not diverge
         model=model,
         args=training_arguments(folder.steps_path, device=recipe.device, seed=recipe.seed, train=train),
-        reading=TrainerCallback(),
-        train_dataset=_RandomBlocks(resolved.shape.vocab_size, train.max_length),
+        data_progress=None,
+        train_dataset=_RandomBlocks(_vocab_size(resolved), train.max_length),
     )
-    trainer.add_callback(Watch())
+    trainer.add_callback(StepTimer())
     trainer.train()
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
-def _time_evaluation(recipe: Any, model: Any, vocab_size: int) -> float:
-    """Return the seconds that a held-out token takes."""
-    from .measure import total_loss
+def _time_evaluation(recipe: PretrainRecipe, model: Any, vocab_size: int) -> float:
+    """Return the seconds per held-out token."""
+    from .loss import total_loss
 
     train = recipe.train
     tokens = np.random.default_rng(0).integers(
@@ -205,7 +214,7 @@ def _time_evaluation(recipe: Any, model: Any, vocab_size: int) -> float:
     model.eval()
     best = []
     for _ in range(2):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         _, count = total_loss(
             model,
             [tokens],
@@ -214,20 +223,20 @@ def _time_evaluation(recipe: Any, model: Any, vocab_size: int) -> float:
             device=recipe.device,
             dtype=train.dtype,
         )
-        best.append((time.perf_counter() - begun) / count)
+        best.append((time.perf_counter() - started) / count)
     return min(best)
 
 
-def _time_writing(recipe: Any, model: Any, vocab_size: int) -> float:
-    """Return the seconds that a token of a sample takes."""
+def _time_generation(recipe: PretrainRecipe, model: Any) -> float:
+    """Return the seconds per token of a sample."""
     import torch
 
-    from .measure import autocast
+    from .loss import autocast
 
     ids = torch.zeros((1, 1), dtype=torch.long, device=recipe.device)
     with torch.no_grad(), autocast(recipe.device, recipe.train.dtype):
         for _ in range(2):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -237,13 +246,13 @@ def _time_writing(recipe: Any, model: Any, vocab_size: int) -> float:
                 do_sample=True,
                 top_k=0,
             )
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
     return seconds / SAMPLE_TOKENS
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Leave every generator as it was: a run must not tell whether it was tried before."""
+def _restored_random_state() -> Iterator[None]:
+    """Restore all random generators at the end: a run must not depend on whether a trial came before it."""
     import torch
 
     python, numbers, torches = random.getstate(), copy.deepcopy(np.random.get_state()), torch.get_rng_state()
@@ -258,8 +267,8 @@ def _random_state_kept() -> Iterator[None]:
             torch.cuda.set_rng_state_all(gpus)
 
 
-def _free(recipe: Any) -> None:
-    """Give back what the trial held."""
+def _free(recipe: PretrainRecipe) -> None:
+    """Free the memory of the trial."""
     import torch
 
     gc.collect()

@@ -1,7 +1,7 @@
-"""Float32 training on AMD processors at twice the speed: torch's matrix products through oneDNN.
+"""Faster float32 training on AMD processors: matrix products through oneDNN instead of MKL.
 
-torch hands float32 products to MKL, which leaves AMD processors on its AVX2 path: on one with AVX-512 oneDNN,
-which torch brings along, was 1.9 times as fast. bf16 products go to oneDNN anyway.
+torch computes float32 products with MKL, which uses only AVX2 on AMD processors. On a processor with AVX-512, oneDNN
+(part of torch) was 1.9 times as fast. bf16 products use oneDNN anyway.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-FEWEST_ROWS = 64  # for fewer, as in the writing of a text, MKL is the faster
+MIN_ROWS = 64  # MKL is faster for fewer rows, as in text generation
 KEPT_BYTES = 256 * 2**20
-LARGEST_BLOCK_BYTES = 32 * 2**20  # the most that glibc takes for the threshold
+MAX_BLOCK_BYTES = 32 * 2**20  # glibc's upper limit for the mmap threshold
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def speed_up_products(model: nn.Module, cpu_name: str) -> bool:
-    """Send a model's float32 products to oneDNN where that pays; returns whether it does here.
+    """Use oneDNN for a model's float32 products if this processor benefits; returns whether it does.
 
-    Modules stay `nn.Linear`s with the weights they had: saving, adapters and resume see no difference.
+    Modules remain `nn.Linear`s with the same weights, so saving, adapters and resuming are not affected.
     """
     if "AMD" not in cpu_name or platform.machine() != "x86_64" or not torch.backends.mkldnn.is_available():
         return False
@@ -34,21 +34,21 @@ def speed_up_products(model: nn.Module, cpu_name: str) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep what a step frees for the next one: faulting it in again costs more than a small product."""
+    """Ask glibc to keep freed memory for the next step: page faults cost more than a small matrix product."""
     if platform.libc_ver()[0] == "glibc":
         libc: Any = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, MAX_BLOCK_BYTES)
 
 
 class OneDnnLinear(nn.Linear):
-    """nn.Linear through oneDNN for float32 on a CPU; anything else goes the usual way."""
+    """nn.Linear that uses oneDNN for float32 on a CPU, and the default path otherwise."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) to (..., out_features)."""
         rows = x.numel() // self.in_features
         plain = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not plain or x.device.type != "cpu" or rows < FEWEST_ROWS:
+        if not plain or x.device.type != "cpu" or rows < MIN_ROWS:
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)
 
@@ -69,7 +69,7 @@ class _Product(torch.autograd.Function):
             grad_x = multiply(grad, weight.t())
         rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[1]:
-            # The first factor is copied row by row: let it be the narrower one.
+            # The first factor is copied row by row, so make it the narrower one.
             wide = rows.shape[1] > inputs.shape[1]
             grad_weight = multiply(inputs.t(), rows.t()).t() if wide else multiply(rows.t(), inputs.t())
         if ctx.has_bias and ctx.needs_input_grad[2]:
@@ -78,5 +78,5 @@ class _Product(torch.autograd.Function):
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return x @ weight.T + bias in float32 by oneDNN, under the name that torch's compiler calls: none is public."""
+    """Return x @ weight.T + bias in float32, computed by oneDNN. torch has no public name for this operator."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

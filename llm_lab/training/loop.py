@@ -1,4 +1,4 @@
-"""The course of a trained run, whatever is learnt: where it begins, its steps and evaluations, what it leaves."""
+"""The loop of every trained run: where it starts, its steps and evaluations, and what it writes at the end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.processes import is_first_process
 
-# Columns of metrics.jsonl that are no result: they tell where the run is, not what it came to.
-_COURSE = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
+# Columns of metrics.jsonl that describe the progress of a run and are not results.
+_NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a stage ended: "done" or "stopped", and its numbers."""
+    """How a stage ended: "done", "stopped" or "failed", and its results."""
 
     status: str
     results: dict[str, float]
@@ -30,25 +30,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: at step 0, or at a checkpoint of its own."""
+    """Where a run starts: at step 0, or at its own last checkpoint."""
 
     step: int
     checkpoint: Path | None
-    wall_seconds: float  # of work before it
+    wall_seconds: float  # of training before it
 
 
 class Evaluates(Protocol):
-    """What a run asks of its evaluation."""
+    """The evaluation of a run, as the loop uses it."""
 
     def measure(self, step: int) -> dict[str, float] | None:
-        """Return a row for metrics.jsonl, or None where there is nothing to measure."""
+        """Return a row for metrics.jsonl, or None if there is nothing to measure."""
 
     def done_at(self, step: int) -> bool:
-        """Whether a step has been evaluated, in this process or one before."""
+        """Return whether a step has been evaluated, in this process or before a resume."""
 
 
-def begin_computing(recipe: StageRecipe) -> None:
-    """Set what the whole process computes with: the recipe's seed, and TF32 for what is float32 on a GPU."""
+def set_seed_and_precision(recipe: StageRecipe) -> None:
+    """Set the process's random seed, and TF32 for float32 products on a GPU."""
     import torch
     from transformers import set_seed
 
@@ -57,27 +57,27 @@ def begin_computing(recipe: StageRecipe) -> None:
 
 
 def find_local(name: str) -> str:
-    """Return the folder of a local checkpoint, or the name itself where it is one of the Hub's."""
+    """Return the folder of a local checkpoint, or the name itself if it is a Hub name."""
     local = Path(name).expanduser()
     return str(find_model(local)) if local.exists() else name
 
 
 def describe_parent(checkpoint: str) -> dict[str, str | None]:
-    """Return where a model came from and a digest of its weights, for the lineage."""
+    """Return the path of a model and a digest of its weights, for the lineage."""
     return {"path": checkpoint, "digest": weights_digest(checkpoint)}
 
 
 def require_same_data(sources: Sequence[Any], folder: RunFolder) -> None:
-    """A run that is resumed must find the data it began with, or its record would tell of another."""
+    """UserError if the data of a resumed run has changed since the run began: its record would be wrong."""
     before = [source["fingerprint"] for source in folder.facts().get("data", [])]
     changed = [source for source, old in zip(sources, before, strict=False) if source.fingerprint != old]
     if changed:
-        why, fix = "this data has changed since the run began", "Put it back as it was, or start a new run."
+        why, fix = "this data has changed since the run began", "Restore the old data, or start a new run."
         raise UserError(*(Problem(f"{source.key}.path", why, value=source.path, fix=fix) for source in changed))
 
 
 def find_start(folder: RunFolder, *, resume: bool) -> Start:
-    """Return where the run goes on, with what was recorded after that forgotten. UserError for a broken checkpoint."""
+    """Return where a run starts or resumes; metrics recorded after that are dropped. UserError: broken checkpoint."""
     step, checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else (0, None)
     if checkpoint:
         _require_whole(checkpoint)
@@ -87,22 +87,22 @@ def find_start(folder: RunFolder, *, resume: bool) -> Start:
 
 
 def _require_whole(checkpoint: Path) -> None:
-    """Refuse a checkpoint that a copy or a full disk has cut off: its state files are zip archives."""
+    """UserError for a checkpoint that was cut off by a copy or a full disk: its state files are zip archives."""
     for file in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
         if not zipfile.is_zipfile(file):
-            fix = f"Delete {checkpoint}: the run then goes on from the checkpoint before it, or from the start."
-            raise UserError(Problem(str(file), "this file of the checkpoint is broken", fix=fix))
+            fix = f"Delete {checkpoint}: the run then resumes from the checkpoint before it, or from the start."
+            raise UserError(Problem(str(file), "this checkpoint file is broken", fix=fix))
 
 
-def owes_evaluation(start: Start, evaluation: Evaluates, eval_steps: int) -> bool:
-    """Whether the step it goes on from is still to be evaluated.
+def must_evaluate_first(start: Start, evaluation: Evaluates, eval_steps: int) -> bool:
+    """Return whether the step of the checkpoint still has to be evaluated.
 
-    A checkpoint is saved before its step is evaluated: a crash between the two leaves that to do.
+    A checkpoint is saved before its step is evaluated, so a crash between the two leaves the evaluation out.
     """
     return start.step > 0 and start.step % eval_steps == 0 and not evaluation.done_at(start.step)
 
 
-def drive(
+def run_loop(
     trainer: Any,
     start: Start,
     evaluation: Evaluates,
@@ -112,9 +112,9 @@ def drive(
     measure_start: bool = False,
     has_ended: Callable[[int], bool] = lambda step: False,
 ) -> bool:
-    """Train to the end or to a stop; returns whether it came to the end.
+    """Train until the end or until interrupted; returns whether training is complete.
 
-    measure_start: evaluate before the first step. has_ended: whether there is nothing left to learn after a step.
+    measure_start: evaluate before the first step. has_ended: whether the data ends after a step.
     """
     try:
         with trainer.tracking, trainer.interruption.listen(listener):
@@ -123,7 +123,7 @@ def drive(
             if start.checkpoint is None or (start.step < max_steps and not has_ended(start.step)):
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             else:
-                # Trainer would train one step too many on a run that is complete.
+                # The run is complete already; Trainer would train one step too many.
                 trainer._load_from_checkpoint(str(start.checkpoint))
                 trainer.state.global_step = start.step
             step = trainer.state.global_step
@@ -136,7 +136,7 @@ def drive(
 
 
 def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
-    """Write model/ whole: into a folder beside it, then moved to its place."""
+    """Write model/ atomically: into a temporary folder that is then moved."""
     from .trainer import publish
 
     staged = folder.path / ".model"
@@ -151,7 +151,7 @@ def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
 def write_samples(
     folder: RunFolder, listener: Listener, step: int, samples: Mapping[str, str], *, whole: bool = False
 ) -> None:
-    """Add {prompt: what the model wrote} to samples.md and show it. whole: quote the prompt before its continuation."""
+    """Add {prompt: generated text} to samples.md and report it. whole: quote the prompt and the text together."""
     if not is_first_process():
         return
     lines = [f"## Step {step}\n"]
@@ -164,10 +164,10 @@ def write_samples(
 
 
 def results_of(folder: RunFolder, step: int) -> dict[str, float]:
-    """Return the last value of everything that was measured, and the median speed."""
+    """Return the last value of every metric, and the median speed."""
     rows = folder.metrics()
     found: dict[str, float] = {"step": step}
     for row in rows:
-        found |= {name: value for name, value in row.items() if name not in _COURSE}
+        found |= {name: value for name, value in row.items() if name not in _NOT_RESULTS}
     speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     return found | ({"tokens_per_second": speeds[len(speeds) // 2]} if speeds else {})

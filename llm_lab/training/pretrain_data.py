@@ -1,42 +1,112 @@
-"""The texts over a run: how long they last, how often each is read, and where a stream goes on."""
+"""The data of a pretraining run: open and tokenize it, plan in which order it is read, and track how far it is.
+
+Also used after training, to measure a model on its run's own validation split.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
-from llm_lab.data.block_dataset import BlockDataset, BlockStream, StreamTokens
+from llm_lab.data.block_dataset import BlockDataset, BlockStream, StreamTokens, prepare_stream
+from llm_lab.data.encoding import TokenSet, default_cache_dir, prepare_tokens, tokenizer_fingerprint
 from llm_lab.data.mixing import build_schedule
+from llm_lab.data.sources import TextSource, open_source
+from llm_lab.data.streams import StreamSource, hold_out, open_stream
 from llm_lab.errors import Problem, UserError
-from llm_lab.events import Listener, Notice, RunWarning
-from llm_lab.recipe.pretrain import PretrainRecipe
+from llm_lab.events import Listener, Notice, RunWarning, progress_of
+from llm_lab.recipe.pretrain import DataSource, PretrainRecipe
 from llm_lab.runs.folder import write_atomically
 from llm_lab.runs.processes import process_count
-
-if TYPE_CHECKING:
-    from llm_lab.stages.pretrain import TokenizedData
 
 STREAMS_FILE = "streams.json"
 
 
-def begin_reading(
-    recipe: PretrainRecipe, texts: TokenizedData, checkpoint: Path | None, listener: Listener
-) -> DataProgress:
-    """Plan what is read when, over as many steps as the sets last; streams go on where the checkpoint left them.
+@dataclass(frozen=True)
+class TokenizedData:
+    """The data of a run: the sources, the tokens of each, and the tokenizer."""
 
-    UserError where when_exhausted is stop and not even one step can be filled.
+    tokenizer: Any
+    sources: list[TextSource | StreamSource]
+    tokens: list[TokenSet | StreamTokens]
+
+
+def open_sources(recipe: PretrainRecipe) -> list[TextSource | StreamSource]:
+    """Open every data source; of streams, hold out the first documents. UserError with the problems of all of them."""
+    sources: list[TextSource | StreamSource] = []
+    problems: list[Problem | str] = []
+    for index, source in enumerate(recipe.data):
+        try:
+            sources.append(_open(source, f"data.{index}", recipe))
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(*problems)
+    return sources
+
+
+def _open(source: DataSource, key: str, recipe: PretrainRecipe) -> TextSource | StreamSource:
+    named: dict[str, Any] = {"subset": source.subset, "split": source.split, "text_column": source.text_column}
+    if not source.streaming:
+        return open_source(source.path, key=key, **named)
+    held_out = recipe.validation.stream_documents if recipe.validation.fraction > 0 else 0
+    return hold_out(open_stream(source.path, key=key, **named), held_out)
+
+
+def tokenize_sources(
+    recipe: PretrainRecipe, sources: Sequence[TextSource | StreamSource], tokenizer: Any, listener: Listener
+) -> list[TokenSet | StreamTokens]:
+    """Return the tokens of every source, split into training and validation."""
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    tokens: list[TokenSet | StreamTokens] = []
+    for source in sources:
+        found: TokenSet | StreamTokens
+        if isinstance(source, StreamSource):
+            found = prepare_stream(source, tokenizer)
+        else:
+            found = prepare_tokens(
+                source,
+                tokenizer,
+                tokenizer_fingerprint=fingerprint,
+                fraction=recipe.validation.fraction,
+                take=recipe.validation.from_,
+                max_length=recipe.train.max_length,
+                cache_dir=default_cache_dir(),
+                progress=progress_of(listener, f"tokenizing {source.key}"),
+            )
+        listener(Notice(f"{source.key}: {found.description}"))
+        tokens.append(found)
+    return tokens
+
+
+def validation_tokens(tokens: Sequence[TokenSet | StreamTokens], max_tokens: int) -> tuple[list[Any], float]:
+    """Return the validation tokens that are measured, one array per source, and their size in bytes of text."""
+    each = max(1, max_tokens // len(tokens))
+    measured = [part for part in tokens if len(part.validation) > 1]
+    # Bytes are known for the whole validation part only: take the share of its tokens that is measured.
+    size = sum(part.validation_bytes * min(1.0, each / len(part.validation)) for part in measured)
+    return [part.validation[:each] for part in measured], size
+
+
+def plan_reading(
+    recipe: PretrainRecipe, data: TokenizedData, checkpoint: Path | None, listener: Listener
+) -> DataProgress:
+    """Plan the order of reading, over as many steps as the data allows; streams resume where the checkpoint is.
+
+    UserError if when_exhausted is stop and the data does not fill even one step.
     """
     train, scheduler = recipe.train, recipe.scheduler.model_dump()
-    paths = [source.path for source in texts.sources]
+    paths = [source.path for source in data.sources]
     rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
     plan_order = partial(
         build_schedule,
-        [None if isinstance(tokens, StreamTokens) else len(tokens.train) for tokens in texts.tokens],
+        [None if isinstance(tokens, StreamTokens) else len(tokens.train) for tokens in data.tokens],
         [source.weight for source in recipe.data],
         max_length=train.max_length,
         seed=recipe.seed,
@@ -46,34 +116,36 @@ def begin_reading(
     if repeat is not None:
         steps, ends = repeat // rows_per_step, paths[order.source(repeat)]
         _require_a_step(steps, ends, rows_per_step)
-        listener(Notice(f"{ends}: used up after {steps:,} steps, so the run ends there, not at {train.max_steps:,}"))
+        listener(
+            Notice(f"{ends}: exhausted after {steps:,} steps, so the run stops there instead of at {train.max_steps:,}")
+        )
         exhausted = {"path": ends, "step": steps, "max_steps": train.max_steps}
         if scheduler["warmup_steps"] >= steps:
             scheduler["warmup_steps"] = steps // 20
-            listener(RunWarning(f"warm-up is cut to {steps // 20:,} steps, to fit the shorter run"))
+            listener(RunWarning(f"warm-up is shortened to {steps // 20:,} steps, because the run is shorter"))
         order = plan_order(num_samples=steps * rows_per_step)
     states = read_stream_states(checkpoint)
     dataset = BlockDataset(
         order,
         [
-            BlockStream(tokens.source, texts.tokenizer, max_length=train.max_length, state=states.get(str(number)))
+            BlockStream(tokens.source, data.tokenizer, max_length=train.max_length, state=states.get(str(number)))
             if isinstance(tokens, StreamTokens)
             else tokens.train
-            for number, tokens in enumerate(texts.tokens)
+            for number, tokens in enumerate(data.tokens)
         ],
     )
-    reading = DataProgress(dataset, paths, steps, rows_per_step, recipe, scheduler, listener)
-    reading.exhausted = exhausted
-    for source, epochs, count in zip(texts.sources, order.epochs(), order.counts(), strict=True):
+    progress = DataProgress(dataset, paths, steps, rows_per_step, recipe, scheduler, listener)
+    progress.exhausted = exhausted
+    for source, epochs, count in zip(data.sources, order.epochs(), order.counts(), strict=True):
         if epochs is not None:
-            what = f"read {epochs:.2f} times over the run"
+            what = f"{epochs:.2f} epochs over the run"
         else:
             what = f"{count * train.max_length:,} tokens of the stream are read over the run"
-            what += "; where it ends before, the run ends too" if reading.stops_at_end else ""
+            what += "; if it ends earlier, so does the run" if progress.stops_at_end else ""
         listener(Notice(f"{source.key}: {what}"))
-    if checkpoint is None and reading.ends_before(1):
-        _require_a_step(0, reading.ended_by or "", rows_per_step)
-    return reading
+    if checkpoint is None and progress.ends_before(1):
+        _require_a_step(0, progress.ended_by or "", rows_per_step)
+    return progress
 
 
 def _require_a_step(steps: int, path: str, rows_per_step: int) -> None:
@@ -83,28 +155,29 @@ def _require_a_step(steps: int, path: str, rows_per_step: int) -> None:
                 "when_exhausted",
                 f"{path} ends within the first step of {rows_per_step:,} rows",
                 value="stop",
-                fix="Give more text, take fewer rows a step, or set when_exhausted: repeat.",
+                fix="Use more text, fewer rows per step, or when_exhausted: repeat.",
             )
         )
 
 
 def read_stream_states(checkpoint: Path | None) -> dict[str, Any]:
-    """Return where the streams of a checkpoint go on, by the number of their source; {} for a new run."""
+    """Return the saved positions of a checkpoint's streams, by the number of their source; {} for a new run."""
     file = checkpoint / STREAMS_FILE if checkpoint else None
     if file is None or not file.exists():
         return {}
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        fix = f"Delete {checkpoint}: the run then goes on from the checkpoint before it, or from the start."
-        raise UserError(Problem(str(file), "this file of the checkpoint is broken", fix=fix)) from None
+        fix = f"Delete {checkpoint}: the run then resumes from the checkpoint before it, or from the start."
+        raise UserError(Problem(str(file), "this checkpoint file is broken", fix=fix)) from None
 
 
 class DataProgress(TrainerCallback):
-    """What is read over `steps` steps, and what was read so far: tells of a second epoch, and ends the run where
-    a stream ends, if when_exhausted says so.
+    """What is read over `steps` steps and what was read so far.
 
-    scheduler: the recipe's, fitted to these steps. exhausted: which set ends the run, and when, once that is known.
+    Reports when a source starts its second epoch, and stops the run at the end of a stream if when_exhausted is stop.
+
+    scheduler: the recipe's, adjusted to these steps. exhausted: which source ends the run and when, once known.
     """
 
     def __init__(
@@ -120,7 +193,7 @@ class DataProgress(TrainerCallback):
         self.dataset, self.paths, self.steps, self.rows_per_step = dataset, list(paths), steps, rows_per_step
         self.scheduler, self.listener, self._max_steps = scheduler, listener, recipe.train.max_steps
         self.stops_at_end = recipe.when_exhausted == "stop" and bool(dataset.streams)
-        self.ended_by: str | None = None  # the stream that holds no further step
+        self.ended_by: str | None = None  # the stream that is too short for another step
         self.exhausted: dict[str, Any] | None = None
 
     @property
@@ -133,16 +206,17 @@ class DataProgress(TrainerCallback):
         before = self.dataset.epochs(samples - self.rows_per_step)
         for path, earlier, times in zip(self.paths, before, self.dataset.epochs(samples), strict=True):
             if (earlier or 0) <= 1 < (times or 0):
-                self.listener(Notice(f"{path}: read to its end at step {state.global_step:,}; its second epoch begins"))
+                self.listener(Notice(f"{path}: first epoch done at step {state.global_step:,}; the second one starts"))
         if state.global_step < self.steps and self.ends_before(state.global_step + 1):
-            path = self.ended_by
             self.listener(
-                Notice(f"{path}: used up, so the run ends at step {state.global_step:,} of {self._max_steps:,}")
+                Notice(
+                    f"{self.ended_by}: exhausted, so the run stops at step {state.global_step:,} of {self._max_steps:,}"
+                )
             )
             control.should_training_stop = control.should_save = control.should_evaluate = control.should_log = True
 
     def ends_before(self, step: int) -> bool:
-        """Tell whether a stream ends the run before so many steps are whole; every process finds the same."""
+        """Return whether a stream is exhausted before `step` steps are complete; the same in every process."""
         if not self.stops_at_end:
             return False
         source = self.dataset.exhausted_by(step * self.rows_per_step)
@@ -152,7 +226,7 @@ class DataProgress(TrainerCallback):
         return source is not None
 
     def metrics(self, step: int) -> dict[str, Any]:
-        """Return the measured shares of several sets, and how often each was read (None: a stream, not yet once)."""
+        """Return the measured shares of several sources, and the epochs of each (None: a stream, not finished yet)."""
         if len(self.paths) == 1:
             return {}
         samples = step * self.rows_per_step
@@ -160,7 +234,7 @@ class DataProgress(TrainerCallback):
         return {"mix": [round(share, 4) for share in self._shares(samples)], "epochs": epochs}
 
     def facts(self, step: int) -> list[dict[str, Any]]:
-        """Return what run.json tells of each set."""
+        """Return what run.json records about each source."""
         samples = step * self.rows_per_step
         rows = zip(self.paths, self._shares(samples), self.dataset.epochs(samples), strict=True)
         return [
@@ -169,7 +243,7 @@ class DataProgress(TrainerCallback):
         ]
 
     def write_stream_states(self, folder: Path, step: int) -> None:
-        """Write where streams go on behind a step, counting what steps have used and not what was read ahead."""
+        """Write the stream positions after a step, counting what the steps have used and not what was prefetched."""
         if self.dataset.streams:
             states = self.dataset.stream_states(step * self.rows_per_step)
             write_atomically(folder / STREAMS_FILE, json.dumps(states))

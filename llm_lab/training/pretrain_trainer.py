@@ -1,4 +1,4 @@
-"""The training step of pretraining: ids in, mean loss out, compiled where it pays."""
+"""The pretraining step: token ids in, mean loss out; compiled where it pays, and masked by document on request."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
+from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.machine import find_machine
 
 from .cpu import keep_freed_memory, speed_up_products
-from .cross_entropy import drawn_labels, head_for_pieces, linear_cross_entropy
-from .measure import autocast
+from .loss import autocast, detach_large_head, linear_cross_entropy, next_token_loss, sample_labels
 from .pretrain_data import DataProgress
 from .trainer import LabTrainer
 
@@ -23,30 +22,16 @@ from .trainer import LabTrainer
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Stack blocks into a batch of input_ids and shift_labels, each (rows, max_length).
 
-    No attention mask and no positions: either would make attention leave its is_causal kernel.
+    There is no attention mask and there are no positions: either would switch attention from its is_causal kernel.
     """
     return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}
 
 
-def next_token_loss(
-    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str, head: nn.Linear | None = None
-) -> torch.Tensor:
-    """Return the mean cross-entropy of labels[i, j], the token after input_ids[i, j].
-
-    head: what was taken off the model (see `head_for_pieces`).
-    """
-    with autocast(device, dtype):
-        output = model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
-        if head is not None:
-            return linear_cross_entropy(output, head, labels.flatten())
-    return F.cross_entropy(output.float(), labels.flatten())
-
-
 class PretrainTrainer(LabTrainer):
-    """Trains on blocks of equal length, so that a mean of means is the mean.
+    """Trains on blocks of equal length, so the mean of the batch means is the mean over all tokens.
 
-    reading: what is known of the texts over the run. curvature_every: steps between two estimates of the Hessian's
-    diagonal, for Sophia.
+    data_progress: what is read over the run. curvature_every: steps between two estimates of the Hessian's diagonal,
+    for Sophia.
     """
 
     def __init__(
@@ -54,14 +39,15 @@ class PretrainTrainer(LabTrainer):
         *,
         compile_loss: bool,
         dtype: str,
-        reading: DataProgress,
+        data_progress: DataProgress | None,
         curvature_every: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(data_collator=collate, **kwargs)
-        self._reading = reading
-        self.add_callback(reading)
-        # dynamic=False: every batch has the same shape, and a second graph would only cost time.
+        self._data_progress = data_progress
+        if data_progress is not None:
+            self.add_callback(data_progress)
+        # dynamic=False: all batches have the same shape, and a second graph would only cost time.
         self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
         self._dtype = dtype
         if self.args.device.type == "cpu":
@@ -70,44 +56,47 @@ class PretrainTrainer(LabTrainer):
                 speed_up_products(self.model, find_machine().cpu_name)
         self._last_ids: torch.Tensor | None = None
         if curvature_every is not None:
-            self.add_callback(_Curvature(self, curvature_every))
+            self.add_callback(_CurvatureCallback(self, curvature_every))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         ids = self._last_ids = inputs["input_ids"]
-        with head_for_pieces(self.model, ids.numel()) as head:
+        with detach_large_head(self.model, ids.numel()) as head:
             return self._loss(model, ids, inputs["shift_labels"], self.args.device.type, self._dtype, head)
 
     def estimate_curvature(self) -> None:
-        """Give the optimizer gradients of the loss on labels that the model draws itself (Sophia's estimator)."""
+        """Give the optimizer gradients of the loss on labels sampled from the model (Sophia's estimator)."""
         model, ids = self.model_wrapped, self._last_ids
-        with head_for_pieces(self.model, ids.numel()) as head, autocast(self.args.device.type, self._dtype):
+        assert ids is not None  # a step comes first
+        with detach_large_head(self.model, ids.numel()) as head, autocast(self.args.device.type, self._dtype):
             output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
             if head is not None:
-                labels = drawn_labels(output, head)
+                labels = sample_labels(output, head)
                 loss = linear_cross_entropy(output, head, labels)
         if head is None:
             labels = torch.distributions.Categorical(logits=output.detach().float()).sample()
             loss = F.cross_entropy(output.float(), labels)
         self.accelerator.backward(loss)
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        # Processes average their gradients: together they saw that many tokens.
-        inner.update_hessian(labels.numel() * self.args.world_size)
+        # Gradients are averaged over the processes, so the estimate is over the tokens of all of them.
+        _unwrap(self.optimizer).update_hessian(labels.numel() * self.args.world_size)
         model.zero_grad()
 
     def extra_metrics(self) -> dict[str, Any]:
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        told = {"unclipped_share": inner.unclipped_share()} if hasattr(inner, "unclipped_share") else {}
-        return told | self._reading.metrics(self.state.global_step)
+        optimizer = _unwrap(self.optimizer)
+        found = {"unclipped_share": optimizer.unclipped_share()} if hasattr(optimizer, "unclipped_share") else {}
+        if self._data_progress is not None:
+            found |= self._data_progress.metrics(self.state.global_step)
+        return found
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        self._reading.write_stream_states(Path(output_dir), self.state.global_step)
+        if self._data_progress is not None:
+            self._data_progress.write_stream_states(Path(str(output_dir)), self.state.global_step)
 
 
-class _Curvature(TrainerCallback):
-    """Asks for an estimate after the first step, and then every so many."""
+class _CurvatureCallback(TrainerCallback):
+    """Requests a curvature estimate after the first step and then every `every` steps."""
 
     def __init__(self, trainer: PretrainTrainer, every: int):
         self.trainer, self.every = trainer, every
@@ -115,3 +104,68 @@ class _Curvature(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if (state.global_step - 1) % self.every == 0:
             self.trainer.estimate_curvature()
+
+
+def _unwrap(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def document_positions(input_ids: torch.Tensor, separator: int) -> torch.Tensor:
+    """Return positions (rows, length) that restart at each `separator`, the end-of-text token between documents.
+
+    The separator ends one document as a target and starts the next one as an input. So the first token of a document
+    is predicted from the separator alone, as in generation without a prompt.
+    """
+    index = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    start = torch.where(input_ids == separator, index, 0).cummax(dim=1).values
+    return index - start
+
+
+def mask_documents(model: Any, separator: int) -> Any:
+    """Restrict a model's attention to single documents wherever it gets only input_ids; returns the hook.
+
+    transformers finds the documents of a packed row by positions that restart, if there is no mask and no cache.
+    UserError for a model in which a document still influences the next one.
+    """
+
+    def add_positions(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        given = [kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values", "inputs_embeds")]
+        if all(value is None for value in given) and kwargs.get("use_cache") is False:
+            kwargs = {**kwargs, "position_ids": document_positions(kwargs["input_ids"], separator)}
+        return args, kwargs
+
+    hook = model.register_forward_pre_hook(add_positions, with_kwargs=True)
+    if not _is_masked(model, separator):
+        raise UserError(
+            Problem(
+                "train.document_mask",
+                f"{type(model).__name__} does not support document masks: its attention ignores positions that "
+                "restart, so documents can still see each other",
+                value=True,
+                fix="Leave the key out, or use another model or another train.attn_implementation.",
+            )
+        )
+    return hook
+
+
+@torch.no_grad()
+def _is_masked(model: Any, separator: int) -> bool:
+    """Change the first document of a row and check that the logits of the second one stay the same."""
+    a, b, c, d, x, *rest = [token for token in range(model.config.vocab_size) if token != separator][:10]
+    # Two rows with different boundaries, because some kernels apply the boundaries of one row to all rows.
+    pairs = (
+        [[separator, *first, x, separator, *rest], [separator, *first, separator, x, *rest]]
+        for first in ((a, b), (c, d))
+    )
+    training = model.training
+    model.eval()
+    try:
+        logits = [
+            model(input_ids=torch.tensor(rows, device=model.device), use_cache=False).logits[:, 4:].float()
+            for rows in pairs
+        ]
+    except TypeError:  # the model does not accept positions at all
+        return False
+    finally:
+        model.train(training)
+    return bool((logits[0] - logits[1]).abs().max() <= 1e-5 * logits[0].std())

@@ -1,7 +1,7 @@
-"""A run's rows sent to trackers of others (TensorBoard, Weights & Biases, trackio) while it works.
+"""Sends the metrics of a run to trackers (TensorBoard, Weights & Biases, trackio) during training.
 
-Not by transformers' callbacks: these know neither our rows (their step is a metric beside others, and evaluations come
-before and after training) nor how to go on with the curve of a run that is resumed.
+transformers' callbacks can't be used: our rows carry their own step, evaluations also happen before and after
+training, and a resumed run must continue its curve.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from llm_lab.errors import MachineError, Problem
@@ -25,7 +25,7 @@ Numbers = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """Where numbers go."""
+    """Receives metrics."""
 
     def log(self, numbers: Numbers, step: int) -> None: ...
 
@@ -33,9 +33,9 @@ class Tracker(Protocol):
 
 
 class Tracking:
-    """The trackers of a run: open within `with`, in the process that writes. None: nothing is imported or written.
+    """The trackers of a run, open inside `with` in the process that writes. Without names, nothing is imported.
 
-    first_step: where the run goes on; what was sent of later steps is sent again.
+    first_step: where the run resumes; metrics of later steps are sent again.
     """
 
     def __init__(self, names: tuple[str, ...], run: RunFolder, listener: Listener, *, first_step: int = 0):
@@ -43,15 +43,17 @@ class Tracking:
         self._open: dict[str, Tracker] = {}
 
     def __enter__(self) -> Tracking:
-        """Open the trackers. MachineError where one can't be had."""
+        """Open the trackers. MachineError if one can't be opened."""
         for name in self._names if is_first_process() else ():
             try:
                 self._open[name] = OPENERS[name](self._run, self._first_step, self._listener)
             except MachineError:
                 raise
-            except Exception as error:  # of another's program, before anything is trained
-                why = f"{name} can't be opened: {_words(error)}"
-                raise MachineError(Problem("train.report_to", why, fix="Fix it, or leave the key out.")) from error
+            except Exception as error:  # from the tracker's own code; nothing has been trained yet
+                why = f"{name} can't be opened: {_first_line(error)}"
+                raise MachineError(
+                    Problem("train.report_to", why, fix="Fix the problem, or leave the key out.")
+                ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,22 +66,24 @@ class Tracking:
         """Send a row of metrics.jsonl, under names that group it: train/, eval/, progress/."""
         for name in list(self._open):
             with self._guarded(name):
-                self._open[name].log(named(row), row["step"])
+                self._open[name].log(grouped(row), row["step"])
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Any:
-        """A tracker that fails must not cost the run: it is told so, and nothing more is sent there."""
+        """If a tracker fails, warn and stop sending to it; the run continues."""
         try:
             yield
         except Exception as error:
             self._open.pop(name, None)
             self._listener(
-                RunWarning(f"{name}: {_words(error)}; nothing more is sent there. metrics.jsonl has it all.")
+                RunWarning(
+                    f"{name}: {_first_line(error)}; no more metrics are sent to it. metrics.jsonl has all of them."
+                )
             )
 
 
-def named(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return a row's numbers by the names that trackers group: train/loss, eval/loss, progress/train_tokens."""
+def grouped(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return a row's numbers under grouped names: train/loss, eval/loss, progress/train_tokens."""
     kind = "train" if "loss" in row else "eval"
     found = {}
     for key, value in row.items():
@@ -90,23 +94,23 @@ def named(row: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _words(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:
-    """Return the recipe, which holds no secrets: none may stand in one."""
+    """Return the recipe. It holds no secrets: recipes must not contain any."""
     return read_recipe_file(run.recipe_path) if run.recipe_path.is_file() else {}
 
 
 class _TensorBoard:
-    """Event files in the run's folder: tensorboard --logdir checkpoints."""
+    """Event files in the run folder: tensorboard --logdir checkpoints."""
 
     def __init__(self, run: RunFolder, first_step: int, listener: Listener):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.path / FOLDER / "tensorboard"
-        # What an earlier process wrote of the steps that are done again is taken back.
+        # Removes what an earlier process wrote for steps that are repeated.
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
         listener(Notice(f"tensorboard: tensorboard --logdir {run.path}"))
 
@@ -120,19 +124,21 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases; without a login it is kept in the run's folder, and no one is asked."""
+    """A run of Weights & Biases; without a login it is stored in the run folder, and nothing is asked."""
 
     def __init__(self, run: RunFolder, first_step: int, listener: Listener):
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's own telemetry
         import wandb
 
         with contextlib.redirect_stderr(io.StringIO()):
-            mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+            mode: Any = os.environ.get("WANDB_MODE") or (
+                "online" if wandb.login(prompt=False, verify=False) else "offline"
+            )
         folder = run.path / FOLDER
         folder.mkdir(exist_ok=True)
         known = (run.facts().get("tracking") or {}).get("wandb")
         number = known if known and first_step else os.urandom(4).hex()
-        # No code, no git, no terminal output is sent.
+        # Code, git state and terminal output are not sent.
         settings = wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, disable_code=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -144,9 +150,9 @@ class _Wandb:
             mode=mode,
             settings=settings,
         )
-        _keep(run, wandb=number)
-        told = f"sync it with: wandb sync {folder}/wandb/offline-run-*" if mode == "offline" else mode
-        listener(Notice(f"wandb: {told}"))
+        _remember(run, wandb=number)
+        hint = f"sync it with: wandb sync {folder}/wandb/offline-run-*" if mode == "offline" else mode
+        listener(Notice(f"wandb: {hint}"))
 
     def log(self, numbers: Numbers, step: int) -> None:
         self._run.log(dict(numbers), step=step)
@@ -156,13 +162,13 @@ class _Wandb:
 
 
 class _Trackio:
-    """A run of trackio, where trackio keeps them (TRACKIO_DIR): its screen compares runs."""
+    """A run of trackio, stored in TRACKIO_DIR."""
 
     def __init__(self, run: RunFolder, first_step: int, listener: Listener):
         import trackio
 
         known = (run.facts().get("tracking") or {}).get("trackio")
-        # Runs of one name in several folders would become one curve.
+        # Runs of the same name in several folders would share one curve.
         name = known if known and first_step else f"{run.path.name}-{os.urandom(3).hex()}"
         with contextlib.redirect_stdout(io.StringIO()):
             self._run = trackio.init(
@@ -174,8 +180,8 @@ class _Trackio:
                 auto_log_cpu=False,
                 auto_log_gpu=False,
             )
-        _keep(run, trackio=name)
-        listener(Notice(f"trackio: the run {name}; trackio show --project {PROJECT}"))
+        _remember(run, trackio=name)
+        listener(Notice(f"trackio: run {name}; trackio show --project {PROJECT}"))
 
     def log(self, numbers: Numbers, step: int) -> None:
         self._run.log(dict(numbers), step=step)
@@ -184,12 +190,16 @@ class _Trackio:
         import trackio
 
         with contextlib.redirect_stdout(io.StringIO()):
-            trackio.finish()  # the run's own finish() would be called once more at exit, and say so
+            trackio.finish()  # the run's own finish() would be called again at exit, with a message
 
 
-def _keep(run: RunFolder, **names: str) -> None:
-    """Keep in run.json what a resumed run is to go on with."""
+def _remember(run: RunFolder, **names: str) -> None:
+    """Store in run.json which tracker runs a resumed run continues."""
     run.update(tracking={**(run.facts().get("tracking") or {}), **names})
 
 
-OPENERS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
+OPENERS: dict[str, Callable[[RunFolder, int, Listener], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "trackio": _Trackio,
+}

@@ -1,5 +1,5 @@
-"""Hugging Face's Trainer with what a run of ours promises: atomic checkpoints, one metrics file,
-saving before evaluating, and a Ctrl-C that saves. Every trained stage builds on it."""
+"""Hugging Face's Trainer for a run folder: atomic checkpoints, one metrics file, saving before evaluating, and a
+Ctrl-C that saves. All trained stages use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -32,23 +32,27 @@ STAGING = ".saving"
 
 
 class Interruption:
-    """Whether the user (Ctrl-C) or the system (SIGTERM) has asked to stop."""
+    """Whether the user (Ctrl-C) or the system (SIGTERM) has requested a stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     @contextmanager
     def listen(self, listener: Listener) -> Iterator[None]:
-        """Turn the first signal into a request to save and stop; a second one stops at once."""
+        """Handle the first signal as a request to save and stop; a second one stops immediately."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def handle(signum: int, frame: Any) -> None:
-            if self.asked:
+            if self.requested:
                 raise KeyboardInterrupt
-            self.asked = True
-            listener(Notice("Stopping after this step, with a checkpoint. Ctrl-C again stops at once, without."))
+            self.requested = True
+            listener(
+                Notice(
+                    "Stopping after this step and saving a checkpoint. Ctrl-C again stops immediately, without saving."
+                )
+            )
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -58,17 +62,21 @@ class Interruption:
                 signal.signal(number, handler)
 
 
-class LabRun:
-    """What makes any Trainer (Hugging Face's own, TRL's) one of ours; stands before it among the bases.
+# A mixin at runtime; to the type checker, a Trainer.
+_Base = Trainer if TYPE_CHECKING else object
 
-    evaluate_step: called at every evaluation with the step; returns a row for metrics.jsonl, or None.
+
+class LabTrainerMixin(_Base):
+    """Ties any Trainer (transformers' or TRL's) to a run folder; comes first among the base classes.
+
+    evaluate_step: called with the step at every evaluation; returns a row for metrics.jsonl, or None.
     save: called with a folder; writes model and tokenizer as a plain Hugging Face folder.
-    tracking: where rows go beside metrics.jsonl, where the recipe names trackers.
-    tokens_per_step: fixed by the batch's shape; None where the trainer counts what it saw, as TRL's do.
+    tracking: the recipe's trackers, which get the rows of metrics.jsonl too.
+    tokens_per_step: fixed by the shape of the batch; None if the trainer counts tokens itself, as TRL's do.
     """
 
-    # What TRL gathers and we record: {its name: ours}.
-    tells: ClassVar[dict[str, str]] = {}
+    # Metrics that TRL collects and the run logs: {TRL's name: name in metrics.jsonl}.
+    logged: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -98,13 +106,13 @@ class LabRun:
         self._staging: Path | None = None
         self._save_total_limit = save_total_limit
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Flow(interruption, eval_every, self))
+        self.add_callback(_StepCallback(interruption, eval_every, self))
 
     def begin_clock(self) -> None:
-        """Start to measure the speed at what has been trained on so far."""
+        """Start to measure the speed from the current step."""
         self._clock.begin(self.train_tokens)
 
-    # What is trained how
+    # Optimizer, schedule and data order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -121,28 +129,28 @@ class LabRun:
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        # The schedule already is the order; skipping on resume then reads no data, only counts indices.
+        # The dataset is in its final order already; skipping on resume then only counts indices and reads no data.
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # Trainer's own count walks over all parameters at every batch
+        return 0  # Trainer's own count iterates over all parameters at every batch
 
-    # What is written
+    # Metrics
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds of work on this run, those before a resume included."""
+        """Seconds spent on this run, including those before a resume."""
         return time.perf_counter() - self._started
 
     @property
     def train_tokens(self) -> int:
-        """Tokens trained on so far; a new stage counts anew."""
+        """Tokens trained on so far; reset at each stage."""
         if self.tokens_per_step is None:
             return int(self.state.num_input_tokens_seen)
         return self.state.global_step * self.tokens_per_step
 
     def record(self, row: dict[str, Any]) -> None:
-        """Write a row of metrics.jsonl and show it."""
+        """Write a row to metrics.jsonl and report it."""
         step = self.state.global_step
         full = {
             "step": step,
@@ -157,18 +165,18 @@ class LabRun:
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
-            return  # Trainer's closing summary: run.json says it better
+            return  # Trainer's closing summary; run.json has these facts
         if not math.isfinite(logs["loss"]):
             raise UserError(
                 Problem(
                     "optimizer.learning_rate",
                     f"the loss became {logs['loss']} at step {self.state.global_step}: training has diverged",
                     value=logs["learning_rate"],
-                    fix="Take a smaller learning rate or a longer scheduler.warmup_steps, and --resume from the "
-                    "last checkpoint or start anew.",
+                    fix="Use a smaller learning rate or a longer scheduler.warmup_steps, and --resume from the "
+                    "last checkpoint or start over.",
                 )
             )
-        row = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
+        row: dict[str, Any] = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
         speed = self._clock.take(self.train_tokens)
         if speed:
             row["tokens_per_second"] = round(speed, 1)
@@ -176,19 +184,23 @@ class LabRun:
             row["memory_bytes"] = torch.cuda.max_memory_allocated()
         self.record(row | self.extra_metrics())
 
-    def extra_metrics(self) -> dict[str, float]:
-        """Return what a stage's optimizer or loss has to tell beside the usual: the means of what TRL gathered."""
-        gathered = getattr(self, "_metrics", {}).get("train", {})
-        means = {key: sum(values) / len(values) for key, values in gathered.items() if values}
-        means = {key: mean for key, mean in means.items() if math.isfinite(mean)}  # TRL's spread of one value is NaN
-        gathered.clear()
-        return {name: round(means[key], 6) for key, name in self.tells.items() if key in means}
+    def extra_metrics(self) -> dict[str, Any]:
+        """Return the stage's own metrics: the means of what TRL collected since the last log step."""
+        collected = getattr(self, "_metrics", {}).get("train", {})
+        means = {key: sum(values) / len(values) for key, values in collected.items() if values}
+        means = {
+            key: mean for key, mean in means.items() if math.isfinite(mean)
+        }  # TRL's standard deviation of one value is NaN
+        collected.clear()
+        return {name: round(means[key], 6) for key, name in self.logged.items() if key in means}
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none beside the checkpoints: report.md has the facts."""
+        """Write no model card for step checkpoints; report.md has the facts."""
+
+    # Evaluations and checkpoints
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, Any]:
-        # Save first: an evaluation that fails must not cost the steps before it.
+        # Save first, so that a failing evaluation does not lose the steps before it.
         if self.control.should_save:
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -197,7 +209,7 @@ class LabRun:
         return {}
 
     def evaluate_now(self) -> None:
-        """Evaluate at the current step and record what comes out."""
+        """Evaluate at the current step and record the row."""
         with self._clock.paused():
             self.model.eval()
             row = self._evaluate_step(self.state.global_step)
@@ -212,39 +224,39 @@ class LabRun:
         return str(self._staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside its place and move it there whole, then drop the oldest."""
+        """Write a checkpoint atomically: into a temporary folder that is then moved; then delete the oldest ones."""
         steps = Path(self.args.output_dir)
         self._staging = steps / STAGING
         step = self.state.global_step
         final = steps / f"{CHECKPOINT_PREFIX}{step}"
         with self._clock.paused():
-            trouble = None
+            failure = None
             if self.is_world_process_zero():
                 shutil.rmtree(self._staging, ignore_errors=True)
             wait_for_all()
             try:
                 super()._save_checkpoint(model, trial)
             except (OSError, RuntimeError, SafetensorError) as error:
-                if not _is_disk_trouble(error):
+                if not _is_disk_error(error):
                     raise
-                trouble = error
+                failure = error
             finally:
                 self._staging = None
-            failed = any_process(trouble is not None)
+            failed = any_process(failure is not None)
             if not self.is_world_process_zero():
                 return
             if not failed:
                 try:
                     publish(steps / STAGING / final.name, final)
                 except OSError as error:
-                    failed, trouble = True, error
+                    failed, failure = True, error
             shutil.rmtree(steps / STAGING, ignore_errors=True)
             if failed:
-                reason = _first_line(trouble) if trouble else "in another process"
+                reason = _first_line(failure) if failure else "in another process"
                 self.listener(
                     RunWarning(
-                        f"The checkpoint of step {step} could not be written ({reason}). Training goes on; the last "
-                        f"complete one is kept. Free some disk before step {step + self.args.save_steps}."
+                        f"The checkpoint of step {step} could not be written ({reason}). Training continues; the last "
+                        f"complete checkpoint is kept. Free disk space before step {step + self.args.save_steps}."
                     )
                 )
                 return
@@ -253,12 +265,12 @@ class LabRun:
             self.listener(CheckpointSaved(step, str(final)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # Always a plain Hugging Face folder, so that every checkpoint can be talked to.
-        self._save_to(Path(output_dir))
+        # Always a plain Hugging Face folder, so that every checkpoint can be loaded and chatted with.
+        self._save_to(Path(str(output_dir)))
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Sync a finished folder to disk and move it to its place in one step."""
+    """Sync a finished folder to disk and move it into place in one step."""
     for file in staged.rglob("*"):
         if file.is_file():
             with open(file, "rb") as handle:
@@ -268,7 +280,7 @@ def publish(staged: Path, final: Path) -> None:
     os.replace(staged, final)
 
 
-def _is_disk_trouble(error: Exception) -> bool:
+def _is_disk_error(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, OSError) or any(word in text for word in ("write", "no space", "i/o error"))
 
@@ -278,7 +290,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _StepClock:
-    """Tokens a second between two log lines, time spent on saving and evaluating left out."""
+    """Tokens/s between two log steps, without the time spent on saving and evaluating."""
 
     def __init__(self) -> None:
         self._mark = time.perf_counter()
@@ -290,7 +302,7 @@ class _StepClock:
         self._mark, self._tokens, self._paused = time.perf_counter(), tokens, 0.0
 
     def take(self, tokens: int) -> float | None:
-        """Return the speed since the last call."""
+        """Return the speed since the last call, or None if nothing was trained."""
         seconds = time.perf_counter() - self._mark - self._paused
         new = tokens - (self._tokens if self._tokens is not None else tokens)
         self.begin(tokens)
@@ -308,14 +320,14 @@ class _StepClock:
                 self._paused += time.perf_counter() - start
 
 
-class LabTrainer(LabRun, Trainer):
+class LabTrainer(LabTrainerMixin, Trainer):
     """Hugging Face's Trainer for one run folder."""
 
 
-class _Flow(TrainerCallback):
-    """When to evaluate, and when to stop."""
+class _StepCallback(TrainerCallback):
+    """Decides after each step whether to evaluate, save or stop."""
 
-    def __init__(self, interruption: Interruption, eval_every: int, trainer: LabRun):
+    def __init__(self, interruption: Interruption, eval_every: int, trainer: LabTrainerMixin):
         self.interruption, self.eval_every, self.trainer = interruption, eval_every, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -327,12 +339,12 @@ class _Flow(TrainerCallback):
             control.should_evaluate = True
         if done:
             control.should_save = True
-        # All processes must stop at the same step, or the others wait for ever.
-        if any_process(self.interruption.asked):
+        # All processes must stop at the same step, or the others would wait forever.
+        if any_process(self.interruption.requested):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = done
-        # The mean loss since the last log line is not part of a checkpoint: with a line at each, a resumed
-        # run logs what the run would have logged in one piece.
+        # The mean loss since the last log step is not part of a checkpoint. With a log step at each checkpoint, a
+        # resumed run logs the same losses as an uninterrupted one.
         control.should_log |= control.should_save
 
 
@@ -346,12 +358,12 @@ def training_arguments(
     kind: type[TrainingArguments] = TrainingArguments,
     **options: Any,
 ) -> TrainingArguments:
-    """Return Trainer's arguments for a run: what our recipe does not name is switched off.
+    """Return the TrainingArguments of a run; features that recipes do not have are switched off.
 
-    kind: TRL's own arguments for its trainers, with their options.
+    kind: TRL's arguments class for its trainers, with its options.
     """
     if kind is not TrainingArguments:
-        # TRL switches it on by default; ours is switched on in the model. The name changed after transformers 5.17.
+        # On by default in TRL; here it is enabled on the model. The name changed after transformers 5.17.
         known = {field.name for field in fields(kind)}
         name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
         options[name] = False
@@ -367,7 +379,7 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=train.save_steps,
-        save_total_limit=None,  # ours: LabTrainer drops the oldest only after the newest is in its place
+        save_total_limit=None,  # LabTrainerMixin deletes the oldest only after the newest is in place
         eval_strategy="no",
         eval_on_start=eval_on_start,
         report_to="none",  # see tracking.py
@@ -378,9 +390,9 @@ def training_arguments(
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and process_count() > 1 else None,
         ddp_find_unused_parameters=False,
-        # Autocast is ours (see PretrainTrainer): accelerate's turns all logits into a float32 copy.
+        # loss.autocast is used instead: accelerate's makes a float32 copy of all logits.
         **{"bf16": False, "fp16": False, **options},
     )
-    # One process is one GPU: Trainer would spread a batch over all it sees, through the slow DataParallel.
+    # One process per GPU: Trainer would otherwise spread a batch over all GPUs with the slow DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

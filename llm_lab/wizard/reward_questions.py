@@ -184,7 +184,7 @@ def _ask_python(draft: Draft, path: str) -> Flow[str]:
 
 def _why_no_function(text: str) -> str | None:
     """Look at the user's reward function, as file.py:function, without running it."""
-    from llm_lab.rewards.python_file import find_function
+    from llm_lab.rewards.build import find_function
 
     if not text.strip():
         return "A file and a function are required."

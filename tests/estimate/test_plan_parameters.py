@@ -145,7 +145,7 @@ def test_vocabulary_size_is_the_length_of_the_tokenizer(tmp_path):
 
 
 def test_muon_is_planned_for_the_matrices_it_takes():
-    from llm_lab.optim.build import split_parameters
+    from llm_lab.optim.factory import split_parameters
 
     resolved = resolve(tiny_recipe(optimizer={"name": "muon"}))
     model = LabForCausalLM(config_of_parts(resolved.recipe.model.model_dump(), 257))

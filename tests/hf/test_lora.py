@@ -46,7 +46,7 @@ from llm_lab.hf.lora_layers import attach_lora, describe_trainable, target_modul
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForSequenceClassification
-from llm_lab.optim.build import split_parameters
+from llm_lab.optim.factory import split_parameters
 from llm_lab.recipe.parts import ACTIVATIONS
 from llm_lab.recipe.resolve import require_device, resolve
 

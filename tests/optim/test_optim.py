@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_lab.model.modeling_lab import LabForCausalLM
-from llm_lab.optim.build import build_optimizer, split_parameters
+from llm_lab.optim.factory import build_optimizer, split_parameters
 from llm_lab.optim.muon import COEFFICIENTS, MuonWithAdamW
 from llm_lab.optim.schedule import learning_rate_factor
 from llm_lab.recipe.optimizers import Adafactor, AdamW, Lion, Muon, Sophia

@@ -24,7 +24,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import reward
-from llm_lab.training import finetune as tuning
+from llm_lab.training import tuned_run as tuning
 
 SCORED = {"score": {"path": "rows.jsonl", "split": "train", "prompts": 4, "max_completion_length": 4}}
 NEAR = {"python": "mine.py:near"}

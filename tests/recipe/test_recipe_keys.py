@@ -21,7 +21,7 @@ from llm_lab.evaluation import score
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.modeling_lab import LabForCausalLM
-from llm_lab.optim.build import BUILDERS
+from llm_lab.optim.factory import BUILDERS
 from llm_lab.recipe.fields import leaf_keys
 from llm_lab.recipe.optimizers import eight_bits_require_cuda
 from llm_lab.recipe.pretrain import PRETRAIN, PretrainRecipe

@@ -8,8 +8,8 @@ from fractions import Fraction
 import pytest
 
 from llm_lab.recipe.scoring import REWARDS, RewardTerm
-from llm_lab.rewards import answers, functions
-from llm_lab.rewards.answers import find_number, find_words
+from llm_lab.rewards import answer_parsing, functions
+from llm_lab.rewards.answer_parsing import find_number, find_words
 from llm_lab.rewards.functions import FUNCTIONS, exact_match, exact_number, format, length, regex, repetition
 
 
@@ -129,7 +129,7 @@ def test_the_schema_and_the_functions_name_the_same_rewards_with_the_same_keys()
         assert set(parameters) == {"completions", *known.keys, *known.columns, "columns"}, name
 
 
-@pytest.mark.parametrize("module", [answers, functions])
+@pytest.mark.parametrize("module", [answer_parsing, functions])
 def test_the_examples_in_the_docstrings_are_true(module):
     found = doctest.testmod(module)
     assert found.attempted > 0

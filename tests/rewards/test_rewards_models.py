@@ -79,7 +79,7 @@ def test_a_pair_that_is_too_long_is_cut_at_the_beginning_and_counted(tmp_path):
     kept = judge.tokenizer.convert_ids_to_tokens(row["input_ids"])
     assert (kept[0], kept[-4:]) == ("[CLS]", ["two", "[SEP]", "five", "[SEP]"])
     assert judge([long, "two"], ["five", "five"])
-    assert (judge.scored, judge.truncated) == (2, 2)  # the row above, and this one
+    assert judge.truncated == 2  # the row above, and this one
 
 
 def test_positions_that_begin_after_the_padding_token_are_not_counted_as_room():
@@ -175,7 +175,7 @@ def test_a_decoder_without_a_template_takes_text_and_refuses_messages_in_words()
     tokenizer = make_byte_tokenizer()
     judge = RewardModel(decoder("llama", tokenizer), tokenizer, name="theirs")
     assert judge.encode("two? ", "five")["input_ids"] == tokenizer("two? five")["input_ids"]
-    assert "end to end: it has no chat template" in judge.about
+    assert "as prompt and answer concatenated (no chat template)" in judge.about
     with pytest.raises(UserError, match=r"rewards\.model = theirs: this reward model has no chat template"):
         judge([QUESTION], ["five"])
 
@@ -228,7 +228,7 @@ def test_a_language_model_is_no_reward_model(tmp_path):
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     folder = saved(tmp_path, LlamaForCausalLM(config), tokenizer)
-    with pytest.raises(UserError, match=r"no trained head that gives a score.*stage: reward"):
+    with pytest.raises(UserError, match=r"no trained score head.*stage: reward"):
         load_reward_model(folder)
 
 
@@ -244,14 +244,14 @@ def test_two_labels_give_their_log_odds_and_three_are_refused(tmp_path):
     assert judge([QUESTION], ["five"])[0] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-5)
     assert "log-odds of polite against rude" in judge.about
     model.config.num_labels = 3
-    with pytest.raises(UserError, match=r"gives 3 numbers \(LABEL_0, LABEL_1, LABEL_2\); a reward is one"):
+    with pytest.raises(UserError, match=r"has 3 labels \(LABEL_0, LABEL_1, LABEL_2\); a reward model has one or two"):
         RewardModel(model, tokenizer)
 
 
 def test_a_score_that_is_no_number_stops_the_run():
     model = encoder("bert")
     model.classifier.weight.data[:] = float("nan")
-    with pytest.raises(UserError, match="a score that is no number"):
+    with pytest.raises(UserError, match="score of this reward model is not a number"):
         RewardModel(model, word_tokenizer())([QUESTION], ["five"])
 
 

@@ -8,7 +8,7 @@ from support.post_runs import post_recipe, rows_of, write_base, write_questions
 
 from llm_lab.hf.load import load_model
 from llm_lab.runner import run
-from llm_lab.stages.rollout_trainers import LabGRPOTrainer
+from llm_lab.stages.grpo import LabGRPOTrainer
 
 QUICK = {"train.max_steps": 2, "train.eval_steps": 2, "train.save_steps": 1, "train.per_device_train_batch_size": 8}
 POSITIONS = ["rope", "alibi", "sinusoidal"]

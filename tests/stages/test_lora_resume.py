@@ -12,7 +12,7 @@ from llm_lab.events import ignore
 from llm_lab.hf.load import load_model
 from llm_lab.hf.lora_layers import attach_lora, describe_trainable
 from llm_lab.hf.save import save_model
-from llm_lab.optim.build import build_optimizer
+from llm_lab.optim.factory import build_optimizer
 from llm_lab.recipe.optimizers import AdamW
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.training.trainer import Interruption, LabTrainer, training_arguments

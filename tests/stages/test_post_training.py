@@ -184,7 +184,7 @@ def test_empty_answers_are_dropped_and_counted(stage):
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
 @pytest.mark.parametrize(
-    ("name", "words"), [("exact_match", "row 1 is empty: ''"), ("exact_number", "row 1 holds no number: ''")]
+    ("name", "words"), [("exact_match", "row 1 is empty: ''"), ("exact_number", "row 1 has no number: ''")]
 )
 def test_to_say_nothing_is_never_the_right_answer(stage, name, words):
     recipe = post_recipe(stage, rewards=[{"name": name}])
@@ -212,10 +212,10 @@ def test_what_is_longer_than_the_context_is_counted(stage):
     change_rows(recipe, lambda row: row | {prompt_key(row): row[prompt_key(row)] + " really" * 30}, 6)
     _, said = heard(recipe)
     assert {
-        "sft": "examples: nothing to learn within max_length",
+        "sft": "examples: no trained tokens within max_length",
         "reward": "preferences: longer than 64 tokens: the beginning was cut off",
         "dpo": "preferences: the prompt alone is longer than 64 tokens",
-    }.get(stage, "prompts are longer than 58 tokens, which leaves no room for an answer: left out") in said
+    }.get(stage, "prompts are longer than 58 tokens, which leaves no room for an answer: skipped") in said
 
 
 @pytest.mark.parametrize("stage", WITH_DATA)
@@ -247,7 +247,7 @@ def test_a_reward_model_without_a_chat_template_is_refused(stage):
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
 def test_a_reward_model_is_no_model_to_go_on_from(stage):
     judge = run(post_recipe("reward", **QUICK))["path"]
-    with pytest.raises(UserError, match="this is a reward model: it judges answers, and writes none"):
+    with pytest.raises(UserError, match="this is a reward model; it scores answers and can't generate text"):
         run(post_recipe(stage, model={"checkpoint": judge}))
 
 
@@ -385,8 +385,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_assistants_tokens():
 def test_packed_examples_do_not_see_each_other(parts):
     from llm_lab.hf.conversations import Encoded
     from llm_lab.hf.load import load_model
-    from llm_lab.stages.packing import pack
-    from llm_lab.stages.sft_trainer import collate_examples, flatten, unflatten
+    from llm_lab.stages.sft import collate_rows, flatten, pack, unflatten
 
     write_base("other", **parts)
     model = load_model("other")
@@ -395,7 +394,7 @@ def test_packed_examples_do_not_see_each_other(parts):
     rows = pack(examples, 16)
     assert sorted(len(example.input_ids) for row in rows for example in row) == [3, 5, 7, 9, 12]
     assert all(sum(len(example.input_ids) for example in row) <= 16 for row in rows)
-    batch = collate_examples([unflatten(flatten(row)) for row in rows], pad_token_id=0)
+    batch = collate_rows([unflatten(flatten(row)) for row in rows], pad_token_id=0)
     assert "attention_mask" not in batch
     logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     for number, row in enumerate(rows):

@@ -5,15 +5,17 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from support.ppo_runs import LORA, PROMPTS, log_rows, make_start, make_trainer
+from support.ppo_runs import LORA, PROMPTS, critic_of, log_rows, make_recipe, make_start, make_trainer
 from transformers import BertConfig, BertForSequenceClassification
 from trl import GRPOTrainer
 
 from llm_lab.errors import UserError
 from llm_lab.hf.load import load_model
-from llm_lab.stages.critic import Critic, load_critic
+from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.stages.critic import Critic
 from llm_lab.stages.ppo_trainer import PPOConfig, PPOTrainer, clipped_policy_loss, clipped_value_loss
+from llm_lab.stages.reward import save_reward_model
+from llm_lab.training.tuned_run import prepare_training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL uses the old name
@@ -93,14 +95,13 @@ def test_what_the_models_file_says_of_sampling_is_left_aside(one_start, tmp_path
 @pytest.mark.parametrize("how", ["full", "lora", "adapter"])
 def test_kl_zero_at_ref_and_not_after(start, tmp_path, how):
     model = load_model(start)
-    lora = LoraConfig(**LORA) if how == "lora" else None
-    if how == "adapter":  # one that was there before
-        model = get_peft_model(model, LoraConfig(**LORA))
+    if how == "adapter":  # an adapter that already changes the model
+        model = prepare_training(model, make_recipe(start, lora=LORA))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.05)
-    trainer = make_trainer(start, tmp_path, model=model, lora=lora, max_steps=5, beta=0.1)
+    trainer = make_trainer(start, tmp_path, model=model, lora=LORA if how == "lora" else None, max_steps=5, beta=0.1)
     trainer.train()
     before, after = log_rows(trainer, "kl")
     assert before == 0.0
@@ -170,7 +171,7 @@ def test_a_completion_that_is_cut_off_pays_for_it(one_start, tmp_path):
 
 
 def test_values_stand_before_the_action_and_do_not_see_it(one_start):
-    critic = load_critic(one_start)
+    critic = critic_of(one_start)
     torch.nn.init.normal_(critic.model.score.weight)
     ids = torch.randint(0, 200, (2, 9))
     mask = torch.ones_like(ids)
@@ -188,27 +189,25 @@ def test_values_stand_before_the_action_and_do_not_see_it(one_start):
 
 
 def test_a_new_critic_says_0_and_a_reward_model_what_it_learnt(one_start, tmp_path):
-    critic = load_critic(one_start)
+    critic = critic_of(one_start)
     ids = torch.randint(0, 200, (2, 9))
     assert not critic(ids, torch.ones_like(ids), 4).any()
     torch.nn.init.constant_(critic.model.score.weight, 0.5)
-    critic.model.save_pretrained(tmp_path / "reward")
-    again = load_critic(tmp_path / "reward")
+    save_reward_model(critic.model, tmp_path / "reward", load_tokenizer(one_start))
+    again = critic_of(one_start, critic=tmp_path / "reward")
     assert torch.equal(again(ids, torch.ones_like(ids), 4), critic(ids, torch.ones_like(ids), 4))
     assert again(ids, torch.ones_like(ids), 4).any()
 
 
 def test_an_encoder_is_no_critic():
     config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1)
-    with pytest.raises(UserError, match="no score of one label"):
+    with pytest.raises(UserError, match="a score head with one label"):
         Critic(BertForSequenceClassification(config))
 
 
 @pytest.mark.parametrize("adapters", [False, True])
 def test_all_that_is_trained_moves_and_the_rest_does_not(start, tmp_path, adapters):
-    lora = LoraConfig(**LORA) if adapters else None
-    critic_lora = LoraConfig(**{**LORA, "task_type": "SEQ_CLS"}) if adapters else None
-    trainer = make_trainer(start, tmp_path, lora=lora, critic_lora=critic_lora, max_steps=4)
+    trainer = make_trainer(start, tmp_path, lora=LORA if adapters else None, max_steps=4)
     networks = {"policy": trainer.model, "critic": trainer.critic}
     before = {
         (network, name): parameter.detach().clone()
@@ -306,7 +305,7 @@ def test_two_accumulated_halves_are_one_whole(one_start, tmp_path):
         runs.append(trainer)
     whole, halves = runs
     assert log_rows(whole, "completions/min_length")[0] < log_rows(whole, "completions/max_length")[0]
-    for network, first in (("model", load_model(one_start)), ("critic", load_critic(one_start))):
+    for network, first in (("model", load_model(one_start)), ("critic", critic_of(one_start))):
         moved = 0.0
         one, other = getattr(whole, network), getattr(halves, network)
         for parameter, same, before in zip(one.parameters(), other.parameters(), first.parameters(), strict=True):
@@ -390,9 +389,7 @@ def test_ppo_learns_a_toy_task_that_can_be_checked(one_start, tmp_path):
 
 
 def test_checkpointed_gradients_and_bf16_autocast_train_too(start, tmp_path):
-    trainer = make_trainer(
-        start, tmp_path, cls=Watched, bf16=True, activation_checkpointing=True, lora=LoraConfig(**LORA), max_steps=3
-    )
+    trainer = make_trainer(start, tmp_path, cls=Watched, bf16=True, gradient_checkpointing=True, lora=LORA, max_steps=3)
     trainer.train()
     assert ratio_error(trainer) <= 1e-6
     assert log_rows(trainer, "kl")[0] == 0.0
@@ -401,7 +398,7 @@ def test_checkpointed_gradients_and_bf16_autocast_train_too(start, tmp_path):
 
 @pytest.mark.parametrize("changed", [{"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
 def test_sampling_that_the_ratio_knows_nothing_of_is_refused(tmp_path, changed):
-    with pytest.raises(ValueError, match="temperature only"):
+    with pytest.raises(ValueError, match="only a temperature"):
         PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **changed)
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
-from support.ppo_runs import LORA, PROMPTS, log_rows, make_start, make_trainer
+from support.ppo_runs import LORA, PROMPTS, critic_of, log_rows, make_start, make_trainer
 from trl import GRPOConfig
 
 from llm_lab.errors import UserError
@@ -53,7 +52,7 @@ def assert_same(one, other):
         {"save_steps": 4},  # saved between two rollouts, at the end of an epoch
         {"save_steps": 5, "max_steps": 10},  # saved in the second epoch, resumed into the third
         {"max_steps": 3, "save_steps": 1, "gradient_accumulation_steps": 2},
-        {"lora": LoraConfig(**LORA), "critic_lora": LoraConfig(**{**LORA, "task_type": "SEQ_CLS"})},
+        {"lora": LORA},
     ],
     ids=["half a rollout", "end of an epoch", "second epoch", "accumulated", "lora"],
 )
@@ -91,8 +90,7 @@ def test_nothing_is_pickled_and_answers_are_saved_only_where_they_are_needed(sta
 
 def test_another_critic_is_not_taken_up(start, tmp_path):
     make_trainer(start, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
-    lora = LoraConfig(**{**LORA, "task_type": "SEQ_CLS"})
-    other = make_trainer(start, tmp_path, critic_lora=lora, max_steps=3)
+    other = make_trainer(start, tmp_path, critic=critic_of(start, lora=LORA), max_steps=3)
     with pytest.raises(UserError, match="other parameters"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 

@@ -15,7 +15,7 @@ from support.pretrain_runs import losses, start, wait_until, weights
 from llm_lab.errors import UserError
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
-from llm_lab.stages.pretrain import Evaluation
+from llm_lab.stages.pretrain import PretrainEvaluation
 
 TINY = RunFolder(Path("checkpoints/tiny"))
 MUON = {"optimizer": {"name": "muon"}, "model.dropout": 0.1}
@@ -117,7 +117,7 @@ def test_a_checkpoint_is_saved_before_it_is_evaluated(monkeypatch):
         raise RuntimeError("evaluation is broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "measure", broken)
+        patch.setattr(PretrainEvaluation, "measure", broken)
         with pytest.raises(RuntimeError, match="evaluation is broken"):
             run(tiny_recipe())
     assert TINY.status() == "failed"

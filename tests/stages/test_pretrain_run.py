@@ -21,7 +21,7 @@ from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.runner import load, run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training import pretrain_trainer
-from llm_lab.training.pretrain_trainer import next_token_loss
+from llm_lab.training.loss import next_token_loss
 
 LOG_KEYS = {"step", "train_tokens", "wall_seconds", "loss", "learning_rate", "grad_norm", "tokens_per_second"}
 

@@ -163,7 +163,7 @@ def test_steps_follow_from_the_passes_over_the_examples(tmp_path):
     assert result.results["step"] == 12  # 100 rows, 8 a step
     assert [step for step, _ in folder.checkpoints()] == [10, 12]
     assert "eval_accuracy" not in result.results  # nothing was held out
-    assert "data.0: read 1.92 times over the run" in notes.notices
+    assert "data.0: 1.92 epochs over the run" in notes.notices
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_steps_follow_from_the_passes_over_the_examples(tmp_path):
     ids=["adamw", "muon"],
 )
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_run_does(tmp_path, optimizer):
-    from llm_lab.stages import reward_trainer
+    from llm_lab.stages import reward
 
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", count=60)
     changes = {"train.max_steps": 20, "train.eval_steps": 10, "train.save_steps": 10, "train.logging_steps": 5}
@@ -183,19 +183,19 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_run_does(tmp_path, optim
     whole, expected, _ = run_stage(recipe, tmp_path / "whole")
 
     part = tmp_path / "part"
-    before = reward_trainer.LabRewardTrainer.training_step
+    before = reward.LabRewardTrainer.training_step
 
     def killed(self, *args, **kwargs):
         if self.state.global_step == 13:
             raise KeyboardInterrupt
         return before(self, *args, **kwargs)
 
-    reward_trainer.LabRewardTrainer.training_step = killed
+    reward.LabRewardTrainer.training_step = killed
     try:
         with pytest.raises(KeyboardInterrupt):
             run_stage(recipe, part)
     finally:
-        reward_trainer.LabRewardTrainer.training_step = before
+        reward.LabRewardTrainer.training_step = before
     resumed, result, _ = run_stage(recipe, part, resume=True)
     assert result.results["eval_loss"] == expected.results["eval_loss"]
     same = ("step", "loss", "accuracy", "margin", "train_tokens", "eval_loss")
@@ -311,7 +311,7 @@ def test_the_score_head_is_not_orthogonalised():
     """Muon is for hidden matrices: on the head's one row it would throw away how large a gradient is."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from llm_lab.optim.build import split_parameters
+    from llm_lab.optim.factory import split_parameters
 
     config = LlamaConfig(
         vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_labels=1

@@ -1,4 +1,4 @@
-"""Tiny PPO runs for the tests: a byte model, prompts of one letter, rewards that can be checked."""
+"""Tiny PPO runs for the tests: a byte model, short prompts, rewards that can be checked."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
-from llm_lab.stages.critic import load_critic
+from llm_lab.recipe.ppo import PpoRecipe
+from llm_lab.stages.critic import Critic, make_critic
 from llm_lab.stages.ppo_trainer import PPOConfig, PPOTrainer
+from llm_lab.training.tuned_run import prepare_training
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+LORA = {"preset": "all", "r": 4, "dropout": 0.1}
 PROMPTS = ["a", "bc", "def", "g", "hi", "jkl", "m", "no"]
 
 
 def make_start(folder: Path, kind: str = "rope", dropout: float = 0.0) -> Path:
-    """Write an initial policy: a lab model with this position embedding, or 'llama' or 'gpt2'."""
+    """Write an initial model: kind is a position embedding of LabForCausalLM, or 'llama' or 'gpt2'."""
     torch.manual_seed(0)
     tokenizer = make_byte_tokenizer()
     if kind == "llama":
@@ -64,14 +67,53 @@ def make_start(folder: Path, kind: str = "rope", dropout: float = 0.0) -> Path:
 
 
 def share_of_low_bytes(completions: list[str], **_: Any) -> list[float]:
-    """The reward: the share of characters before "@", which a new model writes a quarter of the time."""
+    """The reward: the share of characters before "@"; about a quarter for an untrained model."""
     return [sum(character < "@" for character in text) / max(len(text), 1) for text in completions]
 
 
+def make_recipe(
+    start: Path, *, lora: Any = None, critic: Path | None = None, gradient_checkpointing=False
+) -> PpoRecipe:
+    """A PPO recipe with the keys that decide how the model and the critic are made."""
+    train = {"attn_implementation": "sdpa", "gradient_checkpointing": gradient_checkpointing}
+    return PpoRecipe.model_validate(
+        {
+            "stage": "ppo",
+            "device": "cpu",
+            "seed": 1,
+            "model": {"checkpoint": str(start)},
+            "data": [{"path": "unused.jsonl"}],
+            "rewards": [{"name": "length", "length": 8}],
+            "optimizer": {"name": "adamw"},
+            "lora": lora,
+            "ppo": {"critic": str(critic) if critic else None},
+            "train": train,
+        }
+    )
+
+
+def critic_of(start: Path, **changes: Any) -> Critic:
+    """Make the critic as a run makes it; changes are those of make_recipe()."""
+    return make_critic(make_recipe(start, **changes), load_tokenizer(start))
+
+
 def make_trainer(
-    start: Path, out: Path, *, reward: Any = share_of_low_bytes, lora: Any = None, cls: Any = PPOTrainer, **changes
+    start: Path,
+    out: Path,
+    *,
+    reward: Any = share_of_low_bytes,
+    model: Any = None,
+    critic: Critic | None = None,
+    lora: dict[str, Any] | None = None,
+    gradient_checkpointing: bool = False,
+    prompts: list[str] = PROMPTS,
+    cls: Any = PPOTrainer,
+    **changes: Any,
 ):
-    """Make a trainer of two minibatches of four completions a rollout and two epochs."""
+    """Make a trainer with two minibatches of four completions per rollout, and two epochs.
+
+    lora: adapts the model and the critic, as in a recipe.
+    """
     from datasets import Dataset
 
     settings = {
@@ -92,18 +134,21 @@ def make_trainer(
         "save_strategy": "no",
         "seed": 1,
     }
-    model = changes.pop("model", None) or load_model(start)
-    prompts = changes.pop("prompts", PROMPTS)
-    critic_lora = changes.pop("critic_lora", None)
+    recipe = make_recipe(start, lora=lora, gradient_checkpointing=gradient_checkpointing)
+    tokenizer = load_tokenizer(start)
     return cls(
-        model=model,
-        critic=load_critic(start, peft_config=critic_lora),
+        model=prepare_training(model or load_model(start), recipe).train(),
+        critic=critic or make_critic(recipe, tokenizer),
         args=PPOConfig(**(settings | changes)),
         reward_funcs=reward,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=load_tokenizer(start),
-        peft_config=lora,
+        processing_class=tokenizer,
     )
+
+
+def log_rows(trainer: Any, key: str) -> list[Any]:
+    """Return the values of one metric."""
+    return [row[key] for row in trainer.state.log_history if key in row]
 
 
 def train_resume_and_print(start: Path, out: Path) -> None:
@@ -120,10 +165,3 @@ def train_resume_and_print(start: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     train_resume_and_print(Path(sys.argv[1]), Path(sys.argv[2]))
-
-
-LORA = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.1, "task_type": "CAUSAL_LM"}
-
-
-def log_rows(trainer, key):
-    return [row[key] for row in trainer.state.log_history if key in row]

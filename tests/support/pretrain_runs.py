@@ -28,17 +28,17 @@ PROGRAM = """
 import json, sys, time
 import torch
 torch.set_num_threads(1)
-from llm_lab.optim import build
+from llm_lab.optim import factory
 from llm_lab.runner import run
 
-original = build.BUILDERS["muon"]
+original = factory.BUILDERS["muon"]
 
 def slow(model, options):
     optimizer = original(model, options)
     optimizer.register_step_post_hook(lambda *_: time.sleep(0.1))
     return optimizer
 
-build.BUILDERS["muon"] = slow
+factory.BUILDERS["muon"] = slow
 facts = run(json.load(open(sys.argv[1])))
 print(facts["status"])
 """

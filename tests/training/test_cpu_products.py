@@ -7,7 +7,7 @@ import torch
 from support.tiny_models import tiny_model, tokens
 from torch import nn
 
-from llm_lab.training.cpu import FEWEST_ROWS, OneDnnLinear, keep_freed_memory, speed_up_products
+from llm_lab.training.cpu import MIN_ROWS, OneDnnLinear, keep_freed_memory, speed_up_products
 
 AMD, INTEL = "AMD EPYC 9654", "Intel(R) Xeon(R) Platinum 8480+"
 here_only = pytest.mark.skipif(
@@ -28,8 +28,8 @@ def pair(inputs: int, outputs: int, bias: bool) -> tuple[nn.Linear, nn.Linear]:
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (40, 24), (33, 1)])
 def test_output_and_gradients_equal_those_of_linear(inputs, outputs, bias):
     usual, fast = pair(inputs, outputs, bias)
-    x = torch.randn(3, FEWEST_ROWS, inputs)
-    grad = torch.randn(3, FEWEST_ROWS, outputs)
+    x = torch.randn(3, MIN_ROWS, inputs)
+    grad = torch.randn(3, MIN_ROWS, outputs)
     results = []
     for module in (usual, fast):
         leaf = x.clone().requires_grad_()
@@ -44,7 +44,7 @@ def test_output_and_gradients_equal_those_of_linear(inputs, outputs, bias):
 @here_only
 def test_a_second_pass_gives_the_same_bits():
     _, fast = pair(40, 24, False)
-    x = torch.randn(2, FEWEST_ROWS, 40)
+    x = torch.randn(2, MIN_ROWS, 40)
     passes = []
     for _ in range(2):
         fast.zero_grad()
@@ -56,9 +56,9 @@ def test_a_second_pass_gives_the_same_bits():
 @here_only
 def test_a_frozen_weight_and_an_input_without_gradient_get_none():
     _, fast = pair(8, 4, False)
-    fast(torch.randn(FEWEST_ROWS, 8)).sum().backward()
+    fast(torch.randn(MIN_ROWS, 8)).sum().backward()
     fast.weight.requires_grad_(False)
-    x = torch.randn(FEWEST_ROWS, 8, requires_grad=True)
+    x = torch.randn(MIN_ROWS, 8, requires_grad=True)
     before = fast.weight.grad.clone()
     fast(x).sum().backward()
     assert torch.equal(fast.weight.grad, before)
@@ -68,9 +68,9 @@ def test_a_frozen_weight_and_an_input_without_gradient_get_none():
 @here_only
 def test_other_precisions_and_few_rows_go_the_usual_way():
     usual, fast = pair(8, 4, True)
-    few = torch.randn(FEWEST_ROWS - 1, 8)
+    few = torch.randn(MIN_ROWS - 1, 8)
     assert torch.equal(fast(few), usual(few))
-    many = torch.randn(FEWEST_ROWS, 8)
+    many = torch.randn(MIN_ROWS, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(fast(many), usual(many))
     assert torch.equal(fast.double()(many.double()), usual.double()(many.double()))

@@ -23,8 +23,8 @@ from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.runner import load, run
 from llm_lab.runs.folder import RunFolder
-from llm_lab.training.document_mask import document_positions, mask_documents
-from llm_lab.training.measure import total_loss
+from llm_lab.training.loss import total_loss
+from llm_lab.training.pretrain_trainer import document_positions, mask_documents
 
 EOS = 63
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -127,7 +127,7 @@ def test_generation_is_not_masked():
     ],
 )
 def test_a_model_that_can_not_part_documents_is_refused(stranger):
-    with pytest.raises(UserError, match="documents see each other all the same"):
+    with pytest.raises(UserError, match="documents can still see each other"):
         mask_documents(stranger(), EOS)
 
 

@@ -11,7 +11,7 @@ from support.tiny_models import tiny_config
 
 from llm_lab.estimate.machine import find_machine
 from llm_lab.model.modeling_lab import LabForCausalLM
-from llm_lab.optim.build import build_optimizer
+from llm_lab.optim.factory import build_optimizer
 from llm_lab.recipe.optimizers import OPTIMIZERS, AdamW, AdamW8bit
 from llm_lab.recipe.parts import ACTIVATIONS, NORMS, POSITIONS
 from llm_lab.runner import run
@@ -92,7 +92,7 @@ def test_a_loss_in_pieces_trains_and_takes_less_memory_on_a_gpu(monkeypatch):
         monkeypatch.setattr(token_loss, "PIECE_OF_LOGITS_BYTES", bound)
         model.zero_grad()
         torch.cuda.reset_peak_memory_stats()
-        with token_loss.head_for_pieces(model, 8 * 512) as head:
+        with token_loss.detach_large_head(model, 8 * 512) as head:
             assert (head is None) == (bound == 2**40)
             loss = next_token_loss(model, ids[:, :-1], ids[:, 1:], "cuda", "bfloat16", head)
         loss.backward()

@@ -24,8 +24,8 @@ from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import forget_peak_memory, peak_memory_bytes
 from llm_lab.training import calibrate as calibration
-from llm_lab.training.calibrate import calibrate, trial_seconds, try_steps
-from llm_lab.training.measure import autocast
+from llm_lab.training.calibrate import calibrate, run_trial, trial_seconds
+from llm_lab.training.loss import autocast
 
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, (9, 0))
@@ -163,7 +163,7 @@ def test_a_trial_is_made_only_where_it_costs_little_and_tells_something(monkeypa
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sophia"])
 def test_a_trial_measures_a_step_an_evaluation_a_sample_and_the_memory(optimizer):
     resolved = resolve(tiny_recipe(optimizer={"name": optimizer}, **{"train.max_steps": 5000}))
-    found = try_steps(resolved, 0.1)
+    found = run_trial(resolved, 0.1)
     assert 0 < found.evaluation_seconds_per_token * resolved.estimate.tokens_per_step < found.step_seconds < 1
     assert 0 < found.sample_seconds_per_token < 0.5
     assert found.memory_bytes > 50 * 2**20
@@ -173,7 +173,7 @@ def test_a_trial_measures_a_step_an_evaluation_a_sample_and_the_memory(optimizer
 def test_a_trial_leaves_every_random_generator_as_it_was():
     torch.manual_seed(5)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    try_steps(resolve(tiny_recipe(**{"model.dropout": 0.1, "train.max_steps": 5000})), 0.05)
+    run_trial(resolve(tiny_recipe(**{"model.dropout": 0.1, "train.max_steps": 5000})), 0.05)
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 
@@ -187,12 +187,12 @@ def test_a_run_that_was_tried_before_gives_the_same_losses(in_tmp_path, monkeypa
 
     untried = run(tiny_recipe(**{"model.dropout": 0.1}))
     assert untried["predicted"]["basis"] == "from typical values"
-    monkeypatch.setattr(calibration, "WORTH_IT_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "MIN_RUN_SECONDS", 0.0)
     notes = Notes()
     tried = run(tiny_recipe(**{"model.dropout": 0.1}), listener=notes)
     assert tried["predicted"]["basis"] == "measured on this machine"
     assert losses(tried) == losses(untried)
-    assert any("trying a few training steps" in text for text in notes.said)
+    assert any("measuring a few training steps" in text for text in notes.said)
     again = Notes()
     assert losses(run(tiny_recipe(**{"model.dropout": 0.1}), listener=again)) == losses(untried)
     assert not any("trying" in text for text in again.said), "it is measured once"
@@ -200,20 +200,20 @@ def test_a_run_that_was_tried_before_gives_the_same_losses(in_tmp_path, monkeypa
 
 
 def test_calibrating_tells_what_came_out_and_plans_by_it(monkeypatch):
-    monkeypatch.setattr(calibration, "WORTH_IT_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "MIN_RUN_SECONDS", 0.0)
     notes = Notes()
     resolved = resolve(tiny_recipe(**{"train.max_steps": 500}))
     after = calibrate(resolved, notes)
     assert after.estimate.basis == "measured on this machine"
     assert resolve(tiny_recipe(**{"train.max_steps": 500})).estimate == after.estimate, "the next plan knows it too"
-    assert "measured here: " in notes.said[-1]
+    assert "measured: " in notes.said[-1]
     assert "a step" in notes.said[-1]
 
 
 def test_a_model_that_is_named_by_its_checkpoint_is_tried_by_its_shape(in_tmp_path, monkeypatch):
     write_text("text.txt")
     run(tiny_recipe())
-    monkeypatch.setattr(calibration, "WORTH_IT_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "MIN_RUN_SECONDS", 0.0)
     raw = tiny_recipe(model={"checkpoint": "checkpoints/tiny"}, name="on")
     raw["train"]["max_steps"] = 5
     raw["scheduler"] = {}

@@ -123,7 +123,7 @@ def test_a_stream_of_several_epochs_tells_when_it_begins_anew():
     facts = run(streamed(data=data, **{"train.max_steps": 150}), listener=display)
     times = facts["mix"][0]["epochs"]
     assert times > 2
-    (told,) = display.heard("its second epoch begins")
+    (told,) = display.heard("the second one starts")
     step = int(told.split("at step ")[1].split(";")[0])
     assert step == pytest.approx(150 / times, abs=1)
 
@@ -143,7 +143,7 @@ def test_a_bpe_is_trained_on_the_beginning_of_a_stream(monkeypatch):
     data = [{"path": "set", "streaming": True}]
     facts = run(streamed(data=data, tokenizer={"bpe": 280}), listener=display)
     assert facts["status"] == "done"
-    assert display.heard("reads the first 2,000 characters")
+    assert display.heard("using the first 2,000 characters")
 
 
 def test_all_that_is_wrong_with_the_data_is_told_at_once():
@@ -182,7 +182,7 @@ def test_a_run_is_cut_to_what_the_shorter_set_gives_and_its_curve_with_it():
     assert facts["status"] == "done"
     assert facts["results"]["step"] == steps
     assert facts["exhausted"] == {"path": "short.txt", "step": steps, "max_steps": 500}
-    assert display.heard(f"short.txt: used up after {steps} steps, so the run ends there, not at 500")
+    assert display.heard(f"short.txt: exhausted after {steps} steps, so the run stops there instead of at 500")
     assert facts["mix"][1]["epochs"] == 1.0
     assert not display.heard("second epoch")
     factor = factor_of({"name": "cosine", "warmup_steps": 2, "min_ratio": 0.1}, steps)
@@ -207,7 +207,7 @@ def test_a_warm_up_that_no_longer_fits_is_shortened():
     raw = tiny_recipe("short.txt", when_exhausted="stop", **{"train.max_steps": 500, "scheduler.warmup_steps": 90})
     facts = run(raw, listener=display)
     assert facts["results"]["step"] == (int(1500 * 0.9) // 16) // 4
-    assert display.heard("warm-up is cut to 1 steps")
+    assert display.heard("warm-up is shortened to 1 steps")
 
 
 def test_a_set_that_does_not_fill_a_step_is_refused():
@@ -222,8 +222,8 @@ def test_repeating_is_told_beforehand_and_when_it_begins():
     Path("short.txt").write_text("word " * 300)
     facts = run(tiny_recipe("short.txt", **{"train.max_steps": 50}), listener=display)
     assert facts["results"]["step"] == 50
-    assert display.heard("data.0: read 2.38 times over the run")
-    (told,) = display.heard("its second epoch begins")
+    assert display.heard("data.0: 2.38 epochs over the run")
+    (told,) = display.heard("the second one starts")
     assert "at step 22;" in told, "84 blocks fill 21 steps of 4 rows"
     assert facts["mix"][0]["epochs"] == pytest.approx(200 / 84, abs=1e-3)
 
@@ -241,7 +241,7 @@ def test_a_stream_that_ends_ends_the_run_where_stop_is_set():
     assert facts["status"] == "done"
     assert facts["results"]["step"] == steps
     assert facts["exhausted"] == {"path": "set/0.jsonl", "step": steps, "max_steps": 500}
-    assert display.heard(f"set/0.jsonl: used up, so the run ends at step {steps} of 500")
+    assert display.heard(f"set/0.jsonl: exhausted, so the run stops at step {steps} of 500")
     assert TINY.metrics()[-1]["step"] == steps
     assert "eval_loss" in TINY.metrics()[-1]
     assert TINY.checkpoints()[-1][0] == steps

@@ -18,7 +18,7 @@ from llm_lab.events import ignore
 from llm_lab.job import check
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
-from llm_lab.training.tracking import OPENERS, Tracking, named
+from llm_lab.training.tracking import OPENERS, Tracking, grouped
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in OPENERS}
 needs_tensorboard = pytest.mark.skipif(not HAS["tensorboard"], reason="tensorboard is not installed")
@@ -37,7 +37,7 @@ def expected(path: str) -> dict[str, list[tuple[int, float]]]:
     """What metrics.jsonl says must have arrived."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in RunFolder(Path(path)).metrics():
-        for name, value in named(row).items():
+        for name, value in grouped(row).items():
             found.setdefault(name, []).append((row["step"], value))
     return found
 
@@ -55,8 +55,13 @@ class StoppedAt(Handlers):
 
 def test_rows_are_named_by_what_they_are_of():
     training = {"step": 4, "loss": 2.0, "kl": 0.1, "reward/near": 0.5, "train_tokens": 9, "mix": {"a": 1}}
-    assert named(training) == {"train/loss": 2.0, "train/kl": 0.1, "train/reward/near": 0.5, "progress/train_tokens": 9}
-    assert named({"step": 4, "eval_loss": 1.0, "bits_per_byte": 0.5, "exact_match": 1.0}) == {
+    assert grouped(training) == {
+        "train/loss": 2.0,
+        "train/kl": 0.1,
+        "train/reward/near": 0.5,
+        "progress/train_tokens": 9,
+    }
+    assert grouped({"step": 4, "eval_loss": 1.0, "bits_per_byte": 0.5, "exact_match": 1.0}) == {
         "eval/loss": 1.0,
         "eval/bits_per_byte": 0.5,
         "eval/exact_match": 1.0,
@@ -234,7 +239,7 @@ def test_a_tracker_that_fails_does_not_cost_the_run(in_tmp_path, monkeypatch):
     facts = run(tiny(**{"train.report_to": "tensorboard"}))
     assert facts["status"] == "done"
     (warning,) = facts["warnings"]
-    assert warning == "tensorboard: the line is cut; nothing more is sent there. metrics.jsonl has it all."
+    assert warning == "tensorboard: the line is cut; no more metrics are sent to it. metrics.jsonl has all of them."
 
 
 def test_a_tracker_that_can_not_be_opened_is_told_before_the_first_step(in_tmp_path, monkeypatch):

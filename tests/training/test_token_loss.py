@@ -19,11 +19,16 @@ from transformers import (
 )
 
 from llm_lab.model.modeling_lab import LabForCausalLM
-from llm_lab.training import cross_entropy as token_loss
+from llm_lab.training import loss as token_loss
 from llm_lab.training.cpu import OneDnnLinear
-from llm_lab.training.cross_entropy import PLAIN_HEADS, drawn_labels, head_for_pieces, linear_cross_entropy
-from llm_lab.training.measure import total_loss
-from llm_lab.training.pretrain_trainer import next_token_loss
+from llm_lab.training.loss import (
+    PLAIN_HEADS,
+    detach_large_head,
+    linear_cross_entropy,
+    next_token_loss,
+    sample_labels,
+    total_loss,
+)
 
 SMALL = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA_LIKE = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0}
@@ -55,7 +60,7 @@ def labels_of(ids):
 def loss_and_gradients(model, ids, labels, *, in_pieces, dtype="float32", function=next_token_loss):
     model.zero_grad()
     if in_pieces:
-        with head_for_pieces(model, ids.numel()) as head:
+        with detach_large_head(model, ids.numel()) as head:
             assert head is not None
             loss = function(model, ids, labels, "cpu", dtype, head)
     else:
@@ -139,7 +144,7 @@ def test_an_evaluation_in_pieces_counts_the_same_nats(monkeypatch):
 def test_the_model_gets_its_head_back_even_when_a_step_fails(small_pieces):
     model = MODELS["llm_lab tied"]()
     head = model.lm_head
-    with pytest.raises(KeyboardInterrupt), head_for_pieces(model, 24):
+    with pytest.raises(KeyboardInterrupt), detach_large_head(model, 24):
         raise KeyboardInterrupt
     assert model.lm_head is head
     assert head.weight is model.model.embed_tokens.weight
@@ -153,16 +158,16 @@ def test_small_batches_and_heads_that_are_not_known_take_the_plain_way(small_pie
         (AutoModel.from_config(capped), 24),
         (AutoModel.from_config(scaled), 24),
     ]:
-        with head_for_pieces(model, count) as head:
+        with detach_large_head(model, count) as head:
             assert head is None
             assert model(tokens(1, 3)).logits.shape[-1] == 61
 
 
-def test_drawn_labels_follow_the_models_own_distribution(small_pieces):
+def test_sampled_labels_follow_the_models_own_distribution(small_pieces):
     torch.manual_seed(0)
     head = torch.nn.Linear(4, 61, bias=False)
     hidden = torch.randn(1, 4).expand(20_000, 4)
-    shares = torch.bincount(drawn_labels(hidden, head), minlength=61) / 20_000
+    shares = torch.bincount(sample_labels(hidden, head), minlength=61) / 20_000
     torch.testing.assert_close(shares, head(hidden[0]).softmax(-1).detach(), atol=0.01, rtol=0)
 
 
@@ -203,7 +208,7 @@ def test_data_parallel_training_reduces_every_gradient_of_it(kind, small_pieces,
         wrapped.register_comm_hook(seen, count_and_halve)
         for _ in range(2):  # a second forward fails where a gradient of the first was not reduced
             model.zero_grad()
-            with head_for_pieces(model, ids.numel()) as head:
+            with detach_large_head(model, ids.numel()) as head:
                 got = next_token_loss(wrapped, ids, labels, "cpu", "float32", head)
             (got * 0.25).backward()
     finally:

@@ -1,4 +1,4 @@
-"""From a recipe's optimizer to torch's. A further optimizer is one more function in BUILDERS."""
+"""Build the torch optimizer that a recipe names. A new optimizer is one more function in BUILDERS."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .sophia import Sophia as SophiaOptimizer
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Return trainable (hidden matrices, embeddings and head, vectors), each parameter once.
 
-    Embeddings and the output head are matrices by shape only: each row stands for a token. They are told by
-    what they are, not by a name, so that any Hugging Face model is split rightly.
+    Embeddings and the output head are matrices by shape only: each row belongs to a token. They are found by their
+    role and not by name, so this works for any Hugging Face model.
     """
     ends = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    for name in ("get_input_embeddings", "get_output_embeddings"):  # PEFT wraps them, with rows of new tokens beside
+    for name in ("get_input_embeddings", "get_output_embeddings"):  # PEFT wraps them, with extra rows for new tokens
         end = getattr(model, name)() if hasattr(model, name) else None
         ends += [end] if end is not None else []
-    # A classifier's head gives numbers, not hidden states.
+    # The head of a classifier outputs scores, not hidden states.
     ends += [module for name, module in model.named_modules() if name.rpartition(".")[2] in ("score", "classifier")]
     embedding_ids = {id(parameter) for end in ends for parameter in end.parameters()}
     matrices, embeddings, vectors = [], [], []
@@ -53,7 +53,7 @@ def _build_adamw_8bit(model: nn.Module, options: AdamW8bit) -> torch.optim.Optim
     from bitsandbytes.optim import AdamW8bit as AdamW8bitOptimizer
     from bitsandbytes.optim import GlobalOptimManager
 
-    # The gradients of embeddings are rare and uneven: in 8 bits they make training unstable (section 2.3).
+    # Gradients of embeddings are sparse and uneven; with 8-bit moments they make training unstable (section 2.3).
     manager = GlobalOptimManager.get_instance()
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         manager.register_module_override(module, "weight", {"optim_bits": 32})
@@ -102,11 +102,11 @@ def _build_lion(model: nn.Module, options: Lion) -> torch.optim.Optimizer:
 
 def _build_sophia(model: nn.Module, options: Sophia) -> torch.optim.Optimizer:
     groups = _decay_groups(model, options.weight_decay)
-    return SophiaOptimizer(groups, lr=options.learning_rate, betas=tuple(options.betas), rho=options.rho)
+    return SophiaOptimizer(groups, lr=options.learning_rate, betas=options.betas, rho=options.rho)
 
 
 def _build_adafactor(model: nn.Module, options: Adafactor) -> torch.optim.Optimizer:
-    # transformers' and torch's differ: this one is the paper's, with update clipping and relative steps.
+    # transformers' version, not torch's: it follows the paper, with update clipping and relative steps.
     from transformers.optimization import Adafactor as AdafactorOptimizer
 
     return AdafactorOptimizer(
@@ -117,7 +117,7 @@ def _build_adafactor(model: nn.Module, options: Adafactor) -> torch.optim.Optimi
         decay_rate=-options.decay_rate,
         beta1=options.beta1,
         scale_parameter=options.scale_parameter,
-        relative_step=False,  # the schedule is the recipe's
+        relative_step=False,  # the recipe has its own schedule
         warmup_init=False,
     )
 
@@ -133,5 +133,5 @@ BUILDERS: dict[str, Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
 
 
 def build_optimizer(model: nn.Module, options: Any) -> torch.optim.Optimizer:
-    """Build the optimizer a recipe names. Weight decay goes to hidden matrices only."""
+    """Build the optimizer that a recipe names. Weight decay applies to hidden matrices only."""
     return BUILDERS[options.name](model, options)

@@ -1,4 +1,4 @@
-"""The answer in a text: which number it comes to, which words it gives. Nothing is evaluated."""
+"""Find the final answer in a text: its number or its words. Nothing is computed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-# A minus belongs to the number unless something stands right before it, as in 10-5 or x-5.
+# A minus belongs to the number unless something comes directly before it, as in 10-5 or x-5.
 _NUMBER = re.compile(
     r"(?<![\w.)])(?P<sign>[-+−]?)[$€£]?(?P<after>[-−]?)"
     r"(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
@@ -17,14 +17,14 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _LATEX_NOISE = re.compile(r"\\[,!;:$]|\\left|\\right|\\text\s*\{[^{}]*\}")
 _ANSWER_IS = re.compile(r"\banswer\b\W*(?:is|:|=)", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-# Python takes quadratic time over very long digits and refuses those of 4,300: no answer is that long.
-_LONGEST_NUMBER = 300
+# Python needs quadratic time for very long numbers and refuses those with 4,300 digits.
+_MAX_DIGITS = 300
 
 
 def find_number(text: str) -> Fraction | None:
-    r"""Return the number that a text comes to, or None.
+    r"""Return the final number of a text, or None.
 
-    Looked for in this order: the last `\boxed{}`; after the last `####`; in the last <answer> tag; after the last
+    Searched in this order: the last `\boxed{}`; after the last `####`; in the last <answer> tag; after the last
     "answer is" or "answer:"; in the last line that has a number: after its last `=`, else the last one.
 
     >>> find_number("3 + 4 = 7 apples, so 7 * 2 = 14.\n#### 1,234")
@@ -52,8 +52,8 @@ def find_number(text: str) -> Fraction | None:
 
 
 def find_words(text: str) -> str:
-    r"""Return the answer of a text, normalised: in the last `\boxed{}` or <answer> tag, after the last `####`,
-    else the whole text. Lower case, single spaces, no punctuation around it.
+    r"""Return the normalized answer of a text: from the last `\boxed{}` or <answer> tag, after the last `####`,
+    else the whole text. Lower case, single spaces, no surrounding punctuation.
 
     >>> find_words("I think so. <answer> The  Nile. </answer>")
     'the nile'
@@ -68,7 +68,7 @@ def find_words(text: str) -> str:
 
 
 def _boxed(text: str) -> str | None:
-    """Return what stands in the last \\boxed{}, braces inside it included; None where there is none."""
+    """Return the content of the last \\boxed{}, including inner braces; None if there is none."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -82,7 +82,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _number_of_line(line: str, *, first: bool) -> Fraction | None:
-    """Return the number after the last `=` of a line; without one its first or last number."""
+    """Return the number after the last `=` of a line; without a `=`, its first or last number."""
     line = _LATEX_FRACTION.sub(r" \1/\2 ", line.replace("{,}", ","))
     line = _LATEX_NOISE.sub("", line)
     if "=" in line:
@@ -99,7 +99,7 @@ def _numbers(text: str) -> list[Fraction]:
 
 def _value(match: re.Match[str]) -> Fraction | None:
     digits, denominator = match["number"].replace(",", ""), match["denominator"] or "1"
-    if len(digits) > _LONGEST_NUMBER or len(denominator) > _LONGEST_NUMBER or not int(denominator):
+    if len(digits) > _MAX_DIGITS or len(denominator) > _MAX_DIGITS or not int(denominator):
         return None
     negative = (match["sign"] or match["after"]) in ("-", "−")
     return (-1 if negative else 1) * Fraction(digits) / int(denominator)

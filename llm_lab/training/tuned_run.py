@@ -1,4 +1,4 @@
-"""What the stages after pretraining have in common: the examples, the model, the run's course."""
+"""What all training stages after pretraining share: open and encode the examples, load the model, fit."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ from llm_lab.runs.processes import is_first_process, process_count
 
 from .loop import (
     Result,
-    begin_computing,
     describe_parent,
-    drive,
     find_local,
     find_start,
-    owes_evaluation,
+    must_evaluate_first,
     require_same_data,
     results_of,
+    run_loop,
+    set_seed_and_precision,
     write_model,
 )
 
 KEY = "model.checkpoint"
 Row = TypeVar("Row")
+Recipe = TypeVar("Recipe", bound=TuneRecipe)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What is learnt from: the sources, each one's training examples, and what is kept from training."""
+    """The sources, the training examples of each, and the examples held out for validation."""
 
     sources: list[ExampleSource]
     train: list[Sequence[Example]]
     validation: list[Example]
 
 
-def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, listener: Listener) -> Examples:
-    """Open the recipe's sets of examples and split them. UserError with the problems of all of them."""
-    sources = read_sets(recipe, kind)
+def open_data(recipe: TuneRecipe, folder: RunFolder, listener: Listener) -> Examples:
+    """Open the recipe's data and split it into training and validation. UserError with the problems of all sources."""
+    sources = open_example_sets(recipe)
     require_same_data(sources, folder)
     for source in sources:
         listener(Notice(f"{source.key}: {source.description}"))
@@ -69,12 +70,14 @@ def open_sets(recipe: TuneRecipe, kind: str, folder: RunFolder, listener: Listen
     return Examples(sources, [split.train for split in splits], held_out)
 
 
-def read_sets(recipe: TuneRecipe, kind: str) -> list[ExampleSource]:
-    """Open the recipe's sets of examples. UserError with the problems of all of them."""
-    sources, problems = [], []
+def open_example_sets(recipe: TuneRecipe) -> list[ExampleSource]:
+    """Open the recipe's data. UserError with the problems of all sources."""
+    kind = STAGES[recipe.stage].examples or ""
+    sources: list[ExampleSource] = []
+    problems: list[Problem | str] = []
     for index, given in enumerate(recipe.data):
         columns = given.columns.model_dump(exclude_none=True) if given.columns else None
-        where = {"key": f"data.{index}", "subset": given.subset, "split": given.split}
+        where: dict[str, Any] = {"key": f"data.{index}", "subset": given.subset, "split": given.split}
         try:
             sources.append(open_examples(given.path, kind=kind, columns=columns, **where))
         except UserError as error:
@@ -84,7 +87,7 @@ def read_sets(recipe: TuneRecipe, kind: str) -> list[ExampleSource]:
     return sources
 
 
-def encode_sets(
+def encode_examples(
     examples: Examples,
     encode: Callable[[Sequence[Example]], tuple[list[Row], Mapping[str, int]]],
     listener: Listener,
@@ -92,18 +95,20 @@ def encode_sets(
     noun: str,
     max_length: int,
 ) -> list[list[Row]]:
-    """Return each set's training examples as tokens, telling what was cut or left out. UserError for an empty set.
+    """Return the encoded training examples of each source; warns about those that were cut or dropped.
 
-    encode: from examples to (rows, {reason: how many were cut or left out}). noun: what an example is.
+    encode: turns examples into (rows, {reason: how many were cut or dropped}). noun: what one example is called.
+    UserError if a source has no examples left.
     """
-    sets, problems = [], []
+    sets: list[list[Row]] = []
+    problems: list[Problem | str] = []
     for source, rows in zip(examples.sources, examples.train, strict=True):
         encoded, counts = encode(rows)
         for reason, count in counts.items():
             listener(RunWarning(f"{source.key}: {count:,} of {len(rows):,} {noun}s: {reason}"))
         if not encoded:
-            why = f"no {noun} is left to learn from within train.max_length = {max_length}"
-            problems.append(Problem(f"{source.key}.path", why, value=source.path, fix="Set a larger max_length."))
+            why = f"no {noun} fits within train.max_length = {max_length}"
+            problems.append(Problem(f"{source.key}.path", why, value=source.path, fix="Use a larger train.max_length."))
         sets.append(encoded)
     if problems:
         raise UserError(*problems)
@@ -113,25 +118,40 @@ def encode_sets(
 def order_examples(
     recipe: TuneRecipe, examples: Examples, sets: Sequence[Sequence[Row]], listener: Listener
 ) -> ExampleMix:
-    """Return the order in which a settled recipe reads its sets, and tell how often each is read."""
+    """Return the order in which the encoded examples are read over the run, and report the epochs of each source."""
     weights = [source.weight for source in recipe.data]
     rows = recipe.train.max_steps * rows_per_step(recipe)
     order = build_example_mix(sets, weights, num_samples=rows, seed=recipe.seed)
     for source, epochs in zip(examples.sources, order.epochs(), strict=True):
-        listener(Notice(f"{source.key}: read {epochs:.2f} times over the run"))
+        listener(Notice(f"{source.key}: {epochs:.2f} epochs over the run"))
     return order
 
 
-def load_policy(recipe: TuneRecipe, listener: Listener) -> tuple[Any, Any]:
-    """Load model and tokenizer, with a chat template and the recipe's adapter; an adapter before it is merged in.
+def dataset_in_order(order: ExampleMix, row_of: Callable[[Any], Mapping[str, Any]] = lambda row: row) -> Any:
+    """Return a mix as a `datasets.Dataset` for TRL: rows in the order of the mix, each stored once.
 
-    Weights are float32; beside an adapter the frozen ones have the run's own precision.
+    row_of: returns the columns of a row.
     """
-    begin_computing(recipe)
+    from datasets import Dataset
+
+    starts, flat = [0], []
+    for rows in order.sets:
+        starts.append(starts[-1] + len(rows))
+        flat += [row_of(row) for row in rows]
+    places = (order.locate(index) for index in range(len(order)))
+    return Dataset.from_list(flat).select([starts[source] + place for source, place in places])
+
+
+def load_model_to_train(recipe: TuneRecipe, listener: Listener) -> tuple[Any, Any]:
+    """Load model and tokenizer with a chat template and the recipe's adapter; an earlier adapter is merged in first.
+
+    Weights are float32. With an adapter on CUDA, the frozen weights have the precision of the run.
+    """
+    set_seed_and_precision(recipe)
     checkpoint, lora, train = find_local(recipe.model.checkpoint), recipe.lora, recipe.train
     if is_judge(Path(checkpoint)):
-        why = "this is a reward model: it judges answers, and writes none"
-        raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Name a model that writes."))
+        why = "this is a reward model; it scores answers and can't generate text"
+        raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Choose a language model."))
     in_4bit = lora is not None and lora.load_in_4bit
     if in_4bit:
         require_4bit(recipe.device)
@@ -151,12 +171,12 @@ def load_policy(recipe: TuneRecipe, listener: Listener) -> tuple[Any, Any]:
     model = prepare_training(model, recipe, chosen.new_ids)
     trainable = describe_trainable(model)
     listener(Notice(f"model: {type(_base_of(model)).__name__}; {trainable.describe()}"))
-    # In training mode for the dropout that the recipe asks for; what must be without it sees to that itself.
+    # In training mode, for the dropout of the recipe. Trainers that must not have dropout switch it off.
     return model.train(), tokenizer
 
 
 def prepare_training(model: Any, recipe: TuneRecipe, new_token_ids: Sequence[int] = ()) -> Any:
-    """Return the model with the recipe's adapter, and with activations that are computed again where it says so."""
+    """Return the model with the recipe's adapter and gradient checkpointing."""
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(model)
         if recipe.lora is not None:
@@ -171,7 +191,7 @@ def _base_of(model: Any) -> Any:
 
 
 def record_parent(recipe: TuneRecipe, folder: RunFolder, model: Any) -> None:
-    """Write into run.json where the model came from and how much of it is trained."""
+    """Record in run.json where the model comes from and how many of its parameters are trained."""
     if is_first_process():
         trainable = describe_trainable(model)
         folder.update(
@@ -181,8 +201,8 @@ def record_parent(recipe: TuneRecipe, folder: RunFolder, model: Any) -> None:
         )
 
 
-def settle_recipe(recipe: TuneRecipe, examples: int, folder: RunFolder, listener: Listener) -> TuneRecipe:
-    """Return the recipe with the steps that its epochs come to over so many training examples."""
+def derive_max_steps(recipe: Recipe, examples: int, folder: RunFolder, listener: Listener) -> Recipe:
+    """Return the recipe with max_steps computed from its epochs and the number of training examples."""
     stage = STAGES[recipe.stage]
     values, reasons = fill_steps(stage, recipe.model_dump(by_alias=True), examples=examples, processes=process_count())
     if "train.max_steps" in reasons:
@@ -193,20 +213,20 @@ def settle_recipe(recipe: TuneRecipe, examples: int, folder: RunFolder, listener
 
 
 def rows_per_step(recipe: TuneRecipe) -> int:
-    """Return how many rows an optimizer step sees, on all devices."""
+    """Return the number of rows in an optimizer step, over all devices."""
     train = recipe.train
     return train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
 
 
 class Evaluation:
-    """What is measured at an evaluation: loss on held-out examples, scores on held-out prompts, samples."""
+    """The measurements of an evaluation: loss on held-out examples, scores on held-out prompts, samples."""
 
     def __init__(self, folder: RunFolder, measures: Sequence[Callable[[int], dict[str, float] | None]]):
         self.folder, self.measures = folder, measures
         self._measured: set[int] = set()
 
     def measure(self, step: int) -> dict[str, float] | None:
-        """Return a row for metrics.jsonl, or None where there is nothing to measure."""
+        """Return a row for metrics.jsonl, or None if there is nothing to measure."""
         self._measured.add(step)
         row: dict[str, float] = {}
         for measure in self.measures:
@@ -214,7 +234,7 @@ class Evaluation:
         return row or None
 
     def done_at(self, step: int) -> bool:
-        """Whether a step has been evaluated, in this process or one before."""
+        """Return whether a step has been evaluated, in this process or before a resume."""
         known = any(row["step"] == step and "loss" not in row for row in self.folder.metrics())
         return step in self._measured or known or not self.measures
 
@@ -231,12 +251,12 @@ def fit(
     resume: bool,
     save: Callable[..., None] = save_model,
 ) -> Result:
-    """Train, evaluate and save; returns the last evaluation's numbers.
+    """Train, evaluate and save; returns the last value of each metric. recipe: with max_steps derived.
 
-    make_trainer(arguments=..., **common): builds the stage's trainer; `arguments(kind, **options)` makes its
-    TrainingArguments. The recipe is settled.
+    make_trainer(arguments=..., **common): builds the stage's trainer; `arguments(kind, **options)` builds its
+    TrainingArguments.
     """
-    from llm_lab.optim.build import build_optimizer
+    from llm_lab.optim.factory import build_optimizer
 
     from .tracking import Tracking
     from .trainer import Interruption, training_arguments
@@ -248,9 +268,9 @@ def fit(
         device=recipe.device,
         seed=recipe.seed,
         train=train,
-        eval_on_start=owes_evaluation(start, evaluation, train.eval_steps),
+        eval_on_start=must_evaluate_first(start, evaluation, train.eval_steps),
         include_num_input_tokens_seen="non_padding",
-        # Log-probabilities come from a fused head in float32, so that accelerate's autocast copies no logits.
+        # accelerate's autocast copies no logits here: log-probabilities come from a fused float32 head.
         bf16=train.dtype == "bfloat16",
     )
     trainer = make_trainer(
@@ -270,8 +290,8 @@ def fit(
         model=model,
     )
     listener(TrainingStarted(max_steps=train.max_steps, first_step=start.step, facts=folder.facts()))
-    # The start is measured too: without it no one can tell what the stage added.
-    finished = drive(trainer, start, evaluation, listener, max_steps=train.max_steps, measure_start=True)
+    # Step 0 is evaluated too, as the baseline of the stage.
+    finished = run_loop(trainer, start, evaluation, listener, max_steps=train.max_steps, measure_start=True)
     if trainer.is_world_process_zero():
         write_model(folder, partial(save, model, tokenizer=tokenizer))
     return Result("done" if finished else "stopped", results_of(folder, trainer.state.global_step))

@@ -1,0 +1,205 @@
+"""The loss of a language model, in training and on held-out text, in nats.
+
+Where the logits of a whole batch would be large, they are computed in chunks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from llm_lab.data.block_dataset import ValidationBlocks
+from llm_lab.estimate.cost import PIECE_OF_LOGITS_BYTES
+
+from .cpu import OneDnnLinear, multiply
+
+IGNORED = -100
+PATIENCE_SECONDS = 2.0  # an evaluation that takes longer reports its progress
+# Models whose logits are the head's product with the last hidden state and nothing else; a test checks this. Others
+# scale the logits (Cohere, Granite), cap them (Gemma 2) or add something unknown: they compute all logits at once.
+PLAIN_HEADS = ("llm_lab", "llama", "mistral", "qwen2", "qwen3", "gpt2")
+_IDENTITY = nn.Identity()
+
+
+def autocast(device: str, dtype: str) -> AbstractContextManager:
+    """Return a bf16 autocast, or an empty context for float32."""
+    return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+def next_token_loss(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str, head: nn.Linear | None = None
+) -> torch.Tensor:
+    """Return the mean cross-entropy of labels[i, j], the token after input_ids[i, j].
+
+    head: the detached output head (see `detach_large_head`), or None if the model returns logits.
+    """
+    with autocast(device, dtype):
+        output = model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
+        if head is not None:
+            return linear_cross_entropy(output, head, labels.flatten())
+    return F.cross_entropy(output.float(), labels.flatten())
+
+
+@contextmanager
+def detach_large_head(model: Any, tokens: int) -> Iterator[nn.Linear | None]:
+    """If the logits of `tokens` tokens are too large to hold at once, detach the output head and yield it.
+
+    Inside the context the model then returns hidden states instead of logits. Otherwise yield None and change nothing.
+    The model is still called as a whole, so wrappers (data parallelism, compilation) see a complete forward pass.
+    """
+    head = model.get_output_embeddings()
+    known = model.config.model_type in PLAIN_HEADS and type(head) in (nn.Linear, OneDnnLinear) and head.bias is None
+    if not known or 4 * tokens * head.out_features <= PIECE_OF_LOGITS_BYTES:
+        yield None
+        return
+    model.set_output_embeddings(_IDENTITY)
+    try:
+        yield head
+    finally:
+        model.set_output_embeddings(head)
+
+
+def linear_cross_entropy(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of `head(hidden)`, with the gradients of both, without holding all logits.
+
+    hidden: (tokens, hidden_size); labels: (tokens,), -100 is ignored. The gradients are computed in the forward pass,
+    chunk by chunk, while the logits of a chunk are available (as in Liger Kernel, arXiv:2410.10989; see also Cut
+    Cross-Entropy, arXiv:2411.09009). The matrix products are the usual ones, and none is computed twice.
+    """
+    return _LinearCrossEntropy.apply(hidden, head.weight, labels, _dtype(hidden), _product_of(head))
+
+
+@torch.no_grad()
+def summed_cross_entropy(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    """Return the sum of nats over tokens, for evaluation; shapes as in `linear_cross_entropy`."""
+    dtype, product = _dtype(hidden), _product_of(head)
+    weight = head.weight.to(dtype)
+    total = torch.zeros((), device=hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for chunk, targets in _chunks(hidden, labels, len(weight)):
+            total += F.cross_entropy(product(chunk.to(dtype), weight).float(), targets, reduction="sum")
+    return total
+
+
+@torch.no_grad()
+def sample_labels(hidden: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+    """Return a token for each hidden state, sampled from the model's own distribution: (tokens,)."""
+    labels = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
+    for chunk, sampled in _chunks(hidden, labels, head.out_features):
+        sampled.copy_(torch.distributions.Categorical(logits=head(chunk).float()).sample())
+    return labels
+
+
+def _chunks(hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    rows = max(1, PIECE_OF_LOGITS_BYTES // (4 * vocabulary))
+    yield from zip(hidden.split(rows), labels.split(rows), strict=True)
+
+
+def _dtype(hidden: torch.Tensor) -> torch.dtype:
+    """Return the dtype that the head would compute in."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _product_of(head: nn.Linear) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    ours = isinstance(head, OneDnnLinear) and not torch.is_autocast_enabled("cpu")
+    return multiply if ours else F.linear
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        dtype: torch.dtype,
+        product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            factor = weight.to(dtype)
+            count = (labels != IGNORED).sum()
+            total = torch.zeros((), device=hidden.device)
+            grads = []
+            # Not in bf16: the sum over all chunks would be rounded after each of them.
+            grad_weight = torch.zeros_like(weight)
+            for chunk, targets in _chunks(hidden, labels, len(weight)):
+                states = chunk.to(dtype)
+                logits = product(states, factor).float()
+                kept = (targets != IGNORED).float()[:, None]
+                chosen = targets.clamp(min=0)[:, None]
+                norm = logits.logsumexp(-1, keepdim=True)
+                total += ((norm - logits.gather(1, chosen)) * kept).sum()
+                # From here on the memory of the logits holds their gradient: softmax minus 1 at the target.
+                slope = logits.sub_(norm).exp_()
+                slope.scatter_add_(1, chosen, torch.full_like(norm, -1.0))
+                slope = slope.mul_(kept / count).to(dtype)
+                grads.append(product(slope, factor.t()).to(hidden.dtype))
+                grad_weight += product(slope.t(), states.t())
+        ctx.save_for_backward(torch.cat(grads), grad_weight)
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, None, None, None
+
+
+@torch.no_grad()
+def total_loss(
+    model: Any,
+    texts: Sequence[np.ndarray],
+    *,
+    max_length: int,
+    rows: int,
+    device: str,
+    dtype: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[float, int]:
+    """Return (sum of nats, number of predicted tokens) over token arrays; each token is a target once.
+
+    With several processes, each computes its share of the batches. progress: called with (tokens done, tokens in
+    total) if the evaluation takes more than two seconds.
+    """
+    rank, world = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    total = torch.zeros(2, dtype=torch.float64)
+    count, done, started = sum(len(tokens) for tokens in texts), 0, time.perf_counter()
+    for tokens in texts:
+        blocks = ValidationBlocks(tokens, max_length)
+        for number, start in enumerate(range(0, len(blocks), rows)):
+            if number % world != rank:
+                continue
+            items = [blocks[i] for i in range(start, min(start + rows, len(blocks)))]
+            ids = torch.from_numpy(np.stack([item["input_ids"] for item in items])).to(device)
+            labels = torch.from_numpy(np.stack([item["shift_labels"] for item in items])).to(device)
+            nats = summed_nats(model, ids, labels, device, dtype)
+            total += torch.tensor([nats.item(), (labels != IGNORED).sum().item()], dtype=torch.float64)
+            if time.perf_counter() - started > PATIENCE_SECONDS:
+                progress(min(done + (start + rows) * max_length, count - 1), count)
+        done += len(tokens)
+    if time.perf_counter() - started > PATIENCE_SECONDS:
+        progress(count, count)
+    if world > 1:
+        total = total.to(device)
+        torch.distributed.all_reduce(total)
+    return float(total[0]), int(total[1])
+
+
+def summed_nats(model: Any, ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str) -> torch.Tensor:
+    """Return the sum of nats of a batch. ids, labels: (rows, length); labels are already shifted, -100 is ignored."""
+    with detach_large_head(model, ids.numel()) as head, autocast(device, dtype):
+        output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        if head is not None:
+            return summed_cross_entropy(output, head, labels.flatten())
+    return F.cross_entropy(output.float(), labels.flatten(), reduction="sum")
