@@ -253,7 +253,7 @@ def test_a_reward_model_is_no_model_to_go_on_from(stage):
 
 def test_a_reward_model_that_is_none_is_refused():
     recipe = post_recipe("grpo", rewards=[{"model": "base"}])
-    with pytest.raises(UserError, match="no reward model"):
+    with pytest.raises(UserError, match="not a reward model"):
         run(recipe)
 
 

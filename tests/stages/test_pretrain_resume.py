@@ -159,7 +159,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(monk
     assert display.saved_steps == [5, 15, 20]
     (told,) = [text for text in display.said if "could not be written" in text]
     assert "step 10" in told
-    assert "Free some disk before step 15" in told
+    assert "Free disk space before step 15" in told
     assert [step for step, _ in TINY.checkpoints()] == [5, 15, 20]
     assert not (TINY.steps_path / ".saving").exists()
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_lab.data.builtin import builtin_documents
 from llm_lab.data.encoding import default_cache_dir
 from llm_lab.errors import UserError
-from llm_lab.events import ignore
+from llm_lab.events import Notice
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.runner import load, run
 from llm_lab.runs.folder import RunFolder
@@ -192,14 +192,17 @@ def test_a_run_without_validation_is_not_evaluated():
 def test_two_sources_are_mixed_by_their_weights():
     write_text("other.txt", seed=1)
 
-    said = []
-    display = ignore
-    display.notice = said.append
+    notices = []
+
+    def listener(event):
+        if isinstance(event, Notice):
+            notices.append(event.text)
+
     data = [{"path": "text.txt", "weight": 3.0}, {"path": "other.txt", "weight": 1.0}]
-    facts = run(tiny_recipe(data=data, **{"train.max_steps": 200}), listener=display)
+    facts = run(tiny_recipe(data=data, **{"train.max_steps": 40}), listener=listener)
     assert [entry["path"] for entry in facts["data"]] == ["text.txt", "other.txt"]
-    read = [float(text.split("read ")[1].split()[0]) for text in said if "over the run" in text]
-    assert read[0] == pytest.approx(3 * read[1], rel=0.1)
+    epochs = [float(text.split(": ")[1].split()[0]) for text in notices if "epochs over the run" in text]
+    assert epochs[0] == pytest.approx(3 * epochs[1], rel=0.1)
 
 
 def test_a_loss_that_diverges_stops_the_run_with_advice(monkeypatch):

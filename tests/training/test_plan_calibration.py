@@ -207,7 +207,7 @@ def test_calibrating_tells_what_came_out_and_plans_by_it(monkeypatch):
     assert after.estimate.basis == "measured on this machine"
     assert resolve(tiny_recipe(**{"train.max_steps": 500})).estimate == after.estimate, "the next plan knows it too"
     assert "measured: " in notes.said[-1]
-    assert "a step" in notes.said[-1]
+    assert "per step" in notes.said[-1]
 
 
 def test_a_model_that_is_named_by_its_checkpoint_is_tried_by_its_shape(in_tmp_path, monkeypatch):
