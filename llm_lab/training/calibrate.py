@@ -57,7 +57,7 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
 def trial_seconds(resolved: Resolved) -> float:
     """Return how long a trial may take; 0 if there is a measurement already, or a trial would cost too much."""
     cost, values = resolved.estimate, resolved.recipe.model_dump(by_alias=True)
-    if resolved.shape is None or not cost.wall_seconds:
+    if not isinstance(resolved.recipe, PretrainRecipe) or resolved.shape is None or not cost.wall_seconds:
         return 0.0
     if cost.wall_seconds < MIN_RUN_SECONDS or find_measurement(values, resolved.shape, resolved.machine):
         return 0.0

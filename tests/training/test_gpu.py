@@ -16,8 +16,8 @@ from llm_lab.recipe.optimizers import OPTIMIZERS, AdamW, AdamW8bit
 from llm_lab.recipe.parts import ACTIVATIONS, NORMS, POSITIONS
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
-from llm_lab.training import cross_entropy as token_loss
-from llm_lab.training.pretrain_trainer import next_token_loss
+from llm_lab.training import loss as token_loss
+from llm_lab.training.loss import next_token_loss
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,7 @@ from support.listeners import Handlers
 
 from llm_lab.cli import main
 from llm_lab.errors import MachineError
-from llm_lab.estimate.cost import COMPILE_SECONDS, FULL, estimate, memory_by_part
+from llm_lab.estimate.cost import COMPILE_SECONDS, FULL, estimate_pretraining, memory_by_part
 from llm_lab.estimate.machine import Gpu, Machine, find_machine
 from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement, measurements_folder
 from llm_lab.hf.load import build_from_config, config_of_parts
@@ -394,5 +394,5 @@ def test_the_activations_of_a_layer_are_what_autograd_keeps(parts, dtype):
 
 def test_an_estimate_of_a_model_that_is_not_known_is_no_guess():
     raw = values_of(resolve(tiny_recipe(), machine=LAPTOP))
-    unknown = estimate(raw, None, LAPTOP)
+    unknown = estimate_pretraining(raw, None, LAPTOP)
     assert (unknown.wall_seconds, unknown.parameters, unknown.memory_bytes) == (None, None, 0)
