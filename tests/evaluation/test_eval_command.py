@@ -94,7 +94,7 @@ def test_exact_match_equals_the_runs_own(in_tmp_path):
 def test_text_scores_are_refused_for_a_run_without_scored_prompts(in_tmp_path):
     write_text("text.txt", 200)
     path = run(tiny_recipe())["path"]
-    with pytest.raises(UserError, match=r"eval\.text_scores: checkpoints/tiny did not score any prompts"):
+    with pytest.raises(UserError, match=r"eval\.text_scores: checkpoints/tiny scored no prompts"):
         measure(path, eval=QUICK | {"text_scores": ["bleu"]})
 
 
@@ -169,7 +169,7 @@ def test_bleu_and_rouge_compare_greedy_answers_with_the_references(in_tmp_path):
     assert scores["examples"][0]["reference"].startswith("It is")
     write_rows("free.jsonl", [{"prompt": "say"}] * 4)
     free = {"path": "free.jsonl", "max_completion_length": 4, "rewards": [{"name": "length", "length": 8}]}
-    with pytest.raises(UserError, match=r"eval\.text_scores: the prompts have no reference answers"):
+    with pytest.raises(UserError, match=r"eval\.text_scores: none of the prompts has a reference"):
         measure("base", score=free, eval=QUICK | {"text_scores": ["bleu"]})
 
 
