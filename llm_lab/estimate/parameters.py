@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .adapter_base import find_base, read_adapter_json, read_object
+
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
 ASSUMED_HUB_VOCABULARY = 50_257  # GPT-2's, until the tokenizer has been downloaded
 
@@ -108,29 +110,10 @@ def read_config_json(path: str | Path) -> dict[str, Any] | None:
     if file.is_dir():
         file = next((f for f in (file / "config.json", file / "model" / "config.json") if f.exists()), file)
     if file.is_dir():
-        adapter = read_adapter_json(file)
-        base = (adapter or {}).get("base_model_name_or_path")
-        is_other = base and Path(base).is_dir() and Path(base).resolve() != file.resolve()
-        config = read_config_json(base) if base and is_other else None
+        adapter, base = read_adapter_json(file), find_base(file)
+        config = read_config_json(base) if base else None
         return _with_rows(config, adapter) if config and adapter else None
-    return _read_object(file)
-
-
-def read_adapter_json(folder: str | Path) -> dict[str, Any] | None:
-    """Read the adapter_config.json of a LoRA adapter's folder (or run), or None."""
-    path = Path(folder)
-    file = next((f for f in (path, path / "model") if (f / "adapter_config.json").is_file()), path)
-    return _read_object(file / "adapter_config.json")
-
-
-def _read_object(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return read_object(file)
 
 
 def _with_rows(config: dict[str, Any], adapter: Mapping[str, Any]) -> dict[str, Any]:

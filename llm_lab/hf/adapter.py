@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, find_base, read_object, weights_digest
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Our own file next to PEFT's, for facts that its config has no key for. Other tools ignore it.
-BASE_RECORD = "base_model.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,23 +54,15 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
         )
     if not (path / WEIGHTS).is_file():
         raise UserError(Problem(key, f"this folder has no {WEIGHTS}", value=folder))
-    record = _read_record(path)
-    digest = record.get("digest")
+    record = read_object(path / BASE_RECORD) or {}
     return Adapter(
         folder=path,
-        base=_find_base(path, config.get("base_model_name_or_path"), digest, key),
-        digest=digest,
+        base=_require_named_base(path, config.get("base_model_name_or_path"), key),
+        digest=record.get("digest"),
         in_4bit=bool(record.get("load_in_4bit")),
         task=config.get("task_type"),
         token_rows=_token_rows(config),
     )
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / BASE_RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _token_rows(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -82,51 +70,20 @@ def _token_rows(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(ids) for name, ids in (rows if isinstance(rows, dict) else {"": rows}).items()}
 
 
-def _find_base(folder: Path, name: str | None, digest: str | None, key: str) -> str:
-    """Return the base's folder or Hub name."""
+def _require_named_base(folder: Path, name: str | None, key: str) -> str:
+    """Return the base's folder or Hub name; UserError if it is not named or not found."""
     if not name:
         fix = f"Set base_model_name_or_path in {folder / CONFIG}."
         raise UserError(Problem(key, "this adapter does not name its base model", value=folder, fix=fix))
     if Path(name).expanduser().resolve() == folder.resolve():
         fix = f"Set base_model_name_or_path in {folder / CONFIG}."
         raise UserError(Problem(key, "this adapter names itself as its base model", value=folder, fix=fix))
-    if _holds_model(Path(name).expanduser()):
-        return str(Path(name).expanduser())
-    for moved in _moved_paths(folder.resolve(), Path(name)):
-        if _holds_model(moved) and (digest is None or weights_digest(moved) == digest):
-            return str(moved)
-    looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
-    if looks_local:
+    base = find_base(folder)
+    if base is None:
         why = f"the base model of this adapter does not exist: {name}"
         fix = f"Restore it, or set base_model_name_or_path in {folder / CONFIG} to its new path."
         raise UserError(Problem(key, why, value=folder, fix=fix))
-    return name
-
-
-def _holds_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / CONFIG).is_file()
-
-
-def _moved_paths(folder: Path, base: Path) -> Iterator[Path]:
-    """Yield possible paths of a base that was moved together with its adapter: the ends of its old path."""
-    for parent in folder.parents:
-        for length in range(len(base.parts) - 1, 1, -1):
-            yield parent.joinpath(*base.parts[-length:])
-
-
-def weights_digest(folder: str | Path) -> str | None:
-    """Return the SHA-256 over the digests of a folder's safetensors files, or None if it has none."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
-
-
-@functools.lru_cache(maxsize=8)  # an adapter is saved often, and its base may be large
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for file, _, _ in files:
-        with open(file, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+    return base
 
 
 def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:

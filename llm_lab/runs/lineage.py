@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import UserError
+from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, places_after_move, read_object
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import named_in
@@ -171,15 +171,8 @@ def _trace(place: str, digest_of: Digest, root: Path, seen: tuple[str, ...]) -> 
 
 def _base(folder: Path, digest_of: Digest, root: Path) -> Link | None:
     """Return the base of an adapter that no run of ours made."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        name = config.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return None
-    try:
-        digest = json.loads((folder / "base_model.json").read_text(encoding="utf-8")).get("digest")
-    except (OSError, ValueError, AttributeError):
-        digest = None
+    name = (read_object(folder / CONFIG) or {}).get("base_model_name_or_path")
+    digest = (read_object(folder / BASE_RECORD) or {}).get("digest")
     return _link(PARENT, name, digest, folder, digest_of, root, ()) if name else None
 
 
@@ -202,7 +195,7 @@ def _link(
 def _find(name: str, digest: str | None, near: Path, digest_of: Digest, root: Path) -> str | None:
     """Return where a model is now, which may have moved along with the run that names it; None where it is gone."""
     given = Path(name).expanduser()
-    for candidate in (given, *_tails(near.resolve(), given)):
+    for candidate in (given, *places_after_move(near, given)):
         if not candidate.is_dir():
             continue
         try:
@@ -213,13 +206,6 @@ def _find(name: str, digest: str | None, near: Path, digest_of: Digest, root: Pa
             return str(found)
     looks_local = given.is_absolute() or name.startswith((".", "~", f"{root}/")) or name.count("/") > 1
     return None if looks_local or digest is not None else name
-
-
-def _tails(folder: Path, name: Path) -> Iterator[Path]:
-    """Yield where a model may be if it was moved together with a run: the end of its path, seen from there."""
-    for parent in folder.parents:
-        for length in range(len(name.parts), 1, -1):
-            yield parent.joinpath(*name.parts[-length:])
 
 
 def _recipe_of(run: RunFolder) -> Mapping[str, Any]:

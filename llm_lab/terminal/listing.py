@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.adapter_base import find_base, read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count
-from llm_lab.estimate.parameters import read_adapter_json, read_config_json, shape_of_config
+from llm_lab.estimate.parameters import read_config_json, shape_of_config
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN
@@ -162,7 +163,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
         raise UserError(Problem(str(folder / "config.json"), "this is no config: not the JSON of one object"))
     rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
     if adapter is not None:
-        rows[1:1] = _adapter_rows(adapter)
+        rows[1:1] = _adapter_rows(adapter, find_base(folder))
     shape = shape_of_config(config)
     if shape is not None:
         parts = ", ".join(f"{part} {count(number)}" for part, number in shape.parameters_by_part.items() if number)
@@ -192,12 +193,12 @@ def _loading_rows(config: Mapping[str, Any], key: str, gguf_key: str) -> list[Ro
     return [(key, loads_in), (gguf_key, gguf)]
 
 
-def _adapter_rows(adapter: dict[str, Any]) -> list[tuple[str, Any]]:
+def _adapter_rows(adapter: dict[str, Any], base: str | None) -> list[tuple[str, Any]]:
     kind = "DoRA" if adapter.get("use_dora") else "LoRA"
     layers = adapter.get("target_modules") or []
     names = ", ".join(sorted(layers)) if isinstance(layers, list) else layers
     told = f"{kind}, r {adapter.get('r')}, alpha {adapter.get('lora_alpha')}, on {names}"
-    return [("adapter", told), ("base", adapter.get("base_model_name_or_path"))]
+    return [("adapter", told), ("base", base)]
 
 
 def _architecture(config: dict[str, Any]) -> str:

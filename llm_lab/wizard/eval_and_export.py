@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from importlib.util import find_spec
 
+from llm_lab.estimate.adapter_base import read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
-from llm_lab.estimate.parameters import read_adapter_json, read_config_json
+from llm_lab.estimate.parameters import read_config_json
 from llm_lab.recipe.eval import EVAL, TEXT_SCORES
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.merge import MERGE

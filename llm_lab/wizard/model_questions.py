@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llm_lab.estimate.parameters import read_adapter_json
+from llm_lab.estimate.adapter_base import read_adapter_json
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES, stage_of

@@ -1,0 +1,98 @@
+"""Where the base model of a LoRA adapter is now, before torch is imported."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CONFIG = "adapter_config.json"
+# Our own file next to PEFT's, for facts that its config has no key for. Other tools ignore it.
+BASE_RECORD = "base_model.json"
+
+
+def read_adapter_json(folder: str | Path) -> dict[str, Any] | None:
+    """Read the adapter_config.json of a LoRA adapter's folder (or run), or None."""
+    return read_object(adapter_folder(folder) / CONFIG)
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """Return the folder of the adapter's files: the folder itself, or `model/` of a run."""
+    path = Path(folder).expanduser()
+    return next((f for f in (path, path / "model") if (f / CONFIG).is_file()), path)
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """Read a JSON file that holds an object; None for anything else."""
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def find_base(folder: str | Path) -> str | None:
+    """Return the base of an adapter (or of a run's adapter): a folder, or a name on the Hub.
+
+    The stored path is tried first. If nothing is there, the base may have moved together with the adapter, or the
+    adapter's run may name it as its parent: then its weights must have the recorded digest. None if it is not found,
+    not named, or the adapter itself.
+    """
+    path = adapter_folder(folder)
+    name = (read_object(path / CONFIG) or {}).get("base_model_name_or_path")
+    if not name or Path(name).expanduser().resolve() == path.resolve():
+        return None
+    stored = Path(name).expanduser()
+    if _holds_model(stored):
+        return str(stored)
+    digest = (read_object(path / BASE_RECORD) or {}).get("digest")
+    is_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    if is_local or digest is not None:
+        for place in _places(path, stored, digest):
+            if _holds_model(place) and (digest is None or weights_digest(place) == digest):
+                return str(place)
+    return None if is_local else name
+
+
+def _places(adapter: Path, stored: Path, digest: str | None) -> Iterator[Path]:
+    """Yield where a base may be that is not at its stored path."""
+    yield from places_after_move(adapter, stored)
+    if digest is None:
+        return  # a parent without a digest could be any model
+    for run in (adapter.resolve().parent, adapter.resolve().parent.parent):  # of model/ and of steps/checkpoint-N/
+        parent = (read_object(run / "run.json") or {}).get("parent")
+        if isinstance(parent, dict) and parent.get("path"):
+            recorded = Path(parent["path"]).expanduser()
+            yield recorded.resolve()
+            yield from places_after_move(run, recorded)
+
+
+def places_after_move(folder: Path, stored: Path) -> Iterator[Path]:
+    """Yield where `stored` may be if it was moved together with a folder: the end of its path, from each parent."""
+    for parent in folder.resolve().parents:
+        for length in range(len(stored.parts), 1, -1):
+            yield parent.joinpath(*stored.parts[-length:])
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / CONFIG).is_file()
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """Return the SHA-256 over the digests of a folder's safetensors files, or None if it has none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
+
+
+@functools.lru_cache(maxsize=8)  # an adapter is saved often, and its base may be large
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, _, _ in files:
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
