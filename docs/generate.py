@@ -15,6 +15,7 @@ from llm_lab.recipe.registry import STAGES, json_schema
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.stage import Stage, StageRecipe
 from llm_lab.recipe.train_loop import SCHEDULERS
+from llm_lab.runs.glossary import glossary_page
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
@@ -133,6 +134,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "README.md": readme,
         ROOT / "docs" / "recipe.md": recipe_page(),
+        ROOT / "docs" / "glossary.md": glossary_page(),
         ROOT / "docs" / "recipe.schema.json": json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n",
     }
 

@@ -1,4 +1,4 @@
-"""A small line plot out of braille characters, or of plain ones where the terminal has no braille."""
+"""The frame that shows a run in a terminal: its numbers, its curve, and on request what the numbers mean."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.formatting import clock, count
+from llm_lab.runs.glossary import name_of, quantity, rank, write
 
 from .console import one_line, printable
-from .numbers import mix_of, numbers_of, scored_numbers_of
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -22,10 +22,322 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 
+MAX_COLUMNS = 100
+NUMBER_LINES = 6
+CURVE_LINES = 8
+SAMPLE_LINES = 3
+MAX_POINTS = 2_000
+SPEED_WINDOW = 20  # log rows from which the time left is estimated
+SOURCES_SHOWN = 4
+# What is drawn: the first pair with data, (training, held out).
+CURVES = (("reward", "eval_reward"), ("loss", "eval_loss"))
+# Keys that are no measurement, or that the frame shows elsewhere.
+NOT_SHOWN = {"step", "wall_seconds", "epoch", "time", "mix", "epochs"}
+# Numbers that the frame leaves to metrics.jsonl, the log lines and the report.
+DETAILS = {"policy_loss", "critic_grad_norm", "reward_chosen", "reward_rejected", "logps_rejected"}
+# Scores that come first in a stage that is trained on rewards.
+REWARDED = (
+    *("reward", "reward_std", "zero_spread_share", "kl", "clip_fraction", "entropy", "completion_length"),
+    *("cut_off_share", "exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled"),
+    *("explained_variance", "value_loss"),
+)
+HELP_HINT = "? help"
+
 # The bit of each dot in a braille character, by row and column.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
-_LABEL = 7  # columns of the numbers beside the axis
+_LABEL = 7  # columns of the numbers next to the axis
+
+
+@dataclass
+class Track:
+    """What is known of a run so far. help_page: which page of explanations is shown, None for none."""
+
+    now: Callable[[], float] = time.monotonic
+    begun: bool = False
+    ended: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    max_steps: int = 0
+    step: int = 0
+    latest: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(
+        default_factory=lambda: {key: [] for pair in CURVES for key in pair}
+    )
+    sample: tuple[int, str, str] | None = None
+    saved_step: int | None = None
+    progress: tuple[str, int, int] | None = None
+    help_page: int | None = None
+    _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
+    _includes_start: bool = True
+    _clock_zero: float = 0.0
+
+    @property
+    def heading(self) -> str:
+        """The run in one line."""
+        facts = self.facts
+        parameters = facts.get("parameters")
+        words = [
+            facts.get("name") or "run",
+            facts.get("model"),
+            f"{count(parameters)} parameters" if parameters else None,
+            facts.get("device"),
+        ]
+        return one_line(" · ".join(str(word) for word in words if word))
+
+    def begin(self, max_steps: int, first_step: int, facts: Mapping[str, Any]) -> None:
+        self.begun, self.facts, self.max_steps, self.step = True, dict(facts), max_steps, first_step
+        self._clock_zero = self.now()
+        self._marks.append((self.now(), first_step))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Add one row of metrics.jsonl."""
+        step = int(row.get("step", self.step))
+        self.latest.update(row)
+        for key, points in self.curves.items():
+            if isinstance(row.get(key), int | float):
+                points.append((step, float(row[key])))
+                if len(points) > MAX_POINTS:
+                    del points[1:-1:2]
+        if "loss" in row:
+            if self._includes_start and len(self._marks) == 2:
+                self._marks.popleft()  # the first steps compile and warm up: they say nothing about the others
+                self._includes_start = False
+            self._marks.append((self.now(), step))
+        if isinstance(row.get("wall_seconds"), int | float):
+            self._clock_zero = self.now() - row["wall_seconds"]
+        self.step = max(self.step, step)
+
+    def end(self) -> None:
+        self.ended = True
+        self.progress = self.help_page = None
+
+    def elapsed(self) -> float:
+        return self.now() - self._clock_zero if self.begun else 0.0
+
+    def seconds_left(self) -> float | None:
+        """Return the time left, estimated from recent steps; None while too few are known."""
+        if len(self._marks) < 2:
+            return None
+        (then, first), (last, step) = self._marks[0], self._marks[-1]
+        if step <= first or step >= self.max_steps:
+            return 0.0 if step >= self.max_steps else None
+        return max(0.0, (self.max_steps - step) * (last - then) / (step - first) - (self.now() - last))
+
+
+def mfu(row: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
+    """Return the model FLOPs utilization, or None where the GPU's peak is not known."""
+    speed, flops, peak = row.get("tokens_per_second"), facts.get("flops_per_token"), facts.get("peak_flops")
+    return speed * flops / peak if speed and flops and peak else None
+
+
+def values_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number of a row by its key, in the order of the glossary."""
+    values = {**row, "mfu": mfu(row, facts)}
+    keys = [key for key, value in values.items() if isinstance(value, int | float) and key not in NOT_SHOWN]
+    return {key: values[key] for key in sorted(keys, key=rank)}
+
+
+def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, number) of everything in a row."""
+    values = values_of(row, facts)
+    return [*((one_line(name_of(key)), write(key, value)) for key, value in values.items()), *mix_of(row)]
+
+
+def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (name, numbers) of the shares of the data sources, and of how often each was read."""
+    if isinstance(row.get("mix"), list):
+        yield name_of("mix"), _of_each([f"{100 * share:.0f}" for share in row["mix"]]) + " %"
+    if isinstance(row.get("epochs"), list):
+        yield name_of("epochs"), _of_each(["<1" if times is None else f"{times:.2f}" for times in row["epochs"]])
+
+
+def _of_each(numbers: list[str]) -> str:
+    """Join the numbers of the data sources; of many, the first ones."""
+    return "/".join(numbers if len(numbers) <= SOURCES_SHOWN else [*numbers[: SOURCES_SHOWN - 1], ".."])
+
+
+def _frame_values(track: Track) -> dict[str, float]:
+    """Return what the frame shows, the most telling first."""
+    row = track.latest
+    values = {key: value for key, value in values_of(row, track.facts).items() if key not in DETAILS}
+    for kind in ("", "_sampled"):  # where the reward only repeats the exact match
+        if values.get(f"eval_reward{kind}") == values.get(f"exact_match{kind}"):
+            values.pop(f"eval_reward{kind}", None)
+    if "reward" not in values:
+        return values
+    values.pop("train_tokens", None)
+    return {key: values[key] for key in sorted(values, key=lambda key: (key not in REWARDED, _place(key)))}
+
+
+def _place(key: str) -> int:
+    return REWARDED.index(key) if key in REWARDED else rank(key)
+
+
+def describe_progress(done: int, total: int) -> str:
+    """Return how far a piece of work is: 30 % (3/10)."""
+    return f"{100 * done // total} % ({done:,}/{total:,})" if total > 0 else f"{done:,}"
+
+
+def draw_frame(track: Track, columns: int, lines: int, *, unicode: bool = True, hint: str = "") -> Group:
+    """Draw a run for a terminal of this size, on at most `lines` - 2 lines. hint: shown after the heading."""
+    from rich.console import Group
+    from rich.text import Text
+
+    columns = min(columns - 1, MAX_COLUMNS)
+    parts: list[Text] = []
+    if track.begun:
+        heading = Text.assemble((track.heading, "title"), (f"   {hint}" if hint else "", "dim"))
+        parts += [heading, _steps(track, columns, unicode)]
+    if track.begun and track.help_page is not None:
+        parts += _explanations(track, columns, lines - 2 - len(parts))
+    else:
+        parts += _body(track, columns, lines - 2 - len(parts), unicode)
+    for part in parts:
+        part.no_wrap = True
+        part.truncate(columns, overflow="ellipsis" if unicode else "crop")
+    return Group(*parts[: max(1, lines - 2)])
+
+
+def _body(track: Track, columns: int, free: int, unicode: bool) -> list[Text]:
+    """Return numbers, curve and sample on at most `free` lines."""
+    parts = [*_numbers(track, columns), *_mix(track)] if track.begun else []
+    if track.progress:
+        label, done, total = track.progress
+        parts.append(_bar(f"{one_line(label)} ", done, total, " " + describe_progress(done, total), columns, unicode))
+    free -= len(parts)
+    sample = _sample(track, columns, min(SAMPLE_LINES, free - 1)) if track.sample and free >= 2 else []
+    free -= len(sample)
+    if track.curves["loss"] and free >= 5:
+        parts += _curve(track, columns, min(CURVE_LINES, free - 1), unicode)
+    return parts + sample
+
+
+def _bar(before: str, done: int, total: int, after: str, columns: int, unicode: bool) -> Text:
+    from rich.text import Text
+
+    width = max(0, min(40, columns - len(before) - len(after)))
+    full = round(width * min(1.0, done / total)) if total > 0 else 0
+    on, off = ("━", "─") if unicode else ("#", "-")
+    return Text.assemble(before, (on * full, "good"), (off * (width - full), "dim"), after)
+
+
+def _steps(track: Track, columns: int, unicode: bool) -> Text:
+    share = 100 * track.step // max(1, track.max_steps)
+    times = f"{clock(track.elapsed())} elapsed"
+    left = track.seconds_left()
+    if not track.ended and left is not None:
+        times += f", {clock(left)} left"
+    if not track.latest and not track.ended:
+        dots = "." * (1 + int(track.now()) % 3)
+        times += f", first step{dots:3}"
+    after = f" {share} %  {times}"
+    return _bar(f"step {track.step:,}/{track.max_steps:,} ", track.step, track.max_steps, after, columns, unicode)
+
+
+def _numbers(track: Track, columns: int) -> Iterator[Text]:
+    """Lay the numbers out in columns, on at most NUMBER_LINES lines."""
+    from rich.text import Text
+
+    pairs = [(one_line(name_of(key)), write(key, value)) for key, value in _frame_values(track).items()]
+    if track.saved_step is not None:
+        pairs.append(("saved at step", f"{track.saved_step:,}"))
+    across, widths = _columns(pairs, columns)
+    for start in range(0, min(len(pairs), NUMBER_LINES * across), across):
+        line = Text()
+        for (name, number), width in zip(pairs[start : start + across], widths, strict=False):
+            style = "bad" if number in ("nan", "inf", "-inf") else "bold"
+            line.append(name + " ", style="dim").append(number.ljust(width - len(name) - 1), style=style)
+        yield line
+
+
+def _columns(pairs: list[tuple[str, str]], columns: int) -> tuple[int, list[int]]:
+    """Return how many numbers fit on one line, and how wide each column is."""
+    for across in (4, 3, 2):
+        stacks = [pairs[start::across] for start in range(across)]
+        widths = [max((len(name) + len(number) for name, number in stack), default=0) + 3 for stack in stacks]
+        if sum(widths) <= columns + 2:
+            spare = max(0, columns - sum(widths)) // across
+            return across, [width + spare for width in widths]
+    return 1, [columns]
+
+
+def _mix(track: Track) -> Iterator[Text]:
+    """Put the mix of several sources on a line of its own: it is wider than a number."""
+    from rich.text import Text
+
+    pairs = list(mix_of(track.latest))
+    if pairs:
+        yield Text("   ").join(Text.assemble((name + " ", "dim"), (numbers, "bold")) for name, numbers in pairs)
+
+
+def help_pages(track: Track, columns: int, free: int) -> list[list[list[Text]]]:
+    """Return what the shown quantities mean, in pages of at most `free` lines; each entry is a list of lines."""
+    from rich.text import Text
+
+    keys = [*_frame_values(track), *(key for key in ("mix", "epochs") if isinstance(track.latest.get(key), list))]
+    pages: list[list[list[Text]]] = [[]]
+    for key in keys:
+        known = quantity(key)
+        if not known.meaning:
+            continue
+        text = known.meaning + (f" Healthy: {known.healthy}" if known.healthy else "")
+        name = one_line(known.name)
+        lines = textwrap.wrap(f"{name}  {text}", max(20, columns), subsequent_indent="  ") or [""]
+        entry = [Text.assemble((name, "bold"), lines[0][len(name) :]), *map(Text, lines[1:])]
+        if pages[-1] and sum(map(len, pages[-1])) + len(entry) > free:
+            pages.append([])
+        pages[-1].append(entry)
+    return pages
+
+
+def _explanations(track: Track, columns: int, free: int) -> list[Text]:
+    from rich.text import Text
+
+    pages = help_pages(track, columns, free - 1)
+    number = min(track.help_page or 0, len(pages) - 1)
+    more = f"page {number + 1} of {len(pages)}, ? for the next" if number + 1 < len(pages) else "? closes the help"
+    lines = [line for entry in pages[number] for line in entry] or [Text("No numbers yet.")]
+    return [*lines[: max(0, free - 1)], Text(more, style="dim")]
+
+
+def turn_help_page(track: Track, columns: int, lines: int) -> None:
+    """Show the first page of explanations, then the next; after the last, the numbers again."""
+    if not track.begun or track.ended:
+        return
+    following = 0 if track.help_page is None else track.help_page + 1
+    count_of_pages = len(help_pages(track, min(columns - 1, MAX_COLUMNS), lines - 5))
+    track.help_page = following if following < count_of_pages else None
+
+
+def _curve(track: Track, columns: int, lines: int, unicode: bool) -> Iterator[Text]:
+    from rich.text import Text
+
+    pair = next(pair for pair in CURVES if track.curves[pair[0]])
+    train, held_out = (track.curves[key] for key in pair)
+    legend = Text.assemble("        ", (name_of(pair[0]), "dim cyan"))
+    if held_out:
+        legend.append("  ").append(name_of(pair[1]), style="bold yellow")
+    yield legend
+    styles = {None: "dim", 0: "dim cyan", 1: "bold yellow"}
+    y_max = _ceiling(train) if pair[0] == "loss" else None
+    for row in draw_curves([train, held_out], columns, lines, ascii_only=not unicode, y_max=y_max):
+        yield Text.assemble(*((text, styles[index]) for text, index in row))
+
+
+def _ceiling(points: list[tuple[float, float]]) -> float | None:
+    """Return the greatest loss after the first steps, whose fall would flatten all the rest."""
+    first, last = points[0][0], points[-1][0]
+    later = [y for x, y in points if x > first + 0.05 * (last - first) and math.isfinite(y)]
+    return max(later) if len(points) > 20 and later else None
+
+
+def _sample(track: Track, columns: int, lines: int) -> list[Text]:
+    from rich.text import Text
+
+    step, prompt, text = track.sample or (0, "", "")
+    heading = f"sample at step {step:,}" + (f", prompt {one_line(prompt)!r}" if prompt else "")
+    wrapped = [part for line in printable(text).expandtabs(4).split("\n") for part in textwrap.wrap(line, columns)]
+    return [Text(heading, style="dim"), *map(Text, wrapped[:lines])]
 
 
 def draw_curve(
@@ -67,16 +379,16 @@ def draw_curves(
         for x, y in _joined(places):
             cell = (y // down, x // across)
             if owner.get(cell, index) != index:
-                dots[cell] = 0  # two curves in one cell can't both be told apart
+                dots[cell] = 0  # a cell has one colour: the later curve takes it
             owner[cell] = index
             dots[cell] = dots.get(cell, 0) | _DOTS[y % down][x % across]
     lines = []
     for row in range(rows):
         line: list[tuple[str, int | None]] = [(_y_label(row, rows, bottom, top, ascii_only), None)]
         for column in range(columns):
-            dot, index = dots.get((row, column), 0), owner.get((row, column))
+            dot = dots.get((row, column), 0)
             mark = "*" if ascii_only else chr(_BRAILLE + dot)
-            line.append((mark if dot else " ", index))
+            line.append((mark if dot else " ", owner.get((row, column))))
         lines.append(line)
     ends = [x for x, _ in everything]
     first, last = _x_number(min(ends)), _x_number(max(ends))
@@ -87,7 +399,7 @@ def draw_curves(
 
 
 def _span(values: Iterable[float]) -> tuple[float, float]:
-    """Return the least and the greatest value, set apart where they are the same."""
+    """Return the least and the greatest value, with a margin where they are equal."""
     found = list(values)
     low, high = min(found), max(found)
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
@@ -113,219 +425,10 @@ def _y_label(row: int, rows: int, bottom: float, top: float, ascii_only: bool) -
 
 
 def _y_number(value: float, span: float) -> str:
-    """Return a value with as many digits as tell it from the others on the axis."""
+    """Return a value with enough digits to differ from the others on the axis."""
     digits = max(0, 1 - math.floor(math.log10(span)))
     return f"{value:.{digits}f}" if digits <= 4 and abs(value) < 1e5 else f"{value:.0e}"
 
 
 def _x_number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.3g}"
-
-
-MAX_COLUMNS = 100
-NUMBER_LINES = 5
-CURVE_LINES = 8
-SAMPLE_LINES = 3
-MAX_POINTS = 2_000
-# What is drawn, the first pair that was heard of: (training, held-out), and what each is called.
-CURVES = {"reward": "reward", "eval_reward": "held-out reward", "loss": "training loss", "eval_loss": "eval loss"}
-SPEED_WINDOW = 20  # log rows that the time left is reckoned from
-
-
-@dataclass
-class Track:
-    """What was heard of a run so far."""
-
-    now: Callable[[], float] = time.monotonic
-    begun: bool = False
-    ended: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    max_steps: int = 0
-    step: int = 0
-    latest: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {key: [] for key in CURVES})
-    sample: tuple[int, str, str] | None = None
-    saved_step: int | None = None
-    progress: tuple[str, int, int] | None = None
-    _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
-    _from_begin: bool = True
-    _clock_zero: float = 0.0
-
-    @property
-    def heading(self) -> str:
-        """The run in one line."""
-        facts = self.facts
-        parameters = facts.get("parameters")
-        words = [
-            facts.get("name") or "run",
-            facts.get("model"),
-            f"{count(parameters)} parameters" if parameters else None,
-            facts.get("device"),
-        ]
-        return one_line(" · ".join(str(word) for word in words if word))
-
-    def begin(self, max_steps: int, first_step: int, facts: Mapping[str, Any]) -> None:
-        self.begun, self.facts, self.max_steps, self.step = True, dict(facts), max_steps, first_step
-        self._clock_zero = self.now()
-        self._marks.append((self.now(), first_step))
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Take in one row of metrics.jsonl."""
-        step = int(row.get("step", self.step))
-        self.latest.update(row)
-        for key, points in self.curves.items():
-            if isinstance(row.get(key), int | float):
-                points.append((step, float(row[key])))
-                if len(points) > MAX_POINTS:
-                    del points[1:-1:2]
-        if "loss" in row:
-            if self._from_begin and len(self._marks) == 2:
-                self._marks.popleft()  # the first steps compile and warm up: no measure of the others
-                self._from_begin = False
-            self._marks.append((self.now(), step))
-        if isinstance(row.get("wall_seconds"), int | float):
-            self._clock_zero = self.now() - row["wall_seconds"]
-        self.step = max(self.step, step)
-
-    def end(self) -> None:
-        self.ended = True
-        self.progress = None
-
-    def elapsed(self) -> float:
-        return self.now() - self._clock_zero if self.begun else 0.0
-
-    def seconds_left(self) -> float | None:
-        """Reckon the time left from the steps of late, or None while there is nothing to reckon from."""
-        if len(self._marks) < 2:
-            return None
-        (then, first), (last, step) = self._marks[0], self._marks[-1]
-        if step <= first or step >= self.max_steps:
-            return 0.0 if step >= self.max_steps else None
-        return max(0.0, (self.max_steps - step) * (last - then) / (step - first) - (self.now() - last))
-
-
-def measure(done: int, total: int) -> str:
-    """Return how far a piece of work is, in words."""
-    return f"{100 * done // total} % ({done:,}/{total:,})" if total > 0 else f"{done:,}"
-
-
-def draw_frame(track: Track, columns: int, lines: int, *, unicode: bool = True) -> Group:
-    """Draw a run for a terminal of this size, on at most `lines` - 2 lines."""
-    from rich.console import Group
-    from rich.text import Text
-
-    columns = min(columns - 1, MAX_COLUMNS)
-    parts: list[Text] = []
-    if track.begun:
-        parts += [
-            Text(track.heading, style="title"),
-            _steps(track, columns, unicode),
-            *_numbers(track, columns),
-            *_mix(track),
-        ]
-    if track.progress:
-        label, done, total = track.progress
-        parts.append(_bar(f"{one_line(label)} ", done, total, " " + measure(done, total), columns, unicode))
-    free = lines - 2 - len(parts)
-    sample = _sample(track, columns, min(SAMPLE_LINES, free - 1)) if track.sample and free >= 2 else []
-    free -= len(sample)
-    if track.curves["loss"] and free >= 5:
-        parts += _curve(track, columns, min(CURVE_LINES, free - 1), unicode)
-    parts += sample
-    for part in parts:
-        part.no_wrap = True
-        part.truncate(columns, overflow="ellipsis" if unicode else "crop")
-    return Group(*parts[: max(1, lines - 2)])
-
-
-def _bar(before: str, done: int, total: int, after: str, columns: int, unicode: bool) -> Text:
-    from rich.text import Text
-
-    width = max(0, min(40, columns - len(before) - len(after)))
-    full = round(width * min(1.0, done / total)) if total > 0 else 0
-    on, off = ("━", "─") if unicode else ("#", "-")
-    return Text.assemble(before, (on * full, "good"), (off * (width - full), "dim"), after)
-
-
-def _steps(track: Track, columns: int, unicode: bool) -> Text:
-    share = 100 * track.step // max(1, track.max_steps)
-    times = f"{clock(track.elapsed())} elapsed"
-    left = track.seconds_left()
-    if not track.ended and left is not None:
-        times += f", {clock(left)} left"
-    if not track.latest and not track.ended:
-        dots = "." * (1 + int(track.now()) % 3)
-        times += f", first step{dots:3}"
-    after = f" {share} %  {times}"
-    return _bar(f"step {track.step:,}/{track.max_steps:,} ", track.step, track.max_steps, after, columns, unicode)
-
-
-def _numbers(track: Track, columns: int) -> Iterator[Text]:
-    """Lay the numbers out in columns, as many lines as they take, at most NUMBER_LINES."""
-    from rich.text import Text
-
-    scored = "reward" in track.latest
-    read = scored_numbers_of(track.latest) if scored else numbers_of(track.latest, track.facts, short=False)
-    pairs = list(read)
-    if track.saved_step is not None:
-        pairs.append(("saved at step", f"{track.saved_step:,}"))
-    across, widths = _across(pairs, columns)
-    for start in range(0, min(len(pairs), NUMBER_LINES * across), across):
-        line = Text()
-        for (name, number), width in zip(pairs[start : start + across], widths, strict=False):
-            style = "bad" if number in ("nan", "inf", "-inf") else "bold"
-            line.append(name + " ", style="dim").append(number.ljust(width - len(name) - 1), style=style)
-        yield line
-
-
-def _across(pairs: list[tuple[str, str]], columns: int) -> tuple[int, list[int]]:
-    """Return how many numbers stand side by side, and how wide each column is."""
-    for across in (4, 3, 2):
-        stacks = [pairs[start::across] for start in range(across)]
-        widths = [max((len(name) + len(number) for name, number in stack), default=0) + 4 for stack in stacks]
-        if sum(widths) <= columns + 3:
-            spare = max(0, columns - sum(widths)) // across
-            return across, [width + spare for width in widths]
-    return 1, [columns]
-
-
-def _mix(track: Track) -> Iterator[Text]:
-    """Put the mix of several sources on a line of its own: it is wider than a number."""
-    from rich.text import Text
-
-    pairs = list(mix_of(track.latest))
-    if pairs:
-        yield Text("   ").join(Text.assemble((name + " ", "dim"), (numbers, "bold")) for name, numbers in pairs)
-
-
-def _curve(track: Track, columns: int, lines: int, unicode: bool) -> Iterator[Text]:
-    from rich.text import Text
-
-    names = ("reward", "eval_reward") if track.curves["reward"] else ("loss", "eval_loss")
-    train, held_out = (track.curves[name] for name in names)
-    legend = Text.assemble("        ", (CURVES[names[0]], "dim cyan"))
-    if held_out:
-        legend.append("  ").append(CURVES[names[1]], style="bold yellow")
-    yield legend
-    styles = {None: "dim", 0: "dim cyan", 1: "bold yellow"}
-    rows = draw_curves(
-        [train, held_out], columns, lines, ascii_only=not unicode, y_max=_ceiling(train) if names[0] == "loss" else None
-    )
-    for row in rows:
-        yield Text.assemble(*((text, styles[index]) for text, index in row))
-
-
-def _ceiling(points: list[tuple[float, float]]) -> float | None:
-    """Return the greatest loss after the first steps, whose fall would flatten all the rest."""
-    first, last = points[0][0], points[-1][0]
-    later = [y for x, y in points if x > first + 0.05 * (last - first) and math.isfinite(y)]
-    return max(later) if len(points) > 20 and later else None
-
-
-def _sample(track: Track, columns: int, lines: int) -> list[Text]:
-    from rich.text import Text
-
-    step, prompt, text = track.sample or (0, "", "")
-    heading = f"sample at step {step:,}" + (f", from {one_line(prompt)!r}" if prompt else "")
-    wrapped = [part for line in printable(text).expandtabs(4).split("\n") for part in textwrap.wrap(line, columns)]
-    return [Text(heading, style="dim"), *map(Text, wrapped[:lines])]

@@ -1,16 +1,15 @@
-"""The displays of a run: plain lines, the live frame, the curve and the plan."""
+"""What a run shows while it works: plain lines, the live frame with its help, and the curve."""
 
 import io
+import os
 import re
 import subprocess
 import sys
+import termios
 
 import pytest
 from rich.console import Console
 
-from llm_lab.errors import Problem, UserError
-from llm_lab.estimate.formatting import about, clock, count, size
-from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.events import (
     CheckpointSaved,
     MetricsLogged,
@@ -20,18 +19,14 @@ from llm_lab.events import (
     TrainingEnded,
     TrainingStarted,
 )
-from llm_lab.recipe.resolve import resolve
-from llm_lab.terminal import console as console_module
-from llm_lab.terminal.console import THEME, print_error, printable
-from llm_lab.terminal.frame import Track, draw_curve, draw_curves, draw_frame, numbers_of
-from llm_lab.terminal.plan_panel import BANNER, derived_table, plan_panel
+from llm_lab.runs.glossary import QUANTITIES
+from llm_lab.terminal.console import THEME
+from llm_lab.terminal.frame import Track, draw_curve, draw_curves, draw_frame, numbers_of, turn_help_page
 from llm_lab.terminal.progress import PlainDisplay, TerminalDisplay, make_display
 
 HOSTILE = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
-LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
-WORKSTATION = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 128 * 2**30, True, True)
 
 
 class Clock:
@@ -55,12 +50,12 @@ def fake_console(*, terminal, columns=80, lines=24):
     )
 
 
-def row(step, **more):
+def metrics_row(step, **more):
     return {"step": step, "train_tokens": step * 2048, "wall_seconds": step * 0.05, "loss": 2.103, **more}
 
 
 def full_row(step):
-    return row(step, learning_rate=0.02, grad_norm=0.41, tokens_per_second=31204.4)
+    return metrics_row(step, learning_rate=0.02, grad_norm=0.41, tokens_per_second=31204.4)
 
 
 def busy_track(rows=60):
@@ -78,7 +73,7 @@ def busy_track(rows=60):
 # Plain lines
 
 
-def test_a_plain_log_line_says_all_that_a_row_knows():
+def test_a_plain_log_line_holds_every_number_of_the_row():
     now = Clock()
     display = PlainDisplay(fake_console(terminal=False), now=now)
     display(TrainingStarted(max_steps=2000, first_step=0, facts={"name": "x"}))
@@ -86,16 +81,18 @@ def test_a_plain_log_line_says_all_that_a_row_knows():
         now.seconds += 1.0
         display(MetricsLogged(full_row(step)))
     last = display._console.file.getvalue().splitlines()[-1]
-    assert last == "step 250/2000  loss 2.103  lr 0.0200  grad 0.41  31,204 tok/s  0:12, 2:55 left"
+    numbers = "training loss 2.1030  learning rate 0.0200  gradient norm 0.41  tokens/s 31,204"
+    assert last == f"step 250/2000  {numbers}  0:12, 2:55 left"
 
 
-def test_a_plain_evaluation_line_says_that_it_is_one():
+def test_a_plain_evaluation_line_is_marked_as_one():
     display = PlainDisplay(fake_console(terminal=False))
     display(TrainingStarted(max_steps=2000, first_step=0, facts={}))
     display(
         MetricsLogged({"step": 250, "train_tokens": 9, "wall_seconds": 3.0, "eval_loss": 2.2, "bits_per_byte": 3.174})
     )
-    assert display._console.file.getvalue().splitlines()[-1] == "step 250/2000  evaluation  eval loss 2.200  bpb 3.174"
+    last = display._console.file.getvalue().splitlines()[-1]
+    assert last == "step 250/2000  evaluation  validation loss 2.2000  bits per byte 3.1740"
 
 
 def test_plain_lines_hold_no_control_characters_whatever_the_model_writes():
@@ -110,7 +107,7 @@ def test_plain_lines_hold_no_control_characters_whatever_the_model_writes():
     assert "[red]found[/red]" in text
 
 
-def test_plain_progress_says_the_start_the_end_and_little_between():
+def test_plain_progress_prints_the_start_the_end_and_little_between():
     now = Clock()
     display = PlainDisplay(fake_console(terminal=False), now=now)
     for done in range(101):
@@ -128,9 +125,9 @@ def test_long_plain_lines_are_not_folded():
     assert len(display._console.file.getvalue().splitlines()) == 1
 
 
-def test_a_display_is_plain_where_there_is_no_terminal(monkeypatch):
+def test_the_display_is_plain_without_a_terminal(monkeypatch):
     assert isinstance(make_display(fake_console(terminal=False)), PlainDisplay)
-    assert isinstance(make_display(fake_console(terminal=True)), PlainDisplay)  # forced colour is no terminal
+    assert isinstance(make_display(fake_console(terminal=True)), PlainDisplay)  # forced color does not make a terminal
     screen = fake_console(terminal=True)
     screen.file.isatty = lambda: True
     assert isinstance(make_display(screen), TerminalDisplay)
@@ -155,23 +152,23 @@ def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():
     for wanted in (
         "a-run · rope · gqa · 771 k parameters · cpu",
         "step 600/2,000",
-        "eval loss 2.200",
-        "bits/byte 3.170",
+        "validation loss 2.2000",
+        "bits per byte 3.1700",
         "learning rate 0.0200",
         "gradient norm 0.41",
         "tokens/s 31,204",
-        "utilisation 31 %",
-        "memory 1.0 GiB",
-        "margin 0.5",
+        "MFU 31.2 %",
+        "peak memory 1.0 GiB",
+        "margin 0.500",
         "┤",
-        "sample at step 600, from 'Once'",
+        "sample at step 600, prompt 'Once'",
         "upon a time",
         "evaluating",
     ):
         assert wanted in text, wanted
 
 
-def test_the_frame_of_a_stage_that_scores_answers_shows_what_matters_at_80_by_24():
+def test_the_frame_of_a_stage_with_rewards_shows_what_matters_at_80_by_24():
     track = Track(iter(float(n) for n in range(10**6)).__next__)
     track.begin(200, 0, {"name": "a-run", "model": "checkpoints/base", "parameters": 37_000, "device": "cpu"})
     row = {"loss": -0.003, "learning_rate": 1e-6, "grad_norm": 1.34, "tokens_per_second": 12_184.6, "entropy": 5.593}
@@ -183,11 +180,12 @@ def test_the_frame_of_a_stage_that_scores_answers_shows_what_matters_at_80_by_24
     track.sample, track.saved_step = (50, "Lily has 8 coins.", "So 8 + 1 = 9."), 50
     frame = draw_frame(track, 80, 24)
     text = "\n".join(part.plain for part in frame.renderables)
-    for wanted in ("reward 0.590", "spread 0.326", "no spread 25 %", "KL 0.0123", "clipped 1.2 %", "entropy 5.59"):
-        assert wanted in text, wanted
-    for wanted in ("answer 16 tokens", "cut off 100 %", "exact match 22 %", "sampled 10 %", "held-out 0.455"):
-        assert wanted in text, wanted
-    for wanted in ("exact_number 0.125", "saved at step 50", "reward  held-out reward", "So 8 + 1 = 9."):
+    for wanted in (
+        *("reward 0.590", "reward std 0.326", "groups without signal 25.0 %", "KL 0.0123", "clip fraction 1.2 %"),
+        *("entropy 5.593", "output length 15.6", "truncated outputs 100.0 %", "exact match (greedy) 22.0 %"),
+        *("exact match (sampled) 10.0 %", "held-out reward (greedy) 0.455", "training loss -0.0030"),
+        *("reward  held-out reward (greedy)", "So 8 + 1 = 9."),
+    ):
         assert wanted in text, wanted
     assert len(frame.renderables) <= 22
     assert max(part.cell_len for part in frame.renderables) < 80
@@ -200,14 +198,14 @@ def test_the_frame_is_alive_before_the_first_row():
     assert "0:05 elapsed, first step" in draw_frame(track, 80, 24).renderables[1].plain
 
 
-def test_a_loss_that_is_no_number_is_shown_and_breaks_nothing():
+def test_a_loss_that_is_nan_is_shown_and_breaks_nothing():
     track = busy_track()
-    track.log(row(700) | {"loss": float("nan")})
+    track.log(metrics_row(700) | {"loss": float("nan")})
     frame = draw_frame(track, 80, 24)
-    assert any("loss nan" in part.plain for part in frame.renderables)
+    assert any("training loss nan" in part.plain for part in frame.renderables)
 
 
-def test_the_time_left_is_not_reckoned_from_the_steps_that_compile():
+def test_the_time_left_ignores_the_first_steps_which_compile():
     track = Track(now=Clock())
     track.begin(100, 0, {})
     assert track.seconds_left() is None
@@ -217,7 +215,7 @@ def test_the_time_left_is_not_reckoned_from_the_steps_that_compile():
     assert track.seconds_left() == pytest.approx(7.0)
 
 
-def test_a_resumed_run_reckons_with_its_own_steps_only():
+def test_the_time_left_of_a_resumed_run_counts_its_own_steps_only():
     track = Track(now=Clock())
     track.begin(100, 50, {})
     for seconds, step in ((1, 51), (2, 52)):
@@ -240,21 +238,21 @@ def test_the_time_left_of_a_stage_does_not_count_the_stage_before():
     assert console.file.getvalue().count("0:07 left") == 2
 
 
-def test_metrics_of_other_stages_are_shown_by_their_names():
-    pairs = dict(numbers_of({"step": 1, "loss": 1.0, "rewards/margin": 0.25, "kl": 0.125}, {}, short=True))
-    assert pairs == {"loss": "1.000", "rewards/margin": "0.25", "kl": "0.125"}
+def test_a_key_that_is_not_in_the_glossary_is_shown_by_its_name():
+    pairs = dict(numbers_of({"step": 1, "loss": 1.0, "my_metric": 0.25, "reward/length": 0.125}, {}))
+    assert pairs == {"training loss": "1.0000", "my metric": "0.2500", "reward: length": "0.125"}
 
 
-def test_the_measured_mix_is_shown_in_few_letters():
+def test_the_mix_of_the_data_is_shown_compactly():
     display = PlainDisplay(fake_console(terminal=False), now=Clock())
     display(TrainingStarted(max_steps=2000, first_step=0, facts={"name": "x"}))
     display(MetricsLogged(full_row(250) | {"mix": [0.6667, 0.3333], "epochs": [None, 1.204]}))
     assert "mix 67/33 %  epochs <1/1.20" in display._console.file.getvalue()
-    many = dict(numbers_of({"mix": [0.125] * 8, "epochs": [12.5] * 8}, {}, short=True))
+    many = dict(numbers_of({"mix": [0.125] * 8, "epochs": [12.5] * 8}, {}))
     assert many == {"mix": "12/12/12/.. %", "epochs": "12.50/12.50/12.50/.."}
 
 
-def test_the_measured_mix_stands_in_the_frame_at_80_by_24():
+def test_the_mix_of_the_data_fits_the_frame_at_80_by_24():
     track = busy_track()
     track.log(full_row(610) | {"mix": [0.25] * 4, "epochs": [0.52, None, 12.25, 0.1]})
     frame = draw_frame(track, 80, 24)
@@ -265,7 +263,7 @@ def test_the_measured_mix_stands_in_the_frame_at_80_by_24():
     assert len(frame.renderables) <= 22
 
 
-def test_the_terminal_is_left_clean_also_when_an_exception_flies():
+def test_the_terminal_is_left_clean_after_an_exception():
     display = TerminalDisplay(fake_console(terminal=True))
 
     def fail():
@@ -289,7 +287,7 @@ def test_the_terminal_is_left_clean_also_when_an_exception_flies():
     assert "\x07" not in text
 
 
-def test_a_terminal_that_shrinks_is_cleared_and_drawn_anew():
+def test_a_terminal_that_shrinks_is_cleared_and_drawn_again():
     console = fake_console(terminal=True)
     with TerminalDisplay(console) as display:
         display(TrainingStarted(max_steps=10, first_step=0, facts={"name": "x" * 60}))
@@ -300,7 +298,7 @@ def test_a_terminal_that_shrinks_is_cleared_and_drawn_anew():
         assert display._drawn[0] < 30
 
 
-def test_a_display_can_show_one_stage_after_another():
+def test_one_display_shows_one_stage_after_another():
     display = TerminalDisplay(fake_console(terminal=True))
     for name in ("first", "second"):
         display(TrainingStarted(max_steps=10, first_step=0, facts={"name": name}))
@@ -309,10 +307,99 @@ def test_a_display_can_show_one_stage_after_another():
     assert "second" in display._console.file.getvalue()
 
 
+# The help
+
+
+def shown_lines(track, columns=80, lines=24):
+    return [part.plain for part in draw_frame(track, columns, lines).renderables]
+
+
+def test_the_question_mark_explains_every_quantity_on_the_screen_page_by_page():
+    track = busy_track()
+    numbers = shown_lines(track)
+    found = ""
+    while True:
+        turn_help_page(track, 80, 24)
+        if track.help_page is None:
+            break
+        page = shown_lines(track)
+        assert page[1].startswith("step 600/2,000"), "the progress stays on the screen"
+        assert len(page) <= 22
+        found += " ".join(line.strip() for line in page) + " "
+    assert shown_lines(track) == numbers
+    for key in ("loss", "eval_loss", "bits_per_byte", "learning_rate", "grad_norm", "mfu", "margin"):
+        entry = QUANTITIES[key]
+        assert entry.name in found
+        assert entry.meaning in found
+        assert entry.healthy in found
+
+
+@pytest.mark.parametrize("columns", [12, 40, 80])
+@pytest.mark.parametrize("lines", [4, 8, 24])
+def test_the_help_fits_every_terminal(columns, lines):
+    track = busy_track()
+    for _ in range(3):
+        turn_help_page(track, columns, lines)
+        frame = draw_frame(track, columns, lines)
+        assert len(frame.renderables) <= lines - 2
+        assert all(part.cell_len < columns for part in frame.renderables)
+
+
+LIVE_RUN = """
+import time
+from llm_lab.events import MetricsLogged, TrainingEnded, TrainingStarted
+from llm_lab.terminal.progress import make_display
+
+print("before", flush=True)
+try:
+    with make_display() as display:
+        display(TrainingStarted(10_000, 0, {"name": "a-run"}))
+        for step in range(1, 10_000):
+            display(MetricsLogged({"step": step, "loss": 2.5, "learning_rate": 0.01}))
+            time.sleep(0.01)
+except KeyboardInterrupt:
+    print("saved", flush=True)
+input("name? ")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a Unix terminal")
+def test_keys_open_and_close_the_help_and_leave_the_terminal_as_it_was():
+    import pexpect
+
+    child = pexpect.spawn(
+        sys.executable,
+        ["-c", LIVE_RUN],
+        dimensions=(24, 80),
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    echo_mode = termios.tcgetattr(child.child_fd)[3] & (termios.ECHO | termios.ICANON)
+    child.expect("learning rate")
+    child.send("xyzzy\r\x1b[A\t")  # keys without a meaning
+    child.send("?")
+    child.expect("Step size of the optimizer")
+    child.send("?")
+    child.expect("2[.]5000")
+    seen = child.before + child.after
+    child.sendintr()
+    child.expect("saved")
+    seen += child.before
+    assert "xyzzy" not in seen, "keys are not echoed"
+    child.expect("name")
+    assert termios.tcgetattr(child.child_fd)[3] & (termios.ECHO | termios.ICANON) == echo_mode
+    child.sendline("typed")
+    child.expect("typed")  # echo is on again
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
 # The curve
 
 
-def test_a_curve_has_the_size_that_was_asked_for_and_its_numbers():
+def test_a_curve_has_the_requested_size_and_labels():
     lines = draw_curve([(step, 5.0 - step / 500) for step in range(0, 2000, 10)], 60, 8)
     assert len(lines) == 8
     assert max(map(len, lines)) <= 60
@@ -348,93 +435,6 @@ def test_a_schedule_is_drawn_from_zero():
     lines = draw_curve([(0, 0.0), *enumerate([0.5, 1.0, 0.5, 0.1])], 40, 6)
     assert lines[0].startswith("   1.0 ┤")
     assert lines[4].startswith("   0.0 ┤")
-
-
-# Text and numbers
-
-
-def test_text_from_elsewhere_cannot_steer_the_terminal():
-    assert not CONTROL.search(printable(HOSTILE))
-    assert printable("\x1b\x7f") == "␛␡"
-    assert printable("é你😀\n\tx\r\n") == "é你😀\n\tx\n"
-    printable("\ud800").encode()
-
-
-def test_numbers_are_written_for_people():
-    assert [count(n) for n in (0, 950, 9_999, 12_345, 771_328, 1_234_567, 20e9)] == [
-        *("0", "950", "9,999", "12 k", "771 k", "1.2 M", "20 B")
-    ]
-    assert [size(n) for n in (12, 2048, 3.4 * 2**30)] == ["12 bytes", "2.0 KiB", "3.4 GiB"]
-    assert [clock(n) for n in (12.9, 91, 3723, 200_000)] == ["0:12", "1:31", "1:02:03", "2d 07:33:20"]
-    assert [about(n) for n in (2, 44, 110, 8_000, 90_000, 320_000)] == [
-        *("a few seconds", "about 40 s", "about 2 min", "about 2.2 h", "about 25 h", "about 3.7 days")
-    ]
-
-
-def test_errors_go_to_standard_error_one_paragraph_each(capsys):
-    print_error(UserError(Problem("train.max_steps", "too few [b]", value=0, allowed="1 or more"), "another"))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == "train.max_steps = 0: too few [b]. Allowed: 1 or more.\nanother\n"
-
-
-def test_a_terminal_without_unicode_is_no_reason_to_stop(monkeypatch):
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", stream)
-    console_module.make_console().print("naïve ┤")
-    stream.flush()
-    assert stream.buffer.getvalue() == b"na?ve ?\n"
-
-
-# The plan
-
-
-def shown(renderable):
-    console = fake_console(terminal=False)
-    console.print(renderable)
-    return console.file.getvalue()
-
-
-@pytest.mark.parametrize("machine", [LAPTOP, WORKSTATION], ids=["laptop", "workstation"])
-@pytest.mark.parametrize("model", [{"size": "nano"}, {"size": "1b", "position_embedding": "yarn"}])
-def test_the_plan_fits_the_screen(machine, model):
-    data = [{"path": f"folder-{n}/file.txt", "weight": n} for n in range(1, 9)]
-    resolved = resolve({"model": model, "data": data, "stage": "pretrain", "device": "auto"}, machine=machine)
-    lines = shown(plan_panel(resolved)).splitlines()
-    assert len(lines) <= 24
-    assert max(map(len, lines)) <= 80
-    assert all(len(line) <= 80 for line in shown(derived_table(resolved)).splitlines())
-
-
-def test_the_plan_says_what_is_made_and_what_it_costs():
-    text = shown(
-        plan_panel(resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP))
-    )
-    for wanted in (
-        BANNER,
-        "771 k: feed-forward",
-        "my.txt",
-        "1.0 M tokens",
-        "of 16 GiB",
-        "about ",
-        "checkpoints/run",
-    ):
-        assert wanted in text, wanted
-
-
-def test_the_plan_has_no_rehearsal_banner_on_a_gpu():
-    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cuda"}, machine=WORKSTATION)
-    assert BANNER not in shown(plan_panel(resolved))
-
-
-def test_every_derived_value_stands_in_the_table_with_its_reason():
-    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP)
-    words = " ".join(shown(derived_table(resolved)).split())
-    derived = {path: origin for path, origin in resolved.origins.items() if origin.kind == "derived"}
-    assert derived
-    for path, origin in derived.items():
-        assert path.rpartition(".")[2] in words
-        assert origin.reason.split()[0] in words
 
 
 def test_the_screens_import_nothing_heavy():

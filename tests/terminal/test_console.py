@@ -1,0 +1,46 @@
+"""Text and numbers on the screen: nothing in them controls the terminal, and people can read them."""
+
+import io
+import re
+import sys
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.formatting import about, clock, count, size
+from llm_lab.terminal import console as console_module
+from llm_lab.terminal.console import print_error, printable
+
+HOSTILE = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+
+
+def test_text_from_elsewhere_cannot_control_the_terminal():
+    assert not CONTROL.search(printable(HOSTILE))
+    assert printable("\x1b\x7f") == "␛␡"
+    assert printable("é你😀\n\tx\r\n") == "é你😀\n\tx\n"
+    printable("\ud800").encode()
+
+
+def test_numbers_are_formatted_for_people():
+    assert [count(n) for n in (0, 950, 9_999, 12_345, 771_328, 1_234_567, 20e9)] == [
+        *("0", "950", "9,999", "12 k", "771 k", "1.2 M", "20 B")
+    ]
+    assert [size(n) for n in (12, 2048, 3.4 * 2**30)] == ["12 bytes", "2.0 KiB", "3.4 GiB"]
+    assert [clock(n) for n in (12.9, 91, 3723, 200_000)] == ["0:12", "1:31", "1:02:03", "2d 07:33:20"]
+    assert [about(n) for n in (2, 44, 110, 8_000, 90_000, 320_000)] == [
+        *("a few seconds", "about 40 s", "about 2 min", "about 2.2 h", "about 25 h", "about 3.7 days")
+    ]
+
+
+def test_errors_go_to_standard_error_one_paragraph_each(capsys):
+    print_error(UserError(Problem("train.max_steps", "too few [b]", value=0, allowed="1 or more"), "another"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "train.max_steps = 0: too few [b]. Allowed: 1 or more.\nanother\n"
+
+
+def test_a_terminal_without_unicode_stops_nothing(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console_module.make_console().print("naïve ┤")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"na?ve ?\n"

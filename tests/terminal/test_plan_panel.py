@@ -1,0 +1,68 @@
+"""The plan: what a run will make and cost, on one screen."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from llm_lab.estimate.machine import Gpu, Machine
+from llm_lab.recipe.resolve import resolve
+from llm_lab.terminal.console import THEME
+from llm_lab.terminal.plan_panel import BANNER, derived_table, plan_panel
+
+LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
+WORKSTATION = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 128 * 2**30, True, True)
+
+
+def fake_console():
+    from rich.theme import Theme
+
+    return Console(file=io.StringIO(), force_terminal=False, width=80, height=24, theme=Theme(THEME), highlight=False)
+
+
+def shown(renderable):
+    console = fake_console()
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, WORKSTATION], ids=["laptop", "workstation"])
+@pytest.mark.parametrize("model", [{"size": "nano"}, {"size": "1b", "position_embedding": "yarn"}])
+def test_the_plan_fits_the_screen(machine, model):
+    data = [{"path": f"folder-{n}/file.txt", "weight": n} for n in range(1, 9)]
+    resolved = resolve({"model": model, "data": data, "stage": "pretrain", "device": "auto"}, machine=machine)
+    lines = shown(plan_panel(resolved)).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert all(len(line) <= 80 for line in shown(derived_table(resolved)).splitlines())
+
+
+def test_the_plan_shows_what_is_made_and_what_it_costs():
+    text = shown(
+        plan_panel(resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP))
+    )
+    for wanted in (
+        BANNER,
+        "771 k: feed-forward",
+        "my.txt",
+        "1.0 M tokens",
+        "of 16 GiB",
+        "about ",
+        "checkpoints/run",
+    ):
+        assert wanted in text, wanted
+
+
+def test_the_plan_for_a_gpu_has_no_cpu_mode_banner():
+    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cuda"}, machine=WORKSTATION)
+    assert BANNER not in shown(plan_panel(resolved))
+
+
+def test_every_derived_value_is_in_the_table_with_its_reason():
+    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP)
+    words = " ".join(shown(derived_table(resolved)).split())
+    derived = {path: origin for path, origin in resolved.origins.items() if origin.kind == "derived"}
+    assert derived
+    for path, origin in derived.items():
+        assert path.rpartition(".")[2] in words
+        assert origin.reason.split()[0] in words
