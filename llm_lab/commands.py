@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,7 +85,7 @@ def _show_plan(job: Any, *, resume: bool) -> Any:
     """Show the plan of a job and return the job; of a resumed one, with estimates of what is left."""
     from llm_lab.runner import what_is_left
     from llm_lab.runs.processes import is_first_process
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.console import print_waiting
     from llm_lab.terminal.plan_panel import print_plan
 
     if not is_first_process():
@@ -94,7 +93,7 @@ def _show_plan(job: Any, *, resume: bool) -> Any:
     job = what_is_left(job) if resume else job
     for resolved in job.stages:
         print_plan(resolved, job.home)
-    say_wait("Preparing ...")
+    print_waiting("Preparing ...")
     return job
 
 
@@ -155,11 +154,11 @@ def check_recipe(arguments: argparse.Namespace) -> int:
 def xray_recipe(arguments: argparse.Namespace) -> int:
     """Show a recipe's data as tokens, trained and masked."""
     from llm_lab.job import check
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.console import print_waiting
     from llm_lab.terminal.xray_view import print_xray
 
     job = check(arguments.recipe, arguments.overrides)
-    say_wait("Reading the data ...")
+    print_waiting("Reading the data ...")
     from llm_lab.evaluation.xray import xray_stages
     from llm_lab.hf.load import quiet_libraries
 
@@ -248,9 +247,9 @@ def start_chat(
     trust_remote_code: bool = False,
 ) -> int:
     """Load a model and chat with it; with a prompt, answer once."""
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.console import print_waiting
 
-    say_wait(f"Loading {checkpoint} ...")
+    print_waiting(f"Loading {checkpoint} ...")
     from llm_lab.chat.session import ChatSession, ChatSettings
     from llm_lab.evaluation.side_by_side import SideBySide
     from llm_lab.runner import load
@@ -274,7 +273,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a checkpoint and keep the results with it."""
     from llm_lab.job import check
     from llm_lab.recipe.resolve import require_device
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.console import print_waiting
     from llm_lab.terminal.progress import make_display
     from llm_lab.terminal.results_view import print_evaluation
 
@@ -284,7 +283,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     display = make_display()
     for remark in job.remarks:
         display(Notice(remark))
-    say_wait(f"Loading {arguments.checkpoint} ...")
+    print_waiting(f"Loading {arguments.checkpoint} ...")
     from llm_lab.stages.eval import evaluate
 
     try:
@@ -345,12 +344,12 @@ def start_compare(
     **options: Any,
 ) -> int:
     """Compare checkpoints, show the result, and write it to `out`. options: as for evaluation.compare.compare."""
-    from llm_lab.runs.comparison import require_place, write_comparison
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.runs.comparison import require_writable, write_comparison
+    from llm_lab.terminal.console import print_waiting
 
     if out is not None:
-        require_place(out)
-    say_wait("Preparing ...")
+        require_writable(out)
+    print_waiting("Preparing ...")
     from llm_lab.evaluation.compare import SETTINGS, compare
     from llm_lab.runner import load
     from llm_lab.terminal.compare_screen import print_comparison
@@ -390,10 +389,10 @@ def merge(arguments: argparse.Namespace) -> int:
             MERGE.name: {"tolerance": arguments.tolerance},
         }
         return start_run(recipe)
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.console import print_waiting
     from llm_lab.terminal.progress import make_display
 
-    say_wait(f"Loading {arguments.adapter} ...")
+    print_waiting(f"Loading {arguments.adapter} ...")
     from llm_lab.stages.merge import merge_into
 
     merge_into(arguments.adapter, arguments.out, make_display(), tolerance=arguments.tolerance)
@@ -403,12 +402,12 @@ def merge(arguments: argparse.Namespace) -> int:
 
 def _name_from(folder: Path) -> str:
     """Return a name for what is made from a model: the names of the runs that it is in, or of its folder."""
-    from llm_lab.runs.folder import RunFolder
+    from llm_lab.runs.folder import RunFolder, slug
 
     parents = [folder, *folder.resolve().parents]
     runs = [parent.name for parent in parents[:4] if RunFolder(parent).facts()]
     name = "-".join(reversed(runs)) or folder.resolve().name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80]
+    return slug(name)
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -427,10 +426,10 @@ def export(arguments: argparse.Namespace) -> int:
     if recipe.export.push:
         why = "a push is recorded as a run, so that it can be resumed"
         raise UserError(Problem("--out", why, value=arguments.out, fix="Leave --out out, or push later."))
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.console import print_waiting
     from llm_lab.terminal.progress import make_display
 
-    say_wait(f"Loading {arguments.checkpoint} ...")
+    print_waiting(f"Loading {arguments.checkpoint} ...")
     from llm_lab.runs.describe import VERDICTS
     from llm_lab.stages.export import export_into, require_verified
 
@@ -516,10 +515,10 @@ def start_replay(
     from llm_lab.runs.folder import runs_named
     from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
     from llm_lab.runs.report import write_pipeline_report
-    from llm_lab.terminal.console import say_wait
+    from llm_lab.terminal.console import print_waiting
     from llm_lab.terminal.replay_view import print_outcome, print_replay
 
-    say_wait(f"Reading the lineage of {checkpoint} ...")
+    print_waiting(f"Reading the lineage of {checkpoint} ...")
     composed = compose(checkpoint, name=name, digest_of=weights_digest)
     job = check(composed.recipe)
     from llm_lab.evaluation.self_eval import changed_data

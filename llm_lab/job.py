@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import validate_as
-from llm_lab.runs.folder import ROOT, RunFolder, find_model
+from llm_lab.runs.folder import ROOT, RunFolder, find_model, slug
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
@@ -125,7 +124,7 @@ def read_job(
         home = path if path.is_dir() else path.parent
         stem = path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem
     raw, overridden = apply_overrides(raw, overrides)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
+    name = slug(stem, "run")
     if "stages" in raw:
         job, problems = _read_pipeline(raw, name, overridden, machine)
     else:

@@ -148,7 +148,7 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
 
 
 def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:
-    from llm_lab.runs.processes import forget_peak_memory, peak_memory_bytes
+    from llm_lab.runs.processes import peak_memory_bytes, reset_peak_memory
     from llm_lab.runs.report import write_report
 
     module = importlib.import_module(resolved.stage.module_name)
@@ -169,7 +169,7 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
             resolved = calibrate(resolved, listener)
             if first:
                 folder.update(**_facts_at_start(resolved))
-        forget_peak_memory(device)
+        reset_peak_memory(device)
         with _record_warnings(folder, listener) as recorder:
             result = module.run(recipe, folder, recorder, resume=resume)
         before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before it was resumed

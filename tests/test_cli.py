@@ -67,7 +67,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe, capsys):
 
 def test_check_says_that_a_recipe_is_right(recipe, capsys):
     assert main(["check", recipe]) == 0
-    assert "The recipe is right." in capsys.readouterr().out
+    assert "The recipe is valid." in capsys.readouterr().out
 
 
 def test_check_says_all_that_is_wrong_at_once(recipe, capsys):

@@ -15,7 +15,7 @@ from llm_lab.hf.load import read_config, require_causal_lm, require_removable_ad
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.stage import StageRecipe
-from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_judge, list_runs, run_of
+from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_reward_model, list_runs, run_of
 
 from .self_eval import read_run
 
@@ -86,7 +86,7 @@ def find_steps(name: str) -> tuple[list[Candidate], list[str]]:
     for run in stages:
         prefix = f"{run.path.name} " if outer.stages() else ""
         points = _checkpoints(run)
-        if points and is_judge(points[-1][1]):
+        if points and is_reward_model(points[-1][1]):
             if len(stages) == 1:
                 raise UserError(Problem(name, NO_GENERATION))
             continue
@@ -168,7 +168,7 @@ def require_loadable(candidates: Sequence[Candidate], *, trust_remote_code: bool
 def _require_loadable(folder: str, trust_remote_code: bool) -> int | None:
     """Check one model; return its vocabulary size, or None for an adapter."""
     path = Path(folder)
-    if is_judge(path):
+    if is_reward_model(path):
         raise UserError(Problem(folder, NO_GENERATION, fix="Use it to score answers: score.rewards in a recipe."))
     if is_adapter(path):
         adapter = read_adapter(path, key="checkpoint")

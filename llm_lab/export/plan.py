@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from llm_lab.hf.load import quiet_libraries, read_config, require_causal_lm
 from llm_lab.hf.save import lab_config, native_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.export import gguf_weights
-from llm_lab.runs.folder import find_checkpoint, is_judge, run_of
+from llm_lab.runs.folder import find_checkpoint, is_reward_model, run_of, slug
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
@@ -69,7 +68,7 @@ def plan_export(
     quiet_libraries()
     folder = find_checkpoint(str(checkpoint))
     shape = shape_at(folder) if Path(folder).is_dir() else None
-    if is_judge(Path(folder)):
+    if is_reward_model(Path(folder)):
         raise UserError(Problem(key, "exporting reward models is not supported", value=folder))
     base = _base_of(folder, key)
     config = read_config(base, key=key, trust_remote_code=trust_remote_code)
@@ -135,7 +134,7 @@ def _name_of(folder: str) -> str:
     name = (
         run.path.resolve().name if run else Path(folder).resolve().name if Path(folder).is_dir() else Path(folder).name
     )
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:80] or "model"
+    return slug(name, "model")
 
 
 def _files(plan: ExportPlan, ours: Any, size: int | None, chats: bool) -> list[tuple[str, int | None]]:

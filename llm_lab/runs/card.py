@@ -1,22 +1,23 @@
-"""What the Hub reads of a model card: its front matter."""
+"""The model card: README.md of a model folder, from the facts of the run that made it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm_lab.errors import UserError
-from llm_lab.estimate.formatting import decimal, duration
+from llm_lab.estimate.formatting import duration
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES
 
-from .describe import OF_THE_MACHINE, VERDICTS, data_rows, reached, versions, warnings_of
+from .describe import VERDICTS, data_rows, headline_results, is_number, versions, warnings_of
 from .folder import write_atomically
+from .glossary import OF_THE_MACHINE, name_of
 from .lineage import Node, main_line, trace
 from .loading import (
     ADAPTER,
@@ -25,20 +26,43 @@ from .loading import (
     ModelFolder,
     count_parameters,
     describe_form,
+    inspect_folder,
     loading_code,
-    look_at_folder,
 )
-from .metric_help import meaning_of
+from .report import RESULT_HEAD, result_rows
 from .safe_text import code, fence, is_absolute, plain, table, texts_in, without_paths, without_secrets
 
+NAME = "README.md"
+# Results about the run, and columns of metrics.jsonl about one step: neither describes the model.
+NOT_SHOWN = {*OF_THE_MACHINE, "step", "size_bytes"}
+OF_THE_STEP = {"step", "learning_rate", "grad_norm", "epochs", "mix", *OF_THE_MACHINE}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def write_card(
+    folder: Path, *, source: str | Path | None = None, proof: Mapping[str, Any] | None = None, repo: str | None = None
+) -> str:
+    """Write README.md into a model folder; returns its text.
+
+    source: the folder of the weights (or a name on the Hub) from which `folder` was made, if another. proof: the
+    outcome of loading it, as run.json has it. repo: owner/name on the Hub, where it is pushed.
+    """
+    model = inspect_folder(folder)
+    node = trace(str(source or folder), digest_of=lambda path: None)
+    text = front_matter(model, node) + "\n".join(_body(model, node, proof, repo))
+    text = without_secrets(without_paths(text, tuple(_known_paths(node))))
+    write_atomically(folder / NAME, text)
+    return text
+
+
+# The front matter, which the Hub reads
 
 
 def front_matter(folder: ModelFolder, node: Node) -> str:
     """Return the block of YAML at the head of a model card."""
     facts: dict[str, Any] = {
         "library_name": LIBRARIES[folder.kind],
-        "pipeline_tag": "text-classification" if folder.judges else "text-generation",
+        "pipeline_tag": "text-classification" if folder.is_reward_model else "text-generation",
         "tags": ["llm-lab", *([node.stage] if node.stage else []), *(["lora"] if folder.kind == ADAPTER else [])],
     }
     base = _hub_base(node)
@@ -53,7 +77,7 @@ def front_matter(folder: ModelFolder, node: Node) -> str:
 
 
 def _hub_base(node: Node) -> str | None:
-    """Return the nearest model before this one that is on the Hub, or None."""
+    """Return the nearest model in the lineage, before this one, that is on the Hub, or None."""
     before = [node] if node.run is None else list(reversed(main_line(node)[:-1]))
     for one in before:
         if one.run is not None and one.facts.get("pushed"):
@@ -64,39 +88,20 @@ def _hub_base(node: Node) -> str | None:
 
 
 def is_hub_name(place: str) -> bool:
-    """Tell whether a model is named as on the Hub, and is not a folder here."""
+    """Whether a model is named as on the Hub, and is no folder here."""
     return _HUB_NAME.fullmatch(place) is not None and not Path(place).exists()
 
 
 def _relation(folder: ModelFolder, node: Node) -> str | None:
-    """Return how the Hub calls the way from base to this; None where it is the same weights in the same form."""
+    """Return the Hub's word for how the model relates to its base; None for the same weights in the same form."""
     if folder.kind == ADAPTER:
         return "adapter"
     if node.run is None:
         return "quantized" if folder.kind == GGUF else None
-    return "finetune"  # a merged adapter too: "merge" is the Hub's word for several models in one
+    return "finetune"  # a merged adapter too: the Hub's "merge" means several models merged into one
 
 
-NAME = "README.md"
-NOT_SHOWN = {*OF_THE_MACHINE, "step", "size_bytes"}
-# Columns of metrics.jsonl that tell of the moment, not of the model.
-OF_THE_STEP = {"step", "learning_rate", "grad_norm", "epochs", "mix", *OF_THE_MACHINE}
-
-
-def write_card(
-    folder: Path, *, source: str | Path | None = None, proof: Mapping[str, Any] | None = None, repo: str | None = None
-) -> str:
-    """Write README.md into a folder that others load; returns its text.
-
-    source: the weights' own folder (or a name on the Hub) where `folder` is made from another. proof: what loading
-    it came to, as run.json keeps it. repo: owner/name on the Hub, where it is sent there.
-    """
-    looked = look_at_folder(folder)
-    node = trace(str(source or folder), digest_of=lambda path: None)
-    text = front_matter(looked, node) + "\n".join(_body(looked, node, proof, repo))
-    text = without_secrets(without_paths(text, tuple(_known_paths(node))))
-    write_atomically(folder / NAME, text)
-    return text
+# The text, which people read
 
 
 def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo: str | None) -> Iterator[str]:
@@ -108,34 +113,31 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     if stage is not None and stage.made:
         yield f"A language model made with LLM Lab: {stage.made}{step}.\n"
     else:
-        yield "A language model, written in this form by LLM Lab.\n"
-    yield from _section("What it is", table(("", ""), _what(folder, node)))
-    codes = loading_code(folder, repo or ".", in_transformers=_is_proven(proof, "Transformers"))
-    where = "" if repo else "In this folder:"
-    lines = [where, *(fence(text, language) for language, text in codes), *_needs(folder)]
-    yield from _section("How it is loaded", lines)
-    yield from _section("What loading it has shown", _proof(proof))
-    rows = [[name, decimal(value), *meaning_of(name, node.stage)] for name, value in _results(node)]
-    yield from _section("What it came to", table(("result", "value", "what it is", "unit"), rows))
-    head = ("measured on", "result", "value", "what it is", "unit")
-    yield from _section("Measured since", table(head, _measured(node)))
+        yield "A language model, converted by LLM Lab.\n"
+    yield from _section("Model", table(("", ""), _model_rows(folder, node)))
+    snippets = loading_code(folder, repo or ".", in_transformers=_is_proven(proof, "Transformers"))
+    where = "" if repo else "From this folder:"
+    lines = [where, *(fence(text, language) for language, text in snippets), *_requirements(folder)]
+    yield from _section("Usage", lines)
+    yield from _section("Verification", _verification(proof))
+    yield from _section("Results", table(RESULT_HEAD, result_rows(_results(node))))
+    yield from _section("Evaluations", table(("data", *RESULT_HEAD), _evaluation_rows(node)))
     rows = [[code(path), code(fingerprint), amount] for path, fingerprint, amount in data_rows(facts)]
-    yield from _section("Data", table(("data", "fingerprint", "read"), rows))
-    yield from _section("Where it comes from", table(("stage", "model", "made from", "came to"), _lineage(node)))
-    warned = warnings_of(node.run) if node.run else []
-    yield from _section("To mind", [f"- {plain(line)}" for line in warned])
-    yield from _section("How it was made", _making(node))
+    yield from _section("Data", table(("data", "fingerprint", "used"), rows))
+    yield from _section("Lineage", table(("stage", "model", "made from", "results"), _lineage(node)))
+    yield from _section("Limitations", [f"- {plain(line)}" for line in (warnings_of(node.run) if node.run else [])])
+    yield from _section("Training", _training(node))
 
 
-def _needs(folder: ModelFolder) -> list[str]:
-    """Return what must be there for the code to run elsewhere."""
+def _requirements(folder: ModelFolder) -> list[str]:
+    """Return what has to be in place for the code to run elsewhere."""
     if folder.kind == ADAPTER and folder.base and not is_hub_name(folder.base):
-        fix = "Where it is elsewhere, name its place in adapter_config.json, or merge first: `llm-lab merge`"
-        return [f"Its base stood in a folder of the machine it was made on. {fix}."]
+        fix = "Elsewhere, set its path in adapter_config.json, or merge first: `llm-lab merge`"
+        return [f"The base model was in a local folder of the machine that made the adapter. {fix}."]
     return []
 
 
-def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
     lines = [line for line in lines if line]
     if lines:
         yield f"## {title}\n"
@@ -143,14 +145,14 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
         yield ""
 
 
-def _what(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
+def _model_rows(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
     facts, config = node.facts, folder.config
     if node.stage == PRETRAIN.name and facts.get("model"):
         yield ["parts", facts["model"]]
-    yield ["form", describe_form(folder)]
+    yield ["format", describe_form(folder)]
     if folder.kind == ADAPTER:
         yield ["base", code(_origin(node) or folder.base or "")]
-    sizes = {"num_hidden_layers": "layers", "hidden_size": "wide", "num_attention_heads": "heads"}
+    sizes = {"num_hidden_layers": "layers", "hidden_size": "hidden size", "num_attention_heads": "attention heads"}
     found = [f"{config[key]:,} {word}" for key, word in sizes.items() if isinstance(config.get(key), int)]
     if found:
         yield ["size", ", ".join(found)]
@@ -159,31 +161,31 @@ def _what(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
             yield [word, f"{config[key]:,} tokens"]
     parameters = count_parameters(folder.path)
     if parameters:
-        yield ["numbers in the adapter" if folder.kind == ADAPTER else "parameters", f"{parameters:,}"]
-    tokens = dict(_results(node)).get("train_tokens")
+        yield ["adapter parameters" if folder.kind == ADAPTER else name_of("parameters"), f"{parameters:,}"]
+    tokens = _results(node).get("train_tokens")
     if tokens:
-        yield ["tokens seen in this stage", f"{tokens:,}"]
+        yield ["tokens trained on in this stage", f"{tokens:,}"]
 
 
-def _results(node: Node) -> list[tuple[str, Any]]:
-    """Return what the model came to: of a checkpoint within a run, what was measured up to its step."""
-    found = dict(_reached(node))
+def _results(node: Node) -> dict[str, Any]:
+    """Return the results of a model: of a checkpoint within a run, what was measured up to its step."""
+    found = dict(_run_results(node))
     if node.step is not None and node.run is not None:
         found = {}
         for row in node.run.metrics():
             if row.get("step", 0) <= node.step:
                 found |= {key: value for key, value in row.items() if key not in OF_THE_STEP}
-    return [(key, value) for key, value in found.items() if key not in NOT_SHOWN and isinstance(value, int | float)]
+    return {key: value for key, value in found.items() if key not in NOT_SHOWN and is_number(value)}
 
 
-def _measured(node: Node) -> Iterator[list[str]]:
-    """Yield a row for each number of the last evaluations of these very weights."""
+def _evaluation_rows(node: Node) -> Iterator[list[str]]:
+    """Yield a row for each result of the last three evaluations of exactly these weights."""
     here = Path(node.place).resolve()
-    for row in [row for row in node.evaluations if Path(row["checkpoint"]).resolve() == here][-3:]:
-        data = ", ".join(code(item["path"]) for item in row.get("data") or ())
-        for name, value in (row.get("results") or {}).items():
-            if "second" not in name and isinstance(value, int | float):  # speed is the machine's
-                yield [data, name, decimal(value), *meaning_of(name, PRETRAIN.name)]
+    for evaluation in [row for row in node.evaluations if Path(row["checkpoint"]).resolve() == here][-3:]:
+        data = ", ".join(code(item["path"]) for item in evaluation.get("data") or ())
+        results = evaluation.get("results") or {}
+        of_the_model = {key: value for key, value in results.items() if "second" not in key}  # not its speed here
+        yield from ([data, *row] for row in result_rows(of_the_model))
 
 
 def _is_proven(proof: Mapping[str, Any] | None, program: str) -> bool:
@@ -191,22 +193,23 @@ def _is_proven(proof: Mapping[str, Any] | None, program: str) -> bool:
     return any(check["program"].startswith(program) and check["verdict"] == "proven" for check in checks)
 
 
-def _proof(proof: Mapping[str, Any] | None) -> Iterator[str]:
+def _verification(proof: Mapping[str, Any] | None) -> Iterator[str]:
     if not proof:
         return
     yield f"Loaded without LLM Lab and compared with the original model: **{VERDICTS[proof['verdict']]}**.\n"
     rows = []
     for check in proof.get("checks") or ():
-        rest = check.get("reason") or ""
+        details = check.get("reason") or ""
         if check.get("logit_difference") is not None:
-            rest = (
-                f"largest logit difference {check['logit_difference']:.2g} "
-                f"(relative: {check['relative_logit_difference']:.2g}, allowed: {check['tolerance']:.2g}), "
-                f"{100 * check['greedy_agreement']:.4g} % of {check['positions']:,} top tokens equal, "
-                f"{check['texts_alike']} of {check['texts']} texts tokenized equally" + (f"; {rest}" if rest else "")
+            details = (
+                f"{name_of('logit_difference')} at most {check['logit_difference']:.2g} "
+                f"(relative {check['relative_logit_difference']:.2g}, allowed {check['tolerance']:.2g}), "
+                f"{name_of('agreement')} {100 * check['greedy_agreement']:.4g} % of {check['positions']:,} positions, "
+                f"{check['texts_alike']} of {check['texts']} texts tokenized identically"
+                + (f"; {details}" if details else "")
             )
-        rows.append([check["program"], VERDICTS[check["verdict"]], check.get("loaded_as") or "", rest])
-    yield from table(("program", "verdict", "loaded as", "numbers"), rows)
+        rows.append([check["program"], VERDICTS[check["verdict"]], check.get("loaded_as") or "", details])
+    yield from table(("program", "verdict", "loaded as", "details"), rows)
 
 
 def _lineage(node: Node) -> Iterator[list[str]]:
@@ -215,46 +218,47 @@ def _lineage(node: Node) -> Iterator[list[str]]:
         return
     for one in line:
         origin = _origin(one) or ("scratch" if one.stage == PRETRAIN.name else "")
-        yield [one.stage or "", code(_name(one)), code(origin) if origin else "", ", ".join(reached(_reached(one)))]
+        results = ", ".join(headline_results(_run_results(one)))
+        yield [one.stage or "", code(_name(one)), code(origin) if origin else "", results]
 
 
 def _origin(node: Node) -> str | None:
-    """Return what the model was made from, by its name."""
+    """Return the name of the model that the model was made from."""
     if node.parent is None:
         return None
     return _name(node.parent.node) if node.parent.node else node.parent.place
 
 
 def _name(node: Node) -> str:
-    """Return what a model is called: its run, with the pipeline that it is a stage of, or its own name."""
+    """Return the name of a model: its run, with the pipeline that it is a stage of, or its own name."""
     if node.run is None:
         return node.place
     path = node.run.path.resolve()
     return f"{path.parent.name}/{path.name}" if (path.parent / "run.json").is_file() else path.name
 
 
-def _reached(node: Node) -> dict[str, Any]:
+def _run_results(node: Node) -> dict[str, Any]:
     return node.facts.get("results") or {}
 
 
-def _making(node: Node) -> Iterator[str]:
-    facts, results = node.facts, _reached(node)
+def _training(node: Node) -> Iterator[str]:
+    facts, results = node.facts, _run_results(node)
     if node.run is None:
         return
-    told = [f"Machine: {facts['machine']}." if facts.get("machine") else ""]
-    told += [f"Time: {duration(results['wall_seconds'])}." if results.get("wall_seconds") else ""]
-    told += [f"Versions: {versions(facts)}." if facts.get("versions") else ""]
-    yield plain(" ".join(part for part in told if part)) + "\n"
+    words = [f"Machine: {facts['machine']}." if facts.get("machine") else ""]
+    words += [f"Time: {duration(results['wall_seconds'])}." if results.get("wall_seconds") else ""]
+    words += [f"Versions: {versions(facts)}." if facts.get("versions") else ""]
+    yield plain(" ".join(part for part in words if part)) + "\n"
     try:
         recipe = node.run.recipe_path.read_text(encoding="utf-8")
     except OSError:
         return
-    yield "The recipe, which `llm-lab run` replays (paths of the machine that it ran on are cut to their last part):\n"
+    yield "The recipe, for `llm-lab run` (local paths are shortened to their last part):\n"
     yield fence(recipe.strip(), "yaml")
 
 
 def _known_paths(node: Node) -> Iterator[str]:
-    """Yield the paths that a run's record and recipe hold."""
+    """Yield the paths in a run's record and recipe."""
     for one in main_line(node):
         yield from filter(is_absolute, texts_in([one.place, dict(one.facts), list(one.evaluations)]))
         if one.run is not None:

@@ -1,4 +1,4 @@
-"""SVG by hand: lines, texts, round marks on an axis. No library draws our pictures."""
+"""The pictures of reports, as SVG: the curves of a run, the scores of a pipeline, predicted against actual."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
+from .glossary import name_of
+
+Points = Sequence[tuple[float, float]]
+Series = Mapping[str, Points]  # key in metrics.jsonl: its (step, value) points
+
 WIDTH, RIGHT = 760, 24
 COLOURS = ("#7da0c4", "#c0392b", "#2e8b57")
 GREY, LIGHT, BLACK = "#555", "#e4e4e4", "#000"
-CHARACTER_WIDTH = 6.6  # of the font's 12 pixels, about
+CHARACTER_WIDTH = 6.6  # pixels, about, at font size 12
 
 
 def picture(height: float, parts: Sequence[str]) -> str:
-    """Return a whole picture of that height."""
+    """Return a complete SVG of a height."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" '
         f'height="{height:g}" font-family="sans-serif" font-size="12">\n'
@@ -45,12 +50,12 @@ def words(x: float, y: float, text: str, anchor: str, colour: str = GREY, *, bol
 
 
 def width_of(text: str) -> float:
-    """Return about how wide a text is, in pixels."""
+    """Return the approximate width of a text in pixels."""
     return CHARACTER_WIDTH * len(text)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Return round numbers from low to high, about so many, and two at least where there is room for them."""
+    """Return about `about` round numbers from low to high, at least two where they fit."""
     if high <= low:
         return [low]
     raw = (high - low) / about
@@ -65,56 +70,73 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def powers(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten from low to high; the powers alone where those are many."""
+    """Return 1, 2 and 5 times the powers of ten from low to high; only the powers where those would be many."""
     tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [many * 10.0**power for power in tens for many in (1, 2, 5) if low <= many * 10.0**power <= high]
     return found if len(found) <= 6 else [10.0**power for power in tens if low <= 10.0**power <= high]
 
 
-Points = Sequence[tuple[float, float]]
+# The curves of a run: the loss across the whole width, the other panels below it, two in a row
 
 LEFT, BETWEEN = 64, 76  # room for the numbers of an axis: at the left, and between two panels
 TOP, GAP, BOTTOM = 30, 52, 36
 WIDE, SMALL = 240, 130  # heights
-# Above this ratio of largest to smallest a curve that is never negative is drawn on a logarithmic scale.
+# Above this ratio of largest to smallest value, a curve of positive values is drawn on a logarithmic scale.
 WIDE_RANGE = 30.0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One axis: its title, and the metrics drawn on it as {name in metrics.jsonl: words}.
+    """One axis and the metrics drawn on it, by their keys in metrics.jsonl.
 
-    from_zero: the axis begins at 0. linear: whatever the range.
+    from_zero: the axis starts at 0. linear: never logarithmic.
     """
 
-    title: str
-    metrics: Mapping[str, str]
+    keys: tuple[str, ...]
     from_zero: bool = False
     linear: bool = False
 
+    @property
+    def title(self) -> str:
+        """The words that the names of the panel's metrics share."""
+        names = [_words_of(key) for key in self.keys]
+        return " ".join(word for word in names[0] if all(word in other for other in names))
 
-TRAINED = "training"
-HELD_OUT = "held out"
+    @property
+    def labels(self) -> dict[str, str]:
+        """For each key, the words that distinguish it from the panel's other metrics."""
+        if len(self.keys) == 1:
+            return {self.keys[0]: "last"}
+        shared = self.title.split()
+        rest = {key: [word for word in _words_of(key) if word not in shared] for key in self.keys}
+        return {key: " ".join(words) or "training" for key, words in rest.items()}
+
+
+def _words_of(key: str) -> list[str]:
+    return name_of(key).replace("(", "").replace(")", "").split()
+
+
 PANELS = (
-    Panel("loss", {"loss": TRAINED, "eval_loss": HELD_OUT}),
-    Panel("reward", {"reward": TRAINED, "eval_reward_sampled": HELD_OUT}, linear=True),
-    Panel("exact match", {"exact_match": "greedy", "exact_match_sampled": "sampled"}, from_zero=True, linear=True),
-    Panel("accuracy", {"accuracy": TRAINED, "eval_accuracy": HELD_OUT}, from_zero=True, linear=True),
-    Panel("margin", {"margin": TRAINED, "eval_margin": HELD_OUT}, linear=True),
-    Panel("KL", {"kl": "last"}, from_zero=True, linear=True),
-    Panel("entropy", {"entropy": "last"}, from_zero=True),
-    Panel("token accuracy", {"token_accuracy": "last"}, linear=True),
-    Panel("answer length", {"completion_length": TRAINED, "eval_completion_length": HELD_OUT}, from_zero=True),
-    Panel("value loss", {"value_loss": "last"}, from_zero=True),
-    Panel("unclipped share", {"unclipped_share": "last"}, from_zero=True, linear=True),
-    Panel("learning rate", {"learning_rate": "last"}, from_zero=True, linear=True),
-    Panel("gradient norm", {"grad_norm": "last"}, from_zero=True),
+    Panel(("loss", "eval_loss")),
+    Panel(("reward", "eval_reward_sampled"), linear=True),
+    Panel(("exact_match", "exact_match_sampled"), from_zero=True, linear=True),
+    Panel(("accuracy", "eval_accuracy"), from_zero=True, linear=True),
+    Panel(("margin", "eval_margin"), linear=True),
+    Panel(("kl",), from_zero=True, linear=True),
+    Panel(("entropy",), from_zero=True),
+    Panel(("token_accuracy",), linear=True),
+    Panel(("completion_length", "eval_completion_length"), from_zero=True),
+    Panel(("value_loss",), from_zero=True),
+    Panel(("unclipped_share",), from_zero=True, linear=True),
+    Panel(("learning_rate",), from_zero=True, linear=True),
+    Panel(("grad_norm",), from_zero=True),
 )
+MEASURED_RARELY = ("eval_", "exact_match")  # keys that start so have a dot at every point
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where a panel stands, in pixels, and the steps that it spans."""
+    """The place of a panel in pixels, and the steps it spans."""
 
     left: float
     top: float
@@ -127,39 +149,38 @@ class Box:
         return self.left + (step - self.first) / ((self.last - self.first) or 1) * self.width
 
     def marks(self) -> list[float]:
-        """The steps that are marked: whole numbers, with room for them."""
+        """The steps with a label: whole numbers, as many as fit."""
         about = max(2, int(self.width // 70))
         return [step for step in ticks(self.first, self.last, about) if step == int(step)]
 
 
 def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """Draw what rows of metrics.jsonl hold, or return None where that is nothing."""
+    """Draw the rows of metrics.jsonl, or return None where there is nothing to draw."""
     rows = list(rows)
     drawn = []
     for panel in PANELS:
-        series = {
-            name: [(row["step"], row[metric]) for row in rows if _is_number(row.get(metric))]
-            for metric, name in panel.metrics.items()
+        series: Series = {
+            key: [(row["step"], row[key]) for row in rows if _is_number(row.get(key))] for key in panel.keys
         }
-        series = {name: points for name, points in series.items() if points}
+        series = {key: points for key, points in series.items() if points}
         if series and not _repeats_exact_match(panel, series, rows):
             drawn.append((panel, series))
-    # A single point is no curve: the table of results says it better.
+    # A single point is no curve: the table of results shows it better.
     curves = [(panel, series) for panel, series in drawn if max(map(len, series.values())) > 1]
     return draw_panels(curves or drawn) if drawn else None
 
 
-def _repeats_exact_match(panel: Panel, series: Mapping[str, Points], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the panel shows nothing but a held-out reward that is the exact match."""
-    told = [row for row in rows if "eval_reward_sampled" in row]
-    same = all(row["eval_reward_sampled"] == row.get("exact_match_sampled") for row in told)
-    return panel.title == "reward" and list(series) == [HELD_OUT] and same
+def _repeats_exact_match(panel: Panel, series: Series, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the panel shows nothing but a held-out reward that equals the exact match."""
+    scored = [row for row in rows if "eval_reward_sampled" in row]
+    same = all(row["eval_reward_sampled"] == row.get("exact_match_sampled") for row in scored)
+    return list(series) == ["eval_reward_sampled"] and same
 
 
-def draw_panels(panels: Sequence[tuple[Panel, Mapping[str, Points]]]) -> str:
-    """Draw each panel's series (words -> (step, value) points, none empty) over the steps of all of them.
+def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
+    """Draw each panel's series, none of them empty, over the steps of all panels.
 
-    The first panel takes the whole width; a last one that is left alone does too.
+    The first panel has the full width, and so has a last one without a neighbor.
     """
     steps = [x for _, series in panels for points in series.values() for x, _ in points]
     first, last = min(steps), max(steps)
@@ -180,7 +201,7 @@ def draw_panels(panels: Sequence[tuple[Panel, Mapping[str, Points]]]) -> str:
     return picture(under + BOTTOM, parts)
 
 
-def _panel(panel: Panel, series: Mapping[str, Points], box: Box) -> list[str]:
+def _panel(panel: Panel, series: Series, box: Box) -> list[str]:
     values = [y for points in series.values() for _, y in points]
     down, marks = _scale(panel, values, box)
     right, bottom = box.left + box.width, box.top + box.height
@@ -191,31 +212,30 @@ def _panel(panel: Panel, series: Mapping[str, Points], box: Box) -> list[str]:
     parts += [words(box.left - 6, down(mark) + 4, f"{mark + 0.0:.4g}", "end") for mark in marks]
     parts += [words(box.across(step), bottom + 16, f"{step:,.0f}", "middle") for step in steps]
     parts.append(words(box.left, box.top - 8, panel.title, "start", "#000", bold=True))
+    # A color belongs to a metric, whether the panel's other curves are drawn or not.
+    colours = dict(zip(panel.keys, COLOURS, strict=False))
     offset = right
-    # A colour belongs to what is measured, whether the other curve of its panel is there or not.
-    colours = dict(zip(panel.metrics.values(), COLOURS, strict=False))
-    for name, points in reversed(series.items()):
-        label = f"{name} {points[-1][1]:.4g}"
-        parts.append(words(offset, box.top - 8, label, "end", colours[name]))
+    for key, points in reversed(list(series.items())):
+        label = f"{panel.labels[key]} {points[-1][1]:.4g}"
+        parts.append(words(offset, box.top - 8, label, "end", colours[key]))
         offset -= width_of(label) + 12
-    for name, points in series.items():
+    for key, points in series.items():
         path = " ".join(f"{box.across(x):.1f},{down(y):.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colours[name]}" stroke-width="1.8"/>')
-        is_measured_rarely = len(points) <= 30 and name not in (TRAINED, "last")
-        few = points if is_measured_rarely else points[-1:]
-        parts += [dot(box.across(x), down(y), colours[name]) for x, y in few]
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colours[key]}" stroke-width="1.8"/>')
+        dotted = len(points) <= 30 and key.startswith(MEASURED_RARELY)
+        parts += [dot(box.across(x), down(y), colours[key]) for x, y in (points if dotted else points[-1:])]
     return parts
 
 
 def _scale(panel: Panel, values: Sequence[float], box: Box) -> tuple[Callable[[float], float], list[float]]:
-    """Return where a value stands from above, and which values are marked."""
+    """Return the function from a value to its height in the picture, and the values with a label."""
     low, high = min(values), max(values)
     logarithmic = low > 0 and high / low > WIDE_RANGE and not panel.linear
     if panel.from_zero and not logarithmic:
         low = min(0.0, low)
     scale = math.log10 if logarithmic else float
     bottom, top = scale(low), scale(high)
-    room = 0.06 * (top - bottom)  # so that no curve runs along the frame
+    room = 0.06 * (top - bottom)  # keeps curves off the frame
     top += room
     bottom -= 0.0 if low == 0.0 and not logarithmic else room
 
@@ -231,21 +251,24 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-ROW, HEAD, FOOT = 26, 34, 28  # of the chart of scores
+# Scores of a pipeline, and predictions
+
+ROW, HEAD, FOOT = 26, 34, 28
 BAR = 12
 
 
 def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
-    """Draw exact match, greedy and sampled, of each stage; where there is none, the reward. None without either."""
-    exact = {"exact_match": "greedy", "exact_match_sampled": "sampled"}
-    series = exact if any("exact_match" in row for row in scores.values()) else {"reward": "reward"}
-    values = [row[key] for row in scores.values() for key in series if key in row]
+    """Draw the exact match of each stage, greedy and sampled, or else the reward. None without either."""
+    is_exact = any("exact_match" in row for row in scores.values())
+    panel = Panel(("exact_match", "exact_match_sampled")) if is_exact else Panel(("eval_reward_sampled",))
+    labels = list(panel.labels.values()) if is_exact else [panel.title]
+    keys = panel.keys if is_exact else ("reward",)  # the key in a pipeline's scores
+    values = [row[key] for row in scores.values() for key in keys if key in row]
     if not values:
         return None
-    is_exact = series is exact
     low, high = (0.0, 1.0) if is_exact else (min(0.0, *values), max(values) or 1.0)
     left = 24 + max(width_of(stage) for stage in scores)
-    right, height = WIDTH - RIGHT - 8, ROW * len(scores)
+    right, height = float(WIDTH - RIGHT - 8), ROW * len(scores)
 
     def across(value: float) -> float:
         return left + (value - low) / ((high - low) or 1) * (right - left)
@@ -253,20 +276,19 @@ def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
     marks = ticks(low, high, 5)
     parts = [line(across(mark), HEAD, across(mark), HEAD + height, LIGHT) for mark in marks]
     parts.append(frame(left, HEAD, right - left, height))
-    told = [f"{100 * mark:.0f} %" if is_exact else f"{mark:.4g}" for mark in marks]
-    parts += [words(across(mark), HEAD + height + 16, text, "middle") for mark, text in zip(marks, told, strict=True)]
-    parts.append(
-        words(left, HEAD - 12, "exact match, held out" if is_exact else "reward, held out", "start", BLACK, bold=True)
-    )
+    for mark in marks:
+        text = f"{100 * mark:.0f} %" if is_exact else f"{mark:.4g}"
+        parts.append(words(across(mark), HEAD + height + 16, text, "middle"))
+    parts.append(words(left, HEAD - 12, f"{panel.title}, held-out prompts", "start", BLACK, bold=True))
     offset = right
-    for number, name in reversed(list(enumerate(series.values()))):
+    for number, name in reversed(list(enumerate(labels))):
         parts.append(words(offset, HEAD - 12, name, "end", COLOURS[number]))
         parts.append(dot(offset - width_of(name) - 8, HEAD - 16, COLOURS[number], 4))
         offset -= width_of(name) + 28
     for index, (stage, row) in enumerate(scores.items()):
         middle = HEAD + ROW * (index + 0.5)
         parts.append(words(left - 8, middle + 4, stage, "end", BLACK))
-        found = [(number, row[key]) for number, key in enumerate(series) if key in row]
+        found = [(number, row[key]) for number, key in enumerate(keys) if key in row]
         if len(found) > 1:
             parts.append(line(across(found[0][1]), middle, across(found[1][1]), middle, "#bbb"))
         parts += [dot(across(value), middle, COLOURS[number], 5) for number, value in found]
@@ -274,17 +296,17 @@ def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
 
 
 def draw_predictions(rows: Sequence[tuple[str, float, float, str, str]]) -> str | None:
-    """Draw pairs of bars: (title, predicted, actual, and both in words); each pair has a scale of its own."""
+    """Draw pairs of bars from (title, predicted, actual, both as texts); each pair has its own scale."""
     rows = [row for row in rows if row[1] > 0 and row[2] > 0]
     if not rows:
         return None
     left = 24 + max(width_of(title) for title, *_ in rows)
-    room = WIDTH - RIGHT - left - 150  # beside the longest bar stands its number
+    room = WIDTH - RIGHT - left - 150  # leaves space for the number after the longest bar
     parts = []
-    for index, (title, predicted, actual, *told) in enumerate(rows):
+    for index, (title, predicted, actual, predicted_text, actual_text) in enumerate(rows):
         top = 10 + index * (2 * BAR + 18)
         parts.append(words(left - 10, top + BAR + 4, title, "end", BLACK))
-        both = (("predicted", predicted, told[0]), ("actual", actual, told[1]))
+        both = (("predicted", predicted, predicted_text), ("actual", actual, actual_text))
         for number, (name, value, text) in enumerate(both):
             width = room * value / max(predicted, actual)
             parts.append(bar(left, top + number * (BAR + 2), width, BAR, COLOURS[number]))

@@ -1,4 +1,4 @@
-"""What several models made of the same prompts and texts, side by side; written as Markdown or JSON."""
+"""Several models on the same prompts and texts, side by side; written as Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from pathlib import Path
 from llm_lab.errors import Problem, UserError
 
 from .folder import write_atomically
+from .glossary import name_of, quantity, write
 
-# Measure -> its name in the table, and which value is the best one (None: none is).
+# Measure: its key in the glossary. In this order they are shown.
 MEASURES = {
-    "parameters": ("parameters", None),
-    "step_loss": ("training loss", None),
-    "step_eval_loss": ("validation loss", None),
-    "loss": ("loss", min),
-    "bits_per_byte": ("bits per byte", min),
-    "exact_match": ("exact match", max),
-    "exact_match_sampled": ("exact match, sampled", max),
-    "eval_reward": ("reward", max),
-    "eval_reward_sampled": ("reward, sampled", max),
-    "eval_completion_length": ("tokens an answer", None),
-    "agreement": ("likeliest token as A's", None),
-    "tokens_per_second": ("tokens/s", None),  # of a few answers: the machine says as much in it as the model
+    "parameters": "parameters",
+    "step_loss": "loss",
+    "step_eval_loss": "eval_loss",
+    "loss": "text_loss",
+    **{key: key for key in ("bits_per_byte", "exact_match", "exact_match_sampled", "eval_reward")},
+    **{key: key for key in ("eval_reward_sampled", "eval_completion_length", "agreement", "tokens_per_second")},
 }
-SHARES = ("exact_match", "exact_match_sampled", "agreement")
-STOPS = {"end": "ended", "length": "cut at its length", "context": "cut: context full", "stopped": "stopped"}
-# How a comparison begins on disk.
-BEGINNINGS = {".md": "# Comparison\n", ".json": '{\n  "prompts": ['}
-LIKE = 0.4  # two texts that share less than this are no versions of each other: all of it is marked
-LONG = 400  # words: with more of them, a model that repeats itself would cost the matching seconds
-# A word with the space after it; of scripts without spaces, a character.
+# Recorded by each run on its own data: the best of them says nothing.
+NOT_COMPARED = ("step_loss", "step_eval_loss")
+STOPS = {
+    "end": "end of turn",
+    "length": "stopped at max_new_tokens",
+    "context": "stopped: context full",
+    "stopped": "stopped",
+}
+# How a comparison starts on disk.
+FILE_STARTS = {".md": "# Comparison\n", ".json": '{\n  "prompts": ['}
+SIMILAR = 0.4  # texts that share less than this are not matched word by word: all of the second is marked
+LONG = 400  # words; matching longer texts takes seconds where a model repeats itself
+# A word with the space after it; in scripts without spaces, a character.
 _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]\s*|[^\s\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]+\s*|\s+")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered, its length in tokens and why it stopped; or why there is no answer."""
+    """A model's answer, its length in tokens and why it stopped; or the problem that left no answer."""
 
     text: str
     tokens: int = 0
@@ -50,50 +51,57 @@ class Answer:
     problem: str | None = None
 
     def describe(self) -> str:
-        """Return its length in words."""
+        """Return its length, and why it stopped."""
         many = "1 token" if self.tokens == 1 else f"{self.tokens:,} tokens"
         return f"{many}, {len(self.text):,} characters, {STOPS[self.stop]}"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One of the models: how it was asked, what it answered, what was measured of it."""
+    """One of the models: its mode (chat or completion), its answers and its measures.
+
+    numbers: by measure, or by "measure:text" for one text.
+    """
 
     name: str
     checkpoint: str
-    mode: str  # chat or completion
+    mode: str
     answers: tuple[Answer, ...]
-    numbers: dict[str, float]  # measure, or "measure:text" of one text
+    numbers: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same prompts and texts, several models. over_time: they are the checkpoints of one run, in order."""
+    """Several models on the same prompts and texts.
+
+    drawn: how the answers were decoded, in words. same_tokens: whether all models read texts as the same tokens.
+    over_time: whether the models are the checkpoints of one run, in order.
+    """
 
     prompts: tuple[str, ...]
     models: tuple[Compared, ...]
-    drawn: str  # how answers were drawn, in words
-    same_tokens: bool = True  # whether all read texts as the same tokens
+    drawn: str
+    same_tokens: bool = True
     over_time: bool = False
     remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an answer. kind: same, new (not in the other text), or gone (the other's words are left out here)."""
+    """A piece of an answer. kind: same, new (not in the other text) or gone (words of the other text left out here)."""
 
     text: str
     kind: str
 
 
 def differences(first: str, other: str) -> list[Part]:
-    """Return `other` in pieces: what it has in common with `first`, word by word, and what it has not."""
+    """Return `other` in pieces: what it shares with `first`, word by word, and what it does not."""
     one, two = _WORD.findall(first), _WORD.findall(other)
     left, right = [word.strip() for word in one], [word.strip() for word in two]
     same = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     parts = [Part("".join(two[:same]), "same")] if same else []
     rest = difflib.SequenceMatcher(None, left[same:], right[same:], autojunk=False)
-    if len(left) + len(right) > 2 * LONG or (left[same:] and right[same:] and rest.ratio() < LIKE):
+    if len(left) + len(right) > 2 * LONG or (left[same:] and right[same:] and rest.ratio() < SIMILAR):
         return [*parts, Part("".join(two[same:]), "new")]
     for kind, _, _, start, end in rest.get_opcodes():
         text = "".join(two[same + start : same + end])
@@ -102,108 +110,101 @@ def differences(first: str, other: str) -> list[Part]:
 
 
 def verdict(first: Answer, other: Answer, name: str) -> str:
-    """Return in words how an answer differs from that of the model `name`."""
+    """Return how an answer differs from the answer of the model `name`, in words."""
     if first.problem or other.problem:
         return ""
     if first.text == other.text:
-        return f"the same as {name}"
+        return f"same as {name}"
     one, two = first.text.split(), other.text.split()
     if one and other.text and not two:
-        return f"white space only, unlike {name}"
+        return f"only whitespace, unlike {name}"
     if one == two:
-        return f"the words of {name}, spaced otherwise"
+        return f"same words as {name}, different whitespace"
     word = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
     if word == len(two):
-        return f"as {name}, but ends after word {word}" if word else f"empty, unlike {name}"
-    return f"differs from {name} from word {word + 1} on"
+        return f"same as {name}, but ends after word {word}" if word else f"empty, unlike {name}"
+    return f"differs from {name} starting at word {word + 1}"
 
 
 def reference_of(comparison: Comparison, number: int) -> int | None:
-    """Return which model one is held against: the first, or over time the one before; None for the first."""
+    """Return which model one is compared with: the first, or over time the one before; None for the first."""
     return None if number == 0 else number - 1 if comparison.over_time else 0
 
 
 def letters(comparison: Comparison) -> list[str]:
-    """Return what the models are called where there is little room: A, B ...; over time their names."""
+    """Return short names of the models: A, B ...; over time their full names."""
     if comparison.over_time:
         return [model.name for model in comparison.models]
     return [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(comparison.models))]
 
 
 def measures_of(comparison: Comparison) -> list[str]:
-    """Return what was measured of any of the models, in the order of MEASURES."""
+    """Return the measures of any of the models, in the order of MEASURES."""
     found = dict.fromkeys(key for model in comparison.models for key in model.numbers)
     rank = list(MEASURES)
-    return sorted(found, key=lambda key: (rank.index(key.partition(":")[0]),))
+    return sorted(found, key=lambda key: rank.index(key.partition(":")[0]))
 
 
 def label_of(key: str) -> str:
-    """Return a measure in words: "bits per byte, my-text.txt"."""
+    """Return the name of a measure: "bits per byte, my-text.txt"."""
     name, _, text = key.partition(":")
-    return MEASURES[name][0] + (f", {text}" if text else "")
+    return name_of(MEASURES[name]) + (f", {text}" if text else "")
 
 
 def best_of(comparison: Comparison, key: str) -> set[int]:
-    """Return the numbers of the models that are best in a measure: of several; none where none can be.
+    """Return the indices of the models that are best in a measure; empty where no value is better than another.
 
-    Nats a token are no measure between models whose tokens differ; bits per byte are.
+    The loss per token can't be compared between models with different tokens; bits per byte can.
     """
     name = key.partition(":")[0]
-    pick = MEASURES[name][1]
+    more_is_better = None if name in NOT_COMPARED else quantity(MEASURES[name]).more_is_better
     values = {i: model.numbers[key] for i, model in enumerate(comparison.models) if key in model.numbers}
-    if pick is None or len(set(values.values())) < 2 or (name == "loss" and not comparison.same_tokens):
+    if more_is_better is None or len(set(values.values())) < 2 or (name == "loss" and not comparison.same_tokens):
         return set()
-    best = pick(values.values())
+    best = (max if more_is_better else min)(values.values())
     return {i for i, value in values.items() if value == best}
 
 
-def written(key: str, value: float | None) -> str:
+def format_measure(key: str, value: float | None) -> str:
     """Return a measure's value for people."""
-    name = key.partition(":")[0]
-    if value is None:
-        return "-"
-    if name in SHARES:
-        return f"{100 * value:.1f} %"
-    if name == "parameters":
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if name in ("eval_completion_length", "tokens_per_second") else f"{value:.4f}"
+    return write(MEASURES[key.partition(":")[0]], value)
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write a comparison as its suffix says: .md or .json. UserError where it can't be."""
-    require_place(path)
+    """Write a comparison as .md or .json, by its suffix. UserError where it can't be written."""
+    require_writable(path)
     text = as_json(comparison) if path.suffix == ".json" else as_markdown(comparison)
     try:
         write_atomically(path, text)
     except OSError as error:
-        raise UserError(Problem(str(path), f"it can't be written: {error.strerror}")) from None
+        raise UserError(Problem(str(path), f"can't be written: {error.strerror}")) from None
 
 
-def require_place(path: Path) -> None:
-    """UserError for a file that is neither Markdown nor JSON, and for one that holds something else already."""
-    if path.suffix not in BEGINNINGS:
+def require_writable(path: Path) -> None:
+    """UserError unless the file can be written: a .md or .json that does not exist, or an earlier comparison."""
+    if path.suffix not in FILE_STARTS:
         raise UserError(
-            Problem("--out", "how to write this is not clear", value=path, allowed="a name.md or name.json")
+            Problem("--out", "the format is not clear from the file name", value=path, allowed="a name.md or name.json")
         )
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            begins = file.read(len(BEGINNINGS[path.suffix]))
+            start = file.read(len(FILE_STARTS[path.suffix]))
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(Problem(str(path), f"it can't be written: {error.strerror}")) from None
-    if begins != BEGINNINGS[path.suffix]:
-        why = "there is something else in this file, so it is not replaced"
-        raise UserError(Problem("--out", why, value=path, fix="Name another."))
+        raise UserError(Problem(str(path), f"can't be written: {error.strerror}")) from None
+    if start != FILE_STARTS[path.suffix]:
+        why = "the file exists and is not a comparison, so it is not overwritten"
+        raise UserError(Problem("--out", why, value=path, fix="Choose another name."))
 
 
 def as_json(comparison: Comparison) -> str:
-    """Return all of it as JSON."""
+    """Return the whole comparison as JSON."""
     return json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False) + "\n"
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Return all of it as Markdown: answers as they are, what differs in bold."""
+    """Return the whole comparison as Markdown: answers as they are, differences in bold."""
     names, models = letters(comparison), comparison.models
     lines = ["# Comparison", "", f"Answers: {comparison.drawn}.", ""]
     if not comparison.over_time:
@@ -214,17 +215,17 @@ def as_markdown(comparison: Comparison) -> str:
         lines += [_row(["", *names]), "|" + " --- |" * (len(models) + 1)]
         for key in measures:
             best = best_of(comparison, key)
-            cells = [written(key, model.numbers.get(key)) for model in models]
+            cells = [format_measure(key, model.numbers.get(key)) for model in models]
             lines.append(_row([label_of(key), *(f"**{c}**" if i in best else c for i, c in enumerate(cells))]))
         lines.append("")
     for number, prompt in enumerate(comparison.prompts):
         lines += ["## Prompt", "", f"<pre>{html.escape(prompt) or '(none)'}</pre>", ""]
         for i, model in enumerate(models):
             answer, against = model.answers[number], reference_of(comparison, i)
-            told = verdict(models[against].answers[number], answer, names[against]) if against is not None else ""
-            told = f"{answer.describe()}{'; ' + told if told else ''}"
-            head = f"**{names[i]}** ({'no answer' if answer.problem else told})"
             first = None if against is None else models[against].answers[number]
+            difference = verdict(first, answer, names[against or 0]) if first is not None else ""
+            details = f"{answer.describe()}{'; ' + difference if difference else ''}"
+            head = f"**{names[i]}** ({'no answer' if answer.problem else details})"
             lines += [head, "", f"<pre>{_marked(first, answer)}</pre>", ""]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What was measured of a checkpoint, kept with it: evaluations.jsonl, a line for each evaluation."""
+"""The evaluations of a checkpoint: evaluations.jsonl next to it, one line each, and how two of them compare."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FILE = "evaluations.jsonl"
 
 
 def evaluations_path(checkpoint: str | Path, *, root: Path = ROOT) -> Path:
-    """Return where the evaluations of a model are kept.
+    """Return the file with the evaluations of a model.
 
-    checkpoint: the folder of the weights, or a name on the Hub. In the run folder of a run's model, in the folder
-    itself of another's, under checkpoints/hub/ for a name.
+    checkpoint: the folder of the weights, or a name on the Hub. The file is in the run folder for a run's model, in
+    the model folder itself for any other, and under checkpoints/hub/ for a name.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -26,22 +26,22 @@ def evaluations_path(checkpoint: str | Path, *, root: Path = ROOT) -> Path:
 
 
 def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[str, Any]]:
-    """Return what was measured of a model, oldest first: of a run, of all its checkpoints."""
+    """Return the evaluations of a model, oldest first; of a run, those of all its checkpoints."""
     path = evaluations_path(checkpoint, root=root)
     rows = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 rows.append(json.loads(line))
-            except ValueError:  # a line that a crash cut off
+            except ValueError:  # a line cut off by a crash
                 continue
     return rows
 
 
-# Numbers that are the measuring's, not the model's.
+# Settings of an evaluation, among its numbers.
 SETTINGS = ("documents", "tokens", "bytes", "max_length", "prompts", "max_completion_length", "num_fewshot", "version")
 
-# What must be equal for two rows to be of the same. Speed is the machine's and its day's: it is not compared.
+# What must be equal for two measurements to be comparable. Speed depends on the machine: it is not compared.
 SAME = {
     "texts": ("fingerprint", "tokens", "max_length", "own"),
     "scores": ("path", "fingerprint", "prompts", "max_completion_length"),
@@ -50,52 +50,55 @@ SAME = {
 
 
 def flat_results(measured: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers by the names of run.json's results: eval_loss, perplexity, bits_per_byte of all texts, then
-    of each of several; those of the scores; of tasks by tasks/NAME/metric; of speed."""
+    """Yield an evaluation's numbers with the keys they have in run.json's results.
+
+    eval_loss, perplexity and bits_per_byte of all texts, then of each of several (eval_loss/PATH); the scores; tasks
+    as tasks/NAME/METRIC; speed.
+    """
     texts = measured.get("texts") or []
     if texts:
-        yield from _named(measured.get("total") or texts[0])
+        yield from _text_results(measured.get("total") or texts[0])
     for row in texts if len(texts) > 1 else ():
-        yield from ((f"{name}/{row['path']}", value) for name, value in _named(row))
+        yield from ((f"{name}/{row['path']}", value) for name, value in _text_results(row))
     yield from numbers_of(measured.get("scores") or {})
     for task, row in (measured.get("tasks") or {}).items():
         yield from ((f"tasks/{task}/{name}", value) for name, value in numbers_of(row))
     yield from ((name, value) for name, value in numbers_of(measured.get("speed") or {}) if "second" in name)
 
 
-def _named(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _text_results(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield "eval_loss", row["loss"]
     yield from ((name, row[name]) for name in ("perplexity", "bits_per_byte"))
 
 
 def numbers_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a row that are the model's, not the measuring's."""
+    """Yield the results in a row, without its settings."""
     for name, value in row.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in SETTINGS:
             yield name, value
 
 
 def data_of(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return path and fingerprint of the texts and the set of prompts of a measurement."""
+    """Return path and fingerprint of the texts and prompts of an evaluation."""
     rows = [*(measured.get("texts") or ()), *([measured["scores"]] if "scores" in measured else [])]
     return [{key: row[key] for key in ("path", "fingerprint")} for row in rows if row.get("fingerprint")]
 
 
 def with_before(measured: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a measurement, each of its rows with the last one of the same: {"time": when, name: number}.
+    """Return an evaluation, each row with its latest comparable one as "before": {"time": when, name: number}.
 
-    lines: what was kept with the checkpoint, oldest first. The same is: the same data, as much of it, with the same
+    lines: the evaluations of the checkpoint, oldest first. Comparable: the same data, as much of it, with the same
     settings.
     """
-    known = {
+    earlier = {
         key: {"time": line.get("time"), **dict(numbers_of(row))}
         for line in lines
         for key, row in _rows(line.get("measured") or line)
     }
-    rows = {id(row): known.get(key) for key, row in _rows(measured)}
+    before_row = {id(row): earlier.get(key) for key, row in _rows(measured)}
 
     def joined(row: Mapping[str, Any]) -> dict[str, Any]:
-        before = rows.get(id(row))
+        before = before_row.get(id(row))
         return {**row, "before": before} if before else dict(row)
 
     found = dict(measured)
@@ -110,7 +113,7 @@ def with_before(measured: Mapping[str, Any], lines: Sequence[Mapping[str, Any]])
 
 
 def _rows(measured: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
-    """Yield (what tells the same measurement, its row)."""
+    """Yield (what identifies comparable measurements, the row)."""
     rows = [("texts", None, row) for row in measured.get("texts") or ()]
     rows += [("tasks", name, row) for name, row in (measured.get("tasks") or {}).items()]
     rows += [("scores", None, measured["scores"])] if measured.get("scores") else []

@@ -20,7 +20,7 @@ ROOT = Path("checkpoints")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new, never a half."""
+    """Replace a file in one step: readers see the old text or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,7 +35,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk. Holds nothing but the path: every reading looks at the files."""
+    """One run on disk. Holds nothing but the path: every call reads the files."""
 
     path: Path
 
@@ -68,7 +68,7 @@ class RunFolder:
         return self.path / "steps"
 
     def facts(self) -> dict[str, Any]:
-        """Read run.json; {} where there is none yet."""
+        """Read run.json; {} if there is none yet."""
         try:
             return json.loads(self.run_json.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -82,7 +82,7 @@ class RunFolder:
         write_atomically(self.recipe_path, text)
 
     def status(self) -> str:
-        """done, stopped, failed, running, or interrupted where the process that ran it is gone."""
+        """Return done, stopped, failed, running, or interrupted if the process that ran it is gone."""
         facts = self.facts()
         status = facts.get("status", "unknown")
         if status == "running" and not _alive(facts.get("process", {})):
@@ -90,12 +90,12 @@ class RunFolder:
         return status
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         with open(self.metrics_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl; a last line that a crash cut off is left out."""
+        """Read metrics.jsonl; a last line cut off by a crash is skipped."""
         rows = []
         if self.metrics_path.exists():
             for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
@@ -106,7 +106,7 @@ class RunFolder:
         return rows
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics and samples of steps after `step`: they will be made again."""
+        """Delete metrics and samples of steps after `step`: a resumed run repeats them."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         write_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         if self.samples_path.exists():
@@ -130,7 +130,7 @@ class RunFolder:
 
 
 def this_process() -> dict[str, Any]:
-    """Return what tells whether the process that runs a run is still there."""
+    """Return what identifies this process, to find out later whether it is still running."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
 
 
@@ -145,23 +145,23 @@ def _start_time(pid: int) -> float | None:
 
 def _alive(process: Mapping[str, Any]) -> bool:
     if process.get("host") != socket.gethostname():
-        return True  # another machine's run on a shared disk: nothing says that it has ended
+        return True  # a run of another machine on a shared disk: it can't be checked
     started = _start_time(process.get("pid", -1)) if process.get("pid") else None
     return started is not None and abs(started - (process.get("started") or 0)) < 2.0
 
 
 def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunFolder:
-    """Make a new run folder; a name that is taken gets a number, so that no run is ever lost.
+    """Create a new run folder; a name that is taken gets a number, so that no run is lost.
 
-    overwrite: replace a run of that name instead, unless it is under way.
+    overwrite: replace the run of that name, unless it is running.
     """
     path = root / name
     if overwrite and path.exists():
         run = RunFolder(path)
         if not run.facts():
-            raise UserError(Problem(str(path), "this folder is no run of LLM Lab, so it is not replaced"))
+            raise UserError(Problem(str(path), "the folder is not an LLM Lab run, so it is not overwritten"))
         if run.status() == "running":
-            raise UserError(Problem(str(path), "this run is under way", fix="Give the new one another name."))
+            raise UserError(Problem(str(path), "the run is still running", fix="Choose another name for the new one."))
         shutil.rmtree(path)
     number = 1
     try:
@@ -174,11 +174,11 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
                 number += 1
                 path = root / f"{name}-{number}"
     except OSError as error:
-        raise UserError(Problem(str(path), f"the run folder can't be made: {error.strerror}")) from None
+        raise UserError(Problem(str(path), f"the run folder can't be created: {error.strerror}")) from None
 
 
 def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
-    """Return the runs that were asked for under a name, those that got a number too, oldest first."""
+    """Return the runs started under a name, including those that got a number, oldest first."""
     numbered = re.compile(re.escape(name) + r"-\d+")
     found = [
         run
@@ -195,9 +195,9 @@ def list_runs(root: Path = ROOT) -> list[RunFolder]:
 
 
 def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
-    """Return the Hugging Face folder that a user means: a run, its name, model/, or checkpoint-N.
+    """Return the Hugging Face folder that a user means: given a run, its name, model/, or checkpoint-N.
 
-    UserError where nothing there can be loaded.
+    UserError if there is nothing to load.
     """
     given = Path(path).expanduser()
     candidates = [given] if given.exists() else [given, root / given]
@@ -208,16 +208,16 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     existing = next((c for c in candidates if c.exists()), None)
     if existing is not None and (file := _gguf_file(existing)):
         source = _source_of(existing)
-        fix = f"Take what it was made from: {source}" if source else "Take the model that it was made from."
-        why = f"{file.name} is a GGUF file, for llama.cpp, Ollama and LM Studio; here Hugging Face folders are opened"
+        fix = f"Use the model it was made from: {source}" if source else "Use the model it was made from."
+        why = f"{file.name} is a GGUF file, for llama.cpp, Ollama and LM Studio; LLM Lab loads Hugging Face folders"
         raise UserError(Problem(str(path), why, fix=fix))
     if existing is not None:
-        why, fix = "no model was saved here yet", "`llm-lab list runs` shows what there is."
+        why, fix = "no model has been saved here yet", "`llm-lab list runs` lists the runs."
         stage = stage_of(RunFolder(existing).facts())
         if stage is not None and stage.makes is None:
-            why, fix = "this run measured a model and made none", f"Take what it measured: {_source_of(existing)}"
+            why, fix = "the run evaluated a model and made none", f"Use the model it evaluated: {_source_of(existing)}"
         if existing.is_file():
-            why, fix = "this is a file, and a model is a folder", "Name a run, or the folder that config.json is in."
+            why, fix = "this is a file, but a model is a folder", "Name a run, or the folder with config.json."
         raise UserError(Problem(str(path), why, fix=fix))
     from llm_lab.errors import did_you_mean
 
@@ -225,22 +225,22 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     raise UserError(
         Problem(
             str(path),
-            "there is no such checkpoint",
+            "no such checkpoint",
             fix=did_you_mean(str(path), [*names, *(Path(n).name for n in names)])
-            or "`llm-lab list runs` shows what there is.",
+            or "`llm-lab list runs` lists the runs.",
         )
     )
 
 
 def _gguf_file(path: Path) -> Path | None:
-    """Return the GGUF file that a path is, or that an export's folder or run holds."""
+    """Return the GGUF file at a path: the file itself, or the one in an export's folder or run."""
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     return next((file for folder in (path, path / "gguf") for file in sorted(folder.glob("*.gguf"))), None)
 
 
 def _source_of(path: Path) -> str | None:
-    """Return the model that the run around an exported file was made from."""
+    """Return the model from which an export was made."""
     for folder in (path if path.is_dir() else path.parent, *path.parents[:2]):
         if parent := RunFolder(folder).facts().get("parent"):
             return parent.get("path")
@@ -248,7 +248,7 @@ def _source_of(path: Path) -> str | None:
 
 
 def find_checkpoint(name: str, *, root: Path = ROOT) -> str:
-    """Return the Hugging Face folder that a user means, or the name itself where it can only be one of the Hub's."""
+    """Return the Hugging Face folder that a user means, or the name itself if it can only be a name on the Hub."""
     local = Path(name).expanduser()
     looks_like_hub = name.count("/") == 1 and not local.exists() and not name.startswith((".", "~", "/"))
     if not looks_like_hub or (root / name).exists() or name.startswith(f"{root}/"):
@@ -261,7 +261,7 @@ def _model_folders(path: Path) -> Iterator[Path]:
         return
     run = RunFolder(path)
     for stage in reversed(run.stages()):
-        yield from (folder for folder in _model_folders(stage.path) if not is_judge(folder))
+        yield from (folder for folder in _model_folders(stage.path) if not is_reward_model(folder))
     yield run.model_path
     yield path
     for _, folder in reversed(run.checkpoints()):
@@ -269,23 +269,28 @@ def _model_folders(path: Path) -> Iterator[Path]:
 
 
 def run_of(folder: str | Path) -> RunFolder | None:
-    """Return the run that a model's folder belongs to: model/, steps/checkpoint-N or the run folder itself."""
+    """Return the run that a folder belongs to: model/, steps/checkpoint-N or the run folder itself."""
     folder = Path(folder)
     return next((RunFolder(path) for path in (folder, *folder.parents[:2]) if (path / "run.json").is_file()), None)
 
 
-def is_judge(folder: Path) -> bool:
-    """Tell whether a folder holds a reward model, which can't be talked to."""
-    for name, key, judge in (
+def is_reward_model(folder: Path) -> bool:
+    """Whether a folder holds a reward model, which scores text and can't generate any."""
+    for name, key, mark in (
         ("config.json", "architectures", "ForSequenceClassification"),
         ("adapter_config.json", "task_type", "SEQ_CLS"),
     ):
         try:
-            if judge in str(json.loads((folder / name).read_text(encoding="utf-8")).get(key)):
+            if mark in str(json.loads((folder / name).read_text(encoding="utf-8")).get(key)):
                 return True
         except (OSError, ValueError, AttributeError):
             continue
     return False
+
+
+def slug(text: str, default: str = "") -> str:
+    """Return a text as a name for a file, a run or a repository: letters, digits and ._- only, at most 80."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or default
 
 
 def now() -> float:

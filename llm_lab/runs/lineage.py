@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: back through what each run began with, to scratch or to a model of others."""
+"""The lineage of a checkpoint: from run to run, back to scratch or to a model from elsewhere."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SAME, CHANGED, GONE, UNRECORDED = "same", "changed", "gone", "unrecorded"
 
 @dataclass(frozen=True)
 class Link:
-    """What a run took from elsewhere.
+    """A model that a run used.
 
-    key: where the recipe names it: model.checkpoint, dpo.reference, rewards.0.model ... place: what was named, as it
-    was recorded. state: "same" where its weights are still those that were recorded, "changed", "gone", or
-    "unrecorded" where no digest tells (a name on the Hub, or a record of before).
+    key: the recipe key that names it: model.checkpoint, dpo.reference, rewards.0.model ... place: its recorded name.
+    state: "same" if its weights are still the recorded ones, "changed", "gone", or "unrecorded" if there is no digest
+    to compare with (a name on the Hub, or an older record).
     """
 
     key: str
@@ -40,10 +40,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Node:
-    """One model of a line: the result of a run, a folder that no run of ours made, or a name on the Hub.
+    """One model of a lineage: the result of a run, a folder from elsewhere, or a name on the Hub.
 
     place: the folder of the weights, or the name. step: of a checkpoint within a run, else None. parent: None for a
-    model that began from scratch, and for one of others.
+    model trained from scratch, and for one from elsewhere.
     """
 
     place: str
@@ -56,12 +56,12 @@ class Node:
 
     @property
     def stage(self) -> str | None:
-        """The stage that made it, or None where no run of ours did."""
+        """The stage that made it, or None if no run did."""
         return self.facts.get("stage") if self.run else None
 
     @property
     def name(self) -> str:
-        """What it is called for short: the run's folder, or its place."""
+        """Its short name: the run's folder, or its place."""
         return str(self.run.path) if self.run else self.place
 
     @property
@@ -70,29 +70,29 @@ class Node:
 
 
 def trace(folder: str | Path, *, digest_of: Digest, root: Path = ROOT) -> Node:
-    """Return a model with all that it comes from.
+    """Return a model with its whole lineage.
 
-    folder: of its weights (or the run's own, or a name on the Hub). digest_of: returns the digest of a folder's
-    weights; one that returns None leaves every link unrecorded.
+    folder: of its weights (or its run, or a name on the Hub). digest_of: returns the digest of a folder's weights; if
+    it returns None, every link is unrecorded.
     """
     return _trace(str(folder), digest_of, root, ())
 
 
 def find_traced(checkpoint: str | Path, *, root: Path = ROOT) -> str:
-    """Return what a user means by a checkpoint: a folder of weights, a run that left none, or a name on the Hub.
+    """Return what a user means by a checkpoint: a folder of weights, a run without a model, or a name on the Hub.
 
-    UserError where there is no such thing.
+    UserError if it does not exist.
     """
     given = Path(checkpoint).expanduser()
     for folder in (given, root / given):
         facts = RunFolder(folder).facts()
         if facts.get("stage") and not any((folder / "model").glob("*config.json")):
-            return str(folder)  # an evaluation, an export for others, or a run that saved nothing yet
+            return str(folder)  # an evaluation, a GGUF export, or a run that has saved nothing yet
     return find_checkpoint(str(checkpoint), root=root)
 
 
 def line_of(node: Node) -> tuple[Node, ...]:
-    """Return every model of a line once, each after those that it comes from; the last is the given one."""
+    """Return every model of a lineage once, each after those it was made from; the given one is last."""
     found: dict[str, Node] = {}
 
     def visit(one: Node) -> None:
@@ -106,7 +106,7 @@ def line_of(node: Node) -> tuple[Node, ...]:
 
 
 def main_line(node: Node) -> tuple[Node, ...]:
-    """Return the models that a model was trained on from, the root first; side branches are left out."""
+    """Return the chain of models from the root to this one; without side branches such as references."""
     line = [node]
     while line[-1].parent is not None and line[-1].parent.node is not None:
         line.append(line[-1].parent.node)
@@ -114,9 +114,9 @@ def main_line(node: Node) -> tuple[Node, ...]:
 
 
 def describe_line(run: RunFolder) -> str:
-    """Return a run's line on one line: where it began, and the runs up to this one. Weights are not read."""
+    """Return a run's lineage on one line: its start, and the runs up to this one. Weights are not read."""
     line = main_line(trace(run.path, digest_of=lambda folder: None))
-    names = [f"{node.stage} ({node.name})" if node.run else f"{node.place} (not made here)" for node in line]
+    names = [f"{node.stage} ({node.name})" if node.run else f"{node.place} (external)" for node in line]
     if line[0].parent is not None:
         names.insert(0, f"{line[0].parent.place} (gone)")
     elif line[0].stage == PRETRAIN.name:
@@ -138,7 +138,7 @@ def files_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def file_digest(path: str | Path) -> str | None:
-    """Return the SHA-256 of a file, or None where there is none."""
+    """Return the SHA-256 of a file, or None if it can't be read."""
     try:
         return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
     except OSError:
@@ -148,7 +148,7 @@ def file_digest(path: str | Path) -> str | None:
 def _trace(place: str, digest_of: Digest, root: Path, seen: tuple[str, ...]) -> Node:
     folder = Path(place).expanduser()
     run = run_of(folder) if folder.is_dir() else None
-    if run is None or not run.facts().get("stage"):  # a pipeline's own folder made no model
+    if run is None or not run.facts().get("stage"):  # a pipeline's own folder holds no model
         return Node(place, None, None, {}, tuple(evaluations_of(place, root=root)), _base(folder, digest_of, root), ())
     facts = run.facts()
     match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
@@ -170,7 +170,7 @@ def _trace(place: str, digest_of: Digest, root: Path, seen: tuple[str, ...]) -> 
 
 
 def _base(folder: Path, digest_of: Digest, root: Path) -> Link | None:
-    """Return the base of an adapter that no run of ours made."""
+    """Return the base of an adapter from elsewhere."""
     name = (read_object(folder / CONFIG) or {}).get("base_model_name_or_path")
     digest = (read_object(folder / BASE_RECORD) or {}).get("digest")
     return _link(PARENT, name, digest, folder, digest_of, root, ()) if name else None
@@ -188,12 +188,12 @@ def _link(
     state = UNRECORDED if digest is None or now is None else SAME if now == digest else CHANGED
     run = run_of(folder) if folder.is_dir() else None
     if run is not None and str(run.path.resolve()) in seen:
-        return Link(key, name, CHANGED, None)  # the run that it came from was replaced by what came of it
+        return Link(key, name, CHANGED, None)  # a loop: the parent was overwritten by a descendant
     return Link(key, name, state, _trace(place, digest_of, root, seen))
 
 
 def _find(name: str, digest: str | None, near: Path, digest_of: Digest, root: Path) -> str | None:
-    """Return where a model is now, which may have moved along with the run that names it; None where it is gone."""
+    """Return where a model is now (it may have moved together with the run that names it); None if it is gone."""
     given = Path(name).expanduser()
     for candidate in (given, *places_after_move(near, given)):
         if not candidate.is_dir():

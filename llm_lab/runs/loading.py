@@ -1,4 +1,4 @@
-"""How a folder of a model is loaded: which kind it is, and the lines of code that others need."""
+"""What a model folder holds, and the code that loads it."""
 
 from __future__ import annotations
 
@@ -9,32 +9,36 @@ from typing import Any
 
 from llm_lab.estimate.compatibility import what_loads
 
-from .folder import is_judge
+from .folder import is_reward_model
 
 NATIVE, OWN_CODE, ADAPTER, GGUF = "native", "own code", "adapter", "gguf"
 TRUST = ", trust_remote_code=True"
-# The Hub's own names of what loads them.
+# The Hub's names for the libraries that load them.
 LIBRARIES = {NATIVE: "transformers", OWN_CODE: "transformers", ADAPTER: "peft", GGUF: "gguf"}
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What lies in a folder that others load. config: its config.json, {} where there is none."""
+    """A folder with a model, an adapter or a GGUF file.
+
+    config: its config.json, {} without one. has_chat_template: whether it takes conversations. base: of an adapter,
+    as its own config names it.
+    """
 
     path: Path
     kind: str
     config: dict[str, Any]
-    judges: bool
-    chats: bool
-    base: str | None  # of an adapter, as its own config names it
+    is_reward_model: bool
+    has_chat_template: bool
+    base: str | None
 
     @property
     def gguf_files(self) -> list[str]:
         return sorted(file.name for file in self.path.glob("*.gguf"))
 
 
-def look_at_folder(path: Path) -> ModelFolder:
-    """Tell what a folder holds by its files."""
+def inspect_folder(path: Path) -> ModelFolder:
+    """Return what a folder holds, from its files only."""
     config, adapter = _read(path / "config.json"), _read(path / "adapter_config.json")
     tokenizer = _read(path / "tokenizer_config.json")
     if any(path.glob("*.gguf")):
@@ -43,25 +47,27 @@ def look_at_folder(path: Path) -> ModelFolder:
         kind = ADAPTER
     else:
         kind = OWN_CODE if config.get("auto_map") else NATIVE
-    chats = bool(tokenizer.get("chat_template")) or (path / "chat_template.jinja").is_file()
+    has_chat_template = bool(tokenizer.get("chat_template")) or (path / "chat_template.jinja").is_file()
     if kind == GGUF:
-        chats = "tokenizer.chat_template" in _open_gguf(path).fields
-    return ModelFolder(path, kind, config, is_judge(path), chats, adapter.get("base_model_name_or_path"))
+        has_chat_template = "tokenizer.chat_template" in _open_gguf(path).fields
+    return ModelFolder(
+        path, kind, config, is_reward_model(path), has_chat_template, adapter.get("base_model_name_or_path")
+    )
 
 
 def describe_form(folder: ModelFolder) -> str:
-    """Return in words what loads the folder."""
+    """Return in words what the folder is, and what loads it."""
     if folder.kind == ADAPTER:
-        return "a LoRA adapter, for PEFT: it goes onto its base"
+        return "LoRA adapter (PEFT); needs its base model"
     if folder.kind == GGUF:
-        return "a GGUF file, for llama.cpp and what is built on it"
+        return "GGUF, for llama.cpp and programs based on it"
     return what_loads(folder.config).native_reason if folder.config else ""
 
 
 def count_parameters(path: Path) -> int | None:
-    """Return how many numbers the folder's GGUF file or safetensors hold, by their headers; None without either."""
+    """Return the number of weights in the folder's GGUF file or safetensors; None without either."""
     if any(path.glob("*.gguf")):
-        # What divides the frequencies of stretched positions is computed, not learnt.
+        # The frequency divisors of scaled RoPE are computed, not trained.
         tensors = [tensor for tensor in _open_gguf(path).tensors if tensor.name != "rope_freqs.weight"]
         return sum(int(tensor.n_elements) for tensor in tensors)
     total, files = 0, sorted(path.glob("*.safetensors"))
@@ -84,17 +90,17 @@ def _open_gguf(path: Path) -> Any:
 
 
 def loading_code(folder: ModelFolder, name: str, *, in_transformers: bool = False) -> list[tuple[str, str]]:
-    """Return (language, code) of what loads it. name: where it is: a folder, or a name on the Hub.
+    """Return (language, code) pairs that load and run it.
 
-    in_transformers: of GGUF, whether Transformers reads this file as the same model.
+    name: a folder or a name on the Hub. in_transformers: whether Transformers reads the GGUF file as the same model.
     """
     if folder.kind == GGUF:
         return _gguf_code(folder, name, in_transformers)
     if folder.kind == ADAPTER:
-        kind = "SequenceClassification" if folder.judges else "CausalLM"
+        kind = "SequenceClassification" if folder.is_reward_model else "CausalLM"
         own_code = bool(folder.base and _read(Path(folder.base).expanduser() / "config.json").get("auto_map"))
         return [("python", _python(f"AutoPeftModelFor{kind}", "peft", name, folder, TRUST if own_code else ""))]
-    kind = "AutoModelForSequenceClassification" if folder.judges else "AutoModelForCausalLM"
+    kind = "AutoModelForSequenceClassification" if folder.is_reward_model else "AutoModelForCausalLM"
     trust = TRUST if folder.kind == OWN_CODE else ""
     return [("python", _python(kind, "transformers", name, folder, trust))]
 
@@ -103,36 +109,36 @@ def _python(loader: str, library: str, name: str, folder: ModelFolder, trust: st
     ours = [loader] if library == "transformers" else []
     lines = [f"from {library} import {loader}"] if library != "transformers" else []
     lines += [f"from transformers import {', '.join(sorted([*ours, 'AutoTokenizer']))}", ""]
-    # Without the word, the library asks on the terminal before it reads the tokenizer of a model with its own code.
-    told = trust if folder.kind == OWN_CODE else ""
-    lines += [f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(name)}{told})"]
+    # Without it, Transformers asks on the terminal before it loads the tokenizer of a model with custom code.
+    tokenizer_trust = trust if folder.kind == OWN_CODE else ""
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(name)}{tokenizer_trust})"]
     lines += [f"model = {loader}.from_pretrained({json.dumps(name)}{trust})"]
     return "\n".join([*lines, *_use(folder)])
 
 
 def _use(folder: ModelFolder) -> list[str]:
-    if folder.judges:
-        if folder.chats:
-            talk = '[{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]'
+    if folder.is_reward_model:
+        if folder.has_chat_template:
+            conversation = '[{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]'
             return [
-                f"talk = {talk}",
-                'inputs = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)',
+                f"messages = {conversation}",
+                'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)',
                 "print(model(**inputs).logits)",
             ]
         return ['inputs = tokenizer("2 + 2 = 4", return_tensors="pt")', "print(model(**inputs).logits)"]
-    if folder.chats:
+    if folder.has_chat_template:
         inputs = [
-            'talk = [{"role": "user", "content": "Hello!"}]',
+            'messages = [{"role": "user", "content": "Hello!"}]',
             "inputs = tokenizer.apply_chat_template(",
-            '    talk, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
             ")",
         ]
     else:
         inputs = ['inputs = tokenizer("Once upon a time", return_tensors="pt")']
     return [
         *inputs,
-        "written = model.generate(**inputs, max_new_tokens=50)",
-        "print(tokenizer.decode(written[0], skip_special_tokens=True))",
+        "output = model.generate(**inputs, max_new_tokens=50)",
+        "print(tokenizer.decode(output[0], skip_special_tokens=True))",
     ]
 
 
@@ -140,13 +146,13 @@ def _gguf_code(folder: ModelFolder, name: str, in_transformers: bool) -> list[tu
     file = folder.gguf_files[0]
     here = name == "."
     where = f"-m {file}" if here else f"-hf {name} --hf-file {file}"
-    how = "-cnv" if folder.chats else '-p "Once upon a time" -no-cnv'
+    how = "-cnv" if folder.has_chat_template else '-p "Once upon a time" -no-cnv'
     opened = (
         f"Llama({json.dumps(file)})"
         if here
         else f"Llama.from_pretrained({json.dumps(name)}, filename={json.dumps(file)})"
     )
-    if folder.chats:
+    if folder.has_chat_template:
         ask = 'llm.create_chat_completion([{"role": "user", "content": "Hello!"}], max_tokens=50)'
     else:
         ask = 'llm("Once upon a time", max_tokens=50)'

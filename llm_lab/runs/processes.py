@@ -1,7 +1,7 @@
-"""The processes of one run: how they start, who writes, and who waits for whom.
+"""The processes of one run: starting them, synchronizing them, and the peak of their memory.
 
-They know each other by the variables that torchrun sets, so torchrun can start them too. With one process
-nothing here does anything, and torch is not imported.
+They find each other through the variables that torchrun sets, so torchrun can start them too. With one process the
+functions do nothing, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-# Others wait while the first makes tokens of a large text; where one fails, whoever started them ends all.
+# The others wait while the first process tokenizes a large text; if one fails, the parent ends all of them.
 PATIENCE = timedelta(days=1)
 STOPPED = 130
 GRACE_SECONDS = 10.0
@@ -28,15 +28,15 @@ GRACE_SECONDS = 10.0
 def start_processes(command: Sequence[str], count: int) -> int:
     """Run a command in `count` processes on this machine; returns the first exit code that is not 0.
 
-    torchrun would do, but answers Ctrl-C by ending its processes: here they get the signal once, and the
-    time that they need to save. Where one fails the others are ended.
+    Unlike torchrun, which kills its processes on Ctrl-C, this passes the signal on once and waits until they have
+    saved. If one fails, the others are ended.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     everyone = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     everyone |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    # As torchrun does: N processes of all cores each would stand in each other's way.
+    # As torchrun does: N processes with a thread per core each would slow each other down.
     everyone.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     processes: list[subprocess.Popen] = []
 
@@ -47,7 +47,7 @@ def start_processes(command: Sequence[str], count: int) -> int:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for rank in range(count):
-            # A session of their own: the terminal's Ctrl-C would reach them beside the one passed on.
+            # A session of their own: the terminal's Ctrl-C would reach them in addition to the signal passed on.
             process = subprocess.Popen(
                 list(command),
                 env={**everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -72,7 +72,7 @@ def _wait(processes: Sequence[subprocess.Popen]) -> int:
         if None not in codes:
             return failed[0] if failed else 0
         if any(code != STOPPED for code in failed):
-            # The others wait for the one that is gone.
+            # The others wait for the failed one forever.
             ends = ends or time.monotonic() + GRACE_SECONDS
             if time.monotonic() > ends:
                 for process in processes:
@@ -81,18 +81,18 @@ def _wait(processes: Sequence[subprocess.Popen]) -> int:
 
 
 def process_count() -> int:
-    """How many processes work on this run."""
+    """Return the number of processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Tell whether this process is the one that writes."""
+    """Whether this process is the one that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def connected(device: str) -> Iterator[None]:
-    """Connect the processes; Trainer finds the connection and uses it."""
+    """Connect the processes; Trainer uses the connection."""
     if process_count() == 1:
         yield
         return
@@ -106,13 +106,13 @@ def connected(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # What still holds the connection in a cycle (DDP's wrapper does) would tear it down at exit, and abort.
+        # A reference cycle (in DDP's wrapper) would keep the connection until exit, where closing it aborts.
         gc.collect()
         torch.distributed.destroy_process_group()
 
 
 def from_first_process(value: Any) -> Any:
-    """Return what the first process has."""
+    """Return the first process's value in every process."""
     if process_count() == 1:
         return value
     import torch
@@ -123,12 +123,12 @@ def from_first_process(value: Any) -> Any:
 
 
 def wait_for_all() -> None:
-    """Go on only when every process is here."""
+    """Wait until every process is here."""
     any_process(False)
 
 
 def any_process(happened: bool) -> bool:
-    """Tell every process whether something happened in one of them."""
+    """Return, in every process, whether something happened in any of them."""
     if process_count() == 1:
         return happened
     import torch
@@ -140,7 +140,7 @@ def any_process(happened: bool) -> bool:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the first process do the work, and the others find it done (on disk, in a cache)."""
+    """Let the first process do the work, and the others find it done afterwards (on disk, in a cache)."""
     if not is_first_process():
         wait_for_all()
     yield
@@ -151,19 +151,22 @@ def first_process_first() -> Iterator[None]:
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def forget_peak_memory(device: str) -> None:
-    """Begin to watch anew, so that an earlier stage's peak is not taken for this one's."""
+def reset_peak_memory(device: str) -> None:
+    """Reset the peak, so that an earlier stage does not count."""
     if device == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats()
         return
     with contextlib.suppress(OSError):
-        _CLEAR.write_text("5")  # Linux: sets the high-water mark to what is held now
+        _CLEAR.write_text("5")  # Linux: resets the high-water mark
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Return the peak since the last forget_peak_memory (where the system can't forget: of the process)."""
+    """Return the peak since reset_peak_memory, in bytes: of GPU tensors, or of the process.
+
+    Where the system can't reset it, the peak of the whole process.
+    """
     if device == "cuda":
         import torch
 

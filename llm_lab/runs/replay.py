@@ -1,29 +1,27 @@
-"""A checkpoint's whole line as one pipeline that makes it again, and whether what came out is the same."""
+"""Retrain a checkpoint: its whole lineage as one pipeline, and how the result compares with the original."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.estimate.formatting import decimal
 from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.registry import PipelineRecipe
 
-from .describe import OF_THE_MACHINE
-from .folder import ROOT, RunFolder, write_atomically
+from .folder import ROOT, RunFolder, slug, write_atomically
+from .glossary import OF_THE_MACHINE, name_of, write
 from .lineage import CHANGED, GONE, PARENT, UNRECORDED, Digest, Link, Node, file_digest, find_traced, line_of, trace
 
-STAGE = "stage:"  # how a pipeline's recipe names the result of one of its stages
-HEADER = "Made by `llm-lab replay`: the whole line of"
+STAGE = "stage:"  # how a pipeline refers to the result of one of its stages
+HEADER = "Made by `llm-lab replay`"
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A line as a pipeline: its recipe, the runs that it makes again by the names of their stages, and what to mind."""
+    """A lineage as a pipeline. runs: the original of each stage, by stage name. remarks: what may change the result."""
 
     recipe: Mapping[str, Any]
     target: Node
@@ -33,7 +31,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What became of one run when it was made again. same: None where it has no weights to hold against each other."""
+    """How one retrained run compares with the original. same: None if there are no weights to compare."""
 
     stage: str
     same: bool | None
@@ -41,26 +39,27 @@ class StageOutcome:
 
 
 def compose(checkpoint: str | Path, *, name: str | None, digest_of: Digest, root: Path = ROOT) -> Replay:
-    """Return the pipeline that makes a checkpoint again, from the beginning of its line.
+    """Return the pipeline that retrains a checkpoint from the start of its lineage.
 
-    A checkpoint within a run is made again by the whole of its run. UserError where no run of ours made it, and
-    where a part of the line is gone; all that is missing is told.
+    For a checkpoint within a run, the whole run is repeated. UserError if no run made it, or if parts of the lineage
+    are gone; it lists everything that is missing.
     """
     target = trace(find_traced(checkpoint, root=root), digest_of=digest_of, root=root)
     line = line_of(target)
     problems = list(_missing(line, target, digest_of))
     if target.run is None:
-        why = "no run of LLM Lab made it, so there is no recipe to replay"
+        why = "no LLM Lab run made it, so there is no recipe to replay"
         problems.insert(0, Problem(str(checkpoint), why))
-    if problems:
+    if problems or target.run is None:
         raise UserError(*problems)
     labels = _labels(line)
-    recipe = {"name": name or _name(target, root), "stages": []}
+    stages: list[dict[str, Any]] = []
     runs: dict[str, RunFolder] = {}
     for node in line:
         if node.run is not None and (label := labels[node.run.path]) not in runs:
             runs[label] = node.run
-            recipe["stages"].append(_stage(node, label, labels))
+            stages.append(_stage(node, node.run, label, labels))
+    recipe = {"name": name or _name(target.run, root), "stages": stages}
     return Replay(recipe, target, runs, tuple(dict.fromkeys(_remarks(line, target))))
 
 
@@ -68,27 +67,30 @@ def _missing(line: Iterable[Node], target: Node, digest_of: Digest) -> Iterator[
     for node in line:
         for link in node.links:
             if link.state == GONE or link.node is None:
-                why = f"{node.name} came from it, and it is gone" if link.key == PARENT else f"{node.name} needs it"
-                yield Problem(link.place, f"{why} ({link.key})", fix="Put it back, and replay then.")
-        if node.run is not None and not node.run.recipe_path.is_file():
-            yield Problem(str(node.run.recipe_path), "there is no such file: nothing says how the run was made")
-        if node.step is not None and node is not target and not _is_its_end(node, digest_of):
-            why = f"the line goes on from within {node.run.path}, and a pipeline goes on from the end of its stages"
-            yield Problem(node.place, why, fix="Replay its run alone, and go on from its checkpoint by hand.")
+                why = f"missing, but {node.name} {'was made from it' if link.key == PARENT else 'requires it'}"
+                yield Problem(link.place, f"{why} ({link.key})", fix="Restore it, then replay.")
+        if node.run is None:
+            continue
+        if not node.run.recipe_path.is_file():
+            yield Problem(str(node.run.recipe_path), "no such file: the recipe of the run is missing")
+        if node.step is not None and node is not target and not _is_final(node, node.run, digest_of):
+            why = f"the lineage continues from inside {node.run.path}; a pipeline continues from final results"
+            yield Problem(node.place, why, fix="Replay that run alone, and continue from its checkpoint by hand.")
 
 
-def _is_its_end(node: Node, digest_of: Digest) -> bool:
-    end = digest_of(node.run.model_path) if node.run.model_path.is_dir() else None
-    return end is not None and end == digest_of(node.place)
+def _is_final(node: Node, run: RunFolder, digest_of: Digest) -> bool:
+    """Whether a checkpoint within a run has the weights of the run's result."""
+    final = digest_of(run.model_path) if run.model_path.is_dir() else None
+    return final is not None and final == digest_of(node.place)
 
 
 def _labels(line: Iterable[Node]) -> dict[Path, str]:
-    """Return the name of the stage that makes each run again."""
+    """Return the name of the stage that repeats each run."""
     labels: dict[Path, str] = {}
     for node in line:
         if node.run is None or node.run.path in labels:
             continue
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", node.run.path.name).strip("-._") or "stage"
+        label = slug(node.run.path.name, "stage")
         number = 1
         while (taken := label if number == 1 else f"{label}-{number}") in labels.values():
             number += 1
@@ -96,23 +98,23 @@ def _labels(line: Iterable[Node]) -> dict[Path, str]:
     return labels
 
 
-def _name(target: Node, root: Path) -> str:
-    path = target.run.path.resolve()
+def _name(run: RunFolder, root: Path) -> str:
+    path = run.path.resolve()
     inside = path.relative_to(root.resolve()).parts if path.is_relative_to(root.resolve()) else path.parts[-1:]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(inside)).strip("-._")[:80] + "-replay"
+    return slug("-".join(inside)) + "-replay"
 
 
-def _stage(node: Node, label: str, labels: Mapping[Path, str]) -> dict[str, Any]:
-    """Return a run's recipe as a stage, in which the results of other stages go by their names."""
-    values = read_recipe_file(node.run.recipe_path)
+def _stage(node: Node, run: RunFolder, label: str, labels: Mapping[Path, str]) -> dict[str, Any]:
+    """Return a run's recipe as a stage, which refers to the results of other stages by name."""
+    values = read_recipe_file(run.recipe_path)
     before = (values.get("model") or {}).get("checkpoint")
     if before is not None and values.get("tokenizer") == before:
-        del values["tokenizer"]  # the checkpoint's own: it is found again
+        del values["tokenizer"]  # the checkpoint's own tokenizer, which is the default
     for link in node.links:
-        if link.key == "base":
+        if link.key == "base" or link.node is None:
             continue
-        run = link.node.run
-        _put(values, link.key.split("."), STAGE + labels[run.path] if run is not None else link.node.place)
+        made_by = link.node.run
+        _put(values, link.key.split("."), STAGE + labels[made_by.path] if made_by else link.node.place)
     return {**values, "name": label}
 
 
@@ -123,9 +125,9 @@ def _put(values: Any, steps: list[str], value: str) -> None:
 
 
 def _remarks(line: Iterable[Node], target: Node) -> Iterator[str]:
-    """Tell what may make the replay come out otherwise than the original."""
+    """Yield what may make the replay differ from the original."""
     if target.step is not None:
-        yield f"checkpoint-{target.step} lies within its run: the run is replayed to its end, which passes there"
+        yield f"checkpoint-{target.step} is inside its run: the whole run is replayed"
     for node in line:
         for link in node.links:
             yield from _remarks_on(link, node)
@@ -133,12 +135,12 @@ def _remarks(line: Iterable[Node], target: Node) -> Iterator[str]:
             continue
         if node.run.status() != "done":
             step = (node.facts.get("results") or {}).get("step")
-            at = f" after step {step:,}" if step is not None else ""
-            yield f"{node.name} did not come to its end ({node.run.status()}{at}): it is replayed to its end"
+            at = f" at step {step:,}" if step is not None else ""
+            yield f"{node.name} is incomplete ({node.run.status()}{at}): it is replayed to the end"
         count = node.facts.get("processes", 1)
         if count > 1:
-            how = f"run the recipe with --nproc {count} for the same batches"
-            yield f"{node.name} was trained by {count} processes: {how}"
+            how = f"run the recipe with --nproc {count} to get the same batches"
+            yield f"{node.name} was trained with {count} processes: {how}"
         for key, file in (node.facts.get("references") or {}).items():
             is_file = key.endswith(".python") or key == "model.config"
             if is_file and file.get("digest") is not None and file_digest(file["path"]) != file["digest"]:
@@ -148,48 +150,48 @@ def _remarks(line: Iterable[Node], target: Node) -> Iterator[str]:
 def _remarks_on(link: Link, node: Node) -> Iterator[str]:
     other = link.node
     if other is not None and link.state == CHANGED:
-        yield f"{link.place}: its weights have changed since {node.name} was made from it"
+        yield f"{link.place}: the weights have changed since {node.name} was made from them"
     elif other is not None and other.run is None and link.state == UNRECORDED:
-        yield f"{link.place} was not made here, and nothing tells whether it is what it was"
+        yield f"{link.place} is external, and its weights were not recorded: they may have changed"
     elif other is not None and other.run is None:
-        yield f"{link.place} was not made here: it is taken as it is"
+        yield f"{link.place} is external: it is used as it is"
 
 
 def write_recipe(replay: Replay, folder: Path = Path("configs")) -> Path:
-    """Write the pipeline as configs/<name>.yaml, over one that an earlier replay wrote there.
+    """Write the pipeline as configs/<name>.yaml, over one from an earlier replay.
 
-    UserError where a file of another's has that name.
+    UserError if another file has that name.
     """
     path = folder / f"{replay.recipe['name']}.yaml"
     if path.exists() and HEADER not in path.read_text(encoding="utf-8", errors="replace"):
-        why = "there is a recipe of this name already, and it is not overwritten"
-        raise UserError(Problem(str(path), why, fix="Choose another with --name."))
-    header = (f"{HEADER} {replay.target.place}.", f"llm-lab run {path}")
+        why = "a recipe with this name exists, and it is not overwritten"
+        raise UserError(Problem(str(path), why, fix="Choose another name with --name."))
+    header = (f"{HEADER}: the lineage of {replay.target.place}.", f"llm-lab run {path}")
     write_atomically(path, to_yaml(dict(replay.recipe), PipelineRecipe, lambda key, text: None, header))
     return path
 
 
 def write_outcome(replay: Replay, outer: RunFolder, outcomes: Iterable[StageOutcome]) -> None:
-    """Keep in the replay's run.json what it was to be, and what it came to."""
+    """Record in the replay's run.json what it repeats and how it compares."""
     stages = {outcome.stage: {"same": outcome.same, "differences": outcome.differences} for outcome in outcomes}
     outer.update(replay={"of": replay.target.place, "stages": stages})
 
 
 def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words which versions, and which machine, differ between the run.json of two runs."""
-    told = []
+    """Return the versions, and the properties of the machine, that differ between two runs."""
+    changes = []
     known, new = before.get("versions") or {}, now.get("versions") or {}
     for name in dict.fromkeys([*known, *new]):
         if known.get(name) != new.get(name):
-            told.append(f"{name} {known.get(name, 'none')}, now {new.get(name, 'none')}")
+            changes.append(f"{name} {known.get(name, 'none')}, now {new.get(name, 'none')}")
     for key in ("machine", "device", "processes", "threads"):
         if key in before and before[key] != now.get(key):
-            told.append(f"{key} {before[key]}, now {now.get(key)}")
-    return told
+            changes.append(f"{key} {before[key]}, now {now.get(key)}")
+    return changes
 
 
 def compare(replay: Replay, outer: RunFolder, *, digest_of: Digest) -> tuple[StageOutcome, ...]:
-    """Hold what was made again against the original, run by run; a stage that has not run yet is left out."""
+    """Compare the replay with the original, run by run; stages that have not run yet are left out."""
     outcomes = []
     for label, run in replay.runs.items():
         again = RunFolder(outer.path / label)
@@ -224,11 +226,11 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
         if key in OF_THE_MACHINE or old == value or not isinstance(old, int | float):
             continue
         if not isinstance(value, int | float):
-            yield f"{key} was {decimal(old)}, and was not measured"
+            yield f"{name_of(key)} was {write(key, old)}, now not measured"
         else:
-            yield f"{key} {decimal(value)}, was {decimal(old)} ({value - old:+.3g})"
+            yield f"{name_of(key)} {write(key, value)}, was {write(key, old)} ({value - old:+.3g})"
     prints = [[source.get("fingerprint") for source in facts.get("data") or ()] for facts in (before, now)]
     for index, source in enumerate(before.get("data") or ()):
         if index < len(prints[1]) and prints[0][index] != prints[1][index]:
-            yield f"data.{index}: {source['path']} is not what it was"
+            yield f"data.{index}: {source['path']} has changed"
     yield from changed_versions(before, now)

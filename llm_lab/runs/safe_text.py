@@ -1,4 +1,4 @@
-"""Markdown in which what users wrote (paths, prompts, recipes) breaks nothing."""
+"""Text that is safe to publish: Markdown that user text can't break, without local paths and secrets."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def cell(text: str) -> str:
-    """Return a text that stays within one cell of a table."""
+    """Return a text that fits in one cell of a table."""
     return " ".join(plain(text).split()).replace("|", "\\|")
 
 
 def plain(text: str) -> str:
-    """Return a text of which nothing is taken for HTML; code in backticks stays as it is."""
+    """Return a text in which nothing is read as HTML; code in backticks is left as it is."""
     parts = re.split(r"(`[^`]*`)", str(text))
     return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
 def code(text: str) -> str:
-    """Return a text as code within a line."""
+    """Return a text as inline code."""
     return "`" + str(text).replace("`", "'") + "`"
 
 
 def fence(text: str, language: str = "") -> str:
-    """Return a text as a block of code, whatever backticks it holds."""
+    """Return a text as a block of code, whatever backticks it contains."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     marks = "`" * max(3, longest + 1)
     return f"{marks}{language}\n{text}\n{marks}\n"
@@ -46,9 +46,9 @@ HIDDEN = "***"
 
 
 def without_paths(text: str, known: Iterator[str] | tuple[str, ...] = ()) -> str:
-    """Return a text in which absolute paths have only their last part.
+    """Return a text in which absolute paths are shortened to their last part.
 
-    known: paths that stand in it, which may hold spaces.
+    known: paths in the text that may contain spaces.
     """
     for path in sorted(set(known), key=len, reverse=True):
         parts = [part for part in re.split(r"[/\\]", path) if part]
@@ -60,12 +60,12 @@ def without_paths(text: str, known: Iterator[str] | tuple[str, ...] = ()) -> str
 def _shorten(match: re.Match[str]) -> str:
     text = match.group()
     parts = [part for part in re.split(r"[/\\]", text) if part]
-    # "/compare" and the like are no paths that tell of a machine.
+    # "/compare" and the like are not local paths.
     return match["last"] if len(parts) > 1 or text.startswith("~") else text
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without the tokens and passwords of the environment, and without the Hub's."""
+    """Return a text without the tokens and passwords in the environment, and without Hub tokens."""
     for name, value in os.environ.items():
         if name.upper().endswith(_SECRET_NAMES) and len(value) >= 8:
             text = text.replace(value, HIDDEN)
@@ -73,12 +73,12 @@ def without_secrets(text: str) -> str:
 
 
 def is_absolute(path: str) -> bool:
-    """Tell whether a path begins at the root, a drive or a home folder."""
+    """Whether a path starts at the root, a drive or a home folder."""
     return path.startswith(("/", "~", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", path) is not None
 
 
 def texts_in(values: Any) -> Iterator[str]:
-    """Yield every text in nested values."""
+    """Yield every string in nested values."""
     if isinstance(values, Mapping):
         values = list(values.values())
     if isinstance(values, list | tuple):

@@ -21,7 +21,7 @@ from llm_lab.recipe.eval import EvalRecipe, EvalTasks, measures_itself
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
-from llm_lab.runs.folder import RunFolder, is_judge, now
+from llm_lab.runs.folder import RunFolder, is_reward_model, now
 from llm_lab.runs.processes import is_first_process
 from llm_lab.runs.report import keep_evaluation
 from llm_lab.training.loop import Result, describe_parent, find_local, set_seed_and_precision
@@ -65,7 +65,7 @@ def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool 
     """
     quiet_libraries()
     folder = find_local(recipe.model.checkpoint)
-    if is_judge(Path(folder)):
+    if is_reward_model(Path(folder)):
         why = "this is a reward model, which can't generate text"
         raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Use a model that generates text."))
     own: Own | None

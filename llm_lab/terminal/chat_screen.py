@@ -94,7 +94,7 @@ class _Screen:
     def show_header(self) -> None:
         self._say(one_line(self.session.name), "title")
         self._say(MODES[self.session.mode])
-        self._say("/help lists the commands. Ctrl-C stops a reply. Ctrl-D leaves.", "dim")
+        self._say("/help lists the commands. Ctrl-C stops a reply. Ctrl-D quits.", "dim")
 
     def _reply(self, text: str) -> None:
         if not text.strip() and (self.session.mode == "chat" or not self._interactive):
@@ -170,8 +170,8 @@ class _Screen:
         self._say("The conversation is empty; the settings are unchanged.", "good")
 
     def _do_compare(self, argument: str) -> None:
-        named = re.fullmatch(r'"([^"]+)"\s*(.*)|(\S+)\s*(.*)', argument, re.DOTALL)
-        name, text = (named[1], named[2]) if named[1] else (named[3], named[4])
+        quoted = re.fullmatch(r'"([^"]+)"\s*(.*)', argument, re.DOTALL)
+        name, text = (quoted[1], quoted[2]) if quoted else (argument.split()[0], " ".join(argument.split(None, 1)[1:]))
         found = self._side_by_side.compare(self.session, name, text, _show_notices(self._say))
         print_beside(found, self._console)
 

@@ -1,4 +1,4 @@
-"""Answers side by side with their differences marked, and the table of what was measured."""
+"""Answers side by side with their differences marked, and a table of measures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from llm_lab.runs.comparison import (
     Comparison,
     best_of,
     differences,
+    format_measure,
     label_of,
     letters,
     measures_of,
     reference_of,
     verdict,
-    written,
 )
 
 from .console import make_console, one_line, printable
@@ -24,43 +24,43 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-NARROWEST = 22  # columns of a terminal that an answer is still read well in
+NARROWEST = 22  # columns: an answer is hard to read in fewer
 STEP_WIDTH = 16
 MARK = "bold yellow"
-MODES = {"chat": "asked as a chat", "completion": "a base model, continues the text"}
+MODES = {"chat": "chat mode", "completion": "completion mode: continues the text"}
 SAME_OVER_TIME = ("parameters", "tokens_per_second", "agreement")
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print who is compared, every prompt's answers, the table, and the remarks."""
+    """Print the models, the answers to every prompt, the measures, and the remarks."""
     from rich.text import Text
 
     console = console or make_console()
     names = letters(comparison)
     if comparison.over_time:
-        console.print(Text(f"{len(names)} checkpoints, first to last; marked is what is new since the one before."))
+        console.print(Text(f"{len(names)} checkpoints, first to last. Differences from the previous one are marked."))
     else:
         for name, model in zip(names, comparison.models, strict=True):
             line = Text.assemble((f"{name}  ", "title"), one_line(model.name), (f"  {MODES[model.mode]}", "dim"))
             console.print(line, overflow="fold")
-        console.print(Text("Marked is what differs from A, word by word. " + _signs(console), style="dim"))
+        console.print(Text("Differences from A are marked, word by word. " + _signs(console), style="dim"))
     console.print(Text(f"Answers: {comparison.drawn}.", style="dim"))
     for number, prompt in enumerate(comparison.prompts):
         console.print()
-        console.print(Text.assemble(("> ", "title"), printable(prompt) or ("(from nothing)", "dim")), overflow="fold")
+        console.print(Text.assemble(("> ", "title"), printable(prompt) or ("(empty)", "dim")), overflow="fold")
         print_answers(comparison, number, console)
     keys = _shown(comparison)
     for table in _tables(comparison, keys, console.width):
         console.print()
         console.print(table)
     if any(best_of(comparison, key) for key in keys):
-        console.print(Text("* the best of its kind", style="dim"))
+        console.print(Text("* best value", style="dim"))
     for remark in comparison.remarks:
         console.print(Text(printable(remark), style="help"), overflow="fold")
 
 
 def print_beside(comparison: Comparison, console: Console) -> None:
-    """Print what was answered in a conversation, and the remarks."""
+    """Print the answers within a chat, and the remarks."""
     from rich.text import Text
 
     console.print(Text.assemble(("> ", "title"), printable(comparison.prompts[0])), overflow="fold")
@@ -70,7 +70,7 @@ def print_beside(comparison: Comparison, console: Console) -> None:
 
 
 def print_answers(comparison: Comparison, number: int, console: Console | None = None) -> None:
-    """Print the answers to one prompt: in columns, as many as fit, or over time one below the other."""
+    """Print the answers to one prompt: in columns, as many as fit; over time, one below the other."""
     console = console or make_console()
     if comparison.over_time:
         console.print(_timeline(comparison, number, console))
@@ -85,7 +85,7 @@ def print_answers(comparison: Comparison, number: int, console: Console | None =
 
 
 def _rows(count: int, rows: int) -> Iterator[range]:
-    """Yield the models of each row, as even as can be."""
+    """Yield the models of each row, as evenly as possible."""
     for row in range(rows):
         yield range(count * row // rows, count * (row + 1) // rows)
 
@@ -105,7 +105,7 @@ def _columns(comparison: Comparison, number: int, models: range, console: Consol
         head = Text.assemble((f"{names[i]}  ", "title"), (name, "dim"))
         table.add_column(head, width=width, overflow="fold")
     table.add_row(*(_marked(comparison, number, i, console) for i in models))
-    table.add_row(*(_told(comparison, number, i) for i in models))
+    table.add_row(*(_details(comparison, number, i) for i in models))
     return table
 
 
@@ -120,23 +120,23 @@ def _timeline(comparison: Comparison, number: int, console: Console) -> Any:
         head = Text.assemble((one_line(model.name), "title"))
         for key in ("step_loss", "step_eval_loss"):
             if key in model.numbers:
-                head.append(f"\n{'loss' if key == 'step_loss' else 'val '} {model.numbers[key]:.3f}", style="dim")
+                head.append(f"\n{label_of(key)} {format_measure(key, model.numbers[key])}", style="dim")
         answer = _marked(comparison, number, i, console)
-        table.add_row(head, Text("\n").join([answer, _told(comparison, number, i)]))
+        table.add_row(head, Text("\n").join([answer, _details(comparison, number, i)]))
         if i + 1 < len(comparison.models):
             table.add_row("", "")
     return table
 
 
 def _marked(comparison: Comparison, number: int, model: int, console: Console) -> Text:
-    """Return an answer with what differs from its reference marked; in a pipe, by signs."""
+    """Return an answer with its differences marked: by color, or by signs in a pipe."""
     from rich.text import Text
 
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
     if answer.problem:
         return Text("no answer: " + printable(answer.problem), style="warn")
     if not answer.text.strip():
-        return Text("(white space)" if answer.text else "(nothing)", style="dim")
+        return Text("(whitespace)" if answer.text else "(empty)", style="dim")
     if first is None or first.problem or first.text == answer.text:
         return Text(printable(answer.text))
     text = Text()
@@ -154,11 +154,11 @@ def _marked(comparison: Comparison, number: int, model: int, console: Console) -
 
 
 def _signs(console: Console) -> str:
-    return "[-]: words of A are left out." if console.is_terminal else "{+new+}; [-]: words of A are left out."
+    return "[-]: words of A missing here." if console.is_terminal else "{+new+}; [-]: words of A missing here."
 
 
-def _told(comparison: Comparison, number: int, model: int) -> Text:
-    """Return an answer's length, and how it differs."""
+def _details(comparison: Comparison, number: int, model: int) -> Text:
+    """Return an answer's length, why it stopped, and how it differs."""
     from rich.text import Text
 
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
@@ -166,8 +166,8 @@ def _told(comparison: Comparison, number: int, model: int) -> Text:
         return Text("")
     text = Text(f"[{answer.describe()}]", style="dim")
     against = reference_of(comparison, model)
-    if first is not None and (told := verdict(first, answer, letters(comparison)[against])):
-        text.append(f"\n{told}", style="good" if first.text == answer.text else MARK)
+    if first is not None and against is not None and (words := verdict(first, answer, letters(comparison)[against])):
+        text.append(f"\n{words}", style="good" if first.text == answer.text else MARK)
     return text
 
 
@@ -177,17 +177,17 @@ def _first(comparison: Comparison, number: int, model: int) -> Answer | None:
 
 
 def _shown(comparison: Comparison) -> list[str]:
-    """Return the measures that are worth a place on the screen."""
+    """Return the measures to show on the screen."""
     hidden = SAME_OVER_TIME if comparison.over_time else ()
     return [key for key in measures_of(comparison) if key.partition(":")[0] not in hidden]
 
 
 def _tables(comparison: Comparison, keys: Sequence[str], width: int) -> Iterator[Any]:
-    """Yield what was measured: a measure a row and a model a column; over time the other way round."""
+    """Yield tables with a row per measure and a column per model; over time the other way round."""
     names = letters(comparison)
     best = {key: best_of(comparison, key) for key in keys}
     cells = [
-        [(written(key, model.numbers.get(key)), i in best[key]) for i, model in enumerate(comparison.models)]
+        [(format_measure(key, model.numbers.get(key)), i in best[key]) for i, model in enumerate(comparison.models)]
         for key in keys
     ]
     if not keys:

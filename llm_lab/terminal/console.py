@@ -1,8 +1,9 @@
-"""The one console of the product, and how text and numbers look on it."""
+"""The console that every screen prints to, and text that is safe to print."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import unicodedata
@@ -22,46 +23,47 @@ THEME = {
     "bad": "bold red",
     "dim": "dim",
 }
-# Format characters that turn or hide the text around them: a terminal obeys these too.
+# Format characters that reverse or hide the text around them.
 _MISLEADING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x2028, 0x2029, 0xFEFF}
 _DELETE = 0x7F
 
 
 def make_console(stderr: bool = False) -> Console:
-    """Return a console that honours NO_COLOR and takes any text, whatever the terminal's encoding."""
+    """Return a console that respects NO_COLOR and accepts any text, whatever the terminal's encoding."""
     from rich.console import Console
     from rich.theme import Theme
 
     stream = sys.stderr if stderr else sys.stdout
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        stream.reconfigure(errors="replace")  # a terminal that can't show a character is no reason to stop
+    if isinstance(stream, io.TextIOWrapper):
+        with contextlib.suppress(ValueError, OSError):
+            stream.reconfigure(errors="replace")  # a character that the terminal can't show must not raise
     console = Console(stderr=stderr, highlight=False, emoji=False, theme=Theme(THEME))
-    console.on_broken_pipe = partial(_go_on_unheard, console)  # rich's own ends the program, with exit code 1
+    console.on_broken_pipe = partial(_silence, console)  # rich's own handler exits with code 1
     return console
 
 
-def _go_on_unheard(console: Console) -> None:
-    """The reader has left (`| head`): that ends no run."""
+def _silence(console: Console) -> None:
+    """Stop printing, but not the run: the reader has closed the pipe (`| head`)."""
     console.quiet = True
     os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
 
 
 def is_terminal() -> bool:
-    """Whether a person sits at both ends: standard input and output are terminals."""
+    """Whether standard input and output are both terminals."""
     try:
         return sys.stdin.isatty() and sys.stdout.isatty()
     except (AttributeError, ValueError):
-        return False  # closed, or taken away
+        return False  # closed
 
 
-def say_wait(text: str) -> None:
-    """Say in a terminal what takes seconds now, so that it does not look dead."""
+def print_waiting(text: str) -> None:
+    """Print a "please wait" line to standard error, in a terminal only."""
     if is_terminal():
         make_console(stderr=True).print(one_line(text), style="dim", markup=False)
 
 
 def supports_unicode(console: Console) -> bool:
-    """Whether the console's encoding has braille and line drawing."""
+    """Whether the console's encoding has braille and line-drawing characters."""
     return console.encoding.lower().replace("-", "").startswith("utf")
 
 
@@ -71,13 +73,13 @@ def print_error(error: LabError) -> None:
 
     console = make_console(stderr=True)
     for problem in error.problems:
-        what, _, rest = str(problem).partition(": ")
-        text = Text.assemble((printable(what), "bad"), ": " if rest else "", printable(rest))
+        subject, _, rest = str(problem).partition(": ")
+        text = Text.assemble((printable(subject), "bad"), ": " if rest else "", printable(rest))
         console.print(text, soft_wrap=not console.is_terminal)
 
 
 def printable(text: str) -> str:
-    """Return text in which nothing can steer a terminal: control characters become visible signs."""
+    """Return text that can't control a terminal: control characters become visible symbols."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_printable, text.replace("\r\n", "\n")))
@@ -97,5 +99,5 @@ def _printable(character: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return printable text on one line, line ends shown as a sign."""
+    """Return printable text on one line, with line ends shown as a symbol."""
     return printable(text).replace("\n", "⏎").replace("\t", " ")

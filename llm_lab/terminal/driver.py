@@ -37,7 +37,7 @@ from llm_lab.wizard.questions import (
 from llm_lab.wizard.walk import Walk
 
 from .ask import Back, ask, wait_for_enter
-from .console import make_console, one_line, print_error, printable, say_wait
+from .console import make_console, one_line, print_error, printable, print_waiting
 from .screens import begin_screen, print_design_numbers, print_run_numbers
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Wizard:
         """Draw the screen of a question and ask until the answer is accepted. Raises Back."""
         answer = ask(question, above=self._draw(question))
         if question.wait:
-            say_wait(question.wait)
+            print_waiting(question.wait)
         trouble = question.problem(answer)
         return self.ask(replace(question, default=answer, notice=trouble)) if trouble else answer
 
@@ -184,7 +184,7 @@ class Wizard:
     def _execute(self, effect: Effect) -> bool:
         """Execute an effect; return whether it could be done."""
         if isinstance(effect, Wait):
-            say_wait(effect.text)
+            print_waiting(effect.text)
             return True
         self._has_printed = True
         try:
@@ -205,7 +205,7 @@ class Wizard:
 
     def _run(self, effect: Effect) -> None:
         if isinstance(effect, StartRun):
-            say_wait("Preparing ...")
+            print_waiting("Preparing ...")
             self.commands.start(effect.recipe, effect.overrides, resume=effect.resume, show_plan=False)
         elif isinstance(effect, Pause):
             wait_for_enter()
@@ -223,7 +223,7 @@ class Wizard:
             wait_for_enter()
         elif isinstance(effect, RunDoctor):
             begin_screen("Doctor")
-            say_wait("Looking ...")
+            print_waiting("Looking ...")
             self.commands.doctor()
             wait_for_enter()
         elif isinstance(effect, ShowTokens):
@@ -268,7 +268,7 @@ def _job_of(plan: RecipePlan) -> Any:
 def _show_tokens(effect: ShowTokens) -> None:
     """Show what a draft reads as tokens, a screen at a time."""
     begin_screen(effect.title, "the data as tokens")
-    say_wait("Reading the data ...")
+    print_waiting("Reading the data ...")
     from llm_lab.evaluation.xray import xray_stages
     from llm_lab.hf.load import quiet_libraries
 

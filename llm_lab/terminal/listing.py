@@ -1,4 +1,4 @@
-"""Tables of what there is: recipes, data, parts, runs; the machine."""
+"""Lists of recipes, data, parts and runs, the machine's abilities, and everything about one checkpoint."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.train_loop import SCHEDULERS
-from llm_lab.runs.describe import describe_evaluation, describe_proof, reached, warnings_of
-from llm_lab.runs.folder import RunFolder, is_judge, list_runs
+from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, warnings_of
+from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs
+from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 from llm_lab.wizard.menu import recipe_summary
 
@@ -28,14 +29,16 @@ if TYPE_CHECKING:
 
 STATUS_STYLE = {"done": "good", "running": "help", "failed": "bad", "interrupted": "warn", "stopped": "warn"}
 DATA_FORMS = {
-    "builtin:stories": "little English stories, made on the spot; no network needed",
-    "a file": "txt, md (one document), jsonl, csv, parquet (a document a row)",
+    "builtin:stories": "short English stories for pretraining, generated locally; no network needed",
+    "builtin:sums": "word problems with checkable answers, for every stage, generated locally",
+    "a file": "txt or md (one document), jsonl, csv or parquet (one document per row)",
     "a folder or glob": "all its files of one kind: texts/, 'data/*.jsonl'",
-    "a Hub name": "owner/name, with subset, split and text_column",
+    "a Hub dataset": "owner/name, with subset, split and text_column",
 }
 
 
 def table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
+    """Return a table without lines; only its first column is never wrapped."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -53,7 +56,7 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
     console = make_console()
     printers = {
         "recipes": lambda: console.print(_recipes(recipes)),
-        "data": lambda: console.print(table("data: what data.0.path can name", DATA_FORMS.items())),
+        "data": lambda: console.print(table("data: values of data.0.path", DATA_FORMS.items())),
         "parts": lambda: _print_parts(console),
         "runs": lambda: console.print(runs_table(list_runs())),
     }
@@ -65,7 +68,7 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
 
 def _recipes(recipes: Sequence[Path]) -> Any:
     rows = [(file.stem, recipe_summary(file)) for file in recipes]
-    return table("recipes: llm-lab run NAME", rows or [("none", "configs/ is empty")])
+    return table("recipes: llm-lab run NAME", rows or [("none", "no recipes in configs/")])
 
 
 def _print_parts(console: Any) -> None:
@@ -97,8 +100,8 @@ def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
             (
                 one_line(str(run.path)),
                 Text(status, style=STATUS_STYLE.get(status, "")),
-                f"{count(facts['parameters'])} params" if facts.get("parameters") else "",
-                f"val loss {loss:.3f}" if loss is not None else "",
+                f"{count(facts['parameters'])} parameters" if facts.get("parameters") else "",
+                f"{name_of('eval_loss')} {write('eval_loss', loss)}" if loss is not None else "",
                 Text(when, style="dim"),
             )
         )
@@ -106,7 +109,7 @@ def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
 
 
 def print_doctor(findings: Sequence[Any]) -> None:
-    """Print what the machine can do, with what to do about what it can't."""
+    """Print what the machine can do, and how to fix what it can't."""
     from rich.text import Text
 
     console = make_console()
@@ -120,7 +123,7 @@ def print_doctor(findings: Sequence[Any]) -> None:
     console.print(table("doctor", rows))
 
 
-# On the main line, on a branch beside it, and below either: with and without line drawing.
+# Marks of a model on the main line, of one on a side branch, and below either; with and without line drawing.
 RAILS = {True: ("●", "├─●", "│"), False: ("*", "|-*", "|")}
 SHOWN_EVALUATIONS, SHOWN_NUMBERS = 5, 8
 
@@ -128,25 +131,25 @@ Row = tuple[str, str]
 
 
 def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
-    """Print what a checkpoint is and where it comes from.
+    """Print what a checkpoint is, and its lineage.
 
-    folder: of its weights, or of a run that left none. digest_of: returns the digest of a folder's weights.
-    UserError where it can't be described.
+    folder: of its weights, or of a run without a model. digest_of: returns the digest of a folder's weights.
+    UserError if it can't be read.
     """
     from rich.text import Text
 
     console = make_console()
     path = Path(folder)
     if not path.is_dir():
-        why = "it is not on this machine, and the Hub is not asked what it is"
-        raise UserError(Problem(name, why, fix="Download it, or chat with it: llm-lab chat " + name))
+        why = "not on this machine; `show` does not query the Hub"
+        raise UserError(Problem(name, why, fix="Download it first, for example with: llm-lab chat " + name))
     node = trace(folder, digest_of=digest_of)
     run = node.run
     has_model = (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
     rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
     if run is not None:
         rows += _run_rows(run, node)
-    rows += [("measured", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
+    rows += [("evaluation", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
     console.print(table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
     if run is not None or node.links:
         console.print()
@@ -157,10 +160,10 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     config = read_config_json(folder)
     adapter = None if (folder / "config.json").exists() else read_adapter_json(folder)
     if config is None and adapter is not None:
-        why = f"the base of this adapter is not at {adapter.get('base_model_name_or_path')}"
-        raise UserError(Problem(str(folder), why, fix="Put it there, or name its place in adapter_config.json."))
+        why = f"the base model of this adapter is not at {adapter.get('base_model_name_or_path')}"
+        raise UserError(Problem(str(folder), why, fix="Move it there, or set its path in adapter_config.json."))
     if config is None:
-        raise UserError(Problem(str(folder / "config.json"), "this is no config: not the JSON of one object"))
+        raise UserError(Problem(str(folder / "config.json"), "not a model config: it is not a JSON object"))
     rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
     if adapter is not None:
         rows[1:1] = _adapter_rows(adapter, find_base(folder))
@@ -168,22 +171,22 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     if shape is not None:
         parts = ", ".join(f"{part} {count(number)}" for part, number in shape.parameters_by_part.items() if number)
         rows.append(("parameters", f"{shape.parameters:,} ({parts})"))
-        rows.append(("cache", f"{shape.cache_bytes_per_token():,} bytes a token in bf16"))
+        rows.append(("KV cache", f"{shape.cache_bytes_per_token():,} bytes per token in bf16"))
     rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
     context = config.get("max_position_embeddings") or config.get("n_positions")
     rows += [("context", f"{context:,} tokens")] if context else []
     whole = adapter is None
     if whole and not (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
-        return [*rows, ("weights", "none here: this is a design, or a copy that is not whole")]
-    if is_judge(folder):
-        return [*rows, ("reward model", "it judges answers and writes none; nothing is exported of it")]
+        return [*rows, ("weights", "none: a design, or an incomplete copy")]
+    if is_reward_model(folder):
+        return [*rows, ("reward model", "scores answers; it can't generate text or be exported")]
     if not whole:
-        rows.append(("loads in", "peft, beside its base; whole and anywhere after: llm-lab merge " + name))
-    return rows + _loading_rows(config, *(("loads in", "as GGUF") if whole else ("merged", "merged, GGUF")))
+        rows.append(("loads in", "peft, with its base; as a full model after: llm-lab merge " + name))
+    return rows + _loading_rows(config, *(("loads in", "GGUF") if whole else ("merged", "merged, GGUF")))
 
 
 def _loading_rows(config: Mapping[str, Any], key: str, gguf_key: str) -> list[Row]:
-    """Return what loads a model, and whether a GGUF file can hold it."""
+    """Return what loads a model, and whether it can be converted to GGUF."""
     loads = what_loads(config)
     if loads.architecture is None:
         loads_in = f"transformers with trust_remote_code=True ({loads.native_reason})"
@@ -196,9 +199,9 @@ def _loading_rows(config: Mapping[str, Any], key: str, gguf_key: str) -> list[Ro
 def _adapter_rows(adapter: dict[str, Any], base: str | None) -> list[tuple[str, Any]]:
     kind = "DoRA" if adapter.get("use_dora") else "LoRA"
     layers = adapter.get("target_modules") or []
-    names = ", ".join(sorted(layers)) if isinstance(layers, list) else layers
-    told = f"{kind}, r {adapter.get('r')}, alpha {adapter.get('lora_alpha')}, on {names}"
-    return [("adapter", told), ("base", base)]
+    names = ", ".join(sorted(layers)) if isinstance(layers, list) else str(layers)
+    adapter_text = f"{kind}, r {adapter.get('r')}, alpha {adapter.get('lora_alpha')}, on {names}"
+    return [("adapter", adapter_text), ("base", base)]
 
 
 def _architecture(config: dict[str, Any]) -> str:
@@ -206,67 +209,67 @@ def _architecture(config: dict[str, Any]) -> str:
     if kind != "llm_lab":
         return kind
     keys = ("position_embedding", "norm", "activation")
-    return "from parts: " + ", ".join(str(config.get(key)) for key in keys)
+    return "LLM Lab parts: " + ", ".join(str(config.get(key)) for key in keys)
 
 
 def _run_rows(run: RunFolder, node: Node) -> Iterator[Row]:
     yield "run", f"{run.path}: {node.stage}, {run.status()}"
     for row in reversed(run.metrics()):
         if "eval_loss" in row and (node.step is None or row["step"] <= node.step):
-            told = reached({key: row[key] for key in ("eval_loss", "bits_per_byte") if key in row})
-            yield "validation", f"{', '.join(told)} at step {row['step']:,}"
+            shown = headline_results({key: row[key] for key in ("eval_loss", "bits_per_byte") if key in row})
+            yield "validation", f"{', '.join(shown)} at step {row['step']:,}"
             break
     tokens = (node.facts.get("results") or {}).get("train_tokens")
     if tokens and node.step is None:
         yield "trained on", f"{tokens:,} tokens"
-    for told in describe_proof(node.facts["proof"]) if node.facts.get("proof") else ():
-        yield "proof", told
+    for line in describe_proof(node.facts["proof"]) if node.facts.get("proof") else ():
+        yield "verification", line
     replay = node.facts.get("replay")
     if replay:
         yield "replay of", replay["of"]
     for warning in warnings_of(run):
-        yield "mind", warning
+        yield "warning", warning
 
 
 def print_line(console: Console, node: Node) -> None:
-    """Print where a model comes from, the root first, side branches indented."""
+    """Print the lineage of a model, the root first, side branches indented."""
     from rich.table import Table
     from rich.text import Text
 
-    main, beside, below = RAILS[supports_unicode(console)]
+    main, branch, below = RAILS[supports_unicode(console)]
     trunk = {one.place for one in main_line(node)}
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    before: Node | None = None  # the last one on the main line
+    before: Node | None = None  # the previous one on the main line
     line = line_of(node)
     for one in line:
         on_trunk = one.place in trunk
         bar = "" if one is line[-1] else below
         for link in one.links:
             if link.node is None:
-                grid.add_row(main if on_trunk else beside, "?", Text(f"{one_line(link.place)}: gone", style="warn"))
+                grid.add_row(main if on_trunk else branch, "?", Text(f"{one_line(link.place)}: gone", style="warn"))
         title = Text(one_line(_heading(one)), style="title")
         if one is node:
-            title.append("  <- this one", style="good")
-        grid.add_row(main if on_trunk else beside, Text(one.stage or "-", style="title"), title)
+            title.append("  <- this model", style="good")
+        grid.add_row(main if on_trunk else branch, Text(one.stage or "-", style="title"), title)
         for key, value, style in _node_rows(one, before if on_trunk else None):
             grid.add_row(bar, Text(f" {key}", style="dim"), Text(one_line(value), style=style))
         before = one if on_trunk else before
-    console.print(Text("where it comes from", style="title"))
+    console.print(Text("lineage", style="title"))
     console.print(grid)
 
 
 def _heading(node: Node) -> str:
     place = node.name if node.step is None else f"{node.name}, checkpoint-{node.step}"
     if node.run is None:
-        return f"{place}, not made here"
+        return f"{place}, external"
     return f"{place}, from scratch" if node.parent is None and node.stage == PRETRAIN.name else place
 
 
 def _node_rows(node: Node, before: Node | None) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, value, style) of what is told of one model in the line."""
+    """Yield (key, value, style) for one model of the lineage."""
     parent = node.parent
     if parent is not None and parent.node is not None and parent.node is not before:
         yield "from", parent.node.name, ""
@@ -274,9 +277,9 @@ def _node_rows(node: Node, before: Node | None) -> Iterator[tuple[str, str, str]
         yield link.key, link.node.name if link.node else link.place, ""
     for link in node.links:
         if link.state == CHANGED:
-            yield "mind", f"the weights in {link.place} have changed since", "warn"
+            yield "warning", f"the weights in {link.place} have changed since", "warn"
         elif link.state == GONE and link.key != PARENT:
-            yield "mind", f"{link.place} is gone", "warn"
+            yield "warning", f"{link.place} is gone", "warn"
     if node.run is None:
         return
     status = node.run.status()
@@ -285,8 +288,8 @@ def _node_rows(node: Node, before: Node | None) -> Iterator[tuple[str, str, str]
     yield "recipe", str(node.run.recipe_path), ""
     for source in node.facts.get("data") or ():
         yield "data", f"{source['path']} ({source['fingerprint'][:12]})", ""
-    told = reached(node.facts.get("results") or {})
-    if told:
-        yield "score", ", ".join(told), ""
+    results = headline_results(node.facts.get("results") or {})
+    if results:
+        yield "results", ", ".join(results), ""
     if node.evaluations:
-        yield "measured", describe_evaluation(node.evaluations[-1], SHOWN_NUMBERS), ""
+        yield "evaluation", describe_evaluation(node.evaluations[-1], SHOWN_NUMBERS), ""

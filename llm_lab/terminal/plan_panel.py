@@ -1,4 +1,4 @@
-"""The plan of a run, before it starts: what it will make, take and cost."""
+"""The plan of a run, before it starts: what it will make, and what it needs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TEXT_COLUMNS = 64
 VALUE_COLUMNS = 20
 DATA_LINES = 2
 MEMORY_PARTS = 4
-BANNER = "CPU rehearsal: everything works, at toy size. Real training wants CUDA."
+BANNER = "CPU mode: everything works, for tiny models. Real training requires CUDA."
 USUAL_TOKENS_PER_PARAMETER = 20
 
 
 def plan_panel(resolved: Resolved, home: Path = ROOT) -> Panel:
-    """Return what is about to be done, in a panel of at most 80 columns and about 20 lines.
+    """Return the plan as a panel of at most 80 columns and about 20 lines.
 
-    home: the folder that the run's own is made in; of a stage, its pipeline's.
+    home: the folder in which the run folder is created; for a stage, its pipeline's folder.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -69,14 +69,14 @@ def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
     for index, line in enumerate(_data(values.get("data") or ())):
         yield "" if index else "data", line, ""
     if values["stage"] == EVAL.name and measures_itself(values):
-        yield "measured on", "what its own run measured itself on", ""
+        yield "evaluated on", "the validation data of its own run", ""
     train = values.get("train") or {}
     if train.get("max_steps"):
         if cost.first_step:
-            yield "goes on", f"from step {cost.first_step:,}; what follows is of what is left", ""
+            yield "resumes", f"after step {cost.first_step:,}; figures below: remaining steps", ""
         yield "training", _training(train, cost, scratch=STAGES[values["stage"]].from_scratch), ""
     elif train:
-        yield "training", f"{train['num_train_epochs']:g} × the examples; the steps follow from them", ""
+        yield "training", f"{train['num_train_epochs']:g} epochs; the number of steps depends on the examples", ""
     yield from _trained_part(values)
     yield from _form(values)
     for name, text in _rewards(values):
@@ -99,34 +99,34 @@ def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What of the model is trained, where that is a choice."""
+    """Yield which weights are trained, where that is a choice."""
     lora = values.get("lora")
     if lora:
         extra = ", DoRA" if lora["use_dora"] else ""
-        extra += ", beside a base in 4 bits" if lora["load_in_4bit"] else ""
-        yield "trained", f"a LoRA adapter: {lora['preset']}, r {lora['r']}, alpha {lora['alpha']:g}{extra}", ""
+        extra += ", on a 4-bit base" if lora["load_in_4bit"] else ""
+        yield "trained", f"LoRA adapter: {lora['preset']}, r {lora['r']}, alpha {lora['alpha']:g}{extra}", ""
     elif "lora" in values:
         yield "trained", "all weights", ""
 
 
 def _form(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Of an export, what is written, whether the form can hold the model, and where it goes."""
+    """Yield the format of an export, whether it supports the model, and where it is pushed."""
     form = values.get("export")
     if not form:
         return
     weights = f", weights in {form['weights']}" if form.get("weights") else ""
-    yield "form", f"{FORMS[form['to']]}{weights}", ""
+    yield "format", f"{FORMS[form['to']]}{weights}", ""
     config = read_config_json(values["model"]["checkpoint"])
     if config is not None:
         loads = what_loads(config)
         gguf = form["to"] == "gguf"
         yield "loads in", loads.gguf_reason if gguf else loads.native_reason, "" if loads.gguf or not gguf else "bad"
     if form.get("push"):
-        yield "sent to", f"{form['push']} on the Hub, {'private' if form['private'] else 'for all to see'}", ""
+        yield "pushed to", f"{form['push']} on the Hub ({'private' if form['private'] else 'public'})", ""
 
 
 def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The terms of the reward, and what held-out prompts are scored by."""
+    """Yield the reward terms, the held-out prompts that are scored, and the evaluation tasks."""
     terms = values.get("rewards") or ()
     if terms:
         yield "reward", ", ".join(map(describe_term, terms))
@@ -136,19 +136,19 @@ def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'}{when}"
     tasks = values.get("tasks")
     if tasks:
-        part = f", {tasks['limit']:,} documents of each" if tasks.get("limit") else ""
+        part = f", {tasks['limit']:,} documents each" if tasks.get("limit") else ""
         yield "tasks", f"{', '.join(tasks['names'])}{part}"
 
 
 def _wrapped(text: str) -> str:
-    """Fold text to the panel, no number apart from its unit."""
+    """Wrap text to the panel, keeping each number with its unit."""
     text = " ".join(_in_pieces(word, TEXT_COLUMNS).replace("\n", " ") for word in text.split(" "))
     joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
     return "\n".join(textwrap.wrap(joined, TEXT_COLUMNS, break_on_hyphens=False)).replace("\u00a0", " ")
 
 
 def _in_pieces(text: str, columns: int) -> str:
-    """Fold text behind slashes and spaces, so that no name in a path is cut unless it alone is too long."""
+    """Wrap text after slashes and spaces, so that names in a path are cut only if they alone are too long."""
     lines, line = [], ""
     for piece in re.findall(r"[^/ ]*[/ ]+|[^/ ]+", text):
         if line and len(line + piece.rstrip()) > columns:
@@ -175,7 +175,7 @@ def _model(values: Mapping[str, Any]) -> str:
 
 
 def _at_most(values: Mapping[str, Any]) -> str:
-    """A vocabulary that is yet to be learnt can turn out smaller."""
+    """Return "about " if the tokenizer is still to be trained: its vocabulary can turn out smaller."""
     certain = vocabulary_size(values.get("tokenizer"))[1]
     return "" if certain else "about "
 
@@ -189,7 +189,7 @@ def _tokenizer(tokenizer: Any) -> str:
 def _data(sources: Any) -> Iterator[str]:
     whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
     for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
-        mixed = len(sources) > 1 and "weight" in source  # texts that are only measured are not mixed
+        mixed = len(sources) > 1 and "weight" in source  # texts that are only evaluated are not mixed
         share = f", {100 * source['weight'] / whole:.0f} % of the mix" if mixed else ""
         subset = f" ({source['subset']})" if source.get("subset") else ""
         yield f"{source.get('path')}{subset}{share}"
@@ -203,7 +203,7 @@ def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool) -> str
     ratio = cost.tokens_per_parameter
     if ratio is not None and scratch and not cost.first_step:
         shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
-        text += f", {shown} a parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
+        text += f", {shown} per parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
     return text
 
 
@@ -211,8 +211,8 @@ def _optimizer(values: Mapping[str, Any]) -> str:
     optimizer, scheduler = values["optimizer"], values.get("scheduler") or {}
     text = f"{optimizer.get('name')}, learning rate {optimizer.get('learning_rate'):g}"
     if scheduler:
-        curve = "flat" if scheduler["name"] == "none" else scheduler["name"]
-        text += f", {curve} after {_warmup(scheduler)}"
+        shape = "constant" if scheduler["name"] == "none" else scheduler["name"]
+        text += f", {shape} after {_warmup(scheduler)}"
     return text
 
 
@@ -223,15 +223,15 @@ def _warmup(scheduler: Mapping[str, Any]) -> str:
 
 def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
     fraction = (values.get("validation") or {}).get("fraction")
-    kept = "" if fraction is None else f", on {100 * fraction:.3g} % of the data"
+    held_out = "" if fraction is None else f", on {100 * fraction:.3g} % of the data"
     if fraction == 0:
-        return "none: no data is kept for it"
-    saved = f"; saved every {train['save_steps']:,}" if train.get("save_steps") else ""
-    return f"every {train['eval_steps']:,} steps{kept}{saved}"
+        return "none: no data is held out"
+    saved = f"; checkpoint every {train['save_steps']:,}" if train.get("save_steps") else ""
+    return f"every {train['eval_steps']:,} steps{held_out}{saved}"
 
 
 def _time(cost: Estimate) -> str:
-    """The whole, what it stands on, and the parts that are more than a fiftieth."""
+    """Return the total time, the basis of the estimate, and the parts of more than 2 %."""
     whole = cost.wall_seconds or 0.0
     parts = sorted(cost.seconds_by_part.items(), key=lambda item: -item[1])
     shares = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts if seconds > 0.02 * whole]
@@ -242,19 +242,19 @@ def _memory(cost: Estimate, *, assumed: bool) -> str:
     parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
     need = ", ".join(f"{part} {size(number)}" for part, number in parts[:MEMORY_PARTS])
     need += ", ..." if len(parts) > MEMORY_PARTS else ""
-    fits = "" if cost.fits else "Does not fit! "
+    fits = "" if cost.fits else "Does not fit: "
     there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
     measured = " (measured here)" if cost.measurement and cost.measurement.memory_bytes else ""
     return f"{fits}about {size(cost.memory_bytes)}{measured} of {there}: {need}"
 
 
 def derived_table(resolved: Resolved) -> Table:
-    """Return every derived value with its reason."""
+    """Return every derived value with its reason, as a table."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    table.title, table.title_justify, table.title_style = "Derived, because it was left out", "left", "title"
+    table.title, table.title_justify, table.title_style = "Derived values (keys not set)", "left", "title"
     table.add_column(no_wrap=True)
     table.add_column(style="bold", overflow="fold", max_width=VALUE_COLUMNS)
     table.add_column(style="dim", overflow="fold")
@@ -267,11 +267,11 @@ def derived_table(resolved: Resolved) -> Table:
         if group and group != last:
             table.add_row(Text(group, style="dim"))
         last = group
-        table.add_row(("  " if group else "") + key, _written(found.get(path)), Text(one_line(origin.reason)))
+        table.add_row(("  " if group else "") + key, _format_value(found.get(path)), Text(one_line(origin.reason)))
     return table
 
 
-def _written(value: Any) -> Text:
+def _format_value(value: Any) -> Text:
     from rich.text import Text
 
     if isinstance(value, bool) or value is None:
@@ -280,7 +280,7 @@ def _written(value: Any) -> Text:
 
 
 def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True) -> None:
-    """Print what a run is going to do and cost, and what was derived. home: the folder its own is made in."""
+    """Print the plan of a run, and its derived values. home: the folder in which the run folder is created."""
     console = make_console()
     console.print(plan_panel(resolved, home))
     if derived and any(origin.kind == "derived" for origin in resolved.origins.values()):
@@ -289,7 +289,7 @@ def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True) -
 
 
 def print_checked(stages: Sequence[Resolved], remarks: Sequence[str], home: Path = ROOT) -> None:
-    """Print that a recipe is right, with what this machine says to it."""
+    """Print that a recipe is valid, and whether this machine can run it."""
     from rich.text import Text
 
     console = make_console()
@@ -298,7 +298,7 @@ def print_checked(stages: Sequence[Resolved], remarks: Sequence[str], home: Path
     for resolved in stages:
         console.print(plan_panel(resolved, home))
         if resolved.values["device"] == "cuda" and resolved.machine.cuda_problem:
-            text = f"The recipe is right, but can't run on this machine: {resolved.machine.cuda_problem}."
+            text = f"The recipe is valid, but can't run on this machine: {resolved.machine.cuda_problem}."
             console.print(Text(text, style="warn"))
         else:
-            console.print(Text("The recipe is right.", style="good"))
+            console.print(Text("The recipe is valid.", style="good"))

@@ -15,7 +15,7 @@ _SHOWN_RENDERED = 1_500
 
 
 def page_xray(stages: Sequence[Any], begin: Callable[[], Any], *, end: str) -> None:
-    """Print the same a screen at a time. begin: clears the screen, and prints its title. Raises Back."""
+    """Print the X-ray one screen at a time. begin: clears the screen and prints the title. Raises Back."""
     from rich.text import Text
 
     console = make_console()
@@ -43,7 +43,7 @@ def print_xray(stages: Sequence[Any], console: Any = None) -> None:
     marks = None if _has_colours(console) else _brackets(console)
     for stage in stages:
         console.print(Text(f"{stage.name} ({stage.stage})", style="title"))
-        console.print(Text(f"{one_line(stage.template)}; at most {stage.max_length:,} tokens in a row"))
+        console.print(Text(f"{one_line(stage.template)}; rows of at most {stage.max_length:,} tokens"))
         for found in stage.sets:
             console.print()
             _print_set(console, found, marks)
@@ -99,7 +99,7 @@ def _tokens(spans: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
             # Line ends have no colour of their own.
             shown = shown.replace("\n", "⏎\n") if span.trained else shown
             text.append(shown, style=_style(span))
-    if inside:
+    if marks and inside:
         text.append(marks[1])
     return text
 
@@ -135,14 +135,14 @@ def _brackets(console: Any) -> tuple[str, ...]:
 
 
 def _in_words(lengths: Sequence[int]) -> str:
-    """Return lengths in words: 12 to 512 tokens; median 80, 90th percentile 300."""
+    """Return lengths in words: 12 to 512 tokens, median 80, 90th percentile 300."""
     ordered = sorted(lengths)
     if not ordered:
         return "none"
     if ordered[0] == ordered[-1]:
         return f"{len(ordered):,} of {ordered[0]:,} tokens"
     half, most = ordered[(len(ordered) - 1) // 2], ordered[(len(ordered) * 9 - 1) // 10]
-    return f"{ordered[0]:,} to {ordered[-1]:,} tokens; median {half:,}, 90th percentile {most:,}"
+    return f"{ordered[0]:,} to {ordered[-1]:,} tokens, median {half:,}, 90th percentile {most:,}"
 
 
 def _share(share: float) -> str:

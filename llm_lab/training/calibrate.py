@@ -22,7 +22,7 @@ from llm_lab.events import Listener, Notice, ignore
 from llm_lab.recipe.pretrain import PretrainRecipe
 from llm_lab.recipe.resolve import Resolved, estimate_again
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import forget_peak_memory, from_first_process, is_first_process, peak_memory_bytes
+from llm_lab.runs.processes import from_first_process, is_first_process, peak_memory_bytes, reset_peak_memory
 
 MIN_RUN_SECONDS = 20.0  # shorter runs are over before a better prediction would help
 MAX_SHARE = 0.04  # of the predicted time that a trial may take
@@ -76,7 +76,7 @@ def run_trial(resolved: Resolved, seconds: float) -> Measurement:
     recipe = _pretrain_recipe(resolved)
     with _restored_random_state(), tempfile.TemporaryDirectory(prefix="llm-lab-") as folder:
         config = _config(resolved)
-        forget_peak_memory(recipe.device)
+        reset_peak_memory(recipe.device)
         try:
             model = build_from_config(config, attn_implementation=recipe.train.attn_implementation)
             if recipe.train.gradient_checkpointing:
@@ -276,4 +276,4 @@ def _free(recipe: PretrainRecipe) -> None:
         torch._dynamo.reset()
     if recipe.device == "cuda":
         torch.cuda.empty_cache()
-    forget_peak_memory(recipe.device)
+    reset_peak_memory(recipe.device)

@@ -22,7 +22,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.post_training import TuneRecipe, fill_steps
 from llm_lab.recipe.registry import STAGES
-from llm_lab.runs.folder import RunFolder, is_judge
+from llm_lab.runs.folder import RunFolder, is_reward_model
 from llm_lab.runs.processes import is_first_process, process_count
 
 from .loop import (
@@ -149,7 +149,7 @@ def load_model_to_train(recipe: TuneRecipe, listener: Listener) -> tuple[Any, An
     """
     set_seed_and_precision(recipe)
     checkpoint, lora, train = find_local(recipe.model.checkpoint), recipe.lora, recipe.train
-    if is_judge(Path(checkpoint)):
+    if is_reward_model(Path(checkpoint)):
         why = "this is a reward model; it scores answers and can't generate text"
         raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Choose a language model."))
     in_4bit = lora is not None and lora.load_in_4bit

@@ -22,7 +22,7 @@ from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.reward import REWARD
 from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
-from llm_lab.runs.folder import RunFolder, is_judge, list_runs, runs_named
+from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
 
 from .model_design import design
 from .model_questions import (
@@ -374,7 +374,7 @@ def next_stages(run: RunFolder) -> list[str]:
     stage = stage_of(run.facts())
     if stage is None:
         return ["chat"]
-    if not stage.trains and is_judge(run.model_path):
+    if not stage.trains and is_reward_model(run.model_path):
         return []
     found = ["chat", *stage.next] if stage.writes_text and stage.next else list(stage.next)
     if stage.trains and stage.writes_text and is_adapter(run.path):

@@ -229,7 +229,7 @@ def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
     Path("eval.yaml").write_text(yaml.safe_dump(raw))
     assert main(["run", "eval.yaml"]) == 0
     output = capsys.readouterr().out
-    assert "bits/byte" in output
+    assert "bits per byte" in output
     facts = RunFolder(Path("checkpoints/measured")).facts()
     rows = facts["measured"]["texts"]
     nats = sum(row["loss"] * row["tokens"] for row in rows)
@@ -240,7 +240,7 @@ def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
     with pytest.raises(UserError, match="made none"):
         find_model("measured")
     report = Path("checkpoints/measured/report.md").read_text()
-    assert "eval_loss/more.txt" in report
+    assert "validation loss, more.txt" in report
     again = run("checkpoints/measured/recipe.yaml")
     assert again["results"]["eval_loss"] == facts["results"]["eval_loss"]
     assert [row["by"] for row in evaluations_of("base")] == ["eval", "eval"]

@@ -1,4 +1,4 @@
-"""The model card: what others read is what the run recorded, it loads as it says, and it tells of no machine."""
+"""The model card: it holds what the run recorded, its code works, and it reveals nothing about the machine."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ PROOF = {
 
 
 def front(text: str) -> dict:
-    """What the Hub reads of a card: its front matter, by the Hub's own class."""
+    """The front matter of a card, as the Hub's own class reads it."""
     card = ModelCard(text)
     assert card.data.to_dict() == yaml.safe_load(text.split("---\n")[1])
     return card.data.to_dict()
@@ -62,7 +62,7 @@ def pretrained(in_tmp_path) -> RunFolder:
 
 
 def pretend_run(path: str, **facts) -> Path:
-    """A run with the model of `write_base` and facts as a runner leaves them; returns its model's folder."""
+    """A run with the model of `write_base` and facts as the runner writes them; returns its model folder."""
     run = RunFolder(Path(path))
     write_base(str(run.model_path))
     run.update(**{"name": run.path.name, "stage": "sft", "status": "done", "device": "cuda", "results": {}} | facts)
@@ -70,7 +70,7 @@ def pretend_run(path: str, **facts) -> Path:
     return run.model_path
 
 
-def test_a_finished_run_has_a_card_with_what_it_recorded(pretrained):
+def test_a_finished_run_has_a_card_with_its_record(pretrained):
     text = (pretrained.model_path / "README.md").read_text()
     facts = pretrained.facts()
     assert front(text) == {
@@ -80,17 +80,17 @@ def test_a_finished_run_has_a_card_with_what_it_recorded(pretrained):
     }
     assert f"| parameters | {facts['parameters']:,} |" in text
     assert f"| parts | {facts['model']} |" in text
-    assert f"{facts['results']['train_tokens']:,}" in text
-    assert f"| eval_loss | {facts['results']['eval_loss']:.4f} | loss on held-out data | nats per token |" in text
+    assert f"| tokens trained on in this stage | {facts['results']['train_tokens']:,} |" in text
+    assert f"| validation loss | {facts['results']['eval_loss']:.4f} | nats per token" in text
     assert facts["data"][0]["fingerprint"][:12] in text
     assert facts["machine"] in text
     assert f"torch {facts['versions']['torch']}" in text
-    assert "A CPU rehearsal" in text
+    assert "Trained in CPU mode" in text
     recipe = pretrained.recipe_path.read_text()
     assert yaml.safe_load(codes(text, "yaml")[0][1]) == yaml.safe_load(recipe)
 
 
-def test_the_code_of_a_card_runs_as_it_stands(in_tmp_path):
+def test_the_code_of_a_card_runs_as_it_is(in_tmp_path):
     write_base("base")
     write_base("own", norm="layernorm", activation="relu")
     runner.run(post_recipe("sft", **{"lora": {"r": 2}}))
@@ -101,7 +101,7 @@ def test_the_code_of_a_card_runs_as_it_stands(in_tmp_path):
         "own code": "own",
         "adapter": "checkpoints/sft/model",
         "adapter on own code": "checkpoints/own-sft/model",
-        "judge": "checkpoints/reward/model",
+        "reward model": "checkpoints/reward/model",
     }
     program = []
     for kind, folder in folders.items():
@@ -128,11 +128,11 @@ def test_the_code_of_a_card_runs_as_it_stands(in_tmp_path):
     assert "[y/N]" not in result.stdout + result.stderr
     assert "tensor([[" in result.stdout
     assert front(Path("checkpoints/sft/model/README.md").read_text())["library_name"] == "peft"
-    judge = front(Path("checkpoints/reward/model/README.md").read_text())
-    assert judge["pipeline_tag"] == "text-classification"
+    reward_model = front(Path("checkpoints/reward/model/README.md").read_text())
+    assert reward_model["pipeline_tag"] == "text-classification"
 
 
-def test_a_card_says_nothing_of_the_machine_it_was_made_on(tmp_path, monkeypatch):
+def test_a_card_reveals_no_local_paths_and_no_secrets(tmp_path, monkeypatch):
     home = tmp_path / "home of someone" / "projects"
     home.mkdir(parents=True)
     monkeypatch.chdir(home)
@@ -156,7 +156,7 @@ def test_a_card_says_nothing_of_the_machine_it_was_made_on(tmp_path, monkeypatch
     assert "see x.txt" in card
 
 
-def test_nothing_that_a_user_wrote_breaks_the_card(in_tmp_path):
+def test_text_of_the_user_does_not_break_the_card(in_tmp_path):
     data = [{"path": "a|b`c`<i>.txt", "fingerprint": "0" * 64}]
     model = pretend_run("checkpoints/a: <b> [c]", data=data, warnings=["<script> | x"])
     odd = "stage: sft\nname: odd\nsamples:\n  prompts: ['---', '```yaml']\n"
@@ -172,7 +172,7 @@ def test_nothing_that_a_user_wrote_breaks_the_card(in_tmp_path):
     assert recipe == odd.strip()
 
 
-def test_the_base_is_named_where_it_is_on_the_hub_and_only_there(in_tmp_path):
+def test_the_base_is_named_only_if_it_is_on_the_hub(in_tmp_path):
     local = pretend_run("checkpoints/one", parent={"path": "somewhere/gone/model", "digest": "0"})
     assert "base_model" not in front(write_card(local))
     tuned = pretend_run("checkpoints/two", parent={"path": "owner/base", "digest": None})
@@ -187,7 +187,7 @@ def test_the_base_is_named_where_it_is_on_the_hub_and_only_there(in_tmp_path):
     assert "| sft | `three` | `two` |" in text
 
 
-def test_datasets_are_named_where_they_are_the_hubs(in_tmp_path):
+def test_datasets_are_named_only_if_they_are_on_the_hub(in_tmp_path):
     first = [{"path": "owner/texts", "fingerprint": "1" * 64, "hub": True}, {"path": "b.txt", "fingerprint": "2" * 64}]
     parent = pretend_run("checkpoints/one", data=first)
     data = [{"path": "data/local", "fingerprint": "3" * 64}, {"path": "gsm8k", "fingerprint": "4" * 64, "hub": True}]
@@ -195,16 +195,16 @@ def test_datasets_are_named_where_they_are_the_hubs(in_tmp_path):
     assert front(write_card(model))["datasets"] == ["owner/texts", "gsm8k"]
 
 
-def test_what_was_measured_since_is_told_of_these_weights_alone(pretrained):
+def test_a_card_lists_the_evaluations_of_exactly_these_weights(pretrained):
     row = {"by": "eval", "data": [{"path": "/srv/texts/held.txt", "fingerprint": "0" * 64}]}
     row |= {"results": {"eval_loss": 1.25, "tokens_per_second": 9.5}}
     keep_evaluation(pretrained.model_path, row)
     other = row | {"results": {"eval_loss": 7.75}}
     keep_evaluation(pretrained.path / "steps" / "checkpoint-10", other)
     text = write_card(pretrained.model_path)
-    assert "| `held.txt` | eval_loss | 1.2500 | loss on held-out data | nats per token |" in text
+    assert "| `held.txt` | validation loss | 1.2500 | nats per token" in text
     assert "7.75" not in text
-    assert "tokens_per_second" not in text
+    assert "tokens/s" not in text
     assert "7.75" in write_card(pretrained.path / "steps" / "checkpoint-10")
 
 
@@ -214,11 +214,11 @@ def test_a_checkpoint_within_a_run_has_the_numbers_of_its_step(pretrained):
     assert loss[10] != loss[20]
     text = write_card(step)
     assert "checkpoint of step 10" in text
-    assert f"| eval_loss | {loss[10]:.4f} |" in text
-    assert f"{loss[20]:.4f} | loss on held-out" not in text
+    assert f"| validation loss | {loss[10]:.4f} |" in text
+    assert f"| validation loss | {loss[20]:.4f}" not in text
 
 
-def test_an_exported_folder_tells_of_the_run_that_made_the_model_and_of_its_proof(pretrained, tmp_path):
+def test_the_card_of_an_export_has_the_record_of_the_run_and_the_verification(pretrained, tmp_path):
     exported = Path(write_base(str(tmp_path / "exported")))
     text = write_card(exported, source=pretrained.model_path, proof=PROOF, repo="me/tiny-model")
     assert front(text)["tags"] == ["llm-lab", "pretrain"]
@@ -227,17 +227,17 @@ def test_an_exported_folder_tells_of_the_run_that_made_the_model_and_of_its_proo
     assert "**verified**" in text
     assert "1.2e-06" in text
     assert "99.8 % of 512" in text
-    assert "8 of 9 texts" in text
+    assert "8 of 9 texts tokenized identically" in text
     assert "| llama.cpp | not verified |  | llama-cpp-python is not installed |" in text
     assert pretrained.facts()["data"][0]["fingerprint"][:12] in text
 
 
-def test_a_model_of_others_gets_a_card_that_claims_nothing_of_its_making(in_tmp_path):
+def test_the_card_of_an_external_model_claims_nothing_about_its_training(in_tmp_path):
     folder = Path(write_base("made"))
     text = write_card(folder, source="owner/model", proof=PROOF)
     assert front(text)["base_model"] == "owner/model"
     assert "base_model_relation" not in front(text)
-    for claim in ("## Data", "## How it was made", "pretrained from scratch", "| eval_loss", "made with LLM Lab"):
+    for claim in ("## Data", "## Training", "pretrained from scratch", "| validation loss", "made with LLM Lab"):
         assert claim not in text
     native, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder)
     write_gguf(native, tokenizer, folder / "model-f16.gguf", weights="f16", name="made")
@@ -252,12 +252,12 @@ def test_a_model_of_others_gets_a_card_that_claims_nothing_of_its_making(in_tmp_
     assert 'from_pretrained(".", gguf_file="model-f16.gguf")' in text
 
 
-def test_the_card_of_a_gguf_file_tells_what_is_in_the_file(in_tmp_path):
+def test_the_card_of_a_gguf_file_describes_the_file(in_tmp_path):
     runner.run(post_recipe("sft", **{"lora": {"r": 2}, "model": {"checkpoint": write_base("base")}}))
     export = {"stage": "export", "name": "file", "device": "cpu", "export": {"to": "gguf"}}
     runner.run(export | {"model": {"checkpoint": "checkpoints/sft"}})
     text = Path("checkpoints/file/gguf/README.md").read_text()
-    # Its adapter is merged, and its chat template is in the file alone: no folder says so.
+    # Its adapter is merged, and its chat template is only in the file.
     whole = sum(p.numel() for p in load_model("checkpoints/sft/model", merge=True).parameters())
     assert f"| parameters | {whole:,} |" in text
     assert " -cnv\n" in text

@@ -1,4 +1,4 @@
-"""`llm-lab replay`: a checkpoint's whole line, made again from its recipes, and held against the original."""
+"""`llm-lab replay`: a checkpoint retrained along its lineage, and compared with the original."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from llm_lab.runs.lineage import describe_line, line_of, trace
 from llm_lab.runs.replay import compose
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-COURSE = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
+STEPS = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
 
 
 def tuned(stage: str, parent: str, data: str, **more) -> dict:
@@ -34,14 +34,14 @@ def tuned(stage: str, parent: str, data: str, **more) -> dict:
         "data": [{"path": data}],
         "optimizer": {"name": "adamw", "learning_rate": 0.01},
         "scheduler": {"warmup_steps": 0},
-        "train": COURSE | {"max_length": 64},
+        "train": STEPS | {"max_length": 64},
         **more,
     }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def workplace(tmp_path_factory):
-    """A line of five runs, each started by hand from the one before; DPO stays near to the merged model."""
+    """A lineage of runs, each started by hand from the one before; DPO uses the merged model as its reference."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("lines"))
     write_text("text.txt", 60)
@@ -57,7 +57,7 @@ def workplace(tmp_path_factory):
             "tokenizer": {"bpe": 280},
             "data": [{"path": "text.txt"}],
             "scheduler": {"warmup_steps": 0},
-            "train": COURSE | {"max_length": 32, "compile": False},
+            "train": STEPS | {"max_length": 32, "compile": False},
             "samples": few,
         }
     )
@@ -65,8 +65,11 @@ def workplace(tmp_path_factory):
     run({"stage": "merge", "name": "merge", "device": "cpu", "model": {"checkpoint": "checkpoints/sft"}})
     run(tuned("reward", "checkpoints/merge", "pairs.jsonl"))
     run(tuned("dpo", "checkpoints/merge", "pairs.jsonl", dpo={"reference": "checkpoints/merge"}, samples=few))
-    judged = {"rewards": [{"model": "checkpoints/reward"}], "grpo": {"num_generations": 2, "max_completion_length": 4}}
-    run(tuned("grpo", "checkpoints/dpo", "questions.jsonl", samples=few, score=None, **judged))
+    rewarded = {
+        "rewards": [{"model": "checkpoints/reward"}],
+        "grpo": {"num_generations": 2, "max_completion_length": 4},
+    }
+    run(tuned("grpo", "checkpoints/dpo", "questions.jsonl", samples=few, score=None, **rewarded))
     yield
     os.chdir(before)
 
@@ -79,7 +82,7 @@ def lines(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def test_the_line_is_traced_to_scratch_with_its_side_branches():
+def test_the_lineage_is_traced_to_scratch_with_its_side_branches():
     node = trace("checkpoints/grpo/model", digest_of=weights_digest)
     assert [one.name for one in line_of(node)] == [
         f"checkpoints/{name}" for name in ("first", "sft", "merge", "reward", "dpo", "grpo")
@@ -93,24 +96,24 @@ def test_the_line_is_traced_to_scratch_with_its_side_branches():
     )
 
 
-def test_show_prints_the_line_with_recipe_data_and_score_of_each_run(capsys, monkeypatch):
+def test_show_prints_the_lineage_with_recipe_data_and_results_of_each_run(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["show", "grpo"]) == 0
     text = capsys.readouterr().out
     assert all(len(line) <= 80 for line in text.splitlines())
-    told = lines(text[text.index("where it comes from") :])
-    assert "● pretrain checkpoints/first, from scratch" in told
-    assert "├─● reward checkpoints/reward" in told
-    assert "● grpo checkpoints/grpo <- this one" in told
-    assert "│ recipe checkpoints/sft/recipe.yaml" in told
+    shown = lines(text[text.index("lineage") :])
+    assert "● pretrain checkpoints/first, from scratch" in shown
+    assert "├─● reward checkpoints/reward" in shown
+    assert "● grpo checkpoints/grpo <- this model" in shown
+    assert "│ recipe checkpoints/sft/recipe.yaml" in shown
     fingerprint = RunFolder(Path("checkpoints/first")).facts()["data"][0]["fingerprint"]
-    assert f"│ data text.txt ({fingerprint[:12]})" in told
+    assert f"│ data text.txt ({fingerprint[:12]})" in shown
     loss = RunFolder(Path("checkpoints/sft")).facts()["results"]["eval_loss"]
-    assert any(line.startswith(f"│ score loss {loss:.4f}") for line in told)
-    assert "rewards.0.model checkpoints/reward" in told
+    assert any(line.startswith(f"│ results validation loss {loss:.4f}") for line in shown)
+    assert "rewards.0.model checkpoints/reward" in shown
 
 
-def test_a_dry_run_writes_the_recipe_of_the_whole_line_and_stops(capsys):
+def test_a_dry_run_writes_the_recipe_of_the_whole_lineage_and_stops(capsys):
     assert main(["replay", "grpo", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "configs/grpo-replay.yaml" in text
@@ -131,8 +134,8 @@ def test_a_dry_run_writes_the_recipe_of_the_whole_line_and_stops(capsys):
     assert read_job("configs/grpo-replay.yaml")[1] == []
 
 
-def test_what_is_replayed_is_the_same_bit_for_bit(capsys):
-    """Pretraining with a BPE of its own, LoRA, its merge, a reward model, DPO beside a reference, and GRPO."""
+def test_a_replay_is_identical_bit_for_bit(capsys):
+    """Pretraining with its own BPE, LoRA, its merge, a reward model, DPO with a reference, and GRPO."""
     assert main(["replay", "grpo", "--name", "again"]) == 0
     assert "Identical: all weights in checkpoints/again equal those" in " ".join(capsys.readouterr().out.split())
     for name in ("first", "sft", "merge", "reward", "dpo", "grpo"):
@@ -142,16 +145,16 @@ def test_what_is_replayed_is_the_same_bit_for_bit(capsys):
     assert all(stage == {"same": True, "differences": []} for stage in kept["stages"].values())
 
 
-def test_a_stage_of_a_pipeline_is_replayed_with_those_it_needs_only(capsys):
+def test_a_stage_of_a_pipeline_is_replayed_with_only_the_stages_it_needs(capsys):
     if not Path("checkpoints/again").exists():
-        pytest.skip("the replay of the whole line has failed")
+        pytest.skip("the replay of the whole lineage failed")
     replay = compose("checkpoints/again/dpo", name=None, digest_of=weights_digest)
     assert replay.recipe["name"] == "again-dpo-replay"
     assert list(replay.runs) == ["first", "sft", "merge", "dpo"]
     assert replay.remarks == ()
 
 
-def test_data_that_has_changed_is_told_before_and_the_difference_after(capsys):
+def test_changed_data_is_reported_before_and_the_difference_after(capsys):
     before = Path("questions.jsonl").read_text()
     write_questions(count=38)
     try:
@@ -163,30 +166,30 @@ def test_data_that_has_changed_is_told_before_and_the_difference_after(capsys):
     assert "checkpoints/sft: questions.jsonl has changed" in early
     assert "first: identical, bit for bit" in late
     assert "sft: different weights" in late
-    assert "data.0: questions.jsonl is not what it was" in late
-    assert "eval_loss" in late
+    assert "data.0: questions.jsonl has changed" in late
+    assert "validation loss" in late
 
 
-def test_a_checkpoint_within_a_run_is_replayed_by_the_whole_run_and_compared_where_it_stands(capsys):
+def test_a_checkpoint_within_a_run_is_replayed_with_the_whole_run_and_compared_at_its_step(capsys):
     assert main(["replay", "checkpoints/first/steps/checkpoint-2", "--name", "within"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "checkpoint-2 lies within its run: the run is replayed to its end" in text
-    assert "The same: all weights" in text
+    assert "checkpoint-2 is inside its run: the whole run is replayed" in text
+    assert "Identical: all weights" in text
     assert digest("checkpoints/within/first/steps/checkpoint-2") == digest("checkpoints/first/steps/checkpoint-2")
 
 
-def test_a_run_from_the_last_checkpoint_of_another_is_from_its_end_and_from_one_within_is_refused():
+def test_a_lineage_may_continue_from_the_last_checkpoint_of_a_run_but_not_from_an_earlier_one():
     stage = tuned("sft", "checkpoints/first/steps/checkpoint-4", "questions.jsonl", samples={"max_new_tokens": 2})
-    run(stage | {"name": "from-end"})
-    assert compose("from-end", name=None, digest_of=weights_digest).recipe["stages"][1]["model"] == {
+    run(stage | {"name": "from-last"})
+    assert compose("from-last", name=None, digest_of=weights_digest).recipe["stages"][1]["model"] == {
         "checkpoint": "stage:first"
     }
-    run(stage | {"name": "from-within", "model": {"checkpoint": "checkpoints/first/steps/checkpoint-2"}})
-    with pytest.raises(UserError, match="a pipeline goes on from the end of its stages"):
-        compose("from-within", name=None, digest_of=weights_digest)
+    run(stage | {"name": "from-inside", "model": {"checkpoint": "checkpoints/first/steps/checkpoint-2"}})
+    with pytest.raises(UserError, match="a pipeline continues from final results"):
+        compose("from-inside", name=None, digest_of=weights_digest)
 
 
-def test_a_parent_that_was_trained_on_since_is_told(capsys):
+def test_a_parent_that_has_changed_or_is_gone_is_reported(capsys):
     shutil.copytree("checkpoints/first", "checkpoints/replaced")
     run(tuned("sft", "checkpoints/replaced", "questions.jsonl", samples={"max_new_tokens": 2}) | {"name": "child"})
     shutil.copytree("checkpoints/grpo/model", "checkpoints/replaced/model", dirs_exist_ok=True)
@@ -198,11 +201,11 @@ def test_a_parent_that_was_trained_on_since_is_told(capsys):
     shutil.rmtree("checkpoints/replaced")
     assert main(["show", "child"]) == 0
     assert "? checkpoints/replaced/model: gone" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(UserError, match="checkpoints/replaced/model: checkpoints/child came from it, and it is gone"):
+    with pytest.raises(UserError, match="checkpoints/replaced/model: missing, but checkpoints/child was made from it"):
         compose("child", name=None, digest_of=weights_digest)
 
 
-class StoppedInTheSecondStage(Handlers):
+class StopInSecondStage(Handlers):
     def begin(self, *, max_steps, first_step, facts):
         self.stage = facts["stage"]
 
@@ -211,28 +214,28 @@ class StoppedInTheSecondStage(Handlers):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_replay_that_was_stopped_goes_on_and_is_held_against_the_original(capsys):
+def test_a_stopped_replay_resumes_and_is_compared_with_the_original(capsys):
     assert main(["replay", "sft", "--name", "halted", "--dry-run"]) == 0
-    assert run("configs/halted.yaml", listener=StoppedInTheSecondStage())["status"] == "stopped"
+    assert run("configs/halted.yaml", listener=StopInSecondStage())["status"] == "stopped"
     capsys.readouterr()
     assert main(["replay", "sft", "--name", "halted", "--resume"]) == 0
-    assert "The same: all weights in checkpoints/halted" in " ".join(capsys.readouterr().out.split())
+    assert "Identical: all weights in checkpoints/halted" in " ".join(capsys.readouterr().out.split())
     report = Path("checkpoints/halted/report.md").read_text()
-    assert "Against `checkpoints/sft/model` and its line:" in report
-    assert "| sft | the same, bit for bit |  |" in report
+    assert "Compared with `checkpoints/sft/model` and its lineage:" in report
+    assert "| sft | identical, bit for bit |  |" in report
 
 
-def test_a_run_that_never_came_to_its_end_is_told(capsys):
+def test_an_incomplete_run_is_reported(capsys):
     facts = run(
         tuned("sft", "checkpoints/first", "questions.jsonl", samples={"max_new_tokens": 2}) | {"name": "cut"},
-        listener=StoppedInTheSecondStage(),
+        listener=StopInSecondStage(),
     )
     assert facts["status"] == "stopped"
     (remark,) = compose("cut", name=None, digest_of=weights_digest).remarks
-    assert remark == "checkpoints/cut did not come to its end (stopped after step 3): it is replayed to its end"
+    assert remark == "checkpoints/cut is incomplete (stopped at step 3): it is replayed to the end"
 
 
-def test_a_python_file_of_the_users_that_has_changed_is_told(capsys):
+def test_a_changed_python_file_of_the_user_is_reported(capsys):
     Path("near.py").write_text("def near(completions, **columns):\n    return [1.0 for _ in completions]\n")
     grpo = {"num_generations": 2, "max_completion_length": 4}
     few = {"samples": {"max_new_tokens": 2}, "score": None, "rewards": [{"python": "near.py:near"}], "grpo": grpo}
@@ -243,37 +246,37 @@ def test_a_python_file_of_the_users_that_has_changed_is_told(capsys):
     assert remark == "near.py has changed since checkpoints/mine was made (rewards.0.python)"
 
 
-def test_a_run_of_several_processes_says_how_to_start_as_many():
+def test_a_run_of_several_processes_is_reported_with_the_flag_to_repeat_it():
     shutil.copytree("checkpoints/first", "checkpoints/many")
     RunFolder(Path("checkpoints/many")).update(processes=2)
     (remark,) = compose("checkpoints/many", name=None, digest_of=weights_digest).remarks
-    assert remark.endswith("was trained by 2 processes: run the recipe with --nproc 2 for the same batches")
+    assert remark.endswith("was trained with 2 processes: run the recipe with --nproc 2 to get the same batches")
 
 
-def test_an_export_is_replayed_with_its_line():
+def test_an_export_is_replayed_with_its_lineage():
     run({"stage": "export", "name": "file", "device": "cpu", "model": {"checkpoint": "checkpoints/merge"}})
     replay = compose("file", name=None, digest_of=weights_digest)
     assert [stage["stage"] for stage in replay.recipe["stages"]] == ["pretrain", "sft", "merge", "export"]
     assert read_job(replay.recipe)[1] == []
 
 
-def test_what_no_run_made_has_nothing_to_replay():
+def test_a_model_that_no_run_made_cannot_be_replayed():
     write_base()
-    with pytest.raises(UserError, match="no run of LLM Lab made it"):
+    with pytest.raises(UserError, match="no LLM Lab run made it"):
         compose("base", name=None, digest_of=weights_digest)
 
 
-def test_a_line_that_begins_with_a_model_of_others_goes_on_from_it(capsys):
+def test_a_lineage_may_start_with_an_external_model(capsys):
     write_base()
     run(post_recipe("sft") | {"name": "tuned"})
     replay = compose("tuned", name=None, digest_of=weights_digest)
     assert [stage["model"] for stage in replay.recipe["stages"]] == [{"checkpoint": "base"}]
-    assert replay.remarks == ("base was not made here: it is taken as it is",)
+    assert replay.remarks == ("base is external: it is used as it is",)
     assert main(["show", "tuned"]) == 0
-    assert "● - base, not made here" in lines(capsys.readouterr().out)
+    assert "● - base, external" in lines(capsys.readouterr().out)
 
 
-def test_a_recipe_of_the_users_is_not_overwritten(capsys):
+def test_a_recipe_of_the_user_is_not_overwritten(capsys):
     Path("configs").mkdir(exist_ok=True)
     Path("configs/mine.yaml").write_text("stage: pretrain\n")
     assert main(["replay", "first", "--name", "mine", "--dry-run"]) == 2
@@ -289,7 +292,7 @@ def test_runs_that_were_moved_together_are_found(tmp_path, monkeypatch):
     assert {link.state for one in line_of(node) for link in one.links} == {"same"}
 
 
-def test_a_foreign_adapter_is_traced_to_its_base(tmp_path):
+def test_an_external_adapter_is_traced_to_its_base(tmp_path):
     shutil.copytree("checkpoints/sft/model", tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(Path("checkpoints/first/model").resolve())

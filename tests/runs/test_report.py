@@ -1,4 +1,4 @@
-"""The report of a run: what it was, what it reached, what it was predicted to take, and its curves."""
+"""The report of a run and of a pipeline: results, warnings, predictions, samples and curves."""
 
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
@@ -30,18 +30,18 @@ def lines_in(picture):
     ]
 
 
-def row(step, **more):
+def metrics_row(step, **more):
     return {"step": step, "loss": 5 / step, "learning_rate": 0.01 / step, "grad_norm": 1.0 + step % 3, **more}
 
 
-def test_the_report_tells_the_run_and_shows_its_curves(in_tmp_path):
+def test_the_report_has_the_results_and_the_curves_of_a_run(in_tmp_path):
     run = create_run("a")
     run.update(name="a", stage="pretrain", status="done", machine="2 CPU cores", versions={"torch": "2"})
     run.update(results={"eval_loss": 1.5, "train_tokens": 1_000_000})
     write_report(run)
     assert "curves.svg" not in run.report_path.read_text()
     for step in range(1, 4):
-        run.append_metrics(row(step))
+        run.append_metrics(metrics_row(step))
     run.append_metrics({"step": 3, "eval_loss": 2.0, "bits_per_byte": 1.0})
     write_report(run)
     text = run.report_path.read_text()
@@ -49,8 +49,8 @@ def test_the_report_tells_the_run_and_shows_its_curves(in_tmp_path):
         "# a\n",
         "Pretraining, done.",
         "Machine: 2 CPU cores.",
-        "| `eval_loss` | 1.5000 |",
-        "1,000,000",
+        "| validation loss | 1.5000 | nats per token (pretraining, SFT) |",
+        "| tokens | 1.0 M |",
         "torch 2",
     ):
         assert words in text
@@ -59,22 +59,22 @@ def test_the_report_tells_the_run_and_shows_its_curves(in_tmp_path):
     assert [len(line) for line in lines_in(picture)] == [3, 1, 3, 3]
 
 
-def test_predicted_and_actual_stand_side_by_side_with_their_ratio(in_tmp_path):
+def test_predicted_and_actual_are_compared_with_their_ratio(in_tmp_path):
     run = create_run("a")
     run.update(status="done", results={"wall_seconds": 110.0, "memory_bytes": 3 * 2**30})
     run.update(predicted={"wall_seconds": 100.0, "memory_bytes": 4 * 2**30, "basis": "measured here"})
     write_report(run)
     text = run.report_path.read_text()
-    assert "| time | 100 s | 110 s | 1.10 |" in text
-    assert "| memory, at most | 4.0 GiB | 3.0 GiB | 0.75 |" in text
-    assert "The prediction: measured here." in text
+    assert "| training time | 100 s | 110 s | 1.10 |" in text
+    assert "| peak memory | 4.0 GiB | 3.0 GiB | 0.75 |" in text
+    assert "Basis of the prediction: measured here." in text
     run.update(status="stopped")
     write_report(run)
-    assert "predicted" not in run.report_path.read_text(), "half a run tells nothing of the whole"
+    assert "predicted" not in run.report_path.read_text(), "half a run says nothing about the whole"
 
 
-def test_loss_learning_rate_and_gradient_norm_have_an_axis_each():
-    picture = picture_of([row(step) for step in range(1, 50)])
+def test_loss_learning_rate_and_gradient_norm_have_their_own_axes():
+    picture = picture_of([metrics_row(step) for step in range(1, 50)])
     words = words_in(picture)
     assert [panel.title for panel in PANELS if panel.title in words] == ["loss", "learning rate", "gradient norm"]
     frames = [box for box in picture.iter(f"{SVG}rect") if box.get("fill") == "none"]
@@ -84,18 +84,25 @@ def test_loss_learning_rate_and_gradient_norm_have_an_axis_each():
         assert all(left - 0.1 <= x <= left + wide + 0.1 and top - 0.1 <= y <= top + high + 0.1 for x, y in line)
 
 
-def test_a_stage_with_rewards_has_them_drawn():
-    told = {"eval_reward_sampled": 0.5, "exact_match": 0.7, "exact_match_sampled": 0.6}
-    rows = [{"step": 0, **told}, row(1, reward=0.1, kl=0.0), row(2, reward=0.4, kl=0.02), {"step": 2, **told}]
+def test_rewards_and_exact_match_are_drawn():
+    scores = {"eval_reward_sampled": 0.5, "exact_match": 0.7, "exact_match_sampled": 0.6}
+    rows = [
+        {"step": 0, **scores},
+        metrics_row(1, reward=0.1, kl=0.0),
+        metrics_row(2, reward=0.4, kl=0.02),
+        {"step": 2, **scores},
+    ]
     words = words_in(picture_of(rows))
-    assert {"reward", "training 0.4", "held out 0.5", "exact match", "greedy 0.7", "sampled 0.6", "KL"} <= set(words)
+    assert {"reward", "training 0.4", "held-out sampled 0.5", "exact match", "greedy 0.7", "sampled 0.6", "KL"} <= set(
+        words
+    )
 
 
-def test_a_single_point_beside_curves_gets_no_panel():
-    rows = [row(1), row(2), {"step": 2, "exact_match": 0.5, "eval_loss": 1.0}]
+def test_a_single_point_gets_no_panel_next_to_curves():
+    rows = [metrics_row(1), metrics_row(2), {"step": 2, "exact_match": 0.5, "eval_loss": 1.0}]
     words = words_in(picture_of(rows))
     assert "exact match" not in words
-    assert "held out 1" in words
+    assert "validation 1" in words
 
 
 def test_a_curve_is_drawn_where_its_numbers_are():
@@ -136,7 +143,7 @@ def test_curves_of_any_shape_are_well_formed_and_inside_the_picture(name, values
         assert 0 <= y <= height
 
 
-def test_nothing_to_draw_is_no_picture():
+def test_there_is_no_picture_without_anything_to_draw():
     assert draw_curves([]) is None
     assert draw_curves([{"step": 1, "loss": float("nan")}]) is None
 
@@ -145,16 +152,16 @@ def test_nothing_to_draw_is_no_picture():
     ("low", "high", "about", "marks"),
     [(0, 10, 5, [0, 2, 4, 6, 8, 10]), (1.6, 5.6, 5, [2, 3, 4, 5]), (0, 1e-3, 2, [0, 5e-4, 1e-3]), (3, 3, 5, [3])],
 )
-def test_marks_are_round_numbers(low, high, about, marks):
+def test_axis_labels_are_round_numbers(low, high, about, marks):
     assert ticks(low, high, about) == pytest.approx(marks)
 
 
-def test_marks_of_a_logarithmic_axis_are_round_too():
+def test_labels_of_a_logarithmic_axis_are_round_too():
     assert powers(0.8, 6) == pytest.approx([1, 2, 5])
     assert powers(0.002, 300) == pytest.approx([0.01, 0.1, 1, 10, 100])
 
 
-def test_no_label_runs_into_another():
+def test_no_label_overlaps_another():
     rows = [{"step": step, **dict.fromkeys(metrics_of_all(), 0.123456 * step)} for step in (1, 50, 100)]
     picture = picture_of(rows)
     spans = {}
@@ -170,10 +177,10 @@ def test_no_label_runs_into_another():
 
 
 def metrics_of_all():
-    return [metric for panel in PANELS for metric in panel.metrics]
+    return [key for panel in PANELS for key in panel.keys]
 
 
-def test_samples_are_shown_as_they_were_at_the_beginning_the_middle_and_the_end(in_tmp_path):
+def test_samples_are_shown_from_the_first_a_middle_and_the_last_evaluation(in_tmp_path):
     run = create_run("a")
     run.samples_path.write_text(
         "".join(f"## Step {step}\n\nPrompt: `x`\n\n> text {step}\n\n" for step in range(0, 50, 10))
@@ -184,15 +191,15 @@ def test_samples_are_shown_as_they_were_at_the_beginning_the_middle_and_the_end(
     assert "**Step 20**" in text
 
 
-def test_the_recipe_stands_in_the_report_in_full(in_tmp_path):
+def test_the_report_has_the_full_recipe(in_tmp_path):
     run = create_run("a")
     run.write_recipe("stage: pretrain\nsamples: {prompts: ['```']}\n")
     write_report(run)
     text = run.report_path.read_text()
-    assert "<details><summary>The recipe, in full</summary>\n\n````yaml\nstage: pretrain\n" in text
+    assert "<details><summary>Full recipe</summary>\n\n````yaml\nstage: pretrain\n" in text
 
 
-def test_data_and_evaluations_and_where_it_comes_from_stand_in_the_report(in_tmp_path):
+def test_data_evaluations_and_lineage_are_in_the_report(in_tmp_path):
     run = create_run("a")
     run.update(stage="sft", parent={"path": "gone/model", "digest": "1"})
     run.update(data=[{"path": "a|b.jsonl", "fingerprint": "f" * 64, "read": 5, "kept": 4, "dropped": {"empty": 1}}])
@@ -200,23 +207,23 @@ def test_data_and_evaluations_and_where_it_comes_from_stand_in_the_report(in_tmp
     write_report(run)
     text = run.report_path.read_text()
     assert "| `a\\|b.jsonl` | `ffffffffffff` | 4 of 5 rows kept (1 dropped: empty) |" in text
-    assert "1.5000 bits a byte" in text
+    assert "bits per byte 1.5000" in text
     assert "gone/model (gone) -> sft (checkpoints/a)" in text
 
 
-def test_what_to_mind_stands_first(in_tmp_path):
+def test_warnings_come_first(in_tmp_path):
     run = create_run("a")
     run.update(stage="pretrain", status="stopped", device="cpu", results={"step": 7})
     run.update(exhausted={"path": "short.txt", "step": 7, "max_steps": 9}, warnings=["3 examples were cut"])
-    told = warnings_of(run)
-    assert told[-1] == "3 examples were cut"
-    for words in ("stopped after step 7", "CPU rehearsal", "short.txt was used up", "nothing kept from training"):
-        assert any(words in line for line in told)
+    warnings = warnings_of(run)
+    assert warnings[-1] == "3 examples were cut"
+    for words in ("stopped at step 7", "CPU mode", "short.txt ran out of data", "No data was held out"):
+        assert any(words in line for line in warnings)
     write_report(run)
-    assert all(f"> - {line}" in run.report_path.read_text() for line in told)
+    assert all(f"> - {line}" in run.report_path.read_text() for line in warnings)
 
 
-def test_what_a_display_is_warned_of_is_kept_and_shown():
+def test_warnings_are_recorded_and_passed_on():
     class Notes(Handlers):
         def __init__(self):
             self.lines = []
@@ -224,13 +231,13 @@ def test_what_a_display_is_warned_of_is_kept_and_shown():
         def notice(self, text):
             self.lines.append(text)
 
-    heard = WarningRecorder(Notes())
-    heard(Notice("found"))
-    heard(RunWarning("mind"))
-    assert (heard.warnings, heard._listener.lines) == (["mind"], ["found", "mind"])
+    recorder = WarningRecorder(Notes())
+    recorder(Notice("found"))
+    recorder(RunWarning("careful"))
+    assert (recorder.warnings, recorder._listener.lines) == (["careful"], ["found", "careful"])
 
 
-def test_scores_of_stages_are_dots_where_their_numbers_are():
+def test_scores_of_stages_are_dots_at_their_values():
     scores = {"sft": {"exact_match": 0.5, "exact_match_sampled": 0.25, "seconds": 1.0}, "dpo": {"exact_match": 1.0}}
     picture = ElementTree.fromstring(draw_scores(scores))
     frame = next(box for box in picture.iter(f"{SVG}rect") if box.get("fill") == "none")
@@ -239,17 +246,19 @@ def test_scores_of_stages_are_dots_where_their_numbers_are():
     assert dots == pytest.approx([0.5, 0.25, 1.0], abs=1e-3)
     assert {"sft", "dpo", "100 %", "greedy", "sampled"} <= set(words_in(picture))
     assert draw_scores({"merge": {"seconds": 1.0}}) is None
-    assert "reward" in words_in(ElementTree.fromstring(draw_scores({"ppo": {"reward": -2.0, "seconds": 1.0}})))
+    assert "held-out reward sampled" in words_in(
+        ElementTree.fromstring(draw_scores({"ppo": {"reward": -2.0, "seconds": 1.0}}))
+    )
 
 
-def test_bars_of_predicted_and_actual_are_as_long_as_their_numbers():
+def test_bars_of_predicted_and_actual_have_the_lengths_of_their_values():
     picture = ElementTree.fromstring(draw_predictions([("time", 50.0, 100.0, "50 s", "100 s")]))
     first, second = (float(box.get("width")) for box in picture.iter(f"{SVG}rect") if box.get("x"))
     assert second == pytest.approx(2 * first, abs=0.2)
     assert draw_predictions([]) is None
 
 
-def test_a_pipelines_report_has_the_scores_as_picture_and_table_and_what_each_stage_came_to(in_tmp_path):
+def test_the_report_of_a_pipeline_has_its_scores_and_stages(in_tmp_path):
     outer = create_run("life")
     for name, exact in (("sft", 0.5), ("dpo", 0.75)):
         stage = create_run(name, root=outer.path)
@@ -261,6 +270,6 @@ def test_a_pipelines_report_has_the_scores_as_picture_and_table_and_what_each_st
     text = outer.report_path.read_text()
     assert "![scores of the stages](scores.svg)" in text
     assert ElementTree.parse(outer.path / "scores.svg").getroot() is not None
-    assert "| dpo | 75.0 % | - | - | 90 s |" in text
-    assert "| [dpo](dpo/report.md) | dpo | done | exact match 75.0 % | 90 s |" in text
+    assert "| dpo | 75.0 % | 90 s |" in text
+    assert "| [dpo](dpo/report.md) | dpo | done | exact match (greedy) 75.0 % | 90 s |" in text
     assert "stages: []" in text

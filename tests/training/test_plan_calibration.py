@@ -22,7 +22,7 @@ from llm_lab.hf.load import build_from_config, config_of_parts
 from llm_lab.recipe.resolve import estimate_again, require_device, resolve
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import forget_peak_memory, peak_memory_bytes
+from llm_lab.runs.processes import peak_memory_bytes, reset_peak_memory
 from llm_lab.training import calibrate as calibration
 from llm_lab.training.calibrate import calibrate, run_trial, trial_seconds
 from llm_lab.training.loss import autocast
@@ -251,17 +251,17 @@ def test_the_plan_of_a_resumed_run_says_where_it_goes_on(in_tmp_path, capsys):
     assert main(words) == 0
     real = " ".join(capsys.readouterr().out.split())
     for said in (dry, real):
-        assert "goes on from step 10;" in said
+        assert "resumes after step 10;" in said
         assert "10 steps × 64 tokens" in said
 
 
 def test_the_peak_of_memory_is_forgotten_between_stages():
-    forget_peak_memory("cpu")
+    reset_peak_memory("cpu")
     before = peak_memory_bytes("cpu")
     held = np.ones(30_000_000)
     assert peak_memory_bytes("cpu") - before > 0.9 * held.nbytes
     del held
-    forget_peak_memory("cpu")
+    reset_peak_memory("cpu")
     assert peak_memory_bytes("cpu") - before < 120_000_000
 
 

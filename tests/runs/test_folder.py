@@ -1,4 +1,4 @@
-"""The run folder: nothing half written, nothing lost, and a model found by any name it goes by."""
+"""The run folder: nothing half written, nothing lost, and a model found by any of its names."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def make_model(path: Path) -> Path:
     return path
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(monkeypatch):
+def test_a_file_is_replaced_completely_or_not_at_all(monkeypatch):
     path = Path("deep/run.json")
     write_atomically(path, "old")
     assert path.read_text() == "old"
@@ -56,7 +56,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(monkeypatch):
     assert path.read_text(encoding="utf-8") == "new – ünï"
 
 
-def test_facts_are_added_to_and_a_broken_file_is_none():
+def test_facts_are_merged_and_a_broken_file_counts_as_empty():
     run = create_run("a")
     assert run.facts() == {}
     assert run.status() == "unknown"
@@ -86,22 +86,22 @@ def test_overwrite_replaces_a_run_and_nothing_else():
     assert not (run.path / "old").exists()
     Path("checkpoints/mine").mkdir()
     Path("checkpoints/mine/thesis.tex").touch()
-    with pytest.raises(UserError, match="no run of LLM Lab, so it is not replaced"):
+    with pytest.raises(UserError, match="not an LLM Lab run, so it is not overwritten"):
         create_run("mine", overwrite=True)
     assert Path("checkpoints/mine/thesis.tex").exists()
     make_run("busy", status="running", process=this_process())
-    with pytest.raises(UserError, match="under way"):
+    with pytest.raises(UserError, match="still running"):
         create_run("busy", overwrite=True)
     assert create_run("new", overwrite=True).path.name == "new"
 
 
-def test_a_run_folder_that_can_not_be_made_is_told():
+def test_a_run_folder_that_can_not_be_created_is_an_error():
     Path("checkpoints").write_text("a file")
-    with pytest.raises(UserError, match="can't be made"):
+    with pytest.raises(UserError, match="can't be created"):
         create_run("a")
 
 
-def test_a_run_whose_process_is_gone_was_interrupted():
+def test_a_run_whose_process_is_gone_is_interrupted():
     run = make_run("a", status="running", process=this_process())
     assert run.status() == "running"
     gone = subprocess.run(
@@ -118,15 +118,15 @@ def test_a_run_whose_process_is_gone_was_interrupted():
     run.update(process=json.loads(gone.stdout))
     assert run.status() == "interrupted"
     run.update(process={**this_process(), "started": 1.0})
-    assert run.status() == "interrupted", "another process has got the number"
+    assert run.status() == "interrupted", "another process has the same id"
     run.update(process={**this_process(), "pid": 1, "host": "elsewhere"})
-    assert run.status() == "running", "nothing is known of another machine's process"
+    assert run.status() == "running", "a process of another machine can't be checked"
     run.update(process={})
     run.update(status="stopped")
     assert run.status() == "stopped"
 
 
-def test_a_last_line_that_was_cut_off_is_left_out():
+def test_a_last_line_cut_off_by_a_crash_is_skipped():
     run = make_run("a")
     assert run.metrics() == []
     for step in (1, 2):
@@ -136,7 +136,7 @@ def test_a_last_line_that_was_cut_off_is_left_out():
     assert [row["step"] for row in run.metrics()] == [1, 2]
 
 
-def test_what_comes_after_a_step_is_forgotten():
+def test_metrics_and_samples_after_a_step_are_deleted():
     run = make_run("a")
     for step in (5, 10, 10, 15):
         run.append_metrics({"step": step})
@@ -150,7 +150,7 @@ def test_what_comes_after_a_step_is_forgotten():
     assert run.samples_path.read_text() == ""
 
 
-def test_only_whole_checkpoints_count():
+def test_only_complete_checkpoints_count():
     run = make_run("a")
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", "checkpoint-x", ".saving", "checkpoint-11"):
         (run.steps_path / name).mkdir(parents=True)
@@ -163,7 +163,7 @@ def test_a_model_is_found_by_run_name_path_and_checkpoint():
     run = make_run("shakespeare")
     step = make_model(run.steps_path / "checkpoint-10")
     (step / "trainer_state.json").touch()
-    assert find_model("shakespeare") == step, "before the end the newest checkpoint is the model"
+    assert find_model("shakespeare") == step, "before the end, the newest checkpoint is the model"
     model = make_model(run.model_path)
     for name in ("shakespeare", "checkpoints/shakespeare", run.path, model, str(run.path.resolve())):
         assert Path(find_model(name)).resolve() == model.resolve()
@@ -175,7 +175,7 @@ def test_a_model_is_found_by_run_name_path_and_checkpoint():
     assert find_model(make_model(Path("downloaded"))) == Path("downloaded")
 
 
-def test_the_model_of_a_pipeline_is_that_of_its_last_stage_that_has_one():
+def test_the_model_of_a_pipeline_is_that_of_its_last_stage_with_a_model():
     outer = make_run("both", stages=["first", "second"])
     first = make_model(outer.path / "first" / "model")
     assert find_model("both") == first
@@ -184,9 +184,9 @@ def test_the_model_of_a_pipeline_is_that_of_its_last_stage_that_has_one():
     assert find_model("both") == second
 
 
-def test_a_model_that_is_not_there_is_told_with_what_is():
+def test_a_missing_model_is_an_error_with_suggestions():
     make_run("shakespeare")
-    with pytest.raises(UserError, match="no model was saved here yet"):
+    with pytest.raises(UserError, match="no model has been saved here yet"):
         find_model("shakespeare")
     with pytest.raises(UserError, match=r"no such checkpoint.*Did you mean shakespeare\?"):
         find_model("shakespere")
@@ -194,5 +194,5 @@ def test_a_model_that_is_not_there_is_told_with_what_is():
         find_model("xyzzy")
 
 
-def test_runs_are_made_where_one_stands():
+def test_runs_are_created_in_the_current_folder():
     assert not folder_module.ROOT.is_absolute()
