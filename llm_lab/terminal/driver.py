@@ -37,7 +37,7 @@ from llm_lab.wizard.questions import (
 from llm_lab.wizard.walk import Walk
 
 from .ask import Back, ask, wait_for_enter
-from .console import make_console, one_line, print_error, printable, print_waiting
+from .console import make_console, one_line, print_error, print_waiting, printable
 from .screens import begin_screen, print_design_numbers, print_run_numbers
 
 if TYPE_CHECKING:
