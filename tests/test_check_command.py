@@ -1,4 +1,4 @@
-"""`llm-lab check`: one recipe with many mistakes gets all its errors at once, each in words."""
+"""`llm-lab check`: all problems of a recipe are reported at once, each in plain words."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def errors_of(recipe: str, capsys) -> str:
     return " ".join((printed.out + printed.err).split())
 
 
-def test_a_schedule_weights_an_optimizer_and_a_column_that_are_wrong_are_told_at_once(capsys):
+def test_problems_of_schedule_weights_optimizer_and_columns_are_reported_together(capsys):
     said = errors_of(FOUR, capsys)
     for words in (
         "scheduler.warmup_steps = 5000: warm-up is not shorter than the run of train.max_steps = 100.",
@@ -45,7 +45,7 @@ def test_a_schedule_weights_an_optimizer_and_a_column_that_are_wrong_are_told_at
     assert said.count("rows.jsonl") + said.count("Traceback") == 0
 
 
-def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_told_with_what_would(capsys):
+def test_a_warm_up_and_a_decay_that_exceed_the_run_are_reported_with_allowed_values(capsys):
     said = errors_of(
         FOUR.replace("name: cosine, warmup_steps: 5000", "name: wsd, warmup_steps: 30, decay_ratio: 0.8"), capsys
     )
@@ -55,11 +55,11 @@ def test_a_warm_up_and_a_decay_that_do_not_fit_the_run_are_told_with_what_would(
     assert "There is no such column" in said
 
 
-def test_each_owner_of_a_key_is_named(capsys):
+def test_the_optimizer_that_has_a_key_is_named(capsys):
     assert "It belongs to optimizer sophia." in errors_of(FOUR.replace("momentum: 0.9", "rho: 0.1"), capsys)
 
 
-def test_a_stage_and_a_tokenizer_of_the_wrong_kind_are_told_in_words(capsys):
+def test_a_stage_and_a_tokenizer_of_the_wrong_type_are_explained(capsys):
     pipeline = "stages:\n- {stage: pretrain, data: [{path: b.txt}], device: cpu, tokenizer: 5}\n- 5\n"
     said = errors_of(pipeline, capsys)
     assert "stages.1 = 5: this must be a group of keys" in said
@@ -68,7 +68,7 @@ def test_a_stage_and_a_tokenizer_of_the_wrong_kind_are_told_in_words(capsys):
     assert "Allowed: group" not in said
 
 
-def test_a_pipeline_says_in_which_folder_each_stage_ends_up(in_tmp_path, capsys):
+def test_the_plan_shows_the_folder_of_each_stage(in_tmp_path, capsys):
     assert main(["check", "demo"]) == 0
     shown = capsys.readouterr().out
     assert all(f"checkpoints/demo/{stage}/" in shown for stage in ("pretrain", "sft", "grpo"))

@@ -45,7 +45,7 @@ def lab(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "llm_lab", *words], capture_output=True, text=True, **options)
 
 
-def test_without_a_terminal_the_wizard_names_run_and_exits_with_2(in_tmp_path):
+def test_the_wizard_without_a_terminal_exits_with_2_and_names_run(in_tmp_path):
     done = lab(stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert "llm-lab run RECIPE" in done.stderr
@@ -53,7 +53,7 @@ def test_without_a_terminal_the_wizard_names_run_and_exits_with_2(in_tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_run_trains_and_says_where_the_model_is(trained, capfd):
+def test_run_trains_and_saves_the_model(trained, capfd):
     assert (trained / "checkpoints/tiny/model/config.json").is_file()
 
 
@@ -65,12 +65,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe, capsys):
     assert not Path("checkpoints").exists()
 
 
-def test_check_says_that_a_recipe_is_right(recipe, capsys):
+def test_check_accepts_a_valid_recipe(recipe, capsys):
     assert main(["check", recipe]) == 0
     assert "The recipe is valid." in capsys.readouterr().out
 
 
-def test_check_says_all_that_is_wrong_at_once(recipe, capsys):
+def test_check_reports_every_problem_at_once(recipe, capsys):
     assert main(["check", recipe, "train.max_steps=x", "optimizer.lr=1", "data.0.path=nosuch.txt"]) == 2
     captured = capsys.readouterr()
     for key in ("train.max_steps = x", "optimizer.lr", "data.0.path = nosuch.txt"):
@@ -79,19 +79,19 @@ def test_check_says_all_that_is_wrong_at_once(recipe, capsys):
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_every_shipped_recipe_is_right(file, in_tmp_path, capsys):
+def test_every_shipped_recipe_is_valid(file, in_tmp_path, capsys):
     overrides = ["data.0.path=text.txt"] if "input.txt" in file.read_text() else []
     write_text("text.txt")
     assert main(["check", str(file), *overrides]) == 0
 
 
-def test_a_recipe_that_is_nearly_named_is_suggested(in_tmp_path, capsys):
+def test_a_mistyped_recipe_name_gets_a_suggestion(in_tmp_path, capsys):
     assert main(["run", "dmo"]) == 2
     assert "Did you mean demo?" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(find_machine().cuda_problem is None, reason="this machine has a GPU")
-def test_a_recipe_for_cuda_is_refused_without_it_with_the_way_out(recipe, capsys):
+def test_a_cuda_recipe_without_cuda_exits_with_3_and_a_fix(recipe, capsys):
     assert main(["run", recipe, "device=cuda"]) == MachineError.exit_code == 3
     said = capsys.readouterr().err
     assert find_machine().cuda_problem in said.replace("\n", " ")
@@ -108,11 +108,11 @@ def test_an_error_is_a_short_paragraph_without_a_traceback(in_tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--debug", "run", "nosuch.yaml"], ["run", "nosuch.yaml", "--debug"]])
-def test_debug_gives_the_traceback(in_tmp_path, words):
+def test_debug_shows_the_traceback(in_tmp_path, words):
     assert "Traceback" in lab(*words).stderr
 
 
-def test_a_fault_of_ours_exits_with_1_and_says_how_to_see_more(in_tmp_path, capsys, monkeypatch):
+def test_an_internal_error_exits_with_1_and_names_debug(in_tmp_path, capsys, monkeypatch):
     def boom():
         raise RuntimeError("boom")
 
@@ -129,7 +129,7 @@ def test_an_unknown_command_exits_with_2(capsys):
     assert leaving.value.code == 2
 
 
-def test_ctrl_c_saves_and_exits_with_130(recipe):
+def test_ctrl_c_saves_a_checkpoint_and_exits_with_130(recipe):
     words = ["run", recipe, "train.max_steps=20000", "train.eval_steps=20000", "train.save_steps=20000"]
     command = [sys.executable, "-u", "-m", "llm_lab", *words, "train.logging_steps=5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
@@ -145,7 +145,7 @@ def test_ctrl_c_saves_and_exits_with_130(recipe):
 
 
 @pytest.mark.parametrize("what", [[], ["recipes"], ["data"], ["parts"], ["runs"]])
-def test_list_lists(trained, what, capsys, monkeypatch):
+def test_list_shows_recipes_data_parts_and_runs(trained, what, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     assert main(["list", *what]) == 0
     said = capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_list_lists(trained, what, capsys, monkeypatch):
         assert expected[name] in said
 
 
-def test_copy_takes_a_recipe_and_never_overwrites(in_tmp_path, capsys):
+def test_copy_writes_a_new_file_and_never_overwrites(in_tmp_path, capsys):
     assert main(["copy", "demo", "mine.yaml"]) == 0
     assert Path("mine.yaml").read_text() == next(f for f in SHIPPED if f.stem == "demo").read_text()
     assert "llm-lab run mine.yaml" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_copy_takes_a_recipe_and_never_overwrites(in_tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
-def test_show_says_what_a_checkpoint_is(trained, capsys, monkeypatch):
+def test_show_describes_a_checkpoint(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     assert main(["show", "tiny"]) == 0
     said = capsys.readouterr().out
@@ -170,13 +170,13 @@ def test_show_says_what_a_checkpoint_is(trained, capsys, monkeypatch):
         assert text in said
 
 
-def test_show_suggests_the_run_that_was_meant(trained, capsys, monkeypatch):
+def test_a_mistyped_run_name_gets_a_suggestion(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     assert main(["show", "checkpoints/tny"]) == 2
     assert "Did you mean checkpoints/tiny?" in capsys.readouterr().err
 
 
-def test_one_answer_of_chat_is_all_that_is_on_standard_output(trained):
+def test_chat_with_a_prompt_prints_only_the_answer(trained):
     words = ("chat", "checkpoints/tiny", "--prompt", "the", "--seed", "1", "--max-new-tokens", "8")
     first = lab(*words, cwd=trained)
     assert first.returncode == 0
@@ -186,19 +186,19 @@ def test_one_answer_of_chat_is_all_that_is_on_standard_output(trained):
     assert "Warning" not in first.stderr
 
 
-def test_chat_with_a_model_that_is_not_there_exits_with_2(in_tmp_path, capsys):
+def test_chat_with_a_missing_model_exits_with_2(in_tmp_path, capsys):
     assert main(["chat", "checkpoints/nosuch", "--prompt", "x"]) == 2
     assert "checkpoints/nosuch" in capsys.readouterr().err
 
 
-def test_doctor_says_what_the_machine_can_do(in_tmp_path, capsys):
+def test_doctor_shows_what_the_machine_can_do(in_tmp_path, capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     for text in ("CPU", "memory", "bf16 CUDA", "torch"):
         assert text in said
 
 
-def test_schema_is_a_json_schema(capsys):
+def test_schema_prints_a_json_schema(capsys):
     assert main(["schema"]) == 0
     assert "$defs" in json.loads(capsys.readouterr().out)
 
@@ -211,7 +211,7 @@ def test_version_and_help(capsys):
     assert "llm-lab" in capsys.readouterr().out
 
 
-def test_a_reader_that_goes_away_is_no_error(trained):
+def test_a_closed_pipe_is_not_an_error(trained):
     command = f"{sys.executable} -m llm_lab list parts | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=trained)
     assert "Traceback" not in done.stderr

@@ -40,7 +40,7 @@ def test_every_file_the_readme_links_to_exists():
 
 
 @pytest.mark.parametrize("target", ["setup", "demo", "lab", "test", "test-all", "bench"])
-def test_the_makefile_has_every_target_that_the_documents_name(target):
+def test_the_makefile_has_every_documented_target(target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
@@ -62,7 +62,7 @@ def small_demo() -> list[str]:
     return [*words, "score.prompts=8", "score.max_completion_length=8"]
 
 
-def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path, monkeypatch, capsys):
+def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
     import shlex
     import shutil
 
@@ -81,9 +81,9 @@ def test_the_commands_of_the_readme_work_one_after_the_other(tmp_path, monkeypat
         elif words[0] == "run" and not {"--dry-run", "--resume"} & set(words):
             words = [word for word in words if not word.startswith("train.")] + SMALL
         code = main(words)
-        told = capsys.readouterr()
-        wanted = 3 if "gpu-124m" in line else 0  # tests run where there is no GPU, and a plan says so
-        assert code == wanted, f"{line}: {told.err}"
+        printed = capsys.readouterr()
+        wanted = 3 if "gpu-124m" in line else 0  # tests run without a GPU
+        assert code == wanted, f"{line}: {printed.err}"
     made = sorted(path.name for path in Path("checkpoints").iterdir())
     assert made == ["demo", "demo-ppo-gguf", "shakespeare", "stories", "stories-2"]
 

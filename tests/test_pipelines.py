@@ -1,4 +1,4 @@
-"""Pipelines: stages that go on from each other, refer to each other by name, are scored alike, replayed and resumed."""
+"""Pipelines: stages that start from earlier ones, by default or by name, are scored alike, replayed and resumed."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def life() -> dict[str, Any]:
     """All there is to a model's life, in two steps a stage."""
     tuned = {"train": COURSE | {"max_length": 64}, "scheduler": {"warmup_steps": 0}}
     talked = tuned | {"samples": {"max_new_tokens": 2}, "optimizer": {"name": "adamw", "learning_rate": 0.03}}
-    judged = talked | {"data": [{"path": "questions.jsonl"}], "rewards": [{"model": "stage:reward"}]}
+    rewarded = talked | {"data": [{"path": "questions.jsonl"}], "rewards": [{"model": "stage:reward"}]}
     return {
         "name": "demo",
         "seed": 5,
@@ -52,9 +52,9 @@ def life() -> dict[str, Any]:
             {"stage": "merge"},
             {"stage": "reward", "data": [{"path": "pairs.jsonl"}], **tuned},
             {"stage": "dpo", "data": [{"path": "pairs.jsonl"}], "dpo": {"reference": "stage:merge"}, **talked},
-            {"stage": "grpo", "grpo": {"num_generations": 2, "max_completion_length": 4}, **judged}
+            {"stage": "grpo", "grpo": {"num_generations": 2, "max_completion_length": 4}, **rewarded}
             | {"train": COURSE | {"max_length": 64, "max_steps": 3}},
-            {"stage": "ppo", "ppo": {"critic": "stage:reward", "max_completion_length": 4}, **judged},
+            {"stage": "ppo", "ppo": {"critic": "stage:reward", "max_completion_length": 4}, **rewarded},
         ],
     }
 
@@ -100,7 +100,7 @@ def whole() -> tuple[dict, str]:
 
 @pytest.fixture(scope="module")
 def again(whole) -> tuple[dict, dict, dict]:
-    """The same from the first one's own recipe.yaml, stopped within GRPO, its stages then, and gone on with."""
+    """The same pipeline from its recipe.yaml: stopped in GRPO, its stages then, and resumed."""
     stopped = run(f"{whole[0]['path']}/recipe.yaml", listener=Stopping(at="grpo"))
     return stopped, stages_of(stopped["path"]), run("checkpoints/demo-2", resume=True)
 
@@ -109,7 +109,7 @@ def stages_of(path: str) -> dict[str, dict]:
     return {stage.path.name: stage.facts() for stage in RunFolder(Path(path)).stages()}
 
 
-def test_a_whole_life_runs_in_one_go(whole):
+def test_a_pipeline_of_every_stage_runs_to_its_end(whole):
     facts, _ = whole
     assert (facts["status"], facts["stages"]) == ("done", NAMES)
     stages = stages_of(facts["path"])
@@ -117,7 +117,7 @@ def test_a_whole_life_runs_in_one_go(whole):
     assert {stage["seed"] for stage in stages.values()} == {5}
 
 
-def test_a_stage_goes_on_from_the_last_that_can_be_talked_to(whole):
+def test_a_stage_starts_from_the_last_model_that_generates_text(whole):
     home = Path(whole[0]["path"])
     parents = {name: Path(f["parent"]["path"]).parent.name for name, f in stages_of(home).items() if "parent" in f}
     assert parents == {
@@ -132,7 +132,7 @@ def test_a_stage_goes_on_from_the_last_that_can_be_talked_to(whole):
     assert not (home / "merge" / "model" / "adapter_config.json").exists()
 
 
-def test_references_are_the_stages_own_results(whole):
+def test_references_resolve_to_the_results_of_stages(whole):
     recipe = {stage: yaml.safe_load((Path(whole[0]["path"]) / stage / "recipe.yaml").read_text()) for stage in NAMES}
     assert recipe["dpo"]["dpo"]["reference"] == "checkpoints/demo/merge"
     assert recipe["grpo"]["rewards"][0]["model"] == "checkpoints/demo/reward"
@@ -144,7 +144,7 @@ def test_references_are_the_stages_own_results(whole):
     assert written["stages"][4]["model"] == {"checkpoint": "stage:merge"}
 
 
-def test_every_stage_that_answers_is_scored_on_the_same_prompts(whole):
+def test_every_stage_is_scored_on_the_same_prompts(whole):
     facts, printed = whole
     scores = facts["results"]["scores"]
     assert list(scores) == ["pretrain", "sft", "dpo", "grpo", "ppo"]
@@ -153,7 +153,7 @@ def test_every_stage_that_answers_is_scored_on_the_same_prompts(whole):
         last = [r for r in RunFolder(Path(facts["path"]) / name).metrics() if "exact_match" in r][-1]
         assert row["exact_match"] == last["exact_match"]
         assert row["reward"] == last["eval_reward_sampled"]
-    # A stage starts where the one before it came to, on the same prompts.
+    # On the same prompts, a stage starts with the score that the stage before it reached.
     assert len({row["reward"] for row in scores.values()}) > 2
     start = RunFolder(Path(facts["path"]) / "ppo").metrics()[0]
     assert start["step"] == 0
@@ -171,11 +171,11 @@ def test_every_stage_that_answers_is_scored_on_the_same_prompts(whole):
     assert all((Path(facts["path"]) / name / "report.md").exists() for name in NAMES)
 
 
-def test_a_pipeline_is_talked_to_by_its_name(whole):
+def test_the_name_of_a_pipeline_means_its_last_model(whole):
     assert find_model("demo").resolve() == (Path(whole[0]["path"]) / "ppo" / "model").resolve()
 
 
-def test_a_pipeline_that_is_stopped_within_a_stage_says_so(again):
+def test_a_stopped_pipeline_has_the_status_stopped(again):
     stopped, stages, _ = again
     assert (stopped["status"], stopped["path"]) == ("stopped", "checkpoints/demo-2")
     assert [facts.get("status") for facts in stages.values()] == ["done"] * 5 + ["stopped", None]
@@ -183,7 +183,7 @@ def test_a_pipeline_that_is_stopped_within_a_stage_says_so(again):
     assert list(stopped["results"]["scores"]) == ["pretrain", "sft", "dpo", "grpo"]
 
 
-def test_replayed_elsewhere_stopped_and_resumed_it_is_the_same_run(whole, again):
+def test_a_pipeline_replayed_stopped_and_resumed_gives_the_same_run(whole, again):
     _, _, resumed = again
     assert (resumed["status"], resumed["path"]) == ("done", "checkpoints/demo-2")
     for name in NAMES:
@@ -199,7 +199,7 @@ def test_replayed_elsewhere_stopped_and_resumed_it_is_the_same_run(whole, again)
     assert scores(resumed) == scores(whole[0])
 
 
-def test_a_stage_that_fails_ends_the_pipeline_and_is_done_again(whole):
+def test_a_failed_stage_ends_the_pipeline_and_is_run_again_on_resume(whole):
     Path("fails.py").write_text("def f(completions, **columns):\n    raise ValueError('not yet')\n")
     stages = life()["stages"]
     grpo = stages[5] | {"rewards": [{"python": "fails.py:f"}], "model": {"checkpoint": "checkpoints/demo/merge"}}
@@ -217,16 +217,16 @@ def test_a_stage_that_fails_ends_the_pipeline_and_is_done_again(whole):
     assert (outer.facts()["status"], outer.facts()["error"]) == ("done", None)
 
 
-def test_a_judge_is_not_what_a_pipelines_name_stands_for(whole):
+def test_the_name_of_a_pipeline_does_not_mean_its_reward_model(whole):
     stages = life()["stages"]
     sft = stages[1] | {"model": {"checkpoint": "checkpoints/demo/merge"}}
     reward = stages[3] | {"lora": {"r": 2}}
     merge = {"stage": "merge", "model": {"checkpoint": "stage:reward"}}
-    raw = {"name": "judged", "device": "cpu", "stages": [sft, reward, merge, stages[4] | {"dpo": {}}]}
+    raw = {"name": "scored", "device": "cpu", "stages": [sft, reward, merge, stages[4] | {"dpo": {}}]}
     job, problems = read_job(raw)
     assert problems == []
-    # Neither the reward model nor the merge of its adapter is gone on from.
-    assert job.stages[3].recipe.model.checkpoint == "checkpoints/judged/sft"
+    # Neither the reward model nor the merge of its adapter is the default model.
+    assert job.stages[3].recipe.model.checkpoint == "checkpoints/scored/sft"
     facts = run(raw | {"stages": raw["stages"][:3]})
     assert find_model(facts["path"]) == Path(facts["path"]) / "sft" / "model"
 
@@ -239,7 +239,7 @@ def problems_of(stages: list[dict], **more: Any) -> dict[str, str]:
     return {problem.key: str(problem) for problem in problems}
 
 
-def test_a_life_has_no_problems():
+def test_a_pipeline_of_every_stage_is_valid():
     _, problems = read_job(life())
     assert problems == []
 
@@ -253,7 +253,7 @@ def test_a_life_has_no_problems():
         (6, {"ppo": {"critic": "stage:pretrian", "max_completion_length": 4}}, "stages.6.ppo.critic"),
     ],
 )
-def test_a_reference_to_no_stage_is_told_with_the_nearest(index, change, key):
+def test_a_reference_to_an_unknown_stage_gets_a_suggestion(index, change, key):
     stages = life()["stages"]
     stages[index] |= change
     found = problems_of(stages)
@@ -262,13 +262,13 @@ def test_a_reference_to_no_stage_is_told_with_the_nearest(index, change, key):
     assert "Did you mean pretrain?" in found[key]
 
 
-def test_a_stage_that_comes_later_can_not_be_gone_on_from():
+def test_a_stage_cannot_depend_on_a_later_stage():
     stages = life()["stages"]
     stages[1] |= {"model": {"checkpoint": "stage:ppo"}}
     assert list(problems_of(stages)) == ["stages.1.model.checkpoint"]
 
 
-def test_a_reward_model_can_not_be_gone_on_from_but_to_judge():
+def test_only_reward_models_and_merges_can_start_from_a_reward_model():
     stages = life()["stages"]
     stages[4] |= {"model": {"checkpoint": "stage:reward"}}
     found = problems_of(stages)
@@ -277,7 +277,7 @@ def test_a_reward_model_can_not_be_gone_on_from_but_to_judge():
     assert problems_of([*stages[:4], stages[3] | {"name": "again", "model": {"checkpoint": "stage:reward"}}]) == {}
 
 
-def test_two_stages_of_one_kind_get_names_of_their_own():
+def test_two_stages_of_the_same_kind_get_different_names():
     stages = life()["stages"]
     job, problems = read_job({"name": "twice", "device": "cpu", "stages": [*stages[:2], stages[1]]})
     assert problems == []
@@ -285,7 +285,7 @@ def test_two_stages_of_one_kind_get_names_of_their_own():
     assert job.stages[2].recipe.model.checkpoint == "checkpoints/twice/sft"
 
 
-def test_scores_are_handed_down_but_not_over_a_stages_own():
+def test_a_pipeline_score_applies_to_stages_without_their_own():
     raw = life()
     raw["stages"][1] |= {"score": None}
     raw["stages"][5] |= {"score": {"path": "questions.jsonl", "split": "train", "prompts": 2}}
@@ -298,7 +298,7 @@ def test_scores_are_handed_down_but_not_over_a_stages_own():
     assert not hasattr(stages["reward"], "score")
 
 
-def test_mistakes_of_all_stages_are_told_together_with_their_places():
+def test_problems_of_all_stages_are_reported_together_with_their_stage():
     stages = life()["stages"]
     stages[1] |= {"lora": {"rank": 2}}
     stages[4] |= {"dpo": {"loss_type": "sigmod"}}
@@ -307,7 +307,7 @@ def test_mistakes_of_all_stages_are_told_together_with_their_places():
     assert "Did you mean dpo?" in found["stages.7.stage"]
 
 
-def test_data_that_is_not_there_is_told_with_its_stage():
+def test_missing_data_is_reported_with_its_stage():
     raw = life()
     raw["stages"][4] |= {"data": [{"path": "gone.jsonl"}]}
     raw["stages"][5] |= {"data": [{"path": "gone.jsonl"}]}
@@ -316,7 +316,7 @@ def test_data_that_is_not_there_is_told_with_its_stage():
     assert [problem.key for problem in caught.value.problems] == ["stages.4.data.0.path", "stages.5.data.0.path"]
 
 
-def test_what_goes_wrong_in_a_running_stage_is_told_with_its_place():
+def test_an_error_in_a_running_stage_is_reported_with_its_stage():
     pretrain, sft = life()["stages"][:2]
     sft = sft | {"train": COURSE | {"max_length": 8}}  # no question of the data is as short as that
     with pytest.raises(UserError) as caught:
@@ -324,5 +324,5 @@ def test_what_goes_wrong_in_a_running_stage_is_told_with_its_place():
     assert [problem.key for problem in caught.value.problems] == ["stages.1.data.0.path"]
 
 
-def test_a_silent_display_takes_the_scores_too():
+def test_a_silent_listener_accepts_the_scores():
     assert ignore(ScoresReported({"sft": {"exact_match": 1.0, "seconds": 1.0}})) is None

@@ -65,7 +65,7 @@ def test_gsm8k_through_grpo_with_answers_that_are_checked(capsys):
     assert "reward: exact_number" in capsys.readouterr().out
     updates = [row for row in rows_of("grpo") if "loss" in row]
     assert [row["step"] for row in updates] == [1, 2]
-    assert all(row["reward/exact_number"] == 0 for row in updates)  # of a model that knows nothing
+    assert all(row["reward/exact_number"] == 0 for row in updates)  # by an untrained model
     assert all(0 < row["reward"] <= 0.1 for row in updates)
 
 

@@ -1,4 +1,4 @@
-"""From words to a job: which recipe is meant, what is wrong with it, and where a model is loaded from."""
+"""From a recipe to a job: which file is read, what is wrong with it, and where a model is loaded from."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_a_recipe_is_found_by_path_by_name_and_by_run():
         check("elsewhere/own.yaml")
 
 
-def test_ones_own_recipe_comes_before_the_shipped_one_of_that_name():
+def test_a_users_recipe_hides_the_shipped_one_of_the_same_name():
     name = sorted(SHIPPED_RECIPES.glob("*.yaml"))[0].name
     write_recipe(f"configs/{name}")
     assert find_recipe(name) == Path("configs") / name
@@ -49,13 +49,13 @@ def test_ones_own_recipe_comes_before_the_shipped_one_of_that_name():
 @pytest.mark.parametrize(
     ("path", "name"), [("my text (1).yaml", "my-text-1"), ("..yaml", "run"), ("checkpoints/old-2/recipe.yaml", "old-2")]
 )
-def test_a_run_without_a_name_is_called_after_its_file(path, name):
+def test_a_run_without_a_name_is_named_after_its_file(path, name):
     job, problems = read_job(write_recipe(path))
     assert problems == []
     assert job.name == name
 
 
-def test_overrides_reach_the_run_and_are_told_as_such():
+def test_overrides_apply_and_have_their_own_origin():
     job = check(write_recipe("own.yaml"), ["train.max_steps=3", "data.1.path=builtin:stories"])
     (resolved,) = job.stages
     assert resolved.values["train"]["max_steps"] == 3
@@ -63,7 +63,7 @@ def test_overrides_reach_the_run_and_are_told_as_such():
     assert str(resolved.origins["train.eval_steps"]) == "answer"
 
 
-def test_what_is_wrong_with_recipe_and_data_is_told_at_once():
+def test_problems_of_recipe_and_data_are_reported_together():
     raw = tiny_recipe(data=[{"path": "gone.txt"}, {"path": "text.txt", "text_column": "body"}])
     raw["model"]["num_attention_heads"] = 3
     with pytest.raises(UserError) as caught:
@@ -73,7 +73,7 @@ def test_what_is_wrong_with_recipe_and_data_is_told_at_once():
     assert "gone.txt" in str(caught.value)
 
 
-def test_nothing_is_written_where_the_run_can_not_begin():
+def test_a_run_that_cannot_start_writes_nothing():
     with pytest.raises(MachineError):
         run(tiny_recipe(device="cuda"))
     with pytest.raises(UserError):
@@ -81,7 +81,7 @@ def test_nothing_is_written_where_the_run_can_not_begin():
     assert not Path("checkpoints").exists()
 
 
-def test_a_notebook_can_do_what_the_commands_do():
+def test_the_python_api_does_what_the_commands_do():
     facts = llm_lab.run(tiny_recipe(), "train.max_steps=2", "scheduler.warmup_steps=0")
     assert facts["results"]["step"] == 2
     for name in ("tiny", "checkpoints/tiny", "checkpoints/tiny/model", "checkpoints/tiny/steps/checkpoint-2"):
@@ -92,7 +92,7 @@ def test_a_notebook_can_do_what_the_commands_do():
     assert replayed["results"]["eval_loss"] == facts["results"]["eval_loss"]
 
 
-def test_a_model_that_is_nowhere_is_told():
+def test_a_missing_model_is_reported():
     with pytest.raises(UserError, match=r"checkpoint = org/name.*Hub can't be reached"):
         load("org/name")
     for name in ("nothing", "checkpoints/nothing", "./a/b"):

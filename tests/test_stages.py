@@ -138,12 +138,12 @@ def test_one_walk_finds_every_model_config_tokenizer_and_function_that_a_recipe_
     values = {
         "stage": "ppo",
         "model": {"checkpoint": "base"},
-        "ppo": {"critic": "judge"},
-        "rewards": [{"model": "judge"}, {"python": "mine.py:near"}],
+        "ppo": {"critic": "scorer"},
+        "rewards": [{"model": "scorer"}, {"python": "mine.py:near"}],
         "score": {"path": "asked.jsonl", "rewards": [{"model": "other"}]},
         "data": [{"path": "base"}],
     }
-    named = {"model.checkpoint": "base", "ppo.critic": "judge", "rewards.0.model": "judge"}
+    named = {"model.checkpoint": "base", "ppo.critic": "scorer", "rewards.0.model": "scorer"}
     assert dict(named_in(values, "model")) == {**named, "score.rewards.0.model": "other"}
     assert list(named_in(values, "function")) == [("rewards.1.python", "mine.py:near")]
     pretraining = {"stage": "pretrain", "model": {"config": "shape"}, "tokenizer": "gpt2"}
@@ -188,7 +188,7 @@ UNAMBIGUOUS = {"pretrain", "sft", "dpo", "grpo", "ppo"}
 
 
 def typed_names(file: Path) -> list[str]:
-    """Return the stage names that a file types as text to tell stages apart, with their lines.
+    """Return the stage names that a file types as text to distinguish stages, with their lines.
 
     Some names are words for other things, too (the reward of an answer): they count where stages are compared, listed
     or used as keys.

@@ -66,7 +66,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
 
-def test_every_key_says_how_its_effect_is_seen():
+def test_every_key_has_a_visible_effect_listed():
     assert set(EFFECTS) == {key for key in LEAVES if not key.startswith(OTHERS)}
 
 
@@ -156,7 +156,7 @@ def observed():
 
 
 @pytest.mark.parametrize("key", EFFECTS)
-def test_a_key_that_is_changed_alone_changes_what_is_measured(key, observed):
+def test_changing_one_key_changes_what_is_measured(key, observed):
     value, facet, *needs = EFFECTS[key]
     needs = needs[0] if needs else {}
     known = json.dumps(needs)

@@ -1,4 +1,4 @@
-"""Recipes of evaluations: what is refused, what is filled in, and what an evaluation adds to a pipeline."""
+"""Recipes of evaluations: what is refused, what is derived, and evaluations in pipelines."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,9 @@ import pytest
 from conftest import write_text
 from support.post_runs import write_base, write_questions
 
-from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.estimate.machine import Machine
 from llm_lab.job import read_job
-from llm_lab.recipe.eval import EVAL
-from llm_lab.recipe.resolve import derive, diagnose, resolve
-from llm_lab.recipe.validate import validate
+from llm_lab.recipe.resolve import resolve
 
 CPU = Machine((), "a CPU", 2, 8 * 2**30, True, False)
 TEXT, SCORE, TASKS = (
@@ -37,55 +35,7 @@ def recipe(**changes: Any) -> dict:
     return {"stage": "eval", "device": "cpu", "model": {"checkpoint": "base"}} | changes
 
 
-def problems_of(raw: dict) -> list[str]:
-    return [problem.key for problem in diagnose(raw)[1]]
-
-
-# Rule: (a recipe that breaks it, the key that is named, the recipe as it is advised).
-BROKEN: dict[str, list[tuple[dict, str, dict]]] = {
-    "_settings_have_an_effect": [
-        (recipe(**TEXT, eval={"text_scores": ["bleu"]}), "eval.text_scores", recipe(**TEXT)),
-        (recipe(**SCORE, eval={"max_tokens": 9}), "eval.max_tokens", recipe(**SCORE, **TEXT, eval={"max_tokens": 9})),
-        (recipe(**TASKS, eval={"max_tokens": 9}), "eval.max_tokens", recipe(**TASKS, eval={"max_length": 9})),
-        (recipe(**SCORE, eval={"max_length": 9}), "eval.max_length", recipe(**SCORE, **TEXT, eval={"max_length": 9})),
-        (
-            recipe(**SCORE, eval={"per_device_eval_batch_size": 2}),
-            "eval.per_device_eval_batch_size",
-            recipe(**TASKS, eval={"per_device_eval_batch_size": 2}),
-        ),
-    ],
-    "_tasks_are_named_once": [(recipe(tasks={"names": ["a", "b", "a"]}), "tasks.names", recipe(**TASKS))],
-}
-
-
-def test_every_rule_has_its_cases():
-    assert set(BROKEN) == {rule.__name__ for rule in EVAL.rules} - {
-        "_reward_terms_are_complete",
-        "repeated_sets",
-        "prompts_are_named",
-    }
-
-
-@pytest.mark.parametrize(("broken", "key", "sound"), [case for cases in BROKEN.values() for case in cases])
-def test_a_broken_rule_is_told_and_what_it_advises_passes(broken, key, sound):
-    assert problems_of(broken) == [key]
-    assert problems_of(sound) == []
-
-
-def test_the_cases_of_a_rule_are_that_rules_own():
-    for name, cases in BROKEN.items():
-        rule = next(rule for rule in EVAL.rules if rule.__name__ == name)
-        for broken, key, _ in cases:
-            known, _, _ = validate(broken)
-            values, _, _ = derive(EVAL, known, find_machine())
-            assert [problem.key for problem in rule(values)] == [key], name
-
-
-def test_prompts_without_a_place_are_refused_for_an_evaluation_has_no_data_to_take_them_from():
-    assert problems_of(recipe(score={"prompts": 3})) == ["score.path"]
-
-
-def test_what_is_left_out_is_filled_in_where_something_is_named():
+def test_an_evaluation_with_data_gets_defaults():
     values = resolve(recipe(**TEXT, **SCORE), machine=CPU).values
     assert values["eval"]["max_tokens"] == 131_072
     assert (values["eval"]["dtype"], values["eval"]["per_device_eval_batch_size"]) == ("float32", 8)
@@ -93,12 +43,12 @@ def test_what_is_left_out_is_filled_in_where_something_is_named():
     assert values["score"]["rewards"] == [{"name": "exact_match", "weight": 1.0}]
 
 
-def test_where_nothing_is_named_all_is_left_to_the_run_that_made_the_model():
+def test_an_evaluation_without_data_leaves_its_settings_to_the_models_run():
     values = resolve(recipe(), machine=CPU).values["eval"]
     assert [values[key] for key in ("max_tokens", "max_length", "dtype", "per_device_eval_batch_size")] == [None] * 4
 
 
-def test_a_pipeline_may_begin_by_measuring_and_its_prompts_are_its_evaluations_too_unless_declined():
+def test_a_pipeline_may_start_with_an_evaluation_and_hands_it_its_score():
     stages = [{"stage": "eval", "model": {"checkpoint": "base"}}, {"stage": "eval", "score": None, **TEXT}]
     job, problems = read_job({"name": "line", "device": "cpu", **SCORE, "stages": stages})
     assert problems == []

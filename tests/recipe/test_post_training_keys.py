@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.listeners import Handlers
 from support.post_runs import post_recipe, weights_of, write_base, write_rows
-from support.recipe_keys import is_checkpointed
+from support.recipe_keys import every_other, is_checkpointed
 
 from llm_lab.data import examples as example_sets
 from llm_lab.errors import LabError
@@ -40,7 +40,7 @@ OFTEN = {"train.num_train_epochs": 0.4, "train.max_steps": None}
 RARELY = {"train.max_steps": 4, "train.eval_steps": 4, "train.save_steps": 4}
 
 
-def judged_by(*terms: dict) -> dict:
+def rewarded_by(*terms: dict) -> dict:
     return {"rewards": list(terms)}
 
 
@@ -97,13 +97,13 @@ EFFECTS: dict[str, tuple] = {
     "Score.split": ("sft", "test", "sources", SCORED),
     "Score.prompts": ("sft", 2, "scores", {"score": JUDGED}),
     "Score.max_completion_length": ("sft", 2, "scores", {"score": JUDGED}),
-    "RewardTerm.name": ("grpo", "format", "rewards", judged_by({"name": "regex", "pattern": "[a-m]"})),
-    "RewardTerm.model": ("grpo", "judge-2", "rewards", judged_by({"model": "judge"})),
-    "RewardTerm.python": ("grpo", "mine.py:far", "rewards", judged_by(NEAR)),
-    "RewardTerm.weight": ("grpo", 3.0, "rewards", judged_by({"name": "length", "length": 8})),
-    "RewardTerm.pattern": ("grpo", ".", "rewards", judged_by({"name": "regex", "pattern": "[a-m]"})),
-    "RewardTerm.length": ("grpo", 80, "rewards", judged_by({"name": "length", "length": 8})),
-    "RewardTerm.ngram": ("grpo", 1, "rewards", judged_by({"name": "repetition", "ngram": 2})),
+    "RewardTerm.name": ("grpo", "format", "rewards", rewarded_by({"name": "regex", "pattern": "[a-m]"})),
+    "RewardTerm.model": ("grpo", "scorer-2", "rewards", rewarded_by({"model": "scorer"})),
+    "RewardTerm.python": ("grpo", "mine.py:far", "rewards", rewarded_by(NEAR)),
+    "RewardTerm.weight": ("grpo", 3.0, "rewards", rewarded_by({"name": "length", "length": 8})),
+    "RewardTerm.pattern": ("grpo", ".", "rewards", rewarded_by({"name": "regex", "pattern": "[a-m]"})),
+    "RewardTerm.length": ("grpo", 80, "rewards", rewarded_by({"name": "length", "length": 8})),
+    "RewardTerm.ngram": ("grpo", 1, "rewards", rewarded_by({"name": "repetition", "ngram": 2})),
     "Replies.prompts": ("sft", ["why?"], "samples"),
     "Replies.max_new_tokens": ("sft", 9, "samples"),
     "Replies.temperature": ("sft", 5.0, "samples"),
@@ -133,7 +133,7 @@ EFFECTS: dict[str, tuple] = {
     "PpoOptions.cliprange_value": (None, 1e-4, "losses"),
     "PpoOptions.num_ppo_epochs": (None, 1, "rewards"),
     "PpoOptions.num_mini_batches": (None, 2, "losses"),
-    "PpoOptions.critic": (None, "judge", "losses"),
+    "PpoOptions.critic": (None, "scorer", "losses"),
     "PpoOptions.critic_learning_rate": (None, 0.1, "losses"),
     "PpoOptions.missing_eos_penalty": (None, 9.0, "losses"),
     "MergeOptions.tolerance": (None, 1e-12, "refused"),
@@ -161,7 +161,7 @@ STAGE_OF = {
     "PpoOptions": "ppo",
     "MergeOptions": "merge",
 }
-PLACES: dict[str, dict[str, str]] = {}  # key: {stage: where it stands there}, the first where it stands twice
+PLACES: dict[str, dict[str, str]] = {}  # {key: {stage: its dotted key}}, the first where there are two
 for _stage, _recipe in ((name, stage.recipe) for name, stage in STAGES.items()):
     # Those that train nothing have files of their own.
     for _key, _owner in leaf_keys(_recipe) if _stage not in ("pretrain", "eval", "export") else ():
@@ -177,7 +177,7 @@ def is_an_optimizers(key: str) -> bool:
     return group is not None and issubclass(group, GROUPS)
 
 
-def test_every_key_says_how_its_effect_is_seen():
+def test_every_key_has_a_visible_effect_listed():
     others = {key for key in PLACES if is_an_optimizers(key)} - set(EFFECTS)
     assert {key.removeprefix("Tune") for key in others} <= {
         f"{owner}.{key.name}" for key, owner in leaf_keys(PRETRAIN.recipe)
@@ -187,8 +187,8 @@ def test_every_key_says_how_its_effect_is_seen():
 
 MINE = """
 def near(completions, answer=None, **columns):
-    told = answer or [""] * len(completions)
-    return [sum(map(ord, text)) % 97 / 97 + len(right) for text, right in zip(completions, told)]
+    right_answers = answer or [""] * len(completions)
+    return [sum(map(ord, text)) % 97 / 97 + len(right) for text, right in zip(completions, right_answers)]
 
 def far(completions, **columns):
     return [float(-len(text)) for text in completions]
@@ -217,9 +217,9 @@ def workplace(tmp_path_factory):
     texts = [{"prompt": f"{i}?"} | {name: text.format(i) for name, text in pair.items()} for i in range(24)]
     write_rows("pairs.jsonl", texts)
     Path("mine.py").write_text(MINE)
-    for seed, name in ((1, "judge"), (2, "judge-2")):
-        judge = recipe("reward", {"name": name, "seed": seed})
-        os.rename(Path(run(judge)["path"]) / "model", name)
+    for seed, name in ((1, "scorer"), (2, "scorer-2")):
+        scorer = recipe("reward", {"name": name, "seed": seed})
+        os.rename(Path(run(scorer)["path"]) / "model", name)
     os.rename(
         Path(run(recipe("sft", {"name": "tuned", "optimizer": {"learning_rate": 0.1}}))["path"]) / "model", "tuned"
     )
@@ -229,7 +229,7 @@ def workplace(tmp_path_factory):
 
 
 def recipe(stage: str, changes: dict) -> dict:
-    """A run of two updates, whose second loss shows what the first did."""
+    """Return a recipe of two updates: the loss of the second shows the effect of the first."""
     if stage == "merge":
         raw: dict[str, Any] = {"stage": "merge", "device": "cpu", "name": "merge", "model": {"checkpoint": "adapter"}}
     else:
@@ -272,12 +272,12 @@ class Notes(Handlers):
 
 
 def observe(raw: dict) -> dict[str, Any]:
-    """Run a recipe; return what is to be seen of it.
+    """Run a recipe and return its visible effects.
 
-    Subset and split belong to sets on the Hub: of them it is seen that they reach the set.
+    Subset and split apply to Hub datasets: they are only seen to reach the set.
     """
     seen: dict[str, Any] = {"sources": []}
-    open_set, build_judge, build_policy = example_sets.open_examples, reward.build, tuning.load_model
+    open_set, build_scorer, build_policy = example_sets.open_examples, reward.build, tuning.load_model
 
     def watched_set(path, *, subset=None, split="train", **keys):
         seen["sources"].append((subset, split))
@@ -292,7 +292,7 @@ def observe(raw: dict) -> dict[str, Any]:
         patch.setattr(score, "open_examples", watched_set)
         patch.setattr(example_sets, "look_at_examples", lambda *args, **keys: None)
         patch.setattr(tuning, "load_model", lambda *args, **keys: watch(build_policy(*args, **keys)))
-        patch.setattr(reward, "build", lambda *args: (lambda both: (watch(both[0]), both[1]))(build_judge(*args)))
+        patch.setattr(reward, "build", lambda *args: (lambda both: (watch(both[0]), both[1]))(build_scorer(*args)))
         try:
             facts = run(raw, listener=Notes())
         except LabError as error:
@@ -337,8 +337,8 @@ def observed():
     return {}
 
 
-@pytest.mark.parametrize("key", EFFECTS)
-def test_a_key_that_is_changed_alone_changes_the_run(key, workplace, observed):
+@pytest.mark.parametrize("key", every_other(EFFECTS))
+def test_changing_one_key_changes_the_run(key, workplace, observed):
     stage, value, facet, *needs = EFFECTS[key]
     stage = stage or STAGE_OF[key.split(".")[0]]
     needs = needs[0] if needs else {}
@@ -354,8 +354,8 @@ def test_a_key_that_is_changed_alone_changes_the_run(key, workplace, observed):
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo", "grpo", "ppo"])
-def test_what_all_stages_share_acts_in_each(stage, workplace, observed):
-    """Keys whose effects can be told apart, all changed in one run; SFT shows each alone."""
+def test_shared_keys_have_an_effect_in_each_stage(stage, workplace, observed):
+    """Shared keys with separate effects, all changed in one run. SFT tests each alone."""
     known = json.dumps([stage, {}])
     if known not in observed:
         observed[known] = observe(recipe(stage, {}))

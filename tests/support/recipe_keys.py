@@ -1,6 +1,9 @@
-"""Walk over the keys of recipes."""
+"""The keys of recipes, and which of them the default suite changes."""
 
+from collections.abc import Iterable
 from typing import Any
+
+import pytest
 
 from llm_lab.recipe.fields import groups_of, keys_of
 
@@ -13,6 +16,18 @@ def every_key(group, prefix=""):
                 yield from every_key(each, key.path + ".")
         else:
             yield key
+
+
+def every_other(keys: Iterable[str], *, always: Iterable[str] = ()) -> list[Any]:
+    """Return the keys as parameters of a test, every second one marked slow: each of them takes a run.
+
+    always: keys that are never slow.
+    """
+    kept = set(always)
+    return [
+        pytest.param(key, marks=[] if number % 2 == 0 or key in kept else [pytest.mark.slow])
+        for number, key in enumerate(keys)
+    ]
 
 
 def is_checkpointed(model: Any) -> bool:

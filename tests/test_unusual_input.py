@@ -1,4 +1,4 @@
-"""What a stranger does wrong, and what must come of it: one paragraph and the right exit code."""
+"""Unusual input: the result is one paragraph and the right exit code."""
 
 import errno
 import os
@@ -29,23 +29,23 @@ def problems(*overrides: str) -> str:
 
 
 @pytest.mark.parametrize("value", ["*.txt", "*", "@home.txt", "%a.txt", "!b.txt", "&c.txt"])
-def test_an_override_may_begin_with_a_sign_that_means_something_else_in_yaml(value):
+def test_an_override_may_start_with_a_yaml_indicator(value):
     assert apply_overrides({}, [f"data.0.path={value}"])[0] == {"data": [{"path": value}]}
 
 
 @pytest.mark.parametrize("override", ["..=5", "train..max_steps=5", "train.=5", {"train.max_steps": 5}, ["a=1"]])
-def test_an_override_that_names_no_key_is_told_how_one_is_written(override):
+def test_an_override_without_a_key_is_explained(override):
     with pytest.raises(UserError, match="an override has the form key=value"):
         apply_overrides({}, [override])
 
 
-def test_the_hint_for_infinity_is_one_that_works():
+def test_the_suggested_spelling_of_infinity_works():
     assert "max_grad_norm: .inf" in problems("train.max_grad_norm=inf")
     assert not problems(f"train.max_grad_norm={format_value(float('inf'))}")
     assert "without quotes" not in problems("train.max_grad_norm=nan")
 
 
-def test_a_name_that_is_too_long_is_called_so():
+def test_a_name_that_is_too_long_is_reported():
     assert "300 characters are too long" in problems(f"name={LONG}")
 
 
@@ -60,7 +60,7 @@ def test_a_name_that_is_too_long_is_called_so():
         ["copy", "demo", LONG],
     ],
 )
-def test_a_path_that_is_too_long_is_no_fault_of_ours(words, text, capsys):
+def test_a_path_that_is_too_long_is_not_an_internal_error(words, text, capsys):
     with open("recipe.yaml", "w") as file:
         file.write(format_value(tiny_recipe(text)))
     assert main(words) == 2
@@ -68,7 +68,7 @@ def test_a_path_that_is_too_long_is_no_fault_of_ours(words, text, capsys):
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 2), (errno.EROFS, 2), (errno.ENOSPC, 3), (errno.EIO, 1)])
-def test_a_file_that_the_system_refuses_and_a_full_disk_are_told_apart_from_faults(number, code, monkeypatch, capsys):
+def test_refused_files_and_full_disks_are_not_internal_errors(number, code, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(number, os.strerror(number), "recipe.yaml")
 
@@ -77,7 +77,7 @@ def test_a_file_that_the_system_refuses_and_a_full_disk_are_told_apart_from_faul
     assert ("Internal error" in capsys.readouterr().err) == (code == 1)
 
 
-def test_a_device_or_a_pipe_is_refused_as_text_and_as_a_recipe(in_tmp_path, capsys):
+def test_devices_and_pipes_are_refused_as_text_and_as_recipes(in_tmp_path, capsys):
     os.mkfifo("pipe.txt")
     for path in ("pipe.txt", "/dev/zero"):
         with pytest.raises(UserError, match="device or a pipe"):
@@ -87,7 +87,7 @@ def test_a_device_or_a_pipe_is_refused_as_text_and_as_a_recipe(in_tmp_path, caps
     assert "not a regular file" in capsys.readouterr().err
 
 
-def test_a_model_on_cuda_where_there_is_none_is_a_matter_of_the_machine(in_tmp_path, monkeypatch):
+def test_loading_on_cuda_without_cuda_is_a_machine_error(in_tmp_path, monkeypatch):
     facts = _save_design()
     monkeypatch.setattr("llm_lab.estimate.machine.Machine.cuda_problem", "no NVIDIA GPU was found")
     with pytest.raises(MachineError, match="no NVIDIA GPU was found"):
@@ -102,7 +102,7 @@ def _save_design() -> str:
     return "model"
 
 
-def test_show_says_where_weights_are_missing_and_refuses_a_broken_config(in_tmp_path, capsys):
+def test_show_reports_missing_weights_and_refuses_a_broken_config(in_tmp_path, capsys):
     folder = _save_design()
     assert main(["show", folder]) == 0
     assert "loads in" in capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_show_says_where_weights_are_missing_and_refuses_a_broken_config(in_tmp_
 
 
 @pytest.mark.parametrize("words", [["list"], ["check", "demo"], ["run", "demo", "--dry-run", "device=cpu"]])
-def test_a_reader_that_leaves_is_no_error(words, in_tmp_path):
+def test_a_pipe_closed_while_printing_is_not_an_error(words, in_tmp_path):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "llm_lab.cli", *words]
@@ -127,7 +127,7 @@ def test_a_reader_that_leaves_is_no_error(words, in_tmp_path):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_run_goes_on_to_its_end_when_the_reader_of_its_lines_leaves(text):
+def test_a_run_finishes_when_the_pipe_of_its_output_is_closed(text):
     with open("recipe.yaml", "w") as file:
         file.write(format_value(tiny_recipe(text)))
     read, write = os.pipe()
@@ -139,7 +139,7 @@ def test_a_run_goes_on_to_its_end_when_the_reader_of_its_lines_leaves(text):
     assert os.path.exists("checkpoints/tiny/model/model.safetensors")
 
 
-def test_a_run_from_python_is_loaded_by_its_path_and_by_its_checkpoint(text):
+def test_a_run_is_loaded_by_its_path_and_by_its_checkpoints(text):
     facts = run(tiny_recipe(text), "train.max_steps=4", "train.save_steps=2", "train.eval_steps=2")
     for path in (facts["path"], f"{facts['path']}/steps/checkpoint-2"):
         model, tokenizer = load(path)
@@ -147,7 +147,7 @@ def test_a_run_from_python_is_loaded_by_its_path_and_by_its_checkpoint(text):
     shutil.rmtree("checkpoints")
 
 
-def test_a_run_is_not_resumed_on_a_text_that_has_changed_or_from_a_broken_checkpoint(text):
+def test_a_run_is_not_resumed_on_changed_data_or_from_a_broken_checkpoint(text):
     facts = run(tiny_recipe(text), "train.max_steps=4", "train.save_steps=2", "train.eval_steps=2")
     recipe = f"{facts['path']}/recipe.yaml"
     shutil.copy(text, "before.txt")
@@ -163,7 +163,7 @@ def test_a_run_is_not_resumed_on_a_text_that_has_changed_or_from_a_broken_checkp
     assert run(recipe, resume=True)["results"]["step"] == 4
 
 
-def test_a_command_without_its_recipe_asks_for_the_recipe_alone(capsys):
+def test_a_command_without_a_recipe_asks_only_for_the_recipe(capsys):
     with pytest.raises(SystemExit):
         main(["run"])
     assert capsys.readouterr().err.rstrip().endswith("required: recipe")

@@ -44,17 +44,17 @@ def test_values_are_read_as_yaml_1_2(text, value):
     assert type(found) is type(value)
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_line():
+def test_a_duplicate_key_is_refused_with_its_line():
     with pytest.raises(UserError, match=r"recipe, line 3, column 1.*duplicate key 'seed'"):
         parse_yaml("seed: 1\nname: a\nseed: 2\n")
 
 
-def test_what_is_no_yaml_is_refused_with_its_place():
+def test_invalid_yaml_is_refused_with_its_position():
     with pytest.raises(UserError, match=r"x\.yaml, line 2.*invalid YAML"):
         parse_yaml("a: 1\n\tb: 2\n", "x.yaml")
 
 
-def test_a_recipe_file_that_is_missing_empty_or_no_text_is_refused(in_tmp_path):
+def test_a_missing_empty_or_binary_recipe_file_is_refused(in_tmp_path):
     (in_tmp_path / "shakespeare.yaml").write_text("stage: pretrain\n")
     with pytest.raises(UserError, match=r"Did you mean shakespeare\.yaml\?"):
         read_recipe_file(in_tmp_path / "shakespear.yaml")
@@ -82,7 +82,7 @@ def test_overrides_are_typed_as_in_a_file():
     assert overridden({}, "samples.prompts=[a=b]") == {"samples": {"prompts": ["a=b"]}}
 
 
-def test_overrides_reach_into_lists():
+def test_overrides_can_set_keys_of_list_items():
     raw = {"data": [{"path": "a.txt", "weight": 2.0}]}
     assert overridden(raw, "data.0.path=b.txt") == {"data": [{"path": "b.txt", "weight": 2.0}]}
     assert overridden(raw, "data.1.path=b.txt") == {"data": [{"path": "a.txt", "weight": 2.0}, {"path": "b.txt"}]}
@@ -94,7 +94,7 @@ def test_overrides_reach_into_lists():
         overridden(raw, "data.first.path=b.txt")
 
 
-def test_null_takes_a_key_or_a_list_item_out():
+def test_an_override_with_null_removes_a_key_or_a_list_item():
     assert overridden({"train": {"max_steps": 3, "compile": True}}, "train.max_steps=null") == {
         "train": {"compile": True}
     }
@@ -102,7 +102,7 @@ def test_null_takes_a_key_or_a_list_item_out():
     assert overridden({}, "train.max_steps=null") == {"train": {}}
 
 
-def test_overrides_that_are_none_are_all_told_at_once():
+def test_invalid_overrides_are_reported_together():
     with pytest.raises(UserError) as caught:
         apply_overrides({}, ["--fast", "=3", "seed=1", "a=[1"])
     assert [problem.key for problem in caught.value.problems][:2] == ["--fast", "=3"]
@@ -143,13 +143,13 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=4))
 
 
 @given(VALUES)
-def test_a_formatted_value_reads_back_as_itself(value):
+def test_a_formatted_value_reads_back_as_the_same_value(value):
     found = parse_yaml(f"key: {format_value(value)} # remark")["key"]
     assert found == value
     assert type(found) is type(value)
 
 
-def test_a_number_that_is_none_reads_back():
+def test_infinity_and_nan_read_back():
     assert math.isnan(parse_yaml(format_value(math.nan)))
 
 

@@ -87,7 +87,7 @@ def test_parameters_counted_before_the_build_are_those_of_the_model(position, no
     ],
     ids=lambda config: config.model_type,
 )
-def test_the_parameters_of_a_config_file_are_counted(config, tied, tmp_path):
+def test_the_parameters_of_a_config_are_counted(config, tied, tmp_path):
     config.tie_word_embeddings = tied
     config.save_pretrained(tmp_path)
     shape = shape_of_config(read_config_json(tmp_path))
@@ -96,7 +96,7 @@ def test_the_parameters_of_a_config_file_are_counted(config, tied, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen3Config])
-def test_a_config_file_with_keys_left_out_means_the_librarys_defaults(kind, tmp_path):
+def test_keys_missing_from_a_config_have_the_defaults_of_transformers(kind, tmp_path):
     values = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
     values |= {"model_type": kind.model_type, "num_attention_heads": 32, "hidden_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(values))
@@ -104,7 +104,7 @@ def test_a_config_file_with_keys_left_out_means_the_librarys_defaults(kind, tmp_
     assert shape_of_config(read_config_json(tmp_path)).parameters == count(built(config))
 
 
-def test_configs_that_are_not_known_are_not_guessed(tmp_path):
+def test_the_shape_of_an_unsupported_architecture_is_unknown(tmp_path):
     assert shape_of_config({"model_type": "gpt2", "n_embd": 32}) is None
     assert shape_of_config({"model_type": "llama"}) is None
     assert read_config_json(tmp_path) is None
@@ -115,7 +115,7 @@ def test_configs_that_are_not_known_are_not_guessed(tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_size_has_the_parameters_it_promises(size):
+def test_every_preset_size_has_about_the_parameters_it_names(size):
     raw = {"stage": "pretrain", "device": "auto", "model": {"size": size}, "data": [{"path": "builtin:stories"}]}
     resolved = resolve(raw)
     config = config_of_parts(resolved.recipe.model.model_dump(), resolved.shape.vocab_size)
@@ -144,7 +144,7 @@ def test_vocabulary_size_is_the_length_of_the_tokenizer(tmp_path):
     assert not vocabulary_size("org/name")[1]
 
 
-def test_muon_is_planned_for_the_matrices_it_takes():
+def test_the_memory_of_muon_counts_the_matrices_that_it_updates():
     from llm_lab.optim.factory import split_parameters
 
     resolved = resolve(tiny_recipe(optimizer={"name": "muon"}))

@@ -1,4 +1,4 @@
-"""The doctor says what this machine can do, and what a plan takes of it."""
+"""The doctor shows what this machine can do."""
 
 from dataclasses import replace
 
@@ -19,13 +19,13 @@ H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30, (9, 0))
         ((H100,), True, "flash_attention_2; default: flash_attention_2 where it supports the parts"),
     ],
 )
-def test_the_attention_kernels_are_those_that_the_plan_chooses_from(gpus, flash, text):
+def test_doctor_lists_the_kernels_that_the_plan_chooses_from(gpus, flash, text):
     machine = replace(find_machine(), gpus=gpus, has_flash_attention=flash)
     (finding,) = doctor._attention(machine)
     assert text in finding.text
 
 
-def test_everything_is_looked_at_and_nothing_is_without_a_word():
+def test_doctor_checks_everything_and_explains_each_finding():
     findings = doctor.examine()
     assert {"CPU", "memory", "bf16 CUDA", "torch.compile", "attention kernels", "versions"} <= {
         f.name for f in findings

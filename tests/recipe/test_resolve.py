@@ -28,7 +28,7 @@ def bare(**changes) -> dict:
     return {"stage": "pretrain", "data": [{"path": "builtin:stories"}], **changes}
 
 
-def test_cuda_is_demanded_where_nothing_is_said():
+def test_the_default_device_is_cuda():
     resolved = resolve(bare(), machine=LAPTOP)
     assert resolved.values["device"] == "cuda"
     with pytest.raises(
@@ -39,7 +39,7 @@ def test_cuda_is_demanded_where_nothing_is_said():
     require_device(resolve(bare(), machine=machine(H100)))
 
 
-def test_eight_bit_moments_are_refused_where_their_package_is_missing_and_planned_where_it_is_not():
+def test_8_bit_moments_require_bitsandbytes():
     raw = bare(optimizer={"name": "adamw_8bit"}, device="cuda", model={"size": "small"})
     with pytest.raises(MachineError, match=r"optimizer\.name = adamw_8bit: .*bitsandbytes.*llm-lab\[cuda\]") as caught:
         require_device(resolve(raw, machine=machine(H100)))
@@ -51,7 +51,7 @@ def test_eight_bit_moments_are_refused_where_their_package_is_missing_and_planne
     assert saved == 6 * small.shape.matrix_parameters
 
 
-def test_large_logits_are_planned_in_pieces():
+def test_the_memory_of_large_logits_is_estimated_in_pieces():
     raw = bare(device="cuda", model={"size": "small"}, tokenizer={"bpe": 65_536})
     logits = {
         rows: resolve(
@@ -76,13 +76,13 @@ def test_a_gpu_without_bf16_is_refused_by_name_and_capability():
     ("wanted", "there", "device"),
     [("auto", (), "cpu"), ("auto", (H100,), "cuda"), ("cpu", (H100,), "cpu"), ("cuda", (H100,), "cuda")],
 )
-def test_the_device_is_resolved(wanted, there, device):
+def test_device_auto_is_resolved(wanted, there, device):
     resolved = resolve(bare(device=wanted), machine=machine(*there))
     assert resolved.values["device"] == device
     require_device(resolved)
 
 
-def test_a_run_that_does_not_fit_is_refused_with_the_way_out():
+def test_a_run_that_exceeds_the_memory_is_refused_with_a_fix():
     raw = bare(model={"size": "7b"}, train={"per_device_train_batch_size": 64, "max_length": 4096})
     with pytest.raises(
         MachineError, match=r"needs about [\d.]+ GiB, and 80\.0 GiB are available.*gradient_checkpointing"
@@ -93,11 +93,11 @@ def test_a_run_that_does_not_fit_is_refused_with_the_way_out():
     with pytest.raises(MachineError) as caught:
         require_device(resolve(raw, machine=machine(H100)))
     assert "gradient_checkpointing" not in str(caught.value), "it is on already"
-    with pytest.raises(MachineError, match=r"there are 16\.0 GiB"):
+    with pytest.raises(MachineError, match=r"16\.0 GiB are available"):
         require_device(resolve(bare(device="cpu", model={"size": "3b"}), machine=LAPTOP))
 
 
-def test_the_batch_is_derived_from_the_memory_there_is():
+def test_the_batch_size_is_derived_from_the_memory():
     small, large = (
         resolve(bare(model={"size": "small"}), machine=machine(replace(H100, memory_bytes=size * GIB))).values["train"]
         for size in (16, 80)
@@ -112,7 +112,7 @@ def test_the_batch_is_derived_from_the_memory_there_is():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("gpus", [(), (H100,)])
-def test_every_size_resolves_and_every_dial_value_can_be_set_by_hand(size, gpus):
+def test_every_preset_size_resolves_and_its_numbers_can_be_overridden(size, gpus):
     here = machine(*gpus)
     resolved = resolve(bare(device="auto", model={"size": size}), machine=here)
     shape, model = SIZES[size], resolved.values["model"]
@@ -160,13 +160,13 @@ def test_every_size_resolves_and_every_dial_value_can_be_set_by_hand(size, gpus)
         ),
     ],
 )
-def test_a_number_of_the_model_is_derived_with_its_reason(model, key, value, reason):
+def test_model_dimensions_are_derived_with_a_reason(model, key, value, reason):
     resolved = resolve(bare(device="cpu", model=model), machine=LAPTOP)
     assert resolved.values["model"][key] == value
     assert resolved.origins[f"model.{key}"] == Origin("derived", reason)
 
 
-def test_numbers_of_the_run_are_derived_with_their_reasons():
+def test_training_settings_are_derived_with_a_reason():
     resolved = resolve(bare(device="cpu"), machine=LAPTOP)
     train, origins = resolved.values["train"], resolved.origins
     assert (train["max_length"], origins["train.max_length"].reason) == (128, "at most 128 on a CPU")
@@ -192,7 +192,7 @@ def test_numbers_of_the_run_are_derived_with_their_reasons():
     assert rows.origins["model.max_position_embeddings"].reason == "train.max_length"
 
 
-def test_every_value_says_where_it_comes_from():
+def test_every_value_has_an_origin():
     resolved = resolve(
         tiny_recipe(tokenizer={"bpe": 300}), machine=LAPTOP, name="file", overrides={"train.max_steps", "tokenizer"}
     )
@@ -206,7 +206,7 @@ def test_every_value_says_where_it_comes_from():
 
 @pytest.mark.parametrize("gpus", [(), (H100,)])
 @pytest.mark.parametrize("position", ["rope", "yarn", "alibi", "sinusoidal"])
-def test_a_resolved_recipe_is_replayed_as_it_is(gpus, position):
+def test_a_resolved_recipe_resolves_to_the_same_values(gpus, position):
     raw = bare(device="auto", model={"position_embedding": position, "attention": "mha"}, scheduler={"name": "none"})
     first = resolve(raw, machine=machine(*gpus))
     again = resolve(parse_yaml(first.to_yaml(("a header",))), machine=machine(*gpus))
@@ -216,7 +216,7 @@ def test_a_resolved_recipe_is_replayed_as_it_is(gpus, position):
     assert "min_ratio" not in first.values["scheduler"]
 
 
-def test_a_model_by_name_is_a_checkpoint_where_there_are_weights(in_tmp_path):
+def test_a_model_name_is_a_checkpoint_if_there_are_weights(in_tmp_path):
     for folder, file in (
         ("shape", "config.json"),
         ("weights", "model.safetensors"),
@@ -228,19 +228,19 @@ def test_a_model_by_name_is_a_checkpoint_where_there_are_weights(in_tmp_path):
     assert [next(iter(model)) for model in named.values()] == ["config", "checkpoint", "checkpoint", "checkpoint"]
 
 
-def test_a_missing_local_model_is_told_and_a_hub_name_is_left_to_the_hub():
+def test_a_missing_local_model_is_reported_and_a_hub_name_is_not():
     for name in ("./gone", "/gone", "checkpoints/gone", "gone.json", "a/b/c"):
         _, problems = diagnose(bare(model={"config": name}), machine=LAPTOP)
         assert [problem.key for problem in problems] == ["model.config"], name
     assert diagnose(bare(model={"checkpoint": "org/name"}), machine=LAPTOP)[1] == []
 
 
-def test_resolve_raises_what_diagnose_finds():
+def test_resolve_raises_the_problems_that_diagnose_finds():
     with pytest.raises(UserError, match=r"Did you mean seed\?"):
         resolve(bare(sede=1), machine=LAPTOP)
 
 
-def test_this_machine_is_found_without_a_gpu_hidden_from_it(monkeypatch):
+def test_hidden_gpus_are_not_found(monkeypatch):
     here = find_machine()
     assert here.cpu_cores == len(os.sched_getaffinity(0))
     assert here.memory_bytes > GIB
@@ -253,11 +253,11 @@ def test_this_machine_is_found_without_a_gpu_hidden_from_it(monkeypatch):
     assert hardware._visible([H100, T4]) == ()
 
 
-def test_known_peaks_are_told_by_name():
+def test_known_gpus_have_a_peak():
     peaks = {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "x": None}
     for name, peak in peaks.items():
         assert Gpu(name, GIB, (9, 0)).bf16_peak_flops == peak
 
 
-def test_a_model_given_as_a_size_is_that_size():
+def test_a_model_name_can_be_a_preset_size():
     assert resolve(tiny_recipe(model="micro")).values["model"]["size"] == "micro"
