@@ -15,7 +15,6 @@ from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.recipe import resolve as resolving
 from llm_lab.recipe.resolve import resolve
 from llm_lab.runner import run
 from llm_lab.stages.eval import evaluate
@@ -171,7 +170,7 @@ def test_missing_task_data_is_an_error(in_tmp_path, capsys):
 
 def test_without_the_extra_tasks_exit_with_code_3_and_its_name(in_tmp_path, capsys, monkeypatch):
     write_base()
-    monkeypatch.setattr(resolving, "_is_installed", lambda name: False)
+    monkeypatch.setattr("llm_lab.recipe.eval.is_installed", lambda name: False)
     assert main(["eval", "./base", "--tasks", "arc_easy"]) == 3
     error = capsys.readouterr().err
     assert "tasks: not installed: lm_eval" in error
