@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from llm_lab.errors import Problem, UserError
-
-from .rows import Example
 
 # From this many blocks on, later epochs drop one block so that their first block can start at any offset.
 _FREE_OFFSET_FROM = 100
@@ -245,7 +244,7 @@ class ExampleMix:
     a new order.
     """
 
-    sets: tuple[Sequence[Example], ...]
+    sets: tuple[Sequence[Any], ...]
     num_samples: int
     seed: int
     _pattern: np.ndarray = field(repr=False)
@@ -255,10 +254,10 @@ class ExampleMix:
     def __len__(self) -> int:
         return self.num_samples
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, i: int) -> Example:
+    def __getitem__(self, i: int) -> Any:
         source, index = self.locate(i)
         return self.sets[source][index]
 
@@ -289,7 +288,7 @@ def _order(seed: int, source: int, epoch: int, size: int) -> np.ndarray:
 
 
 def build_example_mix(
-    sets: Sequence[Sequence[Example]], weights: Sequence[float], *, num_samples: int, seed: int
+    sets: Sequence[Sequence[Any]], weights: Sequence[float], *, num_samples: int, seed: int
 ) -> ExampleMix:
     """Return num_samples examples of several datasets, mixed by weight (2.0 and 1.0: two of three) and shuffled.
 

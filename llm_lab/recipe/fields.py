@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -14,6 +14,13 @@ from pydantic_core import CoreSchema, core_schema
 Int = Annotated[int, Field(strict=True)]
 Float = Annotated[float, Field(strict=True)]
 Bool = Annotated[bool, Field(strict=True)]
+# The type of a key that may be left out and is then derived: never None in a resolved recipe, which is what the type
+# checker sees.
+if TYPE_CHECKING:
+    T = TypeVar("T")
+    Derived = Annotated[T, "derived"]
+else:
+    Derived = Optional
 
 
 @dataclass(frozen=True)

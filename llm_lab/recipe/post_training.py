@@ -10,7 +10,7 @@ from llm_lab.estimate.cost import Estimate, estimate_post_training
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
 
-from .fields import Bool, Float, Group, Int, OneOf, option, value_at
+from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
 from .optimizers import TUNED, TuneOptimizer, pretraining_rate
 from .parts import ModelCheckpoint
 from .scoring import REWARD_RULES, Columns, RewardTerm, Score, derive_score
@@ -123,7 +123,7 @@ class PromptValidation(Group):
 class ExampleValidation(PromptValidation):
     """The validation examples, which are held out of training."""
 
-    max_examples: Int | None = option(
+    max_examples: Derived[Int] = option(
         help="maximum number of examples per evaluation",
         question="Maximum number of examples per evaluation?",
         derived="200 on a CPU, 1,000 on a GPU",
@@ -168,13 +168,13 @@ class TuneSteps(Group):
         derived="3 for SFT, 1 for reward models and DPO, if max_steps is left out",
         gt=0.0,
     )
-    max_steps: Int | None = option(
+    max_steps: Derived[Int] = option(
         help="number of optimizer updates, instead of num_train_epochs",
         question="How many steps (empty: by epochs)?",
         derived="num_train_epochs over the examples; 200 for GRPO and PPO",
         ge=1,
     )
-    max_length: Int | None = option(
+    max_length: Derived[Int] = option(
         help="maximum tokens per example; longer ones are truncated",
         question="Maximum tokens per example?",
         derived="the model's context, at most 1,024",

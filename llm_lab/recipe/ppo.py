@@ -7,7 +7,7 @@ from typing import Literal
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape
 
-from .fields import Float, Group, Int, option
+from .fields import Derived, Float, Group, Int, option
 from .post_training import (
     POST_TRAINING_RULES,
     RolloutRecipe,
@@ -69,7 +69,7 @@ class PpoOptions(Group):
         advanced=True,
         names="model",
     )
-    critic_learning_rate: Float | None = option(
+    critic_learning_rate: Derived[Float] = option(
         help="learning rate of the critic",
         question="Learning rate of the critic?",
         derived="5 times the model's",

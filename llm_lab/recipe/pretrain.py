@@ -12,7 +12,7 @@ from llm_lab.estimate.cost import FULL, Estimate, available_bytes, estimate_pret
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, vocabulary_size
 
-from .fields import Bool, Float, Group, Int, OneOf, option
+from .fields import Bool, Derived, Float, Group, Int, OneOf, option
 from .optimizers import Muon, Optimizer
 from .parts import (
     PARTS_RULES,
@@ -94,7 +94,7 @@ class Validation(Group):
         choices=SPLITS,
         advanced=True,
     )
-    max_tokens: Int | None = option(
+    max_tokens: Derived[Int] = option(
         help="maximum number of tokens per evaluation",
         question="Maximum number of tokens per evaluation?",
         derived="131,072 on a CPU, 1,048,576 on a GPU",
@@ -114,7 +114,7 @@ class Validation(Group):
 class TrainSteps(Group):
     """The length of a pretraining run and of its rows."""
 
-    max_steps: Int | None = option(
+    max_steps: Derived[Int] = option(
         help="number of optimizer updates",
         question="How many steps?",
         why="A step is one optimizer update on per_device_train_batch_size × gradient_accumulation_steps × "
@@ -122,7 +122,7 @@ class TrainSteps(Group):
         derived="about 20 tokens per parameter; at most 500 on a CPU",
         ge=1,
     )
-    max_length: Int | None = option(
+    max_length: Derived[Int] = option(
         help="tokens per row: the context during training",
         question="Context during training, in tokens?",
         derived="max_position_embeddings, at most 1,024; at most 128 on a CPU",
@@ -143,7 +143,7 @@ class Train(TrainLoop, TrainSteps):
         "than max_length.",
         advanced=True,
     )
-    compile: Bool | None = option(
+    compile: Derived[Bool] = option(
         help="use torch.compile",
         question="Compile the model?",
         derived="true where it pays off: a compiler is available and the run is long enough",
@@ -187,7 +187,7 @@ class PretrainRecipe(StageRecipe):
         ModelParts(),
         help="parts, {config: a config.json}, or {checkpoint: weights to start from}",
     )
-    tokenizer: Tokenizer | None = option(
+    tokenizer: Derived[Tokenizer] = option(
         help="bytes, {bpe: vocabulary size}, a folder, or a name on the Hub",
         derived="a checkpoint's own; else from model.size: bytes for nano, a BPE for larger ones",
         names="tokenizer",

@@ -12,7 +12,7 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape
 
-from .fields import Bool, Float, Group, Int, OneOf, option
+from .fields import Bool, Derived, Float, Group, Int, OneOf, option
 from .optimizers import eight_bits_require_cuda
 from .parts import model_source, named_context, parts_of
 from .stage import PartialRecipe, Rule, Values
@@ -61,7 +61,7 @@ class Scheduler(Group):
         why="The last, small steps bring most of the gain, so every curve but `none` ends at the floor. A wsd run can "
         "be continued from its constant part; the other curves are made for one length.",
     )
-    warmup_steps: Int | None = option(
+    warmup_steps: Derived[Int] = option(
         help="warm-up steps",
         question="Warm-up steps?",
         derived="warmup_ratio × max_steps, else 5 % of max_steps, at most 2,000",
@@ -112,13 +112,13 @@ ReportTo = Annotated[
 class TrainLoop(Group):
     """What every trained stage sets: batches, evaluations, checkpoints, precision."""
 
-    per_device_train_batch_size: Int | None = option(
+    per_device_train_batch_size: Derived[Int] = option(
         help="rows of a batch, per device",
         question="Rows of a batch?",
         derived="16 on a CPU; on a GPU as many as fit into its memory",
         ge=1,
     )
-    gradient_accumulation_steps: Int | None = option(
+    gradient_accumulation_steps: Derived[Int] = option(
         help="batches per step",
         question="Batches per step?",
         derived="1 on a CPU; on a GPU up to about 0.25 M tokens per step",
@@ -128,13 +128,13 @@ class TrainLoop(Group):
     max_grad_norm: Float = option(
         1.0, help="clip gradients at this norm", question="Clip gradients at?", gt=0.0, advanced=True
     )
-    eval_steps: Int | None = option(
+    eval_steps: Derived[Int] = option(
         help="steps between evaluations",
         question="Steps between evaluations?",
         derived="a tenth of max_steps, at least 10",
         ge=1,
     )
-    save_steps: Int | None = option(
+    save_steps: Derived[Int] = option(
         help="steps between checkpoints; a crash loses at most these",
         question="Steps between checkpoints?",
         derived="eval_steps",
@@ -143,28 +143,28 @@ class TrainLoop(Group):
     save_total_limit: Int = option(
         3, help="number of checkpoints to keep", question="How many checkpoints to keep?", ge=1, advanced=True
     )
-    logging_steps: Int | None = option(
+    logging_steps: Derived[Int] = option(
         help="steps between log lines",
         question="Steps between log lines?",
         derived="a fiftieth of max_steps, 1 to 50",
         ge=1,
         advanced=True,
     )
-    dtype: Annotated[str, OneOf(DTYPES)] | None = option(
+    dtype: Derived[Annotated[str, OneOf(DTYPES)]] = option(
         help="precision of matrix products; master weights are always float32",
         question="Precision?",
         choices=DTYPES,
         derived="bfloat16 on CUDA; on a CPU whichever is faster",
         advanced=True,
     )
-    attn_implementation: Annotated[str, OneOf(ATTENTION_KERNELS)] | None = option(
+    attn_implementation: Derived[Annotated[str, OneOf(ATTENTION_KERNELS)]] = option(
         help="the attention kernel",
         question="Attention kernel?",
         choices=ATTENTION_KERNELS,
         derived="flash_attention_2 where flash-attn is installed and supports the parts, else sdpa",
         advanced=True,
     )
-    gradient_checkpointing: Bool | None = option(
+    gradient_checkpointing: Derived[Bool] = option(
         help="recompute activations to save memory, for about a third more time",
         question="Recompute activations to save memory?",
         derived="true only if the run does not fit without it",

@@ -58,7 +58,7 @@ def whiten(x: torch.Tensor, mask: torch.Tensor, total: Sum = lambda x: x) -> tor
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
-    """Return the share of the variance of the returns that the values predict; None if there is no variance."""
+    """Return the share of the variance of the returns that the values predict; None without variance."""
     found, predicted = returns[mask].double(), values[mask].double()
     variance = found.var(correction=0) if len(found) > 1 else 0.0
     return float(1 - (found - predicted).var(correction=0) / variance) if variance > 0 else None

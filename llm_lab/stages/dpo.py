@@ -96,6 +96,8 @@ def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int) -> t
     pairs: list[Pair] = []
     counts: Counter[str] = Counter()
     for example in examples:
+        assert example.chosen is not None  # a preference has both
+        assert example.rejected is not None
         prompt, chosen = encode_answer(tokenizer, example.prompt, example.chosen)
         _, rejected = encode_answer(tokenizer, example.prompt, example.rejected)
         room = max_length - len(prompt)

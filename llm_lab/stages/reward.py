@@ -133,6 +133,8 @@ def encode(
     pairs: list[Pair] = []
     for example in examples:
         before = reader.truncated
+        assert example.chosen is not None  # a preference has both
+        assert example.rejected is not None
         chosen, rejected = (reader.encode(example.prompt, text) for text in (example.chosen, example.rejected))
         if chosen == rejected:
             counts[same] += 1

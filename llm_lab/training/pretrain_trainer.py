@@ -22,7 +22,7 @@ from .trainer import LabTrainer
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Stack blocks into a batch of input_ids and shift_labels, each (rows, max_length).
 
-    There is no attention mask and there are no positions: either would switch attention from its is_causal kernel.
+    Without attention mask and positions: either would switch attention from its is_causal kernel.
     """
     return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}
 

@@ -62,8 +62,10 @@ class Interruption:
                 signal.signal(number, handler)
 
 
-# A mixin at runtime; to the type checker, a Trainer.
-_Base = Trainer if TYPE_CHECKING else object
+if TYPE_CHECKING:  # a mixin at runtime; to the type checker, a Trainer
+    from transformers import Trainer as _Base
+else:
+    _Base = object
 
 
 class LabTrainerMixin(_Base):
@@ -77,6 +79,10 @@ class LabTrainerMixin(_Base):
 
     # Metrics that TRL collects and the run logs: {TRL's name: name in metrics.jsonl}.
     logged: ClassVar[dict[str, str]] = {}
+    # Set by Trainer.
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
 
     def __init__(
         self,
