@@ -32,6 +32,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages import pretrain
+from llm_lab.training import pretrain_data
 
 YARN = {"model.position_embedding": "yarn"}
 EIGHT_BIT = {"optimizer": {"name": "adamw_8bit"}}
@@ -176,7 +177,7 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     torch's AdamW replaces it, and its arguments are seen.
     """
     seen: dict[str, Any] = {"compiled": False, "sources": [], "optimizers": 0}
-    build, open_source, open_prompts = pretrain.build, pretrain.open_source, score.open_examples
+    build, open_source, open_prompts = pretrain.build, pretrain_data.open_source, score.open_examples
 
     def watched_build(*args):
         model = build(*args)
@@ -213,7 +214,7 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         kept = tuple(rule for rule in PRETRAIN.rules if rule is not eight_bits_require_cuda)
         patch.setitem(STAGES, PRETRAIN.name, replace(PRETRAIN, rules=kept))
         patch.setattr(pretrain, "build", watched_build)
-        patch.setattr(pretrain, "open_source", watched_source)
+        patch.setattr(pretrain_data, "open_source", watched_source)
         patch.setattr(score, "open_examples", watched_prompts)
         patch.setattr("llm_lab.data.examples.look_at_examples", lambda *args, **keys: None)
         patch.setattr("llm_lab.data.sources.look_at_source", lambda *args, **keys: None)
