@@ -49,7 +49,7 @@ def newton_schulz(update: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_equals_the_algorithm_written_out(nesterov, monkeypatch):
+def test_a_muon_step_equals_the_published_algorithm(nesterov, monkeypatch):
     monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: False)
     mine, lr, decay, momentum = matrices(), 0.02, 0.1, 0.9
     other = [parameter.detach().clone() for parameter in mine]
@@ -72,7 +72,7 @@ def test_muon_equals_the_algorithm_written_out(nesterov, monkeypatch):
 
 @pytest.mark.parametrize("in_bf16", [True, False])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_equals_torchs_within_its_bf16(nesterov, in_bf16, monkeypatch):
+def test_muon_equals_torchs_within_bf16_precision(nesterov, in_bf16, monkeypatch):
     monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: in_bf16)
     mine, theirs = matrices(), matrices()
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": nesterov, "ns_steps": 5}
@@ -97,7 +97,7 @@ def test_a_muon_update_is_nearly_orthogonal():
     assert singular.max() < 1.3
 
 
-def test_the_rest_is_torchs_adamw_to_the_bit():
+def test_the_adamw_part_equals_torchs_adamw_bitwise():
     shapes = [*SHAPES, (7,), (3, 2, 2)]
     mine, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
     options = {"lr": 3e-3, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}
@@ -112,7 +112,7 @@ def test_the_rest_is_torchs_adamw_to_the_bit():
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
-def test_a_saved_optimizer_goes_on_bit_exactly(options, tmp_path):
+def test_a_saved_optimizer_resumes_bitwise(options, tmp_path):
     whole = LabForCausalLM(tiny_config())
     first = copy.deepcopy(whole)
 
@@ -143,7 +143,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_embeddings_and_head_are_no_hidden_matrices(kind):
+def test_embeddings_and_head_are_not_hidden_matrices(kind):
     model = MODELS[kind]()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     hidden, embeddings, vectors = ([names[id(p)] for p in part] for part in split_parameters(model))
@@ -160,7 +160,7 @@ def test_embeddings_and_head_are_no_hidden_matrices(kind):
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
-def test_every_trainable_parameter_moves_and_only_matrices_decay(kind, options):
+def test_every_trainable_parameter_is_updated_and_only_matrices_decay(kind, options):
     model = MODELS[kind]()
     frozen = next(iter(model.parameters())) if kind == "untied" else None
     if frozen is not None:
@@ -217,7 +217,7 @@ def test_the_learning_rate_rises_then_falls_to_its_floor_and_stays(name, max_ste
     assert all(floor - 1e-12 <= factor <= 1.0 for factor in falling)
 
 
-def test_the_curves_equal_a_hand_calculation():
+def test_the_schedules_equal_a_hand_calculation():
     def curve(**options):
         return [round(learning_rate_factor(update, max_steps=11, warmup_steps=1, **options), 6) for update in range(11)]
 

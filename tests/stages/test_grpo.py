@@ -57,7 +57,7 @@ def test_the_ratio_is_one_before_the_first_update_and_not_after(position, temper
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_log_probabilities_are_those_the_tokens_were_drawn_with(position, seen):
+def test_log_probabilities_are_those_of_the_sampled_tokens(position, seen):
     """By hand, row by row and without padding: at the temperature of the sampling."""
     write_base(position_embedding=position)
     changes = {"grpo.temperature": 0.6, "grpo.num_iterations": 2}
@@ -76,7 +76,7 @@ def test_log_probabilities_are_those_the_tokens_were_drawn_with(position, seen):
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])
-def test_advantages_are_rewards_less_the_mean_of_their_group(scale, seen):
+def test_advantages_are_rewards_minus_the_mean_of_their_group(scale, seen):
     Path("mine.py").write_text(
         "def odd(completions, **columns):\n"
         "    found = [sum(map(ord, text)) % 97 / 97 for text in completions]\n"

@@ -68,7 +68,7 @@ def trained(trainer: LabTrainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_a_resumed_adapter_ends_bit_for_bit_where_the_whole_run_does(use_dora, tmp_path):
+def test_a_resumed_adapter_run_is_bit_exact(use_dora, tmp_path):
     base = tmp_path / "base"
     save_base(base, tie_word_embeddings=not use_dora)
     whole = make_trainer(tmp_path / "whole", base, use_dora=use_dora)
@@ -94,7 +94,7 @@ def test_a_resumed_adapter_ends_bit_for_bit_where_the_whole_run_does(use_dora, t
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_every_checkpoint_of_an_adapter_is_a_model_to_talk_to(tmp_path):
+def test_every_checkpoint_of_an_adapter_can_be_loaded(tmp_path):
     save_base(tmp_path / "base")
     trainer = make_trainer(tmp_path / "run", tmp_path / "base")
     trainer.train()

@@ -53,7 +53,7 @@ def test_resume_is_bit_exact(stage, lora):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_run_replays_from_its_own_recipe(stage):
+def test_a_run_is_reproduced_from_its_own_recipe(stage):
     first = run(post_recipe(stage))
     again = run(f"{first['path']}/recipe.yaml")
     assert again["path"] != first["path"]
@@ -61,7 +61,7 @@ def test_the_run_replays_from_its_own_recipe(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_weight_moves_and_with_an_adapter_only_the_adapter(stage):
+def test_every_weight_is_trained_or_with_an_adapter_only_the_adapter(stage):
     before = weights_of_base()
     run(post_recipe(stage))
     after = weights_of(f"checkpoints/{stage}")
@@ -82,7 +82,7 @@ def weights_of_base():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_where_it_starts_from_is_measured_before_the_first_step(stage):
+def test_the_initial_model_is_evaluated_before_the_first_step(stage):
     facts = run(post_recipe(stage, **{"samples.prompts": ["1?"], "score": score()}))
     first = RunFolder(Path(facts["path"])).metrics()[0]
     assert first["step"] == 0
@@ -103,7 +103,7 @@ def questions(base):
     write_questions()
 
 
-def test_a_stage_counts_its_tokens_anew_and_its_optimizer_state_is_new():
+def test_token_count_and_optimizer_state_are_reset_at_each_stage():
     run(post_recipe("sft"))
     second = run(post_recipe("sft", name="second", model={"checkpoint": "checkpoints/sft"}))
     rows = RunFolder(Path(second["path"])).metrics()
@@ -111,7 +111,7 @@ def test_a_stage_counts_its_tokens_anew_and_its_optimizer_state_is_new():
     assert next(row["step"] for row in rows if "loss" in row) == 1
 
 
-def test_epochs_become_steps_and_say_so():
+def test_steps_are_derived_from_epochs_and_reported():
     facts, said = heard(post_recipe("sft", **{"train.max_steps": None, "train.num_train_epochs": 2.0}))
     kept = 40 - round(40 * 0.1)
     assert facts["results"]["step"] == pytest.approx(2 * kept / 4, abs=2)
@@ -148,7 +148,7 @@ def change_rows(recipe: dict, change, count: int = 1000) -> None:
 
 @pytest.mark.parametrize("stage", WITH_DATA)
 @pytest.mark.parametrize("what", BAD)
-def test_bad_data_is_refused_in_words_and_leaves_no_run(stage, what):
+def test_bad_data_is_refused_and_leaves_no_run_folder(stage, what):
     change, words = BAD[what]
     if (stage, what) == ("reward", "prompts longer than the context"):
         pytest.skip("a judge reads the end of what is too long, and says how often")
@@ -161,7 +161,7 @@ def test_bad_data_is_refused_in_words_and_leaves_no_run(stage, what):
 
 
 @pytest.mark.parametrize("stage", WITH_DATA)
-def test_a_file_that_breaks_off_is_told_by_its_line(stage):
+def test_the_line_of_a_truncated_file_is_reported(stage):
     recipe = post_recipe(stage, **QUICK)
     with open(recipe["data"][0]["path"], "a") as file:
         file.write('{"question": "cut o')
@@ -186,7 +186,7 @@ def test_empty_answers_are_dropped_and_counted(stage):
 @pytest.mark.parametrize(
     ("name", "words"), [("exact_match", "row 1 is empty: ''"), ("exact_number", "row 1 has no number: ''")]
 )
-def test_to_say_nothing_is_never_the_right_answer(stage, name, words):
+def test_an_empty_answer_is_never_correct(stage, name, words):
     recipe = post_recipe(stage, rewards=[{"name": name}])
     change_rows(recipe, lambda row: row | {"answer": ""}, 20)
     with pytest.raises(UserError, match=words):
@@ -195,7 +195,7 @@ def test_to_say_nothing_is_never_the_right_answer(stage, name, words):
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
-def test_preferences_of_one_class_are_refused(stage):
+def test_identical_preferences_are_refused(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: row | {"rejected": row["chosen"]}, 7)
     facts, said = heard(recipe)
@@ -207,7 +207,7 @@ def test_preferences_of_one_class_are_refused(stage):
 
 
 @pytest.mark.parametrize("stage", WITH_DATA)
-def test_what_is_longer_than_the_context_is_counted(stage):
+def test_examples_longer_than_the_context_are_counted(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: row | {prompt_key(row): row[prompt_key(row)] + " really" * 30}, 6)
     _, said = heard(recipe)
@@ -219,7 +219,7 @@ def test_what_is_longer_than_the_context_is_counted(stage):
 
 
 @pytest.mark.parametrize("stage", WITH_DATA)
-def test_a_row_without_what_is_needed_is_dropped_and_counted(stage):
+def test_incomplete_rows_are_dropped_and_counted(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: {"other": 1}, 3)
     facts, said = heard(recipe)
@@ -228,7 +228,7 @@ def test_a_row_without_what_is_needed_is_dropped_and_counted(stage):
 
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
-def test_an_answer_that_the_data_does_not_have_is_told_before_training(stage):
+def test_missing_answers_are_reported_before_training(stage):
     recipe = post_recipe(stage, rewards=[{"name": "exact_number"}])
     write_rows("questions.jsonl", [{"prompt": f"{i}?"} for i in range(20)])
     with pytest.raises(UserError, match="answer"):
@@ -245,13 +245,13 @@ def test_a_reward_model_without_a_chat_template_is_refused(stage):
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
-def test_a_reward_model_is_no_model_to_go_on_from(stage):
+def test_a_reward_model_can_not_be_fine_tuned_as_a_language_model(stage):
     judge = run(post_recipe("reward", **QUICK))["path"]
     with pytest.raises(UserError, match="this is a reward model; it scores answers and can't generate text"):
         run(post_recipe(stage, model={"checkpoint": judge}))
 
 
-def test_a_reward_model_that_is_none_is_refused():
+def test_a_language_model_is_refused_as_a_reward_model():
     recipe = post_recipe("grpo", rewards=[{"model": "base"}])
     with pytest.raises(UserError, match="not a reward model"):
         run(recipe)
@@ -417,7 +417,7 @@ def test_packing_trains_on_the_same_tokens_in_fewer_rows():
     assert packed["loss"] == pytest.approx(loose["loss"], rel=0.02)
 
 
-def test_plain_text_is_learnt_whole_and_assistant_only_loss_learns_less():
+def test_plain_text_is_trained_on_in_full_and_conversations_in_part():
     Path("texts.jsonl").write_text("".join(json.dumps({"text": f"some words {i}"}) + "\n" for i in range(20)))
     facts = run(post_recipe("sft", data=[{"path": "texts.jsonl"}], **{"samples.prompts": ["a"]}))
     assert facts["status"] == "done"

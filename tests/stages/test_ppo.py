@@ -58,7 +58,7 @@ def ratio_error(trainer):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_ppo_ratio_is_one_before_update(start, tmp_path, temperature):
+def test_ppo_ratio_is_one_before_the_first_update(start, tmp_path, temperature):
     trainer = make_trainer(start, tmp_path, cls=Watched, temperature=temperature, max_steps=2)
     trainer.train()
     assert ratio_error(trainer) <= 1e-6
@@ -66,7 +66,7 @@ def test_ppo_ratio_is_one_before_update(start, tmp_path, temperature):
     assert (trainer.logps[1] - trainer.seen[1]["old_per_token_logps"]).abs().max() > 1e-4  # after one it has moved
 
 
-def test_old_log_probabilities_are_those_the_tokens_were_drawn_with(start, tmp_path):
+def test_old_log_probabilities_are_those_of_the_sampled_tokens(start, tmp_path):
     """Left-padded prompts too: TRL counts their padding as positions."""
     trainer = make_trainer(start, tmp_path, cls=Watched, temperature=0.7, max_steps=1)
     trainer.train()
@@ -81,7 +81,7 @@ def test_old_log_probabilities_are_those_the_tokens_were_drawn_with(start, tmp_p
         assert torch.allclose(found, drawn, atol=1e-5)
 
 
-def test_what_the_models_file_says_of_sampling_is_left_aside(one_start, tmp_path):
+def test_the_models_own_generation_config_is_ignored(one_start, tmp_path):
     model = load_model(one_start)
     model.generation_config.suppress_tokens = list(range(200))
     model.generation_config.min_p = 0.9
@@ -93,7 +93,7 @@ def test_what_the_models_file_says_of_sampling_is_left_aside(one_start, tmp_path
 
 
 @pytest.mark.parametrize("how", ["full", "lora", "adapter"])
-def test_kl_zero_at_ref_and_not_after(start, tmp_path, how):
+def test_kl_is_zero_at_the_reference_and_not_after_an_update(start, tmp_path, how):
     model = load_model(start)
     if how == "adapter":  # an adapter that already changes the model
         model = prepare_training(model, make_recipe(start, lora=LORA))
@@ -108,7 +108,7 @@ def test_kl_zero_at_ref_and_not_after(start, tmp_path, how):
     assert after != 0.0
 
 
-def test_the_reference_is_the_start_whatever_lies_at_its_path(one_start, tmp_path):
+def test_the_reference_is_the_given_model_and_not_the_files_at_its_path(one_start, tmp_path):
     model = load_model(one_start)
     with torch.no_grad():
         model.lm_head.weight.mul_(3)  # trained on in this process, not yet saved
@@ -117,7 +117,7 @@ def test_the_reference_is_the_start_whatever_lies_at_its_path(one_start, tmp_pat
     assert log_rows(trainer, "kl") == [0.0]
 
 
-def test_kl_coefficient_0_needs_no_second_model(one_start, tmp_path):
+def test_a_kl_coefficient_of_0_needs_no_reference_model(one_start, tmp_path):
     trainer = make_trainer(one_start, tmp_path, beta=0.0, max_steps=1)
     trainer.train()
     assert trainer.ref_model is None
@@ -149,7 +149,7 @@ def test_reward_is_on_the_last_real_token_and_the_kl_on_all(one_start, tmp_path,
     assert not batch["advantages"][~mask].any()
 
 
-def test_a_completion_that_is_cut_off_pays_for_it(one_start, tmp_path):
+def test_a_completion_that_is_cut_off_is_penalized(one_start, tmp_path):
     trainer = make_trainer(
         one_start,
         tmp_path,
@@ -170,7 +170,7 @@ def test_a_completion_that_is_cut_off_pays_for_it(one_start, tmp_path):
     assert found == {True, False}
 
 
-def test_values_stand_before_the_action_and_do_not_see_it(one_start):
+def test_values_do_not_depend_on_the_current_or_later_tokens(one_start):
     critic = critic_of(one_start)
     torch.nn.init.normal_(critic.model.score.weight)
     ids = torch.randint(0, 200, (2, 9))
@@ -188,7 +188,7 @@ def test_values_stand_before_the_action_and_do_not_see_it(one_start):
     assert torch.allclose(alone, values[:1], atol=1e-5)
 
 
-def test_a_new_critic_says_0_and_a_reward_model_what_it_learnt(one_start, tmp_path):
+def test_a_new_critic_predicts_0_and_a_reward_model_its_score(one_start, tmp_path):
     critic = critic_of(one_start)
     ids = torch.randint(0, 200, (2, 9))
     assert not critic(ids, torch.ones_like(ids), 4).any()
@@ -199,14 +199,14 @@ def test_a_new_critic_says_0_and_a_reward_model_what_it_learnt(one_start, tmp_pa
     assert again(ids, torch.ones_like(ids), 4).any()
 
 
-def test_an_encoder_is_no_critic():
+def test_an_encoder_is_refused_as_a_critic():
     config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1)
     with pytest.raises(UserError, match="a score head with one label"):
         Critic(BertForSequenceClassification(config))
 
 
 @pytest.mark.parametrize("adapters", [False, True])
-def test_all_that_is_trained_moves_and_the_rest_does_not(start, tmp_path, adapters):
+def test_trainable_parameters_change_and_others_do_not(start, tmp_path, adapters):
     trainer = make_trainer(start, tmp_path, lora=LORA if adapters else None, max_steps=4)
     networks = {"policy": trainer.model, "critic": trainer.critic}
     before = {
@@ -226,7 +226,7 @@ def test_all_that_is_trained_moves_and_the_rest_does_not(start, tmp_path, adapte
     assert any("score" in name for name in trained)
 
 
-def test_value_loss_decreases(one_start, tmp_path):
+def test_the_value_loss_decreases(one_start, tmp_path):
     """With the policy still, the critic learns that the reward is what the first letter of the prompt says."""
 
     def reward(prompts, **_):
@@ -332,7 +332,7 @@ def test_ppo_empty_and_single(one_start, tmp_path):
         assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-def test_what_no_reward_applies_to_teaches_nothing(one_start, tmp_path):
+def test_completions_without_a_reward_do_not_change_the_model(one_start, tmp_path):
     trainer = make_trainer(
         one_start, tmp_path, cls=Watched, reward=lambda completions, **_: [None] * len(completions), max_steps=2
     )
@@ -342,7 +342,7 @@ def test_what_no_reward_applies_to_teaches_nothing(one_start, tmp_path):
     assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
 
-def test_losses_are_the_papers():
+def test_losses_equal_the_papers_equations():
     ratio, advantages = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]), torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
     loss, clipped = clipped_policy_loss(ratio, advantages, 0.2, 0.2)
     assert loss.tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8, -2.2])
@@ -373,7 +373,7 @@ def test_the_policy_loss_is_trls_on_the_same_batch(one_start, tmp_path):
     assert losses[1][0] != pytest.approx(losses[0][0], abs=1e-3)
 
 
-def test_ppo_learns_a_toy_task_that_can_be_checked(one_start, tmp_path):
+def test_ppo_learns_a_toy_verifiable_task(one_start, tmp_path):
     trainer = make_trainer(
         one_start,
         tmp_path,
@@ -388,7 +388,7 @@ def test_ppo_learns_a_toy_task_that_can_be_checked(one_start, tmp_path):
     assert sum(rewards[-3:]) / 3 > 0.85
 
 
-def test_checkpointed_gradients_and_bf16_autocast_train_too(start, tmp_path):
+def test_ppo_trains_with_gradient_checkpointing_and_bf16(start, tmp_path):
     trainer = make_trainer(start, tmp_path, cls=Watched, bf16=True, gradient_checkpointing=True, lora=LORA, max_steps=3)
     trainer.train()
     assert ratio_error(trainer) <= 1e-6
@@ -397,17 +397,17 @@ def test_checkpointed_gradients_and_bf16_autocast_train_too(start, tmp_path):
 
 
 @pytest.mark.parametrize("changed", [{"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
-def test_sampling_that_the_ratio_knows_nothing_of_is_refused(tmp_path, changed):
+def test_sampling_filters_are_refused(tmp_path, changed):
     with pytest.raises(ValueError, match="only a temperature"):
         PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **changed)
 
 
-def test_too_few_prompts_for_one_rollout_are_told(one_start, tmp_path):
+def test_too_few_prompts_for_one_rollout_are_reported(one_start, tmp_path):
     with pytest.raises(UserError, match="8 prompts"):  # TRL would train for 0 steps and call it done
         make_trainer(one_start, tmp_path, per_device_train_batch_size=5)
 
 
-def test_groups_are_not_needed_and_other_mistakes_are_still_told(tmp_path):
+def test_ppo_needs_no_groups_but_still_checks_batch_sizes(tmp_path):
     common = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
     args = PPOConfig(per_device_train_batch_size=1, **common)
     assert (args.num_generations, args.generation_batch_size) == (1, 1)
@@ -415,7 +415,7 @@ def test_groups_are_not_needed_and_other_mistakes_are_still_told(tmp_path):
         PPOConfig(per_device_train_batch_size=2, generation_batch_size=3, **common)
 
 
-def test_trl_still_has_the_hooks_that_ppo_hangs_on():
+def test_trl_still_has_the_private_hooks_that_ppo_uses():
     """They are private: where one of these changes, PPO must be read against the new TRL."""
     expected = {
         "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],

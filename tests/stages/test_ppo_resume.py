@@ -70,7 +70,7 @@ def test_resume_bitwise(start, tmp_path, changes):
     assert len(rewards) == settings["max_steps"]
 
 
-def test_a_resumed_run_measures_its_kl_from_the_start_not_from_the_checkpoint(start, tmp_path):
+def test_a_resumed_run_keeps_the_initial_model_as_its_reference(start, tmp_path):
     trainer = make_trainer(start, tmp_path, max_steps=5, save_strategy="steps", save_steps=4)
     trainer.train()
     resumed = make_trainer(start, tmp_path, max_steps=5, save_strategy="steps", save_steps=4)
@@ -79,7 +79,7 @@ def test_a_resumed_run_measures_its_kl_from_the_start_not_from_the_checkpoint(st
     assert log_rows(resumed, "kl")[1] != 0
 
 
-def test_nothing_is_pickled_and_answers_are_saved_only_where_they_are_needed(start, tmp_path):
+def test_checkpoints_are_not_pickled_and_hold_rollouts_only_if_needed(start, tmp_path):
     make_trainer(start, tmp_path, max_steps=4, save_strategy="steps", save_steps=3).train()
     files = {file.name for file in (tmp_path / "checkpoint-3").iterdir()}
     assert {"critic.safetensors", "critic_optimizer.pt", "rollout-0.safetensors"} <= files
@@ -88,7 +88,7 @@ def test_nothing_is_pickled_and_answers_are_saved_only_where_they_are_needed(sta
         torch.load(file, weights_only=True)
 
 
-def test_another_critic_is_not_taken_up(start, tmp_path):
+def test_a_run_is_not_resumed_with_another_critic(start, tmp_path):
     make_trainer(start, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
     other = make_trainer(start, tmp_path, critic=critic_of(start, lora=LORA), max_steps=3)
     with pytest.raises(UserError, match="other parameters"):
@@ -96,7 +96,7 @@ def test_another_critic_is_not_taken_up(start, tmp_path):
 
 
 @pytest.mark.parametrize("save_steps", [3, 4, 5])
-def test_grpo_on_the_same_rollouts_resumes_bitwise_too(start, tmp_path, save_steps):
+def test_grpo_resumes_bitwise_in_the_middle_of_a_rollout(start, tmp_path, save_steps):
     from datasets import Dataset
 
     def make():
@@ -137,7 +137,7 @@ def test_grpo_on_the_same_rollouts_resumes_bitwise_too(start, tmp_path, save_ste
     assert log_rows(whole, "loss") == log_rows(rest, "loss")
 
 
-def test_prompts_come_in_another_order_every_epoch_and_in_the_same_one_every_run(start, tmp_path):
+def test_prompt_order_differs_by_epoch_and_not_by_run(start, tmp_path):
     orders = []
     for _ in range(2):
         trainer = make_trainer(start, tmp_path)
@@ -155,7 +155,7 @@ def test_prompts_come_in_another_order_every_epoch_and_in_the_same_one_every_run
 
 
 @pytest.mark.slow
-def test_two_processes_agree_on_policy_and_critic_and_resume_bitwise(start, tmp_path):
+def test_two_processes_have_the_same_model_and_critic_and_resume_bitwise(start, tmp_path):
     script = Path(__file__).parents[1] / "support" / "ppo_runs.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, script, start, tmp_path], capture_output=True, text=True, timeout=240)

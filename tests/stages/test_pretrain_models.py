@@ -36,7 +36,7 @@ def first_loss(facts: dict) -> float:
     return dict(losses(facts)[0])["loss"]
 
 
-def test_a_bpe_is_trained_once_and_goes_with_the_model():
+def test_a_bpe_is_trained_once_and_saved_with_the_model():
     facts = run(tiny_recipe(tokenizer={"bpe": 300}))
     tokenizer = AutoTokenizer.from_pretrained("checkpoints/tiny/model")
     assert 257 < len(tokenizer) <= 300
@@ -47,14 +47,14 @@ def test_a_bpe_is_trained_once_and_goes_with_the_model():
     assert losses(again) == losses(facts)
 
 
-def test_a_bpe_sees_the_training_part_only():
+def test_a_bpe_is_trained_on_the_training_split_only():
     Path("text.txt").write_text("the old tree. " * 400 + "zyxwvu zyxwvu " * 40)
     run(tiny_recipe(tokenizer={"bpe": 300}))
     pieces = AutoTokenizer.from_pretrained("checkpoints/tiny/model").get_vocab()
     assert not [piece for piece in pieces if "zy" in piece]
 
 
-def test_a_tokenizer_from_a_folder_is_taken_as_it_is():
+def test_a_tokenizer_from_a_folder_is_used_unchanged():
     train_bpe([Path("text.txt").read_text()], 280).save_pretrained("own")
     run(tiny_recipe(tokenizer="own"))
     assert len(AutoTokenizer.from_pretrained("checkpoints/tiny/model")) == len(AutoTokenizer.from_pretrained("own"))
@@ -73,7 +73,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_known_shape_is_pretrained_from_its_config(kind, optimizer):
+def test_a_hugging_face_config_is_pretrained_from_scratch(kind, optimizer):
     config, architecture = CONFIGS[kind]
     config.save_pretrained("shape")
     model = {"config": "shape/config.json"} if kind == "gpt2" else {"config": "shape"}
@@ -85,7 +85,7 @@ def test_a_known_shape_is_pretrained_from_its_config(kind, optimizer):
     assert built.config.vocab_size == 257
 
 
-def test_rows_longer_than_a_named_models_context_are_refused():
+def test_rows_longer_than_the_context_of_a_config_are_refused():
     CONFIGS["gpt2"][0].save_pretrained("shape")
     with pytest.raises(UserError, match=r"train\.max_length = 17: rows are longer.*16 tokens"):
         run(tiny_recipe(model={"config": "shape"}, **{"train.max_length": 17}))
@@ -97,7 +97,7 @@ def test_rows_longer_than_a_named_models_context_are_refused():
     )
 
 
-def test_a_checkpoint_goes_on_from_its_weights():
+def test_pretraining_continues_from_the_weights_of_a_checkpoint():
     first = run(tiny_recipe())
     raw = tiny_recipe(name="more", model={"checkpoint": "checkpoints/tiny"})
     second = run(raw)
@@ -109,7 +109,7 @@ def test_a_checkpoint_goes_on_from_its_weights():
     assert first_loss(short) > first_loss(second)
 
 
-def test_a_checkpoint_of_own_parts_goes_on_too():
+def test_pretraining_continues_from_a_custom_checkpoint():
     run(tiny_recipe(**{"model.norm": "layernorm", "model.position_embedding": "sinusoidal", "model.dropout": 0.1}))
     second = run(tiny_recipe(name="more", model={"checkpoint": "checkpoints/tiny"}))
     assert first_loss(second) < 4
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_own_parts_goes_on_too():
     assert (config.norm, config.hidden_dropout) == ("layernorm", 0.1)
 
 
-def test_a_model_that_is_not_there_is_told():
+def test_a_missing_model_is_reported():
     with pytest.raises(UserError, match="no such file or folder"):
         run(tiny_recipe(model={"checkpoint": "./nowhere"}))
     Path("empty").mkdir()
@@ -125,7 +125,7 @@ def test_a_model_that_is_not_there_is_told():
         run(tiny_recipe(model={"checkpoint": "empty"}))
 
 
-def test_a_pipeline_goes_on_from_stage_to_stage():
+def test_each_stage_of_a_pipeline_starts_from_the_one_before():
     facts = run(pipeline())
     assert facts["status"] == "done"
     outer = RunFolder(Path(facts["path"]))
@@ -142,7 +142,7 @@ def test_a_pipeline_goes_on_from_stage_to_stage():
     assert replayed["results"]["eval_loss"] == facts["results"]["eval_loss"]
 
 
-def test_a_stage_is_planned_by_the_shape_of_the_one_before():
+def test_a_stage_is_planned_with_the_shape_of_the_stage_before():
     raw = pipeline(**{"train.max_length": None, "train.max_steps": None, "scheduler": {}})
     before = check(raw).stages[1]
     assert before.values["train"]["max_length"] == 32
@@ -152,7 +152,7 @@ def test_a_stage_is_planned_by_the_shape_of_the_one_before():
     assert after.values == before.values
 
 
-def test_a_pipeline_is_resumed_where_it_was_left(monkeypatch):
+def test_a_pipeline_resumes_at_the_interrupted_stage(monkeypatch):
     whole = run(pipeline())
     shutil.copytree("checkpoints/both", "checkpoints/whole")
     outer = RunFolder(Path("checkpoints/both"))
@@ -172,7 +172,7 @@ def test_a_pipeline_is_resumed_where_it_was_left(monkeypatch):
         run(pipeline(**{"train.max_steps": 30}), resume=True)
 
 
-def test_a_pipeline_whose_stage_fails_says_so():
+def test_the_failing_stage_of_a_pipeline_is_reported():
     Path("short.txt").write_text("too short")
     with pytest.raises(UserError, match="training split has"):
         run(pipeline(data=[{"path": "short.txt"}]))
@@ -182,7 +182,7 @@ def test_a_pipeline_whose_stage_fails_says_so():
     assert [stage.path.name for stage in outer.stages() if stage.facts()] == ["first"]
 
 
-def test_what_is_wrong_with_a_pipeline_is_told_by_stage():
+def test_problems_of_a_pipeline_name_their_stage():
     raw = pipeline(**{"train.max_step": 3})
     raw["stages"][0]["optimizer"]["learning_rate"] = -1
     raw["stages"].append({"stage": "pretain"})
@@ -197,12 +197,12 @@ def test_what_is_wrong_with_a_pipeline_is_told_by_stage():
         assert words in " ".join(map(str, problems))
 
 
-def test_the_byte_tokenizer_of_a_run_is_the_same_for_all():
+def test_the_byte_tokenizer_is_the_same_in_all_runs():
     run(tiny_recipe(tokenizer="bytes"))
     assert AutoTokenizer.from_pretrained("checkpoints/tiny/model").get_vocab() == make_byte_tokenizer().get_vocab()
 
 
-def test_a_design_brings_the_tokenizer_it_was_made_for(in_tmp_path):
+def test_a_model_design_includes_its_tokenizer(in_tmp_path):
     from llm_lab.hf.load import write_design
     from llm_lab.recipe.resolve import resolve
 
@@ -218,7 +218,7 @@ def test_a_design_brings_the_tokenizer_it_was_made_for(in_tmp_path):
     assert "lab_tokenizer" not in config
 
 
-def test_the_measured_mix_stands_in_the_run_and_its_report(in_tmp_path):
+def test_the_measured_mix_is_in_run_json_and_the_report(in_tmp_path):
     write_text("text.txt")
     write_text("other.txt", 40, seed=1)
     raw = tiny_recipe(data=[{"path": "text.txt", "weight": 3.0}, {"path": "other.txt", "weight": 1.0}])

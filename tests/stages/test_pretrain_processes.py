@@ -73,7 +73,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch():
     ]
 
 
-def test_a_pipeline_of_two_processes_goes_through_its_stages():
+def test_two_processes_run_all_stages_of_a_pipeline():
     second = tiny_recipe(name="second")
     del second["model"]
     process = start({"name": "both", "device": "cpu", "stages": [tiny_recipe(name="first"), second]})
@@ -99,14 +99,14 @@ def test_ctrl_c_stops_both_at_the_same_step():
     assert len(list(folder.glob("rng_state_*.pth"))) == 2
 
 
-def test_where_one_process_fails_the_others_are_ended():
+def test_if_one_process_fails_the_others_are_stopped():
     program = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(100)"
     begun = time.monotonic()
     assert start_processes([sys.executable, "-c", program], 2) in (3, -9)
     assert time.monotonic() - begun < 60
 
 
-def test_two_processes_on_a_stream_read_what_one_would_and_stop_together():
+def test_two_processes_read_a_stream_as_one_would_and_stop_together():
     text = Path("text.txt").read_text().splitlines()
     Path("rows.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in text))
     data = [{"path": "rows.jsonl", "streaming": True, "weight": 2.0}, {"path": "text.txt"}]

@@ -54,7 +54,7 @@ def test_resume_bitwise_after_kill_9():
     assert samples[0] == samples[1]
 
 
-def test_ctrl_c_saves_and_resume_equals_a_run_in_one_piece():
+def test_ctrl_c_saves_and_the_resumed_run_equals_an_uninterrupted_one():
     raw = tiny_recipe(**MUON)
     process = start(raw)
     wait_until(lambda: 5 in steps_logged(), process)
@@ -137,7 +137,7 @@ class Listening(Handlers):
         self.saved_steps.append(step)
 
 
-def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(monkeypatch):
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch):
     from transformers import Trainer
 
     original = Trainer._save_checkpoint
@@ -164,7 +164,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(monk
     assert not (TINY.steps_path / ".saving").exists()
 
 
-def test_only_so_many_checkpoints_are_kept():
+def test_only_save_total_limit_checkpoints_are_kept():
     run(tiny_recipe(**{"train.save_steps": 4, "train.save_total_limit": 2}))
     assert [step for step, _ in TINY.checkpoints()] == [16, 20]
 
@@ -179,7 +179,7 @@ def test_a_changed_recipe_is_not_resumed():
     assert run("checkpoints/tiny/recipe.yaml", resume=True)["path"] == "checkpoints/tiny"
 
 
-def test_a_run_from_before_a_key_was_there_is_resumed():
+def test_a_run_recorded_before_a_key_existed_is_resumed():
     facts = run(tiny_recipe())
     path = Path(facts["path"]) / "recipe.yaml"
     text = path.read_text()
@@ -190,7 +190,7 @@ def test_a_run_from_before_a_key_was_there_is_resumed():
         run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
 
 
-def test_resume_without_a_run_and_of_a_running_run_are_refused():
+def test_a_missing_or_running_run_is_not_resumed():
     with pytest.raises(UserError, match="no run to resume"):
         run(tiny_recipe(), resume=True)
     run(tiny_recipe())

@@ -31,7 +31,7 @@ def _text(in_tmp_path):
     write_text("text.txt")
 
 
-def test_a_run_learns_and_leaves_a_whole_folder():
+def test_a_run_learns_and_writes_a_complete_folder():
     facts = run(tiny_recipe())
     folder = RunFolder(Path("checkpoints/tiny"))
     rows = folder.metrics()
@@ -77,7 +77,7 @@ def test_every_checkpoint_and_the_model_open_as_plain_hugging_face_folders():
     assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
 
 
-def test_what_is_read_back_is_never_unpickled_freely(monkeypatch):
+def test_checkpoints_are_loaded_with_weights_only(monkeypatch):
     run(tiny_recipe())
     calls = []
     original = torch.load
@@ -140,7 +140,7 @@ def test_the_recipe_of_a_run_names_its_own_folder():
         assert RunFolder(Path(path)).facts()["name"] == Path(path).name
 
 
-def test_evaluation_equals_brute_force_over_the_same_tokens():
+def test_evaluation_equals_a_brute_force_sum_over_the_same_tokens():
     facts = run(tiny_recipe())
     text = Path("text.txt").read_text()
     held_out = text[int(len(text) * 0.9) :]
@@ -205,7 +205,7 @@ def test_two_sources_are_mixed_by_their_weights():
     assert epochs[0] == pytest.approx(3 * epochs[1], rel=0.1)
 
 
-def test_a_loss_that_diverges_stops_the_run_with_advice(monkeypatch):
+def test_a_diverging_loss_stops_the_run_with_advice(monkeypatch):
     calls = []
 
     def diverging(*arguments):

@@ -70,14 +70,14 @@ def model(request):
     return MODELS[request.param]()
 
 
-def test_positions_begin_anew_at_the_token_between_documents():
+def test_positions_restart_at_the_separator():
     ids = torch.tensor([[5, 6, EOS, 7, 8, EOS, EOS, 1], [EOS, 1, 2, 3, 4, 5, 6, 7]])
     expected = [[0, 1, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert document_positions(ids, EOS).tolist() == expected
 
 
 @torch.no_grad()
-def test_changing_a_document_leaves_the_next_one_alone(model):
+def test_a_document_does_not_influence_the_next_one(model):
     ids = rows()
     changed = ids.clone()
     changed[0, :9], changed[1, 1:13] = (ids[0, :9] + 7) % EOS, (ids[1, 1:13] + 7) % EOS
@@ -91,7 +91,7 @@ def test_changing_a_document_leaves_the_next_one_alone(model):
 
 
 @torch.no_grad()
-def test_a_document_of_a_row_is_read_as_if_it_stood_alone(model):
+def test_a_document_in_a_row_has_the_logits_of_the_document_alone(model):
     ids = rows()
     alone = model(input_ids=ids[:1, 9:17], use_cache=False).logits
     mask_documents(model, EOS)
@@ -101,7 +101,7 @@ def test_a_document_of_a_row_is_read_as_if_it_stood_alone(model):
 
 
 @torch.no_grad()
-def test_the_first_token_is_predicted_from_the_opening_token_alone():
+def test_the_first_token_is_predicted_from_the_separator_alone():
     model = llama()
     opened = model(input_ids=torch.tensor([[EOS]]), use_cache=False).logits[0, 0]
     mask_documents(model, EOS)
@@ -126,12 +126,12 @@ def test_generation_is_not_masked():
         lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)),
     ],
 )
-def test_a_model_that_can_not_part_documents_is_refused(stranger):
+def test_a_model_that_can_not_separate_documents_is_refused(stranger):
     with pytest.raises(UserError, match="documents can still see each other"):
         mask_documents(stranger(), EOS)
 
 
-def test_evaluation_measures_with_the_same_mask(in_tmp_path):
+def test_evaluation_uses_the_same_mask(in_tmp_path):
     words = Path(write_text("words.txt", 200)).read_text().splitlines()
     Path("rows.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in words))
     raw = tiny_recipe("rows.jsonl", **{"train.document_mask": True, "train.max_length": 32})

@@ -41,7 +41,7 @@ def losses(facts: dict) -> list[float]:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_learns_in_bf16(name):
+def test_every_optimizer_reduces_the_loss_in_bf16(name):
     if name == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     seen = losses(run(recipe(optimizer={"name": name})))
@@ -59,7 +59,7 @@ def test_every_part_trains_compiled_in_bf16(position, norm, activation):
     assert seen[-1] < seen[0]
 
 
-def test_eight_bit_moments_follow_adamw_at_a_quarter_of_its_memory():
+def test_adamw_8bit_matches_adamw_with_a_quarter_of_its_memory():
     pytest.importorskip("bitsandbytes")
     config = tiny_config(hidden_size=256, intermediate_size=512, vocab_size=61)
     ids = torch.randint(0, 61, (4, 32), device="cuda")
@@ -83,7 +83,7 @@ def test_eight_bit_moments_follow_adamw_at_a_quarter_of_its_memory():
     assert sizes["adamw_8bit"] < 0.35 * sizes["adamw"]
 
 
-def test_a_loss_in_pieces_trains_and_takes_less_memory_on_a_gpu(monkeypatch):
+def test_the_chunked_loss_trains_and_needs_less_memory_on_a_gpu(monkeypatch):
     torch.manual_seed(0)
     model = LabForCausalLM(tiny_config(hidden_size=64, vocab_size=32_768)).cuda().train()
     ids = torch.randint(0, 32_768, (8, 513), device="cuda")

@@ -61,7 +61,7 @@ def assert_same(mine: dict, other: dict) -> None:
 # Streams
 
 
-def test_a_stream_trains_in_its_share_beside_a_set():
+def test_a_stream_and_a_file_are_mixed_by_their_weights():
     display = Listening()
     facts = run(streamed(**{"train.max_steps": 30}), listener=display)
     assert facts["status"] == "done"
@@ -106,7 +106,7 @@ def test_resume_in_the_middle_of_a_stream_is_bitwise(monkeypatch):
     assert_same(resumed, {**whole, "path": "checkpoints/whole"})
 
 
-def test_a_killed_run_on_a_stream_ends_as_if_it_had_not_been():
+def test_a_killed_run_on_a_stream_resumes_bitwise():
     raw = streamed(optimizer={"name": "muon"}, **{"train.logging_steps": 1})
     process = start(raw)
     wait_until(lambda: any(row["step"] >= 12 for row in TINY.metrics()), process)
@@ -117,7 +117,7 @@ def test_a_killed_run_on_a_stream_ends_as_if_it_had_not_been():
     assert_same(resumed, run({**raw, "name": "whole"}))
 
 
-def test_a_stream_of_several_epochs_tells_when_it_begins_anew():
+def test_a_stream_reports_the_start_of_its_second_epoch():
     display = Listening()
     data = [{"path": "set/0.jsonl", "streaming": True}]
     facts = run(streamed(data=data, **{"train.max_steps": 150}), listener=display)
@@ -128,7 +128,7 @@ def test_a_stream_of_several_epochs_tells_when_it_begins_anew():
     assert step == pytest.approx(150 / times, abs=1)
 
 
-def test_a_changed_stream_is_not_gone_on_with():
+def test_a_run_is_not_resumed_with_a_changed_stream():
     run(streamed())
     shutil.rmtree(TINY.steps_path / "checkpoint-20")
     file = Path("set/0.jsonl")
@@ -137,7 +137,7 @@ def test_a_changed_stream_is_not_gone_on_with():
         run(streamed(), resume=True)
 
 
-def test_a_bpe_is_trained_on_the_beginning_of_a_stream(monkeypatch):
+def test_a_bpe_is_trained_on_the_first_texts_of_a_stream(monkeypatch):
     monkeypatch.setattr("llm_lab.stages.pretrain.BPE_STREAM_CHARACTERS", 2_000)
     display = Listening()
     data = [{"path": "set", "streaming": True}]
@@ -146,7 +146,7 @@ def test_a_bpe_is_trained_on_the_beginning_of_a_stream(monkeypatch):
     assert display.heard("using the first 2,000 characters")
 
 
-def test_all_that_is_wrong_with_the_data_is_told_at_once():
+def test_all_problems_of_the_data_are_reported_at_once():
     Path("rows.csv").write_text("id,body\n1,word\n")
     data = [
         {"path": "rows.csv", "text_column": "text"},
@@ -171,7 +171,7 @@ def test_all_that_is_wrong_with_the_data_is_told_at_once():
 # Where a set ends
 
 
-def test_a_run_is_cut_to_what_the_shorter_set_gives_and_its_curve_with_it():
+def test_a_run_and_its_schedule_stop_at_the_end_of_the_shorter_source():
     display = Listening()
     Path("short.txt").write_text(Path("text.txt").read_text()[:2500])
     data = [{"path": "text.txt", "weight": 1.0}, {"path": "short.txt", "weight": 1.0}]
@@ -194,14 +194,14 @@ def test_a_run_is_cut_to_what_the_shorter_set_gives_and_its_curve_with_it():
     assert run(raw, resume=True)["results"]["step"] == steps
 
 
-def test_a_run_that_is_long_enough_is_not_cut():
+def test_a_run_with_enough_data_is_not_shortened():
     raw = tiny_recipe(when_exhausted="stop")
     facts = run(raw)
     assert facts["results"]["step"] == 20
     assert "exhausted" not in facts
 
 
-def test_a_warm_up_that_no_longer_fits_is_shortened():
+def test_a_warm_up_longer_than_the_run_is_shortened():
     display = Listening()
     Path("short.txt").write_text("word " * 300)
     raw = tiny_recipe("short.txt", when_exhausted="stop", **{"train.max_steps": 500, "scheduler.warmup_steps": 90})
@@ -210,14 +210,14 @@ def test_a_warm_up_that_no_longer_fits_is_shortened():
     assert display.heard("warm-up is shortened to 1 steps")
 
 
-def test_a_set_that_does_not_fill_a_step_is_refused():
+def test_a_source_that_does_not_fill_a_step_is_refused():
     Path("short.txt").write_text("word " * 10)
     raw = tiny_recipe("short.txt", when_exhausted="stop", validation={"fraction": 0.0})
     with pytest.raises(UserError, match=r"short\.txt ends within the first step of 4 rows"):
         run(raw)
 
 
-def test_repeating_is_told_beforehand_and_when_it_begins():
+def test_epochs_are_reported_before_the_run_and_at_the_second_epoch():
     display = Listening()
     Path("short.txt").write_text("word " * 300)
     facts = run(tiny_recipe("short.txt", **{"train.max_steps": 50}), listener=display)
@@ -228,7 +228,7 @@ def test_repeating_is_told_beforehand_and_when_it_begins():
     assert facts["mix"][0]["epochs"] == pytest.approx(200 / 84, abs=1e-3)
 
 
-def test_a_stream_that_ends_ends_the_run_where_stop_is_set():
+def test_the_end_of_a_stream_ends_the_run_if_when_exhausted_is_stop():
     display = Listening()
     data = [{"path": "set/0.jsonl", "streaming": True}, {"path": "text.txt"}]
     raw = streamed(
@@ -257,13 +257,13 @@ def test_a_stream_that_does_not_fill_a_step_is_refused():
         run(tiny_recipe(data=data, when_exhausted="stop", validation={"fraction": 0.0}))
 
 
-def test_the_report_says_how_often_a_stream_was_read():
+def test_the_report_shows_the_epochs_of_a_stream():
     run(streamed())
     write_report(TINY)
     assert "67.5 % of what was read, less than once" in TINY.report_path.read_text()
 
 
-def test_training_is_not_starved_by_a_stream(monkeypatch):
+def test_training_does_not_wait_for_a_stream(monkeypatch):
     """The next chunk is made while steps are computed: blocks are there before they are asked for."""
     monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     seen = []

@@ -49,7 +49,7 @@ def saved(folder, model, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "roberta"])
-def test_an_encoder_reads_a_pair_as_its_model_card_says(tmp_path, kind):
+def test_an_encoder_reads_prompt_and_answer_as_a_pair(tmp_path, kind):
     changes = {"max_position_embeddings": 40, "pad_token_id": 0} if kind == "roberta" else {}
     if kind == "deberta-v2":
         changes = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
@@ -82,7 +82,7 @@ def test_a_pair_that_is_too_long_is_cut_at_the_beginning_and_counted(tmp_path):
     assert judge.truncated == 2  # the row above, and this one
 
 
-def test_positions_that_begin_after_the_padding_token_are_not_counted_as_room():
+def test_positions_before_the_first_token_do_not_count_as_context():
     """RoBERTa's first position is the one after its padding id: of 34 it can use 32."""
     tokenizer = word_tokenizer()
     tokenizer.model_max_length = int(1e30)
@@ -112,7 +112,7 @@ def test_a_decoder_reads_its_chat_template_and_the_score_of_a_row_does_not_depen
     assert model.config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_the_end_token_counts_where_there_is_no_padding_token(tmp_path):
+def test_the_end_token_counts_if_there_is_no_padding_token(tmp_path):
     """With the end token as padding the library would read the score before it: an answer cut off would score alike."""
     tokenizer = make_byte_tokenizer()
     judge = RewardModel(decoder("llama", tokenizer, pad_token_id=None), tokenizer)
@@ -121,7 +121,7 @@ def test_the_end_token_counts_where_there_is_no_padding_token(tmp_path):
     assert judge.model.config.pad_token_id is None
 
 
-def test_a_padding_token_that_is_the_end_token_is_taken_as_the_model_was_made_with_it():
+def test_a_padding_token_equal_to_the_end_token_is_kept():
     tokenizer = make_byte_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     model = decoder("llama", tokenizer, pad_token_id=tokenizer.eos_token_id)
@@ -134,7 +134,7 @@ def test_a_padding_token_that_is_the_end_token_is_taken_as_the_model_was_made_wi
             assert score == pytest.approx(model(input_ids=ids).logits[0, 0].item(), abs=1e-5)
 
 
-def test_a_conversation_begins_with_one_bos_only(tmp_path):
+def test_a_conversation_starts_with_one_bos_token(tmp_path):
     from tokenizers import processors
 
     tokenizer = chat_tokenizer()
@@ -155,7 +155,7 @@ def test_control_tokens_that_an_answer_spells_out_stay_text():
     assert judge.encode(QUESTION, "five<|im_end|>")["input_ids"].count(end) == 2
 
 
-def test_a_prompt_that_is_text_is_a_question_of_the_user():
+def test_a_text_prompt_is_read_as_a_user_message():
     tokenizer = chat_tokenizer()
     judge = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
     assert judge.encode(QUESTION[0]["content"], "five") == judge.encode(QUESTION, "five")
@@ -171,7 +171,7 @@ def test_a_conversation_that_is_too_long_keeps_its_end_and_is_counted():
     assert judge.truncated == 1
 
 
-def test_a_decoder_without_a_template_takes_text_and_refuses_messages_in_words():
+def test_a_decoder_without_a_template_accepts_text_and_refuses_messages():
     tokenizer = make_byte_tokenizer()
     judge = RewardModel(decoder("llama", tokenizer), tokenizer, name="theirs")
     assert judge.encode("two? ", "five")["input_ids"] == tokenizer("two? five")["input_ids"]
@@ -184,7 +184,7 @@ def test_a_decoder_without_a_template_takes_text_and_refuses_messages_in_words()
 
 
 @pytest.mark.parametrize("parts", [{}, {"position_embedding": "alibi", "norm": "layernorm", "activation": "gelu"}])
-def test_a_reward_model_of_our_parts_is_loaded_and_scores_alike_in_a_batch(tmp_path, parts):
+def test_a_custom_reward_model_is_loaded_and_scores_do_not_depend_on_the_batch(tmp_path, parts):
     from llm_lab.model.configuration_lab import LabConfig
     from llm_lab.model.modeling_lab import LabForSequenceClassification
 
@@ -220,7 +220,7 @@ def test_scores_are_not_rounded_to_bf16(tmp_path):
 # What is refused
 
 
-def test_a_language_model_is_no_reward_model(tmp_path):
+def test_a_language_model_without_score_head_is_refused(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = chat_tokenizer()
@@ -232,7 +232,7 @@ def test_a_language_model_is_no_reward_model(tmp_path):
         load_reward_model(folder)
 
 
-def test_two_labels_give_their_log_odds_and_three_are_refused(tmp_path):
+def test_two_labels_score_as_log_odds_and_three_are_refused(tmp_path):
     tokenizer = word_tokenizer()
     model = encoder("bert")
     model.config.num_labels = 2
@@ -248,7 +248,7 @@ def test_two_labels_give_their_log_odds_and_three_are_refused(tmp_path):
         RewardModel(model, tokenizer)
 
 
-def test_a_score_that_is_no_number_stops_the_run():
+def test_a_score_that_is_not_a_number_stops_the_run():
     model = encoder("bert")
     model.classifier.weight.data[:] = float("nan")
     with pytest.raises(UserError, match="score of this reward model is not a number"):
@@ -264,6 +264,6 @@ def test_a_reward_model_is_a_term_of_the_reward(tmp_path):
     assert "as a pair of prompt and answer" in rewards.terms[0].about
 
 
-def test_a_reward_model_that_is_not_there_is_told_by_its_key():
+def test_a_missing_reward_model_is_reported_with_its_key():
     with pytest.raises(UserError, match=r"rewards\.0\.model = nowhere/at-all: "):
         build_rewards([{"model": "nowhere/at-all"}])

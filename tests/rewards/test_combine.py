@@ -32,7 +32,7 @@ def test_the_reward_is_the_weighted_sum_of_its_terms():
     assert scores.means()["reward"] == pytest.approx((1.2 - 1 / 3) / 2)
 
 
-def test_terms_that_do_not_apply_are_left_out_of_sum_and_means():
+def test_terms_that_do_not_apply_are_excluded_from_sum_and_means():
     scores = build_rewards(TERMS[:2])(["?"] * 2, ["<b>5</b>", "5"], {"answer": [None, "5"]})
     assert math.isnan(scores.values[0][0])
     assert scores.totals == (0.2, 1.0)
@@ -41,12 +41,12 @@ def test_terms_that_do_not_apply_are_left_out_of_sum_and_means():
     assert math.isnan(alone.totals[0])
 
 
-def test_terms_of_one_kind_keep_apart_in_the_log():
+def test_terms_of_the_same_name_are_numbered_in_the_log():
     rewards = build_rewards([{"name": "regex", "pattern": "a"}, {"name": "regex", "pattern": "b"}])
     assert rewards.names == ("regex", "regex_2")
 
 
-def test_a_column_of_the_data_does_not_change_what_the_recipe_says():
+def test_a_data_column_does_not_override_a_key_of_the_recipe():
     rewards = build_rewards([{"name": "length", "length": 4}, {"name": "repetition"}])
     columns = {"length": [1], "ngram": [9], "completions": ["x"], "prompts": ["y"]}
     assert rewards(["?"], ["ab"], columns).values == ((0.5,), (0.0,))
@@ -70,7 +70,7 @@ def test_data_that_can_not_be_scored_is_refused_before_the_run():
     build_rewards([{"name": "exact_number"}, {"name": "repetition"}]).check_columns({"answer": ["5", None]})
 
 
-def test_trl_gets_functions_that_give_what_the_terms_give(tmp_path):
+def test_trl_functions_return_the_values_of_the_terms(tmp_path):
     path = write_function(
         tmp_path,
         """
@@ -90,7 +90,7 @@ def test_trl_gets_functions_that_give_what_the_terms_give(tmp_path):
     assert found == [[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [8.0, None]]
 
 
-def test_grpo_takes_the_functions_and_weights_them_as_we_do(tmp_path, tiny_policy):
+def test_grpo_weights_the_functions_as_rewards_do(tmp_path, tiny_policy):
     """TRL's own trainer asks for the rewards, by its own hook, of conversations."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -131,7 +131,7 @@ def tiny_policy():
 # The user's own function
 
 
-def test_a_function_of_the_users_is_called_with_texts_prompts_and_columns(tmp_path):
+def test_a_user_function_gets_texts_prompts_and_columns(tmp_path):
     path = write_function(
         tmp_path,
         """
@@ -164,7 +164,7 @@ def test_a_function_of_the_users_is_called_with_texts_prompts_and_columns(tmp_pa
         ("def polite(completions, /, **c): return []", "polite", "passed by name"),
     ],
 )
-def test_the_check_says_what_is_wrong_with_a_file_and_runs_nothing(tmp_path, body, name, why):
+def test_problems_of_a_reward_file_are_found_without_running_it(tmp_path, body, name, why):
     path = tmp_path / "mine.py"
     if body is not None:
         path.write_text(f"raise SystemExit\n{body}")
@@ -175,18 +175,18 @@ def test_the_check_says_what_is_wrong_with_a_file_and_runs_nothing(tmp_path, bod
         find_function(f"{path}:{name}")
 
 
-def test_a_good_file_passes_the_check_without_being_run(tmp_path):
+def test_a_valid_reward_file_passes_the_check_without_running(tmp_path):
     path = write_function(tmp_path, "raise SystemExit\ndef f(completions, **columns): return []\n")
     assert check_files([{"python": f"{path}:f"}]) == []
 
 
 @pytest.mark.parametrize("spec", ["mine.py", "os.path:join", "mine.py:", ":polite", "mine.py:not a name"])
-def test_only_a_file_and_a_function_name_a_function(spec):
+def test_anything_but_file_and_function_is_refused(spec):
     with pytest.raises(UserError, match="not a function in a file"):
         find_function(spec)
 
 
-def test_a_file_that_fails_says_where(tmp_path):
+def test_a_failing_reward_file_reports_the_line(tmp_path):
     path = write_function(tmp_path, "import math\n1 / 0\ndef f(completions, **columns): return []\n")
     with pytest.raises(UserError, match=r"ZeroDivisionError: division by zero \(line 2 of mine\.py\)"):
         load_function(f"{path}:f")
@@ -205,14 +205,14 @@ def test_a_file_that_fails_says_where(tmp_path):
         ("None", "returned NoneType 'None' instead of a list"),
     ],
 )
-def test_what_is_no_list_of_numbers_is_refused_in_words(tmp_path, value, why):
+def test_anything_but_a_list_of_numbers_is_refused(tmp_path, value, why):
     path = write_function(tmp_path, f"def f(completions, **columns): return {value}\n")
     rewards = build_rewards([{"python": f"{path}:f"}])
     with pytest.raises(UserError, match=rf"rewards\.0\.python = f: it {why}"):
         rewards(["?", "?"], ["a", "b"])
 
 
-def test_arrays_and_tensors_are_lists_of_numbers_too(tmp_path):
+def test_arrays_and_tensors_are_accepted_as_lists(tmp_path):
     path = write_function(
         tmp_path,
         """
@@ -228,7 +228,7 @@ def test_arrays_and_tensors_are_lists_of_numbers_too(tmp_path):
     assert all(math.isnan(value) for value in scores.values[2])
 
 
-def test_a_function_that_fails_says_at_which_completion(tmp_path):
+def test_a_failing_function_reports_the_completion(tmp_path):
     path = write_function(
         tmp_path,
         """
@@ -253,7 +253,7 @@ def test_the_check_imports_no_heavy_library():
     assert done.returncode == 0, done.stderr
 
 
-def test_all_bad_terms_are_told_at_once(tmp_path):
+def test_all_bad_terms_are_reported_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         build_rewards([{"python": "nowhere.py:f"}, {"python": "nothing"}])
     assert [problem.key for problem in caught.value.problems] == ["rewards.0.python", "rewards.1.python"]

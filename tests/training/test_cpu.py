@@ -66,7 +66,7 @@ def test_a_frozen_weight_and_an_input_without_gradient_get_none():
 
 
 @here_only
-def test_other_precisions_and_few_rows_go_the_usual_way():
+def test_other_dtypes_and_few_rows_use_the_default_path():
     usual, fast = pair(8, 4, True)
     few = torch.randn(MIN_ROWS - 1, 8)
     assert torch.equal(fast(few), usual(few))
@@ -77,7 +77,7 @@ def test_other_precisions_and_few_rows_go_the_usual_way():
 
 
 @here_only
-def test_a_model_trains_on_and_is_saved_as_before(tmp_path):
+def test_a_model_trains_and_is_saved_as_with_plain_linear(tmp_path):
     model, ids = tiny_model(num_key_value_heads=2, tie_word_embeddings=True).train(), tokens(6, 16)
     plain = copy.deepcopy(model)
     assert speed_up_products(model, AMD)
@@ -94,12 +94,12 @@ def test_a_model_trains_on_and_is_saved_as_before(tmp_path):
     copy.deepcopy(model).load_state_dict(plain.state_dict())
 
 
-def test_processors_on_which_it_was_not_measured_keep_torchs_choice():
+def test_other_processors_keep_the_default():
     model = tiny_model()
     assert not speed_up_products(model, INTEL)
     assert all(type(module) is not OneDnnLinear for module in model.modules())
 
 
-def test_keeping_freed_memory_is_asked_for_without_a_fault():
+def test_keep_freed_memory_does_not_fail():
     keep_freed_memory()
     assert torch.ones(2**20).sum() == 2**20

@@ -15,7 +15,7 @@ from llm_lab.rewards.models import load_reward_model
 
 
 @pytest.mark.parametrize("parts", [{}, {"position_embedding": "alibi", "norm": "layernorm", "activation": "gelu"}])
-def test_it_learns_a_toy_preference_and_what_it_saves_scores_alike(tmp_path, parts):
+def test_a_toy_preference_is_learned_and_the_saved_model_scores_the_same(tmp_path, parts):
     base = write_base(tmp_path / "base", **parts)
     data = write_preferences(tmp_path / "pairs.jsonl")
     folder, result, _ = run_stage(make_recipe(base, data), tmp_path / "run")
@@ -83,7 +83,7 @@ def assert_loaded_model_says_the_same(folder, data, result):
     assert result.results["eval_loss"] == pytest.approx(-F.logsigmoid(better - worse).mean().item(), abs=1e-3)
 
 
-def test_the_evaluation_is_what_the_saved_model_says_of_the_held_out_pairs(tmp_path):
+def test_the_evaluation_equals_the_saved_models_scores_of_held_out_pairs(tmp_path):
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", wrong=0.2)
     recipe = make_recipe(base, data, **{"train.max_steps": 20, "train.eval_steps": 20})
     folder, result, _ = run_stage(recipe, tmp_path / "run")
@@ -91,7 +91,7 @@ def test_the_evaluation_is_what_the_saved_model_says_of_the_held_out_pairs(tmp_p
     assert_loaded_model_says_the_same(folder, data, result)
 
 
-def test_any_library_scores_the_saved_model_alike_in_a_process_without_ours(tmp_path):
+def test_the_saved_model_scores_the_same_without_llm_lab(tmp_path):
     import subprocess
     import sys
 
@@ -125,7 +125,7 @@ print("scores", *model(**inputs).logits[:, 0].tolist())
     assert [float(word) for word in done.stdout.rpartition("scores")[2].split()] == pytest.approx(ours, abs=1e-5)
 
 
-def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path):
+def test_identical_pairs_are_dropped_and_counted(tmp_path):
     data = tmp_path / "pairs.jsonl"
     write_preferences(data, count=40)
     rows = [
@@ -148,7 +148,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path):
     assert "data.0: 1 of 40 preferences: longer than 96 tokens: the beginning was cut off" in told
 
 
-def test_steps_follow_from_the_passes_over_the_examples(tmp_path):
+def test_steps_are_derived_from_the_number_of_epochs(tmp_path):
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", count=50)
     recipe = make_recipe(base, data, validation={"fraction": 0.0})
     left_out = {
@@ -174,7 +174,7 @@ def test_steps_follow_from_the_passes_over_the_examples(tmp_path):
     ],
     ids=["adamw", "muon"],
 )
-def test_a_resumed_run_ends_bit_for_bit_where_the_whole_run_does(tmp_path, optimizer):
+def test_a_resumed_run_is_bit_exact(tmp_path, optimizer):
     from llm_lab.stages import reward
 
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", count=60)
@@ -209,7 +209,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_run_does(tmp_path, optim
     ).read_bytes()
 
 
-def test_a_set_that_has_changed_stops_a_resume(tmp_path):
+def test_a_run_is_not_resumed_with_changed_data(tmp_path):
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", count=40)
     recipe = make_recipe(base, data, **{"train.max_steps": 2})
     run_stage(recipe, tmp_path / "run")
@@ -221,7 +221,7 @@ def test_a_set_that_has_changed_stops_a_resume(tmp_path):
 # What it starts from
 
 
-def test_an_adapter_learns_too_and_is_loaded_as_a_reward_model(tmp_path):
+def test_an_adapter_is_trained_and_loaded_as_a_reward_model(tmp_path):
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl")
     recipe = make_recipe(
         base, data, lora={"preset": "all", "r": 8, "dropout": 0.05}, optimizer={"name": "adamw", "learning_rate": 1e-2},
@@ -238,7 +238,7 @@ def test_an_adapter_learns_too_and_is_loaded_as_a_reward_model(tmp_path):
     assert result.results["eval_accuracy"] > 0.95
 
 
-def test_an_adapter_of_a_language_model_is_merged_and_given_a_head(tmp_path):
+def test_an_adapter_of_a_language_model_is_merged_and_gets_a_head(tmp_path):
     from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
     from llm_lab.hf.load import load_model
     from llm_lab.hf.lora_layers import attach_lora
@@ -307,7 +307,7 @@ def test_dropout_is_off_in_the_base_and_on_in_the_adapter(tmp_path):
     assert {rate for name, rate in rates.items() if "lora" not in name} == {0.0}
 
 
-def test_the_score_head_is_not_orthogonalised():
+def test_the_score_head_is_not_orthogonalized():
     """Muon is for hidden matrices: on the head's one row it would throw away how large a gradient is."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -323,7 +323,7 @@ def test_the_score_head_is_not_orthogonalised():
 
 
 @pytest.mark.parametrize("lora", [None, {"preset": "all", "dropout": 0.0}])
-def test_recomputing_activations_changes_nothing(tmp_path, lora):
+def test_gradient_checkpointing_changes_no_result(tmp_path, lora):
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", count=40)
     losses = []
     for again in (False, True):

@@ -69,12 +69,12 @@ def loss_and_gradients(model, ids, labels, *, in_pieces, dtype="float32", functi
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_every_head_that_is_taken_for_plain_is_tried():
+def test_every_supported_model_type_is_tested():
     assert {name.split()[0] for name in MODELS} == set(PLAIN_HEADS)
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_loss_in_pieces_and_its_gradients_equal_the_plain_ones(kind, small_pieces):
+def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(kind, small_pieces):
     torch.manual_seed(0)
     model, ids = MODELS[kind]().train(), tokens(2, 12)
     labels = labels_of(ids)
@@ -87,7 +87,7 @@ def test_the_loss_in_pieces_and_its_gradients_equal_the_plain_ones(kind, small_p
 
 
 @pytest.mark.parametrize("kind", ["llm_lab", "llm_lab tied"])
-def test_under_bf16_autocast_it_is_as_near_to_float32_as_the_plain_way(kind, small_pieces):
+def test_under_bf16_autocast_it_is_as_close_to_float32_as_the_plain_loss(kind, small_pieces):
     torch.manual_seed(0)
     model, ids = MODELS[kind]().train(), tokens(2, 12)
     labels = labels_of(ids)
@@ -103,7 +103,7 @@ def test_under_bf16_autocast_it_is_as_near_to_float32_as_the_plain_way(kind, sma
         assert errors[True][name] < 1.5 * error + 0.01, name
 
 
-def test_a_compiled_loss_in_pieces_equals_the_plain_one(small_pieces):
+def test_the_compiled_chunked_loss_equals_the_plain_one(small_pieces):
     torch._dynamo.reset()
     torch.manual_seed(0)
     model, ids = MODELS["llm_lab tied"]().train(), tokens(2, 12)
@@ -115,7 +115,7 @@ def test_a_compiled_loss_in_pieces_equals_the_plain_one(small_pieces):
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_through_onednn_it_is_the_same(small_pieces):
+def test_the_chunked_loss_is_the_same_with_onednn(small_pieces):
     torch.manual_seed(0)
     model, ids = MODELS["llm_lab"]().train(), tokens(2, 12)
     labels = labels_of(ids)
@@ -127,7 +127,7 @@ def test_through_onednn_it_is_the_same(small_pieces):
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_an_evaluation_in_pieces_counts_the_same_nats(monkeypatch):
+def test_a_chunked_evaluation_has_the_same_nats(monkeypatch):
     torch.manual_seed(0)
     model = MODELS["llm_lab"]().eval()
     text = [np.random.default_rng(0).integers(0, 61, size=200).astype(np.uint16)]
@@ -141,7 +141,7 @@ def test_an_evaluation_in_pieces_counts_the_same_nats(monkeypatch):
         assert pieces == pytest.approx(plain, rel=tolerance)
 
 
-def test_the_model_gets_its_head_back_even_when_a_step_fails(small_pieces):
+def test_the_head_is_restored_even_if_a_step_fails(small_pieces):
     model = MODELS["llm_lab tied"]()
     head = model.lm_head
     with pytest.raises(KeyboardInterrupt), detach_large_head(model, 24):
@@ -150,7 +150,7 @@ def test_the_model_gets_its_head_back_even_when_a_step_fails(small_pieces):
     assert head.weight is model.model.embed_tokens.weight
 
 
-def test_small_batches_and_heads_that_are_not_known_take_the_plain_way(small_pieces):
+def test_small_batches_and_unknown_heads_use_the_plain_loss(small_pieces):
     capped = Gemma2Config(**LLAMA_LIKE, final_logit_softcapping=5.0)
     scaled = CohereConfig(**SMALL, num_key_value_heads=1, eos_token_id=1, logit_scale=0.1)
     for model, count in [
@@ -184,7 +184,7 @@ def largest_memory(step) -> int:
     return most
 
 
-def test_it_takes_a_fraction_of_the_memory(monkeypatch):
+def test_the_chunked_loss_needs_a_fraction_of_the_memory(monkeypatch):
     head, labels = torch.nn.Linear(16, 4096, bias=False), torch.randint(0, 4096, (1024,))
     hidden = torch.randn(1024, 16, requires_grad=True)
     monkeypatch.setattr(token_loss, "PIECE_OF_LOGITS_BYTES", 4 * 4096 * 64)
@@ -195,7 +195,7 @@ def test_it_takes_a_fraction_of_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["llm_lab", "llm_lab tied"])
-def test_data_parallel_training_reduces_every_gradient_of_it(kind, small_pieces, tmp_path):
+def test_data_parallel_training_reduces_every_gradient(kind, small_pieces, tmp_path):
     from torch.nn.parallel import DistributedDataParallel
 
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def rollouts(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(rollouts())
-def test_gae_equals_the_sum_over_all_later_surprises(rollout):
+def test_gae_equals_the_discounted_sum_of_all_later_deltas(rollout):
     rewards, values, lengths, gamma, lam = rollout
     mask = masks_of(lengths, values.shape[1])
     advantages, returns = generalized_advantages(rewards, values, mask, gamma=gamma, lam=lam)
@@ -62,7 +62,7 @@ def test_gae_against_closed_form():
     assert advantages[0].tolist() == pytest.approx([0.9 * 0.25 - 0.5, 0.9 * 0.75 - 0.25, 0.25])
 
 
-def test_what_stands_behind_a_completion_never_matters():
+def test_values_after_a_completion_never_matter():
     mask = masks_of([2, 0, 4], 5)
     rewards, values = torch.randn(2, 3, 5)
     clean = generalized_advantages(rewards, values, mask, gamma=1.0, lam=0.95)
@@ -74,7 +74,7 @@ def test_what_stands_behind_a_completion_never_matters():
     assert torch.equal(whiten(clean[0], mask), whiten(clean[0].masked_fill(~mask, math.nan), mask))
 
 
-def test_the_score_falls_on_the_last_real_token_and_never_on_padding():
+def test_the_score_is_on_the_last_real_token_and_never_on_padding():
     mask = masks_of([1, 3, 0, 4], 4)
     penalties = torch.full((4, 4), 0.5)
     rewards = token_rewards(torch.tensor([10.0, 20.0, 30.0, 40.0]), penalties, mask)
@@ -86,7 +86,7 @@ def test_the_score_falls_on_the_last_real_token_and_never_on_padding():
     ]
 
 
-def test_tokens_that_are_not_the_policys_are_stepped_over():
+def test_masked_tokens_are_skipped():
     rewards, values = torch.randn(2, 1, 4)
     mask = torch.tensor([[True, False, True, True]])
     holed, _ = generalized_advantages(rewards, values, mask, gamma=0.9, lam=0.8)
@@ -104,7 +104,7 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens():
     assert not whitened[~mask].any()
 
 
-def test_whitening_in_two_processes_is_whitening_of_the_whole():
+def test_whitening_in_two_processes_equals_whitening_everything():
     x, mask = torch.randn(4, 5, dtype=torch.float64), masks_of([3, 5, 0, 1], 5)
     whole = whiten(x, mask)
     sums = []  # of the other half, in the order in which they are asked for
@@ -131,7 +131,7 @@ def test_ppo_empty_and_single_completions_give_no_nan(lengths):
     assert explained_variance(torch.zeros(mask.shape), returns, mask) is None
 
 
-def test_no_tokens_at_all_are_no_error():
+def test_completions_without_any_token_are_allowed():
     nothing = torch.zeros(2, 0)
     mask = nothing.bool()
     assert token_rewards(torch.ones(2), nothing, mask).shape == (2, 0)
@@ -140,7 +140,7 @@ def test_no_tokens_at_all_are_no_error():
     assert whiten(advantages, mask).shape == (2, 0)
 
 
-def test_explained_variance_is_1_for_a_seer_and_0_for_a_constant():
+def test_explained_variance_is_1_for_perfect_values_and_0_for_a_constant():
     returns, mask = torch.tensor([[1.0, 2.0, 5.0, 9.0]]), torch.tensor([[True, True, True, False]])
     assert explained_variance(returns, returns, mask) == pytest.approx(1)
     assert explained_variance(torch.full((1, 4), 3.0), returns, mask) == pytest.approx(0)

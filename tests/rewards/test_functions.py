@@ -52,11 +52,11 @@ from llm_lab.rewards.functions import FUNCTIONS, exact_match, exact_number, form
         ("", None),
     ],
 )
-def test_the_number_an_answer_comes_to(text, number):
+def test_the_final_number_of_an_answer_is_found(text, number):
     assert find_number(text) == number
 
 
-def test_an_answer_is_compared_as_a_number_and_not_as_text():
+def test_answers_are_compared_as_numbers_and_not_as_text():
     completions = ["#### 1,234.0", "= 0.1", "seven", "12", "the answer is 5.", "10 or 11"]
     answer = ["She has 1,234.\n#### 1234", 0.1, "7", 12, "5", "10"]
     assert exact_number(completions, answer=answer) == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
@@ -67,7 +67,7 @@ def test_a_row_without_an_answer_has_no_reward():
     assert exact_match(["5"], answer=[None]) == [None]
 
 
-def test_an_endless_number_costs_no_time_and_is_no_answer():
+def test_an_endless_number_is_ignored_quickly():
     start = time.perf_counter()
     assert find_number("9" * 20_000) is None
     assert find_number("1" + ",234" * 3_000 + "5") is not False  # whatever it is, it comes at once
@@ -76,7 +76,7 @@ def test_an_endless_number_costs_no_time_and_is_no_answer():
     assert time.perf_counter() - start < 2.0
 
 
-def test_nothing_in_an_answer_is_evaluated():
+def test_expressions_in_an_answer_are_not_evaluated():
     assert find_number("__import__('os').system('echo 2 > x') + 3") == 3
     assert find_number("2**100000") == 100000
 
@@ -92,26 +92,26 @@ def test_nothing_in_an_answer_is_evaluated():
         ("STRASSE", "strasse"),
     ],
 )
-def test_the_words_of_an_answer_are_normalised(text, words):
+def test_the_words_of_an_answer_are_normalized(text, words):
     assert find_words(text) == words
 
 
-def test_one_of_several_right_answers_is_enough():
+def test_one_of_several_correct_answers_is_enough():
     assert exact_match(["U.S.A.", "usa"], answer=[["USA", "U.S.A"], ["united states"]]) == [1.0, 0.0]
 
 
-def test_a_pattern_is_found_anywhere_and_a_format_is_the_whole_answer():
+def test_regex_matches_anywhere_and_format_the_whole_answer():
     texts = ["<think>a\nb</think> 4", "well <think>a</think> 4", "4"]
     assert regex(texts, pattern="<think>.*</think>") == [1.0, 1.0, 0.0]
     assert format(texts, pattern="<think>.*</think>.*") == [1.0, 0.0, 0.0]
     assert format(["\n4\n"], pattern="[0-9]") == [1.0]
 
 
-def test_length_falls_evenly_to_zero():
+def test_the_length_reward_falls_linearly_to_zero():
     assert length(["", "ab", "abcd", "abcdef"], length=4) == [1.0, 0.5, 0.0, 0.0]
 
 
-def test_repetition_is_the_share_of_runs_that_stood_before():
+def test_repetition_is_the_share_of_repeated_ngrams():
     # go go | go go | go go | go go: four runs of two, one of them new.
     assert repetition(["go go go go go"], ngram=2) == [-0.75]
     assert repetition(["all of these words differ", "short", ""]) == [0.0, 0.0, 0.0]
@@ -120,7 +120,7 @@ def test_repetition_is_the_share_of_runs_that_stood_before():
     assert -1.0 < loop < -0.95
 
 
-def test_the_schema_and_the_functions_name_the_same_rewards_with_the_same_keys():
+def test_schema_and_functions_have_the_same_rewards_and_keys():
     assert list(FUNCTIONS) == list(REWARDS)
     keys = set(RewardTerm.model_fields) - {"name", "model", "python", "weight"}
     assert {key for known in FUNCTIONS.values() for key in known.keys} == keys
@@ -130,13 +130,13 @@ def test_the_schema_and_the_functions_name_the_same_rewards_with_the_same_keys()
 
 
 @pytest.mark.parametrize("module", [answer_parsing, functions])
-def test_the_examples_in_the_docstrings_are_true(module):
+def test_the_docstring_examples_are_correct(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
     assert found.failed == 0
 
 
-def test_the_answers_of_gsm8k_are_read_with_and_without_their_marker():
+def test_gsm8k_answers_are_parsed_with_and_without_their_marker():
     import json
     import re
     from pathlib import Path

@@ -53,7 +53,7 @@ class Notes(Handlers):
 # From experience, or measured
 
 
-def test_a_plan_is_by_experience_until_something_was_measured_and_then_by_that():
+def test_a_plan_uses_typical_values_until_there_is_a_measurement():
     raw = tiny_recipe(**{"train.max_steps": 1000})
     before = resolve(raw, machine=LAPTOP)
     assert before.estimate.basis == "from typical values"
@@ -79,12 +79,12 @@ def test_a_plan_is_by_experience_until_something_was_measured_and_then_by_that()
         {"optimizer": {"name": "muon"}},
     ],
 )
-def test_what_was_measured_is_not_taken_for_other_settings(change):
+def test_a_measurement_is_not_used_for_other_settings(change):
     keep(resolve(tiny_recipe(), machine=LAPTOP), source="trial", step_seconds=0.5)
     assert resolve(tiny_recipe(**change), machine=LAPTOP).estimate.basis == "from typical values"
 
 
-def test_what_was_measured_is_not_taken_for_another_machine_or_another_torch(monkeypatch):
+def test_a_measurement_is_not_used_for_another_machine_or_torch_version(monkeypatch):
     keep(resolve(tiny_recipe(), machine=LAPTOP), source="trial", step_seconds=0.5)
     for other in (replace(LAPTOP, cpu_name="another"), replace(LAPTOP, cpu_cores=8), replace(LAPTOP, processes=2)):
         assert resolve(tiny_recipe(), machine=other).estimate.basis == "from typical values"
@@ -93,7 +93,7 @@ def test_what_was_measured_is_not_taken_for_another_machine_or_another_torch(mon
     assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from typical values"
 
 
-def test_a_later_measurement_keeps_what_it_does_not_know():
+def test_a_later_measurement_keeps_values_it_did_not_measure():
     resolved = resolve(tiny_recipe(), machine=LAPTOP)
     keep(resolved, source="trial", step_seconds=0.5, sample_seconds_per_token=0.01, memory_bytes=5)
     keep(resolved, source="run", step_seconds=0.4)
@@ -101,7 +101,7 @@ def test_a_later_measurement_keeps_what_it_does_not_know():
     assert kept == Measurement("run", 0.4, memory_bytes=5, sample_seconds_per_token=0.01)
 
 
-def test_a_broken_cache_is_none():
+def test_a_broken_cache_file_is_ignored():
     resolved = resolve(tiny_recipe(), machine=LAPTOP)
     keep(resolved, source="trial", step_seconds=0.5)
     (file,) = measurements_folder().iterdir()
@@ -110,7 +110,7 @@ def test_a_broken_cache_is_none():
         assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from typical values"
 
 
-def test_evaluation_samples_saving_and_compiling_are_part_of_the_time(in_tmp_path):
+def test_the_time_includes_evaluation_samples_saving_and_compiling(in_tmp_path):
     Path("text.txt").write_text("x" * 10_000)
     raw = tiny_recipe(
         validation={"fraction": 0.1},
@@ -135,7 +135,7 @@ def test_evaluation_samples_saving_and_compiling_are_part_of_the_time(in_tmp_pat
     assert resolve(raw, machine=LAPTOP).estimate.wall_seconds == pytest.approx(sum(parts.values()))
 
 
-def test_a_plan_that_goes_on_counts_what_is_left():
+def test_the_plan_of_a_resumed_run_counts_the_remaining_steps():
     raw = tiny_recipe(**{"train.max_steps": 100})
     whole = resolve(raw, machine=LAPTOP)
     rest = estimate_again(whole, first_step=75).estimate
@@ -148,7 +148,7 @@ def test_a_plan_that_goes_on_counts_what_is_left():
 # The trial
 
 
-def test_a_trial_is_made_only_where_it_costs_little_and_tells_something(monkeypatch):
+def test_a_trial_runs_only_if_it_is_cheap_and_useful(monkeypatch):
     assert trial_seconds(resolve(tiny_recipe(), machine=LAPTOP)) == 0, "the run is over before"
     raw = tiny_recipe(**{"train.max_steps": 20_000})
     long = resolve(raw, machine=LAPTOP)
@@ -170,14 +170,14 @@ def test_a_trial_measures_a_step_an_evaluation_a_sample_and_the_memory(optimizer
     assert (found.source, found.compile_seconds) == ("trial", None)
 
 
-def test_a_trial_leaves_every_random_generator_as_it_was():
+def test_a_trial_restores_every_random_generator():
     torch.manual_seed(5)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     run_trial(resolve(tiny_recipe(**{"model.dropout": 0.1, "train.max_steps": 5000})), 0.05)
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 
-def test_a_run_that_was_tried_before_gives_the_same_losses(in_tmp_path, monkeypatch):
+def test_a_run_after_a_trial_has_the_same_losses(in_tmp_path, monkeypatch):
     write_text("text.txt")
 
     def losses(facts):
@@ -199,7 +199,7 @@ def test_a_run_that_was_tried_before_gives_the_same_losses(in_tmp_path, monkeypa
     assert not [path for path in Path("checkpoints").glob("*/*") if "trial" in path.name]
 
 
-def test_calibrating_tells_what_came_out_and_plans_by_it(monkeypatch):
+def test_calibration_reports_its_result_and_updates_the_plan(monkeypatch):
     monkeypatch.setattr(calibration, "MIN_RUN_SECONDS", 0.0)
     notes = Notes()
     resolved = resolve(tiny_recipe(**{"train.max_steps": 500}))
@@ -210,7 +210,7 @@ def test_calibrating_tells_what_came_out_and_plans_by_it(monkeypatch):
     assert "per step" in notes.said[-1]
 
 
-def test_a_model_that_is_named_by_its_checkpoint_is_tried_by_its_shape(in_tmp_path, monkeypatch):
+def test_the_trial_of_a_checkpoint_uses_its_shape(in_tmp_path, monkeypatch):
     write_text("text.txt")
     run(tiny_recipe())
     monkeypatch.setattr(calibration, "MIN_RUN_SECONDS", 0.0)
@@ -223,7 +223,7 @@ def test_a_model_that_is_named_by_its_checkpoint_is_tried_by_its_shape(in_tmp_pa
 # Predicted against actual
 
 
-def test_a_run_says_what_was_predicted_and_what_it_took(in_tmp_path):
+def test_a_run_records_predicted_and_actual_time_and_memory(in_tmp_path):
     write_text("text.txt")
     facts = run(tiny_recipe(**{"train.max_steps": 120}))
     for key in ("wall_seconds", "memory_bytes"):
@@ -239,7 +239,7 @@ def test_a_run_says_what_was_predicted_and_what_it_took(in_tmp_path):
     assert plan.seconds_by_part["training"] <= facts["results"]["wall_seconds"]
 
 
-def test_the_plan_of_a_resumed_run_says_where_it_goes_on(in_tmp_path, capsys):
+def test_the_plan_of_a_resumed_run_shows_its_first_step(in_tmp_path, capsys):
     write_text("text.txt")
     facts = run(tiny_recipe())
     assert facts["results"]["step"] == 20
@@ -255,7 +255,7 @@ def test_the_plan_of_a_resumed_run_says_where_it_goes_on(in_tmp_path, capsys):
         assert "10 steps × 64 tokens" in said
 
 
-def test_the_peak_of_memory_is_forgotten_between_stages():
+def test_the_peak_memory_is_reset_between_stages():
     reset_peak_memory("cpu")
     before = peak_memory_bytes("cpu")
     held = np.ones(30_000_000)
@@ -282,7 +282,7 @@ def test_the_peak_of_memory_is_forgotten_between_stages():
         (WITH_FLASH, {"model.head_dim": 512}, "sdpa", "supports head sizes up to 256"),
     ],
 )
-def test_the_kernel_is_what_the_machine_has_and_the_parts_allow(machine, changes, kernel, reason):
+def test_the_derived_attention_kernel_is_installed_and_supports_the_parts(machine, changes, kernel, reason):
     resolved = resolve(tiny_recipe(**{"device": "cuda", "train.dtype": "bfloat16"} | changes), machine=machine)
     assert resolved.values["train"]["attn_implementation"] == kernel
     assert reason in resolved.origins["train.attn_implementation"].reason
@@ -296,7 +296,7 @@ def test_flash_attention_is_not_derived_for_a_config_with_alibi(in_tmp_path):
     assert resolve(raw, machine=WITH_FLASH).values["train"]["attn_implementation"] == "sdpa"
 
 
-def test_flash_attention_that_is_asked_for_and_not_there_is_the_machines_fault():
+def test_requested_flash_attention_that_is_not_installed_is_a_machine_error():
     raw = tiny_recipe(**{"device": "cuda", "train.dtype": "bfloat16", "train.attn_implementation": "flash_attention_2"})
     with pytest.raises(MachineError, match=r"flash-attn is not installed.*leave the key out"):
         require_device(resolve(raw, machine=WORKSTATION))
@@ -321,7 +321,7 @@ def gpu(gib):
     return replace(WORKSTATION, gpus=(replace(H100, memory_bytes=int(gib * GIB)),))
 
 
-def test_activations_are_recomputed_only_where_nothing_else_fits():
+def test_gradient_checkpointing_is_derived_only_if_nothing_else_fits():
     roomy = resolve(large(per_device_train_batch_size=4), machine=gpu(80))
     assert roomy.values["train"]["gradient_checkpointing"] is False
     assert roomy.origins["train.gradient_checkpointing"].reason == "4 rows fit without it"
@@ -334,7 +334,7 @@ def test_activations_are_recomputed_only_where_nothing_else_fits():
     assert not asked.estimate.fits, "what was asked for is left, and refused"
 
 
-def test_rows_that_are_derived_come_before_recomputing():
+def test_the_batch_size_is_reduced_before_gradient_checkpointing():
     plenty = resolve(large(), machine=gpu(80)).values["train"]
     assert plenty["gradient_checkpointing"] is False
     one_row = resolve(large(per_device_train_batch_size=1), machine=gpu(80)).estimate.memory_bytes
@@ -346,7 +346,7 @@ def test_rows_that_are_derived_come_before_recomputing():
     assert less.estimate.fits
 
 
-def test_recomputing_saves_activations_and_nothing_else():
+def test_gradient_checkpointing_saves_only_activation_memory():
     shape = resolve(large(), machine=WORKSTATION).shape
     plain, saved = (
         memory_by_part(shape, rows=4, length=1024, optimizer="adamw", dtype="bfloat16", checkpointing=on)
@@ -366,7 +366,7 @@ def test_recomputing_saves_activations_and_nothing_else():
         {"qk_norm": True},
     ],
 )
-def test_the_activations_of_a_layer_are_what_autograd_keeps(parts, dtype):
+def test_estimated_activations_match_what_autograd_keeps(parts, dtype):
     rows, length, kept = 4, 128, []
     for layers in (1, 3):
         model = {"hidden_size": 128, "num_hidden_layers": layers, "max_position_embeddings": length, **parts}
@@ -392,7 +392,7 @@ def test_the_activations_of_a_layer_are_what_autograd_keeps(parts, dtype):
     assert by_part["activations"] / 3 == pytest.approx((kept[1] - kept[0]) / 2, rel=0.35)
 
 
-def test_an_estimate_of_a_model_that_is_not_known_is_no_guess():
+def test_the_cost_of_an_unknown_model_is_not_estimated():
     raw = values_of(resolve(tiny_recipe(), machine=LAPTOP))
     unknown = estimate_pretraining(raw, None, LAPTOP)
     assert (unknown.wall_seconds, unknown.parameters, unknown.memory_bytes) == (None, None, 0)

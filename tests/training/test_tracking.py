@@ -53,7 +53,7 @@ class StoppedAt(Handlers):
             os.kill(os.getpid(), 2)
 
 
-def test_rows_are_named_by_what_they_are_of():
+def test_metrics_have_grouped_names():
     training = {"step": 4, "loss": 2.0, "kl": 0.1, "reward/near": 0.5, "train_tokens": 9, "mix": {"a": 1}}
     assert grouped(training) == {
         "train/loss": 2.0,
@@ -69,7 +69,7 @@ def test_rows_are_named_by_what_they_are_of():
 
 
 @pytest.mark.parametrize("given", ["none", []])
-def test_without_trackers_nothing_is_imported_and_nothing_is_written(given, in_tmp_path):
+def test_without_trackers_nothing_is_imported_or_written(given, in_tmp_path):
     write_text("text.txt")
     recipe = tiny_recipe(**{"train.report_to": given})
     program = f"""
@@ -85,7 +85,7 @@ print([name for name in {list(OPENERS)} if name in sys.modules])
     assert "tracking" not in RunFolder(Path("checkpoints/tiny")).facts()
 
 
-def test_a_tracker_by_itself_and_a_list_are_the_same(in_tmp_path):
+def test_one_tracker_and_a_list_of_one_are_the_same(in_tmp_path):
     for given in ("tensorboard", ["tensorboard"], ["tensorboard", "tensorboard"]):
         job = check(tiny(**{"train.report_to": given}))
         assert job.stages[0].recipe.train.trackers == ("tensorboard",)
@@ -97,7 +97,7 @@ def test_a_tracker_by_itself_and_a_list_are_the_same(in_tmp_path):
     assert [problem.key for problem in caught.value.problems] == ["train.report_to"]
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_the_run(in_tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_reported_before_the_run(in_tmp_path, monkeypatch):
     find = importlib.util.find_spec
     without = {"trackio"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in without else find(name, *rest))
@@ -123,7 +123,7 @@ def assert_same(found, wanted):
 
 
 @needs_tensorboard
-def test_tensorboard_has_every_number_at_its_step_and_a_resumed_run_goes_on_with_its_curves(in_tmp_path):
+def test_tensorboard_gets_every_metric_and_a_resumed_run_continues_its_curves(in_tmp_path):
     recipe = tiny(**{"train.report_to": "tensorboard"})
     stopped = run(recipe, listener=StoppedAt(4))
     assert stopped["status"] == "stopped"
@@ -140,7 +140,7 @@ def test_tensorboard_has_every_number_at_its_step_and_a_resumed_run_goes_on_with
 
 
 @needs_tensorboard
-def test_reward_and_kl_and_the_score_before_the_first_step_arrive(in_tmp_path):
+def test_trackers_get_reward_kl_and_the_score_at_step_0(in_tmp_path):
     write_base()
     code = "def near(completions, **columns):\n    return [sum(map(ord, text)) % 97 / 97 for text in completions]\n"
     Path("mine.py").write_text(code)
@@ -172,7 +172,7 @@ def rows_of_wandb(folder: Path) -> list[dict]:
 
 
 @needs_wandb
-def test_wandb_without_a_login_is_kept_in_the_run_and_nobody_is_asked(in_tmp_path, monkeypatch):
+def test_wandb_without_a_login_is_stored_in_the_run_folder(in_tmp_path, monkeypatch):
     for name in NOT_LOGGED_IN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(in_tmp_path / "no-netrc"))
@@ -197,7 +197,7 @@ def test_wandb_without_a_login_is_kept_in_the_run_and_nobody_is_asked(in_tmp_pat
 
 
 @needs_trackio
-def test_trackio_has_every_number_at_its_step_and_a_resumed_run_goes_on(tmp_path):
+def test_trackio_gets_every_metric_and_a_resumed_run_continues_its_curves(tmp_path):
     """In a process of its own: trackio reads TRACKIO_DIR when it is imported."""
     program = """
 import json, os, sys
@@ -224,7 +224,7 @@ print(json.dumps([stopped["status"], facts["status"], logs, expected(facts["path
     assert_same({name: sorted(points) for name, points in found.items()}, wanted)
 
 
-def test_a_tracker_that_fails_does_not_cost_the_run(in_tmp_path, monkeypatch):
+def test_a_failing_tracker_does_not_stop_the_run(in_tmp_path, monkeypatch):
     class Failing:
         def __init__(self, run, first_step, display):
             pass
@@ -242,7 +242,7 @@ def test_a_tracker_that_fails_does_not_cost_the_run(in_tmp_path, monkeypatch):
     assert warning == "tensorboard: the line is cut; no more metrics are sent to it. metrics.jsonl has all of them."
 
 
-def test_a_tracker_that_can_not_be_opened_is_told_before_the_first_step(in_tmp_path, monkeypatch):
+def test_a_tracker_that_can_not_be_opened_is_reported_before_the_first_step(in_tmp_path, monkeypatch):
     def refuse(run, first_step, display):
         raise ValueError("the key is wrong")
 
