@@ -24,7 +24,7 @@ demo: setup
 	@echo
 	$(BIN)/llm-lab chat checkpoints/demo --prompt "Tom has 3 apples. First he finds 4 more. How many apples does Tom have now?"
 	@echo
-	@echo "That was a model of your own. Open the wizard with: make lab"
+	@echo "You trained this model. Open the wizard with: make lab"
 
 lab: setup
 	$(BIN)/llm-lab
@@ -36,7 +36,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks

@@ -165,7 +165,7 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
         series = {key: points for key, points in series.items() if points}
         if series and not _repeats_exact_match(panel, series, rows):
             drawn.append((panel, series))
-    # A single point is no curve: the table of results shows it better.
+    # A single point makes a poor curve: the table of results shows it better.
     curves = [(panel, series) for panel, series in drawn if max(map(len, series.values())) > 1]
     return draw_panels(curves or drawn) if drawn else None
 

@@ -31,7 +31,7 @@ SPEED_WINDOW = 20  # log rows from which the time left is estimated
 SOURCES_SHOWN = 4
 # What is drawn: the first pair with data, (training, held out).
 CURVES = (("reward", "eval_reward"), ("loss", "eval_loss"))
-# Keys that are no measurement, or that the frame shows elsewhere.
+# Keys that are not measurements, or that the frame shows elsewhere.
 NOT_SHOWN = {"step", "wall_seconds", "epoch", "time", "mix", "epochs"}
 # Numbers that the frame leaves to metrics.jsonl, the log lines and the report.
 DETAILS = {"policy_loss", "critic_grad_norm", "reward_chosen", "reward_rejected", "logps_rejected"}
@@ -157,7 +157,7 @@ def _of_each(numbers: list[str]) -> str:
 
 
 def _frame_values(track: Track) -> dict[str, float]:
-    """Return what the frame shows, the most telling first."""
+    """Return what the frame shows, the most informative first."""
     row = track.latest
     values = {key: value for key, value in values_of(row, track.facts).items() if key not in DETAILS}
     for kind in ("", "_sampled"):  # where the reward only repeats the exact match

@@ -141,7 +141,7 @@ def test_a_look_that_failed_is_tried_again():
         assert look() == "there"
 
 
-def test_waiting_is_announced_but_is_no_answer():
+def test_waiting_is_announced_and_needs_no_answer():
     def slow():
         yield Question("path", "Which?", "text", default="")
         yield Wait("Reading ...")
