@@ -245,7 +245,7 @@ class TerminalDisplay:
 class Keyboard:
     """Keys read one by one, without echo, while a frame is shown. Ctrl-C still sends its signal.
 
-    Does nothing where standard input is not a terminal, on Windows, and in a background job (which the system would stop
+    Does nothing if standard input is not a terminal, on Windows, and in a background job (which the system would stop
     for touching the terminal).
     """
 
