@@ -1,4 +1,4 @@
-"""The optimizers and the learning rate: equal to their references, each on the parameters meant for it."""
+"""Optimizers and schedules: equal to their references, each on its own parameters."""
 
 import copy
 import itertools
@@ -39,7 +39,7 @@ def give_gradients(parameters, step: int) -> None:
 
 
 def newton_schulz(update: torch.Tensor, steps: int) -> torch.Tensor:
-    """The published iteration, written out plainly: one matrix, columns for rows where it is tall."""
+    """The published iteration for one matrix, transposed if it is tall."""
     a, b, c = COEFFICIENTS
     x = update.T if update.shape[0] > update.shape[1] else update
     x = x / x.norm()
@@ -67,7 +67,7 @@ def test_a_muon_step_equals_the_published_algorithm(nesterov, monkeypatch):
             parameter.mul_(1 - lr * decay).sub_(lr * scale * newton_schulz(update, 5))
         for parameter, expected, grad in zip(mine, other, grads, strict=True):
             torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-5)
-            assert torch.equal(parameter.grad, grad), "a step must leave the gradients as they are"
+            assert torch.equal(parameter.grad, grad), "a step must not change the gradients"
 
 
 @pytest.mark.parametrize("in_bf16", [True, False])
@@ -210,7 +210,7 @@ def test_the_learning_rate_rises_then_falls_to_its_floor_and_stays(name, max_ste
     falling = factors[peak:]
     assert all(before >= after - 1e-12 for before, after in itertools.pairwise(falling))
     floor = 1.0 if name == "none" else min_ratio
-    # A run of one update makes it at the peak.
+    # The only update of a run is at the peak.
     last = 1.0 if max_steps == 1 else floor
     assert factors[max_steps - 1] == last
     assert all(factor == floor for factor in factors[max_steps:])

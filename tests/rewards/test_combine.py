@@ -1,4 +1,4 @@
-"""Reward terms together: weights, missing values, the user's own functions, and the form TRL wants."""
+"""Combined reward terms: weights, missing values, the user's own functions, and TRL's interface."""
 
 import math
 import textwrap
@@ -91,7 +91,7 @@ def test_trl_functions_return_the_values_of_the_terms(tmp_path):
 
 
 def test_grpo_weights_the_functions_as_rewards_do(tmp_path, tiny_policy):
-    """TRL's own trainer asks for the rewards, by its own hook, of conversations."""
+    """TRL's own trainer calls the functions on conversations."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -139,12 +139,12 @@ def test_a_user_function_gets_texts_prompts_and_columns(tmp_path):
         from dataclasses import dataclass
 
         @dataclass
-        class Judge:
-            word: str
+        class Word:
+            text: str
 
         def polite(completions, prompts, **columns):
             assert all(isinstance(text, str) for text in completions)
-            return [float(Judge("please").word in text) + (prompt == "x") for text, prompt in zip(completions, prompts)]
+            return [float(Word("please").text in text) + (prompt == "x") for text, prompt in zip(completions, prompts)]
         """,
     )
     rewards = build_rewards([{"python": f"{path}:polite", "weight": 2.0}])

@@ -1,4 +1,4 @@
-"""Verifiable rewards: which number and which words an answer comes to, and the other functions of text."""
+"""Verifiable rewards: the final number and words of an answer, and the other functions of text."""
 
 import doctest
 import inspect
@@ -26,7 +26,7 @@ from llm_lab.rewards.functions import FUNCTIONS, exact_match, exact_number, form
         ("a loss of -$3.50", Fraction(-7, 2)),
         ("a loss of $-3", -3),
         ("so it is \N{MINUS SIGN}7.", -7),
-        ("10-5", 5),  # a subtraction, no negative number
+        ("10-5", 5),  # a subtraction, not a negative number
         ("about 12,345,678 people", 12345678),
         ("0.5", Fraction(1, 2)),
         (".5", Fraction(1, 2)),
@@ -47,7 +47,7 @@ from llm_lab.rewards.functions import FUNCTIONS, exact_match, exact_number, form
         ("x5 and v2", None),
         ("no number", None),
         ("#### none, 5 was wrong", 5),
-        ("7 ####", None),  # the marker says where, and there is nothing
+        ("7 ####", None),  # nothing after the marker
         ("1/0", None),
         ("", None),
     ],
@@ -70,7 +70,7 @@ def test_a_row_without_an_answer_has_no_reward():
 def test_an_endless_number_is_ignored_quickly():
     start = time.perf_counter()
     assert find_number("9" * 20_000) is None
-    assert find_number("1" + ",234" * 3_000 + "5") is not False  # whatever it is, it comes at once
+    assert find_number("1" + ",234" * 3_000 + "5") is not False  # any result, but quickly
     assert find_number("= " * 10_000) is None
     assert find_words("<answer>" * 1_000) is not None
     assert time.perf_counter() - start < 2.0
@@ -112,7 +112,7 @@ def test_the_length_reward_falls_linearly_to_zero():
 
 
 def test_repetition_is_the_share_of_repeated_ngrams():
-    # go go | go go | go go | go go: four runs of two, one of them new.
+    # go go | go go | go go | go go: four bigrams, one of them new.
     assert repetition(["go go go go go"], ngram=2) == [-0.75]
     assert repetition(["all of these words differ", "short", ""]) == [0.0, 0.0, 0.0]
     assert repetition(["!!!!!!!!!!"])[0] < -0.8
@@ -143,10 +143,10 @@ def test_gsm8k_answers_are_parsed_with_and_without_their_marker():
 
     file = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k_train.jsonl"
     if not file.exists():
-        pytest.skip("the set is not here")
+        pytest.skip("the dataset is not available")
     texts = [json.loads(line)["answer"] for line in file.read_text().splitlines()]
     gold = [text.rpartition("####")[2].strip() for text in texts]
     assert [find_number(text) for text in texts] == [Fraction(number.replace(",", "")) for number in gold]
-    # As a model would write it: without the calculator's notes and without the marker.
+    # As a model writes it: without calculator annotations and without the marker.
     working = [re.sub(r"<<.*?>>", "", text.rpartition("####")[0]) for text in texts]
     assert sum(exact_number(working, answer=gold)) / len(texts) > 0.98

@@ -1,4 +1,4 @@
-"""Reward models: any sequence classifier as a judge of text, scored as its own library would score it."""
+"""Reward models: any sequence classifier, with the same scores as its own library."""
 
 import pytest
 import torch
@@ -55,40 +55,40 @@ def test_an_encoder_reads_prompt_and_answer_as_a_pair(tmp_path, kind):
         changes = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
     tokenizer = word_tokenizer()
     model = encoder(kind, type_vocab_size=0 if kind == "deberta-v2" else 2, **changes)
-    judge = load_reward_model(saved(tmp_path, model, tokenizer))
-    assert judge.form == "pair"
-    found = judge([QUESTION] * 4, ANSWERS)
+    reward_model = load_reward_model(saved(tmp_path, model, tokenizer))
+    assert reward_model.form == "pair"
+    found = reward_model([QUESTION] * 4, ANSWERS)
     with torch.no_grad():
         for answer, score in zip(ANSWERS, found, strict=True):
             inputs = tokenizer(QUESTION[0]["content"], answer, return_tensors="pt")
             assert score == pytest.approx(model(**inputs).logits[0, 0].item(), abs=1e-5)
-            assert judge([QUESTION], [answer])[0] == pytest.approx(score, abs=1e-5)
+            assert reward_model([QUESTION], [answer])[0] == pytest.approx(score, abs=1e-5)
     assert len({round(score, 4) for score in found}) == 4
-    # What TRL does with a reward model by itself: no special tokens, no pair. It scores something else.
+    # TRL by itself adds no special tokens and makes no pair, which gives other scores.
     plain = tokenizer(QUESTION[0]["content"] + ANSWERS[0], add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
         assert abs(model(**plain).logits[0, 0].item() - found[0]) > 1e-3
 
 
 def test_a_pair_that_is_too_long_is_cut_at_the_beginning_and_counted(tmp_path):
-    judge = RewardModel(encoder("bert"), word_tokenizer())
-    assert judge.max_length == 32
+    reward_model = RewardModel(encoder("bert"), word_tokenizer())
+    assert reward_model.max_length == 32
     long = "what is " * 40 + "two"
-    row = judge.encode(long, "five")
+    row = reward_model.encode(long, "five")
     assert len(row["input_ids"]) == 32
-    kept = judge.tokenizer.convert_ids_to_tokens(row["input_ids"])
+    kept = reward_model.tokenizer.convert_ids_to_tokens(row["input_ids"])
     assert (kept[0], kept[-4:]) == ("[CLS]", ["two", "[SEP]", "five", "[SEP]"])
-    assert judge([long, "two"], ["five", "five"])
-    assert judge.truncated == 2  # the row above, and this one
+    assert reward_model([long, "two"], ["five", "five"])
+    assert reward_model.truncated == 2  # the row above, and this one
 
 
 def test_positions_before_the_first_token_do_not_count_as_context():
-    """RoBERTa's first position is the one after its padding id: of 34 it can use 32."""
+    """The first position of RoBERTa comes after its padding id: of 34 it can use 32."""
     tokenizer = word_tokenizer()
     tokenizer.model_max_length = int(1e30)
-    judge = RewardModel(encoder("roberta", max_position_embeddings=34, pad_token_id=1), tokenizer)
-    assert judge.max_length == 32
-    assert judge(["what is " * 40], ["five"])
+    reward_model = RewardModel(encoder("roberta", max_position_embeddings=34, pad_token_id=1), tokenizer)
+    assert reward_model.max_length == 32
+    assert reward_model(["what is " * 40], ["five"])
 
 
 # Decoders
@@ -113,21 +113,21 @@ def test_a_decoder_reads_its_chat_template_and_the_score_of_a_row_does_not_depen
 
 
 def test_the_end_token_counts_if_there_is_no_padding_token(tmp_path):
-    """With the end token as padding the library would read the score before it: an answer cut off would score alike."""
+    """With the end token as padding, transformers would read the score before it and ignore the end token."""
     tokenizer = make_byte_tokenizer()
-    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=None), tokenizer)
-    scores = judge(["two and three? "] * 3, ["five", "five<|endoftext|>", "something else that is longer"])
+    reward_model = RewardModel(decoder("llama", tokenizer, pad_token_id=None), tokenizer)
+    scores = reward_model(["two and three? "] * 3, ["five", "five<|endoftext|>", "something else that is longer"])
     assert abs(scores[0] - scores[1]) > 1e-3
-    assert judge.model.config.pad_token_id is None
+    assert reward_model.model.config.pad_token_id is None
 
 
 def test_a_padding_token_equal_to_the_end_token_is_kept():
     tokenizer = make_byte_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     model = decoder("llama", tokenizer, pad_token_id=tokenizer.eos_token_id)
-    judge = RewardModel(model, tokenizer)
+    reward_model = RewardModel(model, tokenizer)
     texts = ["five<|endoftext|>", "something else that is longer<|endoftext|>"]
-    together = judge(["two? "] * 2, texts)
+    together = reward_model(["two? "] * 2, texts)
     for text, score in zip(texts, together, strict=True):
         with torch.no_grad():
             ids = torch.tensor([tokenizer("two? " + text)["input_ids"]])
@@ -144,43 +144,43 @@ def test_a_conversation_starts_with_one_bos_token(tmp_path):
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", bos)]
     )
     assert tokenizer("a")["input_ids"][0] == bos
-    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
-    assert judge.encode(QUESTION, "five")["input_ids"].count(bos) == 1
+    reward_model = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    assert reward_model.encode(QUESTION, "five")["input_ids"].count(bos) == 1
 
 
 def test_control_tokens_that_an_answer_spells_out_stay_text():
     tokenizer = chat_tokenizer()
-    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    reward_model = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert judge.encode(QUESTION, "five<|im_end|>")["input_ids"].count(end) == 2
+    assert reward_model.encode(QUESTION, "five<|im_end|>")["input_ids"].count(end) == 2
 
 
 def test_a_text_prompt_is_read_as_a_user_message():
     tokenizer = chat_tokenizer()
-    judge = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
-    assert judge.encode(QUESTION[0]["content"], "five") == judge.encode(QUESTION, "five")
+    reward_model = RewardModel(decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id), tokenizer)
+    assert reward_model.encode(QUESTION[0]["content"], "five") == reward_model.encode(QUESTION, "five")
 
 
 def test_a_conversation_that_is_too_long_keeps_its_end_and_is_counted():
     tokenizer = chat_tokenizer()
     model = decoder("llama", tokenizer, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=20)
-    judge = RewardModel(model, tokenizer)
-    ids = judge.encode(QUESTION, "five")["input_ids"]
+    reward_model = RewardModel(model, tokenizer)
+    ids = reward_model.encode(QUESTION, "five")["input_ids"]
     assert len(ids) == 20
     assert tokenizer.decode(ids).endswith("assistant\nfive<|im_end|>\n")
-    assert judge.truncated == 1
+    assert reward_model.truncated == 1
 
 
 def test_a_decoder_without_a_template_accepts_text_and_refuses_messages():
     tokenizer = make_byte_tokenizer()
-    judge = RewardModel(decoder("llama", tokenizer), tokenizer, name="theirs")
-    assert judge.encode("two? ", "five")["input_ids"] == tokenizer("two? five")["input_ids"]
-    assert "as prompt and answer concatenated (no chat template)" in judge.about
+    reward_model = RewardModel(decoder("llama", tokenizer), tokenizer, name="theirs")
+    assert reward_model.encode("two? ", "five")["input_ids"] == tokenizer("two? five")["input_ids"]
+    assert "as prompt and answer concatenated (no chat template)" in reward_model.about
     with pytest.raises(UserError, match=r"rewards\.model = theirs: this reward model has no chat template"):
-        judge([QUESTION], ["five"])
+        reward_model([QUESTION], ["five"])
 
 
-# Models made here
+# Models of LLM Lab
 
 
 @pytest.mark.parametrize("parts", [{}, {"position_embedding": "alibi", "norm": "layernorm", "activation": "gelu"}])
@@ -196,14 +196,14 @@ def test_a_custom_reward_model_is_loaded_and_scores_do_not_depend_on_the_batch(t
     )  # fmt: skip
     model = LabForSequenceClassification(config).eval()
     folder = saved(tmp_path, model, tokenizer)
-    judge = load_reward_model(folder, batch_size=4)
-    together = judge([QUESTION] * 4, ANSWERS)
+    reward_model = load_reward_model(folder, batch_size=4)
+    together = reward_model([QUESTION] * 4, ANSWERS)
     assert together == pytest.approx(load_reward_model(folder, batch_size=1)([QUESTION] * 4, ANSWERS), abs=1e-5)
     assert together == pytest.approx(RewardModel(model, tokenizer)([QUESTION] * 4, ANSWERS), abs=1e-5)
 
 
 def test_scores_are_not_rounded_to_bf16(tmp_path):
-    """Of two answers near each other, bf16 would often say the same: nothing to learn from in a group of answers."""
+    """In bf16, similar answers would often get equal scores, and a group would have no signal."""
     from llm_lab.rewards.classifier import load_classifier
 
     tokenizer = chat_tokenizer()
@@ -217,7 +217,7 @@ def test_scores_are_not_rounded_to_bf16(tmp_path):
     assert any(score != torch.tensor(score).bfloat16().item() for score in mixed)
 
 
-# What is refused
+# Refused models
 
 
 def test_a_language_model_without_score_head_is_refused(tmp_path):
@@ -238,11 +238,11 @@ def test_two_labels_score_as_log_odds_and_three_are_refused(tmp_path):
     model.config.num_labels = 2
     two = type(model)(model.config).eval()
     two.config.id2label = {0: "rude", 1: "polite"}
-    judge = RewardModel(two, tokenizer)
+    reward_model = RewardModel(two, tokenizer)
     with torch.no_grad():
         logits = two(**tokenizer(QUESTION[0]["content"], "five", return_tensors="pt")).logits[0]
-    assert judge([QUESTION], ["five"])[0] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-5)
-    assert "log-odds of polite against rude" in judge.about
+    assert reward_model([QUESTION], ["five"])[0] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-5)
+    assert "log-odds of polite against rude" in reward_model.about
     model.config.num_labels = 3
     with pytest.raises(UserError, match=r"has 3 labels \(LABEL_0, LABEL_1, LABEL_2\); a reward model has one or two"):
         RewardModel(model, tokenizer)
@@ -256,7 +256,7 @@ def test_a_score_that_is_not_a_number_stops_the_run():
 
 
 def test_a_reward_model_is_a_term_of_the_reward(tmp_path):
-    folder = saved(tmp_path / "judge", encoder("bert"), word_tokenizer())
+    folder = saved(tmp_path / "reward_model", encoder("bert"), word_tokenizer())
     rewards = build_rewards([{"model": "my-run", "weight": 0.5}], find_model={"my-run": folder}.__getitem__)
     assert rewards.names == ("my-run",)
     scores = rewards([QUESTION], [[{"role": "assistant", "content": "five"}]])

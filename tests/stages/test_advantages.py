@@ -1,4 +1,4 @@
-"""From rewards to advantages: against brute force, the closed form, and what must not matter."""
+"""From rewards to advantages: compared with brute force and a closed form; masked values never matter."""
 
 import math
 
@@ -37,12 +37,12 @@ def test_gae_equals_the_discounted_sum_of_all_later_deltas(rollout):
     mask = masks_of(lengths, values.shape[1])
     advantages, returns = generalized_advantages(rewards, values, mask, gamma=gamma, lam=lam)
     for row, length in enumerate(lengths):
-        surprises = [
+        deltas = [
             rewards[row, t] + (gamma * values[row, t + 1] if t + 1 < length else 0) - values[row, t]
             for t in range(length)
         ]
         for t in range(length):
-            brute = sum((gamma * lam) ** (later - t) * surprises[later] for later in range(t, length))
+            brute = sum((gamma * lam) ** (later - t) * deltas[later] for later in range(t, length))
             assert advantages[row, t] == pytest.approx(float(brute), abs=1e-9)
             assert returns[row, t] == pytest.approx(float(brute + values[row, t]), abs=1e-9)
     assert not advantages[~mask].any()
@@ -53,11 +53,11 @@ def test_gae_against_closed_form():
     rewards = torch.tensor([[0.0, 0.0, 1.0]])
     values = torch.tensor([[0.5, 0.25, 0.75]])
     mask = torch.ones(1, 3, dtype=torch.bool)
-    # lambda 1: the discounted reward still to come, less what was expected.
+    # lambda 1: the discounted future reward minus the predicted value.
     advantages, returns = generalized_advantages(rewards, values, mask, gamma=0.9, lam=1.0)
     assert returns[0].tolist() == pytest.approx([0.81, 0.9, 1.0])
     assert advantages[0].tolist() == pytest.approx([0.31, 0.65, 0.25])
-    # lambda 0: one step's surprise.
+    # lambda 0: the delta of one step.
     advantages, _ = generalized_advantages(rewards, values, mask, gamma=0.9, lam=0.0)
     assert advantages[0].tolist() == pytest.approx([0.9 * 0.25 - 0.5, 0.9 * 0.75 - 0.25, 0.25])
 
@@ -66,10 +66,10 @@ def test_values_after_a_completion_never_matter():
     mask = masks_of([2, 0, 4], 5)
     rewards, values = torch.randn(2, 3, 5)
     clean = generalized_advantages(rewards, values, mask, gamma=1.0, lam=0.95)
-    spoilt = generalized_advantages(
+    broken = generalized_advantages(
         rewards.masked_fill(~mask, math.nan), values.masked_fill(~mask, math.inf), mask, gamma=1.0, lam=0.95
     )
-    for one, other in zip(clean, spoilt, strict=True):
+    for one, other in zip(clean, broken, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(whiten(clean[0], mask), whiten(clean[0].masked_fill(~mask, math.nan), mask))
 
@@ -107,7 +107,7 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens():
 def test_whitening_in_two_processes_equals_whitening_everything():
     x, mask = torch.randn(4, 5, dtype=torch.float64), masks_of([3, 5, 0, 1], 5)
     whole = whiten(x, mask)
-    sums = []  # of the other half, in the order in which they are asked for
+    sums = []  # of the other half, in the order of the calls
 
     def other_half(total):
         sums.append(total)

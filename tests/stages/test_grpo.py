@@ -1,4 +1,4 @@
-"""GRPO as the stage runs it: ratios, padding, temperature and advantages by hand; and it learns what can be checked."""
+"""GRPO as the stage runs it: ratios, padding, temperature and advantages by hand; and it learns a verifiable task."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def workplace(in_tmp_path):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the loss saw at every step, and the log-probabilities that it took gradients of."""
+    """The batch of every step, and the log-probabilities that have gradients."""
     kept = {"batches": [], "logps": []}
     find, compute = LabGRPOTrainer._get_per_token_logps_and_entropies, LabGRPOTrainer._compute_loss
 
@@ -58,13 +58,13 @@ def test_the_ratio_is_one_before_the_first_update_and_not_after(position, temper
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_log_probabilities_are_those_of_the_sampled_tokens(position, seen):
-    """By hand, row by row and without padding: at the temperature of the sampling."""
+    """Computed by hand, row by row and without padding, at the sampling temperature."""
     write_base(position_embedding=position)
     changes = {"grpo.temperature": 0.6, "grpo.num_iterations": 2}
     path = run(post_recipe("grpo", **QUICK, **changes, optimizer={"name": "adamw", "learning_rate": 1e-9}))["path"]
     batch, model = seen["batches"][0], load_model(f"{path}/model")
     assert not batch["prompt_mask"].all(), "no prompt is padded"
-    assert (batch["prompt_mask"].diff(dim=1) >= 0).all(), "padding stands on the left"
+    assert (batch["prompt_mask"].diff(dim=1) >= 0).all(), "padding must be on the left"
     for row in range(len(batch["prompt_ids"])):
         prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
         answer = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
@@ -91,13 +91,13 @@ def test_advantages_are_rewards_minus_the_mean_of_their_group(scale, seen):
         groups = torch.tensor([float(word) for word in line.split()]).view(-1, 4)
         by_hand = groups - groups.mean(1, keepdim=True)
         by_hand = by_hand / (groups.std(1, keepdim=True) + 1e-4) if scale == "group" else by_hand
-        # TRL shuffles the answers once they are scored.
+        # TRL shuffles the answers after scoring.
         assert torch.allclose(batch["advantages"].flatten().sort()[0], by_hand.flatten().sort()[0], atol=1e-5)
         assert by_hand.abs().max() > 0.05
 
 
 def test_grpo_learns_toy_verifiable_task():
-    """The share of digits and signs in the answers, on prompts it was trained on and on those it was not."""
+    """The reward is the share of digits and signs; it rises on training prompts and on held-out ones."""
     write_base(hidden_size=32, num_hidden_layers=1)
     Path("mine.py").write_text(
         "def low(completions, **columns):\n"

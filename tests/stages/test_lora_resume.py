@@ -1,4 +1,4 @@
-"""A LoRA run that was stopped goes on as if it had not been: same adapter, still training."""
+"""A resumed LoRA run is bit-exact: the same adapter, and it still trains."""
 
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,11 @@ def rows(count: int = STEPS * 2, length: int = 12):
 
 
 def make_trainer(folder: Path, base: Path, *, use_dora: bool = False, resumed: bool = False) -> LabTrainer:
-    """All objects anew, as a new process makes them."""
+    """Make all objects again, as a new process does."""
     model, tokenizer = with_chat_tokens(load_model(base))
     model = attach_lora(model, lora(dropout=0.1, use_dora=use_dora), seed=1)
     if resumed:
-        with torch.no_grad():  # what is resumed must come from the checkpoint, not from the seed
+        with torch.no_grad():  # the weights must come from the checkpoint, not from the seed
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.normal_()
@@ -78,7 +78,7 @@ def test_a_resumed_adapter_run_is_bit_exact(use_dora, tmp_path):
     expected = trained(whole)
     assert all(not torch.equal(start[name], expected[name]) for name in start), "something was not trained"
 
-    # The checkpoint of step 10, in the folder of a run that knows nothing else.
+    # The checkpoint of step 10 in an otherwise empty run folder.
     checkpoint = tmp_path / "stopped" / "steps" / "checkpoint-10"
     checkpoint.parent.mkdir(parents=True)
     (tmp_path / "whole" / "steps" / "checkpoint-10").rename(checkpoint)

@@ -39,7 +39,7 @@ def test_two_stacked_adapters_are_merged_into_one_model(in_tmp_path):
     life = Path("checkpoints/life").resolve()
     assert read_adapter(life / "first" / "model").base == str(Path("checkpoints/base/model").resolve())
     assert read_adapter(life / "second" / "model").base == str(life / "first" / "model")
-    # The pipeline's name means the merged model, which transformers loads.
+    # The name of the pipeline refers to the merged model, which transformers loads.
     folder = find_model("life")
     assert folder.resolve() == life / "merge" / "model"
     whole, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""SFT, DPO, GRPO and PPO through `run`, as a user starts them: what they promise whatever the algorithm."""
+"""SFT, reward, DPO, GRPO and PPO through `run`, as a user starts them: what holds for all of them."""
 
 import json
 import math
@@ -30,7 +30,7 @@ class Notes(Handlers):
         self.lines.append(text)
 
 
-def heard(recipe):
+def run_and_listen(recipe):
     notes = Notes()
     facts = run(recipe, listener=notes)
     return facts, "\n".join(notes.lines)
@@ -112,14 +112,14 @@ def test_token_count_and_optimizer_state_are_reset_at_each_stage():
 
 
 def test_steps_are_derived_from_epochs_and_reported():
-    facts, said = heard(post_recipe("sft", **{"train.max_steps": None, "train.num_train_epochs": 2.0}))
+    facts, said = run_and_listen(post_recipe("sft", **{"train.max_steps": None, "train.num_train_epochs": 2.0}))
     kept = 40 - round(40 * 0.1)
     assert facts["results"]["step"] == pytest.approx(2 * kept / 4, abs=2)
-    assert "2 times" in said
+    assert "2 epochs of 36 examples" in said
     assert facts["max_steps"] == facts["results"]["step"]
 
 
-# Bad data: refused in words, or left out and counted
+# Bad data: refused, or dropped and counted
 
 WITH_DATA = ("sft", "reward", "dpo", "grpo", "ppo")
 QUICK = {"train.max_steps": 1, "train.eval_steps": 1, "train.save_steps": 1}
@@ -140,7 +140,7 @@ def prompt_key(row: dict) -> str:
 
 
 def change_rows(recipe: dict, change, count: int = 1000) -> None:
-    """Change the first rows of a recipe's data; a change to None takes a row out."""
+    """Change the first rows of the data of a recipe; None removes a row."""
     path = Path(recipe["data"][0]["path"])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_rows(str(path), [row for row in [*map(change, rows[:count]), *rows[count:]] if row is not None])
@@ -151,7 +151,7 @@ def change_rows(recipe: dict, change, count: int = 1000) -> None:
 def test_bad_data_is_refused_and_leaves_no_run_folder(stage, what):
     change, words = BAD[what]
     if (stage, what) == ("reward", "prompts longer than the context"):
-        pytest.skip("a judge reads the end of what is too long, and says how often")
+        pytest.skip("a reward model keeps the end of long texts, with a warning")
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, change)
     with pytest.raises(UserError, match=words) as caught:
@@ -173,7 +173,7 @@ def test_the_line_of_a_truncated_file_is_reported(stage):
 def test_empty_answers_are_dropped_and_counted(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: row | {"answer" if stage == "sft" else "chosen": ""}, 5)
-    facts, said = heard(recipe)
+    facts, said = run_and_listen(recipe)
     assert "35 of 40 rows; 5: an empty answer" in said
     assert facts["data"][0]["kept"] == 35
     assert facts["data"][0]["dropped"] == {"an empty answer": 5}
@@ -198,7 +198,7 @@ def test_an_empty_answer_is_never_correct(stage, name, words):
 def test_identical_preferences_are_refused(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: row | {"rejected": row["chosen"]}, 7)
-    facts, said = heard(recipe)
+    facts, said = run_and_listen(recipe)
     assert "33 of 40 rows; 7: chosen and rejected are the same" in said
     assert facts["data"][0]["kept"] == 33
     change_rows(recipe, lambda row: row | {"rejected": row["chosen"]})
@@ -210,7 +210,7 @@ def test_identical_preferences_are_refused(stage):
 def test_examples_longer_than_the_context_are_counted(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: row | {prompt_key(row): row[prompt_key(row)] + " really" * 30}, 6)
-    _, said = heard(recipe)
+    _, said = run_and_listen(recipe)
     assert {
         "sft": "examples: no trained tokens within max_length",
         "reward": "preferences: longer than 64 tokens: the beginning was cut off",
@@ -222,7 +222,7 @@ def test_examples_longer_than_the_context_are_counted(stage):
 def test_incomplete_rows_are_dropped_and_counted(stage):
     recipe = post_recipe(stage, **QUICK)
     change_rows(recipe, lambda row: {"other": 1}, 3)
-    facts, said = heard(recipe)
+    facts, said = run_and_listen(recipe)
     assert facts["data"][0]["kept"] == 37
     assert "37 of 40 rows; 3: no " in said
 
@@ -237,18 +237,18 @@ def test_missing_answers_are_reported_before_training(stage):
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
 def test_a_reward_model_without_a_chat_template_is_refused(stage):
-    judge = Path(run(post_recipe("reward", **QUICK))["path"]) / "model"
-    (judge / "chat_template.jinja").unlink()
+    reward_model = Path(run(post_recipe("reward", **QUICK))["path"]) / "model"
+    (reward_model / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="this reward model has no chat template"):
-        run(post_recipe(stage, rewards=[{"model": str(judge)}]))
+        run(post_recipe(stage, rewards=[{"model": str(reward_model)}]))
     assert not Path("checkpoints", stage).exists()
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
 def test_a_reward_model_can_not_be_fine_tuned_as_a_language_model(stage):
-    judge = run(post_recipe("reward", **QUICK))["path"]
+    reward_model = run(post_recipe("reward", **QUICK))["path"]
     with pytest.raises(UserError, match="this is a reward model; it scores answers and can't generate text"):
-        run(post_recipe(stage, model={"checkpoint": judge}))
+        run(post_recipe(stage, model={"checkpoint": reward_model}))
 
 
 def test_a_language_model_is_refused_as_a_reward_model():
@@ -257,7 +257,7 @@ def test_a_language_model_is_refused_as_a_reward_model():
         run(recipe)
 
 
-# What each algorithm promises at its start
+# Before the first update
 
 
 def first_step(stage, **changes):
@@ -304,7 +304,7 @@ def test_dpo_tokens_are_those_of_sft_and_chat():
 
 
 def test_dpo_log_probabilities_are_sums_over_the_answer(monkeypatch):
-    """By hand, from the model's own logits; the original took means."""
+    """Computed by hand from the logits of the model; sums, not means."""
     from torch.nn import functional as F
 
     from llm_lab.hf.load import load_model
@@ -409,7 +409,7 @@ def test_packed_examples_do_not_see_each_other(parts):
 
 def test_packing_trains_on_the_same_tokens_in_fewer_rows():
     loose = first_step("sft", name="loose", **{"train.per_device_train_batch_size": 36})
-    facts, said = heard(
+    facts, said = run_and_listen(
         post_recipe("sft", name="packed", **{"sft": {"packing": True}, "train.per_device_train_batch_size": 64})
     )
     assert "packed into" in said

@@ -1,4 +1,4 @@
-"""PPO: what must hold before, at and after an update, on models of a few thousand parameters."""
+"""PPO: what must hold before, during and after an update, on models of a few thousand parameters."""
 
 import inspect
 import math
@@ -33,8 +33,8 @@ def one_start(tmp_path_factory):
     return make_start(tmp_path_factory.mktemp("one"))
 
 
-class Watched(PPOTrainer):
-    """Keeps what the loss saw at every step."""
+class RecordingTrainer(PPOTrainer):
+    """Records the batch of every step."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -59,16 +59,16 @@ def ratio_error(trainer):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ppo_ratio_is_one_before_the_first_update(start, tmp_path, temperature):
-    trainer = make_trainer(start, tmp_path, cls=Watched, temperature=temperature, max_steps=2)
+    trainer = make_trainer(start, tmp_path, cls=RecordingTrainer, temperature=temperature, max_steps=2)
     trainer.train()
     assert ratio_error(trainer) <= 1e-6
     assert trainer.seen[0]["loss_mask"].sum() > 0
-    assert (trainer.logps[1] - trainer.seen[1]["old_per_token_logps"]).abs().max() > 1e-4  # after one it has moved
+    assert (trainer.logps[1] - trainer.seen[1]["old_per_token_logps"]).abs().max() > 1e-4  # not after one
 
 
 def test_old_log_probabilities_are_those_of_the_sampled_tokens(start, tmp_path):
-    """Left-padded prompts too: TRL counts their padding as positions."""
-    trainer = make_trainer(start, tmp_path, cls=Watched, temperature=0.7, max_steps=1)
+    """For left-padded prompts too, whose padding TRL counts as positions."""
+    trainer = make_trainer(start, tmp_path, cls=RecordingTrainer, temperature=0.7, max_steps=1)
     trainer.train()
     seen, model = trainer.seen[0], load_model(start)
     assert not seen["prompt_mask"].all()
@@ -85,7 +85,7 @@ def test_the_models_own_generation_config_is_ignored(one_start, tmp_path):
     model = load_model(one_start)
     model.generation_config.suppress_tokens = list(range(200))
     model.generation_config.min_p = 0.9
-    trainer = make_trainer(one_start, tmp_path, cls=Watched, model=model, max_steps=2)
+    trainer = make_trainer(one_start, tmp_path, cls=RecordingTrainer, model=model, max_steps=2)
     trainer.train()
     drawn = torch.cat([batch["completion_ids"][batch["loss_mask"]] for batch in trainer.seen])
     assert (drawn < 200).float().mean() > 0.5
@@ -111,7 +111,7 @@ def test_kl_is_zero_at_the_reference_and_not_after_an_update(start, tmp_path, ho
 def test_the_reference_is_the_given_model_and_not_the_files_at_its_path(one_start, tmp_path):
     model = load_model(one_start)
     with torch.no_grad():
-        model.lm_head.weight.mul_(3)  # trained on in this process, not yet saved
+        model.lm_head.weight.mul_(3)  # changed in this process, not yet saved
     trainer = make_trainer(one_start, tmp_path, model=model, max_steps=1)
     trainer.train()
     assert log_rows(trainer, "kl") == [0.0]
@@ -125,9 +125,14 @@ def test_a_kl_coefficient_of_0_needs_no_reference_model(one_start, tmp_path):
 
 
 def test_reward_is_on_the_last_real_token_and_the_kl_on_all(one_start, tmp_path, monkeypatch):
-    """With gamma 1, lambda 1 and a critic that says 0, a token's return is what is still to come."""
+    """With gamma 1, lambda 1 and a critic that predicts 0, the return of a token is its future reward."""
     trainer = make_trainer(
-        one_start, tmp_path, cls=Watched, reward=lambda completions, **_: [8.0] * len(completions), lam=1.0, max_steps=1
+        one_start,
+        tmp_path,
+        cls=RecordingTrainer,
+        reward=lambda completions, **_: [8.0] * len(completions),
+        lam=1.0,
+        max_steps=1,
     )
     trainer.generation_config.eos_token_id = list(range(0, 100))  # half of the completions end early
     trainer.eos_token_ids = list(range(0, 100))
@@ -153,7 +158,7 @@ def test_a_completion_that_is_cut_off_is_penalized(one_start, tmp_path):
     trainer = make_trainer(
         one_start,
         tmp_path,
-        cls=Watched,
+        cls=RecordingTrainer,
         reward=lambda completions, **_: [1.0] * len(completions),
         lam=1.0,
         beta=0.0,
@@ -177,14 +182,14 @@ def test_values_do_not_depend_on_the_current_or_later_tokens(one_start):
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     values = critic(ids, mask, 4).detach()
-    hidden = critic.model.model(ids[1:, :6]).last_hidden_state[0, -1]  # all before the second action
+    hidden = critic.model.model(ids[1:, :6]).last_hidden_state[0, -1]  # everything before the second token
     assert values.shape == (2, 4)
     assert values[1, 1].item() == pytest.approx((hidden @ critic.model.score.weight[0]).item(), abs=1e-5)
     changed = ids.clone()
-    changed[:, 6] += 1  # the second of four actions
+    changed[:, 6] += 1  # the second of four tokens
     difference = (critic(changed, mask, 4) - values).abs() > 1e-6
     assert difference.tolist() == [[False, False, True, True]] * 2
-    alone = critic(ids[:1, 3:], mask[:1, 3:], 4)  # padding shifts nothing
+    alone = critic(ids[:1, 3:], mask[:1, 3:], 4)  # padding does not matter
     assert torch.allclose(alone, values[:1], atol=1e-5)
 
 
@@ -208,7 +213,7 @@ def test_an_encoder_is_refused_as_a_critic():
 @pytest.mark.parametrize("adapters", [False, True])
 def test_trainable_parameters_change_and_others_do_not(start, tmp_path, adapters):
     trainer = make_trainer(start, tmp_path, lora=LORA if adapters else None, max_steps=4)
-    networks = {"policy": trainer.model, "critic": trainer.critic}
+    networks = {"model": trainer.model, "critic": trainer.critic}
     before = {
         (network, name): parameter.detach().clone()
         for network, model in networks.items()
@@ -227,7 +232,7 @@ def test_trainable_parameters_change_and_others_do_not(start, tmp_path, adapters
 
 
 def test_the_value_loss_decreases(one_start, tmp_path):
-    """With the policy still, the critic learns that the reward is what the first letter of the prompt says."""
+    """With a frozen model, the critic learns a reward that depends on the first letter of the prompt."""
 
     def reward(prompts, **_):
         return [1.0 if prompt[0] < "g" else -1.0 for prompt in prompts]
@@ -287,12 +292,12 @@ def test_the_critics_learning_rate_follows_the_schedule(one_start, tmp_path):
     trainer = make_trainer(one_start, tmp_path, critic_learning_rate=0.5, learning_rate=1e-6, max_steps=4)
     trainer.critic_optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     trainer.train()
-    assert rates == pytest.approx([0.5, 0.375, 0.25, 0.125])  # the default falls linearly
+    assert rates == pytest.approx([0.5, 0.375, 0.25, 0.125])  # the default schedule is linear
     assert rates == pytest.approx([5e5 * rate for rate in log_rows(trainer, "learning_rate")])
 
 
 def test_two_accumulated_halves_are_one_whole(one_start, tmp_path):
-    # Adam with a large epsilon is plain descent: its usual step would blow up what rounding does to a gradient of 0.
+    # With a large epsilon Adam is plain gradient descent; otherwise it would amplify rounding errors of zero gradients.
     common = {"adam_epsilon": 1.0, "learning_rate": 1.0, "critic_learning_rate": 1.0, "max_grad_norm": 0.0}
     runs = []
     for sizes in (
@@ -315,7 +320,7 @@ def test_two_accumulated_halves_are_one_whole(one_start, tmp_path):
 
 
 def test_ppo_empty_and_single(one_start, tmp_path):
-    """One completion a step, some of nothing but the end, some that no reward applies to: never a NaN."""
+    """One completion per step, some empty, some without a reward: never a NaN."""
     calls = iter(range(1000))
 
     def reward(completions, **_):
@@ -334,7 +339,11 @@ def test_ppo_empty_and_single(one_start, tmp_path):
 
 def test_completions_without_a_reward_do_not_change_the_model(one_start, tmp_path):
     trainer = make_trainer(
-        one_start, tmp_path, cls=Watched, reward=lambda completions, **_: [None] * len(completions), max_steps=2
+        one_start,
+        tmp_path,
+        cls=RecordingTrainer,
+        reward=lambda completions, **_: [None] * len(completions),
+        max_steps=2,
     )
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.train()
@@ -354,7 +363,7 @@ def test_losses_equal_the_papers_equations():
 
 
 def test_the_policy_loss_is_trls_on_the_same_batch(one_start, tmp_path):
-    trainer = make_trainer(one_start, tmp_path, cls=Watched, max_steps=2, loss_type="dapo", vf_coef=0.0)
+    trainer = make_trainer(one_start, tmp_path, cls=RecordingTrainer, max_steps=2, loss_type="dapo", vf_coef=0.0)
     losses = []
     ours = trainer._compute_loss
 
@@ -389,7 +398,9 @@ def test_ppo_learns_a_toy_verifiable_task(one_start, tmp_path):
 
 
 def test_ppo_trains_with_gradient_checkpointing_and_bf16(start, tmp_path):
-    trainer = make_trainer(start, tmp_path, cls=Watched, bf16=True, gradient_checkpointing=True, lora=LORA, max_steps=3)
+    trainer = make_trainer(
+        start, tmp_path, cls=RecordingTrainer, bf16=True, gradient_checkpointing=True, lora=LORA, max_steps=3
+    )
     trainer.train()
     assert ratio_error(trainer) <= 1e-6
     assert log_rows(trainer, "kl")[0] == 0.0
@@ -403,7 +414,7 @@ def test_sampling_filters_are_refused(tmp_path, changed):
 
 
 def test_too_few_prompts_for_one_rollout_are_reported(one_start, tmp_path):
-    with pytest.raises(UserError, match="8 prompts"):  # TRL would train for 0 steps and call it done
+    with pytest.raises(UserError, match="8 prompts"):  # TRL would train for 0 steps without an error
         make_trainer(one_start, tmp_path, per_device_train_batch_size=5)
 
 
@@ -416,7 +427,7 @@ def test_ppo_needs_no_groups_but_still_checks_batch_sizes(tmp_path):
 
 
 def test_trl_still_has_the_private_hooks_that_ppo_uses():
-    """They are private: where one of these changes, PPO must be read against the new TRL."""
+    """They are private: if one of them changes, PPO must be checked against the new TRL."""
     expected = {
         "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
         "_generate_and_score_completions": ["inputs"],

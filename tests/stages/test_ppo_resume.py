@@ -1,4 +1,4 @@
-"""A PPO run that stops anywhere goes on as if it had not: policy, critic, both optimizers, answers half used."""
+"""A resumed PPO run is bit-exact at any step: model, critic, both optimizers, partly used rollouts."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),  # TRL uses the old name
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
 ]
-# Two minibatches and two passes: answers serve for four updates; eight prompts are an epoch of four updates.
+# Two minibatches and two passes: a rollout lasts four updates, and eight prompts are an epoch of four updates.
 STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
 
 
@@ -29,10 +29,10 @@ def start(tmp_path_factory):
 
 
 def state_of(trainer):
-    """Return everything that a run of PPO knows, as tensors."""
-    tensors = {f"policy.{name}": p for name, p in trainer.model.named_parameters()}
+    """Return the complete state of a PPO run as tensors."""
+    tensors = {f"model.{name}": p for name, p in trainer.model.named_parameters()}
     tensors |= {f"critic.{name}": p for name, p in trainer.critic.named_parameters()}
-    optimizers = {"policy": trainer.optimizer, "critic": trainer.critic_optimizer}
+    optimizers = {"model": trainer.optimizer, "critic": trainer.critic_optimizer}
     for network, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{network}.optimizer.{index}.{name}": value for name, value in moments.items()}
@@ -48,7 +48,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},  # saved in the middle of an epoch, the answers half used
+        {},  # saved in the middle of an epoch and of a rollout
         {"save_steps": 4},  # saved between two rollouts, at the end of an epoch
         {"save_steps": 5, "max_steps": 10},  # saved in the second epoch, resumed into the third
         {"max_steps": 3, "save_steps": 1, "gradient_accumulation_steps": 2},

@@ -1,4 +1,4 @@
-"""Where a run's model and tokenizer come from: parts, a config, a checkpoint, the stage before."""
+"""Sources of the model and the tokenizer: parts, a config, a checkpoint, the stage before."""
 
 import json
 import math

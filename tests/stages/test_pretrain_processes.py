@@ -1,4 +1,4 @@
-"""Several processes on one run: the same losses, one folder, one checkpoint, one stop."""
+"""Several processes in one run: the same losses, one folder, one checkpoint, one stop."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch():
     theirs = weights(one)
     assert all(torch.allclose(tensor, theirs[name], atol=5e-3) for name, tensor in weights(two).items())
 
-    # Resumed from the middle, the run ends as it did.
+    # A run resumed from the middle ends the same.
     kept, rows = weights(two), losses(two)
     for folder in (TINY.steps_path / "checkpoint-20", TINY.model_path):
         folder.rename(folder.with_name("gone"))
@@ -101,9 +101,9 @@ def test_ctrl_c_stops_both_at_the_same_step():
 
 def test_if_one_process_fails_the_others_are_stopped():
     program = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(100)"
-    begun = time.monotonic()
+    started = time.monotonic()
     assert start_processes([sys.executable, "-c", program], 2) in (3, -9)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - started < 60
 
 
 def test_two_processes_read_a_stream_as_one_would_and_stop_together():

@@ -1,4 +1,4 @@
-"""A run that was cut off anywhere goes on as if it had not been."""
+"""A run that was interrupted anywhere resumes as if it had not been."""
 
 import os
 import resource
@@ -123,7 +123,7 @@ def test_a_checkpoint_is_saved_before_it_is_evaluated(monkeypatch):
     assert TINY.status() == "failed"
     assert [step for step, _ in TINY.checkpoints()] == [10]
     assert run(tiny_recipe(), resume=True)["status"] == "done"
-    assert [row["step"] for row in TINY.metrics() if "eval_loss" in row] == [10, 20], "made up for on resume"
+    assert [row["step"] for row in TINY.metrics() if "eval_loss" in row] == [10, 20], "evaluated after the resume"
 
 
 class Listening(Handlers):
@@ -144,7 +144,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def on_a_full_disk(self, model, trial):
-        # Files can't grow past some bytes at step 10: what safetensors and torch meet on a full disk.
+        # At step 10 the size of files is limited, which safetensors and torch see as a full disk.
         full = self.state.global_step == 10
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]) if full else limits)
         try:
@@ -157,9 +157,9 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch):
     facts = run(tiny_recipe(**{"train.save_steps": 5}), listener=display)
     assert facts["status"] == "done"
     assert display.saved_steps == [5, 15, 20]
-    (told,) = [text for text in display.said if "could not be written" in text]
-    assert "step 10" in told
-    assert "Free disk space before step 15" in told
+    (warning,) = [text for text in display.said if "could not be written" in text]
+    assert "step 10" in warning
+    assert "Free disk space before step 15" in warning
     assert [step for step, _ in TINY.checkpoints()] == [5, 15, 20]
     assert not (TINY.steps_path / ".saving").exists()
 

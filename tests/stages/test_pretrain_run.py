@@ -1,4 +1,4 @@
-"""A pretraining run from recipe to results: tiny, but by the path that every run takes."""
+"""A tiny pretraining run from recipe to results, on the path that every run takes."""
 
 import itertools
 import json
@@ -104,7 +104,7 @@ def test_a_step_is_an_optimizer_update(monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_accumulating_four_batches_of_one_equals_a_batch_of_four(optimizer, monkeypatch):
-    # Its rounding would tell sums of four apart that differ in the last digit.
+    # Its rounding amplifies differences in the last digit of a sum.
     monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: False)
     changes = {"optimizer": {"name": optimizer}}
     four = run(tiny_recipe(**changes, name="four"))

@@ -1,4 +1,4 @@
-"""The reward stage: it learns which answers are better, and what it saves scores as what it trained."""
+"""The reward stage: it learns which answers are better, and the saved model scores as the trained one."""
 
 import json
 
@@ -25,13 +25,13 @@ def test_a_toy_preference_is_learned_and_the_saved_model_scores_the_same(tmp_pat
     config = json.loads((folder.model_path / "config.json").read_text())
     ours = bool(parts)
     assert config["architectures"] == ["LabForSequenceClassification" if ours else "LlamaForSequenceClassification"]
-    judge = load_reward_model(folder.model_path)
-    polite, rude = judge([[{"role": "user", "content": "new question?"}]] * 2, ["please sit down", "sit down"])
+    reward_model = load_reward_model(folder.model_path)
+    polite, rude = reward_model([[{"role": "user", "content": "new question?"}]] * 2, ["please sit down", "sit down"])
     assert polite > rude
 
 
 def test_the_first_loss_is_minus_log_sigmoid_of_the_margin_at_the_last_real_tokens(tmp_path):
-    """By hand, pair by pair without padding, from the hidden states: what TRL's trainer logs for the first step."""
+    """Compared with a computation by hand, pair by pair without padding, from the hidden states."""
     from llm_lab.data.examples import open_examples
     from llm_lab.data.mixing import build_example_mix
     from llm_lab.data.split import split_examples
@@ -69,15 +69,15 @@ def test_the_first_loss_is_minus_log_sigmoid_of_the_margin_at_the_last_real_toke
 
 
 def assert_loaded_model_says_the_same(folder, data, result):
-    """The evaluation's numbers come out of the saved model, loaded as a reward model, one text at a time."""
+    """Return the metrics of an evaluation, computed with the saved model, one text at a time."""
     from llm_lab.data.examples import open_examples
     from llm_lab.data.split import split_examples
 
     held_out = split_examples([open_examples(data, kind="preference")], fraction=0.2, take="random")[0].validation
-    judge = load_reward_model(folder.model_path, batch_size=1)
+    reward_model = load_reward_model(folder.model_path, batch_size=1)
     prompts = [example.prompt for example in held_out]
-    better = torch.tensor(judge(prompts, [example.chosen for example in held_out]), dtype=torch.float64)
-    worse = torch.tensor(judge(prompts, [example.rejected for example in held_out]), dtype=torch.float64)
+    better = torch.tensor(reward_model(prompts, [example.chosen for example in held_out]), dtype=torch.float64)
+    worse = torch.tensor(reward_model(prompts, [example.rejected for example in held_out]), dtype=torch.float64)
     assert result.results["eval_accuracy"] == pytest.approx((better > worse).double().mean().item())
     assert result.results["eval_margin"] == pytest.approx((better - worse).mean().item(), abs=1e-3)
     assert result.results["eval_loss"] == pytest.approx(-F.logsigmoid(better - worse).mean().item(), abs=1e-3)
@@ -87,7 +87,7 @@ def test_the_evaluation_equals_the_saved_models_scores_of_held_out_pairs(tmp_pat
     base, data = write_base(tmp_path / "base"), write_preferences(tmp_path / "pairs.jsonl", wrong=0.2)
     recipe = make_recipe(base, data, **{"train.max_steps": 20, "train.eval_steps": 20})
     folder, result, _ = run_stage(recipe, tmp_path / "run")
-    assert 0.5 < result.results["eval_accuracy"] < 1.0  # a fifth is wrong
+    assert 0.5 < result.results["eval_accuracy"] < 1.0  # a fifth of the pairs is wrong
     assert_loaded_model_says_the_same(folder, data, result)
 
 
@@ -142,10 +142,10 @@ def test_identical_pairs_are_dropped_and_counted(tmp_path):
         **{"train.max_steps": 1},
     )
     _, _, notes = run_stage(recipe, tmp_path / "run")
-    told = "\n".join(notes.notices)
-    assert "42 of 43 rows; 1: chosen and rejected are the same" in told
-    assert "data.0: 1 of 40 preferences: both answers are the same as tokens" in told
-    assert "data.0: 1 of 40 preferences: longer than 96 tokens: the beginning was cut off" in told
+    notices = "\n".join(notes.notices)
+    assert "42 of 43 rows; 1: chosen and rejected are the same" in notices
+    assert "data.0: 1 of 40 preferences: both answers are the same as tokens" in notices
+    assert "data.0: 1 of 40 preferences: longer than 96 tokens: the beginning was cut off" in notices
 
 
 def test_steps_are_derived_from_the_number_of_epochs(tmp_path):
@@ -218,7 +218,7 @@ def test_a_run_is_not_resumed_with_changed_data(tmp_path):
         run_stage(recipe, tmp_path / "run", resume=True)
 
 
-# What it starts from
+# Initial models
 
 
 def test_an_adapter_is_trained_and_loaded_as_a_reward_model(tmp_path):
@@ -232,7 +232,7 @@ def test_an_adapter_is_trained_and_loaded_as_a_reward_model(tmp_path):
     assert (folder.model_path / "adapter_model.safetensors").exists()
     assert any("parameters are trained" in notice for notice in notes.notices)
     assert_loaded_model_says_the_same(folder, data, result)
-    # It goes on from there, as a whole model.
+    # Training continues from it as a full model.
     further = make_recipe(str(folder.model_path), data, **{"train.max_steps": 1, "train.eval_steps": 1})
     _, result, _ = run_stage(further, tmp_path / "further")
     assert result.results["eval_accuracy"] > 0.95
@@ -308,7 +308,7 @@ def test_dropout_is_off_in_the_base_and_on_in_the_adapter(tmp_path):
 
 
 def test_the_score_head_is_not_orthogonalized():
-    """Muon is for hidden matrices: on the head's one row it would throw away how large a gradient is."""
+    """Muon is for hidden matrices: on the single row of the head it would discard the size of the gradient."""
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     from llm_lab.optim.factory import split_parameters

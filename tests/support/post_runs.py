@@ -47,7 +47,7 @@ DATA = {stage: write_questions for stage in ("sft", "grpo", "ppo")} | {
 
 
 def post_recipe(stage: str, **changes: Any) -> dict:
-    """A recipe of a few steps; changes are {"group.key": value} or {"key": value}, None takes a key out."""
+    """A recipe of a few steps; changes are {"group.key": value} or {"key": value}, None removes a key."""
     recipe: dict[str, Any] = {
         "stage": stage,
         "name": stage,
@@ -81,7 +81,7 @@ def post_recipe(stage: str, **changes: Any) -> dict:
 
 
 def rows_of(path: str, *leave_out: str) -> list[dict]:
-    """Return a run's metrics without what differs from run to run."""
+    """Return the metrics of a run without those that differ between runs."""
     out = {"wall_seconds", "tokens_per_second", "memory_bytes", *leave_out}
     return [{k: v for k, v in row.items() if k not in out} for row in RunFolder(Path(path)).metrics()]
 

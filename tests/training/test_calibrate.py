@@ -1,5 +1,5 @@
-"""The plan's time and memory: from experience until something was measured here, then by that; and the kernel,
-the rows and the recomputing that are derived from what the machine has."""
+"""The time and memory of a plan, from typical values or from measurements; and the attention kernel, batch size and
+gradient checkpointing that are derived for a machine."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ class Notes(Handlers):
         self.said.append(text)
 
 
-# From experience, or measured
+# Typical values, or measurements
 
 
 def test_a_plan_uses_typical_values_until_there_is_a_measurement():
@@ -128,7 +128,7 @@ def test_the_time_includes_evaluation_samples_saving_and_compiling(in_tmp_path):
     )
     parts = resolve(raw, machine=LAPTOP).estimate.seconds_by_part
     assert parts["training"] == 25 * 2.0
-    assert parts["evaluation"] == pytest.approx(3 * 1000 * 0.01), "at 10, 20 and 25, on a tenth of 10,000 bytes"
+    assert parts["evaluation"] == pytest.approx(3 * 1000 * 0.01), "at steps 10, 20 and 25, on a tenth of 10,000 bytes"
     assert parts["samples"] == pytest.approx(3 * 2 * 7 * 0.5)
     assert parts["saving"] > 0
     assert parts["compiling"] == 40.0
@@ -149,7 +149,7 @@ def test_the_plan_of_a_resumed_run_counts_the_remaining_steps():
 
 
 def test_a_trial_runs_only_if_it_is_cheap_and_useful(monkeypatch):
-    assert trial_seconds(resolve(tiny_recipe(), machine=LAPTOP)) == 0, "the run is over before"
+    assert trial_seconds(resolve(tiny_recipe(), machine=LAPTOP)) == 0, "the run is too short"
     raw = tiny_recipe(**{"train.max_steps": 20_000})
     long = resolve(raw, machine=LAPTOP)
     assert 0 < trial_seconds(long) <= 0.05 * long.estimate.wall_seconds
@@ -157,7 +157,7 @@ def test_a_trial_runs_only_if_it_is_cheap_and_useful(monkeypatch):
     assert compiled.estimate.wall_seconds < 20 * COMPILE_SECONDS["cpu"]
     assert trial_seconds(compiled) == 0, "compiling twice costs too much"
     keep(long, source="trial", step_seconds=0.05)
-    assert trial_seconds(resolve(raw, machine=LAPTOP)) == 0, "it was measured"
+    assert trial_seconds(resolve(raw, machine=LAPTOP)) == 0, "there is a measurement"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sophia"])
@@ -195,7 +195,7 @@ def test_a_run_after_a_trial_has_the_same_losses(in_tmp_path, monkeypatch):
     assert any("measuring a few training steps" in text for text in notes.said)
     again = Notes()
     assert losses(run(tiny_recipe(**{"model.dropout": 0.1}), listener=again)) == losses(untried)
-    assert not any("measuring" in text for text in again.said), "it is measured once"
+    assert not any("measuring" in text for text in again.said), "the trial runs only once"
     assert not [path for path in Path("checkpoints").glob("*/*") if "trial" in path.name]
 
 
@@ -205,7 +205,7 @@ def test_calibration_reports_its_result_and_updates_the_plan(monkeypatch):
     resolved = resolve(tiny_recipe(**{"train.max_steps": 500}))
     after = calibrate(resolved, notes)
     assert after.estimate.basis == "measured on this machine"
-    assert resolve(tiny_recipe(**{"train.max_steps": 500})).estimate == after.estimate, "the next plan knows it too"
+    assert resolve(tiny_recipe(**{"train.max_steps": 500})).estimate == after.estimate, "the next plan uses it too"
     assert "measured: " in notes.said[-1]
     assert "per step" in notes.said[-1]
 
@@ -304,7 +304,7 @@ def test_requested_flash_attention_that_is_not_installed_is_a_machine_error():
     assert find_machine().has_flash_attention == (importlib.util.find_spec("flash_attn") is not None)
 
 
-# Rows and recomputing
+# Batch size and gradient checkpointing
 
 
 def large(**train):
@@ -331,7 +331,7 @@ def test_gradient_checkpointing_is_derived_only_if_nothing_else_fits():
     assert "without it 4 rows would take" in tight.origins["train.gradient_checkpointing"].reason
     assert tight.estimate.fits
     asked = resolve(large(per_device_train_batch_size=4, gradient_checkpointing=False), machine=tight.machine)
-    assert not asked.estimate.fits, "what was asked for is left, and refused"
+    assert not asked.estimate.fits, "requested values are kept, and refused"
 
 
 def test_the_batch_size_is_reduced_before_gradient_checkpointing():
@@ -342,7 +342,7 @@ def test_the_batch_size_is_reduced_before_gradient_checkpointing():
     assert (little["gradient_checkpointing"], little["per_device_train_batch_size"]) == (False, 1)
     less = resolve(large(), machine=gpu(0.98 * one_row / 0.75 / GIB))
     assert less.values["train"]["gradient_checkpointing"] is True
-    assert less.values["train"]["per_device_train_batch_size"] > 1, "with it there is room for more rows"
+    assert less.values["train"]["per_device_train_batch_size"] > 1, "with gradient checkpointing more rows fit"
     assert less.estimate.fits
 
 
@@ -386,7 +386,7 @@ def test_estimated_activations_match_what_autograd_keeps(parts, dtype):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast("cpu", dtype):
             built.model(input_ids=ids, use_cache=False)
         kept.append(sum(size for _, size in seen.values()))
-    if dtype == "bfloat16":  # copies of the matrices in bf16 are counted with the weights
+    if dtype == "bfloat16":  # bf16 copies of the matrices are counted with the weights
         kept[1] -= 2 * shape.matrix_parameters * 2 // 3
     by_part = memory_by_part(shape, rows=rows, length=length, optimizer="adamw", dtype=dtype, checkpointing=False)
     assert by_part["activations"] / 3 == pytest.approx((kept[1] - kept[0]) / 2, rel=0.35)

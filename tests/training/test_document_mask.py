@@ -1,4 +1,4 @@
-"""With train.document_mask, a document of a row sees nothing of those before it, in training and in evaluation."""
+"""With train.document_mask, a document in a row can not see earlier documents, in training and in evaluation."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ MODELS = {
 
 
 def rows() -> torch.Tensor:
-    """Two rows with documents of different lengths: one begins in mid-document, one with its opening token."""
+    """Two rows with documents of different lengths; one starts inside a document, one with a separator."""
     ids = torch.randint(0, EOS, (2, 24), generator=torch.Generator().manual_seed(1))
     ids[0, [9, 17]] = EOS
     ids[1, [0, 13]] = EOS

@@ -1,4 +1,4 @@
-"""What only a CUDA GPU that does bf16 can show. Skipped elsewhere; `make test-all` runs them where there is one."""
+"""Tests that need a CUDA GPU with bf16. Skipped elsewhere; `make test-all` runs them if there is one."""
 
 import importlib.util
 import itertools
@@ -21,7 +21,7 @@ from llm_lab.training.loss import next_token_loss
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(find_machine().cuda_problem is not None, reason="no CUDA GPU that does bf16"),
+    pytest.mark.skipif(find_machine().cuda_problem is not None, reason="no CUDA GPU with bf16 support"),
 ]
 
 
@@ -113,7 +113,7 @@ def test_the_same_recipe_gives_the_same_losses_on_a_gpu():
 @pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_attention_kernels_agree(kernel, position):
     if kernel == "flash_attention_2" and (position == "alibi" or not importlib.util.find_spec("flash_attn")):
-        pytest.skip("flash attention takes no ALiBi, or is not installed")
+        pytest.skip("flash attention does not support ALiBi, or is not installed")
     config = tiny_config(hidden_size=128, num_attention_heads=2, head_dim=64, position_embedding=position)
     reference = LabForCausalLM._from_config(config, attn_implementation="sdpa").to("cuda", torch.bfloat16).eval()
     other = LabForCausalLM._from_config(config, attn_implementation=kernel).to("cuda", torch.bfloat16).eval()

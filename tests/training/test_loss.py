@@ -1,4 +1,4 @@
-"""The loss in pieces: the same loss and gradients as the plain way, in less memory, for every model it is used on."""
+"""The chunked loss: the same loss and gradients as the plain loss, in less memory, for every supported model."""
 
 import gc
 
@@ -46,8 +46,8 @@ MODELS = {
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
-    """Pieces of seven tokens: the last of 2 × 12 is shorter."""
+def small_chunks(monkeypatch):
+    """Chunks of seven tokens; the last one of 2 × 12 is shorter."""
     monkeypatch.setattr(token_loss, "PIECE_OF_LOGITS_BYTES", 4 * 61 * 7)
 
 
@@ -57,9 +57,9 @@ def labels_of(ids):
     return labels
 
 
-def loss_and_gradients(model, ids, labels, *, in_pieces, dtype="float32", function=next_token_loss):
+def loss_and_gradients(model, ids, labels, *, chunked, dtype="float32", function=next_token_loss):
     model.zero_grad()
-    if in_pieces:
+    if chunked:
         with detach_large_head(model, ids.numel()) as head:
             assert head is not None
             loss = function(model, ids, labels, "cpu", dtype, head)
@@ -74,12 +74,12 @@ def test_every_supported_model_type_is_tested():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(kind, small_pieces):
+def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(kind, small_chunks):
     torch.manual_seed(0)
     model, ids = MODELS[kind]().train(), tokens(2, 12)
     labels = labels_of(ids)
-    loss, gradients = loss_and_gradients(model, ids, labels, in_pieces=False)
-    got, found = loss_and_gradients(model, ids, labels, in_pieces=True)
+    loss, gradients = loss_and_gradients(model, ids, labels, chunked=False)
+    got, found = loss_and_gradients(model, ids, labels, chunked=True)
     torch.testing.assert_close(got, loss, rtol=1e-6, atol=1e-6)
     assert found.keys() == gradients.keys()
     for name, gradient in gradients.items():
@@ -87,41 +87,41 @@ def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(kind, small_pie
 
 
 @pytest.mark.parametrize("kind", ["llm_lab", "llm_lab tied"])
-def test_under_bf16_autocast_it_is_as_close_to_float32_as_the_plain_loss(kind, small_pieces):
+def test_under_bf16_autocast_it_is_as_close_to_float32_as_the_plain_loss(kind, small_chunks):
     torch.manual_seed(0)
     model, ids = MODELS[kind]().train(), tokens(2, 12)
     labels = labels_of(ids)
-    exact, gradients = loss_and_gradients(model, ids, labels, in_pieces=False)
+    exact, gradients = loss_and_gradients(model, ids, labels, chunked=False)
     errors = {}
-    for in_pieces in (False, True):
-        loss, found = loss_and_gradients(model, ids, labels, in_pieces=in_pieces, dtype="bfloat16")
+    for chunked in (False, True):
+        loss, found = loss_and_gradients(model, ids, labels, chunked=chunked, dtype="bfloat16")
         assert loss.dtype == torch.float32
         assert loss == pytest.approx(exact.item(), rel=5e-3)
         assert all(gradient.dtype == torch.float32 for gradient in found.values())
-        errors[in_pieces] = {n: (found[n] - g).norm() / g.norm() for n, g in gradients.items()}
+        errors[chunked] = {n: (found[n] - g).norm() / g.norm() for n, g in gradients.items()}
     for name, error in errors[False].items():
         assert errors[True][name] < 1.5 * error + 0.01, name
 
 
-def test_the_compiled_chunked_loss_equals_the_plain_one(small_pieces):
+def test_the_compiled_chunked_loss_equals_the_plain_one(small_chunks):
     torch._dynamo.reset()
     torch.manual_seed(0)
     model, ids = MODELS["llm_lab tied"]().train(), tokens(2, 12)
     labels, compiled = labels_of(ids), torch.compile(next_token_loss, backend="aot_eager", fullgraph=True)
-    loss, gradients = loss_and_gradients(model, ids, labels, in_pieces=False)
-    got, found = loss_and_gradients(model, ids, labels, in_pieces=True, function=compiled)
+    loss, gradients = loss_and_gradients(model, ids, labels, chunked=False)
+    got, found = loss_and_gradients(model, ids, labels, chunked=True, function=compiled)
     torch.testing.assert_close(got, loss, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_chunked_loss_is_the_same_with_onednn(small_pieces):
+def test_the_chunked_loss_is_the_same_with_onednn(small_chunks):
     torch.manual_seed(0)
     model, ids = MODELS["llm_lab"]().train(), tokens(2, 12)
     labels = labels_of(ids)
-    loss, gradients = loss_and_gradients(model, ids, labels, in_pieces=False)
+    loss, gradients = loss_and_gradients(model, ids, labels, chunked=False)
     model.lm_head.__class__ = OneDnnLinear
-    got, found = loss_and_gradients(model, ids, labels, in_pieces=True)
+    got, found = loss_and_gradients(model, ids, labels, chunked=True)
     torch.testing.assert_close(got, loss, rtol=1e-6, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -141,7 +141,7 @@ def test_a_chunked_evaluation_has_the_same_nats(monkeypatch):
         assert pieces == pytest.approx(plain, rel=tolerance)
 
 
-def test_the_head_is_restored_even_if_a_step_fails(small_pieces):
+def test_the_head_is_restored_even_if_a_step_fails(small_chunks):
     model = MODELS["llm_lab tied"]()
     head = model.lm_head
     with pytest.raises(KeyboardInterrupt), detach_large_head(model, 24):
@@ -150,7 +150,7 @@ def test_the_head_is_restored_even_if_a_step_fails(small_pieces):
     assert head.weight is model.model.embed_tokens.weight
 
 
-def test_small_batches_and_unknown_heads_use_the_plain_loss(small_pieces):
+def test_small_batches_and_unknown_heads_use_the_plain_loss(small_chunks):
     capped = Gemma2Config(**LLAMA_LIKE, final_logit_softcapping=5.0)
     scaled = CohereConfig(**SMALL, num_key_value_heads=1, eos_token_id=1, logit_scale=0.1)
     for model, count in [
@@ -163,7 +163,7 @@ def test_small_batches_and_unknown_heads_use_the_plain_loss(small_pieces):
             assert model(tokens(1, 3)).logits.shape[-1] == 61
 
 
-def test_sampled_labels_follow_the_models_own_distribution(small_pieces):
+def test_sampled_labels_follow_the_models_own_distribution(small_chunks):
     torch.manual_seed(0)
     head = torch.nn.Linear(4, 61, bias=False)
     hidden = torch.randn(1, 4).expand(20_000, 4)
@@ -172,7 +172,7 @@ def test_sampled_labels_follow_the_models_own_distribution(small_pieces):
 
 
 def largest_memory(step) -> int:
-    """Return the most bytes of tensors that stood at once during a step."""
+    """Return the peak bytes of tensors during a step."""
     gc.collect()
     with torch.profiler.profile(profile_memory=True) as profile:
         step()
@@ -195,18 +195,18 @@ def test_the_chunked_loss_needs_a_fraction_of_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["llm_lab", "llm_lab tied"])
-def test_data_parallel_training_reduces_every_gradient(kind, small_pieces, tmp_path):
+def test_data_parallel_training_reduces_every_gradient(kind, small_chunks, tmp_path):
     from torch.nn.parallel import DistributedDataParallel
 
     torch.manual_seed(0)
     model, ids = MODELS[kind]().train(), tokens(2, 12)
     labels = labels_of(ids)
-    loss, gradients = loss_and_gradients(model, ids, labels, in_pieces=False)
+    loss, gradients = loss_and_gradients(model, ids, labels, chunked=False)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         wrapped, seen = DistributedDataParallel(model), []
         wrapped.register_comm_hook(seen, count_and_halve)
-        for _ in range(2):  # a second forward fails where a gradient of the first was not reduced
+        for _ in range(2):  # a second forward fails if a gradient of the first was not reduced
             model.zero_grad()
             with detach_large_head(model, ids.numel()) as head:
                 got = next_token_loss(wrapped, ids, labels, "cpu", "float32", head)

@@ -1,4 +1,4 @@
-"""Texts over a run: streams that go on where they stopped, sets that are used up, the mix that was measured."""
+"""The data of a pretraining run: resumed streams, sources that are exhausted, the measured mix."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Listening(Handlers):
     def notice(self, text):
         self.said.append(text)
 
-    def heard(self, words: str) -> list[str]:
+    def containing(self, words: str) -> list[str]:
         return [text for text in self.said if words in text]
 
 
@@ -62,8 +62,8 @@ def assert_same(mine: dict, other: dict) -> None:
 
 
 def test_a_stream_and_a_file_are_mixed_by_their_weights():
-    display = Listening()
-    facts = run(streamed(**{"train.max_steps": 30}), listener=display)
+    listener = Listening()
+    facts = run(streamed(**{"train.max_steps": 30}), listener=listener)
     assert facts["status"] == "done"
     rows = TINY.metrics()
     assert [row["mix"] for row in rows if "loss" in row][-1] == [
@@ -73,12 +73,12 @@ def test_a_stream_and_a_file_are_mixed_by_their_weights():
     assert rows[-1]["step"] == 30
     assert facts["mix"][0] == {"path": "set", "share": pytest.approx(2 / 3), "epochs": None}
     assert facts["mix"][1]["epochs"] > 0
-    (told,) = display.heard("streamed: 4 jsonl files")
-    assert "its first 30 documents" in told
-    assert display.heard("1,280 tokens of the stream are read over the run")
+    (notice,) = listener.containing("streamed: 4 jsonl files")
+    assert "its first 30 documents" in notice
+    assert listener.containing("1,280 tokens of the stream are read over the run")
     assert facts["data"][0]["fingerprint"]
     kept = list(Path(os.environ["LLM_LAB_CACHE"]).rglob("train.bin"))
-    assert len(kept) == 1, "of the stream no token file is written"
+    assert len(kept) == 1, "no token file is written for the stream"
 
 
 def test_resume_in_the_middle_of_a_stream_is_bitwise(monkeypatch):
@@ -100,7 +100,7 @@ def test_resume_in_the_middle_of_a_stream_is_bitwise(monkeypatch):
     assert first[0] < 40
     state = json.loads((first[1] / STREAMS_FILE).read_text())["0"]
     used = first[0] * 8 * 2 // 3 * 16
-    assert used - 1000 < state["tokens"] <= used, "what was read ahead does not count"
+    assert used - 1000 < state["tokens"] <= used, "prefetched tokens do not count"
     resumed = run(raw, resume=True)
     assert resumed["path"] == whole["path"]
     assert_same(resumed, {**whole, "path": "checkpoints/whole"})
@@ -118,13 +118,13 @@ def test_a_killed_run_on_a_stream_resumes_bitwise():
 
 
 def test_a_stream_reports_the_start_of_its_second_epoch():
-    display = Listening()
+    listener = Listening()
     data = [{"path": "set/0.jsonl", "streaming": True}]
-    facts = run(streamed(data=data, **{"train.max_steps": 150}), listener=display)
+    facts = run(streamed(data=data, **{"train.max_steps": 150}), listener=listener)
     times = facts["mix"][0]["epochs"]
     assert times > 2
-    (told,) = display.heard("the second one starts")
-    step = int(told.split("at step ")[1].split(";")[0])
+    (notice,) = listener.containing("the second one starts")
+    step = int(notice.split("at step ")[1].split(";")[0])
     assert step == pytest.approx(150 / times, abs=1)
 
 
@@ -139,11 +139,11 @@ def test_a_run_is_not_resumed_with_a_changed_stream():
 
 def test_a_bpe_is_trained_on_the_first_texts_of_a_stream(monkeypatch):
     monkeypatch.setattr("llm_lab.stages.pretrain.BPE_STREAM_CHARACTERS", 2_000)
-    display = Listening()
+    listener = Listening()
     data = [{"path": "set", "streaming": True}]
-    facts = run(streamed(data=data, tokenizer={"bpe": 280}), listener=display)
+    facts = run(streamed(data=data, tokenizer={"bpe": 280}), listener=listener)
     assert facts["status"] == "done"
-    assert display.heard("using the first 2,000 characters")
+    assert listener.containing("using the first 2,000 characters")
 
 
 def test_all_problems_of_the_data_are_reported_at_once():
@@ -168,23 +168,23 @@ def test_all_problems_of_the_data_are_reported_at_once():
     }
 
 
-# Where a set ends
+# Exhausted sources
 
 
 def test_a_run_and_its_schedule_stop_at_the_end_of_the_shorter_source():
-    display = Listening()
+    listener = Listening()
     Path("short.txt").write_text(Path("text.txt").read_text()[:2500])
     data = [{"path": "text.txt", "weight": 1.0}, {"path": "short.txt", "weight": 1.0}]
     raw = tiny_recipe(data=data, when_exhausted="stop", validation={"fraction": 0.0}, **{"train.max_steps": 500})
     raw["train"] |= {"logging_steps": 1, "eval_steps": 500, "save_steps": 500}
-    facts = run(raw, listener=display)
+    facts = run(raw, listener=listener)
     steps = 2500 // 16 * 2 // 4  # 2,500 bytes and an EOS are 156 blocks; half of each step's four rows
     assert facts["status"] == "done"
     assert facts["results"]["step"] == steps
     assert facts["exhausted"] == {"path": "short.txt", "step": steps, "max_steps": 500}
-    assert display.heard(f"short.txt: exhausted after {steps} steps, so the run stops there instead of at 500")
+    assert listener.containing(f"short.txt: exhausted after {steps} steps, so the run stops there instead of at 500")
     assert facts["mix"][1]["epochs"] == 1.0
-    assert not display.heard("second epoch")
+    assert not listener.containing("second epoch")
     factor = factor_of({"name": "cosine", "warmup_steps": 2, "min_ratio": 0.1}, steps)
     rates = [row["learning_rate"] for row in TINY.metrics() if "loss" in row]
     assert rates == pytest.approx([0.01 * factor(step) for step in range(steps)])
@@ -202,12 +202,12 @@ def test_a_run_with_enough_data_is_not_shortened():
 
 
 def test_a_warm_up_longer_than_the_run_is_shortened():
-    display = Listening()
+    listener = Listening()
     Path("short.txt").write_text("word " * 300)
     raw = tiny_recipe("short.txt", when_exhausted="stop", **{"train.max_steps": 500, "scheduler.warmup_steps": 90})
-    facts = run(raw, listener=display)
+    facts = run(raw, listener=listener)
     assert facts["results"]["step"] == (int(1500 * 0.9) // 16) // 4
-    assert display.heard("warm-up is shortened to 1 steps")
+    assert listener.containing("warm-up is shortened to 1 steps")
 
 
 def test_a_source_that_does_not_fill_a_step_is_refused():
@@ -218,30 +218,30 @@ def test_a_source_that_does_not_fill_a_step_is_refused():
 
 
 def test_epochs_are_reported_before_the_run_and_at_the_second_epoch():
-    display = Listening()
+    listener = Listening()
     Path("short.txt").write_text("word " * 300)
-    facts = run(tiny_recipe("short.txt", **{"train.max_steps": 50}), listener=display)
+    facts = run(tiny_recipe("short.txt", **{"train.max_steps": 50}), listener=listener)
     assert facts["results"]["step"] == 50
-    assert display.heard("data.0: 2.38 epochs over the run")
-    (told,) = display.heard("the second one starts")
-    assert "at step 22;" in told, "84 blocks fill 21 steps of 4 rows"
+    assert listener.containing("data.0: 2.38 epochs over the run")
+    (notice,) = listener.containing("the second one starts")
+    assert "at step 22;" in notice, "84 blocks fill 21 steps of 4 rows"
     assert facts["mix"][0]["epochs"] == pytest.approx(200 / 84, abs=1e-3)
 
 
 def test_the_end_of_a_stream_ends_the_run_if_when_exhausted_is_stop():
-    display = Listening()
+    listener = Listening()
     data = [{"path": "set/0.jsonl", "streaming": True}, {"path": "text.txt"}]
     raw = streamed(
         data=data, when_exhausted="stop", **{"train.max_steps": 500, "train.eval_steps": 100, "train.save_steps": 100}
     )
-    facts = run(raw, listener=display)
+    facts = run(raw, listener=listener)
     rows = [json.loads(line)["text"] for line in Path("set/0.jsonl").read_text().splitlines()][30:]
     tokens = sum(len(text.encode()) + 1 for text in rows)
     steps = (tokens - 1) // 16 * 2 // 4
     assert facts["status"] == "done"
     assert facts["results"]["step"] == steps
     assert facts["exhausted"] == {"path": "set/0.jsonl", "step": steps, "max_steps": 500}
-    assert display.heard(f"set/0.jsonl: exhausted, so the run stops at step {steps} of 500")
+    assert listener.containing(f"set/0.jsonl: exhausted, so the run stops at step {steps} of 500")
     assert TINY.metrics()[-1]["step"] == steps
     assert "eval_loss" in TINY.metrics()[-1]
     assert TINY.checkpoints()[-1][0] == steps
@@ -260,11 +260,11 @@ def test_a_stream_that_does_not_fill_a_step_is_refused():
 def test_the_report_shows_the_epochs_of_a_stream():
     run(streamed())
     write_report(TINY)
-    assert "67.5 % of what was read, less than once" in TINY.report_path.read_text()
+    assert "67.5 % of the trained tokens, less than one epoch" in TINY.report_path.read_text()
 
 
 def test_training_does_not_wait_for_a_stream(monkeypatch):
-    """The next chunk is made while steps are computed: blocks are there before they are asked for."""
+    """The next chunk is tokenized while steps are computed, so blocks are ready before they are needed."""
     monkeypatch.setattr(block_dataset, "CHUNK_CHARACTERS", 500)
     seen = []
     original = BlockStream.block

@@ -1,4 +1,4 @@
-"""train.report_to: the rows of metrics.jsonl in trackers of others, at their steps, under names that group them."""
+"""train.report_to: trackers get the rows of metrics.jsonl, at their steps, under grouped names."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def tiny(**changes) -> dict:
 
 
 def expected(path: str) -> dict[str, list[tuple[int, float]]]:
-    """What metrics.jsonl says must have arrived."""
+    """Return the metrics that metrics.jsonl has, under the names of trackers."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in RunFolder(Path(path)).metrics():
         for name, value in grouped(row).items():
@@ -43,7 +43,7 @@ def expected(path: str) -> dict[str, list[tuple[int, float]]]:
 
 
 class StoppedAt(Handlers):
-    """The user of this one presses Ctrl-C at a step."""
+    """Presses Ctrl-C at a step."""
 
     def __init__(self, step):
         self.step = step
@@ -127,7 +127,7 @@ def test_tensorboard_gets_every_metric_and_a_resumed_run_continues_its_curves(in
     recipe = tiny(**{"train.report_to": "tensorboard"})
     stopped = run(recipe, listener=StoppedAt(4))
     assert stopped["status"] == "stopped"
-    # As after a crash: steps 4 and 5 are done again, and what was sent of them is taken back.
+    # As after a crash: steps 4 and 5 are repeated, and their metrics are replaced.
     run_folder = RunFolder(Path(stopped["path"]))
     step, folder = run_folder.checkpoints()[-1]
     assert step == 5
@@ -156,12 +156,12 @@ def test_trackers_get_reward_kl_and_the_score_at_step_0(in_tmp_path):
 
 
 def rows_of_wandb(folder: Path) -> list[dict]:
-    """Read what an offline run has kept: records of LevelDB's log, each a protobuf."""
+    """Read the file of an offline run: records in LevelDB's log format, each a protobuf."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.glob("run-*.wandb")
     data, place, rows = file.read_bytes(), 7, []
-    assert len(data) < 32_768, "records beyond the first block are cut in pieces"
+    assert len(data) < 32_768, "records beyond the first block are split"
     while place + 7 <= len(data):
         length = int.from_bytes(data[place + 4 : place + 6], "little")
         record = Record.FromString(data[place + 7 : place + 7 + length])
@@ -191,14 +191,14 @@ def test_wandb_without_a_login_is_stored_in_the_run_folder(in_tmp_path, monkeypa
             for name, value in row.items():
                 if not name.startswith("_"):
                     found.setdefault(name, []).append((row["_step"], value))
-    # A log line and an evaluation of one step are one row there.
+    # wandb merges the log row and the evaluation of a step into one row.
     wanted = {name: list(dict(points).items()) for name, points in expected(stopped["path"]).items()}
     assert_same(found, wanted)
 
 
 @needs_trackio
 def test_trackio_gets_every_metric_and_a_resumed_run_continues_its_curves(tmp_path):
-    """In a process of its own: trackio reads TRACKIO_DIR when it is imported."""
+    """In a separate process, because trackio reads TRACKIO_DIR at import."""
     program = """
 import json, os, sys
 sys.path[:0] = sys.argv[1].split(os.pathsep)
