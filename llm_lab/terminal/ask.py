@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from typing import Any
 
 from llm_lab.wizard.questions import Choice, Question, same
@@ -104,7 +105,7 @@ def _ask_text(question: Question) -> str:
     return _run(prompt, lay_out_text(prompt.application, question.why, allowed, check)).strip()
 
 
-def wait_for_enter(message: str = "Enter goes back to the menu") -> None:
+def wait_for_enter(message: str = "Enter goes back") -> None:
     """Wait, so that what was printed can be read."""
     with contextlib.suppress(Back, KeyboardInterrupt, EOFError):
         if _is_dumb():
@@ -120,7 +121,7 @@ def _ask_plainly(question: Question) -> Any:
     """Ask with lines only: a number or a text."""
     print(question.text)
     if question.allowed:
-        print(question.allowed)
+        print(_folded(question.allowed))
     for number, choice in enumerate(question.choices, 1):
         not_now = f"  (not now: {one_line(choice.why_not)})" if choice.why_not else ""
         print(f"  {number:>2}  {one_line(choice.text)}{not_now}")
@@ -132,10 +133,14 @@ def _ask_plainly(question: Question) -> Any:
     return answer
 
 
+def _folded(text: str) -> str:
+    return "\n".join(textwrap.fill(line, COLUMNS) for line in text.splitlines())
+
+
 def _read_line(question: Question, before: str, default: str) -> str:
     """Read one line; Enter alone takes the default, ? prints the help. Raises Back."""
     while (text := input(f"{before} [{default}], {PLAIN_HINT} > ").strip()) == PLAIN_HELP:
-        print(question.why or NO_HELP)
+        print(_folded(question.why or NO_HELP))
     if text == PLAIN_BACK:
         raise Back
     return text or default

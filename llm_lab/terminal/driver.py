@@ -34,7 +34,7 @@ from llm_lab.wizard.questions import (
     WriteDesign,
     WriteRecipe,
 )
-from llm_lab.wizard.walk import Walk
+from llm_lab.wizard.walk import Walk, read_drafts, write_drafts
 
 from .ask import Back, ask, wait_for_enter
 from .console import make_console, one_line, print_error, print_waiting, printable
@@ -78,7 +78,7 @@ class Wizard:
 
     commands: Commands
     debug: bool = False
-    drafts: dict[str, Next] = field(default_factory=dict)
+    drafts: dict[str, Next] = field(default_factory=read_drafts)
     _has_printed: bool = False  # an effect's output is on the screen
 
     def open(self, start: Next) -> None:
@@ -115,8 +115,12 @@ class Wizard:
 
     def _begin(self, start: Next) -> tuple[Next, Walk]:
         """Begin a flow, or continue the draft that was kept of it."""
-        kept = self.drafts.get(start.flow)
-        begin = kept if kept and not start.answers and self.ask(draft_question()) else start
+        kept, begin = self.drafts.get(start.flow), start
+        if kept and not start.answers:
+            if self.ask(draft_question()):
+                begin = kept
+            else:
+                self._forget(start.flow)
         return replace(begin, answers=start.answers), Walk(partial(FLOWS[begin.flow], **begin.arguments), begin.answers)
 
     def _keep(self, start: Next, walk: Walk, *, without_last: bool = False) -> None:
@@ -124,6 +128,12 @@ class Wizard:
         answers = tuple(walk.answers[:-1] if without_last else walk.answers)
         if start.flow in KEPT and len(answers) > len(start.answers):
             self.drafts[start.flow] = replace(start, answers=answers)
+            write_drafts(self.drafts)
+
+    def _forget(self, flow: str) -> None:
+        """Forget a draft."""
+        if self.drafts.pop(flow, None):
+            write_drafts(self.drafts)
 
     def _finish(self, start: Next, walk: Walk) -> Next | None:
         """Ask and execute until the flow ends; return the flow that comes next. Raises Back from its first question."""
@@ -135,7 +145,7 @@ class Wizard:
                 self._step(walk)
             except LabError as error:
                 print_error(error)
-                wait_for_enter("Enter goes back")
+                wait_for_enter()
                 if not walk.back():
                     raise Back from None
             except (Back, KeyboardInterrupt, EOFError):
@@ -148,7 +158,7 @@ class Wizard:
                 make_console(stderr=True).print(text, style="bad", markup=False)
                 wait_for_enter("The draft is kept; Enter goes back to the menu")
                 return None
-        self.drafts.pop(start.flow, None)
+        self._forget(start.flow)
         return walk.result
 
     def _step(self, walk: Walk) -> None:
@@ -191,11 +201,11 @@ class Wizard:
             self._run(effect)
         except LabError as error:
             print_error(error)
-            wait_for_enter("Enter goes back")
+            wait_for_enter()
             return False
         except OSError as error:
             make_console(stderr=True).print(printable(str(error)), style="bad", markup=False)
-            wait_for_enter("Enter goes back")
+            wait_for_enter()
             return False
         except KeyboardInterrupt:
             make_console().print("\nStopped.", style="warn")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError
@@ -109,7 +108,14 @@ def columns_of(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 def is_hub_name(path: str) -> bool:
     """Whether a path names a dataset on the Hub."""
-    return not path.startswith(("builtin:", ".", "/", "~")) and path.count("/") == 1 and not Path(path).exists()
+    from llm_lab.data.paths import find_files
+
+    if path.startswith("builtin:") or path.count("/") != 1:
+        return False
+    try:
+        return find_files(path, "data") is None
+    except UserError:
+        return False
 
 
 def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:

@@ -189,5 +189,11 @@ def _type_problem(key: Key, value: Any) -> str | None:
         TypeAdapter(annotation).validate_python(tuple(value) if isinstance(value, list) else value)
     except ValidationError:
         shown = f'"{value}"' if isinstance(value, str) else format_value(value)
-        return f"{shown} is not allowed: {_expected(key)}."
+        if key.kind == "int" and not isinstance(value, int):
+            return f"{shown} is not a whole number."
+        return (
+            f"{shown} is not a number."
+            if key.kind == "float" and isinstance(value, str)
+            else f"{shown} is not allowed."
+        )
     return None

@@ -149,7 +149,8 @@ def draft_question() -> Question:
 def chat() -> Flow[None]:
     """Choose a model and chat with it."""
     path = yield from _ask_checkpoint("Chat", "Chat with which model?", runs_with_a_model())
-    yield OpenChat(path)
+    if not (yield OpenChat(path)):
+        yield BackTo("checkpoint")
 
 
 def _ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
@@ -172,12 +173,14 @@ def evaluate() -> Flow[Next | None]:
     if picked == "compare":
         names = yield from _ask_compared()
         prompts = yield from _ask_prompts(f"compare: {', '.join(names)}")
-        yield Compare(tuple(names), prompts, adapter_off=len(names) == 1)
+        if not (yield Compare(tuple(names), prompts, adapter_off=len(names) == 1)):
+            yield BackTo("prompt")
         return None
     named = tuple(Choice(str(run.path), f"{run.path}: {_steps(run)}") for run in kept)
     name = yield Question("time.run", "Which run?", choices=named, why=STEPS_WHY,
                           screen=Screen(EVALUATE, "the time machine"))  # fmt: skip
-    yield Compare((name,), (yield from _ask_prompts(f"the time machine: {name}")), steps=True)
+    if not (yield Compare((name,), (yield from _ask_prompts(f"the time machine: {name}")), steps=True)):
+        yield BackTo("prompt")
     return None
 
 

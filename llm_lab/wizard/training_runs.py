@@ -215,7 +215,7 @@ def ask_length(draft: Draft) -> Flow[Draft]:
         "How long?",
         choices=(Choice(EPOCHS, "in epochs"), Choice(STEPS, "in steps")),
         default=EPOCHS if draft.value(STEPS) is None else STEPS,
-        help="train: how long it trains",
+        help="train: the length of the run",
         why=LENGTH_WHY,
     )
     other = STEPS if picked == EPOCHS else EPOCHS

@@ -1,16 +1,20 @@
-"""A walk through a flow: the answers so far, the way back, and looks that are remembered."""
+"""A walk through a flow: the answers so far, the way back, kept drafts, and looks that are remembered."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, ParamSpec, TypeVar
+
+from llm_lab.runs.folder import ROOT, write_atomically
 
 from .questions import Answer, BackTo, Effect, Flow, Next, Question, Wait, same
 
 P = ParamSpec("P")
 T = TypeVar("T")
+DRAFTS = ROOT / ".drafts.json"
 _memories: list[dict[str, Any]] = []
 
 
@@ -36,6 +40,26 @@ def forget_looks() -> None:
     """Forget all that was looked at: files may have changed."""
     for found in _memories:
         found.clear()
+
+
+def write_drafts(drafts: Mapping[str, Next]) -> None:
+    """Write the flows that were left, with their answers; no file where there are none."""
+    if not drafts:
+        DRAFTS.unlink(missing_ok=True)
+        return
+    write_atomically(DRAFTS, json.dumps({name: asdict(draft) for name, draft in drafts.items()}, indent=2) + "\n")
+
+
+def read_drafts() -> dict[str, Next]:
+    """Read the flows that were left; {} where there are none, or the file is not readable."""
+    try:
+        kept = json.loads(DRAFTS.read_text(encoding="utf-8"))
+        return {
+            name: Next(draft["flow"], draft["arguments"], tuple(Answer(**answer) for answer in draft["answers"]))
+            for name, draft in kept.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 class Walk:

@@ -180,6 +180,13 @@ def test_a_draft_can_be_started_over_and_one_without_an_answer_is_not_kept(visit
     )
 
 
+def test_a_draft_survives_the_end_of_the_wizard(visit):
+    visit(*TO_TEXTS, Key.CTRL_C, *LEAVE)
+    screens = visit(*pick("Pretrain "), *pick("continue"), Key.CTRL_C, *LEAVE)
+    asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
+    assert "Which texts?" in screens[asked + 1]
+
+
 def test_the_draft_is_kept_from_the_review(visit):
     screens = visit(*TO_REVIEW, *pick("Back to the menu"), *pick("Pretrain "), *pick("continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
@@ -212,11 +219,14 @@ def test_a_run_that_can_not_start_leads_back_to_the_review(visit, capsys):
     assert "Review: Enter edits a line" in screens[refused + 1]
 
 
-def test_an_error_of_a_command_is_shown_and_the_menu_stays(visit):
+def test_an_error_of_a_command_is_shown_and_leads_back_to_the_question(visit):
     def chat(path):
         raise MachineError(Problem(path, "too large for this machine"))
 
-    visit(*pick("Chat"), *pick("another folder"), *answer("some/where"), Key.ENTER, *LEAVE, chat=chat)
+    keys = (*pick("Chat"), *pick("another folder"), *answer("some/where"), Key.ENTER)
+    screens = visit(*keys, Key.ESCAPE, *LEAVE, chat=chat)
+    shown = max(number for number, screen in enumerate(screens) if "Enter goes back" in screen)
+    assert "Chat with which model?" in screens[shown + 1]
 
 
 def test_an_internal_error_is_reported_and_the_menu_stays(visit, monkeypatch, capsys):

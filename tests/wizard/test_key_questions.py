@@ -67,21 +67,22 @@ def test_choices_that_are_impossible_say_why(draft):
 
 
 @pytest.mark.parametrize(
-    ("path", "wrong", "allowed"),
+    ("path", "wrong", "reason"),
     [
-        ("train.max_steps", "0", "0 is not allowed: a whole number of at least 1."),
-        ("train.max_steps", "many", '"many" is not allowed: a whole number of at least 1.'),
-        ("train.max_steps", "1.5", "a whole number of at least 1"),
-        ("optimizer.learning_rate", "-1", "a number above 0, up to 10"),
-        ("optimizer.adamw_betas", "[0.9]", "a list of 2 numbers"),
-        ("optimizer.adamw_betas", "[0.9, 2]", "a list of 2 numbers"),
+        ("train.max_steps", "0", "0 is not allowed."),
+        ("train.max_steps", "many", '"many" is not a whole number.'),
+        ("train.max_steps", "1.5", "1.5 is not a whole number."),
+        ("optimizer.learning_rate", "-1", "-1 is not allowed."),
+        ("optimizer.learning_rate", "fast", '"fast" is not a number.'),
+        ("optimizer.adamw_betas", "[0.9]", "[0.9] is not allowed."),
+        ("optimizer.adamw_betas", "[0.9, 2]", "[0.9, 2] is not allowed."),
         ("samples.prompts", "[1,", "can't be read"),
-        ("name", "no/slash", "letters, digits"),
+        ("name", "no/slash", '"no/slash" is not allowed.'),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_is_allowed(draft, path, wrong, allowed):
+def test_a_wrong_value_is_refused_with_the_reason(draft, path, wrong, reason):
     right = format_value(draft.value(path))
-    assert format_value(answered(draft, path, Refused(wrong, allowed), right).value(path)) == right
+    assert format_value(answered(draft, path, Refused(wrong, reason), right).value(path)) == right
 
 
 def test_rows_longer_than_the_context_are_refused(draft):

@@ -92,7 +92,7 @@ def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
 
 
 def test_a_repository_on_the_hub_is_named_as_owner_and_name():
-    repository = ["yes, to a repository", Refused("two words", "owner/name"), "me/mine", "yes"]
+    repository = ["yes, to a repository", Refused("two words", '"two words" is not allowed.'), "me/mine", "yes"]
     visit = answers(EXPORT, [MODEL, "hf", ENTER, *repository, "no, the defaults", "sent", *RUN])
     assert visit.effects[0].recipe["export"] == {"push": "me/mine"}
 

@@ -115,7 +115,7 @@ def test_only_adapters_are_merged():
 def test_columns_that_are_not_recognised_are_chosen():
     rows = [{"q": f"Question {n}?", "good": f"yes {n}", "bad": f"no {n}"} for n in range(20)]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = [Refused("nosuch.jsonl", "nosuch.jsonl"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
+    columns = [Refused("nosuch/it.jsonl", "no folder"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
     data = [*columns, "good", "bad", "no, that is all"]
     visit = answers(flow("dpo"), [*questions("dpo", data=data), *RUN])
     assert "q, good, bad" in visit.texts()

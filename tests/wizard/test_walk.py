@@ -14,7 +14,7 @@ from llm_lab.wizard.questions import (
     same,
     yes_no,
 )
-from llm_lab.wizard.walk import Walk, forget_looks, remember
+from llm_lab.wizard.walk import DRAFTS, Walk, forget_looks, read_drafts, remember, write_drafts
 
 SIZES = (Choice("small", "a small one"), Choice("large", "a large one"), Choice("huge", "a huge one", "no room"))
 
@@ -108,6 +108,16 @@ def test_kept_answers_are_replayed_as_far_as_they_still_fit():
     assert walk.item.key == "done"
     for wrong in (Answer("size", "huge"), Answer("size", "gone"), Answer("other", "large")):
         assert Walk(flow, (wrong, *kept[1:])).item.key == "size"
+
+
+def test_drafts_are_kept_on_disk(in_tmp_path):
+    drafts = {"after": Next("after", {"size": "large"}, (Answer("tokenizer", {"bpe": 300}), Answer("done", True)))}
+    write_drafts(drafts)
+    assert read_drafts() == drafts
+    write_drafts({})
+    assert not DRAFTS.exists()
+    DRAFTS.write_text('{"after": 1}')
+    assert read_drafts() == {}
 
 
 def test_looks_are_remembered_until_the_world_changes():
