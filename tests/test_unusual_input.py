@@ -109,12 +109,12 @@ def test_show_reports_missing_weights_and_refuses_a_broken_config(in_tmp_path, c
     os.remove(f"{folder}/model.safetensors")
     assert main(["show", folder]) == 0
     shown = capsys.readouterr().out
-    assert "none here" in shown
+    assert "an incomplete copy" in shown
     assert "loads in" not in shown
     with open(f"{folder}/config.json", "w") as file:
         file.write("{")
     assert main(["show", folder]) == 2
-    assert "no config" in capsys.readouterr().err
+    assert "not a model config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["list"], ["check", "demo"], ["run", "demo", "--dry-run", "device=cpu"]])

@@ -11,6 +11,7 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.fields import Key, flatten, groups_of, value_at
 from llm_lab.recipe.files import format_value
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import applies, find_key, stage_schema
 
@@ -53,7 +54,7 @@ class Draft:
         """What is shown above a question about this draft."""
         resolved, _ = self.look()
         panel: Panel | None = DesignNumbers(resolved) if self.is_design else RunNumbers(resolved)
-        if not self.is_design and self.raw["stage"] != "pretrain" and not self.raw.get("model"):
+        if not self.is_design and not STAGES[self.raw["stage"]].from_scratch and not self.raw.get("model"):
             panel = None
         return Screen(self.title, self.raw.get("name", ""), panel)
 

@@ -90,7 +90,7 @@ def test_another_model_at_the_same_path_is_not_taken_for_the_base(moved, capsys)
     assert find_base(moved / "sft") is None
     assert read_config_json(moved / "sft") is None
     assert main(["show", str(moved / "sft" / "model")]) == 2
-    assert "the base of this adapter is not at" in " ".join(capsys.readouterr().err.split())
+    assert "the base model of this adapter is not at" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_copied_alone_finds_its_base_through_its_recorded_parent(moved, tmp_path, monkeypatch):

@@ -346,7 +346,7 @@ def test_the_plan_and_the_show_command_support_adapters(tmp_path, capsys):
     shutil.rmtree(tmp_path / "base")
     assert read_config_json(tmp_path / "run") is None
     assert main(["show", str(tmp_path / "run")]) == 2
-    assert "the base of this adapter is not at" in " ".join(capsys.readouterr().err.split())
+    assert "the base model of this adapter is not at" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("reference", ["ref", None])
