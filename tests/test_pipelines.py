@@ -13,11 +13,12 @@ from rich.console import Console
 from support.post_runs import rows_of, write_preferences, write_questions
 
 from llm_lab.errors import UserError
-from llm_lab.events import ScoresReported, ignore
+from llm_lab.events import MetricsLogged, ScoresReported, TrainingStarted, ignore
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.job import check, read_job
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder, find_model
+from llm_lab.runs.glossary import name_of
 from llm_lab.runs.report import describe_scores
 from llm_lab.terminal.progress import PlainDisplay
 
@@ -66,14 +67,13 @@ class Stopping(PlainDisplay):
         self.at, self.text = at, io.StringIO()
         super().__init__(Console(file=self.text, width=100))
 
-    def begin(self, *, max_steps, first_step, facts):
-        super().begin(max_steps=max_steps, first_step=first_step, facts=facts)
-        self.stage = facts["stage"]
-
-    def log(self, row):
-        super().log(row)
-        if self.stage == self.at and row["step"] == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+    def __call__(self, event):
+        super().__call__(event)
+        match event:
+            case TrainingStarted(facts=facts):
+                self.stage = facts["stage"]
+            case MetricsLogged(row) if self.stage == self.at and row["step"] == 1:
+                os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -159,13 +159,15 @@ def test_every_stage_is_scored_on_the_same_prompts(whole):
     assert start["step"] == 0
     assert start["eval_reward_sampled"] == scores["grpo"]["reward"]
     table = describe_scores(scores)
-    assert table[0] == ["stage", "exact match", "sampled", "reward", "time"]
+    assert table[0] == [
+        "stage",
+        *map(name_of, ("exact_match", "exact_match_sampled", "eval_reward_sampled", "wall_seconds")),
+    ]
     lines = [line.split() for line in printed.splitlines()]
     for row in table[1:]:
         assert " ".join(row).split() in lines
     report = (Path(facts["path"]) / "report.md").read_text()
-    assert "| stage | exact match | sampled | reward | time |" in report
-    for row in table[1:]:
+    for row in table:
         assert f"| {' | '.join(row)} |" in report
     assert all(f"[{name}]({name}/report.md)" in report for name in NAMES)
     assert all((Path(facts["path"]) / name / "report.md").exists() for name in NAMES)

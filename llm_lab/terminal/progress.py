@@ -51,9 +51,9 @@ def print_scores(console: Console, scores: Mapping[str, Mapping[str, float]]) ->
     from rich.text import Text
 
     head, *rows = describe_scores(scores)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="title")
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for number, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(name, style="title"), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console.print()
