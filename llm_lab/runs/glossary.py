@@ -138,7 +138,7 @@ GLOSSARY: Mapping[str, Mapping[str, Quantity]] = {
         "accuracy": Quantity(
             "accuracy",
             "Share of pairs whose chosen answer gets the higher reward (in DPO, the implicit reward).",
-            "starts near 50 % and rises; 100 % early means the pairs are easy.",
+            "rises; 50 % is chance. DPO starts at 0 %, where all margins are 0.",
             "share",
             percent,
             True,

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]
 
 MAX_COLUMNS = 100
-NUMBER_LINES = 6
+NUMBER_LINES = 7
 CURVE_LINES = 8
 SAMPLE_LINES = 3
 MAX_POINTS = 2_000
 SPEED_WINDOW = 20  # log rows from which the time left is estimated
 SOURCES_SHOWN = 4
 # What is drawn: the first pair with data, (training, held out).
-CURVES = (("reward", "eval_reward"), ("loss", "eval_loss"))
+CURVES = (("reward", "eval_reward_sampled"), ("loss", "eval_loss"))
 # Keys that are not measurements, or that the frame shows elsewhere.
 NOT_SHOWN = {"step", "wall_seconds", "epoch", "time", "mix", "epochs"}
 # Numbers that the frame leaves to metrics.jsonl, the log lines and the report.

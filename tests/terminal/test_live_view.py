@@ -176,7 +176,7 @@ def test_the_frame_of_a_stage_with_rewards_shows_what_matters_at_80_by_24():
     row |= {"completion_length": 15.6, "cut_off_share": 1.0, "reward/exact_number": 0.125, "reward/length": 0.5475}
     for step in range(1, 60):
         track.log({"step": step, "reward": step / 100, **row})
-    track.log({"step": 59, "exact_match": 0.22, "exact_match_sampled": 0.1, "eval_reward": 0.455})
+    track.log({"step": 59, "exact_match": 0.22, "exact_match_sampled": 0.1, "eval_reward": 0.455, "eval_reward_sampled": 0.3})
     track.sample, track.saved_step = (50, "Lily has 8 coins.", "So 8 + 1 = 9."), 50
     frame = draw_frame(track, 80, 24)
     text = "\n".join(part.plain for part in frame.renderables)
@@ -184,7 +184,7 @@ def test_the_frame_of_a_stage_with_rewards_shows_what_matters_at_80_by_24():
         *("reward 0.590", "reward std 0.326", "groups without signal 25.0 %", "KL 0.0123", "clip fraction 1.2 %"),
         *("entropy 5.593", "output length 15.6", "truncated outputs 100.0 %", "exact match (greedy) 22.0 %"),
         *("exact match (sampled) 10.0 %", "held-out reward (greedy) 0.455", "training loss -0.0030"),
-        *("reward  held-out reward (greedy)", "So 8 + 1 = 9."),
+        *("reward  held-out reward (sampled)", "So 8 + 1 = 9."),
     ):
         assert wanted in text, wanted
     assert len(frame.renderables) <= 22
