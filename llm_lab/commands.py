@@ -8,13 +8,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.events import Listener, Notice, TrainingEnded, ignore
+from llm_lab.events import Listener, Notice, ignore
 
 DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 
@@ -57,7 +58,9 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(job, resume=arguments.resume)
     job = _show_plan(job, resume=arguments.resume)
-    return _show_results(run_job(job, resume=arguments.resume, overwrite=arguments.overwrite, listener=_listener()))
+    with _progress() as listener:
+        facts = run_job(job, resume=arguments.resume, overwrite=arguments.overwrite, listener=listener)
+    return _show_results(facts)
 
 
 def start_run(
@@ -78,7 +81,9 @@ def _start(job: Any, *, resume: bool = False, overwrite: bool = False, show_plan
     from llm_lab.runner import run_job
 
     job = _show_plan(job, resume=resume) if show_plan else job
-    return _show_results(run_job(job, resume=resume, overwrite=overwrite, listener=_listener()))
+    with _progress() as listener:
+        facts = run_job(job, resume=resume, overwrite=overwrite, listener=listener)
+    return _show_results(facts)
 
 
 def _show_plan(job: Any, *, resume: bool) -> Any:
@@ -97,12 +102,17 @@ def _show_plan(job: Any, *, resume: bool) -> Any:
     return job
 
 
-def _listener() -> Listener:
-    """Return what shows the progress: the terminal in the first process, nothing in the others."""
+@contextmanager
+def _progress() -> Iterator[Listener]:
+    """Yield what shows the progress, in the first process only; leaves the terminal as it was, also after errors."""
     from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.progress import make_display
 
-    return make_display() if is_first_process() else ignore
+    if is_first_process():
+        with make_display() as display:
+            yield display
+    else:
+        yield ignore
 
 
 def _show_results(facts: Mapping[str, Any]) -> int:
@@ -274,22 +284,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from llm_lab.job import check
     from llm_lab.recipe.resolve import require_device
     from llm_lab.terminal.console import print_waiting
-    from llm_lab.terminal.progress import make_display
     from llm_lab.terminal.results_view import print_evaluation
 
     job = check(_evaluation_recipe(arguments), arguments.overrides)
     recipe: Any = job.stages[0].recipe
     require_device(job.stages[0])
-    display = make_display()
-    for remark in job.remarks:
-        display(Notice(remark))
     print_waiting(f"Loading {arguments.checkpoint} ...")
     from llm_lab.stages.eval import evaluate
 
-    try:
-        measured = evaluate(recipe, display, trust_remote_code=arguments.trust_remote_code)
-    finally:
-        display(TrainingEnded())
+    with _progress() as listener:
+        for remark in job.remarks:
+            listener(Notice(remark))
+        measured = evaluate(recipe, listener, trust_remote_code=arguments.trust_remote_code)
     print_evaluation(measured)
     return DONE
 
@@ -353,20 +359,16 @@ def start_compare(
     from llm_lab.evaluation.compare import SETTINGS, compare
     from llm_lab.runner import load
     from llm_lab.terminal.compare_screen import print_comparison
-    from llm_lab.terminal.progress import make_display
 
-    display = make_display()
-    try:
+    with _progress() as listener:
         found = compare(
             names,
             load=partial(load, device=device, trust_remote_code=trust_remote_code),
             settings=dataclasses.replace(SETTINGS, **(settings or {})),
             trust_remote_code=trust_remote_code,
-            listener=display,
+            listener=listener,
             **options,
         )
-    finally:
-        display(TrainingEnded())
     print_comparison(found)
     if out is not None:
         write_comparison(out, found)
@@ -390,12 +392,12 @@ def merge(arguments: argparse.Namespace) -> int:
         }
         return start_run(recipe)
     from llm_lab.terminal.console import print_waiting
-    from llm_lab.terminal.progress import make_display
 
     print_waiting(f"Loading {arguments.adapter} ...")
     from llm_lab.stages.merge import merge_into
 
-    merge_into(arguments.adapter, arguments.out, make_display(), tolerance=arguments.tolerance)
+    with _progress() as listener:
+        merge_into(arguments.adapter, arguments.out, listener, tolerance=arguments.tolerance)
     print(f"The merged model: {arguments.out}/\nChat with it: llm-lab chat {arguments.out}")  # noqa: T201
     return DONE
 
@@ -427,22 +429,22 @@ def export(arguments: argparse.Namespace) -> int:
         why = "a push is recorded as a run, so that it can be resumed"
         raise UserError(Problem("--out", why, value=arguments.out, fix="Leave --out out, or push later."))
     from llm_lab.terminal.console import print_waiting
-    from llm_lab.terminal.progress import make_display
 
     print_waiting(f"Loading {arguments.checkpoint} ...")
     from llm_lab.runs.describe import VERDICTS
     from llm_lab.stages.export import export_into, require_verified
 
-    exported = export_into(
-        recipe.model.checkpoint,
-        arguments.out,
-        make_display(),
-        to=recipe.export.to,
-        weights=recipe.export.weights,
-        tolerance=recipe.export.tolerance,
-        seed=recipe.seed,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    with _progress() as listener:
+        exported = export_into(
+            recipe.model.checkpoint,
+            arguments.out,
+            listener,
+            to=recipe.export.to,
+            weights=recipe.export.weights,
+            tolerance=recipe.export.tolerance,
+            seed=recipe.seed,
+            trust_remote_code=arguments.trust_remote_code,
+        )
     require_verified(exported)
     print(f"Exported, {VERDICTS[exported.verification.verdict]}: {exported.record()['path']}")  # noqa: T201
     return DONE

@@ -176,7 +176,8 @@ def test_the_frame_of_a_stage_with_rewards_shows_what_matters_at_80_by_24():
     row |= {"completion_length": 15.6, "cut_off_share": 1.0, "reward/exact_number": 0.125, "reward/length": 0.5475}
     for step in range(1, 60):
         track.log({"step": step, "reward": step / 100, **row})
-    track.log({"step": 59, "exact_match": 0.22, "exact_match_sampled": 0.1, "eval_reward": 0.455, "eval_reward_sampled": 0.3})
+    held_out = {"exact_match": 0.22, "exact_match_sampled": 0.1, "eval_reward": 0.455, "eval_reward_sampled": 0.3}
+    track.log({"step": 59, **held_out})
     track.sample, track.saved_step = (50, "Lily has 8 coins.", "So 8 + 1 = 9."), 50
     frame = draw_frame(track, 80, 24)
     text = "\n".join(part.plain for part in frame.renderables)
