@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     xray = subparsers.add_parser("xray", parents=[common], help="show a recipe's data as tokens, trained and masked")
     _recipe_arguments(xray)
-    xray.add_argument("--examples", type=int, default=2, metavar="N", help="examples to show of each set (default 2)")
+    xray.add_argument("--examples", type=int, default=2, metavar="N", help="examples to show per dataset (default 2)")
     xray.set_defaults(command=commands.xray_recipe)
 
     what = subparsers.add_parser("list", parents=[common], help="list recipes, data, parts or runs")
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
     merge = subparsers.add_parser("merge", parents=[common], help="merge a LoRA adapter into its base")
     merge.add_argument("adapter", help="a run that trained an adapter, or an adapter's folder")
-    merge.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a run of its own")
+    merge.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new run in checkpoints/")
     merge.add_argument("--tolerance", type=float, help="maximum difference of logits, relative to their size")
     merge.set_defaults(command=commands.merge)
 
@@ -143,7 +143,7 @@ def _eval_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", action="append", metavar="PATH", help="text to measure the loss on; repeatable")
     parser.add_argument("--prompts", metavar="PATH", help="prompts to answer and score")
     parser.add_argument("--tasks", metavar="NAMES", help="lm-evaluation-harness tasks or YAML files, comma-separated")
-    parser.add_argument("--limit", type=int, metavar="N", help="maximum number of documents of each task")
+    parser.add_argument("--limit", type=int, metavar="N", help="maximum number of documents per task")
     _model_arguments(parser)
     parser.set_defaults(command=commands.evaluate)
 
@@ -168,7 +168,7 @@ def _export_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _override_argument(parser, "export.weights=q8_0")
     parser.add_argument("--to", choices=("hf", "gguf"), help="the format (default hf)")
     parser.add_argument("--weights", choices=("f32", "f16", "bf16", "q8_0"), help="type of the stored weights")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a run of its own")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new run in checkpoints/")
     parser.add_argument("--push", metavar="OWNER/NAME", help="push to this Hub repository")
     parser.add_argument("--public", action="store_true", help="create the repository as public")
     parser.add_argument("--dry-run", action="store_true", help="show compatibility and files, write nothing")
@@ -177,7 +177,7 @@ def _export_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _replay_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser("replay", parents=[common], help="retrain a checkpoint along its lineage")
+    parser = subparsers.add_parser("replay", parents=[common], help="retrain a checkpoint and all runs before it")
     parser.add_argument("checkpoint", help="a run, its name, or its model's folder")
     parser.add_argument("--name", help="folder of the new pipeline (default <name>-replay)")
     parser.add_argument("--dry-run", action="store_true", help="show the recipe of the lineage and its plan, and stop")
@@ -197,7 +197,7 @@ def _override_argument(parser: argparse.ArgumentParser, example: str) -> None:
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, help="maximum length of an answer, in tokens")
     parser.add_argument("--temperature", type=float, help="sampling temperature; 0: greedy")
-    parser.add_argument("--seed", type=int, help="same seed, same answer")
+    parser.add_argument("--seed", type=int, help="random seed: same seed, same answer")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:

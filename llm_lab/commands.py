@@ -417,7 +417,7 @@ def export(arguments: argparse.Namespace) -> int:
     from llm_lab.job import check
 
     if arguments.out is None and arguments.trust_remote_code and not arguments.dry_run:
-        why = "a recipe never allows code that comes with a model"
+        why = "a recipe can't allow code that comes with a model"
         raise UserError(Problem("--trust-remote-code", why, fix="Name a folder to write with --out."))
     job = check(_export_recipe(arguments), arguments.overrides)
     recipe: Any = job.stages[0].recipe

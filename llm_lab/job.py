@@ -260,11 +260,11 @@ def _unfit_models(
         return
     stage, label = stage_of(values), before.values["name"]
     if not (stage and stage.accepts_reward_model) and _makes_reward_model(label, resolved):
-        why = "that stage makes a reward model, which scores answers and generates none"
+        why = "that stage trains a reward model, which can't generate answers"
         yield Problem("model.checkpoint", why, REFERENCE + label, fix="Name another stage.")
     if before.stage.makes is None:
-        why = "that stage measures a model and makes none"
-        yield Problem("model.checkpoint", why, REFERENCE + label, fix="Name the model that it measured.")
+        why = "that stage evaluates a model and does not create one"
+        yield Problem("model.checkpoint", why, REFERENCE + label, fix="Name the model that it evaluated.")
 
 
 def _stage_before(values: Mapping[str, Any], home: Path) -> str | None:

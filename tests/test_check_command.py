@@ -36,7 +36,7 @@ def errors_of(recipe: str, capsys) -> str:
 def test_problems_of_schedule_weights_optimizer_and_columns_are_reported_together(capsys):
     said = errors_of(FOUR, capsys)
     for words in (
-        "scheduler.warmup_steps = 5000: warm-up is not shorter than the run of train.max_steps = 100.",
+        "scheduler.warmup_steps = 5000: the warm-up must be shorter than the run of train.max_steps = 100.",
         "weights: unknown key of a pretrain recipe. There are 3 weights and 2 sets. Each set has its own: data: [{",
         "optimizer.momentum: unknown key of optimizer adamw. It belongs to optimizer muon.",
         "data.0.text_column = body: There is no such column. Allowed: text.",

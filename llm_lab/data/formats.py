@@ -188,7 +188,7 @@ def check_turns(messages: Sequence[Message]) -> None:
         raise Unusable("the assistant speaks first")
     for turn, before in zip(turns, [None, *turns], strict=False):
         if before is not None and before["role"] == turn["role"]:
-            raise Unusable(f"two turns of the {turn['role']} in a row")
+            raise Unusable(f"two {turn['role']} messages in a row")
         if not turn["content"].strip():
             raise Unusable("an empty answer" if turn["role"] == "assistant" else "an empty question")
 

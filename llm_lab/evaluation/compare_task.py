@@ -83,7 +83,7 @@ def prepare_task(
         chats = any(tokenizer.chat_template for tokenizer in tokenizers)
         texts, source = prompts_of_runs(candidates, empty=not chats)
         if not texts:
-            texts, source = (CHAT_PROMPTS if chats else COMPLETION_PROMPTS), "LLM Lab's defaults, as none were given"
+            texts, source = (CHAT_PROMPTS if chats else COMPLETION_PROMPTS), "LLM Lab's defaults, since none were given"
         asked = [_prompt(text) for text in (texts[:1] if over_time else texts)]
         remarks.append(f"Prompts: {source}.")
     return Task(tuple(asked), score, tuple(sources), _context_length(candidates, context), settings), remarks

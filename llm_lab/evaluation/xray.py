@@ -201,7 +201,7 @@ def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, examples
             text += f" ({split.duplicates:,} more skipped, since their prompt is also in training)"
         warnings = []
         if fraction and not split.validation:
-            warnings.append(f"validation.fraction = {fraction} leaves no example: the run would be refused")
+            warnings.append(f"validation.fraction = {fraction} leaves no validation examples: the run would fail")
         sets.append(_xray_set(source, split.train, text, warnings, encode, recipe, tokenizer, examples))
     return template, sets
 

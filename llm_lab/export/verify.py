@@ -285,7 +285,7 @@ def compare_answers(ours: Answers, theirs: Mapping[str, Any], tolerance: float, 
         return Check("", FAILED, f"it does not load: {theirs['error'][:300]}")
     one, other = ours.logits, theirs["logits"]
     if one.shape != other.shape:
-        return Check("", FAILED, f"it has logits of {other.shape[-1]:,} tokens, not {one.shape[-1]:,}")
+        return Check("", FAILED, f"its logits cover {other.shape[-1]:,} tokens, not {one.shape[-1]:,}")
     difference = float(numpy.abs(one - other).max())
     relative = difference / max(float(numpy.abs(one).max()), 1e-12)
     greedy = float((one.argmax(-1) == other.argmax(-1)).mean())
@@ -296,7 +296,7 @@ def compare_answers(ours: Answers, theirs: Mapping[str, Any], tolerance: float, 
     if greedy < min_agreement:
         why.append(f"fewer than {100 * min_agreement:.0f} % of its top tokens are equal")
     if not all(alike):
-        why.append(f"its tokenizer splits text {alike.index(False) + 1} of the probe differently")
+        why.append(f"its tokenizer splits text {alike.index(False) + 1} of the test texts differently")
     if list(ours.decoded) != theirs["decoded"]:
         why.append("its tokenizer decodes the same tokens differently")
     if ours.chat is not None and theirs["chat"] not in (ours.chat, None):

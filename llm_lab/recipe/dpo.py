@@ -22,10 +22,10 @@ from .stage import Stage, Values
 NAME = "dpo"
 ABOUT = "optimize for preferred answers, from preference pairs"
 DPO_LOSSES = {
-    "sigmoid": "the paper's: a logistic loss on the margin",
+    "sigmoid": "logistic loss on the margin, as in the paper",
     "ipo": "a squared loss with a fixed target margin; overfits less",
     "hinge": "no loss beyond a margin of 1",
-    "robust": "for preferences of which a share of label_smoothing is wrong",
+    "robust": "corrects for wrong preferences; their share is label_smoothing",
 }
 
 
@@ -34,7 +34,7 @@ class DpoOptions(Group):
 
     beta: Float = option(
         0.1,
-        help="strength of the pull to the reference",
+        help="how strongly the model is kept close to the reference model",
         question="Beta?",
         gt=0.0,
     )
@@ -72,13 +72,13 @@ class DpoRecipe(TalkRecipe):
 
     stage: Literal["dpo"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
     validation: ExampleValidation = option(ExampleValidation(), help="the validation examples")
-    dpo: DpoOptions = option(DpoOptions(), help="what is learned from a preference")
+    dpo: DpoOptions = option(DpoOptions(), help="options of DPO")
 
 
 def _robust_loss_has_a_share(values: Values) -> Iterator[Problem]:
     dpo = values.get(NAME) or {}
     if dpo.get("loss_type") == "robust" and not dpo.get("label_smoothing"):
-        why = "the robust loss corrects for a share of wrong labels, and it is 0"
+        why = "the robust loss requires a share of wrong preferences above 0"
         yield Problem("dpo.label_smoothing", why, value=0.0, allowed="above 0, below 0.5", fix="Try 0.1.")
 
 

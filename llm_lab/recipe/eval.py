@@ -53,8 +53,8 @@ class EvalOptions(Group):
     """Evaluation options."""
 
     max_tokens: Int | None = option(
-        help="maximum number of tokens of each text",
-        question="Maximum number of tokens of each text?",
+        help="maximum number of tokens per text",
+        question="Maximum number of tokens per text?",
         derived="131,072 on a CPU, 1,048,576 on a GPU; for the run's own validation, as in the run",
         ge=2,
     )
@@ -66,8 +66,8 @@ class EvalOptions(Group):
         advanced=True,
     )
     per_device_eval_batch_size: Int | None = option(
-        help="rows of a batch, per device",
-        question="Rows of a batch?",
+        help="batch size per device, in rows",
+        question="Batch size per device, in rows?",
         derived="8; for the run's own validation, as in the run",
         ge=1,
         advanced=True,
@@ -82,7 +82,7 @@ class EvalOptions(Group):
     text_scores: tuple[Annotated[str, OneOf(TEXT_SCORES)], ...] = option(
         (),
         help="how close the answers to `score` are to the references",
-        question="Compute BLEU or ROUGE of the answers?",
+        question="Compute BLEU or ROUGE for the answers?",
         choices=TEXT_SCORES,
     )
     speed_tokens: Int = option(
@@ -104,7 +104,7 @@ class EvalTasks(Group):
         min_length=1,
     )
     limit: Int | None = option(
-        help="maximum number of documents of each task", question="Maximum number of documents of each?", ge=1
+        help="maximum number of documents per task", question="Maximum number of documents per task?", ge=1
     )
     num_fewshot: Int | None = option(
         help="examples before each question", derived="the task's own", ge=0, advanced=True

@@ -18,7 +18,7 @@ from .stage import PartialRecipe, Stage, StageRecipe, Values
 NAME = "export"
 ABOUT = "convert a model to Hugging Face or GGUF and verify it"
 FORMS = {
-    "hf": "a Hugging Face folder: native if the parts allow it, else with its own code",
+    "hf": "a Hugging Face folder: native if the parts allow it, else with its own modeling code",
     "gguf": "one file for llama.cpp, Ollama and LM Studio, with tokenizer and chat template",
 }
 WEIGHT_TYPES = {
@@ -73,7 +73,7 @@ def gguf_weights(shape: ModelShape | None) -> tuple[str, str]:
     """Return the default type of the weights of a GGUF file, and the reason."""
     if shape is not None and shape.parameters < SMALL_PARAMETERS:
         return "f32", "small enough to stay exact"
-    return "f16", "half the size, with hardly a difference"
+    return "f16", "half the size, nearly the same results"
 
 
 def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:
@@ -87,7 +87,7 @@ def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelSh
 def _format_has_the_weights(values: Values) -> Iterator[Problem]:
     form = values.get(NAME) or {}
     if form.get("to") == "hf" and form.get("weights") == "q8_0":
-        why, allowed = "a Hugging Face folder has no such weights", "f32, f16, bf16; q8_0 with export.to=gguf"
+        why, allowed = "a Hugging Face folder can't store this type", "f32, f16, bf16; q8_0 with export.to=gguf"
         yield Problem("export.weights", why, value="q8_0", allowed=allowed)
 
 

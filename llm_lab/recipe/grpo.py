@@ -22,9 +22,9 @@ from .scoring import prompts_are_held_out
 from .stage import Stage, Values
 
 NAME = "grpo"
-ABOUT = "RL: reinforce answers that beat their group"
+ABOUT = "reinforce answers that beat their group's average (RL)"
 GRPO_LOSSES = {
-    "dapo": "mean over all tokens of the step; long answers count by their length",
+    "dapo": "mean over all tokens of the step; longer answers weigh more",
     "grpo": "mean over each answer, then over answers; favors short correct answers",
     "dr_grpo": "sum over tokens, divided by the maximum length: no length bias",
     "bnpo": "mean over the tokens of the batch",
@@ -50,7 +50,7 @@ class GrpoOptions(Group):
     )
     epsilon: Float = option(0.2, help="clip ratios at 1 ± epsilon", question="Epsilon?", gt=0.0, lt=1.0, advanced=True)
     num_iterations: Int = option(
-        1, help="updates on the same answers", question="Updates on the same answers?", ge=1, advanced=True
+        1, help="updates on each batch of answers", question="Updates on each batch of answers?", ge=1, advanced=True
     )
     loss_type: Annotated[str, OneOf(GRPO_LOSSES)] = option(
         "dapo", help="how tokens are averaged", question="How are tokens averaged?", choices=GRPO_LOSSES, advanced=True
@@ -74,7 +74,7 @@ class GrpoRecipe(RolloutRecipe):
     """GRPO: generate answers, score them, and reinforce those that beat the others of their group."""
 
     stage: Literal["grpo"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
-    grpo: GrpoOptions = option(GrpoOptions(), help="how answers are generated and learned from")
+    grpo: GrpoOptions = option(GrpoOptions(), help="options of GRPO")
 
 
 def _groups_fill_a_step(values: Values) -> Iterator[Problem]:
@@ -114,6 +114,6 @@ GRPO = Stage(
     rows_per_example="grpo.num_generations",
     compares_probabilities=True,
     estimates_reference=lambda values: values[NAME]["beta"] > 0,
-    next_step="GRPO: reinforce answers that beat their group",
+    next_step="GRPO: reinforce answers that beat their group's average",
     next=("dpo", "ppo", "eval", "export"),
 )

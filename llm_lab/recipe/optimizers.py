@@ -174,7 +174,7 @@ class Adafactor(Group):
     clip_threshold: Float = option(
         1.0,
         help="maximum root mean square of an update",
-        question="Clip updates at?",
+        question="Maximum root mean square of an update?",
         gt=0.0,
         advanced=True,
     )

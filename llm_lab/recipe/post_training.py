@@ -54,7 +54,7 @@ class ExampleSet(Group):
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
     split: str = option("train", help="split of a Hub or built-in dataset", min_length=1)
     columns: Columns | None = option(help="which column holds what", derived="recognized from the first rows")
-    weight: Float = option(1.0, help="share of the mix, relative to the other sets", gt=0.0)
+    weight: Float = option(1.0, help="share of the mix, relative to the other datasets", gt=0.0)
 
 
 class Lora(Group):
@@ -84,7 +84,7 @@ class Lora(Group):
         advanced=True,
     )
     use_rslora: Bool = option(
-        False, help="scale by alpha / sqrt(r), for large ranks", question="Rank-stabilized scale?", advanced=True
+        False, help="scale by alpha / sqrt(r), for large ranks", question="Use rsLoRA scaling?", advanced=True
     )
     use_dora: Bool = option(
         False,
@@ -105,7 +105,7 @@ class PromptValidation(Group):
 
     fraction: Float = option(
         0.1,
-        help="share of each set that is held out of training",
+        help="share of each dataset that is held out of training",
         question="What share is held out of training?",
         ge=0.0,
         le=0.5,
@@ -196,12 +196,12 @@ class TuneRecipe(StageRecipe):
         choices=CHAT_TEMPLATES,
         derived="own if the tokenizer has one, else chatml",
     )
-    data: tuple[ExampleSet, ...] = option(..., help="the examples, each set with its weight", min_length=1)
+    data: tuple[ExampleSet, ...] = option(..., help="the datasets of examples, each with its weight", min_length=1)
     validation: PromptValidation = option(PromptValidation(), help="what is held out of training")
     lora: Lora | None = option(help="train a LoRA adapter; left out: all weights are trained")
     optimizer: TuneOptimizer = option(TUNED["adamw"](), help="the optimizer")
-    scheduler: Scheduler = option(Scheduler(), help="the learning rate over the run")
-    train: TuneTrain = option(TuneTrain(), help="the run itself")
+    scheduler: Scheduler = option(Scheduler(), help="the learning-rate schedule")
+    train: TuneTrain = option(TuneTrain(), help="length, batches, evaluation and precision of the run")
 
 
 class TalkRecipe(TuneRecipe):
@@ -214,7 +214,7 @@ class TalkRecipe(TuneRecipe):
 class RolloutRecipe(TalkRecipe):
     """The keys of the stages that generate answers and learn from their rewards."""
 
-    rewards: tuple[RewardTerm, ...] = option(..., help="what scores an answer", min_length=1)
+    rewards: tuple[RewardTerm, ...] = option(..., help="the reward terms that score an answer", min_length=1)
     score: Score | None = option(Score(), help="held-out prompts that are answered and scored; null: none")
 
 
@@ -249,7 +249,7 @@ def derive_post_training(
     shape = known or shape_at(recipe.get("model.checkpoint"))
     if recipe.get("lora") is not None:
         off = stage.compares_probabilities
-        reason = "dropout would blur the probabilities that are compared" if off else "usual"
+        reason = "this stage compares probabilities, and dropout would add noise" if off else "usual"
         recipe.fill("lora.dropout", 0.0 if off else LORA_DROPOUT, reason)
     _derive_learning_rates(stage, recipe)
     _derive_train(stage, recipe, machine, shape)
@@ -278,9 +278,9 @@ def _derive_train(stage: Stage, recipe: PartialRecipe, machine: Machine, shape: 
     recipe.fill("train.max_length", length, "the model's context" if longest == length else f"at most {MAX_LENGTH:,}")
     if on_cpu and stage.examples != "conversation":
         # Ratios and preferences are small differences of log-probabilities, and bf16 would save little time here.
-        recipe.fill("train.dtype", "float32", "probabilities are compared, on a CPU")
+        recipe.fill("train.dtype", "float32", "on a CPU, and this stage compares probabilities")
     recipe.fill("train.dtype", *faster_dtype(machine, shape, on_cpu))
-    recipe.fill("train.attn_implementation", "sdpa", "fused, and correct for every combination of parts")
+    recipe.fill("train.attn_implementation", "sdpa", "fused, and supports every combination of parts")
     recipe.fill("train.gradient_checkpointing", False, "set to true if you run out of memory")
     _derive_batch(stage, recipe, machine, rollouts, on_cpu)
     if stage.measures_loss:

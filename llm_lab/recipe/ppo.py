@@ -54,12 +54,12 @@ class PpoOptions(Group):
     )
     cliprange_value: Float = option(
         0.2,
-        help="clip the critic's change from its old value at this",
+        help="maximum change of the critic's estimates on a batch of answers",
         question="Clip range of the critic?",
         gt=0.0,
         advanced=True,
     )
-    num_ppo_epochs: Int = option(2, help="epochs over the same answers", question="Epochs over the same answers?", ge=1)
+    num_ppo_epochs: Int = option(2, help="epochs over each rollout", question="Epochs over each rollout?", ge=1)
     num_mini_batches: Int = option(1, help="updates per epoch", question="Updates per epoch?", ge=1, advanced=True)
     critic: str | None = option(
         help="what the critic starts from: a run or a folder, possibly a reward model",
@@ -89,7 +89,7 @@ class PpoRecipe(RolloutRecipe):
     """PPO: generate answers, score them, and reinforce those that beat the critic's prediction."""
 
     stage: Literal["ppo"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
-    ppo: PpoOptions = option(PpoOptions(), help="how answers are generated and learned from")
+    ppo: PpoOptions = option(PpoOptions(), help="options of PPO")
 
 
 def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelShape | None) -> ModelShape | None:

@@ -31,8 +31,8 @@ from .train_loop import FLASH_MAX_HEAD_DIM, LOOP_RULES, SPLITS, Scheduler, Train
 NAME = "pretrain"
 ABOUT = "train on raw text, from scratch or from a checkpoint"
 WHEN_EXHAUSTED = {
-    "repeat": "start the next epoch of it",
-    "stop": "end the run when the first set is exhausted",
+    "repeat": "start the dataset's next epoch",
+    "stop": "end the run when the first dataset is exhausted",
 }
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
 EVALUATIONS = 10  # in a run that is long enough
@@ -67,13 +67,13 @@ class DataSource(Group):
     )
     streaming: Bool = option(
         False,
-        help="read it while training, in its own order, without a copy on disk",
+        help="read it while training, in its original order, without a copy on disk",
         question="Stream it?",
-        why="For a set that does not fit on disk. Only a small window is stored: rows are read in their own order, "
+        why="For a dataset that does not fit on disk. Only a small window is stored: rows are read in their own order, "
         "unshuffled, and tokenized while the model trains. A resumed run continues where it stopped without reading "
         "again. The end of a stream is not known in advance. With several GPUs each reads the whole stream.",
     )
-    weight: Float = option(1.0, help="share of the mix, relative to the other sets", gt=0.0)
+    weight: Float = option(1.0, help="share of the mix, relative to the other datasets", gt=0.0)
 
 
 class Validation(Group):
@@ -81,7 +81,7 @@ class Validation(Group):
 
     fraction: Float = option(
         0.1,
-        help="share of each set, streams too, that is held out for validation; 0: none",
+        help="share of each dataset, including streams, held out for validation; 0: none",
         question="What share of the text is held out for validation?",
         ge=0.0,
         le=0.5,
@@ -103,7 +103,7 @@ class Validation(Group):
     )
     stream_documents: Int = option(
         1000,
-        help="streams: the first documents are held out, at most this many and at most max_tokens",
+        help="for streams: maximum number of first documents held out, within max_tokens",
         question="Maximum number of documents held out from a stream?",
         ge=1,
         le=100_000,
@@ -135,7 +135,7 @@ class Train(TrainLoop, TrainSteps):
 
     document_mask: Bool = option(
         False,
-        help="attend within a document only; otherwise documents of a row see those before them",
+        help="attend only within a document; otherwise also to the documents before it in the row",
         question="Keep attention within documents?",
         why="Rows are cut from one long text, so a row can hold several documents, separated by the end-of-text token. "
         "With the mask, that token starts the next document, which sees nothing before it, and positions restart. It "
@@ -156,7 +156,7 @@ class Samples(Group):
 
     prompts: tuple[str, ...] = option(
         ("",),
-        help="how the samples start; an empty text: from nothing",
+        help="the prompts of the samples; an empty text: no prompt",
         question="Prompts of the samples?",
         advanced=True,
     )
@@ -192,11 +192,11 @@ class PretrainRecipe(StageRecipe):
         derived="a checkpoint's own; else from model.size: bytes for nano, a BPE for larger ones",
         names="tokenizer",
     )
-    data: tuple[DataSource, ...] = option(..., help="the texts, each with its weight", min_length=1)
+    data: tuple[DataSource, ...] = option(..., help="the datasets, each with its weight", min_length=1)
     when_exhausted: Annotated[str, OneOf(WHEN_EXHAUSTED)] = option(
         "repeat",
-        help="what happens at the end of a set",
-        question="What happens at the end of a set?",
+        help="what happens when a dataset is exhausted",
+        question="What happens when a dataset is exhausted?",
         choices=WHEN_EXHAUSTED,
         why="For up to about four epochs, repeated text is nearly as good as new text (Muennighoff et al. 2023). With "
         "stop, max_steps is first cut to the length of the sets, and the learning rate follows the shorter run. The "
@@ -205,8 +205,8 @@ class PretrainRecipe(StageRecipe):
     )
     validation: Validation = option(Validation(), help="the validation data")
     optimizer: Optimizer = option(Muon(), help="the optimizer")
-    scheduler: Scheduler = option(Scheduler(), help="the learning rate over the run")
-    train: Train = option(Train(), help="the run itself")
+    scheduler: Scheduler = option(Scheduler(), help="the learning-rate schedule")
+    train: Train = option(Train(), help="length, batches, evaluation and precision of the run")
     samples: Samples = option(Samples(), help="texts generated at every evaluation")
     score: Score | None = option(help="held-out prompts that are answered and scored at every evaluation")
 
@@ -239,7 +239,9 @@ def _derive_tokenizer(recipe: PartialRecipe) -> None:
         recipe.fill("tokenizer", recipe.get("model.checkpoint"), "the checkpoint's own")
     elif model_source(recipe.values) == "config":
         designed = (read_config_json(recipe.get("model.config")) or {}).get("lab_tokenizer")
-        recipe.fill("tokenizer", designed or "bytes", "the design's" if designed else "no tokenizer was named")
+        recipe.fill(
+            "tokenizer", designed or "bytes", "from the design" if designed else "the default with a config.json"
+        )
     else:
         size = recipe.get("model.size")
         kind = SIZES[size].tokenizer
@@ -252,7 +254,7 @@ def _kernel(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -
     flex_attention is never chosen: it would be compiled again for every length of a growing sample.
     """
     if recipe.get("device") == "cpu":
-        return "sdpa", "fused, and correct for every combination of parts"
+        return "sdpa", "fused, and supports every combination of parts"
     if position_embedding_of(recipe.values) == "alibi":
         return "sdpa", "FlashAttention would drop ALiBi's position penalties"
     if recipe.get("train.document_mask"):
@@ -262,7 +264,7 @@ def _kernel(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -
     if shape is not None and shape.head_dim > FLASH_MAX_HEAD_DIM:
         return "sdpa", f"FlashAttention supports head sizes up to {FLASH_MAX_HEAD_DIM}"
     if not machine.has_flash_attention:
-        return "sdpa", "fused, and correct for every combination of parts; flash-attn is not installed"
+        return "sdpa", "fused, and supports every combination of parts; flash-attn is not installed"
     window = ", and it skips what the sliding window masks" if recipe.get("model.sliding_window") else ""
     return "flash_attention_2", f"flash-attn is installed{window}"
 
@@ -361,7 +363,7 @@ def estimate(stage: Stage, values: Values, shape: ModelShape | None, machine: Ma
 def _checkpoint_has_its_own_tokenizer(values: Values) -> Iterator[Problem]:
     model, tokenizer = values.get("model"), values.get("tokenizer")
     if isinstance(model, Mapping) and "checkpoint" in model and tokenizer not in (None, model["checkpoint"]):
-        why = "the checkpoint has its own tokenizer, and its embeddings work with no other"
+        why = "the checkpoint has its own tokenizer, and its embeddings only work with that one"
         yield Problem("tokenizer", why, value=tokenizer, fix="Leave it out.")
 
 

@@ -43,12 +43,12 @@ class PipelineRecipe(Group):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
     )
-    seed: Int = option(1337, help="the seed of each stage that sets none", ge=0, le=2**32 - 1)
+    seed: Int = option(1337, help="the seed of stages that do not set one", ge=0, le=2**32 - 1)
     device: Annotated[str, OneOf(DEVICES)] = option(
-        "cuda", help="the device of each stage that sets none", choices=DEVICES
+        "cuda", help="the device of stages that do not set one", choices=DEVICES
     )
-    score: Score | None = option(help="the score of each stage that sets none: the same held-out prompts for all")
-    stages: tuple[dict[str, Any], ...] = option(..., help="the stages, each a recipe of its own", min_length=1)
+    score: Score | None = option(help="the score of stages that do not set one: the same held-out prompts for all")
+    stages: tuple[dict[str, Any], ...] = option(..., help="the stages; each is a recipe", min_length=1)
 
 
 def named_in(values: Values, *kinds: str) -> Iterator[tuple[str, str]]:

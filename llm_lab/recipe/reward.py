@@ -17,8 +17,8 @@ class RewardOptions(Group):
 
     center_rewards_coefficient: Float = option(
         0.01,
-        help="pulls the mean score towards 0 (Eisenstein et al. 2023)",
-        question="Pull scores towards 0 by?",
+        help="weight of a penalty that keeps the mean score near 0 (Eisenstein et al. 2023)",
+        question="Weight of the penalty that keeps the mean score near 0?",
         ge=0.0,
         advanced=True,
     )
@@ -29,7 +29,7 @@ class RewardRecipe(TuneRecipe):
 
     stage: Literal["reward"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
     validation: ExampleValidation = option(ExampleValidation(), help="the validation examples")
-    reward: RewardOptions = option(RewardOptions(), help="what is learned from a preference")
+    reward: RewardOptions = option(RewardOptions(), help="options of the reward model")
 
 
 REWARD = Stage(

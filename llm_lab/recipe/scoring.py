@@ -12,12 +12,12 @@ from .fields import Float, Group, Int, OneOf, option
 from .stage import PartialRecipe, Rule, Stage, Values
 
 REWARDS = {
-    "exact_number": "1 if the last number of the answer is the right one",
-    "exact_match": "1 if the text of the answer is the right one",
+    "exact_number": "1 if the last number of the answer is correct",
+    "exact_match": "1 if the answer equals the reference answer",
     "regex": "1 if `pattern` is found in the answer",
     "format": "1 if the whole answer matches `pattern`",
     "length": "from 1 down to 0 as the answer grows to `length` characters",
-    "repetition": "minus the share of repeated runs of `ngram` words",
+    "repetition": "minus the share of repeated n-grams of `ngram` words",
 }
 # {option of a reward term: (the reward functions that have it, whether they require it)}
 REWARD_OPTIONS: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -42,7 +42,7 @@ class Columns(Group):
 
 
 class RewardTerm(Group):
-    """One term of the reward: a built-in function, a reward model, or a Python function of your own."""
+    """One term of the reward: a built-in function, a reward model, or your own Python function."""
 
     name: Annotated[str, OneOf(REWARDS)] | None = option(help="a built-in reward function", choices=REWARDS)
     model: str | None = option(
@@ -52,7 +52,7 @@ class RewardTerm(Group):
     weight: Float = option(1.0, help="weight in the sum")
     pattern: str | None = option(help="regex and format: a regular expression", min_length=1)
     length: Int | None = option(help="length: number of characters at which the reward is 0", ge=1)
-    ngram: Int | None = option(help="repetition: words per run; default 3", ge=1)
+    ngram: Int | None = option(help="repetition: words per n-gram; default 3", ge=1)
 
 
 class Score(Group):
@@ -77,7 +77,7 @@ class Score(Group):
         ge=1,
     )
     rewards: tuple[RewardTerm, ...] | None = option(
-        help="what scores an answer",
+        help="the reward terms that score an answer",
         derived="the stage's own rewards, else exact_match (exact_number for builtin:sums)",
     )
 
@@ -119,7 +119,7 @@ def _term_problems(key: str, term: Mapping[str, Any]) -> Iterator[Problem]:
     given = [way for way in ("name", "model", "python") if term.get(way) is not None]
     if len(given) != 1:
         why = f"a reward term has one of name, model and python; this one has {', '.join(given) or 'none'}"
-        yield Problem(key, why, allowed=one_of([*REWARDS]), fix="Make each its own term.")
+        yield Problem(key, why, allowed=one_of([*REWARDS]), fix="Write a separate term for each.")
         return
     name = term.get("name")
     for setting, (owners, required) in REWARD_OPTIONS.items():
@@ -144,7 +144,7 @@ def prompts_must_be_named(stage: str) -> Rule:
         score = values.get("score")
         if isinstance(score, Mapping) and not score.get("path"):
             why = f"the data of {stage} contains no prompts to score on"
-            yield Problem("score.path", why, fix="Name a set of prompts, or leave score out.")
+            yield Problem("score.path", why, fix="Set score.path to a dataset with prompts, or leave score out.")
 
     return prompts_are_named
 
@@ -153,8 +153,8 @@ def prompts_are_held_out(values: Values) -> Iterator[Problem]:
     """Prompts to score on come from the data: some of it has to be held out."""
     score = values.get("score")
     if isinstance(score, Mapping) and not score.get("path") and not (values.get("validation") or {}).get("fraction"):
-        why = "validation.fraction = 0 holds out no prompts to score on"
-        yield Problem("score.path", why, fix="Name a set of prompts, hold out a fraction, or set score: null.")
+        why = "with validation.fraction = 0, no prompts are held out for scoring"
+        yield Problem("score.path", why, fix="Set score.path, set a validation.fraction above 0, or set score: null.")
 
 
 REWARD_RULES: tuple[Rule, ...] = (_reward_terms_are_complete,)

@@ -36,7 +36,7 @@ class SftRecipe(TalkRecipe):
 
     stage: Literal["sft"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
     validation: ExampleValidation = option(ExampleValidation(), help="the validation examples")
-    sft: SftOptions = option(SftOptions(), help="what is learned from an example")
+    sft: SftOptions = option(SftOptions(), help="options of SFT")
 
 
 SFT = Stage(

@@ -161,6 +161,6 @@ def repeated_sets(values: Values) -> Iterator[Problem]:
         same = tuple(source.get(key) for key in ("path", "subset", "split", "text_column"))
         if same in seen:
             fix = "Remove one." if "weight" not in source else "List it once, with a larger weight."
-            why = f"the same set is already at data.{seen[same]}"
+            why = f"the same dataset is already at data.{seen[same]}"
             yield Problem(f"data.{index}.path", why, value=source.get("path"), fix=fix)
         seen.setdefault(same, index)

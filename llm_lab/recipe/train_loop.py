@@ -19,7 +19,7 @@ from .stage import PartialRecipe, Rule, Values
 
 SCHEDULERS = {
     "cosine": "half a cosine; the standard",
-    "linear": "a straight line",
+    "linear": "a straight line down",
     "polynomial": "(1 - progress) to a power",
     "wsd": "warm-up, stable, decay: constant, then a drop at the end",
     "none": "constant after warm-up",
@@ -55,11 +55,11 @@ class Scheduler(Group):
 
     name: Annotated[str, OneOf(SCHEDULERS)] = option(
         "cosine",
-        help="the learning-rate curve after warm-up",
-        question="Which learning-rate curve?",
+        help="the learning-rate schedule after warm-up",
+        question="Which learning-rate schedule?",
         choices=SCHEDULERS,
-        why="The last, small steps bring most of the gain, so every curve but `none` ends at the floor. A wsd run can "
-        "be continued from its constant part; the other curves are made for one length.",
+        why="The last, small steps bring most of the gain, so all but `none` end at min_ratio. A wsd run can "
+        "be continued from its constant part; the others are made for one length.",
     )
     warmup_steps: Derived[Int] = option(
         help="warm-up steps",
@@ -76,8 +76,8 @@ class Scheduler(Group):
     )
     min_ratio: Float = option(
         0.1,
-        help="the floor, as a share of the peak learning rate",
-        question="Floor, as a share of the peak?",
+        help="final learning rate, as a share of the peak",
+        question="Final learning rate, as a share of the peak?",
         ge=0.0,
         le=1.0,
         when={"scheduler.name": ("cosine", "linear", "polynomial", "wsd")},
@@ -93,8 +93,8 @@ class Scheduler(Group):
     )
     decay_ratio: Float = option(
         0.2,
-        help="share of the run that decays, at the end",
-        question="Share of the run that decays?",
+        help="share of the run, at its end, in which the learning rate decays",
+        question="Share of the run in which the learning rate decays?",
         why="10 to 20 % is enough (Hu et al. 2024). The constant part can be continued later.",
         gt=0.0,
         le=1.0,
@@ -113,20 +113,20 @@ class TrainLoop(Group):
     """What every trained stage sets: batches, evaluations, checkpoints, precision."""
 
     per_device_train_batch_size: Derived[Int] = option(
-        help="rows of a batch, per device",
-        question="Rows of a batch?",
+        help="batch size per device, in rows",
+        question="Batch size per device, in rows?",
         derived="16 on a CPU; on a GPU as many as fit into its memory",
         ge=1,
     )
     gradient_accumulation_steps: Derived[Int] = option(
-        help="batches per step",
-        question="Batches per step?",
+        help="batches per optimizer step",
+        question="Batches per optimizer step (gradient accumulation)?",
         derived="1 on a CPU; on a GPU up to about 0.25 M tokens per step",
         ge=1,
         advanced=True,
     )
     max_grad_norm: Float = option(
-        1.0, help="clip gradients at this norm", question="Clip gradients at?", gt=0.0, advanced=True
+        1.0, help="clip gradients to this norm", question="Maximum gradient norm?", gt=0.0, advanced=True
     )
     eval_steps: Derived[Int] = option(
         help="steps between evaluations",
@@ -137,7 +137,7 @@ class TrainLoop(Group):
     save_steps: Derived[Int] = option(
         help="steps between checkpoints; a crash loses at most these",
         question="Steps between checkpoints?",
-        derived="eval_steps",
+        derived="same as eval_steps",
         ge=1,
     )
     save_total_limit: Int = option(
@@ -215,7 +215,7 @@ def fill_intervals(recipe: PartialRecipe, *, evaluations: int) -> None:
     recipe.fill("scheduler.warmup_steps", min(2000, steps // 20), "5 % of max_steps, at most 2,000")
     every = max(min(steps, 10), steps // evaluations)
     recipe.fill("train.eval_steps", every, f"{SHARES[evaluations]} of max_steps, at least 10")
-    recipe.fill("train.save_steps", recipe.get("train.eval_steps"), "eval_steps")
+    recipe.fill("train.save_steps", recipe.get("train.eval_steps"), "same as eval_steps")
     recipe.fill("train.logging_steps", min(50, max(1, steps // 50)), "a fiftieth of max_steps, 1 to 50")
 
 
@@ -236,7 +236,7 @@ def _warmup_ends_within_the_run(values: Values) -> Iterator[Problem]:
     if warmup is not None and steps is not None and warmup >= steps:
         yield Problem(
             "scheduler.warmup_steps",
-            f"warm-up is not shorter than the run of train.max_steps = {steps}",
+            f"the warm-up must be shorter than the run of train.max_steps = {steps}",
             value=warmup,
             allowed=f"0 to {steps - 1}",
             fix=f"Try {max(0, steps // 20)}.",
@@ -265,7 +265,7 @@ def _warmup_is_set_once(values: Values) -> Iterator[Problem]:
     if ratio is not None and warmup is not None and steps and warmup != warmup_steps_of(ratio, steps):
         yield Problem(
             "scheduler.warmup_ratio",
-            f"it gives {warmup_steps_of(ratio, steps)} of {steps} steps, but scheduler.warmup_steps = {warmup}",
+            f"it results in {warmup_steps_of(ratio, steps)} of {steps} steps, but scheduler.warmup_steps = {warmup}",
             value=ratio,
             fix="Remove one of the two.",
         )

@@ -84,7 +84,7 @@ def _limits(run: RunFolder) -> Iterator[str]:
         at = f" at step {results['step']:,}" if "step" in results else ""
         yield f"Incomplete: {status}{at}." + (f" {facts['error']}" if facts.get("error") else "")
     if facts.get("device") == "cpu" and "step" in results:
-        yield "Trained in CPU mode: a tiny model, whose speed says nothing about a GPU."
+        yield "Trained in CPU mode, with a tiny model: the speed on a GPU will be different."
     exhausted = facts.get("exhausted")
     if exhausted:
         step, planned = exhausted["step"], exhausted["max_steps"]

@@ -82,7 +82,7 @@ class RunFolder:
         write_atomically(self.recipe_path, text)
 
     def status(self) -> str:
-        """Return done, stopped, failed, running, or interrupted if the process that ran it is gone."""
+        """Return done, stopped, failed, running, or interrupted if the process that ran it no longer exists."""
         facts = self.facts()
         status = facts.get("status", "unknown")
         if status == "running" and not _alive(facts.get("process", {})):
@@ -215,7 +215,10 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         why, fix = "no model has been saved here yet", "`llm-lab list runs` lists the runs."
         stage = stage_of(RunFolder(existing).facts())
         if stage is not None and stage.makes is None:
-            why, fix = "the run evaluated a model and made none", f"Use the model it evaluated: {_source_of(existing)}"
+            why, fix = (
+                "the run evaluated a model and made no new one",
+                f"Use the model it evaluated: {_source_of(existing)}",
+            )
         if existing.is_file():
             why, fix = "this is a file, but a model is a folder", "Name a run, or the folder with config.json."
         raise UserError(Problem(str(path), why, fix=fix))

@@ -61,20 +61,20 @@ GLOSSARY: Mapping[str, Mapping[str, Quantity]] = {
         ),
         "learning_rate": Quantity(
             "learning rate",
-            "Step size of the optimizer, as the schedule sets it.",
+            "Step size of the optimizer, set by the schedule.",
             "rises during warm-up, then follows the schedule.",
             write="{:#.3g}".format,
         ),
         "grad_norm": Quantity(
             "gradient norm",
-            "Length of the gradient of all trained weights, before clipping.",
+            "L2 norm of the gradient of all trained weights, before clipping.",
             "steady or slowly falling; frequent spikes mean the learning rate is too high.",
             write="{:.2f}".format,
         ),
         "unclipped_share": Quantity(
             "unclipped share",
             "Share of weights whose Sophia update is below the clip threshold.",
-            "10 to 50 %; tune optimizer.rho otherwise.",
+            "10 to 50 %; otherwise change optimizer.rho.",
             "share",
             percent,
         ),
@@ -215,7 +215,7 @@ GLOSSARY: Mapping[str, Mapping[str, Quantity]] = {
         "kl": Quantity(
             "KL",
             "KL divergence from the reference model, averaged over the output tokens.",
-            "grows slowly; a jump means the model leaves the language it started with: raise beta or kl_coef.",
+            "grows slowly; a jump means the model is moving too far from the reference model: raise beta or kl_coef.",
             _NATS,
             _SMALL,
         ),
@@ -261,7 +261,7 @@ GLOSSARY: Mapping[str, Mapping[str, Quantity]] = {
         ),
         "critic_grad_norm": Quantity(
             "value gradient norm",
-            "Length of the gradient of the value model, before clipping.",
+            "L2 norm of the gradient of the value model, before clipping.",
             "steady or falling.",
             write="{:.2f}".format,
         ),

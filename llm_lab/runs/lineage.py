@@ -160,7 +160,7 @@ def _trace(place: str, digest_of: Digest, root: Path, seen: tuple[str, ...]) -> 
     recorded = facts.get("parent")
     parent = link(PARENT, recorded["path"], recorded.get("digest")) if recorded else None
     others = []
-    if parent is not None and parent.node is None and facts.get("base"):  # a merge whose adapter is gone
+    if parent is not None and parent.node is None and facts.get("base"):  # a merge whose adapter no longer exists
         others.append(link("base", facts["base"]["path"], facts["base"].get("digest")))
     known = facts.get("references") or {}
     for key, name in references_of(_recipe_of(run)):
@@ -193,7 +193,7 @@ def _link(
 
 
 def _find(name: str, digest: str | None, near: Path, digest_of: Digest, root: Path) -> str | None:
-    """Return where a model is now (it may have moved together with the run that names it); None if it is gone."""
+    """Return where a model is now (it may have moved together with the run that names it); None if it is missing."""
     given = Path(name).expanduser()
     for candidate in (given, *places_after_move(near, given)):
         if not candidate.is_dir():

@@ -48,7 +48,7 @@ def compose(checkpoint: str | Path, *, name: str | None, digest_of: Digest, root
     line = line_of(target)
     problems = list(_missing(line, target, digest_of))
     if target.run is None:
-        why = "no LLM Lab run made it, so there is no recipe to replay"
+        why = "it was not made by a run of LLM Lab, so there is no recipe to replay"
         problems.insert(0, Problem(str(checkpoint), why))
     if problems or target.run is None:
         raise UserError(*problems)

@@ -209,7 +209,7 @@ class PPOTrainer(RolloutTrainer):
             return
         stored, trained = load_file(Path(checkpoint) / CRITIC_FILE), self._trained_of_critic()
         if stored.keys() != trained.keys():
-            why = "the critic in this checkpoint has other parameters than the recipe's critic"
+            why = "the critic in this checkpoint has different parameters from the recipe's critic"
             raise UserError(Problem("ppo.critic", why, value=checkpoint, fix="Resume with the recipe of the run."))
         with torch.no_grad():
             for name, parameter in trained.items():

@@ -123,7 +123,7 @@ def _ask_plainly(question: Question) -> Any:
     if question.allowed:
         print(_folded(question.allowed))
     for number, choice in enumerate(question.choices, 1):
-        not_now = f"  (not now: {one_line(choice.why_not)})" if choice.why_not else ""
+        not_now = f"  (not available: {one_line(choice.why_not)})" if choice.why_not else ""
         print(f"  {number:>2}  {one_line(choice.text)}{not_now}")
     read = _read_numbers if question.choices else _read_text
     answer, trouble = read(question)
@@ -156,7 +156,7 @@ def _read_numbers(question: Question) -> tuple[Any, str | None]:
         return None, f"Enter {'numbers' if several else 'a number'} from 1 to {len(values)}."
     reasons = [reason for word in words if (reason := question.choices[int(word) - 1].why_not)]
     if reasons:
-        return None, f"Not now: {reasons[0]}."
+        return None, f"Not available: {reasons[0]}."
     picked = [values[int(word) - 1] for word in words]
     return (picked if several else picked[0]), None
 

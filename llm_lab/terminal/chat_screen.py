@@ -32,7 +32,7 @@ COMMANDS = {
     "model": ("PATH", "talk to another checkpoint"),
     "compare": ("OTHER [TEXT]", "compare with another model; base: without the adapter"),
     "time": ("[TEXT]", "compare the answers of all checkpoints of this run"),
-    "quit": ("", "leave (or Ctrl-D)"),
+    "quit": ("", "quit (or Ctrl-D)"),
 }
 MODES = {
     "chat": "chat mode: you write a message, the model answers",
@@ -45,7 +45,7 @@ STOPS = {
     "stopped": "stopped",
 }
 ENDED = ("end", "completion")
-LEAVING = "Press Ctrl-C again, or Ctrl-D, to leave."
+LEAVING = "Press Ctrl-C again, or Ctrl-D, to quit."
 PROMPT = "> "
 
 

@@ -233,7 +233,7 @@ class Wizard:
             wait_for_enter()
         elif isinstance(effect, RunDoctor):
             begin_screen("Doctor")
-            print_waiting("Looking ...")
+            print_waiting("Reading ...")
             self.commands.doctor()
             wait_for_enter()
         elif isinstance(effect, ShowTokens):

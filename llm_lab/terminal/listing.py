@@ -181,7 +181,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     if is_reward_model(folder):
         return [*rows, ("reward model", "scores answers; it can't generate text or be exported")]
     if not whole:
-        rows.append(("loads in", "peft, with its base; as a full model after: llm-lab merge " + name))
+        rows.append(("loads in", "peft, together with its base; for a full model: llm-lab merge " + name))
     return rows + _loading_rows(config, *(("loads in", "GGUF") if whole else ("merged", "merged, GGUF")))
 
 
@@ -279,7 +279,7 @@ def _node_rows(node: Node, before: Node | None) -> Iterator[tuple[str, str, str]
         if link.state == CHANGED:
             yield "warning", f"the weights in {link.place} have changed since", "warn"
         elif link.state == GONE and link.key != PARENT:
-            yield "warning", f"{link.place} is gone", "warn"
+            yield "warning", f"{link.place} no longer exists", "warn"
     if node.run is None:
         return
     status = node.run.status()

@@ -104,7 +104,7 @@ def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if lora:
         extra = ", DoRA" if lora["use_dora"] else ""
         extra += ", on a 4-bit base" if lora["load_in_4bit"] else ""
-        yield "trained", f"LoRA adapter: {lora['preset']}, r {lora['r']}, alpha {lora['alpha']:g}{extra}", ""
+        yield "trained", f"LoRA adapter: preset {lora['preset']}, r {lora['r']}, alpha {lora['alpha']:g}{extra}", ""
     elif "lora" in values:
         yield "trained", "all weights", ""
 
@@ -164,7 +164,7 @@ def _model(values: Mapping[str, Any]) -> str:
         return str(model)
     if "checkpoint" in model:
         stage = STAGES[values["stage"]]
-        return f"{model['checkpoint']}: {'trained from its weights' if stage.trains else stage.about}"
+        return f"{model['checkpoint']}: {'starts from its weights' if stage.trains else stage.about}"
     if "config" in model:
         return f"{model['config']}, from scratch"
     parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))

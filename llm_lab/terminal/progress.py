@@ -297,7 +297,7 @@ def _silence() -> list[Any]:
 
 
 def _terminal_errors() -> tuple[type[Exception], ...]:
-    """Return what fails when the terminal is gone."""
+    """Return what fails when the terminal no longer exists."""
     import termios
 
     return termios.error, OSError, ValueError

@@ -29,7 +29,7 @@ STREAM_WHY = (
 )
 HUB_WHY = "The dataset's page on the Hub shows both. Most sets have no subsets and a split called train."
 MIX_WHY = "Several sets of {} are mixed by weights that you set next. Part of each set is kept for validation."
-SETS_WHY = "Each set is measured on its own."
+SETS_WHY = "Each dataset is measured separately."
 NOUNS = {"text": "texts", "conversation": "conversations", "preference": "preference pairs", "prompt": "prompts"}
 LOOKED_AT = "The format is recognised from the first rows; if it isn't, you choose the columns."
 WHY = {
@@ -137,7 +137,7 @@ def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:
             f"data.{number + 1}",
             f"Another set of {NOUNS[kind]}{' to mix in' if mixed else ''}?",
             default=len(sets) < len(earlier),
-            no="no, that is all",
+            no="no, continue",
             help=f"{source['path']}: {found.text()}",
             why=MIX_WHY.format(NOUNS[kind]) if mixed else SETS_WHY,
             screen=draft.screen,
@@ -172,7 +172,7 @@ def _ask_set(
             f"Which {NOUNS[kind]}?",
             kind="path",
             default=str(default["path"]),
-            help=f"data.{number}.path: {key.help if key else 'where the data are'}",
+            help=f"data.{number}.path: {key.help if key else 'where the data is'}",
             why=WHY[kind],
             allowed=f"{TEXTS if kind == 'text' else EXAMPLES} is built in. Tab completes paths.",
             check=check,
@@ -223,7 +223,7 @@ def _ask_hub_keys(draft: Draft, source: Source, kind: str, *, streams: bool, spl
     found |= _given("subset", (yield from ask("subset", "Subset (empty: none)?")))
     if kind == "text":
         last = not streams
-        found |= _given("text_column", (yield from ask("text_column", "Text column (empty: find it)?")))
+        found |= _given("text_column", (yield from ask("text_column", "Text column (empty: detect it)?")))
         if not last:
             found |= yield from _ask_streaming(draft, source, found)
             return found
@@ -282,7 +282,7 @@ def _ask_columns(draft: Draft, source: Source, kind: str, trouble: str) -> Flow[
     form = next(iter(forms))
     if len(forms) > 1:
         choices = tuple(Choice(name, name) for name in forms)
-        form = yield draft.ask("columns", "What is a row?", choices=choices, help=help_line, why=WHY[kind],
+        form = yield draft.ask("columns", "What does a row contain?", choices=choices, help=help_line, why=WHY[kind],
                                notice=trouble)  # fmt: skip
     picked: dict[str, str] = {}
     fields = forms[form]

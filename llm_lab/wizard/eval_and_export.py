@@ -58,7 +58,7 @@ def askers_of(stage: str) -> dict[str, Ask]:
 
 
 def ask_measured(draft: Draft) -> Flow[Draft]:
-    """Ask what the model is measured on: what its own run held out, or texts, prompts and tasks of the user's."""
+    """Ask what the model is measured on: the validation data of its own run, or texts, prompts and tasks."""
     at = DONE
     while (group := (yield _measured_question(draft, at))) != DONE:
         at, named = group, _named(draft, group)
@@ -74,7 +74,7 @@ def ask_measured(draft: Draft) -> Flow[Draft]:
 
 def _measured_question(draft: Draft, at: str) -> Question:
     named = {group: _named(draft, group) for group in MEASURED}
-    choices = [Choice(DONE, "Done, use these" if any(named.values()) else "what its own run held out")]
+    choices = [Choice(DONE, "Done, use these" if any(named.values()) else "the validation data of its own run")]
     for group, about in MEASURED.items():
         why_not = _why_missing("lm_eval") if group == "tasks" else None
         choices.append(Choice(group, f"{about}{': ' + named[group] if named[group] else ''}", why_not))
@@ -178,8 +178,8 @@ def ask_push(draft: Draft) -> Flow[Draft]:
         "push",
         "Push it to the Hub?",
         default=now is not None,
-        yes="yes, to a repository of mine",
-        no="no, keep it here",
+        yes="yes, to my repository",
+        no="no, only on this machine",
         help="export.push: a repository on the Hub that it is pushed to",
         why=PUSH_WHY,
         screen=draft.screen,

@@ -133,14 +133,14 @@ def effect(resolved: Resolved | None) -> str:
 def _derive_again(draft: Draft, path: str, key: Key) -> list[Choice]:
     if not key.derived or not draft.is_answered(path):
         return []
-    return [Choice(DERIVE, "undo my answer: derive it", effect=f"Derived: {key.derived}.")]
+    return [Choice(DERIVE, "use the derived value again", effect=f"Derived: {key.derived}.")]
 
 
 def _left_open(key: Key, now: Any) -> list[Choice]:
     """A value that is derived only when the run starts is None until then; Enter leaves it so."""
     if now is not None or not _is_optional(key):
         return []
-    return [Choice(DERIVE, "leave it open", effect=f"Derived: {key.derived}." if key.derived else "")]
+    return [Choice(DERIVE, "leave unset", effect=f"Derived: {key.derived}." if key.derived else "")]
 
 
 def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Choice]:

@@ -57,14 +57,14 @@ from .questions import (
 from .review import start_question
 from .training_runs import run_of_stage
 
-LEAVE = "Leave"
+LEAVE = "Quit"
 RUNS_SHOWN = 2
 MOST_COMPARED = 6
 EVALUATE, CHECKPOINTS, REPLAY = "Evaluate", "Checkpoints", "Replay a recipe"
 MENU_WHY = (
-    "From top to bottom, the life of a model: design its parts, pretrain it on text, train it to answer (SFT) and to "
-    "answer better (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run is a recipe file that runs "
-    "without this wizard too: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu and keeps the answers."
+    "The usual order is from top to bottom: design a model's parts, pretrain it on text, train it to answer (SFT) and "
+    "to answer better (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run is a recipe file, which also "
+    "runs without this wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu and keeps the answers."
 )
 CHECKPOINT_WHY = "Any of your runs, any Hugging Face folder with a causal language model, or a name on the Hub."
 EVALUATE_WHY = (
@@ -142,7 +142,7 @@ def draft_question() -> Question:
         "Continue your draft?",
         choices=(Choice(True, "continue where I was"), Choice(False, "start over")),
         why="Your answers so far were kept; Esc goes back through them.",
-        screen=Screen("a draft was kept"),
+        screen=Screen("a saved draft"),
     )
 
 
@@ -164,9 +164,9 @@ def evaluate() -> Flow[Next | None]:
     choices = (
         Choice(EVAL.name, "Measure a model: loss, answers, speed, tasks"),
         Choice("compare", "Compare models: the same prompts, side by side"),
-        Choice("time", "Time machine: one prompt, every checkpoint of a run", None if kept else "no run kept any"),
+        Choice("time", "Compare the checkpoints of a run on one prompt", None if kept else "no run has checkpoints"),
     )
-    picked = yield Question("evaluate", "What would you like to know?", choices=choices, why=EVALUATE_WHY,
+    picked = yield Question("evaluate", "What would you like to measure?", choices=choices, why=EVALUATE_WHY,
                             screen=Screen(EVALUATE))  # fmt: skip
     if picked == EVAL.name:
         return Next(EVAL.name, can_return=True)
@@ -178,8 +178,8 @@ def evaluate() -> Flow[Next | None]:
         return None
     named = tuple(Choice(str(run.path), f"{run.path}: {_steps(run)}") for run in kept)
     name = yield Question("time.run", "Which run?", choices=named, why=STEPS_WHY,
-                          screen=Screen(EVALUATE, "the time machine"))  # fmt: skip
-    if not (yield Compare((name,), (yield from _ask_prompts(f"the time machine: {name}")), steps=True)):
+                          screen=Screen(EVALUATE, "compare checkpoints"))  # fmt: skip
+    if not (yield Compare((name,), (yield from _ask_prompts(f"compare checkpoints: {name}")), steps=True)):
         yield BackTo("prompt")
     return None
 
@@ -220,7 +220,7 @@ def _ask_prompts(where: str) -> Flow[tuple[str, ...]]:
 
 def checkpoints() -> Flow[Next | None]:
     """Look at runs and models, and choose what to do with one."""
-    path = yield from _ask_checkpoint(CHECKPOINTS, "Which one?", list_runs())
+    path = yield from _ask_checkpoint(CHECKPOINTS, "Folder or Hub name?", list_runs())
     run = next((run for run in list_runs() if str(run.path) == path), None)
     here = "checkpoint.next"
     picked = yield Question(
@@ -255,12 +255,12 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
         choices.append(Choice("next", "Train its model further, or merge it"))
     choices += [Choice(EVAL.name, "Evaluate it"), Choice(EXPORT.name, "Export it")] if generates else []
     if generates and run is not None and run.checkpoints():
-        choices.append(Choice("time", "Time machine: one prompt, every checkpoint"))
+        choices.append(Choice("time", "Compare its checkpoints on one prompt"))
     if run is not None and run.recipe_path.exists():
         if run.status() in ("stopped", "interrupted", "failed"):
             choices.append(Choice("resume", "Resume this run"))
         choices.append(Choice("replay", "Replay its recipe as a new run"))
-        choices.append(Choice("lineage", "Reproduce its whole lineage"))
+        choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))
     return choices
 
 

@@ -25,7 +25,7 @@ BPE_ENTRIES = 4096
 TOKENIZERS = {
     "bytes": "bytes: 257 entries, any text in any language, long sequences",
     "bpe": "a BPE trained on your own data",
-    "named": "one on the Hub or in a folder: gpt2, Qwen/Qwen3-0.6B ...",
+    "named": "a tokenizer from the Hub or a folder: gpt2, Qwen/Qwen3-0.6B ...",
 }
 TOKENIZER_WHY = (
     "The tokenizer decides what one token is. Bytes need no training and no parameters for a large vocabulary: best "
@@ -109,7 +109,7 @@ def ask_name(draft: Draft) -> Flow[Draft]:
         kind="text",
         default=draft.raw.get("name") or "my-model",
         help=f"The design is written to {MODELS}/<name>/config.json.",
-        why="The name of its folder, and the first name of runs that train it.",
+        why="Used for its folder, and suggested as the name of runs that train it.",
         allowed="Letters, digits, '.', '_' and '-', beginning with a letter or digit.",
         check=lambda text: None if re.match(pattern, text.strip()) else f'"{text.strip()}" is not a valid name.',
     )
@@ -138,7 +138,7 @@ def ask_tokenizer(draft: Draft) -> Flow[Draft]:
 def _ask_bpe(draft: Draft, now: Any) -> Flow[dict[str, int]]:
     text = yield draft.ask(
         "tokenizer.bpe",
-        "How many entries at most?",
+        "Maximum vocabulary size?",
         kind="text",
         default=str(now["bpe"] if isinstance(now, Mapping) else BPE_ENTRIES),
         help="tokenizer.bpe: entries of a BPE vocabulary trained on the run's data",

@@ -141,7 +141,7 @@ def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
     runs = [str(run.path) for run in runs_with_a_model()]
     source = _source_of(draft, runs)
     choices = (
-        Choice("parts", "a preset size, with today's usual parts"),
+        Choice("parts", "a preset size, with standard parts"),
         Choice(
             "design", f"one of my designs ({len(designs)})", None if designs else "none yet: Design a model creates one"
         ),
@@ -212,7 +212,7 @@ def ask_other_model(draft: Draft, path: str) -> Flow[Draft]:
     question = draft.ask(
         path,
         (key.question or path).split(" (")[0].rstrip("?") + "?",
-        choices=(Choice("", f"leave it open: {key.derived}"),),
+        choices=(Choice("", f"leave unset: {key.derived}"),),
         default=str(draft.value(path) or ""),
         help=draft.help(path),
         why=WHY,

@@ -169,7 +169,7 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
     """Ask for a file and write the draft as a recipe: the answers, with comments; derived values as remarks."""
     text = yield draft.ask(
         "save",
-        "Save the recipe where?",
+        "Where should the recipe be saved?",
         kind="path",
         default=f"configs/{draft.raw.get('name') or 'my-run'}.yaml",
         why="`llm-lab list recipes` and Replay a recipe list the files in configs/.",
@@ -184,7 +184,7 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
         for key, value in draft.raw.items()
         if value not in ({}, None) or (value is None) != (fields[key].default is None)
     }
-    header = (f"{draft.raw['stage']}: {draft.raw.get('name')}", "", f"llm-lab run {path}", "", "Derived for now:")
+    header = (f"{draft.raw['stage']}: {draft.raw.get('name')}", "", f"llm-lab run {path}", "", "Derived values:")
     derived = tuple(f"  {key}: {origin.reason}" for key, origin in resolved.origins.items() if origin.kind == "derived")
     yield WriteRecipe(path, to_yaml(answers, type(resolved.recipe), lambda _, help_text: help_text, header + derived))
 

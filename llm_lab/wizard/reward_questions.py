@@ -21,11 +21,11 @@ WHY = (
 )
 PYTHON_WHY = (
     "def polite(completions, **columns): return a list of numbers, one for each completion; columns holds the other "
-    "columns of the data, as lists. The training process runs the file with your rights."
+    "columns of the data, as lists. The training process runs the file with your permissions."
 )
 DEFAULTS = {"pattern": "The answer is -?[0-9]+", "length": "200", "ngram": ""}
 DONE = "done"
-WAYS = {"name": "a built-in function", "model": "a reward model", "python": "a Python function of your own"}
+WAYS = {"name": "a built-in function", "model": "a reward model", "python": "your own Python function"}
 
 
 def ask_rewards(draft: Draft, path: str = "rewards") -> Flow[Draft]:
@@ -60,7 +60,7 @@ def _written(term: Mapping[str, Any]) -> Term:
 def _about(term: Mapping[str, Any]) -> str:
     if term.get("name"):
         return f"{REWARDS[term['name']]}."
-    return "A reward model." if term.get("model") else "A Python function of your own."
+    return "A reward model." if term.get("model") else "Your own Python function."
 
 
 def _change(draft: Draft, path: str, terms: list[Term], number: int) -> Flow[list[Term]]:
@@ -68,7 +68,7 @@ def _change(draft: Draft, path: str, terms: list[Term], number: int) -> Flow[lis
     choices = [Choice("weight", "Change its weight")]
     choices += [Choice("options", "Change its settings")] if _keys_of(term) else []
     choices.append(Choice("remove", "Remove it"))
-    picked = yield draft.ask(f"{path}.{number}", "What to do with it?", choices=tuple(choices), why=WHY,
+    picked = yield draft.ask(f"{path}.{number}", "What would you like to do with it?", choices=tuple(choices), why=WHY,
                              help=f"{describe_term(term)}: {_about(term)}")  # fmt: skip
     if picked == "remove":
         return [*terms[:number], *terms[number + 1 :]]
@@ -170,7 +170,7 @@ def _ask_python(draft: Draft, path: str) -> Flow[str]:
     file, _, name = text.rpartition(":")
     trusted = yield yes_no(
         f"{path}.python.trusted",
-        f"Run this file with your rights, for its function {name}?",
+        f"Run this file with your permissions, to use its function {name}?",
         default=False,
         yes="yes, I wrote it or have read it",
         help=str(Path(file).expanduser().resolve()),

@@ -212,7 +212,7 @@ def ask_length(draft: Draft) -> Flow[Draft]:
     """Ask how long the run is: in epochs, or in steps."""
     picked = yield draft.ask(
         "train.length",
-        "How long?",
+        "Set the length in epochs or in steps?",
         choices=(Choice(EPOCHS, "in epochs"), Choice(STEPS, "in steps")),
         default=EPOCHS if draft.value(STEPS) is None else STEPS,
         help="train: the length of the run",
@@ -313,7 +313,7 @@ def ask_advanced(draft: Draft, asked: tuple[str, ...], askers: Mapping[str, Ask]
 
 
 def _advanced_question(draft: Draft, asked: tuple[str, ...], at: str) -> Question:
-    choices = [Choice(NO_GROUP, "no, the defaults are fine" if at == NO_GROUP else "no, that is all")]
+    choices = [Choice(NO_GROUP, "no, the defaults are fine" if at == NO_GROUP else "no, continue")]
     choices += [
         Choice(name or "recipe", f"{GROUP_NAMES[name]} ({len(paths)})")
         for name, paths in advanced_paths(draft, asked).items()

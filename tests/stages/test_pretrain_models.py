@@ -212,7 +212,7 @@ def test_a_model_design_includes_its_tokenizer(in_tmp_path):
     raw = tiny_recipe(model={"config": str(folder)})
     resolved = resolve(raw)
     assert resolved.values["tokenizer"] == {"bpe": 280}
-    assert resolved.origins["tokenizer.bpe"].reason == "the design's"
+    assert resolved.origins["tokenizer.bpe"].reason == "from the design"
     config = json.loads((Path(run(raw)["path"]) / "model" / "config.json").read_text())
     assert config["vocab_size"] == 280
     assert "lab_tokenizer" not in config

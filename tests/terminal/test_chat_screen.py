@@ -32,7 +32,7 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave_and_the_second_one_leaves(capsys
     session = open_session(chat=True)
     type_into_chat(session, "half a thought\x03hello\r\x03\x03")
     assert len(session.messages) == 2
-    assert capsys.readouterr().out.count("Press Ctrl-C again, or Ctrl-D, to leave.") == 2
+    assert capsys.readouterr().out.count("Press Ctrl-C again, or Ctrl-D, to quit.") == 2
 
 
 def test_commands_change_the_session(capsys, tmp_path):

@@ -51,7 +51,7 @@ def test_a_design_is_pretrained_with_its_tokenizer():
     designed = answers(
         design, ["mine", "a BPE", "300", "nano", "rope", *DEFAULTS, *USUAL, "Pretrain it"], execute=write
     )
-    keys = ["text.txt", "no, that is all", "a BPE", "300", "muon", ENTER, "cosine", ENTER, ENTER, "3", ENTER]
+    keys = ["text.txt", "no, continue", "a BPE", "300", "muon", ENTER, "cosine", ENTER, ENTER, "3", ENTER]
     visit = follow(designed.result, [*keys, "Continue to the plan", "Yes"])
     (start,) = visit.effects
     assert start.recipe["model"] == {"config": "configs/models/mine"}

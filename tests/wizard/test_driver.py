@@ -21,9 +21,9 @@ from llm_lab.wizard.questions import Choice, Plan, Question, ShowTokens, WriteRe
 from llm_lab.wizard.review import start_question, value_choices
 from llm_lab.wizard.training_runs import new_draft, run_of_stage
 
-LEAVE = pick("Leave")
+LEAVE = pick("Quit")
 TO_TEXTS = (*pick("Pretrain "), *pick("a preset size"), *pick("nano"))
-TEXT = (*answer("text.txt"), *pick("no, that is all"))
+TEXT = (*answer("text.txt"), *pick("no, continue"))
 TO_REVIEW = (*TO_TEXTS, *TEXT, *pick("bytes"), *pick("adamw"), Key.ENTER, *pick("cosine"), *answer("32"), *answer("2"),
              *answer("4"), *answer("first"))  # fmt: skip
 CHOICE = Question("a", "Which?", choices=(Choice(1, "one"), Choice(2, "two"), Choice(3, "three", "not now")),
@@ -151,7 +151,7 @@ def test_a_dumb_terminal_gets_numbered_lists(monkeypatch, capsys):
     with pytest.raises(Back):
         prompts.ask(TYPED)
     printed = capsys.readouterr().out
-    for text in ("The reason.", "Enter a number from 1 to 3.", "Not now: not now.", "no spaces"):
+    for text in ("The reason.", "Enter a number from 1 to 3.", "Not available: not now.", "no spaces"):
         assert text in printed
 
 

@@ -54,7 +54,7 @@ def test_texts_and_prompts_are_named_changed_and_removed():
     Path("own.txt").write_text("Some words to predict, and then some more of them.\n" * 20)
     prompts = ["prompts, for its answers", ENTER, "Done", []]
     visit = answers(MEASURE, [
-        MODEL, "texts, for its loss", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, that is all",
+        MODEL, "texts, for its loss", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
         *prompts, "prompts, for its answers: builtin:sums", "remove it", "Done", "no, the defaults", "own", *RUN,
     ], execute=run_it)  # fmt: skip
     assert "exact_number × 1" in visit.texts()
@@ -81,11 +81,11 @@ def test_the_time_machine_asks_for_a_run_and_a_prompt():
     visit = answers(evaluate, ["Time machine", MODEL.rstrip(":"), ENTER])
     assert visit.effects == [Compare(("checkpoints/base",), (), steps=True)]
     shutil.rmtree("checkpoints/base/steps")
-    answers(evaluate, [Refused("time", "no run kept any")])
+    answers(evaluate, [Refused("time", "no run has checkpoints")])
 
 
 def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
-    keys = [MODEL, "gguf", "f32", "no, keep it here", "no, the defaults", "file", *RUN]
+    keys = [MODEL, "gguf", "f32", "no, only on this machine", "no, the defaults", "file", *RUN]
     visit = answers(EXPORT, keys, execute=run_it)
     assert "a Llama file for llama.cpp, Ollama and LM Studio" in visit.texts()
     assert [file.suffix for file in Path("checkpoints/file/gguf").iterdir() if file.suffix != ".md"] == [".gguf"]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("lab")
 
 MODEL = "checkpoints/base:"
 POST_TRAINING = [stage for stage in STAGES if stage != "pretrain"]
-DATA = [ENTER, "no, that is all"]
+DATA = [ENTER, "no, continue"]
 RUN = ["Continue to the plan", "Yes, start"]
 STEPS = ["in steps", "2", "2"]
 HEAD = {"sft": ["yes"], "reward": [], "dpo": [ENTER, "sigmoid", ENTER]}
@@ -116,7 +116,7 @@ def test_columns_that_are_not_recognised_are_chosen():
     rows = [{"q": f"Question {n}?", "good": f"yes {n}", "bad": f"no {n}"} for n in range(20)]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = [Refused("nosuch/it.jsonl", "no folder"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
-    data = [*columns, "good", "bad", "no, that is all"]
+    data = [*columns, "good", "bad", "no, continue"]
     visit = answers(flow("dpo"), [*questions("dpo", data=data), *RUN])
     assert "q, good, bad" in visit.texts()
     assert "chosen: yes 0" in visit.texts()
@@ -132,7 +132,7 @@ def test_rows_that_are_dropped_are_counted_by_reason():
 
 def test_several_sets_are_weighed_and_none_is_taken_twice():
     Path("mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
-    data = [ENTER, "yes", Refused("builtin:sums", "data.1.path"), "mine.jsonl", "no, that is all", "3", "1"]
+    data = [ENTER, "yes", Refused("builtin:sums", "data.1.path"), "mine.jsonl", "no, continue", "3", "1"]
     visit = answers(flow("sft"), [*questions("sft", data=data), *RUN])
     assert [source["weight"] for source in recipe_of(visit)["data"]] == [3.0, 1.0]
 
@@ -272,7 +272,7 @@ def test_every_question_of_a_stage_is_asked_or_among_the_advanced_settings(stage
 
 def test_advanced_settings_are_asked_by_group():
     draft = new_draft("sft", model="checkpoints/base")
-    keys = ["Advanced SFT settings (1)", "yes", "no, that is all"]
+    keys = ["Advanced SFT settings (1)", "yes", "no, continue"]
     answered, _ = ask(draft, ask_advanced, keys, asked=(*training_runs.ASKED, *own_keys("sft")), askers={})
     assert answered.raw["sft"] == {"packing": True}
 
@@ -281,7 +281,7 @@ def test_a_second_model_is_chosen_from_the_runs_or_left_open():
     draft, critic = new_draft("ppo", model="checkpoints/base"), askers_of("ppo")["ppo.critic"]
     picked, _ = ask(draft, critic, [MODEL])
     assert picked.raw["ppo"]["critic"] == "checkpoints/base"
-    opened, _ = ask(picked, critic, ["leave it open"])
+    opened, _ = ask(picked, critic, ["leave unset"])
     assert opened.value("ppo.critic") is None
 
 

@@ -21,7 +21,7 @@ from llm_lab.wizard.training_runs import new_draft, run_of_stage
 
 PRETRAIN = partial(run_of_stage, "pretrain")
 TO_TEXTS = ["a preset size", "nano"]
-TEXT = ["text.txt", "no, that is all"]
+TEXT = ["text.txt", "no, continue"]
 KEYS = ["adamw", ENTER, "cosine", "32", "2", "4", "first"]
 TO_REVIEW = [*TO_TEXTS, *TEXT, "bytes", *KEYS]
 START = ["Continue to the plan", "Yes, start"]
@@ -69,7 +69,7 @@ def test_the_review_shows_where_every_value_comes_from_and_changes_any():
         "model.sliding_window", "8",  # a value that may be missing
         "model.sliding_window", "",
         "tokenizer", "a BPE", "300",
-        "data.0.path", "builtin:stories", "no, that is all",
+        "data.0.path", "builtin:stories", "no, continue",
         "Continue to the plan", "No, go back", *START,
     ])  # fmt: skip
     (recipe,) = started(visit)
@@ -145,7 +145,7 @@ def test_a_text_that_does_not_exist_is_refused():
 def test_several_texts_are_weighed_and_none_is_taken_twice():
     write_text("more.txt", seed=1)
     visit = answers(PRETRAIN, [
-        *TO_TEXTS, "text.txt", "yes", Refused("text.txt", "data.1.path"), "more.txt", "no, that is all",
+        *TO_TEXTS, "text.txt", "yes", Refused("text.txt", "data.1.path"), "more.txt", "no, continue",
         Refused("0", "not a number above 0"), "2", ENTER, "bytes", *KEYS, *START,
     ])  # fmt: skip
     sources = [(source["path"], source["weight"]) for source in started(visit)[0]["data"]]
@@ -154,7 +154,7 @@ def test_several_texts_are_weighed_and_none_is_taken_twice():
 
 def test_a_set_on_the_hub_can_be_streamed():
     visit = answers(PRETRAIN, [
-        *TO_TEXTS, "owner/name", "sample", "text", "yes", "no, that is all", "bytes", *KEYS, *START,
+        *TO_TEXTS, "owner/name", "sample", "text", "yes", "no, continue", "bytes", *KEYS, *START,
     ])  # fmt: skip
     assert started(visit)[0]["data"] == [
         {"path": "owner/name", "subset": "sample", "text_column": "text", "streaming": True}
