@@ -58,7 +58,7 @@ def test_a_run_learns_and_writes_a_complete_folder():
     assert {"seed", "device", "machine", "versions", "predicted", "created_at", "ended_at"} < set(facts)
     assert [step for step, _ in folder.checkpoints()] == [10, 20]
     assert folder.samples_path.read_text().count("## Step ") == 2
-    assert "| `eval_loss` |" in folder.report_path.read_text()
+    assert "validation loss" in folder.report_path.read_text()
     ElementTree.parse(folder.path / "curves.svg")
     assert not list(folder.path.rglob(".*"))
 

@@ -203,7 +203,7 @@ def test_trackio_gets_every_metric_and_a_resumed_run_continues_its_curves(tmp_pa
 import json, os, sys
 sys.path[:0] = sys.argv[1].split(os.pathsep)
 from pathlib import Path
-from test_report_to import StoppedAt, expected, tiny
+from test_tracking import StoppedAt, expected, tiny
 from llm_lab.runner import run
 recipe = tiny(**{"train.report_to": ["trackio"]})
 stopped = run(recipe, listener=StoppedAt(4))
