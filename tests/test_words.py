@@ -51,7 +51,7 @@ WORDS = {
     r"thrice|twain|twofold|threefold": "",
     r"as yet": "yet",
     r"lest": "so that ... not",
-    r"albeit|notwithstanding|whilst|amongst|upon(?! a time)|hereby|herewith": "although, while, among, on",
+    r"albeit|notwithstanding|whilst|amongst|(?<!once )upon(?! a time)|hereby|herewith": "although, while, among, on",
     r"in sight": "shown",
     r"whose word": "",
 }
