@@ -197,7 +197,7 @@ def _override_argument(parser: argparse.ArgumentParser, example: str) -> None:
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, help="maximum length of an answer, in tokens")
     parser.add_argument("--temperature", type=float, help="sampling temperature; 0: greedy")
-    parser.add_argument("--seed", type=int, help="random seed: same seed, same answer")
+    parser.add_argument("--seed", type=int, help="random seed; the same seed gives the same answer")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -372,7 +372,7 @@ def start_compare(
     print_comparison(found)
     if out is not None:
         write_comparison(out, found)
-        print(f"Written: {out}")  # noqa: T201
+        print(f"Saved: {out}")  # noqa: T201
     return DONE
 
 

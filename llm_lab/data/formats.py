@@ -185,7 +185,7 @@ def check_turns(messages: Sequence[Message]) -> None:
     """Raise Unusable unless user and assistant alternate, the user is first, and no turn is empty."""
     turns = [message for message in messages if message["role"] != "system"]
     if turns and turns[0]["role"] == "assistant":
-        raise Unusable("the assistant speaks first")
+        raise Unusable("the first message is from the assistant")
     for turn, before in zip(turns, [None, *turns], strict=False):
         if before is not None and before["role"] == turn["role"]:
             raise Unusable(f"two {turn['role']} messages in a row")

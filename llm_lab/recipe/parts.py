@@ -23,7 +23,7 @@ POSITIONS = {
 }
 NORMS = {
     "rmsnorm": "scales by the root mean square; cheaper, today's standard",
-    "layernorm": "also subtracts the mean and has a bias; GPT-2's",
+    "layernorm": "also subtracts the mean and has a bias; used in GPT-2",
 }
 ATTENTIONS = {
     "gqa": "grouped-query: several heads share keys and values; a small KV cache",
@@ -32,7 +32,7 @@ ATTENTIONS = {
 }
 ACTIVATIONS = {
     "swiglu": "gated SiLU, three matrices; best loss per parameter in most studies",
-    "gelu": "smooth ReLU; GPT-2's and BERT's",
+    "gelu": "smooth ReLU; used in GPT-2 and BERT",
     "silu": "x times sigmoid(x), ungated",
     "relu": "zero below zero; many exact zeros",
     "leaky_relu": "ReLU with a small slope below zero",
@@ -56,7 +56,7 @@ class Size:
 # Depth and width follow published models: small is GPT-2's, 1b, 3b and 7b are near Llama 3.2 and Llama 2.
 SIZES: dict[str, Size] = {
     "nano": Size("under 1 M parameters: minutes on a CPU", 128, 4, 4, 2, 256, True, "bytes"),
-    "micro": Size("about 3 M: the smallest that writes a story", 192, 6, 6, 2, 256, True, 2048),
+    "micro": Size("about 3 M: the smallest that writes stories", 192, 6, 6, 2, 256, True, 2048),
     "tiny": Size("about 11 M: an hour on a CPU, minutes on a GPU", 384, 6, 6, 2, 512, True, 4096),
     "mini": Size("about 33 M: a first GPU run", 512, 10, 8, 4, 1024, True, 8192),
     "small": Size("about 100 M: GPT-2's depth and width", 768, 12, 12, 4, 1024, True, 32768),
@@ -77,7 +77,7 @@ class ModelParts(Group):
 
     size: Annotated[str, OneOf(SIZE_CHOICES)] = option(
         "nano",
-        help="a preset size: sets every number below that is left out",
+        help="a preset size; it sets every number that is left out",
         question="Which size?",
         choices=SIZE_CHOICES,
         why="Loss falls with parameters and with tokens; about 20 tokens per parameter is compute-optimal (Hoffmann et "
@@ -140,21 +140,21 @@ class ModelParts(Group):
     attention: Annotated[str, OneOf(ATTENTIONS)] = option(
         "gqa",
         help="how many heads share keys and values",
-        question="Which attention?",
+        question="Which attention type?",
         choices=ATTENTIONS,
         why="Generation caches keys and values. Sharing them between heads (Shazeer 2019; Ainslie et al. 2023) divides "
         "that memory by the number of heads that share, at little cost in loss.",
     )
     activation: Annotated[str, OneOf(ACTIVATIONS)] = option(
         "swiglu",
-        help="the activation of the feed-forward part",
-        question="Which feed-forward?",
+        help="the activation of the feed-forward network",
+        question="Which activation?",
         choices=ACTIVATIONS,
         why="SwiGLU (Shazeer 2020) has three matrices, so its inner width is two thirds as large: the same number of "
         "parameters, usually a lower loss. ReLU and GELU have two matrices of four times hidden_size.",
     )
     hidden_size: Int | None = option(
-        help="width: size of the hidden states",
+        help="width, the size of the hidden states",
         question="Width (hidden_size)?",
         candidates=(64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096),
         derived="from size",
@@ -162,7 +162,7 @@ class ModelParts(Group):
         le=65536,
     )
     num_hidden_layers: Int | None = option(
-        help="depth: number of transformer blocks",
+        help="depth, the number of transformer blocks",
         question="Depth (num_hidden_layers)?",
         derived="from size",
         ge=1,

@@ -123,7 +123,7 @@ class TrainSteps(Group):
         ge=1,
     )
     max_length: Derived[Int] = option(
-        help="tokens per row: the context during training",
+        help="tokens per row, the context during training",
         question="Context during training, in tokens?",
         derived="max_position_embeddings, at most 1,024; at most 128 on a CPU",
         ge=2,

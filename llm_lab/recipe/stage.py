@@ -35,7 +35,7 @@ class StageRecipe(Group):
         max_length=100,
     )
     seed: Int = option(
-        1337, help="random seed: same seed, same result", question="Seed?", ge=0, le=2**32 - 1, advanced=True
+        1337, help="random seed; same seed, same result", question="Seed?", ge=0, le=2**32 - 1, advanced=True
     )
     device: Annotated[str, OneOf(DEVICES)] = option(
         "cuda",

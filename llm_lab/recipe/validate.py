@@ -204,7 +204,7 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         "string_pattern_mismatch": "only letters, digits, '.', '_' and '-', starting with a letter or a digit",
         "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too long",
         "too_short": "at least one entry is required",
-    }.get(kind, key.help)
+    }.get(kind, f"invalid value ({key.help})")
     # The help of a group with a shorthand (the tokenizer) names what is allowed.
     return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), fix=fix)
 

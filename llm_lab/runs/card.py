@@ -153,7 +153,7 @@ def _model_rows(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
     if folder.kind == ADAPTER:
         yield ["base", code(_origin(node) or folder.base or "")]
     sizes = {"num_hidden_layers": "layers", "hidden_size": "hidden size", "num_attention_heads": "attention heads"}
-    found = [f"{config[key]:,} {word}" for key, word in sizes.items() if isinstance(config.get(key), int)]
+    found = [f"{word} {config[key]:,}" for key, word in sizes.items() if isinstance(config.get(key), int)]
     if found:
         yield ["size", ", ".join(found)]
     for key, word in (("vocab_size", "vocabulary"), ("max_position_embeddings", "context")):

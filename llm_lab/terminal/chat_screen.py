@@ -25,7 +25,7 @@ COMMANDS = {
     "top_k": ("N", "sample from the N most likely tokens; 0: off"),
     "max_new_tokens": ("N", "maximum length of a reply, in tokens"),
     "repetition_penalty": ("X", "above 1: repeated tokens are less likely; 1: off"),
-    "seed": ("N", "same seed, same conversation, same reply; none: off"),
+    "seed": ("N", "random seed, for repeatable replies; none: off"),
     "settings": ("", "show the settings"),
     "save": ("FILE", "save the conversation (JSON)"),
     "load": ("FILE", "load a saved conversation"),

@@ -291,7 +291,7 @@ def _show_tokens(effect: ShowTokens) -> None:
 
 
 def _write_design(effect: WriteDesign) -> None:
-    make_console().print("Writing; the first time takes a few seconds ...", style="dim")
+    make_console().print("Saving; the first time takes a few seconds ...", style="dim")
     from llm_lab.hf.load import write_design
 
     write_design(MODELS / effect.name, effect.values)

@@ -50,12 +50,12 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     if "hidden_size" in model:
         table.add_row(
             "shape",
-            f"{model['num_hidden_layers']} layers × {model['hidden_size']}, heads {model['num_attention_heads']}/"
-            f"{model['num_key_value_heads']} of {model['head_dim']}, inner {model['intermediate_size']}, "
+            f"{model['num_hidden_layers']} layers × {model['hidden_size']}, {model['num_attention_heads']} heads "
+            f"({model['num_key_value_heads']} KV) of {model['head_dim']}, FFN {model['intermediate_size']}, "
             f"context {model['max_position_embeddings']:,}",
         )
         loads = what_loads(model)
-        table.add_row("on disk", Text(loads.native_reason, style="good" if loads.architecture else "warn"))
+        table.add_row("saved as", Text(loads.native_reason, style="good" if loads.architecture else "warn"))
         table.add_row("GGUF", Text(loads.gguf_reason, style="good" if loads.gguf else "warn"))
     state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
     flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])

@@ -147,5 +147,5 @@ def _in_words(lengths: Sequence[int]) -> str:
 
 def _share(share: float) -> str:
     if share in (0, 1):
-        return "all" if share else "none"
+        return "100 %" if share else "0 %"
     return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.1f} %"

@@ -20,15 +20,15 @@ TEXTS = "builtin:stories"
 EXAMPLES = "builtin:sums"
 READING = "Reading ..."
 TEXT_WHY = (
-    "A .txt or .md file is one document; in .jsonl, .csv and .parquet a row is one. Tab completes paths. "
+    "A .txt or .md file is one document; in .jsonl, .csv and .parquet each row is one. Tab completes paths. "
     "A Hub name is owner/name; its subset and text column are asked next."
 )
 STREAM_WHY = (
-    "A downloaded set is shuffled and kept on disk as text and as tokens. A streamed set is read while the model "
-    "trains, in its own order, and nothing is kept: for sets that don't fit on the disk."
+    "A downloaded dataset is shuffled and kept on disk as text and as tokens. A streamed one is read while the model "
+    "trains, in its original order, and is not stored: for datasets that don't fit on the disk."
 )
-HUB_WHY = "The dataset's page on the Hub shows both. Most sets have no subsets and a split called train."
-MIX_WHY = "Several sets of {} are mixed by weights that you set next. Part of each set is kept for validation."
+HUB_WHY = "The dataset's page on the Hub shows both. Most datasets have no subsets, and a split called train."
+MIX_WHY = "Several datasets of {} are mixed by weights that you set next. Part of each is held out for validation."
 SETS_WHY = "Each dataset is measured separately."
 NOUNS = {"text": "texts", "conversation": "conversations", "preference": "preference pairs", "prompt": "prompts"}
 LOOKED_AT = "The format is recognised from the first rows; if it isn't, you choose the columns."
@@ -135,7 +135,7 @@ def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:
         draft = draft.with_answer("data", list(sets))
         more = yield yes_no(
             f"data.{number + 1}",
-            f"Another set of {NOUNS[kind]}{' to mix in' if mixed else ''}?",
+            f"Add another dataset of {NOUNS[kind]}?",
             default=len(sets) < len(earlier),
             no="no, continue",
             help=f"{source['path']}: {found.text()}",

@@ -163,7 +163,7 @@ def allowed(key: Key) -> str:
     example = ""
     if key.kind == "list":
         example = " Written like [0.9, 0.95]." if key.entries else ' Written like ["Once", "The"].'
-    empty = f" Empty: derived, {key.derived}." if key.derived else " Empty: none." if _is_optional(key) else ""
+    empty = f" Empty: derived ({key.derived})." if key.derived else " Empty: none." if _is_optional(key) else ""
     return f"Allowed: {_expected(key)}.{example}{empty}"
 
 

@@ -23,7 +23,7 @@ TITLE = "Design a model"
 SAVE, MENU = "save", "menu"
 BPE_ENTRIES = 4096
 TOKENIZERS = {
-    "bytes": "bytes: 257 entries, any text in any language, long sequences",
+    "bytes": "bytes: 257 entries; any text in any language, but long sequences",
     "bpe": "a BPE trained on your own data",
     "named": "a tokenizer from the Hub or a folder: gpt2, Qwen/Qwen3-0.6B ...",
 }

@@ -21,8 +21,8 @@ MODELS = Path("configs/models")
 ANOTHER = "another"
 ANOTHER_CHOICE = Choice(ANOTHER, "another folder, or a name on the Hub")
 PRETRAIN_WHY = (
-    "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU at a fitting shape. A design comes from "
-    "'Design a model'. Continuing from a run or checkpoint keeps its weights and its tokenizer."
+    "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU, with a width and depth that fit the size. "
+    "A design is made with 'Design a model'. Continuing from a run or checkpoint keeps its weights and its tokenizer."
 )
 WHY = (
     "Runs are listed newest first. Reward models aren't listed: they can't generate text. Any other causal language "

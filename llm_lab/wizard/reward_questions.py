@@ -17,7 +17,7 @@ from .questions import BackTo, Choice, Flow, Question, yes_no
 Term = dict[str, Any]
 WHY = (
     "The reward is a weighted sum. A verifiable reward (exact_number, exact_match) can't be exploited; a reward model "
-    "can, so watch the held-out score too. Small terms for format or length keep answers tidy."
+    "can, so watch the held-out score too. Small terms for format or length keep the answers short and well-formed."
 )
 PYTHON_WHY = (
     "def polite(completions, **columns): return a list of numbers, one for each completion; columns holds the other "

@@ -51,7 +51,7 @@ LORA_WHY = (
 )
 EPOCHS, STEPS, ROWS = "train.num_train_epochs", "train.max_steps", "train.per_device_train_batch_size"
 LENGTH_WHY = (
-    "An epoch is one pass over all examples; small sets often get three. Steps give the length directly: a step is one "
+    "An epoch is one pass over all examples; small datasets are often trained for three. A step is one "
     "optimizer update."
 )
 BATCH_WHY = (
@@ -323,6 +323,6 @@ def _advanced_question(draft: Draft, asked: tuple[str, ...], at: str) -> Questio
         "Change the advanced settings too?",
         choices=tuple(choices),
         default=at,
-        help="Everything else has a sensible default and is in the review too",
+        help="Everything else has a default; you can also change it in the review",
         why=ADVANCED_WHY,
     )

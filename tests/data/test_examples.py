@@ -282,7 +282,7 @@ GOOD = {"messages": [USER, ANSWER]}
         ({"other": 1}, "no messages"),
         ({"messages": [SYSTEM]}, "no question"),
         ({"messages": [USER]}, "no answer"),
-        ({"messages": [ANSWER, USER, ANSWER]}, "the assistant speaks first"),
+        ({"messages": [ANSWER, USER, ANSWER]}, "the first message is from the assistant"),
         ({"messages": [USER, {**ANSWER, "content": " \n"}]}, "an empty answer"),
         ({"messages": [USER, {**ANSWER, "content": None}]}, "an empty answer"),
         ({"messages": [{**USER, "content": ""}, ANSWER]}, "an empty question"),

@@ -78,7 +78,7 @@ def test_models_are_chosen_and_compared():
 
 
 def test_the_time_machine_asks_for_a_run_and_a_prompt():
-    visit = answers(evaluate, ["Time machine", MODEL.rstrip(":"), ENTER])
+    visit = answers(evaluate, ["Compare the checkpoints", MODEL.rstrip(":"), ENTER])
     assert visit.effects == [Compare(("checkpoints/base",), (), steps=True)]
     shutil.rmtree("checkpoints/base/steps")
     answers(evaluate, [Refused("time", "no run has checkpoints")])
@@ -103,7 +103,7 @@ def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
     exported = follow(answers(checkpoints, [MODEL, "Export it"]).result, [])
     assert exported.question.key == "export.to"
     assert exported.question.screen.where == "base-export"
-    visit = answers(checkpoints, [MODEL, "Chat", "Time machine", "Reproduce its whole", "Back to the list"])
+    visit = answers(checkpoints, [MODEL, "Chat", "Compare its checkpoints", "Replay its whole", "Back to the list"])
     path = "checkpoints/base"
     assert visit.effects == [OpenChat(path), Compare((path,), steps=True), ReplayLineage(path)]
     assert visit.question.key == "checkpoint"

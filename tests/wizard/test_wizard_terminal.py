@@ -55,7 +55,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at("model: what is trained", ENTER)
     here.at("model.size:", ENTER)
     here.at("data.0.path:", "text.txt", ENTER)
-    here.at("Another set", ENTER)
+    here.at("Add another dataset", ENTER)
     here.at("Which tokenizer?", ENTER)
     here.at("optimizer.name:", DOWN, ENTER)
     here.at("optimizer.learning_rate:", ENTER)
