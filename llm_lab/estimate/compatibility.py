@@ -49,14 +49,14 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
     """Return (llama, mistral, qwen3 or None, the reason) for resolved parts."""
     odd = _odd_parts(parts)
     if odd:
-        return None, f"needs its own modeling code, which is saved with it: Llama has no {', no '.join(odd)}"
+        return None, f"needs its own code, saved with it: Llama has no {', no '.join(odd)}"
     if parts.get("qk_norm"):
         if parts.get("mlp_bias"):
-            return None, "needs its own modeling code, which is saved with it: Qwen3 has QK-norm, but no mlp_bias"
+            return None, "needs its own code, saved with it: Qwen3 has QK-norm, but no mlp_bias"
         return "qwen3", "native Qwen3: any tool loads it"
     if parts.get("sliding_window"):
         if parts.get("attention_bias") or parts.get("mlp_bias"):
-            return None, "needs its own modeling code, which is saved with it: Mistral has no biases"
+            return None, "needs its own code, saved with it: Mistral has a sliding window, but no biases"
         return "mistral", "native Mistral: any tool loads it"
     return "llama", "native Llama: any tool loads it"
 

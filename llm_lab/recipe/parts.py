@@ -91,8 +91,8 @@ class ModelParts(Group):
         why="RoPE (Su et al. 2021) encodes relative distance by rotation and is used by Llama, Qwen and "
         "Mistral. YaRN (Peng et al. 2023) rescales its frequencies for longer contexts. ALiBi "
         "(Press et al. 2021) extrapolates without training but is slower in most kernels. Sinusoids "
-        "(Vaswani et al. 2017) are mostly of historical interest. RoPE and YaRN with RMSNorm and SwiGLU load natively "
-        "everywhere; other combinations need their own modeling code, which is saved with the model.",
+        "(Vaswani et al. 2017) are mostly historical. RoPE and YaRN with RMSNorm and SwiGLU load natively "
+        "everywhere; other combinations need their own code, which is saved with the model.",
     )
     rope_theta: Float = option(
         10000.0,

@@ -262,7 +262,7 @@ def test_an_export_is_replayed_with_its_lineage():
 
 def test_a_model_that_no_run_made_cannot_be_replayed():
     write_base()
-    with pytest.raises(UserError, match="no LLM Lab run made it"):
+    with pytest.raises(UserError, match="not made by a run of LLM Lab"):
         compose("base", name=None, digest_of=weights_digest)
 
 

@@ -261,7 +261,7 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
     monkeypatch.setenv("HF_HOME", str(Path("no-login").resolve()))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     screens = visit(
-        *pick("Export "), *pick("checkpoints/base:"), *pick("hf"), Key.ENTER, *pick("yes, to a repository"),
+        *pick("Export "), *pick("checkpoints/base:"), *pick("hf"), Key.ENTER, *pick("yes, to my repository"),
         *answer("me/mine"), *pick("yes"), *pick("no, the defaults"), *answer("sent"), *pick("Continue to the plan"),
         *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
     )  # fmt: skip

@@ -100,7 +100,7 @@ def test_a_value_that_may_be_missing_is_set_and_unset(draft):
 def test_an_answer_can_be_undone_so_that_the_key_is_derived_again(draft):
     compiled = answered(draft, "train.compile", "yes")
     assert compiled.value("train.compile") is True
-    back = answered(compiled, "train.compile", "undo my answer")
+    back = answered(compiled, "train.compile", "use the derived value")
     assert back.value("train.compile") == draft.value("train.compile")
     assert not back.is_answered("train.compile")
 

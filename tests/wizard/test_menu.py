@@ -46,7 +46,7 @@ def test_chat_opens_with_the_model_that_was_chosen():
 
 
 def test_a_run_is_measured_on_what_it_held_out():
-    answers(MEASURE, [MODEL, "what its own run", "no, the defaults", "again", *RUN], execute=run_it)
+    answers(MEASURE, [MODEL, "the validation data of its own", "no, the defaults", "again", *RUN], execute=run_it)
     assert results("again")["eval_loss"] == pytest.approx(results("base")["eval_loss"], rel=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
 
 
 def test_a_repository_on_the_hub_is_named_as_owner_and_name():
-    repository = ["yes, to a repository", Refused("two words", '"two words" is not allowed.'), "me/mine", "yes"]
+    repository = ["yes, to my repository", Refused("two words", '"two words" is not allowed.'), "me/mine", "yes"]
     visit = answers(EXPORT, [MODEL, "hf", ENTER, *repository, "no, the defaults", "sent", *RUN])
     assert visit.effects[0].recipe["export"] == {"push": "me/mine"}
 
