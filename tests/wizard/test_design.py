@@ -88,7 +88,9 @@ def test_a_design_is_replaced_only_after_a_yes():
 
 def test_wrong_names_and_tokenizers_are_refused():
     answers(design, [Refused("no/slash", "not a valid name"), ENTER, "a BPE", Refused("100", "at least 257")])
-    answers(design, [ENTER, "a tokenizer from", Refused("./no/such", "does not exist"), Refused("", "required"), "gpt2"])
+    answers(
+        design, [ENTER, "a tokenizer from", Refused("./no/such", "does not exist"), Refused("", "required"), "gpt2"]
+    )
 
 
 def test_the_draft_is_kept_on_the_way_to_the_menu():

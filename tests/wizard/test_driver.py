@@ -195,7 +195,7 @@ def test_the_draft_is_kept_from_the_review(visit):
 
 def test_escape_leads_from_a_following_flow_back_to_the_one_before(visit):
     screens = visit(*pick("Evaluate "), *pick("Measure a model"), Key.ESCAPE, Key.ESCAPE, *LEAVE)
-    order = ["to do?", "like to know?", "Which model?", "like to know?", "to do?"]
+    order = ["to do?", "like to measure?", "Which model?", "like to measure?", "to do?"]
     shown = [next(text for text in reversed(order) if text in screen) for screen in screens]
     assert [text for at, text in enumerate(shown) if at == 0 or text != shown[at - 1]] == order
 
@@ -278,7 +278,7 @@ def test_models_are_compared_and_the_comparison_is_printed(visit):
         *pick("Evaluate "), *pick("Compare models"), *pick("checkpoints/base:"), *pick("another folder"),
         *answer("copied"), *pick("compare these"), *answer("Tom has"), Key.ENTER, *LEAVE,
     )  # fmt: skip
-    assert seen(screens, "the same as A")
+    assert seen(screens, "same as A")
 
 
 def test_the_data_are_shown_as_tokens_page_by_page(monkeypatch, capsys):

@@ -170,7 +170,14 @@ def test_grpo_offers_only_rows_that_hold_whole_groups_and_refuses_others():
 
 def test_a_python_function_is_run_only_after_a_yes_to_its_path():
     Path("mine.py").write_text("def polite(completions, **columns):\n    return [1.0 for _ in completions]\n")
-    function = ["Add a Python function", Refused("mine.py:rude", "rude"), "mine.py:polite", "no", ENTER, "yes, I wrote"]
+    function = [
+        "Add your own Python function",
+        Refused("mine.py:rude", "rude"),
+        "mine.py:polite",
+        "no",
+        ENTER,
+        "yes, I wrote",
+    ]
     visit = answers(flow("grpo"), [*rollouts("grpo", *function, Refused("0", "not a number other than 0"), "-2"), *RUN])
     trust = next(question for question in visit.questions if question.key == "rewards.python.trusted")
     assert trust.suggested is False
