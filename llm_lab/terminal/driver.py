@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, UserError
 from llm_lab.runs.folder import write_atomically
-from llm_lab.wizard.menu import FLOWS, KEPT, LEAVE, draft_question, menu_question
+from llm_lab.wizard.menu import LEAVE, draft_question, flow_named, is_kept, menu_question
 from llm_lab.wizard.model_questions import MODELS
 from llm_lab.wizard.questions import (
     CheckpointDetails,
@@ -121,12 +121,14 @@ class Wizard:
                 begin = kept
             else:
                 self._forget(start.flow)
-        return replace(begin, answers=start.answers), Walk(partial(FLOWS[begin.flow], **begin.arguments), begin.answers)
+        return replace(begin, answers=start.answers), Walk(
+            partial(flow_named(begin.flow), **begin.arguments), begin.answers
+        )
 
     def _keep(self, start: Next, walk: Walk, *, without_last: bool = False) -> None:
         """Keep the answers of a flow as a draft."""
         answers = tuple(walk.answers[:-1] if without_last else walk.answers)
-        if start.flow in KEPT and len(answers) > len(start.answers):
+        if is_kept(start.flow) and len(answers) > len(start.answers):
             self.drafts[start.flow] = replace(start, answers=answers)
             write_drafts(self.drafts)
 

@@ -18,7 +18,7 @@ from llm_lab.recipe.grpo import GRPO
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.ppo import PPO
 from llm_lab.recipe.pretrain import PRETRAIN
-from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.recipe.registry import BUILT_IN, STAGES, stage_of
 from llm_lab.recipe.reward import REWARD
 from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
@@ -98,6 +98,12 @@ def _of_stage(stage: Stage) -> Entry:
     return Entry(stage.name, stage.title, stage.about)
 
 
+def menu_entries() -> tuple[Entry, ...]:
+    """Return the lines of the menu; stages of other packages come after the built-in ones that train."""
+    own = [stage for stage in STAGES.values() if stage not in BUILT_IN]
+    return (*MENU[:8], *map(_of_stage, own), *MENU[8:])
+
+
 MENU = (
     Entry("design", "Design a model", "choose its parts and see what they cost"),
     *map(_of_stage, (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE)),
@@ -124,7 +130,7 @@ def menu_question(last: str | None = None) -> Question:
     lines = [Line(f"{name:<8} {text}", "dim") for name, text in texts]
     if machine.cuda_problem:
         lines.append(Line("CPU mode: everything works, for tiny models.", "warn"))
-    choices = [Choice(entry.flow, f"{entry.title:<18} {entry.about}") for entry in MENU]
+    choices = [Choice(entry.flow, f"{entry.title:<18} {entry.about}") for entry in menu_entries()]
     return Question(
         "menu",
         "What would you like to do?",
@@ -396,10 +402,8 @@ def start_of(run: RunFolder) -> tuple[str | None, str | None]:
     return parent, str(run.path)
 
 
-KEPT = ("design", *STAGES)  # flows whose answers are kept as a draft
 FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "design": design,
-    **{stage: partial(run_of_stage, stage) for stage in STAGES},
     "chat": chat,
     "evaluate": evaluate,
     "checkpoints": checkpoints,
@@ -408,3 +412,13 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "after a run": after_a_run,
     "next steps": next_steps,
 }
+
+
+def flow_named(name: str) -> Callable[..., Flow[Next | None]]:
+    """Return a flow by its name: an entry of the menu, a stage, or a step after a run."""
+    return partial(run_of_stage, name) if name in STAGES else FLOWS[name]
+
+
+def is_kept(name: str) -> bool:
+    """Whether the answers of a flow are kept as a draft when the user leaves it."""
+    return name in STAGES or name == "design"

@@ -251,7 +251,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Next:
-    """The flow that comes next (its name in menu.FLOWS), what it is called with, and answers that are known.
+    """The flow that comes next (a name that menu.flow_named knows), what it is called with, and answers that are known.
 
     can_return: whether going back from its first question returns to the flow before it.
     """

@@ -71,7 +71,7 @@ GROUP_NAMES = {
     "samples": "Samples",
     "score": "Held-out score",
     "tasks": "Task settings",
-} | {name: f"Advanced {stage.label} settings" for name, stage in STAGES.items()}
+}
 ADVANCED_WHY = "Choose a group to go through its settings one by one; Esc returns here. All have defaults."
 
 
@@ -107,7 +107,7 @@ def paths_of(stage: str) -> list[str]:
     """Return what a stage's run is asked, in order: keys, and groups with questions of their own."""
     facts = STAGES[stage]
     if not facts.trains:
-        return eval_and_export.PATHS[stage]
+        return eval_and_export.PATHS.get(stage, ["model", "advanced", "name"])
     if facts.from_scratch:
         return ["model", "data", "tokenizer", *PRETRAIN_KEYS, "name"]
     rewards, score = ([group] if facts.has(group) else [] for group in ("rewards", "score"))
@@ -312,10 +312,14 @@ def ask_advanced(draft: Draft, asked: tuple[str, ...], askers: Mapping[str, Ask]
     return draft.with_notice("")
 
 
+def _group_name(group: str) -> str:
+    return GROUP_NAMES.get(group) or f"Advanced {STAGES[group].label if group in STAGES else group} settings"
+
+
 def _advanced_question(draft: Draft, asked: tuple[str, ...], at: str) -> Question:
     choices = [Choice(NO_GROUP, "no, the defaults are fine" if at == NO_GROUP else "no, continue")]
     choices += [
-        Choice(name or "recipe", f"{GROUP_NAMES[name]} ({len(paths)})")
+        Choice(name or "recipe", f"{_group_name(name)} ({len(paths)})")
         for name, paths in advanced_paths(draft, asked).items()
     ]
     return draft.ask(

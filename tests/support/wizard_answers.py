@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from llm_lab.wizard.menu import FLOWS
+from llm_lab.wizard.menu import flow_named
 from llm_lab.wizard.questions import Effect, Leave, Next, Question, Wait, same
 from llm_lab.wizard.walk import Walk
 
@@ -115,7 +115,7 @@ def _execute_effects(visit: Visit, execute: Callable[[Effect], Any]) -> None:
 
 def follow(upcoming: Next, given: Iterable[Any], **options: Any) -> Visit:
     """Walk through the flow that comes next; the answers that are known are given first."""
-    walk = partial(FLOWS[upcoming.flow], **upcoming.arguments)
+    walk = partial(flow_named(upcoming.flow), **upcoming.arguments)
     return answers(walk, [*(answer.value for answer in upcoming.answers), *given], **options)
 
 

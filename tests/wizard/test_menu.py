@@ -1,5 +1,6 @@
 """The menu and its entries that set up no run; Evaluate and Export, whose runs train nothing."""
 
+import dataclasses
 import shlex
 import shutil
 from functools import partial
@@ -12,7 +13,7 @@ from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtur
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.folder import RunFolder
-from llm_lab.wizard.menu import FLOWS, LEAVE, MENU, chat, checkpoints, evaluate, menu_question, replay
+from llm_lab.wizard.menu import LEAVE, MENU, chat, checkpoints, evaluate, flow_named, menu_question, replay
 from llm_lab.wizard.questions import Compare, OpenChat, Pause, ReplayLineage, StartRun
 from llm_lab.wizard.training_runs import run_of_stage
 
@@ -29,8 +30,16 @@ def test_the_menu_shows_the_machine_the_runs_and_the_life_of_a_model():
     assert lines[0].startswith("machine  ")
     assert "runs     checkpoints/base: done, validation loss" in "\n".join(lines)
     assert [choice.value for choice in question.choices] == [*(entry.flow for entry in MENU), LEAVE]
-    assert {entry.flow for entry in MENU} <= FLOWS.keys()
+    assert all(flow_named(entry.flow) for entry in MENU)
     assert {entry.flow for entry in MENU} >= STAGES.keys() - {"eval"}
+
+
+def test_the_menu_shows_stages_of_other_packages(monkeypatch):
+    own = dataclasses.replace(STAGES["sft"], name="distill", title="Distill")
+    monkeypatch.setitem(STAGES, "distill", own)
+    titles = [choice.text.split("  ")[0] for choice in menu_question().choices]
+    assert titles[titles.index("Distill") - 1] == "Merge LoRA"
+    assert flow_named("distill").args == ("distill",)
 
 
 def test_the_menu_says_where_there_is_nothing_yet():
