@@ -41,7 +41,8 @@ class Footer:
             found += [("class:bad", line) for line in _wrap(self.trouble, columns)]
         if self.show_help:
             found += [("class:help", line) for line in _wrap(self.help or NO_HELP, columns)]
-        found += [("class:about", line) for line in _wrap(self.about(), columns)[:MOST_ABOUT]]
+        if not (self.show_help and self.is_list):  # help and list leave no room for more
+            found += [("class:about", line) for line in _wrap(self.about(), columns)[:MOST_ABOUT]]
         return found + [("", "")] * (self.least - len(found))
 
     def attach(self) -> None:

@@ -226,7 +226,7 @@ def _ask_prompts(where: str) -> Flow[tuple[str, ...]]:
 
 def checkpoints() -> Flow[Next | None]:
     """Look at runs and models, and choose what to do with one."""
-    path = yield from _ask_checkpoint(CHECKPOINTS, "Folder or Hub name?", list_runs())
+    path = yield from _ask_checkpoint(CHECKPOINTS, "Which checkpoint?", list_runs())
     run = next((run for run in list_runs() if str(run.path) == path), None)
     here = "checkpoint.next"
     picked = yield Question(
