@@ -265,7 +265,7 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
         *answer("me/mine"), *pick("yes"), *pick("no, the defaults"), *answer("sent"), *pick("Continue to the plan"),
         *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
     )  # fmt: skip
-    assert seen(screens, "me/mine on the Hub, private")
+    assert seen(screens, "me/mine on the Hub (private)")
     assert not Path("checkpoints/sent").exists()
 
 

@@ -7,7 +7,7 @@ from support.wizard_answers import ENTER, Refused, ask
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.registry import STAGES
 from llm_lab.wizard.draft import Draft
-from llm_lab.wizard.key_questions import DERIVE, ask_key, ask_keys
+from llm_lab.wizard.key_questions import ask_key, ask_keys
 from llm_lab.wizard.training_runs import ask_optimizer, new_draft
 
 
