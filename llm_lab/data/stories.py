@@ -1,206 +1,20 @@
-"""The built-in stories: their words, and the grammar that writes a story from a seed.
+"""The built-in stories: a grammar that writes a story from a seed.
 
-The plots are in story_plots.txt. Changing a word changes the training data, its fingerprint and all losses.
+The plots are in story_plots.txt, the words in story_words.json. Changing a word changes the training data, its
+fingerprint and all losses.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-GIRLS = (
-    "Mia", "Lily", "Anna", "Rosa", "Ella", "Nora", "Ruby", "Zoe", "Ivy", "Clara", "Lucy", "Maya", "Sara",
-    "Emma", "Daisy", "Amy", "Nina", "Eva",
-)  # fmt: skip
-BOYS = (
-    "Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Tim", "Noah", "Finn", "Oscar", "Theo", "Luke", "Adam",
-    "Hugo", "Ravi", "Omar", "Felix", "Dan",
-)  # fmt: skip
-# (kind, a male name, a female name)
-ANIMALS = (
-    ("fox", "Rufus", "Rusty"),
-    ("rabbit", "Hopper", "Clover"),
-    ("bear", "Bruno", "Honey"),
-    ("mouse", "Pip", "Minnie"),
-    ("cat", "Whiskers", "Luna"),
-    ("dog", "Buddy", "Bella"),
-    ("duck", "Quackers", "Puddle"),
-    ("frog", "Jumpy", "Lilypad"),
-    ("owl", "Hoot", "Olive"),
-    ("squirrel", "Nutty", "Hazel"),
-    ("hedgehog", "Spike", "Prickle"),
-    ("turtle", "Sheldon", "Myrtle"),
-    ("goat", "Billy", "Nanny"),
-    ("pony", "Chestnut", "Star"),
-    ("lamb", "Curly", "Snowy"),
-    ("pig", "Truffle", "Rosie"),
-    ("otter", "Splash", "River"),
-    ("badger", "Digger", "Bramble"),
-)  # fmt: skip
-TRAITS = (
-    "kind", "brave", "clever", "gentle", "cheerful", "curious", "friendly", "quiet", "helpful", "playful",
-    "patient", "funny",
-)  # fmt: skip
-SIZES = (
-    "little", "small", "young", "little", "tiny",
-)  # fmt: skip
-COLORS = (
-    "red", "blue", "green", "yellow", "purple", "orange", "white", "pink", "silver", "golden",
-)  # fmt: skip
-HOBBIES = (
-    "sing", "dance", "draw", "read", "climb trees", "tell stories", "look at the stars", "collect stones",
-    "play the drum", "bake bread", "make up songs", "plant seeds", "watch the clouds", "jump over puddles",
-)  # fmt: skip
-FEEL_GOOD = (
-    "happy", "very happy", "glad", "proud", "so happy", "full of joy",
-)  # fmt: skip
-FEEL_BAD = (
-    "sad", "very sad", "upset", "worried", "a little sad", "unhappy",
-)  # fmt: skip
-WEATHER = (
-    "sunny", "warm", "bright", "windy", "cool", "quiet", "clear", "fine",
-)  # fmt: skip
-TIMES = (
-    "morning", "day", "afternoon",
-)  # fmt: skip
-HOMES = (
-    "near the river", "at the edge of the forest", "on a green hill", "by the sea", "in a small village",
-    "near an old mill", "by a quiet lake", "in a little house with a red door", "at the end of a long road",
-    "in a town with many trees",
-)  # fmt: skip
-# (where one is, where one goes, spots to look in)
-PLACES = (
-    ("in the garden", "to the garden", ("under the bench", "behind the roses", "by the wall")),
-    ("in the park", "to the park", ("under the swing", "behind a bush", "beside the fountain")),
-    ("in the forest", "into the forest", ("under a pile of leaves", "behind a tree", "beside a log")),
-    ("on the beach", "to the beach", ("under a towel", "behind a big rock", "beside a sand castle")),
-    ("on the farm", "to the farm", ("under the cart", "behind the barn", "in the hay")),
-    ("in the meadow", "to the meadow", ("in the tall grass", "behind a stone", "by the gate")),
-    ("by the river", "to the river", ("under the bridge", "behind a rock", "in the reeds")),
-    ("on the hill", "up the hill", ("under a bush", "behind the old windmill", "in the grass")),
-    ("in the village", "to the village", ("under a cart", "behind the bakery", "by the well")),
-    ("by the pond", "to the pond", ("under a big leaf", "behind the willow", "in the reeds")),
-    ("on the playground", "to the playground", ("under the slide", "behind the fence", "in the sand")),
-    ("in the orchard", "to the orchard", ("under a ladder", "behind a basket", "beside an old tree")),
-)  # fmt: skip
-TOYS = (
-    "ball", "kite", "drum", "boat", "doll", "book", "hat", "scarf", "bell", "lantern", "whistle", "teddy",
-    "bucket", "puzzle", "robot", "train",
-)  # fmt: skip
-TREATS = (
-    "cookie", "pear", "muffin", "peach", "cake", "pie", "bun", "plum", "pancake", "sandwich",
-)  # fmt: skip
-SMALL_ANIMALS = (
-    "bird", "kitten", "puppy", "butterfly", "duckling", "beetle", "snail", "chick", "bunny", "ladybug",
-)  # fmt: skip
-HIGH_PLACES = (
-    "in a tall tree", "on the roof", "on top of a high wall", "on a tall fence", "on a high branch",
-)  # fmt: skip
-# (what is tried, why it fails)
-TRIES = (
-    ("jumped as high as possible", "it was not high enough"),
-    ("threw a stick at it", "it did not move"),
-    ("tried to climb up", "it was too slippery"),
-    ("shook and shook", "nothing came down"),
-    ("stood on a box", "the box broke"),
-    ("called to the wind for help", "the wind only laughed"),
-    ("pulled with a long rope", "the rope was too short"),
-)  # fmt: skip
-GAMES = (
-    "played hide and seek", "played tag", "built a tower of stones", "climbed a tree",
-    "looked at the clouds", "ran up and down the hill", "jumped over puddles", "sang songs",
-    "picked flowers", "told each other jokes", "made a little dam", "danced in a circle",
-)  # fmt: skip
-# (what is feared, how it comes, what it turns out to be)
-FEARS = (
-    ("the dark", "the lamp went out", "It was only dark, and the moon was shining through the window"),
-    ("thunder", "a storm came and the thunder went boom", "It was only a loud noise, far away in the clouds"),
-    ("the deep water", "it was time to learn to swim", "The water was soft, and it held {him} up"),
-    ("the big slide", "it was {his} turn on the big slide", "The slide was fast, and it was fun"),
-    ("the new school", "the first day of school came", "The teacher was kind, and there were many books"),
-    ("loud dogs", "a big dog came running and barked", "The dog only wanted to play, and it wagged its tail"),
-    ("the old bridge", "they had to cross the old bridge",
-     "The bridge was strong, and it did not even shake"),
-)  # fmt: skip
-PROJECT_WORDS = ("make", "parts", "step", "trouble", "mending", "result")
-PROJECTS = (
-    ("a cake", "flour, eggs and sugar", "mixed it all in a big bowl", "forgot the eggs",
-     "put the eggs in and mixed again", "The cake was soft and sweet"),
-    ("a kite", "paper, string and two sticks", "tied the sticks into a cross", "tore the paper",
-     "glued a new piece on top", "The kite flew high above the trees"),
-    ("some soup", "carrots, potatoes and water", "cut the carrots into pieces", "put in too much salt",
-     "added more water and one more potato", "The soup was warm and tasty"),
-    ("a bird house", "wood, nails and paint", "cut the wood into six parts", "made the door too small",
-     "made the door bigger with a saw", "Two little birds moved in that very day"),
-    ("a snowman", "snow, a carrot and an old hat", "rolled three big balls of snow", "dropped the head",
-     "rolled a new head, rounder than before", "The snowman smiled at everyone who came by"),
-    ("a boat", "bark, a leaf and a stick", "put the leaf on the stick for a sail",
-     "made a hole in the boat", "filled the hole with wax", "The boat floated down the stream like a swan"),
-    ("a birthday card", "paper, glue and paint", "folded the paper in two", "spilled the paint",
-     "turned the spot into a big flower", "It was the prettiest card of all"),
-    ("a tree house", "boards, rope and nails", "carried the boards up the tree",
-     "made the ladder too short", "added three more steps to the ladder",
-     "From the tree house they could see the whole village"),
-)  # fmt: skip
-GIFTS = (
-    "a warm scarf", "a little bell", "a box of paints", "a picture book", "a pot of honey", "a wooden boat",
-    "a bunch of flowers", "a jar of jam", "a paper star", "a new hat",
-)  # fmt: skip
-ELDERS = (
-    ("Grandma", "she"),
-    ("Grandpa", "he"),
-    ("Mom", "she"),
-    ("Dad", "he"),
-    ("Aunt May", "she"),
-    ("Uncle Joe", "he"),
-)  # fmt: skip
-BREAKABLES = (
-    "blue vase", "tea cup", "big bowl", "flower pot", "glass lamp", "clay jug", "mirror", "plate",
-)  # fmt: skip
-# (what is done, what it is called)
-INDOOR_FUN = (
-    ("built a house out of blankets", "the house of blankets"),
-    ("put on a play with funny hats", "the play"),
-    ("read a book about pirates", "the pirates"),
-    ("played hide and seek in the whole house", "hide and seek"),
-    ("painted a picture of the sea", "the picture"),
-    ("made paper boats and let them float in the bath", "the paper boats"),
-    ("baked bread in the shape of a snail", "the bread snail"),
-)  # fmt: skip
-RACES = (
-    ("a race around the lake", "ran"),
-    ("a race up the hill", "ran"),
-    ("a sack race at the fair", "hopped"),
-    ("a race through the forest", "ran"),
-    ("a race across the meadow", "ran"),
-    ("a race on one leg", "hopped"),
-    ("a race from the mill to the bridge", "ran"),
-)  # fmt: skip
-# (one, many, where they are found)
-COUNTABLES = (
-    ("apple", "apples", "under the tree"),
-    ("shell", "shells", "on the beach"),
-    ("nut", "nuts", "in the forest"),
-    ("flower", "flowers", "in the meadow"),
-    ("stone", "stones", "by the river"),
-    ("egg", "eggs", "in the barn"),
-    ("berry", "berries", "behind the house"),
-    ("leaf", "leaves", "in the park"),
-    ("coin", "coins", "in a jar"),
-    ("button", "buttons", "in a box"),
-    ("marble", "marbles", "in the grass"),
-    ("star", "stars", "on the card"),
-    ("plum", "plums", "in the garden"),
-    ("carrot", "carrots", "on the farm"),
-    ("feather", "feathers", "by the pond"),
-    ("pencil", "pencils", "in a drawer"),
-)  # fmt: skip
-
-
 T = TypeVar("T")
+PROJECT_WORDS = ("make", "parts", "step", "trouble", "mending", "result")
 PLOTS = (
     "lost_thing",
     "out_of_reach",
@@ -215,6 +29,7 @@ PLOTS = (
     "making_friends",
 )
 _PLOT_FILE = Path(__file__).with_name("story_plots.txt")
+_WORD_FILE = Path(__file__).with_name("story_words.json")
 _PRONOUNS = {"he": ("him", "his"), "she": ("her", "her")}
 _SOME = 0.6
 _HIGHEST = 12
@@ -259,7 +74,7 @@ class Story:
 
     def sums(self) -> str:
         """Return a complete story with one to three sums, each written out and correct."""
-        one, many, found = self.draw.pick(COUNTABLES)
+        one, many, found = self.draw.pick(_words()["countables"])
         have = self.draw.number(2, _HIGHEST)
         self.words |= {"many": many, "found": found, "n": _total(have, one, many)}
         self._write("numbers")
@@ -291,6 +106,13 @@ class Story:
 
 
 @cache
+def _words() -> dict[str, Any]:
+    """Return the lists that the words of a story are drawn from."""
+    words: dict[str, Any] = json.loads(_WORD_FILE.read_text(encoding="utf-8"))
+    return words
+
+
+@cache
 def _sections() -> dict[str, list[tuple[str, list[str]]]]:
     """Return the steps of every section: a mark, and the alternative sentences or sections."""
     sections: dict[str, list[tuple[str, list[str]]]] = {}
@@ -313,15 +135,15 @@ def _world(draw: Draw) -> dict[str, Any]:
     hero, friend = _person(draw), _person(draw)
     while friend[0] == hero[0] or friend[1] == hero[1] not in ("boy", "girl"):
         friend = _person(draw)
-    elder, ehe = draw.pick(ELDERS)
-    where, to, spots = draw.pick(PLACES)
-    trait, ftrait = draw.several(TRAITS, 2)
-    toy, other_toy = draw.several(TOYS, 2)
-    color, other_color = draw.several(COLORS, 2)
-    (try1, reason1), (try2, reason2) = draw.several(TRIES, 2)
-    fear, moment, truth = draw.pick(FEARS)
-    gift, other_gift = draw.several(GIFTS, 2)
-    animal = draw.pick(SMALL_ANIMALS)
+    elder, ehe = draw.pick(_words()["elders"])
+    where, to, spots = draw.pick(_words()["places"])
+    trait, ftrait = draw.several(_words()["traits"], 2)
+    toy, other_toy = draw.several(_words()["toys"], 2)
+    color, other_color = draw.several(_words()["colors"], 2)
+    (try1, reason1), (try2, reason2) = draw.several(_words()["tries"], 2)
+    fear, moment, truth = draw.pick(_words()["fears"])
+    gift, other_gift = draw.several(_words()["gifts"], 2)
+    animal = draw.pick(_words()["small_animals"])
     found: dict[str, Any] = {
         **_person_words("", "H", *hero),
         **_person_words("f", "F", *friend),
@@ -331,9 +153,9 @@ def _world(draw: Draw) -> dict[str, Any]:
         "a_trait": _article(trait),
         "a_ftrait": _article(ftrait),
         "trait": trait,
-        "size": draw.pick(SIZES),
-        "hobby": draw.pick(HOBBIES),
-        "home": draw.pick(HOMES),
+        "size": draw.pick(_words()["sizes"]),
+        "hobby": draw.pick(_words()["hobbies"]),
+        "home": draw.pick(_words()["homes"]),
         "thing": f"{color} {toy}",
         "a_thing": _article(f"{color} {toy}"),
         "an_other": _article(f"{other_color} {other_toy}"),
@@ -341,19 +163,19 @@ def _world(draw: Draw) -> dict[str, Any]:
         "animal": animal,
         "a_small": _article(f"{draw.pick(('little', 'small', 'tiny'))} {animal}"),
         **dict(zip(("spot1", "spot2", "spot3"), draw.several(spots, 3), strict=True)),
-        **dict(zip(("game1", "game2"), draw.several(GAMES, 2), strict=True)),
-        **dict(zip(("fun", "indoors"), draw.pick(INDOOR_FUN), strict=True)),
-        **dict(zip(("race", "went"), draw.pick(RACES), strict=True)),
-        **dict(zip(PROJECT_WORDS, draw.pick(PROJECTS), strict=True)),
+        **dict(zip(("game1", "game2"), draw.several(_words()["games"], 2), strict=True)),
+        **dict(zip(("fun", "indoors"), draw.pick(_words()["indoor_fun"]), strict=True)),
+        **dict(zip(("race", "went"), draw.pick(_words()["races"]), strict=True)),
+        **dict(zip(PROJECT_WORDS, draw.pick(_words()["projects"]), strict=True)),
         **{"where": where, "to": to, "toy": toy, "fear": fear, "gift": gift, "other_gift": other_gift},
         **{"try1": try1, "reason1": reason1, "try2": try2, "reason2": reason2},
-        "high": draw.pick(HIGH_PLACES),
-        "broken": draw.pick(BREAKABLES),
-        "weather": draw.pick(WEATHER),
-        "time": draw.pick(TIMES),
-        "good": draw.pick(FEEL_GOOD),
-        "bad": draw.pick(FEEL_BAD),
-        "treat": draw.pick(TREATS),
+        "high": draw.pick(_words()["high_places"]),
+        "broken": draw.pick(_words()["breakables"]),
+        "weather": draw.pick(_words()["weather"]),
+        "time": draw.pick(_words()["times"]),
+        "good": draw.pick(_words()["feel_good"]),
+        "bad": draw.pick(_words()["feel_bad"]),
+        "treat": draw.pick(_words()["treats"]),
     }
     found["a_treat"] = _article(found["treat"])
     found |= {"moment": moment.format(**found), "truth": truth.format(**found)}
@@ -368,9 +190,9 @@ def _person(draw: Draw) -> tuple[str, str, str]:
     """Return (name, kind, "he" or "she")."""
     he = draw.pick(("he", "she"))
     if draw.chance(0.5):
-        names, kind = (BOYS, "boy") if he == "he" else (GIRLS, "girl")
+        names, kind = (_words()["boys"], "boy") if he == "he" else (_words()["girls"], "girl")
         return draw.pick(names), kind, he
-    kind, his_name, her_name = draw.pick(ANIMALS)
+    kind, his_name, her_name = draw.pick(_words()["animals"])
     return (his_name if he == "he" else her_name), kind, he
 
 
