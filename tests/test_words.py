@@ -60,6 +60,7 @@ PATTERN = re.compile(r"\b(?:" + "|".join(f"(?:{words})" for words in WORDS) + r"
 DATA = {"stories.py", "arithmetic_world.py"}
 PLACES = [
     *sorted((ROOT / "llm_lab").glob("**/*.py")),
+    *sorted((ROOT / "llm_lab").glob("**/*.yaml")),
     *sorted((ROOT / "tests").glob("**/*.py")),
     *sorted((ROOT / "benchmarks").glob("**/*.py")),
     *sorted((ROOT / "docs").glob("*.*")),
