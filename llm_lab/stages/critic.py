@@ -16,6 +16,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.ppo import PpoRecipe
 from llm_lab.rewards.classifier import add_head, load_classifier
 from llm_lab.training.loop import find_local
+from llm_lab.training.tuned_run import base_of
 
 
 class Critic(nn.Module):
@@ -27,19 +28,16 @@ class Critic(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
-        base = self._classifier()
+        base = base_of(model)
         if not hasattr(base, "score") or base.config.num_labels != 1:
             why = f"a critic needs a score head with one label for each token, which {type(base).__name__} lacks"
             fix = "Use a language model, or a reward model trained from one."
             raise UserError(Problem("ppo.critic", why, fix=fix))
         base.score.float()
 
-    def _classifier(self) -> Any:
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tokens: int) -> torch.Tensor:
         """Return float32 values (rows, tokens) of the states before each of the last `tokens` tokens."""
-        base = self._classifier()
+        base = base_of(self.model)
         # Models without position ids (ALiBi) exist. In those with position ids, padding must not be counted.
         known = "position_ids" in inspect.signature(base.base_model.forward).parameters
         extra = {"position_ids": (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)} if known else {}

@@ -36,7 +36,14 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, process_count
 from llm_lab.training.loop import find_local
 from llm_lab.training.trainer import LabTrainerMixin
-from llm_lab.training.tuned_run import Evaluation, derive_max_steps, load_model_to_train, open_data, record_parent
+from llm_lab.training.tuned_run import (
+    Evaluation,
+    base_of,
+    derive_max_steps,
+    load_model_to_train,
+    open_data,
+    record_parent,
+)
 
 Recipe = TypeVar("Recipe", GrpoRecipe, PpoRecipe)
 # Metrics of both stages: {TRL's name: name in metrics.jsonl}.
@@ -174,7 +181,7 @@ class RolloutTrainer(GRPOTrainer):
         if reference is not None:
             reference.eval().requires_grad_(False)
             add_fused_lm_head(
-                _base_of(reference), temperature=self.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32
+                base_of(reference), temperature=self.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32
             )
             add_position_ids(reference)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
@@ -195,7 +202,7 @@ class RolloutTrainer(GRPOTrainer):
         )
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        base = _base_of(self.accelerator.unwrap_model(self.model))
+        base = base_of(self.accelerator.unwrap_model(self.model))
         # The model's own generation config (a min_p, suppressed tokens) would fill in what TRL leaves out. Answers
         # would then come from another distribution than the log-probabilities.
         own, base.generation_config = base.generation_config, GenerationConfig()
@@ -291,7 +298,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 def add_position_ids(model: nn.Module) -> None:
     """Count positions from the first real token, as generate() does; TRL passes none for left-padded prompts."""
-    if "position_ids" not in inspect.signature(_base_of(model).forward).parameters:
+    if "position_ids" not in inspect.signature(base_of(model).forward).parameters:
         return
 
     def add_positions(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -301,7 +308,3 @@ def add_position_ids(model: nn.Module) -> None:
         return args, kwargs
 
     model.register_forward_pre_hook(add_positions, with_kwargs=True)
-
-
-def _base_of(model: nn.Module) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -50,7 +50,7 @@ class Tracking:
             except MachineError:
                 raise
             except Exception as error:  # from the tracker's own code; nothing has been trained yet
-                why = f"{name} can't be opened: {_first_line(error)}"
+                why = f"{name} can't be opened: {first_line(error)}"
                 raise MachineError(
                     Problem("train.report_to", why, fix="Fix the problem, or leave the key out.")
                 ) from error
@@ -77,7 +77,7 @@ class Tracking:
             self._open.pop(name, None)
             self._listener(
                 RunWarning(
-                    f"{name}: {_first_line(error)}; no more metrics are sent to it. metrics.jsonl has all of them."
+                    f"{name}: {first_line(error)}; no more metrics are sent to it. metrics.jsonl has all of them."
                 )
             )
 
@@ -94,7 +94,8 @@ def grouped(row: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error message, or the name of the exception."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -25,7 +25,7 @@ from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, Run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
 
-from .tracking import Tracking
+from .tracking import Tracking, first_line
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = ".saving"
@@ -258,7 +258,7 @@ class LabTrainerMixin(_Base):
                     failed, failure = True, error
             shutil.rmtree(steps / STAGING, ignore_errors=True)
             if failed:
-                reason = _first_line(failure) if failure else "in another process"
+                reason = first_line(failure) if failure else "in another process"
                 self.listener(
                     RunWarning(
                         f"The checkpoint of step {step} could not be written ({reason}). Training continues; the last "
@@ -289,10 +289,6 @@ def publish(staged: Path, final: Path) -> None:
 def _is_disk_error(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, OSError) or any(word in text for word in ("write", "no space", "i/o error"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 class _StepClock:

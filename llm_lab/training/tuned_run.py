@@ -170,7 +170,7 @@ def load_model_to_train(recipe: TuneRecipe, listener: Listener) -> tuple[Any, An
     resize_for(model, tokenizer, chosen, seed=recipe.seed)
     model = prepare_training(model, recipe, chosen.new_ids)
     trainable = describe_trainable(model)
-    listener(Notice(f"model: {type(_base_of(model)).__name__}; {trainable.describe()}"))
+    listener(Notice(f"model: {type(base_of(model)).__name__}; {trainable.describe()}"))
     # In training mode, for the dropout of the recipe. Trainers that must not have dropout switch it off.
     return model.train(), tokenizer
 
@@ -186,7 +186,8 @@ def prepare_training(model: Any, recipe: TuneRecipe, new_token_ids: Sequence[int
     return attach_lora(model, recipe.lora, seed=recipe.seed, new_token_ids=new_token_ids)
 
 
-def _base_of(model: Any) -> Any:
+def base_of(model: Any) -> Any:
+    """Return the model without its PEFT wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
