@@ -286,8 +286,8 @@ GOOD = {"messages": [USER, ANSWER]}
         ({"messages": [USER, {**ANSWER, "content": " \n"}]}, "an empty answer"),
         ({"messages": [USER, {**ANSWER, "content": None}]}, "an empty answer"),
         ({"messages": [{**USER, "content": ""}, ANSWER]}, "an empty question"),
-        ({"messages": [USER, ANSWER, ANSWER]}, "two turns of the assistant in a row"),
-        ({"messages": [USER, USER, ANSWER]}, "two turns of the user in a row"),
+        ({"messages": [USER, ANSWER, ANSWER]}, "two assistant messages in a row"),
+        ({"messages": [USER, USER, ANSWER]}, "two user messages in a row"),
     ],
 )
 def test_unusable_conversations_are_dropped_and_counted(row, reason):

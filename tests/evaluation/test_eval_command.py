@@ -237,7 +237,7 @@ def test_an_evaluation_is_a_run_that_can_be_replayed(in_tmp_path, capsys):
     assert facts["results"]["eval_loss/more.txt"] == rows[1]["loss"]
     assert facts["parent"]["path"] == "base"
     assert [source["path"] for source in facts["data"]] == ["text.txt", "more.txt"]
-    with pytest.raises(UserError, match="made none"):
+    with pytest.raises(UserError, match="evaluated a model"):
         find_model("measured")
     report = Path("checkpoints/measured/report.md").read_text()
     assert "validation loss, more.txt" in report
@@ -263,7 +263,7 @@ def test_in_a_pipeline_the_next_stage_continues_from_the_evaluated_model(in_tmp_
     assert (sft, last) == (str(home / "pretrain/model"), str(home / "sft/model"))
     assert find_model("line") == home / "sft/model"
     stages[2] = tuned | {"model": {"checkpoint": "stage:eval"}}
-    with pytest.raises(UserError, match="measures a model and makes none"):
+    with pytest.raises(UserError, match="evaluates a model and does not create one"):
         check({"name": "line", "device": "cpu", "stages": stages})
 
 

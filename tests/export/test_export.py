@@ -498,7 +498,7 @@ def test_wrong_input_is_an_error_before_anything_is_written(in_tmp_path, capsys)
     for words, said in (
         (["reward"], "exporting reward models is not supported"),
         (["born", "--out", "full"], "the folder is not empty"),
-        (["born", "--weights", "q8_0"], "has no such weights"),
+        (["born", "--weights", "q8_0"], "can't store this type"),
         (["born", "--public"], "has no effect without export.push"),
         (["born", "--trust-remote-code"], "--out"),
         (["born", "export.size=3"], "unknown key"),

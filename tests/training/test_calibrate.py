@@ -272,11 +272,11 @@ def test_the_peak_memory_is_reset_between_stages():
 @pytest.mark.parametrize(
     ("machine", "changes", "kernel", "reason"),
     [
-        (LAPTOP, {"device": "cpu"}, "sdpa", "fused, and correct"),
+        (LAPTOP, {"device": "cpu"}, "sdpa", "fused, and supports"),
         (WORKSTATION, {}, "sdpa", "flash-attn is not installed"),
         (WITH_FLASH, {}, "flash_attention_2", "flash-attn is installed"),
         (WITH_FLASH, {"model.sliding_window": 8}, "flash_attention_2", "skips what the sliding window masks"),
-        (WITH_FLASH, {"device": "cpu"}, "sdpa", "fused, and correct"),
+        (WITH_FLASH, {"device": "cpu"}, "sdpa", "fused, and supports"),
         (WITH_FLASH, {"model.position_embedding": "alibi"}, "sdpa", "drop ALiBi's position penalties"),
         (WITH_FLASH, {"train.document_mask": True}, "sdpa", "does not support document masks"),
         (WITH_FLASH, {"train.dtype": "float32"}, "sdpa", "does not support float32"),
