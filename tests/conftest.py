@@ -5,8 +5,10 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
 import itertools
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -51,6 +53,28 @@ def in_tmp_path(tmp_path, monkeypatch) -> Path:
     """Work in an empty folder: run folders are created in ./checkpoints."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    """The folder of a finished run of tiny_recipe(), with its text.txt and checkpoints/."""
+    from llm_lab.runner import run
+
+    folder = tmp_path_factory.mktemp("trained-once")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_LAB_CACHE", str(folder / "cache"))
+        write_text("text.txt")
+        run(tiny_recipe())
+    return folder
+
+
+@pytest.fixture
+def finished_run(trained_once, in_tmp_path) -> dict[str, Any]:
+    """The facts of a finished run of tiny_recipe(), copied into the folder of the test."""
+    from llm_lab.runs.folder import RunFolder
+
+    shutil.copytree(trained_once / "checkpoints", "checkpoints")
+    return {**RunFolder(Path("checkpoints/tiny")).facts(), "path": "checkpoints/tiny"}
 
 
 def write_text(path: Path | str, sentences: int = 300, seed: int = 0) -> str:

@@ -103,11 +103,11 @@ def test_grpo_learns_toy_verifiable_task():
         "def low(completions, **columns):\n"
         "    return [sum(c < '@' for c in text) / max(len(text), 1) for text in completions]\n"
     )
-    steps = {"max_steps": 120, "eval_steps": 120, "save_steps": 120, "logging_steps": 10, "max_length": 64}
+    steps = {"max_steps": 60, "eval_steps": 60, "save_steps": 60, "logging_steps": 10, "max_length": 64}
     low = [{"python": "mine.py:low"}]
     score = {"prompts": 20, "max_completion_length": 6, "rewards": low}
     recipe = post_recipe("grpo", rewards=low, score=score, train=steps | {"per_device_train_batch_size": 32})
-    recipe |= {"validation": {"fraction": 0.3}, "optimizer": {"name": "adamw", "learning_rate": 1e-2}}
+    recipe |= {"validation": {"fraction": 0.3}, "optimizer": {"name": "adamw", "learning_rate": 2e-2}}
     rows = rows_of(run(recipe)["path"])
     trained = [row["reward"] for row in rows if "loss" in row]
     held_out = [row["eval_reward_sampled"] for row in rows if "eval_reward_sampled" in row]

@@ -386,8 +386,10 @@ def test_ppo_learns_a_toy_verifiable_task(one_start, tmp_path):
     trainer = make_trainer(
         one_start,
         tmp_path,
-        max_steps=320,
+        max_steps=120,
         per_device_train_batch_size=16,
+        learning_rate=1e-2,
+        critic_learning_rate=1e-2,
         beta=0.0,
         prompts=PROMPTS * 4,
     )

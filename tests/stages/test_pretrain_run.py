@@ -31,8 +31,8 @@ def _text(in_tmp_path):
     write_text("text.txt")
 
 
-def test_a_run_learns_and_writes_a_complete_folder():
-    facts = run(tiny_recipe())
+def test_a_run_learns_and_writes_a_complete_folder(finished_run):
+    facts = finished_run
     folder = RunFolder(Path("checkpoints/tiny"))
     rows = folder.metrics()
     logged = [row for row in rows if "loss" in row]
@@ -63,8 +63,8 @@ def test_a_run_learns_and_writes_a_complete_folder():
     assert not list(folder.path.rglob(".*"))
 
 
-def test_every_checkpoint_and_the_model_open_as_plain_hugging_face_folders():
-    facts = run(tiny_recipe())
+def test_every_checkpoint_and_the_model_open_as_plain_hugging_face_folders(finished_run):
+    facts = finished_run
     final = Path(facts["path"]) / "model"
     for folder in (final, *(path for _, path in RunFolder(Path(facts["path"])).checkpoints())):
         model = AutoModelForCausalLM.from_pretrained(folder)
@@ -77,8 +77,7 @@ def test_every_checkpoint_and_the_model_open_as_plain_hugging_face_folders():
     assert torch.allclose(model(ids).logits, plain(ids).logits, atol=1e-5)
 
 
-def test_checkpoints_are_loaded_with_weights_only(monkeypatch):
-    run(tiny_recipe())
+def test_checkpoints_are_loaded_with_weights_only(finished_run, monkeypatch):
     calls = []
     original = torch.load
 
@@ -140,8 +139,8 @@ def test_the_recipe_of_a_run_names_its_own_folder():
         assert RunFolder(Path(path)).facts()["name"] == Path(path).name
 
 
-def test_evaluation_equals_a_brute_force_sum_over_the_same_tokens():
-    facts = run(tiny_recipe())
+def test_evaluation_equals_a_brute_force_sum_over_the_same_tokens(finished_run):
+    facts = finished_run
     text = Path("text.txt").read_text()
     held_out = text[int(len(text) * 0.9) :]
     tokenizer = make_byte_tokenizer()

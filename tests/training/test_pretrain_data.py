@@ -106,6 +106,7 @@ def test_resume_in_the_middle_of_a_stream_is_bitwise(monkeypatch):
     assert_same(resumed, {**whole, "path": "checkpoints/whole"})
 
 
+@pytest.mark.slow  # kill -9 of any run, and resuming in a stream, are tested quickly elsewhere
 def test_a_killed_run_on_a_stream_resumes_bitwise():
     raw = streamed(optimizer={"name": "muon"}, **{"train.logging_steps": 1})
     process = start(raw)
