@@ -64,7 +64,7 @@ def test_a_stage_and_a_tokenizer_of_the_wrong_type_are_explained(capsys):
     said = errors_of(pipeline, capsys)
     assert "stages.1 = 5: this must be a group of keys" in said
     said = errors_of("{stage: pretrain, data: [{path: b.txt}], device: cpu, tokenizer: 5}", capsys)
-    assert "tokenizer = 5: bytes, {bpe: vocabulary size}, a folder, or a name on the Hub." in said
+    assert "tokenizer = 5: invalid value (bytes, {bpe: vocabulary size}, a folder, or a name on the Hub)." in said
     assert "Allowed: group" not in said
 
 

@@ -91,7 +91,7 @@ def test_checkpoints_are_not_pickled_and_hold_rollouts_only_if_needed(start, tmp
 def test_a_run_is_not_resumed_with_another_critic(start, tmp_path):
     make_trainer(start, tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
     other = make_trainer(start, tmp_path, critic=critic_of(start, lora=LORA), max_steps=3)
-    with pytest.raises(UserError, match="other parameters"):
+    with pytest.raises(UserError, match="different parameters"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
