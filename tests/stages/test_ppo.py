@@ -23,7 +23,11 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["rope", "sinusoidal", "alibi", "llama", "gpt2"])
+# The default suite has one model for each way of handling positions: ids that rotate, none, and learned embeddings.
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sinusoidal", "llama")]
+
+
+@pytest.fixture(scope="module", params=["rope", "alibi", "gpt2", *SLOW])
 def start(request, tmp_path_factory):
     return make_start(tmp_path_factory.mktemp(request.param), request.param, dropout=0.2)
 
