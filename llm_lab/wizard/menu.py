@@ -60,7 +60,7 @@ from .training_runs import run_of_stage
 LEAVE = "Quit"
 RUNS_SHOWN = 2
 MOST_COMPARED = 6
-EVALUATE, CHECKPOINTS, REPLAY = "Evaluate", "Checkpoints", "Replay a recipe"
+EVALUATE, CHECKPOINTS, REPLAY = "Evaluate", "Checkpoints", "Run a recipe"
 MENU_WHY = (
     "The usual order is from top to bottom: design a model's parts, pretrain it on text, train it to answer (SFT) and "
     "to answer better (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run is a recipe file, which also "
@@ -265,7 +265,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     if run is not None and run.recipe_path.exists():
         if run.status() in ("stopped", "interrupted", "failed"):
             choices.append(Choice("resume", "Resume this run"))
-        choices.append(Choice("replay", "Replay its recipe as a new run"))
+        choices.append(Choice("replay", "Run its recipe again as a new run"))
         choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))
     return choices
 

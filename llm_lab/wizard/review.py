@@ -172,7 +172,7 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
         "Where should the recipe be saved?",
         kind="path",
         default=f"configs/{draft.raw.get('name') or 'my-run'}.yaml",
-        why="`llm-lab list recipes` and Replay a recipe list the files in configs/.",
+        why="`llm-lab list recipes` and Run a recipe list the files in configs/.",
         allowed="Tab completes paths.",
         check=_why_no_file,
     )

@@ -249,7 +249,7 @@ def test_ctrl_c_during_a_command_stops_only_the_command(visit):
 @pytest.mark.usefixtures("lab")
 def test_a_checkpoint_is_shown_and_the_plan_of_its_recipe_too(visit):
     screens = visit(
-        *pick("Checkpoints"), *pick("checkpoints/base:"), *pick("Replay its recipe"), *pick("No, go back"),
+        *pick("Checkpoints"), *pick("checkpoints/base:"), *pick("Run its recipe"), *pick("No, go back"),
         *pick("Back to the list"), Key.ESCAPE, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "What next?")

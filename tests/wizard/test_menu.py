@@ -123,7 +123,7 @@ def test_a_stopped_run_is_resumed_and_any_run_is_replayed_after_a_yes():
     visit = answers(checkpoints, [MODEL, "Resume this run", "No, go back", "Resume this run", "Yes, start"])
     recipe = "checkpoints/base/recipe.yaml"
     assert visit.effects == [StartRun(recipe, (), resume=True), Pause()]
-    again = answers(checkpoints, [MODEL, "Replay its recipe", "Yes, start"])
+    again = answers(checkpoints, [MODEL, "Run its recipe", "Yes, start"])
     assert again.effects[0] == StartRun(recipe)
 
 
