@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
+import gc
 import itertools
 import random
 import shutil
@@ -46,6 +47,22 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def frozen_modules():
+    """The modules whose objects the garbage collector skips."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def skip_libraries_in_garbage_collections(frozen_modules):
+    """Freeze what was imported: the Trainer collects garbage once a run, half of a tiny run's time without this."""
+    yield
+    if len(sys.modules) > len(frozen_modules) + 100:
+        gc.collect()
+        gc.freeze()
+        frozen_modules.update(sys.modules)
 
 
 @pytest.fixture
