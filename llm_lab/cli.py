@@ -158,6 +158,9 @@ def _compare_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter-off", action="store_true", help="also compare the base without the adapter")
     _sampling_arguments(parser)
     _model_arguments(parser)
+    parser.add_argument(
+        "--trust-code-of", action="append", default=[], metavar="MODEL", help="run this model's own code; repeatable"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the comparison to a .md or .json file")
     parser.set_defaults(command=commands.compare_models)
 

@@ -268,14 +268,16 @@ def start_chat(
     chosen = ChatSettings(**(settings or {}))
 
     def open_session(name: str) -> ChatSession:
-        model, tokenizer = load(name, device=device, trust_remote_code=trust_remote_code)
+        # The user's yes is for the model that they named, not for those that the chat opens later.
+        trusted = trust_remote_code and name == checkpoint
+        model, tokenizer = load(name, device=device, trust_remote_code=trusted)
         return ChatSession(model, tokenizer, name=name, settings=chosen)
 
     session = open_session(checkpoint)
     if prompt is not None:
         answer_once(session, prompt)
     else:
-        run_chat(session, load=open_session, side_by_side=SideBySide(open_session, trust_remote_code=trust_remote_code))
+        run_chat(session, load=open_session, side_by_side=SideBySide(open_session))
     return DONE
 
 
@@ -336,6 +338,7 @@ def compare_models(arguments: argparse.Namespace) -> int:
         settings=_sampling_settings(arguments),
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
+        trust_code_of=arguments.trust_code_of,
         out=arguments.out,
     )
 
@@ -345,7 +348,6 @@ def start_compare(
     *,
     settings: Mapping[str, Any] | None = None,
     device: str | None = None,
-    trust_remote_code: bool = False,
     out: Path | None = None,
     **options: Any,
 ) -> int:
@@ -363,9 +365,8 @@ def start_compare(
     with _progress() as listener:
         found = compare(
             names,
-            load=partial(load, device=device, trust_remote_code=trust_remote_code),
+            load=partial(load, device=device),
             settings=dataclasses.replace(SETTINGS, **(settings or {})),
-            trust_remote_code=trust_remote_code,
             listener=listener,
             **options,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.hf.adapter import is_adapter, read_adapter, require_base
-from llm_lab.hf.load import read_config, require_causal_lm, require_removable_adapter
+from llm_lab.hf.load import has_own_code, read_config, require_causal_lm, require_removable_adapter
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.stage import StageRecipe
@@ -149,13 +149,35 @@ def _deleted_checkpoints(run: RunFolder, kept: int, prefix: str) -> list[str]:
     return [f"{text}; set train.save_total_limit={saved} to keep them all."]
 
 
-def require_loadable(candidates: Sequence[Candidate], *, trust_remote_code: bool = False) -> None:
-    """Check the files of all models before any is loaded. Raises UserError with all problems."""
+def find_trusted(candidates: Sequence[Candidate], *, trust_remote_code: bool, names: Sequence[str]) -> frozenset[str]:
+    """Return the folders of the models whose own code the user allows to run.
+
+    names: of these models. trust_remote_code: the one model that has code. Raises UserError where several have.
+    """
+    unknown = [name for name in names if not any(name.rstrip("/") == candidate.name for candidate in candidates)]
+    if unknown:
+        allowed = ", ".join(candidate.name for candidate in candidates)
+        raise UserError(Problem("--trust-code-of", "this model is not compared", value=unknown[0], allowed=allowed))
+    trusted = {c.folder: c.name for c in candidates if c.name in [name.rstrip("/") for name in names]}
+    if trust_remote_code and not names:
+        trusted = {c.folder: c.name for c in candidates if has_own_code(c.folder)}
+        if len(trusted) > 1:
+            why = f"several of these models come with code: {', '.join(trusted.values())}"
+            fix = f"Review it, then name each model: {' '.join(f'--trust-code-of {name}' for name in trusted.values())}"
+            raise UserError(Problem("--trust-remote-code", why, fix=fix))
+    return frozenset(trusted)
+
+
+def require_loadable(candidates: Sequence[Candidate], trusted: frozenset[str] = frozenset()) -> None:
+    """Check the files of all models before any is loaded. Raises UserError with all problems.
+
+    trusted: the folders of models whose own code may run.
+    """
     problems: list[Any] = []
     for folder in dict.fromkeys(candidate.folder for candidate in candidates):
         try:
-            rows = _require_loadable(folder, trust_remote_code)
-            tokens = len(load_tokenizer(folder, trust_remote_code=trust_remote_code, key="checkpoint"))
+            rows = _require_loadable(folder, folder in trusted)
+            tokens = len(load_tokenizer(folder, trust_remote_code=folder in trusted, key="checkpoint"))
             if rows is not None and tokens > rows:
                 why = f"its tokenizer has {tokens:,} tokens, but the model has {rows:,}: it belongs to another model"
                 problems.append(Problem(folder, why))

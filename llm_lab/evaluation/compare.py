@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,12 +26,12 @@ from llm_lab.runs.evaluations import data_of, flat_results, numbers_of
 from llm_lab.runs.folder import now
 from llm_lab.runs.report import keep_evaluation
 
-from .candidates import Candidate, find_candidates, find_steps, require_loadable
+from .candidates import Candidate, find_candidates, find_steps, find_trusted, require_loadable
 from .compare_task import Task, prepare_task
 from .perplexity import measure_text, total_of
 from .score import Scorer
 
-Load = Callable[[str], tuple[Any, Any]]  # a folder or a Hub name -> (model, tokenizer)
+Load = Callable[..., tuple[Any, Any]]  # (folder or Hub name, trust_remote_code=False) -> (model, tokenizer)
 SETTINGS = ChatSettings(temperature=0.0, top_p=1.0, max_new_tokens=128, seed=1337)
 MAX_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 ROWS = 8
@@ -57,14 +58,16 @@ def compare(
     adapter_off: bool = False,
     settings: ChatSettings = SETTINGS,
     trust_remote_code: bool = False,
+    trust_code_of: Sequence[str] = (),
     listener: Listener = ignore,
 ) -> Comparison:
     """Ask several models the same prompts and measure them on the same texts, loading one at a time.
 
     names: checkpoints; with `steps`, one run, all of whose checkpoints are compared. prompts: else the first ones of
     prompt_set, else the sample prompts of their own runs. prompt_set: prompts that are also scored. data: texts whose
-    loss is measured. adapter_off: after each adapter, its base without it. Raises UserError with all problems before
-    any model is loaded.
+    loss is measured. adapter_off: after each adapter, its base without it. trust_remote_code: run the code that comes
+    with a model, if only one has any; trust_code_of: names of the models whose code runs. Raises UserError with all
+    problems before any model is loaded.
     """
     quiet_libraries()
     remarks: list[str] = []
@@ -74,19 +77,19 @@ def compare(
         candidates, remarks = find_steps(names[0])
     else:
         candidates = find_candidates(names, adapter_off=adapter_off)
-    require_loadable(candidates, trust_remote_code=trust_remote_code)
-    task, more = prepare_task(
-        candidates, prompts, prompt_set, data, settings, trust_remote_code=trust_remote_code, over_time=steps
-    )
+    trusted = find_trusted(candidates, trust_remote_code=trust_remote_code, names=trust_code_of)
+    require_loadable(candidates, trusted)
+    task, more = prepare_task(candidates, prompts, prompt_set, data, settings, trusted=trusted, over_time=steps)
     remarks += more
     compared: list[Compared] = []
     measured: list[dict[str, Any]] = []
     reference: ReferenceAnswers | None = None
     for folder in dict.fromkeys(candidate.folder for candidate in candidates):
         group = [candidate for candidate in candidates if candidate.folder == folder]
+        opener = partial(load, trust_remote_code=True) if folder in trusted else load
         label = f"{group[0].name} ({len(compared) + 1} of {len(candidates)})"
         listener(Progress(label, len(compared), len(candidates)))
-        found, rows, reference = _compare_group(group, load, task, reference, listener)
+        found, rows, reference = _compare_group(group, opener, task, reference, listener)
         release_memory()
         compared += found
         measured += rows

@@ -43,7 +43,7 @@ def prepare_task(
     data: Sequence[str],
     settings: ChatSettings,
     *,
-    trust_remote_code: bool,
+    trusted: frozenset[str],
     over_time: bool,
 ) -> tuple[Task, list[str]]:
     """Return the task and remarks on it. Raises UserError with all problems of the texts and the prompt set.
@@ -66,7 +66,7 @@ def prepare_task(
             problems += error.problems
     if problems:
         raise UserError(*problems)
-    context = _smallest_context(candidates, trust_remote_code)
+    context = _smallest_context(candidates, trusted)
     score = None
     if prompt_set is not None:
         score, remark = _plan_score(candidates, prompt_set, examples, context, settings)
@@ -77,7 +77,7 @@ def prepare_task(
         asked = examples[:SHOWN]
     else:
         tokenizers = [
-            load_tokenizer(candidate.folder, trust_remote_code=trust_remote_code, key="checkpoint")
+            load_tokenizer(candidate.folder, trust_remote_code=candidate.folder in trusted, key="checkpoint")
             for candidate in candidates
         ]
         chats = any(tokenizer.chat_template for tokenizer in tokenizers)
@@ -93,14 +93,14 @@ def _prompt(text: str) -> Example:
     return Example(prompt=({"role": "user", "content": text},))
 
 
-def _smallest_context(candidates: Sequence[Candidate], trust_remote_code: bool) -> int | None:
+def _smallest_context(candidates: Sequence[Candidate], trusted: frozenset[str]) -> int | None:
     """Return the smallest context of all models, in tokens, so that all are measured with the same."""
     lengths = []
     for candidate in candidates:
         folder = candidate.folder
         while is_adapter(folder):
             folder = read_adapter(folder).base
-        config = read_config(folder, trust_remote_code=trust_remote_code).get_text_config()
+        config = read_config(folder, trust_remote_code=candidate.folder in trusted).get_text_config()
         lengths.append(getattr(config, "max_position_embeddings", None))
     return min((length for length in lengths if length), default=None)
 

@@ -33,12 +33,11 @@ class _Turn:
 class SideBySide:
     """Compares a chat session with other models. The model named last stays loaded.
 
-    open_session: loads a checkpoint as a session.
+    open_session: loads a checkpoint as a session. Code that comes with another model never runs here.
     """
 
-    def __init__(self, open_session: Callable[[str], ChatSession], *, trust_remote_code: bool = False):
+    def __init__(self, open_session: Callable[[str], ChatSession]):
         self._open = open_session
-        self._trust = trust_remote_code
         self._other: tuple[str, ChatSession] | None = None
 
     def compare(self, session: ChatSession, name: str, text: str, listener: Listener) -> Comparison:
@@ -73,7 +72,7 @@ class SideBySide:
         The conversation does not change. Raises UserError if the run has fewer than two checkpoints.
         """
         candidates, remarks = find_steps(session.name)
-        require_loadable(candidates, trust_remote_code=self._trust)
+        require_loadable(candidates)
         turn = _Turn(text, session.messages) if text else _last_turn(session)[0]
         models = []
         with _shared_seed(session):
@@ -102,7 +101,7 @@ class SideBySide:
             fix = f"Use /compare {BASE} for the model without its adapter." if is_adapter(candidate.folder) else None
             raise UserError(Problem(name, "this is the model of this chat", fix=fix or "Name another model."))
         if self._other is None or self._other[0] != candidate.folder:
-            require_loadable([candidate], trust_remote_code=self._trust)
+            require_loadable([candidate])
             self._other = None
             release_memory()
             listener(Notice(f"loading {name} ..."))

@@ -12,6 +12,8 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, find_base, read_object, weights_digest
 
 WEIGHTS = "adapter_model.safetensors"
+# Keys of an adapter's config that name modules to import or files to unpickle. Only training reads them.
+_NAMES_CODE = ("megatron_config", "megatron_core", "corda_config", "lora_ga_config", "eva_config", "loftq_config")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,9 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
     config = PeftConfig.from_pretrained(adapter.folder)
     config.base_model_name_or_path = adapter.base  # it may have been moved
     config.inference_mode = True
+    for name in _NAMES_CODE:
+        if hasattr(config, name):
+            setattr(config, name, None)
     try:
         model = make_peft_model(base, config)
         loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")

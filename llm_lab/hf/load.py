@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.estimate.adapter_base import read_object
 
 from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, read_adapter
 from .save import lab_config, native_config
@@ -75,9 +76,39 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
         config = AutoConfig.from_pretrained(path if path.exists() else name, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(hub_problem(error, key, name, "config")) from None
+    _drop_named_code(config)
     if hasattr(config, "lab_tokenizer"):
         del config.lab_tokenizer  # written by write_design for the recipe, not part of the model
     return config
+
+
+def _drop_named_code(config: Any) -> None:
+    """Remove what a config says about kernels: their names may be repositories on the Hub, whose code would run."""
+    for part in (config, *(getattr(config, key) for key in config.sub_configs if getattr(config, key, None))):
+        part._attn_implementation_internal = part._experts_implementation_internal = None
+        for key in ("attn_implementation", "experts_implementation", "kernel_config", "use_kernels"):
+            part.__dict__.pop(key, None)
+
+
+def has_own_code(name: str) -> bool:
+    """Return whether a model, its tokenizer or its adapter's base comes with code that requires the user's trust."""
+    from transformers.utils import cached_file
+
+    path = Path(name).expanduser()
+    if is_adapter(path):
+        return has_own_code(read_adapter(path).base)
+    for file_name in ("config.json", "tokenizer_config.json"):
+        file = path / file_name
+        if not path.is_dir():
+            try:
+                found = cached_file(name, file_name, _raise_exceptions_for_missing_entries=False)
+            except Exception as error:
+                raise UserError(hub_problem(error, "checkpoint", name, "model")) from None
+            file = Path(found or file)
+        facts = read_object(file) or {}
+        if facts.get("auto_map") and facts.get("model_type") != "llm_lab":
+            return True
+    return False
 
 
 def require_causal_lm(config: Any, name: str, *, key: str) -> None:
@@ -149,7 +180,7 @@ def load_model(
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM
-    options = {"config": ours} if ours is not None else {"trust_remote_code": trust_remote_code}
+    options = {"config": ours or config} | ({} if ours is not None else {"trust_remote_code": trust_remote_code})
     if load_in_4bit:
         require_4bit(device)
         extra |= {"quantization_config": quantization_4bit(), "device_map": device}

@@ -104,7 +104,7 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
         fix = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
     elif "trust_remote_code" in text:
         why = f"this {what} contains custom code, which runs only with your permission"
-        fix = "Review the code first, then allow it with --trust-remote-code."
+        fix = "Review the code first. Then name this model on the command line, with --trust-remote-code."
     elif "not a local folder and is not a valid model identifier" in text or "404" in text:
         why = f"no {what} with this name, locally or on the Hub"
         fix = "Check the spelling; a private one requires `hf auth login`."

@@ -23,6 +23,7 @@ from typing import Any
 PATIENCE = timedelta(days=1)
 STOPPED = 130
 GRACE_SECONDS = 10.0
+_PACKAGE_HOME = str(Path(__file__).resolve().parents[2])  # where llm_lab is imported from, installed or not
 
 
 def start_processes(command: Sequence[str], count: int) -> int:
@@ -36,6 +37,9 @@ def start_processes(command: Sequence[str], count: int) -> int:
         port = free.getsockname()[1]
     everyone = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     everyone |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    # Python puts the working folder first on the path of `-m` and `-c`: a file there would be imported by its name.
+    everyone["PYTHONSAFEPATH"] = "1"
+    everyone["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_HOME, everyone.get("PYTHONPATH"))))
     # As torchrun does: N processes with a thread per core each would slow each other down.
     everyone.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     processes: list[subprocess.Popen] = []

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 
 import pytest
 import torch
 from support.chat_sessions import END, GREEDY, lab, llama, loud, mistral, open_session, say
+from support.own_code import write_model_with_code
 
 from llm_lab.chat.decoding import TextStream
 from llm_lab.chat.session import ChatSettings
+from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.hf.conversations import encode_prompt, render_conversation
 from llm_lab.hf.tokenizers import make_byte_tokenizer
@@ -436,3 +439,14 @@ def test_a_conversation_in_the_other_mode_is_not_loaded(tmp_path):
     open_session(chat=True).save(tmp_path / "x.json")
     with pytest.raises(UserError, match="saved in chat mode"):
         open_session().load(tmp_path / "x.json")
+
+
+def test_trust_in_the_code_of_a_model_is_not_trust_in_the_models_opened_later(in_tmp_path, capfd, monkeypatch):
+    write_model_with_code("theirs")
+    write_model_with_code("others", body="raise SystemExit('the code of another model ran')\n")
+    lines = "hello\n/model others\n/compare others hello\n/compare others\nhello again\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main(["chat", "theirs", "--device", "cpu", "--trust-remote-code", "--max-new-tokens", "2"]) == 0
+    said = capfd.readouterr()
+    assert said.err.count("contains custom code") == 3
+    assert said.out.count("\n") >= 2

@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import tiny_recipe, write_text
 from support.measured_models import GPT2, Notices, gpt2_model, make_tokenizer
+from support.own_code import write_model_with_code
 from support.post_runs import post_recipe, write_base, write_questions, write_rows
 
 from llm_lab.cli import main
@@ -320,19 +321,7 @@ def test_two_models_get_an_error_that_names_compare(capsys):
 
 
 def test_a_tokenizer_with_custom_code_is_loaded_only_with_trust_remote_code(in_tmp_path, capsys):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from llm_lab.hf.tokenizers import make_byte_tokenizer
-
-    tokenizer = make_byte_tokenizer()
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained("theirs")
-    tokenizer.save_pretrained("theirs")
-    code = "from transformers import PreTrainedTokenizerFast\n\n\nclass Theirs(PreTrainedTokenizerFast):\n    pass\n"
-    Path("theirs/tokenization_theirs.py").write_text(code)
-    file = Path("theirs/tokenizer_config.json")
-    named = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": [None, "tokenization_theirs.Theirs"]}}
-    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    write_model_with_code("theirs")
     shutil.copytree("theirs", "others")
     Path("text.txt").write_text("Some words.\n" * 50)
     measured = ["eval", "theirs", "--data", "text.txt", "eval.speed_tokens=0"]
@@ -340,4 +329,9 @@ def test_a_tokenizer_with_custom_code_is_loaded_only_with_trust_remote_code(in_t
     for command in (measured, compared):
         assert main(command) == 2
         assert "--trust-remote-code" in capsys.readouterr().err
-        assert main([*command, "--trust-remote-code"]) == 0
+    assert main([*measured, "--trust-remote-code"]) == 0
+    assert main([*compared, "--trust-remote-code"]) == 2
+    assert "several of these models come with code: theirs, others" in " ".join(capsys.readouterr().err.split())
+    assert main([*compared, "--trust-code-of", "theirs"]) == 2
+    assert "others" in capsys.readouterr().err
+    assert main([*compared, "--trust-code-of", "theirs", "--trust-code-of", "others"]) == 0

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -187,3 +188,33 @@ def test_only_causal_models_are_loaded(tmp_path, kind):
     for load in (load_model, plan_export):
         with pytest.raises(UserError, match=r"Use a causal language model|not supported"):
             load(str(tmp_path))
+
+
+def test_kernels_that_a_config_names_are_never_loaded(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=61, **sizes)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    named = {"attn_implementation": "someone/kernel", "_attn_implementation": "someone/kernel"}
+    named |= {"experts_implementation": "someone/kernel", "use_kernels": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    model = load_model(tmp_path)
+    assert model.config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path / "again")
+    assert "someone" not in (tmp_path / "again" / "config.json").read_text()
+
+
+def test_modules_that_an_adapter_names_are_never_imported(tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    base.config._name_or_path = base.name_or_path = str(tmp_path / "base")
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(tmp_path / "a")
+    (tmp_path / "evil.py").write_text("raise SystemExit('the module was imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "a" / "adapter_config.json"
+    named = {"megatron_core": "evil", "megatron_config": {"tensor_model_parallel_size": 1}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    assert load_model(tmp_path / "a") is not None
