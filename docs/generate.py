@@ -99,7 +99,15 @@ def _heading(key: Key, owner: str, schema: type[StageRecipe]) -> str:
     if named is None or len(groups) == 1:
         return label
     name = named.model_fields.get("name")
-    return f"{label}: {name.default}" if name is not None else f"{label}: {(named.__doc__ or '').split('.')[0].lower()}"
+    return (
+        f"{label}: {name.default}"
+        if name is not None
+        else f"{label}: {_decapitalized((named.__doc__ or '').split('.')[0])}"
+    )
+
+
+def _decapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _default(key: Key) -> str:

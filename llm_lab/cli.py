@@ -14,7 +14,7 @@ from llm_lab import __version__, commands
 from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED
 from llm_lab.errors import LabError, MachineError, Problem, UserError
 
-CHECKPOINT = "a run, a Hugging Face folder, or a name on the Hub"
+MODEL = "a run, a Hugging Face folder, or a name on the Hub"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = subparsers.add_parser("run", parents=[common], help="run a recipe")
     _recipe_arguments(run)
-    run.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    run.add_argument("--dry-run", action="store_true", help="show the plan without running it")
     run.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     run.add_argument("--overwrite", action="store_true", help="replace the run of the same name")
     run.add_argument("--nproc", type=int, metavar="N", help="train with N processes, one per GPU")
@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(check)
     check.set_defaults(command=commands.check_recipe)
 
-    xray = subparsers.add_parser("xray", parents=[common], help="show a recipe's data as tokens, trained and masked")
+    xray = subparsers.add_parser(
+        "xray", parents=[common], help="show a recipe's data token by token: trained or masked"
+    )
     _recipe_arguments(xray)
     xray.add_argument("--examples", type=int, default=2, metavar="N", help="examples to show per dataset (default 2)")
     xray.set_defaults(command=commands.xray_recipe)
@@ -101,24 +103,24 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("what", nargs="?", choices=("recipes", "data", "parts", "runs"), help="default: all")
     what.set_defaults(command=commands.list_things)
 
-    copy = subparsers.add_parser("copy", parents=[common], help="copy a recipe to edit it")
+    copy = subparsers.add_parser("copy", parents=[common], help="copy a recipe to a new file, to edit it")
     copy.add_argument("recipe", help="a recipe's name or file")
     copy.add_argument("file", type=Path, help="the new file")
     copy.set_defaults(command=commands.copy_recipe)
 
-    show = subparsers.add_parser("show", parents=[common], help="show what a checkpoint is and where it comes from")
-    show.add_argument("path", help="a run, a checkpoint or a Hugging Face folder")
+    show = subparsers.add_parser("show", parents=[common], help="show what a run or model is and how it was made")
+    show.add_argument("path", metavar="model", help="a run, one of its checkpoints, or a Hugging Face folder")
     show.set_defaults(command=commands.show_checkpoint)
 
     chat = subparsers.add_parser("chat", parents=[common], help="chat with a model")
-    chat.add_argument("checkpoint", help=CHECKPOINT)
-    chat.add_argument("--prompt", help="print one answer and exit")
+    chat.add_argument("checkpoint", metavar="model", help=MODEL)
+    chat.add_argument("--prompt", help="reply to this prompt and exit")
     _sampling_arguments(chat)
     _model_arguments(chat)
     chat.set_defaults(command=commands.chat)
 
     merge = subparsers.add_parser("merge", parents=[common], help="merge a LoRA adapter into its base")
-    merge.add_argument("adapter", help="a run that trained an adapter, or an adapter's folder")
+    merge.add_argument("adapter", help="a run that trained an adapter, or a folder with an adapter")
     merge.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new run in checkpoints/")
     merge.add_argument("--tolerance", type=float, help="maximum difference of logits, relative to their size")
     merge.set_defaults(command=commands.merge)
@@ -137,11 +139,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _eval_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser("eval", parents=[common], help="evaluate a model: loss, answers, speed, tasks")
-    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser = subparsers.add_parser(
+        "eval", parents=[common], help="evaluate a model: loss on texts, scored outputs, speed, tasks"
+    )
+    parser.add_argument("checkpoint", metavar="model", help=MODEL)
     _override_argument(parser, "eval.max_tokens=500")
-    parser.add_argument("--data", action="append", metavar="PATH", help="text to measure the loss on; repeatable")
-    parser.add_argument("--prompts", metavar="PATH", help="prompts to answer and score")
+    parser.add_argument(
+        "--data", action="append", metavar="PATH", help="dataset of texts to measure the loss on; can be repeated"
+    )
+    parser.add_argument("--prompts", metavar="PATH", help="dataset of prompts; the outputs are scored")
     parser.add_argument("--tasks", metavar="NAMES", help="lm-evaluation-harness tasks or YAML files, comma-separated")
     parser.add_argument("--limit", type=int, metavar="N", help="maximum number of documents per task")
     _model_arguments(parser)
@@ -150,12 +156,16 @@ def _eval_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def _compare_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser("compare", parents=[common], help="compare models on the same prompts and data")
-    parser.add_argument("checkpoints", nargs="+", metavar="checkpoint", help=CHECKPOINT)
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="prompt for every model; repeatable")
-    parser.add_argument("--prompts", metavar="PATH", help="prompts to answer and score")
-    parser.add_argument("--data", action="append", metavar="PATH", help="text to measure the loss on; repeatable")
-    parser.add_argument("--steps", action="store_true", help="compare all checkpoints of one run")
-    parser.add_argument("--adapter-off", action="store_true", help="also compare the base without the adapter")
+    parser.add_argument("checkpoints", nargs="+", metavar="model", help=MODEL)
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="prompt for every model; can be repeated")
+    parser.add_argument("--prompts", metavar="PATH", help="dataset of prompts; the outputs are scored")
+    parser.add_argument(
+        "--data", action="append", metavar="PATH", help="dataset of texts to measure the loss on; can be repeated"
+    )
+    parser.add_argument("--steps", action="store_true", help="compare all saved checkpoints of one run")
+    parser.add_argument(
+        "--adapter-off", action="store_true", help="also compare with the base model, without the adapter"
+    )
     _sampling_arguments(parser)
     _model_arguments(parser)
     parser.add_argument(
@@ -166,25 +176,31 @@ def _compare_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _export_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser("export", parents=[common], help="export to Hugging Face or GGUF and verify")
-    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser = subparsers.add_parser(
+        "export", parents=[common], help="export a model to Hugging Face or GGUF and verify it"
+    )
+    parser.add_argument("checkpoint", metavar="model", help=MODEL)
     _override_argument(parser, "export.weights=q8_0")
     parser.add_argument("--to", choices=("hf", "gguf"), help="the format (default hf)")
     parser.add_argument("--weights", choices=("f32", "f16", "bf16", "q8_0"), help="type of the stored weights")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new run in checkpoints/")
     parser.add_argument("--push", metavar="OWNER/NAME", help="push to this Hub repository")
     parser.add_argument("--public", action="store_true", help="create the repository as public")
-    parser.add_argument("--dry-run", action="store_true", help="show compatibility and files, write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show compatibility and the files, without writing anything"
+    )
     _trust_argument(parser)
     parser.set_defaults(command=commands.export)
 
 
 def _replay_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
-    parser = subparsers.add_parser("replay", parents=[common], help="retrain a checkpoint and all runs before it")
-    parser.add_argument("checkpoint", help="a run, its name, or its model's folder")
-    parser.add_argument("--name", help="folder of the new pipeline (default <name>-replay)")
-    parser.add_argument("--dry-run", action="store_true", help="show the recipe of the lineage and its plan, and stop")
-    parser.add_argument("--resume", action="store_true", help="resume a replay")
+    parser = subparsers.add_parser(
+        "replay", parents=[common], help="train a model again: its run and all runs it was built from"
+    )
+    parser.add_argument("checkpoint", metavar="model", help="a run, its name, or its model's folder")
+    parser.add_argument("--name", help="name of the new run (default <name>-replay)")
+    parser.add_argument("--dry-run", action="store_true", help="write the recipe and show its plan, without running it")
+    parser.add_argument("--resume", action="store_true", help="resume an interrupted replay")
     parser.set_defaults(command=commands.replay)
 
 
@@ -194,13 +210,15 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _override_argument(parser: argparse.ArgumentParser, example: str) -> None:
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=f"for example {example}")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help=f"recipe keys to change, for example {example}"
+    )
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, help="maximum length of an answer, in tokens")
+    parser.add_argument("--max-new-tokens", type=int, help="maximum length of an output, in tokens")
     parser.add_argument("--temperature", type=float, help="sampling temperature; 0: greedy")
-    parser.add_argument("--seed", type=int, help="random seed; the same seed gives the same answer")
+    parser.add_argument("--seed", type=int, help="random seed; the same seed gives the same output")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:

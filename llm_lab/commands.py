@@ -427,8 +427,8 @@ def export(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         return _start(job, resume=_push_is_pending(job))
     if recipe.export.push:
-        why = "a push is recorded as a run, so that it can be resumed"
-        raise UserError(Problem("--out", why, value=arguments.out, fix="Leave --out out, or push later."))
+        why = "--push writes a run in checkpoints/, so that it can be resumed"
+        raise UserError(Problem("--out", why, value=arguments.out, fix="Leave out --out or --push."))
     from llm_lab.terminal.console import print_waiting
 
     print_waiting(f"Loading {arguments.checkpoint} ...")

@@ -79,7 +79,7 @@ def find_recipe(name: str | Path) -> Path:
         return ROOT / path
     if path.parent == Path() and not path.suffix:
         fix = did_you_mean(str(name), [file.stem for file in list_recipes()])
-        fix = fix or "`llm-lab list recipes` lists the recipes."
+        fix = fix or "`llm-lab list recipes` lists them."
         raise UserError(Problem(str(name), "there is no such recipe", fix=fix))
     return path
 
@@ -260,7 +260,7 @@ def _unfit_models(
         return
     stage, label = stage_of(values), before.values["name"]
     if not (stage and stage.accepts_reward_model) and _makes_reward_model(label, resolved):
-        why = "that stage trains a reward model, which can't generate answers"
+        why = "that stage trains a reward model, which can't generate text"
         yield Problem("model.checkpoint", why, REFERENCE + label, fix="Name another stage.")
     if before.stage.makes is None:
         why = "that stage evaluates a model and does not create one"

@@ -96,5 +96,5 @@ def test_a_missing_model_is_reported():
     with pytest.raises(UserError, match=r"checkpoint = org/name.*Hub can't be reached"):
         load("org/name")
     for name in ("nothing", "checkpoints/nothing", "./a/b"):
-        with pytest.raises(UserError, match="no such checkpoint"):
+        with pytest.raises(UserError, match="there is no such run or model"):
             load(name)

@@ -104,7 +104,9 @@ class Predictor:
             why = f"out of memory on {self._model.device} with a context of {len(ids):,} tokens"
             raise MachineError(Problem("memory", why, fix="Use /reset to start with an empty context.")) from None
         if logits.isnan().any():
-            raise UserError(Problem("model", "its logits are NaN", fix="Use a checkpoint from before it diverged."))
+            raise UserError(
+                Problem("model", "its logits are NaN", fix="Use an earlier checkpoint, from before training diverged.")
+            )
         self._cache = getattr(output, "past_key_values", None)
         self._cached = list(ids) if self._cache is not None else []
         return logits

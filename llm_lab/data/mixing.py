@@ -165,10 +165,10 @@ def build_schedule(
             problems.append(
                 Problem(
                     f"data.{index}.weight",
-                    "Not a valid share of the samples",
+                    "Not a valid weight",
                     value=weight,
                     allowed="a number above 0",
-                    fix="To skip a source, remove its entry.",
+                    fix="To skip a dataset, remove its entry.",
                 )
             )
         if tokens is not None and tokens < max_length + 1:

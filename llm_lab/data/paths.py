@@ -142,7 +142,7 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
                 f"{key}.path",
                 f"It contains files of several types ({listing})",
                 value=path,
-                allowed="one type per source",
+                allowed="one type of file per dataset",
                 fix=f"Select one type with a glob such as {folder}/**/*{suffix}, and add an entry for each type.",
             )
         )
@@ -159,7 +159,7 @@ def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -
     """Return the columns of a table and the one that contains the text, from its first rows."""
     sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), SNIFFED_ROWS)]
     if not sample:
-        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Use a source that contains text."))
+        raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Use a dataset that contains text."))
     if readers[0].kind == "parquet":
         text = readers[0].parquet_columns()
         names = tuple(text)

@@ -58,7 +58,7 @@ def open_source(
     """
     path = str(path)
     if path.startswith("builtin:"):
-        refuse_extras(key, "a built-in corpus", subset, split, text_column)
+        refuse_extras(key, "a built-in dataset", subset, split, text_column)
         source = _open_builtin(path, key)
     elif (files := find_files(path, key)) is not None:
         refuse_local_extras(key, files, subset, split, text_column)
@@ -67,7 +67,7 @@ def open_source(
         source = _open_hub(path, key, subset, split, text_column)
     if next(source.documents(), None) is None:
         raise UserError(
-            Problem(f"{key}.path", "It contains no text", value=path, fix="Use a source that contains text.")
+            Problem(f"{key}.path", "It contains no text", value=path, fix="Use a dataset that contains text.")
         )
     return source
 
@@ -78,7 +78,7 @@ def _open_builtin(path: str, key: str) -> TextSource:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"No built-in corpus is named {name!r}",
+                f"No built-in dataset is named {name!r}",
                 value=path,
                 allowed=one_of([f"builtin:{known}" for known in BUILTIN]),
                 fix=did_you_mean(name, BUILTIN),
@@ -91,7 +91,7 @@ def _open_builtin(path: str, key: str) -> TextSource:
         columns=(),
         fingerprint=_digest("builtin", name, BUILTIN[name].version),
         _read=partial(builtin_documents, name),
-        _extent=f"built-in corpus {name!r}: {BUILTIN[name].size}",
+        _extent=f"built-in dataset {name!r}: {BUILTIN[name].size}",
     )
 
 

@@ -98,7 +98,7 @@ def open_stream(
         stream = _open_files(path, key, files, subset, split, text_column)
     if next(stream.pieces(), None) is None:
         raise UserError(
-            Problem(f"{key}.path", "It contains no text", value=path, fix="Use a source that contains text.")
+            Problem(f"{key}.path", "It contains no text", value=path, fix="Use a dataset that contains text.")
         )
     return stream
 
@@ -136,7 +136,7 @@ def _too_short(stream: TextStream, documents: int) -> Problem:
     return Problem(
         "validation.stream_documents",
         f"{stream.path} has only {documents:,} documents, and all of them would be held out for validation",
-        fix="Set a smaller number, or remove streaming: this source is small.",
+        fix="Set a smaller number, or remove streaming: this dataset is small.",
     )
 
 

@@ -27,9 +27,9 @@ BYTES_PER_TOKEN = 3.5  # of a trained vocabulary, in English text
 FULL = 0.95  # the share of the memory that a run may use
 
 BASES = {
-    None: "from typical values",
+    None: "based on typical values",
     "trial": "measured on this machine",
-    "run": "measured in the last such run on this machine",
+    "run": "measured in the last similar run on this machine",
 }
 
 
@@ -182,7 +182,7 @@ def estimate_post_training(
     has_reference: bool,
     has_critic: bool,
 ) -> Estimate:
-    """Estimate the memory and disk of a trained stage after pretraining. Time depends on the length of the answers.
+    """Estimate the memory and disk of a trained stage after pretraining. Time depends on the length of the outputs.
 
     in_pairs: an example is a chosen and a rejected answer. has_reference: a frozen copy of the model is needed; with
     an adapter it is the model without it. has_critic: a second model of the same size is trained.
@@ -190,9 +190,11 @@ def estimate_post_training(
     available = available_bytes(recipe["device"], machine)
     train, lora = recipe["train"], recipe.get("lora")
     rows = train["per_device_train_batch_size"]
-    if shape is None:
-        return Estimate(None, {}, 0, rows * train["max_length"], None, {}, 0, available, {}, 0)
     rows *= 2 if in_pairs else 1
+    per_step = rows * train["gradient_accumulation_steps"] * machine.processes * train["max_length"]
+    tokens = per_step * (train["max_steps"] or 0)
+    if shape is None:
+        return Estimate(None, {}, tokens, per_step, None, {}, 0, available, {}, 0)
     memory = memory_by_part(
         shape,
         rows=rows,
@@ -215,12 +217,11 @@ def estimate_post_training(
         memory["critic"] = int(frozen * (1 + 3 * trained))
     if recipe["device"] == "cpu":
         memory["program"] = PROGRAM_BYTES
-    per_step = rows * train["gradient_accumulation_steps"] * machine.processes * train["max_length"]
     checkpoint = int(4 * shape.parameters * trained) + memory["optimizer"]
     return Estimate(
         parameters=shape.parameters,
         parameters_by_part=shape.parameters_by_part,
-        tokens=per_step * (train["max_steps"] or 0),
+        tokens=tokens,
         tokens_per_step=per_step,
         flops_per_token=shape.training_flops_per_token(train["max_length"]),
         memory_by_part=memory,

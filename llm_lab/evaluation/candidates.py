@@ -49,17 +49,17 @@ def find_candidates(names: Sequence[str], *, adapter_off: bool = False) -> list[
             problems += error.problems
             continue
         if any(candidate.folder == folder for candidate in found):
-            problems.append(Problem(name, "duplicate checkpoint", fix="Name each checkpoint once."))
+            problems.append(Problem(name, "this model is named twice", fix="Name each model once."))
         found.append(Candidate(name.rstrip("/"), folder))
         if adapter_off and is_adapter(folder):
             found.append(Candidate(f"{name.rstrip('/')}, adapter off", folder, without_adapter=True))
     if problems:
         raise UserError(*problems)
     if adapter_off and not any(candidate.without_adapter for candidate in found):
-        raise UserError(Problem("--adapter-off", "none of these checkpoints is an adapter", fix="Remove it."))
+        raise UserError(Problem("--adapter-off", "none of these models is an adapter", fix="Remove it."))
     if len(found) < 2:
         fixes = [
-            "Name a second checkpoint",
+            "Name a second model",
             *(["use --adapter-off to add its base model"] if is_adapter(found[0].folder) else []),
             "use --steps to compare all checkpoints of its run",
         ]
@@ -109,7 +109,7 @@ def _run_named(name: str) -> RunFolder:
             return RunFolder(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     if given.is_dir():
         raise UserError(Problem(name, "this folder is not a run of LLM Lab, so it has no earlier checkpoints"))
-    fix = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` shows all runs."
+    fix = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` lists your runs."
     raise UserError(Problem(name, "no such run", fix=fix))
 
 

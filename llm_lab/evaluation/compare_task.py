@@ -128,7 +128,7 @@ def _plan_score(
     if "answer" not in columns:
         terms = [term for term in terms if term.get("name") not in EXACT]
     if not terms:
-        return None, f"{path} has no reference answers, so its prompts are answered but not scored."
+        return None, f"{path} has no reference answers, so the outputs are shown but not scored."
     functions = [term for term in terms if not term.get("model")]  # reward models read no columns and load slowly
     build_rewards(functions, key="--prompts").check_columns(columns)
     longest = min(settings.max_new_tokens, context // 2) if context else settings.max_new_tokens

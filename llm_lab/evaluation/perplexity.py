@@ -96,7 +96,9 @@ def figures(nats: float, tokens: int, size: float) -> dict[str, float]:
     """Return loss, perplexity and bits_per_byte of a sum of nats. Raises UserError if it is not finite."""
     if not math.isfinite(nats):
         raise UserError(
-            Problem("model", "its loss is NaN or infinite", fix="Use a checkpoint from before it diverged.")
+            Problem(
+                "model", "its loss is NaN or infinite", fix="Use an earlier checkpoint, from before training diverged."
+            )
         )
     loss = nats / tokens
     # exp() overflows for losses above 709.

@@ -67,9 +67,9 @@ class Scorer:
         kept = [(example, ids) for example, ids in wanted if room is None or len(ids) <= room]
         if len(kept) < len(wanted):
             skipped = len(wanted) - len(kept)
-            listener(RunWarning(f"score: {skipped:,} prompts skipped, since they leave no room for an answer"))
+            listener(RunWarning(f"score: {skipped:,} prompts skipped, since they leave no room for an output"))
         if not kept:
-            why = "every prompt is too long to leave room for an answer" if wanted else "there are no prompts to score"
+            why = "every prompt is too long to leave room for an output" if wanted else "there are no prompts to score"
             raise UserError(Problem("score", why, fix="Set score.path to other prompts, or score: null."))
         self.examples, self.ids = [example for example, _ in kept], [ids for _, ids in kept]
         terms = [term.model_dump() for term in score.rewards]

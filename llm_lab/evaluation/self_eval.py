@@ -26,7 +26,7 @@ from llm_lab.training.loss import total_loss
 from .perplexity import context_length, figures
 from .score import Scorer
 
-NAME_DATA = "Name data to measure on: `--data FILE` for the loss on a text, `--prompts FILE` for scored answers."
+NAME_DATA = "Name data to measure on: `--data FILE` for the loss on a text, `--prompts FILE` for scored outputs."
 
 
 def read_run(folder: str | Path) -> tuple[RunFolder, StageRecipe] | None:
@@ -46,7 +46,7 @@ def require_own_data(folder: str, key: str = "data") -> tuple[RunFolder, StageRe
     """Return a model's run and recipe. Raises UserError if it has no run, or the run measured nothing."""
     found = read_run(folder)
     if found is None:
-        why = f"{folder} does not belong to a run of LLM Lab, so it has no data of its own to measure on"
+        why = f"{folder} does not belong to a run of LLM Lab, so there is no data to repeat its evaluation on"
         raise UserError(Problem(key, why, fix=NAME_DATA))
     run, recipe = found
     if not has_validation(recipe) and getattr(recipe, "score", None) is None:

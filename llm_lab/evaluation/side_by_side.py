@@ -57,10 +57,10 @@ class SideBySide:
             other = self._find_session(session, name, listener)
         with _shared_seed(session) if text else nullcontext():
             if text:
-                listener(Notice(f"{session.name} answers ..."))
+                listener(Notice(f"{session.name} generates ..."))
                 collect_answer(session, text)
             turn, first = _last_turn(session)
-            listener(Notice(f"{other.name} answers ..."))
+            listener(Notice(f"{other.name} generates ..."))
             with off:
                 second, remarks = _answer_turn(session, other, turn)
             models = (_as_compared(session, first), _as_compared(other, second))
@@ -94,7 +94,7 @@ class SideBySide:
             candidate = find_candidate(name)
         except UserError:
             if name == BASE:
-                why = f"{session.name} has no adapter, and no checkpoint has this name"
+                why = f"{session.name} has no adapter, and there is no model with this name"
                 raise UserError(Problem(BASE, why)) from None
             raise
         if candidate.folder == find_checkpoint(session.name):

@@ -168,7 +168,7 @@ def _xray_text_set(key: str, description: str, read: Read, tokenizer: Any, recip
     return SetXray(
         key=key,
         description=description,
-        split=f"read in rows of {recipe.train.max_length:,} tokens, one document after another",
+        split=f"read in sequences of {recipe.train.max_length:,} tokens, one document after another",
         measured=len(lengths),
         total=None,
         lengths={"document": tuple(lengths)},
@@ -319,12 +319,12 @@ def _masked(ids: Sequence[int]) -> Encoded:
 def _warnings(recipe: Any, tokenizer: Any, cut: int, empty: int, unended: int) -> Iterator[str]:
     limit = f"{_limit(recipe):,} tokens"
     if cut and _kind(recipe) == "prompt":
-        yield f"{cut:,} prompts are longer than {limit}, leave no room for an answer, and are skipped"
+        yield f"{cut:,} prompts are longer than {limit}, leave no room for an output, and are skipped"
     elif cut:
         lost = "beginning" if _scores(recipe) else "end"
         yield f"{cut:,} are longer than train.max_length = {limit}; their {lost} is cut off"
     if empty:
-        yield f"{empty:,} have no trained tokens left after truncation"
+        yield f"{empty:,} have no tokens in the loss left after truncation"
     if unended:
         yield f"{unended:,} are trained without an end-of-turn token: from these the model does not learn to stop"
     if tokenizer.pad_token_id == tokenizer.eos_token_id:

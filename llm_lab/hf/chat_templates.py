@@ -107,7 +107,8 @@ def _keep_own(tokenizer: Any, own: bool, key: str) -> str:
     tokenizer.eos_token = end
     if has_answer_markers(tokenizer):
         return f"the tokenizer's own chat template; {end} ends a turn"
-    return f"the tokenizer's own chat template; {end} ends a turn; answers are not marked, but found by their turns"
+    found = "it does not mark the assistant's messages, so they are found by comparing turns"
+    return f"the tokenizer's own chat template; {end} ends a turn; {found}"
 
 
 def _set_template(tokenizer: Any, name: str, key: str) -> None:

@@ -58,8 +58,8 @@ class DpoOptions(Group):
         ge=0.0,
     )
     reference: str | None = option(
-        help="the reference model",
-        question="Reference model (empty: the model it starts from)?",
+        help="the reference model, which the trained model is kept close to",
+        question="Which reference model (empty: the model it starts from)?",
         derived="the model it starts from",
         min_length=1,
         advanced=True,

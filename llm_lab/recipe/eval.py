@@ -16,10 +16,10 @@ from .stage import PartialRecipe, Stage, StageRecipe, Values, repeated_sets
 from .train_loop import DTYPES, is_installed
 
 NAME = "eval"
-ABOUT = "measure a model: loss on texts, answers to prompts, speed, tasks"
+ABOUT = "measure a model: loss on texts, scored outputs, speed, tasks"
 TEXT_SCORES = {
-    "bleu": "n-grams shared by answer and reference, from 0 to 100 (Papineni et al. 2002), by sacrebleu",
-    "rouge": "words and sequences shared by both, from 0 to 1 (Lin 2004), by rouge-score",
+    "bleu": "n-grams shared by output and reference answer, 0 to 100 (Papineni et al. 2002; sacrebleu)",
+    "rouge": "words and word sequences shared by both, 0 to 1 (Lin 2004; rouge-score)",
 }
 SCORE_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
 EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
@@ -34,12 +34,12 @@ OWNERS = {
 
 
 class EvalText(Group):
-    """One set of texts whose loss is measured."""
+    """One dataset of texts whose loss is measured."""
 
     path: str = option(
         ...,
         help="a file, folder or glob (txt, md, jsonl, csv, parquet), builtin:stories, or a Hub name",
-        question="Which text?",
+        question="Which dataset of texts?",
         min_length=1,
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
@@ -55,20 +55,20 @@ class EvalOptions(Group):
     max_tokens: Int | None = option(
         help="maximum number of tokens per text",
         question="Maximum number of tokens per text?",
-        derived="131,072 on a CPU, 1,048,576 on a GPU; for the run's own validation, as in the run",
+        derived="131,072 on a CPU, 1,048,576 on a GPU; the run's value where its own evaluation is repeated",
         ge=2,
     )
     max_length: Int | None = option(
-        help="context while measuring, in tokens",
-        question="Context while measuring, in tokens?",
-        derived="its run's max_length, else the model's context, at most 1,024; for tasks the whole context",
+        help="context length while measuring, in tokens",
+        question="Context length while measuring, in tokens?",
+        derived="the train.max_length of its run, else the model's context, at most 1,024; the whole context for tasks",
         ge=2,
         advanced=True,
     )
     per_device_eval_batch_size: Int | None = option(
-        help="batch size per device, in rows",
-        question="Batch size per device, in rows?",
-        derived="8; for the run's own validation, as in the run",
+        help="batch size per device, in sequences (in pairs for DPO and reward models)",
+        question="Batch size per device?",
+        derived="8; the run's value where its own evaluation is repeated",
         ge=1,
         advanced=True,
     )
@@ -76,13 +76,13 @@ class EvalOptions(Group):
         help="precision of matrix products",
         question="Precision?",
         choices=DTYPES,
-        derived="bfloat16 on a GPU, float32 on a CPU; for the run's own validation, as in the run",
+        derived="bfloat16 on a GPU, float32 on a CPU; the run's value where its own evaluation is repeated",
         advanced=True,
     )
     text_scores: tuple[Annotated[str, OneOf(TEXT_SCORES)], ...] = option(
         (),
-        help="how close the answers to `score` are to the references",
-        question="Compute BLEU or ROUGE for the answers?",
+        help="also compare the outputs for `score` with the reference answers by BLEU or ROUGE",
+        question="Also compute BLEU or ROUGE?",
         choices=TEXT_SCORES,
     )
     speed_tokens: Int = option(
@@ -107,7 +107,7 @@ class EvalTasks(Group):
         help="maximum number of documents per task", question="Maximum number of documents per task?", ge=1
     )
     num_fewshot: Int | None = option(
-        help="examples before each question", derived="the task's own", ge=0, advanced=True
+        help="few-shot examples before each question", derived="the task's own", ge=0, advanced=True
     )
     apply_chat_template: Bool = option(
         False, help="apply the model's chat template", question="Apply the chat template?", advanced=True
@@ -124,7 +124,7 @@ class EvalRecipe(StageRecipe):
         derived="without data, score and tasks: the checkpoint's own validation data",
         min_length=1,
     )
-    score: Score | None = option(help="prompts that are answered and scored")
+    score: Score | None = option(help="prompts for which outputs are generated and scored")
     eval: EvalOptions = option(EvalOptions(), help="evaluation options")
     tasks: EvalTasks | None = option(help="tasks of lm-evaluation-harness")
 
@@ -165,7 +165,7 @@ def _settings_have_an_effect(values: Values) -> Iterator[Problem]:
         if value and not any(values.get(owner) for owner in owners):
             why, fix = f"has no effect without {' or '.join(owners)}", f"Leave it out, or set {owners[0]}."
             if key == "text_scores":
-                why, fix = "there are no answers to compare with references", "Name prompts in score.path."
+                why, fix = "there are no outputs to compare with reference answers", "Name prompts in score.path."
             shown = ", ".join(value) if isinstance(value, tuple | list) else value
             yield Problem(f"eval.{key}", why, value=shown, fix=fix)
 
@@ -193,5 +193,5 @@ EVAL = Stage(
     examples="text",
     makes=None,
     continues=False,
-    next_step="Evaluate it: loss, answers, speed, tasks",
+    next_step="Evaluate it: loss on texts, scored outputs, speed, tasks",
 )

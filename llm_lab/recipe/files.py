@@ -76,7 +76,7 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
             Problem(
                 str(path),
                 "there is no such recipe file",
-                fix=did_you_mean(path.name, nearby) or "`llm-lab list recipes` lists the recipes.",
+                fix=did_you_mean(path.name, nearby) or "`llm-lab list recipes` lists them.",
             )
         )
     if path.is_dir():

@@ -22,35 +22,41 @@ from .scoring import prompts_are_held_out
 from .stage import Stage, Values
 
 NAME = "grpo"
-ABOUT = "reinforce answers that beat their group's average (RL)"
+ABOUT = "reinforce outputs that beat the average for their prompt (RL)"
 GRPO_LOSSES = {
-    "dapo": "mean over all tokens of the step; longer answers weigh more",
-    "grpo": "mean over each answer, then over answers; favors short correct answers",
+    "dapo": "mean over all tokens of the step; longer outputs weigh more",
+    "grpo": "mean over each output, then over outputs; favors short correct outputs",
     "dr_grpo": "sum over tokens, divided by the maximum length: no length bias",
     "bnpo": "mean over the tokens of the batch",
 }
 REWARD_SCALES = {
-    "group": "by the standard deviation of the group, as in the paper",
-    "batch": "by the standard deviation of the batch; more stable",
-    "none": "not scaled: no bias towards easy or hard prompts",
+    "group": "by the standard deviation over the outputs for the prompt, as in the paper",
+    "batch": "by the standard deviation over the batch; more stable",
+    "none": "not scaled: no bias toward easy or hard prompts",
 }
 
 
 class GrpoOptions(Group):
     """GRPO (Shao et al. 2024): the answers to one prompt are compared with each other."""
 
-    num_generations: Int = option(4, help="answers per prompt", question="Answers per prompt?", ge=2)
+    num_generations: Int = option(
+        4,
+        help="outputs per prompt; together they are a group, within which rewards are compared",
+        question="Outputs per prompt (the group)?",
+        ge=2,
+    )
     max_completion_length: Int = max_completion_length()
     temperature: Float = sampling_temperature()
     beta: Float = option(
         0.0,
-        help="weight of the KL penalty to the initial model; 0: none, and no second model in memory",
+        help="weight of the KL penalty to the reference model (the model it starts from); 0: no penalty, and no second "
+        "model in memory",
         question="Weight of the KL penalty?",
         ge=0.0,
     )
     epsilon: Float = option(0.2, help="clip ratios at 1 ± epsilon", question="Epsilon?", gt=0.0, lt=1.0, advanced=True)
     num_iterations: Int = option(
-        1, help="updates on each batch of answers", question="Updates on each batch of answers?", ge=1, advanced=True
+        1, help="updates on each batch of outputs", question="Updates on each batch of outputs?", ge=1, advanced=True
     )
     loss_type: Annotated[str, OneOf(GRPO_LOSSES)] = option(
         "dapo", help="how tokens are averaged", question="How are tokens averaged?", choices=GRPO_LOSSES, advanced=True
@@ -64,8 +70,8 @@ class GrpoOptions(Group):
     )
     mask_truncated_completions: Bool = option(
         False,
-        help="exclude truncated answers from the loss",
-        question="Exclude truncated answers?",
+        help="exclude truncated outputs from the loss",
+        question="Exclude truncated outputs from the loss?",
         advanced=True,
     )
 
@@ -84,8 +90,7 @@ def _groups_fill_a_step(values: Values) -> Iterator[Problem]:
         allowed = [n for n in range(1, 65) if (n * batches) % group == 0][:6]
         yield Problem(
             "train.per_device_train_batch_size",
-            f"a row is one answer, and the {rows * batches} rows of a step are not a whole number of groups of "
-            f"grpo.num_generations = {group}",
+            f"the {rows * batches} outputs of a step are not a multiple of grpo.num_generations = {group}",
             value=rows,
             allowed=", ".join(map(str, allowed)) + ", ...",
             fix=f"Try {min(allowed, key=lambda n: abs(n - rows))}.",
@@ -114,6 +119,6 @@ GRPO = Stage(
     rows_per_example="grpo.num_generations",
     compares_probabilities=True,
     estimates_reference=lambda values: values[NAME]["beta"] > 0,
-    next_step="GRPO: reinforce answers that beat their group's average",
+    next_step="GRPO: reinforce outputs that beat the average for their prompt",
     next=("dpo", "ppo", "eval", "export"),
 )

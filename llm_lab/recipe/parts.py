@@ -154,7 +154,7 @@ class ModelParts(Group):
         "parameters, usually a lower loss. ReLU and GELU have two matrices of four times hidden_size.",
     )
     hidden_size: Int | None = option(
-        help="width, the size of the hidden states",
+        help="width: the size of the hidden states",
         question="Width (hidden_size)?",
         candidates=(64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096),
         derived="from size",
@@ -162,7 +162,7 @@ class ModelParts(Group):
         le=65536,
     )
     num_hidden_layers: Int | None = option(
-        help="depth, the number of transformer blocks",
+        help="depth: the number of transformer blocks",
         question="Depth (num_hidden_layers)?",
         derived="from size",
         ge=1,
@@ -486,7 +486,7 @@ def _rows_fit_the_context(values: Values) -> Iterator[Problem]:
     if longest and length and length > longest:
         yield Problem(
             "train.max_length",
-            f"rows are longer than the model's context, model.max_position_embeddings = {longest}",
+            f"sequences are longer than the model's context, model.max_position_embeddings = {longest}",
             value=length,
             fix=f"Set train.max_length to at most {longest}, or the model's context to {length}.",
         )

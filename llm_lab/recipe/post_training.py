@@ -18,7 +18,7 @@ from .stage import PartialRecipe, Rule, Stage, StageRecipe, Values, repeated_set
 from .train_loop import LOOP_RULES, SPLITS, Scheduler, TrainLoop, faster_dtype, fill_intervals
 
 CHAT_TEMPLATES = {
-    "own": "the tokenizer's own; an error if it has none",
+    "own": "the tokenizer's own template; an error if it has none",
     "chatml": "<|im_start|>role ... <|im_end|>: the most common",
     "zephyr": "<|role|> ... : Zephyr's and TinyLlama's",
     "llama3": "<|start_header_id|>role<|end_header_id|> ... <|eot_id|>: Llama 3's",
@@ -46,15 +46,17 @@ class ExampleSet(Group):
     path: str = option(
         ...,
         help="a file, folder or glob (jsonl, json, csv, parquet), builtin:NAME, or a Hub name",
-        question="Which examples?",
+        question="Which dataset?",
         why="The format is recognized from the first rows: messages, conversations, prompt and completion, "
         "instruction and output, question and answer; for preferences chosen and rejected.",
         min_length=1,
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
     split: str = option("train", help="split of a Hub or built-in dataset", min_length=1)
-    columns: Columns | None = option(help="which column holds what", derived="recognized from the first rows")
-    weight: Float = option(1.0, help="share of the mix, relative to the other datasets", gt=0.0)
+    columns: Columns | None = option(
+        help="which column is what; only for columns that are not recognized", derived="recognized from the first rows"
+    )
+    weight: Float = option(1.0, help="weight in the mix, relative to the other datasets", gt=0.0)
 
 
 class Lora(Group):
@@ -105,8 +107,8 @@ class PromptValidation(Group):
 
     fraction: Float = option(
         0.1,
-        help="share of each dataset that is held out of training",
-        question="What share is held out of training?",
+        help="share of each dataset that is held out for validation",
+        question="What share is held out for validation?",
         ge=0.0,
         le=0.5,
     )
@@ -138,12 +140,12 @@ class Replies(Group):
     prompts: tuple[str, ...] | None = option(
         help="the prompts of the samples",
         question="Prompts of the samples?",
-        derived="the first three held-out ones",
+        derived="the first three held-out prompts",
         advanced=True,
     )
     max_new_tokens: Int = option(
         80,
-        help="maximum length of an answer, in tokens",
+        help="maximum length of an output, in tokens",
         question="Tokens per sample?",
         ge=1,
         le=100_000,
@@ -194,11 +196,11 @@ class TuneRecipe(StageRecipe):
         help="how a conversation is formatted as text",
         question="Which chat template?",
         choices=CHAT_TEMPLATES,
-        derived="own if the tokenizer has one, else chatml",
+        derived="own where the tokenizer has a template, else chatml",
     )
     data: tuple[ExampleSet, ...] = option(..., help="the datasets of examples, each with its weight", min_length=1)
-    validation: PromptValidation = option(PromptValidation(), help="what is held out of training")
-    lora: Lora | None = option(help="train a LoRA adapter; left out: all weights are trained")
+    validation: PromptValidation = option(PromptValidation(), help="what is held out for validation")
+    lora: Lora | None = option(help="train a LoRA adapter; null: train all weights")
     optimizer: TuneOptimizer = option(TUNED["adamw"](), help="the optimizer")
     scheduler: Scheduler = option(Scheduler(), help="the learning-rate schedule")
     train: TuneTrain = option(TuneTrain(), help="length, batches, evaluation and precision of the run")
@@ -207,23 +209,25 @@ class TuneRecipe(StageRecipe):
 class TalkRecipe(TuneRecipe):
     """The keys of the stages whose result one can chat with."""
 
-    score: Score | None = option(help="held-out prompts that are answered and scored at every evaluation")
-    samples: Replies = option(Replies(), help="answers generated at every evaluation")
+    score: Score | None = option(help="outputs for held-out prompts are scored at every evaluation")
+    samples: Replies = option(Replies(), help="outputs generated at every evaluation")
 
 
 class RolloutRecipe(TalkRecipe):
     """The keys of the stages that generate answers and learn from their rewards."""
 
-    rewards: tuple[RewardTerm, ...] = option(..., help="the reward terms that score an answer", min_length=1)
-    score: Score | None = option(Score(), help="held-out prompts that are answered and scored; null: none")
+    rewards: tuple[RewardTerm, ...] = option(..., help="the terms of the reward that an output gets", min_length=1)
+    score: Score | None = option(
+        Score(), help="outputs for held-out prompts are scored at every evaluation; null: none"
+    )
 
 
 def max_completion_length() -> Any:
     """Return the option of the length of generated answers."""
     return option(
         256,
-        help="maximum length of an answer, in tokens",
-        question="Maximum length of an answer, in tokens?",
+        help="maximum length of an output, in tokens",
+        question="Maximum length of an output, in tokens?",
         ge=1,
     )
 
@@ -319,7 +323,7 @@ def fill_steps(stage: Stage, values: Values, *, examples: int, processes: int) -
         rows = batch * processes
         steps = max(1, round(epochs * examples * rows_per_example(stage, values) / rows))
         count = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
-        recipe.fill("train.max_steps", steps, f"{count} of {examples:,} examples, {rows} rows per step")
+        recipe.fill("train.max_steps", steps, f"{count} of {examples:,} examples, {rows} sequences per step")
         fill_intervals(recipe, evaluations=EVALUATIONS)
     return recipe.values, recipe.reasons
 
@@ -391,7 +395,7 @@ def answers_fit_the_context(group: str) -> Rule:
         if longest and length and longest >= length:
             yield Problem(
                 f"{group}.max_completion_length",
-                f"prompt and answer together must fit into train.max_length = {length} tokens",
+                f"prompt and output together must fit into train.max_length = {length} tokens",
                 value=longest,
                 allowed=f"1 to {length - 1}",
                 fix=f"Try {max(1, length // 2)}.",

@@ -34,17 +34,22 @@ class PpoOptions(Group):
     temperature: Float = sampling_temperature()
     kl_coef: Float = option(
         0.05,
-        help="per-token KL penalty to the initial model",
+        help="per-token KL penalty to the reference model (the model it starts from)",
         question="KL coefficient?",
         ge=0.0,
     )
     gamma: Float = option(
-        1.0, help="discount factor of later rewards", question="Gamma?", ge=0.0, le=1.0, advanced=True
+        1.0,
+        help="discount factor for future rewards",
+        question="Discount factor (gamma)?",
+        ge=0.0,
+        le=1.0,
+        advanced=True,
     )
     lam: Float = option(
         0.95,
-        help="lambda of GAE: 1 relies on rewards, 0 on the critic",
-        question="Lambda?",
+        help="lambda of generalized advantage estimation (GAE): 1 relies on rewards, 0 on the critic",
+        question="Lambda of GAE?",
         ge=0.0,
         le=1.0,
         advanced=True,
@@ -54,16 +59,21 @@ class PpoOptions(Group):
     )
     cliprange_value: Float = option(
         0.2,
-        help="maximum change of the critic's estimates on a batch of answers",
+        help="maximum change of the critic's estimates on a batch of outputs",
         question="Clip range of the critic?",
         gt=0.0,
         advanced=True,
     )
-    num_ppo_epochs: Int = option(2, help="epochs over each rollout", question="Epochs over each rollout?", ge=1)
+    num_ppo_epochs: Int = option(
+        2,
+        help="epochs over each batch of sampled outputs (a rollout)",
+        question="Epochs over each batch of outputs?",
+        ge=1,
+    )
     num_mini_batches: Int = option(1, help="updates per epoch", question="Updates per epoch?", ge=1, advanced=True)
     critic: str | None = option(
-        help="what the critic starts from: a run or a folder, possibly a reward model",
-        question="Critic (empty: a copy of the model)?",
+        help="what the critic starts from: a run or a folder with a language model or a reward model",
+        question="Which model does the critic start from (empty: a copy of the model)?",
         derived="a copy of the model, with a new head",
         min_length=1,
         advanced=True,
@@ -78,8 +88,8 @@ class PpoOptions(Group):
     )
     missing_eos_penalty: Float = option(
         0.0,
-        help="subtracted from the reward of a truncated answer",
-        question="Penalty for a truncated answer?",
+        help="subtracted from the reward of a truncated output",
+        question="Penalty for a truncated output?",
         ge=0.0,
         advanced=True,
     )

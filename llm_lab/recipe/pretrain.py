@@ -31,8 +31,8 @@ from .train_loop import FLASH_MAX_HEAD_DIM, LOOP_RULES, SPLITS, Scheduler, Train
 NAME = "pretrain"
 ABOUT = "train on raw text, from scratch or from a checkpoint"
 WHEN_EXHAUSTED = {
-    "repeat": "start the dataset's next epoch",
-    "stop": "end the run when the first dataset is exhausted",
+    "repeat": "read the dataset again",
+    "stop": "end the run at the end of the dataset that ends first",
 }
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
 EVALUATIONS = 10  # in a run that is long enough
@@ -50,14 +50,14 @@ class BpeTokenizer(Group):
 
 
 class DataSource(Group):
-    """One set of texts."""
+    """One dataset of texts."""
 
     path: str = option(
         ...,
         help="a file, folder or glob (txt, md, jsonl, csv, parquet), builtin:stories, or a Hub name",
-        question="Which text?",
-        why="A folder is read with all its files of one format. A text file is one document; a row of jsonl, csv or "
-        "parquet is one document. builtin:stories is generated locally and needs no network.",
+        question="Which dataset of texts?",
+        why="All files of a folder are read. A text file is one document; in jsonl, csv and parquet each row is one. "
+        "builtin:stories is generated locally and needs no network.",
         min_length=1,
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
@@ -67,13 +67,13 @@ class DataSource(Group):
     )
     streaming: Bool = option(
         False,
-        help="read it while training, in its original order, without a copy on disk",
+        help="read the dataset while training, in its original order, without a copy on disk",
         question="Stream it?",
-        why="For a dataset that does not fit on disk. Only a small window is stored: rows are read in their own order, "
-        "unshuffled, and tokenized while the model trains. A resumed run continues where it stopped without reading "
-        "again. The end of a stream is not known in advance. With several GPUs each reads the whole stream.",
+        why="For a dataset that does not fit on disk. Documents are read in their original order, without "
+        "shuffling, and tokenized while the model trains; only a small part is kept at a time. A resumed run continues "
+        "where it stopped. The length of a stream is not known in advance. With several GPUs, each reads all of it.",
     )
-    weight: Float = option(1.0, help="share of the mix, relative to the other datasets", gt=0.0)
+    weight: Float = option(1.0, help="weight in the mix, relative to the other datasets", gt=0.0)
 
 
 class Validation(Group):
@@ -103,8 +103,8 @@ class Validation(Group):
     )
     stream_documents: Int = option(
         1000,
-        help="for streams: maximum number of first documents held out, within max_tokens",
-        question="Maximum number of documents held out from a stream?",
+        help="for streams: how many documents at the start are held out, at most (and at most max_tokens tokens)",
+        question="Maximum number of documents held out at the start of a stream?",
         ge=1,
         le=100_000,
         advanced=True,
@@ -123,8 +123,8 @@ class TrainSteps(Group):
         ge=1,
     )
     max_length: Derived[Int] = option(
-        help="tokens per row, the context during training",
-        question="Context during training, in tokens?",
+        help="tokens per sequence: the context length during training",
+        question="Context length during training, in tokens?",
         derived="max_position_embeddings, at most 1,024; at most 128 on a CPU",
         ge=2,
     )
@@ -135,9 +135,9 @@ class Train(TrainLoop, TrainSteps):
 
     document_mask: Bool = option(
         False,
-        help="attend only within a document; otherwise also to the documents before it in the row",
+        help="attend only within a document; false: also to earlier documents in the same sequence",
         question="Keep attention within documents?",
-        why="Rows are cut from one long text, so a row can hold several documents, separated by the end-of-text token. "
+        why="A sequence can contain several documents, separated by the end-of-text token. "
         "With the mask, that token starts the next document, which sees nothing before it, and positions restart. It "
         "costs some speed, because the fastest kernels support no mask. It helps where documents are much shorter "
         "than max_length.",
@@ -185,22 +185,22 @@ class PretrainRecipe(StageRecipe):
     stage: Literal["pretrain"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
     model: Model = option(
         ModelParts(),
-        help="parts, {config: a config.json}, or {checkpoint: weights to start from}",
+        help="parts, {config: a config.json}, or {checkpoint: a model to continue from}",
     )
     tokenizer: Derived[Tokenizer] = option(
-        help="bytes, {bpe: vocabulary size}, a folder, or a name on the Hub",
-        derived="a checkpoint's own; else from model.size: bytes for nano, a BPE for larger ones",
+        help="bytes, {bpe: vocabulary size} to train a BPE tokenizer, a folder, or a name on the Hub",
+        derived="the checkpoint's own; else from model.size: bytes for nano, a BPE tokenizer for larger sizes",
         names="tokenizer",
     )
     data: tuple[DataSource, ...] = option(..., help="the datasets, each with its weight", min_length=1)
     when_exhausted: Annotated[str, OneOf(WHEN_EXHAUSTED)] = option(
         "repeat",
-        help="what happens when a dataset is exhausted",
-        question="What happens when a dataset is exhausted?",
+        help="what happens when a dataset has been read to its end",
+        question="What happens when a dataset has been read to its end?",
         choices=WHEN_EXHAUSTED,
         why="For up to about four epochs, repeated text is nearly as good as new text (Muennighoff et al. 2023). With "
-        "stop, max_steps is first cut to the length of the sets, and the learning rate follows the shorter run. The "
-        "length of a stream is not known: its run ends with the stream, wherever the learning rate is then.",
+        "stop, max_steps and the learning-rate schedule are shortened to the length of the data. The length of a "
+        "stream is not known in advance: the run ends with it, before the schedule does.",
         advanced=True,
     )
     validation: Validation = option(Validation(), help="the validation data")
@@ -208,7 +208,7 @@ class PretrainRecipe(StageRecipe):
     scheduler: Scheduler = option(Scheduler(), help="the learning-rate schedule")
     train: Train = option(Train(), help="length, batches, evaluation and precision of the run")
     samples: Samples = option(Samples(), help="texts generated at every evaluation")
-    score: Score | None = option(help="held-out prompts that are answered and scored at every evaluation")
+    score: Score | None = option(help="outputs for held-out prompts are scored at every evaluation")
 
 
 # --- derived values
@@ -300,7 +300,7 @@ def _needs_checkpointing(
     # Derived rows leave a quarter of the memory free; rows that the user set must just fit.
     room = (0.75 if rows is None else FULL) * memory_bytes
     plain, saved = (_bytes(recipe, shape, rows or 1, checkpointing) for checkpointing in (False, True))
-    counted = "1 row" if (rows or 1) == 1 else f"{rows} rows"
+    counted = "1 sequence" if (rows or 1) == 1 else f"{rows} sequences"
     if plain > room:
         return True, f"{counted} would take {plain / 2**30:.1f} GiB without it, {saved / 2**30:.1f} GiB with it"
     return False, f"{counted} fit without it" if rows is not None and rows != 1 else "it fits without"
@@ -379,7 +379,7 @@ def _kernel_supports_document_masks(values: Values) -> Iterator[Problem]:
     if train.get("document_mask") and train.get("attn_implementation") == "flash_attention_2":
         yield Problem(
             "train.document_mask",
-            "FlashAttention does not support document masks and would silently mix the documents of a row",
+            "FlashAttention does not support document masks and would silently mix the documents of a sequence",
             value=True,
             fix="Leave out train.attn_implementation: sdpa, flex_attention and eager support them.",
         )

@@ -43,11 +43,13 @@ class PipelineRecipe(Group):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
     )
-    seed: Int = option(1337, help="the seed of stages that do not set one", ge=0, le=2**32 - 1)
+    seed: Int = option(1337, help="`seed` for all stages that do not set their own", ge=0, le=2**32 - 1)
     device: Annotated[str, OneOf(DEVICES)] = option(
-        "cuda", help="the device of stages that do not set one", choices=DEVICES
+        "cuda", help="`device` for all stages that do not set their own", choices=DEVICES
     )
-    score: Score | None = option(help="the score of stages that do not set one: the same held-out prompts for all")
+    score: Score | None = option(
+        help="`score` for all stages that do not set their own: the same held-out prompts for all"
+    )
     stages: tuple[dict[str, Any], ...] = option(..., help="the stages; each is a recipe", min_length=1)
 
 

@@ -176,7 +176,7 @@ def _memory_problem(resolved: Resolved) -> Iterator[Problem]:
         "train.per_device_train_batch_size",
         f"the run needs about {needed:.1f} GiB, and {available:.1f} GiB are available",
         value=train["per_device_train_batch_size"],
-        fix="Set fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
+        fix="Set a smaller batch size with more train.gradient_accumulation_steps, a shorter train.max_length, "
         + ("" if train.get("gradient_checkpointing") else "train.gradient_checkpointing=true, ")
         + "or a smaller model.size.",
     )
@@ -189,7 +189,7 @@ def _missing_models(values: Values) -> Iterator[Problem]:
         looks_local = name.startswith(LOCAL_PREFIXES) or name.count("/") > 1 or name.endswith(".json")
         if looks_local and name not in reported and not Path(name).expanduser().exists():
             reported.add(name)
-            fix = "`llm-lab list runs` lists the checkpoints; Design a model writes configs."
+            fix = "`llm-lab list runs` lists your runs; Design a model in the wizard writes configs."
             yield Problem(key, "there is no such file or folder", value=name, fix=fix)
 
 

@@ -12,11 +12,11 @@ from .fields import Float, Group, Int, OneOf, option
 from .stage import PartialRecipe, Rule, Stage, Values
 
 REWARDS = {
-    "exact_number": "1 if the last number of the answer is correct",
-    "exact_match": "1 if the answer equals the reference answer",
-    "regex": "1 if `pattern` is found in the answer",
-    "format": "1 if the whole answer matches `pattern`",
-    "length": "from 1 down to 0 as the answer grows to `length` characters",
+    "exact_number": "1 if the last number of the output equals that of the reference answer",
+    "exact_match": "1 if the output equals the reference answer",
+    "regex": "1 if `pattern` is found in the output",
+    "format": "1 if the whole output matches `pattern`",
+    "length": "from 1 down to 0 as the output grows to `length` characters",
     "repetition": "minus the share of repeated n-grams of `ngram` words",
 }
 # {option of a reward term: (the reward functions that have it, whether they require it)}
@@ -49,7 +49,7 @@ class RewardTerm(Group):
         help="a reward model: a run, a folder, or a name on the Hub", min_length=1, names="model"
     )
     python: str | None = option(help="your own function, as file.py:function", min_length=1, names="function")
-    weight: Float = option(1.0, help="weight in the sum")
+    weight: Float = option(1.0, help="weight of the term in the sum")
     pattern: str | None = option(help="regex and format: a regular expression", min_length=1)
     length: Int | None = option(help="length: number of characters at which the reward is 0", ge=1)
     ngram: Int | None = option(help="repetition: words per n-gram; default 3", ge=1)
@@ -68,16 +68,18 @@ class Score(Group):
     split: str | None = option(
         help="split of a Hub or built-in dataset", derived="test; files have no splits", min_length=1
     )
-    columns: Columns | None = option(help="which column holds what", derived="recognized from the first rows")
+    columns: Columns | None = option(
+        help="which column is what; only for columns that are not recognized", derived="recognized from the first rows"
+    )
     prompts: Int = option(100, help="number of prompts", question="How many prompts?", ge=1)
     max_completion_length: Int | None = option(
-        help="maximum length of an answer, in tokens",
-        question="Maximum length of an answer, in tokens?",
+        help="maximum length of an output, in tokens",
+        question="Maximum length of an output, in tokens?",
         derived="the stage's own, else 256, within the context",
         ge=1,
     )
     rewards: tuple[RewardTerm, ...] | None = option(
-        help="the reward terms that score an answer",
+        help="the terms of the reward that an output gets",
         derived="the stage's own rewards, else exact_match (exact_number for builtin:sums)",
     )
 
@@ -97,7 +99,7 @@ def derive_score(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) 
         recipe.set(
             "score.rewards",
             rewards or ({"name": exact, "weight": 1.0},),
-            "the stage's own" if rewards else "compare with the reference answers",
+            "the stage's own" if rewards else "there are reference answers to compare with",
         )
 
 

@@ -24,8 +24,8 @@ class SftOptions(Group):
     )
     packing: Bool = option(
         False,
-        help="pack several examples into a row, separated by the attention mask",
-        question="Pack several examples into a row?",
+        help="pack several examples into one sequence, separated by the attention mask",
+        question="Pack several examples into one sequence?",
         why="Less padding for short examples. Attention never crosses from one example into another.",
         advanced=True,
     )

@@ -25,7 +25,7 @@ SCHEDULERS = {
     "none": "constant after warm-up",
 }
 SPLITS = {
-    "end": "the last part, in the order of the data",
+    "end": "the last part of the data, in its order",
     "random": "chosen by a hash of the content",
 }
 DTYPES = {
@@ -113,8 +113,8 @@ class TrainLoop(Group):
     """What every trained stage sets: batches, evaluations, checkpoints, precision."""
 
     per_device_train_batch_size: Derived[Int] = option(
-        help="batch size per device, in rows",
-        question="Batch size per device, in rows?",
+        help="batch size per device, in sequences (in pairs for DPO and reward models)",
+        question="Batch size per device?",
         derived="16 on a CPU; on a GPU as many as fit into its memory",
         ge=1,
     )
@@ -135,7 +135,7 @@ class TrainLoop(Group):
         ge=1,
     )
     save_steps: Derived[Int] = option(
-        help="steps between checkpoints; a crash loses at most these",
+        help="steps between checkpoints; a crash loses at most the steps since the last one",
         question="Steps between checkpoints?",
         derived="same as eval_steps",
         ge=1,
@@ -335,7 +335,7 @@ def rows_longer_than_context(values: Values, shape: ModelShape | None) -> Iterat
     if model_source(values) != "parts" and longest and length and length > longest:
         yield Problem(
             "train.max_length",
-            f"rows are longer than the model's context of {longest} tokens",
+            f"sequences are longer than the model's context of {longest} tokens",
             value=length,
             fix=f"Set it to at most {longest}, or leave it out.",
         )

@@ -256,8 +256,8 @@ def _each_its_weight(raw: Mapping[str, Any]) -> str:
     """Explain where weights belong that were given as a list of their own, as in other tools."""
     weights, sets, mismatch = raw["weights"], raw.get("data"), ""
     if isinstance(weights, list) and isinstance(sets, list) and len(weights) != len(sets):
-        mismatch = f"There are {len(weights)} weights and {len(sets)} sets. "
-    return mismatch + "Each set has its own: data: [{path: a.txt, weight: 2.0}, {path: b.txt, weight: 1.0}]."
+        mismatch = f"There are {len(weights)} weights and {len(sets)} datasets. "
+    return mismatch + "Each dataset has its own: data: [{path: a.txt, weight: 2.0}, {path: b.txt, weight: 1.0}]."
 
 
 def _of_another(name: str, path: str, groups: list[type[Group]]) -> str | None:

@@ -206,7 +206,7 @@ def as_json(comparison: Comparison) -> str:
 def as_markdown(comparison: Comparison) -> str:
     """Return the whole comparison as Markdown: answers as they are, differences in bold."""
     names, models = letters(comparison), comparison.models
-    lines = ["# Comparison", "", f"Answers: {comparison.drawn}.", ""]
+    lines = ["# Comparison", "", f"Outputs: {comparison.drawn}.", ""]
     if not comparison.over_time:
         lines += [f"- **{letter}**: `{model.name}`, {model.mode}" for letter, model in zip(names, models, strict=True)]
         lines.append("")
@@ -225,7 +225,7 @@ def as_markdown(comparison: Comparison) -> str:
             first = None if against is None else models[against].answers[number]
             difference = verdict(first, answer, names[against or 0]) if first is not None else ""
             details = f"{answer.describe()}{'; ' + difference if difference else ''}"
-            head = f"**{names[i]}** ({'no answer' if answer.problem else details})"
+            head = f"**{names[i]}** ({'no output' if answer.problem else details})"
             lines += [head, "", f"<pre>{_marked(first, answer)}</pre>", ""]
     return "\n".join(lines)
 

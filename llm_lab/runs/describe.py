@@ -50,7 +50,7 @@ def data_rows(facts: Mapping[str, Any]) -> list[list[str]]:
         if source["path"] in mix:
             item = mix[source["path"]]
             epochs = "less than one epoch" if item["epochs"] is None else f"{item['epochs']:.2f} epochs"
-            amount = f"{percent(item['share'])} of the trained tokens, {epochs}"
+            amount = f"{percent(item['share'])} of the tokens trained on, {epochs}"
         elif "read" in source:
             dropped = ", ".join(f"{count:,} dropped: {why}" for why, count in (source.get("dropped") or {}).items())
             amount = f"{source['kept']:,} of {source['read']:,} rows kept" + (f" ({dropped})" if dropped else "")

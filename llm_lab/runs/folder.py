@@ -212,7 +212,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         why = f"{file.name} is a GGUF file, for llama.cpp, Ollama and LM Studio; LLM Lab loads Hugging Face folders"
         raise UserError(Problem(str(path), why, fix=fix))
     if existing is not None:
-        why, fix = "no model has been saved here yet", "`llm-lab list runs` lists the runs."
+        why, fix = "no model has been saved here yet", "`llm-lab list runs` lists your runs."
         stage = stage_of(RunFolder(existing).facts())
         if stage is not None and stage.makes is None:
             why, fix = (
@@ -228,9 +228,9 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     raise UserError(
         Problem(
             str(path),
-            "no such checkpoint",
+            "there is no such run or model",
             fix=did_you_mean(str(path), [*names, *(Path(n).name for n in names)])
-            or "`llm-lab list runs` lists the runs.",
+            or "`llm-lab list runs` lists your runs.",
         )
     )
 

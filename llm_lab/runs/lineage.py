@@ -116,9 +116,9 @@ def main_line(node: Node) -> tuple[Node, ...]:
 def describe_line(run: RunFolder) -> str:
     """Return a run's lineage on one line: its start, and the runs up to this one. Weights are not read."""
     line = main_line(trace(run.path, digest_of=lambda folder: None))
-    names = [f"{node.stage} ({node.name})" if node.run else f"{node.place} (external)" for node in line]
+    names = [f"{node.stage} ({node.name})" if node.run else f"{node.place} (not made by LLM Lab)" for node in line]
     if line[0].parent is not None:
-        names.insert(0, f"{line[0].parent.place} (gone)")
+        names.insert(0, f"{line[0].parent.place} (missing)")
     elif line[0].stage == PRETRAIN.name:
         names.insert(0, "scratch")
     return " -> ".join(names)

@@ -152,9 +152,9 @@ def _remarks_on(link: Link, node: Node) -> Iterator[str]:
     if other is not None and link.state == CHANGED:
         yield f"{link.place}: the weights have changed since {node.name} was made from them"
     elif other is not None and other.run is None and link.state == UNRECORDED:
-        yield f"{link.place} is external, and its weights were not recorded: they may have changed"
+        yield f"{link.place} was not made by LLM Lab, and its weights were not recorded: they may have changed"
     elif other is not None and other.run is None:
-        yield f"{link.place} is external: it is used as it is"
+        yield f"{link.place} was not made by LLM Lab: it is used as it is, not trained again"
 
 
 def write_recipe(replay: Replay, folder: Path = Path("configs")) -> Path:

@@ -119,8 +119,8 @@ def _predictions(run: RunFolder, facts: Mapping[str, Any]) -> list[str]:
         ("", "predicted", "actual", "actual / predicted"),
         [[title, *texts, f"{actual / predicted:.2f}"] for title, predicted, actual, *texts in rows],
     )
-    basis = facts["predicted"].get("basis", "from experience")
-    return [*lines, "", f"Basis of the prediction: {basis}.", "", *picture]
+    basis = facts["predicted"].get("basis", "not recorded")
+    return [*lines, "", f"Prediction: {basis}.", "", *picture]
 
 
 def _predicted_and_actual(facts: Mapping[str, Any]) -> Iterator[tuple[str, float, float, str, str]]:

@@ -72,7 +72,7 @@ def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool 
     if own_data := measures_itself(recipe.model_dump()):
         own = require_own_data(folder)
         if recipe.eval.text_scores and getattr(own[1], "score", None) is None:
-            why = f"{own[0].path} scored no prompts, so there are no answers to compare with references"
+            why = f"{own[0].path} scored no prompts, so there are no outputs to compare with reference answers"
             raise UserError(Problem("eval.text_scores", why, fix="Set score.path, or use `--prompts FILE`."))
     else:
         own = read_run(folder)
@@ -175,7 +175,7 @@ def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> d
     references = scorer.columns.get("answer") or [None] * len(scorer.examples)
     known = [i for i, reference in enumerate(references) if reference is not None]
     if recipe.eval.text_scores and not known:
-        why = "none of the prompts has a reference to compare an answer with"
+        why = "none of the prompts has a reference answer to compare with"
         raise UserError(Problem("eval.text_scores", why, fix="Set score.columns.answer to the references' column."))
     row, answers = scorer.measure(subject.model)
     path = recipe.score.path if recipe.score else None

@@ -29,7 +29,9 @@ class LabGRPOTrainer(LabRolloutTrainer):
 def run(recipe: GrpoRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Train a model on the rewards of its own answers into the run folder. recipe: resolved."""
     quiet_libraries()
-    listener(Notice("the loss starts at 0, because the advantages in a group sum to 0: watch the reward"))
+    listener(
+        Notice("the loss starts at 0, because the advantages of the outputs for a prompt sum to 0: watch the reward")
+    )
     options = recipe.grpo
     setup = set_up_rollouts(
         recipe,

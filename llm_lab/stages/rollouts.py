@@ -132,7 +132,7 @@ def set_up_rollouts(
         seed=recipe.seed,
     )
     for source, epochs in zip(examples.sources, order.epochs(), strict=True):
-        answers = f"{answers_per_prompt} answers" if answers_per_prompt > 1 else "one answer"
+        answers = f"{answers_per_prompt} outputs" if answers_per_prompt > 1 else "one answer"
         listener(Notice(f"{source.key}: {epochs:.2f} epochs over the run, {answers} per prompt"))
     measures = answer_measures(recipe, folder, listener, model, tokenizer, examples.validation)
     evaluation = Evaluation(folder, measures)
@@ -148,11 +148,11 @@ def _prompts_that_fit(
         listener(
             RunWarning(
                 f"{source.key}: {len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {room:,} tokens, "
-                "which leaves no room for an answer: skipped"
+                "which leaves no room for an output: skipped"
             )
         )
     if not kept:
-        why = f"all prompts are too long: train.max_length leaves {room:,} tokens for them next to the answer"
+        why = f"all prompts are too long: train.max_length leaves {room:,} tokens for them next to the output"
         fix = "Use a larger train.max_length or a smaller max_completion_length."
         raise UserError(Problem(f"{source.key}.path", why, value=source.path, fix=fix))
     return kept
@@ -168,7 +168,7 @@ class RolloutTrainer(GRPOTrainer):
             raise UserError(
                 Problem(
                     "train.per_device_train_batch_size",
-                    f"there are {len(prompts):,} prompts, and a rollout takes {at_once:,} at once",
+                    f"there are {len(prompts):,} prompts, but each step samples outputs for {at_once:,} of them",
                     fix="Use more prompts or smaller batches.",
                 )
             )

@@ -52,7 +52,7 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     if recipe.sft.packing:
         sets = [pack(rows, recipe.train.max_length) for rows in encoded]
         count = sum(map(len, sets))
-        listener(Notice(f"packed into {count:,} rows of at most {recipe.train.max_length:,} tokens"))
+        listener(Notice(f"packed into {count:,} sequences of at most {recipe.train.max_length:,} tokens"))
     else:
         sets = [[[row] for row in rows] for rows in encoded]
     recipe = derive_max_steps(recipe, sum(map(len, sets)), folder, listener)
@@ -80,7 +80,7 @@ def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tu
     """Return the examples as tokens, and how many were cut or dropped, by reason."""
     length = recipe.train.max_length
     found: list[Encoded] = []
-    counts = {f"longer than {length:,} tokens: the end was cut off": 0, "no trained tokens within max_length": 0}
+    counts = {f"longer than {length:,} tokens: the end was cut off": 0, "no tokens in the loss within max_length": 0}
     cut, empty = counts
     for example in examples:
         if example.text is not None:

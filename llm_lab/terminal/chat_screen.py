@@ -20,7 +20,7 @@ COMMANDS = {
     "help": ("", "this list"),
     "reset": ("", "forget all messages"),
     "system": ("TEXT", "set the system prompt; without TEXT: remove it"),
-    "temperature": ("X", "sampling temperature; 0: greedy, 1: unscaled"),
+    "temperature": ("X", "sampling temperature; 0: greedy, 1: the model's own probabilities"),
     "top_p": ("X", "nucleus sampling: top tokens up to this probability"),
     "top_k": ("N", "sample from the N most likely tokens; 0: off"),
     "max_new_tokens": ("N", "maximum length of a reply, in tokens"),
@@ -29,13 +29,13 @@ COMMANDS = {
     "settings": ("", "show the settings"),
     "save": ("FILE", "save the conversation (JSON)"),
     "load": ("FILE", "load a saved conversation"),
-    "model": ("PATH", "talk to another checkpoint"),
+    "model": ("PATH", "chat with another model"),
     "compare": ("OTHER [TEXT]", "compare with another model; base: without the adapter"),
-    "time": ("[TEXT]", "compare the answers of all checkpoints of this run"),
+    "time": ("[TEXT]", "compare all saved checkpoints of this run"),
     "quit": ("", "quit (or Ctrl-D)"),
 }
 MODES = {
-    "chat": "chat mode: you write a message, the model answers",
+    "chat": "chat mode: you write a message, the model replies",
     "completion": "completion mode: a base model continues your text; Enter alone continues it further",
 }
 STOPS = {

@@ -44,7 +44,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
             line = Text.assemble((f"{name}  ", "title"), one_line(model.name), (f"  {MODES[model.mode]}", "dim"))
             console.print(line, overflow="fold")
         console.print(Text("Differences from A are marked, word by word. " + _signs(console), style="dim"))
-    console.print(Text(f"Answers: {comparison.drawn}.", style="dim"))
+    console.print(Text(f"Outputs: {comparison.drawn}.", style="dim"))
     for number, prompt in enumerate(comparison.prompts):
         console.print()
         console.print(Text.assemble(("> ", "title"), printable(prompt) or ("(empty)", "dim")), overflow="fold")
@@ -134,7 +134,7 @@ def _marked(comparison: Comparison, number: int, model: int, console: Console) -
 
     answer, first = comparison.models[model].answers[number], _first(comparison, number, model)
     if answer.problem:
-        return Text("no answer: " + printable(answer.problem), style="warn")
+        return Text("no output: " + printable(answer.problem), style="warn")
     if not answer.text.strip():
         return Text("(whitespace)" if answer.text else "(empty)", style="dim")
     if first is None or first.problem or first.text == answer.text:

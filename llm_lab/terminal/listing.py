@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 STATUS_STYLE = {"done": "good", "running": "help", "failed": "bad", "interrupted": "warn", "stopped": "warn"}
 DATA_FORMS = {
-    "builtin:stories": "short English stories for pretraining, generated locally; no network needed",
-    "builtin:sums": "word problems with checkable answers, for every stage, generated locally",
+    "builtin:stories": "short English stories for pretraining, generated on this machine",
+    "builtin:sums": "word problems with checkable answers, for the other stages, generated on this machine",
     "a file": "txt or md (one document), jsonl, csv or parquet (one document per row)",
     "a folder or glob": "all its files of one kind: texts/, 'data/*.jsonl'",
     "a Hub dataset": "owner/name, with subset, split and text_column",
@@ -179,7 +179,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     if whole and not (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
         return [*rows, ("weights", "none: a design, or an incomplete copy")]
     if is_reward_model(folder):
-        return [*rows, ("reward model", "scores answers; it can't generate text or be exported")]
+        return [*rows, ("reward model", "scores texts; it can't generate text or be exported")]
     if not whole:
         rows.append(("loads in", "peft, together with its base; for a full model: llm-lab merge " + name))
     return rows + _loading_rows(config, *(("loads in", "GGUF") if whole else ("merged", "merged, GGUF")))
@@ -249,7 +249,7 @@ def print_line(console: Console, node: Node) -> None:
         bar = "" if one is line[-1] else below
         for link in one.links:
             if link.node is None:
-                grid.add_row(main if on_trunk else branch, "?", Text(f"{one_line(link.place)}: gone", style="warn"))
+                grid.add_row(main if on_trunk else branch, "?", Text(f"{one_line(link.place)}: missing", style="warn"))
         title = Text(one_line(_heading(one)), style="title")
         if one is node:
             title.append("  <- this model", style="good")
@@ -264,7 +264,7 @@ def print_line(console: Console, node: Node) -> None:
 def _heading(node: Node) -> str:
     place = node.name if node.step is None else f"{node.name}, checkpoint-{node.step}"
     if node.run is None:
-        return f"{place}, external"
+        return f"{place}, not made by LLM Lab"
     return f"{place}, from scratch" if node.parent is None and node.stage == PRETRAIN.name else place
 
 

@@ -53,7 +53,8 @@ def plan_panel(resolved: Resolved, home: Path = ROOT) -> Panel:
     for name, text, style in _lines(resolved, home):
         table.add_row(name, Text(_wrapped(one_line(text)), style=style))
     banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
-    title = Text(f"Plan: {one_line(str(values.get('name')))} · {values.get('stage')}", style="title")
+    name, stage = one_line(str(values.get("name"))), values["stage"]
+    title = Text(f"Plan: {name}" if name == stage else f"Plan: {name} · {stage}", style="title")
     return Panel(Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim")
 
 
@@ -69,11 +70,11 @@ def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
     for index, line in enumerate(_data(values.get("data") or ())):
         yield "" if index else "data", line, ""
     if values["stage"] == EVAL.name and measures_itself(values):
-        yield "evaluated on", "the validation data of its own run", ""
+        yield "evaluated on", "the validation data of the run that trained it", ""
     train = values.get("train") or {}
     if train.get("max_steps"):
         if cost.first_step:
-            yield "resumes", f"after step {cost.first_step:,}; figures below: remaining steps", ""
+            yield "resumes", f"after step {cost.first_step:,}; the numbers below are for the remaining steps", ""
         yield "training", _training(train, cost, scratch=STAGES[values["stage"]].from_scratch), ""
     elif train:
         yield "training", f"{train['num_train_epochs']:g} epochs; the number of steps depends on the examples", ""
@@ -199,9 +200,12 @@ def _data(sources: Any) -> Iterator[str]:
 
 def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool) -> str:
     steps = max(0, train["max_steps"] - cost.first_step)
-    text = f"{steps:,} step{'' if steps == 1 else 's'} × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    many = f"{steps:,} step{'' if steps == 1 else 's'}"
+    if not scratch:  # shorter examples are padded
+        return f"{many} × at most {cost.tokens_per_step:,} tokens = at most {count(cost.tokens)} tokens"
+    text = f"{many} × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
-    if ratio is not None and scratch and not cost.first_step:
+    if ratio is not None and not cost.first_step:
         shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
         text += f", {shown} per parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
     return text

@@ -33,7 +33,7 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     from rich.text import Text
 
     if resolved is None or resolved.shape is None:
-        console.print("The numbers appear once the answers are consistent.", style="dim")
+        console.print("No estimates: some of the values don't fit together.", style="dim")
         return
     shape, cost, model = resolved.shape, resolved.estimate, resolved.values["model"]
     parts = shape.parameters_by_part
@@ -74,7 +74,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
     from llm_lab.estimate.formatting import about
 
     if resolved is None:
-        console.print("The numbers appear once the answers are consistent.", style="dim")
+        console.print("No estimates: some of the values don't fit together.", style="dim")
         return
     values, cost = resolved.values, resolved.estimate
     console.print(Text(STAGES[values["stage"]].about, style="dim"))
@@ -102,8 +102,8 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
 def _length(values: dict[str, Any], cost: Any) -> str:
     train, steps = values["train"], values["train"]["max_steps"]
     if steps is None:
-        return f"{train['num_train_epochs']:g} epochs, {train['per_device_train_batch_size']} rows per batch"
+        return f"{train['num_train_epochs']:g} epochs, batch size {train['per_device_train_batch_size']}"
     if STAGES[values["stage"]].from_scratch:
         return f"{steps:,} steps = {count(cost.tokens)} tokens"
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
-    return f"{steps:,} steps of {rows:,} rows"
+    return f"{steps:,} steps, batch size {rows:,}"

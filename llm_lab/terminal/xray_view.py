@@ -43,7 +43,7 @@ def print_xray(stages: Sequence[Any], console: Any = None) -> None:
     marks = None if _has_colours(console) else _brackets(console)
     for stage in stages:
         console.print(Text(f"{stage.name} ({stage.stage})", style="title"))
-        console.print(Text(f"{one_line(stage.template)}; rows of at most {stage.max_length:,} tokens"))
+        console.print(Text(f"{one_line(stage.template)}; sequences of at most {stage.max_length:,} tokens"))
         for found in stage.sets:
             console.print()
             _print_set(console, found, marks)
@@ -62,7 +62,7 @@ def _print_set(console: Any, found: Any, marks: tuple[str, ...] | None) -> None:
     for label, lengths in found.lengths.items():
         console.print(Text(f"{label}: {_in_words(lengths)}"))
     if found.trained_share is not None:
-        console.print(Text(f"loss on {_share(found.trained_share)} of tokens"))
+        console.print(Text(f"loss on {_share(found.trained_share)} of the tokens"))
     for text in found.checks:
         console.print(Text(one_line(text), style="good"))
     for text in found.warnings:

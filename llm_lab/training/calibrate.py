@@ -91,8 +91,8 @@ def run_trial(resolved: Resolved, seconds: float) -> Measurement:
                     "train.per_device_train_batch_size",
                     "a trial step needed more memory than the GPU has",
                     value=recipe.train.per_device_train_batch_size,
-                    fix="Use fewer rows with more train.gradient_accumulation_steps, a shorter train.max_length, "
-                    "or train.gradient_checkpointing=true.",
+                    fix="Use a smaller batch size with more train.gradient_accumulation_steps, a shorter "
+                    "train.max_length, or train.gradient_checkpointing=true.",
                 )
             ) from None
         peak = peak_memory_bytes(recipe.device)

@@ -153,9 +153,9 @@ def _require_a_step(steps: int, path: str, rows_per_step: int) -> None:
         raise UserError(
             Problem(
                 "when_exhausted",
-                f"{path} ends within the first step of {rows_per_step:,} rows",
+                f"{path} ends within the first step of {rows_per_step:,} sequences",
                 value="stop",
-                fix="Use more text, fewer rows per step, or when_exhausted: repeat.",
+                fix="Use more text, a smaller batch size, or when_exhausted: repeat.",
             )
         )
 

@@ -1,4 +1,4 @@
-"""Which data: texts or examples, what is recognised in them, which column is what, how several sets are mixed."""
+"""Which data: texts or examples, what is recognized in them, which column is what, how several datasets are mixed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HUB_WHY = "The dataset's page on the Hub shows both. Most datasets have no subse
 MIX_WHY = "Several datasets of {} are mixed by weights that you set next. Part of each is held out for validation."
 SETS_WHY = "Each dataset is measured separately."
 NOUNS = {"text": "texts", "conversation": "conversations", "preference": "preference pairs", "prompt": "prompts"}
-LOOKED_AT = "The format is recognised from the first rows; if it isn't, you choose the columns."
+LOOKED_AT = "The format is recognized from the first rows; if it isn't, you choose the columns."
 WHY = {
     "text": TEXT_WHY,
     "conversation": "Supported: messages; conversations (ShareGPT); prompt and completion; instruction and output; "
@@ -54,13 +54,13 @@ NO_COLUMN = ""  # no column is called this
 EXAMPLE_LINES = 5
 SCORE_WHY = (
     "The loss and the reward show how well the model fits its training data. Held-out prompts show whether it got "
-    "better: with reference answers, the share that is right. At each evaluation every prompt is answered twice."
+    "better: with reference answers, the share that is right. Each prompt gets a greedy and a sampled output."
 )
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was recognised in a set: a description, and one example as text."""
+    """What was recognized in a set: a description, and one example as text."""
 
     description: str
     example: str = ""
@@ -169,7 +169,7 @@ def _ask_set(
     path = (
         yield draft.ask(
             f"data.{number}.path",
-            f"Which {NOUNS[kind]}?",
+            f"Which dataset of {NOUNS[kind]}?",
             kind="path",
             default=str(default["path"]),
             help=f"data.{number}.path: {key.help if key else 'where the data is'}",
@@ -182,11 +182,11 @@ def _ask_set(
     source = source_of(path)
     if is_hub_name(path):
         source |= yield from _ask_hub_keys(draft, source, kind, streams=mixed and kind == "text")
-    return (yield from _recognise(draft, source, kind))
+    return (yield from _recognize(draft, source, kind))
 
 
 def _why_not(source: Source, kind: str) -> str | None:
-    """Return why a set can't be read, or None; columns that aren't recognised are asked next."""
+    """Return why a set can't be read, or None; columns that aren't recognized are asked next."""
     try:
         _look(source, kind)
     except LabError as error:
@@ -250,8 +250,8 @@ def _ask_streaming(draft: Draft, source: Source, found: Source) -> Flow[Source]:
     return {"streaming": stream} if stream or before else {}
 
 
-def _recognise(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Found]]:
-    """Return a set and what is found in it; where its columns are not recognised, ask for them."""
+def _recognize(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Found]]:
+    """Return a set and what is found in it; where its columns are not recognized, ask for them."""
     yield Wait(READING)
     try:
         return source, _look(source, kind)
@@ -337,16 +337,16 @@ def ask_score(draft: Draft) -> Flow[Draft]:
     now = draft.value("score")
     why_not = None if STAGES[draft.raw["stage"]].has_prompts else "the data has no prompts to score on"
     choices = (
-        Choice("held-out", "yes, on prompts held out from the data", why_not),
-        Choice("named", "yes, on other prompts"),
+        Choice("held-out", "yes, prompts held out from this data", why_not),
+        Choice("named", "yes, other prompts"),
         Choice("none", "no"),
     )
     picked = yield draft.ask(
         "score",
-        "Score its answers during training?",
+        "Score outputs for held-out prompts during training?",
         choices=choices,
         default="none" if now is None else "named" if now.get("path") else "held-out",
-        help="score: held-out prompts that are answered and scored at every evaluation",
+        help="score: outputs for held-out prompts are scored at every evaluation",
         why=SCORE_WHY,
     )
     if picked == "none":
@@ -392,6 +392,6 @@ def ask_score_path(draft: Draft) -> Flow[Draft]:
         part = {key: now[key] for key in ("subset", "split") if key in now}
         source = {"path": path}
         source |= yield from _ask_hub_keys(draft, source | part, "prompt", streams=False, split="test")
-    source, _ = yield from _recognise(draft, source, "prompt")
+    source, _ = yield from _recognize(draft, source, "prompt")
     kept = {key: now[key] for key in ("prompts", "max_completion_length", "rewards") if key in now}
     return draft.with_answer("score", kept | {k: v for k, v in source.items() if (k, v) != ("split", "test")})

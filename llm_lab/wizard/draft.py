@@ -149,7 +149,7 @@ def _bring(raw: dict[str, Any], path: str, value: Any) -> str:
     if needed is None or value_at(raw, needed[0]) is not None:
         return ""
     _set(raw, needed[0], copy.deepcopy(needed[1]))
-    return f"{value} requires {needed[0]}; it is {format_value(needed[1])} for now."
+    return f"{needed[0]} is now {format_value(needed[1])}, because {value} requires it."
 
 
 def _drop_idle_answers(raw: dict[str, Any], path: str, value: Any) -> list[str]:

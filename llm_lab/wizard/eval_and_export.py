@@ -26,16 +26,16 @@ PATHS = {
 ASKED = ("export.to", "export.weights", "export.push", "export.private", "eval.text_scores", "tasks.names", "name")
 DONE = "done"
 DATA_WHY = (
-    "A run holds out texts or prompts from its training data; measured on those, the results are the run's own. The "
+    "A run holds out texts or prompts from its training data; measuring on those repeats the run's own evaluation. The "
     "loss on a text shows how well the model predicts it; bits per byte compare models with different tokenizers, the "
-    "loss per token does not. Prompts are answered twice, greedily and sampled, and scored."
+    "loss per token does not. Each prompt gets two outputs, a greedy and a sampled one, and both are scored."
 )
 MEASURED = {
-    "data": "texts, for its loss",
-    "score": "prompts, for its answers",
+    "data": "the loss on texts",
+    "score": "outputs for prompts, scored",
     "tasks": "tasks of lm-evaluation-harness",
 }
-SCORES_WHY = "They compare the greedy answers with the reference answers, word by word; exact match is stricter."
+SCORES_WHY = "They compare the greedy outputs with the reference answers, word by word; exact match is stricter."
 TASKS_WHY = (
     "Tasks of lm-evaluation-harness, for example arc_easy, hellaswag: the benchmarks of model cards. They are "
     "downloaded from the Hub and can take hours on a CPU; tasks.limit takes a part of each."
@@ -64,7 +64,11 @@ def ask_measured(draft: Draft) -> Flow[Draft]:
         at, named = group, _named(draft, group)
         change = Choice("change", "change it"), Choice("remove", "remove it")
         draft = draft.with_notice("")
-        if named and (yield draft.ask(f"measured.{group}", f"{named}?", choices=change, why=DATA_WHY)) == "remove":
+        if (
+            named
+            and (yield draft.ask(f"measured.{group}", f"Change or remove {named}?", choices=change, why=DATA_WHY))
+            == "remove"
+        ):
             draft = draft.with_answer(group, None)
             draft = draft.with_answer("eval.text_scores", None) if group == "score" else draft
         else:
@@ -74,11 +78,13 @@ def ask_measured(draft: Draft) -> Flow[Draft]:
 
 def _measured_question(draft: Draft, at: str) -> Question:
     named = {group: _named(draft, group) for group in MEASURED}
-    choices = [Choice(DONE, "Done, use these" if any(named.values()) else "the validation data of its own run")]
+    choices = [
+        Choice(DONE, "Done, use these" if any(named.values()) else "the validation data of the run that trained it")
+    ]
     for group, about in MEASURED.items():
         why_not = _why_missing("lm_eval") if group == "tasks" else None
         choices.append(Choice(group, f"{about}{': ' + named[group] if named[group] else ''}", why_not))
-    return draft.ask("measured", "Measure it on what?", choices=tuple(choices), default=at,
+    return draft.ask("measured", "What should it be measured on?", choices=tuple(choices), default=at,
                      help="data, score, tasks: what the model is measured on", why=DATA_WHY)  # fmt: skip
 
 
@@ -109,14 +115,14 @@ def ask_text_scores(draft: Draft) -> Flow[Draft]:
         Choice(name, f"{name}: {text}", _why_missing(packages.get(name))) for name, text in TEXT_SCORES.items()
     )
     if all(choice.why_not for choice in choices):
-        return draft.with_notice(f"BLEU and ROUGE are skipped: {choices[0].why_not}.")
+        return draft.with_notice(f"BLEU and ROUGE are not available: {choices[0].why_not}.")
     picked = yield draft.ask(
         "eval.text_scores",
-        "BLEU or ROUGE of the answers?",
+        "Also compute BLEU or ROUGE?",
         kind="several",
         choices=choices,
         default=list(draft.value("eval.text_scores") or ()),
-        help="eval.text_scores: how close the answers are to the reference answers",
+        help="eval.text_scores: similarity of the outputs to the reference answers",
         why=SCORES_WHY,
     )
     same = picked == list(draft.value("eval.text_scores") or ())
@@ -162,7 +168,7 @@ def ask_form(draft: Draft) -> Flow[Draft]:
                    effect=f"{adapter}{loads.gguf_reason}."),
         ]  # fmt: skip
     picked = yield draft.ask("export.to", "Which format?", choices=tuple(choices), default=now, why=key.why or "",
-                             help="export.to: the format, and what it can hold of this model")  # fmt: skip
+                             help="export.to: the format, and whether it supports this model")  # fmt: skip
     draft = draft.with_notice("")
     return draft if picked == now and not draft.is_answered("export.to") else draft.with_answer("export.to", picked)
 

@@ -60,29 +60,30 @@ from .training_runs import run_of_stage
 LEAVE = "Quit"
 RUNS_SHOWN = 2
 MOST_COMPARED = 6
-EVALUATE, CHECKPOINTS, REPLAY = "Evaluate", "Checkpoints", "Run a recipe"
+EVALUATE, RUNS, REPLAY = "Evaluate", "Runs", "Run a recipe"
 MENU_WHY = (
-    "The usual order is from top to bottom: design a model's parts, pretrain it on text, train it to answer (SFT) and "
-    "to answer better (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run is a recipe file, which also "
-    "runs without this wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu and keeps the answers."
+    "The usual order is from top to bottom: design a model's parts, pretrain it on text, fine-tune it on conversations "
+    "(SFT), improve its replies (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run has a "
+    "recipe file, which also runs without this wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu "
+    "and keeps the answers."
 )
 CHECKPOINT_WHY = "Any of your runs, any Hugging Face folder with a causal language model, or a name on the Hub."
 EVALUATE_WHY = (
-    "Measuring gives results that are kept with the checkpoint. Comparing shows what they mean: every model answers "
-    "the same prompts, and the differences are marked."
+    "Measuring gives numbers that are saved with the model. Comparing shows what they mean: every model gets "
+    "the same prompts, and differences between the outputs are marked."
 )
 PROMPT_WHY = (
-    "All models get the same text, in their own chat template where they have one, and answer greedily. Left empty, "
-    "they get the prompts that the first model's run samples at its evaluations."
+    "All models get the same text, in their own chat template where they have one, and generate greedily. Left empty, "
+    "they get the sample prompts of the first model's run."
 )
 STEPS_WHY = (
-    "A run keeps its last checkpoints, as many as train.save_total_limit. Each of them answers the same prompt, from "
-    "the first to the last: it shows what the model learned when."
+    "A run keeps its last train.save_total_limit checkpoints. Each of them gets the same prompt, from the first to the "
+    "last: this shows when the model learned what."
 )
 REPLAY_WHY = "A recipe describes a whole run. The recipes of your runs are in checkpoints/<name>/recipe.yaml."
 NEXT_WHY = (
-    "Usually: pretrain, SFT, then DPO (from preference pairs) or GRPO or PPO (from scored answers). A reward model "
-    "scores answers that can't be checked. An adapter works as it is; merged, it becomes one plain model."
+    "Usually: pretrain, SFT, then DPO (from preference pairs) or GRPO or PPO (from scored outputs). A reward model "
+    "scores outputs where no rule can check them. An adapter can be used as it is; merging makes it one full model."
 )
 
 
@@ -110,7 +111,7 @@ MENU = (
     Entry("chat", "Chat", "talk to a model"),
     Entry("evaluate", EVALUATE, "measure a model, or compare several"),
     _of_stage(EXPORT),
-    Entry("checkpoints", CHECKPOINTS, "runs: status, lineage, resume"),
+    Entry("checkpoints", RUNS, "status, results, lineage, resume"),
     Entry("replay", REPLAY, "run a recipe file, with or without changes"),
     Entry("doctor", "Doctor", "what this machine can do"),
 )
@@ -161,18 +162,18 @@ def chat() -> Flow[None]:
 
 def _ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
     question = Question("checkpoint", text, why=CHECKPOINT_WHY, screen=Screen(title))
-    return (yield from pick_run(question, runs, "none yet: Pretrain trains one"))
+    return (yield from pick_run(question, runs, "none yet; train one with Pretrain"))
 
 
 def evaluate() -> Flow[Next | None]:
     """Measure a model, compare several, or compare all checkpoints of a run."""
     kept = [run for run in generating_runs() if run.checkpoints()]
     choices = (
-        Choice(EVAL.name, "Measure a model: loss, answers, speed, tasks"),
-        Choice("compare", "Compare models: the same prompts, side by side"),
+        Choice(EVAL.name, "Measure a model: loss on texts, scored outputs, speed, tasks"),
+        Choice("compare", "Compare models on the same prompts, side by side"),
         Choice("time", "Compare the checkpoints of a run on one prompt", None if kept else "no run has checkpoints"),
     )
-    picked = yield Question("evaluate", "What would you like to measure?", choices=choices, why=EVALUATE_WHY,
+    picked = yield Question("evaluate", "Measure or compare models?", choices=choices, why=EVALUATE_WHY,
                             screen=Screen(EVALUATE))  # fmt: skip
     if picked == EVAL.name:
         return Next(EVAL.name, can_return=True)
@@ -197,16 +198,16 @@ def _ask_compared() -> Flow[list[str]]:
     while more:
         left = [run for run in generating_runs() if str(run.path) not in names]
         text = f"Compare {names[0]} with?" if names else "Which model first?"
-        screen = Screen(EVALUATE, f"compare: {', '.join(names) or 'which models?'}")
+        screen = Screen(EVALUATE, f"compare: {', '.join(names) or 'choose models'}")
         question = Question(f"compare.{len(names)}", text, why=WHY, screen=screen)
-        names.append((yield from pick_run(question, left, "no other yet: Pretrain trains one")))
+        names.append((yield from pick_run(question, left, "no other yet; train one with Pretrain")))
         if len(names) > 1 or is_adapter(names[0]):
-            end = "with its base, without the adapter" if len(names) == 1 else "compare these"
+            end = "no, compare with its base" if len(names) == 1 else "no, compare these"
             full = None if len(names) < MOST_COMPARED else f"at most {MOST_COMPARED}"
             more = yield Question(
                 f"compare.{len(names)}.more",
-                "Which models?",
-                choices=(Choice(False, end), Choice(True, "add another model", full)),
+                "Add another model?",
+                choices=(Choice(False, end), Choice(True, "yes", full)),
                 why=WHY,
                 screen=Screen(EVALUATE, f"compare: {', '.join(names)}"),
             )
@@ -226,15 +227,15 @@ def _ask_prompts(where: str) -> Flow[tuple[str, ...]]:
 
 def checkpoints() -> Flow[Next | None]:
     """Look at runs and models, and choose what to do with one."""
-    path = yield from _ask_checkpoint(CHECKPOINTS, "Which checkpoint?", list_runs())
+    path = yield from _ask_checkpoint(RUNS, "Which run or model?", list_runs())
     run = next((run for run in list_runs() if str(run.path) == path), None)
     here = "checkpoint.next"
     picked = yield Question(
         here,
         "What next?",
         choices=tuple(_checkpoint_choices(run)),
-        why="Replaying starts a new run with the same recipe.",
-        screen=Screen(CHECKPOINTS, path, CheckpointDetails(path)),
+        why="A run's lineage is every run that its model was built from. Replaying it trains all of them again.",
+        screen=Screen(RUNS, path, CheckpointDetails(path)),
     )
     if picked in (EVAL.name, EXPORT.name):
         return Next(picked, answers=model_answers("model.checkpoint", path), can_return=True)
@@ -258,7 +259,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     choices = [Choice("list", "Back to the list")]
     choices += [Choice("chat", "Chat with it")] if generates else []
     if run is not None and next_stages(run) and run.status() == "done":
-        choices.append(Choice("next", "Train its model further, or merge it"))
+        choices.append(Choice("next", "Continue with its model: the next stage"))
     choices += [Choice(EVAL.name, "Evaluate it"), Choice(EXPORT.name, "Export it")] if generates else []
     if generates and run is not None and run.checkpoints():
         choices.append(Choice("time", "Compare its checkpoints on one prompt"))
@@ -295,7 +296,7 @@ def replay() -> Flow[None]:
             why=REPLAY_WHY,
             allowed="A recipe file, or the folder of a run. Tab completes paths.",
             check=lambda text: None if text.strip() and Path(text.strip()).expanduser().exists()
-            else f"{text.strip() or 'An empty name'} does not exist.",
+            else f"{text.strip() or 'An empty path'} does not exist.",
             screen=Screen(REPLAY),
         )  # fmt: skip
         path = path.strip()
@@ -359,7 +360,7 @@ def next_steps(path: str) -> Flow[Next | None]:
         f"What next with {run.path.name}?",
         choices=(*choices, Choice("menu", "Back to the menu")),
         why=NEXT_WHY,
-        screen=Screen("what next?", path),
+        screen=Screen("next steps", path),
         below_output=True,
     )
     if picked == "menu":
@@ -375,7 +376,9 @@ def next_steps(path: str) -> Flow[Next | None]:
 def _next_line(run: RunFolder, stage: str) -> str:
     if stage == "chat":
         return "Chat with it"
-    return f"{STAGES[stage].label} with it as the reward" if trained_reward_model(run) else STAGES[stage].next_step
+    return (
+        f"{STAGES[stage].label} with it as the reward model" if trained_reward_model(run) else STAGES[stage].next_step
+    )
 
 
 def next_stages(run: RunFolder) -> list[str]:

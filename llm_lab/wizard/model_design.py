@@ -55,7 +55,7 @@ def design() -> Flow[Next | None]:
     draft = yield from ask_keys(draft, design_paths(advanced=False))
     more = yield yes_no(
         "advanced",
-        "Change the advanced settings too?",
+        "Change advanced settings?",
         default=False,
         yes="yes, one by one",
         no="no, the defaults are fine",

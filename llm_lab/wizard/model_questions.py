@@ -21,15 +21,15 @@ MODELS = Path("configs/models")
 ANOTHER = "another"
 ANOTHER_CHOICE = Choice(ANOTHER, "another folder, or a name on the Hub")
 PRETRAIN_WHY = (
-    "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU, with a width and depth that fit the size. "
-    "A design is made with 'Design a model'. Continuing from a run or checkpoint keeps its weights and its tokenizer."
+    "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU, with a width and depth that fit. "
+    "A design is made with 'Design a model'. Continuing from a run or another model keeps its weights and tokenizer."
 )
 WHY = (
     "Runs are listed newest first. Reward models aren't listed: they can't generate text. Any other causal language "
     "model works too: a Hugging Face folder, or a name on the Hub such as Qwen/Qwen3-0.6B-Base."
 )
 ADAPTER_WHY = "A LoRA run saves an adapter: small matrices added to a base model. Merging gives one plain model."
-REWARD_WHY = "A reward model scores an answer with a number. The menu entry Reward model trains one."
+REWARD_WHY = "A reward model scores an answer with a number. Train one with the menu entry Reward model."
 LONGEST_NAME = 80
 
 
@@ -141,13 +141,15 @@ def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
     runs = [str(run.path) for run in runs_with_a_model()]
     source = _source_of(draft, runs)
     choices = (
-        Choice("parts", "a preset size, with standard parts"),
+        Choice("parts", "a preset size, trained from scratch"),
         Choice(
-            "design", f"one of my designs ({len(designs)})", None if designs else "none yet: Design a model creates one"
+            "design",
+            f"one of my designs ({len(designs)})",
+            None if designs else "none yet; create one with Design a model",
         ),
         Choice("run", f"continue from one of my runs ({len(runs)})", None if runs else "none yet"),
-        Choice("config", "an existing config.json, trained from scratch"),
-        Choice("checkpoint", "continue from a checkpoint (a folder or the Hub)"),
+        Choice("config", "another config.json, trained from scratch"),
+        Choice("checkpoint", "continue from another model (a folder or the Hub)"),
     )
     picked = yield draft.ask(
         "model", "Which model?", choices=choices, default=source, help="model: what is trained", why=PRETRAIN_WHY
@@ -176,7 +178,7 @@ def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
     if key == "model.config":
         return draft.with_answer("model", {"config": path})
     draft = draft.with_answer("tokenizer", None).with_answer("model", {"checkpoint": path})
-    return draft.with_notice("The tokenizer is the checkpoint's own.")
+    return draft.with_notice("The tokenizer is the model's own.")
 
 
 def _source_of(draft: Draft, runs: list[str]) -> str:
@@ -197,10 +199,10 @@ def ask_model(draft: Draft) -> Flow[Draft]:
     if stage == MERGE.name:
         question = draft.ask(key, "Which adapter?", default=now, help=help_line, why=ADAPTER_WHY)
         adapters = [run for run, _, _ in _stage_runs() if is_adapter(run.path)]
-        path = yield from pick_run(question, adapters, "no run has trained one yet", check=_why_no_adapter)
+        path = yield from pick_run(question, adapters, "none yet; train one with LoRA", check=_why_no_adapter)
     else:
         question = draft.ask(key, "Which model?", default=now, help=help_line, why=WHY)
-        path = yield from pick_run(question, generating_runs(), "none yet: Pretrain trains one")
+        path = yield from pick_run(question, generating_runs(), "none yet; train one with Pretrain")
     return with_model(draft.with_notice(""), path)
 
 

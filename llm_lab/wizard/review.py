@@ -39,7 +39,9 @@ WHY = (
     "answer: you chose it. default: the built-in default. derived: computed from the other values, for the reason "
     "given, and updated with them. Enter edits a line; Page Up and Page Down move faster."
 )
-PLAN_WHY = "Ctrl-C stops the run at any time and saves it; resume it from Checkpoints."  # one line: the screen is full
+PLAN_WHY = (
+    "Ctrl-C stops the run at any time and saves it; resume it from the menu entry Runs."  # one line: the screen is full
+)
 
 
 @dataclass(frozen=True)

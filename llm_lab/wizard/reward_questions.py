@@ -24,6 +24,11 @@ PYTHON_WHY = (
     "columns of the data, as lists. The training process runs the file with your permissions."
 )
 DEFAULTS = {"pattern": "The answer is -?[0-9]+", "length": "200", "ngram": ""}
+QUESTIONS = {
+    "pattern": "Which regular expression?",
+    "length": "From how many characters on is the reward 0?",
+    "ngram": "Words per n-gram (empty: 3)?",
+}
 DONE = "done"
 WAYS = {"name": "a built-in function", "model": "a reward model", "python": "your own Python function"}
 
@@ -49,7 +54,7 @@ def _terms_question(draft: Draft, path: str, terms: list[Term]) -> Question:
         for number, term in enumerate(terms)
     ]
     choices += [Choice(way, f"Add {text}") for way, text in WAYS.items()]
-    return draft.ask(path, "What scores an answer?", choices=tuple(choices), default=DONE,
+    return draft.ask(path, "How are outputs scored?", choices=tuple(choices), default=DONE,
                      help=f"{path}: the terms of the reward", why=WHY)  # fmt: skip
 
 
@@ -89,7 +94,7 @@ def _new_term(draft: Draft, path: str, way: str) -> Flow[Term]:
         return (yield from _ask_options(draft, path, {"name": name}))
     if way == "model":
         question = draft.ask(f"{path}.model", "Which reward model?", help=help_line, why=REWARD_WHY)
-        none = "none yet: the menu entry Reward model trains one"
+        none = "none yet; train one with the menu entry Reward model"
         return {"model": (yield from pick_run(question, reward_models(), none))}
     return {"python": (yield from _ask_python(draft, path))}
 
@@ -100,12 +105,12 @@ def _ask_options(draft: Draft, path: str, term: Term) -> Flow[Term]:
         text = (
             yield draft.ask(
                 f"{path}.{key}",
-                f"{key.capitalize()}?",
+                QUESTIONS[key],
                 kind="text",
                 default=str(term.get(key, DEFAULTS[key])),
                 help=f"{term['name']}: {REWARDS[term['name']]}",
                 why=about or "",
-                allowed=f"{key}: {about}." + ("" if required else " Empty: none."),
+                allowed=f"{term['name']}.{key}: {(about or '').partition(': ')[2]}.",
                 check=lambda text, key=key, required=required: _why_not_option(key, text, required),
             )
         ).strip()
@@ -120,7 +125,7 @@ def _without(term: Term, key: str) -> Term:
 def _why_not_option(key: str, text: str, required: bool) -> str | None:
     text = text.strip()
     if not text:
-        return f"A {key} is required." if required else None
+        return "This setting is required." if required else None
     if key != "pattern":
         return None if text.isdigit() and int(text) >= 1 else f'"{text}" is not a whole number of at least 1.'
     try:
@@ -139,7 +144,7 @@ def _weigh(draft: Draft, path: str, term: Term) -> Flow[Term]:
         kind="text",
         default=f"{term.get('weight', 1.0):g}",
         help=f"{name}: {_about(term)}",
-        why="The reward is the sum of all terms, each times its weight. A negative weight penalises.",
+        why="The reward is the sum of all terms, each times its weight. A negative weight makes it a penalty.",
         allowed="Allowed: a number other than 0.",
         check=lambda text: None if _is_weight(text) else f'"{text}" is not a number other than 0.',
     )

@@ -55,7 +55,7 @@ LENGTH_WHY = (
     "optimizer update."
 )
 BATCH_WHY = (
-    "A row is one answer. All answers to a prompt are compared with each other, so a step contains whole groups. More "
+    "The outputs for a prompt are compared with each other, so a step contains all outputs of each prompt. More "
     "prompts in a step make training steadier and slower."
 )
 GROUPS_OF_ANSWERS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -147,8 +147,12 @@ def changes_of(stage: str, askers: Mapping[str, Ask]) -> dict[str, tuple[str, As
     if facts.makes is None:  # nothing is trained on the texts: no X-ray
         return {"model": ("Change the model", askers["model"]), "measured": ("Change the data", askers["data"])}
     lines = {"data": f"Change the {NOUNS[facts.examples]}"} if facts.examples else {}
-    lines |= {"model": "Change the model", "rewards": "Change the rewards", "lora": "Train all weights or an adapter"}
-    lines |= {} if facts.from_scratch else {"score": "Change the score"}
+    lines |= {
+        "model": "Change the model",
+        "rewards": "Change the rewards",
+        "lora": "Choose between all weights and LoRA",
+    }
+    lines |= {} if facts.from_scratch else {"score": "Change the held-out score"}
     return {name: (line, askers[name]) for name, line in lines.items() if name in askers}
 
 
@@ -199,7 +203,7 @@ def ask_lora(draft: Draft) -> Flow[Draft]:
         "What is trained?",
         choices=choices,
         default="all" if now is None else "qlora" if now.get("load_in_4bit") else "lora",
-        help="lora: train all weights, or an adapter added to them",
+        help="lora: train all weights, or a LoRA adapter only",
         why=LORA_WHY,
     )
     if picked == "all":
@@ -231,7 +235,7 @@ def ask_generations(draft: Draft) -> Flow[Draft]:
     wrong = [getattr(problem, "key", "") for problem in answered.look()[1]]
     if answered.is_answered(ROWS) and ROWS in wrong:
         fresh = answered.with_answer(ROWS, None)
-        return fresh.with_notice(f"Rows in a batch are {fresh.value(ROWS)} now: whole groups of answers.")
+        return fresh.with_notice(f"The batch size is now {fresh.value(ROWS)}: a multiple of the outputs per prompt.")
     return answered
 
 
@@ -247,10 +251,10 @@ def ask_batch(draft: Draft) -> Flow[Draft]:
     choices = [Choice(n, f"{n:<6,}{_in_groups(n * times, group)}", draft.why_not(ROWS, n)) for n in valid]
     picked = yield draft.ask(
         f"{ROWS}.groups",
-        "Rows in a batch?",
+        "Batch size per device?",
         choices=(*choices, Choice(OTHER, OTHER)),
         default=now,
-        help=f"{draft.help(ROWS)}, each one answer",
+        help=f"{draft.help(ROWS)}; each is one output",
         why=BATCH_WHY,
     )
     draft = draft.with_notice("")
@@ -266,7 +270,7 @@ def _group_key(draft: Draft) -> str:
 
 def _in_groups(rows: int, group: int) -> str:
     prompts = rows // group
-    return f"{prompts} prompt{'' if prompts == 1 else 's'} per step, {group} answers each"
+    return f"{prompts} prompt{'' if prompts == 1 else 's'} per step, {group} outputs each"
 
 
 def own_keys(stage: str) -> list[str]:
@@ -324,9 +328,9 @@ def _advanced_question(draft: Draft, asked: tuple[str, ...], at: str) -> Questio
     ]
     return draft.ask(
         "advanced",
-        "Change the advanced settings too?",
+        "Change advanced settings?",
         choices=tuple(choices),
         default=at,
-        help="Everything else has a default; you can also change it in the review",
+        help="All other settings have defaults; you can also change them in the review",
         why=ADVANCED_WHY,
     )

@@ -238,7 +238,7 @@ def test_a_glob_without_matches_is_an_error():
 
 def test_an_unknown_builtin_gets_a_suggestion():
     message = refusal("builtin:storys")
-    assert "No built-in corpus is named 'storys'. Allowed: builtin:stories" in message
+    assert "No built-in dataset is named 'storys'. Allowed: builtin:stories" in message
     assert "Did you mean stories?" in message
 
 

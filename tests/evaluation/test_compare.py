@@ -219,7 +219,7 @@ def test_a_prompt_that_exceeds_a_models_context_is_an_error_in_place_of_its_answ
     assert problems[0] is None
     assert "context holds 48" in problems[1]
     assert "context holds 48" in " ".join(screen(found).replace("│", " ").split())
-    assert "**B** (no answer)" in as_markdown(found)
+    assert "**B** (no output)" in as_markdown(found)
 
 
 def test_one_model_is_in_memory_at_a_time(models):
@@ -419,8 +419,8 @@ def never(folder):
     [
         (["checkpoints/tiny"], {}, "use --steps to compare all checkpoints"),
         (["adapter"], {}, "--adapter-off"),
-        (["checkpoints/tiny", "plain"], {"adapter_off": True}, "none of these checkpoints is an adapter"),
-        (["checkpoints/tiny", "tiny"], {}, "duplicate checkpoint"),
+        (["checkpoints/tiny", "plain"], {"adapter_off": True}, "none of these models is an adapter"),
+        (["checkpoints/tiny", "tiny"], {}, "this model is named twice"),
         (["checkpoints/tiny", "checkpoints/reward"], {}, "a reward model can't generate text"),
         (["checkpoints/reward"], {"steps": True}, "reward model"),
         (["checkpoints/tiny", "checkpoints/tinny"], {}, "Did you mean checkpoints/tiny"),
@@ -483,7 +483,7 @@ def test_the_command_compares_a_hugging_face_folder_and_writes_the_result(models
 
 def test_the_command_exits_with_code_2_on_wrong_input(models, capsys):
     assert main(["compare", "checkpoints/tiny"]) == 2
-    assert "Name a second checkpoint" in capsys.readouterr().err
+    assert "Name a second model" in capsys.readouterr().err
     assert main(["compare", "plain", "gpt2", "--out", "c.txt"]) == 2
     assert "name.md" in capsys.readouterr().err
     assert main(["compare", "plain", "gpt2", "--temperature", "-1"]) == 2

@@ -106,7 +106,7 @@ def test_wrong_names_show_an_error_and_the_conversation_continues(models, capsys
     for word in (
         "the conversation is empty",
         "/compare OTHER",
-        "no such checkpoint",
+        "there is no such run or model",
         "reward model",
         "the model of this chat",
     ):

@@ -98,7 +98,7 @@ def test_truncation_is_a_warning_before_the_run():
     (found,) = sft.sets
     text = " ".join(found.warnings)
     assert "5 are longer than train.max_length = 21 tokens; their end is cut off" in text
-    assert "5 have no trained tokens left" in text
+    assert "5 have no tokens in the loss left" in text
     assert not found.checks
     (_, sft) = xray("sft", max_length=40)
     assert "1 are trained without an end-of-turn token" in " ".join(sft.sets[0].warnings)

@@ -286,7 +286,7 @@ def test_a_folder_that_is_not_an_adapter_is_refused(tmp_path):
     save_base(tmp_path / "base")
     with pytest.raises(UserError, match="this folder is not an adapter: it is a full model"):
         merge_into(tmp_path / "base", tmp_path / "merged", ignore)
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="there is no such run or model"):
         merge_into(tmp_path / "nowhere", tmp_path / "merged", ignore)
     with pytest.raises(UserError, match="the folder is not empty"):
         merge_into(tmp_path / "base", tmp_path, ignore)

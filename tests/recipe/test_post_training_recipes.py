@@ -179,7 +179,7 @@ def test_steps_are_derived_from_epochs_once_the_examples_are_counted():
     assert settled["train"]["eval_steps"] == settled["train"]["save_steps"] == steps // 5
     assert settled["scheduler"]["warmup_steps"] == steps // 20
     assert settled["train"]["logging_steps"] == max(1, steps // 50)
-    assert reasons["train.max_steps"] == f"2 epochs of 1,000 examples, {rows * 2} rows per step"
+    assert reasons["train.max_steps"] == f"2 epochs of 1,000 examples, {rows * 2} sequences per step"
     assert fill_steps(STAGES["sft"], values, examples=1, processes=1)[0]["train"]["max_steps"] == 1
 
 

@@ -188,7 +188,7 @@ def test_a_missing_model_is_an_error_with_suggestions():
     make_run("shakespeare")
     with pytest.raises(UserError, match="no model has been saved here yet"):
         find_model("shakespeare")
-    with pytest.raises(UserError, match=r"no such checkpoint.*Did you mean shakespeare\?"):
+    with pytest.raises(UserError, match=r"there is no such run or model.*Did you mean shakespeare\?"):
         find_model("shakespere")
     with pytest.raises(UserError, match="llm-lab list runs"):
         find_model("xyzzy")

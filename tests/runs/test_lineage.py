@@ -92,7 +92,10 @@ def test_a_hub_name_ends_the_lineage(in_tmp_path):
     make_run("tuned", "owner/model")
     node = trace("checkpoints/tuned/model", digest_of=digest_of)
     assert (node.parent.state, node.parent.node.place, node.parent.node.run) == ("unrecorded", "owner/model", None)
-    assert describe_line(RunFolder(Path("checkpoints/tuned"))) == "owner/model (external) -> sft (checkpoints/tuned)"
+    assert (
+        describe_line(RunFolder(Path("checkpoints/tuned")))
+        == "owner/model (not made by LLM Lab) -> sft (checkpoints/tuned)"
+    )
 
 
 def test_a_merge_whose_adapter_is_gone_is_traced_through_its_base(line):
@@ -122,7 +125,7 @@ def test_a_run_without_a_model_has_a_lineage_too(line):
     node = trace(find_traced("file"), digest_of=digest_of)
     assert (node.stage, node.parent.node.name) == ("export", "checkpoints/best")
     assert find_traced("best") == "checkpoints/best/model"
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="there is no such run or model"):
         find_traced("bset")
 
 

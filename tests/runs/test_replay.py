@@ -271,9 +271,9 @@ def test_a_lineage_may_start_with_an_external_model(capsys):
     run(post_recipe("sft") | {"name": "tuned"})
     replay = compose("tuned", name=None, digest_of=weights_digest)
     assert [stage["model"] for stage in replay.recipe["stages"]] == [{"checkpoint": "base"}]
-    assert replay.remarks == ("base is external: it is used as it is",)
+    assert replay.remarks == ("base was not made by LLM Lab: it is used as it is, not trained again",)
     assert main(["show", "tuned"]) == 0
-    assert "● - base, external" in lines(capsys.readouterr().out)
+    assert "● - base, not made by LLM Lab" in lines(capsys.readouterr().out)
 
 
 def test_a_recipe_of_the_user_is_not_overwritten(capsys):

@@ -208,7 +208,7 @@ def test_data_evaluations_and_lineage_are_in_the_report(in_tmp_path):
     text = run.report_path.read_text()
     assert "| `a\\|b.jsonl` | `ffffffffffff` | 4 of 5 rows kept (1 dropped: empty) |" in text
     assert "bits per byte 1.5000" in text
-    assert "gone/model (gone) -> sft (checkpoints/a)" in text
+    assert "gone/model (missing) -> sft (checkpoints/a)" in text
 
 
 def test_warnings_come_first(in_tmp_path):

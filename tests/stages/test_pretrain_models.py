@@ -225,4 +225,4 @@ def test_the_measured_mix_is_in_run_json_and_the_report(in_tmp_path):
     facts = run(raw)
     assert [item["share"] for item in facts["mix"]] == [0.75, 0.25]
     assert facts["mix"][1]["epochs"] > facts["mix"][0]["epochs"]
-    assert "25.0 % of the trained tokens" in (Path(facts["path"]) / "report.md").read_text()
+    assert "25.0 % of the tokens trained on" in (Path(facts["path"]) / "report.md").read_text()

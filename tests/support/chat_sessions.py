@@ -70,7 +70,7 @@ def say(session, text):
 
 
 def no_checkpoint(path):
-    raise UserError(Problem(path, "no such checkpoint"))
+    raise UserError(Problem(path, "there is no such run or model"))
 
 
 def type_into_chat(session: Any, keys: str, load: Any = no_checkpoint, side_by_side: Any = None) -> None:

@@ -58,7 +58,7 @@ def test_an_invalid_command_shows_an_error_and_changes_nothing(capsys):
     assert session.messages == []
     errors = capsys.readouterr().err
     assert "Did you mean /temperature?" in errors
-    for word in ("Allowed", "/save FILE", "No such file", "no such checkpoint", "/help lists all commands"):
+    for word in ("Allowed", "/save FILE", "No such file", "there is no such run or model", "/help lists all commands"):
         assert word in " ".join(errors.split()), word
 
 

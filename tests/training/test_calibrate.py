@@ -57,7 +57,7 @@ class Notes(Handlers):
 def test_a_plan_uses_typical_values_until_there_is_a_measurement():
     raw = tiny_recipe(**{"train.max_steps": 1000})
     before = resolve(raw, machine=LAPTOP)
-    assert before.estimate.basis == "from typical values"
+    assert before.estimate.basis == "based on typical values"
     keep(before, source="trial", step_seconds=0.5, memory_bytes=3 * GIB)
     after = resolve(raw, machine=LAPTOP).estimate
     assert after.basis == "measured on this machine"
@@ -82,16 +82,16 @@ def test_a_plan_uses_typical_values_until_there_is_a_measurement():
 )
 def test_a_measurement_is_not_used_for_other_settings(change):
     keep(resolve(tiny_recipe(), machine=LAPTOP), source="trial", step_seconds=0.5)
-    assert resolve(tiny_recipe(**change), machine=LAPTOP).estimate.basis == "from typical values"
+    assert resolve(tiny_recipe(**change), machine=LAPTOP).estimate.basis == "based on typical values"
 
 
 def test_a_measurement_is_not_used_for_another_machine_or_torch_version(monkeypatch):
     keep(resolve(tiny_recipe(), machine=LAPTOP), source="trial", step_seconds=0.5)
     for other in (replace(LAPTOP, cpu_name="another"), replace(LAPTOP, cpu_cores=8), replace(LAPTOP, processes=2)):
-        assert resolve(tiny_recipe(), machine=other).estimate.basis == "from typical values"
+        assert resolve(tiny_recipe(), machine=other).estimate.basis == "based on typical values"
     assert resolve(tiny_recipe(**{"optimizer.learning_rate": 0.5, "seed": 3}), machine=LAPTOP).estimate.measurement
     monkeypatch.setattr("llm_lab.estimate.measurements._version", lambda package: "another")
-    assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from typical values"
+    assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "based on typical values"
 
 
 def test_a_later_measurement_keeps_values_it_did_not_measure():
@@ -108,7 +108,7 @@ def test_a_broken_cache_file_is_ignored():
     (file,) = measurements_folder().iterdir()
     for text in ("", "[]", '{"measurement": {"unheard": 1}}'):
         file.write_text(text)
-        assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "from typical values"
+        assert resolve(tiny_recipe(), machine=LAPTOP).estimate.basis == "based on typical values"
 
 
 def test_the_time_includes_evaluation_samples_saving_and_compiling(in_tmp_path):
@@ -187,7 +187,7 @@ def test_a_run_after_a_trial_has_the_same_losses(in_tmp_path, monkeypatch):
         ]
 
     untried = run(tiny_recipe(**{"model.dropout": 0.1}))
-    assert untried["predicted"]["basis"] == "from typical values"
+    assert untried["predicted"]["basis"] == "based on typical values"
     monkeypatch.setattr(calibration, "MIN_RUN_SECONDS", 0.0)
     notes = Notes()
     tried = run(tiny_recipe(**{"model.dropout": 0.1}), listener=notes)
@@ -236,7 +236,7 @@ def test_a_run_records_predicted_and_actual_time_and_memory(in_tmp_path):
         line = next(line for line in report.splitlines() if line.startswith(f"| {name_of(key)} |"))
         assert float(line.split("|")[4]) == pytest.approx(facts["results"][key] / facts["predicted"][key], abs=0.006)
     plan = resolve(tiny_recipe(**{"train.max_steps": 120})).estimate
-    assert plan.basis == "measured in the last such run on this machine"
+    assert plan.basis == "measured in the last similar run on this machine"
     assert plan.seconds_by_part["training"] <= facts["results"]["wall_seconds"]
 
 

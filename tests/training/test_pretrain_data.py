@@ -261,7 +261,7 @@ def test_a_stream_that_does_not_fill_a_step_is_refused():
 def test_the_report_shows_the_epochs_of_a_stream():
     run(streamed())
     write_report(TINY)
-    assert "67.5 % of the trained tokens, less than one epoch" in TINY.report_path.read_text()
+    assert "67.5 % of the tokens trained on, less than one epoch" in TINY.report_path.read_text()
 
 
 def test_training_does_not_wait_for_a_stream(monkeypatch):

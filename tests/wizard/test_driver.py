@@ -184,7 +184,7 @@ def test_a_draft_survives_the_end_of_the_wizard(visit):
     visit(*TO_TEXTS, Key.CTRL_C, *LEAVE)
     screens = visit(*pick("Pretrain "), *pick("continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
-    assert "Which texts?" in screens[asked + 1]
+    assert "Which dataset of texts?" in screens[asked + 1]
 
 
 def test_the_draft_is_kept_from_the_review(visit):
@@ -195,7 +195,7 @@ def test_the_draft_is_kept_from_the_review(visit):
 
 def test_escape_leads_from_a_following_flow_back_to_the_one_before(visit):
     screens = visit(*pick("Evaluate "), *pick("Measure a model"), Key.ESCAPE, Key.ESCAPE, *LEAVE)
-    order = ["to do?", "like to measure?", "Which model?", "like to measure?", "to do?"]
+    order = ["to do?", "Measure or compare", "Which model?", "Measure or compare", "to do?"]
     shown = [next(text for text in reversed(order) if text in screen) for screen in screens]
     assert [text for at, text in enumerate(shown) if at == 0 or text != shown[at - 1]] == order
 
@@ -249,7 +249,7 @@ def test_ctrl_c_during_a_command_stops_only_the_command(visit):
 @pytest.mark.usefixtures("lab")
 def test_a_checkpoint_is_shown_and_the_plan_of_its_recipe_too(visit):
     screens = visit(
-        *pick("Checkpoints"), *pick("checkpoints/base:"), *pick("Run its recipe"), *pick("No, go back"),
+        *pick("Runs"), *pick("checkpoints/base:"), *pick("Run its recipe"), *pick("No, go back"),
         *pick("Back to the list"), Key.ESCAPE, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "What next?")

@@ -55,16 +55,16 @@ def test_chat_opens_with_the_model_that_was_chosen():
 
 
 def test_a_run_is_measured_on_what_it_held_out():
-    answers(MEASURE, [MODEL, "the validation data of its own", "no, the defaults", "again", *RUN], execute=run_it)
+    answers(MEASURE, [MODEL, "the validation data of the run", "no, the defaults", "again", *RUN], execute=run_it)
     assert results("again")["eval_loss"] == pytest.approx(results("base")["eval_loss"], rel=1e-5)
 
 
 def test_texts_and_prompts_are_named_changed_and_removed():
     Path("own.txt").write_text("Some words to predict, and then some more of them.\n" * 20)
-    prompts = ["prompts, for its answers", ENTER, "Done", []]
+    prompts = ["outputs for prompts, scored", ENTER, "Done", []]
     visit = answers(MEASURE, [
-        MODEL, "texts, for its loss", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
-        *prompts, "prompts, for its answers: builtin:sums", "remove it", "Done", "no, the defaults", "own", *RUN,
+        MODEL, "the loss on texts", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
+        *prompts, "outputs for prompts, scored: builtin:sums", "remove it", "Done", "no, the defaults", "own", *RUN,
     ], execute=run_it)  # fmt: skip
     assert "exact_number × 1" in visit.texts()
     recipe = read_recipe_file(Path("checkpoints/own/recipe.yaml"))
@@ -81,7 +81,7 @@ def test_measuring_a_model_is_reached_from_evaluate():
 def test_models_are_chosen_and_compared():
     visit = answers(evaluate, [
         "Compare models", MODEL, "another folder", Refused("./no/such", "does not exist"), BACK,
-        "another folder", "checkpoints/base/model", "add another", BACK, "compare these", "What is 2 + 2?",
+        "another folder", "checkpoints/base/model", "yes", BACK, "compare these", "What is 2 + 2?",
     ])  # fmt: skip
     assert visit.effects == [Compare(("checkpoints/base", "checkpoints/base/model"), ("What is 2 + 2?",))]
 
@@ -107,7 +107,7 @@ def test_a_repository_on_the_hub_is_named_as_owner_and_name():
 
 
 def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
-    for line, flow in (("Evaluate it", "eval"), ("Export it", "export"), ("Train its model", "next steps")):
+    for line, flow in (("Evaluate it", "eval"), ("Export it", "export"), ("Continue with its model", "next steps")):
         assert answers(checkpoints, [MODEL, line]).result.flow == flow
     exported = follow(answers(checkpoints, [MODEL, "Export it"]).result, [])
     assert exported.question.key == "export.to"

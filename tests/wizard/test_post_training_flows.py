@@ -76,7 +76,7 @@ def test_an_adapter_is_trained_and_merged():
 def test_a_reward_model_leads_to_grpo_with_it_as_the_reward():
     visit = answers(flow("reward"), [*questions("reward"), *RUN], execute=run_it)
     assert results("first")["step"] == 2
-    after = follow(visit.result, ["GRPO with it as the reward"])
+    after = follow(visit.result, ["GRPO with it as the reward model"])
     assert "Chat with it" not in after.texts()
     grpo = follow(after.result, [*DATA, "Add a reward model", "checkpoints/first", ENTER])
     assert grpo.question.screen.title == "GRPO"
@@ -103,16 +103,16 @@ def test_rl_runs_with_a_sum_of_rewards(stage):
 def test_without_a_run_a_path_is_typed_and_what_is_missing_says_why():
     shutil.rmtree("checkpoints/base")
     sft = answers(flow("sft"), ["another folder", Refused("./no/such", "does not exist"), BACK])
-    assert "one of my runs (none yet: Pretrain trains one)" in sft.texts()
+    assert "one of my runs (none yet; train one with Pretrain)" in sft.texts()
     merge = answers(flow("merge"), ["another folder", Refused("configs", "does not exist")])
-    assert "one of my runs (no run has trained one yet)" in merge.texts()
+    assert "one of my runs (none yet; train one with LoRA)" in merge.texts()
 
 
 def test_only_adapters_are_merged():
     answers(flow("merge"), ["another folder", Refused("checkpoints/base", "has no adapter")])
 
 
-def test_columns_that_are_not_recognised_are_chosen():
+def test_columns_that_are_not_recognized_are_chosen():
     rows = [{"q": f"Question {n}?", "good": f"yes {n}", "bad": f"no {n}"} for n in range(20)]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = [Refused("nosuch/it.jsonl", "no folder"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
@@ -157,13 +157,13 @@ def test_choices_that_require_another_key_bring_it():
     visit = answers(flow("dpo"), keys)
     assert recipe_of(visit)["lora"] == {"preset": "custom", "target_modules": ["q_proj", "o_proj"]}
     assert recipe_of(visit)["dpo"] == {"loss_type": "robust", "label_smoothing": 0.1}
-    assert "robust requires dpo.label_smoothing; it is 0.1 for now." in visit.texts()
+    assert "dpo.label_smoothing is now 0.1, because robust requires it." in visit.texts()
 
 
 def test_grpo_offers_only_rows_that_hold_whole_groups_and_refuses_others():
     keys = [MODEL, *DATA, "Done", "all weights", "3", ENTER, ENTER, ENTER, "adamw", ENTER, "in steps", ENTER]
     visit = answers(flow("grpo"), keys)
-    offered = [choice.value for choice in visit.question.choices if "answers each" in choice.text]
+    offered = [choice.value for choice in visit.question.choices if "outputs each" in choice.text]
     assert offered == [3, 6, 9, 12, 18, 24, 36, 48]
     answers(flow("grpo"), [*keys, "another number", Refused("4", "4: ")])
 
@@ -195,7 +195,7 @@ def test_rewards_are_changed_and_removed_and_at_least_one_stays():
 
 
 def test_held_out_prompts_can_be_named_and_switched_off():
-    named = ["yes, on other prompts", Refused("nosuch.jsonl", "nosuch.jsonl"), "builtin:sums"]
+    named = ["yes, other prompts", Refused("nosuch.jsonl", "nosuch.jsonl"), "builtin:sums"]
     dpo = answers(flow("dpo"), [*questions("dpo", score=named), *RUN])
     assert "(the data has no prompts to score on)" in dpo.texts()
     assert recipe_of(dpo)["score"] == {"path": "builtin:sums"}
@@ -222,8 +222,8 @@ def test_the_review_leads_to_every_question_that_is_more_than_a_key():
     visit = answers(flow("grpo"), [
         *rollouts("grpo"),
         "Change the rewards", "exact_number", "Change its weight", "2", "Done",
-        "Change the score", "yes, on prompts held out",
-        "Train all weights or", "LoRA: an", ENTER, ENTER, ENTER,
+        "Change the held-out score", "yes, prompts held out",
+        "Choose between all weights", "LoRA: an", ENTER, ENTER, ENTER,
         "train.max_steps", "in epochs", "2",
         "grpo.num_generations", "3",
         "score.rewards.0.name", "exact_number", "Change its weight", "3", "Done",

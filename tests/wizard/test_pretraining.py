@@ -161,16 +161,16 @@ def test_a_set_on_the_hub_can_be_streamed():
     ]
 
 
-def test_a_column_that_is_not_recognised_is_asked_for():
+def test_a_column_that_is_not_recognized_is_asked_for():
     Path("rows.jsonl").write_text('{"one": "some words here", "two": "other words there"}\n' * 50)
     visit = answers(PRETRAIN, [*TO_TEXTS, "rows.jsonl", Refused("three", "three"), "two"])
     assert "two" in visit.question.help
 
 
 def test_a_config_or_a_checkpoint_is_named_and_what_does_not_exist_is_refused():
-    named = answers(PRETRAIN, ["an existing config.json", Refused("./no/such", "does not exist"), "owner/name"])
+    named = answers(PRETRAIN, ["another config.json", Refused("./no/such", "does not exist"), "owner/name"])
     assert named.question.key == "data.0.path"
-    continued = answers(PRETRAIN, ["continue from a checkpoint", "owner/name", *TEXT])
+    continued = answers(PRETRAIN, ["continue from another model", "owner/name", *TEXT])
     assert continued.question.key == "optimizer.name"  # the tokenizer is the checkpoint's own
 
 
