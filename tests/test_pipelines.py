@@ -275,7 +275,7 @@ def test_only_reward_models_and_merges_can_start_from_a_reward_model():
     stages[4] |= {"model": {"checkpoint": "stage:reward"}}
     found = problems_of(stages)
     assert list(found) == ["stages.4.model.checkpoint"]
-    assert "a reward model, which can't generate answers" in found["stages.4.model.checkpoint"]
+    assert "a reward model, which can't generate text" in found["stages.4.model.checkpoint"]
     assert problems_of([*stages[:4], stages[3] | {"name": "again", "model": {"checkpoint": "stage:reward"}}]) == {}
 
 

@@ -155,7 +155,7 @@ def test_prompts_are_shown_with_their_reference_answers(stage):
     assert example.reference.isdigit()
     assert found.sets[0].trained_share is None
     _, short = xray(stage, max_length=16)
-    assert "leave no room for an answer, and are skipped" in short.sets[0].warnings[0]
+    assert "leave no room for an output, and are skipped" in short.sets[0].warnings[0]
 
 
 def test_texts_are_shown_with_the_token_that_ends_a_document():

@@ -269,7 +269,7 @@ def test_answers_are_found_in_templates_without_markers_as_with_markers(name):
     tokenizer = own_tokenizer(name)
     chosen = apply_chat_template_choice(tokenizer)
     assert not has_answer_markers(tokenizer)
-    assert "answers are not marked" in chosen.notice
+    assert "does not mark the assistant's messages" in chosen.notice
     marked = own_tokenizer(name, training=True)
     marked.eos_token = tokenizer.eos_token
     expected = encode_with_transformers(marked, CONVERSATION[1:], return_assistant_tokens_mask=True)

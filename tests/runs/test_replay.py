@@ -200,7 +200,7 @@ def test_a_parent_that_has_changed_or_is_gone_is_reported(capsys):
     assert "have changed since checkpoints/child" in compose("child", name=None, digest_of=weights_digest).remarks[0]
     shutil.rmtree("checkpoints/replaced")
     assert main(["show", "child"]) == 0
-    assert "? checkpoints/replaced/model: gone" in " ".join(capsys.readouterr().out.split())
+    assert "? checkpoints/replaced/model: missing" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UserError, match="checkpoints/replaced/model: missing, but checkpoints/child was made from it"):
         compose("child", name=None, digest_of=weights_digest)
 

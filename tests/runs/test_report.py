@@ -67,7 +67,7 @@ def test_predicted_and_actual_are_compared_with_their_ratio(in_tmp_path):
     text = run.report_path.read_text()
     assert "| training time | 100 s | 110 s | 1.10 |" in text
     assert "| peak memory | 4.0 GiB | 3.0 GiB | 0.75 |" in text
-    assert "Basis of the prediction: measured here." in text
+    assert "Prediction: measured here." in text
     run.update(status="stopped")
     write_report(run)
     assert "predicted" not in run.report_path.read_text(), "half a run says nothing about the whole"

@@ -87,7 +87,7 @@ def test_a_hugging_face_config_is_pretrained_from_scratch(kind, optimizer):
 
 def test_rows_longer_than_the_context_of_a_config_are_refused():
     CONFIGS["gpt2"][0].save_pretrained("shape")
-    with pytest.raises(UserError, match=r"train\.max_length = 17: rows are longer.*16 tokens"):
+    with pytest.raises(UserError, match=r"train\.max_length = 17: sequences are longer.*16 tokens"):
         run(tiny_recipe(model={"config": "shape"}, **{"train.max_length": 17}))
     assert (
         check(tiny_recipe(model={"config": "shape"}, **{"train.max_length": None}))

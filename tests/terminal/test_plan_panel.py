@@ -66,3 +66,17 @@ def test_every_derived_value_is_in_the_table_with_its_reason():
     for path, origin in derived.items():
         assert path.rpartition(".")[2] in words
         assert origin.reason.split()[0] in words
+
+
+UNKNOWN = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "owner/model"}, "data": [{"path": "builtin:sums"}]}
+
+
+def test_the_plan_of_a_model_of_unknown_size_counts_its_tokens():
+    train = {"max_steps": 10, "max_length": 64, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    text = shown(plan_panel(resolve(UNKNOWN | {"train": train}, machine=LAPTOP)))
+    assert "10 steps × at most 512 tokens = at most 5,120 tokens" in text
+
+
+@pytest.mark.parametrize(("name", "title"), [("sft", "Plan: sft ─"), ("tuned", "Plan: tuned · sft ─")])
+def test_the_plan_names_the_stage_once(name, title):
+    assert title in shown(plan_panel(resolve(UNKNOWN | {"name": name}, machine=LAPTOP)))
