@@ -9,10 +9,10 @@ import argparse
 import subprocess
 from collections.abc import Callable
 
-from . import chatting, optimizers, reading, rollouts, shakespeare, start, step
+from . import chatting, kills, optimizers, reading, rollouts, shakespeare, start, step
 from .gpu import summary
 
-BENCHES: dict[str, Callable[[bool], None]] = {
+BENCHES: dict[str, Callable[..., None]] = {
     "step": step.bench,
     "memory": step.bench_memory,
     "shakespeare": shakespeare.bench,
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[bool], None]] = {
     "start": start.bench,
     "chat": chatting.bench,
     "rollouts": rollouts.bench,
+    "kills": kills.bench,
     "gpu": summary.bench,
 }
 
@@ -42,6 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHES)} (default: all)")
     parser.add_argument("--full", action="store_true", help="longer runs, for figures worth recording")
+    group = parser.add_argument_group("kills")
+    group.add_argument("--trials", type=int, help="how many runs are disturbed")
+    group.add_argument("--seed", type=int, default=0, help="which ones, and where")
+    group.add_argument("--only", metavar="STAGE,...", help="only these")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(BENCHES))
     if unknown:
@@ -49,7 +54,8 @@ def main() -> None:
     print(describe_machine(), flush=True)
     for name in arguments.names or BENCHES:
         print(f"\n## {name}\n", flush=True)
-        BENCHES[name](arguments.full)
+        options = {"trials": arguments.trials, "seed": arguments.seed, "only": arguments.only}
+        BENCHES[name](arguments.full, **(options if name == "kills" else {}))
 
 
 if __name__ == "__main__":

@@ -99,16 +99,3 @@ def progress_of(listener: Listener, label: str) -> Callable[[int, int], None]:
 
 def ignore(event: Event) -> None:
     """A listener that shows nothing."""
-
-
-class WarningRecorder:
-    """A listener that passes every event on and keeps the texts of warnings."""
-
-    def __init__(self, listener: Listener):
-        self._listener = listener
-        self.warnings: list[str] = []
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RunWarning):
-            self.warnings.append(event.text)
-        self._listener(event)

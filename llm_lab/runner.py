@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import shutil
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,12 +13,13 @@ from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
-from llm_lab.events import Listener, ScoresReported, WarningRecorder, ignore
+from llm_lab.events import Event, Listener, RunWarning, ScoresReported, ignore
 from llm_lab.job import Job, check, different_keys, error_within_stage, move
 from llm_lab.recipe.export import ExportRecipe
 from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, require_device
 from llm_lab.runs.describe import installed
-from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process
+from llm_lab.runs.disk import remove_folder
+from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process, unstarted_runs
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 from llm_lab.runs.report import collect_scores, write_pipeline_report
 
@@ -54,6 +54,7 @@ def run_job(
         _require_repositories(job)
     with connected(job.stages[0].values["device"]):
         folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
+        resume = from_first_process(folder.has_started()) if resume else False
         if job.is_pipeline:
             return _run_pipeline(job, folder, listener, resume=resume)
         return _run_stage(job.stages[0], folder, listener, resume=resume)
@@ -79,10 +80,16 @@ def _open_folder(job: Job, *, resume: bool, overwrite: bool, root: Path) -> RunF
 
 def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     """Return the run that a job resumes. UserError where there is none, or where its recipe is different."""
-    runs = [job.own_run] if job.own_run else runs_named(job.name, root=root)
+    if job.own_run:
+        runs = [job.own_run]
+    else:
+        runs = [*runs_named(job.name, root=root), *unstarted_runs(job.name, root=root)]
+        runs.sort(key=lambda run: run.facts().get("created_at") or run.path.stat().st_mtime)
     if not runs:
         raise UserError(Problem(str(root / job.name), "there is no run to resume", fix="Start it without --resume."))
     folder = runs[-1]
+    if not folder.has_started():
+        return folder
     if folder.status() == "running":
         pid = folder.facts().get("process", {}).get("pid")
         raise UserError(Problem(str(folder.path), f"this run is in progress (process {pid})"))
@@ -110,6 +117,8 @@ def what_is_left(job: Job) -> Job:
 def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:
     names = [resolved.values["name"] for resolved in job.stages]
     first = is_first_process()
+    if first:
+        outer.delete_temporary()
     if first and not resume:
         outer.write_recipe(job.to_yaml(outer.path.name))
         outer.update(name=outer.path.name, asked_name=job.name, created_at=now(), stages=names)
@@ -121,18 +130,20 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
             folder = RunFolder(outer.path / resolved.values["name"])
             facts = folder.facts()
             if facts.get("status") == "done":
+                if first and resume:
+                    _write_report_and_card(folder)
                 continue
             folder.path.mkdir(exist_ok=True)
             moved = move(resolved, job.home, outer.path)
             try:
-                facts = _run_stage(moved, folder, listener, resume=resume and folder.recipe_path.exists())
+                facts = _run_stage(moved, folder, listener, resume=resume)
             except LabError as error:
                 raise error_within_stage(index, moved, error) from error
             if facts["status"] != "done":
                 break
     except BaseException as error:
         if first and isinstance(error, LabError) and not any((outer.path / name).exists() for name in names):
-            shutil.rmtree(outer.path)
+            remove_folder(outer.path)
         elif first:
             outer.update(ended_at=now(), **_how_it_ended(error))
         raise
@@ -154,6 +165,11 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
     module = importlib.import_module(resolved.stage.module_name)
     recipe, device = resolved.recipe, resolved.values["device"]
     first = is_first_process()
+    was_there = resume
+    if first:
+        folder.delete_temporary()
+    # One that was killed before it had anything to continue from starts from the beginning.
+    resume = from_first_process(resume and folder.has_started() and folder.has_progress())
     if first and not resume:
         named = replace(resolved, values={**resolved.values, "name": folder.path.name})
         header = (f"The full recipe of {folder.path}; run it again with:", f"llm-lab run {folder.recipe_path}")
@@ -175,9 +191,8 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
         before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before it was resumed
         results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
     except BaseException as error:
-        made = resume or folder.metrics() or folder.facts().get("export")
-        if first and isinstance(error, LabError) and not made:
-            shutil.rmtree(folder.path)  # nothing was trained or exported, so nothing half-finished is left behind
+        if first and isinstance(error, LabError) and not (was_there or folder.has_progress()):
+            remove_folder(folder.path)  # nothing was trained or exported, so nothing half-finished is left behind
         elif first:
             folder.update(ended_at=now(), **_how_it_ended(error))
             with suppress(OSError):  # a full disk may have ended the run
@@ -187,13 +202,22 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
         folder.update(status=result.status, ended_at=now(), results=results, error=None)
         if result.status == "done":
             _keep_speed(resolved, folder, results)
-        from llm_lab.runs.card import write_card
-
-        write_report(folder)
-        if folder.model_path.is_dir() and not folder.facts().get("proof"):  # an export writes a card with its proof
-            write_card(folder.model_path)
+        _write_report_and_card(folder)
     wait_for_all()
     return {**folder.facts(), "path": str(folder.path)}
+
+
+def _write_report_and_card(folder: RunFolder) -> None:
+    """Write report.md and the model's card, unless they are newer than the facts that they show."""
+    from llm_lab.runs.card import write_card
+    from llm_lab.runs.report import write_report
+
+    with suppress(FileNotFoundError):
+        if folder.report_path.stat().st_mtime_ns > folder.run_json.stat().st_mtime_ns:
+            return
+    if folder.model_path.is_dir() and not folder.facts().get("proof"):  # an export writes a card with its proof
+        write_card(folder.model_path)
+    write_report(folder)
 
 
 def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -217,15 +241,28 @@ def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool 
 
 
 @contextmanager
-def _record_warnings(folder: RunFolder, listener: Listener) -> Iterator[WarningRecorder]:
-    """Write the warnings of a stage into run.json, after those from before it was resumed."""
-    recorder = WarningRecorder(listener)
+def _record_warnings(folder: RunFolder, listener: Listener) -> Iterator[Listener]:
+    """Yield a listener that also writes each warning of a stage into run.json, after those from before a resume."""
+    unwritten: list[str] = []
+
+    def record() -> None:
+        before = folder.facts().get("warnings", [])
+        if first := [text for text in dict.fromkeys(unwritten) if text not in before]:
+            folder.update(warnings=[*before, *first])
+        unwritten.clear()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, RunWarning) and is_first_process():
+            unwritten.append(event.text)
+            with suppress(OSError):  # the disk is full; tried again with the next one, and at the end
+                record()
+        listener(event)
+
     try:
-        yield recorder
+        yield listen
     finally:
-        if recorder.warnings and is_first_process():
-            before = folder.facts().get("warnings", [])
-            folder.update(warnings=list(dict.fromkeys([*before, *recorder.warnings])))
+        with suppress(OSError):
+            record()
 
 
 def _how_it_ended(error: BaseException) -> dict[str, str | None]:

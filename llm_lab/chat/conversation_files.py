@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.runs.folder import write_atomically
+from llm_lab.runs.disk import write_atomically
 
 from .decoding import ChatSettings
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_reward_model, list_runs, run_of
+from llm_lab.runs.samples import last_prompts
 
 from .self_eval import read_run
 
@@ -248,21 +248,10 @@ def prompts_of_runs(candidates: Sequence[Candidate], *, empty: bool) -> tuple[tu
     """
     for candidate in candidates:
         found = run_and_recipe(candidate)
-        prompts = tuple(text for text in _sample_prompts(found[0]) if text or empty) if found else ()
+        prompts = tuple(text for text in last_prompts(found[0]) if text or empty) if found else ()
         if found and prompts:
             return prompts, f"the sample prompts of {found[0].path}"
     return (), ""
-
-
-def _sample_prompts(run: RunFolder) -> Iterator[str]:
-    """Yield the prompts of a run's last samples."""
-    try:
-        text = run.samples_path.read_text(encoding="utf-8")
-    except OSError:
-        return
-    last = re.split(r"(?m)^## Step \d+$", text)[-1]
-    for match in re.finditer(r"(?ms)^Prompt: `(.*?)`$\n\n> ", last):
-        yield "" if match[1] == "(none)" else match[1]
 
 
 def rewards_of_runs(candidates: Sequence[Candidate]) -> tuple[list[dict[str, Any]], str]:

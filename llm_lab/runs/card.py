@@ -16,7 +16,7 @@ from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES
 
 from .describe import VERDICTS, data_rows, headline_results, is_number, versions, warnings_of
-from .folder import write_atomically
+from .disk import write_atomically
 from .glossary import OF_THE_MACHINE, name_of
 from .lineage import Node, main_line, trace
 from .loading import (

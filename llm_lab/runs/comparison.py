@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llm_lab.errors import Problem, UserError
 
-from .folder import write_atomically
+from .disk import write_atomically
 from .glossary import name_of, quantity, write
 
 # Measure: its key in the glossary. In this order they are shown.

@@ -16,21 +16,9 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.registry import stage_of
 
+from .disk import TEMPORARY, remove_folder, write_atomically
+
 ROOT = Path("checkpoints")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old text or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -81,6 +69,21 @@ class RunFolder:
     def write_recipe(self, text: str) -> None:
         write_atomically(self.recipe_path, text)
 
+    def has_started(self) -> bool:
+        """Return whether the run got as far as run.json, the second of its files."""
+        return bool(self.facts()) and self.recipe_path.is_file()
+
+    def has_progress(self) -> bool:
+        """Return whether there is anything that a resumed run continues from."""
+        return bool(self.checkpoints() or self.metrics() or self.facts().get("export"))
+
+    def delete_temporary(self) -> None:
+        """Delete what a killed process left unfinished."""
+        for place in (self.path, self.steps_path):
+            for path in place.iterdir() if place.is_dir() else ():
+                if TEMPORARY.fullmatch(path.name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
     def status(self) -> str:
         """Return done, stopped, failed, running, or interrupted if the process that ran it no longer exists."""
         facts = self.facts()
@@ -110,9 +113,16 @@ class RunFolder:
         rows = [row for row in self.metrics() if row["step"] <= step]
         write_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
         if self.samples_path.exists():
-            parts = re.split(r"(?m)^(?=## Step )", self.samples_path.read_text(encoding="utf-8"))
-            kept = [p for p in parts if not (m := re.match(r"## Step (\d+)", p)) or int(m[1]) <= step]
-            write_atomically(self.samples_path, "".join(kept))
+            write_atomically(self.samples_path, "".join(text for at, text in self.samples() if at <= step))
+
+    def samples(self) -> list[tuple[int, str]]:
+        """Return (step, text with its heading) of the samples of every evaluation, in the order of samples.md."""
+        try:
+            parts = re.split(r"(?m)^(?=## Step \d+$)", self.samples_path.read_text(encoding="utf-8"))
+        except OSError:
+            return []
+        headings = [(re.match(r"## Step (\d+)\n", part), part) for part in parts]
+        return [(int(heading[1]), part) for heading, part in headings if heading]
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every complete checkpoint, oldest first."""
@@ -162,7 +172,7 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
             raise UserError(Problem(str(path), "the folder is not an LLM Lab run, so it is not overwritten"))
         if run.status() == "running":
             raise UserError(Problem(str(path), "the run is still running", fix="Choose another name for the new one."))
-        shutil.rmtree(path)
+        remove_folder(path)
     number = 1
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -186,6 +196,18 @@ def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
         if run.path.name == name or (numbered.fullmatch(run.path.name) and run.facts().get("asked_name", name) == name)
     ]
     return sorted(found, key=lambda run: run.facts().get("created_at", 0))
+
+
+def unstarted_runs(name: str, *, root: Path = ROOT) -> list[RunFolder]:
+    """Return the folders of a name whose run was killed before it had written its first files."""
+    numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
+    return [
+        RunFolder(path)
+        for path in (root.iterdir() if root.is_dir() else ())
+        if numbered.fullmatch(path.name)
+        and path.is_dir()
+        and all(inner.name == "recipe.yaml" or inner.name.startswith(".") for inner in path.iterdir())
+    ]
 
 
 def list_runs(root: Path = ROOT) -> list[RunFolder]:

@@ -11,7 +11,8 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.registry import PipelineRecipe
 
-from .folder import ROOT, RunFolder, slug, write_atomically
+from .disk import write_atomically
+from .folder import ROOT, RunFolder, slug
 from .glossary import OF_THE_MACHINE, name_of, write
 from .lineage import CHANGED, GONE, PARENT, UNRECORDED, Digest, Link, Node, file_digest, find_traced, line_of, trace
 

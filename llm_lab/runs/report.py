@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,8 +13,9 @@ from llm_lab.recipe.registry import stage_of
 
 from .charts import draw_curves, draw_predictions, draw_scores
 from .describe import data_rows, describe_evaluation, describe_proof, headline_results, is_number, versions, warnings_of
+from .disk import write_atomically
 from .evaluations import evaluations_of, evaluations_path
-from .folder import ROOT, RunFolder, write_atomically
+from .folder import ROOT, RunFolder
 from .glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from .lineage import describe_line
 from .safe_text import code, fence, plain, table
@@ -95,11 +95,7 @@ def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 def _samples(run: RunFolder) -> list[str]:
     """Return the samples of the first, a middle and the last evaluation, the same prompts each time."""
-    try:
-        text = run.samples_path.read_text(encoding="utf-8")
-    except OSError:
-        return []
-    steps = [part for part in re.split(r"(?m)^(?=## Step )", text) if part.startswith("## Step ")]
+    steps = [text for _, text in run.samples()]
     if not steps:
         return []
     chosen = dict.fromkeys((0, (len(steps) - 1) // 2, len(steps) - 1))

@@ -15,8 +15,9 @@ from llm_lab.export.verify import FAILED, Verification, verify_folder, verify_gg
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
+from llm_lab.runs.disk import is_disk_error, remove_folder, staged_folder
 from llm_lab.runs.folder import RunFolder, now, run_of
-from llm_lab.training.loop import Result, describe_parent
+from llm_lab.training.loop import Result, describe_parent, not_written
 
 if TYPE_CHECKING:
     from llm_lab.recipe.export import ExportRecipe
@@ -62,7 +63,7 @@ def run(recipe: ExportRecipe, folder: RunFolder, listener: Listener, *, resume: 
     destination = find_destination(form.push, private=form.private) if form.push else None
     kept = folder.facts().get("export") if resume and out.exists() else None
     if kept is None:
-        shutil.rmtree(out, ignore_errors=True)  # of an interrupted run
+        remove_folder(out)  # of a process that was killed before it had recorded the result
         exported = export_into(
             recipe.model.checkpoint,
             out,
@@ -118,11 +119,8 @@ def export_into(
     repo: the owner/name on the Hub that it will be pushed to, for its card. Raises UserError if the format does not
     support the model, or `out` is not empty.
     """
-    from safetensors import SafetensorError
-
     from llm_lab.export.gguf_file import LEADING_SPACE
     from llm_lab.export.verify import ask, make_probe
-    from llm_lab.training.trainer import publish
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(Problem("--out", "the folder is not empty", value=out, fix="Name a new folder."))
@@ -134,31 +132,30 @@ def export_into(
     model = load_model(plan.folder, merge=True, trust_remote_code=trust_remote_code, key=key)
     probe = make_probe(model, tokenizer, seed=seed, trimmed=LEADING_SPACE in plan.remarks)
     ours = ask(model, tokenizer, probe)
-    staged = out.resolve().with_name(f".{out.resolve().name}.exporting")
-    shutil.rmtree(staged, ignore_errors=True)
     try:
-        staged.mkdir(parents=True)
-        _write(plan, model, tokenizer, staged)
-        del model
-        listener(Notice("verifying: loading it in a process without LLM Lab"))
-        if plan.file:
-            file = staged / plan.file
-            verification = verify_gguf(file, probe, ours, plan.loads, weights=plan.weights, tolerance=tolerance)
-        else:
-            verification = verify_folder(
-                staged, probe, ours, own_code=plan.own_code, weights=plan.weights, tolerance=tolerance
-            )
-        for check in verification.checks:
-            listener(Notice(check.describe()))
-        size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
-        if verification.verdict != FAILED:
-            write_card(staged, source=plan.folder, proof=verification.as_dict(), repo=repo)
-            publish(staged, out)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise LabError(f"{out}: the export could not be written: {why}") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        with staged_folder(out) as staged:
+            staged.mkdir(parents=True)
+            _write(plan, model, tokenizer, staged)
+            del model
+            listener(Notice("verifying: loading it in a process without LLM Lab"))
+            if plan.file:
+                file = staged / plan.file
+                verification = verify_gguf(file, probe, ours, plan.loads, weights=plan.weights, tolerance=tolerance)
+            else:
+                verification = verify_folder(
+                    staged, probe, ours, own_code=plan.own_code, weights=plan.weights, tolerance=tolerance
+                )
+            for check in verification.checks:
+                listener(Notice(check.describe()))
+            size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
+            if verification.verdict == FAILED:
+                shutil.rmtree(staged)
+            else:
+                write_card(staged, source=plan.folder, proof=verification.as_dict(), repo=repo)
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        raise not_written(out, error, "Free some space, then export again.") from error
     exported = Exported(plan, out, verification, size)
     _record_with_source(exported)
     return exported
@@ -195,4 +192,5 @@ def _record_with_source(exported: Exported) -> None:
     run = run_of(exported.plan.folder) if Path(exported.plan.folder).is_dir() else None
     if run is not None:
         kept = run.facts().get("exports", [])
-        run.update(exports=[*kept, {"created_at": now(), **exported.record()}])
+        others = [row for row in kept if row.get("path") != exported.record()["path"]]  # once, also if it is repeated
+        run.update(exports=[*others, {"created_at": now(), **exported.record()}])

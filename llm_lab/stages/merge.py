@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.hf.merging import Merged, merge_adapter
+from llm_lab.runs.disk import is_disk_error, remove_folder, staged_folder
 from llm_lab.runs.folder import RunFolder, find_model
-from llm_lab.training.loop import Result, describe_parent
+from llm_lab.training.loop import Result, describe_parent, not_written
 
 if TYPE_CHECKING:
     from llm_lab.recipe.merge import MergeRecipe
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def run(recipe: MergeRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Merge the recipe's adapter into the run folder's model/."""
+    remove_folder(folder.model_path)  # of a process that was killed before it had recorded the result
     merged = merge_into(
         recipe.model.checkpoint,
         folder.model_path,
@@ -70,24 +71,13 @@ def merge_into(
         from llm_lab.rewards.classifier import load_classifier
 
         load = partial(load_classifier, new_head=True, key=key)
-    from llm_lab.training.trainer import publish
-
-    staged = out.with_name(f".{out.name}.merging")
-    shutil.rmtree(staged, ignore_errors=True)
     try:
-        merged = merge_adapter(
-            adapter.folder,
-            staged,
-            tolerance=tolerance,
-            seed=seed,
-            load=load,
-            key=key,
-        )
-        publish(staged, out)
-    except OSError as error:
-        raise LabError(f"{out}: the model could not be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        with staged_folder(out) as staged:
+            merged = merge_adapter(adapter.folder, staged, tolerance=tolerance, seed=seed, load=load, key=key)
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        raise not_written(out, error, "Free some space, then merge again.") from error
     listener(Notice(merged.describe()))
     if merged.effect == 0:
         listener(RunWarning("the adapter has no effect: was it trained?"))

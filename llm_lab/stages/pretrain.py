@@ -29,6 +29,7 @@ from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.optim.factory import build_optimizer
 from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.pretrain import BpeTokenizer, PretrainRecipe
+from llm_lab.runs.disk import staged_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, is_first_process, process_count
 from llm_lab.training.loop import (
@@ -119,7 +120,8 @@ def make_tokenizer(
         listener(
             Notice(f"tokenizer: {len(tokenizer):,} entries instead of {wanted.bpe:,}; the text has no more merges")
         )
-    tokenizer.save_pretrained(kept)
+    with staged_folder(kept) as staged:
+        tokenizer.save_pretrained(staged)
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, UserError
-from llm_lab.runs.folder import write_atomically
+from llm_lab.runs.disk import write_atomically
 from llm_lab.wizard.menu import LEAVE, draft_question, flow_named, is_kept, menu_question
 from llm_lab.wizard.model_questions import MODELS
 from llm_lab.wizard.questions import (

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.events import Listener, SampleWritten, TrainingEnded
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.recipe.stage import StageRecipe
+from llm_lab.runs.disk import describe_disk_error, is_disk_error, staged_folder
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.processes import is_first_process
+from llm_lab.runs.samples import add_samples
 
 # Columns of metrics.jsonl that describe the progress of a run and are not results.
 _NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
@@ -136,16 +137,21 @@ def run_loop(
 
 
 def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
-    """Write model/ atomically: into a temporary folder that is then moved."""
-    from .trainer import publish
-
-    staged = folder.path / ".model"
-    shutil.rmtree(staged, ignore_errors=True)
+    """Write model/, which appears complete or not at all. MachineError where the disk is full."""
     try:
-        save(staged)
-        publish(staged, folder.model_path)
-    except OSError as error:
-        raise LabError(f"{folder.model_path}: the model could not be written: {error.strerror or error}") from None
+        with staged_folder(folder.model_path) as staged:
+            save(staged)
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        resume = f"llm-lab run {folder.recipe_path} --resume"
+        fix = f"The checkpoints in {folder.steps_path} are kept. Free some space, then: {resume}"
+        raise not_written(folder.model_path, error, fix) from error
+
+
+def not_written(path: Path, error: Exception, fix: str) -> MachineError:
+    """Return the error that a model could not be written."""
+    return MachineError(Problem(str(path), f"the model could not be written: {describe_disk_error(error)}", fix=fix))
 
 
 def write_samples(
@@ -154,13 +160,9 @@ def write_samples(
     """Add {prompt: generated text} to samples.md and report it. whole: quote the prompt and the text together."""
     if not is_first_process():
         return
-    lines = [f"## Step {step}\n"]
     for prompt, text in samples.items():
         listener(SampleWritten(step, prompt, text))
-        quoted = (prompt + text if whole else text).replace("\n", "\n> ")
-        lines.append(f"Prompt: `{prompt or '(none)'}`\n\n> {quoted}\n")
-    with open(folder.samples_path, "a", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    add_samples(folder, step, [(prompt, prompt + text if whole else text) for prompt, text in samples.items()])
 
 
 def results_of(folder: RunFolder, step: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from llm_lab.data.streams import StreamSource, hold_out, open_stream
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning, progress_of
 from llm_lab.recipe.pretrain import DataSource, PretrainRecipe
-from llm_lab.runs.folder import write_atomically
+from llm_lab.runs.disk import write_atomically
 from llm_lab.runs.processes import process_count
 
 STREAMS_FILE = "streams.json"

@@ -4,49 +4,57 @@ Ctrl-C that saves. All trained stages use it."""
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, RunWarning
+from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remove_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
 
-from .tracking import Tracking, first_line
+from .tracking import Tracking
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = ".saving"
 
 
+# Ctrl-C, the system's request to end, and a closed terminal (which Windows does not have).
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 class Interruption:
-    """Whether the user (Ctrl-C) or the system (SIGTERM) has requested a stop."""
+    """Whether the user (Ctrl-C) or the system (SIGTERM, SIGHUP) has requested a stop."""
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def listen(self, listener: Listener) -> Iterator[None]:
-        """Handle the first signal as a request to save and stop; a second one stops immediately."""
+        """Handle a signal as a request to save and stop; a second Ctrl-C stops immediately.
+
+        The others often come in pairs: from the terminal and from its shell. SIGHUP stays ignored under nohup.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def handle(signum: int, frame: Any) -> None:
-            if self.requested:
+            if self.requested and signum == signal.SIGINT:
                 raise KeyboardInterrupt
+            if self.requested:
+                return
             self.requested = True
             listener(
                 Notice(
@@ -54,7 +62,9 @@ class Interruption:
                 )
             )
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        hung_up_is_ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        wanted = [n for n in STOP_SIGNALS if not (hung_up_is_ignored and n == signal.SIGHUP)]
+        before = {number: signal.signal(number, handle) for number in wanted}
         try:
             yield
         finally:
@@ -242,8 +252,8 @@ class LabTrainerMixin(_Base):
             wait_for_all()
             try:
                 super()._save_checkpoint(model, trial)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                if not _is_disk_error(error):
+            except Exception as error:
+                if not is_disk_error(error):
                     raise
                 failure = error
             finally:
@@ -258,7 +268,7 @@ class LabTrainerMixin(_Base):
                     failed, failure = True, error
             shutil.rmtree(steps / STAGING, ignore_errors=True)
             if failed:
-                reason = first_line(failure) if failure else "in another process"
+                reason = describe_disk_error(failure) if failure else "in another process"
                 self.listener(
                     RunWarning(
                         f"The checkpoint of step {step} could not be written ({reason}). Training continues; the last "
@@ -267,28 +277,13 @@ class LabTrainerMixin(_Base):
                 )
                 return
             for _, folder in self.run.checkpoints()[: -self._save_total_limit]:
-                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):
+                    remove_folder(folder)
             self.listener(CheckpointSaved(step, str(final)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Always a plain Hugging Face folder, so that every checkpoint can be loaded and chatted with.
         self._save_to(Path(str(output_dir)))
-
-
-def publish(staged: Path, final: Path) -> None:
-    """Sync a finished folder to disk and move it into place in one step."""
-    for file in staged.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(staged, final)
-
-
-def _is_disk_error(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, OSError) or any(word in text for word in ("write", "no space", "i/o error"))
 
 
 class _StepClock:

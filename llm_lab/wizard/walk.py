@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ParamSpec, TypeVar
 
-from llm_lab.runs.folder import ROOT, write_atomically
+from llm_lab.runs.disk import write_atomically
+from llm_lab.runs.folder import ROOT
 
 from .questions import Answer, BackTo, Effect, Flow, Next, Question, Wait, same
 

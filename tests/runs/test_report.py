@@ -4,9 +4,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from support.listeners import Handlers
 
-from llm_lab.events import Notice, RunWarning, WarningRecorder
 from llm_lab.runs.charts import PANELS, draw_curves, draw_predictions, draw_scores, powers, ticks
 from llm_lab.runs.describe import warnings_of
 from llm_lab.runs.folder import create_run
@@ -221,20 +219,6 @@ def test_warnings_come_first(in_tmp_path):
         assert any(words in line for line in warnings)
     write_report(run)
     assert all(f"> - {line}" in run.report_path.read_text() for line in warnings)
-
-
-def test_warnings_are_recorded_and_passed_on():
-    class Notes(Handlers):
-        def __init__(self):
-            self.lines = []
-
-        def notice(self, text):
-            self.lines.append(text)
-
-    recorder = WarningRecorder(Notes())
-    recorder(Notice("found"))
-    recorder(RunWarning("careful"))
-    assert (recorder.warnings, recorder._listener.lines) == (["careful"], ["found", "careful"])
 
 
 def test_scores_of_stages_are_dots_at_their_values():

@@ -1,0 +1,408 @@
+"""Kill runs anywhere, resume them until they are done, and compare them with runs that nobody disturbed.
+
+python -m benchmarks kills [--trials N] [--seed S] [--only STAGE,...]     (a trial takes a few seconds)
+
+Each trial runs a toy recipe with `llm-lab run` in its own process, forked so that it need not import torch again. It is
+ended up to three times: at a random moment, in the middle of a file operation, or while a chosen folder is
+being written. Then it is resumed to its end. The same must come out as without kills: weights bit for bit, the rows of
+metrics.jsonl without times, samples, results, the same files, and no temporary ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CLOCK = {"wall_seconds", "tokens_per_second", "memory_bytes", "seconds", "seconds_to_first_token"}
+OF_A_RESUME = {"resumed_at", "warnings"}  # keys of run.json that a resumed run may have in addition
+SIGNALS = [signal.SIGKILL] * 7 + [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+PLACES = ("steps/.saving", ".model.tmp", ".tokenizer.tmp", "steps/checkpoint-2", "model", "recipe.yaml", "run.json")
+MAX_KILLS, PATIENCE_SECONDS = 3, 300.0
+SAVING = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+WORDS = "the a small red green old tree stone river bird fish sings falls waits runs near under over".split()
+
+
+@dataclass
+class Outcome:
+    """What a campaign has found. kills: by scenario; failures: what was wrong, with the trial that repeats it."""
+
+    trials: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    signals: Counter[str] = field(default_factory=Counter)
+    places: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+# --- recipes
+
+
+def scenarios(inputs: Path) -> dict[str, dict[str, Any]]:
+    """Return a toy recipe for every stage, and a pipeline. inputs: a folder with data, a base and an adapter."""
+    tuned: dict[str, Any] = {
+        "device": "cpu",
+        "model": {"checkpoint": str(inputs / "base")},
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3},
+        "scheduler": {"warmup_steps": 0},
+        "train": SAVING | {"max_length": 64},
+    }
+    talked = tuned | {"samples": {"max_new_tokens": 3}, "data": [{"path": str(inputs / "questions.jsonl")}]}
+    pairs = {"data": [{"path": str(inputs / "pairs.jsonl")}]}
+    rewarded = talked | {"rewards": [{"name": "length", "length": 8}], "score": None}
+    adapter = {"device": "cpu", "model": {"checkpoint": str(inputs / "adapter")}}
+    pretrain = pretrain_recipe(inputs)
+    evaluation = {"stage": "eval", "data": [{"path": str(inputs / "text.txt")}], "eval": {"max_tokens": 500}}
+    sft = {"stage": "sft", "lora": {"r": 2}, **{key: value for key, value in talked.items() if key != "model"}}
+    return {
+        "pretrain": pretrain,
+        "sft": {"stage": "sft", **talked},
+        "lora": {"stage": "sft", "lora": {"r": 2}, **talked},
+        "reward": {"stage": "reward", **tuned, **pairs},
+        "dpo": {"stage": "dpo", **talked, **pairs},
+        "grpo": {"stage": "grpo", "grpo": {"num_generations": 2, "max_completion_length": 6}, **rewarded},
+        "ppo": {"stage": "ppo", "ppo": {"max_completion_length": 6}, **rewarded},
+        "merge": {"stage": "merge", **adapter},
+        "export": {"stage": "export", **adapter},
+        "pipeline": {"device": "cpu", "stages": [pretrain, sft, {"stage": "merge"}, evaluation]},
+    }
+
+
+def pretrain_recipe(inputs: Path, **changes: Any) -> dict[str, Any]:
+    """Return a toy pretraining that trains its own tokenizer."""
+    return {
+        "stage": "pretrain",
+        "device": "cpu",
+        "model": SIZES | {"max_position_embeddings": 64},
+        "tokenizer": {"bpe": 300},
+        "data": [{"path": str(inputs / "text.txt")}],
+        "optimizer": {"name": "muon"},
+        "scheduler": {"warmup_steps": 0},
+        "train": SAVING | {"max_length": 32, "dtype": "float32", "compile": False},
+        "samples": {"prompts": ["the", "# a heading\n## Step 2"], "max_new_tokens": 3},
+        **changes,
+    }
+
+
+def write_inputs(inputs: Path) -> None:
+    """Write data, and train a base and an adapter on it."""
+    inputs.mkdir()
+    pick = random.Random(0)
+    text = "".join(" ".join(pick.choices(WORDS, k=pick.randint(4, 9))) + ".\n" for _ in range(200))
+    (inputs / "text.txt").write_text(text)
+    rows = [{"question": f"{i}: {i % 9}?", "answer": f"It is {i % 7}."} for i in range(40)]
+    pairs = [{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": f"no, {i}"} for i in range(40)]
+    for name, lines in (("questions", rows), ("pairs", pairs)):
+        (inputs / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = inputs / "made"
+    base = pretrain_recipe(inputs, tokenizer="bytes", optimizer={"name": "adamw", "learning_rate": 1e-3})
+    for name, recipe in (("base", base), ("adapter", scenarios(inputs)["lora"])):
+        folder = made / name
+        if run_to_end(recipe, folder)[0] != 0:
+            raise RuntimeError(f"{name} could not be made:\n{(folder / 'output.txt').read_text()}")
+        shutil.copytree(run_folder(folder) / "model", inputs / name)
+
+
+# --- one process, forked
+
+
+def start(
+    recipe: Mapping[str, Any], home: Path, *, resume: bool, kill_at: int | None = None, count: bool = False
+) -> int:
+    """Start `llm-lab run` in a forked process that works in `home`; returns its id.
+
+    kill_at: the file operation in the run folder before which it kills itself. count: write how many there were.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "recipe.json").write_text(json.dumps(recipe))
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.chdir(home)
+        os.setpgid(0, 0)
+        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        os.environ["LLM_LAB_CACHE"] = str(home / "cache")
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        operations = watch_files(home / "checkpoints", kill_at)
+        from llm_lab.cli import main
+
+        code = main(["run", "recipe.json", "name=run", "--debug", *(["--resume"] if resume else [])])
+        if count:
+            Path("operations").write_text(str(operations[0]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def watch_files(folder: Path, kill_at: int | None) -> list[int]:
+    """Count the operations that write below a folder, and end this process just before one of them."""
+    seen, inside = [0], str(folder)
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            if not isinstance(arguments[2], int) or not arguments[2] & writes:
+                return
+        elif event not in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            return
+        if inside not in os.path.abspath(str(arguments[0])):
+            return
+        if seen[0] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen[0] += 1
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def wait(child: int, *, timeout: float = PATIENCE_SECONDS) -> int:
+    """Return the exit code of a process, or minus the signal that ended it."""
+    ends = time.monotonic() + timeout
+    while time.monotonic() < ends:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"it did not end within {timeout:.0f} s")
+
+
+def run_to_end(recipe: Mapping[str, Any], home: Path, *, resume: bool = False) -> tuple[int, float]:
+    """Run without disturbing it; returns the exit code and the seconds that it took."""
+    begun = time.monotonic()
+    code = wait(start(recipe, home, resume=resume, count=True))
+    return code, time.monotonic() - begun
+
+
+# --- kills
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The undisturbed run of a scenario."""
+
+    home: Path
+    seconds: float
+    operations: int
+
+
+def disturb(
+    recipe: Mapping[str, Any], home: Path, whole: Whole, draw: random.Random, *, resume: bool
+) -> tuple[str, str] | None:
+    """Start or resume a run and end it somewhere; returns (signal, place), or None if it ended before."""
+    kind = draw.choice(("moment", "operation", "operation", "place"))
+    number = draw.choice(SIGNALS) if kind != "operation" else signal.SIGKILL
+    at = draw.randrange(whole.operations) if kind == "operation" else None
+    child = start(recipe, home, resume=resume, kill_at=at)
+    place = kind
+    if kind == "moment":
+        ended = _wait_until(child, lambda begun: time.monotonic() - begun, draw.uniform(0, whole.seconds))
+    elif kind == "place":
+        place = draw.choice(PLACES)
+        path = _places(home, place, draw)
+        ended = _wait_until(child, lambda begun: any(p.exists() for p in path()), True)
+        time.sleep(draw.choice((0.0, 0.0, 0.002, 0.01)))
+    else:
+        ended = None
+    if kind != "operation" and ended is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+    code = wait(child) if ended is None else ended
+    if code == 0:
+        return None
+    if code not in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, 130):
+        raise AssertionError(f"exit code {code} after {signal.Signals(number).name} at {place}")
+    return signal.Signals(number).name, place
+
+
+def _places(home: Path, place: str, draw: random.Random) -> Any:
+    """Return a function that returns the paths of a place, in the run folder or in those of the stages."""
+    folder = home / "checkpoints" / "run"
+    before = {path for path in _matching(folder, place)}
+    return lambda: (path for path in _matching(folder, place) if path not in before)
+
+
+def _matching(folder: Path, place: str) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from (path for path in (folder / place, *folder.glob(f"*/{place}")) if path.exists())
+
+
+def _wait_until(child: int, measure: Any, enough: Any) -> int | None:
+    """Wait until something happens in a process; returns its exit code if it ends before."""
+    begun = time.monotonic()
+    while not measure(begun) >= enough:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    return None
+
+
+def trial(
+    name: str, recipe: Mapping[str, Any], home: Path, whole: Whole, draw: random.Random, outcome: Outcome
+) -> None:
+    """Run a scenario, end it up to three times, resume it, and compare it with the undisturbed run."""
+    resume = False
+    for _ in range(draw.randint(1, MAX_KILLS)):
+        ended = disturb(recipe, home, whole, draw, resume=resume)
+        if ended is None:
+            break
+        outcome.kills[name] += 1
+        outcome.signals[ended[0]] += 1
+        outcome.places[ended[1]] += 1
+        # Before there is a run folder, there is nothing to resume.
+        resume = (home / "checkpoints" / "run").is_dir()
+    code, _ = run_to_end(recipe, home, resume=resume)
+    if code != 0:
+        raise AssertionError(f"it could not be resumed: exit code {code}")
+    require_same(home, whole.home)
+
+
+def run_folder(home: Path) -> Path:
+    """Return the only run of a workplace."""
+    runs = sorted((home / "checkpoints").iterdir())
+    if [run.name for run in runs] != ["run"]:
+        raise AssertionError(f"there are the runs {[run.name for run in runs]}")
+    return runs[0]
+
+
+def require_same(mine: Path, other: Path) -> None:
+    """AssertionError where two runs differ in more than times."""
+    one, two = run_folder(mine), run_folder(other)
+    files, expected = _files(one), _files(two)
+    if files != expected:
+        raise AssertionError(f"missing: {sorted(expected - files)}, left over: {sorted(files - expected)}")
+    for name in sorted(files):
+        path = Path(name)
+        if path.suffix in (".safetensors", ".jinja") or path.name in ("samples.md", "recipe.yaml", "tokenizer.json"):
+            _require((one / path).read_bytes() == (two / path).read_bytes(), f"{name} differs")
+        elif path.name == "metrics.jsonl":
+            _require(_rows(one / path) == _rows(two / path), f"{name} differs: {_rows(one / path)} {_rows(two / path)}")
+        elif path.name == "run.json":
+            _require_same_facts(json.loads((one / path).read_text()), json.loads((two / path).read_text()), name)
+    last = [
+        max(run.glob("**/steps/checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), default=None)
+        for run in (one, two)
+    ]
+    if last[0] and last[1]:
+        for weights in last[1].glob("*.safetensors"):
+            _require((last[0] / weights.name).read_bytes() == weights.read_bytes(), f"{weights.name} of the checkpoint")
+
+
+def _require_same_facts(one: Mapping[str, Any], two: Mapping[str, Any], name: str) -> None:
+    keys = one.keys() ^ two.keys()
+    _require(keys <= OF_A_RESUME, f"{name}: keys {sorted(keys)}")
+    _require(one["status"] == two["status"] == "done", f"{name}: status {one['status']}")
+    results = [{k: v for k, v in (facts.get("results") or {}).items() if k not in CLOCK} for facts in (one, two)]
+    _require(str(results[0]) == str(results[1]) or "scores" in results[0], f"{name}: results {results}")
+    for key in ("data", "max_steps", "parameters", "trained_parameters"):
+        _require(one.get(key) == two.get(key), f"{name}: {key}")
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise AssertionError(what)
+
+
+def _files(run: Path) -> set[str]:
+    """Return the files of a run folder; of its steps only hidden ones: a stopped run has another set of checkpoints."""
+    names = (str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() or path.name.startswith("."))
+    return {name for name in names if "steps/checkpoint-" not in name and not name.endswith(".lock")}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
+
+
+# --- the campaign
+
+
+def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path | None = None) -> Outcome:
+    """Run so many trials, each of a scenario in turn; returns what was found. keep: where failed trials are moved."""
+    import_everything()
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
+        place = Path(temporary).resolve()
+        write_inputs(place / "inputs")
+        recipes = {k: v for k, v in scenarios(place / "inputs").items() if only is None or k in only}
+        wholes: dict[str, Whole] = {}
+        for name, recipe in recipes.items():
+            home = place / f"whole-{name}"
+            code, seconds = run_to_end(recipe, home)
+            if code != 0:
+                raise RuntimeError(f"{name} fails undisturbed:\n{(home / 'output.txt').read_text()}")
+            wholes[name] = Whole(home, seconds, int((home / "operations").read_text()))
+            print(f"{name}: {seconds:.1f} s, {wholes[name].operations} file operations", file=sys.stderr, flush=True)
+        for number in range(trials):
+            draw = random.Random(f"{seed}/{number}")
+            name = list(recipes)[number % len(recipes)]
+            home = place / f"trial-{number}"
+            try:
+                trial(name, recipes[name], home, wholes[name], draw, outcome)
+            except (AssertionError, TimeoutError, OSError) as error:
+                outcome.failures.append(f"trial {number} ({name}): {error}")
+                print(outcome.failures[-1], file=sys.stderr, flush=True)
+                if keep is not None:
+                    shutil.copytree(home, keep / home.name, dirs_exist_ok=True)
+            outcome.trials += 1
+            shutil.rmtree(home, ignore_errors=True)
+    return outcome
+
+
+def import_everything() -> None:
+    """Import what a run imports, so that the forked processes need not. No torch operation: threads don't survive."""
+    import importlib
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name in ("pretrain", "sft", "reward", "dpo", "grpo", "ppo", "merge", "export", "eval"):
+        importlib.import_module(f"llm_lab.stages.{name}")
+    for name in (
+        "llm_lab.cli",
+        "llm_lab.runner",
+        "llm_lab.runs.card",
+        "llm_lab.optim.factory",
+        "llm_lab.terminal.progress",
+    ):
+        importlib.import_module(name)
+    importlib.import_module("transformers.models.llama.modeling_llama")
+
+
+def bench(full: bool, *, trials: int | None = None, seed: int = 0, only: str | None = None) -> None:
+    """Run a campaign and print its figures. full: long enough for at least 400 kills."""
+    wanted = set(only.split(",")) if only else None
+    keep = Path(os.environ["KEEP_FAILED"]) if "KEEP_FAILED" in os.environ else None
+    outcome = campaign(trials or (260 if full else 10), seed, wanted, keep=keep)
+    kills, failures = sum(outcome.kills.values()), len(outcome.failures)
+    print(f"{kills} kills in {outcome.trials} trials (seed {seed}), {failures} failures")
+    for counts in (outcome.kills, outcome.signals, outcome.places):
+        print(", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    for failure in outcome.failures:
+        print(failure)

@@ -1,0 +1,95 @@
+"""Files and folders that are there complete or not at all, and how a full disk shows in Python, torch and safetensors.
+
+Everything is written under a hidden name that ends in .tmp and then moved into place. A killed process leaves at most
+such hidden files; the next start deletes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# Unfinished work of a killed process. The names without .tmp are the trainer's and those of earlier versions.
+TEMPORARY = re.compile(r"\..+\.tmp|\.saving|\.model|\..+\.(merging|exporting)")
+# torch writes checkpoints in C++ and safetensors in Rust. Neither raises OSError, so the text has to tell. torch's zip
+# writer reports "unexpected pos" for a file that is shorter than what it has written.
+_DISK_WORDS = ("unexpected pos", "failed writing", "file write failed", "no space left", "disk quota", "file too large")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step: readers see the old text or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """Yield a path to write a new folder at. In one step it becomes `final`, unless the block fails or deletes it."""
+    staged = _hidden(final)
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        yield staged
+        if staged.is_dir():
+            publish(staged, final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Sync a finished folder to disk and move it into place in one step."""
+    for file in staged.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    old = _hidden(final).with_suffix(".old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(final, old)
+    os.replace(staged, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; if that is interrupted, nobody finds a part of it under its name."""
+    hidden = _hidden(path)
+    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _hidden(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.tmp")
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return whether an error means that a file could not be written, as on a full disk."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError):
+        return True
+    text = str(error).lower()
+    if isinstance(error, SafetensorError):
+        return "i/o error" in text or "io error" in text or any(word in text for word in _DISK_WORDS)
+    return isinstance(error, RuntimeError) and any(word in text for word in _DISK_WORDS)
+
+
+def describe_disk_error(error: BaseException) -> str:
+    """Return in a few words why a file could not be written."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    lines = str(error).splitlines() or [type(error).__name__]
+    return "the disk is probably full" if "unexpected pos" in lines[0] else lines[0][:200]

@@ -1,0 +1,51 @@
+"""samples.md: the texts that a model generated at each evaluation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from .disk import write_atomically
+from .folder import RunFolder
+
+NO_PROMPT = "(none)"
+
+
+def add_samples(run: RunFolder, step: int, samples: list[tuple[str, str]]) -> None:
+    """Add (prompt, text) of a step to samples.md, in place of what a killed process has written for it."""
+    before = [text for at, text in run.samples() if at != step]
+    lines = [
+        f"## Step {step}\n",
+        *(f"Prompt: `{_one_line(prompt)}`\n\n> {_quoted(text)}\n" for prompt, text in samples),
+    ]
+    write_atomically(run.samples_path, "".join(before) + "\n".join(lines) + "\n")
+
+
+def last_prompts(run: RunFolder) -> Iterator[str]:
+    """Yield the prompts of a run's last samples."""
+    last = run.samples()[-1][1] if run.samples() else ""
+    for match in re.finditer(r"(?ms)^Prompt: `(.*?)`$\n\n> ", last):
+        yield _read_prompt(match[1])
+
+
+def _one_line(prompt: str) -> str:
+    """Return a prompt as inline code; one with line breaks or backticks, which could be headings, as JSON."""
+    if not prompt:
+        return NO_PROMPT
+    is_plain = prompt.isprintable() and not re.search(r'`|^"|^ | $', prompt) and prompt != NO_PROMPT
+    return prompt if is_plain else json.dumps(prompt, ensure_ascii=not prompt.isprintable()).replace("`", "\\u0060")
+
+
+def _read_prompt(text: str) -> str:
+    if text.startswith('"'):
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return text  # from before prompts were written as JSON
+    return "" if text == NO_PROMPT else text
+
+
+def _quoted(text: str) -> str:
+    """Return the lines of a quotation; a lone carriage return would also start a line."""
+    return re.sub(r"\r\n?", "\n", text).replace("\n", "\n> ")
