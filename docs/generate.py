@@ -1,10 +1,14 @@
-"""Write the tables generated from the schema into the README and docs/. A test checks that they are current."""
+"""Write what is generated from the schema: tables in the README, pages in docs/, and the public format of recipes.
+
+A test checks that all of it is current.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.fields import Key, groups_of, leaf_keys
@@ -19,6 +23,8 @@ from llm_lab.runs.glossary import glossary_page
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
+# What people read in a schema, which may change; all else is the public format.
+TEXTS = {"description", "title", "question", "why", "derived", "names"}
 
 
 def parts_table() -> str:
@@ -127,6 +133,16 @@ def anchor(stage: str) -> str:
     return re.sub(r"[^a-z0-9 -]", "", f"{stage}: {STAGES[stage].about}".lower()).replace(" ", "-")
 
 
+def structure(node: Any, key: str | None = None) -> Any:
+    """Return a JSON Schema without its texts: keys, types, bounds, defaults and allowed values are left."""
+    if isinstance(node, dict):
+        if key == "choices":
+            return sorted(map(str, node))
+        is_text = key not in ("properties", "$defs")
+        return {name: structure(value, name) for name, value in node.items() if not (is_text and name in TEXTS)}
+    return [structure(item) for item in node] if isinstance(node, list) else node
+
+
 def fill(text: str, name: str, body: str) -> str:
     """Replace what is between the markers of a generated part."""
     pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
@@ -139,11 +155,14 @@ def pages() -> dict[Path, str]:
     """Return {file: text} of everything that is generated."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = fill(fill(readme, "parts", parts_table()), "sizes", sizes_table())
+    schema = json_schema()
+    public_format = json.dumps(structure(schema), indent=1, sort_keys=True, ensure_ascii=False)
     return {
         ROOT / "README.md": readme,
         ROOT / "docs" / "recipe.md": recipe_page(),
         ROOT / "docs" / "glossary.md": glossary_page(),
-        ROOT / "docs" / "recipe.schema.json": json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n",
+        ROOT / "docs" / "recipe.schema.json": json.dumps(schema, indent=1, ensure_ascii=False) + "\n",
+        ROOT / "tests" / "support" / "recipe_structure.json": public_format + "\n",
     }
 
 

@@ -232,22 +232,3 @@ def test_the_name_of_a_stage_is_typed_in_its_own_files_only():
             found[place] = typed
     assert found == {}
     assert len(ALLOWED) <= 5
-
-
-# What people read, which may change; all else is the public format.
-TEXTS = {"description", "title", "question", "why", "derived", "names"}
-
-
-def structure(node, key=None):
-    """Return a JSON Schema without its texts: keys, types, bounds, defaults and allowed values are left."""
-    if isinstance(node, dict):
-        if key == "choices":
-            return sorted(map(str, node))
-        is_text = key not in ("properties", "$defs")
-        return {name: structure(value, name) for name, value in node.items() if not (is_text and name in TEXTS)}
-    return [structure(item) for item in node] if isinstance(node, list) else node
-
-
-def test_the_public_format_of_recipes_is_as_it_was():
-    known = json.loads((ROOT / "tests" / "support" / "recipe_structure.json").read_text(encoding="utf-8"))
-    assert structure(json_schema()) == known
