@@ -73,7 +73,7 @@ def training_blocks(count: int) -> Any:
     return np.stack([text[start : start + LENGTH + 1] for start in starts])
 
 
-class _Clock:
+class Clock:
     """Measures seconds per step over windows of WINDOW steps, except the first, which touches new memory."""
 
     def __init__(self) -> None:
@@ -93,13 +93,13 @@ class _Clock:
         return self.windows[1:]
 
 
-def _callback(clock: _Clock) -> Any:
+def _callback(clock: Clock) -> Any:
     from transformers import TrainerCallback
 
     return type("StepTimer", (TrainerCallback,), {"on_step_end": lambda self, *args, **kwargs: clock.tick()})()
 
 
-def train_ours(steps: int, clock: _Clock) -> int:
+def train_ours(steps: int, clock: Clock) -> int:
     """Train from a recipe, as `llm-lab run` does. The logged tokens/s exclude saving and evaluation."""
     from llm_lab.runner import run
     from llm_lab.runs.folder import RunFolder
@@ -148,7 +148,7 @@ def train_ours(steps: int, clock: _Clock) -> int:
     return facts["parameters"]
 
 
-def train_stock(steps: int, clock: _Clock) -> int:
+def train_stock(steps: int, clock: Clock) -> int:
     """Train LlamaForCausalLM with Trainer, as the documentation of transformers shows."""
     import torch
     from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
@@ -186,7 +186,7 @@ def train_stock(steps: int, clock: _Clock) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def train_in_a_loop(model: Any, loss_of: Callable[[Any, Any], Any], steps: int, clock: _Clock) -> int:
+def train_in_a_loop(model: Any, loss_of: Callable[[Any, Any], Any], steps: int, clock: Clock) -> int:
     """Train with PyTorch alone: forward, backward, gradient clipping, fused AdamW."""
     import torch
 
@@ -205,7 +205,7 @@ def train_in_a_loop(model: Any, loss_of: Callable[[Any, Any], Any], steps: int, 
     return sum(p.numel() for p in model.parameters())
 
 
-def train_llama_loop(steps: int, clock: _Clock) -> int:
+def train_llama_loop(steps: int, clock: Clock) -> int:
     """Train LlamaForCausalLM in a bare loop."""
     import torch
     from transformers import LlamaForCausalLM
@@ -220,7 +220,7 @@ def train_llama_loop(steps: int, clock: _Clock) -> int:
     return train_in_a_loop(model, loss_of, steps, clock)
 
 
-def train_gpt_loop(steps: int, clock: _Clock) -> int:
+def train_gpt_loop(steps: int, clock: Clock) -> int:
     """Train a GPT-2-shaped model in a bare loop."""
     import torch
 
@@ -239,7 +239,7 @@ def main() -> None:
     # transformers imports them on first use; their memory must not count as the training's.
     _ = (transformers.Trainer, transformers.LlamaForCausalLM)
     before = psutil.Process().memory_info().rss
-    clock = _Clock()
+    clock = Clock()
     run = {"ours": train_ours, "stock": train_stock, "llama-loop": train_llama_loop, "gpt-loop": train_gpt_loop}
     parameters = run[sys.argv[1]](int(sys.argv[2]), clock)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

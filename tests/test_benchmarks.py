@@ -15,7 +15,7 @@ from support.tiny_models import tiny_model
 
 from benchmarks import shakespeare, start, step
 from benchmarks.__main__ import BENCHES
-from benchmarks.candidates import NAMES, VOCABULARY, llama_config
+from benchmarks.candidates import NAMES, VOCABULARY, Clock, llama_config, train_gpt_loop, train_llama_loop, train_stock
 from benchmarks.gpt import Gpt
 from benchmarks.gpu import outside_loss, pytest_failures
 from benchmarks.gpu.muon_resume import resumes_exactly
@@ -135,7 +135,9 @@ def test_without_its_text_the_shakespeare_benchmark_says_that_it_was_not_measure
     assert "Not measured" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["ours", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "ours")]
+)
 def test_each_implementation_trains_and_reports_time_and_memory(name):
     done = command("benchmarks.candidates", name, "40")
     assert done.returncode == 0, done.stderr
@@ -144,6 +146,14 @@ def test_each_implementation_trains_and_reports_time_and_memory(name):
     assert all(seconds > 0 for seconds in found["seconds"])
     assert found["peak_bytes"] > found["training_bytes"] > 0
     assert found["parameters"] == pytest.approx(800_000, rel=0.06)
+
+
+@pytest.mark.parametrize("train", [train_stock, train_llama_loop, train_gpt_loop])
+def test_each_implementation_for_comparison_trains_a_model_of_the_same_size_and_is_timed(train):
+    clock = Clock()
+    assert train(30, clock) == pytest.approx(800_000, rel=0.06)
+    assert len(clock.seconds()) == 1
+    assert all(seconds > 0 for seconds in clock.seconds())
 
 
 def test_the_gpt_of_the_comparison_is_causal_and_learns():

@@ -59,6 +59,8 @@ def small_demo() -> list[str]:
     small = {"train.max_steps": 2, "train.eval_steps": 2, "train.logging_steps": 1, "scheduler.warmup_steps": 1}
     trained = [index for index, stage in enumerate(stages) if "train" in stage]
     words = [f"stages.{index}.{key}={value}" for index in trained for key, value in small.items()]
+    most = {"pretrain": "max_tokens=2000", "sft": "max_examples=8", "reward": "max_examples=8", "dpo": "max_examples=8"}
+    words += [f"stages.{i}.validation.{most[stages[i]['stage']]}" for i in trained if stages[i]["stage"] in most]
     return [*words, "score.prompts=8", "score.max_completion_length=8"]
 
 

@@ -137,7 +137,12 @@ def test_a_failed_verification_is_an_error_and_deletes_the_export(in_tmp_path, c
     assert facts["proof"]["checks"][0]["logit_difference"] > 0
     assert not list(Path("checkpoints").rglob("*.gguf"))
     assert facts_of("born")["exports"][0]["proof"]["verdict"] == "failed"
-    assert main([*words, "--out", "mine"]) == 1
+
+
+@pytest.mark.slow
+def test_a_failed_verification_of_an_export_to_a_folder_leaves_nothing_there(in_tmp_path, capsys):
+    write_run()
+    assert main(["export", "born", "--to", "gguf", "--weights", "f16", "export.tolerance=1e-9", "--out", "mine"]) == 1
     assert "Verification failed" in capsys.readouterr().err
     assert not Path("mine").exists()
 

@@ -161,6 +161,7 @@ def test_training_with_autocast_gives_no_warning(recwarn):
     assert not [str(warning.message) for warning in recwarn]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads it
 @pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_a_lora_adapter_trains_and_merges(position):
     model, ids = tiny_model(position, num_key_value_heads=2), tokens(2, 12)
