@@ -50,6 +50,8 @@ class ChatSettings:
             right_kind = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
             if not right_kind or not minimum <= value <= maximum:
                 problems.append(Problem(name, "invalid value", value=value, allowed=allowed))
+            elif kind is float:
+                object.__setattr__(self, name, float(value))  # transformers refuses a temperature of 1
         if problems:
             raise UserError(*problems)
 

@@ -15,6 +15,8 @@ from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
 from llm_lab.events import Listener, progress_of
 from llm_lab.recipe.eval import EvalTasks
 
+from .score import own_sampling_off
+
 KEY = "tasks.names"
 YAML = (".yaml", ".yml")
 
@@ -91,25 +93,34 @@ def measure_tasks(
     max_length: int | None,
     rows: int,
     dtype: str,
-    seed: int,
     listener: Listener,
 ) -> dict[str, dict[str, Any]]:
     """Return {task or group: {metric, metric_stderr (standard error), documents, num_fewshot, version}}.
 
-    All other settings are the tasks' own. max_length: None for the model's context; seed: selects the few-shot
-    examples. Nothing is cached or uploaded. Raises UserError for a task that runs generated code.
+    All other settings, the seeds among them, are the tasks' and the harness's own, so that results can be compared
+    with published ones. max_length: None for the model's context. Nothing is cached or uploaded. Raises UserError for
+    a task that runs generated code.
     """
-    from lm_eval import evaluator
-    from transformers import set_seed
+    import inspect
+    import random
 
+    import numpy as np
+    import torch
+    from lm_eval import evaluator
+
+    defaults = inspect.signature(evaluator.simple_evaluate).parameters
+    seeds = {name: value.default for name, value in defaults.items() if name.endswith("random_seed")}
     for task in tasks["tasks"].values():
         own = task.get_config("num_fewshot")
         # As in the harness: a task that is defined as zero-shot stays zero-shot.
         if own is None or (wanted.num_fewshot is not None and own != 0):
             task.set_config(key="num_fewshot", value=wanted.num_fewshot or 0)
-        task.set_fewshot_seed(seed=seed)
-    set_seed(seed)  # some tasks use the global random state
-    with _quiet():
+        task.set_fewshot_seed(seed=seeds["fewshot_random_seed"])
+    # Some tasks use the global random state.
+    random.seed(seeds["random_seed"])
+    np.random.seed(seeds["numpy_random_seed"])
+    torch.manual_seed(seeds["torch_random_seed"])
+    with _quiet(), own_sampling_off(model):
         adapted = _harness_model(model, tokenizer, max_length, rows, dtype, listener)
         try:
             found = evaluator.evaluate(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from llm_lab.data.examples import Example, default_split, open_examples
 from llm_lab.errors import Problem, UserError
@@ -142,13 +143,14 @@ def generate(
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        **(sampling or {"do_sample": False}),
-    )
+    with own_sampling_off(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            **(sampling or {"do_sample": False}),
+        )
     end = model.generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end]) - {None}
     answers = []
@@ -156,6 +158,21 @@ def generate(
         stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
         answers.append(row[: stop + 1])
     return answers
+
+
+@contextmanager
+def own_sampling_off(model: Any) -> Iterator[None]:
+    """Let `generate` use the caller's settings only, and of the model's own generation config just its end tokens.
+
+    Penalties, filters or suppressed tokens in it would make scores and rollouts those of another distribution.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from llm_lab.recipe.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
 
@@ -63,10 +64,13 @@ def _build_adamw_8bit(model: nn.Module, options: AdamW8bit) -> torch.optim.Optim
 
 def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:
     matrices, embeddings, vectors = split_parameters(model)
+    # GPT-2 stores its matrices the other way round.
+    transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     return MuonWithAdamW(
         _groups(
             {
                 "params": matrices,
+                "transposed": [id(matrix) in transposed for matrix in matrices],
                 "algorithm": "muon",
                 "lr": options.learning_rate,
                 "momentum": options.momentum,

@@ -51,7 +51,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Groups with algorithm "muon" take 2-D hidden matrices; groups with "adamw" take anything.
 
     A Muon step equals torch.optim.Muon's (adjust_lr_fn="original"): momentum, Newton-Schulz, decoupled
-    weight decay, and an update scaled by sqrt(max(1, rows / columns)). Gradients are left untouched.
+    weight decay, and an update scaled by sqrt(max(1, outputs / inputs)). Gradients are left untouched.
+
+    transposed (of a group): for each of its parameters, whether it is stored as (inputs, outputs); default: none is.
     """
 
     def __init__(self, groups: list[dict[str, Any]]):
@@ -86,11 +88,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def _step_muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
         # Matrices of the same shape form one batch: a few large products instead of many small ones.
-        by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
+        transposed = {id(p) for p, flag in zip(group["params"], group.get("transposed", ()), strict=False) if flag}
+        by_shape: dict[tuple[torch.Size, torch.device, bool], list[Tensor]] = defaultdict(list)
         for p in params:
-            by_shape[p.shape, p.device].append(p)
+            by_shape[p.shape, p.device, id(p) in transposed].append(p)
         momentum, lr = group["momentum"], group["lr"]
-        for (shape, device), alike in by_shape.items():
+        for (shape, device, is_transposed), alike in by_shape.items():
             grads = [p.grad for p in alike]
             buffers = [self._buffer(p) for p in alike]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
@@ -98,7 +101,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
             directions = orthogonalize(torch.stack(updates), group["ns_steps"], dtype).to(alike[0].dtype)
             torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])
-            scale = math.sqrt(max(1.0, shape[0] / shape[1]))
+            outputs, inputs = reversed(shape) if is_transposed else shape
+            scale = math.sqrt(max(1.0, outputs / inputs))
             torch._foreach_add_(alike, list(directions.unbind()), alpha=-lr * scale)
 
     def _buffer(self, p: Tensor) -> Tensor:

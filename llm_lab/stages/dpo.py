@@ -125,8 +125,26 @@ class LabDPOTrainer(LabTrainerMixin, DPOTrainer):
         "logps/rejected": "logps_rejected",
     }
 
+    tokens_per_answer = 1.0  # average of the chosen answers that weigh the same in the SFT loss
+    sft_weight = 0.0
+
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.sft_weight and batches:
+            counts = torch.tensor([_chosen_tokens(batch) for batch in batches], dtype=torch.float32, device=device)
+            tokens, pairs = self.accelerator.reduce(counts.sum(dim=0), reduction="sum").tolist()
+            self.tokens_per_answer = tokens / pairs
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.sft_weight:
+            # TRL takes the mean over the tokens of a batch, so that tokens next to short answers would weigh more.
+            tokens, pairs = _chosen_tokens(inputs)
+            self.loss_weights[-1] = self.sft_weight * tokens / pairs / self.tokens_per_answer
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def make_trainer(
@@ -142,7 +160,7 @@ def make_trainer(
     options, losses, weights = recipe.dpo, [recipe.dpo.loss_type], [1.0]
     if options.sft_weight:
         losses, weights = [*losses, "sft"], [*weights, options.sft_weight]
-    return LabDPOTrainer(
+    trainer = LabDPOTrainer(
         args=arguments(
             kind=DPOConfig,
             beta=options.beta,
@@ -157,6 +175,14 @@ def make_trainer(
         processing_class=tokenizer,
         **common,
     )
+    trainer.sft_weight = options.sft_weight
+    return trainer
+
+
+def _chosen_tokens(batch: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Return the number of tokens of the chosen answers of a batch, and the number of pairs."""
+    pairs = len(batch["completion_mask"]) // 2
+    return int(batch["completion_mask"][:pairs, 1:].sum()), pairs
 
 
 @torch.no_grad()
@@ -165,6 +191,7 @@ def measure_preferences(trainer: LabDPOTrainer, pairs: Sequence[Pair]) -> dict[s
     totals = dict.fromkeys(("eval_loss", "eval_accuracy", "eval_margin"), 0.0)
     rows = trainer.args.per_device_train_batch_size
     metrics = trainer._metrics["eval"]
+    trainer.tokens_per_answer = sum(len(pair["chosen_ids"]) for pair in pairs) / len(pairs)
     with generating(trainer.model):
         for start in range(0, len(pairs), rows):
             some = list(pairs[start : start + rows])

@@ -209,7 +209,6 @@ def _measure_tasks(
         max_length=context_length(subject.model, requested) if requested else None,
         rows=recipe.eval.per_device_eval_batch_size,
         dtype=subject.dtype,
-        seed=recipe.seed,
         listener=listener,
     )
 

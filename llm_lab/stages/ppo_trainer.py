@@ -127,6 +127,16 @@ class PPOTrainer(RolloutTrainer):
     def _total(self, x: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(x, reduction="sum")
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Return the next batch of the rollout, with its rows dealt anew to the minibatches of every pass."""
+        per_pass = self.args.steps_per_generation
+        starts_a_pass = self._step % per_pass == 0 and self._step % (per_pass * self.num_iterations) > 0
+        has_minibatches = per_pass > self.args.gradient_accumulation_steps
+        if self._buffered_inputs is not None and starts_a_pass and has_minibatches:
+            # Seeded by the step, so that a resumed run draws the same order.
+            self._buffered_inputs = _shuffle_rows(self._buffered_inputs, self.args.seed + self.state.global_step)
+        return super()._prepare_inputs(generation_batch)
+
     # The loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -237,6 +247,21 @@ def clipped_value_loss(
     near = old_values + (values - old_values).clamp(-cliprange, cliprange)
     free, clipped = (values - returns).square(), (near - returns).square()
     return 0.5 * torch.maximum(free, clipped), clipped > free
+
+
+def _shuffle_rows(batches: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Return batches of the same size with the rows of all of them in another order; scalars stay."""
+    rows = len(batches[0]["completion_ids"])
+    order = torch.randperm(rows * len(batches), generator=torch.Generator().manual_seed(seed))
+    shuffled: list[dict[str, Any]] = [{} for _ in batches]
+    for name, first in batches[0].items():
+        if isinstance(first, torch.Tensor) and first.ndim > 0:
+            parts = torch.cat([batch[name] for batch in batches])[order.to(first.device)].split(rows)
+        else:
+            parts = [batch[name] for batch in batches]
+        for batch, part in zip(shuffled, parts, strict=True):
+            batch[name] = part
+    return shuffled
 
 
 def _join(rollout: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:

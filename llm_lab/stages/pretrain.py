@@ -14,7 +14,7 @@ from llm_lab.data.sources import TextSource
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource
 from llm_lab.errors import UserError
-from llm_lab.evaluation.score import Scorer
+from llm_lab.evaluation.score import Scorer, own_sampling_off
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted, progress_of
 from llm_lab.hf.load import (
     build_from_config,
@@ -285,7 +285,8 @@ class PretrainEvaluation:
         sampling: dict[str, Any] = {"do_sample": False}
         if wanted.temperature > 0:
             sampling = {"do_sample": True, "temperature": wanted.temperature, "top_k": 0}
-        with torch.random.fork_rng(devices=cuda), autocast(model.device.type, self.recipe.train.dtype):
+        kept_state = torch.random.fork_rng(devices=cuda)
+        with kept_state, own_sampling_off(model), autocast(model.device.type, self.recipe.train.dtype):
             torch.manual_seed(self.recipe.seed)
             output = model.generate(
                 inputs,

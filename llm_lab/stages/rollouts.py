@@ -18,14 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import GenerationConfig
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from llm_lab.data.examples import Example, ExampleSource
 from llm_lab.data.mixing import build_example_mix
 from llm_lab.errors import Problem, UserError
-from llm_lab.evaluation.score import answer_measures, columns_of
+from llm_lab.evaluation.score import answer_measures, columns_of, own_sampling_off
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.recipe.grpo import GrpoOptions, GrpoRecipe
@@ -202,15 +201,10 @@ class RolloutTrainer(GRPOTrainer):
         )
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        base = base_of(self.accelerator.unwrap_model(self.model))
-        # The model's own generation config (a min_p, suppressed tokens) would fill in what TRL leaves out. Answers
-        # would then come from another distribution than the log-probabilities.
-        own, base.generation_config = base.generation_config, GenerationConfig()
-        try:
-            with self.accelerator.autocast():  # PEFT's generate() bypasses the wrapper that would do this
-                return super()._generate_single_turn(*args, **kwargs)
-        finally:
-            base.generation_config = own
+        # TRL would fill in what it leaves out, such as a min_p, from the model's own generation config.
+        model = self.accelerator.unwrap_model(self.model)
+        with own_sampling_off(model), self.accelerator.autocast():  # PEFT's generate() bypasses the wrapper's autocast
+            return super()._generate_single_turn(*args, **kwargs)
 
     # Checkpoints
 

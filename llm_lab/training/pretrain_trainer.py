@@ -47,6 +47,10 @@ class PretrainTrainer(LabTrainer):
         self._data_progress = data_progress
         if data_progress is not None:
             self.add_callback(data_progress)
+        if compile_loss:
+            # Compiled code is kept per function and not guarded on hooks: without this, a run with document masks
+            # would use the code of an earlier run without them in the same process.
+            torch.compiler.reset()
         # dynamic=False: all batches have the same shape, and a second graph would only cost time.
         self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
         self._dtype = dtype

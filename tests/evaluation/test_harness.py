@@ -136,14 +136,27 @@ def test_all_tasks_in_a_folder_are_run(in_tmp_path):
     assert set(tasks_of("base", names=["mine"])) == {"words", "other_words"}
 
 
-def test_few_shot_examples_are_selected_by_the_seed(in_tmp_path):
-    write_base()
-    write_task()
+def test_few_shot_results_are_those_of_the_harness_itself(in_tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tokenizer = make_tokenizer("bpe")
+    gpt2_model(tokenizer, positions=512).save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    write_task(200)
     Path("task.yaml").write_text(TASK + "fewshot_split: test\nfewshot_config: {sampler: default}\n")
-    first, again = tasks_of("base", num_fewshot=2)["words"], tasks_of("base", num_fewshot=2)["words"]
-    assert again.pop("before")["acc"] == again["acc"]
-    assert first == again
-    assert first["num_fewshot"] == 2
+    found = tasks_of("base", num_fewshot=4)["words"]
+    adapted = HFLM(pretrained=load_model("base"), tokenizer=load_tokenizer("base"), backend="causal", batch_size=8)
+    manager = TaskManager(include_defaults=False)
+    options = {"tasks": [str(Path("task.yaml").resolve())], "num_fewshot": 4, "task_manager": manager}
+    theirs, others = (
+        simple_evaluate(adapted, **options, bootstrap_iters=0, **seeds)["results"]["words"]
+        for seeds in ({}, {"fewshot_random_seed": 1337})
+    )
+    assert (theirs["acc,none"], theirs["acc_norm,none"]) != (others["acc,none"], others["acc_norm,none"])
+    assert (found["acc"], found["acc_norm"]) == (theirs["acc,none"], theirs["acc_norm,none"])
+    assert found["num_fewshot"] == 4
 
 
 def test_unknown_tasks_are_reported_at_once_with_suggestions(in_tmp_path, capsys):

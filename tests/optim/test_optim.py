@@ -87,6 +87,19 @@ def test_muon_equals_torchs_within_bf16_precision(nesterov, in_bf16, monkeypatch
         assert (parameter - expected).norm() < 0.03 * (expected - start).norm()
 
 
+def test_muon_treats_a_matrix_that_gpt2_stores_transposed_as_any_other():
+    model = gpt2()
+    stored = model.transformer.h[0].mlp.c_fc.weight  # (inputs, outputs)
+    linear = nn.Parameter(stored.detach().T.clone())
+    optimizer = build_optimizer(model, Muon(learning_rate=0.1))
+    reference = MuonWithAdamW([{"params": [linear], "algorithm": "muon", "lr": 0.1}])
+    give_gradients([stored], 0)
+    linear.grad = stored.grad.T.clone()
+    optimizer.step()
+    reference.step()
+    torch.testing.assert_close(stored.detach().T, linear.detach(), rtol=0, atol=1e-3)
+
+
 def test_a_muon_update_is_nearly_orthogonal():
     (matrix,) = [nn.Parameter(torch.zeros(16, 16))]
     optimizer = MuonWithAdamW([{"params": [matrix], "algorithm": "muon", "lr": 1.0}])

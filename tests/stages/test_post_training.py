@@ -283,6 +283,19 @@ def test_kl_is_zero_and_nothing_is_clipped_at_the_start(stage, lora):
     assert row["clip_fraction"] == 0
 
 
+def test_the_sft_loss_of_dpo_weighs_every_token_the_same_in_batches_of_any_size():
+    rows = [{"prompt": f"{i}?", "chosen": "yes " * (1 + 5 * (i % 4)), "rejected": f"no {i}"} for i in range(40)]
+    data = [{"path": write_rows("uneven.jsonl", rows)}]
+    one = {"data": data, "dpo.sft_weight": 2.0, "train.per_device_train_batch_size": 4}
+    four = one | {"train.per_device_train_batch_size": 1, "train.gradient_accumulation_steps": 4}
+    first, second = (
+        run(post_recipe("dpo", name=name, **changes))["path"] for name, changes in (("one", one), ("four", four))
+    )
+    for ours, theirs in zip(rows_of(first), rows_of(second), strict=True):
+        for key in {"loss", "grad_norm", "eval_loss"} & ours.keys():
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-3), key
+
+
 def test_dpo_tokens_are_those_of_sft_and_chat():
     from transformers import AutoTokenizer
 

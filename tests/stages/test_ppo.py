@@ -61,6 +61,19 @@ def ratio_error(trainer):
     return (trainer.logps[0] - trainer.seen[0]["old_per_token_logps"])[mask].exp().sub(1).abs().max().item()
 
 
+def test_every_pass_over_a_rollout_has_other_minibatches_of_the_same_rows(one_start, tmp_path):
+    trainer = make_trainer(one_start, tmp_path, cls=RecordingTrainer, max_steps=8, num_iterations=3)
+    trainer.train()
+
+    def rows(batch):
+        names = ("prompt_ids", "completion_ids", "old_per_token_logps", "returns", "advantages")
+        return {tuple(float(x) for name in names for x in batch[name][row].flatten()) for row in range(4)}
+
+    passes = [[rows(batch) for batch in trainer.seen[start : start + 2]] for start in (0, 2, 4)]
+    assert passes[0][0] | passes[0][1] == passes[1][0] | passes[1][1] == passes[2][0] | passes[2][1]
+    assert len({frozenset(batches[0]) for batches in passes}) > 1
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ppo_ratio_is_one_before_the_first_update(start, tmp_path, temperature):
     trainer = make_trainer(start, tmp_path, cls=RecordingTrainer, temperature=temperature, max_steps=2)
