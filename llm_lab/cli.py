@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="show the plan without running it")
     run.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     run.add_argument("--overwrite", action="store_true", help="replace the run of the same name")
+    _trust_recipe_argument(run)
     run.add_argument("--nproc", type=int, metavar="N", help="train with N processes, one per GPU")
     run.set_defaults(command=commands.run_recipe)
 
@@ -151,6 +152,7 @@ def _eval_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", metavar="NAMES", help="lm-evaluation-harness tasks or YAML files, comma-separated")
     parser.add_argument("--limit", type=int, metavar="N", help="maximum number of documents per task")
     _model_arguments(parser)
+    _trust_recipe_argument(parser)
     parser.set_defaults(command=commands.evaluate)
 
 
@@ -201,6 +203,7 @@ def _replay_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the new run (default <name>-replay)")
     parser.add_argument("--dry-run", action="store_true", help="write the recipe and show its plan, without running it")
     parser.add_argument("--resume", action="store_true", help="resume an interrupted replay")
+    _trust_recipe_argument(parser)
     parser.set_defaults(command=commands.replay)
 
 
@@ -224,6 +227,11 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where the model runs")
     _trust_argument(parser)
+
+
+def _trust_recipe_argument(parser: argparse.ArgumentParser) -> None:
+    text = "run reward functions and task files that the recipe in a run's folder names"
+    parser.add_argument("--trust-recipe", action="store_true", help=text)
 
 
 def _trust_argument(parser: argparse.ArgumentParser) -> None:

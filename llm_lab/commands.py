@@ -8,16 +8,18 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, ignore
+from llm_lab.recipe.trust import UntrustedCode, allow, trusting_recipes
 
 DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
+T = TypeVar("T")
 
 
 def open_wizard(arguments: argparse.Namespace) -> int:
@@ -50,17 +52,14 @@ def wizard_commands() -> Any:
 def run_recipe(arguments: argparse.Namespace) -> int:
     """Run a recipe: show the plan, run it, show the results."""
     from llm_lab.job import check
-    from llm_lab.runner import run_job
 
     if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
         return _run_in_processes(arguments)
     job = check(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
         return _dry_run(job, resume=arguments.resume)
-    job = _show_plan(job, resume=arguments.resume)
-    with _progress() as listener:
-        facts = run_job(job, resume=arguments.resume, overwrite=arguments.overwrite, listener=listener)
-    return _show_results(facts)
+    with trusting_recipes(arguments.trust_recipe):
+        return _start(job, resume=arguments.resume, overwrite=arguments.overwrite)
 
 
 def start_run(
@@ -78,12 +77,30 @@ def start_run(
 
 
 def _start(job: Any, *, resume: bool = False, overwrite: bool = False, show_plan: bool = True) -> int:
-    from llm_lab.runner import run_job
+    from llm_lab.runner import require_trusted, run_job
 
+    _with_consent(lambda: require_trusted(job))
     job = _show_plan(job, resume=resume) if show_plan else job
-    with _progress() as listener:
-        facts = run_job(job, resume=resume, overwrite=overwrite, listener=listener)
-    return _show_results(facts)
+
+    def run() -> dict[str, Any]:
+        with _progress() as listener:
+            return run_job(job, resume=resume, overwrite=overwrite, listener=listener)
+
+    return _show_results(_with_consent(run))
+
+
+def _with_consent(action: Callable[[], T]) -> T:
+    """Do something that may run code which a recipe from a run's folder names; in a terminal, the user is asked."""
+    while True:
+        try:
+            return action()
+        except UntrustedCode as error:
+            from llm_lab.terminal.console import is_terminal
+            from llm_lab.terminal.screens import confirm_code
+
+            if not is_terminal() or not confirm_code(error.codes):
+                raise
+            allow(error.codes)
 
 
 def _show_plan(job: Any, *, resume: bool) -> Any:
@@ -127,13 +144,17 @@ def _show_results(facts: Mapping[str, Any]) -> int:
 
 def _run_in_processes(arguments: argparse.Namespace) -> int:
     from llm_lab.job import check
+    from llm_lab.runner import require_trusted
     from llm_lab.runs.processes import start_processes
 
     if arguments.nproc < 1:
         raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
-    check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
+    job = check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
+    with trusting_recipes(arguments.trust_recipe):
+        _with_consent(lambda: require_trusted(job))
     words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
     words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
+    words += ["--trust-recipe"] if job.is_found else []  # what it names is allowed now
     return start_processes(words, arguments.nproc)
 
 
@@ -294,11 +315,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     print_waiting(f"Loading {arguments.checkpoint} ...")
     from llm_lab.stages.eval import evaluate
 
-    with _progress() as listener:
-        for remark in job.remarks:
-            listener(Notice(remark))
-        measured = evaluate(recipe, listener, trust_remote_code=arguments.trust_remote_code)
-    print_evaluation(measured)
+    def measure() -> dict[str, Any]:
+        with _progress() as listener:
+            for remark in job.remarks:
+                listener(Notice(remark))
+            return evaluate(recipe, listener, trust_remote_code=arguments.trust_remote_code)
+
+    allow(job.code())  # the user named it on the command line
+    with trusting_recipes(arguments.trust_recipe):
+        print_evaluation(_with_consent(measure))
     return DONE
 
 
@@ -504,9 +529,10 @@ def _preview_export(recipe: Any, arguments: argparse.Namespace) -> int:
 
 def replay(arguments: argparse.Namespace) -> int:
     """Retrain a checkpoint along its lineage."""
-    return start_replay(
-        arguments.checkpoint, name=arguments.name, stop_after_plan=arguments.dry_run, resume=arguments.resume
-    )
+    with trusting_recipes(arguments.trust_recipe):
+        return start_replay(
+            arguments.checkpoint, name=arguments.name, stop_after_plan=arguments.dry_run, resume=arguments.resume
+        )
 
 
 def start_replay(
@@ -515,6 +541,7 @@ def start_replay(
     """Write the recipe of a checkpoint's lineage, run it, and compare the results with the original."""
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.job import check
+    from llm_lab.runner import require_trusted
     from llm_lab.runs.folder import runs_named
     from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
     from llm_lab.runs.report import write_pipeline_report
@@ -523,7 +550,8 @@ def start_replay(
 
     print_waiting(f"Reading the lineage of {checkpoint} ...")
     composed = compose(checkpoint, name=name, digest_of=weights_digest)
-    job = check(composed.recipe)
+    job = dataclasses.replace(check(composed.recipe), is_found=True)
+    _with_consent(lambda: require_trusted(job))  # before its recipe is written, which would be the user's own
     from llm_lab.evaluation.self_eval import changed_data
 
     changed = [

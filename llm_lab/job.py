@@ -17,6 +17,7 @@ from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
 from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose
+from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, slug
 
@@ -33,6 +34,11 @@ class Job:
     is_pipeline: bool
     remarks: tuple[str, ...] = ()  # what was noticed about the data
     own_run: RunFolder | None = None  # the run that this is the recipe.yaml of
+    is_found: bool = False  # read from a run's folder, which may be someone else's: not written by the user
+
+    def code(self) -> list[Code]:
+        """Return the code that the recipe runs."""
+        return [code for resolved in self.stages for code in code_in(resolved.values)]
 
     @property
     def home(self) -> Path:
@@ -130,8 +136,11 @@ def read_job(
     else:
         resolved, found = diagnose(raw, machine=machine, name=name, overrides=overridden)
         job, problems = Job(resolved.values["name"], (resolved,), False) if resolved else None, [*found]
-    if job is not None and home is not None and RunFolder(home).facts():
-        job = replace(job, own_run=RunFolder(home))
+    if job is not None and home is not None:
+        run = RunFolder(home)
+        made = path.name == "recipe.yaml" and (run.model_path.is_dir() or run.steps_path.is_dir())
+        is_found = path.is_dir() or run.run_json.exists() or made
+        job = replace(job, own_run=run if run.facts() else None, is_found=is_found)
     return job, problems
 
 

@@ -17,6 +17,7 @@ from llm_lab.events import Event, Listener, RunWarning, ScoresReported, ignore
 from llm_lab.job import Job, check, different_keys, error_within_stage, move
 from llm_lab.recipe.export import ExportRecipe
 from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, require_device
+from llm_lab.recipe.trust import allow, require_allowed
 from llm_lab.runs.describe import installed
 from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process, unstarted_runs
@@ -47,9 +48,13 @@ def run(
 def run_job(
     job: Job, *, resume: bool = False, overwrite: bool = False, listener: Listener = ignore, root: Path = ROOT
 ) -> dict[str, Any]:
-    """Run a checked job to its end; returns the facts of the run, as `run` does."""
+    """Run a checked job to its end; returns the facts of the run, as `run` does.
+
+    Raises UntrustedCode if the recipe was found in a run's folder and names code that the user has not allowed.
+    """
     for resolved in job.stages:
         require_device(resolved)
+    require_trusted(job)
     if job.is_pipeline:
         _require_repositories(job)
     with connected(job.stages[0].values["device"]):
@@ -58,6 +63,13 @@ def run_job(
         if job.is_pipeline:
             return _run_pipeline(job, folder, listener, resume=resume)
         return _run_stage(job.stages[0], folder, listener, resume=resume)
+
+
+def require_trusted(job: Job) -> None:
+    """Allow the code of a recipe that the user gave; raise UntrustedCode for one from a run's folder."""
+    if not job.is_found:
+        allow(job.code())
+    require_allowed(job.code())
 
 
 def _require_repositories(job: Job) -> None:

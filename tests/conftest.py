@@ -29,8 +29,18 @@ def cache_folders(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_cache(cache_folders, monkeypatch):
-    """Keep the files of a test out of the user's cache."""
+    """Keep the files of a test out of the user's cache and state."""
     monkeypatch.setenv("LLM_LAB_CACHE", str(next(cache_folders)))
+    monkeypatch.setenv("XDG_STATE_HOME", str(next(cache_folders)))
+
+
+@pytest.fixture
+def own_code():
+    """The code that recipes name is the user's own."""
+    from llm_lab.recipe.trust import trusting_recipes
+
+    with trusting_recipes(True):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,17 +14,21 @@ from typing import Any
 from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
 from llm_lab.events import Listener, progress_of
 from llm_lab.recipe.eval import EvalTasks
+from llm_lab.recipe.trust import code_in, is_task_path, require_allowed
 
 from .score import own_sampling_off
 
 KEY = "tasks.names"
-YAML = (".yaml", ".yml")
 
 
 def load_tasks(wanted: EvalTasks) -> Any:
-    """Load tasks by name, YAML file or folder of YAML files. Raises UserError with every task that can't be loaded."""
+    """Load tasks by name, YAML file or folder of YAML files, which can run code.
+
+    Raises UntrustedCode if the user has not allowed it, and UserError with every task that can't be loaded.
+    """
+    require_allowed(code_in({"tasks": {"names": wanted.names}}))
     with _quiet():
-        manager = _manager(include_defaults=any(not _is_path(name) for name in wanted.names))
+        manager = _manager(include_defaults=any(not is_task_path(name) for name in wanted.names))
         found: list[Any] = []
         problems: list[Problem | str] = []
         for name in wanted.names:
@@ -48,15 +52,11 @@ def _manager(*, include_defaults: bool) -> Any:
     return TaskManager(include_defaults=include_defaults)
 
 
-def _is_path(name: str) -> bool:
-    return name.endswith(YAML) or "/" in name or Path(name).expanduser().is_dir()
-
-
 def _load(manager: Any, name: str) -> list[Any]:
     from lm_eval.tasks import TaskManager
 
     specs, path = [name], Path(name).expanduser()
-    if _is_path(name):
+    if is_task_path(name):
         if not path.exists():
             raise UserError(Problem(KEY, "no such file or folder", value=name))
         if path.is_dir():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean
+from llm_lab.recipe.trust import Code, require_allowed
 
 from .combine import Columns, Prompt, Rewards, Term
 from .functions import FUNCTIONS
@@ -174,19 +175,20 @@ def _signature_problem(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | No
 
 
 def load_function(spec: str, *, key: str = "rewards.python") -> Callable[..., Any]:
-    """Run the file and return its function. UserError if the function is not found, or the file fails.
+    """Run the file and return its function. UserError if it is not found, not allowed (UntrustedCode), or fails.
 
     The function is called as f(completions=[...], prompts=[...], **columns) with lists of equal length. It returns a
     number for each completion, or None for completions that it does not apply to.
     """
     path, name = find_function(spec, key=key)
+    source = path.read_bytes()
+    require_allowed([Code(key, spec, path.resolve(), name)], source)
     module_spec = importlib.util.spec_from_file_location(f"_reward_{path.stem}", path.resolve())
     assert module_spec is not None  # the file ends in .py
-    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # dataclasses in the file look up their module here
     try:
-        module_spec.loader.exec_module(module)
+        exec(compile(source, str(path.resolve()), "exec"), module.__dict__)  # exactly what was allowed
     except Exception as error:
         raise UserError(Problem(key, f"running {path} failed: {describe_error(error, path)}", value=spec)) from error
     function = getattr(module, name, None)

@@ -19,6 +19,7 @@ from llm_lab.hf.load import context_of, load_model, quiet_libraries, read_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.eval import EvalRecipe, EvalTasks, measures_itself
 from llm_lab.recipe.stage import StageRecipe
+from llm_lab.recipe.trust import code_in, require_allowed
 from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
 from llm_lab.runs.folder import RunFolder, is_reward_model, now
@@ -61,7 +62,8 @@ def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool 
 
     Returns checkpoint, digest, device, dtype and the results: texts (a row each), total (of several texts), scores,
     tasks, speed; each row with the previous results on the same data (`before`), if there are any. Raises UserError
-    if there is nothing to measure on.
+    if there is nothing to measure on, and UntrustedCode if the model's own run scores with code that the user has not
+    allowed.
     """
     quiet_libraries()
     folder = find_local(recipe.model.checkpoint)
@@ -74,6 +76,8 @@ def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool 
         if recipe.eval.text_scores and getattr(own[1], "score", None) is None:
             why = f"{own[0].path} scored no prompts, so there are no outputs to compare with reference answers"
             raise UserError(Problem("eval.text_scores", why, fix="Set score.path, or use `--prompts FILE`."))
+        found_in_run = code_in(own[1].model_dump(by_alias=True))
+        require_allowed(code for code in found_in_run if code.key.startswith("score."))
     else:
         own = read_run(folder)
     sources = open_texts(recipe.data or ())

@@ -20,8 +20,9 @@ from llm_lab.runner import run
 from llm_lab.stages.eval import evaluate
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
-pytestmark = needs_harness
 
+
+pytestmark = [needs_harness, pytest.mark.usefixtures("own_code")]
 TASK = """task: words
 dataset_path: json
 dataset_kwargs: {data_files: {test: docs.jsonl}}

@@ -8,6 +8,7 @@ import pytest
 from llm_lab.errors import UserError
 from llm_lab.rewards.build import build_rewards, check_files, find_function, load_function
 
+pytestmark = pytest.mark.usefixtures("own_code")
 TERMS = [
     {"name": "exact_number", "weight": 1.0, "pattern": None, "length": None, "ngram": None},
     {"name": "regex", "pattern": "<b>.*</b>", "weight": 0.2},
