@@ -146,7 +146,8 @@ def read_job(
 
 def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     """Look whether data, prompts to score on and reward functions exist; returns problems and remarks."""
-    from llm_lab.data.examples import default_split, look_at_examples
+    from llm_lab.data.examples import look_at_examples
+    from llm_lab.data.paths import default_split
     from llm_lab.data.sources import look_at_source
     from llm_lab.evaluation.self_eval import require_own_data
     from llm_lab.rewards.build import check_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -14,24 +14,35 @@ from typing import Any
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .builtin import BUILTIN_EXAMPLES
-from .formats import KNOWN, Format, Unreadable, Unusable, recognize
-from .paths import SNIFFED_ROWS, find_files, refuse_extras
-from .readers import Reader, kind_of
+from .formats import KNOWN, Format, list_columns, recognize
+from .messages import Unreadable, Unusable
+from .paths import SNIFFED_ROWS, find_files, is_local, refuse_extras, refuse_local_extras
+from .readers import Reader, without_nan
 from .rows import Example as Example
 from .rows import read_example
 
 _FORMAT = "1"  # part of every fingerprint: increase it when the same rows would produce different examples
+LOOKED_AT_ROWS = 2_000  # by a check of a recipe
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (location for messages, row)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Number of rows: read = kept + dropped (by reason). `shortened` rows (by reason) are among the kept."""
+    """Number of rows: read = kept + dropped (by reason). `shortened` rows (by reason) are among the kept.
+
+    unread: in how many rows each column that is not read has a value.
+    """
 
     read: int
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     shortened: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return the counts for the record of a run."""
+        unread = {"unread": dict(self.unread)} if self.unread else {}
+        return {"read": self.read, "kept": self.kept, "dropped": dict(self.dropped), **unread}
 
     def describe(self) -> str:
         """Return one line with all reasons."""
@@ -81,11 +92,7 @@ def open_examples(
     does not match it.
     """
     table = _open_table(str(path), key, kind, subset, split)
-    form = recognize(kind, table.columns, table.sample, key=key, path=str(path), named=columns)
-    dropped: Counter[str] = Counter()
-    shortened: Counter[str] = Counter()
-    examples = list(_read_examples(table.rows(), form, key, str(path), dropped, shortened))
-    counts = Counts(len(examples) + dropped.total(), len(examples), dict(dropped), dict(shortened))
+    form, examples, counts = _read_table(table, kind, key, str(path), columns)
     if not examples:
         raise UserError(
             Problem(
@@ -101,17 +108,10 @@ def open_examples(
         kind=kind,
         fingerprint=_fingerprint(kind, examples),
         format=form.name,
-        description=f"{table.extent}, {form.describe()}: {counts.describe()}",
+        description=f"{table.extent}, {form.describe([*counts.unread])}: {counts.describe()}",
         examples=examples,
         counts=counts,
     )
-
-
-def default_split(path: str, split: str | None) -> str:
-    """Return the default split for held-out prompts: test; local files have no splits."""
-    if split is not None:
-        return split
-    return "test" if path.startswith("builtin:") or find_files(path, "score") is None else "train"
 
 
 def look_at_examples(
@@ -125,18 +125,20 @@ def look_at_examples(
 ) -> str | None:
     """Check the first rows of a recipe's path without downloading anything; return a warning, or None.
 
-    For a Hub dataset, only check that it exists. Raises UserError as open_examples does.
+    The warning is about columns that are not read and rows that are dropped. For a Hub dataset, only check that it
+    exists. Raises UserError as open_examples does.
     """
     path = str(path)
-    if not path.startswith("builtin:") and find_files(path, key) is None:
+    if not path.startswith("builtin:") and not is_local(path):
         from .hub_datasets import look_at_hub
 
         return look_at_hub(path, subset=subset, split=split, key=key)
     table = _open_table(path, key, kind, subset, split)
-    form = recognize(kind, table.columns, table.sample, key=key, path=path, named=columns)
-    for _ in _read_examples(islice(table.rows(), SNIFFED_ROWS), form, key, path, Counter(), Counter()):
-        pass
-    return None
+    counts = _read_table(table, kind, key, path, columns, limit=LOOKED_AT_ROWS)[2]
+    rows = "rows" if counts.read < LOOKED_AT_ROWS else "first rows"
+    remarks = [f"columns of {path} that are not read: {list_columns([*counts.unread])}"] if counts.unread else []
+    remarks += [f"{count:,} of the {counts.read:,} {rows} are dropped: {why}" for why, count in counts.dropped.items()]
+    return f"{key}: {'; '.join(remarks)}" if remarks else None
 
 
 def columns_of_set(
@@ -146,13 +148,44 @@ def columns_of_set(
     return _open_table(str(path), key, kind, subset, split).columns
 
 
+def _read_table(
+    table: _Table, kind: str, key: str, path: str, named: Mapping[str, str] | None, limit: int | None = None
+) -> tuple[Format, list[Example], Counts]:
+    """Return the format of a table, its examples, and the counts of its first `limit` rows (None: of all).
+
+    A column that begins after the first rows may change the format; then the table is read again.
+    """
+    late: list[str] = []
+    if any(column not in table.columns for column in (named or {}).values()):
+        late = [name for name in dict.fromkeys(n for _, row in table.rows() for n in row) if name not in table.columns]
+    recognized = partial(recognize, kind, table.columns, table.sample, key=key, path=path, named=named)
+    form = recognized(late=late)
+    while True:
+        dropped: Counter[str] = Counter()
+        shortened: Counter[str] = Counter()
+        values: Counter[str] = Counter()
+        rows = _counting(islice(table.rows(), limit), values)
+        examples = list(_read_examples(rows, form, key, path, dropped, shortened))
+        late = [*dict.fromkeys([*late, *(name for name in values if name not in table.columns)])]
+        again = recognized(late=late)
+        if again == form:
+            break
+        form = again
+    unread = {name: count for name, count in values.items() if form.ignores(name)}
+    read = len(examples) + dropped.total()
+    return form, examples, Counts(read, len(examples), dict(dropped), dict(shortened), unread)
+
+
+def _counting(rows: Rows, values: Counter[str]) -> Rows:
+    """Yield rows and count the columns that have a value."""
+    for place, row in rows:
+        # A table that pandas wrote with its index has a column without a name.
+        values.update(name for name, value in row.items() if name and value is not None and value not in ("", [], {}))
+        yield place, row
+
+
 def _read_examples(
-    rows: Iterable[tuple[str, Mapping[str, Any]]],
-    form: Format,
-    key: str,
-    path: str,
-    dropped: Counter[str],
-    shortened: Counter[str],
+    rows: Rows, form: Format, key: str, path: str, dropped: Counter[str], shortened: Counter[str]
 ) -> Iterator[Example]:
     for place, row in rows:
         try:
@@ -172,26 +205,21 @@ def _open_table(path: str, key: str, kind: str, subset: str | None, split: str) 
     if path.startswith("builtin:"):
         refuse_extras(key, "a built-in dataset", subset)
         return _open_builtin(path, key, kind, split)
-    files = find_files(path, key)
-    if files is None:
+    found = find_files(path, key, split)
+    if found is None:
         return _open_hub(path, key, subset, split)
-    refuse_extras(key, "a local file", subset, split)
-    file_kind = kind_of(files[0].name)
-    if file_kind in (None, "text"):
-        if kind != "conversation":
-            raise UserError(
-                Problem(
-                    f"{key}.path",
-                    f"Plain text has no columns, but {kind} examples need them",
-                    value=path,
-                    allowed=KNOWN[kind],
-                    fix="Use jsonl, json, csv or parquet files.",
-                )
+    refuse_local_extras(key, found, subset, split)
+    if found.kind == "text" and kind != "conversation":
+        raise UserError(
+            Problem(
+                f"{key}.path",
+                f"Plain text has no columns, but {kind} examples need them",
+                value=path,
+                allowed=KNOWN[kind],
+                fix="Use jsonl, json, csv or parquet files.",
             )
-        file_kind = "text"
-    read = partial(_file_rows, [Reader(file, file_kind, key, path) for file in files])
-    names = f"{len(files)} {file_kind} file{'s' if len(files) > 1 else ''}"
-    return _table(path, key, names, read)
+        )
+    return _table(path, key, found.describe(), partial(_file_rows, found.readers(key, path)))
 
 
 def _table(path: str, key: str, extent: str, read: Any) -> _Table:
@@ -259,12 +287,14 @@ def _open_builtin(path: str, key: str, kind: str, split: str) -> _Table:
 
 
 def _open_hub(path: str, key: str, subset: str | None, split: str) -> _Table:
-    from .hub_datasets import load_hub
+    from .hub_datasets import hub_errors, load_hub
 
     loaded = load_hub(path, subset=subset, split=split, key=key)
 
     def read() -> Rows:
-        return ((f"row {number} of {path}", row) for number, row in enumerate(loaded, 1))
+        with hub_errors(path, subset, split, key):
+            for number, row in enumerate(loaded, 1):
+                yield f"row {number} of {path}", without_nan(row)
 
     where = ", ".join(([f"subset {subset}"] if subset else []) + [f"split {split}"])
     return _table(path, key, f"Hub dataset {path} ({where})", read)
@@ -274,7 +304,7 @@ def _fingerprint(kind: str, examples: Sequence[Example]) -> str:
     digest = hashlib.sha256(f"{_FORMAT}\0{kind}".encode())
     for example in examples:
         parts = (
-            *((said["role"], said["content"]) for said in example.prompt),
+            *((said["role"], said["content"], *([False] if "train" in said else [])) for said in example.prompt),
             *(example.completion, example.chosen, example.rejected, example.answer, example.text),
         )
         digest.update(json.dumps(parts).encode() + b"\n")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
+from .messages import is_dialogue, is_question, written_messages
+
+_LISTED = 8  # names of columns in one line
 PREFERRED = ("text", "content", "body", "document", "story")
 _CLEARLY_LONGER = 3.0
 
@@ -106,118 +107,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-Message = dict[str, str]
-
-# Role names in public datasets. Others (tool, function, developer) are not supported: training on them as if the
-# user had said them would be wrong, so they are errors.
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-}
-_KEYS = (("role", "content"), ("from", "value"), ("role", "value"), ("from", "content"), ("role", "text"))
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-
-
-class Unusable(Exception):
-    """A row that is skipped and counted under this reason."""
-
-
-class Unreadable(Exception):
-    """A row in an unexpected format: the format of the dataset was recognized wrongly."""
-
-
-def is_dialogue(value: Any) -> bool:
-    """Return whether a value is a dialogue as in Anthropic's HH datasets: '\\n\\nHuman: ...\\n\\nAssistant: ...'."""
-    return isinstance(value, str) and value.lstrip().startswith("Human:")
-
-
-def read_dialogue(text: str) -> list[Message]:
-    """Return the messages of a dialogue; answers may have any number of paragraphs."""
-    parts = _TURN.split(text.strip() + "\n")
-    return [
-        {"role": _SPEAKERS[speaker], "content": content.strip()}
-        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-
-
-def read_messages(value: Any, what: str) -> list[Message]:
-    """Return a list of messages as [{"role", "content"}], without blank system messages.
-
-    value: a list, or its JSON. Raises Unreadable, naming it `what`, for anything else.
-    """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise Unreadable(f"{what} is a string that is not valid JSON") from None
-    if isinstance(value, Mapping) and value and all(isinstance(cells, list) for cells in value.values()):
-        # The datasets library converts some lists of objects to an object of lists.
-        value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=False)]
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise Unreadable(f"{what} is {type(value).__name__}, not a list of messages")
-    messages = [_message(turn, f"message {number} of {what}") for number, turn in enumerate(value, 1)]
-    return [message for message in messages if message["role"] != "system" or message["content"].strip()]
-
-
-def read_text(value: Any, what: str) -> str:
-    """Return a string, '' for None. Raises Unreadable for other types and for invalid Unicode."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise Unreadable(f"{what} is {type(value).__name__}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Unreadable(
-            f"{what} contains an unpaired surrogate (\\ud800 to \\udfff), which is not valid text"
-        ) from None
-    return value
-
-
-def check_turns(messages: Sequence[Message]) -> None:
-    """Raise Unusable unless user and assistant alternate, the user is first, and no turn is empty."""
-    turns = [message for message in messages if message["role"] != "system"]
-    if turns and turns[0]["role"] == "assistant":
-        raise Unusable("the first message is from the assistant")
-    for turn, before in zip(turns, [None, *turns], strict=False):
-        if before is not None and before["role"] == turn["role"]:
-            raise Unusable(f"two {turn['role']} messages in a row")
-        if not turn["content"].strip():
-            raise Unusable("an empty answer" if turn["role"] == "assistant" else "an empty question")
-
-
-def _message(turn: Any, what: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise Unreadable(f"{what} is {type(turn).__name__}, not an object with role and content")
-    keys = next((pair for pair in _KEYS if pair[0] in turn and pair[1] in turn), None)
-    if keys is None:
-        raise Unreadable(f"{what} has no role and content (or from and value), only {', '.join(turn) or 'nothing'}")
-    role, content = turn[keys[0]], turn[keys[1]]
-    if role not in ROLES:
-        raise Unreadable(f"{what} has the role {role!r}, which is not supported; supported: {', '.join(ROLES)}")
-    if turn.get("tool_calls"):
-        raise Unreadable(f"{what} is a tool call, which is not supported")
-    return {"role": ROLES[role], "content": _content(content, what)}
-
-
-def _content(content: Any, what: str) -> str:
-    if not isinstance(content, list):
-        return read_text(content, what)
-    texts = []
-    for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            raise Unreadable(f"{what} has a part that is not text")
-        texts.append(read_text(part.get("text"), what))
-    return "".join(texts)
-
-
 # Column names in public datasets, by field. The first one that exists is used.
 NAMES = {
     "messages": ("messages", "conversations", "conversation"),
@@ -229,7 +118,13 @@ NAMES = {
     "text": ("text",),
     "input": ("input", "context"),
     "system": ("system", "system_prompt"),
+    "history": ("history",),
 }
+# Names of the prompt that have other meanings too: used only if no other column is the prompt.
+_LAST_NAMES = {"prompt": ("input", *NAMES["messages"])}
+# Columns that change the prompt in ways that are not supported: rows that use them are dropped and counted.
+UNSUPPORTED = ("tools", "functions", "images", "image", "videos", "audios")
+_CHANGE_PROMPTS = {name for field in ("prompt", "input", "system", "history") for name in NAMES[field]} | {*UNSUPPORTED}
 NAMEABLE = ("messages", "prompt", "completion", "chosen", "rejected", "answer", "text")
 # Required fields by kind of example; the first layout that fits is used. ALSO lists the optional fields.
 LAYOUTS = {
@@ -239,14 +134,14 @@ LAYOUTS = {
 }
 ALSO = {
     ("messages",): ("system", "answer"),
-    ("prompt", "completion"): ("input", "system", "answer"),
-    ("chosen", "rejected"): ("prompt", "input", "system", "answer"),
-    ("prompt",): ("input", "system", "answer"),
+    ("prompt", "completion"): ("input", "system", "history", "answer"),
+    ("chosen", "rejected"): ("prompt", "input", "system", "history", "answer"),
+    ("prompt",): ("input", "system", "history", "answer"),
     ("text",): (),
 }
 KNOWN = {
     "conversation": "messages; conversations (ShareGPT); prompt and completion; instruction, input and output; "
-    "question and answer; chosen and rejected; text",
+    "question and answer; input and output; chosen and rejected; text",
     "preference": "prompt, chosen and rejected; chosen and rejected with the prompt in both",
     "prompt": "prompt, question, problem or instruction, with or without answer, solution or target; messages; "
     "chosen and rejected",
@@ -267,9 +162,22 @@ class Format:
     layout: tuple[str, ...]
     fields: Mapping[str, str]
 
-    def describe(self) -> str:
-        """Return the name and the columns that are read."""
-        return f"{self.name} (columns: {', '.join(dict.fromkeys(self.fields.values()))})"
+    def describe(self, unread: Sequence[str] = ()) -> str:
+        """Return the name, the columns that are read, and those that are not."""
+        columns = ", ".join(dict.fromkeys(self.fields.values()))
+        return f"{self.name} (columns: {columns}{f'; not read: {list_columns(unread)}' if unread else ''})"
+
+    def ignores(self, column: str) -> bool:
+        """Return whether a column is not read. Rewards get the other columns of prompts that are plain values."""
+        if column in self.fields.values():
+            return False
+        return self.kind != "prompt" or column in _CHANGE_PROMPTS
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return names of columns in one line, the first ones of many."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def recognize(
@@ -280,20 +188,24 @@ def recognize(
     key: str,
     path: str,
     named: Mapping[str, str] | None = None,
+    late: Sequence[str] = (),
 ) -> Format:
     """Return the format of a table, recognized by its column names and first rows.
 
-    named: {field: column} for columns named in the recipe. Raises UserError, under `key`.columns, if a named
-    column does not exist or the format is not recognized.
+    named: {field: column} for columns named in the recipe. late: columns that begin after the first rows, which can
+    only be optional fields. Raises UserError, under `key`.columns, if a named column does not exist, the format is not
+    recognized, or the prompt of preferences may be in a column that is not known.
     """
     named = {field: column for field, column in (named or {}).items() if column is not None}
-    _check_named(named, columns, key, kind)
+    _check_named(named, [*columns, *late], key, kind)
     # Named columns decide: {text: body} means text, whatever other columns exist.
     layouts = sorted(LAYOUTS[kind], key=lambda layout: -sum(field in named for field in layout))
-    for layout in layouts:
-        fields = _fields(layout, named, columns)
-        if fields is not None:
-            return Format(kind, _name(layout, fields, sample), layout, fields)
+    for last_names in (False, True):
+        for layout in layouts:
+            fields = _fields(layout, named, columns, sample, late, last_names=last_names)
+            if fields is not None:
+                _require_prompt(key, path, fields, named, columns, sample)
+                return Format(kind, _name(layout, fields, sample), layout, fields)
     example = ", ".join(
         f"{field}: {column}" for field, column in zip(_EXAMPLES[kind], [*columns, *"abc"], strict=False)
     )
@@ -331,28 +243,86 @@ def _check_named(named: Mapping[str, str], columns: Sequence[str], key: str, kin
         raise UserError(*problems)
 
 
-def _fields(layout: tuple[str, ...], named: Mapping[str, str], columns: Sequence[str]) -> dict[str, str] | None:
+def _fields(
+    layout: tuple[str, ...],
+    named: Mapping[str, str],
+    columns: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+    late: Sequence[str],
+    *,
+    last_names: bool,
+) -> dict[str, str] | None:
     """Return the columns of a layout, or None if a required one is missing."""
     fields: dict[str, str] = {}
     for field in (*layout, *ALSO[layout]):
         # Only answer (checked by rewards) and completion (trained) may share a column.
         taken = {column for other, column in {**named, **fields}.items() if {field, other} != {"answer", "completion"}}
-        found = [name for name in NAMES[field] if name in columns and name not in taken]
+        optional = field not in layout
+        names = NAMES[field] + (_LAST_NAMES.get(field, ()) if optional or last_names else ())
+        # An input of its own belongs to an instruction; a context belongs to every question that is a text.
+        if field == "input" and fields.get("prompt") != "instruction":
+            names = ("context",) if isinstance(_first(sample, fields.get("prompt")), str) else ()
+        found = [name for name in names if name in columns and name not in taken]
+        found = found or [name for name in names if optional and name in late and name not in taken]
         if field in named:
             fields[field] = named[field]
         elif found:
             fields[field] = found[0]
-        elif field in layout:
+        elif not optional:
             return None
-    # A column named "input" belongs to the prompt only in instruction datasets.
-    if fields.get("prompt") != "instruction":
-        fields.pop("input", None)
     return fields
+
+
+def _require_prompt(
+    key: str,
+    path: str,
+    fields: Mapping[str, str],
+    named: Mapping[str, str],
+    columns: Sequence[str],
+    sample: Sequence[Mapping[str, Any]],
+) -> None:
+    """Raise UserError if answers hold no question, and it may be in another column.
+
+    Named columns decide: with chosen and rejected named, and no prompt, the question is what both begin with.
+    """
+    if "chosen" not in fields or "prompt" in fields or {"chosen", "rejected"} <= named.keys():
+        return
+    if _holds_question(_first(sample, fields["chosen"])):
+        return
+    left = [name for name in columns if name not in fields.values() and _may_be_question(name, sample)]
+    if left:
+        raise UserError(
+            Problem(
+                f"{key}.columns",
+                f"The answers of {path} hold no question, and no column is known as the prompt. "
+                f"Columns that may be it: {one_of(left)}",
+                fix=f"Name it, for example columns: {{prompt: {left[0]}}}. If both answers begin with the question, "
+                f"name them instead: columns: {{chosen: {fields['chosen']}, rejected: {fields['rejected']}}}",
+            )
+        )
+
+
+def _holds_question(answer: Any) -> bool:
+    if is_dialogue(answer):
+        return True
+    turns = written_messages(answer, "chosen") if isinstance(answer, str) else answer
+    return isinstance(turns, list) and any(map(is_question, turns))
+
+
+def _may_be_question(name: str, sample: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a column holds texts of several words that differ from row to row."""
+    values = [row[name] for row in sample if isinstance(row.get(name), str) and row[name].strip()]
+    several = [value for value in values if len(value.split()) > 1]
+    return len(several) > len(values) / 2 and (len(set(values)) > 1 or len(sample) == 1)
+
+
+def _first(sample: Sequence[Mapping[str, Any]], column: str | None) -> Any:
+    return next((row[column] for row in sample if column is not None and row.get(column)), None)
 
 
 def _name(layout: tuple[str, ...], fields: Mapping[str, str], sample: Sequence[Mapping[str, Any]]) -> str:
     def first(field: str) -> Any:
-        return next((row[fields[field]] for row in sample if row.get(fields[field])), None)
+        return _first(sample, fields[field])
 
     if layout == ("messages",):
         turns = first("messages")

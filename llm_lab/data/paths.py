@@ -4,35 +4,76 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .formats import pick_column, string_columns
-from .readers import SUFFIXES, Reader, kind_of
+from .local_splits import find_saved_splits, find_splits
+from .opening import PACKED, zip_member
+from .readers import SUFFIXES, TYPED, Reader, kind_of
 
 # Names of files that usually describe a corpus: a dataset folder is often Parquet files and a README.md.
 _ABOUT = ("readme", "license", "licence", "notice", "changelog")
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+# Read as plain text if a path or a glob names them. Other endings are refused: their text may be anything.
+_PLAIN = frozenset(
+    """.adoc .asm .awk .bash .bat .bib .c .cc .cfg .clj .cmake .conf .cpp .cs .css .cu .cxx .dart .diff .el
+    .erl .ex .exs .f .f90 .go .gradle .graphql .groovy .h .hh .hpp .hs .htm .html .ini .java .jl .js
+    .jsx .kt .lisp .log .lua .m .mk .ml .nim .org .pas .patch .php .pl .pm .properties .proto .ps1 .py
+    .pyi .r .raw .rb .rs .rst .s .sass .scala .scm .scss .sh .sol .sql .srt .sty .sv .svelte .swift .tcl
+    .tex .tokens .toml .ts .tsx .v .vb .vhd .vim .vtt .vue .wiki .xml .yaml .yml .zig .zsh""".split()
+)
 SNIFFED_ROWS = 20
 _HUB_HINT = "Hub datasets are named owner/name."
 
 
-def find_files(path: str, key: str) -> tuple[Path, ...] | None:
-    """Return the files of a path, sorted and all of one kind; None if it can only be a Hub dataset.
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of a path, sorted and all of one kind.
 
-    Raises UserError if it looks like a local path and does not exist, or contains several kinds of files or none.
+    split: the split they are, where the folder has `splits`. left_out: what else is in the folder, in words.
+    """
+
+    files: tuple[Path, ...]
+    kind: str
+    split: str | None = None
+    splits: tuple[str, ...] = ()
+    left_out: str = ""
+
+    def readers(self, key: str, path: str) -> list[Reader]:
+        """Return a reader for each file."""
+        return [Reader(file, self.kind, key, path) for file in self.files]
+
+    def describe(self, *, size: bool = False) -> str:
+        """Return their number and type, the split, what is not read, and with `size` their size, in words."""
+        text = f"{len(self.files)} {self.kind} file{'s' if len(self.files) > 1 else ''}"
+        if size:
+            text += f", {_size(sum(file.stat().st_size for file in self.files))}"
+        notes = [f"not read: {self.left_out}"] if self.left_out else []
+        if self.split:
+            notes.insert(0, f"split {self.split} of {', '.join(self.splits)}")
+        return text + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def find_files(path: str, key: str, split: str = "train") -> LocalFiles | None:
+    """Return the files of a path, or of one split of a folder; None if it can only be a Hub dataset.
+
+    A folder has the splits that the datasets library sees in its names: train is the default there too. Raises
+    UserError if the path looks local and does not exist, has no such split, or has several kinds of files or none.
     """
     if not path.strip():
         raise UserError(Problem(f"{key}.path", "The path is empty", fix="Set it to a file, a folder, or a dataset."))
     local = Path(path).expanduser()
     if local.is_dir():
-        return _in_folder(path, key, local)
-    if local.is_file():
-        return (local,)
-    if local.exists():
+        return _in_folder(path, key, local, split)
+    if local.exists() and not local.is_file():
         why = "This is a device or a pipe, but data is read more than once"
         raise UserError(Problem(f"{key}.path", why, value=path, fix="Save it to a file first."))
+    if local.is_file():
+        return _of_one_kind(path, key, [local])
     if any(sign in path for sign in "*?["):
         return _in_glob(path, key, local)
     if _looks_local(path):
@@ -40,9 +81,25 @@ def find_files(path: str, key: str) -> tuple[Path, ...] | None:
     return None
 
 
+def is_local(path: str) -> bool:
+    """Return whether a path names local files, whatever is in them."""
+    local = Path(path).expanduser()
+    return local.exists() or any(sign in path for sign in "*?[") or _looks_local(path)
+
+
 def hub_mark(path: str) -> dict[str, bool]:
     """Return {"hub": True} if a path names a Hub dataset, else {}: for the record of a run."""
-    return {} if path.startswith("builtin:") or find_files(path, "data") is not None else {"hub": True}
+    return {} if path.startswith("builtin:") or is_local(path) else {"hub": True}
+
+
+def default_split(path: str, split: str | None) -> str:
+    """Return the default split for held-out prompts: test, where the dataset has one."""
+    if split is not None:
+        return split
+    if path.startswith("builtin:") or not is_local(path):
+        return "test"
+    local = Path(path).expanduser()
+    return "test" if local.is_dir() and "test" in find_splits(local, _data_in(local)[0]) else "train"
 
 
 def suggest_path(path: str) -> str | None:
@@ -84,38 +141,50 @@ def _missing(path: str, key: str, local: Path) -> Problem:
     )
 
 
-def _in_folder(path: str, key: str, folder: Path) -> tuple[Path, ...]:
-    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
-        raise UserError(
-            Problem(
-                f"{key}.path",
-                "This folder was written by save_to_disk, a format that only the datasets library reads",
-                value=path,
-                fix="Convert it to Parquet: datasets.load_from_disk(path).to_parquet('data.parquet')",
-            )
-        )
-    files = [
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    known = [file for file in files if kind_of(file.name)]
-    data = [file for file in known if not file.stem.lower().startswith(_ABOUT)] or known
-    if not data:
-        found = sorted({file.suffix or file.name for file in files})
+def _in_folder(path: str, key: str, folder: Path, split: str) -> LocalFiles:
+    saved = find_saved_splits(folder, key, path)
+    data, others = ([], []) if saved else _data_in(folder)
+    if not data and not saved:
+        found = sorted({file.suffix or file.name for file in others})
         raise UserError(
             Problem(
                 f"{key}.path",
                 f"This folder has no files of a supported type, only {one_of(found[:10]) or 'none at all'}",
                 value=path,
                 allowed=one_of(list(SUFFIXES)),
-                fix="To read other files as plain text, use a glob such as 'src/**/*.py'.",
+                fix="To read source code as plain text, use a glob such as 'src/**/*.py'.",
             )
         )
-    return _of_one_kind(path, key, sorted(data, key=lambda file: file.relative_to(folder).as_posix()))
+    splits = saved or find_splits(folder, data)
+    if splits and split not in splits:
+        hint = did_you_mean(split, splits) or f"Set split, for example split: {next(iter(splits))}"
+        raise UserError(
+            Problem(f"{key}.split", f"{path} has no such split", value=split, allowed=one_of(list(splits)), fix=hint)
+        )
+    chosen = _of_one_kind(path, key, splits[split] if splits else data)
+    in_splits = {file for files in splits.values() for file in files}
+    unread = [file.name for file in data if file not in in_splits] if splits else []
+    unread += [
+        f"{count:,} {suffix}" for suffix, count in Counter(file.suffix for file in others if file.suffix).most_common()
+    ]
+    left_out = ", ".join(unread[:5]) + (" ..." if len(unread) > 5 else "")
+    return replace(chosen, split=split if len(splits) > 1 else None, splits=tuple(splits), left_out=left_out)
 
 
-def _in_glob(path: str, key: str, pattern: Path) -> tuple[Path, ...]:
+def _data_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return (the data files of a folder, the others that are not about the data), without hidden ones."""
+    files = [
+        file
+        for file in sorted(folder.rglob("*"), key=lambda file: file.relative_to(folder).as_posix())
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    known = [file for file in files if kind_of(file.name)]
+    about = {file for file in files if file.stem.lower().startswith(_ABOUT) or file.name in _DESCRIPTIONS}
+    data = [file for file in known if file not in about] or known
+    return data, [file for file in files if file not in about and file not in known]
+
+
+def _in_glob(path: str, key: str, pattern: Path) -> LocalFiles:
     matches = sorted(glob.glob(str(pattern), recursive=True))
     files = [Path(match) for match in matches if Path(match).is_file()]
     if not files:
@@ -130,12 +199,12 @@ def _in_glob(path: str, key: str, pattern: Path) -> tuple[Path, ...]:
     return _of_one_kind(path, key, files)
 
 
-def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
-    kinds = Counter(kind_of(file.name) or "text" for file in files)
-    if len(kinds) > 1:
-        listing = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        kind = kinds.most_common(1)[0][0]
-        suffix = next(file.suffix for file in files if (kind_of(file.name) or "text") == kind)
+def _of_one_kind(path: str, key: str, files: list[Path]) -> LocalFiles:
+    kinds = {file: _kind_of_file(file, key, path) for file in files}
+    count = Counter(kinds.values())
+    if len(count) > 1:
+        listing = ", ".join(f"{number} {kind}" for kind, number in count.most_common())
+        suffix = next(file.suffix for file, kind in kinds.items() if kind == count.most_common(1)[0][0])
         folder = path.rstrip("/") if Path(path).expanduser().is_dir() else "folder"
         raise UserError(
             Problem(
@@ -146,13 +215,37 @@ def _of_one_kind(path: str, key: str, files: list[Path]) -> tuple[Path, ...]:
                 fix=f"Select one type with a glob such as {folder}/**/*{suffix}, and add an entry for each type.",
             )
         )
-    return tuple(files)
+    return LocalFiles(tuple(files), next(iter(count)))
 
 
-def describe_files(kind: str, files: tuple[Path, ...]) -> str:
-    """Return the number, type and size of files in words."""
-    size = sum(file.stat().st_size for file in files)
-    return f"{len(files)} {kind} file{'s' if len(files) > 1 else ''}, {_size(size)}"
+def _kind_of_file(file: Path, key: str, path: str) -> str:
+    """Return the kind of an existing file, by its name. Raises UserError for endings that are not known."""
+    name = file.name
+    if file.suffix.lower() == ".zip" and kind_of(name) is None:
+        reader = Reader(file, "text", key, path)
+        with reader.open():  # a zip file of one file
+            name = zip_member(file)[0]
+    kind = kind_of(name)
+    if kind is not None:
+        return kind
+    ending = "".join(Path(name).suffixes[-2:]) if Path(name).suffix.lower() in PACKED else Path(name).suffix
+    if ending.lower() not in _PLAIN | {""}:
+        raise UserError(
+            Problem(
+                f"{key}.path",
+                f"Files that end in {ending} are not known, so {file} is not read",
+                value=path,
+                allowed=f"{one_of(list(SUFFIXES))}, packed as {one_of(list(PACKED))}; the usual endings of source code",
+                fix="Unpack or convert the file. If it is plain text, rename it to .txt.",
+            )
+        )
+    with Reader(file, "text", key, path).open() as stream:
+        if stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b'{"', b'[{"')):
+            why = f"{file} looks like JSON, but its name does not end like that"
+            raise UserError(
+                Problem(f"{key}.path", why, value=path, fix="Rename it to .jsonl, or to .txt to train on it.")
+            )
+    return "text"
 
 
 def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -> tuple[tuple[str, ...], str]:
@@ -160,8 +253,8 @@ def sniff(readers: list[Reader], key: str, path: str, text_column: str | None) -
     sample = [row for _, row in islice(chain.from_iterable(r.rows() for r in readers), SNIFFED_ROWS)]
     if not sample:
         raise UserError(Problem(f"{key}.path", "It has no rows", value=path, fix="Use a dataset that contains text."))
-    if readers[0].kind == "parquet":
-        text = readers[0].parquet_columns()
+    if readers[0].kind in TYPED:
+        text = readers[0].typed_columns()
         names = tuple(text)
         strings = [name for name in names if text[name]]
     else:
@@ -178,7 +271,7 @@ def refuse_extras(
     if subset is not None:
         problems.append(("subset", subset, "only Hub datasets have subsets"))
     if split != "train":
-        problems.append(("split", split, "only Hub datasets have splits"))
+        problems.append(("split", split, "it has no splits"))
     if text_column is not None:
         problems.append(("text_column", text_column, "it has no columns"))
     if problems:
@@ -191,13 +284,17 @@ def refuse_extras(
 
 
 def refuse_local_extras(
-    key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
+    key: str, found: LocalFiles, subset: str | None, split: str, text_column: str | None = None
 ) -> None:
     """Raise a UserError for keys that have no effect on local files; text_column is for tables only."""
-    if (kind_of(files[0].name) or "text") == "text":
-        refuse_extras(key, "plain text", subset, split, text_column)
-    else:
-        refuse_extras(key, "a local file", subset, split)
+    is_text = found.kind == "text"
+    refuse_extras(
+        key,
+        "plain text" if is_text else "local files",
+        subset,
+        "train" if found.splits else split,
+        text_column if is_text else None,
+    )
 
 
 def _size(count: float) -> str:

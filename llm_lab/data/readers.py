@@ -1,26 +1,21 @@
-"""Read documents and rows from files: plain text, JSON Lines, CSV and Parquet, by suffix."""
+"""Read documents and rows from files: plain text, JSON Lines, CSV, Parquet and Arrow, by suffix."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
-import re
-import sys
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError, one_of
+from llm_lab.hf.tokenizers import LFS_POINTER
 
-Place = tuple[
-    int, int
-]  # (bytes read so far, of the uncompressed text; rows for Parquet), and lines or rows read so far
+from .opening import PACKED, explain, open_unpacked, packing_of, reading_errors, strange_beginning, zip_member
+from .tables import HEAD, Lines, Place, TypedTable, csv_cells, find_separator
+
 _PIECE_BYTES = 500_000
-_LONE_RETURN = re.compile(rb"(?<=\r)(?!\n)")
 
 
 def text_pieces(reader: Reader, offset: int = 0) -> Iterator[tuple[int, str, bool, bool]]:
@@ -29,7 +24,6 @@ def text_pieces(reader: Reader, offset: int = 0) -> Iterator[tuple[int, str, boo
     Like pieces_of, cuts where no token crosses the cut.
     """
     with reader.open() as stream:
-        reader.refuse_utf16_at(stream.read(2))
         stream.seek(offset)
         begins, left = offset == 0, b""
         while True:
@@ -40,10 +34,7 @@ def text_pieces(reader: Reader, offset: int = 0) -> Iterator[tuple[int, str, boo
             piece, left = data[:cut], data[cut:]
             if (at := piece.find(b"\0")) >= 0:
                 reader.refuse_binary(offset + at)
-            try:
-                text = piece.decode("utf-8" if offset else "utf-8-sig")
-            except UnicodeDecodeError:
-                reader.refuse_encoding()
+            text = piece.decode("utf-8" if offset else "utf-8-sig")
             offset += cut
             if not begins or (text and not text.isspace()):
                 yield offset, text, begins, ends
@@ -68,37 +59,6 @@ def _cut(data: bytes) -> int:
     return at
 
 
-class Lines:
-    """The decoded lines of a CSV file; tracks the position."""
-
-    def __init__(self, reader: Reader, stream: IO[bytes]):
-        self.reader, self.stream = reader, stream
-        self.offset, self.number = (0, 0)
-        self._pending: list[bytes] = []
-
-    def go_to(self, place: Place) -> None:
-        """Continue from an earlier position."""
-        self.offset, self.number = place
-        self._pending = []
-        self.stream.seek(self.offset)
-
-    def __iter__(self) -> Lines:
-        return self
-
-    def __next__(self) -> str:
-        if not self._pending:
-            # A single carriage return also ends a line.
-            self._pending = [part for part in _LONE_RETURN.split(next(self.stream)) if part]
-        line = self._pending.pop(0)
-        if b"\0" in line:
-            self.reader.refuse(
-                f"{self.reader.file} contains NUL bytes, so it is not text", fix="Check that it is the right file."
-            )
-        self.offset += len(line)
-        self.number += 1
-        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-
-
 SUFFIXES = {
     ".txt": "text",
     ".text": "text",
@@ -106,45 +66,76 @@ SUFFIXES = {
     ".markdown": "text",
     ".jsonl": "jsonl",
     ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
+TYPED = ("parquet", "arrow")  # kinds whose columns have types
 START = (0, 0)
 _BOM = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def kind_of(name: str) -> str | None:
-    """Return the type of a file by its name ("text", "jsonl", "csv", "parquet"), or None if unknown."""
-    suffixes = Path(name).suffixes
-    last = suffixes[-1].lower() if suffixes else ""
-    if last == ".gz":
-        inner = SUFFIXES.get(suffixes[-2].lower()) if len(suffixes) > 1 else None
-        return None if inner == "parquet" else inner
-    return SUFFIXES.get(last)
+    """Return the type of a file by its name (a value of SUFFIXES), or None if unknown."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    packed = bool(suffixes) and suffixes[-1] in PACKED
+    if packed:
+        suffixes.pop()
+    kind = SUFFIXES.get(suffixes[-1]) if suffixes else None
+    return None if packed and kind in TYPED else kind
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with None in its NaN cells: pandas writes an empty cell as NaN."""
+    return {name: None if isinstance(cell, float) and cell != cell else cell for name, cell in row.items()}
+
+
+def _constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return row
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_with_unique_keys, parse_constant=_constant)
+
+
+@dataclass
+class At:
+    """Where a reader is: the number of the line, row or item that is read next."""
+
+    number: int = 1
+    noun: str = "line"
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one file. `key` and `path`: the recipe key and the path as the user wrote it, for messages."""
+    """Reads one file. `key` and `path`: the recipe key and the path as the user wrote it, for messages.
+
+    Everything that a library raises while it reads the file becomes a UserError with the file, the line and a fix.
+    """
 
     file: Path
     kind: str
     key: str
     path: str
+    at: At = field(default_factory=At, repr=False, compare=False)
 
     def text(self) -> str:
         """Return a plain text file as a string; newlines are kept, a byte order mark is removed."""
         with self.open() as stream:
             data = stream.read()
-        self.refuse_utf16_at(data)
-        if (at := data.find(b"\0")) >= 0:
-            self.refuse_binary(at)
-        try:
+            if (at := data.find(b"\0")) >= 0:
+                self.refuse_binary(at)
             return data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.refuse_encoding()
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (line or row number from 1, row) of a file with columns."""
@@ -153,27 +144,20 @@ class Reader:
     def rows_from(self, start: Place, columns: list[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Yield (position after the row, row), starting at a position; earlier rows are not parsed.
 
-        columns: the columns to read (used for Parquet only).
+        columns: the columns to read (used for Parquet and Arrow only). Cells that are NaN are None.
         """
-        if self.kind == "parquet":
-            return self._parquet_rows(start, columns)
+        if self.kind in TYPED:
+            return self._typed_rows(start, columns)
         return (self._json_rows if self.kind == "jsonl" else self._csv_rows)(start)
 
     def place(self, number: int) -> str:
         """Return the location of a row in words."""
-        return f"{'row' if self.kind == 'parquet' else 'line'} {number} of {self.file}"
+        return f"{'row' if self.kind in TYPED else 'line'} {number} of {self.file}"
 
-    def parquet_columns(self) -> dict[str, bool]:
-        """Return the columns of a Parquet file and whether each contains text."""
-        import pyarrow as pa
-
-        with self._parquet() as parquet:
-            schema = parquet.schema_arrow
-        text = {}
-        for field in schema:
-            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            text[field.name] = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        return text
+    def typed_columns(self) -> dict[str, bool]:
+        """Return the columns of a Parquet or Arrow file and whether each contains text."""
+        with self._table() as table:
+            return table.text_columns()
 
     def column(self, column: str) -> Iterator[str]:
         """Yield the text of one column, row by row; null and blank rows are skipped."""
@@ -206,17 +190,52 @@ class Reader:
     def is_json_list(self) -> bool:
         """Return whether the file is one JSON list, which can't be streamed."""
         with self.open() as stream:
-            return self.kind == "jsonl" and stream.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
+            return self.kind == "jsonl" and _starts_list(stream.read(4096))
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn everything that libraries raise while they read this file into a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except UnicodeDecodeError:
+            self._refuse_encoding()
+        except reading_errors() as error:
+            place = f"{self.at.noun} {self.at.number} of {self.file}"
+            self.refuse(*explain(error, self.file, self.kind, place))
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Open the file as bytes, unpacked. Raises UserError if it begins as a file of another kind does."""
+        with self.errors():
+            self._check_beginning()
+            with open_unpacked(self.file) as stream:
+                if packing_of(self.file):
+                    self._refuse_beginning(stream.read(64))
+                    stream.seek(0)
+                yield stream
+
+    def _check_beginning(self) -> None:
+        with self.file.open("rb") as stream:
+            head = stream.read(64)
+        if not packing_of(self.file) or head.startswith(LFS_POINTER):
+            self._refuse_beginning(head)
+        elif packing_of(self.file) == "zip" and (why := zip_member(self.file)[1]):
+            self.refuse(f"{self.file} {why}", fix="Unpack it, and use the folder or one of its files.")
+
+    def _refuse_beginning(self, head: bytes) -> None:
+        if found := strange_beginning(head, self.file.name, self.kind):
+            self.refuse(f"{self.file} {found[0]}", fix=found[1])
 
     def _json_rows(self, start: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
         with self.open() as stream:
             head = stream.read(4096)
-            self.refuse_utf16_at(head)
             if (at := head.find(b"\0")) >= 0:
                 self.refuse_binary(at)
             offset, number = start
             stream.seek(offset)
-            if head.removeprefix(_BOM).lstrip().startswith(b"["):
+            if _starts_list(head):
                 yield from self._json_list(stream.read())
                 return
             for line in stream:
@@ -224,28 +243,16 @@ class Reader:
                     self.refuse_binary(offset + at)
                 offset += len(line)
                 number += 1
+                self.at.number = number
                 body = line.removeprefix(_BOM) if number == 1 else line
                 if body.strip():
-                    yield (offset, number), self._json_row(number, body)
-
-    def _json_row(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            # json accepts bytes too, but would guess UTF-16 and accept broken UTF-8.
-            row = json.loads(line.decode())
-        except UnicodeDecodeError:
-            self.refuse_encoding()
-        except ValueError as error:
-            self.refuse(
-                f"{self.place(number)} is not JSON: {error}",
-                fix="Write one object per line, or one list of objects in the file.",
-            )
-        return self._checked_row(row, self.place(number))
+                    # json accepts bytes too, but would guess UTF-16 and accept broken UTF-8.
+                    yield (offset, number), self._checked_row(_JSON.decode(body.decode()), self.place(number))
 
     def _json_list(self, data: bytes) -> Iterator[tuple[Place, dict[str, Any]]]:
+        text = data.decode("utf-8-sig")
         try:
-            rows = json.loads(data.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            self.refuse_encoding()
+            rows = _JSON.decode(text)
         except ValueError as error:
             self.refuse(
                 f"{self.file} starts as a list but is not JSON: {error}",
@@ -269,88 +276,54 @@ class Reader:
         return row
 
     def _csv_rows(self, start: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
-        # The default limit is 128 KiB per cell; documents are often longer.
-        csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))
         with self.open() as stream:
-            self.refuse_utf16_at(stream.read(2))
+            is_tsv = ".tsv" in [suffix.lower() for suffix in self.file.suffixes]
+            separator = find_separator(stream.read(HEAD), "\t" if is_tsv else ",")
             stream.seek(0)
-            delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in self.file.suffixes] else ","
-            lines = Lines(self, stream)
-            cells = csv.reader(lines, delimiter=delimiter, strict=True)
-            try:
-                names = next((row for row in cells if row), [])
-                if start != START:
-                    lines.go_to(start)
-                for row in cells:
-                    if len(row) > len(names):
-                        self.refuse(
-                            f"{self.place(lines.number)} has more cells than the header",
-                            fix="Quote cells that contain commas, quotes or line breaks.",
-                        )
-                    if row:
-                        short = [None] * (len(names) - len(row))
-                        yield (lines.offset, lines.number), dict(zip(names, [*row, *short], strict=True))
-            except csv.Error as error:
-                self.refuse(
-                    f"{self.place(lines.number)} is not CSV: {error}",
-                    fix="Double the quotes inside quoted cells, and close every quote.",
-                )
-            except UnicodeDecodeError:
-                self.refuse_encoding()
+            lines = Lines(stream, self.refuse_binary)
+            cells = csv_cells(lines, separator)
+            names = next((row for row in cells if row), [])
+            self._check_names(names)
+            if start != START:
+                lines.go_to(start)
+            for row in cells:
+                self.at.number = lines.number
+                if len(row) > len(names):
+                    self.refuse(
+                        f"{self.place(lines.number)} has more cells than the header",
+                        fix=f"Quote cells that contain {separator!r}, quotes or line breaks.",
+                    )
+                if row:
+                    short = [None] * (len(names) - len(row))
+                    yield (lines.offset, lines.number), dict(zip(names, [*row, *short], strict=True))
 
-    def _parquet_rows(self, start: Place, columns: list[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
-        number = 0
-        with self._parquet() as parquet:
-            for group in range(parquet.num_row_groups):
-                rows = parquet.metadata.row_group(group).num_rows
-                if number + rows <= start[1]:
-                    number += rows
-                    continue
-                for batch in parquet.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
-                    if number + batch.num_rows <= start[1]:
-                        number += batch.num_rows
-                        continue
-                    try:
-                        rows = batch.to_pylist()
-                    except UnicodeDecodeError:
-                        self.refuse(f"{self.file} is not UTF-8 text from row {number + 1} on")
-                    for row in rows:
-                        number += 1
-                        if number > start[1]:
-                            yield (number, number), row
+    def _check_names(self, names: list[str]) -> None:
+        if double := sorted({name for name in names if names.count(name) > 1}):
+            self.refuse(f"{self.file} has two columns of the same name: {one_of(double)}", fix="Rename one of them.")
+
+    def _typed_rows(self, start: Place, columns: list[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
+        with self._table() as table:
+            self._check_names(table.names)
+            for before, rows in table.batches(start[1], columns):
+                self.at.number = before + 1
+                for number, row in enumerate(rows(), before + 1):
+                    if number > start[1]:
+                        yield (number, number), without_nan(row)
 
     @contextmanager
-    def _parquet(self) -> Iterator[Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def _table(self) -> Iterator[TypedTable]:
+        self.at.noun = "row"
+        with self.errors():
+            self._check_beginning()
+            with TypedTable.open(self.file, self.kind) as table:
+                yield table
 
-        try:
-            with pq.ParquetFile(self.file) as parquet:
-                yield parquet
-        except pa.ArrowException as error:
-            self.refuse(
-                f"{self.file} can't be read as Parquet: {str(error).splitlines()[0]}",
-                fix="Check that the download is complete.",
-            )
-        except OSError as error:
-            self.refuse(f"{self.file} can't be read: {error.strerror or error}")
-
-    @contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
-        """Open the file as bytes, decompressed if it is a .gz file."""
-        try:
-            packed = self.file.suffix.lower() == ".gz"
-            with gzip.open(self.file) if packed else self.file.open("rb") as stream:
-                yield cast(IO[bytes], stream)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            self.refuse(f"{self.file} is not a complete gzip file: {error}", fix="Check that the download is complete.")
-        except OSError as error:
-            self.refuse(f"{self.file} can't be read: {error.strerror or error}")
-
-    def refuse_encoding(self) -> NoReturn:
+    def _refuse_encoding(self) -> NoReturn:
         """Raise a UserError that names the first byte that is not UTF-8."""
+        if self.kind in TYPED:
+            self.refuse(f"{self.file} is not UTF-8 text from row {self.at.number} on")
         offset = 0
-        with self.open() as stream:
+        with open_unpacked(self.file) as stream:
             for number, line in enumerate(stream, 1):
                 try:
                     line.decode()
@@ -364,21 +337,16 @@ class Reader:
                 offset += len(line)
         self.refuse(f"{self.file} changed while it was being read")
 
-    def refuse_utf16_at(self, head: bytes) -> None:
-        """Raise a UserError if a file starts with a UTF-16 byte order mark."""
-        if not head.startswith(_UTF16):
-            return
-        self.refuse(
-            f"{self.file} is UTF-16, not UTF-8",
-            fix=f"Convert it: iconv -f UTF-16 -t UTF-8 {self.file.name} > utf8-{self.file.name}",
-        )
-
     def refuse_binary(self, offset: int) -> NoReturn:
         """Raise a UserError for a binary file."""
         self.refuse(
             f"{self.file} contains a NUL byte at offset {offset}, so it is not text",
-            fix="Check that it is the right file. Supported: text, JSON Lines, CSV and Parquet.",
+            fix="Check that it is the right file. Supported: text, JSON Lines, CSV, Parquet and Arrow.",
         )
+
+
+def _starts_list(head: bytes) -> bool:
+    return head.removeprefix(_BOM).lstrip().startswith(b"[")
 
 
 def _is_sound(text: str) -> bool:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .formats import (
-    NAMES,
-    Format,
+from .formats import NAMES, UNSUPPORTED, Format
+from .messages import (
     Message,
     Unreadable,
     Unusable,
     check_turns,
     is_dialogue,
+    is_single_message,
     read_dialogue,
     read_messages,
     read_text,
+    written_messages,
 )
 
 TRUNCATED = "messages after the last answer removed"
@@ -55,7 +57,7 @@ class Example:
             return self.text
         until = len(self.prompt)
         if self.completion is not None:
-            until = next((i for i, message in enumerate(self.prompt) if message["role"] == "assistant"), until)
+            until = next((i for i, message in enumerate(self.prompt) if _is_trained(message)), until)
         return "\0".join(
             part for message in self.prompt[:until] for part in (message["role"], message["content"].strip())
         )
@@ -80,6 +82,9 @@ def read_example(row: Mapping[str, Any], form: Format) -> tuple[Example, str | N
         if not text.strip():
             raise Unusable("no text")
         return Example(text=text), None
+    for column in UNSUPPORTED:
+        if column not in form.fields.values() and _is_in_use(row.get(column)):
+            raise Unusable(f"column {column!r} is not supported")
     if form.layout == ("chosen", "rejected"):
         return _read_preference(row, form), None
     if form.layout == ("messages",):
@@ -115,17 +120,14 @@ def _from_messages(messages: list[Message], row: Mapping[str, Any], form: Format
 def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
     chosen, rejected = (_answers(row, form, field) for field in ("chosen", "rejected"))
     before = _shared(chosen, rejected)
-    if before:
-        # Datasets with the prompt in both answers often also have a prompt column: ignore it.
-        prompt = chosen[:before]
-        if prompt[0]["role"] != "system":
-            prompt = [*_system(row, form), *prompt]
-    elif "prompt" in form.fields:
-        prompt = _prompt(row, form)
+    shared, chosen, rejected = chosen[:before], chosen[before:], rejected[before:]
+    if "prompt" in form.fields and (not shared or row.get(form.fields["prompt"])):
+        prompt = _joined(_prompt(row, form), shared)
+    elif shared:
+        prompt = _with_system(_system(row, form), shared)
     else:
         prompt, chosen, rejected = _split_strings(chosen, rejected)
         prompt = [*_system(row, form), *prompt]
-    chosen, rejected = chosen[before:], rejected[before:]
     if [message["role"] for message in (*chosen, *rejected)] != ["assistant", "assistant"]:
         raise Unusable("chosen and rejected differ before the last answer")
     if not any(message["role"] == "user" for message in prompt):
@@ -140,6 +142,29 @@ def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
     if better.strip() == worse.strip():
         raise Unusable("chosen and rejected are the same")
     return Example(tuple(prompt), chosen=better, rejected=worse, answer=_answer(row, form))
+
+
+def _joined(prompt: list[Message], shared: list[Message]) -> list[Message]:
+    """Return the prompt column followed by the messages that both answers begin with, which may repeat it."""
+    system = [message for message in prompt if message["role"] == "system"]
+    asked, repeated = ([_said(one) for one in turns if one["role"] != "system"] for turns in (prompt, shared))
+    places = range(len(repeated) - len(asked) + 1)
+    is_repeated = any(repeated[at : at + len(asked)] == asked for at in places) or asked[: len(repeated)] == repeated
+    # A question may also be given as the text that a template makes of it.
+    is_written = len(asked) == 1 and any(role == "user" and text in asked[0][1] for role, text in repeated if text)
+    if shared and (is_repeated or is_written):
+        return _with_system(system, shared)
+    if asked and repeated and asked[-1][0] == repeated[0][0]:
+        raise Unusable("the prompt column differs from the prompt in the answers")
+    return [*prompt, *shared]
+
+
+def _said(message: Message) -> tuple[str, str]:
+    return message["role"], message["content"].strip()
+
+
+def _with_system(system: list[Message], messages: list[Message]) -> list[Message]:
+    return messages if messages[0]["role"] == "system" else [*system, *messages]
 
 
 def _shared(chosen: list[Message], rejected: list[Message]) -> int:
@@ -174,13 +199,19 @@ def _prompt(row: Mapping[str, Any], form: Format) -> list[Message]:
         messages = read_dialogue(value)
         if messages[-1] == _message("assistant", ""):
             messages.pop()
-    elif isinstance(value, str) and not _is_json_list(value):
+    elif isinstance(value, str) and (messages := written_messages(value, what) or []) == []:
         question = read_text(value, what)
         more = read_text(row.get(form.fields["input"]), _column(form, "input")) if "input" in form.fields else ""
-        messages = [_message("user", f"{question}\n\n{more}" if more.strip() else question)]
+        # A question may already be written with its context.
+        known = more.strip() in question and form.fields["input"] == "context" if more.strip() else True
+        messages = [_message("user", question if known else f"{question}\n\n{more}")]
     else:
         messages = read_messages(value, what)
-    return [*_system(row, form), *messages]
+    if "completion" in form.layout:
+        # As in TRL, answers inside a prompt are examples to read, not to learn.
+        messages = [{**one, "train": False} if _is_trained(one) else one for one in messages]
+    first = int(messages[0]["role"] == "system") if messages else 0
+    return [*_system(row, form), *messages[:first], *_history(row, form), *messages[first:]]
 
 
 def _answers(row: Mapping[str, Any], form: Format, field: str) -> list[Message]:
@@ -191,13 +222,38 @@ def _answers(row: Mapping[str, Any], form: Format, field: str) -> list[Message]:
         return read_dialogue(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [_message("assistant", str(value))]
-    if isinstance(value, str) and not _is_json_list(value):
+    if isinstance(value, str) and written_messages(value, what) is None:
         return [_message("assistant", read_text(value, what))]
+    return read_messages([value] if is_single_message(value) else value, what)
+
+
+def _history(row: Mapping[str, Any], form: Format) -> list[Message]:
+    """Return the turns before the prompt: messages, or pairs of question and answer as in LLaMA-Factory."""
+    if "history" not in form.fields:
+        return []
+    value, what = row.get(form.fields["history"]), _column(form, "history")
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise Unreadable(f"{what} is a string that is not valid JSON") from None
+    if not value:
+        return []
+    if isinstance(value, list) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
+        sides = ("user", "assistant")
+        return [_message(role, read_text(said, what)) for turn in value for role, said in zip(sides, turn, strict=True)]
     return read_messages(value, what)
 
 
-def _is_json_list(value: str) -> bool:
-    return value.lstrip().startswith(('[{"', '[ {"'))
+def _is_in_use(value: Any) -> bool:
+    """Return whether a cell holds tools, images or the like: not empty, and not a plain value of another meaning."""
+    if isinstance(value, str):
+        return value.strip().startswith(("[", "{")) and value.strip() not in ("[]", "{}")
+    return bool(value) and not isinstance(value, bool | int | float)
+
+
+def _is_trained(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("train") is not False
 
 
 def _system(row: Mapping[str, Any], form: Format) -> list[Message]:

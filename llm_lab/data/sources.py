@@ -14,8 +14,8 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .builtin import BUILTIN, builtin_documents
 from .formats import pick_column
-from .paths import SNIFFED_ROWS, describe_files, find_files, refuse_extras, refuse_local_extras, sniff
-from .readers import Reader, kind_of
+from .paths import SNIFFED_ROWS, LocalFiles, find_files, is_local, refuse_extras, refuse_local_extras, sniff
+from .readers import Reader
 
 _FORMAT = "1"  # part of every fingerprint: increase it when the same files would produce different documents
 
@@ -60,9 +60,9 @@ def open_source(
     if path.startswith("builtin:"):
         refuse_extras(key, "a built-in dataset", subset, split, text_column)
         source = _open_builtin(path, key)
-    elif (files := find_files(path, key)) is not None:
-        refuse_local_extras(key, files, subset, split, text_column)
-        source = _open_files(path, key, files, text_column)
+    elif (found := find_files(path, key, split)) is not None:
+        refuse_local_extras(key, found, subset, split, text_column)
+        source = _open_files(path, key, found, text_column)
     else:
         source = _open_hub(path, key, subset, split, text_column)
     if next(source.documents(), None) is None:
@@ -95,13 +95,11 @@ def _open_builtin(path: str, key: str) -> TextSource:
     )
 
 
-def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str | None) -> TextSource:
-    # Files with other suffixes (.py, .tex, none) are read as plain text if the user named them.
-    kind = kind_of(files[0].name) or "text"
-    readers = [Reader(file, kind, key, path) for file in files]
+def _open_files(path: str, key: str, found: LocalFiles, text_column: str | None) -> TextSource:
+    readers = found.readers(key, path)
     columns: tuple[str, ...] = ()
     column = None
-    if kind == "text":
+    if found.kind == "text":
         read = partial(_texts, readers)
     else:
         columns, column = sniff(readers, key, path, text_column)
@@ -112,9 +110,9 @@ def _open_files(path: str, key: str, files: tuple[Path, ...], text_column: str |
         text_column=column,
         columns=columns,
         # Only contents, no names: a folder that was moved keeps its cached tokens.
-        fingerprint=_digest(kind, column or "", *map(_file_digest, files)),
+        fingerprint=_digest(found.kind, column or "", *map(_file_digest, found.files)),
         _read=read,
-        _extent=describe_files(kind, files),
+        _extent=found.describe(size=True),
     )
 
 
@@ -133,7 +131,7 @@ def look_at_source(
     an unreachable Hub is a warning, not an error, because the recipe may be meant for another machine.
     """
     path = str(path)
-    if path.startswith("builtin:") or find_files(path, key) is not None:
+    if path.startswith("builtin:") or is_local(path):
         if streaming:
             from .streams import open_stream
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
 
 from .formats import pick_column, string_columns
-from .paths import SNIFFED_ROWS, describe_files, find_files, refuse_local_extras, sniff
-from .readers import START, Place, Reader, kind_of, text_pieces
+from .paths import SNIFFED_ROWS, LocalFiles, find_files, refuse_local_extras, sniff
+from .readers import START, Reader, text_pieces
+from .tables import Place
 
 _HEAD_CHARACTERS = 4_000_000
 
@@ -91,11 +91,12 @@ def open_stream(
     Raises UserError, under `key`, as open_source does, and for files that can't be streamed.
     """
     path = str(path)
-    files = find_files(path, key)
-    if files is None:
+    found = find_files(path, key, split)
+    if found is None:
         stream = _open_hub(path, key, subset, split, text_column)
     else:
-        stream = _open_files(path, key, files, subset, split, text_column)
+        refuse_local_extras(key, found, subset, split, text_column)
+        stream = _open_files(path, key, found, text_column)
     if next(stream.pieces(), None) is None:
         raise UserError(
             Problem(f"{key}.path", "It contains no text", value=path, fix="Use a dataset that contains text.")
@@ -140,14 +141,10 @@ def _too_short(stream: TextStream, documents: int) -> Problem:
     )
 
 
-def _open_files(
-    path: str, key: str, files: tuple[Path, ...], subset: str | None, split: str, text_column: str | None
-) -> TextStream:
-    refuse_local_extras(key, files, subset, split, text_column)
-    kind = kind_of(files[0].name) or "text"
-    readers = [Reader(file, kind, key, path) for file in files]
+def _open_files(path: str, key: str, found: LocalFiles, text_column: str | None) -> TextStream:
+    readers = found.readers(key, path)
     column = None
-    if kind != "text":
+    if found.kind != "text":
         if any(reader.is_json_list() for reader in readers):
             fix = "Write one object per line, or remove streaming."
             raise UserError(Problem(f"{key}.streaming", "A JSON list can't be streamed", value=True, fix=fix))
@@ -157,8 +154,8 @@ def _open_files(
         path=path,
         text_column=column,
         _read=partial(_read_files, readers, column),
-        _extent=describe_files(kind, files),
-        _identity="\0".join([kind, column or "", *(str(file.stat().st_size) for file in files)]),
+        _extent=found.describe(size=True),
+        _identity="\0".join([found.kind, column or "", *(str(file.stat().st_size) for file in found.files)]),
     )
 
 

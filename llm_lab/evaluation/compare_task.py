@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_lab.chat.decoding import ChatSettings
-from llm_lab.data.examples import Example, default_split, open_examples
+from llm_lab.data.examples import Example, open_examples
+from llm_lab.data.paths import default_split
 from llm_lab.data.sources import TextSource
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.adapter import is_adapter, read_adapter

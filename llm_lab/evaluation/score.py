@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from llm_lab.data.examples import Example, default_split, open_examples
+from llm_lab.data.examples import Example, open_examples
+from llm_lab.data.paths import default_split
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, RunWarning, progress_of
 from llm_lab.hf.conversations import encode_prompt

@@ -9,6 +9,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 
 END_OF_TEXT = "<|endoftext|>"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that was not downloaded begins
 # BPE training time is quadratic in word length, and a text without spaces is one word. Cuts this far apart have no
 # effect on the merges that matter.
 LONG_TEXT = 10_000
@@ -95,8 +96,20 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, key: st
     return tokenizer
 
 
+def lfs_pointers(folder: str | Path) -> list[str]:
+    """Return the names of the files of a folder that only point to what Git LFS would download."""
+    found = []
+    for file in sorted(Path(folder).glob("*")):
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
+            found.append(file.name)
+    return found
+
+
 def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem:
     """Explain why something could not be loaded from disk or the Hub, and how to fix it."""
+    if pointers := lfs_pointers(name):
+        why = f"{pointers[0]} is a Git LFS pointer: the file itself was not downloaded"
+        return Problem(key, why, value=name, fix="Download it: git lfs pull, in that folder.")
     text = str(error)
     lowered = text.lower()
     if "gated" in lowered or "401" in text or "403" in text:

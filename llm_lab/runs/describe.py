@@ -54,6 +54,8 @@ def data_rows(facts: Mapping[str, Any]) -> list[list[str]]:
         elif "read" in source:
             dropped = ", ".join(f"{count:,} dropped: {why}" for why, count in (source.get("dropped") or {}).items())
             amount = f"{source['kept']:,} of {source['read']:,} rows kept" + (f" ({dropped})" if dropped else "")
+            unread = ", ".join(f"{name} ({count:,} rows)" for name, count in (source.get("unread") or {}).items())
+            amount += f"; columns not read: {unread}" if unread else ""
         rows.append([source["path"], source["fingerprint"][:12], amount])
     return rows
 

@@ -60,10 +60,9 @@ def open_data(recipe: TuneRecipe, folder: RunFolder, listener: Listener) -> Exam
         listener(Notice(f"{source.key}: {source.description}"))
     splits = split_examples(sources, fraction=recipe.validation.fraction, take=recipe.validation.from_)
     if is_first_process():
-        counts = [{"read": s.counts.read, "kept": s.counts.kept, "dropped": dict(s.counts.dropped)} for s in sources]
         data = [
-            {"path": source.path, "fingerprint": source.fingerprint, **hub_mark(source.path), **count}
-            for source, count in zip(sources, counts, strict=True)
+            {"path": source.path, "fingerprint": source.fingerprint, **hub_mark(source.path), **source.counts.record()}
+            for source in sources
         ]
         folder.update(data=data)
     held_out = [example for split in splits for example in split.validation]

@@ -88,10 +88,11 @@ def look_at_texts(source: Mapping[str, Any]) -> Found:
 def look_at_examples(source: Mapping[str, Any], kind: str) -> Found:
     """Look at a set of examples; of one on the Hub only at its page. UserError where it can't be read."""
     from llm_lab.data import examples
+    from llm_lab.data.paths import is_local
 
     keys = {key: source[key] for key in ("subset", "split", "columns") if source.get(key)}
     remark = examples.look_at_examples(source["path"], kind=kind, **keys)
-    if remark:
+    if remark and not source["path"].startswith("builtin:") and not is_local(source["path"]):
         return Found(remark)
     found = examples.open_examples(source["path"], kind=kind, **keys)
     return Found(found.description, found.examples[0].describe())
@@ -108,14 +109,9 @@ def columns_of(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 def is_hub_name(path: str) -> bool:
     """Whether a path names a dataset on the Hub."""
-    from llm_lab.data.paths import find_files
+    from llm_lab.data.paths import is_local
 
-    if path.startswith("builtin:") or path.count("/") != 1:
-        return False
-    try:
-        return find_files(path, "data") is None
-    except UserError:
-        return False
+    return not path.startswith("builtin:") and path.count("/") == 1 and not is_local(path)
 
 
 def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:

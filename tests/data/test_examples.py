@@ -339,6 +339,190 @@ def test_a_dataset_without_usable_rows_is_an_error():
     assert "It has no usable example: 0 of 2 rows; 1: no answer; 1: no messages" in message
 
 
+# Columns that change the prompt
+
+
+def test_columns_that_are_not_read_are_listed_and_counted():
+    rows = [{**GOOD, "id": number, "note": "late" if number > 25 else None, "tags": []} for number in range(30)]
+    source = read(*rows)
+    assert source.counts.unread == {"id": 30, "note": 4}
+    assert source.counts.record()["unread"] == {"id": 30, "note": 4}
+    assert "messages (columns: messages; not read: id, note): 30 of 30 rows" in source.description
+    remark = look_at_examples("rows.jsonl", kind="conversation")
+    assert remark == "data.0: columns of rows.jsonl that are not read: id, note"
+
+
+def test_a_check_counts_the_rows_that_are_dropped():
+    remark = look_at_examples(write(GOOD, {"messages": [USER]}), kind="conversation")
+    assert remark == "data.0: 1 of the 2 rows are dropped: no answer"
+
+
+def test_the_plain_columns_of_prompts_are_for_rewards_and_others_are_listed():
+    row = {"prompt": "Why?", "answer": "So.", "level": 3, "input": "text"}
+    assert read(row, kind="prompt").counts.unread == {"input": 1}
+
+
+@pytest.mark.parametrize(
+    ("late", "prompt"),
+    [
+        ({"input": "1 and 2"}, [{"role": "user", "content": "Why?\n\n1 and 2"}]),
+        ({"system": "Be kind."}, [SYSTEM, USER]),
+        ({"history": [["Who?", "Ann."]]}, [{"role": "user", "content": "Who?"}, {**ANSWER, "content": "Ann."}, USER]),
+    ],
+)
+def test_an_optional_column_that_begins_late_is_read(late, prompt):
+    row = {"instruction": "Why?", "output": "So."}
+    source = read(*[row] * 30, row | late)
+    assert source.examples[-1].prompt == tuple(prompt)
+    assert source.examples[0].prompt == (USER,)
+    assert source.counts.unread == {}
+
+
+def test_a_column_named_in_the_recipe_may_begin_late():
+    rows = [{"q": "Why?"}] * 30 + [{"q": "Why?", "a": "So."}]
+    assert only(*rows, columns={"prompt": "q", "completion": "a"}).messages == [USER, ANSWER]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["Who?", "Ann."]],
+        json.dumps([["Who?", "Ann."]]),
+        [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."}],
+    ],
+)
+def test_the_turns_of_a_history_precede_the_prompt(history):
+    before = ({"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."})
+    row = {"instruction": "Why?", "input": "", "output": "So.", "history": history, "system": "Be kind."}
+    assert only(row).prompt == (SYSTEM, *before, USER)
+    assert only({**row, "history": []}).prompt == (SYSTEM, USER)
+    preference = {"prompt": "Why?", "history": history, "chosen": "So.", "rejected": "No."}
+    assert only(preference, kind="preference").prompt == (*before, USER)
+    assert only({"question": "Why?", "answer": "So.", "history": history}, kind="prompt").prompt == (*before, USER)
+
+
+def test_a_history_of_another_form_is_an_error():
+    assert "message 1 of column 'history' is str" in refusal({"prompt": "Why?", "output": "So.", "history": ["Who?"]})
+
+
+def test_the_context_of_a_question_follows_it_in_the_prompt():
+    row = {"question": "Who?", "context": "It was Ann.", "answer": "Ann"}
+    assert only(row).prompt == ({"role": "user", "content": "Who?\n\nIt was Ann."},)
+    written = {**row, "question": "It was Ann. Who?"}
+    assert only(written).prompt == ({"role": "user", "content": "It was Ann. Who?"},)
+
+
+@pytest.mark.parametrize("column", ["tools", "functions", "images"])
+def test_rows_that_use_tools_or_images_are_dropped_and_counted(column):
+    source = read(GOOD, {**GOOD, column: [{"name": "search"}]}, {**GOOD, column: []}, {**GOOD, column: "[]"})
+    assert source.counts.kept == 3
+    assert source.counts.dropped == {f"column {column!r} is not supported": 1}
+
+
+def test_an_input_alone_is_the_prompt():
+    assert only({"input": "Why?", "output": "So."}).messages == [USER, ANSWER]
+    row = {"system": "Be kind.", "input": "Why?", "chosen": "Sure:\nSo.", "rejected": "Sure:\nNo."}
+    example = only(row, kind="preference")
+    assert (example.prompt, example.chosen, example.rejected) == ((SYSTEM, USER), "Sure:\nSo.", "Sure:\nNo.")
+
+
+# Preferences
+
+
+def test_answers_without_a_question_need_a_prompt_column():
+    rows = [{"ask": f"Name {n} birds", "chosen": f"Sure:\nrobin {n}", "rejected": f"Sure:\ncar {n}"} for n in (1, 2)]
+    message = refusal(*rows, kind="preference")
+    assert "data.0.columns: The answers of rows.jsonl hold no question" in message
+    assert "Columns that may be it: ask. Name it, for example columns: {prompt: ask}" in message
+    named = read(*rows, kind="preference", columns={"prompt": "ask"}).examples[0]
+    assert named.prompt[-1]["content"] == "Name 1 birds"
+    split = read(*rows, kind="preference", columns={"chosen": "chosen", "rejected": "rejected"}).examples[0]
+    assert split.prompt[-1]["content"] == "Sure:"
+
+
+BIRDS = {"role": "user", "content": "Birds?"}
+NO = {"role": "assistant", "content": "No."}
+TURNS = {
+    "the prompt column has the system message": ([SYSTEM], [USER], [SYSTEM, USER]),
+    "the prompt column is repeated": ([USER], [USER], [USER]),
+    "it is repeated without its system message": ([SYSTEM, USER], [USER], [SYSTEM, USER]),
+    "it is the last question": ("Birds?", [USER, ANSWER, BIRDS], [USER, ANSWER, BIRDS]),
+    "it is the first question": ("Why?", [USER, ANSWER, BIRDS], [USER, ANSWER, BIRDS]),
+    "it is the whole conversation": ([USER, ANSWER, BIRDS], [USER], [USER]),
+    "it is the question in a template": ("<|user|>Why?<|end|>", [USER], [USER]),
+    "the answers have several turns": ([USER], [ANSWER, BIRDS], [USER, ANSWER, BIRDS]),
+    "the prompt is in another column": ([USER], [], [USER]),
+}
+
+
+@pytest.mark.parametrize("name", list(TURNS))
+def test_the_prompt_is_its_column_and_what_both_answers_begin_with(name):
+    column, shared, prompt = TURNS[name]
+    where = "conversations" if name.endswith("another column") else "prompt"
+    row = {where: column, "chosen": [*shared, ANSWER], "rejected": [*shared, NO]}
+    example = only(row, kind="preference")
+    assert example.prompt == tuple(prompt)
+    assert (example.chosen, example.rejected) == ("So.", "No.")
+
+
+def test_answers_may_be_single_messages():
+    row = {
+        "conversations": [{"from": "human", "value": "Why?"}],
+        "chosen": {"from": "gpt", "value": "So."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    example = only(row, kind="preference")
+    assert (example.prompt, example.chosen, example.rejected) == ((USER,), "So.", "No.")
+
+
+def test_a_prompt_that_contradicts_the_answers_is_dropped_with_the_reason():
+    good = {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": [USER, NO]}
+    source = read(good, {**good, "prompt": [BIRDS]}, kind="preference")
+    assert source.counts.dropped == {"the prompt column differs from the prompt in the answers": 1}
+
+
+# Cells
+
+
+def test_answers_within_a_prompt_are_not_trained():
+    shots = [USER, ANSWER]
+    rows = [{"prompt": [*shots, {"role": "user", "content": f"{n}?"}], "completion": str(n)} for n in range(2)]
+    first, second = read(*rows).examples
+    assert first.prompt[1] == {**ANSWER, "train": False}
+    assert first.opening != second.opening, "the same examples in two prompts keep them on one side of a split"
+    assert only({"messages": [USER, ANSWER, BIRDS, NO]}).prompt[1] == ANSWER
+    assert read(rows[0]).fingerprint != read({"messages": [*rows[0]["prompt"], {**ANSWER, "content": "0"}]}).fingerprint
+
+
+def test_nan_is_an_empty_cell():
+    Path("rows.jsonl").write_text('{"prompt": "Why?", "completion": NaN}\n{"prompt": "Why?", "completion": "So."}\n')
+    source = open_examples("rows.jsonl", kind="conversation")
+    assert (source.counts.kept, source.counts.dropped) == (1, {"no answer": 1})
+    table = pa.table({"prompt": ["a", "b"], "completion": pa.array([float("nan"), 1.0])})
+    pq.write_table(table, "rows.parquet")
+    assert open_examples("rows.parquet", kind="conversation").counts.dropped == {"no answer": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"name": "Ada"}, {"name": "Bob"}]', '[{"role": "admin", "content": "x"}]', "[{not JSON}]", "[{'name': 'Ada'}]"],
+)
+def test_a_list_that_is_not_messages_is_text(text):
+    assert only({"prompt": text, "completion": text}).messages == [
+        {**USER, "content": text},
+        {**ANSWER, "content": text},
+    ]
+
+
+def test_messages_written_as_text_are_messages():
+    for write_list in (json.dumps, repr):
+        row = {"prompt": write_list([SYSTEM, USER]), "completion": write_list([ANSWER])}
+        assert only(row).messages == [SYSTEM, USER, ANSWER]
+        assert only({"messages": write_list([USER, ANSWER])}).messages == [USER, ANSWER]
+    broken = "[{'role': 'user', 'content': 'Why?'} {'role': 'assistant'"
+    assert "looks like a list of messages, but is not valid JSON" in refusal({"prompt": broken, "completion": "So."})
+
+
 def test_all_file_types_are_read():
     Path("rows.json").write_text(json.dumps([GOOD, GOOD]))
     Path("rows.csv").write_text('prompt,completion\nWhy?,So.\n"A, b?",c\n')
@@ -393,7 +577,7 @@ def test_keys_without_effect_are_refused():
 
 
 def test_a_check_finds_problems_in_the_first_rows_and_downloads_nothing(monkeypatch):
-    assert look_at_examples(write(GOOD, {"messages": [USER]}), kind="conversation") is None
+    assert look_at_examples(write(GOOD, GOOD), kind="conversation") is None
     with pytest.raises(UserError, match="are not recognized"):
         look_at_examples(write({"foo": 1}), kind="conversation")
     with pytest.raises(UserError, match="has the role 'tool'"):

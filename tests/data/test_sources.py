@@ -258,17 +258,12 @@ def test_the_error_for_a_folder_without_text_lists_its_file_types():
     assert "only none at all" in refusal("empty")
 
 
-def test_the_error_for_a_save_to_disk_folder_shows_how_to_convert_it_to_parquet():
-    write("d/state.json", "{}")
-    write("d/dataset_info.json", "{}")
-    assert "to_parquet" in refusal("d")
-
-
 def test_keys_for_hub_datasets_are_refused_together_for_files():
     write("a.txt", "text")
     message = refusal("a.txt", subset="en", split="test").splitlines()
     assert len(message) == 2
     assert message[0].startswith("data.0.subset = en: This is plain text: only Hub datasets have subsets.")
+    assert message[1].startswith("data.0.split = test: This is plain text: it has no splits.")
     assert "data.0.text_column = x: This is plain text" in refusal("a.txt", text_column="x")
 
 

@@ -108,3 +108,11 @@ def test_load_errors_are_explained(message, words):
     problem = hub_problem(RuntimeError(message), "model.checkpoint", "org/name", "model")
     assert str(problem).startswith("model.checkpoint = org/name: ")
     assert words in str(problem)
+
+
+def test_files_that_git_lfs_did_not_download_are_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    problem = hub_problem(ValueError("header too large"), "model.checkpoint", str(tmp_path), "model")
+    assert "model.safetensors is a Git LFS pointer" in problem.why
+    assert problem.fix == "Download it: git lfs pull, in that folder."
