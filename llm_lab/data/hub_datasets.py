@@ -131,7 +131,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             where,
             "No such local file, and the Hugging Face Hub can't be reached",
             value=path,
-            fix=f"{suggest_path(path) or ''} Check the network, or use a local file or builtin:stories.",
+            fix=f"{suggest_path(path) or ''} Check the network, or use a local file or a built-in dataset.",
         )
     if "Dataset scripts are no longer supported" in message:
         return Problem(

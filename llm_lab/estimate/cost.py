@@ -156,7 +156,7 @@ def estimate_pretraining(
     )
     checkpoint = 4 * shape.parameters + memory["optimizer"]
     if device == "cpu":
-        memory["program"] = PROGRAM_BYTES
+        memory["libraries"] = PROGRAM_BYTES
     return Estimate(
         parameters=shape.parameters,
         parameters_by_part=shape.parameters_by_part,
@@ -216,7 +216,7 @@ def estimate_post_training(
     if has_critic:
         memory["critic"] = int(frozen * (1 + 3 * trained))
     if recipe["device"] == "cpu":
-        memory["program"] = PROGRAM_BYTES
+        memory["libraries"] = PROGRAM_BYTES
     checkpoint = int(4 * shape.parameters * trained) + memory["optimizer"]
     return Estimate(
         parameters=shape.parameters,
@@ -245,7 +245,7 @@ def _adapter_parameters(shape: ModelShape, lora: Mapping[str, Any]) -> int:
 def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:
     """Estimate a stage that trains nothing: the model in memory in float32 and, if it writes one, on disk."""
     weights = 4 * shape.parameters if shape else 0
-    memory = {"weights": weights, "program": PROGRAM_BYTES} if shape else {}
+    memory = {"weights": weights, "libraries": PROGRAM_BYTES} if shape else {}
     return Estimate(
         parameters=shape.parameters if shape else None,
         parameters_by_part=shape.parameters_by_part if shape else {},

@@ -23,6 +23,11 @@ def size(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
+def plural(number: float, noun: str) -> str:
+    """Return a number with its noun: 1 epoch, 2.5 epochs."""
+    return f"{number:,g} {noun}" + ("" if number == 1 else "s")
+
+
 def _two_digits(number: float) -> str:
     return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
 

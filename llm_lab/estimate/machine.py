@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from .formatting import plural
+
 # Dense bf16 peaks in FLOP/s by a part of the GPU's name, from the data sheets.
 BF16_PEAKS = {
     "B200": 2.25e15,
@@ -173,7 +175,7 @@ def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
 
 
 def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpuplural() or 1
 
 
 def _cpuinfo(key: str) -> str:
@@ -225,7 +227,7 @@ def examine() -> list[Finding]:
 def _devices(machine: Machine) -> Iterator[Finding]:
     import torch
 
-    cores, threads = _count(machine.cpu_cores, "core"), _count(torch.get_num_threads(), "thread")
+    cores, threads = plural(machine.cpu_cores, "core"), plural(torch.get_num_threads(), "thread")
     yield Finding("CPU", "good", f"{machine.cpu_name}, {cores}, {threads}")
     yield Finding("memory", "good", f"{machine.memory_bytes / 2**30:.0f} GiB")
     for gpu in machine.gpus:
@@ -246,10 +248,6 @@ def _devices(machine: Machine) -> Iterator[Finding]:
     if machine.cuda_problem:
         fast = "fast (in hardware)" if machine.cpu_bf16_is_fast else "not in hardware: float32 is faster"
         yield Finding("bf16 on the CPU", "good", fast)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _compiler(machine: Machine) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from .scoring import prompts_are_held_out
 from .stage import Stage, Values
 
 NAME = "grpo"
-ABOUT = "reinforce outputs that beat the average for their prompt (RL)"
+ABOUT = "RL: reinforce outputs that beat their prompt's average"
 GRPO_LOSSES = {
     "dapo": "mean over all tokens of the step; longer outputs weigh more",
     "grpo": "mean over each output, then over outputs; favors short correct outputs",
@@ -119,6 +119,6 @@ GRPO = Stage(
     rows_per_example="grpo.num_generations",
     compares_probabilities=True,
     estimates_reference=lambda values: values[NAME]["beta"] > 0,
-    next_step="GRPO: reinforce outputs that beat the average for their prompt",
+    next_step="GRPO: reinforce outputs that beat their prompt's average",
     next=("dpo", "ppo", "eval", "export"),
 )

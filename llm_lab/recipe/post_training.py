@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from llm_lab.errors import Problem
 from llm_lab.estimate.cost import Estimate, estimate_post_training
+from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
 
@@ -322,7 +323,7 @@ def fill_steps(stage: Stage, values: Values, *, examples: int, processes: int) -
         batch = recipe.get("train.per_device_train_batch_size") * recipe.get("train.gradient_accumulation_steps")
         rows = batch * processes
         steps = max(1, round(epochs * examples * rows_per_example(stage, values) / rows))
-        count = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+        count = plural(epochs, "epoch")
         recipe.fill("train.max_steps", steps, f"{count} of {examples:,} examples, {rows} sequences per step")
         fill_intervals(recipe, evaluations=EVALUATIONS)
     return recipe.values, recipe.reasons

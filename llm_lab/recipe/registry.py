@@ -38,7 +38,7 @@ class PipelineRecipe(Group):
     """Stages in order. A stage's model defaults to the result of the stage before it."""
 
     name: str | None = option(
-        help="the pipeline's folder: checkpoints/<name>/",
+        help="name of the pipeline; its folder is checkpoints/<name>/",
         derived="the recipe file's name",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,

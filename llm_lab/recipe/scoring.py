@@ -12,7 +12,7 @@ from .fields import Float, Group, Int, OneOf, option
 from .stage import PartialRecipe, Rule, Stage, Values
 
 REWARDS = {
-    "exact_number": "1 if the last number of the output equals that of the reference answer",
+    "exact_number": "1 if the last number equals that of the reference answer",
     "exact_match": "1 if the output equals the reference answer",
     "regex": "1 if `pattern` is found in the output",
     "format": "1 if the whole output matches `pattern`",

@@ -28,7 +28,7 @@ class StageRecipe(Group):
 
     stage: str = option(..., help="the stage to run")
     name: str | None = option(
-        help="the run folder: checkpoints/<name>/",
+        help="name of the run; its folder is checkpoints/<name>/",
         question="Name of the run?",
         derived="the recipe file's name",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",

@@ -115,13 +115,13 @@ class TrainLoop(Group):
     per_device_train_batch_size: Derived[Int] = option(
         help="batch size per device, in sequences (in pairs for DPO and reward models)",
         question="Batch size per device?",
-        derived="16 on a CPU; on a GPU as many as fit into its memory",
+        derived="pretraining: 16 on a CPU, as many as fit on a GPU; other stages: 8 (GRPO and PPO: 8 prompts per step)",
         ge=1,
     )
     gradient_accumulation_steps: Derived[Int] = option(
         help="batches per optimizer step",
         question="Batches per optimizer step (gradient accumulation)?",
-        derived="1 on a CPU; on a GPU up to about 0.25 M tokens per step",
+        derived="1 on a CPU; on a GPU for pretraining up to about 0.25 M tokens per step, else 1 or 2",
         ge=1,
         advanced=True,
     )
@@ -131,7 +131,7 @@ class TrainLoop(Group):
     eval_steps: Derived[Int] = option(
         help="steps between evaluations",
         question="Steps between evaluations?",
-        derived="a tenth of max_steps, at least 10",
+        derived="a tenth (after pretraining a fifth) of max_steps, at least 10",
         ge=1,
     )
     save_steps: Derived[Int] = option(

@@ -67,6 +67,11 @@ def supports_unicode(console: Console) -> bool:
     return console.encoding.lower().replace("-", "").startswith("utf")
 
 
+def has_colors(console: Console) -> bool:
+    """Whether the console shows colors."""
+    return console.color_system is not None and not console.no_color
+
+
 def print_error(error: LabError) -> None:
     """Print each problem as a short paragraph, to standard error."""
     from rich.text import Text

@@ -24,6 +24,7 @@ Points = Sequence[tuple[float, float]]
 
 MAX_COLUMNS = 100
 NUMBER_LINES = 7
+HELD_OUT = "o"  # the mark of the second curve where there are no colors
 CURVE_LINES = 8
 SAMPLE_LINES = 3
 MAX_POINTS = 2_000
@@ -178,7 +179,9 @@ def describe_progress(done: int, total: int) -> str:
     return f"{100 * done // total} % ({done:,}/{total:,})" if total > 0 else f"{done:,}"
 
 
-def draw_frame(track: Track, columns: int, lines: int, *, unicode: bool = True, hint: str = "") -> Group:
+def draw_frame(
+    track: Track, columns: int, lines: int, *, unicode: bool = True, colors: bool = True, hint: str = ""
+) -> Group:
     """Draw a run for a terminal of this size, on at most `lines` - 2 lines. hint: shown after the heading."""
     from rich.console import Group
     from rich.text import Text
@@ -191,14 +194,14 @@ def draw_frame(track: Track, columns: int, lines: int, *, unicode: bool = True, 
     if track.begun and track.help_page is not None:
         parts += _explanations(track, columns, lines - 2 - len(parts))
     else:
-        parts += _body(track, columns, lines - 2 - len(parts), unicode)
+        parts += _body(track, columns, lines - 2 - len(parts), unicode, colors)
     for part in parts:
         part.no_wrap = True
         part.truncate(columns, overflow="ellipsis" if unicode else "crop")
     return Group(*parts[: max(1, lines - 2)])
 
 
-def _body(track: Track, columns: int, free: int, unicode: bool) -> list[Text]:
+def _body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[Text]:
     """Return numbers, curve and sample on at most `free` lines."""
     parts = [*_numbers(track, columns), *_mix(track)] if track.begun else []
     if track.progress:
@@ -208,7 +211,7 @@ def _body(track: Track, columns: int, free: int, unicode: bool) -> list[Text]:
     sample = _sample(track, columns, min(SAMPLE_LINES, free - 1)) if track.sample and free >= 2 else []
     free -= len(sample)
     if track.curves["loss"] and free >= 5:
-        parts += _curve(track, columns, min(CURVE_LINES, free - 1), unicode)
+        parts += _curve(track, columns, min(CURVE_LINES, free - 1), unicode, colors)
     return parts + sample
 
 
@@ -309,19 +312,20 @@ def turn_help_page(track: Track, columns: int, lines: int) -> None:
     track.help_page = following if following < count_of_pages else None
 
 
-def _curve(track: Track, columns: int, lines: int, unicode: bool) -> Iterator[Text]:
+def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) -> Iterator[Text]:
     from rich.text import Text
 
     pair = next(pair for pair in CURVES if track.curves[pair[0]])
     train, held_out = (track.curves[key] for key in pair)
     legend = Text.assemble("        ", (name_of(pair[0]), "dim cyan"))
     if held_out:
-        legend.append("  ").append(name_of(pair[1]), style="bold yellow")
+        legend.append("  ").append(name_of(pair[1]) + ("" if colors else f" ({HELD_OUT})"), style="bold yellow")
     yield legend
     styles = {None: "dim", 0: "dim cyan", 1: "bold yellow"}
     y_max = _ceiling(train) if pair[0] == "loss" else None
     for row in draw_curves([train, held_out], columns, lines, ascii_only=not unicode, y_max=y_max):
-        yield Text.assemble(*((text, styles[index]) for text, index in row))
+        marked = ((HELD_OUT if index == 1 and not colors else text, styles[index]) for text, index in row)
+        yield Text.assemble(*marked)
 
 
 def _ceiling(points: list[tuple[float, float]]) -> float | None:
@@ -379,7 +383,7 @@ def draw_curves(
         for x, y in _joined(places):
             cell = (y // down, x // across)
             if owner.get(cell, index) != index:
-                dots[cell] = 0  # a cell has one colour: the later curve takes it
+                dots[cell] = 0  # a cell has one color: the later curve takes it
             owner[cell] = index
             dots[cell] = dots.get(cell, 0) | _DOTS[y % down][x % across]
     lines = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.cost import Estimate
-from llm_lab.estimate.formatting import about, count, size
+from llm_lab.estimate.formatting import about, count, plural, size
 from llm_lab.estimate.parameters import read_config_json, vocabulary_size
 from llm_lab.recipe.eval import EVAL, measures_itself
 from llm_lab.recipe.export import FORMS
@@ -77,7 +77,7 @@ def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
             yield "resumes", f"after step {cost.first_step:,}; the numbers below are for the remaining steps", ""
         yield "training", _training(train, cost, scratch=STAGES[values["stage"]].from_scratch), ""
     elif train:
-        yield "training", f"{train['num_train_epochs']:g} epochs; the number of steps depends on the examples", ""
+        yield "training", f"{plural(train['num_train_epochs'], 'epoch')}; the number of steps depends on the data", ""
     yield from _trained_part(values)
     yield from _form(values)
     for name, text in _rewards(values):

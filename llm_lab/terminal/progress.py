@@ -27,7 +27,7 @@ from llm_lab.events import (
 )
 from llm_lab.runs.report import describe_scores
 
-from .console import make_console, one_line, printable, supports_unicode
+from .console import has_colors, make_console, one_line, printable, supports_unicode
 from .frame import HELP_HINT, Track, describe_progress, draw_frame, numbers_of, turn_help_page
 
 if TYPE_CHECKING:
@@ -237,7 +237,8 @@ class TerminalDisplay:
 
     def _frame(self, *, hint: str) -> Group:
         columns, lines = self._console.size
-        frame = draw_frame(self._track, columns, lines, unicode=supports_unicode(self._console), hint=hint)
+        unicode, colors = supports_unicode(self._console), has_colors(self._console)
+        frame = draw_frame(self._track, columns, lines, unicode=unicode, colors=colors, hint=hint)
         self._drawn = (max(part.cell_len for part in frame.renderables), len(frame.renderables))
         return frame
 

@@ -59,7 +59,7 @@ def print_closing(facts: Mapping[str, Any]) -> None:
         console.print(f"Report:  {path}/report.md", soft_wrap=True)
         return
     if shown := _main_results(results):
-        console.print("Results: " + ", ".join(shown), soft_wrap=True)
+        console.print("Results: " + ", ".join(shown))
     console.print("What next:", style="title")
     stage = stage_of(facts)
     if (stage is None or stage.writes_text) and not is_reward_model(Path(path) / "model"):

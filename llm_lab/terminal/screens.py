@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_lab.estimate.compatibility import what_loads
-from llm_lab.estimate.formatting import count, size
+from llm_lab.estimate.formatting import count, plural, size
 from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
@@ -118,7 +118,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
 def _length(values: dict[str, Any], cost: Any) -> str:
     train, steps = values["train"], values["train"]["max_steps"]
     if steps is None:
-        return f"{train['num_train_epochs']:g} epochs, batch size {train['per_device_train_batch_size']}"
+        return f"{plural(train['num_train_epochs'], 'epoch')}, batch size {train['per_device_train_batch_size']}"
     if STAGES[values["stage"]].from_scratch:
         return f"{steps:,} steps = {count(cost.tokens)} tokens"
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]

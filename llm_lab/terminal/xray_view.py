@@ -1,4 +1,4 @@
-"""The data X-ray on the screen: trained, masked and special tokens by colour, or in brackets without colours."""
+"""The data X-ray on the screen: trained, masked and special tokens by color, or in brackets without colors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from llm_lab.wizard.questions import Choice, Question
 
 from .ask import ask, wait_for_enter
-from .console import make_console, one_line, printable, supports_unicode
+from .console import has_colors, make_console, one_line, printable, supports_unicode
 
 TRAINED, SPECIAL, TRAINED_SPECIAL, MASKED = "bold green", "magenta", "bold green reverse", "dim"
 _SHOWN_RENDERED = 1_500
@@ -40,7 +40,7 @@ def print_xray(stages: Sequence[Any], console: Any = None) -> None:
     console = console or make_console()
     if not stages:
         console.print("No stage of this recipe reads data.")
-    marks = None if _has_colours(console) else _brackets(console)
+    marks = None if has_colors(console) else _brackets(console)
     for stage in stages:
         console.print(Text(f"{stage.name} ({stage.stage})", style="title"))
         console.print(Text(f"{one_line(stage.template)}; sequences of at most {stage.max_length:,} tokens"))
@@ -96,7 +96,7 @@ def _tokens(spans: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
         if marks:
             text.append(f"{marks[2]}{shown}{marks[3]}" if span.special else shown)
         else:
-            # Line ends have no colour of their own.
+            # Line ends have no color of their own.
             shown = shown.replace("\n", "⏎\n") if span.trained else shown
             text.append(shown, style=_style(span))
     if marks and inside:
@@ -124,10 +124,6 @@ def _legend(marks: tuple[str, ...] | None) -> Any:
         "  ",
         ("special token, trained", TRAINED_SPECIAL),
     )
-
-
-def _has_colours(console: Any) -> bool:
-    return console.color_system is not None and not console.no_color
 
 
 def _brackets(console: Any) -> tuple[str, ...]:

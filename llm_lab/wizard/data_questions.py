@@ -60,14 +60,14 @@ SCORE_WHY = (
 
 @dataclass(frozen=True)
 class Found:
-    """What was recognized in a set: a description, and one example as text."""
+    """What was recognized in a dataset: a description, and one example as text."""
 
     description: str
     example: str = ""
 
     def text(self) -> str:
         """Return it on a few short lines."""
-        lines = [line[:78] for line in self.example.splitlines() if line.strip()]
+        lines = [line if len(line) <= 78 else line[:77] + "…" for line in self.example.splitlines() if line.strip()]
         more = ["..."] if len(lines) > EXAMPLE_LINES else []
         return "\n".join([self.description, *(f"  {line}" for line in lines[:EXAMPLE_LINES]), *more])
 

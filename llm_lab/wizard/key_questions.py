@@ -162,7 +162,11 @@ def allowed(key: Key) -> str:
     """Return what may be typed for a key, and what an empty answer means."""
     example = ""
     if key.kind == "list":
-        example = " Written like [0.9, 0.95]." if key.entries else ' Written like ["Once", "The"].'
+        example = (
+            " Written as a list, for example [0.9, 0.95]."
+            if key.entries
+            else ' Written as a list: ["first", "second"].'
+        )
     empty = f" Empty: derived ({key.derived})." if key.derived else " Empty: none." if _is_optional(key) else ""
     return f"Allowed: {_expected(key)}.{example}{empty}"
 

@@ -257,5 +257,5 @@ def _fit_answers(draft: Draft) -> Draft:
         if any(getattr(problem, "key", "") == key for problem in problems) and not draft.is_answered(key):
             longest = resolved.values["train"]["max_length"] if resolved else 2
             shorter = draft.with_answer(key, max(1, longest // 2))
-            return shorter.with_notice(f"max_completion_length is {longest // 2}: half of the model's context.")
+            return shorter.with_notice(f"max_completion_length is now {longest // 2}: half of the model's context.")
     return draft

@@ -110,7 +110,7 @@ def _ask_options(draft: Draft, path: str, term: Term) -> Flow[Term]:
                 default=str(term.get(key, DEFAULTS[key])),
                 help=f"{term['name']}: {REWARDS[term['name']]}",
                 why=about or "",
-                allowed=f"{term['name']}.{key}: {(about or '').partition(': ')[2]}.",
+                allowed=f"Allowed: {'a regular expression' if key == 'pattern' else 'a whole number of at least 1'}.",
                 check=lambda text, key=key, required=required: _why_not_option(key, text, required),
             )
         ).strip()
