@@ -175,7 +175,7 @@ def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
 
 
 def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpuplural() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpuinfo(key: str) -> str:

@@ -151,9 +151,9 @@ def test_the_frame_fits_every_terminal(columns, lines, unicode):
 def test_without_colors_the_held_out_curve_has_a_mark_of_its_own(unicode):
     lines = [part.plain for part in draw_frame(busy_track(), 80, 24, unicode=unicode, colors=False).renderables]
     legend = next(number for number, line in enumerate(lines) if "validation loss (o)" in line)
-    assert any("o" in line for line in lines[legend + 1 : legend + 7])
+    assert any("o" in line for line in lines[legend + 1 : legend + 8])
     colored = [part.plain for part in draw_frame(busy_track(), 80, 24, unicode=unicode).renderables]
-    assert not any("o" in line for line in colored[legend + 1 : legend + 7])
+    assert not any("o" in line for line in colored[legend + 1 : legend + 8])
 
 
 def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():
