@@ -277,7 +277,7 @@ def trial(
         outcome.places[ended[1]] += 1
         # Before there is a run folder, there is nothing to resume.
         resume = (home / "checkpoints" / "run").is_dir()
-    code, _ = run_to_end(recipe, home, resume=resume)
+    code, _ = run_to_end(recipe, home, resume=(home / "checkpoints" / "run").is_dir())
     if code != 0:
         raise AssertionError(f"it could not be resumed: exit code {code}")
     require_same(home, whole.home)
@@ -344,7 +344,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path | None = None) -> Outcome:
-    """Run so many trials, each of a scenario in turn; returns what was found. keep: where failed trials are moved."""
+    """Run trials, each of a scenario in turn; returns what was found. keep: where failed trials are copied."""
     import_everything()
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:

@@ -46,7 +46,7 @@ def _file_error(error: Exception) -> LabError | None:
     """Return an error for the user where the system refuses a file that the user named, or the disk is full."""
     if not isinstance(error, OSError):
         return None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         where = str(error.filename or "the disk")
         return MachineError(Problem(where, "the disk is full", fix="Free some space, then resume with --resume."))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -361,6 +363,27 @@ def different_keys(job: Job, recipe_file: Path) -> list[tuple[str, Any, Any]]:
         and not (key in derived and before.get(key) is None)
         and not (key in defaults and key not in before)
     ]
+
+
+def as_started(job: Job, recipe_file: Path) -> Job:
+    """Return a resumed pipeline with the derived values that its recipe.yaml leaves open left open.
+
+    An earlier stage's result may define them now, but the run would then differ from one that was not interrupted.
+    """
+    stages = []
+    for resolved, started in zip(job.stages, read_recipe_file(recipe_file)["stages"], strict=True):
+        before = dict(flatten(started))
+        values = copy.deepcopy(dict(resolved.values))
+        for path, origin in resolved.origins.items():
+            if origin.kind == "derived" and path in before and before[path] is None:
+                *groups, name = path.split(".")
+                functools.reduce(_child, groups, values)[name] = None
+        stages.append(replace(resolved, values=values, recipe=type(resolved.recipe).model_validate(values)))
+    return replace(job, stages=tuple(stages))
+
+
+def _child(node: Any, name: str) -> Any:
+    return node[int(name)] if isinstance(node, list | tuple) else node[name]
 
 
 def _plain(value: Any) -> Any:

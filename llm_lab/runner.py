@@ -14,7 +14,7 @@ from typing import Any
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
 from llm_lab.events import Event, Listener, RunWarning, ScoresReported, ignore
-from llm_lab.job import Job, check, different_keys, error_within_stage, move
+from llm_lab.job import Job, as_started, check, different_keys, error_within_stage, move
 from llm_lab.recipe.export import ExportRecipe
 from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, require_device
 from llm_lab.recipe.trust import allow, require_allowed
@@ -61,6 +61,7 @@ def run_job(
         folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
         resume = from_first_process(folder.has_started()) if resume else False
         if job.is_pipeline:
+            job = as_started(job, folder.recipe_path) if resume else job
             return _run_pipeline(job, folder, listener, resume=resume)
         return _run_stage(job.stages[0], folder, listener, resume=resume)
 
@@ -157,7 +158,8 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
         if first and isinstance(error, LabError) and not any((outer.path / name).exists() for name in names):
             remove_folder(outer.path)
         elif first:
-            outer.update(ended_at=now(), **_how_it_ended(error))
+            with suppress(OSError):  # a full disk may have ended the run
+                outer.update(ended_at=now(), **_how_it_ended(error))
         raise
     if first:
         scores = collect_scores(outer)
@@ -175,7 +177,7 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
     from llm_lab.runs.report import write_report
 
     module = importlib.import_module(resolved.stage.module_name)
-    recipe, device = resolved.recipe, resolved.values["device"]
+    device = resolved.values["device"]
     first = is_first_process()
     was_there = resume
     if first:
@@ -199,15 +201,15 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
                 folder.update(**_facts_at_start(resolved))
         reset_peak_memory(device)
         with _record_warnings(folder, listener) as recorder:
-            result = module.run(recipe, folder, recorder, resume=resume)
+            result = _run_or_roll_back(module, resolved, folder, recorder, resume=resume)
         before = folder.facts().get("results", {}).get("memory_bytes", 0)  # of the run before it was resumed
         results = {**result.results, "memory_bytes": max(before, peak_memory_bytes(device))}
     except BaseException as error:
         if first and isinstance(error, LabError) and not (was_there or folder.has_progress()):
             remove_folder(folder.path)  # nothing was trained or exported, so nothing half-finished is left behind
         elif first:
-            folder.update(ended_at=now(), **_how_it_ended(error))
             with suppress(OSError):  # a full disk may have ended the run
+                folder.update(ended_at=now(), **_how_it_ended(error))
                 write_report(folder)
         raise
     if first:
@@ -217,6 +219,22 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
         _write_report_and_card(folder)
     wait_for_all()
     return {**folder.facts(), "path": str(folder.path)}
+
+
+def _run_or_roll_back(module: Any, resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> Any:
+    """Run a stage; if its loss diverges and the recipe allows that, resume it with a smaller learning rate."""
+    if not resolved.stage.trains:
+        return module.run(resolved.recipe, folder, listener, resume=resume)
+    from llm_lab.training.seat_belts import ROLL_BACK, Diverged, roll_back
+
+    while True:
+        try:
+            return module.run(resolved.recipe, folder, listener, resume=resume)
+        except Diverged as error:
+            allowed = resolved.values["train"].get("on_divergence") == ROLL_BACK
+            if not (allowed and roll_back(folder, error, listener)):
+                raise
+        resume = True
 
 
 def _write_report_and_card(folder: RunFolder) -> None:

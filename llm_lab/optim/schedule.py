@@ -40,11 +40,14 @@ def learning_rate_factor(
     return min_ratio + (1.0 - min_ratio) * left
 
 
-def factor_of(scheduler: Mapping[str, Any], max_steps: int) -> Callable[[int], float]:
-    """Return a function update -> factor for the scheduler of a resolved recipe, whose warm-up is in steps."""
+def factor_of(scheduler: Mapping[str, Any], max_steps: int, *, scale: float = 1.0) -> Callable[[int], float]:
+    """Return a function update -> factor for the scheduler of a resolved recipe, whose warm-up is in steps.
+
+    scale: on all factors, for a run that has returned to a checkpoint with a smaller learning rate.
+    """
     options = {key: value for key, value in scheduler.items() if key != "warmup_ratio"}
 
     def factor(update: int) -> float:
-        return learning_rate_factor(update, max_steps=max_steps, **options)
+        return scale * learning_rate_factor(update, max_steps=max_steps, **options)
 
     return factor

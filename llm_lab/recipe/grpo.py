@@ -9,6 +9,7 @@ from llm_lab.errors import Problem
 
 from .fields import Bool, Float, Group, Int, OneOf, option
 from .post_training import (
+    ON_COLLAPSE,
     POST_TRAINING_RULES,
     RolloutRecipe,
     answers_fit_the_context,
@@ -16,6 +17,7 @@ from .post_training import (
     estimate,
     max_completion_length,
     no_adapter_dropout,
+    on_collapse,
     sampling_temperature,
 )
 from .scoring import prompts_are_held_out
@@ -74,6 +76,7 @@ class GrpoOptions(Group):
         question="Exclude truncated outputs from the loss?",
         advanced=True,
     )
+    on_collapse: Annotated[str, OneOf(ON_COLLAPSE)] = on_collapse()
 
 
 class GrpoRecipe(RolloutRecipe):

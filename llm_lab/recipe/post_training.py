@@ -189,6 +189,12 @@ class TuneTrain(TrainLoop, TuneSteps):
     """The run itself. A step is one optimizer update."""
 
 
+ON_COLLAPSE = {
+    "warn": "warn and continue",
+    "stop": "warn, stop, and keep the checkpoint with the best held-out reward",
+}
+
+
 class TuneRecipe(StageRecipe):
     """The keys of every trained stage after pretraining."""
 
@@ -241,6 +247,17 @@ def sampling_temperature() -> Any:
         question="Temperature?",
         gt=0.0,
         le=10.0,
+    )
+
+
+def on_collapse() -> Any:
+    """Return the option of what happens when learning from rewards goes wrong."""
+    return option(
+        "warn",
+        help="if entropy collapses, KL explodes, outputs are cut off or rewards do not differ",
+        question="If learning from rewards goes wrong?",
+        choices=ON_COLLAPSE,
+        advanced=True,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape
 
-from .fields import Derived, Float, Group, Int, option
+from .fields import Derived, Float, Group, Int, OneOf, option
 from .post_training import (
+    ON_COLLAPSE,
     POST_TRAINING_RULES,
     RolloutRecipe,
     answers_fit_the_context,
@@ -16,6 +17,7 @@ from .post_training import (
     estimate,
     max_completion_length,
     no_adapter_dropout,
+    on_collapse,
     rounded,
     sampling_temperature,
 )
@@ -93,6 +95,7 @@ class PpoOptions(Group):
         ge=0.0,
         advanced=True,
     )
+    on_collapse: Annotated[str, OneOf(ON_COLLAPSE)] = on_collapse()
 
 
 class PpoRecipe(RolloutRecipe):

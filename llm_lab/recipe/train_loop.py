@@ -43,6 +43,10 @@ ATTENTION_KERNELS = {
     "flex_attention": "PyTorch's compiled flex attention (CUDA)",
     "eager": "plain matrix products; slow, for study",
 }
+ON_DIVERGENCE = {
+    "stop": "stop and keep the last checkpoint",
+    "roll_back": "return to the last checkpoint with half the learning rate, at most three times",
+}
 FLASH_MAX_HEAD_DIM = 256
 # Measured on an AMD CPU with AVX-512 BF16: 12 x 64 tokens at width 128 take 21 ms in float32 and 25 in bf16,
 # 16 x 128 tokens at width 384 take 548 and 400.
@@ -168,6 +172,13 @@ class TrainLoop(Group):
         help="recompute activations to save memory, for about a third more time",
         question="Recompute activations to save memory?",
         derived="true only if the run does not fit without it",
+        advanced=True,
+    )
+    on_divergence: Annotated[str, OneOf(ON_DIVERGENCE)] = option(
+        "stop",
+        help="what happens if the loss is not a number or explodes",
+        question="If the loss explodes?",
+        choices=ON_DIVERGENCE,
         advanced=True,
     )
     report_to: ReportTo = option(

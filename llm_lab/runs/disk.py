@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Unfinished work of a killed process. The names without .tmp are the trainer's and those of earlier versions.
 TEMPORARY = re.compile(r"\..+\.tmp|\.saving|\.model|\..+\.(merging|exporting)")
-# torch writes checkpoints in C++ and safetensors in Rust. Neither raises OSError, so the text has to tell. torch's zip
+# torch writes checkpoints in C++ and safetensors in Rust. Neither raises OSError, so the text decides. torch's zip
 # writer reports "unexpected pos" for a file that is shorter than what it has written.
 _DISK_WORDS = ("unexpected pos", "failed writing", "file write failed", "no space left", "disk quota", "file too large")
 
@@ -89,7 +89,11 @@ def is_disk_error(error: BaseException) -> bool:
 
 def describe_disk_error(error: BaseException) -> str:
     """Return in a few words why a file could not be written."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    lines = str(error).splitlines() or [type(error).__name__]
-    return "the disk is probably full" if "unexpected pos" in lines[0] else lines[0][:200]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    known = any(word in text.lower() for word in ("space", "full", "quota", "too large", "permission", "read-only"))
+    return text if known else f"the disk is probably full ({text})"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error message, or the name of the exception."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

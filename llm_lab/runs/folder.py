@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,15 @@ class RunFolder:
         return status
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        with open(self.metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a line to metrics.jsonl, or nothing: OSError on a full disk."""
+        before = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        try:
+            with open(self.metrics_path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.metrics_path, before)
+            raise
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; a last line cut off by a crash is skipped."""

@@ -54,6 +54,7 @@ from llm_lab.training.pretrain_data import (
     validation_tokens,
 )
 from llm_lab.training.pretrain_trainer import PretrainTrainer, mask_documents
+from llm_lab.training.seat_belts import learning_rate_scale
 from llm_lab.training.tracking import Tracking
 from llm_lab.training.trainer import Interruption, training_arguments
 
@@ -197,7 +198,7 @@ def fit(
         evaluate_step=evaluation.measure,
         save=partial(save_model, model, tokenizer=data.tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
-        learning_rate_factor=factor_of(progress.scheduler, train.max_steps),
+        learning_rate_factor=factor_of(progress.scheduler, train.max_steps, scale=learning_rate_scale(folder)),
         data_progress=progress,
         model=model,
         args=arguments,

@@ -32,8 +32,9 @@ from llm_lab.recipe.ppo import PpoOptions, PpoRecipe
 from llm_lab.rewards.build import build_rewards
 from llm_lab.rewards.combine import Rewards
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import first_process_first, process_count
+from llm_lab.runs.processes import any_process, first_process_first, process_count
 from llm_lab.training.loop import find_local
+from llm_lab.training.seat_belts import RewardWatch
 from llm_lab.training.trainer import LabTrainerMixin
 from llm_lab.training.tuned_run import (
     Evaluation,
@@ -243,12 +244,27 @@ class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):
     """RolloutTrainer for one run folder, with prompts encoded as chat encodes them."""
 
     logged: ClassVar[dict[str, str]] = LOGGED
+    stops_on_collapse = False
+    collapsed = False
+    _belts: RewardWatch | None = None
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         return RolloutTrainer._get_train_sampler(self, dataset)  # not in plain order: a prompt has several answers
 
     def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [encode_prompt(self.processing_class, prompt) for prompt in prompts], None, {}
+
+    def record(self, row: dict[str, Any]) -> None:
+        super().record(row)
+        if "loss" not in row:
+            return
+        if self._belts is None:
+            self._belts = RewardWatch(self.run.facts().get("warnings", ()))
+        found = list(self._belts.saw({"step": self.state.global_step, **row}))
+        for text in found:
+            self.listener(RunWarning(text))
+        if self.stops_on_collapse and any_process(bool(found)):
+            self.collapsed = self.control.should_training_stop = self.control.should_save = True
 
     def extra_metrics(self) -> dict[str, Any]:
         collected = self._metrics["train"]

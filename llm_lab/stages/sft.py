@@ -121,6 +121,8 @@ def pack(rows: Sequence[Encoded], max_length: int) -> list[Row]:
 class LabSFTTrainer(LabTrainerMixin, SFTTrainer):
     """SFTTrainer for one run folder. The loss is the mean over the trained tokens of a step, in any batching."""
 
+    loss_is_cross_entropy = True
+
     logged: ClassVar[dict[str, str]] = {"entropy": "entropy", "mean_token_accuracy": "token_accuracy"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llm_lab.errors import MachineError, Problem, UserError
-from llm_lab.events import Listener, SampleWritten, TrainingEnded
+from llm_lab.events import Listener, RunWarning, SampleWritten, TrainingEnded
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, staged_folder
@@ -131,9 +131,20 @@ def run_loop(
             finished = step >= max_steps or has_ended(step)
             if finished and not evaluation.done_at(step):
                 trainer.evaluate_now()
+            _write_rows(trainer)
     finally:
         listener(TrainingEnded())
     return finished
+
+
+def _write_rows(trainer: Any) -> None:
+    """Write the rows that a full disk did not take during the run. MachineError where it is still full."""
+    try:
+        trainer.write_rows()
+    except OSError as error:
+        fix = f"Free some space, then: llm-lab run {trainer.run.recipe_path} --resume"
+        why = f"the last rows could not be written: {describe_disk_error(error)}"
+        raise MachineError(Problem(str(trainer.run.metrics_path), why, fix=fix)) from error
 
 
 def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
@@ -162,7 +173,10 @@ def write_samples(
         return
     for prompt, text in samples.items():
         listener(SampleWritten(step, prompt, text))
-    add_samples(folder, step, [(prompt, prompt + text if whole else text) for prompt, text in samples.items()])
+    try:
+        add_samples(folder, step, [(prompt, prompt + text if whole else text) for prompt, text in samples.items()])
+    except OSError as error:
+        listener(RunWarning(f"The samples of step {step:,} could not be written ({describe_disk_error(error)})."))
 
 
 def results_of(folder: RunFolder, step: int) -> dict[str, float]:

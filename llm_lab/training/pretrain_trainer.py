@@ -34,6 +34,8 @@ class PretrainTrainer(LabTrainer):
     for Sophia.
     """
 
+    loss_is_cross_entropy = True
+
     def __init__(
         self,
         *,

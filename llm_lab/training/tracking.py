@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from llm_lab.errors import MachineError, Problem
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.runs.disk import first_line
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import is_first_process
 
@@ -92,11 +93,6 @@ def grouped(row: Mapping[str, Any]) -> dict[str, float]:
         group, name = ("progress", key) if key in PROGRESS else (kind, key.removeprefix("eval_"))
         found[f"{group}/{name}"] = value
     return found
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error message, or the name of the exception."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:

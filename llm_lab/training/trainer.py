@@ -18,12 +18,12 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from llm_lab.errors import Problem, UserError
 from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, RunWarning
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remove_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
 
+from .seat_belts import LossWatch, learning_rate_scale
 from .tracking import Tracking
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -89,6 +89,7 @@ class LabTrainerMixin(_Base):
 
     # Metrics that TRL collects and the run logs: {TRL's name: name in metrics.jsonl}.
     logged: ClassVar[dict[str, str]] = {}
+    loss_is_cross_entropy: ClassVar[bool] = False  # of all tokens, so that a guess has the loss ln(vocabulary)
     # Set by Trainer.
     optimizer: Any
     lr_scheduler: Any
@@ -121,6 +122,8 @@ class LabTrainerMixin(_Base):
         self._clock = _StepClock()
         self._staging: Path | None = None
         self._save_total_limit = save_total_limit
+        self._unwritten: list[dict[str, Any]] = []  # rows that a full disk did not take
+        self._watch = self._watch_loss()
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepCallback(interruption, eval_every, self))
 
@@ -151,6 +154,35 @@ class LabTrainerMixin(_Base):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer's own count iterates over all parameters at every batch
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or learning_rate_scale(self.run) == 1.0:
+            return
+        # The checkpoint has the learning rate of its next step, from before the run returned to it.
+        schedule = self.lr_scheduler
+        schedule._last_lr = [base * self._factor(schedule.last_epoch) for base in schedule.base_lrs]
+        for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+            group["lr"] = rate
+
+    # The loss
+
+    def _watch_loss(self) -> LossWatch:
+        batches = self.args.gradient_accumulation_steps
+        vocabulary = getattr(self.model.config, "vocab_size", None) if self.loss_is_cross_entropy else None
+        rows = self.args.per_device_train_batch_size * batches * process_count()
+        return LossWatch(math.log(vocabulary) if vocabulary else None, batches, rows)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._watch.saw_loss(loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None:
+            self._watch.saw_gradient(norm)
+        return norm
+
     # Metrics
 
     @property
@@ -175,23 +207,30 @@ class LabTrainerMixin(_Base):
             **row,
         }
         if self.is_world_process_zero():
-            self.run.append_metrics(full)
+            self._unwritten.append(full)
+            try:
+                self.write_rows()
+            except OSError as error:
+                if len(self._unwritten) == 1:
+                    why = f"metrics.jsonl can't be written ({describe_disk_error(error)})"
+                    self.listener(
+                        RunWarning(f"{why}. Training continues. Free disk space: no row is lost until it ends.")
+                    )
             self.listener(MetricsLogged(full))
             self.tracking.log(full)
+
+    def write_rows(self) -> None:
+        """Write the rows that are not in metrics.jsonl yet. OSError on a full disk."""
+        while self._unwritten:
+            self.run.append_metrics(self._unwritten[0])
+            del self._unwritten[0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" not in logs:
             return  # Trainer's closing summary; run.json has these facts
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                Problem(
-                    "optimizer.learning_rate",
-                    f"the loss became {logs['loss']} at step {self.state.global_step}: training has diverged",
-                    value=logs["learning_rate"],
-                    fix="Use a smaller learning rate or a longer scheduler.warmup_steps, and --resume from the "
-                    "last checkpoint or start over.",
-                )
-            )
+        self._watch.check(self.state.global_step, logs["loss"], logs.get("grad_norm"), logs["learning_rate"])
+        if self._watch.is_worried and not self.control.should_training_stop:
+            self.control.should_save = self.state.global_step >= self.state.max_steps
         row: dict[str, Any] = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
         speed = self._clock.take(self.train_tokens)
         if speed:
@@ -251,6 +290,7 @@ class LabTrainerMixin(_Base):
                 shutil.rmtree(self._staging, ignore_errors=True)
             wait_for_all()
             try:
+                self.write_rows()  # a resumed run would not repeat them
                 super()._save_checkpoint(model, trial)
             except Exception as error:
                 if not is_disk_error(error):
@@ -271,8 +311,8 @@ class LabTrainerMixin(_Base):
                 reason = describe_disk_error(failure) if failure else "in another process"
                 self.listener(
                     RunWarning(
-                        f"The checkpoint of step {step} could not be written ({reason}). Training continues; the last "
-                        f"complete checkpoint is kept. Free disk space before step {step + self.args.save_steps}."
+                        f"The checkpoint of step {step} could not be written ({reason}). The last complete one is "
+                        f"kept. {self._next_save(step)}"
                     )
                 )
                 return
@@ -280,6 +320,11 @@ class LabTrainerMixin(_Base):
                 with suppress(OSError):
                     remove_folder(folder)
             self.listener(CheckpointSaved(step, str(final)))
+
+    def _next_save(self, step: int) -> str:
+        if self.control.should_training_stop or step >= self.args.max_steps:
+            return "A resumed run repeats the steps since then."
+        return f"Training continues. Free disk space before step {step + self.args.save_steps}."
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Always a plain Hugging Face folder, so that every checkpoint can be loaded and chatted with.

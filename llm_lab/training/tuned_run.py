@@ -258,6 +258,7 @@ def fit(
     """
     from llm_lab.optim.factory import build_optimizer
 
+    from .seat_belts import STOP, learning_rate_scale, return_to_best
     from .tracking import Tracking
     from .trainer import Interruption, training_arguments
 
@@ -286,12 +287,18 @@ def fit(
         evaluate_step=evaluation.measure,
         save=partial(save, model, tokenizer=tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
-        learning_rate_factor=factor_of(recipe.scheduler.model_dump(), train.max_steps),
+        learning_rate_factor=factor_of(
+            recipe.scheduler.model_dump(), train.max_steps, scale=learning_rate_scale(folder)
+        ),
         model=model,
     )
+    trainer.stops_on_collapse = getattr(getattr(recipe, recipe.stage, None), "on_collapse", "warn") == STOP
     listener(TrainingStarted(max_steps=train.max_steps, first_step=start.step, facts=folder.facts()))
     # Step 0 is evaluated too, as the baseline of the stage.
     finished = run_loop(trainer, start, evaluation, listener, max_steps=train.max_steps, measure_start=True)
+    step = trainer.state.global_step
+    if not finished and getattr(trainer, "collapsed", False):
+        step = return_to_best(trainer, folder, listener)
     if trainer.is_world_process_zero():
         write_model(folder, partial(save, model, tokenizer=tokenizer))
-    return Result("done" if finished else "stopped", results_of(folder, trainer.state.global_step))
+    return Result("done" if finished else "stopped", results_of(folder, step))

@@ -411,8 +411,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_behind(in_tmp_path):
         "print([main(['export', 'base', '--to', form, '--out', 'out']) for form in ('hf', 'gguf')], file=sys.stderr)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ended.stderr.rstrip().endswith("[2, 2]")
-    assert ended.stderr.count("out: the export could not be written") == 2
+    assert ended.stderr.rstrip().endswith("[3, 3]")
+    assert ended.stderr.count("out: the model could not be written") == 2
     assert {path.name for path in Path().iterdir()} == {"base"}
 
 

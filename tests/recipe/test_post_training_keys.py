@@ -177,12 +177,16 @@ def is_an_optimizers(key: str) -> bool:
     return group is not None and issubclass(group, GROUPS)
 
 
+# Keys about runs that go wrong, which training/test_seat_belts.py tests.
+SEAT_BELTS = {"TuneTrain.on_divergence", "GrpoOptions.on_collapse", "PpoOptions.on_collapse"}
+
+
 def test_every_key_has_a_visible_effect_listed():
     others = {key for key in PLACES if is_an_optimizers(key)} - set(EFFECTS)
     assert {key.removeprefix("Tune") for key in others} <= {
         f"{owner}.{key.name}" for key, owner in leaf_keys(PRETRAIN.recipe)
     }
-    assert set(EFFECTS) == set(PLACES) - others
+    assert set(EFFECTS) == set(PLACES) - others - SEAT_BELTS
 
 
 MINE = """

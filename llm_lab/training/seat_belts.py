@@ -1,0 +1,253 @@
+"""Stops a run whose loss is lost, and warns of a run that learns from rewards and goes wrong.
+
+A loss is lost if it or the gradient is not a number, or if a language model predicts much worse than a guess. The
+thresholds of reinforcement learning are in BELTS, each with its source.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.events import Listener, Notice, RunWarning
+from llm_lab.runs.disk import remove_folder
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import is_first_process, wait_for_all
+
+ROLL_BACK, STOP = "roll_back", "stop"  # values of train.on_divergence and train.on_collapse
+MAX_ROLLBACKS, ROLLBACK_SCALE = 3, 0.5
+WORSE_THAN_A_GUESS = 1.5  # times the loss of a uniform guess, ln(vocabulary)
+EXPLODED_ROWS = 2  # log rows in a row: a single spike recovers (Chowdhery et al. 2022, section 5.1)
+BELT_ROWS = 3  # log rows that have to agree
+
+
+class Diverged(UserError):
+    """The loss or the gradient is not a number any more, or far too large."""
+
+    def __init__(self, problem: Problem, step: int):
+        super().__init__(problem)
+        self.step = step
+
+
+class LossWatch:
+    """Looks at the loss of every batch and at the norm of every gradient, without waiting for the GPU in each step.
+
+    guess: the loss of a uniform guess, where the loss is a cross-entropy; None where large losses say nothing.
+    """
+
+    def __init__(self, guess: float | None, batches_per_step: int, rows_per_step: int):
+        self._guess, self._batches, self._rows = guess, batches_per_step, rows_per_step
+        self._losses: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor | float] = []
+        self._first: float | None = None
+        self._exploded = 0
+
+    def saw_loss(self, loss: torch.Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def saw_gradient(self, norm: torch.Tensor | float) -> None:
+        self._norms.append(norm)
+
+    def check(self, step: int, loss: float, norm: float | None, learning_rate: float) -> None:
+        """Check the log row of a step. Raises Diverged, which says where."""
+        losses, norms, self._losses, self._norms = self._losses, self._norms, [], []
+        if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
+            where, what = self._find_first(step, losses, norms, loss, norm)
+            raise self._diverged(what, where, learning_rate)
+        self._first = loss if self._first is None else self._first
+        limit = max(WORSE_THAN_A_GUESS * self._guess, 2 * self._first) if self._guess is not None else math.inf
+        self._exploded = self._exploded + 1 if loss > limit else 0
+        if self._exploded >= EXPLODED_ROWS:
+            what = f"the loss has exploded to {loss:.4g} at step {step:,} (a uniform guess: {self._guess:.3g}; "
+            raise self._diverged(f"{what}{self._rows_of(step)}){_of_gradient(norm)}", step, learning_rate)
+
+    def _find_first(
+        self,
+        step: int,
+        losses: Sequence[torch.Tensor],
+        norms: Sequence[torch.Tensor | float],
+        loss: float,
+        norm: float | None,
+    ) -> tuple[int, str]:
+        """Return the first step since the last log row whose loss or gradient is not finite, and what it was."""
+        first = step - max(1, len(norms)) + 1
+        by_batch = [float(value) for value in losses]
+        by_step = [float(value) for value in norms]
+        for index in range(max(1, len(by_step))):
+            batches = by_batch[index * self._batches : (index + 1) * self._batches]
+            bad = next((number for number, value in enumerate(batches) if not math.isfinite(value)), None)
+            gradient = by_step[index] if index < len(by_step) else norm
+            if bad is None and (gradient is None or math.isfinite(gradient)):
+                continue
+            at = first + index
+            rows = self._rows_of(at)
+            batch = f"batch {bad + 1} of {self._batches}, " if bad is not None and self._batches > 1 else ""
+            if bad is None:
+                return at, f"the gradient became {gradient} at step {at:,} (loss {sum(batches):.4g}; {rows})"
+            return at, f"the loss became {batches[bad]} at step {at:,} ({batch}{rows}){_of_gradient(gradient)}"
+        return step, f"the loss became {loss} at step {step:,}{_of_gradient(norm)}"
+
+    @property
+    def is_worried(self) -> bool:
+        """Whether the loss of the last log row was far too large, so that no checkpoint is worth keeping."""
+        return self._exploded > 0
+
+    def _rows_of(self, step: int) -> str:
+        return f"rows {(step - 1) * self._rows + 1:,} to {step * self._rows:,} in the order of the data"
+
+    def _diverged(self, what: str, step: int, learning_rate: float) -> Diverged:
+        fix = (
+            "The last checkpoint is from before that. Start again with a smaller learning rate, a longer "
+            f"scheduler.warmup_steps, or train.on_divergence: {ROLL_BACK}, which returns to the checkpoint with half "
+            "the learning rate."
+        )
+        return Diverged(Problem("optimizer.learning_rate", what, value=learning_rate, fix=fix), step)
+
+
+def _of_gradient(norm: float | None) -> str:
+    return "" if norm is None else f", gradient norm {norm:.4g}"
+
+
+# --- back to a checkpoint
+
+
+def roll_back(folder: RunFolder, error: Diverged, listener: Listener) -> bool:
+    """Record that a diverged run returns to its last checkpoint; returns whether it may. Frees the memory of the run.
+
+    From a checkpoint to which the run has returned before, it returns to the one before that.
+    """
+    before = folder.facts().get("rollbacks", [])
+    if len(before) >= MAX_ROLLBACKS:
+        return False
+    step, checkpoint = folder.checkpoints()[-1] if folder.checkpoints() else (0, None)
+    if before and checkpoint is not None and before[-1]["to_step"] == step:
+        if is_first_process():
+            remove_folder(checkpoint)
+        wait_for_all()
+        step = folder.checkpoints()[-1][0] if folder.checkpoints() else 0
+    scale = ROLLBACK_SCALE ** (len(before) + 1)
+    wait_for_all()
+    if is_first_process():
+        why = error.problems[0].why if isinstance(error.problems[0], Problem) else str(error)
+        folder.update(rollbacks=[*before, {"step": error.step, "to_step": step, "learning_rate_scale": scale}])
+        listener(RunWarning(f"{why}. Back to step {step:,}, with {scale:g} × the learning rate."))
+    wait_for_all()
+    error.__traceback__ = None  # it holds the model and the optimizer
+    gc.collect()
+    return True
+
+
+def learning_rate_scale(folder: RunFolder) -> float:
+    """Return the factor on the learning rate of a run that has returned to a checkpoint; 1 for others."""
+    rollbacks = folder.facts().get("rollbacks") or [{}]
+    return float(rollbacks[-1].get("learning_rate_scale", 1.0))
+
+
+# --- learning from rewards
+
+
+@dataclass(frozen=True)
+class Belt:
+    """A way in which a run that learns from rewards goes wrong. lead: how its warning begins."""
+
+    lead: str
+    advice: str
+
+    def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
+        raise NotImplementedError
+
+
+class _Entropy(Belt):
+    # Policies collapse to almost no entropy when the clip range or the learning rate is too large (Yu et al. 2025,
+    # DAPO, section 3.1; Cui et al. 2025, where the gains end as the entropy is used up).
+    def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
+        start = first.get("entropy") or 0.0
+        return start > 0 and all(row.get("entropy", math.inf) < 0.1 * start for row in rows)
+
+
+class _Truncation(Belt):
+    # Cut-off answers get the reward of half an answer, which punishes sound but long ones (DAPO, section 3.4).
+    def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
+        return all(row.get("cut_off_share", 0.0) > 0.5 for row in rows)
+
+
+class _Divergence(Belt):
+    # The true reward falls again beyond a KL of some tens of nats per answer (Gao et al. 2022, figure 1).
+    def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
+        return all(row.get("kl", 0.0) * row.get("completion_length", 0.0) > 50 for row in rows)
+
+
+class _NoSignal(Belt):
+    # A group of equal rewards has no advantage, and so no gradient (DAPO, section 3.2).
+    def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
+        return all(row.get("zero_spread_share", 0.0) >= 1.0 for row in rows)
+
+
+BELTS: tuple[Belt, ...] = (
+    _Entropy(
+        "The entropy has fallen below a tenth of its first value",
+        "the answers to a prompt are almost the same, so there is little left to learn from. Use a smaller learning "
+        "rate or a KL penalty.",
+    ),
+    _Truncation(
+        "More than half of the answers are cut off",
+        "they are rewarded without their end. Use a larger max_completion_length or a reward for shorter answers.",
+    ),
+    _Divergence(
+        "The model is more than 50 nats per answer away from where it started (KL)",
+        "the reward it is trained on may rise while the answers get worse. Look at the samples; use a smaller learning "
+        "rate or a larger KL penalty.",
+    ),
+    _NoSignal(
+        "All answers to each prompt get the same reward",
+        "nothing can be learned from that. Use prompts of another difficulty, a finer reward or a higher temperature.",
+    ),
+)
+
+
+class RewardWatch:
+    """Warns once of each thing that goes wrong in a run that learns from rewards. known: warnings from before."""
+
+    def __init__(self, known: Sequence[str] = ()):
+        self._left = [belt for belt in BELTS if not any(text.startswith(belt.lead) for text in known)]
+        self._rows: list[Mapping[str, Any]] = []
+        self._first: Mapping[str, Any] = {}
+
+    def saw(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the warnings after a log row."""
+        self._first = self._first or row
+        self._rows = [*self._rows, row][-BELT_ROWS:]
+        if len(self._rows) < BELT_ROWS:
+            return
+        for belt in [belt for belt in self._left if belt.is_on(self._rows, self._first)]:
+            self._left.remove(belt)
+            yield f"{belt.lead} (step {row['step']:,}): {belt.advice}"
+
+
+def return_to_best(trainer: Any, folder: RunFolder, listener: Listener) -> int:
+    """Load the checkpoint with the best held-out reward into the model of a run that has collapsed; returns its step.
+
+    Without held-out rewards, the best is that with the best reward in training.
+    """
+    at = trainer.state.global_step
+    checkpoints = dict(folder.checkpoints())
+    for key in ("eval_reward_sampled", "eval_reward", "exact_match", "reward"):
+        scores = {row["step"]: row[key] for row in folder.metrics() if key in row and row["step"] in checkpoints}
+        if scores:
+            break
+    if not scores:
+        return at
+    best = max(scores, key=lambda step: (scores[step], -step))
+    trainer._load_from_checkpoint(str(checkpoints[best]))
+    if is_first_process():
+        folder.update(collapsed={"step": at, "model_of_step": best, "by": key, "value": scores[best]})
+        listener(
+            Notice(f"stopped at step {at:,}; model/ is that of step {best:,}, the best by {key} ({scores[best]:.4g})")
+        )
+    return best
