@@ -164,22 +164,24 @@ class StreamTokens:
 
     source: StreamSource
     validation: np.ndarray
-    validation_bytes: int
+    validation_sizes: np.ndarray  # bytes of each token, see Encoder.sizes
     description: str
 
 
 def prepare_stream(source: StreamSource, tokenizer: Any) -> StreamTokens:
     """Encode the held-out part of a stream. Raises UserError if the tokenizer has no EOS."""
     pieces = [(text, last and ends) for kept, ends in source.kept for text, last in pieces_of(kept)]
-    validation = _joined(ids for ids, _, _ in Encoder(tokenizer)(pieces))
+    encoder = Encoder(tokenizer)
+    validation = _joined(ids for ids, _, _ in encoder(pieces))
+    sizes = _joined(encoder.sizes(text, ends) for text, ends in pieces)
     description = source.stream.describe()
     if source.kept:
         what = f"its first {source.documents:,} documents" if source.documents > 1 else "its start"
         description += f"; {what} ({len(validation):,} tokens) held out for validation"
-    return StreamTokens(source, validation, sum(len(text.encode()) for text, _ in source.kept), description)
+    return StreamTokens(source, validation, sizes, description)
 
 
-def _joined(lists: Iterable[list[int]]) -> np.ndarray:
+def _joined(lists: Iterable[list[int] | np.ndarray]) -> np.ndarray:
     found = [np.asarray(ids, dtype=np.uint32) for ids in lists]
     return np.concatenate(found) if found else np.zeros(0, np.uint32)
 

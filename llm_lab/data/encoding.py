@@ -10,9 +10,11 @@ import re
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +23,7 @@ import numpy as np
 from llm_lab.errors import MachineError, Problem, UserError
 
 from .sources import TextSource
-from .split import Side, split_documents
+from .split import Side, SplitHashes, hash_sides, split_documents
 
 # Longer documents are encoded in pieces of half to all of this many characters: an encoding takes about
 # 100 bytes per token, and a single text uses only one core.
@@ -90,6 +92,22 @@ class Encoder:
         for (piece, ends), encoding in zip(pieces, encodings, strict=True):
             yield ([*encoding.ids, self.eos] if ends else encoding.ids), piece, ends
 
+    def sizes(self, text: str, ends: bool) -> np.ndarray:
+        """Return how many UTF-8 bytes of a piece each of its tokens adds; the sum is the size of the piece.
+
+        Of the tokens of one character, the first has all its bytes. EOS has the bytes after the last token, if any.
+        """
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+        reach = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character
+        stops = [stop for _, stop in self._backend.encode(text, add_special_tokens=False).offsets]
+        if ends:
+            stops.append(len(text))
+        elif stops:
+            stops[-1] = len(text)
+        read = reach[np.maximum.accumulate(np.array(stops, dtype=np.int64))] if stops else reach[:0]
+        return np.diff(read, prepend=0)
+
     def beginning(self, text: str, count: int) -> tuple[list[int], str]:
         """Return at most `count` first tokens of a text and the text they encode, without splitting a character."""
         encoding = self._backend.encode(text, add_special_tokens=False)
@@ -138,20 +156,21 @@ def _any_cut(text: str, start: int, stop: int) -> int:
 _FORMAT = 1  # part of every fingerprint: increase it when the same text would produce different files
 _STALE_SECONDS = 24 * 3600
 _HALF_DONE = ".half-done-"
+_SIZES, _SIZE = "validation_sizes.bin", "<u4"
 
 
 @dataclass(frozen=True)
 class TokenSet:
     """The tokens of a corpus on disk; `train` and `validation` are read-only memory maps.
 
-    Every document ends with the tokenizer's EOS. `validation_bytes`: UTF-8 bytes of the text without EOS.
+    Every document ends with the tokenizer's EOS. `validation_sizes`: bytes of each validation token, see Encoder.sizes.
     `duplicates`: number of validation documents left out because they are also in the training split.
     """
 
     folder: Path
     train: np.ndarray
     validation: np.ndarray
-    validation_bytes: int
+    validation_sizes: np.ndarray
     duplicates: int
     description: str
     cached: bool
@@ -175,22 +194,31 @@ def prepare_tokens(
     take: str,
     max_length: int,
     cache_dir: Path,
+    left_out: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenSet:
     """Return the tokens of a source, split into training and validation: from the cache, or encoded now.
 
-    The cache key is made of text, tokenizer and split, not of names, times or max_length. `progress` is called
+    The cache key is made of text, tokenizer and split, not of names, times or max_length. `left_out`: hashes of
+    documents that stay out of validation, see `trained_elsewhere`. `progress` is called
     with (characters done, characters in total). Raises UserError if the text is shorter than one block or the
     tokenizer has no EOS, MachineError if the disk is full or the cache folder is not writable.
     """
     eos = require_eos(tokenizer)
     split = f"{fraction!r} {take}" if fraction else "none"
-    parts = (str(_FORMAT), source.fingerprint, tokenizer_fingerprint, split)
+    parts = [str(_FORMAT), source.fingerprint, tokenizer_fingerprint, split]
+    if left_out is not None and len(left_out):
+        parts.append(hashlib.sha256(left_out.tobytes()).hexdigest())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     folder = Path(cache_dir) / key[:32]
+    meta = _read_meta(folder, key)
+    split_again = partial(split_documents, source.documents, fraction=fraction, take=take, left_out=left_out)
+    if meta is not None and not (folder / _SIZES).exists():  # written by a version that kept no sizes
+        with _disk_errors(Path(cache_dir)):
+            _add_sizes(folder, split_again()[1], tokenizer)
     tokens = _open_cached(folder, key, source, cached=True)
     if tokens is None:
-        sides = split_documents(source.documents, fraction=fraction, take=take)
+        sides = split_again()
         with _disk_errors(Path(cache_dir)):
             _write(folder, key, source, sides, tokenizer, eos, progress)
             tokens = _open_cached(folder, key, source, cached=False)
@@ -198,6 +226,37 @@ def prepare_tokens(
             raise MachineError(Problem(str(folder), "The tokens that were just written can't be read back"))
     _check_lengths(tokens, source, fraction, max_length)
     return tokens
+
+
+def trained_elsewhere(sources: Sequence[TextSource], *, fraction: float, cache_dir: Path) -> list[np.ndarray]:
+    """Return for each source the hashes of its held-out documents that another source trains on; for the split `end`.
+
+    The hashes of a source are kept in the cache, so that it is read once.
+    """
+    found = [_hashes_of(source, fraction, cache_dir) for source in sources]
+    left_out = []
+    for number, own in enumerate(found):
+        others = [other.train for index, other in enumerate(found) if index != number]
+        left_out.append(np.intersect1d(own.validation, np.concatenate(others)) if others else own.validation[:0])
+    return left_out
+
+
+def _hashes_of(source: TextSource, fraction: float, cache_dir: Path) -> SplitHashes:
+    key = hashlib.sha256(f"{_FORMAT}\0{source.fingerprint}\0{fraction!r} end".encode()).hexdigest()
+    file = cache_dir / f"hashes-{key[:32]}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return SplitHashes(kept["train"], kept["validation"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        pass  # not there, or damaged: computed again
+    hashes = hash_sides(source.documents, fraction=fraction)
+    with _disk_errors(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.npz")
+        with temporary.open("wb") as out:
+            np.savez(out, train=hashes.train, validation=hashes.validation)
+        os.replace(temporary, file)
+    return hashes
 
 
 def _write(
@@ -236,12 +295,24 @@ def _write(
             if counts["documents"] != side.documents or done != before + side.characters:
                 raise UserError(Problem(source.key, "The text changed while it was being read", value=source.path))
             meta[name] = counts
+        _add_sizes(temporary, sides[1], tokenizer)
         with (temporary / "meta.json").open("wb") as file:
             file.write(json.dumps(meta, indent=2).encode() + b"\n")
             _sync(file)
         _publish(temporary, folder, key)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _add_sizes(folder: Path, validation: Side, tokenizer: Any) -> None:
+    """Write the bytes of each validation token next to the tokens."""
+    encoder, temporary = Encoder(tokenizer), folder / f"{_SIZES}.{os.getpid()}"
+    with temporary.open("wb") as file:
+        for text in validation():
+            for piece, ends in pieces_of(text):
+                file.write(encoder.sizes(piece, ends).astype(_SIZE).tobytes())
+        _sync(file)
+    os.replace(temporary, folder / _SIZES)
 
 
 def _publish(temporary: Path, folder: Path, key: str) -> None:
@@ -297,7 +368,7 @@ def _open_cached(folder: Path, key: str, source: TextSource, *, cached: bool) ->
         folder=folder,
         train=_map(folder / "train.bin", meta["dtype"]),
         validation=_map(folder / "validation.bin", meta["dtype"]),
-        validation_bytes=validation["bytes"],
+        validation_sizes=_map(folder / _SIZES, _SIZE),
         duplicates=meta["duplicates"],
         description=description,
         cached=cached,

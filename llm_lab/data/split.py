@@ -38,7 +38,9 @@ class Side:
                 yield text[self._cut[1]] if self._cut and self._cut[0] == index else text
 
 
-def split_documents(source_documents: Documents, *, fraction: float, take: str) -> tuple[Side, Side]:
+def split_documents(
+    source_documents: Documents, *, fraction: float, take: str, left_out: np.ndarray | None = None
+) -> tuple[Side, Side]:
     """Return the (training, validation) sides of a corpus; `fraction` of the characters go to validation.
 
     `take` "end": documents that start at or after character int(total * (1 - fraction)) are validation. If there
@@ -47,6 +49,8 @@ def split_documents(source_documents: Documents, *, fraction: float, take: str) 
 
     `take` "random": a document is validation if the hash of its text is below `fraction`. Neither order nor
     additions move a document, and equal documents are on the same side.
+
+    `left_out`: hashes of documents that are left out of validation too, since another set trains on them.
 
     Reads the corpus once and keeps 16 bytes per document. Raises UserError for values out of range.
     """
@@ -67,7 +71,28 @@ def split_documents(source_documents: Documents, *, fraction: float, take: str) 
     lengths, hashes = _survey(source_documents)
     if take == "random":
         return _split_random(source_documents, lengths, hashes, fraction)
-    return _split_end(source_documents, lengths, hashes, fraction)
+    return _split_end(source_documents, lengths, hashes, fraction, left_out)
+
+
+@dataclass(frozen=True)
+class SplitHashes:
+    """The hashes of a corpus' documents, by side of the split `end`."""
+
+    train: np.ndarray
+    validation: np.ndarray
+
+
+def hash_sides(source_documents: Documents, *, fraction: float) -> SplitHashes:
+    """Return the document hashes of both sides of the split `end`, to compare several sets. Reads the corpus once."""
+    lengths, hashes = _survey(source_documents)
+    held_out = _held_out_at_end(lengths, fraction)
+    if fraction > 0 and len(lengths) and not held_out.any():  # the last document is cut
+        return SplitHashes(hashes, hashes[-1:])
+    return SplitHashes(np.unique(hashes[~held_out]), np.unique(hashes[held_out]))
+
+
+def _held_out_at_end(lengths: np.ndarray, fraction: float) -> np.ndarray:
+    return np.cumsum(lengths) - lengths >= int(int(lengths.sum()) * (1 - fraction))
 
 
 def _split_random(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fraction: float) -> tuple[Side, Side]:
@@ -84,23 +109,27 @@ def _split_random(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fr
     return _side(source, lengths, ~held_out), _side(source, lengths, held_out)
 
 
-def _split_end(source: Documents, lengths: np.ndarray, hashes: np.ndarray, fraction: float) -> tuple[Side, Side]:
+def _split_end(
+    source: Documents, lengths: np.ndarray, hashes: np.ndarray, fraction: float, left_out: np.ndarray | None
+) -> tuple[Side, Side]:
+    elsewhere = np.zeros(0, dtype=np.uint64) if left_out is None else left_out
     total = int(lengths.sum())
-    starts = np.cumsum(lengths) - lengths
-    boundary = int(total * (1 - fraction))
-    held_out = starts >= boundary
+    held_out = _held_out_at_end(lengths, fraction)
     if fraction > 0 and len(lengths) and not held_out.any():
         last = len(lengths) - 1
-        at = boundary - int(starts[last])
+        at = int(total * (1 - fraction)) - (total - int(lengths[last]))
         both: np.ndarray = np.ones(len(lengths), dtype=bool)
         only: np.ndarray = np.zeros(len(lengths), dtype=bool)
         only[last] = True
         tail = int(lengths[last]) - at
+        train = Side(last + 1, total - tail, 0, source, both, (last, slice(None, at)))
+        if hashes[last] in elsewhere:
+            return train, Side(0, 0, 1, source, np.zeros_like(only))
         return (
-            Side(last + 1, total - tail, 0, source, both, (last, slice(None, at))),
+            train,
             Side(1, tail, 0, source, only, (last, slice(at, None))),
         )
-    leaked = held_out & np.isin(hashes, hashes[~held_out])
+    leaked = held_out & np.isin(hashes, np.concatenate([hashes[~held_out], elsewhere]))
     return _side(source, lengths, ~held_out), _side(source, lengths, held_out & ~leaked, int(leaked.sum()))
 
 

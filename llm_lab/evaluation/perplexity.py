@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,25 +65,33 @@ def measure_text(
     device: str,
     dtype: str,
     listener: Listener,
+    stride: int | None = None,
 ) -> dict[str, Any]:
     """Return the loss (nats per token), perplexity and bits_per_byte of a text, and what was measured.
 
-    Each document is measured on its own: after the token that begins a text, in blocks of max_length tokens, with
-    each of its tokens as a target exactly once. Bytes are the UTF-8 bytes of the measured text, so bits_per_byte is
-    comparable between models with different tokenizers. max_tokens: only the first ones are measured; a document is
-    cut between characters. Raises UserError if the text is empty or the loss is NaN.
+    Each document is measured on its own: after the token that begins a text, in windows of max_length tokens, with
+    each of its tokens as a target exactly once. stride: by how many tokens a window moves on, so that every token but
+    the first ones has at least max_length - stride tokens before it; default: windows do not overlap. Bytes are the
+    UTF-8 bytes of the measured text, so bits_per_byte is comparable between models with different tokenizers.
+    max_tokens: only the first ones are measured; a document is cut between characters. Raises UserError if the text
+    is empty, the loss is NaN or stride exceeds max_length.
     """
+    if stride is not None and stride > max_length:
+        why = f"windows of {max_length:,} tokens (eval.max_length) that move by more would skip tokens"
+        raise UserError(Problem("eval.stride", why, value=stride, allowed=f"1 to {max_length}"))
     documents, size, whole = _read(source, tokenizer, max_tokens)
     tokens = sum(len(ids) - 1 for ids in documents)
     if not tokens:
         raise UserError(Problem(f"{source.key}.path", "the text is empty", value=source.path))
     if tokens < FEW_TOKENS:
         listener(Notice(f"{source.path}: only {tokens:,} tokens, so the numbers are not precise"))
-    blocks = [block for ids in documents for block in _blocks(ids, max_length)]
+    blocks = [block for ids in documents for block in _blocks(ids, max_length, stride or max_length)]
     report = progress_of(listener, f"measuring {source.path}")
     with generating(model):
         nats = _sum_nats(model, blocks, rows * max_length, device, dtype, report)
     measured = {"documents": len(documents), "tokens": tokens, "bytes": size, "whole": whole, "max_length": max_length}
+    if stride is not None:
+        measured["stride"] = stride
     return {"path": source.path, "fingerprint": source.fingerprint} | figures(nats, tokens, size) | measured
 
 
@@ -92,8 +101,11 @@ def total_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return figures(sum(row["loss"] * row["tokens"] for row in rows), tokens, size)
 
 
-def figures(nats: float, tokens: int, size: float) -> dict[str, float]:
-    """Return loss, perplexity and bits_per_byte of a sum of nats. Raises UserError if it is not finite."""
+def figures(nats: float, tokens: int, size: float, text_nats: float | None = None) -> dict[str, float]:
+    """Return loss, perplexity and bits_per_byte of a sum of nats. Raises UserError if it is not finite.
+
+    text_nats: the part of the sum that the bytes belong to, if document ends were predicted too.
+    """
     if not math.isfinite(nats):
         raise UserError(
             Problem(
@@ -103,7 +115,8 @@ def figures(nats: float, tokens: int, size: float) -> dict[str, float]:
     loss = nats / tokens
     # exp() overflows for losses above 709.
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": nats / math.log(2) / size}
+    bits = (nats if text_nats is None else text_nats) / math.log(2)
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits / size}
 
 
 def _read(source: TextSource, tokenizer: Any, max_tokens: int) -> tuple[list[np.ndarray], int, bool]:
@@ -150,34 +163,47 @@ def _encode(encoder: Encoder, batch: list[tuple[str, bool]]) -> Iterator[tuple[l
         yield ids, text, ends
 
 
-def _blocks(ids: np.ndarray, length: int) -> Iterator[np.ndarray]:
-    """Cut a document into blocks in which each token but the first is a target exactly once."""
-    for start in range(0, len(ids) - 1, length):
-        yield ids[start : start + length + 1]
+@dataclass(frozen=True)
+class _Window:
+    """Tokens of a document; all but the first `context` + 1 of them are targets."""
+
+    ids: np.ndarray
+    context: int
+
+
+def _blocks(ids: np.ndarray, length: int, stride: int) -> Iterator[_Window]:
+    """Cut a document into windows in which each token but the first is a target exactly once."""
+    done = 0  # tokens that have been targets
+    while done < len(ids) - 1:
+        stop = min(len(ids) - 1, done + (stride if done else length))
+        start = max(0, stop - length) if stride < length else done
+        yield _Window(ids[start : stop + 1], done - start)
+        done = stop
 
 
 def _sum_nats(
     model: Any,
-    blocks: list[np.ndarray],
+    blocks: list[_Window],
     tokens_at_once: int,
     device: str,
     dtype: str,
     progress: Callable[[int, int], None],
 ) -> float:
     """Return the sum of nats. Blocks of similar length share a batch, to limit padding."""
-    blocks.sort(key=len, reverse=True)
+    blocks.sort(key=lambda block: len(block.ids), reverse=True)
     total, done, started = 0.0, 0, time.perf_counter()
     while done < len(blocks):
-        width = len(blocks[done]) - 1
+        width = len(blocks[done].ids) - 1
         batch = blocks[done : done + max(1, tokens_at_once // width)]
         ids: np.ndarray = np.zeros((len(batch), width), dtype=np.int64)
         labels: np.ndarray = np.full((len(batch), width), IGNORED, dtype=np.int64)
         for row, block in enumerate(batch):
-            ids[row, : len(block) - 1], labels[row, : len(block) - 1] = block[:-1], block[1:]
+            count, context = len(block.ids) - 1, block.context
+            ids[row, :count], labels[row, context:count] = block.ids[:-1], block.ids[1 + context :]
         # Padding comes after the text and attention is causal, so no mask is needed.
         with torch.no_grad():
             inputs, targets = torch.from_numpy(ids).to(device), torch.from_numpy(labels).to(device)
-            total += summed_nats(model, inputs, targets, device, dtype).item()
+            total += summed_nats(model, inputs, targets, device, dtype)[0].item()
         done += len(batch)
         if time.perf_counter() - started > PATIENCE_SECONDS:
             progress(done, len(blocks))

@@ -88,21 +88,22 @@ def measure_validation(
     length = context_length(model, options.max_length or recipe.train.max_length)
     hook = mask_documents(model, tokenizer.eos_token_id) if recipe.train.document_mask else None
     try:
-        nats, tokens = total_loss(
+        total = total_loss(
             model,
             held_out,
             max_length=length,
             rows=options.per_device_eval_batch_size or recipe.train.per_device_train_batch_size,
             device=device,
             dtype=dtype,
+            separator=tokenizer.eos_token_id,
             progress=progress_of(listener, "measuring the run's validation data"),
         )
     finally:
         if hook is not None:
             hook.remove()
-    measured = {"tokens": tokens, "bytes": round(size), "whole": True, "max_length": length}
+    measured = {"tokens": total.tokens, "bytes": size, "whole": True, "max_length": length}
     named = {"path": f"validation of {run.path}", "fingerprint": _joint_fingerprint(sources), "own": True}
-    return named | figures(nats, tokens, size) | measured
+    return named | figures(total.nats, total.tokens, size, total.text_nats) | measured
 
 
 def run_scorer(

@@ -28,6 +28,7 @@ EVAL_ROWS = 8
 OWNERS = {
     "max_tokens": ("data",),
     "max_length": ("data", "tasks"),
+    "stride": ("data",),
     "per_device_eval_batch_size": ("data", "tasks"),
     "text_scores": ("score",),
 }
@@ -63,6 +64,13 @@ class EvalOptions(Group):
         question="Context length while measuring, in tokens?",
         derived="the train.max_length of its run, else the model's context, at most 1,024; the whole context for tasks",
         ge=2,
+        advanced=True,
+    )
+    stride: Int | None = option(
+        help="tokens by which the window of a text moves on; smaller than max_length, windows overlap and every token "
+        "has more context, at the cost of time",
+        question="Tokens by which the window moves on (empty: no overlap)?",
+        ge=1,
         advanced=True,
     )
     per_device_eval_batch_size: Int | None = option(
@@ -158,10 +166,18 @@ def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelSh
 
 
 def _settings_have_an_effect(values: Values) -> Iterator[Problem]:
+    options = values.get(NAME) or {}
     if measures_itself(values):
+        if options.get("stride"):
+            why = "a run's own validation is measured as in the run, without overlap"
+            fix = "Leave it out, or name texts in data."
+            yield Problem("eval.stride", why, value=options["stride"], fix=fix)
         return
+    if options.get("stride") and options.get("max_length") and options["stride"] > options["max_length"]:
+        why = f"windows of {options['max_length']} tokens (eval.max_length) that move by more would skip tokens"
+        yield Problem("eval.stride", why, value=options["stride"], allowed=f"1 to {options['max_length']}")
     for key, owners in OWNERS.items():
-        value = (values.get(NAME) or {}).get(key)
+        value = options.get(key)
         if value and not any(values.get(owner) for owner in owners):
             why, fix = f"has no effect without {' or '.join(owners)}", f"Leave it out, or set {owners[0]}."
             if key == "text_scores":

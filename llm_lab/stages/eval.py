@@ -157,6 +157,7 @@ def _measure_texts(
             device=device,
             dtype=dtype,
             listener=listener,
+            stride=options.stride,
         )
         rows.append(row)
     if recipe.score is None:

@@ -128,7 +128,7 @@ class PPOTrainer(RolloutTrainer):
         return self.accelerator.reduce(x, reduction="sum")
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """Return the next batch of the rollout, with its rows dealt anew to the minibatches of every pass."""
+        """Return the next batch of the rollout, with the rows shuffled among the minibatches before every pass."""
         per_pass = self.args.steps_per_generation
         starts_a_pass = self._step % per_pass == 0 and self._step % (per_pass * self.num_iterations) > 0
         has_minibatches = per_pass > self.args.gradient_accumulation_steps

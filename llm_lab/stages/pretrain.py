@@ -257,16 +257,18 @@ class PretrainEvaluation:
         row: dict[str, float] = {}
         if self.held_out:
             train = self.recipe.train
-            nats, count = total_loss(
+            total = total_loss(
                 self.model,
                 self.held_out,
                 max_length=train.max_length,
                 rows=train.per_device_train_batch_size,
                 device=self.recipe.device,
                 dtype=train.dtype,
+                separator=self.tokenizer.eos_token_id,
                 progress=progress_of(self.listener, "evaluating"),
             )
-            row = {"eval_loss": nats / count, "bits_per_byte": nats / math.log(2) / self.held_out_bytes}
+            bits = total.text_nats / math.log(2)
+            row = {"eval_loss": total.nats / total.tokens, "bits_per_byte": bits / self.held_out_bytes}
         if self.scorer is not None:
             row |= self.scorer.measure(self.model)[0]
         self.measured_at = step

@@ -215,7 +215,7 @@ def _time_evaluation(recipe: PretrainRecipe, model: Any, vocab_size: int) -> flo
     best = []
     for _ in range(2):
         started = time.perf_counter()
-        _, count = total_loss(
+        measured = total_loss(
             model,
             [tokens],
             max_length=train.max_length,
@@ -223,7 +223,7 @@ def _time_evaluation(recipe: PretrainRecipe, model: Any, vocab_size: int) -> flo
             device=recipe.device,
             dtype=train.dtype,
         )
-        best.append((time.perf_counter() - started) / count)
+        best.append((time.perf_counter() - started) / measured.tokens)
     return min(best)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad, grad_weight * grad, None, None, None
 
 
+@dataclass(frozen=True)
+class TotalLoss:
+    """A sum of nats over `tokens` predicted tokens; text_nats: without the tokens that end documents.
+
+    Bits per byte are computed from text_nats: the end of a document has no bytes.
+    """
+
+    nats: float
+    tokens: int
+    text_nats: float
+
+
 @torch.no_grad()
 def total_loss(
     model: Any,
@@ -163,17 +176,19 @@ def total_loss(
     rows: int,
     device: str,
     dtype: str,
+    separator: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[float, int]:
-    """Return (sum of nats, number of predicted tokens) over token arrays; each token is a target once.
+) -> TotalLoss:
+    """Return the loss summed over token arrays, in which each token but the first is a target once.
 
+    separator: the token that ends a document.
     With several processes, each computes its share of the batches. progress: called with (tokens done, tokens in
     total) if the evaluation takes more than two seconds.
     """
     rank, world = 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    total = torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(3, dtype=torch.float64)
     count, done, started = sum(len(tokens) for tokens in texts), 0, time.perf_counter()
     for tokens in texts:
         blocks = ValidationBlocks(tokens, max_length)
@@ -183,8 +198,9 @@ def total_loss(
             items = [blocks[i] for i in range(start, min(start + rows, len(blocks)))]
             ids = torch.from_numpy(np.stack([item["input_ids"] for item in items])).to(device)
             labels = torch.from_numpy(np.stack([item["shift_labels"] for item in items])).to(device)
-            nats = summed_nats(model, ids, labels, device, dtype)
-            total += torch.tensor([nats.item(), (labels != IGNORED).sum().item()], dtype=torch.float64)
+            nats, of_separators = summed_nats(model, ids, labels, device, dtype, separator)
+            count_here = (labels != IGNORED).sum()
+            total += torch.tensor([nats.item(), count_here.item(), of_separators.item()], dtype=torch.float64)
             if time.perf_counter() - started > PATIENCE_SECONDS:
                 progress(min(done + (start + rows) * max_length, count - 1), count)
         done += len(tokens)
@@ -193,13 +209,24 @@ def total_loss(
     if world > 1:
         total = total.to(device)
         torch.distributed.all_reduce(total)
-    return float(total[0]), int(total[1])
+    return TotalLoss(nats=float(total[0]), tokens=int(total[1]), text_nats=float(total[0] - total[2]))
 
 
-def summed_nats(model: Any, ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str) -> torch.Tensor:
-    """Return the sum of nats of a batch. ids, labels: (rows, length); labels are already shifted, -100 is ignored."""
+def summed_nats(
+    model: Any, ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str, separator: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum of nats of a batch, and the part of it whose target is the separator.
+
+    ids, labels: (rows, length); labels are already shifted, -100 is ignored.
+    """
+    targets = labels.flatten()
+    ends = targets == separator if separator is not None else torch.zeros_like(targets, dtype=torch.bool)
     with detach_large_head(model, ids.numel()) as head, autocast(device, dtype):
         output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
         if head is not None:
-            return summed_cross_entropy(output, head, labels.flatten())
-    return F.cross_entropy(output.float(), labels.flatten(), reduction="sum")
+            return summed_cross_entropy(output, head, targets), summed_cross_entropy(output[ends], head, targets[ends])
+    output = output.float()
+    return (
+        F.cross_entropy(output, targets, reduction="sum"),
+        F.cross_entropy(output[ends], targets[ends], reduction="sum"),
+    )

@@ -15,7 +15,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llm_lab.data.block_dataset import BlockDataset, BlockStream, StreamTokens, prepare_stream
-from llm_lab.data.encoding import TokenSet, default_cache_dir, prepare_tokens, tokenizer_fingerprint
+from llm_lab.data.encoding import (
+    TokenSet,
+    default_cache_dir,
+    prepare_tokens,
+    tokenizer_fingerprint,
+    trained_elsewhere,
+)
 from llm_lab.data.mixing import build_schedule
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
@@ -65,6 +71,11 @@ def tokenize_sources(
     """Return the tokens of every source, split into training and validation."""
     fingerprint = tokenizer_fingerprint(tokenizer)
     tokens: list[TokenSet | StreamTokens] = []
+    files, validation = [source for source in sources if isinstance(source, TextSource)], recipe.validation
+    left_out: dict[int, Any] = {}
+    if len(files) > 1 and validation.from_ == "end" and validation.fraction > 0:
+        hashes = trained_elsewhere(files, fraction=validation.fraction, cache_dir=default_cache_dir())
+        left_out = {id(source): found for source, found in zip(files, hashes, strict=True)}
     for source in sources:
         found: TokenSet | StreamTokens
         if isinstance(source, StreamSource):
@@ -78,6 +89,7 @@ def tokenize_sources(
                 take=recipe.validation.from_,
                 max_length=recipe.train.max_length,
                 cache_dir=default_cache_dir(),
+                left_out=left_out.get(id(source)),
                 progress=progress_of(listener, f"tokenizing {source.key}"),
             )
         listener(Notice(f"{source.key}: {found.description}"))
@@ -85,12 +97,14 @@ def tokenize_sources(
     return tokens
 
 
-def validation_tokens(tokens: Sequence[TokenSet | StreamTokens], max_tokens: int) -> tuple[list[Any], float]:
-    """Return the validation tokens that are measured, one array per source, and their size in bytes of text."""
+def validation_tokens(tokens: Sequence[TokenSet | StreamTokens], max_tokens: int) -> tuple[list[Any], int]:
+    """Return the validation tokens that are measured, one array per source, and the bytes of text that they predict.
+
+    The first token of each array is not predicted, so its bytes do not count.
+    """
     each = max(1, max_tokens // len(tokens))
     measured = [part for part in tokens if len(part.validation) > 1]
-    # Bytes are known for the whole validation part only: take the share of its tokens that is measured.
-    size = sum(part.validation_bytes * min(1.0, each / len(part.validation)) for part in measured)
+    size = sum(int(part.validation_sizes[1:each].sum()) for part in measured)
     return [part.validation[:each] for part in measured], size
 
 

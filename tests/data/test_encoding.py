@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.measured_models import STRANGE, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from llm_lab.data import encoding
 from llm_lab.data.builtin import builtin_documents
-from llm_lab.data.encoding import default_cache_dir, prepare_tokens, tokenizer_fingerprint
+from llm_lab.data.encoding import Encoder, default_cache_dir, prepare_tokens, tokenizer_fingerprint
 from llm_lab.data.sources import open_source
 from llm_lab.errors import MachineError, UserError
 
@@ -67,7 +68,7 @@ def test_every_document_ends_with_eos(tokenizer):
     assert pieces(tokens.validation, tokenizer) == [*texts[8:], ""]
     # One token per byte here, and one EOS per document.
     assert len(tokens.train) == sum(len(text.encode()) for text in texts[:8]) + 8
-    assert len(tokens.validation) == tokens.validation_bytes + 2
+    assert len(tokens.validation) == tokens.validation_sizes.sum() + 2
 
 
 def test_a_single_text_is_cut_at_90_percent(tokenizer):
@@ -149,7 +150,7 @@ def test_tokens_take_two_bytes_for_small_vocabularies_and_four_for_large_ones(to
 
 def test_validation_is_empty_with_fraction_0(tokenizer):
     tokens = prepare(write_rows("a.jsonl", "some text"), tokenizer, fraction=0.0)
-    assert len(tokens.validation) == tokens.validation_bytes == 0
+    assert len(tokens.validation) == tokens.validation_sizes.sum() == 0
 
 
 def test_validation_leaves_out_duplicates_of_training_and_reports_them(tokenizer):
@@ -390,3 +391,27 @@ def test_encoding_uses_all_cores():
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("TOKENIZERS_", "RAYON_"))}
     done = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) >= len(os.sched_getaffinity(0)), "one thread per core; none if parallelism is off"
+
+
+@pytest.mark.parametrize("name", ["bytes", "bpe", "pieces", "gpt2"])
+def test_the_bytes_of_tokens_add_up_to_the_text_they_encode(name):
+    encoder = Encoder(make_tokenizer(name))
+    text = "English first. " * 3 + STRANGE + " "
+    sizes = encoder.sizes(text, True)
+    [(ids, _, _)] = encoder([(text, True)])
+    assert len(sizes) == len(ids)
+    assert sizes.sum() == encoder.sizes(text, False).sum() == len(text.encode())
+    for count in range(1, len(ids)):
+        some, decoded = encoder.beginning(text, count)
+        if len(some) == count:
+            assert sizes[:count].sum() == len(decoded.encode())
+
+
+def test_a_cache_without_the_bytes_of_tokens_is_completed(tokenizer):
+    file = write_rows("a.jsonl", *(f"document {i}: ünï" for i in range(10)))
+    first = prepare(file, tokenizer)
+    (first.folder / "validation_sizes.bin").unlink()
+    again = prepare(file, tokenizer)
+    assert again.cached
+    assert again.validation_sizes.tolist() == first.validation_sizes.tolist()
+    assert again.validation_sizes.sum() > 0

@@ -141,7 +141,7 @@ def test_later_duplicates_of_validation_documents_are_left_out_of_training(tmp_p
     assert texts(source.training_pieces()) == later
     tokens = prepare_stream(source, TOKENIZER)
     assert tokens.validation.tolist() == tokens_of(kept)
-    assert tokens.validation_bytes == sum(len(text.encode()) for text in kept)
+    assert tokens.validation_sizes.sum() == sum(len(text.encode()) for text in kept)
     assert "its first 5 documents" in tokens.description
 
 

@@ -93,6 +93,34 @@ def test_a_text_is_never_truncated_within_a_character():
         assert count - len(ids) < 4
 
 
+@pytest.mark.parametrize("stride", [1, 5, 32])
+def test_with_a_stride_every_token_is_a_target_once_and_has_more_context(stride, in_tmp_path):
+    tokenizer = make_tokenizer("bpe")
+    model = gpt2_model(tokenizer)
+    texts = [STRANGE, "a", " ".join(WORDS) * 3]
+    source = open_source(write_rows("rows.jsonl", texts), text_column="text")
+    row = measure_text(model, tokenizer, source, **MEASURED, stride=stride, listener=Notices())
+    nats = count = 0
+    for text in texts:
+        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        for i in range(1, len(ids)):
+            first_of_window = max(0, 32 + (i - 32 + stride - 1) // stride * stride - 32) if i > 32 else 0
+            window_end = min(first_of_window + 32, len(ids) - 1)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids[max(0, window_end - 32) : i]])).logits[0, -1]
+            nats, count = nats - logits.log_softmax(-1)[ids[i]].item(), count + 1
+    assert row["tokens"] == count
+    assert row["loss"] == pytest.approx(nats / count, rel=1e-4)
+    assert row["stride"] == stride
+
+
+def test_a_stride_longer_than_the_window_is_refused(in_tmp_path):
+    tokenizer = make_byte_tokenizer()
+    source = open_source(write_text("text.txt", 20))
+    with pytest.raises(UserError, match=r"eval\.stride = 33"):
+        measure_text(gpt2_model(tokenizer), tokenizer, source, **MEASURED, stride=33, listener=Notices())
+
+
 def test_the_total_of_several_texts_equals_one_measurement_of_all(in_tmp_path):
     tokenizer = make_byte_tokenizer()
     model = gpt2_model(tokenizer)

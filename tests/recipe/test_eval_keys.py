@@ -38,6 +38,7 @@ EFFECTS: dict[str, tuple] = {
     "EvalText.text_column": ("answer", "texts", ROWS),
     "EvalOptions.max_tokens": (100, "texts"),
     "EvalOptions.max_length": (8, "texts"),
+    "EvalOptions.stride": (4, "texts"),
     "EvalOptions.per_device_eval_batch_size": (3, "batches"),
     "EvalOptions.dtype": ("bfloat16", "texts"),
     "EvalOptions.text_scores": (["bleu"], "scores", {"score": ASKED}),

@@ -160,8 +160,8 @@ def test_evaluation_uses_the_same_mask(in_tmp_path):
 
 
 def _without_mask(model, tokens) -> float:
-    nats, count = total_loss(model, [np.array(tokens)], max_length=32, rows=4, device="cpu", dtype="float32")
-    return nats / count
+    total = total_loss(model, [np.array(tokens)], max_length=32, rows=4, device="cpu", dtype="float32")
+    return total.nats / total.tokens
 
 
 @pytest.mark.slow

@@ -134,11 +134,13 @@ def test_a_chunked_evaluation_has_the_same_nats(monkeypatch):
     for dtype, tolerance in (("float32", 1e-6), ("bfloat16", 1e-3)):
         arguments = {"max_length": 16, "rows": 4, "device": "cpu", "dtype": dtype}
         with monkeypatch.context() as patch:
-            plain, count = total_loss(model, text, **arguments)
+            plain = total_loss(model, text, separator=7, **arguments)
             patch.setattr(token_loss, "PIECE_OF_LOGITS_BYTES", 4 * 61 * 7)
-            pieces, same = total_loss(model, text, **arguments)
-        assert count == same == 199
-        assert pieces == pytest.approx(plain, rel=tolerance)
+            pieces = total_loss(model, text, separator=7, **arguments)
+        assert plain.tokens == pieces.tokens == 199
+        assert pieces.nats == pytest.approx(plain.nats, rel=tolerance)
+        assert pieces.text_nats == pytest.approx(plain.text_nats, rel=tolerance)
+        assert plain.text_nats < plain.nats - 1
 
 
 def test_the_head_is_restored_even_if_a_step_fails(small_chunks):

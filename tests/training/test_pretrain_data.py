@@ -15,11 +15,13 @@ from support.pretrain_runs import losses, start, wait_until, weights
 from llm_lab.data import block_dataset
 from llm_lab.data.block_dataset import BlockStream
 from llm_lab.errors import UserError
+from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.optim.schedule import factor_of
+from llm_lab.recipe.resolve import resolve
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.report import write_report
-from llm_lab.training.pretrain_data import STREAMS_FILE
+from llm_lab.training.pretrain_data import STREAMS_FILE, open_sources, tokenize_sources, validation_tokens
 
 TINY = RunFolder(Path("checkpoints/tiny"))
 
@@ -56,6 +58,47 @@ def assert_same(mine: dict, other: dict) -> None:
     theirs = weights(other)
     for name, tensor in weights(mine).items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+# Validation
+
+
+def tokens_of(**changes) -> tuple:
+    recipe = resolve(tiny_recipe(**changes)).recipe
+    sources = open_sources(recipe)
+    return tokenize_sources(recipe, sources, make_byte_tokenizer(), Listening()), recipe
+
+
+def test_bits_per_byte_count_only_the_bytes_of_the_measured_tokens():
+    english, japanese = "a small red river " * 20, "川が流れる" * 60
+    Path("two.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("a " * 500, english + japanese))
+    )
+    tokens, _ = tokens_of(data=[{"path": "two.jsonl"}], validation={"fraction": 0.4})
+    assert len(tokens[0].validation) == len((english + japanese).encode()) + 1
+    for count in (2, 100, len(english) + 31, 10_000):
+        [measured], size = validation_tokens(tokens, count)
+        # A token is a byte, and EOS has none. A character that is cut counts as a whole.
+        assert 0 <= size - (len(measured) - 1 - (count == 10_000)) <= 2
+
+
+def test_a_document_that_one_set_trains_on_is_validation_of_no_other():
+    lines = Path("words.txt").read_text().splitlines()
+    for name, part in (("first", lines[:200]), ("second", lines[180:] + lines[195:200])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    data = [{"path": "first.jsonl"}, {"path": "second.jsonl"}]
+    tokens, _ = tokens_of(data=data, validation={"fraction": 0.2})
+    decode = make_byte_tokenizer().decode
+    sides = [[decode(side.astype(int)).split("<|endoftext|>")[:-1] for side in (t.train, t.validation)] for t in tokens]
+    trained = {text for train, _ in sides for text in train}
+    held_out = [set(validation) for _, validation in sides]
+    assert all(held_out)
+    assert not any(texts & trained for texts in held_out)
+    assert tokens[0].duplicates > 10
+    again, _ = tokens_of(data=data, validation={"fraction": 0.2})
+    assert all(found.cached for found in again)
+    alone, _ = tokens_of(data=data[:1], validation={"fraction": 0.2})
+    assert alone[0].duplicates == 0
 
 
 # Streams
@@ -214,7 +257,7 @@ def test_a_warm_up_longer_than_the_run_is_shortened():
 def test_a_source_that_does_not_fill_a_step_is_refused():
     Path("short.txt").write_text("word " * 10)
     raw = tiny_recipe("short.txt", when_exhausted="stop", validation={"fraction": 0.0})
-    with pytest.raises(UserError, match=r"short\.txt ends within the first step of 4 rows"):
+    with pytest.raises(UserError, match=r"short\.txt ends within the first step of 4 sequences"):
         run(raw)
 
 
@@ -254,7 +297,7 @@ def test_the_end_of_a_stream_ends_the_run_if_when_exhausted_is_stop():
 def test_a_stream_that_does_not_fill_a_step_is_refused():
     Path("few.jsonl").write_text('{"text": "some words"}\n' * 3)
     data = [{"path": "few.jsonl", "streaming": True}]
-    with pytest.raises(UserError, match=r"few\.jsonl ends within the first step of 4 rows"):
+    with pytest.raises(UserError, match=r"few\.jsonl ends within the first step of 4 sequences"):
         run(tiny_recipe(data=data, when_exhausted="stop", validation={"fraction": 0.0}))
 
 
