@@ -8,14 +8,19 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
-from .conversations import find_end_of_turn, has_answer_markers
+from .conversations import find_end_of_turn
+from .rendering import Refused, pin_date, require_sound, template_of
 from .save import set_special_tokens
 
 PAD = "<|pad|>"
 # Padding tokens that some tokenizers have without declaring them.
 _KNOWN_PADS = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|padding|>", "<unk>", "[UNK]")
+# Other control tokens that a tokenizer has and a chat template does not use, the most suitable first.
+_FREE = ("endoftext", "end_of_text", "pad", "reserved", "unused", "extra")
 # New embeddings are the mean of the others plus a little noise, relative to their standard deviation.
 _NOISE = 0.02
+# A row of embeddings with a smaller share of the usual norm has never been trained.
+_NEAR_ZERO = 0.1
 
 # Answers are trimmed: leading white space would be merged into one token with the newline before it, and the prompt
 # would no longer be a prefix of the conversation.
@@ -58,57 +63,72 @@ CHAT_TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
 class ChosenTemplate:
     """The chat template that a tokenizer was given. `notice`: a one-line description.
 
-    new_ids: the tokens that were added for it, which need embeddings. former_eos_id: the previous EOS, if it differs
-    from the token that ends a turn.
+    new_ids: the tokens that were added for it, which need embeddings. control_ids: its control tokens that the
+    tokenizer had already, though its model may never have been trained on them; none for the tokenizer's own template.
+    former_eos_id: the previous EOS, if it differs from the token that ends a turn. date: what a template that reads
+    the clock gets as the current date.
     """
 
     name: str
     new_ids: tuple[int, ...]
     former_eos_id: int | None
     notice: str
+    control_ids: tuple[int, ...] = ()
+    date: str | None = None
 
 
 def apply_chat_template_choice(
-    tokenizer: Any, choice: str | None = None, *, key: str = "chat_template"
+    tokenizer: Any, choice: str | None = None, *, date: str | None = None, key: str = "chat_template"
 ) -> ChosenTemplate:
     """Set a tokenizer's chat template, control tokens, EOS (the end-of-turn token) and a padding token other than EOS.
 
-    choice: "own", a name of CHAT_TEMPLATES, or None: its own template if it has one, else chatml. The changes are
-    saved with the tokenizer. Raises UserError for an unknown name, or if its own template has no end-of-turn token.
+    choice: "own", a name of CHAT_TEMPLATES, or None: its own template if it has one, else chatml. date: the date for a
+    template that reads the clock, by default today's, or the one that was saved with the tokenizer. The changes are
+    saved with the tokenizer. Raises UserError for an unknown name, or if its own template is broken or has no
+    end-of-turn token.
     """
     own = bool(getattr(tokenizer, "chat_template", None))
     name = choice or ("own" if own else "chatml")
     size, former_eos = len(tokenizer), tokenizer.eos_token_id
+    known = set(tokenizer.get_vocab())
+    held: list[str] = []
     if name == "own":
         notice = _keep_own(tokenizer, own, key)
     elif name in CHAT_TEMPLATES:
+        held = [token for token in CHAT_TEMPLATES[name][1] if token in known]
         _set_template(tokenizer, name, key)
         notice = f"chat template {name}" + (" instead of the tokenizer's own" if own else "")
     else:
         names = ("own", *CHAT_TEMPLATES)
         why = "unknown chat template"
         raise UserError(Problem(key, why, value=name, allowed=one_of(names), fix=did_you_mean(name, names)))
-    _set_pad(tokenizer)
+    _set_pad(tokenizer, may_grow=len(tokenizer) > size)
     new_ids = tuple(range(size, len(tokenizer)))
     if new_ids:
         notice += f"; new tokens: {', '.join(tokenizer.convert_ids_to_tokens(list(new_ids)))}"
+    if held:
+        notice += f"; {', '.join(held)} were in the tokenizer already: an adapter trains their embeddings too"
+    if pinned := pin_date(tokenizer, date):
+        notice += f"; it writes the current date, which is fixed at {pinned} for this run"
     eos = tokenizer.eos_token_id
-    return ChosenTemplate(name, new_ids, former_eos if former_eos != eos else None, notice)
+    former = former_eos if former_eos != eos else None
+    return ChosenTemplate(name, new_ids, former, notice, tuple(tokenizer.convert_tokens_to_ids(held)), pinned)
 
 
 def _keep_own(tokenizer: Any, own: bool, key: str) -> str:
     if not own:
         why = "this tokenizer does not have its own chat template"
         raise UserError(Problem(key, why, value="own", fix="Use chatml, or remove the key."))
-    end = find_end_of_turn(tokenizer)
+    require_sound(tokenizer)
+    try:
+        end = find_end_of_turn(tokenizer)
+    except Refused as refused:
+        raise UserError(Problem(key, refused.reason, value="own", fix="Use chatml.")) from None
     if end is None:
         why = "the tokenizer's own template has no end-of-turn token, so a model would never learn to stop"
         raise UserError(Problem(key, why, value="own", fix="Use chatml."))
     tokenizer.eos_token = end
-    if has_answer_markers(tokenizer):
-        return f"the tokenizer's own chat template; {end} ends a turn"
-    found = "it does not mark the assistant's messages, so they are found by comparing turns"
-    return f"the tokenizer's own chat template; {end} ends a turn; {found}"
+    return f"the tokenizer's own chat template; {end} ends a turn"
 
 
 def _set_template(tokenizer: Any, name: str, key: str) -> None:
@@ -128,13 +148,29 @@ def _set_template(tokenizer: Any, name: str, key: str) -> None:
     tokenizer.chat_template = template
 
 
-def _set_pad(tokenizer: Any) -> None:
-    """Set a padding token that is not EOS: if it were EOS, masking padding would also mask EOS in the loss."""
+def _set_pad(tokenizer: Any, *, may_grow: bool) -> None:
+    """Set a padding token that is not EOS: if it were EOS, masking padding would also mask EOS in the loss.
+
+    may_grow: the vocabulary grows anyway. Otherwise a control token that the chat template does not use is preferred
+    to a new one, which would change the shape of the model's weights.
+    """
     if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    pad = next((token for token in _KNOWN_PADS if token in special and token != tokenizer.eos_token), PAD)
-    tokenizer.add_special_tokens({"pad_token": pad})
+    special.discard(tokenizer.eos_token)
+    free = [token for token in _KNOWN_PADS if token in special]
+    if not free and not may_grow:
+        template = template_of(tokenizer)
+        unused = [token for token in special if token not in template]
+        if "bos_token" in template and tokenizer.bos_token in unused:
+            unused.remove(tokenizer.bos_token)
+        free = sorted(unused, key=lambda token: (_rank(token), tokenizer.convert_tokens_to_ids(token)))
+    tokenizer.add_special_tokens({"pad_token": free[0] if free else PAD})
+
+
+def _rank(token: str) -> int:
+    """Return how unsuitable a free control token is as padding; the smaller, the better."""
+    return next((rank for rank, word in enumerate(_FREE) if word in token.lower()), len(_FREE))
 
 
 def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None, *, seed: int = 0) -> list[int]:
@@ -142,15 +178,15 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
 
     New rows of embeddings and head are the mean of the old ones plus a little seeded noise. Rows are never removed:
     many models have more rows than their tokenizer has tokens. chosen: the result of apply_chat_template_choice; rows
-    that were unused before its tokens were added are initialized too. Tokens that ended generation before still do.
+    that were unused before its tokens were added are initialized too, and so are rows of its control tokens that were
+    never trained. Tokens that ended generation before still do.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     new_ids = sorted({*range(rows, len(tokenizer)), *(chosen.new_ids if chosen else ())})
     if len(tokenizer) > rows:
         # mean_resizing would use torch's global random generator, and print a long message.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if new_ids:
-        _fill_rows(model, new_ids, seed)
+    new_ids = sorted({*new_ids, *_fill_rows(model, new_ids, chosen.control_ids if chosen else (), tokenizer, seed)})
     generation = getattr(model, "generation_config", None)  # a classifier has none
     before = generation.eos_token_id if generation is not None else None
     set_special_tokens(model, tokenizer)
@@ -161,19 +197,45 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
     return new_ids
 
 
-def _fill_rows(model: Any, new_ids: Sequence[int], seed: int) -> None:
+def _fill_rows(
+    model: Any, new_ids: Sequence[int], control_ids: Sequence[int], tokenizer: Any, seed: int
+) -> set[int]:
+    """Initialize the rows of new tokens, and of control tokens that were never trained; return their ids."""
     import torch
 
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [embeddings.weight]
     if head is not None and head.weight is not embeddings.weight:
         matrices.append(head.weight)
+    filled: set[int] = set()
     with torch.no_grad():
         for weight in matrices:
+            ids = sorted({*new_ids, *_untrained(weight, control_ids, sorted(tokenizer.added_tokens_decoder))})
+            if not ids:
+                continue
             old = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
-            old[list(new_ids)] = False
+            old[ids] = False
             kept = weight[old].float()
             generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(len(new_ids), weight.shape[1], generator=generator).to(weight.device)
+            noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
             rows = kept.mean(0) + _NOISE * kept.std(0) * noise
-            weight[list(new_ids)] = rows.to(weight.dtype)
+            weight[ids] = rows.to(weight.dtype)
+            filled |= set(ids)
+    return filled
+
+
+def _untrained(weight: Any, control_ids: Sequence[int], added: Sequence[int]) -> list[int]:
+    """Return the control tokens whose rows are nearly zero, or equal to the row of another added token."""
+    if not control_ids:
+        return []
+    usual = weight.float().norm(dim=1).median()
+    rows = {token: weight[token].float() for token in {*control_ids, *added} if token < weight.shape[0]}
+
+    def same(token: int, other: int) -> bool:
+        return bool((rows[token] - rows[other]).norm() <= 1e-3 * rows[token].norm())
+
+    return [
+        token
+        for token in control_ids
+        if rows[token].norm() < _NEAR_ZERO * usual or any(same(token, other) for other in rows if other != token)
+    ]

@@ -1,27 +1,27 @@
 """Conversations as tokens, the same in training and inference, with a mask of the trained tokens.
 
-A conversation is formatted by the tokenizer's chat template and encoded in pieces, with each answer starting a new
-piece. So the prompt at inference is, token by token, a prefix of what was trained. Control tokens come only from the
-template: a message that spells one out is encoded as text.
+An answer is trained as the model must write it: after the very prompt that it gets at inference, up to its own end of
+turn. Both are read off what the template renders, turn by turn. If a template renders an answer differently once the
+conversation goes on (many leave out earlier reasoning), the conversation becomes several rows, one for each such
+answer. Text is encoded in pieces, with each answer starting a new piece, so the tokens of the prompt at inference are
+the beginning of the tokens that were trained.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from llm_lab.errors import Problem, UserError
 
+from .rendering import Message, Refused, mark, render
+from .turns import NO_END, Talk, Turn, control_tokens, holds, is_trained, read_turn
+
 IGNORED = -100  # the label that losses ignore
-Message = Mapping[str, str]
-# Unicode noncharacters, which valid text does not contain. Two of them mark control tokens in messages.
-_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_KEY = "chat_template"
+SPLIT = "in several rows, because the chat template writes an answer differently once the conversation goes on"
 
 
 @dataclass(frozen=True)
@@ -52,55 +52,80 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Rendered:
-    """A conversation as text, with marks around control tokens in messages, and the spans of its answers."""
+class Rows:
+    """What is trained of one conversation. remarks: what is not, or differs, and why; each reason once."""
 
-    text: str
-    answers: tuple[tuple[int, int], ...]
-    marks: tuple[str, str]
+    rows: list[Encoded]
+    remarks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Properties:
-    """Properties of a tokenizer and its template, determined once."""
+def encode_rows(
+    tokenizer: Any, messages: Sequence[Message], *, assistant_only: bool = True, max_length: int | None = None
+) -> Rows:
+    """Return a conversation as rows of tokens; with `assistant_only`, only answers (with end of turn) are trained.
 
-    control_tokens: re.Pattern[str]
-    control_ids: frozenset[int]
-    begins_with_space: bool
-    has_markers: bool  # the {% generation %} blocks of the template are correct
-    end_of_turn: str | None
+    Most templates give one row. Rows are truncated at the end to max_length. Raises Refused if no answer can be
+    trained, UserError if there is no chat template.
+    """
+    talk = Talk.of(tokenizer, messages)
+    if not assistant_only:
+        return Rows([_truncate(*_all_trained(talk), max_length)], tuple(_lost_in_whole(talk)))
+    turns: dict[int, Turn] = {}
+    remarks: dict[str, None] = {}
+    for number, message in enumerate(talk.marked.messages):
+        if is_trained(message):
+            try:
+                turns[number] = read_turn(talk, number)
+            except Refused as refused:
+                remarks[refused.reason] = None
+    if not turns:
+        raise Refused(next(iter(remarks), "no answer to train"))
+    rows = []
+    left = dict(turns)
+    while left:
+        last, turn = left.popitem()
+        same = {number: one for number, one in left.items() if turn.whole.startswith(one.prompt + one.text)}
+        spans = [(len(one.prompt), one.end) for one in (*same.values(), turn)]
+        rows.insert(0, _truncate(*_encode(talk, turn.whole, last, spans), max_length))
+        left = {number: one for number, one in left.items() if number not in same}
+    if len(rows) > 1:
+        remarks[SPLIT] = None
+    remarks |= {remark: None for turn in turns.values() for remark in turn.remarks}
+    final = max(turns)
+    remarks |= {
+        f"the chat template leaves out a {message['role']} message": None
+        for message in talk.marked.messages[:final]
+        if message["role"] != "assistant" and not holds(talk, message, turns[final].whole)
+    }
+    return Rows(rows, tuple(remarks))
 
 
 def encode_conversation(
     tokenizer: Any, messages: Sequence[Message], *, assistant_only: bool = True, max_length: int | None = None
 ) -> Encoded:
-    """Return the tokens of a conversation; with `assistant_only`, only answers (with end of turn) are trained.
-
-    Truncated at the end to max_length. Raises UserError if there is no chat template, if it does not accept these
-    messages, or if its answers can't be located.
-    """
-    written = _render(tokenizer, messages, strict=assistant_only)
-    ids, mask = _encode(tokenizer, written)
-    if not assistant_only:
-        mask = [1] * len(ids)
-    return Encoded(ids[:max_length], mask[:max_length], len(ids))
+    """Return a conversation as one row, as encode_rows does. Raises Refused if it takes several."""
+    rows = encode_rows(tokenizer, messages, assistant_only=assistant_only, max_length=max_length).rows
+    if len(rows) > 1:
+        raise Refused("the template writes an answer differently once the conversation goes on")
+    return rows[0]
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Return the tokens up to where the assistant's answer to `messages` starts.
 
-    They are a prefix of what encode_conversation returns for the same messages with an answer.
+    They are a prefix of what is trained for the same messages with an answer. Raises Refused.
     """
-    return _encode(tokenizer, _render(tokenizer, messages, prompt=True))[0]
+    talk = Talk.of(tokenizer, messages)
+    return _encode(talk, talk.render(len(messages), prompt=True), len(messages))[0]
 
 
 def encode_answer(tokenizer: Any, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt and of an answer, including its end-of-turn token."""
-    whole = encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}])
-    # The tokens of the last answer are contiguous; after them is only what the template writes between turns.
-    end = max((i for i, mask in enumerate(whole.labels_mask) if mask), default=-1) + 1
-    start = len(encode_prompt(tokenizer, messages))
-    return whole.input_ids[:start], whole.input_ids[start:end]
+    """Return the tokens of a prompt and of an answer, including its end-of-turn token. Raises Refused."""
+    talk = Talk.of(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+    turn = read_turn(talk, len(messages))
+    ids, mask = _encode(talk, turn.prompt + turn.text, len(messages), [(len(turn.prompt), turn.end)])
+    start = mask.index(1)
+    return ids[:start], ids[start:]
 
 
 def encode_text(tokenizer: Any, text: str, *, max_length: int | None = None) -> Encoded:
@@ -120,134 +145,59 @@ def encode_text(tokenizer: Any, text: str, *, max_length: int | None = None) -> 
 
 def render_conversation(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> str:
     """Return a conversation formatted by the chat template; with `prompt`, up to where an answer starts."""
-    written = _render(tokenizer, messages, prompt=prompt, find_answers=False)
-    return re.sub(f"[{''.join(written.marks)}]", "", written.text)
+    marked = mark(tokenizer, messages)
+    return marked.plain(render(tokenizer, marked.messages, prompt=prompt))
 
 
 def find_end_of_turn(tokenizer: Any) -> str | None:
-    """Return the control token that ends an answer in the chat template, or None if there is none."""
-    return _properties(tokenizer).end_of_turn
+    """Return the control token that ends an answer in the chat template, or None if there is none.
 
-
-def has_answer_markers(tokenizer: Any) -> bool:
-    """Return whether the chat template marks the assistant's answers, including the end-of-turn token."""
-    return _properties(tokenizer).has_markers
-
-
-def _render(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    *,
-    prompt: bool = False,
-    find_answers: bool = True,
-    strict: bool = False,
-) -> _Rendered:
-    properties = _properties(tokenizer)
-    marked, marks = _mark(messages, properties.control_tokens)
-    text, spans = _apply_template(tokenizer, marked, prompt=prompt)
-    if not find_answers:
-        return _Rendered(text, (), marks)
-    if not properties.has_markers:
-        spans = list(_find_answers(tokenizer, marked, text, properties, marks, strict))
-    return _Rendered(text, tuple(spans), marks)
-
-
-def _mark(messages: Sequence[Message], control_tokens: re.Pattern[str]) -> tuple[list[Message], tuple[str, str]]:
-    """Return the messages with marks around all control tokens in them, and the two marks."""
-    contents = "".join(message["content"] for message in messages)
-    free = [mark for mark in _MARKS if mark not in contents][:2]
-    if len(free) < 2:
-        raise UserError(
-            Problem("messages", "they contain nearly all Unicode noncharacters, so they are probably not text")
-        )
-    start, end = free
-    if not control_tokens.search(contents):
-        return [dict(message) for message in messages], (start, end)
-    return [
-        {**message, "content": control_tokens.sub(rf"{start}\g<0>{end}", message["content"])} for message in messages
-    ], (start, end)
-
-
-def _apply_template(tokenizer: Any, messages: Sequence[Message], *, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of the template and the spans of its {% generation %} blocks."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    template = _template(tokenizer)
-    track = bool(_GENERATION.search(template))
-    try:
-        texts, spans = render_jinja_template(
-            [messages],
-            chat_template=template,
-            add_generation_prompt=prompt,
-            return_assistant_tokens_mask=track,
-            **tokenizer.special_tokens_map,
-        )
-    except TemplateError as error:
-        raise UserError(Problem(_KEY, f"the template does not accept this conversation: {error}")) from None
-    return texts[0], spans[0] if track else []
-
-
-def _template(tokenizer: Any) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        why = "this tokenizer has no chat template, which conversations require"
-        raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml, or use a model tuned for chat."))
-    return tokenizer.get_chat_template()
-
-
-def _find_answers(
-    tokenizer: Any, messages: list[Message], text: str, properties: _Properties, marks: tuple[str, str], strict: bool
-) -> Iterator[tuple[int, int]]:
-    """Yield the spans of the answers: from the end of the prompt to the next end of a turn.
-
-    strict: raise a UserError for answers that can't be located. Otherwise they are skipped: in a prompt, which is not
-    trained, or if everything is trained, their spans do not matter.
+    Raises Refused if the template does not accept the simplest conversation.
     """
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if not number:
-            why = "the assistant has the first message, so its answer can't be separated from the text before it"
-        else:
-            before, _ = _apply_template(tokenizer, messages[:number], prompt=True)
-            end = (
-                _find_outside_marks(text, properties.end_of_turn, len(before), marks)
-                if properties.end_of_turn
-                else None
-            )
-            if text.startswith(before) and (end is not None or not strict):
-                yield len(before), end or len(before)
-                continue
-            why = "the template has no end-of-turn token for the assistant, so a model would never learn to stop"
-            if end is not None:
-                why = (
-                    f"the template changes the text before message {number + 1} once it is answered, so the prompt at "
-                )
-                why += "inference would not match training"
-        if strict:
-            raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml."))
+    talk = Talk.of(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": "qzxjq"}])
+    try:
+        text = read_turn(talk, 1).text
+    except Refused as refused:
+        if refused.reason == NO_END:
+            return None
+        raise
+    return control_tokens(talk, text)[-1][0]
 
 
-def _find_outside_marks(text: str, token: str, start: int, marks: tuple[str, str]) -> int | None:
-    """Return the end of the first `token` after `start` that is not part of a message, or None."""
-    for found in re.compile(f"{marks[0]}.*?{marks[1]}|({re.escape(token)})", re.DOTALL).finditer(text, start):
-        if found[1]:
-            return found.end()
-    return None
+def _truncate(ids: list[int], mask: list[int], max_length: int | None) -> Encoded:
+    return Encoded(ids[:max_length], mask[:max_length], len(ids))
 
 
-def _encode(tokenizer: Any, written: _Rendered) -> tuple[list[int], list[int]]:
-    """Return the tokens, and a mask with 1 for those in answers."""
-    properties = _properties(tokenizer)
-    cuts = sorted({0, len(written.text), *(start for start, _ in written.answers)})
+def _all_trained(talk: Talk) -> tuple[list[int], list[int]]:
+    count = len(talk.marked.messages)
+    ids, _ = _encode(talk, talk.render(count), count)
+    return ids, [1] * len(ids)
+
+
+def _lost_in_whole(talk: Talk) -> Iterator[str]:
+    text = talk.render(len(talk.marked.messages))
+    if any(
+        not holds(talk, message, text, with_reasoning=True)
+        for message in talk.marked.messages
+        if message["role"] == "assistant"
+    ):
+        yield "the chat template leaves out part of an answer: that part is not trained"
+
+
+# Tokens
+
+
+def _encode(talk: Talk, text: str, before: int, spans: Sequence[tuple[int, int]] = ()) -> tuple[list[int], list[int]]:
+    """Return tokens, and 1 for those in spans; answers before message number `before` start new pieces."""
+    starts = {len(prompt) for number, prompt in talk.prompts.items() if number < before and text.startswith(prompt)}
     ids: list[int] = []
     mask: list[int] = []
-    for start, stop in pairwise(cuts):
-        answer_end = next((end for begin, end in written.answers if begin == start), start)
-        for at, piece, is_text in _pieces(written.text[start:stop], written.marks):
-            tokens, offsets = _encode_piece(tokenizer, piece, properties, first=start + at == 0, is_text=is_text)
+    for start, stop in pairwise(sorted({0, len(text), *starts, *(begin for begin, _ in spans)})):
+        trained_to = next((end for begin, end in spans if begin <= start < end), start)
+        for at, piece, is_text in _pieces(text[start:stop], talk.marked.marks):
+            tokens, offsets = _encode_piece(talk, piece, first=start + at == 0, is_text=is_text)
             ids += tokens
-            mask += [int(start + at + offset < answer_end) for offset in offsets]
+            mask += [int(start + at + offset < trained_to) for offset in offsets]
     return ids, mask
 
 
@@ -262,14 +212,12 @@ def _pieces(text: str, marks: tuple[str, str]) -> Iterator[tuple[int, str, bool]
         at += len(piece)
 
 
-def _encode_piece(
-    tokenizer: Any, piece: str, properties: _Properties, *, first: bool, is_text: bool
-) -> tuple[list[int], list[int]]:
+def _encode_piece(talk: Talk, piece: str, *, first: bool, is_text: bool) -> tuple[list[int], list[int]]:
     """Return the tokens of a piece and the position of each in it."""
     # Some tokenizers add a space before everything they encode. To avoid it in the middle of a text, encode the piece
     # after a newline and remove the newline's tokens.
-    for before in ("\n", "") if properties.begins_with_space and not first else ("",):
-        encoding = tokenizer(
+    for before in ("\n", "") if talk.known.begins_with_space and not first else ("",):
+        encoding = talk.tokenizer(
             before + piece,
             add_special_tokens=False,
             split_special_tokens=is_text,
@@ -282,38 +230,6 @@ def _encode_piece(
         starts = [start - len(before) for start, _ in offsets[skipped:]]
         if not starts or starts[0] >= 0:
             break
-    if is_text and properties.control_ids & set(ids):
-        why = f"this tokenizer encodes {piece!r} as a control token even if it is part of a message"
-        raise UserError(Problem("tokenizer", why, fix="Remove such strings from the data."))
+    if is_text and talk.known.control_ids & set(ids):
+        raise Refused(f"this tokenizer encodes {piece!r} as a control token even if it is part of a message")
     return ids, starts
-
-
-_KNOWN: WeakKeyDictionary[Any, tuple[Any, _Properties]] = WeakKeyDictionary()
-
-
-def _properties(tokenizer: Any) -> _Properties:
-    state = (str(tokenizer.chat_template), len(tokenizer), tuple(tokenizer.special_tokens_map.items()))
-    known = _KNOWN.get(tokenizer)
-    if known is None or known[0] != state:
-        _KNOWN[tokenizer] = known = (state, _look_up(tokenizer))
-    return known[1]
-
-
-def _look_up(tokenizer: Any) -> _Properties:
-    special = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    longest_first = sorted(filter(None, special), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"][:1])
-    begins_with_space = bool(first) and first[0].startswith(("\u2581", "\u0120"))
-    # A word that no template contains, so what follows it is what follows an answer.
-    word = "qzxjq"
-    example = [{"role": "user", "content": "?"}, {"role": "assistant", "content": word}]
-    try:
-        text, spans = _apply_template(tokenizer, example, prompt=False)
-    except UserError:  # it accepts only other conversations, or none; reported when one is encoded
-        text, spans = "", []
-    after = text[text.rindex(word) + len(word) :] if word in text else ""
-    end = pattern.match(after.lstrip())
-    marked = [text[start:stop] for start, stop in spans]
-    has_markers = len(marked) == 1 and end is not None and marked[0].rstrip().endswith(end[0]) and word in marked[0]
-    return _Properties(pattern, frozenset(special.values()), begins_with_space, has_markers, end[0] if end else None)

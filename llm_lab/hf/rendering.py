@@ -1,0 +1,230 @@
+"""Conversations as text: what a tokenizer's chat template writes, and which of it are control tokens.
+
+A message that spells out a control token is text: such places are marked before the template is rendered.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from llm_lab.errors import Problem, UserError, one_of
+
+Message = Mapping[str, Any]
+# The names under which messages hold the reasoning of an answer. Templates read one or another.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+DATE = "template_date"  # in tokenizer_config.json: the date of a template that reads the clock
+# Unicode noncharacters, which valid text does not contain. Two of them mark control tokens in messages.
+_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+_CLOCK = re.compile(r"\bstrftime_now\b")
+_DIRECTIVES = [*(f"%{letter}" for letter in "aAbBcdHIjmMpSuUwWxXyYG"), *(f"%-{letter}" for letter in "dHIjmMSyU")]
+_WORD = "qzxjq"  # a word that no template contains
+_KEY = "chat_template"
+
+
+class Refused(UserError):
+    """A conversation that a chat template can't take. reason: why, without the key."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        fix = "Leave such rows out, or set chat_template: chatml, which replaces the model's own format."
+        super().__init__(Problem(_KEY, reason, fix=fix))
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Messages with marks around the control tokens that they spell out, and the two marks."""
+
+    messages: list[dict[str, Any]]
+    marks: tuple[str, str]
+
+    def plain(self, text: str) -> str:
+        """Return a text without marks."""
+        return re.sub(f"[{''.join(self.marks)}]", "", text)
+
+
+@dataclass(frozen=True)
+class Properties:
+    """Properties of a tokenizer and its template, determined once. in_parts: the template reads content as parts."""
+
+    control_tokens: re.Pattern[str]
+    control_ids: frozenset[int]
+    begins_with_space: bool
+    in_parts: bool
+
+
+def mark(tokenizer: Any, messages: Sequence[Message]) -> Marked:
+    """Return messages as a template gets them: control tokens in their texts marked, reasoning under every name.
+
+    Raises UserError for text that contains nearly all noncharacters.
+    """
+    known = properties(tokenizer)
+    texts = "".join(text for message in messages for text in _texts(message))
+    free = [character for character in _MARKS if character not in texts][:2]
+    if len(free) < 2:
+        raise UserError(
+            Problem("messages", "they contain nearly all Unicode noncharacters, so they are probably not text")
+        )
+    start, end = free
+    written = [_with_reasoning(message) for message in messages]
+    if known.control_tokens.search(texts):
+        written = [_replace(message, known.control_tokens, rf"{start}\g<0>{end}") for message in written]
+    return Marked(written, (start, end))
+
+
+def reasoning_of(message: Message) -> str:
+    """Return the reasoning that a message holds apart from its content, or ""."""
+    return next((str(message[name]) for name in REASONING if message.get(name)), "")
+
+
+def _with_reasoning(message: Message) -> dict[str, Any]:
+    reasoning = reasoning_of(message)
+    return {**message, **(dict.fromkeys(REASONING[:2], reasoning) if reasoning else {})}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key != "role":
+                yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _replace(value: Any, pattern: re.Pattern[str], new: str) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(new, value)
+    if isinstance(value, Mapping):
+        return {key: item if key == "role" else _replace(item, pattern, new) for key, item in value.items()}
+    return [_replace(item, pattern, new) for item in value] if isinstance(value, list | tuple) else value
+
+
+def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    """Return the text that the template makes of marked messages; with `prompt`, up to where an answer starts.
+
+    Raises Refused if the template does not accept them, UserError if there is no template or it is broken.
+    """
+    if properties(tokenizer).in_parts:
+        messages = [_in_parts(message) for message in messages]
+    return _render(tokenizer, messages, prompt=prompt)
+
+
+def _in_parts(message: Message) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else dict(message)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = _with_pinned_date(template_of(tokenizer), date_of(tokenizer))
+    options = {"add_generation_prompt": prompt, **tokenizer.special_tokens_map}
+    try:
+        texts, _ = render_jinja_template([list(messages)], chat_template=template, **options)
+    except Exception as error:  # a template is a program: it may raise anything
+        require_sound(tokenizer)
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Refused(f"the template does not accept this conversation: {first[:200]}") from None
+    return str(texts[0])
+
+
+def template_of(tokenizer: Any) -> str:
+    """Return the chat template. Raises UserError if there is none, or several without a default."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, Mapping) and "default" in template:
+        template = template["default"]
+    if isinstance(template, Mapping) and template:
+        why = f"this tokenizer has several chat templates ({one_of(list(template))}), and none of them is the default"
+        raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml, or rename one of them to default."))
+    if not template:
+        why = "this tokenizer has no chat template, which conversations require"
+        raise UserError(Problem(_KEY, why, fix="Set chat_template: chatml, or use a model tuned for chat."))
+    return str(template)
+
+
+def require_sound(tokenizer: Any) -> None:
+    """Raise UserError if the chat template is not valid Jinja, with the line of the error."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        render_jinja_template([[]], chat_template=template_of(tokenizer))
+    except TemplateSyntaxError as error:
+        why = f"the tokenizer's chat template has an error in line {error.lineno}: {error.message}"
+        raise UserError(Problem(_KEY, why, fix="Correct the template, or set chat_template: chatml.")) from None
+    except UserError:
+        raise
+    except Exception:  # of the empty conversation
+        return
+
+
+# Dates
+
+
+def reads_the_clock(tokenizer: Any) -> bool:
+    """Return whether the chat template writes the current date or time."""
+    template = getattr(tokenizer, "chat_template", None)
+    return bool(template) and bool(_CLOCK.search(template_of(tokenizer)))
+
+
+def date_of(tokenizer: Any) -> str | None:
+    """Return the date (2026-11-28) that a template which reads the clock gets; None: the current date."""
+    return getattr(tokenizer, "init_kwargs", {}).get(DATE)
+
+
+def pin_date(tokenizer: Any, date: str | None = None) -> str | None:
+    """Fix the date of a template that reads the clock, and return it; it is saved with the tokenizer.
+
+    date: by default the one it has already, or else the current date. None is returned for other templates.
+    """
+    if not reads_the_clock(tokenizer):
+        return None
+    tokenizer.init_kwargs[DATE] = date or date_of(tokenizer) or datetime.date.today().isoformat()
+    return date_of(tokenizer)
+
+
+def _with_pinned_date(template: str, date: str | None) -> str:
+    """Return a template in which strftime_now gives one date: transformers passes no functions to a template."""
+    if date is None or not _CLOCK.search(template):
+        return template
+    day = datetime.datetime.fromisoformat(date)
+    filters = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in _DIRECTIVES if code in template)
+    return "{%- macro strftime_now(format) -%}{{- format" + filters + " -}}{%- endmacro -%}\n" + template
+
+
+_KNOWN: WeakKeyDictionary[Any, tuple[Any, Properties]] = WeakKeyDictionary()
+
+
+def properties(tokenizer: Any) -> Properties:
+    """Return what is true of a tokenizer with its present template and special tokens."""
+    state = (str(tokenizer.chat_template), len(tokenizer), tuple(tokenizer.special_tokens_map.items()))
+    known = _KNOWN.get(tokenizer)
+    if known is None or known[0] != state:
+        _KNOWN[tokenizer] = known = (state, _look_up(tokenizer))
+    return known[1]
+
+
+def _look_up(tokenizer: Any) -> Properties:
+    special = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    longest_first = sorted(filter(None, special), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"][:1])
+    begins_with_space = bool(first) and first[0].startswith(("\u2581", "\u0120"))
+    question = [{"role": "user", "content": _WORD}]
+    # Templates of models that also see images read the content as a list of parts, and leave out or reject a string.
+    in_parts = not _shows(tokenizer, question) and _shows(tokenizer, [_in_parts(message) for message in question])
+    return Properties(pattern, frozenset(special.values()), begins_with_space, in_parts)
+
+
+def _shows(tokenizer: Any, messages: Sequence[Message]) -> bool:
+    try:
+        return _WORD in _render(tokenizer, messages, prompt=True)
+    except UserError:  # reported when a conversation is rendered
+        return False
