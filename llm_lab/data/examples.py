@@ -304,8 +304,9 @@ def _fingerprint(kind: str, examples: Sequence[Example]) -> str:
     digest = hashlib.sha256(f"{_FORMAT}\0{kind}".encode())
     for example in examples:
         parts = (
-            *((said["role"], said["content"], *([False] if "train" in said else [])) for said in example.prompt),
+            *(tuple(said.values()) for said in example.prompt),
             *(example.completion, example.chosen, example.rejected, example.answer, example.text),
+            *([example.about] if example.about else []),
         )
         digest.update(json.dumps(parts).encode() + b"\n")
     return digest.hexdigest()

@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Message = dict[str, Any]  # role, content, and train: False for an answer that is not trained
+# role and content; of answers also reasoning_content, and train: False if they are not trained.
+Message = dict[str, Any]
 
-# Role names in public datasets. Others (tool, function, developer) are not supported: training on them as if the
-# user had said them would be wrong, so they are errors.
+# Role names in public datasets. Others (developer) are not supported: training on them as if the user had said them
+# would be wrong, so they are errors. Conversations with tools are skipped.
 ROLES = {
     "system": "system",
     "user": "user",
@@ -23,7 +24,9 @@ ROLES = {
     "model": "assistant",
 }
 _KEYS = (("role", "content"), ("from", "value"), ("role", "value"), ("from", "content"), ("role", "text"))
-_OTHER_ROLES = ("tool", "function", "developer", "ipython", "observation", "function_call")
+_TOOLS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response")
+_OTHER_ROLES = (*_TOOLS, "developer", "ipython")
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # the names that models and services give it
 _LIST = re.compile(r"\s*\[\s*\{")
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -140,15 +143,31 @@ def check_turns(messages: Sequence[Message]) -> None:
 def _message(turn: Any, what: str) -> Message:
     if not isinstance(turn, Mapping):
         raise Unreadable(f"{what} is {type(turn).__name__}, not an object with role and content")
+    if turn.get("tool_calls") or turn.get("function_call") or turn.get("role", turn.get("from")) in _TOOLS:
+        raise Unusable("tool calls, which are not supported")
     keys = next((pair for pair in _KEYS if pair[0] in turn and pair[1] in turn), None)
     if keys is None:
         raise Unreadable(f"{what} has no role and content (or from and value), only {', '.join(turn) or 'nothing'}")
     role, content = turn[keys[0]], turn[keys[1]]
     if role not in ROLES:
         raise Unreadable(f"{what} has the role {role!r}, which is not supported; supported: {', '.join(ROLES)}")
-    if turn.get("tool_calls"):
-        raise Unreadable(f"{what} is a tool call, which is not supported")
-    return {"role": ROLES[role], "content": _content(content, what)}
+    message: Message = {"role": ROLES[role], "content": _content(content, what)}
+    return message | _about_answer(turn, what) if message["role"] == "assistant" else message
+
+
+def _about_answer(turn: Mapping[str, Any], what: str) -> Message:
+    """Return the reasoning of an answer, and train: False if its data excludes it from training."""
+    found: Message = {}
+    named = next((name for name in _REASONING if isinstance(turn.get(name), str) and turn[name].strip()), None)
+    if named:
+        found["reasoning_content"] = read_text(turn[named], f"{named} of {what}")
+    for key in ("weight", "train"):
+        value = turn.get(key)
+        if value is not None and value not in (0, 1):
+            raise Unreadable(f"{what} has {key} = {value!r}; only 0 (not trained) and 1 are supported")
+        if value is not None and not value:
+            found["train"] = False
+    return found
 
 
 def _content(content: Any, what: str) -> str:

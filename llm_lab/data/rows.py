@@ -28,7 +28,8 @@ TRUNCATED = "messages after the last answer removed"
 class Example:
     """One training example; the fields that are set depend on its kind.
 
-    conversation: prompt (all messages before the last answer) and completion (the last answer), or only text.
+    conversation: prompt (all messages before the last answer), completion (the last answer) and about (the other keys
+    of its message, such as reasoning_content), or only text.
     preference: prompt, chosen and rejected. prompt: prompt and, if available, answer (the reference for rewards).
     columns: other plain values of the row (prompts only).
     """
@@ -40,11 +41,12 @@ class Example:
     answer: str | None = None
     text: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def messages(self) -> list[Message]:
         """The whole conversation: the prompt and, if there is one, the last answer."""
-        last = [] if self.completion is None else [_message("assistant", self.completion)]
+        last = [] if self.completion is None else [{**_message("assistant", self.completion), **self.about}]
         return [*self.prompt, *last]
 
     @property
@@ -113,8 +115,11 @@ def _from_messages(messages: list[Message], row: Mapping[str, Any], form: Format
         raise Unusable("no answer")
     kept = messages[: answered + 1]
     check_turns(kept)
+    if not any(map(_is_trained, kept)):
+        raise Unusable("no answer with weight 1")
     remark = TRUNCATED if len(kept) < len(messages) else None
-    return Example(tuple(kept[:-1]), completion=kept[-1]["content"], answer=answer), remark
+    *prompt, last = kept
+    return Example(tuple(prompt), completion=last["content"], answer=answer, about=_about(last)), remark
 
 
 def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
@@ -136,9 +141,11 @@ def _read_preference(row: Mapping[str, Any], form: Format) -> Example:
     check_turns([*prompt, *rejected])
     better, worse = chosen[0]["content"], rejected[0]["content"]
     if form.kind == "conversation":
-        return Example(tuple(prompt), completion=better, answer=_answer(row, form))
+        return Example(tuple(prompt), completion=better, answer=_answer(row, form), about=_about(chosen[0]))
     if form.kind == "prompt":
         return Example(tuple(prompt), answer=_answer(row, form), columns=_others(row, form))
+    if _about(chosen[0]) or _about(rejected[0]):
+        raise Unusable("answers with reasoning or a weight, which preferences do not support")
     if better.strip() == worse.strip():
         raise Unusable("chosen and rejected are the same")
     return Example(tuple(prompt), chosen=better, rejected=worse, answer=_answer(row, form))
@@ -285,6 +292,11 @@ def _others(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
 
 def _column(form: Format, field: str) -> str:
     return f"column {form.fields[field]!r}"
+
+
+def _about(message: Message) -> Message:
+    """Return the keys of a message other than role and content."""
+    return {key: value for key, value in message.items() if key not in ("role", "content")}
 
 
 def _message(role: str, content: str) -> Message:

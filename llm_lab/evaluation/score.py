@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, RunWarning, progress_of
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.hf.load import context_of
+from llm_lab.hf.rendering import Refused
 from llm_lab.recipe.post_training import TalkRecipe
 from llm_lab.recipe.scoring import Score
 from llm_lab.rewards.build import build_rewards
@@ -65,13 +67,15 @@ class Scorer:
             )
             held_out, self.fingerprint = source.examples, source.fingerprint
         room = None if context is None else context - self.new_tokens
-        wanted = [(example, prompt_ids(tokenizer, example)) for example in held_out[: score.prompts]]
+        asked = held_out[: score.prompts]
+        wanted = encode_prompts(tokenizer, asked, "score", listener)
         kept = [(example, ids) for example, ids in wanted if room is None or len(ids) <= room]
         if len(kept) < len(wanted):
             skipped = len(wanted) - len(kept)
             listener(RunWarning(f"score: {skipped:,} prompts skipped, since they leave no room for an output"))
         if not kept:
             why = "every prompt is too long to leave room for an output" if wanted else "there are no prompts to score"
+            why = why if wanted or not asked else "the chat template accepts none of the prompts"
             raise UserError(Problem("score", why, fix="Set score.path to other prompts, or score: null."))
         self.examples, self.ids = [example for example, _ in kept], [ids for _, ids in kept]
         terms = [term.model_dump() for term in score.rewards]
@@ -124,6 +128,22 @@ def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
         return encode_prompt(tokenizer, example.prompt)
     text = "\n".join(message["content"] for message in example.prompt)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_prompts(
+    tokenizer: Any, examples: Sequence[Example], key: str, listener: Listener
+) -> list[tuple[Example, list[int]]]:
+    """Return the prompts with their token ids; warns about those that the chat template does not accept."""
+    found: list[tuple[Example, list[int]]] = []
+    refused: Counter[str] = Counter()
+    for example in examples:
+        try:
+            found.append((example, prompt_ids(tokenizer, example)))
+        except Refused as error:
+            refused[error.reason] += 1
+    for reason, count in refused.items():
+        listener(RunWarning(f"{key}: {count:,} of {len(examples):,} prompts: left out: {reason}"))
+    return found
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
@@ -241,7 +261,8 @@ def answer_measures(
         examples = [Example(prompt=({"role": "user", "content": text},)) for text in samples.prompts]
     else:
         examples = [example for example in held_out if example.prompt][:SHOWN]
-    ids = [prompt_ids(tokenizer, example) for example in examples]
+    accepted = encode_prompts(tokenizer, examples, "samples", listener)
+    examples, ids = [example for example, _ in accepted], [ids for _, ids in accepted]
 
     def write(step: int) -> None:
         limit, temperature = samples.max_new_tokens, samples.temperature

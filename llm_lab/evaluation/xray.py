@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from llm_lab.hf.conversations import (
     encode_answer,
     encode_conversation,
     encode_prompt,
+    encode_sequences,
     encode_text,
     render_conversation,
 )
 from llm_lab.hf.load import read_config
+from llm_lab.hf.rendering import Refused
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.recipe.pretrain import BpeTokenizer
 from llm_lab.recipe.registry import STAGES
@@ -34,7 +37,8 @@ from llm_lab.training.tuned_run import open_example_sets
 MEASURED_EXAMPLES = 2_000
 MEASURED_CHARACTERS = 2_000_000
 SHOWN_TOKENS = 400
-Encode = Callable[[Example], dict[str, Encoded]]
+Parts = tuple[dict[str, Encoded], tuple[str, ...]]  # {part of an example: tokens}, remarks
+Encode = Callable[[Example], Parts]
 Read = Callable[[], Iterator[str]]
 
 
@@ -220,10 +224,16 @@ def _xray_set(
     lengths: dict[str, list[int]] = {}
     shown = []
     tokens = trained = cut = empty = unended = 0
+    seen: Counter[str] = Counter()
     measured = train[:MEASURED_EXAMPLES]
     for number, example in enumerate(measured):
         reference = example.answer if _kind(recipe) == "prompt" else None
-        for label, whole in encode(example).items():
+        try:
+            parts, remarks = encode(example)
+        except Refused as refused:
+            parts, remarks = {}, (f"left out: {refused.reason}",)
+        seen.update(remarks)
+        for label, whole in parts.items():
             # A reward model scores at the end of a text, so truncation drops its beginning.
             part = slice(max(0, whole.length - limit), None) if _scores(recipe) else slice(limit)
             kept = Encoded(whole.input_ids[part], whole.labels_mask[part], whole.length)
@@ -234,6 +244,7 @@ def _xray_set(
             unended += any(kept.labels_mask) and eos not in kept.labels
             if number < examples:
                 shown.append(_as_spans(tokenizer, label, kept, reference))
+    warnings += [f"{count:,} of {len(measured):,}: {remark}" for remark, count in seen.items()]
     warnings += _warnings(recipe, tokenizer, cut, empty, unended)
     if (duplicates := _count_duplicates(train)) > 0:
         warnings.append(f"{duplicates:,} duplicate examples")
@@ -269,41 +280,44 @@ def _limit(recipe: Any) -> int:
 
 
 def _encoder(recipe: Any, tokenizer: Any) -> Encode:
-    """Return a function that encodes an example as the stage does, without truncation: {part: tokens}."""
+    """Return a function that encodes an example as the stage does, without truncation."""
 
-    def sft(example: Example) -> dict[str, Encoded]:
+    def sft(example: Example) -> Parts:
         if example.text is not None:
-            return {"text": encode_text(tokenizer, example.text)}
-        only = recipe.sft.assistant_only_loss
-        return {"conversation": encode_conversation(tokenizer, example.messages, assistant_only=only)}
+            return {"text": encode_text(tokenizer, example.text)}, ()
+        found = encode_sequences(tokenizer, example.messages, assistant_only=recipe.sft.assistant_only_loss)
+        if len(found.sequences) == 1:
+            return {"conversation": found.sequences[0]}, found.remarks
+        parts = {f"conversation, sequence {number}": one for number, one in enumerate(found.sequences, 1)}
+        return parts, found.remarks
 
-    def dpo(example: Example) -> dict[str, Encoded]:
+    def dpo(example: Example) -> Parts:
         found = {}
         for label, answer in _answers(example):
             before, after = encode_answer(tokenizer, example.prompt, answer)
             mask = [0] * len(before) + [1] * len(after)
             found[label] = Encoded([*before, *after], mask, len(mask))
-        return found
+        return found, ()
 
-    def reward(example: Example) -> dict[str, Encoded]:
+    def reward(example: Example) -> Parts:
         return {
             label: _masked(encode_conversation(tokenizer, _whole(example, answer), assistant_only=False).input_ids)
             for label, answer in _answers(example)
-        }
+        }, ()
 
-    def prompt(example: Example) -> dict[str, Encoded]:
-        return {"prompt": _masked(encode_prompt(tokenizer, example.prompt))}
+    def prompt(example: Example) -> Parts:
+        return {"prompt": _masked(encode_prompt(tokenizer, example.prompt))}, ()
 
     preference = reward if _scores(recipe) else dpo
     return {"conversation": sft, "preference": preference, "prompt": prompt}[_kind(recipe)]
 
 
 def _encode_pairs(tokenizer: Any) -> Encode:
-    def pair(example: Example) -> dict[str, Encoded]:
+    def pair(example: Example) -> Parts:
         prompt = "\n\n".join(message["content"] for message in example.prompt)
         return {
             label: _masked(tokenizer(prompt, answer, verbose=False)["input_ids"]) for label, answer in _answers(example)
-        }
+        }, ()
 
     return pair
 
@@ -344,7 +358,10 @@ def _render(example: Example, tokenizer: Any) -> str | None:
         return None
     answer = example.chosen or example.completion
     messages = example.messages if answer is None else _whole(example, answer)
-    return render_conversation(tokenizer, messages, prompt=answer is None)
+    try:
+        return render_conversation(tokenizer, messages, prompt=answer is None)
+    except Refused:  # counted among the warnings
+        return None
 
 
 def _as_spans(tokenizer: Any, label: str, whole: Encoded, reference: str | None) -> TokenizedExample:

@@ -197,9 +197,7 @@ def resize_for(model: Any, tokenizer: Any, chosen: ChosenTemplate | None = None,
     return new_ids
 
 
-def _fill_rows(
-    model: Any, new_ids: Sequence[int], control_ids: Sequence[int], tokenizer: Any, seed: int
-) -> set[int]:
+def _fill_rows(model: Any, new_ids: Sequence[int], control_ids: Sequence[int], tokenizer: Any, seed: int) -> set[int]:
     """Initialize the rows of new tokens, and of control tokens that were never trained; return their ids."""
     import torch
 

@@ -2,7 +2,7 @@
 
 An answer is trained as the model must write it: after the very prompt that it gets at inference, up to its own end of
 turn. Both are read off what the template renders, turn by turn. If a template renders an answer differently once the
-conversation goes on (many leave out earlier reasoning), the conversation becomes several rows, one for each such
+conversation goes on (many leave out earlier reasoning), the conversation becomes several sequences, one for each such
 answer. Text is encoded in pieces, with each answer starting a new piece, so the tokens of the prompt at inference are
 the beginning of the tokens that were trained.
 """
@@ -21,7 +21,9 @@ from .rendering import Message, Refused, mark, render
 from .turns import NO_END, Talk, Turn, control_tokens, holds, is_trained, read_turn
 
 IGNORED = -100  # the label that losses ignore
-SPLIT = "in several rows, because the chat template writes an answer differently once the conversation goes on"
+SPLIT = (
+    "split into one sequence per answer: the chat template writes an answer differently once the conversation goes on"
+)
 
 
 @dataclass(frozen=True)
@@ -52,24 +54,24 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What is trained of one conversation. remarks: what is not, or differs, and why; each reason once."""
+class Encodings:
+    """The sequences that train one conversation. remarks: what is not trained, or differs, and why; each once."""
 
-    rows: list[Encoded]
+    sequences: list[Encoded]
     remarks: tuple[str, ...] = ()
 
 
-def encode_rows(
+def encode_sequences(
     tokenizer: Any, messages: Sequence[Message], *, assistant_only: bool = True, max_length: int | None = None
-) -> Rows:
-    """Return a conversation as rows of tokens; with `assistant_only`, only answers (with end of turn) are trained.
+) -> Encodings:
+    """Return a conversation as sequences of tokens; with `assistant_only`, only answers (with end of turn) are trained.
 
-    Most templates give one row. Rows are truncated at the end to max_length. Raises Refused if no answer can be
+    Most templates give one. Sequences are truncated at the end to max_length. Raises Refused if no answer can be
     trained, UserError if there is no chat template.
     """
     talk = Talk.of(tokenizer, messages)
     if not assistant_only:
-        return Rows([_truncate(*_all_trained(talk), max_length)], tuple(_lost_in_whole(talk)))
+        return Encodings([_truncate(*_all_trained(talk), max_length)], tuple(_lost_in_whole(talk)))
     turns: dict[int, Turn] = {}
     remarks: dict[str, None] = {}
     for number, message in enumerate(talk.marked.messages):
@@ -80,15 +82,15 @@ def encode_rows(
                 remarks[refused.reason] = None
     if not turns:
         raise Refused(next(iter(remarks), "no answer to train"))
-    rows = []
+    sequences: list[Encoded] = []
     left = dict(turns)
     while left:
         last, turn = left.popitem()
         same = {number: one for number, one in left.items() if turn.whole.startswith(one.prompt + one.text)}
         spans = [(len(one.prompt), one.end) for one in (*same.values(), turn)]
-        rows.insert(0, _truncate(*_encode(talk, turn.whole, last, spans), max_length))
+        sequences.insert(0, _truncate(*_encode(talk, turn.whole, last, spans), max_length))
         left = {number: one for number, one in left.items() if number not in same}
-    if len(rows) > 1:
+    if len(sequences) > 1:
         remarks[SPLIT] = None
     remarks |= {remark: None for turn in turns.values() for remark in turn.remarks}
     final = max(turns)
@@ -97,17 +99,17 @@ def encode_rows(
         for message in talk.marked.messages[:final]
         if message["role"] != "assistant" and not holds(talk, message, turns[final].whole)
     }
-    return Rows(rows, tuple(remarks))
+    return Encodings(sequences, tuple(remarks))
 
 
 def encode_conversation(
     tokenizer: Any, messages: Sequence[Message], *, assistant_only: bool = True, max_length: int | None = None
 ) -> Encoded:
-    """Return a conversation as one row, as encode_rows does. Raises Refused if it takes several."""
-    rows = encode_rows(tokenizer, messages, assistant_only=assistant_only, max_length=max_length).rows
-    if len(rows) > 1:
+    """Return a conversation as one sequence, as encode_sequences does. Raises Refused if it takes several."""
+    found = encode_sequences(tokenizer, messages, assistant_only=assistant_only, max_length=max_length).sequences
+    if len(found) > 1:
         raise Refused("the template writes an answer differently once the conversation goes on")
-    return rows[0]
+    return found[0]
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

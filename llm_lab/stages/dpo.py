@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from llm_lab.training.tuned_run import (
     Evaluation,
     dataset_in_order,
     derive_max_steps,
+    encode_each,
     encode_examples,
     fit,
     load_model_to_train,
@@ -92,10 +93,9 @@ def load_reference(recipe: DpoRecipe, model: Any, tokenizer: Any) -> Any | None:
 
 
 def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int) -> tuple[list[Pair], Counter[str]]:
-    """Return preference pairs as the tokens that chat and SFT would use, and how many were cut or dropped."""
-    pairs: list[Pair] = []
-    counts: Counter[str] = Counter()
-    for example in examples:
+    """Return preference pairs as the tokens that chat and SFT would use, and how many were cut or left out."""
+
+    def encode_one(example: Example, counts: Counter[str]) -> Iterator[Pair]:
         assert example.chosen is not None  # a preference has both
         assert example.rejected is not None
         prompt, chosen = encode_answer(tokenizer, example.prompt, example.chosen)
@@ -103,14 +103,15 @@ def encode(examples: Sequence[Example], *, tokenizer: Any, max_length: int) -> t
         room = max_length - len(prompt)
         if room < 1:
             counts[f"the prompt alone is longer than {max_length:,} tokens"] += 1
-            continue
+            return
         if chosen[:room] == rejected[:room]:
             counts["both answers are the same as tokens"] += 1
-            continue
+            return
         if len(chosen) > room or len(rejected) > room:
             counts[f"longer than {max_length:,} tokens: the end of an answer was cut off"] += 1
-        pairs.append({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]})
-    return pairs, counts
+        yield {"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}
+
+    return encode_each(examples, encode_one)
 
 
 class LabDPOTrainer(LabTrainerMixin, DPOTrainer):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +35,7 @@ from llm_lab.training.tuned_run import (
     Evaluation,
     dataset_in_order,
     derive_max_steps,
+    encode_each,
     encode_examples,
     fit,
     open_data,
@@ -121,30 +123,29 @@ def build(recipe: RewardRecipe, listener: Listener) -> tuple[Any, Any]:
 
 def encode(
     recipe: RewardRecipe, examples: Sequence[Example], model: Any, tokenizer: Any
-) -> tuple[list[Pair], dict[str, int]]:
-    """Return preferences as token ids, exactly as the trained model will read them, and how many were cut or dropped.
+) -> tuple[list[Pair], Counter[str]]:
+    """Return preferences as token ids, exactly as the trained model will read them, and how many were cut or left out.
 
-    Conversations longer than max_length lose their beginning. Pairs whose two sides are then equal are dropped.
+    Conversations longer than max_length lose their beginning. Pairs whose two sides are then equal are left out.
     """
     reader = RewardModel(model, tokenizer, key=KEY, max_length=recipe.train.max_length)
-    length = recipe.train.max_length
-    counts = {f"longer than {length:,} tokens: the beginning was cut off": 0, "both answers are the same as tokens": 0}
-    cut, same = counts
-    pairs: list[Pair] = []
-    for example in examples:
+
+    def encode_one(example: Example, counts: Counter[str]) -> Iterator[Pair]:
         before = reader.truncated
         assert example.chosen is not None  # a preference has both
         assert example.rejected is not None
         chosen, rejected = (reader.encode(example.prompt, text) for text in (example.chosen, example.rejected))
         if chosen == rejected:
-            counts[same] += 1
-            continue
-        counts[cut] += reader.truncated > before
+            counts["both answers are the same as tokens"] += 1
+            return
+        counts[f"longer than {reader.max_length:,} tokens: the beginning was cut off"] += reader.truncated > before
         sides = {"chosen": chosen, "rejected": rejected}
         pair = {f"{side}_{key}": ids for side, row in sides.items() for key, ids in row.items()}
         pair |= {f"{side}_ids": pair.pop(f"{side}_input_ids") for side in sides}
-        pairs.append(pair)
-    return pairs, {reason: count for reason, count in counts.items() if count}
+        yield pair
+
+    pairs, counts = encode_each(examples, encode_one)
+    return pairs, +counts
 
 
 def save_reward_model(model: Any, folder: Path, tokenizer: Any) -> None:

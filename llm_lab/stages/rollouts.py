@@ -24,7 +24,7 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 from llm_lab.data.examples import Example, ExampleSource
 from llm_lab.data.mixing import build_example_mix
 from llm_lab.errors import Problem, UserError
-from llm_lab.evaluation.score import answer_measures, columns_of, own_sampling_off
+from llm_lab.evaluation.score import answer_measures, columns_of, encode_prompts, own_sampling_off
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.conversations import encode_prompt
 from llm_lab.recipe.grpo import GrpoOptions, GrpoRecipe
@@ -143,15 +143,18 @@ def _prompts_that_fit(
     rows: Sequence[Example], tokenizer: Any, room: int, source: ExampleSource, listener: Listener
 ) -> list[Example]:
     """Return the prompts that leave room for an answer, and warn about the others. UserError if none does."""
-    kept = [example for example in rows if len(encode_prompt(tokenizer, example.prompt)) <= room]
-    if len(kept) < len(rows):
+    accepted = encode_prompts(tokenizer, rows, source.key, listener)
+    kept = [example for example, ids in accepted if len(ids) <= room]
+    if len(kept) < len(accepted):
         listener(
             RunWarning(
-                f"{source.key}: {len(rows) - len(kept):,} of {len(rows):,} prompts are longer than {room:,} tokens, "
-                "which leaves no room for an output: skipped"
+                f"{source.key}: {len(accepted) - len(kept):,} of {len(rows):,} prompts are longer than "
+                f"{room:,} tokens, which leaves no room for an output: skipped"
             )
         )
     if not kept:
+        if not accepted:
+            raise UserError(Problem(f"{source.key}.path", "the chat template accepts none of the prompts", source.path))
         why = f"all prompts are too long: train.max_length leaves {room:,} tokens for them next to the output"
         fix = "Use a larger train.max_length or a smaller max_completion_length."
         raise UserError(Problem(f"{source.key}.path", why, value=source.path, fix=fix))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from llm_lab.data.examples import Example
 from llm_lab.data.mixing import ExampleMix
 from llm_lab.evaluation.score import answer_measures, generating
 from llm_lab.events import Listener, Notice
-from llm_lab.hf.conversations import IGNORED, Encoded, encode_conversation, encode_text
+from llm_lab.hf.conversations import IGNORED, Encoded, encode_sequences, encode_text
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.sft import SftRecipe
 from llm_lab.runs.folder import RunFolder
@@ -27,6 +28,7 @@ from llm_lab.training.tuned_run import (
     Evaluation,
     dataset_in_order,
     derive_max_steps,
+    encode_each,
     encode_examples,
     fit,
     load_model_to_train,
@@ -76,26 +78,28 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     )
 
 
-def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tuple[list[Encoded], dict[str, int]]:
-    """Return the examples as tokens, and how many were cut or dropped, by reason."""
+def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tuple[list[Encoded], Counter[str]]:
+    """Return the examples as sequences of tokens, and how many were cut, changed or left out, by reason."""
     length = recipe.train.max_length
-    found: list[Encoded] = []
-    counts = {f"longer than {length:,} tokens: the end was cut off": 0, "no tokens in the loss within max_length": 0}
-    cut, empty = counts
-    for example in examples:
+
+    def encode_one(example: Example, counts: Counter[str]) -> Iterator[Encoded]:
         if example.text is not None:
-            row = encode_text(tokenizer, example.text, max_length=length)
+            sequences = [encode_text(tokenizer, example.text, max_length=length)]
         else:
-            row = encode_conversation(
-                tokenizer, example.messages, assistant_only=recipe.sft.assistant_only_loss, max_length=length
-            )
-        # The first token has no context to predict it from.
-        if not any(row.labels_mask[1:]):
-            counts[empty] += 1
-            continue
-        counts[cut] += row.truncated
-        found.append(row)
-    return found, {reason: count for reason, count in counts.items() if count}
+            only = recipe.sft.assistant_only_loss
+            found = encode_sequences(tokenizer, example.messages, assistant_only=only, max_length=length)
+            counts.update(found.remarks)
+            sequences = found.sequences
+        for sequence in sequences:
+            # The first token has no context to predict it from.
+            if not any(sequence.labels_mask[1:]):
+                counts["no tokens in the loss within max_length"] += 1
+                continue
+            counts[f"longer than {length:,} tokens: the end was cut off"] += sequence.truncated
+            yield sequence
+
+    found, counts = encode_each(examples, encode_one)
+    return found, +counts
 
 
 def pack(rows: Sequence[Encoded], max_length: int) -> list[Row]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted
 from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
 from llm_lab.hf.load import checkpoint_activations, load_model, require_4bit
 from llm_lab.hf.lora_layers import attach_lora, describe_trainable
+from llm_lab.hf.rendering import Refused
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.optim.schedule import factor_of
@@ -86,6 +88,30 @@ def open_example_sets(recipe: TuneRecipe) -> list[ExampleSource]:
     return sources
 
 
+def encode_each(
+    examples: Sequence[Example], encode: Callable[[Example, Counter[str]], Iterable[Row]]
+) -> tuple[list[Row], Counter[str]]:
+    """Return what the examples become as tokens, and how many were cut, changed or left out, by reason.
+
+    encode: takes an example and the counts. Examples that the chat template can't take are left out.
+    """
+    found: list[Row] = []
+    counts: Counter[str] = Counter()
+    refused: dict[str, list[Example]] = {}
+    for example in examples:
+        try:
+            found += encode(example, counts)
+        except Refused as error:
+            refused.setdefault(error.reason, []).append(example)
+    for reason, some in refused.items():
+        first = " ".join(some[0].describe().split())[:60]
+        fix = ""
+        if some[0].prompt and some[0].prompt[0]["role"] == "system":
+            fix = "; to keep them, put the system text into the first question, or set chat_template: chatml"
+        counts[f"left out: {reason} (the first: {first!r}{fix})"] = len(some)
+    return found, counts
+
+
 def encode_examples(
     examples: Examples,
     encode: Callable[[Sequence[Example]], tuple[list[Row], Mapping[str, int]]],
@@ -107,7 +133,10 @@ def encode_examples(
             listener(RunWarning(f"{source.key}: {count:,} of {len(rows):,} {noun}s: {reason}"))
         if not encoded:
             why = f"no {noun} fits within train.max_length = {max_length}"
-            problems.append(Problem(f"{source.key}.path", why, value=source.path, fix="Use a larger train.max_length."))
+            fix = "Use a larger train.max_length."
+            if reasons := [f"{count:,} {reason}" for reason, count in counts.items() if reason.startswith("left out")]:
+                why, fix = f"no {noun} is left to train on: {'; '.join(reasons)}", "Use other data."
+            problems.append(Problem(f"{source.key}.path", why, value=source.path, fix=fix))
         sets.append(encoded)
     if problems:
         raise UserError(*problems)
