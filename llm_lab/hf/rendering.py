@@ -49,12 +49,16 @@ class Marked:
 
 @dataclass(frozen=True)
 class Properties:
-    """Properties of a tokenizer and its template, determined once. in_parts: the template reads content as parts."""
+    """Properties of a tokenizer and its template, determined once.
+
+    in_parts: the template reads content as parts. opening: what it writes before an answer, which ends a prompt.
+    """
 
     control_tokens: re.Pattern[str]
     control_ids: frozenset[int]
     begins_with_space: bool
     in_parts: bool
+    opening: str
 
 
 def mark(tokenizer: Any, messages: Sequence[Message]) -> Marked:
@@ -220,7 +224,17 @@ def _look_up(tokenizer: Any) -> Properties:
     question = [{"role": "user", "content": _WORD}]
     # Templates of models that also see images read the content as a list of parts, and leave out or reject a string.
     in_parts = not _shows(tokenizer, question) and _shows(tokenizer, [_in_parts(message) for message in question])
-    return Properties(pattern, frozenset(special.values()), begins_with_space, in_parts)
+    return Properties(pattern, frozenset(special.values()), begins_with_space, in_parts, _opening(tokenizer, in_parts))
+
+
+def _opening(tokenizer: Any, in_parts: bool) -> str:
+    question: dict[str, Any] = {"role": "user", "content": _WORD}
+    messages = [_in_parts(question) if in_parts else question]
+    try:
+        before, prompt = _render(tokenizer, messages), _render(tokenizer, messages, prompt=True)
+    except UserError:  # reported when a conversation is rendered
+        return ""
+    return prompt[len(before) :].strip() if prompt.startswith(before) else ""
 
 
 def _shows(tokenizer: Any, messages: Sequence[Message]) -> bool:

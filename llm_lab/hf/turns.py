@@ -18,6 +18,7 @@ NO_REASONING = "the reasoning is not trained: the chat template has no place for
 EMPTY = "an empty answer"
 NO_PROMPT = "the assistant has the first message, so its answer can't be separated from the text before it"
 NO_END = "the template has no end-of-turn token for the assistant, so a model would never learn to stop"
+NO_OPENING = "the prompt at inference lacks what the template writes before an answer here"
 CHANGED = (
     "the template changes the text before an answer once it is answered, so the prompt at inference would not match "
     "training"
@@ -87,6 +88,8 @@ def read_turn(talk: Talk, number: int) -> Turn:
     for tried in (message, shorter) if shorter is not None else (message,):
         whole = talk.render(number, then=[tried])
         text = _continuation(prompt, whole, tried)
+        if text is not None and talk.known.opening and text.lstrip().startswith(talk.known.opening):
+            raise Refused(NO_OPENING)
         if text is None or not holds(talk, tried, _opened(prompt) + text):
             continue
         turn_text, rest = _up_to_its_end(talk, number, prompt, text)
