@@ -199,7 +199,7 @@ This table has every chat template that TRL ships, by name, and kinds of convers
 
 - **trained**: one sequence, in which every answer is trained.
 - **split**: one sequence for each answer, because the template writes an answer differently once the conversation
-  goes on; many leave out earlier reasoning. Each sequence is what the model reads at inference.
+  continues; many leave out earlier reasoning. Each sequence is what the model reads at inference.
 - A number: something is left out, for the reason below, or the whole conversation. The run and the X-ray count it.
 """
 

@@ -2,7 +2,7 @@
 
 An answer is trained as the model must write it: after the very prompt that it gets at inference, up to its own end of
 turn. Both are read off what the template renders, turn by turn. If a template renders an answer differently once the
-conversation goes on (many leave out earlier reasoning), the conversation becomes several sequences, one for each such
+conversation continues (many leave out earlier reasoning), the conversation becomes several sequences, one for each such
 answer. Text is encoded in pieces, with each answer starting a new piece, so the tokens of the prompt at inference are
 the beginning of the tokens that were trained.
 """
@@ -22,7 +22,7 @@ from .turns import NO_END, Talk, Turn, control_tokens, holds, is_trained, read_t
 
 IGNORED = -100  # the label that losses ignore
 SPLIT = (
-    "split into one sequence per answer: the chat template writes an answer differently once the conversation goes on"
+    "split into one sequence per answer: the chat template writes an answer differently once the conversation continues"
 )
 
 
@@ -108,7 +108,7 @@ def encode_conversation(
     """Return a conversation as one sequence, as encode_sequences does. Raises Refused if it takes several."""
     found = encode_sequences(tokenizer, messages, assistant_only=assistant_only, max_length=max_length).sequences
     if len(found) > 1:
-        raise Refused("the template writes an answer differently once the conversation goes on")
+        raise Refused("the template writes an answer differently once the conversation continues")
     return found[0]
 
 

@@ -32,7 +32,7 @@ _BEGINS_WITH_REASONING = re.compile(r"\s*<(\w+)>(.*?)</\1>\s*", re.DOTALL)
 class Turn:
     """An answer as the model must write it: the prompt at inference, and the text that follows, with its end of turn.
 
-    whole: the conversation up to this answer, which starts with both and may go on after the end of the turn.
+    whole: the conversation up to this answer, which starts with both and may have more after the end of the turn.
     """
 
     prompt: str

@@ -219,7 +219,7 @@ def test_a_named_column_that_does_not_exist_gets_a_suggestion():
     )
 
 
-@pytest.mark.parametrize("role", ["tool", "function", "developer", "ipython", None])
+@pytest.mark.parametrize("role", ["developer", "ipython", None])
 def test_an_unknown_role_is_an_error_with_row_and_role(role):
     message = refusal({"messages": [USER, ANSWER]}, {"messages": [USER, {"role": role, "content": "x"}, ANSWER]})
     assert f"line 2 of rows.jsonl: message 2 of column 'messages' has the role {role!r}" in message
@@ -235,7 +235,7 @@ def test_an_unknown_role_is_an_error_with_row_and_role(role):
         ({"messages": [{"speaker": "a"}]}, "has no role and content (or from and value), only speaker"),
         ({"messages": [{**USER, "content": 7}]}, "message 1 of column 'messages' is int, not text"),
         ({"messages": [{**USER, "content": [{"type": "image"}]}]}, "has a part that is not text"),
-        ({"messages": [USER, {**ANSWER, "tool_calls": [{"f": 1}]}]}, "message 2 of column 'messages' is a tool call"),
+        ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "has weight = 0.5; only 0 (not trained) and 1 are supported"),
         ({"messages": [{**USER, "content": "\ud83d"}]}, "contains an unpaired surrogate"),
         ({"prompt": 7, "completion": "a"}, "column 'prompt' is int, not a list of messages"),
         ({"prompt": "a", "completion": {"a": 1}}, "column 'completion' is dict, not a list of messages"),
@@ -580,9 +580,58 @@ def test_a_check_finds_problems_in_the_first_rows_and_downloads_nothing(monkeypa
     assert look_at_examples(write(GOOD, GOOD), kind="conversation") is None
     with pytest.raises(UserError, match="are not recognized"):
         look_at_examples(write({"foo": 1}), kind="conversation")
-    with pytest.raises(UserError, match="has the role 'tool'"):
-        look_at_examples(write({"messages": [{"role": "tool", "content": "x"}]}), kind="conversation")
+    with pytest.raises(UserError, match="has the role 'developer'"):
+        look_at_examples(write({"messages": [{"role": "developer", "content": "x"}]}), kind="conversation")
     assert "was not checked" in look_at_examples("owner/name", kind="conversation")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [
+            USER,
+            {"role": "assistant", "content": "", "tool_calls": [{"f": 1}]},
+            {"role": "tool", "content": "x"},
+            ANSWER,
+        ],
+        [USER, {"role": "assistant", "content": "x", "function_call": {"name": "f"}}],
+        [USER, {"role": "function", "content": "x"}, ANSWER],
+        [{"from": "human", "value": "x"}, {"from": "observation", "value": "x"}, {"from": "gpt", "value": "y"}],
+    ],
+)
+def test_conversations_with_tools_are_left_out_and_counted(messages):
+    source = open_examples(write({"messages": [USER, ANSWER]}, {"messages": messages}), kind="conversation")
+    assert source.counts.kept == 1
+    assert source.counts.dropped == {"tool calls, which are not supported": 1}
+
+
+@pytest.mark.parametrize("excluded", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_an_answer_with_weight_0_is_read_but_not_trained(excluded):
+    again = {"role": "user", "content": "Again?"}
+    rows = [
+        {"messages": [USER, {**ANSWER, **excluded}, again, {**ANSWER, "weight": 1}]},
+        {"messages": [USER, {**ANSWER, **excluded}]},
+    ]
+    source = open_examples(write(*rows), kind="conversation")
+    assert [message.get("train", True) for message in source.examples[0].messages] == [True, False, True, True]
+    assert source.counts.dropped == {"no answer with weight 1": 1}
+    other = open_examples(write({"messages": [USER, ANSWER, again, ANSWER]}), kind="conversation")
+    assert other.fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_the_reasoning_of_an_answer_is_kept(key):
+    rows = [{"messages": [USER, {**ANSWER, key: "Think."}, USER, {**ANSWER, key: "Again."}]}]
+    messages = open_examples(write(*rows), kind="conversation").examples[0].messages
+    assert [message.get("reasoning_content") for message in messages] == [None, "Think.", None, "Again."]
+
+
+def test_answers_inside_a_prompt_are_examples_to_read_and_only_the_completion_is_trained():
+    row = {"prompt": [USER, ANSWER, {"role": "user", "content": "Next?"}], "completion": [ANSWER]}
+    example = open_examples(write(row, {**row, "prompt": [*row["prompt"][:2], USER]}), kind="conversation").examples[0]
+    assert [message.get("train", True) for message in example.messages] == [True, False, True, True]
+    # Prompts with the same examples but other questions may be on both sides of the split.
+    assert "Next?" in example.opening
 
 
 @pytest.mark.skipif(not (SHARED / "gsm8k_train.jsonl").exists(), reason="GSM8K is not available")

@@ -1,7 +1,7 @@
 """For every chat template that TRL ships: nothing is trained that the assistant did not say, nothing it said is lost
 without a reason, and the prompt at inference is token for token the beginning of what is trained.
 
-The checks know nothing of how answers are found: they compare tokens with the messages, and prompts with transformers.
+The checks do not depend on how answers are found: they compare tokens with the messages, and prompts with transformers.
 """
 
 import importlib.util
