@@ -39,7 +39,8 @@ class OneOf:
 class Group(BaseModel):
     """A group of recipe keys. Frozen: validated once, at construction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    # Built at first use: the first prompt needs none of them.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, populate_by_name=True)
 
 
 def option(
