@@ -20,7 +20,7 @@ COMMANDS = {
     "help": ("", "this list"),
     "reset": ("", "forget all messages"),
     "system": ("TEXT", "set the system prompt; without TEXT: remove it"),
-    "temperature": ("X", "sampling temperature; 0: greedy, 1: the model's own probabilities"),
+    "temperature": ("X", "temperature: 0 is greedy, 1 the model's probabilities"),
     "top_p": ("X", "nucleus sampling: top tokens up to this probability"),
     "top_k": ("N", "sample from the N most likely tokens; 0: off"),
     "max_new_tokens": ("N", "maximum length of a reply, in tokens"),
