@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)  # noqa: T201
         return STOPPED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except Exception as error:
+        if _is_closed(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
         if arguments.debug:
             raise
         for_user = error if isinstance(error, LabError) else _file_error(error)
@@ -40,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print_error(for_user)
         return for_user.exit_code
+
+
+def _is_closed(error: Exception) -> bool:
+    """Return whether an error means that nobody reads the output any more: a closed pipe or terminal."""
+    lost_terminal = isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None
+    return isinstance(error, BrokenPipeError) or lost_terminal
 
 
 def _file_error(error: Exception) -> LabError | None:

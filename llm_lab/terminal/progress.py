@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
-import select
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +26,7 @@ from llm_lab.runs.report import describe_scores
 
 from .console import has_colors, make_console, one_line, printable, supports_unicode
 from .frame import HELP_HINT, Track, describe_progress, draw_frame, numbers_of, turn_help_page
+from .keyboard import Keyboard, owns_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -38,11 +36,42 @@ REFRESH_SECONDS = 0.25
 PLAIN_PROGRESS_SECONDS = 5.0
 
 
-def make_display(console: Console | None = None) -> PlainDisplay | TerminalDisplay:
-    """Return the live display where there is a terminal that can do it, else plain lines."""
+def make_display(console: Console | None = None) -> SafeDisplay:
+    """Return the live display where there is a terminal that can do it, else plain lines; neither ends the run."""
     console = console or make_console()
     live = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
-    return TerminalDisplay(console) if live else PlainDisplay(console)
+    return SafeDisplay(TerminalDisplay(console) if live else PlainDisplay(console))
+
+
+class SafeDisplay:
+    """A display whose failures end nothing: a closed terminal or pipe, or an error in drawing.
+
+    After a failure of the live view come plain lines, and after a failure of those, nothing.
+    """
+
+    def __init__(self, display: PlainDisplay | TerminalDisplay):
+        self.display: PlainDisplay | TerminalDisplay | None = display
+
+    def __enter__(self) -> SafeDisplay:
+        self._try(lambda display: display.__enter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._try(lambda display: display.__exit__())
+
+    def __call__(self, event: Event) -> None:
+        self._try(lambda display: display(event))
+
+    def _try(self, act: Callable[[Any], Any]) -> None:
+        failed = self.display
+        if failed is None:
+            return
+        try:
+            act(failed)
+        except Exception:
+            with contextlib.suppress(Exception):
+                failed.__exit__()
+            self.display = PlainDisplay(failed.console) if isinstance(failed, TerminalDisplay) else None
 
 
 def print_scores(console: Console, scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -65,7 +94,7 @@ class PlainDisplay:
     """One line for every row, without control characters: for log files, pipes and dumb terminals."""
 
     def __init__(self, console: Console | None = None, *, now: Callable[[], float] = time.monotonic):
-        self._console = console or make_console()
+        self.console = console or make_console()
         self._now = now
         self._track = Track(now)
         self._progress_label = ""
@@ -97,7 +126,7 @@ class PlainDisplay:
             case CheckpointSaved(step, path):
                 self._say(f"saved step {step}: {path}")
             case ScoresReported(scores):
-                print_scores(self._console, scores)
+                print_scores(self.console, scores)
 
     def _show_progress(self, label: str, done: int, total: int) -> None:
         is_new = label != self._progress_label
@@ -122,7 +151,7 @@ class PlainDisplay:
     def _say(self, text: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(printable(text)), soft_wrap=True)
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
 
 class TerminalDisplay:
@@ -133,19 +162,23 @@ class TerminalDisplay:
     """
 
     def __init__(self, console: Console | None = None, *, now: Callable[[], float] = time.monotonic):
-        self._console = console or make_console()
+        self.console = console or make_console()
         self._track = Track(now)
-        self._keyboard = Keyboard()
+        self._keyboard = Keyboard(suspend=self._hide, resume=self._show)
         self._live: Live | None = None
         self._drawn = (0, 0)  # columns and lines of the last frame
         self._lock = threading.RLock()
         self._ended = threading.Event()
 
     def __enter__(self) -> TerminalDisplay:
+        self._keyboard.open()  # for the whole run, so that nothing typed during it answers a later question
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        try:
+            self._end()
+        finally:
+            self._keyboard.close()
 
     def __call__(self, event: Event) -> None:
         from rich.text import Text
@@ -153,7 +186,7 @@ class TerminalDisplay:
         with self._lock:
             match event:
                 case Notice(text) | RunWarning(text):
-                    self._console.print(Text(printable(text)))
+                    self.console.print(Text(printable(text)))
                 case Progress(label, done, total):
                     self._show_progress(label, done, total)
                 case TrainingStarted(max_steps, first_step, facts):
@@ -166,7 +199,7 @@ class TerminalDisplay:
                 case CheckpointSaved(step):
                     self._track.saved_step = step
                 case ScoresReported(scores):
-                    print_scores(self._console, scores)
+                    print_scores(self.console, scores)
                 case TrainingEnded():
                     self._end()
 
@@ -189,14 +222,13 @@ class TerminalDisplay:
             self._live = self._new_live()
             self._ended = threading.Event()
             atexit.register(self._end)
-            self._keyboard.open()
             threading.Thread(target=self._keep_drawing, args=(self._ended,), daemon=True).start()
         self._draw()
 
     def _new_live(self) -> Live:
         from rich.live import Live
 
-        live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
+        live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
         live.start()
         return live
 
@@ -211,102 +243,48 @@ class TerminalDisplay:
                 live.update(self._frame(hint=""))
         finally:
             live.transient = not keep_frame
-            try:
-                live.stop()
-            finally:
-                self._keyboard.close()
+            live.stop()
+
+    def _hide(self) -> None:
+        """Remove the frame and show the cursor, before the process is suspended (Ctrl-Z)."""
+        self._lock.acquire()  # the other thread must not draw until it continues
+        if self._live is not None:
+            self._live.transient = True
+            self._live.stop()
+
+    def _show(self) -> None:
+        """Draw the frame again, below what the shell has printed."""
+        try:
+            if self._live is not None:
+                self._live = self._new_live()
+                self._draw()
+        finally:
+            self._lock.release()
 
     def _keep_drawing(self, ended: threading.Event) -> None:
         while not ended.wait(REFRESH_SECONDS):
-            with self._lock:
+            with self._lock, contextlib.suppress(Exception):  # the next event fails too, and is handled
                 if not ended.is_set():
                     if "?" in self._keyboard.read():
-                        turn_help_page(self._track, *self._console.size)
+                        turn_help_page(self._track, *self.console.size)
                     self._draw()
 
     def _draw(self) -> None:
-        columns, lines = self._console.size
+        if self._keyboard.is_open and not owns_terminal():
+            return  # in the background, where the terminal is the shell's
+        columns, lines = self.console.size
         if self._live is not None and (columns < self._drawn[0] or lines <= self._drawn[1]):
             # The terminal has folded the old frame's lines, so it can't be found again to draw over it.
             self._live.transient = True
             self._live.stop()
-            self._console.clear()
+            self.console.clear()
             self._live = self._new_live()
         if self._live is not None:
             self._live.update(self._frame(hint=HELP_HINT if self._keyboard.is_open else ""), refresh=True)
 
     def _frame(self, *, hint: str) -> Group:
-        columns, lines = self._console.size
-        unicode, colors = supports_unicode(self._console), has_colors(self._console)
+        columns, lines = self.console.size
+        unicode, colors = supports_unicode(self.console), has_colors(self.console)
         frame = draw_frame(self._track, columns, lines, unicode=unicode, colors=colors, hint=hint)
         self._drawn = (max(part.cell_len for part in frame.renderables), len(frame.renderables))
         return frame
-
-
-class Keyboard:
-    """Keys read one by one, without echo, while a frame is shown. Ctrl-C still sends its signal.
-
-    Does nothing if standard input is not a terminal, on Windows, and in a background job (which the system would stop
-    for touching the terminal).
-    """
-
-    def __init__(self) -> None:
-        self._before: list[Any] | None = None  # the terminal's settings
-
-    @property
-    def is_open(self) -> bool:
-        return self._before is not None
-
-    def open(self) -> None:
-        """Switch off echo and line editing."""
-        if not self.is_open and _owns_terminal():
-            with contextlib.suppress(*_terminal_errors()):
-                self._before = _silence()
-
-    def read(self) -> str:
-        """Return the keys pressed since the last call; does not wait."""
-        if not self.is_open or not _owns_terminal():
-            return ""
-        try:
-            _silence()  # a shell may have changed the settings while the run was suspended
-            descriptor = sys.stdin.fileno()
-            ready, _, _ = select.select([descriptor], [], [], 0)
-            return os.read(descriptor, 1024).decode("ascii", "replace") if ready else ""
-        except _terminal_errors():
-            return ""
-
-    def close(self) -> None:
-        """Restore the terminal and drop the keys that nobody read."""
-        before, self._before = self._before, None
-        if before is not None and _owns_terminal():
-            import termios
-
-            with contextlib.suppress(*_terminal_errors()):
-                termios.tcsetattr(sys.stdin.fileno(), termios.TCSAFLUSH, before)
-
-
-def _silence() -> list[Any]:
-    """Switch off echo and line editing of the terminal where they are on; returns the settings before."""
-    import termios
-
-    descriptor = sys.stdin.fileno()
-    before, quiet = termios.tcgetattr(descriptor), termios.tcgetattr(descriptor)
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    if quiet != before:
-        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
-    return before
-
-
-def _terminal_errors() -> tuple[type[Exception], ...]:
-    """Return what fails when the terminal no longer exists."""
-    import termios
-
-    return termios.error, OSError, ValueError
-
-
-def _owns_terminal() -> bool:
-    """Whether standard input is a terminal whose foreground process this is."""
-    try:
-        return sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (AttributeError, OSError, ValueError):
-        return False

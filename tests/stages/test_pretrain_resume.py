@@ -74,6 +74,31 @@ def test_ctrl_c_saves_and_the_resumed_run_equals_an_uninterrupted_one():
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(resumed).items())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_or_a_system_that_ends_saves_though_its_signal_comes_twice(number):
+    def close(event):
+        if isinstance(event, MetricsLogged) and event.row["step"] == 5:
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGHUP)
+    assert run(tiny_recipe(), listener=close)["status"] == "stopped"
+    assert [step for step, _ in TINY.checkpoints()][-1] in (5, 6)
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_under_nohup_a_closed_terminal_does_not_stop_the_run():
+    def close(event):
+        if isinstance(event, MetricsLogged) and event.row["step"] == 5:
+            signal.raise_signal(signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(tiny_recipe(), listener=close)["status"] == "done"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "sophia", "adafactor"])
 def test_resume_bitwise_with_every_optimizer_from_any_checkpoint(optimizer):
     raw = tiny_recipe(**{"model.dropout": 0.1, "model.attention_dropout": 0.1, "train.logging_steps": 7})

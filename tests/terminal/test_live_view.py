@@ -80,7 +80,7 @@ def test_a_plain_log_line_holds_every_number_of_the_row():
     for step in (240, 250):
         now.seconds += 1.0
         display(MetricsLogged(full_row(step)))
-    last = display._console.file.getvalue().splitlines()[-1]
+    last = display.console.file.getvalue().splitlines()[-1]
     numbers = "training loss 2.1030  learning rate 0.0200  gradient norm 0.41  tokens/s 31,204"
     assert last == f"step 250/2000  {numbers}  0:12, 2:55 left"
 
@@ -91,7 +91,7 @@ def test_a_plain_evaluation_line_is_marked_as_one():
     display(
         MetricsLogged({"step": 250, "train_tokens": 9, "wall_seconds": 3.0, "eval_loss": 2.2, "bits_per_byte": 3.174})
     )
-    last = display._console.file.getvalue().splitlines()[-1]
+    last = display.console.file.getvalue().splitlines()[-1]
     assert last == "step 250/2000  evaluation  validation loss 2.2000  bits per byte 3.1740"
 
 
@@ -102,7 +102,7 @@ def test_plain_lines_hold_no_control_characters_whatever_the_model_writes():
         display(TrainingStarted(max_steps=5, first_step=2, facts={"name": HOSTILE}))
         display(SampleWritten(3, HOSTILE, HOSTILE))
         display(CheckpointSaved(3, "checkpoints/x"))
-    text = display._console.file.getvalue()
+    text = display.console.file.getvalue()
     assert not CONTROL.search(text)
     assert "[red]found[/red]" in text
 
@@ -113,7 +113,7 @@ def test_plain_progress_prints_the_start_the_end_and_little_between():
     for done in range(101):
         now.seconds += 0.11
         display(Progress("tokenising", done, 100))
-    lines = display._console.file.getvalue().splitlines()
+    lines = display.console.file.getvalue().splitlines()
     assert lines[0] == "tokenising 0 % (0/100)"
     assert lines[-1] == "tokenising 100 % (100/100)"
     assert len(lines) == 4
@@ -122,17 +122,19 @@ def test_plain_progress_prints_the_start_the_end_and_little_between():
 def test_long_plain_lines_are_not_folded():
     display = PlainDisplay(fake_console(terminal=False))
     display(Notice("word " * 60))
-    assert len(display._console.file.getvalue().splitlines()) == 1
+    assert len(display.console.file.getvalue().splitlines()) == 1
 
 
 def test_the_display_is_plain_without_a_terminal(monkeypatch):
-    assert isinstance(make_display(fake_console(terminal=False)), PlainDisplay)
-    assert isinstance(make_display(fake_console(terminal=True)), PlainDisplay)  # forced color does not make a terminal
+    assert isinstance(make_display(fake_console(terminal=False)).display, PlainDisplay)
+    assert isinstance(
+        make_display(fake_console(terminal=True)).display, PlainDisplay
+    )  # forced color does not make a terminal
     screen = fake_console(terminal=True)
     screen.file.isatty = lambda: True
-    assert isinstance(make_display(screen), TerminalDisplay)
+    assert isinstance(make_display(screen).display, TerminalDisplay)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(make_display(screen), PlainDisplay)
+    assert isinstance(make_display(screen).display, PlainDisplay)
 
 
 # The live frame
@@ -257,7 +259,7 @@ def test_the_mix_of_the_data_is_shown_compactly():
     display = PlainDisplay(fake_console(terminal=False), now=Clock())
     display(TrainingStarted(max_steps=2000, first_step=0, facts={"name": "x"}))
     display(MetricsLogged(full_row(250) | {"mix": [0.6667, 0.3333], "epochs": [None, 1.204]}))
-    assert "mix 67/33 %  epochs <1/1.20" in display._console.file.getvalue()
+    assert "mix 67/33 %  epochs <1/1.20" in display.console.file.getvalue()
     many = dict(numbers_of({"mix": [0.125] * 8, "epochs": [12.5] * 8}, {}))
     assert many == {"mix": "12/12/12/.. %", "epochs": "12.50/12.50/12.50/.."}
 
@@ -289,7 +291,7 @@ def test_the_terminal_is_left_clean_after_an_exception():
     with pytest.raises(RuntimeError, match="lost GPU"):
         fail()
     display(TrainingEnded())
-    text = display._console.file.getvalue()
+    text = display.console.file.getvalue()
     assert text.count(SHOW_CURSOR) == text.count(HIDE_CURSOR) > 0
     assert text.rindex(SHOW_CURSOR) > text.rindex(HIDE_CURSOR)
     assert text.endswith(("\n", SHOW_CURSOR))
@@ -314,7 +316,7 @@ def test_one_display_shows_one_stage_after_another():
         display(TrainingStarted(max_steps=10, first_step=0, facts={"name": name}))
         display(MetricsLogged(full_row(1)))
         display(TrainingEnded())
-    assert "second" in display._console.file.getvalue()
+    assert "second" in display.console.file.getvalue()
 
 
 # The help

@@ -1,0 +1,130 @@
+"""The keyboard while a run is shown: no echo, keys read one by one, and a terminal that is always left as it was."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+# Signals that end a process which does not handle them. The terminal is restored first.
+ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
+
+
+class Keyboard:
+    """Keys read one by one, without echo. Ctrl-C still sends its signal, and Ctrl-Z suspends the process.
+
+    Does nothing if standard input is not a terminal, on Windows, and in a background job (which the system would stop
+    for touching the terminal). suspend, resume: called before the process is suspended, and after it continues.
+    """
+
+    def __init__(self, suspend: Callable[[], None] = lambda: None, resume: Callable[[], None] = lambda: None) -> None:
+        self._suspend, self._resume = suspend, resume
+        self._before: list[Any] | None = None  # the terminal's settings
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return self._before is not None
+
+    def open(self) -> None:
+        """Switch off echo and line editing, until the keyboard is closed or the process ends."""
+        if self.is_open or not owns_terminal():
+            return
+        with contextlib.suppress(*_terminal_errors()):
+            self._before = _silence()
+            atexit.register(self.close)
+            self._handle_signals()
+
+    def read(self) -> str:
+        """Return the keys pressed since the last call; does not wait."""
+        if not self.is_open or not owns_terminal():
+            return ""
+        try:
+            _silence()  # a shell may have changed the settings while the run was suspended
+            descriptor = sys.stdin.fileno()
+            ready, _, _ = select.select([descriptor], [], [], 0)
+            return os.read(descriptor, 1024).decode("ascii", "replace") if ready else ""
+        except _terminal_errors():
+            return ""
+
+    def close(self) -> None:
+        """Restore the terminal and drop the keys that nobody read: they would answer the next question."""
+        before, self._before = self._before, None
+        for number, handler in self._handlers.items():
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
+        self._handlers = {}
+        atexit.unregister(self.close)
+        _restore(before)
+
+    def _handle_signals(self) -> None:
+        """Handle the signals that nobody handles; a training run has handlers of its own and puts these back."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        wanted: dict[str, Callable[..., None]] = {**dict.fromkeys(ENDING, self._end), "SIGTSTP": self._stop}
+        for name, handler in wanted.items():
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                self._handlers[number] = signal.signal(number, handler)
+
+    def _end(self, signum: int, frame: Any) -> None:
+        _restore(self._before)
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    def _stop(self, signum: int, frame: Any) -> None:
+        """Suspend the process as Ctrl-Z does, with the terminal as it was before the run."""
+        with contextlib.suppress(Exception):
+            self._suspend()
+        try:
+            _restore(self._before)
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)  # continues here after SIGCONT
+            signal.signal(signum, self._stop)
+            if owns_terminal():
+                with contextlib.suppress(*_terminal_errors()):
+                    _silence()
+        finally:
+            with contextlib.suppress(Exception):
+                self._resume()
+
+
+def _restore(before: list[Any] | None) -> None:
+    if before is not None and owns_terminal():
+        import termios
+
+        with contextlib.suppress(*_terminal_errors()):
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSAFLUSH, before)
+
+
+def _silence() -> list[Any]:
+    """Switch off echo and line editing of the terminal where they are on; returns the settings before."""
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    before, quiet = termios.tcgetattr(descriptor), termios.tcgetattr(descriptor)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    if quiet != before:
+        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    return before
+
+
+def _terminal_errors() -> tuple[type[Exception], ...]:
+    """Return what fails when the terminal no longer exists."""
+    import termios
+
+    return termios.error, OSError, ValueError
+
+
+def owns_terminal() -> bool:
+    """Whether standard input is a terminal whose foreground process this is."""
+    try:
+        return sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (AttributeError, OSError, ValueError):
+        return False

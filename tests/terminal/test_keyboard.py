@@ -1,0 +1,167 @@
+"""The terminal during a run: nothing typed is shown or kept, it is restored however the run ends, and a display that
+fails ends nothing."""
+
+import errno
+import io
+import os
+import signal
+import sys
+import termios
+import time
+
+import pytest
+from rich.console import Console
+
+from llm_lab.events import CheckpointSaved, MetricsLogged, Notice, TrainingEnded, TrainingStarted
+from llm_lab.terminal.console import make_console
+from llm_lab.terminal.progress import PlainDisplay, SafeDisplay, TerminalDisplay
+
+EVENTS = [
+    Notice("found"),
+    TrainingStarted(10, 0, {"name": "x"}),
+    MetricsLogged({"step": 1, "loss": 2.0}),
+    CheckpointSaved(1, "steps/checkpoint-1"),
+    TrainingEnded(),
+]
+
+
+def show(display, events=EVENTS):
+    with display:
+        for event in events:
+            display(event)
+
+
+def test_a_pipe_that_nobody_reads_ends_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    console = make_console()
+    with os.fdopen(writer, "w") as file:
+        console.file = file
+        show(SafeDisplay(PlainDisplay(console)))
+
+
+@pytest.mark.parametrize("kind", [PlainDisplay, TerminalDisplay])
+def test_a_terminal_that_was_closed_ends_nothing(kind):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    display = SafeDisplay(kind(Console(file=Closed(), force_terminal=True, width=80, height=24)))
+    show(display)
+    assert display.display is None, "it says nothing more"
+
+
+def test_an_error_in_drawing_leaves_plain_lines(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    monkeypatch.setattr("llm_lab.terminal.progress.draw_frame", lambda *_, **__: 1 / 0)
+    display = SafeDisplay(TerminalDisplay(console))
+    show(display)
+    assert isinstance(display.display, PlainDisplay)
+    assert "step 1/" in console.file.getvalue()
+    assert "saved step 1" in console.file.getvalue()
+
+
+def test_ctrl_c_still_passes_through_a_display():
+    def stop(event):
+        raise KeyboardInterrupt
+
+    display = SafeDisplay(PlainDisplay(Console(file=io.StringIO())))
+    display.display.__class__ = type("Stopping", (PlainDisplay,), {"__call__": lambda self, event: stop(event)})
+    with pytest.raises(KeyboardInterrupt):
+        display(Notice("x"))
+
+
+# A real terminal
+
+RUN = """
+import time
+from llm_lab.events import MetricsLogged, TrainingStarted
+from llm_lab.terminal.console import make_console
+from llm_lab.terminal.progress import make_display
+
+with make_display() as display:
+    print("preparing", flush=True)
+    time.sleep({preparing})
+    display(TrainingStarted(10_000, 0, {{"name": "a-run"}}))
+    for step in range(1, {steps}):
+        display(MetricsLogged({{"step": step, "loss": 2.5}}))
+        time.sleep(0.02)
+print("name: " + repr(input("name? ")))
+"""
+
+
+def spawn(command, arguments):
+    import pexpect
+
+    environment = {**os.environ, "TERM": "xterm-256color", "PS1": "shell> "}
+    return pexpect.spawn(command, arguments, dimensions=(24, 80), encoding="utf-8", timeout=60, env=environment)
+
+
+def modes(child):
+    return termios.tcgetattr(child.child_fd)[3] & (termios.ECHO | termios.ICANON)
+
+
+def wait_for_modes(child, wanted):
+    ends = time.monotonic() + 20
+    while modes(child) != wanted:
+        assert time.monotonic() < ends, f"the terminal's modes are {modes(child)}, not {wanted}"
+        time.sleep(0.02)
+
+
+def test_what_is_typed_during_a_run_answers_no_question_after_it():
+    child = spawn(sys.executable, ["-c", RUN.format(preparing=1, steps=30)])
+    usual = modes(child)
+    child.expect("preparing")
+    child.send("early\r")
+    child.expect("a-run")
+    child.send("late\r")
+    child.expect("name[?]")
+    assert "early" not in child.before
+    assert "late" not in child.before
+    wait_for_modes(child, usual)
+    child.send("me\r")
+    child.expect("name: 'me'")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_run_that_is_ended_by_a_signal_leaves_the_terminal_as_it_was(number):
+    import pexpect
+
+    child = spawn(sys.executable, ["-c", RUN.format(preparing=30, steps=2)])
+    usual = modes(child)
+    child.expect("preparing")
+    wait_for_modes(child, 0)
+    child.kill(number)
+    wait_for_modes(child, usual)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.signalstatus == number
+
+
+def test_ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back(tmp_path):
+    (tmp_path / "run.py").write_text(RUN.format(preparing=0, steps=2000))
+    shell = spawn("bash", ["--norc", "--noprofile", "-i"])
+    shell.expect("shell> ")
+    shell.sendline("stty -a | tr ' ' '\\n' | grep -x -e echo -e icanon; stty echo icanon")
+    shell.expect("shell> ")
+    shell.sendline(f"{sys.executable} {tmp_path / 'run.py'}")
+    shell.expect("a-run")
+    wait_for_modes(shell, 0)
+    shell.send("\x1a")
+    shell.expect("Stopped")
+    assert "\x1b[?25h" in shell.before, "the cursor is shown"
+    shell.expect("shell> ")
+    shell.sendline("stty -a")
+    shell.expect("shell> ")
+    assert " -echo " not in shell.before.replace(";", " "), "bash sets the modes of its own prompt only"
+    assert " -icanon " not in shell.before.replace(";", " ")
+    shell.sendline("fg")
+    shell.expect("a-run")
+    wait_for_modes(shell, 0)
+    shell.sendintr()
+    shell.expect("KeyboardInterrupt")
+    shell.expect("shell> ")
+    shell.sendline("stty -a")
+    shell.expect("shell> ")
+    assert " -icanon " not in shell.before.replace(";", " ")
+    shell.sendline("exit")
