@@ -106,6 +106,12 @@ def test_show_reports_missing_weights_and_refuses_a_broken_config(in_tmp_path, c
     folder = _save_design()
     assert main(["show", folder]) == 0
     assert "loads in" in capsys.readouterr().out
+    with open(f"{folder}/model.safetensors", "w") as file:
+        file.write("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert main(["show", folder]) == 0
+    shown = capsys.readouterr().out
+    assert "not downloaded: model.safetensors is a Git LFS pointer" in shown
+    assert "loads in" not in shown
     os.remove(f"{folder}/model.safetensors")
     assert main(["show", folder]) == 0
     shown = capsys.readouterr().out

@@ -66,7 +66,9 @@ def read_messages(value: Any, what: str) -> list[Message]:
             raise Unreadable(f"{what} is a string that is not valid JSON")
     if isinstance(value, Mapping) and value and all(isinstance(cells, list) for cells in value.values()):
         # The datasets library converts some lists of objects to an object of lists.
-        value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=False)]
+        if len({len(cells) for cells in value.values()}) > 1:
+            raise Unreadable(f"{what} is an object of lists of different lengths")
+        value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise Unreadable(f"{what} is {type(value).__name__}, not a list of messages")
     messages = [_message(turn, f"message {number} of {what}") for number, turn in enumerate(value, 1)]
@@ -149,7 +151,7 @@ def _message(turn: Any, what: str) -> Message:
     if keys is None:
         raise Unreadable(f"{what} has no role and content (or from and value), only {', '.join(turn) or 'nothing'}")
     role, content = turn[keys[0]], turn[keys[1]]
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise Unreadable(f"{what} has the role {role!r}, which is not supported; supported: {', '.join(ROLES)}")
     message: Message = {"role": ROLES[role], "content": _content(content, what)}
     return message | _about_answer(turn, what) if message["role"] == "assistant" else message

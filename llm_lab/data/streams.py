@@ -204,6 +204,8 @@ def _read_hub(
     rows.load_state_dict(position or start)
     with errors():
         for row in rows:
-            text = row[column]
+            text = row.get(column)
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"column {column!r} is {type(text).__name__}, not text")
             if text and not text.isspace():
                 yield Piece(text, True, True, rows.state_dict)

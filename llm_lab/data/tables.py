@@ -154,6 +154,8 @@ class TypedTable:
             return
         count = getattr(self._table, "num_record_batches", None)  # a stream has none
         for batch in self._table if count is None else map(self._table.get_batch, range(count)):
+            # Arrow reads what is on disk as it is: a damaged file would crash the process later.
+            batch.validate(full=True)
             chosen = batch.select(columns) if columns else batch
             yield chosen.num_rows, partial(_slices, chosen)
 

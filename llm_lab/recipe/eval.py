@@ -44,7 +44,7 @@ class EvalText(Group):
         min_length=1,
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
-    split: str = option("train", help="split of a Hub dataset", min_length=1)
+    split: str = option("train", help="split of a Hub dataset, or of a folder with splits", min_length=1)
     text_column: str | None = option(
         help="column that holds the text", derived="recognized from the first rows", min_length=1
     )

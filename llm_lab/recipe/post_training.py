@@ -53,7 +53,7 @@ class ExampleSet(Group):
         min_length=1,
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
-    split: str = option("train", help="split of a Hub or built-in dataset", min_length=1)
+    split: str = option("train", help="split of a Hub or built-in dataset, or of a folder with splits", min_length=1)
     columns: Columns | None = option(
         help="which column is what; only for columns that are not recognized", derived="recognized from the first rows"
     )

@@ -54,14 +54,15 @@ class DataSource(Group):
 
     path: str = option(
         ...,
-        help="a file, folder or glob (txt, md, jsonl, csv, parquet), builtin:stories, or a Hub name",
+        help="a file, folder or glob (txt, md, jsonl, csv, parquet, arrow), builtin:stories, or a Hub name",
         question="Which dataset of texts?",
-        why="All files of a folder are read. A text file is one document; in jsonl, csv and parquet each row is one. "
+        why="All files of a folder are read, or those of the training split. A text file is one document; in jsonl, "
+        "csv and parquet each row is one. "
         "builtin:stories is generated locally and needs no network.",
         min_length=1,
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
-    split: str = option("train", help="split of a Hub dataset", min_length=1)
+    split: str = option("train", help="split of a Hub dataset, or of a folder with splits", min_length=1)
     text_column: str | None = option(
         help="column that holds the text", derived="recognized from the first rows", min_length=1
     )

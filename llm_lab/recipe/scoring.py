@@ -66,7 +66,9 @@ class Score(Group):
     )
     subset: str | None = option(help="configuration of a Hub dataset", min_length=1)
     split: str | None = option(
-        help="split of a Hub or built-in dataset", derived="test; files have no splits", min_length=1
+        help="split of a Hub or built-in dataset, or of a folder with splits",
+        derived="test, where there are splits",
+        min_length=1,
     )
     columns: Columns | None = option(
         help="which column is what; only for columns that are not recognized", derived="recognized from the first rows"

@@ -12,6 +12,7 @@ from llm_lab.estimate.adapter_base import find_base, read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count
 from llm_lab.estimate.parameters import read_config_json, shape_of_config
+from llm_lab.hf.tokenizers import lfs_pointers
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN
@@ -178,6 +179,8 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     whole = adapter is None
     if whole and not (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
         return [*rows, ("weights", "none: a design, or an incomplete copy")]
+    if pointers := lfs_pointers(folder):
+        return [*rows, ("weights", f"not downloaded: {pointers[0]} is a Git LFS pointer; run git lfs pull there")]
     if is_reward_model(folder):
         return [*rows, ("reward model", "scores texts; it can't generate text or be exported")]
     if not whole:

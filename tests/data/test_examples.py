@@ -233,6 +233,8 @@ def test_an_unknown_role_is_an_error_with_row_and_role(role):
         ({"messages": "[{"}, "column 'messages' is a string that is not valid JSON"),
         ({"messages": ["hello"]}, "message 1 of column 'messages' is str, not an object with role and content"),
         ({"messages": [{"speaker": "a"}]}, "has no role and content (or from and value), only speaker"),
+        ({"messages": [{**USER, "role": ["user"]}]}, "message 1 of column 'messages' has the role ['user']"),
+        ({"messages": {"from": ["human", "gpt"], "value": ["Why?"]}}, "is an object of lists of different lengths"),
         ({"messages": [{**USER, "content": 7}]}, "message 1 of column 'messages' is int, not text"),
         ({"messages": [{**USER, "content": [{"type": "image"}]}]}, "has a part that is not text"),
         ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "has weight = 0.5; only 0 (not trained) and 1 are supported"),

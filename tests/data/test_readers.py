@@ -268,3 +268,22 @@ def test_folders_that_save_to_disk_wrote_are_read():
     Path("both/train/state.json").unlink()
     with pytest.raises(UserError, match="was written by save_to_disk, but is not complete"):
         open_examples("both", kind="conversation")
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_damaged_table_is_refused_and_never_crashes(kind):
+    table = pa.table({"text": [f"text {number}" for number in range(20)], "ids": [[number] for number in range(20)]})
+    if kind == "parquet":
+        pq.write_table(table, "a.parquet")
+    else:
+        with pa.OSFile("a.arrow", "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    whole = Path(f"a.{kind}").read_bytes()
+    for at in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x80
+        Path(f"b.{kind}").write_bytes(damaged)
+        try:
+            open_examples(f"b.{kind}", kind="conversation")
+        except UserError as error:
+            assert f"b.{kind}" in str(error)
