@@ -66,7 +66,7 @@ def test_the_error_without_a_network_names_the_hub_and_suggests_a_local_path(hub
     message = refusal("shakespere")
     assert "No such local file, and the Hugging Face Hub can't be reached." in message
     assert "Did you mean shakespeare?" in message
-    assert "builtin:stories" in message
+    assert "a built-in dataset" in message
 
 
 def test_a_timeout_is_a_network_error(hub):
