@@ -9,7 +9,7 @@ import argparse
 import subprocess
 from collections.abc import Callable
 
-from . import chatting, kills, optimizers, reading, rollouts, shakespeare, start, step
+from . import chatting, fuzz, kills, optimizers, reading, rollouts, shakespeare, start, step
 from .gpu import summary
 
 BENCHES: dict[str, Callable[..., None]] = {
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     "chat": chatting.bench,
     "rollouts": rollouts.bench,
     "kills": kills.bench,
+    "fuzz": fuzz.bench,
     "gpu": summary.bench,
 }
 
@@ -43,10 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHES)} (default: all)")
     parser.add_argument("--full", action="store_true", help="longer runs, for figures worth recording")
-    group = parser.add_argument_group("kills")
-    group.add_argument("--trials", type=int, help="how many runs are disturbed")
-    group.add_argument("--seed", type=int, default=0, help="which ones, and where")
-    group.add_argument("--only", metavar="STAGE,...", help="only these")
+    group = parser.add_argument_group("kills and fuzz")
+    group.add_argument("--trials", type=int, help="how many runs are disturbed, or cases tried")
+    group.add_argument("--seed", type=int, default=0, help="which ones, and how")
+    group.add_argument("--only", metavar="NAME,...", help="only these")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(BENCHES))
     if unknown:
@@ -55,7 +56,7 @@ def main() -> None:
     for name in arguments.names or BENCHES:
         print(f"\n## {name}\n", flush=True)
         options = {"trials": arguments.trials, "seed": arguments.seed, "only": arguments.only}
-        BENCHES[name](arguments.full, **(options if name == "kills" else {}))
+        BENCHES[name](arguments.full, **(options if name in ("kills", "fuzz") else {}))
 
 
 if __name__ == "__main__":
