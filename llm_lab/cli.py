@@ -79,12 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llm-lab",
         description="Build a language model from parts, train it, evaluate it, chat with it, export it. "
-        "Without a command: the wizard.",
+        "Without a command, the wizard opens.",
     )
     parser.add_argument("--version", action="version", version=f"llm-lab {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.set_defaults(command=commands.open_wizard)
-    subparsers = parser.add_subparsers(title="commands", metavar="")
+    subparsers = parser.add_subparsers(title="commands", metavar="command")
 
     run = subparsers.add_parser("run", parents=[common], help="run a recipe")
     _recipe_arguments(run)
@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     xray.set_defaults(command=commands.xray_recipe)
 
     what = subparsers.add_parser("list", parents=[common], help="list recipes, data, parts or runs")
-    what.add_argument("what", nargs="?", choices=("recipes", "data", "parts", "runs"), help="default: all")
+    what.add_argument(
+        "what", nargs="?", choices=("recipes", "data", "parts", "runs"), help="what to list; default: all"
+    )
     what.set_defaults(command=commands.list_things)
 
     copy = subparsers.add_parser("copy", parents=[common], help="copy a recipe to a new file, to edit it")
@@ -121,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     chat = subparsers.add_parser("chat", parents=[common], help="chat with a model")
     chat.add_argument("checkpoint", metavar="model", help=MODEL)
-    chat.add_argument("--prompt", help="reply to this prompt and exit")
+    chat.add_argument("--prompt", metavar="TEXT", help="reply to this prompt and exit")
     _sampling_arguments(chat)
     _model_arguments(chat)
     chat.set_defaults(command=commands.chat)
@@ -129,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     merge = subparsers.add_parser("merge", parents=[common], help="merge a LoRA adapter into its base")
     merge.add_argument("adapter", help="a run that trained an adapter, or a folder with an adapter")
     merge.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new run in checkpoints/")
-    merge.add_argument("--tolerance", type=float, help="maximum difference of logits, relative to their size")
+    merge.add_argument(
+        "--tolerance", type=float, metavar="X", help="maximum difference of logits, relative to their size"
+    )
     merge.set_defaults(command=commands.merge)
 
     _eval_parser(subparsers, common)
@@ -177,7 +181,11 @@ def _compare_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     _sampling_arguments(parser)
     _model_arguments(parser)
     parser.add_argument(
-        "--trust-code-of", action="append", default=[], metavar="MODEL", help="run this model's own code; repeatable"
+        "--trust-code-of",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="run the code that comes with this model; can be repeated",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the comparison to a .md or .json file")
     parser.set_defaults(command=commands.compare_models)
@@ -225,9 +233,9 @@ def _override_argument(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=int, help="maximum length of an output, in tokens")
-    parser.add_argument("--temperature", type=float, help="sampling temperature; 0: greedy")
-    parser.add_argument("--seed", type=int, help="random seed; the same seed gives the same output")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of an output, in tokens")
+    parser.add_argument("--temperature", type=float, metavar="X", help="sampling temperature; 0: greedy")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed; the same seed gives the same output")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -236,7 +244,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _trust_recipe_argument(parser: argparse.ArgumentParser) -> None:
-    text = "run reward functions and task files that the recipe in a run's folder names"
+    text = "allow the reward functions and task files named in the recipe of a run folder"
     parser.add_argument("--trust-recipe", action="store_true", help=text)
 
 

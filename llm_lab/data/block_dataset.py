@@ -309,7 +309,7 @@ class BlockStream:
         rest = f" after the {kept:,} validation documents" if kept else ""
         return Problem(
             f"{self.source.key}.path",
-            f"The stream has {tokens:,} tokens{rest}, but one block of max_length = {self.max_length:,} needs "
+            f"The stream has {tokens:,} tokens{rest}, but one sequence of max_length = {self.max_length:,} needs "
             f"{self.max_length + 1:,}",
             value=self.source.path,
             fix="Add text, or set fewer validation.stream_documents or a smaller train.max_length.",

@@ -386,7 +386,7 @@ def _map(file: Path, dtype: str) -> np.ndarray:
 
 
 def _check_lengths(tokens: TokenSet, source: TextSource, fraction: float, max_length: int) -> None:
-    need = f"one block of max_length = {max_length:,} needs {max_length + 1:,}"
+    need = f"one sequence of max_length = {max_length:,} needs {max_length + 1:,}"
     problems = []
     if len(tokens.train) < max_length + 1:
         problems.append(

@@ -99,7 +99,7 @@ def open_examples(
                 f"{key}.path",
                 f"It has no usable example: {counts.describe()}",
                 value=path,
-                fix="Check its rows, or name its columns with the key columns.",
+                fix="Check its rows, or set `columns`.",
             )
         )
     return ExampleSource(
@@ -194,7 +194,7 @@ def _read_examples(
             dropped[str(reason)] += 1
             continue
         except Unreadable as error:
-            fix = f"Recognized format: {form.describe()}. Fix or remove the row, or name the columns with columns."
+            fix = f"Recognized format: {form.describe()}. Fix or remove the row, or set `columns`."
             raise UserError(Problem(f"{key}.path", f"{place}: {error}", value=path, fix=fix)) from None
         if remark:
             shortened[remark] += 1

@@ -294,8 +294,8 @@ def _require_prompt(
         raise UserError(
             Problem(
                 f"{key}.columns",
-                f"The answers of {path} hold no question, and no column is known as the prompt. "
-                f"Columns that may be it: {one_of(left)}",
+                f"The answers of {path} don't contain the question, and no column is recognized as the prompt. "
+                f"Candidates: {one_of(left)}",
                 fix=f"Name it, for example columns: {{prompt: {left[0]}}}. If both answers begin with the question, "
                 f"name them instead: columns: {{chosen: {fields['chosen']}, rejected: {fields['rejected']}}}",
             )

@@ -175,7 +175,7 @@ def build_schedule(
             problems.append(
                 Problem(
                     f"data.{index}",
-                    f"It has {tokens:,} training tokens, but a block needs max_length + 1 = {max_length + 1:,}",
+                    f"It has {tokens:,} training tokens, but a sequence needs max_length + 1 = {max_length + 1:,}",
                     fix="Add text, or set a smaller train.max_length.",
                 )
             )

@@ -233,7 +233,7 @@ def _kind_of_file(file: Path, key: str, path: str) -> str:
         raise UserError(
             Problem(
                 f"{key}.path",
-                f"Files that end in {ending} are not known, so {file} is not read",
+                f"Files that end in {ending} are not supported, so {file} is not read",
                 value=path,
                 allowed=f"{one_of(list(SUFFIXES))}, packed as {one_of(list(PACKED))}; the usual endings of source code",
                 fix="Unpack or convert the file. If it is plain text, rename it to .txt.",

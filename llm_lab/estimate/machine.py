@@ -271,7 +271,7 @@ def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(os.getcwd()).free
     status = "good" if free > 5 * 2**30 else "warn"
     yield Finding(
-        "free disk here", status, f"{free / 2**30:.0f} GiB", "" if status == "good" else "Checkpoints need disk space."
+        "free disk space", status, f"{free / 2**30:.0f} GiB", "" if status == "good" else "Checkpoints need disk space."
     )
 
 

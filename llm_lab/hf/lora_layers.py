@@ -93,7 +93,7 @@ def target_modules(model: Any, preset: str, custom: Sequence[str] | None = None)
                 f"the {' and '.join(missing)} layers of {type(model).__name__} are not recognized by name; "
                 f"its linear layers are {one_of(_suffixes(layers, layers)) or 'not in blocks'}",
                 value=preset,
-                fix="Use preset custom with lora.target_modules.",
+                fix="Set lora.preset=custom and lora.target_modules.",
             )
         )
     return _suffixes(chosen, layers)
@@ -146,7 +146,7 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
     known = [name for name, module in model.named_modules() if _is_linear(module) or isinstance(module, nn.Embedding)]
     short = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
     if not names:
-        why = "preset custom requires the names of layers"
+        why = "lora.preset=custom requires the names of the layers"
         raise UserError(Problem("lora.target_modules", why, allowed=one_of(short)))
     problems = []
     ends = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}

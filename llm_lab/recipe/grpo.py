@@ -56,7 +56,9 @@ class GrpoOptions(Group):
         question="Weight of the KL penalty?",
         ge=0.0,
     )
-    epsilon: Float = option(0.2, help="clip ratios at 1 ± epsilon", question="Epsilon?", gt=0.0, lt=1.0, advanced=True)
+    epsilon: Float = option(
+        0.2, help="clip ratios at 1 ± epsilon", question="Clip range (epsilon)?", gt=0.0, lt=1.0, advanced=True
+    )
     num_iterations: Int = option(
         1, help="updates on each batch of outputs", question="Updates on each batch of outputs?", ge=1, advanced=True
     )

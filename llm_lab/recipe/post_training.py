@@ -255,7 +255,7 @@ def on_collapse() -> Any:
     return option(
         "warn",
         help="if entropy collapses, KL explodes, outputs are cut off or rewards do not differ",
-        question="If learning from rewards goes wrong?",
+        question="What if RL training goes wrong?",
         choices=ON_COLLAPSE,
         advanced=True,
     )
@@ -365,7 +365,7 @@ def _custom_layers_are_named(values: Values) -> Iterator[Problem]:
     lora = values.get("lora") or {}
     if lora.get("preset") == "custom" and not lora.get("target_modules"):
         fix = "List them, as in [q_proj, v_proj], or use another preset."
-        yield Problem("lora.target_modules", "preset custom requires the names of the layers", fix=fix)
+        yield Problem("lora.target_modules", "lora.preset=custom requires the names of the layers", fix=fix)
 
 
 def _four_bits_require_cuda(values: Values) -> Iterator[Problem]:

@@ -41,7 +41,7 @@ ATTENTION_KERNELS = {
     "sdpa": "PyTorch's fused attention",
     "flash_attention_2": "the flash-attn package (CUDA)",
     "flex_attention": "PyTorch's compiled flex attention (CUDA)",
-    "eager": "plain matrix products; slow, for study",
+    "eager": "plain matrix products; slow",
 }
 ON_DIVERGENCE = {
     "stop": "stop and keep the last checkpoint",
@@ -177,7 +177,7 @@ class TrainLoop(Group):
     on_divergence: Annotated[str, OneOf(ON_DIVERGENCE)] = option(
         "stop",
         help="what happens if the loss is not a number or explodes",
-        question="If the loss explodes?",
+        question="What if the loss explodes?",
         choices=ON_DIVERGENCE,
         advanced=True,
     )

@@ -128,7 +128,7 @@ def _put(values: Any, steps: list[str], value: str) -> None:
 def _remarks(line: Iterable[Node], target: Node) -> Iterator[str]:
     """Yield what may make the replay differ from the original."""
     if target.step is not None:
-        yield f"checkpoint-{target.step} is inside its run: the whole run is replayed"
+        yield f"checkpoint-{target.step} is an intermediate checkpoint: its whole run is replayed"
     for node in line:
         for link in node.links:
             yield from _remarks_on(link, node)

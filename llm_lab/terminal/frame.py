@@ -298,7 +298,7 @@ def _explanations(track: Track, columns: int, free: int) -> list[Text]:
 
     pages = help_pages(track, columns, free - 1)
     number = min(track.help_page or 0, len(pages) - 1)
-    more = f"page {number + 1} of {len(pages)}, ? for the next" if number + 1 < len(pages) else "? closes the help"
+    more = f"page {number + 1} of {len(pages)}, ? for the next page" if number + 1 < len(pages) else "? closes the help"
     lines = [line for entry in pages[number] for line in entry] or [Text("No numbers yet.")]
     return [*lines[: max(0, free - 1)], Text(more, style="dim")]
 

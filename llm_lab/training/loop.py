@@ -143,7 +143,7 @@ def _write_rows(trainer: Any) -> None:
         trainer.write_rows()
     except OSError as error:
         fix = f"Free some space, then: llm-lab run {trainer.run.recipe_path} --resume"
-        why = f"the last rows could not be written: {describe_disk_error(error)}"
+        why = f"the last metrics could not be written: {describe_disk_error(error)}"
         raise MachineError(Problem(str(trainer.run.metrics_path), why, fix=fix)) from error
 
 

@@ -99,7 +99,7 @@ class LossWatch:
         return self._exploded > 0
 
     def _rows_of(self, step: int) -> str:
-        return f"rows {(step - 1) * self._rows + 1:,} to {step * self._rows:,} in the order of the data"
+        return f"sequences {(step - 1) * self._rows + 1:,} to {step * self._rows:,} in the order of the data"
 
     def _diverged(self, what: str, step: int, learning_rate: float) -> Diverged:
         fix = (
@@ -192,20 +192,20 @@ class _NoSignal(Belt):
 BELTS: tuple[Belt, ...] = (
     _Entropy(
         "The entropy has fallen below a tenth of its first value",
-        "the answers to a prompt are almost the same, so there is little left to learn from. Use a smaller learning "
+        "the outputs for a prompt are almost the same, so there is little left to learn from. Use a smaller learning "
         "rate or a KL penalty.",
     ),
     _Truncation(
-        "More than half of the answers are cut off",
-        "they are rewarded without their end. Use a larger max_completion_length or a reward for shorter answers.",
+        "More than half of the outputs are cut off",
+        "they are scored without their end. Use a larger max_completion_length or a reward for shorter outputs.",
     ),
     _Divergence(
-        "The model is more than 50 nats per answer away from where it started (KL)",
-        "the reward it is trained on may rise while the answers get worse. Look at the samples; use a smaller learning "
+        "The KL divergence from the reference model is above 50 nats per output",
+        "the reward it is trained on may rise while the outputs get worse. Look at the samples; use a smaller learning "
         "rate or a larger KL penalty.",
     ),
     _NoSignal(
-        "All answers to each prompt get the same reward",
+        "All outputs for each prompt get the same reward",
         "nothing can be learned from that. Use prompts of another difficulty, a finer reward or a higher temperature.",
     ),
 )

@@ -214,7 +214,9 @@ class LabTrainerMixin(_Base):
                 if len(self._unwritten) == 1:
                     why = f"metrics.jsonl can't be written ({describe_disk_error(error)})"
                     self.listener(
-                        RunWarning(f"{why}. Training continues. Free disk space: no row is lost until it ends.")
+                        RunWarning(
+                            f"{why}. Training continues. Free disk space: the metrics are kept in memory until the run ends."
+                        )
                     )
             self.listener(MetricsLogged(full))
             self.tracking.log(full)

@@ -29,7 +29,7 @@ WHY = (
     "model works too: a Hugging Face folder, or a name on the Hub such as Qwen/Qwen3-0.6B-Base."
 )
 ADAPTER_WHY = "A LoRA run saves an adapter: small matrices added to a base model. Merging gives one plain model."
-REWARD_WHY = "A reward model scores an answer with a number. Train one with the menu entry Reward model."
+REWARD_WHY = "A reward model scores an output with a number. Train one with the menu entry Reward model."
 LONGEST_NAME = 80
 
 

@@ -434,8 +434,8 @@ def test_an_input_alone_is_the_prompt():
 def test_answers_without_a_question_need_a_prompt_column():
     rows = [{"ask": f"Name {n} birds", "chosen": f"Sure:\nrobin {n}", "rejected": f"Sure:\ncar {n}"} for n in (1, 2)]
     message = refusal(*rows, kind="preference")
-    assert "data.0.columns: The answers of rows.jsonl hold no question" in message
-    assert "Columns that may be it: ask. Name it, for example columns: {prompt: ask}" in message
+    assert "data.0.columns: The answers of rows.jsonl don't contain the question" in message
+    assert "Candidates: ask. Name it, for example columns: {prompt: ask}" in message
     named = read(*rows, kind="preference", columns={"prompt": "ask"}).examples[0]
     assert named.prompt[-1]["content"] == "Name 1 birds"
     split = read(*rows, kind="preference", columns={"chosen": "chosen", "rejected": "rejected"}).examples[0]

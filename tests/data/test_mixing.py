@@ -170,7 +170,7 @@ def test_invalid_weights_and_short_sources_are_reported_together(weight):
     message = str(caught.value).splitlines()
     assert message[0].startswith("data.0.weight = ")
     assert "Allowed: a number above 0." in message[0]
-    assert message[1].startswith("data.1: It has 10 training tokens, but a block needs max_length + 1 = 11.")
+    assert message[1].startswith("data.1: It has 10 training tokens, but a sequence needs max_length + 1 = 11.")
 
 
 # Items

@@ -36,7 +36,7 @@ def test_the_first_bad_batch_since_the_last_log_row_is_named():
         watch([2.0, 2.0, 2.0, NAN, NAN, NAN], [1.0, 3.5, NAN], batches=2, steps=3)
     text = str(caught.value)
     assert caught.value.step == 9
-    assert "the loss became nan at step 9 (batch 2 of 2, rows 65 to 72 in the order of the data)" in text
+    assert "the loss became nan at step 9 (batch 2 of 2, sequences 65 to 72 in the order of the data)" in text
     assert "gradient norm 3.5" in text
     assert "optimizer.learning_rate = 0.1" in text
 

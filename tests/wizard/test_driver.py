@@ -163,7 +163,7 @@ def test_escape_and_ctrl_c_leave_the_menu(visit, key):
 def test_ctrl_c_returns_to_the_menu_and_the_draft_continues_where_it_was(visit):
     screens = visit(
         *TO_TEXTS, *TEXT, *pick("bytes"), *pick("adamw"), Key.CTRL_C,
-        *pick("Pretrain "), *pick("continue where I was"), Key.CTRL_C, *LEAVE,
+        *pick("Pretrain "), *pick("continue where I stopped"), Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert "What would you like to do?" in screens[-1]
     kept = screens[max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen) + 1]
