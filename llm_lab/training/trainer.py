@@ -215,7 +215,7 @@ class LabTrainerMixin(_Base):
                     why = f"metrics.jsonl can't be written ({describe_disk_error(error)})"
                     self.listener(
                         RunWarning(
-                            f"{why}. Training continues. Free disk space: the metrics are kept in memory until the run ends."
+                            f"{why}. Training continues. Free disk space: metrics stay in memory until the run ends."
                         )
                     )
             self.listener(MetricsLogged(full))

@@ -130,7 +130,7 @@ def test_the_layers_of_other_model_families_are_recognized_by_role(config, minim
 )
 def test_the_error_for_an_unsupported_preset_lists_the_layers(config, preset):
     model = from_config(config)
-    with pytest.raises(UserError, match=rf"lora.preset = {preset}.*are not recognized by name.*_proj.*preset custom"):
+    with pytest.raises(UserError, match=rf"lora.preset = {preset}.*are not recognized by name.*_proj.*preset=custom"):
         target_modules(model, preset)
 
 

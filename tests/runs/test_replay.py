@@ -173,7 +173,7 @@ def test_changed_data_is_reported_before_and_the_difference_after(capsys):
 def test_a_checkpoint_within_a_run_is_replayed_with_the_whole_run_and_compared_at_its_step(capsys):
     assert main(["replay", "checkpoints/first/steps/checkpoint-2", "--name", "within"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "checkpoint-2 is inside its run: the whole run is replayed" in text
+    assert "checkpoint-2 is an intermediate checkpoint: its whole run is replayed" in text
     assert "Identical: all weights" in text
     assert digest("checkpoints/within/first/steps/checkpoint-2") == digest("checkpoints/first/steps/checkpoint-2")
 
