@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(run)
     run.add_argument("--dry-run", action="store_true", help="show the plan without running it")
     run.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
+    run.add_argument(
+        "--resume-from", type=int, metavar="STEP", help="resume from the checkpoint of an earlier step; 0 is the start"
+    )
     run.add_argument("--overwrite", action="store_true", help="replace the run of the same name")
     _trust_recipe_argument(run)
     run.add_argument("--nproc", type=int, metavar="N", help="train with N processes, one per GPU")

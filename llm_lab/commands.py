@@ -56,10 +56,12 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
         return _run_in_processes(arguments)
     job = check(arguments.recipe, arguments.overrides)
+    step = arguments.resume_from
+    resume = arguments.resume or step is not None
     if arguments.dry_run:
-        return _dry_run(job, resume=arguments.resume)
+        return _dry_run(job, resume=resume, resume_from=step)
     with trusting_recipes(arguments.trust_recipe):
-        return _start(job, resume=arguments.resume, overwrite=arguments.overwrite)
+        return _start(job, resume=resume, resume_from=step, overwrite=arguments.overwrite)
 
 
 def start_run(
@@ -76,15 +78,22 @@ def start_run(
     return _start(check(recipe, overrides), resume=resume, overwrite=overwrite, show_plan=show_plan)
 
 
-def _start(job: Any, *, resume: bool = False, overwrite: bool = False, show_plan: bool = True) -> int:
+def _start(
+    job: Any,
+    *,
+    resume: bool = False,
+    resume_from: int | None = None,
+    overwrite: bool = False,
+    show_plan: bool = True,
+) -> int:
     from llm_lab.runner import require_trusted, run_job
 
     _with_consent(lambda: require_trusted(job))
-    job = _show_plan(job, resume=resume) if show_plan else job
+    job = _show_plan(job, resume=resume, resume_from=resume_from) if show_plan else job
 
     def run() -> dict[str, Any]:
         with _progress() as listener:
-            return run_job(job, resume=resume, overwrite=overwrite, listener=listener)
+            return run_job(job, resume=resume, resume_from=resume_from, overwrite=overwrite, listener=listener)
 
     return _show_results(_with_consent(run))
 
@@ -103,7 +112,7 @@ def _with_consent(action: Callable[[], T]) -> T:
             allow(error.codes)
 
 
-def _show_plan(job: Any, *, resume: bool) -> Any:
+def _show_plan(job: Any, *, resume: bool, resume_from: int | None = None) -> Any:
     """Show the plan of a job and return the job; of a resumed one, with estimates of what is left."""
     from llm_lab.runner import what_is_left
     from llm_lab.runs.processes import is_first_process
@@ -112,7 +121,7 @@ def _show_plan(job: Any, *, resume: bool) -> Any:
 
     if not is_first_process():
         return job
-    job = what_is_left(job) if resume else job
+    job = what_is_left(job, resume_from) if resume else job
     for resolved in job.stages:
         print_plan(resolved, job.home)
     print_waiting("Preparing ...")
@@ -155,16 +164,17 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
     words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
     words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
     words += ["--trust-recipe"] if job.is_found else []  # what it names is allowed now
+    words += ["--resume-from", str(arguments.resume_from)] if arguments.resume_from is not None else []
     return start_processes(words, arguments.nproc)
 
 
-def _dry_run(job: Any, *, resume: bool) -> int:
+def _dry_run(job: Any, *, resume: bool, resume_from: int | None = None) -> int:
     """Show the plan of a job, or of the rest of a resumed one. MachineError where this machine can't run it."""
     from llm_lab.recipe.resolve import require_device
     from llm_lab.runner import what_is_left
     from llm_lab.terminal.plan_panel import print_plan
 
-    job = what_is_left(job) if resume else job
+    job = what_is_left(job, resume_from) if resume else job
     for resolved in job.stages:
         print_plan(resolved, job.home)
     for resolved in job.stages:

@@ -142,7 +142,7 @@ def read_job(
         run = RunFolder(home)
         made = path.name == "recipe.yaml" and (run.model_path.is_dir() or run.steps_path.is_dir())
         is_found = path.is_dir() or run.run_json.exists() or made
-        job = replace(job, own_run=run if run.facts() else None, is_found=is_found)
+        job = replace(job, own_run=run if run.run_json.is_file() else None, is_found=is_found)
     return job, problems
 
 
@@ -347,13 +347,13 @@ def error_within_stage(index: int, resolved: Resolved, error: LabError) -> LabEr
     return type(error)(*problems)
 
 
-def different_keys(job: Job, recipe_file: Path) -> list[tuple[str, Any, Any]]:
-    """Return (key, value in the file, value of the job) of what differs between a job and the recipe.yaml of a run.
+def different_keys(job: Job, recipe: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (key, value in the recipe, value of the job) of what differs between a job and the recipe of a run.
 
-    Derived values that the file leaves open are equal: an earlier stage's result may define them now. So are defaults
-    of keys that are newer than the file, because the run did what they say.
+    Derived values that the recipe leaves open are equal: an earlier stage's result may define them now. So are defaults
+    of keys that are newer than the recipe, because the run did what they say.
     """
-    before, after = dict(flatten(read_recipe_file(recipe_file))), dict(flatten(job.values()))
+    before, after = dict(flatten(recipe)), dict(flatten(job.values()))
     derived, defaults = job.keys("derived"), job.keys("default")
     return [
         (key, _plain(before.get(key)), _plain(after.get(key)))

@@ -6,23 +6,26 @@ import importlib
 import platform
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
-from llm_lab.events import Event, Listener, RunWarning, ScoresReported, ignore
+from llm_lab.events import Event, Listener, Notice, RunWarning, ScoresReported, ignore
 from llm_lab.job import Job, as_started, check, different_keys, error_within_stage, move
 from llm_lab.recipe.export import ExportRecipe
+from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, require_device
 from llm_lab.recipe.trust import allow, require_allowed
 from llm_lab.runs.describe import installed
 from llm_lab.runs.disk import remove_folder
-from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, this_process, unstarted_runs
+from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, unstarted_runs
+from llm_lab.runs.lock import in_progress, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 from llm_lab.runs.report import collect_scores, write_pipeline_report
+from llm_lab.runs.resume import MANIFESTS_FROM, require_resume_point, require_same_beginning, set_aside_after
 
 MIN_STEPS_TO_MEASURE = 100  # shorter runs say too little about the speed
 PACKAGES = ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
@@ -33,25 +36,35 @@ def run(
     overrides: Iterable[str] = (),
     *,
     resume: bool = False,
+    resume_from: int | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
     root: Path = ROOT,
 ) -> dict[str, Any]:
     """Run a recipe to its end; returns the facts of the run (its run.json, with "path").
 
-    root: the folder in which the run folder is created. UserError or MachineError, before anything is written, where
+    resume_from: resume from the checkpoint of this step instead of the newest one; 0 is the start. root: the folder in
+    which the run folder is created. UserError or MachineError, before anything is written, where
     the recipe, the data or the machine doesn't fit.
     """
-    return run_job(check(recipe, overrides), resume=resume, overwrite=overwrite, listener=listener, root=root)
+    job = check(recipe, overrides)
+    return run_job(job, resume=resume, resume_from=resume_from, overwrite=overwrite, listener=listener, root=root)
 
 
 def run_job(
-    job: Job, *, resume: bool = False, overwrite: bool = False, listener: Listener = ignore, root: Path = ROOT
+    job: Job,
+    *,
+    resume: bool = False,
+    resume_from: int | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+    root: Path = ROOT,
 ) -> dict[str, Any]:
     """Run a checked job to its end; returns the facts of the run, as `run` does.
 
     Raises UntrustedCode if the recipe was found in a run's folder and names code that the user has not allowed.
     """
+    resume = resume or resume_from is not None
     for resolved in job.stages:
         require_device(resolved)
     require_trusted(job)
@@ -59,11 +72,18 @@ def run_job(
         _require_repositories(job)
     with connected(job.stages[0].values["device"]):
         folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
-        resume = from_first_process(folder.has_started()) if resume else False
-        if job.is_pipeline:
-            job = as_started(job, folder.recipe_path) if resume else job
-            return _run_pipeline(job, folder, listener, resume=resume)
-        return _run_stage(job.stages[0], folder, listener, resume=resume)
+        with _held(folder):
+            resume = from_first_process(folder.has_started()) if resume else False
+            if resume and is_first_process():
+                _find_resume_point(job, folder, resume_from, listener)
+            if job.is_pipeline:
+                job = as_started(job, folder.recipe_path) if resume else job
+                return _run_pipeline(job, folder, listener, resume=resume)
+            return _run_stage(job.stages[0], folder, listener, resume=resume)
+
+
+def _held(folder: RunFolder) -> AbstractContextManager[None]:
+    return folder.hold() if is_first_process() else nullcontext()
 
 
 def require_trusted(job: Job) -> None:
@@ -104,26 +124,61 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     if not folder.has_started():
         return folder
     if folder.status() == "running":
-        pid = folder.facts().get("process", {}).get("pid")
-        raise UserError(Problem(str(folder.path), f"this run is in progress (process {pid})"))
-    fix = f"Resume with `llm-lab run {folder.recipe_path} --resume`, or start a new run."
+        raise in_progress(folder.path, folder.facts().get("process", {}))
+    if job.own_run:
+        fix = f"Restore it in {folder.recipe_path}, or start a new run without --resume."
+    else:
+        fix = f"Resume with `llm-lab run {folder.recipe_path} --resume`, or start a new run."
+    before = folder.facts().get("recipe") or read_recipe_file(folder.recipe_path)
     problems = [
-        Problem(key, f"the run in {folder.path} started with {before}", value=after, fix=fix)
-        for key, before, after in different_keys(job, folder.recipe_path)
+        Problem(key, f"the run in {folder.path} started with {then}", value=wanted, fix=fix)
+        for key, then, wanted in different_keys(job, before)
     ]
     if problems:
         raise UserError(*problems)
     return folder
 
 
-def what_is_left(job: Job) -> Job:
+def _interrupted_stage(job: Job, folder: RunFolder) -> RunFolder | None:
+    """Return the folder of the stage that a resumed run continues; None where every stage of a pipeline is done."""
+    if not job.is_pipeline:
+        return folder
+    stages = (RunFolder(folder.path / resolved.values["name"]) for resolved in job.stages)
+    return next((stage for stage in stages if stage.facts().get("status") != "done"), None)
+
+
+def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, listener: Listener) -> None:
+    """Check the checkpoint from which a run resumes, and set aside what was saved after it. UserError if damaged."""
+    stage = _interrupted_stage(job, folder)
+    if stage is None:
+        return
+    require_same_beginning(stage)
+    step, remarks = require_resume_point(stage, resume_from)
+    if damage := stage.damage():
+        remarks.append(
+            f"{stage.run_json} can't be read ({damage}). It is kept as run.json.broken; what the run began "
+            "with can't be compared"
+        )
+    if broken := stage.broken_metrics():
+        remarks.append(f"{stage.metrics_path}: dropped what can't be read, line {', '.join(map(str, broken))}")
+    aside = set_aside_after(stage, step)
+    if aside:
+        remarks.append(f"set aside, and not needed by the run any more: {', '.join(map(str, aside))}")
+    for remark in remarks:
+        listener(Notice(remark))
+
+
+def what_is_left(job: Job, resume_from: int | None = None) -> Job:
     """Return the job with estimates of what a resumed run still has to do. UserError where nothing can be resumed."""
     folder = _folder_to_resume(job, ROOT)
+    interrupted = _interrupted_stage(job, folder)
     stages = []
     for resolved in job.stages:
         own = RunFolder(folder.path / resolved.values["name"]) if job.is_pipeline else folder
-        checkpoints = own.checkpoints()
-        stages.append(estimate_again(resolved, first_step=checkpoints[-1][0]) if checkpoints else resolved)
+        step = max((step for step, _ in own.checkpoints()), default=0)
+        if resume_from is not None and own == interrupted:
+            step = resume_from
+        stages.append(estimate_again(resolved, first_step=step) if step else resolved)
     return replace(job, stages=tuple(stages))
 
 
@@ -134,9 +189,10 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
         outer.delete_temporary()
     if first and not resume:
         outer.write_recipe(job.to_yaml(outer.path.name))
-        outer.update(name=outer.path.name, asked_name=job.name, created_at=now(), stages=names)
     if first:
-        outer.update(status="running", process=this_process(), error=None)
+        begin = {"name": outer.path.name, "asked_name": job.name, "created_at": now(), "stages": names}
+        begin |= {"recipe": job.values(outer.path.name)} | outer.facts()
+        outer.update(**{**begin, "status": "running", "process": this_process(), "error": None})
     facts: dict[str, Any] = {}
     try:
         for index, resolved in enumerate(job.stages):
@@ -149,7 +205,8 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
             folder.path.mkdir(exist_ok=True)
             moved = move(resolved, job.home, outer.path)
             try:
-                facts = _run_stage(moved, folder, listener, resume=resume)
+                with _held(folder):
+                    facts = _run_stage(moved, folder, listener, resume=resume)
             except LabError as error:
                 raise error_within_stage(index, moved, error) from error
             if facts["status"] != "done":
@@ -185,20 +242,26 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
     # One that was killed before it had anything to continue from starts from the beginning.
     resume = from_first_process(resume and folder.has_started() and folder.has_progress())
     if first and not resume:
-        named = replace(resolved, values={**resolved.values, "name": folder.path.name})
         header = (f"The full recipe of {folder.path}; run it again with:", f"llm-lab run {folder.recipe_path}")
-        folder.write_recipe(named.to_yaml(header))
+        folder.write_recipe(_named(resolved, folder).to_yaml(header))
         folder.update(**_first_facts(resolved, folder))
     elif first:
-        resumed_at = [*folder.facts().get("resumed_at", []), now()]
-        folder.update(status="running", process=this_process(), resumed_at=resumed_at)
+        known, step = folder.facts(), max((step for step, _ in folder.checkpoints()), default=0)
+        again = {"status": "running", "process": this_process(), "resumed_at": [*known.get("resumed_at", []), now()]}
+        # An older version recorded less, and a damaged record is begun again.
+        folder.update(**{**_first_facts(resolved, folder), MANIFESTS_FROM: step + 1, **known, **again})
+        if resolved.stage.trains:
+            folder.forget_after(step)
+            folder.keep_results(step)
+            with suppress(OSError):
+                write_report(folder)
     try:
         if not resume:
             from llm_lab.training.calibrate import calibrate
 
             resolved = calibrate(resolved, listener)
-            if first:
-                folder.update(**_facts_at_start(resolved))
+        if first:
+            folder.update(**{**_facts_at_start(resolved), **(folder.facts() if resume else {})})
         reset_peak_memory(device)
         with _record_warnings(folder, listener) as recorder:
             result = _run_or_roll_back(module, resolved, folder, recorder, resume=resume)
@@ -302,6 +365,11 @@ def _how_it_ended(error: BaseException) -> dict[str, str | None]:
     return {"status": "failed", "error": f"{type(error).__name__}: {str(error)[:500]}"}
 
 
+def _named(resolved: Resolved, folder: RunFolder) -> Resolved:
+    """Return a stage with the name of the folder that it got."""
+    return replace(resolved, values={**resolved.values, "name": folder.path.name})
+
+
 def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
     """Return what run.json holds before anything is done."""
     estimate, machine = resolved.estimate, resolved.machine
@@ -314,8 +382,10 @@ def _first_facts(resolved: Resolved, folder: RunFolder) -> dict[str, Any]:
         "status": "running",
         "created_at": now(),
         "process": this_process(),
+        "recipe": dict(_named(resolved, folder).values),
         "seed": resolved.recipe.seed,
         "processes": process_count(),
+        MANIFESTS_FROM: 0,
         "device": device,
         "machine": machine.describe(),
         "model": _describe_model(resolved.values.get("model")),

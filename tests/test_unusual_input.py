@@ -163,7 +163,7 @@ def test_a_run_is_not_resumed_on_changed_data_or_from_a_broken_checkpoint(text):
         run(recipe, resume=True)
     shutil.move("before.txt", text)
     os.truncate(f"{facts['path']}/steps/checkpoint-4/optimizer.pt", 10)
-    with pytest.raises(UserError, match="this checkpoint file is broken"):
+    with pytest.raises(UserError, match=r"checkpoint-4/optimizer.pt: has 10 bytes.* --resume-from 2"):
         run(recipe, resume=True)
     shutil.rmtree(f"{facts['path']}/steps/checkpoint-4")
     assert run(recipe, resume=True)["results"]["step"] == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -12,9 +13,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -211,20 +211,20 @@ def prepare_tokens(
         parts.append(hashlib.sha256(left_out.tobytes()).hexdigest())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     folder = Path(cache_dir) / key[:32]
-    meta = _read_meta(folder, key)
-    split_again = partial(split_documents, source.documents, fraction=fraction, take=take, left_out=left_out)
-    if meta is not None and not (folder / _SIZES).exists():  # written by a version that kept no sizes
-        with _disk_errors(Path(cache_dir)):
-            _add_sizes(folder, split_again()[1], tokenizer)
+    damaged = _damaged_file(folder, key)
+    if damaged:
+        shutil.rmtree(folder, ignore_errors=True)  # another process may do the same
     tokens = _open_cached(folder, key, source, cached=True)
     if tokens is None:
-        sides = split_again()
+        sides = split_documents(source.documents, fraction=fraction, take=take, left_out=left_out)
         with _disk_errors(Path(cache_dir)):
             _write(folder, key, source, sides, tokenizer, eos, progress)
             tokens = _open_cached(folder, key, source, cached=False)
         if tokens is None:
             raise MachineError(Problem(str(folder), "The tokens that were just written can't be read back"))
     _check_lengths(tokens, source, fraction, max_length)
+    if damaged:
+        return replace(tokens, description=f"{tokens.description}; tokenized again, because {damaged} was damaged")
     return tokens
 
 
@@ -279,11 +279,14 @@ def _write(
         done = 0
         for name, side in zip(("train", "validation"), sides, strict=True):
             before = done
-            counts = {"tokens": 0, "documents": 0, "bytes": 0}
+            counts: dict[str, Any] = {"tokens": 0, "documents": 0, "bytes": 0}
+            digest = hashlib.sha256()
             with (temporary / f"{name}.bin").open("wb") as file:
                 for ids, text, ends in encode(side(), tokenizer):
                     # Not ndarray.tofile: its error on a full disk has no errno.
-                    file.write(np.asarray(ids, dtype=dtype).tobytes())
+                    block = np.asarray(ids, dtype=dtype).tobytes()
+                    file.write(block)
+                    digest.update(block)
                     counts["tokens"] += len(ids)
                     counts["documents"] += ends
                     counts["bytes"] += len(text.encode())
@@ -294,8 +297,9 @@ def _write(
             # Otherwise the changed text would be cached under the fingerprint of the old text.
             if counts["documents"] != side.documents or done != before + side.characters:
                 raise UserError(Problem(source.key, "The text changed while it was being read", value=source.path))
-            meta[name] = counts
-        _add_sizes(temporary, sides[1], tokenizer)
+            meta[name] = counts | {"sha256": digest.hexdigest()}
+        _write_sizes(temporary / _SIZES, sides[1], tokenizer)
+        meta["validation_sizes"] = {"sha256": _digest(temporary / _SIZES, 0)}
         with (temporary / "meta.json").open("wb") as file:
             file.write(json.dumps(meta, indent=2).encode() + b"\n")
             _sync(file)
@@ -304,15 +308,14 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _add_sizes(folder: Path, validation: Side, tokenizer: Any) -> None:
-    """Write the bytes of each validation token next to the tokens."""
-    encoder, temporary = Encoder(tokenizer), folder / f"{_SIZES}.{os.getpid()}"
-    with temporary.open("wb") as file:
+def _write_sizes(path: Path, validation: Side, tokenizer: Any) -> None:
+    """Write the bytes of each validation token."""
+    encoder = Encoder(tokenizer)
+    with path.open("wb") as file:
         for text in validation():
             for piece, ends in pieces_of(text):
                 file.write(encoder.sizes(piece, ends).astype(_SIZE).tobytes())
         _sync(file)
-    os.replace(temporary, folder / _SIZES)
 
 
 def _publish(temporary: Path, folder: Path, key: str) -> None:
@@ -347,11 +350,29 @@ def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
         meta = json.loads((folder / "meta.json").read_bytes())
         size = np.dtype(meta["dtype"]).itemsize
         sound = meta["key"] == key and all(
-            (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size for name in ("train", "validation")
+            (folder / f"{name}.bin").stat().st_size == meta[name]["tokens"] * size and meta[name]["sha256"]
+            for name in ("train", "validation")
         )
+        sound = sound and (folder / _SIZES).is_file() and meta["validation_sizes"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return meta if sound else None
+
+
+def _damaged_file(folder: Path, key: str) -> Path | None:
+    """Return a file of cached tokens that is not as it was written, or None."""
+    meta = _read_meta(folder, key) or {}
+    for file in (folder / "train.bin", folder / "validation.bin", folder / _SIZES):
+        with suppress(FileNotFoundError):
+            if meta and _digest(file, file.stat().st_mtime_ns) != meta[file.stem]["sha256"]:
+                return file
+    return None
+
+
+@functools.lru_cache(maxsize=64)  # a run opens its tokens several times
+def _digest(file: Path, changed_at: int) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _open_cached(folder: Path, key: str, source: TextSource, *, cached: bool) -> TokenSet | None:

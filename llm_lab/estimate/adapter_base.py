@@ -51,17 +51,17 @@ def find_base(folder: str | Path) -> str | None:
     if _holds_model(stored):
         return str(stored)
     digest = (read_object(path / BASE_RECORD) or {}).get("digest")
-    is_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    is_local = stored.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if is_local or digest is not None:
         for place in _places(path, stored, digest):
             if _holds_model(place) and (digest is None or weights_digest(place) == digest):
                 return str(place)
-    return None if is_local else name
+    return None if is_local or digest is not None else name  # a name on the Hub has no digest
 
 
 def _places(adapter: Path, stored: Path, digest: str | None) -> Iterator[Path]:
     """Yield where a base may be that is not at its stored path."""
-    yield from places_after_move(adapter, stored)
+    yield from places_after_move(adapter, stored, shortest=2 if digest is None else 1)
     if digest is None:
         return  # a parent without a digest could be any model
     for run in (adapter.resolve().parent, adapter.resolve().parent.parent):  # of model/ and of steps/checkpoint-N/
@@ -69,14 +69,32 @@ def _places(adapter: Path, stored: Path, digest: str | None) -> Iterator[Path]:
         if isinstance(parent, dict) and parent.get("path"):
             recorded = Path(parent["path"]).expanduser()
             yield recorded.resolve()
-            yield from places_after_move(run, recorded)
+            yield from places_after_move(run, recorded, shortest=1)
 
 
-def places_after_move(folder: Path, stored: Path) -> Iterator[Path]:
-    """Yield where `stored` may be if it was moved together with a folder: the end of its path, from each parent."""
+def places_after_move(folder: Path, stored: Path, *, shortest: int = 2) -> Iterator[Path]:
+    """Yield where `stored` may be if it was moved together with a folder: the end of its path, from each parent.
+
+    shortest: how many parts of its path to try at least. A single name (model) could be any other folder of that name,
+    so it needs a digest that is compared.
+    """
     for parent in folder.resolve().parents:
-        for length in range(len(stored.parts), 1, -1):
+        for length in range(len(stored.parts), shortest - 1, -1):
             yield parent.joinpath(*stored.parts[-length:])
+
+
+def base_circle(folder: str | Path) -> list[str] | None:
+    """Return the names of adapters that are each other's base, the first one again at the end; None if none are."""
+    names: dict[Path, str] = {}
+    base: str | None = str(folder)
+    while base is not None and (path := adapter_folder(base)).is_dir() and (path / CONFIG).is_file():
+        here = path.resolve()
+        if here in names:
+            circle = list(names.values())[list(names).index(here) :]
+            return [*circle, circle[0]]
+        names[here] = str(path)
+        base = find_base(path)
+    return None
 
 
 def _holds_model(folder: Path) -> bool:
@@ -96,3 +114,17 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
         with open(file, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()
+
+
+# Files of a model that decide what it computes and how its text is tokenized, in addition to its weights.
+SETTINGS = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("tokenizer.model", "vocab.json", "merges.txt"),
+)
+
+
+def settings_digest(folder: str | Path) -> str | None:
+    """Return the SHA-256 over the config and tokenizer files of a model, or None if it has none."""
+    files = [file for name in SETTINGS if (file := Path(folder) / name).is_file()]
+    parts = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else None

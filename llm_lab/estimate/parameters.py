@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .adapter_base import find_base, read_adapter_json, read_object
+from .adapter_base import base_circle, find_base, read_adapter_json, read_object
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
 ASSUMED_HUB_VOCABULARY = 50_257  # GPT-2's, until the tokenizer has been downloaded
@@ -110,7 +110,7 @@ def read_config_json(path: str | Path) -> dict[str, Any] | None:
     if file.is_dir():
         file = next((f for f in (file / "config.json", file / "model" / "config.json") if f.exists()), file)
     if file.is_dir():
-        adapter, base = read_adapter_json(file), find_base(file)
+        adapter, base = read_adapter_json(file), None if base_circle(file) else find_base(file)
         config = read_config_json(base) if base else None
         return _with_rows(config, adapter) if config and adapter else None
     return read_object(file)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError, MachineError, Problem, UserError
+from llm_lab.estimate.adapter_base import weights_digest
 from llm_lab.estimate.formatting import size as format_size
 from llm_lab.events import Listener, Notice, Progress
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.runs.folder import RunFolder
-from llm_lab.training.loop import describe_parent
 
 KEY = "export.push"
 LOG_IN = "Log in with `hf auth login` or set HF_TOKEN, with a token that has write permission."
@@ -214,7 +214,7 @@ def is_unsent(run: RunFolder) -> bool:
     facts = run.facts()
     parent = facts.get("parent") or {}
     made = facts.get("export") and facts["proof"]["verdict"] != "failed" and not facts.get("pushed")
-    return bool(made and run.status() != "running" and describe_parent(parent["path"]) == parent)
+    return bool(made and run.status() != "running" and weights_digest(parent["path"]) == parent.get("digest"))
 
 
 def push_folder(folder: Path, destination: Destination, listener: Listener, *, message: str, retry: str) -> Pushed:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, find_base, read_object, weights_digest
+from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, base_circle, find_base, read_object, weights_digest
 
 WEIGHTS = "adapter_model.safetensors"
 # Keys of an adapter's config that name modules to import or files to unpickle. Only training reads them.
@@ -80,6 +80,10 @@ def _require_named_base(folder: Path, name: str | None, key: str) -> str:
     if Path(name).expanduser().resolve() == folder.resolve():
         fix = f"Set base_model_name_or_path in {folder / CONFIG}."
         raise UserError(Problem(key, "this adapter names itself as its base model", value=folder, fix=fix))
+    if circle := base_circle(folder):
+        why = f"it leads back to itself as its own base model: {' -> '.join(circle)}"
+        fix = "Set base_model_name_or_path in one of their adapter_config.json to the model that it was trained on."
+        raise UserError(Problem(key, why, value=folder, fix=fix))
     base = find_base(folder)
     if base is None:
         why = f"the base model of this adapter does not exist: {name}"

@@ -181,7 +181,7 @@ def _results(node: Node) -> dict[str, Any]:
 def _evaluation_rows(node: Node) -> Iterator[list[str]]:
     """Yield a row for each result of the last three evaluations of exactly these weights."""
     here = Path(node.place).resolve()
-    for evaluation in [row for row in node.evaluations if Path(row["checkpoint"]).resolve() == here][-3:]:
+    for evaluation in [row for row in node.evaluations if Path(str(row.get("checkpoint"))).resolve() == here][-3:]:
         data = ", ".join(code(item["path"]) for item in evaluation.get("data") or ())
         results = evaluation.get("results") or {}
         of_the_model = {key: value for key, value in results.items() if "second" not in key}  # not its speed here
@@ -218,7 +218,7 @@ def _lineage(node: Node) -> Iterator[list[str]]:
         return
     for one in line:
         origin = _origin(one) or ("scratch" if one.stage == PRETRAIN.name else "")
-        results = ", ".join(headline_results(_run_results(one)))
+        results = ", ".join(headline_results(_results(one)))
         yield [one.stage or "", code(_name(one)), code(origin) if origin else "", results]
 
 

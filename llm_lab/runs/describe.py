@@ -81,6 +81,11 @@ def warnings_of(run: RunFolder) -> list[str]:
 
 def _limits(run: RunFolder) -> Iterator[str]:
     facts, status = run.facts(), run.status()
+    if damage := run.damage():
+        yield f"run.json can't be read ({damage}): what it recorded is not shown."
+    if broken := run.broken_metrics():
+        count = f"{len(broken)} lines" if len(broken) > 1 else "1 line"
+        yield f"metrics.jsonl: {count} can't be read (line {', '.join(map(str, broken[:5]))})."
     stage, results = stage_of(facts), facts.get("results") or {}
     if status in ("stopped", "interrupted", "failed"):
         at = f" at step {results['step']:,}" if "step" in results else ""

@@ -30,11 +30,12 @@ def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[st
     path = evaluations_path(checkpoint, root=root)
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:  # a line cut off by a crash
+                row = json.loads(line)
+            except (ValueError, RecursionError):  # a line cut off by a crash
                 continue
+            rows += [row] if isinstance(row, dict) else []
     return rows
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,20 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.registry import stage_of
 
+from . import manifest
 from .disk import TEMPORARY, remove_folder, write_atomically
+from .lock import hold, is_at_work
+from .record import read_facts, row_of
 
 ROOT = Path("checkpoints")
+# Columns of metrics.jsonl that describe the progress of a run and are not results.
+_NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
+
+
+def free_names(path: Path) -> Iterator[Path]:
+    """Yield a name that is not taken yet: the given one, or with a number."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return (name for name in itertools.chain([path], numbered) if not name.exists())
 
 
 @dataclass(frozen=True)
@@ -57,14 +68,17 @@ class RunFolder:
         return self.path / "steps"
 
     def facts(self) -> dict[str, Any]:
-        """Read run.json; {} if there is none yet."""
-        try:
-            return json.loads(self.run_json.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return {}
+        """Read run.json; {} if there is none yet, or if it can't be read (see `damage`)."""
+        return read_facts(self.run_json)[0]
+
+    def damage(self) -> str | None:
+        """Return why run.json can't be read, or None."""
+        return read_facts(self.run_json)[1]
 
     def update(self, **facts: Any) -> None:
-        """Write facts into run.json."""
+        """Write facts into run.json. One that can't be read is kept, as run.json.broken."""
+        if self.damage():
+            os.replace(self.run_json, next(free_names(self.run_json.with_name("run.json.broken"))))
         write_atomically(self.run_json, json.dumps({**self.facts(), **facts}, indent=2, ensure_ascii=False) + "\n")
 
     def write_recipe(self, text: str) -> None:
@@ -72,7 +86,7 @@ class RunFolder:
 
     def has_started(self) -> bool:
         """Return whether the run got as far as run.json, the second of its files."""
-        return bool(self.facts()) and self.recipe_path.is_file()
+        return self.run_json.is_file() and self.recipe_path.is_file()
 
     def has_progress(self) -> bool:
         """Return whether there is anything that a resumed run continues from."""
@@ -86,12 +100,20 @@ class RunFolder:
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def status(self) -> str:
-        """Return done, stopped, failed, running, or interrupted if the process that ran it no longer exists."""
-        facts = self.facts()
-        status = facts.get("status", "unknown")
-        if status == "running" and not _alive(facts.get("process", {})):
+        """Return done, stopped, failed, running, or interrupted if the process that ran it no longer exists.
+
+        broken: run.json can't be read. unknown: it names no status.
+        """
+        facts, damage = read_facts(self.run_json)
+        status = facts.get("status", "broken" if damage else "unknown")
+        if status == "running" and not is_at_work(self.path, facts.get("process", {})):
             return "interrupted"
         return status
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Hold the lock of the run for its life. UserError where another process works in it."""
+        facts = self.facts()
+        return hold(self.path, facts.get("process") if facts.get("status") == "running" else None)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, or nothing: OSError on a full disk."""
@@ -105,15 +127,21 @@ class RunFolder:
             raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl; a last line cut off by a crash is skipped."""
-        rows = []
-        if self.metrics_path.exists():
-            for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    break
-        return rows
+        """Read metrics.jsonl; lines that can't be read are skipped."""
+        return [row for _, row in self._lines() if row is not None]
+
+    def broken_metrics(self) -> list[int]:
+        """Return the numbers of the lines of metrics.jsonl that can't be read, except a last one that was cut off."""
+        return [number for number, row in self._lines() if row is None]
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        if not self.metrics_path.exists():
+            return
+        *lines, last = self.metrics_path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            yield number, row_of(line)
+        if row := row_of(last):
+            yield len(lines) + 1, row
 
     def forget_after(self, step: int) -> None:
         """Delete metrics and samples of steps after `step`: a resumed run repeats them."""
@@ -131,40 +159,34 @@ class RunFolder:
         headings = [(re.match(r"## Step (\d+)\n", part), part) for part in parts]
         return [(int(heading[1]), part) for heading, part in headings if heading]
 
+    def results_at(self, step: int) -> dict[str, Any]:
+        """Return the last value of every metric up to a step, and the median speed."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        found: dict[str, Any] = {"step": step}
+        for row in rows:
+            found |= {name: value for name, value in row.items() if name not in _NOT_RESULTS}
+        speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
+        return found | ({"tokens_per_second": speeds[len(speeds) // 2]} if speeds else {})
+
+    def keep_results(self, step: int) -> None:
+        """Write the results at a step, that of the newest checkpoint, into run.json."""
+        found, before = self.results_at(step), self.facts().get("results", {})
+        peaks = [results["memory_bytes"] for results in (before, found) if "memory_bytes" in results]
+        self.update(results=found | ({"memory_bytes": max(peaks)} if peaks else {}))
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every complete checkpoint, oldest first."""
         found = []
         if self.steps_path.is_dir():
             for folder in self.steps_path.iterdir():
                 match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-                if match and (folder / "trainer_state.json").exists():
+                if match and any((folder / name).exists() for name in ("trainer_state.json", manifest.NAME)):
                     found.append((int(match[1]), folder))
         return sorted(found)
 
     def stages(self) -> list[RunFolder]:
         """Return the stage runs inside a pipeline's folder, in order."""
         return [RunFolder(self.path / name) for name in self.facts().get("stages", [])]
-
-
-def this_process() -> dict[str, Any]:
-    """Return what identifies this process, to find out later whether it is still running."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
-
-
-def _start_time(pid: int) -> float | None:
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
-
-
-def _alive(process: Mapping[str, Any]) -> bool:
-    if process.get("host") != socket.gethostname():
-        return True  # a run of another machine on a shared disk: it can't be checked
-    started = _start_time(process.get("pid", -1)) if process.get("pid") else None
-    return started is not None and abs(started - (process.get("started") or 0)) < 2.0
 
 
 def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunFolder:
@@ -177,9 +199,8 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
         run = RunFolder(path)
         if not run.facts():
             raise UserError(Problem(str(path), "the folder is not an LLM Lab run, so it is not overwritten"))
-        if run.status() == "running":
-            raise UserError(Problem(str(path), "the run is still running", fix="Choose another name for the new one."))
-        remove_folder(path)
+        with run.hold():
+            remove_folder(path)
     number = 1
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -294,10 +315,12 @@ def _model_folders(path: Path) -> Iterator[Path]:
     run = RunFolder(path)
     for stage in reversed(run.stages()):
         yield from (folder for folder in _model_folders(stage.path) if not is_reward_model(folder))
+    newest_first = [folder for _, folder in reversed(run.checkpoints())]
+    if run.facts().get("status") in ("running", "failed"):
+        yield from newest_first  # model/ is from before the run was resumed
     yield run.model_path
     yield path
-    for _, folder in reversed(run.checkpoints()):
-        yield folder
+    yield from newest_first
 
 
 def run_of(folder: str | Path) -> RunFolder | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +76,7 @@ def trace(folder: str | Path, *, digest_of: Digest, root: Path = ROOT) -> Node:
     folder: of its weights (or its run, or a name on the Hub). digest_of: returns the digest of a folder's weights; if
     it returns None, every link is unrecorded.
     """
-    return _trace(str(folder), digest_of, root, ())
+    return _Tracer(digest_of, root).trace(str(folder))
 
 
 def find_traced(checkpoint: str | Path, *, root: Path = ROOT) -> str:
@@ -96,10 +97,12 @@ def line_of(node: Node) -> tuple[Node, ...]:
     found: dict[str, Node] = {}
 
     def visit(one: Node) -> None:
+        if one.place in found:
+            return
         for link in (*one.others, *((one.parent,) if one.parent else ())):
             if link.node is not None:
                 visit(link.node)
-        found.setdefault(one.place, one)
+        found[one.place] = one
 
     visit(node)
     return tuple(found.values())
@@ -145,67 +148,77 @@ def file_digest(path: str | Path) -> str | None:
         return None
 
 
-def _trace(place: str, digest_of: Digest, root: Path, seen: tuple[str, ...]) -> Node:
-    folder = Path(place).expanduser()
-    run = run_of(folder) if folder.is_dir() else None
-    if run is None or not run.facts().get("stage"):  # a pipeline's own folder holds no model
-        return Node(place, None, None, {}, tuple(evaluations_of(place, root=root)), _base(folder, digest_of, root), ())
-    facts = run.facts()
-    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    seen = (*seen, str(run.path.resolve()))
+class _Tracer:
+    """Traces one lineage; each model is read once, however many others were made from it."""
 
-    def link(key: str, name: str, digest: str | None) -> Link:
-        return _link(key, name, digest, run.path, digest_of, root, seen)
+    def __init__(self, digest_of: Digest, root: Path):
+        self.digest_of: Digest = functools.cache(lambda folder: digest_of(folder))
+        self.root = root
+        self.known: dict[Path, Node] = {}
+        self.begun: set[Path] = set()  # the models whose sources are being traced
 
-    recorded = facts.get("parent")
-    parent = link(PARENT, recorded["path"], recorded.get("digest")) if recorded else None
-    others = []
-    if parent is not None and parent.node is None and facts.get("base"):  # a merge whose adapter no longer exists
-        others.append(link("base", facts["base"]["path"], facts["base"].get("digest")))
-    known = facts.get("references") or {}
-    for key, name in references_of(_recipe_of(run)):
-        others.append(link(key, name, (known.get(key) or {}).get("digest")))
-    rows = tuple(evaluations_of(run.path, root=root))
-    return Node(place, run, int(match[1]) if match else None, facts, rows, parent, tuple(others))
+    def trace(self, place: str) -> Node:
+        here = Path(place).expanduser().resolve()
+        if here not in self.known:
+            self.begun.add(self._identity(place))
+            self.known[here] = self._read(place)
+            self.begun.discard(self._identity(place))
+        return self.known[here]
 
+    def _identity(self, place: str) -> Path:
+        """Return what makes a loop if it is met again: the run that a model belongs to, or its folder."""
+        folder = Path(place).expanduser()
+        run = run_of(folder) if folder.is_dir() else None
+        return (run.path if run is not None and run.facts().get("stage") else folder).resolve()
 
-def _base(folder: Path, digest_of: Digest, root: Path) -> Link | None:
-    """Return the base of an adapter from elsewhere."""
-    name = (read_object(folder / CONFIG) or {}).get("base_model_name_or_path")
-    digest = (read_object(folder / BASE_RECORD) or {}).get("digest")
-    return _link(PARENT, name, digest, folder, digest_of, root, ()) if name else None
+    def _read(self, place: str) -> Node:
+        folder = Path(place).expanduser()
+        run = run_of(folder) if folder.is_dir() else None
+        if run is None or not run.facts().get("stage"):  # a pipeline's own folder holds no model
+            return Node(place, None, None, {}, tuple(evaluations_of(place, root=self.root)), self._base(folder), ())
+        facts = run.facts()
+        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        recorded = facts.get("parent")
+        parent = self._link(PARENT, recorded["path"], recorded.get("digest"), run.path) if recorded else None
+        others = []
+        if parent is not None and parent.node is None and facts.get("base"):  # a merge whose adapter no longer exists
+            others.append(self._link("base", facts["base"]["path"], facts["base"].get("digest"), run.path))
+        known = facts.get("references") or {}
+        for key, name in references_of(_recipe_of(run)):
+            others.append(self._link(key, name, (known.get(key) or {}).get("digest"), run.path))
+        rows = tuple(evaluations_of(run.path, root=self.root))
+        return Node(place, run, int(match[1]) if match else None, facts, rows, parent, tuple(others))
 
+    def _base(self, folder: Path) -> Link | None:
+        """Return the base of an adapter from elsewhere."""
+        name = (read_object(folder / CONFIG) or {}).get("base_model_name_or_path")
+        digest = (read_object(folder / BASE_RECORD) or {}).get("digest")
+        return self._link(PARENT, name, digest, folder) if name else None
 
-def _link(
-    key: str, name: str, digest: str | None, near: Path, digest_of: Digest, root: Path, seen: tuple[str, ...]
-) -> Link:
-    place = _find(name, digest, near, digest_of, root)
-    if place is None:
-        return Link(key, name, GONE, None)
-    folder, now = Path(place), None
-    if digest is not None:
-        now = digest_of(folder)
-    state = UNRECORDED if digest is None or now is None else SAME if now == digest else CHANGED
-    run = run_of(folder) if folder.is_dir() else None
-    if run is not None and str(run.path.resolve()) in seen:
-        return Link(key, name, CHANGED, None)  # a loop: the parent was overwritten by a descendant
-    return Link(key, name, state, _trace(place, digest_of, root, seen))
+    def _link(self, key: str, name: str, digest: str | None, near: Path) -> Link:
+        place = self._find(name, digest, near)
+        if place is None:
+            return Link(key, name, GONE, None)
+        now = self.digest_of(Path(place)) if digest is not None else None
+        state = UNRECORDED if digest is None or now is None else SAME if now == digest else CHANGED
+        if self._identity(place) in self.begun:
+            return Link(key, name, CHANGED, None)  # a loop: the parent was overwritten by a descendant
+        return Link(key, name, state, self.trace(place))
 
-
-def _find(name: str, digest: str | None, near: Path, digest_of: Digest, root: Path) -> str | None:
-    """Return where a model is now (it may have moved together with the run that names it); None if it is missing."""
-    given = Path(name).expanduser()
-    for candidate in (given, *places_after_move(near, given)):
-        if not candidate.is_dir():
-            continue
-        try:
-            found = find_model(candidate, root=root)
-        except UserError:
-            continue
-        if candidate == given or digest is None or digest_of(found) == digest:
-            return str(found)
-    looks_local = given.is_absolute() or name.startswith((".", "~", f"{root}/")) or name.count("/") > 1
-    return None if looks_local or digest is not None else name
+    def _find(self, name: str, digest: str | None, near: Path) -> str | None:
+        """Return where a model is now (it may have moved together with the run that names it); None if missing."""
+        given = Path(name).expanduser()
+        for candidate in (given, *places_after_move(near, given, shortest=2 if digest is None else 1)):
+            if not candidate.is_dir():
+                continue
+            try:
+                found = find_model(candidate, root=self.root)
+            except UserError:
+                continue
+            if candidate == given or digest is None or self.digest_of(found) == digest:
+                return str(found)
+        looks_local = given.is_absolute() or name.startswith((".", "~", f"{self.root}/")) or name.count("/") > 1
+        return None if looks_local or digest is not None else name
 
 
 def _recipe_of(run: RunFolder) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_lab.estimate.adapter_base import find_base
 from llm_lab.estimate.compatibility import what_loads
 
 from .folder import is_reward_model
@@ -98,7 +99,8 @@ def loading_code(folder: ModelFolder, name: str, *, in_transformers: bool = Fals
         return _gguf_code(folder, name, in_transformers)
     if folder.kind == ADAPTER:
         kind = "SequenceClassification" if folder.is_reward_model else "CausalLM"
-        own_code = bool(folder.base and _read(Path(folder.base).expanduser() / "config.json").get("auto_map"))
+        base = find_base(folder.path)  # it may have moved together with the adapter
+        own_code = bool(base and _read(Path(base) / "config.json").get("auto_map"))
         return [("python", _python(f"AutoPeftModelFor{kind}", "peft", name, folder, TRUST if own_code else ""))]
     kind = "AutoModelForSequenceClassification" if folder.is_reward_model else "AutoModelForCausalLM"
     trust = TRUST if folder.kind == OWN_CODE else ""

@@ -39,7 +39,6 @@ from llm_lab.training.loop import (
     find_start,
     must_evaluate_first,
     require_same_data,
-    results_of,
     run_loop,
     set_seed_and_precision,
     write_model,
@@ -226,7 +225,7 @@ def fit(
             folder.update(exhausted=progress.exhausted)
         folder.update(mix=progress.facts(trainer.state.global_step))
         write_model(folder, partial(save_model, model, tokenizer=data.tokenizer))
-    return Result("done" if finished else "stopped", results_of(folder, trainer.state.global_step))
+    return Result("done" if finished else "stopped", folder.results_at(trainer.state.global_step))
 
 
 class PretrainEvaluation:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.estimate.adapter_base import find_base, read_adapter_json
+from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count
 from llm_lab.estimate.parameters import read_config_json, shape_of_config
@@ -17,8 +17,8 @@ from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.train_loop import SCHEDULERS
-from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, warnings_of
-from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs
+from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, is_number, warnings_of
+from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, run_of
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 from llm_lab.wizard.menu import recipe_summary
@@ -28,7 +28,8 @@ from .console import make_console, one_line, supports_unicode
 if TYPE_CHECKING:
     from rich.console import Console
 
-STATUS_STYLE = {"done": "good", "running": "help", "failed": "bad", "interrupted": "warn", "stopped": "warn"}
+STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "broken"), "bad")}
+STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 DATA_FORMS = {
     "builtin:stories": "short English stories for pretraining, generated on this machine",
     "builtin:sums": "word problems with checkable answers, for the other stages, generated on this machine",
@@ -102,7 +103,7 @@ def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
                 one_line(str(run.path)),
                 Text(status, style=STATUS_STYLE.get(status, "")),
                 f"{count(facts['parameters'])} parameters" if facts.get("parameters") else "",
-                f"{name_of('eval_loss')} {write('eval_loss', loss)}" if loss is not None else "",
+                f"{name_of('eval_loss')} {write('eval_loss', loss)}" if is_number(loss) else "",
                 Text(when, style="dim"),
             )
         )
@@ -150,6 +151,8 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
     rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
     if run is not None:
         rows += _run_rows(run, node)
+    elif (broken := run_of(path)) is not None:
+        rows += [("run", f"{broken.path}: {broken.status()}"), *(("warning", text) for text in warnings_of(broken))]
     rows += [("evaluation", describe_evaluation(row, SHOWN_NUMBERS)) for row in node.evaluations[-SHOWN_EVALUATIONS:]]
     console.print(table(one_line(name), [(key, Text(one_line(str(value)))) for key, value in rows]))
     if run is not None or node.links:
@@ -161,6 +164,8 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     config = read_config_json(folder)
     adapter = None if (folder / "config.json").exists() else read_adapter_json(folder)
     if config is None and adapter is not None:
+        if circle := base_circle(folder):
+            raise UserError(Problem(str(folder), f"adapters that are each other's base: {' -> '.join(circle)}"))
         why = f"the base model of this adapter is not at {adapter.get('base_model_name_or_path')}"
         raise UserError(Problem(str(folder), why, fix="Move it there, or set its path in adapter_config.json."))
     if config is None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.estimate.adapter_base import settings_digest, weights_digest
 from llm_lab.events import Listener, RunWarning, SampleWritten, TrainingEnded
-from llm_lab.hf.adapter import weights_digest
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, staged_folder
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.processes import is_first_process
 from llm_lab.runs.samples import add_samples
-
-# Columns of metrics.jsonl that describe the progress of a run and are not results.
-_NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,8 @@ def find_local(name: str) -> str:
 
 
 def describe_parent(checkpoint: str) -> dict[str, str | None]:
-    """Return the path of a model and a digest of its weights, for the lineage."""
-    return {"path": checkpoint, "digest": weights_digest(checkpoint)}
+    """Return the path of a model, and digests of its weights and of its config and tokenizer, for the lineage."""
+    return {"path": checkpoint, "digest": weights_digest(checkpoint), "settings": settings_digest(checkpoint)}
 
 
 def require_same_data(sources: Sequence[Any], folder: RunFolder) -> None:
@@ -78,21 +74,11 @@ def require_same_data(sources: Sequence[Any], folder: RunFolder) -> None:
 
 
 def find_start(folder: RunFolder, *, resume: bool) -> Start:
-    """Return where a run starts or resumes; metrics recorded after that are dropped. UserError: broken checkpoint."""
+    """Return where a run starts or resumes; metrics recorded after that are dropped."""
     step, checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else (0, None)
-    if checkpoint:
-        _require_whole(checkpoint)
     if is_first_process():
         folder.forget_after(step)
     return Start(step, checkpoint, max((row["wall_seconds"] for row in folder.metrics()), default=0.0))
-
-
-def _require_whole(checkpoint: Path) -> None:
-    """UserError for a checkpoint that was cut off by a copy or a full disk: its state files are zip archives."""
-    for file in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
-        if not zipfile.is_zipfile(file):
-            fix = f"Delete {checkpoint}: the run then resumes from the checkpoint before it, or from the start."
-            raise UserError(Problem(str(file), "this checkpoint file is broken", fix=fix))
 
 
 def must_evaluate_first(start: Start, evaluation: Evaluates, eval_steps: int) -> bool:
@@ -125,8 +111,7 @@ def run_loop(
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             else:
                 # The run is complete already; Trainer would train one step too many.
-                trainer._load_from_checkpoint(str(start.checkpoint))
-                trainer.state.global_step = start.step
+                trainer.restore(start.checkpoint)
             step = trainer.state.global_step
             finished = step >= max_steps or has_ended(step)
             if finished and not evaluation.done_at(step):
@@ -177,13 +162,3 @@ def write_samples(
         add_samples(folder, step, [(prompt, prompt + text if whole else text) for prompt, text in samples.items()])
     except OSError as error:
         listener(RunWarning(f"The samples of step {step:,} could not be written ({describe_disk_error(error)})."))
-
-
-def results_of(folder: RunFolder, step: int) -> dict[str, float]:
-    """Return the last value of every metric, and the median speed."""
-    rows = folder.metrics()
-    found: dict[str, float] = {"step": step}
-    for row in rows:
-        found |= {name: value for name, value in row.items() if name not in _NOT_RESULTS}
-    speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
-    return found | ({"tokens_per_second": speeds[len(speeds) // 2]} if speeds else {})

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, RunWarning
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remove_folder
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.manifest import write_manifest
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
 
 from .seat_belts import LossWatch, learning_rate_scale
@@ -251,6 +253,12 @@ class LabTrainerMixin(_Base):
         collected.clear()
         return {name: round(means[key], 6) for key, name in self.logged.items() if key in means}
 
+    def restore(self, checkpoint: Path) -> None:
+        """Load a checkpoint without training: the weights, the counts of the run and the random state."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self._load_rng_state(str(checkpoint))
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no model card for step checkpoints; report.md has the facts."""
 
@@ -305,6 +313,7 @@ class LabTrainerMixin(_Base):
                 return
             if not failed:
                 try:
+                    write_manifest(steps / STAGING / final.name)
                     publish(steps / STAGING / final.name, final)
                 except OSError as error:
                     failed, failure = True, error
@@ -321,6 +330,8 @@ class LabTrainerMixin(_Base):
             for _, folder in self.run.checkpoints()[: -self._save_total_limit]:
                 with suppress(OSError):
                     remove_folder(folder)
+            with suppress(OSError):  # a full disk; the next checkpoint writes them again
+                self.run.keep_results(step)
             self.listener(CheckpointSaved(step, str(final)))
 
     def _next_save(self, step: int) -> str:

@@ -34,7 +34,6 @@ from .loop import (
     find_start,
     must_evaluate_first,
     require_same_data,
-    results_of,
     run_loop,
     set_seed_and_precision,
     write_model,
@@ -330,4 +329,4 @@ def fit(
         step = return_to_best(trainer, folder, listener)
     if trainer.is_world_process_zero():
         write_model(folder, partial(save, model, tokenizer=tokenizer))
-    return Result("done" if finished else "stopped", results_of(folder, step))
+    return Result("done" if finished else "stopped", folder.results_at(step))

@@ -264,7 +264,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     if generates and run is not None and run.checkpoints():
         choices.append(Choice("time", "Compare its checkpoints on one prompt"))
     if run is not None and run.recipe_path.exists():
-        if run.status() in ("stopped", "interrupted", "failed"):
+        if run.status() in ("stopped", "interrupted", "failed", "broken"):
             choices.append(Choice("resume", "Resume this run"))
         choices.append(Choice("replay", "Run its recipe again as a new run"))
         choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))

@@ -221,6 +221,20 @@ def test_a_damaged_cache_is_built_again(tokenizer, damage):
     assert prepare("a.txt", tokenizer).cached
 
 
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "validation_sizes.bin"])
+def test_a_flipped_bit_in_the_cached_tokens_is_found_and_they_are_made_again(tokenizer, name):
+    Path("a.txt").write_text("some text to keep " * 10)
+    first = prepare("a.txt", tokenizer)
+    expected = first.train.tolist(), first.validation.tolist()
+    damaged = bytearray((first.folder / name).read_bytes())
+    damaged[-1] ^= 1
+    (first.folder / name).write_bytes(damaged)
+    again = prepare("a.txt", tokenizer)
+    assert f"tokenized again, because {first.folder / name} was damaged" in again.description
+    assert (again.train.tolist(), again.validation.tolist()) == expected
+    assert prepare("a.txt", tokenizer).cached
+
+
 def test_an_interrupted_encoding_leaves_no_files(tokenizer, monkeypatch):
     Path("a.txt").write_text("some text to keep " * 10)
 
@@ -407,11 +421,11 @@ def test_the_bytes_of_tokens_add_up_to_the_text_they_encode(name):
             assert sizes[:count].sum() == len(decoded.encode())
 
 
-def test_a_cache_without_the_bytes_of_tokens_is_completed(tokenizer):
+def test_a_cache_of_a_version_without_the_bytes_of_tokens_is_made_again(tokenizer):
     file = write_rows("a.jsonl", *(f"document {i}: ünï" for i in range(10)))
     first = prepare(file, tokenizer)
     (first.folder / "validation_sizes.bin").unlink()
     again = prepare(file, tokenizer)
-    assert again.cached
+    assert again.train.tolist() == first.train.tolist()
     assert again.validation_sizes.tolist() == first.validation_sizes.tolist()
     assert again.validation_sizes.sum() > 0

@@ -11,6 +11,7 @@ from llm_lab.estimate.adapter_base import find_base, weights_digest
 from llm_lab.estimate.parameters import read_config_json, shape_at
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.recipe.resolve import resolve
+from llm_lab.runs.loading import inspect_folder, loading_code
 
 CONFIG = {
     "model_type": "llama",
@@ -109,6 +110,30 @@ def test_a_base_without_a_digest_may_be_a_name_on_the_hub(tmp_path):
     write_model(tmp_path / "some" / "model")
     adapter = write_adapter(tmp_path / "adapter", "some/model", None)
     assert find_base(adapter) == "some/model"
+
+
+def test_a_base_of_one_name_moves_with_its_adapter_if_it_has_the_digest(tmp_path):
+    base = write_model(tmp_path / "p1" / "model")
+    adapter = write_adapter(tmp_path / "p1" / "checkpoints" / "a" / "model", base, weights_digest(base))
+    write_model(tmp_path / "p1" / "checkpoints" / "model", b"another one of that name")
+    shutil.move(tmp_path / "p1", tmp_path / "p2")
+    moved = tmp_path / "p2" / adapter.relative_to(tmp_path / "p1")
+    assert find_base(moved) == str(tmp_path / "p2" / "model")
+    record = moved / "base_model.json"
+    record.write_text(json.dumps({"digest": None}))
+    assert find_base(moved) is None, "without a digest it could be any model of that name"
+
+
+def test_a_base_of_one_word_without_a_digest_is_a_name_on_the_hub(tmp_path):
+    assert find_base(write_adapter(tmp_path / "adapter", "gpt2", None)) == "gpt2"
+    assert find_base(write_adapter(tmp_path / "local", "gpt2", "0" * 64)) is None, "it was a folder"
+
+
+def test_the_code_of_a_card_trusts_the_code_of_a_moved_base(moved):
+    config = moved / "base" / "model" / "config.json"
+    config.write_text(json.dumps(CONFIG | {"auto_map": {"AutoModelForCausalLM": "modeling_lab.LabForCausalLM"}}))
+    ((_, code),) = loading_code(inspect_folder(moved / "sft" / "model"), "me/adapter")
+    assert "trust_remote_code=True" in code
 
 
 def test_an_adapter_that_names_no_base_or_itself_has_none(tmp_path):

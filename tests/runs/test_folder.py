@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.runs import folder as folder_module
+from llm_lab.runs.describe import warnings_of
 from llm_lab.runs.folder import (
     RunFolder,
     create_run,
@@ -16,9 +18,9 @@ from llm_lab.runs.folder import (
     list_runs,
     now,
     runs_named,
-    this_process,
     write_atomically,
 )
+from llm_lab.runs.lock import this_process
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,53 @@ def test_facts_are_merged_and_a_broken_file_counts_as_empty():
     assert run.facts() == {}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "{",
+            "[1]",
+            "null",
+            "[" * 100_000,
+            '{"created_at": "yesterday"}',
+            '{"created_at": 1e300}',
+            '{"results": [1]}',
+        ),
+        *('{"stages": ["../other"]}', '{"data": [{"path": 1}]}', '{"process": 3}', '{"parent": "base"}'),
+    ],
+)
+def test_a_damaged_record_harms_only_its_own_run(text, capsys):
+    make_run("good")
+    bad = make_run("bad")
+    make_model(bad.model_path)
+    bad.run_json.write_text(text)
+    assert (bad.facts(), bad.status()) == ({}, "broken")
+    assert {run.path.name for run in list_runs()} == {"good", "bad"}
+    assert find_model("bad") == bad.model_path
+    assert main(["list", "runs"]) == 0
+    assert "broken" in capsys.readouterr().out
+    assert main(["show", "bad"]) == 0
+    assert "run.json can't be read" in " ".join(capsys.readouterr().out.split())
+    assert bad.run_json.read_text() == text, "looking at it changes nothing"
+    bad.update(status="running")
+    assert bad.facts() == {"status": "running"}
+    assert (bad.path / "run.json.broken").read_text() == text
+
+
+def test_one_broken_line_of_the_metrics_costs_one_line():
+    run = make_run("a")
+    for step in range(1, 6):
+        run.append_metrics({"step": step, "loss": 1.0})
+    lines = run.metrics_path.read_bytes().splitlines()
+    lines[1:4] = [b'{"step": 2, "lo\xff', b'["step"]', b'{"step": 4, "loss": "low"}']
+    run.metrics_path.write_bytes(b"\n".join([*lines, b'{"step": 6, "lo']))
+    assert [row["step"] for row in run.metrics()] == [1, 5]
+    assert run.broken_metrics() == [2, 3, 4], "the last line was cut off by a crash"
+    assert "metrics.jsonl: 3 lines can't be read (line 2, 3, 4)." in warnings_of(run)
+    run.forget_after(5)
+    assert run.broken_metrics() == []
+
+
 def test_a_taken_name_gets_a_number_and_no_run_is_lost():
     assert [make_run("a").path.name for _ in range(3)] == ["a", "a-2", "a-3"]
     make_run("ab")
@@ -90,7 +139,7 @@ def test_overwrite_replaces_a_run_and_nothing_else():
         create_run("mine", overwrite=True)
     assert Path("checkpoints/mine/thesis.tex").exists()
     make_run("busy", status="running", process=this_process())
-    with pytest.raises(UserError, match="still running"):
+    with pytest.raises(UserError, match="in progress"):
         create_run("busy", overwrite=True)
     assert create_run("new", overwrite=True).path.name == "new"
 
@@ -108,7 +157,7 @@ def test_a_run_whose_process_is_gone_is_interrupted():
         [
             sys.executable,
             "-c",
-            "from llm_lab.runs.folder import this_process; import json; print(json.dumps(this_process()))",
+            "from llm_lab.runs.lock import this_process; import json; print(json.dumps(this_process()))",
         ],
         capture_output=True,
         text=True,
@@ -173,6 +222,16 @@ def test_a_model_is_found_by_run_name_path_and_checkpoint():
     (adapter / "adapter_config.json").write_text("{}")
     assert find_model("adapter") == adapter
     assert find_model(make_model(Path("downloaded"))) == Path("downloaded")
+
+
+def test_the_model_of_a_run_that_was_killed_after_a_resume_is_its_newest_checkpoint():
+    run = make_run("a", status="stopped")
+    make_model(run.model_path)
+    for step in (10, 20):
+        (make_model(run.steps_path / f"checkpoint-{step}") / "trainer_state.json").touch()
+    assert find_model("a") == run.model_path
+    run.update(status="running", process={})
+    assert find_model("a") == run.steps_path / "checkpoint-20"
 
 
 def test_the_model_of_a_pipeline_is_that_of_its_last_stage_with_a_model():

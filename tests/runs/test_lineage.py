@@ -230,3 +230,33 @@ def test_headline_results_omit_a_reward_that_equals_the_exact_match():
     ]
     row = {"checkpoint": "checkpoints/a/steps/checkpoint-1000", "results": {f"tasks/t{i}/acc": 0.5 for i in range(9)}}
     assert describe_evaluation(row, most=2) == "step 1,000: t0 acc 0.5000, t1 acc 0.5000, 7 more"
+
+
+def test_a_lineage_of_many_generations_is_read_once_each(in_tmp_path):
+    make_run("g0", stage="pretrain")
+    for number in range(1, 24):
+        before = f"checkpoints/g{number - 1}/model"
+        recipe = {"dpo": {"reference": before}}
+        reference = {"dpo.reference": {"path": before, "digest": f"g{number - 1}"}}
+        make_run(f"g{number}", before, stage="dpo", recipe=recipe, references=reference)
+    read = []
+
+    def counting(folder):
+        read.append(str(folder))
+        return digest_of(folder)
+
+    node = trace("checkpoints/g23/model", digest_of=counting)
+    assert len(line_of(node)) == 24
+    assert len(read) == len(set(read)) == 23
+    assert main(["show", "g23"]) == 0
+
+
+def test_adapters_from_elsewhere_that_are_each_others_base_are_named(in_tmp_path, capsys):
+    for name, base in (("one", "two"), ("two", "one")):
+        Path(name).mkdir()
+        config = {"peft_type": "LORA", "base_model_name_or_path": base}
+        Path(name, "adapter_config.json").write_text(json.dumps(config))
+        Path(name, "adapter_model.safetensors").write_text("weights")
+    for command in (["show", "one"], ["chat", "one", "--prompt", "hi"]):
+        assert main(command) == 2
+        assert "one -> two -> one" in " ".join(capsys.readouterr().err.split())

@@ -52,6 +52,36 @@ def test_resume_is_bit_exact(stage, lora):
     assert all(torch.equal(tensor, after[name]) for name, tensor in kept.items())
 
 
+def test_a_run_killed_before_its_last_evaluation_keeps_the_count_of_its_tokens():
+    raw = post_recipe("sft")
+    whole = run(raw)
+    rows, folder = rows_of(whole["path"]), RunFolder(Path(whole["path"]))
+    lines = folder.metrics_path.read_text().splitlines(keepends=True)
+    assert "eval_loss" in lines[-1]
+    folder.metrics_path.write_text("".join(lines[:-1]))
+    resumed = run(raw, resume=True)
+    assert rows_of(whole["path"]) == rows
+    assert resumed["results"]["train_tokens"] == whole["results"]["train_tokens"] > 0
+
+
+def test_a_run_is_not_resumed_on_a_changed_model_tokenizer_or_reward():
+    Path("mine.py").write_text("def near(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    raw = post_recipe("grpo", rewards=[{"python": "mine.py:near"}])
+    folder = RunFolder(Path(run(raw)["path"]))
+    for file, what in (
+        ("mine.py", r"rewards.0.python = mine.py: this file has changed"),
+        ("base/tokenizer_config.json", r"model.checkpoint = base: its files have changed"),
+        ("base/model.safetensors", r"model.checkpoint = base: its weights have changed"),
+    ):
+        content = Path(file).read_bytes()
+        Path(file).write_bytes(content + b"\n")
+        with pytest.raises(UserError, match=what):
+            run(raw, resume=True)
+        Path(file).write_bytes(content)
+    assert folder.status() == "done", "a refused resume changes nothing"
+    assert run(raw, resume=True)["status"] == "done"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_is_reproduced_from_its_own_recipe(stage):
     first = run(post_recipe(stage))

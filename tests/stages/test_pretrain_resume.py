@@ -1,5 +1,6 @@
 """A run that was interrupted anywhere resumes as if it had not been."""
 
+import json
 import os
 import resource
 import shutil
@@ -12,6 +13,7 @@ from conftest import tiny_recipe, write_text
 from support.listeners import Handlers
 from support.pretrain_runs import losses, start, wait_until, weights
 
+from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.events import MetricsLogged
 from llm_lab.runner import run
@@ -130,10 +132,76 @@ def test_a_checkpoint_that_was_cut_off_is_ignored(finished_run):
     shutil.copytree(TINY.steps_path / "checkpoint-10", staging)
     (staging / "model.safetensors").write_bytes(b"half")
     shutil.copytree(TINY.steps_path / "checkpoint-10", TINY.steps_path / "checkpoint-12")
-    (TINY.steps_path / "checkpoint-12" / "trainer_state.json").unlink()
+    for name in ("trainer_state.json", "manifest.json"):  # the last files to be written
+        (TINY.steps_path / "checkpoint-12" / name).unlink()
     resumed = run(raw, resume=True)
     assert losses(resumed) == rows
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_resumes_bitwise_from_the_one_before(finished_run, capsys):
+    before, rows = weights(finished_run), losses(finished_run)
+    TINY.update(status="stopped")
+    (TINY.steps_path / "checkpoint-20" / "optimizer.pt").unlink()
+    recipe = ["run", "checkpoints/tiny/recipe.yaml"]
+    assert main([*recipe, "--resume"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "checkpoints/tiny/steps/checkpoint-20/optimizer.pt: is missing" in said
+    assert (
+        "the checkpoint of step 10, which is complete: llm-lab run checkpoints/tiny/recipe.yaml --resume-from 10"
+        in said
+    )
+    assert TINY.facts()["status"] == "stopped", "a refused resume changes nothing"
+    assert main([*recipe, "--resume-from", "15"]) == 2
+    assert "no checkpoint of this step. Allowed: 10, 20" in " ".join(capsys.readouterr().err.split())
+    assert main([*recipe, "--resume-from", "10"]) == 0
+    assert losses(finished_run) == rows
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(finished_run).items())
+    assert [step for step, _ in TINY.checkpoints()] == [10, 20]
+    assert (TINY.steps_path / "checkpoint-20.set-aside" / "model.safetensors").exists()
+
+
+def test_with_no_complete_checkpoint_the_run_is_offered_from_its_start(finished_run):
+    before = weights(finished_run)
+    for step, folder in TINY.checkpoints():
+        with open(folder / "model.safetensors", "r+b") as file:
+            file.seek(-step, os.SEEK_END)
+            file.write(b"?")
+    with pytest.raises(UserError, match=r"another SHA-256.* from the start: .* --resume-from 0"):
+        run(tiny_recipe(), resume=True)
+    assert run(tiny_recipe(), resume_from=0)["status"] == "done"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(finished_run).items())
+
+
+def test_a_checkpoint_of_an_older_version_without_a_manifest_is_resumed_with_a_notice(finished_run):
+    raw, before = tiny_recipe(), weights(finished_run)
+    for step, folder in TINY.checkpoints():
+        shutil.rmtree(folder) if step == 20 else (folder / "manifest.json").unlink()
+    facts = TINY.facts()
+    TINY.run_json.write_text(json.dumps({key: value for key, value in facts.items() if key != "manifests_from_step"}))
+    display = Listening()
+    run(raw, resume=True, listener=display)
+    assert any("checkpoint-10 has no manifest, so its files can't be checked" in text for text in display.said)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(finished_run).items())
+    (TINY.steps_path / "checkpoint-20" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest.json: is missing"):
+        run(raw, resume=True)
+
+
+def test_the_record_of_a_killed_run_has_the_results_of_its_newest_checkpoint(finished_run):
+    shutil.rmtree(TINY.steps_path / "checkpoint-20")
+    rows = {row["step"]: row for row in TINY.metrics() if "eval_loss" in row}
+    TINY.append_metrics({"step": 19, "loss": 9.0, "train_tokens": 1, "wall_seconds": 1.0})
+
+    def press_ctrl_c_twice(event):
+        if isinstance(event, MetricsLogged) and event.row["step"] == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_recipe(), resume=True, listener=press_ctrl_c_twice)
+    results = TINY.facts()["results"]
+    assert (results["step"], results["eval_loss"]) == (10, rows[10]["eval_loss"])
+    assert results["train_tokens"] == rows[10]["train_tokens"]
 
 
 def test_a_checkpoint_is_saved_before_it_is_evaluated(monkeypatch):
@@ -207,18 +275,53 @@ def test_a_run_recorded_before_a_key_existed_is_resumed(finished_run):
     text = path.read_text()
     assert "report_to: none" in text
     path.write_text("".join(line for line in text.splitlines(keepends=True) if "report_to" not in line))
-    assert run(tiny_recipe(), resume=True)["status"] == "done"
+    TINY.run_json.write_text(json.dumps({key: value for key, value in TINY.facts().items() if key != "recipe"}))
     with pytest.raises(UserError, match="started with None"):
         run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
+    assert run(tiny_recipe(), resume=True)["status"] == "done"
+    with pytest.raises(UserError, match="started with none"):
+        run(tiny_recipe(**{"train.report_to": ["tensorboard"]}), resume=True)
+
+
+def test_a_recipe_edited_in_its_run_is_compared_with_what_the_run_began_with(finished_run, capsys):
+    path = TINY.recipe_path
+    path.write_text(path.read_text().replace("max_steps: 20", "max_steps: 30"))
+    assert main(["run", str(path), "--resume"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train.max_steps = 30: the run in checkpoints/tiny started with 20" in said
+    assert f"Restore it in {path}, or start a new run without --resume" in said
+
+
+def test_a_run_is_not_resumed_with_another_number_of_processes(finished_run):
+    TINY.update(processes=2)
+    with pytest.raises(UserError, match=r"--nproc = 1: the run in checkpoints/tiny began with 2.*--nproc 2"):
+        run(tiny_recipe(), resume=True)
+
+
+def test_a_run_with_a_damaged_record_is_resumed_and_the_record_is_kept(finished_run):
+    expected, rows = weights(finished_run), losses(finished_run)
+    shutil.rmtree(TINY.steps_path / "checkpoint-20")
+    lines = TINY.metrics_path.read_text().splitlines()
+    lines[0] = "{"
+    TINY.metrics_path.write_text("\n".join(lines) + "\n")
+    TINY.run_json.write_text('{"status": ')
+    display = Listening()
+    facts = run("checkpoints/tiny/recipe.yaml", resume=True, listener=display)
+    assert any("run.json.broken" in text for text in display.said)
+    assert any("metrics.jsonl: dropped what can't be read, line 1" in text for text in display.said)
+    assert (TINY.path / "run.json.broken").read_text() == '{"status": '
+    assert (facts["status"], facts["stage"], facts["results"]["step"]) == ("done", "pretrain", 20)
+    assert losses(facts) == rows[1:]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(facts).items())
 
 
 def test_a_missing_or_running_run_is_not_resumed(finished_run):
     with pytest.raises(UserError, match="no run to resume"):
         run(tiny_recipe(name="missing"), resume=True)
-    from llm_lab.runs.folder import this_process
+    from llm_lab.runs.lock import this_process
 
     TINY.update(status="running", process=this_process())
-    with pytest.raises(UserError, match=f"in progress .process {os.getpid()}"):
+    with pytest.raises(UserError, match=f"in progress .process {os.getpid()} on"):
         run(tiny_recipe(), resume=True)
 
 

@@ -1,0 +1,182 @@
+"""The lock of a run's life: one process at a time works in a run folder, and others see whether it still does.
+
+The process holds a flock on .lock in the folder, which the system releases however it ends. The file names the process
+and its host, and its time of change is a heartbeat, for hosts between which a shared disk doesn't carry locks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from llm_lab.errors import Problem, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: process and heartbeat decide there
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".lock"
+HEARTBEAT_SECONDS = 30.0
+DEAD_AFTER_SECONDS = 300.0
+_WAIT_SECONDS = 1.0  # another process may look at the lock for a moment, or hasn't written its name yet
+FREE, HELD, UNKNOWN = "free", "held", "unknown"
+
+
+def this_process() -> dict[str, Any]:
+    """Return what identifies this process, to find out later whether it is still running."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
+
+
+def is_at_work(folder: Path, process: Mapping[str, Any]) -> bool:
+    """Return whether a process works in a run folder. process: the one that run.json names."""
+    try:
+        with open(folder / NAME, encoding="utf-8") as file:
+            state = _lock(file, fcntl.LOCK_SH if fcntl else 0)
+    except OSError:  # an older version had no lock
+        state = UNKNOWN
+    return state == HELD or _outlives_the_lock(process, state, _seconds_since_heartbeat(folder))
+
+
+@contextmanager
+def hold(folder: Path, process: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Hold the lock of a run folder. UserError where another process works in it.
+
+    process: the one that run.json names as at work. It counts where a lock shows nothing: on another host, in an
+    older version.
+    """
+    file = _acquire(folder, process)
+    stop = threading.Event()
+    heart = threading.Thread(target=_beat, args=(file, stop), name=f"heartbeat of {folder}", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        heart.join()
+        _release(file, folder / NAME)
+
+
+def _acquire(folder: Path, process: Mapping[str, Any] | None) -> IO[str]:
+    """Return the locked file, with the name of this process in it."""
+    path, until = folder / NAME, time.monotonic() + _WAIT_SECONDS
+    silent, was_there = _seconds_since_heartbeat(folder), path.exists()
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held for the run's life)
+        state = _lock(file, fcntl.LOCK_EX if fcntl else 0)
+        if state != HELD and _is_still(file, path):
+            break
+        file.close()
+        if time.monotonic() > until:
+            raise in_progress(folder, process or {})
+        time.sleep(0.02)
+    if process and _outlives_the_lock(process, state if was_there else UNKNOWN, silent):
+        file.close()
+        raise in_progress(folder, process)
+    file.truncate(0)
+    file.write(json.dumps(this_process()) + "\n")
+    file.flush()
+    return file
+
+
+def _release(file: IO[str], path: Path) -> None:
+    with suppress(OSError):
+        if _is_still(file, path):  # not where the folder was replaced
+            path.unlink()  # while it is held: nobody else can have taken it
+    file.close()
+
+
+def _outlives_the_lock(process: Mapping[str, Any], state: str, silent: float) -> bool:
+    """Return whether a process may be at work although nobody holds the lock here.
+
+    state: of the lock, FREE or UNKNOWN. silent: seconds since its heartbeat.
+    """
+    if process.get("host") != socket.gethostname():
+        return silent < DEAD_AFTER_SECONDS
+    return state == UNKNOWN and _exists(process)
+
+
+def _lock(file: IO[str], kind: int) -> str:
+    """Take the lock of an open file; HELD where another process has it, UNKNOWN where there are no locks."""
+    if fcntl is None:
+        return UNKNOWN
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return HELD
+    except OSError:
+        return UNKNOWN  # this file system has none
+    return FREE
+
+
+def _is_still(file: IO[str], path: Path) -> bool:
+    """Return whether a path still leads to an open file: its holder deletes it at the end."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _beat(file: IO[str], stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with suppress(OSError):
+            os.utime(file.fileno())
+
+
+def _seconds_since_heartbeat(folder: Path) -> float:
+    """Return the age of the heartbeat; of a run of an older version, that of the newest change of its record."""
+    times = [_changed_at(folder / name) for name in (NAME, "metrics.jsonl", "run.json")]
+    return time.time() - max(times)
+
+
+def _changed_at(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def in_progress(folder: Path, process: Mapping[str, Any]) -> UserError:
+    """Return the error for a run in which a process works, with the way out. process: the one that run.json names."""
+    owner = _read(folder / NAME) or process
+    pid, host = owner.get("pid", "unknown"), owner.get("host", "an unknown host")
+    if host == socket.gethostname():
+        fix = f"Wait until it ends, or stop it first: kill -INT {pid} (it saves a checkpoint)."
+    else:
+        last = datetime.fromtimestamp(time.time() - _seconds_since_heartbeat(folder))
+        fix = (
+            f"Stop it on {host}. If that host is gone: the last sign of life was at {last:%H:%M:%S}, and "
+            f"{DEAD_AFTER_SECONDS / 60:.0f} minutes after it the run can be resumed here."
+        )
+    return UserError(Problem(str(folder), f"this run is in progress (process {pid} on {host})", fix=fix))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _start_time(pid: Any) -> float | None:
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except (psutil.Error, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _exists(process: Mapping[str, Any]) -> bool:
+    """Return whether a process of this host is still the one that was recorded, not another one with its number."""
+    started, then = _start_time(process.get("pid")), process.get("started")
+    return started is not None and isinstance(then, int | float) and abs(started - then) < 2.0

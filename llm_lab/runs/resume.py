@@ -1,0 +1,110 @@
+"""Whether a run can resume, and where: at its newest checkpoint or an earlier one.
+
+Every file of the checkpoint must be as it was written, and what the run began with must be the same: the number of
+processes, the model that it started from, and the other models and files that its recipe names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.adapter_base import places_after_move, settings_digest, weights_digest
+
+from .folder import RunFolder, free_names
+from .lineage import PARENT, file_digest
+from .manifest import find_damage
+from .processes import process_count
+
+MANIFESTS_FROM = "manifests_from_step"  # in run.json: from this step on, every checkpoint has a manifest
+START = 0
+
+
+def resume_command(run: RunFolder, options: str = "--resume") -> str:
+    """Return the command that resumes a run, or the pipeline that it is a stage of."""
+    outer = RunFolder(run.path.parent)
+    named = outer if run.path.name in (outer.facts().get("stages") or ()) else run
+    nproc = f" --nproc {process_count()}" if process_count() > 1 else ""
+    return f"llm-lab run {named.recipe_path} {options}{nproc}"
+
+
+def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, list[str]]:
+    """Return the step from which a run resumes, and remarks on its checkpoint. Step 0 is the start.
+
+    step: the wanted one; by default that of the newest checkpoint. UserError where there is no such checkpoint, or
+    where a file of it is damaged; it offers the newest checkpoint before it that is complete.
+    """
+    known = dict(run.checkpoints())
+    wanted = max(known, default=START) if step is None else step
+    if wanted == START:
+        return START, []
+    if wanted not in known:
+        steps = ", ".join(str(one) for one in sorted(known)) or "none"
+        why = f"{run.path} has no checkpoint of this step"
+        raise UserError(Problem("--resume-from", why, value=wanted, allowed=f"{steps}, or 0 for the start"))
+    damage = _damage(run, wanted, known[wanted])
+    if damage is None:
+        unchecked = wanted < _manifests_from(run)
+        return wanted, [f"{known[wanted]} has no manifest, so its files can't be checked"] if unchecked else []
+    before = (one for one in sorted(known, reverse=True) if one < wanted and not _damage(run, one, known[one]))
+    earlier = next(before, START)
+    where = f"from the checkpoint of step {earlier}, which is complete" if earlier else "from the start"
+    fix = f"Resume {where}: {resume_command(run, f'--resume-from {earlier}')}"
+    file, _, why = damage.partition(" ")
+    raise UserError(Problem(file, why, fix=fix))
+
+
+def require_same_beginning(run: RunFolder) -> None:
+    """UserError where what a run began with is different now; it lists everything that is."""
+    facts, fix = run.facts(), "Restore it, or start a new run without --resume."
+    problems = []
+    before = facts.get("processes", process_count())
+    if before != process_count():
+        why = f"the run in {run.path} began with {before}, and batches and random states are divided among them"
+        how = f"Resume with --nproc {before}." if before > 1 else "Resume without --nproc."
+        problems.append(Problem("--nproc", why, value=process_count(), fix=how))
+    for key, known in _recorded(facts):
+        for name, now in (("weights", weights_digest), ("files", settings_digest)):
+            then = known.get("digest" if name == "weights" else "settings")
+            place = _find_again(run, known)
+            found = file_digest(place) if place.is_file() else now(place)
+            if then is not None and found is not None and found != then:
+                what = "this file has" if place.is_file() else f"its {name} have"
+                why = f"{what} changed since the run in {run.path} began"
+                problems.append(Problem(key, why, value=str(place), fix=fix))
+    if problems:
+        raise UserError(*problems)
+
+
+def _recorded(facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (dotted key, record) of each model and file that a run began with."""
+    yield from (facts.get("references") or {}).items()
+    if facts.get("parent"):
+        yield PARENT, facts["parent"]
+
+
+def _find_again(run: RunFolder, known: Mapping[str, Any]) -> Path:
+    """Return where a recorded model or file is now: it may have moved together with the run."""
+    given = Path(known["path"]).expanduser()
+    return next((place for place in (given, *places_after_move(run.path, given)) if place.exists()), given)
+
+
+def _damage(run: RunFolder, step: int, checkpoint: Path) -> str | None:
+    return find_damage(checkpoint, has_manifest=step >= _manifests_from(run))
+
+
+def _manifests_from(run: RunFolder) -> float:
+    return run.facts().get(MANIFESTS_FROM, float("inf"))
+
+
+def set_aside_after(run: RunFolder, step: int) -> list[Path]:
+    """Rename the checkpoints after a step, and the model made from them, so that nothing takes them for the run's.
+
+    Returns their new names.
+    """
+    newer = [folder for number, folder in run.checkpoints() if number > step]
+    if newer and run.model_path.exists():
+        newer.append(run.model_path)
+    return [folder.rename(next(free_names(folder.with_name(f"{folder.name}.set-aside")))) for folder in newer]
