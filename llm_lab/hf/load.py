@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from logging import getLogger as get_logger
@@ -23,6 +24,11 @@ NOT_CAUSAL = {
     "ForSequenceClassification": "a reward model or classifier, which scores texts and can't generate any",
     "ForMaskedLM": "a masked language model, which fills gaps and can't generate text",
 }
+
+# Buffers that earlier versions of transformers saved with the weights.
+OLD_BUFFERS = re.compile(
+    r"\.(inv_freq|cos_cached|sin_cached|position_ids|causal_mask|masked_bias|(attn|attention)\.bias)$"
+)
 
 
 def quiet_libraries() -> None:
@@ -190,13 +196,61 @@ def load_model(
         )
     except Exception as error:
         raise UserError(hub_problem(error, key, str(folder), "model")) from None
-    missing = sorted(found["missing_keys"])
-    if missing:
-        # transformers initializes them randomly and only logs it.
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        why = f"weights that its config requires are missing: {', '.join(missing[:3])}{more}"
-        raise UserError(Problem(key, why, value=str(folder), fix="Download the model again, or fix its config.json."))
+    require_all_weights(model, found, str(folder), key=key)
+    _describe_head(model)
     return (model if load_in_4bit else model.to(device)).eval()
+
+
+def require_all_weights(model: Any, found: Mapping[str, Any], name: str, *, key: str) -> None:
+    """Raise UserError if a checkpoint lacks weights of the model, or has weights that the model has no place for.
+
+    found: the loading info of `from_pretrained`. transformers only logs both: it initializes the former randomly, and
+    leaves out the latter.
+    """
+    fix = "Fix its config.json, or download the model again."
+    missing, left_out = sorted(found["missing_keys"]), weights_left_out(model, found["unexpected_keys"])
+    if missing:
+        why = f"weights that its config requires are missing: {first_names(missing)}"
+        raise UserError(Problem(key, why, value=name, fix=fix))
+    if left_out:
+        config = model.config.get_text_config()
+        layers = {int(number) for weight in left_out for number in re.findall(r"\.(\d+)\.", weight)[:1]}
+        depth = getattr(config, "num_hidden_layers", None) or 0
+        more = f"; num_hidden_layers is {depth}" if layers and max(layers) >= depth > 0 else ""
+        why = f"its config leaves out weights of the checkpoint: {first_names(left_out)}{more}"
+        raise UserError(Problem(key, why, value=name, fix=fix))
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def weights_left_out(model: Any, names: Iterable[str]) -> list[str]:
+    """Return the names of a checkpoint's weights that a model has no place for.
+
+    transformers has removed the names that the model's class expects to be left out. Buffers that the model computes
+    were saved as weights by earlier versions of transformers.
+    """
+    computed = {_end_of(name) for name, _ in model.named_buffers()}
+    return sorted(name for name in names if _end_of(name) not in computed and not OLD_BUFFERS.search(name))
+
+
+def _end_of(name: str) -> tuple[str, ...]:
+    return tuple(name.split(".")[-2:])
+
+
+def _describe_head(model: Any) -> None:
+    """Say in the config that the head has weights of its own, if it has.
+
+    transformers leaves such a head untied, whatever the config says. With the config unchanged, whatever ties weights
+    by the config (a resize of the vocabulary, saving as another class, other programs) would lose the head.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        for config in (model.config, model.config.get_text_config()):
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
 
 
 def require_4bit(device: str) -> None:

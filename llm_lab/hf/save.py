@@ -122,6 +122,8 @@ def to_native(model: Any) -> Any | None:
         native = AutoModelForCausalLM.from_config(config)
     native.load_state_dict(model.state_dict(), strict=True, assign=True)
     native.tie_weights()
+    head = native.get_output_embeddings().weight
+    assert head.data_ptr() == model.get_output_embeddings().weight.data_ptr(), "tying has replaced the head"
     native.generation_config = model.generation_config
     return native
 

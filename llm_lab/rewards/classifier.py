@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
-from llm_lab.hf.load import load_model, quantization_4bit, read_config, require_4bit
+from llm_lab.hf.load import first_names, load_model, quantization_4bit, read_config, require_4bit, weights_left_out
 from llm_lab.hf.save import to_native
 from llm_lab.hf.tokenizers import hub_problem
 
@@ -97,6 +97,13 @@ def _load_whole(name: str, *, dtype: str, new_head: bool, key: str, options: Map
     missing = [parameter for parameter in loaded["missing_keys"] if HEADS.isdisjoint(parameter.split("."))]
     if missing:
         raise UserError(Problem(key, f"weights are missing: {', '.join(sorted(missing)[:3])}", value=name))
+    # Outside the backbone are only the heads for other tasks.
+    backbone = f"{model.base_model_prefix}."
+    left_out = [weight for weight in weights_left_out(model, loaded["unexpected_keys"]) if weight.startswith(backbone)]
+    if left_out:
+        raise UserError(
+            Problem(key, f"its config leaves out weights of the checkpoint: {first_names(left_out)}", value=name)
+        )
     if loaded["missing_keys"] and not new_head:
         raise _not_a_reward_model(name, key)
     return model

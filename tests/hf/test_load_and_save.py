@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, LOAD_WITHOUT_LLM_LAB, tiny_config, tiny_model, tokens
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
 
@@ -218,3 +219,59 @@ def test_modules_that_an_adapter_names_are_never_imported(tmp_path, monkeypatch)
     named = {"megatron_core": "evil", "megatron_config": {"tensor_model_parallel_size": 1}}
     file.write_text(json.dumps(json.loads(file.read_text()) | named))
     assert load_model(tmp_path / "a") is not None
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+STRANGERS = {
+    "llama": LlamaConfig(**SMALL, intermediate_size=40, num_key_value_heads=2, initializer_range=0.2),
+    "gpt2": GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, tie_word_embeddings=False
+    ),
+}
+COMPUTED = {  # saved by earlier versions of transformers, computed by the present one
+    "llama": ["model.layers.0.self_attn.rotary_emb.inv_freq"],
+    "gpt2": ["transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
+}
+
+
+def write_stranger(folder, kind, *, weights=None, **config):
+    """Write a model of transformers' own class, then add weights and change its config.json."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(STRANGERS[kind]))
+    model.save_pretrained(folder)
+    if weights:
+        save_file(load_file(folder / "model.safetensors") | weights, folder / "model.safetensors", {"format": "pt"})
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | config))
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_head_of_its_own_is_kept_although_the_config_says_tied(kind, tmp_path):
+    trained = write_stranger(tmp_path / "base", kind, tie_word_embeddings=True)
+    model, ids = load_model(tmp_path / "base"), tokens(2, 9) % 64
+    model.resize_token_embeddings(70)
+    assert torch.equal(model(ids).logits[..., :64], trained(ids).logits)
+    save_model(model, tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is False
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(saved(ids).logits[..., :64], trained(ids).logits)
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_weights_that_the_config_leaves_out_are_an_error(kind, tmp_path):
+    layers = "num_hidden_layers" if kind == "llama" else "n_layer"
+    write_stranger(tmp_path, kind, **{layers: 1})
+    with pytest.raises(UserError, match=r"leaves out weights .*\.1\..* more; num_hidden_layers is 1"):
+        load_model(tmp_path)
+    from llm_lab.rewards.classifier import load_classifier
+
+    with pytest.raises(UserError, match="leaves out weights of the checkpoint"):
+        load_classifier(tmp_path, new_head=True)
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_buffers_that_earlier_versions_saved_are_no_error(kind, tmp_path):
+    trained = write_stranger(tmp_path, kind, weights={name: torch.ones(1, 1, 4, 4) for name in COMPUTED[kind]})
+    ids = tokens(2, 9) % 64
+    assert torch.allclose(load_model(tmp_path)(ids).logits, trained(ids).logits, atol=1e-5)
