@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llm_lab.data.examples import Example
 from llm_lab.data.mixing import ExampleMix
+from llm_lab.errors import Problem, UserError
 from llm_lab.evaluation.score import answer_measures, generating
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.conversations import IGNORED, Encoded, encode_sequences, encode_text
@@ -23,9 +24,11 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 from llm_lab.training.loop import Result
 from llm_lab.training.loss import autocast
+from llm_lab.training.pretrain_trainer import keeps_documents_apart
 from llm_lab.training.trainer import LabTrainerMixin
 from llm_lab.training.tuned_run import (
     Evaluation,
+    base_of,
     dataset_in_order,
     derive_max_steps,
     encode_each,
@@ -47,6 +50,8 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     with first_process_first():
         examples = open_data(recipe, folder, listener)
         model, tokenizer = load_model_to_train(recipe, listener)
+    if recipe.sft.packing:
+        require_separate_examples(model)
     record_parent(recipe, folder, model)
     encode_all = partial(encode, recipe, tokenizer=tokenizer)
     encoded = encode_examples(examples, encode_all, listener, noun="example", max_length=recipe.train.max_length)
@@ -100,6 +105,17 @@ def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tu
 
     found, counts = encode_each(examples, encode_one)
     return found, +counts
+
+
+def require_separate_examples(model: Any) -> None:
+    """Raise UserError if packed examples would influence each other in this model."""
+    if not keeps_documents_apart(model):
+        why = (
+            f"{type(base_of(model)).__name__} can't keep packed examples apart: it ignores positions that restart, so "
+            "each example would see those before it in its row"
+        )
+        fix = "Leave the key out, or use another model or another train.attn_implementation."
+        raise UserError(Problem("sft.packing", why, value=True, fix=fix))
 
 
 def pack(rows: Sequence[Encoded], max_length: int) -> list[Row]:

@@ -140,8 +140,7 @@ def mask_documents(model: Any, separator: int) -> Any:
             kwargs = {**kwargs, "position_ids": document_positions(kwargs["input_ids"], separator)}
         return args, kwargs
 
-    hook = model.register_forward_pre_hook(add_positions, with_kwargs=True)
-    if not _is_masked(model, separator):
+    if not keeps_documents_apart(model):
         raise UserError(
             Problem(
                 "train.document_mask",
@@ -151,24 +150,26 @@ def mask_documents(model: Any, separator: int) -> Any:
                 fix="Leave the key out, or use another model or another train.attn_implementation.",
             )
         )
-    return hook
+    return model.register_forward_pre_hook(add_positions, with_kwargs=True)
 
 
 @torch.no_grad()
-def _is_masked(model: Any, separator: int) -> bool:
-    """Change the first document of a row and check that the logits of the second one stay the same."""
-    a, b, c, d, x, *rest = [token for token in range(model.config.vocab_size) if token != separator][:10]
+def keeps_documents_apart(model: Any) -> bool:
+    """Return whether documents in one row, marked by positions that restart, do not influence each other.
+
+    Tried out: the first document of a row is changed, and the logits of the second one must stay the same.
+    """
+    tokens = range(min(16, model.config.get_text_config().vocab_size))
+    ones, others, rest = tokens[:4], tokens[4:8], tokens[8:]
     # Two rows with different boundaries, because some kernels apply the boundaries of one row to all rows.
-    pairs = (
-        [[separator, *first, x, separator, *rest], [separator, *first, separator, x, *rest]]
-        for first in ((a, b), (c, d))
-    )
+    positions = [[*range(end), *range(len(rest) + 4 - end)] for end in (4, 3)]
+    inputs = {"position_ids": torch.tensor(positions, device=model.device), "use_cache": False}
+    pairs = ([[*first, *rest], [*first[:3], ones[3], *rest]] for first in (ones, others))
     training = model.training
     model.eval()
     try:
         logits = [
-            model(input_ids=torch.tensor(rows, device=model.device), use_cache=False).logits[:, 4:].float()
-            for rows in pairs
+            model(input_ids=torch.tensor(rows, device=model.device), **inputs).logits[:, 4:].float() for rows in pairs
         ]
     except TypeError:  # the model does not accept positions at all
         return False

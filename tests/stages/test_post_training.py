@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.listeners import Handlers
 from support.post_runs import post_recipe, rows_of, weights_of, write_base, write_rows
+from transformers import OPTConfig, OPTForCausalLM
 
 from llm_lab.errors import UserError
 from llm_lab.runner import run
@@ -448,6 +449,19 @@ def test_packed_examples_do_not_see_each_other(parts):
             assert torch.allclose(logits[number, start:end], alone, atol=1e-5)
             assert batch["labels"][number, start] == -100
             start = end
+
+
+def test_packing_is_refused_where_examples_would_see_each_other():
+    """OPT computes positions from the attention mask and ignores those it is given."""
+    from llm_lab.hf.tokenizers import make_byte_tokenizer
+
+    tokenizer = make_byte_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16}
+    config = OPTConfig(vocab_size=257, **sizes, word_embed_proj_dim=16, max_position_embeddings=64)
+    OPTForCausalLM(config).save_pretrained("opt")
+    tokenizer.save_pretrained("opt")
+    with pytest.raises(UserError, match=r"sft\.packing = true: OPTForCausalLM can't keep packed examples apart"):
+        run(post_recipe("sft", model={"checkpoint": "opt"}, sft={"packing": True}))
 
 
 def test_packing_trains_on_the_same_tokens_in_fewer_rows():

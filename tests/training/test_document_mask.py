@@ -8,14 +8,18 @@ import torch
 from conftest import tiny_recipe, write_text
 from torch.nn import functional as F
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
-    BloomForCausalLM,
+    FalconConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
-    MambaForCausalLM,
+    MptConfig,
+    OPTConfig,
+    Qwen3NextConfig,
 )
 
 from llm_lab.errors import UserError
@@ -119,16 +123,27 @@ def test_generation_is_not_masked():
     assert torch.equal(model.generate(prompt, **settings), expected)
 
 
-@pytest.mark.parametrize(
-    "stranger",
-    [
-        lambda: BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4)),
-        lambda: MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)),
-    ],
-)
-def test_a_model_that_can_not_separate_documents_is_refused(stranger):
+@pytest.mark.parametrize("name", ["BLOOM", "Mamba", "OPT", "Falcon", "MPT", "LFM2", "Qwen3-Next"])
+def test_a_model_that_can_not_separate_documents_is_refused(name):
+    """Some ignore positions, others have convolutions or states that run across a whole row."""
+    experts = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "num_experts": 2}
+    linear = {f"linear_{part}": 2 for part in ("num_key_heads", "num_value_heads")}
+    linear |= {f"linear_{part}": 8 for part in ("key_head_dim", "value_head_dim")}
+    config = {
+        "BLOOM": lambda: BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4),
+        "Mamba": lambda: MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4),
+        "OPT": lambda: OPTConfig(**SHAPE, ffn_dim=32, word_embed_proj_dim=32, max_position_embeddings=64),
+        "Falcon": lambda: FalconConfig(**SHAPE, alibi=True),
+        "MPT": lambda: MptConfig(vocab_size=64, d_model=32, n_heads=4, n_layers=1, max_seq_len=64),
+        "LFM2": lambda: Lfm2Config(
+            **SHAPE, num_key_value_heads=2, intermediate_size=32, layer_types=["conv", "full_attention"]
+        ),
+        "Qwen3-Next": lambda: Qwen3NextConfig(
+            **SHAPE, **experts, **linear, head_dim=8, num_experts_per_tok=1, intermediate_size=32
+        ),
+    }[name]()
     with pytest.raises(UserError, match="documents can still see each other"):
-        mask_documents(stranger(), EOS)
+        mask_documents(AutoModelForCausalLM.from_config(config), EOS)
 
 
 def test_evaluation_uses_the_same_mask(in_tmp_path):
