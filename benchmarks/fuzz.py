@@ -295,7 +295,7 @@ def command_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     )  # fmt: skip
     options = (
         "--dry-run", "--resume", "--overwrite", "--json", "--steps", "--adapter-off", "--prompt", "--data", "--out",
-        "--to", "--limit", "--temperature", "--seed", "--max-new-tokens", "--name", "--device", "--nproc", "--examples",
+        "--to", "--limit", "--temperature", "--seed", "--max-new-tokens", "--name", "--device", "--nproc",
     )  # fmt: skip
     odd = [str(value) for value in ODD if "\x00" not in str(value)]
     values = ("m", "r.json", "gguf", "cpu", "0", "-1", "nan", "nosuch/model", "checkpoints", "recipes", *odd)
