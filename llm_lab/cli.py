@@ -12,14 +12,20 @@ from typing import Any
 
 from llm_lab import __version__, commands
 from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED
-from llm_lab.errors import LabError, MachineError, Problem, UserError
+from llm_lab.errors import LONGEST, LabError, MachineError, Problem, UserError
+from llm_lab.safe_text import shorten
+from llm_lab.terminal.console import SafeStream, print_error, safe_errors
 
 MODEL = "a run, a Hugging Face folder, or a name on the Hub"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `llm-lab`; returns the exit code."""
-    arguments = parse(argv)
+    with safe_errors():
+        return _run(parse(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         return arguments.command(arguments) or DONE
     except KeyboardInterrupt:
@@ -30,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return DONE
         if arguments.debug:
+            sys.excepthook = _print_traceback
             raise
         for_user = error if isinstance(error, LabError) else _file_error(error)
         if for_user is None:
-            message = f"Internal error: {type(error).__name__}: {error}\nAdd --debug for the traceback."
+            said = shorten(str(error), LONGEST)
+            message = f"Internal error: {type(error).__name__}: {said}\nAdd --debug for the traceback."
             print(message, file=sys.stderr)  # noqa: T201
             return INTERNAL_ERROR
-        from llm_lab.terminal.console import print_error
-
         print_error(for_user)
         return for_user.exit_code
 
@@ -46,6 +52,13 @@ def _is_closed(error: Exception) -> bool:
     """Return whether an error means that nobody reads the output any more: a closed pipe or terminal."""
     lost_terminal = isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None
     return isinstance(error, BrokenPipeError) or lost_terminal
+
+
+def _print_traceback(kind: Any, error: BaseException, trace: Any) -> None:
+    """Print the traceback of an error, without secrets and control characters."""
+    import traceback
+
+    SafeStream(sys.stderr).write("".join(traceback.format_exception(kind, error, trace)))
 
 
 def _file_error(error: Exception) -> LabError | None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, ignore
 from llm_lab.recipe.trust import UntrustedCode, allow, trusting_recipes
+from llm_lab.terminal.console import print_text
 
 DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 T = TypeVar("T")
@@ -233,7 +234,7 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     if not target.parent.is_dir():
         raise UserError(Problem(str(target.parent), "there is no such folder"))
     shutil.copyfile(source, target)
-    print(f"{source} -> {target}\nEdit it, then: llm-lab run {target}")  # noqa: T201
+    print_text(f"{source} -> {target}\nEdit it, then: llm-lab run {target}")
     return DONE
 
 
@@ -408,7 +409,7 @@ def start_compare(
     print_comparison(found)
     if out is not None:
         write_comparison(out, found)
-        print(f"Saved: {out}")  # noqa: T201
+        print_text(f"Saved: {out}")
     return DONE
 
 
@@ -434,7 +435,7 @@ def merge(arguments: argparse.Namespace) -> int:
 
     with _progress() as listener:
         merge_into(arguments.adapter, arguments.out, listener, tolerance=arguments.tolerance)
-    print(f"The merged model: {arguments.out}/\nChat with it: llm-lab chat {arguments.out}")  # noqa: T201
+    print_text(f"The merged model: {arguments.out}/\nChat with it: llm-lab chat {arguments.out}")
     return DONE
 
 
@@ -482,7 +483,7 @@ def export(arguments: argparse.Namespace) -> int:
             trust_remote_code=arguments.trust_remote_code,
         )
     require_verified(exported)
-    print(f"Exported, {VERDICTS[exported.verification.verdict]}: {exported.record()['path']}")  # noqa: T201
+    print_text(f"Exported, {VERDICTS[exported.verification.verdict]}: {exported.record()['path']}")
     return DONE
 
 
@@ -533,7 +534,7 @@ def _preview_export(recipe: Any, arguments: argparse.Namespace) -> int:
     else:
         lines += [f"  {name}" + (f"  {size:,} bytes" if size else "") for name, size in plan.files]
         lines += ["Nothing was written."]
-    print("\n".join(lines))  # noqa: T201
+    print_text("\n".join(lines))
     return DONE
 
 

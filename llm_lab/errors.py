@@ -7,7 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .safe_text import redact, shorten
+
 _NO_VALUE = object()
+# The most characters of a key and of each part of an error, and the most problems of one error.
+LONGEST_KEY, LONGEST, MOST_PROBLEMS = 300, 2000, 50
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,14 @@ class Problem:
     fix: str | None = None
 
     def __str__(self) -> str:
-        what = self.key if self.value is _NO_VALUE else f"{self.key} = {_short(self.value)}"
+        key = shorten(self.key, LONGEST_KEY)
+        what = key if self.value is _NO_VALUE else f"{key} = {_short(self.value)}"
         text = f"{what}: {_sentence(self.why)}"
         if self.allowed:
             text += f" Allowed: {_sentence(self.allowed)}"
         if self.fix:
             text += f" {_sentence(self.fix)}"
-        return text
+        return redact(text)
 
 
 class LabError(ValueError):
@@ -39,8 +44,12 @@ class LabError(ValueError):
     exit_code = 2
 
     def __init__(self, *problems: Problem | str):
-        self.problems: tuple[Problem | str, ...] = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+        if len(problems) > MOST_PROBLEMS:
+            problems = (*problems[:MOST_PROBLEMS], f"{len(problems) - MOST_PROBLEMS:,} more problems are not shown.")
+        self.problems: tuple[Problem | str, ...] = tuple(
+            redact(shorten(problem, LONGEST)) if isinstance(problem, str) else problem for problem in problems
+        )
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 class UserError(LabError):
@@ -72,5 +81,5 @@ def _short(value: Any) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = text.strip()
+    text = shorten(text.strip(), LONGEST)
     return text if text.endswith((".", "?", "!")) else text + "."

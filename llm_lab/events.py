@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .safe_text import redact
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -16,12 +18,18 @@ class Notice:
 
     text: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", redact(self.text))
+
 
 @dataclass(frozen=True)
 class RunWarning:
     """One line that also belongs in the report and in run.json."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", redact(self.text))
 
 
 @dataclass(frozen=True)

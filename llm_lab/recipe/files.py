@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from llm_lab.errors import Problem, UserError, did_you_mean
+from llm_lab.safe_text import has_secret
 
-from .fields import Group, groups_of
+from .fields import Group, flatten, groups_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,19 +107,26 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
     result = copy.deepcopy(raw)
     touched: set[str] = set()
     problems: list[Problem | str] = []
+    why = "this looks like a token or a password, and recipes are kept with the run and in model cards"
     for text in overrides:
         # From Python it may be anything, such as a dict.
         key, equals, value_text = text.partition("=") if isinstance(text, str) else ("", "", "")
         key = key.strip()
         if not equals or not all(key.split(".")):
-            why = "an override has the form key=value"
-            problems.append(Problem(str(text), why, fix="For example train.max_steps=500."))
+            form = "an override has the form key=value"
+            problems.append(Problem(str(text), form, fix="For example train.max_steps=500."))
             continue
         try:
             _set(result, key.split("."), _typed(value_text, key), key)
             touched.add(key)
         except UserError as error:
             problems.extend(error.problems)
+    problems += [
+        Problem(key, why, fix="Set it in the environment, or log in with `hf auth login`.")
+        for key, text in flatten(result)
+        for part in (text if isinstance(text, list | tuple) else [text])
+        if isinstance(part, str) and has_secret(part)
+    ]
     if problems:
         raise UserError(*problems)
     return result, touched

@@ -14,6 +14,7 @@ from llm_lab.estimate.formatting import duration
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES
+from llm_lab.safe_text import redact
 
 from .describe import VERDICTS, data_rows, headline_results, is_number, versions, warnings_of
 from .disk import write_atomically
@@ -29,8 +30,8 @@ from .loading import (
     inspect_folder,
     loading_code,
 )
+from .markdown import Markdown, code, fence, is_absolute, plain, table, texts_in, without_paths
 from .report import RESULT_HEAD, result_rows
-from .safe_text import code, fence, is_absolute, plain, table, texts_in, without_paths, without_secrets
 
 NAME = "README.md"
 # Results about the run, and columns of metrics.jsonl about one step: neither describes the model.
@@ -50,7 +51,7 @@ def write_card(
     model = inspect_folder(folder)
     node = trace(str(source or folder), digest_of=lambda path: None)
     text = front_matter(model, node) + "\n".join(_body(model, node, proof, repo))
-    text = without_secrets(without_paths(text, tuple(_known_paths(node))))
+    text = redact(without_paths(text, tuple(_known_paths(node))))
     write_atomically(folder / NAME, text)
     return text
 
@@ -182,7 +183,7 @@ def _evaluation_rows(node: Node) -> Iterator[list[str]]:
     """Yield a row for each result of the last three evaluations of exactly these weights."""
     here = Path(node.place).resolve()
     for evaluation in [row for row in node.evaluations if Path(str(row.get("checkpoint"))).resolve() == here][-3:]:
-        data = ", ".join(code(item["path"]) for item in evaluation.get("data") or ())
+        data = Markdown(", ".join(code(item["path"]) for item in evaluation.get("data") or ()))
         results = evaluation.get("results") or {}
         of_the_model = {key: value for key, value in results.items() if "second" not in key}  # not its speed here
         yield from ([data, *row] for row in result_rows(of_the_model))

@@ -16,6 +16,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.registry import stage_of
+from llm_lab.safe_text import redact_values
 
 from . import manifest
 from .disk import TEMPORARY, remove_folder, write_atomically
@@ -76,10 +77,11 @@ class RunFolder:
         return read_facts(self.run_json)[1]
 
     def update(self, **facts: Any) -> None:
-        """Write facts into run.json. One that can't be read is kept, as run.json.broken."""
+        """Write facts into run.json, without secrets. One that can't be read is kept, as run.json.broken."""
         if self.damage():
             os.replace(self.run_json, next(free_names(self.run_json.with_name("run.json.broken"))))
-        write_atomically(self.run_json, json.dumps({**self.facts(), **facts}, indent=2, ensure_ascii=False) + "\n")
+        known = {**self.facts(), **redact_values(facts)}
+        write_atomically(self.run_json, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
 
     def write_recipe(self, text: str) -> None:
         write_atomically(self.recipe_path, text)

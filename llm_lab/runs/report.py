@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from llm_lab.estimate.formatting import duration, size
 from llm_lab.recipe.registry import stage_of
@@ -18,7 +19,7 @@ from .evaluations import evaluations_of, evaluations_path
 from .folder import ROOT, RunFolder
 from .glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from .lineage import describe_line
-from .safe_text import code, fence, plain, table
+from .markdown import Markdown, code, fence, plain, table
 
 RESULT_HEAD = ("result", "value", "unit", "what it is")
 Scores = Mapping[str, Mapping[str, float]]
@@ -102,7 +103,7 @@ def _samples(run: RunFolder) -> list[str]:
     lines = []
     for index in chosen:
         heading, _, body = steps[index].partition("\n")
-        lines += [f"**{heading.removeprefix('## ')}**", "", body.strip(), ""]
+        lines += [f"**{plain(heading.removeprefix('## '))}**", "", fence(body.strip()), ""]
     return [*lines, "All samples: [samples.md](samples.md)."]
 
 
@@ -116,7 +117,7 @@ def _predictions(run: RunFolder, facts: Mapping[str, Any]) -> list[str]:
         [[title, *texts, f"{actual / predicted:.2f}"] for title, predicted, actual, *texts in rows],
     )
     basis = facts["predicted"].get("basis", "not recorded")
-    return [*lines, "", f"Prediction: {basis}.", "", *picture]
+    return [*lines, "", f"Prediction: {plain(basis)}.", "", *picture]
 
 
 def _predicted_and_actual(facts: Mapping[str, Any]) -> Iterator[tuple[str, float, float, str, str]]:
@@ -137,7 +138,8 @@ def _reproduction(run: RunFolder, facts: Mapping[str, Any]) -> list[str]:
     lines = [f"Versions: {plain(versions(facts))}."] if facts.get("versions") else []
     if not run.recipe_path.is_file():
         return lines
-    again = f"This run: `llm-lab run {run.recipe_path}`. Its whole lineage: `llm-lab replay {run.path}`."
+    one, all_of_it = code(f"llm-lab run {run.recipe_path}"), code(f"llm-lab replay {run.path}")
+    again = f"This run: {one}. Its whole lineage: {all_of_it}."
     return ["\n\n".join([*lines, again, *recipe_part(run)])]
 
 
@@ -197,14 +199,16 @@ def describe_scores(scores: Scores) -> list[list[str]]:
 def write_pipeline_report(outer: RunFolder) -> None:
     """Write report.md of a pipeline: the scores of its stages, a table of the stages, its recipe."""
     facts: dict[str, Any] = outer.facts()
-    parts = [f"# {plain(facts.get('name', outer.path.name))}", f"A pipeline, {facts.get('status')}."]
+    parts = [f"# {plain(facts.get('name', outer.path.name))}", f"A pipeline, {plain(str(facts.get('status')))}."]
     scores = facts.get("results", {}).get("scores") or {}
     if scores:
         head, *rows = describe_scores(scores)
         parts += ["## Scores", *picture_of(outer, "scores.svg", draw_scores(scores), "scores of the stages")]
         parts += ["\n".join(table(head, rows)), "All on the same held-out prompts."]
     stages = [
-        [f"[{run.path.name}]({run.path.name}/report.md)", *_stage_cells(run)] for run in outer.stages() if run.facts()
+        [Markdown(f"[{plain(run.path.name)}]({quote(run.path.name)}/report.md)"), *_stage_cells(run)]
+        for run in outer.stages()
+        if run.facts()
     ]
     parts += _section("Stages", table(("stage", "kind", "status", "results", "time"), stages))
     parts += _section("Replay", _replay_lines(facts))

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_lab.wizard.questions import Choice, Question, same
 
-from .console import one_line
+from .console import one_line, printable
 from .prompt_layout import COLUMNS, NO_HELP, lay_out_list, lay_out_text
 
 HINT = "(Esc back · ? help)"
@@ -119,16 +119,16 @@ def wait_for_enter(message: str = "Enter goes back") -> None:
 
 def _ask_plainly(question: Question) -> Any:
     """Ask with lines only: a number or a text."""
-    print(question.text)
+    print(printable(question.text))
     if question.allowed:
-        print(_folded(question.allowed))
+        print(printable(_folded(question.allowed)))
     for number, choice in enumerate(question.choices, 1):
         not_now = f"  (not available: {one_line(choice.why_not)})" if choice.why_not else ""
         print(f"  {number:>2}  {one_line(choice.text)}{not_now}")
     read = _read_numbers if question.choices else _read_text
     answer, trouble = read(question)
     while trouble:
-        print(trouble)
+        print(printable(trouble))
         answer, trouble = read(question)
     return answer
 
@@ -140,7 +140,7 @@ def _folded(text: str) -> str:
 def _read_line(question: Question, before: str, default: str) -> str:
     """Read one line; Enter alone takes the default, ? prints the help. Raises Back."""
     while (text := input(f"{before} [{default}], {PLAIN_HINT} > ").strip()) == PLAIN_HELP:
-        print(_folded(question.why or NO_HELP))
+        print(printable(_folded(question.why or NO_HELP)))
     if text == PLAIN_BACK:
         raise Back
     return text or default

@@ -6,14 +6,17 @@ import contextlib
 import io
 import os
 import sys
-import unicodedata
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError
+from llm_lab.safe_text import one_line, printable, redact
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+__all__ = ["is_terminal", "make_console", "one_line", "print_error", "print_text", "printable"]
 
 THEME = {
     "title": "bold cyan",
@@ -23,21 +26,32 @@ THEME = {
     "bad": "bold red",
     "dim": "dim",
 }
-# Format characters that reverse or hide the text around them.
-_MISLEADING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x2028, 0x2029, 0xFEFF}
-_DELETE = 0x7F
 
 
 def make_console(stderr: bool = False) -> Console:
-    """Return a console that respects NO_COLOR and accepts any text, whatever the terminal's encoding."""
+    """Return a console that respects NO_COLOR and accepts any text, whatever the terminal's encoding.
+
+    All text is shown as it is: markup in it means nothing, and control characters and secrets are replaced.
+    """
     from rich.console import Console
+    from rich.segment import Segment
     from rich.theme import Theme
 
+    class SafeConsole(Console):
+        """The one place through which text reaches the terminal."""
+
+        def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+            for text, style, control in super().render(*arguments, **options):
+                yield Segment(text if control else redact(printable(text)), style, control)
+
     stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, SafeStream):
+        stream = stream.inner
     if isinstance(stream, io.TextIOWrapper):
         with contextlib.suppress(ValueError, OSError):
             stream.reconfigure(errors="replace")  # a character that the terminal can't show must not raise
-    console = Console(stderr=stderr, highlight=False, emoji=False, theme=Theme(THEME))
+    options: dict[str, Any] = {"file": stream} if stderr else {}
+    console = SafeConsole(markup=False, highlight=False, emoji=False, theme=Theme(THEME), **options)
     console.on_broken_pipe = partial(_silence, console)  # rich's own handler exits with code 1
     return console
 
@@ -46,6 +60,44 @@ def _silence(console: Console) -> None:
     """Stop printing, but not the run: the reader has closed the pipe (`| head`)."""
     console.quiet = True
     os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
+
+
+class SafeStream(io.TextIOBase):
+    """A stream for what Python and the libraries write themselves, such as warnings and tracebacks."""
+
+    def __init__(self, inner: Any):
+        self.inner = inner
+
+    def write(self, text: str) -> int:
+        self.inner.write(redact(printable(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        self.inner.flush()
+
+    def isatty(self) -> bool:
+        return self.inner.isatty()
+
+    def fileno(self) -> int:
+        return self.inner.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.inner.encoding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@contextlib.contextmanager
+def safe_errors() -> Iterator[None]:
+    """Make everything that is written to standard error safe for the terminal."""
+    before = sys.stderr
+    sys.stderr = SafeStream(before)
+    try:
+        yield
+    finally:
+        sys.stderr = before
 
 
 def is_terminal() -> bool:
@@ -59,7 +111,7 @@ def is_terminal() -> bool:
 def print_waiting(text: str) -> None:
     """Print a "please wait" line to standard error, in a terminal only."""
     if is_terminal():
-        make_console(stderr=True).print(one_line(text), style="dim", markup=False)
+        make_console(stderr=True).print(one_line(text), style="dim")
 
 
 def supports_unicode(console: Console) -> bool:
@@ -72,6 +124,11 @@ def has_colors(console: Console) -> bool:
     return console.color_system is not None and not console.no_color
 
 
+def print_text(text: str) -> None:
+    """Print text to standard output; its lines are not wrapped."""
+    make_console().print(text, soft_wrap=True)
+
+
 def print_error(error: LabError) -> None:
     """Print each problem as a short paragraph, to standard error."""
     from rich.text import Text
@@ -81,28 +138,3 @@ def print_error(error: LabError) -> None:
         subject, _, rest = str(problem).partition(": ")
         text = Text.assemble((printable(subject), "bad"), ": " if rest else "", printable(rest))
         console.print(text, soft_wrap=not console.is_terminal)
-
-
-def printable(text: str) -> str:
-    """Return text that can't control a terminal: control characters become visible symbols."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_printable, text.replace("\r\n", "\n")))
-
-
-def _printable(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t":
-        return character
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == _DELETE:
-        return "\u2421"
-    if code in _MISLEADING or unicodedata.category(character) in ("Cc", "Cs"):
-        return "\ufffd"
-    return character
-
-
-def one_line(text: str) -> str:
-    """Return printable text on one line, with line ends shown as a symbol."""
-    return printable(text).replace("\n", "⏎").replace("\t", " ")

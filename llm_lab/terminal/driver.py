@@ -157,7 +157,7 @@ class Wizard:
                     raise
                 self._keep(start, walk, without_last=True)
                 text = f"Internal error: {type(error).__name__}: {error}\nllm-lab --debug shows the traceback."
-                make_console(stderr=True).print(text, style="bad", markup=False)
+                make_console(stderr=True).print(text, style="bad")
                 wait_for_enter("The draft is kept; Enter goes back to the menu")
                 return None
         self._forget(start.flow)
@@ -189,7 +189,7 @@ class Wizard:
             _print_screen(console, screen)
             for text, style in ((question.notice, "warn"), (question.help, "help")):
                 if text:
-                    console.print(printable(text), style=style, markup=False)
+                    console.print(printable(text), style=style)
         print(captured.get(), end="")
         return captured.get().count("\n") + bool(screen.title)
 
@@ -206,7 +206,7 @@ class Wizard:
             wait_for_enter()
             return False
         except OSError as error:
-            make_console(stderr=True).print(printable(str(error)), style="bad", markup=False)
+            make_console(stderr=True).print(printable(str(error)), style="bad")
             wait_for_enter()
             return False
         except KeyboardInterrupt:
@@ -264,7 +264,7 @@ def _print_screen(console: Console, screen: Screen) -> None:
     if isinstance(panel, DesignNumbers | RunNumbers):
         console.print()
     for line in screen.lines:
-        console.print(one_line(line.text), style=line.style or None, overflow="ellipsis", no_wrap=True, markup=False)
+        console.print(one_line(line.text), style=line.style or None, overflow="ellipsis", no_wrap=True)
 
 
 def _job_of(plan: RecipePlan) -> Any:
@@ -302,5 +302,5 @@ def _write_design(effect: WriteDesign) -> None:
 def _write_recipe(effect: WriteRecipe) -> None:
     write_atomically(effect.path, effect.text)
     text = f"Written: {effect.path}    run it with: llm-lab run {effect.path}"
-    make_console().print(one_line(text), style="good", markup=False)
+    make_console().print(one_line(text), style="good")
     wait_for_enter("Enter goes back to the review")

@@ -22,10 +22,11 @@ def begin_screen(title: str, where: str = "") -> Any:
     if is_terminal():
         console.clear()
     if title:
-        from rich.markup import escape
+        from rich.text import Text
 
-        where = f" [dim]· {escape(one_line(where))}[/]" if where else ""
-        console.rule(f"[title]LLM Lab[/] · {title}{where}", align="left", style="dim")
+        where = f" · {one_line(where)}" if where else ""
+        heading = Text.assemble(("LLM Lab", "title"), f" · {one_line(title)}", (where, "dim"))
+        console.rule(heading, align="left", style="dim")
     return console
 
 
@@ -39,7 +40,7 @@ def confirm_code(codes: Iterable[Code]) -> bool:
         console.print(Text(f"{code.key} runs code: {one_line(str(code.path))}{digest}", style="warn"))
         for line in code.first_lines():
             console.print(Text(f"    {one_line(line)}", style="dim"))
-    console.print("The recipe was found in a folder, and may be someone else's.", markup=False)
+    console.print("The recipe was found in a folder, and may be someone else's.")
     return input("Run this code? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -16,6 +16,7 @@ from support.post_runs import post_recipe, write_base
 from transformers import AutoModelForCausalLM
 
 from llm_lab import runner
+from llm_lab.errors import UserError
 from llm_lab.export.gguf_file import write_gguf
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
@@ -139,8 +140,15 @@ def test_a_card_reveals_no_local_paths_and_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh12345678")
     monkeypatch.setenv("MY_API_KEY", "a-key-of-mine")
     text = write_text(home / "my corpus.txt")
-    recipe = tiny_recipe(text, **{"samples.prompts": ["key a-key-of-mine, hf_abcdefgh12345678", "see /srv/data/x.txt"]})
-    run = runner.run(recipe, root=home / "checkpoints")
+    for secret in ("hf_abcdefgh12345678", "https://me:my-password@host/x"):
+        with pytest.raises(UserError, match=r"samples.prompts: this looks like a token or a password") as refused:
+            runner.run(tiny_recipe(text, **{"samples.prompts": ["the", secret]}), root=home / "checkpoints")
+        assert secret not in str(refused.value)
+    run = runner.run(tiny_recipe(text, **{"samples.prompts": ["see /srv/data/x.txt"]}), root=home / "checkpoints")
+    folder = RunFolder(Path(run["path"]))
+    folder.update(warnings=["key a-key-of-mine, hf_abcdefgh12345678, https://me:my-password@host/x"])
+    assert folder.facts()["warnings"] == ["key ***, ***, https://***@host/x"]
+    write_card(folder.model_path)
     card = Path(run["path"], "model", "README.md").read_text()
     for private in (
         "home of someone",
@@ -164,7 +172,7 @@ def test_text_of_the_user_does_not_break_the_card(in_tmp_path):
     text = write_card(model)
     assert front(text)["tags"] == ["llm-lab", "sft"]
     assert "<script>" not in text
-    assert "# a: &lt;b> [c]" in text
+    assert r"# a: &lt;b> \[c\]" in text
     rows = [line for line in text.splitlines() if line.startswith("| `a")]
     assert len(re.findall(r"(?<!\\)\|", rows[0])) == 4
     ((marks, recipe),) = codes(text, "yaml")

@@ -1,38 +1,55 @@
-"""Text that is safe to publish: Markdown that user text can't break, without local paths and secrets."""
+"""Text that is safe to publish: Markdown that text from elsewhere can't break, and without local paths."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_lab.safe_text import printable
+
+
+class Markdown(str):
+    """Text that is Markdown already: it is not escaped again."""
+
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; none where there are no rows."""
-    rows = [[*row] for row in rows]
-    lines = [[*head], ["---"] * len(head), *rows]
+    """Return the lines of a table; none where there are no rows. Cells that are not Markdown are escaped."""
+    rows = [list(row) for row in rows]
+    lines: list[Sequence[str]] = [[*head], [Markdown("---")] * len(head), *rows]
     return ["| " + " | ".join(map(cell, line)) + " |" for line in lines] if rows else []
 
 
 def cell(text: str) -> str:
     """Return a text that fits in one cell of a table."""
-    return " ".join(plain(text).split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|") if isinstance(text, Markdown) else _escape(text)
 
 
-def plain(text: str) -> str:
-    """Return a text in which nothing is read as HTML; code in backticks is left as it is."""
-    parts = re.split(r"(`[^`]*`)", str(text))
-    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
+# What starts emphasis, code, a link, an image, a cell, strikethrough, a formula or an entity.
+_SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w+;)")
+# What starts a heading, a list or a quotation at the beginning of a text.
+_AT_START = re.compile(r"^(?:[#>]|[+=-](?=\s|$|[=-])|\d{1,9}(?=[.)](?:\s|$)))")
 
 
-def code(text: str) -> str:
+def _escape(text: str) -> str:
+    text = " ".join(printable(str(text)).split())
+    return _SPECIAL.sub(r"\\\g<0>", text).replace("<", "&lt;")
+
+
+def plain(text: str) -> Markdown:
+    """Return a text on one line in which nothing is read as Markdown or HTML."""
+    escaped = _escape(text)
+    return Markdown(_AT_START.sub(lambda found: f"{found[0]}\\" if found[0].isdigit() else f"\\{found[0]}", escaped))
+
+
+def code(text: str) -> Markdown:
     """Return a text as inline code."""
-    return "`" + str(text).replace("`", "'") + "`"
+    return Markdown("`" + " ".join(printable(str(text)).split()).replace("`", "'") + "`")
 
 
 def fence(text: str, language: str = "") -> str:
     """Return a text as a block of code, whatever backticks it contains."""
+    text = printable(text)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     marks = "`" * max(3, longest + 1)
     return f"{marks}{language}\n{text}\n{marks}\n"
@@ -40,9 +57,6 @@ def fence(text: str, language: str = "") -> str:
 
 # An absolute path of two parts or more, of Unix or Windows, or one under a home folder; not one inside a URL.
 _PATH = re.compile(r"(?<![\w.:/\\~<-])(?:~\w*[/\\]|(?:[A-Za-z]:)?[/\\])(?:[\w.@+-]+[/\\])*(?P<last>[\w.@+*?-]+)[/\\]?")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
-_SECRET_NAMES = ("TOKEN", "_KEY", "SECRET", "PASSWORD", "PASSWD", "_PASS")
-HIDDEN = "***"
 
 
 def without_paths(text: str, known: Iterator[str] | tuple[str, ...] = ()) -> str:
@@ -62,14 +76,6 @@ def _shorten(match: re.Match[str]) -> str:
     parts = [part for part in re.split(r"[/\\]", text) if part]
     # "/compare" and the like are not local paths.
     return match["last"] if len(parts) > 1 or text.startswith("~") else text
-
-
-def without_secrets(text: str) -> str:
-    """Return a text without the tokens and passwords in the environment, and without Hub tokens."""
-    for name, value in os.environ.items():
-        if name.upper().endswith(_SECRET_NAMES) and len(value) >= 8:
-            text = text.replace(value, HIDDEN)
-    return _TOKEN.sub(HIDDEN, text)
 
 
 def is_absolute(path: str) -> bool:

@@ -1,0 +1,85 @@
+"""Text from elsewhere, made safe to show and to write: no control characters, no secrets, no megabytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+HIDDEN = "***"
+# Format characters that reverse or hide the text around them.
+_MISLEADING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x2028, 0x2029, 0xFEFF}
+_DELETE = 0x7F
+# Environment variables that hold secrets, by the end of their names.
+_SECRET_NAMES = ("TOKEN", "_KEY", "APIKEY", "SECRET", "PASSWORD", "PASSWD", "_PASS", "_PAT", "CREDENTIALS")
+_SHORTEST_SECRET = 8
+_SECRETS = (
+    # Tokens of the Hub, OpenAI and others, GitHub, GitLab, AWS, Slack and W&B.
+    (
+        r"\b(?:hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]*\d)[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+        r"|glpat-[\w-]{16,}|A[KS]IA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|wandb_v1_\w{16,})",
+        HIDDEN,
+    ),
+    (r"(?i)\b(bearer\s+)(?=\S*\d)[\w.~+/=-]{12,}", rf"\1{HIDDEN}"),
+    (r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",}]+", rf"\1{HIDDEN}"),
+    (r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"<>]+@", rf"\1{HIDDEN}@"),
+    (r"(?i)([?&][\w-]*(?:token|key|secret|password|passwd|signature|sig|credential)=)[^&\s'\"#]+", rf"\1{HIDDEN}"),
+)
+_COMPILED = [(re.compile(pattern), by) for pattern, by in _SECRETS]
+
+
+def printable(text: str) -> str:
+    """Return text that can't control a terminal: control characters become visible symbols."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_printable, text.replace("\r\n", "\n")))
+
+
+def _printable(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t":
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == _DELETE:
+        return "\u2421"
+    if code in _MISLEADING or unicodedata.category(character) in ("Cc", "Cs"):
+        return "\ufffd"
+    return character
+
+
+def one_line(text: str) -> str:
+    """Return printable text on one line, with line ends shown as a symbol."""
+    return printable(text).replace("\n", "⏎").replace("\t", " ")
+
+
+def redact(text: str) -> str:
+    """Return a text without tokens, passwords in addresses, and the secrets in the environment."""
+    for name, value in os.environ.items():
+        if name.upper().endswith(_SECRET_NAMES) and len(value) >= _SHORTEST_SECRET and not os.path.exists(value):
+            text = text.replace(value, HIDDEN).replace(quote(value, safe=""), HIDDEN)
+    for pattern, by in _COMPILED:
+        text = pattern.sub(by, text)
+    return text
+
+
+def redact_values(values: Any) -> Any:
+    """Return nested values with every text in them redacted."""
+    if isinstance(values, Mapping):
+        return {key: redact_values(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [redact_values(value) for value in values]
+    return redact(values) if isinstance(values, str) else values
+
+
+def has_secret(text: str) -> bool:
+    """Return whether a text looks as if it holds a token, or an address with a password."""
+    return any(pattern.search(text) for pattern, _ in _COMPILED)
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text of at most `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
