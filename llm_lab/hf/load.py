@@ -198,6 +198,7 @@ def load_model(
         raise UserError(hub_problem(error, key, str(folder), "model")) from None
     require_all_weights(model, found, str(folder), key=key)
     _describe_head(model)
+    hide_router_logits(model)
     return (model if load_in_4bit else model.to(device)).eval()
 
 
@@ -251,6 +252,13 @@ def _describe_head(model: Any) -> None:
         for config in (model.config, model.config.get_text_config()):
             if getattr(config, "tie_word_embeddings", False):
                 config.tie_word_embeddings = False
+
+
+def hide_router_logits(model: Any) -> None:
+    """Let a mixture of experts return router logits on request only: in its config, they would break generation."""
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
 
 
 def require_4bit(device: str) -> None:

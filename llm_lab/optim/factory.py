@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from llm_lab.recipe.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
@@ -19,7 +20,8 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     """Return trainable (hidden matrices, embeddings and head, vectors), each parameter once.
 
     Embeddings and the output head are matrices by shape only: each row belongs to a token. They are found by their
-    role and not by name, so this works for any Hugging Face model.
+    role and not by name, so this works for any Hugging Face model. The fused experts of a mixture are matrices, one
+    per expert: (experts, rows, columns); their biases (experts, columns) are vectors.
     """
     ends = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     for name in ("get_input_embeddings", "get_output_embeddings"):  # PEFT wraps them, with extra rows for new tokens
@@ -28,13 +30,14 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     # The head of a classifier outputs scores, not hidden states.
     ends += [module for name, module in model.named_modules() if name.rpartition(".")[2] in ("score", "classifier")]
     embedding_ids = {id(parameter) for end in ends for parameter in end.parameters()}
+    kernels = {id(p) for module in model.modules() if isinstance(module, _ConvNd) for p in module.parameters()}
     matrices, embeddings, vectors = [], [], []
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) in embedding_ids:
             embeddings.append(parameter)
-        elif parameter.ndim == 2:
+        elif parameter.ndim in (2, 3) and id(parameter) not in kernels and not name.endswith("bias"):
             matrices.append(parameter)
         else:
             vectors.append(parameter)
@@ -64,8 +67,13 @@ def _build_adamw_8bit(model: nn.Module, options: AdamW8bit) -> torch.optim.Optim
 
 def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:
     matrices, embeddings, vectors = split_parameters(model)
-    # GPT-2 stores its matrices the other way round.
-    transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
+    # GPT-2 stores its matrices the other way round, and so do some experts.
+    transposed = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
+        for parameter in module.parameters(recurse=False)
+    }
     return MuonWithAdamW(
         _groups(
             {

@@ -48,7 +48,7 @@ def _multiplies_bf16(device_type: str) -> bool:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Groups with algorithm "muon" take 2-D hidden matrices; groups with "adamw" take anything.
+    """Groups with algorithm "muon" take hidden matrices, also several in one 3-D tensor; "adamw" takes anything.
 
     A Muon step equals torch.optim.Muon's (adjust_lr_fn="original"): momentum, Newton-Schulz, decoupled
     weight decay, and an update scaled by sqrt(max(1, outputs / inputs)). Gradients are left untouched.
@@ -69,7 +69,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         for group in self.param_groups:
             assert group["algorithm"] in ("muon", "adamw")
-            assert group["algorithm"] == "adamw" or all(p.ndim == 2 for p in group["params"])
+            assert group["algorithm"] == "adamw" or all(p.ndim in (2, 3) for p in group["params"])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -99,11 +99,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
             dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
-            directions = orthogonalize(torch.stack(updates), group["ns_steps"], dtype).to(alike[0].dtype)
+            stacked = torch.stack(updates)
+            directions = orthogonalize(stacked.flatten(0, -3), group["ns_steps"], dtype).to(alike[0].dtype)
             torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])
-            outputs, inputs = reversed(shape) if is_transposed else shape
+            outputs, inputs = reversed(shape[-2:]) if is_transposed else shape[-2:]
             scale = math.sqrt(max(1.0, outputs / inputs))
-            torch._foreach_add_(alike, list(directions.unbind()), alpha=-lr * scale)
+            torch._foreach_add_(alike, list(directions.view_as(stacked).unbind()), alpha=-lr * scale)
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]

@@ -5,6 +5,7 @@ Where the logits of a whole batch would be large, they are computed in chunks.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,17 +37,34 @@ def autocast(device: str, dtype: str) -> AbstractContextManager:
 
 
 def next_token_loss(
-    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, device: str, dtype: str, head: nn.Linear | None = None
+    model: Any,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    device: str,
+    dtype: str,
+    head: nn.Linear | None = None,
+    balancing: float = 0.0,
 ) -> torch.Tensor:
     """Return the mean cross-entropy of labels[i, j], the token after input_ids[i, j].
 
-    head: the detached output head (see `detach_large_head`), or None if the model returns logits.
+    head: the detached output head (see `detach_large_head`), or None if the model returns logits. balancing: the
+    weight of the loss that balances the experts (see `balancing_weight`), which is added.
     """
     with autocast(device, dtype):
+        if balancing:
+            found = model(input_ids=input_ids, use_cache=False, output_router_logits=True)
+            return F.cross_entropy(found.logits.flatten(0, 1).float(), labels.flatten()) + balancing * found.aux_loss
         output = model(input_ids=input_ids, use_cache=False).logits.flatten(0, 1)
         if head is not None:
             return linear_cross_entropy(output, head, labels.flatten())
     return F.cross_entropy(output.float(), labels.flatten())
+
+
+def balancing_weight(model: Any) -> float:
+    """Return the weight of the loss that balances a model's experts, 0 if it has none."""
+    config = model.config.get_text_config()
+    can = "output_router_logits" in inspect.signature(model.forward).parameters
+    return float(getattr(config, "router_aux_loss_coef", None) or 0.0) if can else 0.0
 
 
 @contextmanager

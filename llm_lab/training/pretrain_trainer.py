@@ -14,7 +14,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.machine import find_machine
 
 from .cpu import keep_freed_memory, speed_up_products
-from .loss import autocast, detach_large_head, linear_cross_entropy, next_token_loss, sample_labels
+from .loss import autocast, balancing_weight, detach_large_head, linear_cross_entropy, next_token_loss, sample_labels
 from .pretrain_data import DataProgress
 from .trainer import LabTrainer
 
@@ -56,6 +56,7 @@ class PretrainTrainer(LabTrainer):
         # dynamic=False: all batches have the same shape, and a second graph would only cost time.
         self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
         self._dtype = dtype
+        self._balancing = balancing_weight(self.model)
         if self.args.device.type == "cpu":
             keep_freed_memory()
             if dtype == "float32" and not compile_loss:
@@ -69,7 +70,8 @@ class PretrainTrainer(LabTrainer):
     ) -> torch.Tensor:
         ids = self._last_ids = inputs["input_ids"]
         with detach_large_head(self.model, ids.numel()) as head:
-            return self._loss(model, ids, inputs["shift_labels"], self.args.device.type, self._dtype, head)
+            extra = {"balancing": self._balancing} if self._balancing else {}
+            return self._loss(model, ids, inputs["shift_labels"], self.args.device.type, self._dtype, head, **extra)
 
     def estimate_curvature(self) -> None:
         """Give the optimizer gradients of the loss on labels sampled from the model (Sophia's estimator)."""

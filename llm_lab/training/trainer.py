@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, RunWarning
+from llm_lab.hf.load import hide_router_logits
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remove_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.manifest import write_manifest
@@ -115,6 +116,8 @@ class LabTrainerMixin(_Base):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if hasattr(self.model, "config"):
+            hide_router_logits(self.model)  # TRL sets them in the config, and requests them in each step as well
         self.tracking = tracking or Tracking((), run, listener)
         self.run, self.listener, self.interruption = run, listener, interruption
         self.tokens_per_step = tokens_per_step

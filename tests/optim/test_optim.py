@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_models import tiny_config
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.factory import build_optimizer, split_parameters
@@ -25,6 +25,13 @@ SHAPES = [(8, 8), (16, 4), (4, 16), (8, 8), (1, 6)]
 
 def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=61, n_positions=32))
+
+
+def mixture(kind: str):
+    sizes = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = AutoConfig.for_model(kind, **sizes, num_attention_heads=2, num_key_value_heads=1, num_local_experts=3)
+    config.head_dim = 8
+    return AutoModelForCausalLM.from_config(config)
 
 
 def matrices() -> list[nn.Parameter]:
@@ -98,6 +105,28 @@ def test_muon_treats_a_matrix_that_gpt2_stores_transposed_as_any_other():
     optimizer.step()
     reference.step()
     torch.testing.assert_close(stored.detach().T, linear.detach(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_fused_experts_are_matrices_one_per_expert(kind):
+    """gpt-oss stores its experts transposed, with biases that look like matrices."""
+    model = mixture(kind)
+    hidden, _, vectors = split_parameters(model)
+    names = {id(parameter): name.partition("layers.0.")[2] for name, parameter in model.named_parameters()}
+    matrix_names = {names[id(parameter)] for parameter in hidden}
+    assert {"mlp.experts.gate_up_proj", "mlp.experts.down_proj", "self_attn.q_proj.weight"} <= matrix_names
+    assert not [name for name in matrix_names if name.endswith("bias")]
+    assert all(parameter.ndim == 1 or names[id(parameter)].endswith("bias") for parameter in vectors)
+    fused = model.model.layers[0].mlp.experts.gate_up_proj
+    alone = [nn.Parameter(expert.detach().clone()) for expert in fused]
+    give_gradients([fused], 0)
+    for expert, grad in zip(alone, fused.grad, strict=True):
+        expert.grad = grad.clone()
+    transposed = [kind == "gpt_oss"] * len(alone)
+    reference = MuonWithAdamW([{"params": alone, "transposed": transposed, "algorithm": "muon", "lr": 0.1}])
+    build_optimizer(model, Muon(learning_rate=0.1)).step()
+    reference.step()
+    torch.testing.assert_close(fused.detach(), torch.stack([p.detach() for p in alone]), rtol=0, atol=1e-3)
 
 
 def test_a_muon_update_is_nearly_orthogonal():

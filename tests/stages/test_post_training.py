@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.listeners import Handlers
 from support.post_runs import post_recipe, rows_of, weights_of, write_base, write_rows
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
 
 from llm_lab.errors import UserError
 from llm_lab.runner import run
@@ -449,6 +449,22 @@ def test_packed_examples_do_not_see_each_other(parts):
             assert torch.allclose(logits[number, start:end], alone, atol=1e-5)
             assert batch["labels"][number, start] == -100
             start = end
+
+
+def test_a_mixture_of_experts_is_fine_tuned_and_generates():
+    """TRL requests router logits in the config, with which transformers can't generate."""
+    from llm_lab.hf.tokenizers import make_byte_tokenizer
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(
+        vocab_size=257, **sizes, num_key_value_heads=1, num_local_experts=2, output_router_logits=True
+    )
+    MixtralForCausalLM(config).save_pretrained("mixture")
+    make_byte_tokenizer().save_pretrained("mixture")
+    facts = run(post_recipe("sft", model={"checkpoint": "mixture"}, **{"train.max_steps": 1}))
+    assert facts["status"] == "done"
+    assert Path(facts["path"], "samples.md").read_text()
+    assert not json.loads(Path(facts["path"], "model", "config.json").read_text()).get("output_router_logits")
 
 
 def test_packing_is_refused_where_examples_would_see_each_other():

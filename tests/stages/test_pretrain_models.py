@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny_recipe, write_text
 from support.pretrain_runs import losses, weights
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig
 
 from llm_lab.errors import UserError
 from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
@@ -83,6 +83,19 @@ def test_a_hugging_face_config_is_pretrained_from_scratch(kind, optimizer):
     built = AutoModelForCausalLM.from_pretrained("checkpoints/tiny/model", trust_remote_code=kind == "ours")
     assert type(built).__name__ == architecture
     assert built.config.vocab_size == 257
+
+
+def test_the_loss_that_balances_experts_is_trained_but_not_measured():
+    sizes = {**SMALL, "intermediate_size": 32, "num_key_value_heads": 2, "num_local_experts": 4}
+    config = MixtralConfig(**sizes, router_aux_loss_coef=0.5, max_position_embeddings=64)
+    config.save_pretrained("config")
+    changes = {"optimizer.learning_rate": 1e-12, "train.logging_steps": 1}
+    rows = losses(run(tiny_recipe(model={"config": "config"}, tokenizer="bytes", **changes)))
+    trained = [row["loss"] for row in map(dict, rows) if "loss" in row]
+    measured = [row["eval_loss"] for row in map(dict, rows) if "eval_loss" in row]
+    # With equal use of all experts, the balancing loss is num_experts_per_tok = 2.
+    assert trained[-1] - measured[-1] == pytest.approx(0.5 * 2, rel=0.15)
+    assert measured[-1] == pytest.approx(math.log(257), rel=0.05)
 
 
 def test_rows_longer_than_the_context_of_a_config_are_refused():
