@@ -16,7 +16,7 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 from .builtin import BUILTIN_EXAMPLES
 from .formats import KNOWN, Format, list_columns, recognize
 from .messages import Unreadable, Unusable
-from .paths import SNIFFED_ROWS, find_files, is_local, refuse_extras, refuse_local_extras
+from .paths import SNIFFED_ROWS, find_files, is_on_hub, refuse_extras, refuse_local_extras
 from .readers import Reader, without_nan
 from .rows import Example as Example
 from .rows import read_example
@@ -129,7 +129,7 @@ def look_at_examples(
     exists. Raises UserError as open_examples does.
     """
     path = str(path)
-    if not path.startswith("builtin:") and not is_local(path):
+    if is_on_hub(path):
         from .hub_datasets import look_at_hub
 
         return look_at_hub(path, subset=subset, split=split, key=key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def read_messages(value: Any, what: str) -> list[Message]:
     value: a list, or its JSON. Raises Unreadable, naming it `what`, for anything else.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _parse(value)
+        value = parse_list(value)
         if value is None:
             raise Unreadable(f"{what} is a string that is not valid JSON")
     if isinstance(value, Mapping) and value and all(isinstance(cells, list) for cells in value.values()):
@@ -82,7 +83,7 @@ def written_messages(text: str, what: str) -> Any | None:
     """
     if not _LIST.match(text):
         return None
-    value = _parse(text)
+    value = parse_list(text)
     if value is None and _MESSAGES.match(text):
         raise Unreadable(f"{what} looks like a list of messages, but is not valid JSON")
     if isinstance(value, list) and all(_is_message(turn) for turn in value):
@@ -105,11 +106,12 @@ def _is_message(turn: Any) -> bool:
     return pair is not None and isinstance(turn[pair[0]], str) and turn[pair[0]] in {*ROLES, *_OTHER_ROLES}
 
 
-def _parse(text: str) -> Any | None:
+def parse_list(text: str) -> Any | None:
     """Return a list written as JSON, or as pandas writes lists into CSV files; None if it is neither."""
     for parse in (json.loads, ast.literal_eval):
         try:
-            return parse(text)
+            with warnings.catch_warnings(action="ignore"):  # Python's parser warns of backslashes in texts
+                return parse(text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
     return None

@@ -81,22 +81,23 @@ def find_files(path: str, key: str, split: str = "train") -> LocalFiles | None:
     return None
 
 
-def is_local(path: str) -> bool:
-    """Return whether a path names local files, whatever is in them."""
+def is_on_hub(path: str) -> bool:
+    """Return whether a path can only be the name of a Hub dataset: it is neither built in nor looks local."""
     local = Path(path).expanduser()
-    return local.exists() or any(sign in path for sign in "*?[") or _looks_local(path)
+    looks_local = local.exists() or any(sign in path for sign in "*?[") or _looks_local(path)
+    return not path.startswith("builtin:") and not looks_local
 
 
 def hub_mark(path: str) -> dict[str, bool]:
     """Return {"hub": True} if a path names a Hub dataset, else {}: for the record of a run."""
-    return {} if path.startswith("builtin:") or is_local(path) else {"hub": True}
+    return {"hub": True} if is_on_hub(path) else {}
 
 
 def default_split(path: str, split: str | None) -> str:
     """Return the default split for held-out prompts: test, where the dataset has one."""
     if split is not None:
         return split
-    if path.startswith("builtin:") or not is_local(path):
+    if path.startswith("builtin:") or is_on_hub(path):
         return "test"
     local = Path(path).expanduser()
     return "test" if local.is_dir() and "test" in find_splits(local, _data_in(local)[0]) else "train"

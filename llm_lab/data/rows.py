@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from .messages import (
     check_turns,
     is_dialogue,
     is_single_message,
+    parse_list,
     read_dialogue,
     read_messages,
     read_text,
@@ -91,7 +91,9 @@ def read_example(row: Mapping[str, Any], form: Format) -> tuple[Example, str | N
         return _read_preference(row, form), None
     if form.layout == ("messages",):
         column = form.fields["messages"]
-        messages = [*_system(row, form), *read_messages(row.get(column) or [], _column(form, "messages"))]
+        messages = read_messages(row.get(column) or [], _column(form, "messages"))
+        # Some datasets repeat the system message in a column.
+        messages = [*(one for one in _system(row, form) if one not in messages[:1]), *messages]
     else:
         messages = _prompt(row, form)
         if "completion" in form.fields:
@@ -240,10 +242,9 @@ def _history(row: Mapping[str, Any], form: Format) -> list[Message]:
         return []
     value, what = row.get(form.fields["history"]), _column(form, "history")
     if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise Unreadable(f"{what} is a string that is not valid JSON") from None
+        value = parse_list(value)
+        if value is None:
+            raise Unreadable(f"{what} is a string that is not valid JSON")
     if not value:
         return []
     if isinstance(value, list) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):

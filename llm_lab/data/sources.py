@@ -13,8 +13,8 @@ from typing import Any
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 
 from .builtin import BUILTIN, builtin_documents
-from .formats import pick_column
-from .paths import SNIFFED_ROWS, LocalFiles, find_files, is_local, refuse_extras, refuse_local_extras, sniff
+from .formats import list_columns, pick_column
+from .paths import SNIFFED_ROWS, LocalFiles, find_files, is_on_hub, refuse_extras, refuse_local_extras, sniff
 from .readers import Reader
 
 _FORMAT = "1"  # part of every fingerprint: increase it when the same files would produce different documents
@@ -127,18 +127,18 @@ def look_at_source(
 ) -> str | None:
     """Check a recipe's path without downloading anything; return a warning, or None.
 
-    Local and built-in text is opened as by open_source or open_stream. For a Hub dataset, only check that it exists;
-    an unreachable Hub is a warning, not an error, because the recipe may be meant for another machine.
+    Local and built-in text is opened as by open_source or open_stream; the warning names the columns that are not read.
+    For a Hub dataset, only check that it exists; an unreachable Hub is a warning, not an error, because the recipe may
+    be meant for another machine.
     """
     path = str(path)
-    if path.startswith("builtin:") or is_local(path):
+    if not is_on_hub(path):
+        opener: Any = open_source
         if streaming:
-            from .streams import open_stream
-
-            open_stream(path, key=key, subset=subset, split=split, text_column=text_column)
-        else:
-            open_source(path, key=key, subset=subset, split=split, text_column=text_column)
-        return None
+            from .streams import open_stream as opener
+        opened = opener(path, key=key, subset=subset, split=split, text_column=text_column)
+        unread = [name for name in opened.columns if name and name != opened.text_column]
+        return f"{key}: columns of {path} that are not read: {list_columns(unread)}" if unread else None
     from .hub_datasets import look_at_hub
 
     return look_at_hub(path, subset=subset, split=split, key=key)

@@ -39,6 +39,7 @@ class TextStream:
     key: str
     path: str
     text_column: str | None
+    columns: tuple[str, ...]
     _read: Callable[[Position | None], Iterator[Piece]] = field(repr=False, compare=False)
     _extent: str = field(repr=False, compare=False)
     _identity: str = field(repr=False, compare=False)
@@ -144,15 +145,17 @@ def _too_short(stream: TextStream, documents: int) -> Problem:
 def _open_files(path: str, key: str, found: LocalFiles, text_column: str | None) -> TextStream:
     readers = found.readers(key, path)
     column = None
+    names: tuple[str, ...] = ()
     if found.kind != "text":
         if any(reader.is_json_list() for reader in readers):
             fix = "Write one object per line, or remove streaming."
             raise UserError(Problem(f"{key}.streaming", "A JSON list can't be streamed", value=True, fix=fix))
-        _, column = sniff(readers, key, path, text_column)
+        names, column = sniff(readers, key, path, text_column)
     return TextStream(
         key=key,
         path=path,
         text_column=column,
+        columns=names,
         _read=partial(_read_files, readers, column),
         _extent=found.describe(size=True),
         _identity="\0".join([found.kind, column or "", *(str(file.stat().st_size) for file in found.files)]),
@@ -192,6 +195,7 @@ def _open_hub(path: str, key: str, subset: str | None, split: str, text_column: 
         key=key,
         path=path,
         text_column=column,
+        columns=tuple(names),
         _read=partial(_read_hub, rows, start, column, partial(hub_errors, path, subset, split, key)),
         _extent=f"Hub dataset {path} ({where})",
         _identity="\0".join(["hub", path, subset or "", split, column]),

@@ -75,24 +75,27 @@ class Found:
 @remember
 def look_at_texts(source: Mapping[str, Any]) -> Found:
     """Look at a set of texts; of one on the Hub only at its page. UserError where it can't be read."""
+    from llm_lab.data.paths import is_on_hub
     from llm_lab.data.sources import look_at_source, open_source
     from llm_lab.data.streams import open_stream
 
     keys = {key: source[key] for key in ("subset", "split", "text_column") if source.get(key)}
     streaming = bool(source.get("streaming"))
     remark = look_at_source(source["path"], streaming=streaming, **keys)
-    return Found(remark or (open_stream if streaming else open_source)(source["path"], **keys).describe())
+    if remark and is_on_hub(source["path"]):
+        return Found(remark)
+    return Found((open_stream if streaming else open_source)(source["path"], **keys).describe())
 
 
 @remember
 def look_at_examples(source: Mapping[str, Any], kind: str) -> Found:
     """Look at a set of examples; of one on the Hub only at its page. UserError where it can't be read."""
     from llm_lab.data import examples
-    from llm_lab.data.paths import is_local
+    from llm_lab.data.paths import is_on_hub
 
     keys = {key: source[key] for key in ("subset", "split", "columns") if source.get(key)}
     remark = examples.look_at_examples(source["path"], kind=kind, **keys)
-    if remark and not source["path"].startswith("builtin:") and not is_local(source["path"]):
+    if remark and is_on_hub(source["path"]):
         return Found(remark)
     found = examples.open_examples(source["path"], kind=kind, **keys)
     return Found(found.description, found.examples[0].describe())
@@ -109,9 +112,9 @@ def columns_of(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 def is_hub_name(path: str) -> bool:
     """Whether a path names a dataset on the Hub."""
-    from llm_lab.data.paths import is_local
+    from llm_lab.data.paths import is_on_hub
 
-    return not path.startswith("builtin:") and path.count("/") == 1 and not is_local(path)
+    return path.count("/") == 1 and is_on_hub(path)
 
 
 def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:

@@ -344,6 +344,12 @@ def test_a_dataset_without_usable_rows_is_an_error():
 # Columns that change the prompt
 
 
+def test_a_system_message_that_a_column_repeats_is_read_once():
+    row = {"system": "Be kind.", "messages": [SYSTEM, USER, ANSWER]}
+    assert only(row).prompt == (SYSTEM, USER)
+    assert only({**row, "messages": [USER, ANSWER]}).prompt == (SYSTEM, USER)
+
+
 def test_columns_that_are_not_read_are_listed_and_counted():
     rows = [{**GOOD, "id": number, "note": "late" if number > 25 else None, "tags": []} for number in range(30)]
     source = read(*rows)
@@ -404,6 +410,7 @@ def test_the_turns_of_a_history_precede_the_prompt(history):
 
 
 def test_a_history_of_another_form_is_an_error():
+    assert "is a string that is not valid JSON" in refusal({"prompt": "Why?", "output": "So.", "history": "[" * 99_999})
     assert "message 1 of column 'history' is str" in refusal({"prompt": "Why?", "output": "So.", "history": ["Who?"]})
 
 

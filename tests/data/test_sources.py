@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_lab.data.sources import open_source
+from llm_lab.data.sources import look_at_source, open_source
 from llm_lab.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -129,6 +129,13 @@ def test_sources_open_without_heavy_imports():
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_check_names_the_columns_that_are_not_read(streaming):
+    jsonl("a.jsonl", {"id": "1", "text": "one"})
+    remark = look_at_source("a.jsonl", key="data.1", streaming=streaming)
+    assert remark == "data.1: columns of a.jsonl that are not read: id"
 
 
 # The fingerprint
