@@ -201,6 +201,8 @@ This table has every chat template that TRL ships, by name, and kinds of convers
 - **split**: one sequence for each answer, because the template writes an answer differently once the conversation
   continues; many leave out earlier reasoning. Each sequence is what the model reads at inference.
 - A number: something is left out, for the reason below, or the whole conversation. The run and the X-ray count it.
+
+Rows with tool calls are skipped, and counted, when a dataset is read; their column shows what the templates take.
 """
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.conversations import encode_prompt, render_conversation
 from llm_lab.hf.load import context_of
+from llm_lab.hf.rendering import Refused
 
 from .conversation_files import read_conversation, write_conversation
 from .decoding import REPLACEMENT, ChatSettings, Predictor, TextStream, end_tokens, make_sampler
@@ -132,7 +133,11 @@ class ChatSession:
             raise UserError(Problem("system", "base models do not support a system prompt", fix=fix))
         if text:
             asked = [{"role": "system", "content": text}, {"role": "user", "content": "."}]
-            shown = render_conversation(self._tokenizer, asked)
+            try:
+                shown = render_conversation(self._tokenizer, asked)
+            except Refused as refused:
+                why = f"this model's chat template does not support system prompts: {refused.reason}"
+                raise UserError(Problem("system", why)) from None
             if text not in shown:
                 raise UserError(Problem("system", "this model's chat template ignores system prompts"))
         self.system = text or None

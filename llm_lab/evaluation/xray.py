@@ -16,12 +16,14 @@ from llm_lab.data.split import split_examples
 from llm_lab.data.streams import open_stream
 from llm_lab.hf.chat_templates import apply_chat_template_choice
 from llm_lab.hf.conversations import (
+    TEMPLATED,
     Encoded,
     encode_answer,
     encode_conversation,
     encode_prompt,
     encode_sequences,
     encode_text,
+    is_templated,
     render_conversation,
 )
 from llm_lab.hf.load import read_config
@@ -192,7 +194,7 @@ def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, examples
     template = (
         "an encoder: it reads pairs of prompt and answer"
         if pairs
-        else apply_chat_template_choice(tokenizer, recipe.chat_template).notice
+        else apply_chat_template_choice(tokenizer, recipe.chat_template, date=recipe.template_date).notice
     )
     sources = open_example_sets(recipe)
     fraction, take = recipe.validation.fraction, recipe.validation.from_
@@ -284,7 +286,8 @@ def _encoder(recipe: Any, tokenizer: Any) -> Encode:
 
     def sft(example: Example) -> Parts:
         if example.text is not None:
-            return {"text": encode_text(tokenizer, example.text)}, ()
+            remarks = (TEMPLATED,) if is_templated(tokenizer, example.text) else ()
+            return {"text": encode_text(tokenizer, example.text)}, remarks
         found = encode_sequences(tokenizer, example.messages, assistant_only=recipe.sft.assistant_only_loss)
         if len(found.sequences) == 1:
             return {"conversation": found.sequences[0]}, found.remarks

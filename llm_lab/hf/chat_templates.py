@@ -162,7 +162,8 @@ def _set_pad(tokenizer: Any, *, may_grow: bool) -> None:
     if not free and not may_grow:
         template = template_of(tokenizer)
         unused = [token for token in special if token not in template]
-        if "bos_token" in template and tokenizer.bos_token in unused:
+        writes_bos = "bos_token" in template or tokenizer.bos_token_id in tokenizer("")["input_ids"]
+        if writes_bos and tokenizer.bos_token in unused:
             unused.remove(tokenizer.bos_token)
         free = sorted(unused, key=lambda token: (_rank(token), tokenizer.convert_tokens_to_ids(token)))
     tokenizer.add_special_tokens({"pad_token": free[0] if free else PAD})

@@ -17,9 +17,11 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 
-from .rendering import Message, Refused, mark, render
+from .rendering import Message, Refused, mark, properties, render
 from .turns import NO_END, Talk, Turn, control_tokens, holds, is_trained, read_turn
 
+TEMPLATED = "the text is already written in the chat template: its control tokens are read as such, and all is trained"
+_EMPTY_TAG = re.compile(r"\s*<(\w+)>\s*(</\1>)?\s*\Z")
 IGNORED = -100  # the label that losses ignore
 SPLIT = (
     "split into one sequence per answer: the chat template writes an answer differently once the conversation continues"
@@ -125,6 +127,8 @@ def encode_answer(tokenizer: Any, messages: Sequence[Message], answer: str) -> t
     """Return the tokens of a prompt and of an answer, including its end-of-turn token. Raises Refused."""
     talk = Talk.of(tokenizer, [*messages, {"role": "assistant", "content": answer}])
     turn = read_turn(talk, len(messages))
+    if turn.remarks:
+        raise Refused(turn.remarks[0])
     ids, mask = _encode(talk, turn.prompt + turn.text, len(messages), [(len(turn.prompt), turn.end)])
     start = mask.index(1)
     return ids[:start], ids[start:]
@@ -133,16 +137,31 @@ def encode_answer(tokenizer: Any, messages: Sequence[Message], answer: str) -> t
 def encode_text(tokenizer: Any, text: str, *, max_length: int | None = None) -> Encoded:
     """Return the tokens of plain text followed by EOS, all trained; BOS only if the tokenizer adds one.
 
+    In a text that is written in the chat template, its control tokens are control tokens, and it has its own end.
     Raises UserError if the tokenizer has no EOS.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
             Problem("tokenizer", "This tokenizer has no end-of-text token (EOS), which is needed to end every text")
         )
-    ids = list(tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"])
-    if ids[-1:] != [tokenizer.eos_token_id]:
+    if is_templated(tokenizer, text):
+        begin = tokenizer("")["input_ids"][:1]
+        ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = ids if ids[:1] == begin or begin != [tokenizer.bos_token_id] else [*begin, *ids]
+        ends = bool(re.search(rf"(?:{properties(tokenizer).control_tokens.pattern})\s*\Z", text))
+    else:
+        ids = list(tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"])
+        ends = ids[-1:] == [tokenizer.eos_token_id]
+    if not ends:
         ids.append(tokenizer.eos_token_id)
     return Encoded(ids[:max_length], [1] * len(ids[:max_length]), len(ids))
+
+
+def is_templated(tokenizer: Any, text: str) -> bool:
+    """Return whether a text is a conversation that is already written in the tokenizer's chat template."""
+    known = properties(tokenizer)
+    opening = _EMPTY_TAG.sub("", known.opening)
+    return bool(known.control_tokens.search(opening)) and opening in text
 
 
 def render_conversation(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> str:

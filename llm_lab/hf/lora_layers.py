@@ -166,11 +166,19 @@ def _check_custom(model: Any, names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable[int] = ()) -> Any:
+def attach_lora(
+    model: Any,
+    options: Lora,
+    *,
+    seed: int,
+    new_token_ids: Iterable[int] = (),
+    control_ids: Iterable[int] = (),
+) -> Any:
     """Return the model with a new adapter, as a PeftModel: the adapter is trained, the rest is frozen.
 
     options: the lora group of a resolved recipe. new_token_ids: tokens whose rows in embeddings and head are trained
-    too, in addition to those that the base on disk has no rows for. The score head of a reward model is trained in
+    too, in addition to those that the base on disk has no rows for. control_ids: other tokens whose rows are trained
+    where the model allows it. The score head of a reward model is trained in
     full. The same seed gives the same adapter. Raises UserError if a preset or a name does not match the model.
     """
     import torch
@@ -189,7 +197,7 @@ def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable
         use_dora=options.use_dora,
         target_modules=targets,
         modules_to_save=["score"] if is_classifier else None,
-        trainable_token_indices=_rows_to_train(model, new_token_ids, targets),
+        trainable_token_indices=_rows_to_train(model, new_token_ids, control_ids, targets),
         task_type=TaskType.SEQ_CLS if is_classifier else TaskType.CAUSAL_LM,
     )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -202,20 +210,25 @@ def attach_lora(model: Any, options: Lora, *, seed: int, new_token_ids: Iterable
     return adapted
 
 
-def _rows_to_train(model: Any, new_token_ids: Iterable[int], targets: Sequence[str]) -> Any:
+def _rows_to_train(model: Any, new_token_ids: Iterable[int], control_ids: Iterable[int], targets: Sequence[str]) -> Any:
     """Return PEFT's trainable_token_indices for the embeddings and, if it is a separate matrix, the head."""
     rows = model.get_input_embeddings().weight.shape[0]
-    ids = sorted({*new_token_ids, *range(rows_on_disk(model.name_or_path) or rows, rows)})
+    new = {*new_token_ids, *range(rows_on_disk(model.name_or_path) or rows, rows)}
+    ids = sorted({*new, *control_ids})
     if not ids:
         return None
     head = model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     own_head = head is not None and head.weight is not model.get_input_embeddings().weight
     ends = [names[id(model.get_input_embeddings())], *([names[id(head)]] if own_head else [])]
-    if any(_matches(target, end) for target in targets for end in ends):
+    has_adapter = any(_matches(target, end) for target in targets for end in ends)
+    has_bias = getattr(head, "bias", None) is not None
+    if not new and (has_adapter or has_bias):
+        return None
+    if has_adapter:
         why = "the rows of new tokens are trained in full, so their layer can't have an adapter"
         raise UserError(Problem("lora.target_modules", why, fix="Remove embeddings and head."))
-    if getattr(head, "bias", None) is not None:
+    if has_bias:
         # PEFT ignores the bias of such a head.
         why = f"{type(model).__name__} has a bias in its head, so new token rows can't be trained with LoRA"
         fix = "Use a chat template whose tokens the model already has, or remove lora."

@@ -205,6 +205,12 @@ class TuneRecipe(StageRecipe):
         choices=CHAT_TEMPLATES,
         derived="own where the tokenizer has a template, else chatml",
     )
+    template_date: str | None = option(
+        help="the date that a chat template gets which writes the current date, such as 2026-11-28",
+        derived="the current date, which is kept with the run and its tokenizer",
+        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$",
+        advanced=True,
+    )
     data: tuple[ExampleSet, ...] = option(..., help="the datasets of examples, each with its weight", min_length=1)
     validation: PromptValidation = option(PromptValidation(), help="what is held out for validation")
     lora: Lora | None = option(help="train a LoRA adapter; null: train all weights")

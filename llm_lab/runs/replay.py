@@ -116,7 +116,8 @@ def _stage(node: Node, run: RunFolder, label: str, labels: Mapping[Path, str]) -
             continue
         made_by = link.node.run
         _put(values, link.key.split("."), STAGE + labels[made_by.path] if made_by else link.node.place)
-    return {**values, "name": label}
+    date = run.facts().get("template_date")  # of a chat template that writes the current date
+    return {**values, "name": label, **({"template_date": date} if date else {})}
 
 
 def _put(values: Any, steps: list[str], value: str) -> None:

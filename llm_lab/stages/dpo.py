@@ -45,7 +45,7 @@ def run(recipe: DpoRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     quiet_libraries()
     with first_process_first():
         examples = open_data(recipe, folder, listener)
-        model, tokenizer = load_model_to_train(recipe, listener)
+        model, tokenizer = load_model_to_train(recipe, folder, listener)
         reference = load_reference(recipe, model, tokenizer)
     record_parent(recipe, folder, model)
     length = recipe.train.max_length

@@ -18,7 +18,7 @@ from llm_lab.data.mixing import ExampleMix
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import save_adapter
-from llm_lab.hf.chat_templates import ChosenTemplate, apply_chat_template_choice, resize_for
+from llm_lab.hf.chat_templates import ChosenTemplate
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.hf.lora_layers import describe_trainable
 from llm_lab.hf.tokenizers import load_tokenizer
@@ -33,11 +33,13 @@ from llm_lab.training.trainer import LabTrainerMixin
 from llm_lab.training.tuned_run import (
     KEY,
     Evaluation,
+    choose_template,
     dataset_in_order,
     derive_max_steps,
     encode_each,
     encode_examples,
     fit,
+    fit_vocabulary,
     open_data,
     order_examples,
     prepare_training,
@@ -54,7 +56,7 @@ def run(recipe: RewardRecipe, folder: RunFolder, listener: Listener, *, resume: 
     quiet_libraries()
     with first_process_first():
         examples = open_data(recipe, folder, listener)
-        model, tokenizer = build(recipe, listener)
+        model, tokenizer = build(recipe, folder, listener)
     record_parent(recipe, folder, model)
     encode_all = partial(encode, recipe, model=model, tokenizer=tokenizer)
     sets = encode_examples(examples, encode_all, listener, noun="preference", max_length=recipe.train.max_length)
@@ -83,7 +85,7 @@ def run(recipe: RewardRecipe, folder: RunFolder, listener: Listener, *, resume: 
     )
 
 
-def build(recipe: RewardRecipe, listener: Listener) -> tuple[Any, Any]:
+def build(recipe: RewardRecipe, folder: RunFolder, listener: Listener) -> tuple[Any, Any]:
     """Load the model with a score head on the recipe's device, and its tokenizer with a chat template.
 
     The head is the checkpoint's own if it has one. An encoder reads pairs of texts and gets no chat template.
@@ -104,15 +106,14 @@ def build(recipe: RewardRecipe, listener: Listener) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(checkpoint, key=KEY)
     chosen: ChosenTemplate | None = None
     if not is_encoder(model.config):
-        chosen = apply_chat_template_choice(tokenizer, recipe.chat_template)
-        listener(Notice(chosen.notice))
-        resize_for(model, tokenizer, chosen, seed=recipe.seed)
+        chosen = choose_template(recipe, tokenizer, folder, listener)
+        fit_vocabulary(model, tokenizer, chosen, listener, seed=recipe.seed)
     elif recipe.chat_template is not None:
         why = f"a {model.config.model_type} model reads pairs of prompt and answer and uses no chat template"
         raise UserError(Problem("chat_template", why, value=recipe.chat_template, fix="Leave the key out."))
     # As TRL does, but before the adapter is attached: the adapter's dropout is set by the recipe.
     disable_dropout_in_model(model)
-    model = prepare_training(model, recipe, chosen.new_ids if chosen else ())
+    model = prepare_training(model, recipe, chosen)
     if lora is not None:
         for parameter in model.parameters():
             if parameter.requires_grad:

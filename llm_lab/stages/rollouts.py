@@ -110,7 +110,7 @@ def set_up_rollouts(
     """
     with first_process_first():
         examples = open_data(recipe, folder, listener)
-        model, tokenizer = load_model_to_train(recipe, listener)
+        model, tokenizer = load_model_to_train(recipe, folder, listener)
     record_parent(recipe, folder, model)
     terms = [term.model_dump() for term in recipe.rewards]
     rewards = build_rewards(terms, device=recipe.device, find_model=find_local)

@@ -17,7 +17,7 @@ from llm_lab.data.mixing import ExampleMix
 from llm_lab.errors import Problem, UserError
 from llm_lab.evaluation.score import answer_measures, generating
 from llm_lab.events import Listener, Notice
-from llm_lab.hf.conversations import IGNORED, Encoded, encode_sequences, encode_text
+from llm_lab.hf.conversations import IGNORED, TEMPLATED, Encoded, encode_sequences, encode_text, is_templated
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.sft import SftRecipe
 from llm_lab.runs.folder import RunFolder
@@ -49,7 +49,7 @@ def run(recipe: SftRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     quiet_libraries()
     with first_process_first():
         examples = open_data(recipe, folder, listener)
-        model, tokenizer = load_model_to_train(recipe, listener)
+        model, tokenizer = load_model_to_train(recipe, folder, listener)
     if recipe.sft.packing:
         require_separate_examples(model)
     record_parent(recipe, folder, model)
@@ -89,6 +89,7 @@ def encode(recipe: SftRecipe, examples: Sequence[Example], tokenizer: Any) -> tu
 
     def encode_one(example: Example, counts: Counter[str]) -> Iterator[Encoded]:
         if example.text is not None:
+            counts[TEMPLATED] += is_templated(tokenizer, example.text)
             sequences = [encode_text(tokenizer, example.text, max_length=length)]
         else:
             only = recipe.sft.assistant_only_loss

@@ -15,10 +15,10 @@ from llm_lab.data.paths import hub_mark
 from llm_lab.data.split import split_examples
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted
-from llm_lab.hf.chat_templates import apply_chat_template_choice, resize_for
+from llm_lab.hf.chat_templates import ChosenTemplate, apply_chat_template_choice, resize_for
 from llm_lab.hf.load import checkpoint_activations, load_model, require_4bit
 from llm_lab.hf.lora_layers import attach_lora, describe_trainable
-from llm_lab.hf.rendering import Refused
+from llm_lab.hf.rendering import DATE, Refused
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.optim.schedule import factor_of
@@ -169,7 +169,25 @@ def dataset_in_order(order: ExampleMix, row_of: Callable[[Any], Mapping[str, Any
     return Dataset.from_list(flat).select([starts[source] + place for source, place in places])
 
 
-def load_model_to_train(recipe: TuneRecipe, listener: Listener) -> tuple[Any, Any]:
+def choose_template(recipe: TuneRecipe, tokenizer: Any, folder: RunFolder, listener: Listener) -> ChosenTemplate:
+    """Set the tokenizer's chat template; a resumed run keeps the date of a template that reads the clock."""
+    date = recipe.template_date or folder.facts().get(DATE)
+    chosen = apply_chat_template_choice(tokenizer, recipe.chat_template, date=date)
+    listener(Notice(chosen.notice))
+    if chosen.date and is_first_process():
+        folder.update(**{DATE: chosen.date})
+    return chosen
+
+
+def fit_vocabulary(model: Any, tokenizer: Any, chosen: ChosenTemplate, listener: Listener, *, seed: int) -> None:
+    """Give the model embeddings for the tokens of its chat template, as resize_for does."""
+    filled = set(resize_for(model, tokenizer, chosen, seed=seed)) & set(chosen.control_ids)
+    if filled:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(filled)))
+        listener(RunWarning(f"the model was never trained on {names}: their embeddings start like those of new tokens"))
+
+
+def load_model_to_train(recipe: TuneRecipe, folder: RunFolder, listener: Listener) -> tuple[Any, Any]:
     """Load model and tokenizer with a chat template and the recipe's adapter; an earlier adapter is merged in first.
 
     Weights are float32. With an adapter on CUDA, the frozen weights have the precision of the run.
@@ -192,17 +210,16 @@ def load_model_to_train(recipe: TuneRecipe, listener: Listener) -> tuple[Any, An
         load_in_4bit=in_4bit,
     )
     tokenizer = load_tokenizer(checkpoint, key=KEY)
-    chosen = apply_chat_template_choice(tokenizer, recipe.chat_template)
-    listener(Notice(chosen.notice))
-    resize_for(model, tokenizer, chosen, seed=recipe.seed)
-    model = prepare_training(model, recipe, chosen.new_ids)
+    chosen = choose_template(recipe, tokenizer, folder, listener)
+    fit_vocabulary(model, tokenizer, chosen, listener, seed=recipe.seed)
+    model = prepare_training(model, recipe, chosen)
     trainable = describe_trainable(model)
     listener(Notice(f"model: {type(base_of(model)).__name__}; {trainable.describe()}"))
     # In training mode, for the dropout of the recipe. Trainers that must not have dropout switch it off.
     return model.train(), tokenizer
 
 
-def prepare_training(model: Any, recipe: TuneRecipe, new_token_ids: Sequence[int] = ()) -> Any:
+def prepare_training(model: Any, recipe: TuneRecipe, chosen: ChosenTemplate | None = None) -> Any:
     """Return the model with the recipe's adapter and gradient checkpointing."""
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(model)
@@ -210,7 +227,8 @@ def prepare_training(model: Any, recipe: TuneRecipe, new_token_ids: Sequence[int
             model.enable_input_require_grads()
     if recipe.lora is None:
         return model
-    return attach_lora(model, recipe.lora, seed=recipe.seed, new_token_ids=new_token_ids)
+    new_ids, control_ids = (chosen.new_ids, chosen.control_ids) if chosen else ((), ())
+    return attach_lora(model, recipe.lora, seed=recipe.seed, new_token_ids=new_ids, control_ids=control_ids)
 
 
 def base_of(model: Any) -> Any:

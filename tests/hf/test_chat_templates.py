@@ -81,6 +81,65 @@ def test_an_existing_padding_token_is_preferred_to_a_new_one():
     assert kept.pad_token == "<filler>"
 
 
+def with_special(*tokens, eos="<|im_end|>", template="chatml"):
+    """A tokenizer of somebody else: with control tokens, a chat template of its own, and no padding token."""
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": list(tokens)})
+    tokenizer.eos_token = eos
+    tokenizer.chat_template = CHAT_TEMPLATES[template][0]
+    return tokenizer
+
+
+def test_a_control_token_that_the_template_does_not_use_is_the_padding_instead_of_a_new_one():
+    tokenizer = with_special("<|im_start|>", "<|im_end|>", "<file_sep>")
+    size = len(tokenizer)
+    chosen = apply_chat_template_choice(tokenizer)
+    assert tokenizer.pad_token == "<|endoftext|>"  # as in SmolLM2
+    assert len(tokenizer) == size
+    assert chosen.new_ids == ()
+    encoded = encode_conversation(tokenizer, TALK)
+    assert tokenizer.pad_token_id not in encoded.labels
+    # A base without a template, whose tokenizer has the tokens of the chosen one, does not grow either.
+    base = with_special("<|im_start|>", "<|im_end|>")
+    base.chat_template = None
+    assert apply_chat_template_choice(base, "chatml").new_ids == ()
+    assert base.pad_token == "<|endoftext|>"
+
+
+def test_the_padding_is_never_a_token_of_the_template_nor_bos_that_it_writes():
+    tokenizer = with_special("<|im_start|>", "<|im_end|>", "<|reserved_7|>")
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    apply_chat_template_choice(tokenizer)
+    assert tokenizer.pad_token == "<|reserved_7|>"
+    tokenizer = with_special("<|im_start|>", "<|im_end|>")
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    chosen = apply_chat_template_choice(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(chosen.new_ids)) == [PAD]
+
+
+def test_control_tokens_that_the_model_was_never_trained_on_start_like_new_ones():
+    tokenizer, model = with_special("<|im_start|>", "<|im_end|>", "<|spare|>"), llama(rows=260, tied=False)
+    tokenizer.chat_template = None
+    start, end, spare = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<|spare|>"])
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    with torch.no_grad():
+        embeddings[start] = 1e-6  # nearly zero
+        head[end] = head[spare]  # never moved away from another token
+    before = [embeddings.clone(), head.clone()]
+    chosen = apply_chat_template_choice(tokenizer, "chatml")
+    assert chosen.new_ids == ()
+    assert chosen.control_ids == (start, end)
+    assert "an adapter trains their embeddings too" in chosen.notice
+    assert resize_for(model, tokenizer, chosen) == [start, end]
+    for weight, old, filled in ((embeddings, before[0], start), (head, before[1], end)):
+        changed = (weight != old).any(dim=1).nonzero().flatten().tolist()
+        assert changed == [filled]
+        assert (weight[filled] - old.mean(0)).abs().max() < 0.2 * old.std()
+    # The template of the tokenizer itself has control tokens that its model knows.
+    again = with_special("<|im_start|>", "<|im_end|>")
+    assert apply_chat_template_choice(again).control_ids == ()
+
+
 def test_a_padding_token_equal_to_eos_is_replaced():
     tokenizer = make_byte_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token

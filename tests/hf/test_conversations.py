@@ -17,8 +17,10 @@ from llm_lab.hf.conversations import (
     encode_sequences,
     encode_text,
     find_end_of_turn,
+    is_templated,
     render_conversation,
 )
+from llm_lab.hf.rendering import Refused
 from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
 
 GPT2 = Path(__file__).resolve().parents[3] / "shared/data/gpt2-tokenizer"
@@ -226,6 +228,49 @@ def test_plain_text_is_trained_completely_and_ends_with_eos(plain):
     assert encoded.labels == encoded.input_ids
     assert encoded.input_ids.count(plain.eos_token_id) == 1  # EOS written in the text is not an end token
     assert plain.decode(encoded.input_ids, skip_special_tokens=True) == f"Once {plain.eos_token} there was a cat."
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3"])
+def test_control_tokens_in_a_text_that_a_chat_template_wrote_are_control_tokens(plain, template):
+    apply_chat_template_choice(plain, template)
+    text = render_conversation(plain, CONVERSATION)
+    assert is_templated(plain, text)
+    encoded = encode_text(plain, text)
+    whole = encode_with_transformers(plain, CONVERSATION)["input_ids"]
+    assert encoded.input_ids == whole
+    assert encoded.labels == encoded.input_ids
+    assert encode_text(plain, text + "And").input_ids[-1] == plain.eos_token_id
+    assert not is_templated(plain, f"Once {plain.eos_token} there was a cat, the assistant.")
+
+
+def test_a_template_with_a_syntax_error_is_reported_with_its_line():
+    tokenizer = make_byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}\n{{ m['content'] }}\n{% endfr %}"
+    for attempt in (apply_chat_template_choice, lambda one: encode_prompt(one, CONVERSATION[:1])):
+        with pytest.raises(UserError, match=r"error in line 3: .*endfr"):
+            attempt(tokenizer)
+
+
+def test_several_named_templates_without_a_default_are_listed():
+    tokenizer = make_byte_tokenizer()
+    apply_chat_template_choice(tokenizer, "chatml")
+    chatml = tokenizer.chat_template
+    tokenizer.chat_template = {"rag": chatml, "tool_use": chatml}
+    for attempt in (apply_chat_template_choice, lambda one: encode_prompt(one, CONVERSATION[:1])):
+        with pytest.raises(UserError, match=r"several chat templates \(rag, tool_use\).*Set chat_template: chatml"):
+            attempt(tokenizer)
+    tokenizer.chat_template = {"default": chatml, "tool_use": "{{ 1 / 0 }}"}
+    apply_chat_template_choice(tokenizer)
+    assert encode_prompt(tokenizer, CONVERSATION[1:2])
+
+
+def test_whatever_a_template_raises_is_a_refusal_with_its_reason():
+    tokenizer = make_byte_tokenizer()
+    apply_chat_template_choice(tokenizer, "chatml")
+    for broken in ("{{ messages[7].content + 1 }}", "{{ 1 / 0 }}", "{{ messages.__class__ }}{{ ''.x.y }}"):
+        tokenizer.chat_template = broken
+        with pytest.raises(Refused, match="does not accept this conversation: "):
+            encode_conversation(tokenizer, CONVERSATION)
 
 
 def test_the_error_without_a_chat_template_has_a_fix():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ for _stage in ("sft", "reward", "dpo", "grpo", "ppo", "merge"):
     EFFECTS[f"{_owner}.device"] = (_stage, "cuda", "refused")
     if _stage != "merge":
         EFFECTS[f"{_owner}.chat_template"] = (_stage, "llama3", "template")
+        EFFECTS[f"{_owner}.template_date"] = (_stage, "2024-02-03", "date", {"model": {"checkpoint": "dated"}})
 for _name in ("adamw", "muon", "lion", "adafactor"):
     _needs = {"optimizer": {"name": _name, "learning_rate": 3e-3}}
     _other = "lion" if _name == "adamw" else "adamw"
@@ -228,6 +230,9 @@ def workplace(tmp_path_factory):
         Path(run(recipe("sft", {"name": "tuned", "optimizer": {"learning_rate": 0.1}}))["path"]) / "model", "tuned"
     )
     os.rename(Path(run(recipe("sft", ADAPTER | {"name": "adapter"}))["path"]) / "model", "adapter")
+    shutil.copytree("tuned", "dated")
+    template = Path("dated/chat_template.jinja")
+    template.write_text("{{- strftime_now('%d %b %Y') }}" + template.read_text())
     yield
     os.chdir(before)
 
@@ -324,6 +329,7 @@ def observe(raw: dict) -> dict[str, Any]:
         "weights": digest(weights_of(folder.path)),
         "adapter": config.exists() and {k: v for k, v in json.loads(config.read_text()).items() if k != "base"},
         "built": model is not None and (model.config._attn_implementation, is_checkpointed(model)),
+        "date": tokenizer.get("template_date"),
         "template": tokenizer.get("chat_template") or (folder.model_path / "chat_template.jinja").read_text(),
     }
 

@@ -12,6 +12,7 @@ from llm_lab.events import ignore
 from llm_lab.hf.conversations import encode_conversation
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.rewards.models import load_reward_model
+from llm_lab.runs.folder import RunFolder
 
 
 @pytest.mark.parametrize("parts", [{}, {"position_embedding": "alibi", "norm": "layernorm", "activation": "gelu"}])
@@ -45,7 +46,7 @@ def test_the_first_loss_is_minus_log_sigmoid_of_the_margin_at_the_last_real_toke
     folder, _, _ = run_stage(recipe, tmp_path / "run")
     logged = next(row for row in folder.metrics() if "loss" in row)
 
-    model, tokenizer = build(recipe, ignore)
+    model, tokenizer = build(recipe, folder, ignore)
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
     split = split_examples([open_examples(data, kind="preference")], fraction=0.2, take="random")[0]
     first = [build_example_mix([split.train], [1.0], num_samples=8, seed=recipe.seed)[i] for i in range(8)]
@@ -301,7 +302,7 @@ def test_dropout_is_off_in_the_base_and_on_in_the_adapter(tmp_path):
 
     base = write_base(tmp_path / "base", position_embedding="alibi", dropout=0.3)
     recipe = make_recipe(base, "pairs.jsonl", lora={"dropout": 0.25})
-    model, _ = build(recipe, ignore)
+    model, _ = build(recipe, RunFolder(tmp_path / "run"), ignore)
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert {rate for name, rate in rates.items() if "lora" in name} == {0.25}
     assert {rate for name, rate in rates.items() if "lora" not in name} == {0.0}
