@@ -359,10 +359,9 @@ def _whole(example: Example, answer: str) -> list[dict[str, str]]:
 def _render(example: Example, tokenizer: Any) -> str | None:
     if example.text is not None:
         return None
-    answer = example.chosen or example.completion
-    messages = example.messages if answer is None else _whole(example, answer)
+    messages = _whole(example, example.chosen) if example.chosen else example.messages
     try:
-        return render_conversation(tokenizer, messages, prompt=answer is None)
+        return render_conversation(tokenizer, messages, prompt=messages[-1]["role"] != "assistant")
     except Refused:  # counted among the warnings
         return None
 
