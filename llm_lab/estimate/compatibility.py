@@ -41,7 +41,7 @@ def what_loads(parts: Mapping[str, Any]) -> Loads:
     elif parts.get("auto_map"):
         architecture, reason = None, "needs its author's modeling code"
     else:
-        architecture, reason = kind, f"native {NAMES.get(kind, kind)}: any tool that supports it loads it"
+        architecture, reason = kind, f"native: any tool that supports {NAMES.get(kind, kind)} loads it"
     return Loads(architecture, reason, *_gguf(architecture, kind, parts))
 
 
