@@ -291,7 +291,7 @@ def refuse_local_extras(
     is_text = found.kind == "text"
     refuse_extras(
         key,
-        "plain text" if is_text else "local files",
+        "plain text" if is_text else "a local path",
         subset,
         "train" if found.splits else split,
         text_column if is_text else None,
