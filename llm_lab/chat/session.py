@@ -76,6 +76,7 @@ class ChatSession:
         message can't be answered.
         """
         settings = self.settings
+        text = valid_text(text)
         ids = self._prompt(text)
         prompt_tokens = len(ids)
         room = settings.max_new_tokens
@@ -127,7 +128,7 @@ class ChatSession:
 
     def set_system(self, text: str) -> None:
         """Set the system prompt; an empty text removes it. Raises UserError if the model does not support one."""
-        text = text.strip()
+        text = valid_text(text).strip()
         if self.mode == "completion":
             fix = "Put instructions at the start of the prompt."
             raise UserError(Problem("system", "base models do not support a system prompt", fix=fix))
@@ -239,6 +240,11 @@ class ChatSession:
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def valid_text(text: str) -> str:
+    """Return a text with a replacement character for each byte or surrogate that is no character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _stats(times: list[float], prompt_tokens: int, stop: str) -> ReplyStats:

@@ -123,6 +123,17 @@ def _with_rows(config: dict[str, Any], adapter: Mapping[str, Any]) -> dict[str, 
     return {**config, "vocab_size": max([config.get("vocab_size", 0), *(row + 1 for row in rows)])}
 
 
+# What configs call the longest context: most models, GPT-2, MPT, some with custom code.
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "max_sequence_length")
+
+
+def context_in(config: Mapping[str, Any]) -> int | None:
+    """Return the longest context of a config.json in tokens, or None if it names none."""
+    inner = config.get("text_config") or {}
+    named = (found.get(key) for found in (config, inner) for key in CONTEXT_KEYS)
+    return next((length for length in named if isinstance(length, int) and length > 0), None)
+
+
 def shape_at(checkpoint: str | Path) -> ModelShape | None:
     """Return the shape of a checkpoint that is at hand, or None."""
     config = read_config_json(checkpoint)

@@ -11,6 +11,7 @@ from llm_lab.data.examples import Example, open_examples
 from llm_lab.data.paths import default_split
 from llm_lab.data.sources import TextSource
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.parameters import context_in
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import read_config
 from llm_lab.hf.tokenizers import load_tokenizer
@@ -102,7 +103,7 @@ def _smallest_context(candidates: Sequence[Candidate], trusted: frozenset[str]) 
         while is_adapter(folder):
             folder = read_adapter(folder).base
         config = read_config(folder, trust_remote_code=candidate.folder in trusted).get_text_config()
-        lengths.append(getattr(config, "max_position_embeddings", None))
+        lengths.append(context_in(config.to_dict()))
     return min((length for length in lengths if length), default=None)
 
 

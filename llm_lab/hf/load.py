@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
+from llm_lab.estimate.parameters import context_in
 
 from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, read_adapter
 from .save import lab_config, native_config
@@ -134,15 +135,23 @@ def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     try:
         if ours is not None:
-            return LabForCausalLM._from_config(ours, attn_implementation=attn_implementation)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+            return LabForCausalLM._from_config(ours, **kernel_options(attn_implementation))
+        return AutoModelForCausalLM.from_config(config, **kernel_options(attn_implementation))
     except (ValueError, ImportError) as error:
         raise UserError(Problem("model", f"this model can't be built: {error}")) from None
 
 
+def kernel_options(kernel: str | None) -> dict[str, str]:
+    """Return what transformers takes for an attention kernel.
+
+    sdpa is its default, except for models that do not support it (BLOOM, MPT, Gemma 2), which get eager.
+    """
+    return {} if kernel in (None, "sdpa") else {"attn_implementation": str(kernel)}
+
+
 def context_of(model: Any) -> int | None:
     """Return the maximum context length of a model in tokens, or None if it has no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context_in(model.config.get_text_config().to_dict())
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -183,7 +192,7 @@ def load_model(
     register()
     config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
     require_causal_lm(config, str(folder), key=key)
-    extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    extra = kernel_options(attn_implementation)
     ours = config if config.model_type == "llm_lab" else lab_config(config)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM
     options = {"config": ours or config} | ({} if ours is not None else {"trust_remote_code": trust_remote_code})

@@ -124,6 +124,9 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
     elif any(word in lowered for word in ("connect", "offline", "resolve", "timed out", "couldn't reach")):
         why = f"no such local folder, and the Hub can't be reached for a {what} with this name"
         fix = "Check the path, the network, and HF_HUB_OFFLINE."
+    elif "does not support" in text and "attention" in lowered:
+        why = f"it does not support this attention kernel: {text.splitlines()[0][:120]}"
+        fix = "Set train.attn_implementation=eager."
     else:
         first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
         why, fix = f"the {what} can't be loaded: {first[:200]}", None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from llm_lab.errors import Problem
-from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_of_config, shape_of_parts
+from llm_lab.estimate.parameters import ModelShape, context_in, read_config_json, shape_of_config, shape_of_parts
 
 from .fields import Bool, Float, Group, Int, OneOf, option
 from .stage import PartialRecipe, Rule, Values
@@ -328,7 +328,7 @@ def named_context(values: Values) -> int | None:
     """Return the longest context of a model that is defined by a local config or checkpoint, or None."""
     source = model_source(values)
     config = read_config_json(values["model"][source]) if source != "parts" else None
-    return (config or {}).get("max_position_embeddings") or (config or {}).get("n_positions")
+    return context_in(config or {})
 
 
 def position_embedding_of(values: Values) -> str | None:

@@ -9,7 +9,7 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.cost import Estimate, estimate_post_training
 from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import Machine
-from llm_lab.estimate.parameters import ModelShape, read_config_json, shape_at
+from llm_lab.estimate.parameters import ModelShape, context_in, read_config_json, shape_at
 
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
 from .optimizers import TUNED, TuneOptimizer, pretraining_rate
@@ -301,7 +301,7 @@ def rounded(value: float) -> float:
 def _derive_train(stage: Stage, recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
     on_cpu, rollouts = recipe.get("device") == "cpu", not stage.measures_loss
     config = read_config_json(recipe.get("model.checkpoint")) or {}
-    longest = (shape and shape.max_position_embeddings) or config.get("max_position_embeddings")
+    longest = (shape and shape.max_position_embeddings) or context_in(config)
     length = min(longest or MAX_LENGTH, MAX_LENGTH)
     recipe.fill("train.max_length", length, "the model's context" if longest == length else f"at most {MAX_LENGTH:,}")
     if on_cpu and stage.examples != "conversation":

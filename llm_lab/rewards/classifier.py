@@ -9,7 +9,15 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
-from llm_lab.hf.load import first_names, load_model, quantization_4bit, read_config, require_4bit, weights_left_out
+from llm_lab.hf.load import (
+    first_names,
+    kernel_options,
+    load_model,
+    quantization_4bit,
+    read_config,
+    require_4bit,
+    weights_left_out,
+)
 from llm_lab.hf.save import to_native
 from llm_lab.hf.tokenizers import hub_problem
 
@@ -40,7 +48,7 @@ def load_classifier(
     new_head, such a checkpoint is refused, because transformers would score with random weights. load_in_4bit: as the
     frozen base of QLoRA, on CUDA. UserError if it can't be loaded.
     """
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options: dict[str, Any] = kernel_options(attn_implementation)
     if load_in_4bit:
         require_4bit(device)
         if is_adapter(name):

@@ -11,7 +11,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count
-from llm_lab.estimate.parameters import read_config_json, shape_of_config
+from llm_lab.estimate.parameters import context_in, read_config_json, shape_of_config
 from llm_lab.hf.tokenizers import lfs_pointers
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
@@ -179,7 +179,7 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
         rows.append(("parameters", f"{shape.parameters:,} ({parts})"))
         rows.append(("KV cache", f"{shape.cache_bytes_per_token():,} bytes per token in bf16"))
     rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
-    context = config.get("max_position_embeddings") or config.get("n_positions")
+    context = context_in(config)
     rows += [("context", f"{context:,} tokens")] if context else []
     whole = adapter is None
     if whole and not (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):

@@ -11,7 +11,7 @@ from support.chat_sessions import END, GREEDY, lab, llama, loud, mistral, open_s
 from support.own_code import write_model_with_code
 
 from llm_lab.chat.decoding import TextStream
-from llm_lab.chat.session import ChatSettings
+from llm_lab.chat.session import ChatSettings, valid_text
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.hf.conversations import encode_prompt, render_conversation
@@ -450,3 +450,7 @@ def test_trust_in_the_code_of_a_model_is_not_trust_in_the_models_opened_later(in
     said = capfd.readouterr()
     assert said.err.count("contains custom code") == 3
     assert said.out.count("\n") >= 2
+
+
+def test_bytes_that_are_no_character_are_replaced():
+    assert valid_text("caf\udce9 and \ud83d\ude00, na\u00efve") == "caf\ufffd and \U0001f600, na\u00efve"

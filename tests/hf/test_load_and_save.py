@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, LOAD_WITHOUT_LLM_LAB, tiny_config, tiny_model, tokens
-from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from llm_lab.errors import UserError
 from llm_lab.estimate.compatibility import native_architecture
-from llm_lab.hf.load import build_from_config, load_model, read_config
+from llm_lab.estimate.parameters import context_in
+from llm_lab.hf.load import build_from_config, context_of, load_model, read_config
 from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
@@ -132,6 +133,25 @@ def test_models_with_unsupported_parts_are_not_loaded_as_lab_models():
     assert lab_config(some) is None
     none = lab_config(Qwen3Config(**small, head_dim=8, num_key_value_heads=2, sliding_window=4))
     assert none.sliding_window is None
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "gemma2"])
+def test_a_model_without_sdpa_gets_another_kernel(kind, tmp_path):
+    config = AutoConfig.for_model(kind, vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    model = build_from_config(config, attn_implementation="sdpa")
+    assert model.config._attn_implementation == "eager"
+    model.save_pretrained(tmp_path)
+    assert load_model(tmp_path, attn_implementation="sdpa").config._attn_implementation == "eager"
+
+
+def test_the_context_is_found_under_each_of_its_names():
+    config = AutoConfig.for_model("mpt", vocab_size=64, d_model=32, n_heads=4, n_layers=1, max_seq_len=48)
+    assert context_of(build_from_config(config)) == 48
+    names = {"n_positions": 16, "seq_length": 32, "max_position_embeddings": 64}
+    for name, length in names.items():
+        assert context_in({"model_type": "other", name: length}) == length
+    assert context_in({"text_config": {"max_position_embeddings": 8}}) == 8
+    assert context_in({}) is None
 
 
 def test_special_token_ids_are_set_in_both_configs(tmp_path):
