@@ -49,16 +49,24 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 def publish(staged: Path, final: Path) -> None:
     """Sync a finished folder to disk and move it into place in one step."""
-    for file in staged.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+    for path in (*staged.rglob("*"), staged):
+        _sync(path)
     old = _hidden(final).with_suffix(".old.tmp")
     shutil.rmtree(old, ignore_errors=True)
     with suppress(FileNotFoundError):
         os.replace(final, old)
     os.replace(staged, final)
+    _sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Write a file, or the names in a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove_folder(path: Path) -> None:
