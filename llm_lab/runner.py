@@ -17,6 +17,7 @@ from llm_lab.events import Event, Listener, Notice, RunWarning, ScoresReported, 
 from llm_lab.job import Job, as_started, check, different_keys, error_within_stage, move
 from llm_lab.recipe.export import ExportRecipe
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.registry import named_in
 from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, require_device
 from llm_lab.recipe.trust import allow, require_allowed
 from llm_lab.runs.describe import installed
@@ -415,6 +416,7 @@ def _references(values: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     from llm_lab.training.loop import describe_parent, find_local
 
     found = {key: describe_parent(find_local(name)) for key, name in references_of(values)}
+    found |= {key: describe_parent(name) for key, name in named_in(values, "tokenizer") if Path(name).is_dir()}
     return found | {key: {"path": path, "digest": file_digest(path)} for key, path in files_of(values)}
 
 

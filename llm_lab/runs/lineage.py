@@ -138,6 +138,9 @@ def files_of(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield key, str(Path(name) / "config.json" if Path(name).is_dir() else name)
     for key, name in named_in(values, "function"):
         yield key, name.rpartition(":")[0]
+    path = (values.get("score") or {}).get("path")
+    if path and Path(path).expanduser().is_file():
+        yield "score.path", path
 
 
 def file_digest(path: str | Path) -> str | None:

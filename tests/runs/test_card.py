@@ -224,6 +224,11 @@ def test_a_checkpoint_within_a_run_has_the_numbers_of_its_step(pretrained):
     assert "checkpoint of step 10" in text
     assert f"| validation loss | {loss[10]:.4f} |" in text
     assert f"| validation loss | {loss[20]:.4f}" not in text
+    write_base("base")
+    pretrained.update(parent={"path": "base", "digest": None})
+    text = write_card(step)
+    assert f"validation loss {loss[10]:.4f}" in text, "in the lineage"
+    assert f"{loss[20]:.4f}" not in text
 
 
 def test_the_card_of_an_export_has_the_record_of_the_run_and_the_verification(pretrained, tmp_path):
