@@ -65,6 +65,9 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # not every file system can do it for a folder
+            raise
     finally:
         os.close(handle)
 
