@@ -33,7 +33,7 @@ from llm_lab.recipe.pretrain import BpeTokenizer
 from llm_lab.recipe.registry import STAGES
 from llm_lab.rewards.classifier import is_encoder
 from llm_lab.training.loop import find_local
-from llm_lab.training.tuned_run import open_example_sets
+from llm_lab.training.tuned_run import describe_refused, open_example_sets
 
 # Enough for lengths and shares; all of a large set would take minutes.
 MEASURED_EXAMPLES = 2_000
@@ -227,13 +227,15 @@ def _xray_set(
     shown = []
     tokens = trained = cut = empty = unended = 0
     seen: Counter[str] = Counter()
+    left_out: dict[str, list[Example]] = {}
     measured = train[:MEASURED_EXAMPLES]
     for number, example in enumerate(measured):
         reference = example.answer if _kind(recipe) == "prompt" else None
         try:
             parts, remarks = encode(example)
         except Refused as refused:
-            parts, remarks = {}, (f"left out: {refused.reason}",)
+            parts, remarks = {}, ()
+            left_out.setdefault(refused.reason, []).append(example)
         seen.update(remarks)
         for label, whole in parts.items():
             # A reward model scores at the end of a text, so truncation drops its beginning.
@@ -246,6 +248,7 @@ def _xray_set(
             unended += any(kept.labels_mask) and eos not in kept.labels
             if number < examples:
                 shown.append(_as_spans(tokenizer, label, kept, reference))
+    seen.update(describe_refused(left_out))
     warnings += [f"{count:,} of {len(measured):,}: {remark}" for remark, count in seen.items()]
     warnings += _warnings(recipe, tokenizer, cut, empty, unended)
     if (duplicates := _count_duplicates(train)) > 0:

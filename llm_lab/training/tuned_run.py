@@ -102,13 +102,19 @@ def encode_each(
             found += encode(example, counts)
         except Refused as error:
             refused.setdefault(error.reason, []).append(example)
+    return found, counts + Counter(describe_refused(refused))
+
+
+def describe_refused(refused: Mapping[str, Sequence[Example]]) -> dict[str, int]:
+    """Return {reason, with the first example and how to keep them: number} of the examples that a template refused."""
+    counts = {}
     for reason, some in refused.items():
         first = " ".join(some[0].describe().split())[:60]
         fix = ""
         if some[0].prompt and some[0].prompt[0]["role"] == "system":
             fix = "; to keep them, put the system text into the first question, or set chat_template: chatml"
         counts[f"left out: {reason} (the first: {first!r}{fix})"] = len(some)
-    return found, counts
+    return counts
 
 
 def encode_examples(

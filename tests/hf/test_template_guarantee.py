@@ -173,6 +173,14 @@ def test_reasoning_is_trained_where_the_template_writes_it_and_reported_elsewher
     assert trained == {"qwen3": True, "gptoss": True, "deepseekv3": True, "chatml-like": False}
 
 
+def test_an_answer_of_a_preference_whose_reasoning_the_template_leaves_out_is_refused():
+    tokenizer = tokenizer_of("qwen3_5_nothink")
+    question, answer = SHAPES["`<think>`"][:2]
+    with pytest.raises(Refused, match="reasoning is not trained"):
+        encode_answer(tokenizer, [question], answer["content"])
+    assert encode_answer(tokenizer_of("qwen3_5_think"), [question], answer["content"])
+
+
 def test_an_answer_that_its_data_excludes_is_read_and_not_trained():
     tokenizer = tokenizer_of("llama3")
     messages = [dict(message) for message in SHAPES["several"]]
