@@ -62,6 +62,15 @@ def recorded_values(name: str) -> dict:
     return values
 
 
+def of_that_release(values: object, recorded: object) -> object:
+    """Return values without the keys that were added to recipes after that release."""
+    if isinstance(values, dict) and isinstance(recorded, dict):
+        return {key: of_that_release(value, recorded[key]) for key, value in values.items() if key in recorded}
+    if isinstance(values, list) and isinstance(recorded, list) and len(values) == len(recorded):
+        return [of_that_release(*both) for both in zip(values, recorded, strict=True)]
+    return values
+
+
 def is_close(value: float) -> object:
     """The recorded value: exact where this machine computes the same bits, otherwise to 0.1 %."""
     return value if computes_same_bits() else pytest.approx(value, rel=1e-3)
@@ -105,12 +114,14 @@ def test_show_finds_the_base_of_an_adapter_that_moved_with_it(lab, capsys):
 def test_the_recipe_of_a_run_validates_and_resolves_to_itself(name):
     recipe = f"checkpoints/{name}/recipe.yaml"
     assert main(["check", recipe]) == 0
-    assert check(recipe).values() == recorded_values(name)
+    recorded = recorded_values(name)
+    assert of_that_release(check(recipe).values(), recorded) == recorded
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "life"])
 def test_a_recipe_written_for_that_release_derives_what_it_derived_then(name):
-    assert check(f"recipes/{name}.yaml").values() == recorded_values(name)
+    recorded = recorded_values(name)
+    assert of_that_release(check(f"recipes/{name}.yaml").values(), recorded) == recorded
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -125,7 +125,9 @@ def test_json_lines_have_several_endings(ending):
 @pytest.mark.parametrize("name", ["a.dat", "a.docx", "a.jsonl.lz4", "a.tar.gz", "a.parquet.gz"])
 def test_unknown_endings_are_refused_with_those_that_are_allowed(name):
     message = refusal(write(name, "text"))
-    assert f"Files that end in {name.removeprefix('a') if name != 'a.jsonl.lz4' else '.lz4'} are not supported" in message
+    assert (
+        f"Files that end in {name.removeprefix('a') if name != 'a.jsonl.lz4' else '.lz4'} are not supported" in message
+    )
     assert "Allowed: .txt, " in message
 
 
