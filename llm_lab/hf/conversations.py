@@ -88,7 +88,11 @@ def encode_sequences(
     left = dict(turns)
     while left:
         last, turn = left.popitem()
-        same = {number: one for number, one in left.items() if turn.whole.startswith(one.prompt + one.text)}
+        same = {
+            number: one
+            for number, one in left.items()
+            if turn.whole.startswith(one.prompt + one.text) and one.end <= len(turn.prompt)
+        }
         spans = [(len(one.prompt), one.end) for one in (*same.values(), turn)]
         sequences.insert(0, _truncate(*_encode(talk, turn.whole, last, spans), max_length))
         left = {number: one for number, one in left.items() if number not in same}
