@@ -21,7 +21,7 @@ from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as
-from llm_lab.runs.folder import ROOT, RunFolder, find_model, slug
+from llm_lab.runs.folder import ROOT, RunFolder, find_model, require_no_links, slug
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
@@ -128,6 +128,7 @@ def read_job(
         raw, stem, home = dict(recipe), "run", None
     else:
         path = find_recipe(recipe)
+        require_no_links(path if path.is_dir() else path.parent)
         raw = read_recipe_file(path)
         home = path if path.is_dir() else path.parent
         stem = path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem

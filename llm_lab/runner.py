@@ -22,7 +22,7 @@ from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, requi
 from llm_lab.recipe.trust import allow, require_allowed
 from llm_lab.runs.describe import installed
 from llm_lab.runs.disk import remove_folder
-from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, unstarted_runs
+from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, require_no_links, runs_named, unstarted_runs
 from llm_lab.runs.lock import in_progress, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 from llm_lab.runs.report import collect_scores, write_pipeline_report
@@ -122,6 +122,7 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     if not runs:
         raise UserError(Problem(str(root / job.name), "there is no run to resume", fix="Start it without --resume."))
     folder = runs[-1]
+    require_no_links(folder.path)
     if not folder.has_started():
         return folder
     if folder.status() == "running":

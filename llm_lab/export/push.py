@@ -183,6 +183,9 @@ class Pushed:
 def files_of(folder: Path) -> list[tuple[str, int]]:
     """Return (path, bytes) of every file of an exported folder, without hidden ones."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
+        why = "it is a link, and what it points to would be published"
+        raise UserError(Problem(str(links[0]), why, fix="Export again."))
     names = [(path.relative_to(folder), path) for path in paths]
     return [
         (name.as_posix(), path.stat().st_size)

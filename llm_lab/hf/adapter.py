@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, base_circle, find_base, read_object, weights_digest
+from llm_lab.limits import time_limit
 
 WEIGHTS = "adapter_model.safetensors"
+PATTERN_SECONDS = 5
 # Keys of an adapter's config that name modules to import or files to unpickle. Only training reads them.
 _NAMES_CODE = ("megatron_config", "megatron_core", "corda_config", "lora_ga_config", "eva_config", "loftq_config")
 
@@ -154,6 +157,7 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
     for name in _NAMES_CODE:
         if hasattr(config, name):
             setattr(config, name, None)
+    _require_quick_patterns(base, config, adapter, key)
     try:
         model = make_peft_model(base, config)
         loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")
@@ -172,6 +176,28 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(base.config, name, getattr(base.generation_config, name))
     return model.eval()
+
+
+def _require_quick_patterns(base: Any, config: Any, adapter: Adapter, key: str) -> None:
+    """Raise UserError if a regular expression of an adapter's config is broken or takes too long on the base's layers.
+
+    PEFT matches them with the name of every layer.
+    """
+    whole = [text for text in (config.target_modules, config.exclude_modules) if isinstance(text, str)]
+    parts = [*(config.rank_pattern or {}), *(config.alpha_pattern or {}), *(config.modules_to_save or ())]
+    layers = config.layers_pattern or []
+    parts += [layers] if isinstance(layers, str) else layers
+    why = f"the patterns in its {CONFIG} take more than {PATTERN_SECONDS} seconds to match the names of layers"
+    fix = "Name the layers in full instead of by a regular expression."
+    with time_limit(PATTERN_SECONDS, UserError(Problem(key, why, value=adapter.folder, fix=fix))):
+        try:
+            for pattern in [*whole, *(rf"(.*\.)?({part})($|\..*)" for part in parts)]:
+                compiled = re.compile(pattern)
+                for name, _ in base.named_modules():
+                    compiled.fullmatch(name)
+        except (re.error, RecursionError, OverflowError) as error:
+            why = f"a pattern in its {CONFIG} is not a regular expression: {error}"
+            raise UserError(Problem(key, why, value=adapter.folder, fix=fix)) from None
 
 
 def _grow_vocabulary(base: Any, adapter: Adapter, key: str) -> None:

@@ -32,6 +32,16 @@ OLD_BUFFERS = re.compile(
 )
 
 
+_LARGEST: dict[tuple[str, ...], int] = {
+    ("hidden_size", "n_embd", "d_model", "dim", "intermediate_size", "n_inner", "ffn_dim", "d_ff"): 2**20,
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"): 2**12,
+    ("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "head_dim"): 2**16,
+    ("num_local_experts", "num_experts", "n_routed_experts"): 2**16,
+    ("vocab_size", "num_labels"): 2**24,
+    ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"): 2**28,
+}
+
+
 def quiet_libraries() -> None:
     """Turn off the libraries' progress bars and log output: LLM Lab has its own display."""
     from huggingface_hub.utils import disable_progress_bars
@@ -71,7 +81,7 @@ def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
 
 def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool = False) -> Any:
     """Read a Hugging Face config from a folder, a config.json, or the Hub."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     from llm_lab.model.modeling_lab import register
 
@@ -80,13 +90,27 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
     if path.is_dir() and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
         path = path / "model"
     try:
+        _require_plausible(PreTrainedConfig.get_config_dict(path if path.exists() else name)[0], key, name)
         config = AutoConfig.from_pretrained(path if path.exists() else name, trust_remote_code=trust_remote_code)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(hub_problem(error, key, name, "config")) from None
     _drop_named_code(config)
     if hasattr(config, "lab_tokenizer"):
         del config.lab_tokenizer  # written by write_design for the recipe, not part of the model
     return config
+
+
+def _require_plausible(values: Any, key: str, name: str) -> None:
+    """Raise UserError for a size in a config that no model has, before anything of that size is created."""
+    for part, value in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(value, Mapping):
+            _require_plausible(value, key, name)
+        most = next((most for keys, most in _LARGEST.items() if part in keys), None)
+        if most is not None and isinstance(value, int | float) and not abs(value) <= most:
+            why = f"its config has {part} = {value:,}, which no model has"
+            raise UserError(Problem(key, why, value=name, allowed=f"at most {most:,}"))
 
 
 def _drop_named_code(config: Any) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from llm_lab.errors import Problem, UserError, one_of
+from llm_lab.limits import memory_limit, time_limit
 
 Message = Mapping[str, Any]
 # The names under which messages hold the reasoning of an answer. Templates read one or another.
@@ -24,6 +26,7 @@ _CLOCK = re.compile(r"\bstrftime_now\b")
 _DIRECTIVES = [*(f"%{letter}" for letter in "aAbBcdHIjmMpSuUwWxXyYG"), *(f"%-{letter}" for letter in "dHIjmMSyU")]
 _WORD = "qzxjq"  # a word that no template contains
 _KEY = "chat_template"
+RENDER_SECONDS = 10
 
 
 class Refused(UserError):
@@ -131,12 +134,24 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False
     template = _with_pinned_date(template_of(tokenizer), date_of(tokenizer))
     options = {"add_generation_prompt": prompt, **tokenizer.special_tokens_map}
     try:
-        texts, _ = render_jinja_template([list(messages)], chat_template=template, **options)
+        with _limits():
+            texts, _ = render_jinja_template([list(messages)], chat_template=template, **options)
+    except UserError:
+        raise
     except Exception as error:  # a template is a program: it may raise anything
         require_sound(tokenizer)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Refused(f"the template does not accept this conversation: {first[:200]}") from None
     return str(texts[0])
+
+
+@contextmanager
+def _limits() -> Iterator[None]:
+    """Stop a template that never ends, or that writes without end."""
+    why = f"the tokenizer's chat template takes more than {RENDER_SECONDS} seconds for one conversation"
+    too_long = UserError(Problem(_KEY, why, fix="Set chat_template: chatml, which replaces it."))
+    with time_limit(RENDER_SECONDS, too_long), memory_limit():
+        yield
 
 
 def template_of(tokenizer: Any) -> str:
@@ -159,7 +174,8 @@ def require_sound(tokenizer: Any) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        render_jinja_template([[]], chat_template=template_of(tokenizer))
+        with _limits():
+            render_jinja_template([[]], chat_template=template_of(tokenizer))
     except TemplateSyntaxError as error:
         why = f"the tokenizer's chat template has an error in line {error.lineno}: {error.message}"
         raise UserError(Problem(_KEY, why, fix="Correct the template, or set chat_template: chatml.")) from None

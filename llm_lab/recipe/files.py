@@ -52,14 +52,44 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
+LONGEST_RECIPE, MOST_VALUES = 1_000_000, 100_000
 # A plain text in YAML can't start with these. On a command line they start a glob or another text.
 _YAML_INDICATORS = ("*", "&", "!", "%", "@", "`")
 
 
+def _require_small(root: yaml.Node) -> None:
+    """Raise a YAMLError where aliases (`*name`), which repeat what they name, make a small text a huge value."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 1  # an alias inside what it names is refused by the loader
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+            sizes[id(node)] += sum(map(size, parts))
+        return sizes[id(node)]
+
+    if size(root) > MOST_VALUES:
+        why = f"aliases repeat so much that it has more than {MOST_VALUES:,} values"
+        raise yaml.constructor.ConstructorError(None, None, why, root.start_mark)
+
+
 def parse_yaml(text: str, where: str = "recipe") -> Any:
     """Parse YAML with the core types of YAML 1.2. UserError with line and column where it is invalid."""
+    if len(text) > LONGEST_RECIPE:
+        raise UserError(Problem(where, f"a recipe has at most {LONGEST_RECIPE:,} characters, this has {len(text):,}"))
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _require_small(node)
+        return loader.construct_document(node)
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(Problem(where, f"invalid YAML: {why}")) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where

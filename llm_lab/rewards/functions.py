@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from llm_lab.errors import Problem, UserError
+from llm_lab.limits import time_limit
+
 from .answer_parsing import find_number, find_words
 
 Rewards = list[float | None]
+PATTERN_SECONDS = 5
 
 
 def exact_number(completions: Sequence[str], *, answer: Sequence[Any], **columns: Any) -> Rewards:
@@ -65,13 +69,21 @@ def answer_words(answer: Any) -> set[str]:
     return right
 
 
+def _matches(match: Callable[..., Any], pattern: str, text: str) -> bool:
+    """Return whether a pattern matches. Raises UserError if that takes too long: some patterns are exponential."""
+    why = f"it takes more than {PATTERN_SECONDS} seconds on {text[:80]!r}"
+    fix = "Avoid a repetition inside a repetition, as in (a+)+."
+    with time_limit(PATTERN_SECONDS, UserError(Problem("rewards.pattern", why, value=pattern, fix=fix))):
+        return match(pattern, text, re.DOTALL) is not None
+
+
 def regex(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewards:
     """1 if the regular expression is found in a completion; a dot also matches a line break.
 
     >>> regex(["so: <b>4</b>", "4"], pattern="<b>.*</b>")
     [1.0, 0.0]
     """
-    return [float(re.search(pattern, text, re.DOTALL) is not None) for text in completions]
+    return [float(_matches(re.search, pattern, text)) for text in completions]
 
 
 def format(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewards:
@@ -80,7 +92,7 @@ def format(completions: Sequence[str], *, pattern: str, **columns: Any) -> Rewar
     >>> format(["<think>2 + 2</think> 4", "well, <think>2 + 2</think> 4"], pattern="<think>.*</think>.*")
     [1.0, 0.0]
     """
-    return [float(re.fullmatch(pattern, text.strip(), re.DOTALL) is not None) for text in completions]
+    return [float(_matches(re.fullmatch, pattern, text.strip())) for text in completions]
 
 
 def length(completions: Sequence[str], *, length: int, **columns: Any) -> Rewards:

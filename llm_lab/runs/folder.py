@@ -256,6 +256,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     for candidate in candidates:
         for folder in _model_folders(candidate):
             if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
+                require_no_links(folder)
                 return folder
     existing = next((c for c in candidates if c.exists()), None)
     if existing is not None and (file := _gguf_file(existing)):
@@ -300,6 +301,29 @@ def _source_of(path: Path) -> str | None:
         if parent := RunFolder(folder).facts().get("parent"):
             return parent.get("path")
     return None
+
+
+def require_no_links(path: Path) -> None:
+    """Raise UserError for a symbolic link in the run that a path belongs to, if it points outside of the run.
+
+    LLM Lab makes none. Someone else's run could make it write to, delete or publish other files. The cache of the Hub
+    consists of links, and is no run.
+    """
+    run = next((folder for folder in (path, *path.parents[:2]) if _has_record(folder)), None)
+    if run is None:
+        return
+    home = run.resolve()
+    for folder, folders, files in os.walk(run):
+        folders[:] = [name for name in folders if name != "wandb"]  # its own logs, which are not read here
+        for name in (*folders, *files):
+            link = Path(folder, name)
+            if link.is_symlink() and not link.resolve().is_relative_to(home):
+                why = f"it is a link to {os.readlink(link)}, outside of the run, which is not followed"
+                raise UserError(Problem(str(link), why, fix="Replace it by a copy of what it points to, or delete it."))
+
+
+def _has_record(folder: Path) -> bool:
+    return (folder / "run.json").is_file() or (folder / "run.json").is_symlink()
 
 
 def find_checkpoint(name: str, *, root: Path = ROOT) -> str:

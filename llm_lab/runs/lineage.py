@@ -17,7 +17,7 @@ from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import named_in
 
 from .evaluations import evaluations_of
-from .folder import ROOT, RunFolder, find_checkpoint, find_model, run_of
+from .folder import ROOT, RunFolder, find_checkpoint, find_model, require_no_links, run_of
 
 Digest = Callable[[str | Path], str | None]
 PARENT = "model.checkpoint"
@@ -88,6 +88,7 @@ def find_traced(checkpoint: str | Path, *, root: Path = ROOT) -> str:
     for folder in (given, root / given):
         facts = RunFolder(folder).facts()
         if facts.get("stage") and not any((folder / "model").glob("*config.json")):
+            require_no_links(folder)
             return str(folder)  # an evaluation, a GGUF export, or a run that has saved nothing yet
     return find_checkpoint(str(checkpoint), root=root)
 

@@ -12,7 +12,7 @@ from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.registry import PipelineRecipe
 
 from .disk import write_atomically
-from .folder import ROOT, RunFolder, slug
+from .folder import ROOT, RunFolder, require_no_links, slug
 from .glossary import OF_THE_MACHINE, name_of, write
 from .lineage import CHANGED, GONE, PARENT, UNRECORDED, Digest, Link, Node, file_digest, find_traced, line_of, trace
 
@@ -47,6 +47,9 @@ def compose(checkpoint: str | Path, *, name: str | None, digest_of: Digest, root
     """
     target = trace(find_traced(checkpoint, root=root), digest_of=digest_of, root=root)
     line = line_of(target)
+    for node in line:
+        if node.run is not None:
+            require_no_links(node.run.path)
     problems = list(_missing(line, target, digest_of))
     if target.run is None:
         why = "it was not made by a run of LLM Lab, so there is no recipe to replay"

@@ -16,7 +16,7 @@ from .charts import draw_curves, draw_predictions, draw_scores
 from .describe import data_rows, describe_evaluation, describe_proof, headline_results, is_number, versions, warnings_of
 from .disk import write_atomically
 from .evaluations import evaluations_of, evaluations_path
-from .folder import ROOT, RunFolder
+from .folder import ROOT, RunFolder, require_no_links
 from .glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from .lineage import describe_line
 from .markdown import Markdown, code, fence, plain, table
@@ -48,6 +48,7 @@ def keep_evaluation(checkpoint: str | Path, row: Mapping[str, Any], *, root: Pat
     OSError where it can't be written.
     """
     path = evaluations_path(checkpoint, root=root)
+    require_no_links(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps({"checkpoint": str(checkpoint), **row}, ensure_ascii=False) + "\n")

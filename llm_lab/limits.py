@@ -1,0 +1,61 @@
+"""Limits of time and memory for programs and patterns from elsewhere, such as chat templates and adapters' patterns."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+class _TimeIsUp(BaseException):
+    """Raised inside what takes too long. Not an Exception: libraries catch those."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, error: Exception) -> Iterator[None]:
+    """Raise `error` if the block takes more seconds of processor time.
+
+    Without effect outside the main thread and on Windows, where Python can't interrupt a computation.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        raise _TimeIsUp
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    except _TimeIsUp:
+        raise error from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextlib.contextmanager
+def memory_limit(more_bytes: int = GIB) -> Iterator[None]:
+    """Let the block raise MemoryError where it wants more memory than this. Linux only."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = pages * resource.getpagesize() + more_bytes
+        if before[0] != resource.RLIM_INFINITY and before[0] <= wanted:
+            raise OSError
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
