@@ -257,7 +257,7 @@ def model_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     kind = draw.choice(("base", "adapter"))
     shutil.copytree(place.inputs / kind, "m")
     files = sorted(file for file in Path("m").rglob("*") if file.is_file())
-    told = []
+    changes = []
     for _ in range(draw.choice((1, 1, 2))):
         file = draw.choice(files)
         if not file.exists():
@@ -271,7 +271,7 @@ def model_case(place: Place, draw: random.Random) -> tuple[Case, str]:
                 file.write_bytes(_json(value).encode(errors="surrogatepass"))
         else:
             file.write_bytes(change_bytes(file.read_bytes(), draw))
-        told.append(f"{file}: {file.read_bytes()[:900]!r}" if file.exists() else f"{file} removed")
+        changes.append(f"{file}: {file.read_bytes()[:900]!r}" if file.exists() else f"{file} removed")
     command = draw.choice(
         (
             ["show", "m"],
@@ -282,7 +282,7 @@ def model_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     )
     recipe = place.recipes[draw.choice(("sft", "lora", "dpo"))] | {"model": {"checkpoint": "m"}}
     Path("r.json").write_text(json.dumps(recipe))
-    return lambda: _command(command), f"{' '.join(command)} | {kind} | {' | '.join(told)}"
+    return lambda: _command(command), f"{' '.join(command)} | {kind} | {' | '.join(changes)}"
 
 
 def command_case(place: Place, draw: random.Random) -> tuple[Case, str]:
@@ -290,12 +290,10 @@ def command_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     shutil.rmtree("m", ignore_errors=True)
     os.symlink(place.inputs / "base", "m") if draw.random() < 0.5 else shutil.copytree(place.inputs / "base", "m")
     Path("r.json").write_text(json.dumps(place.recipes["pretrain"]))
-    verbs = (
-        "run", "check", "xray", "list", "copy", "show", "chat", "eval", "compare", "export", "replay", "merge", "schema",
-    )  # fmt: skip
+    verbs = ("run", "check", "xray", "list", "copy", "show", "chat", "eval", "compare", "export", "replay", "merge")
     options = (
         "--dry-run", "--resume", "--overwrite", "--json", "--steps", "--adapter-off", "--prompt", "--data", "--out",
-        "--to", "--limit", "--temperature", "--seed", "--max-new-tokens", "--name", "--device", "--nproc",
+        "--to", "--limit", "--temperature", "--seed", "--max-new-tokens", "--name", "--device", "--examples",
     )  # fmt: skip
     odd = [str(value) for value in ODD if "\x00" not in str(value)]
     values = ("m", "r.json", "gguf", "cpu", "0", "-1", "nan", "nosuch/model", "checkpoints", "recipes", *odd)

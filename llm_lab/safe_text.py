@@ -28,6 +28,7 @@ _SECRETS = (
     (r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"<>]+@", rf"\1{HIDDEN}@"),
     (r"(?i)([?&][\w-]*(?:token|key|secret|password|passwd|signature|sig|credential)=)[^&\s'\"#]+", rf"\1{HIDDEN}"),
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _COMPILED = [(re.compile(pattern), by) for pattern, by in _SECRETS]
 
 
@@ -49,6 +50,11 @@ def _printable(character: str) -> str:
     if code in _MISLEADING or unicodedata.category(character) in ("Cc", "Cs"):
         return "\ufffd"
     return character
+
+
+def valid_text(text: str) -> str:
+    """Return text with a replacement character for what is no character: Python reads invalid bytes as surrogates."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def one_line(text: str) -> str:

@@ -20,8 +20,6 @@ def write_conversation(
     file: Path, mode: str, model: str, settings: ChatSettings, system: str | None, messages: Messages
 ) -> None:
     """Write a conversation. Raises UserError if the file holds something else or can't be written."""
-    if file.exists():
-        read_conversation(file, why="the file exists and is not a saved conversation, so it is not replaced")
     conversation = {
         "kind": KIND,
         "mode": mode,
@@ -31,6 +29,8 @@ def write_conversation(
         "messages": messages,
     }
     try:
+        if file.exists():
+            read_conversation(file, why="the file exists and is not a saved conversation, so it is not replaced")
         write_atomically(file, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(Problem(str(file), f"it can't be written: {error.strerror}")) from None

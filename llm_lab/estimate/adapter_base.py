@@ -26,14 +26,45 @@ def adapter_folder(folder: str | Path) -> Path:
 
 
 def read_object(file: Path) -> dict[str, Any] | None:
-    """Read a JSON file that holds an object; None for anything else."""
-    if not file.is_file():
-        return None
+    """Read a JSON file that holds an object; None for anything else.
+
+    Keys of model and adapter configs that we count with or look up are left out where their value has another type.
+    Loading such a model is an error.
+    """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return {key: value for key, value in found.items() if _is_sensible(key, value)} if isinstance(found, dict) else None
+
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions"),
+)
+_LARGEST_SIZE = 2**40  # more is a slip or an attack
+_TEXTS = ("model_type", "activation", "norm", "base_model_name_or_path", "peft_type", "task_type")
+_GROUPS = ("rope_parameters", "rope_scaling")
+
+
+def _is_sensible(key: str, value: Any) -> bool:
+    """Return whether a value has its key's type."""
+    if key in _SIZES:
+        return value is None or (_is_whole(value) and 0 < value <= _LARGEST_SIZE)
+    if key in _TEXTS:
+        return isinstance(value, str | None)
+    if key in _GROUPS:
+        return isinstance(value, dict | None)
+    if key == "architectures":
+        return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    if key == "trainable_token_indices":
+        lists = value.values() if isinstance(value, dict) else [value or []]
+        return all(isinstance(ids, list) and all(map(_is_whole, ids)) for ids in lists)
+    return True
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def find_base(folder: str | Path) -> str | None:

@@ -13,6 +13,8 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, base_circle, find_base, read_object, weights_digest
 from llm_lab.limits import time_limit
 
+from .tokenizers import files_of
+
 WEIGHTS = "adapter_model.safetensors"
 PATTERN_SECONDS = 5
 # Keys of an adapter's config that name modules to import or files to unpickle. Only training reads them.
@@ -49,10 +51,9 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
     if not (path / CONFIG).is_file():
         what = "it is a full model" if (path / "config.json").is_file() else f"it has no {CONFIG}"
         raise UserError(Problem(key, f"this folder is not an adapter: {what}", value=folder))
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(Problem(key, f"its {CONFIG} is not valid JSON: {error}", value=folder)) from None
+    config = read_object(path / CONFIG)
+    if config is None:
+        raise UserError(Problem(key, f"its {CONFIG} is not a JSON object", value=folder))
     if config.get("peft_type") != "LORA":
         raise UserError(
             Problem(key, f"adapter type {config.get('peft_type')} is not supported, only LoRA", value=folder)
@@ -60,14 +61,15 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
     if not (path / WEIGHTS).is_file():
         raise UserError(Problem(key, f"this folder has no {WEIGHTS}", value=folder))
     record = read_object(path / BASE_RECORD) or {}
-    return Adapter(
-        folder=path,
-        base=_require_named_base(path, config.get("base_model_name_or_path"), key),
-        digest=record.get("digest"),
-        in_4bit=bool(record.get("load_in_4bit")),
-        task=config.get("task_type"),
-        token_rows=_token_rows(config),
-    )
+    with files_of(folder, key=key, what="adapter"):
+        return Adapter(
+            folder=path,
+            base=_require_named_base(path, config.get("base_model_name_or_path"), key),
+            digest=record.get("digest"),
+            in_4bit=bool(record.get("load_in_4bit")),
+            task=config.get("task_type"),
+            token_rows=_token_rows(config),
+        )
 
 
 def _token_rows(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from llm_lab.estimate.parameters import context_in
 
 from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, read_adapter
 from .save import lab_config, native_config
-from .tokenizers import hub_problem, load_tokenizer, make_byte_tokenizer
+from .tokenizers import files_of, load_tokenizer, make_byte_tokenizer
 
 # Architectures that are not causal LMs. transformers would load them as one, with random or unsuitable weights.
 NOT_CAUSAL = {
@@ -86,19 +86,16 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
     from llm_lab.model.modeling_lab import register
 
     register()
-    path = Path(name).expanduser()
-    if path.is_dir() and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
-        path = path / "model"
-    try:
+    with files_of(name, key=key, what="config"):
+        path = Path(name).expanduser()
+        if path.is_dir() and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
+            path = path / "model"
         _require_plausible(PreTrainedConfig.get_config_dict(path if path.exists() else name)[0], key, name)
         config = AutoConfig.from_pretrained(path if path.exists() else name, trust_remote_code=trust_remote_code)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(hub_problem(error, key, name, "config")) from None
-    _drop_named_code(config)
-    if hasattr(config, "lab_tokenizer"):
-        del config.lab_tokenizer  # written by write_design for the recipe, not part of the model
+        _drop_named_code(config)
+        if hasattr(config, "lab_tokenizer"):
+            del config.lab_tokenizer  # written by write_design for the recipe, not part of the model
+        _require_sizes(config)
     return config
 
 
@@ -111,6 +108,15 @@ def _require_plausible(values: Any, key: str, name: str) -> None:
         if most is not None and isinstance(value, int | float) and not abs(value) <= most:
             why = f"its config has {part} = {value:,}, which no model has"
             raise UserError(Problem(key, why, value=name, allowed=f"at most {most:,}"))
+
+
+def _require_sizes(config: Any) -> None:
+    """Raise ValueError if a size is not a whole number; transformers checks few of them."""
+    text = config.get_text_config()
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        value = getattr(text, name, None)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} = {value!r} in its config.json is not a whole number of at least 1")
 
 
 def _drop_named_code(config: Any) -> None:
@@ -131,10 +137,8 @@ def has_own_code(name: str) -> bool:
     for file_name in ("config.json", "tokenizer_config.json"):
         file = path / file_name
         if not path.is_dir():
-            try:
+            with files_of(name, key="checkpoint"):
                 found = cached_file(name, file_name, _raise_exceptions_for_missing_entries=False)
-            except Exception as error:
-                raise UserError(hub_problem(error, "checkpoint", name, "model")) from None
             file = Path(found or file)
         facts = read_object(file) or {}
         if facts.get("auto_map") and facts.get("model_type") != "llm_lab":
@@ -215,24 +219,34 @@ def load_model(
         return load_adapter(folder, device=device, merge=merge, key=key, **options)
     register()
     config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
-    require_causal_lm(config, str(folder), key=key)
+    with files_of(folder, key=key):
+        require_causal_lm(config, str(folder), key=key)
+        ours = config if config.model_type == "llm_lab" else lab_config(config)
     extra = kernel_options(attn_implementation)
-    ours = config if config.model_type == "llm_lab" else lab_config(config)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM
     options = {"config": ours or config} | ({} if ours is not None else {"trust_remote_code": trust_remote_code})
     if load_in_4bit:
         require_4bit(device)
         extra |= {"quantization_config": quantization_4bit(), "device_map": device}
-    try:
+    with files_of(folder, key=key):
         model, found = loader.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), output_loading_info=True, **options, **extra
         )
-    except Exception as error:
-        raise UserError(hub_problem(error, key, str(folder), "model")) from None
-    require_all_weights(model, found, str(folder), key=key)
-    _describe_head(model)
-    hide_router_logits(model)
+        require_all_weights(model, found, str(folder), key=key)
+        require_token_ids(model)
+        _describe_head(model)
+        hide_router_logits(model)
     return (model if load_in_4bit else model.to(device)).eval()
+
+
+def require_token_ids(model: Any) -> None:
+    """Raise ValueError if a special token of a model's config or generation config is not an id."""
+    for holder in (model.config, model.generation_config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(holder, name, None)
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(isinstance(number, int) for number in ids):
+                raise ValueError(f"{name} = {value!r} in its config is not a token id")
 
 
 def require_all_weights(model: Any, found: Mapping[str, Any], name: str, *, key: str) -> None:
@@ -352,7 +366,9 @@ def load_adapter(
     # Merge on the CPU in float32: a sum in bf16 would lose most of a small adapter.
     dtype = loading.pop("dtype", "float32")
     base = load_model(adapter.base, key=key, merge=True, dtype="float32" if merge else dtype, **loading)
-    model = attach_adapter(base, adapter, key=key)
+    with files_of(folder, key=key, what="adapter"):
+        model = attach_adapter(base, adapter, key=key)
+        require_token_ids(base)
     if merge:
         import torch
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import LabError, Problem, UserError
 
 END_OF_TEXT = "<|endoftext|>"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that was not downloaded begins
@@ -79,16 +80,16 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, key: st
     from transformers import AutoTokenizer
 
     folder = Path(name).expanduser()
-    source = next((f for f in (folder / "model", folder) if (f / "tokenizer_config.json").exists()), None)
-    if source is None and folder.is_dir():
-        source = next((f for f in (folder / "model", folder) if (f / "tokenizer.json").exists()), None)
-        if source is None:
-            raise UserError(Problem(key, "this folder has no tokenizer.json", value=name))
-    try:
+    with files_of(name, key=key, what="tokenizer"):
+        source = next((f for f in (folder / "model", folder) if (f / "tokenizer_config.json").exists()), None)
+        if source is None and folder.is_dir():
+            source = next((f for f in (folder / "model", folder) if (f / "tokenizer.json").exists()), None)
+            if source is None:
+                raise UserError(Problem(key, "this folder has no tokenizer.json", value=name))
         # Always passed: without a value, transformers asks on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(source or str(name), trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise UserError(hub_problem(error, key, str(name), "tokenizer")) from None
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length = {tokenizer.model_max_length!r} is not a number")
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             Problem(key, "this is not a fast tokenizer (tokenizer.json), which training requires", value=name)
@@ -103,6 +104,20 @@ def lfs_pointers(folder: str | Path) -> list[str]:
         if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
             found.append(file.name)
     return found
+
+
+@contextmanager
+def files_of(name: str | Path, *, key: str, what: str = "model") -> Iterator[None]:
+    """Turn everything that libraries raise while they read somebody's files into a UserError that names them.
+
+    Damaged files raise dozens of types, from a SafetensorError to a TypeError deep in a config class.
+    """
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        raise UserError(hub_problem(error, key, str(name), what)) from error
 
 
 def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem:

@@ -6,12 +6,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+LARGEST_INT = 2**53  # products of several larger numbers would not fit into a float
+
+
+def _within_a_float(value: int) -> int:
+    if abs(value) > LARGEST_INT:
+        raise PydanticCustomError("too_large", "a whole number may not exceed 2^53")
+    return value
+
 
 # Strict numbers: `true` is not 1 and "12" is not 12, but 3 is a float.
-Int = Annotated[int, Field(strict=True)]
+Int = Annotated[int, Field(strict=True), AfterValidator(_within_a_float)]
 Float = Annotated[float, Field(strict=True)]
 Bool = Annotated[bool, Field(strict=True)]
 # The type of a key that may be left out and is then derived: never None in a resolved recipe, which is what the type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.events import Event, Listener, Notice, RunWarning
+from llm_lab.safe_text import valid_text
 
 from .compare_screen import print_beside
 from .console import is_terminal, make_console, one_line, print_error, printable
@@ -51,7 +53,7 @@ PROMPT = "> "
 
 def answer_once(session: Any, prompt: str) -> None:
     """Stream one reply to standard output, and nothing else."""
-    _stream(session, prompt)
+    _stream(session, valid_text(prompt))
 
 
 def run_chat(session: Any, *, load: Callable[[str], Any], side_by_side: Any, interactive: bool | None = None) -> None:
@@ -81,6 +83,7 @@ class _Screen:
 
     def take(self, text: str) -> bool:
         """Answer a message or run a command; return False to leave."""
+        text = valid_text(text)
         try:
             if text.startswith("/") and not text.startswith("//"):
                 return self._command(text[1:])
@@ -219,6 +222,8 @@ def _stream(session: Any, text: str) -> None:
 
 
 def _piped_lines() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the conversation
     for line in sys.stdin:
         yield line.rstrip("\r\n")
 
