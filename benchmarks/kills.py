@@ -33,6 +33,7 @@ PLACES = ("steps/.saving", ".model.tmp", ".tokenizer.tmp", "steps/checkpoint-2",
 MAX_KILLS, PATIENCE_SECONDS = 3, 300.0
 SAVING = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+MODULES = ("cli", "runner", "runs.card", "optim.factory", "terminal.progress")
 WORDS = "the a small red green old tree stone river bird fish sings falls waits runs near under over".split()
 
 
@@ -96,7 +97,7 @@ def pretrain_recipe(inputs: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def write_inputs(inputs: Path) -> None:
+def write_inputs(inputs: Path, *, with_models: bool = True) -> None:
     """Write data, and train a base and an adapter on it."""
     inputs.mkdir()
     pick = random.Random(0)
@@ -108,7 +109,7 @@ def write_inputs(inputs: Path) -> None:
         (inputs / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = inputs / "made"
     base = pretrain_recipe(inputs, tokenizer="bytes", optimizer={"name": "adamw", "learning_rate": 1e-3})
-    for name, recipe in (("base", base), ("adapter", scenarios(inputs)["lora"])):
+    for name, recipe in (("base", base), ("adapter", scenarios(inputs)["lora"])) if with_models else ():
         folder = made / name
         if run_to_end(recipe, folder)[0] != 0:
             raise RuntimeError(f"{name} could not be made:\n{(folder / 'output.txt').read_text()}")
@@ -345,11 +346,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path | None = None) -> Outcome:
     """Run trials, each of a scenario in turn; returns what was found. keep: where failed trials are copied."""
-    import_everything()
+    import_stages(only or set(STAGES))
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
         place = Path(temporary).resolve()
-        write_inputs(place / "inputs")
+        write_inputs(place / "inputs", with_models=only != {"pretrain"})
         recipes = {k: v for k, v in scenarios(place / "inputs").items() if only is None or k in only}
         wholes: dict[str, Whole] = {}
         for name, recipe in recipes.items():
@@ -375,23 +376,25 @@ def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path
     return outcome
 
 
-def import_everything() -> None:
-    """Import what a run imports, so that the forked processes need not. No torch operation: threads don't survive."""
+STAGES = {
+    "lora": ("sft",),
+    "merge": ("sft", "merge"),
+    "export": ("sft", "export"),
+    "pipeline": ("sft", "merge", "eval"),
+    **{name: (name,) for name in ("pretrain", "sft", "reward", "dpo", "grpo", "ppo")},
+}
+
+
+def import_stages(names: set[str]) -> None:
+    """Import what runs import, so that the forked processes need not. No torch operation: threads don't survive."""
     import importlib
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in ("pretrain", "sft", "reward", "dpo", "grpo", "ppo", "merge", "export", "eval"):
-        importlib.import_module(f"llm_lab.stages.{name}")
-    for name in (
-        "llm_lab.cli",
-        "llm_lab.runner",
-        "llm_lab.runs.card",
-        "llm_lab.optim.factory",
-        "llm_lab.terminal.progress",
-    ):
-        importlib.import_module(name)
+    stages = {stage for name in names for stage in STAGES[name]} | {"pretrain"}
+    for module in [*(f"stages.{stage}" for stage in sorted(stages)), *MODULES]:
+        importlib.import_module(f"llm_lab.{module}")
     importlib.import_module("transformers.models.llama.modeling_llama")
 
 

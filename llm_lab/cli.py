@@ -13,6 +13,7 @@ from typing import Any
 from llm_lab import __version__, commands
 from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED
 from llm_lab.errors import LONGEST, LabError, MachineError, Problem, UserError
+from llm_lab.runs.disk import FULL_DISK
 from llm_lab.safe_text import shorten
 from llm_lab.terminal.console import SafeStream, print_error, safe_errors
 
@@ -65,7 +66,7 @@ def _file_error(error: Exception) -> LabError | None:
     """Return an error for the user where the system refuses a file that the user named, or the disk is full."""
     if not isinstance(error, OSError):
         return None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL_DISK:
         where = str(error.filename or "the disk")
         return MachineError(Problem(where, "the disk is full", fix="Free some space, then resume with --resume."))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:

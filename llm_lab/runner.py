@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.errors import LabError, MachineError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
 from llm_lab.events import Event, Listener, Notice, RunWarning, ScoresReported, ignore
 from llm_lab.job import Job, as_started, check, different_keys, error_within_stage, move
@@ -21,7 +21,7 @@ from llm_lab.recipe.registry import named_in
 from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, require_device
 from llm_lab.recipe.trust import allow, require_allowed
 from llm_lab.runs.describe import installed
-from llm_lab.runs.disk import remove_folder
+from llm_lab.runs.disk import FULL_DISK, remove_folder
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, require_no_links, runs_named, unstarted_runs
 from llm_lab.runs.lock import in_progress, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
@@ -73,7 +73,7 @@ def run_job(
         _require_repositories(job)
     with connected(job.stages[0].values["device"]):
         folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
-        with _held(folder):
+        with _held(folder), _naming_a_full_disk(folder):
             resume = from_first_process(folder.has_started()) if resume else False
             if resume and is_first_process():
                 _find_resume_point(job, folder, resume_from, listener)
@@ -85,6 +85,18 @@ def run_job(
 
 def _held(folder: RunFolder) -> AbstractContextManager[None]:
     return folder.hold() if is_first_process() else nullcontext()
+
+
+@contextmanager
+def _naming_a_full_disk(folder: RunFolder) -> Iterator[None]:
+    """Turn the system's report of a full disk into an error that says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        fix = f"Free some space, then: llm-lab run {folder.recipe_path} --resume"
+        raise MachineError(Problem(str(error.filename or folder.path), "the disk is full", fix=fix)) from error
 
 
 def require_trusted(job: Job) -> None:

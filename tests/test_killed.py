@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from llm_lab.runner import run
 from llm_lab.runs.disk import TEMPORARY
 from llm_lab.runs.folder import RunFolder
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = RunFolder(Path("checkpoints/tiny"))
 GONE = {"status": "running", "process": {"pid": 2**30, "host": socket.gethostname(), "started": 1.0}}
 SHORT = {"train.max_steps": 2, "scheduler.warmup_steps": 0, "train.eval_steps": 2, "train.save_steps": 2}
@@ -130,3 +133,16 @@ def test_a_warning_is_in_run_json_as_soon_as_it_is_given():
     texts = [event.text for event in warned if isinstance(event, RunWarning)]
     assert texts
     assert looking.kept == texts
+
+
+@pytest.mark.parametrize(
+    ("trials", "only"), [(2, {"pretrain"}), pytest.param(40, None, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_runs_killed_at_random_come_out_as_undisturbed_ones(trials, only):
+    """`python -m benchmarks kills` runs hundreds. In a new process: forked ones can't use the threads of this one."""
+    program = f"from benchmarks.kills import campaign; o = campaign({trials}, seed=3, only={only})"
+    program += "; print(sum(o.kills.values()), o.failures)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    kills, _, failures = done.stdout.partition(" ")
+    assert failures.strip() == "[]", done.stderr
+    assert int(kills) >= trials

@@ -1,12 +1,11 @@
 """Folders appear complete or not at all, and every library's report of a full disk is recognized."""
 
-import ctypes
 import errno
-import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.small_disk import small_disk
 
 from llm_lab.runs.disk import TEMPORARY, describe_disk_error, is_disk_error, publish, remove_folder, staged_folder
 
@@ -55,13 +54,8 @@ def test_replacing_and_deleting_leave_no_part_of_a_folder_under_its_name(tmp_pat
 @pytest.fixture
 def full_disk(tmp_path):
     """A file system of 64 KiB."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=64k"):
-        pytest.skip("mounting a file system requires root")
-    yield folder
-    libc.umount2(os.fsencode(folder), 2)
+    with small_disk(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 WRITERS = {
