@@ -346,7 +346,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path | None = None) -> Outcome:
     """Run trials, each of a scenario in turn; returns what was found. keep: where failed trials are copied."""
-    import_stages(only or set(STAGES))
+    import_everything(only)
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
         place = Path(temporary).resolve()
@@ -385,14 +385,14 @@ STAGES = {
 }
 
 
-def import_stages(names: set[str]) -> None:
+def import_everything(only: set[str] | None = None) -> None:
     """Import what runs import, so that the forked processes need not. No torch operation: threads don't survive."""
     import importlib
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    stages = {stage for name in names for stage in STAGES[name]} | {"pretrain"}
+    stages = {stage for name in only or STAGES for stage in STAGES[name]} | {"pretrain"}
     for module in [*(f"stages.{stage}" for stage in sorted(stages)), *MODULES]:
         importlib.import_module(f"llm_lab.{module}")
     importlib.import_module("transformers.models.llama.modeling_llama")

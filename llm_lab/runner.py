@@ -26,7 +26,13 @@ from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, require_no_lin
 from llm_lab.runs.lock import in_progress, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
 from llm_lab.runs.report import collect_scores, write_pipeline_report
-from llm_lab.runs.resume import MANIFESTS_FROM, require_resume_point, require_same_beginning, set_aside_after
+from llm_lab.runs.resume import (
+    MANIFESTS_FROM,
+    require_resume_point,
+    require_same_beginning,
+    resume_command,
+    set_aside_after,
+)
 
 MIN_STEPS_TO_MEASURE = 100  # shorter runs say too little about the speed
 PACKAGES = ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
@@ -95,7 +101,7 @@ def _naming_a_full_disk(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        fix = f"Free some space, then: llm-lab run {folder.recipe_path} --resume"
+        fix = f"Free some space, then: {resume_command(folder)}"
         raise MachineError(Problem(str(error.filename or folder.path), "the disk is full", fix=fix)) from error
 
 

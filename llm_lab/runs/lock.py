@@ -88,8 +88,10 @@ def _acquire(folder: Path, process: Mapping[str, Any] | None) -> IO[str]:
 
 
 def _release(file: IO[str], path: Path) -> None:
+    # A full disk may keep the record from saying how the run ended. The free lock then shows that it has.
+    ended = _read(path.with_name("run.json")).get("status") != "running"
     with suppress(OSError):
-        if _is_still(file, path):  # not where the folder was replaced
+        if ended and _is_still(file, path):  # not where the folder was replaced
             path.unlink()  # while it is held: nobody else can have taken it
     file.close()
 

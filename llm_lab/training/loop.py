@@ -14,6 +14,7 @@ from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, staged_folder
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.processes import is_first_process
+from llm_lab.runs.resume import resume_command
 from llm_lab.runs.samples import add_samples
 
 
@@ -127,7 +128,7 @@ def _write_rows(trainer: Any) -> None:
     try:
         trainer.write_rows()
     except OSError as error:
-        fix = f"Free some space, then: llm-lab run {trainer.run.recipe_path} --resume"
+        fix = f"Free some space, then: {resume_command(trainer.run)}"
         why = f"the last metrics could not be written: {describe_disk_error(error)}"
         raise MachineError(Problem(str(trainer.run.metrics_path), why, fix=fix)) from error
 
@@ -140,8 +141,7 @@ def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
     except Exception as error:
         if not is_disk_error(error):
             raise
-        resume = f"llm-lab run {folder.recipe_path} --resume"
-        fix = f"The checkpoints in {folder.steps_path} are kept. Free some space, then: {resume}"
+        fix = f"The checkpoints in {folder.steps_path} are kept. Free some space, then: {resume_command(folder)}"
         raise not_written(folder.model_path, error, fix) from error
 
 

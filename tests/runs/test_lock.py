@@ -70,6 +70,9 @@ def test_a_killed_process_releases_the_run_and_a_finished_one_leaves_no_file(run
     with run.hold():
         assert json.loads((run.path / NAME).read_text()) == this_process()
         assert run.status() == "running"
+    assert run.status() == "interrupted", "where a full disk kept it from being recorded as ended"
+    with run.hold():
+        run.update(status="done")
     assert not (run.path / NAME).exists()
 
 
