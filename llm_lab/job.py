@@ -374,12 +374,14 @@ def as_started(job: Job, recipe_file: Path) -> Job:
     stages = []
     for resolved, started in zip(job.stages, read_recipe_file(recipe_file)["stages"], strict=True):
         before = dict(flatten(started))
-        values = copy.deepcopy(dict(resolved.values))
+        values, origins = copy.deepcopy(dict(resolved.values)), dict(resolved.origins)
         for path, origin in resolved.origins.items():
             if origin.kind == "derived" and path in before and before[path] is None:
                 *groups, name = path.split(".")
                 functools.reduce(_child, groups, values)[name] = None
-        stages.append(replace(resolved, values=values, recipe=type(resolved.recipe).model_validate(values)))
+                del origins[path]
+        recipe = type(resolved.recipe).model_validate(values)
+        stages.append(replace(resolved, values=values, recipe=recipe, origins=origins))
     return replace(job, stages=tuple(stages))
 
 

@@ -220,6 +220,7 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
             facts = folder.facts()
             if facts.get("status") == "done":
                 if first and resume:
+                    folder.delete_temporary()
                     _write_report_and_card(folder)
                 continue
             folder.path.mkdir(exist_ok=True)

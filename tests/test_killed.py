@@ -89,9 +89,11 @@ def test_a_done_stage_without_its_report_gets_it_when_the_pipeline_is_resumed():
     stage, outer = Path("checkpoints/one/pretrain"), RunFolder(Path("checkpoints/one"))
     report = (stage / "report.md").read_text()
     (stage / "report.md").unlink()
+    (stage / ".curves.svg.77.tmp").touch()
     outer.update(**GONE)
     run(raw, resume=True)
     assert (stage / "report.md").read_text() == report
+    assert not (stage / ".curves.svg.77.tmp").exists()
 
 
 def test_a_merge_killed_after_its_model_was_published_is_resumed():
