@@ -430,10 +430,10 @@ def _run_batch(kind: str, numbers: range, seed: int, place: Place, folder: Path,
         os.waitpid(child, 0)
         lines = [json.loads(line) for line in results.read_text().splitlines()]
         for number, code, raised, shown in lines:
-            _count(findings, kind, number, code, raised, shown)
+            count_case(findings, kind, number, code, raised, shown)
         at += len(lines)
         if at < numbers.stop:
-            _count(findings, kind, at, "died", "the process died, or took too much memory", f"case {at}")
+            count_case(findings, kind, at, "died", "the process died, or took too much memory", f"case {at}")
             at += 1
 
 
@@ -456,7 +456,8 @@ def _work(kind: str, numbers: range, seed: int, place: Place, folder: Path, resu
         os._exit(0)
 
 
-def _count(findings: Findings, kind: str, number: int, code: str, raised: str, shown: str) -> None:
+def count_case(findings: Findings, kind: str, number: int, code: str, raised: str, shown: str) -> None:
+    """Add the result of a case; raised: where an internal error came from, or ""."""
     findings.cases[kind] += 1
     findings.codes[f"{kind} {code}"] += 1
     if raised:
@@ -466,7 +467,8 @@ def _count(findings: Findings, kind: str, number: int, code: str, raised: str, s
 def bench(full: bool, *, trials: int | None = None, seed: int = 0, only: str | None = None) -> None:
     """Run a campaign and print what was found. full: 20,000 cases."""
     findings = campaign(trials or (20_000 if full else 400), seed, set(only.split(",")) if only else None)
-    print(", ".join(f"{kind} {count:,}" for kind, count in findings.cases.items()), f"(seed {seed})")
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in findings.cases.items())
+    print(f"{sum(findings.cases.values()):,} cases (seed {seed}): {kinds}")
     print(", ".join(f"{code}: {count:,}" for code, count in sorted(findings.codes.items())))
     print(f"{findings.count} findings at {len(findings.internal)} places")
     for raised, cases in sorted(findings.internal.items(), key=lambda item: -len(item[1])):

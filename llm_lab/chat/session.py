@@ -11,6 +11,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.conversations import encode_prompt, render_conversation
 from llm_lab.hf.load import context_of
+from llm_lab.safe_text import valid_text
 from llm_lab.hf.rendering import Refused
 
 from .conversation_files import read_conversation, write_conversation
@@ -240,11 +241,6 @@ class ChatSession:
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-
-def valid_text(text: str) -> str:
-    """Return a text with a replacement character for each byte or surrogate that is no character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _stats(times: list[float], prompt_tokens: int, stop: str) -> ReplyStats:

@@ -53,7 +53,7 @@ PROMPT = "> "
 
 def answer_once(session: Any, prompt: str) -> None:
     """Stream one reply to standard output, and nothing else."""
-    _stream(session, valid_text(prompt))
+    _stream(session, prompt)
 
 
 def run_chat(session: Any, *, load: Callable[[str], Any], side_by_side: Any, interactive: bool | None = None) -> None:
