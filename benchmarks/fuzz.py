@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -285,10 +286,28 @@ def model_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     return lambda: _command(command), f"{' '.join(command)} | {kind} | {' | '.join(changes)}"
 
 
+NUMBERS = ("0", "1", "2", "-1", "3.5", "1e9", "nan", "inf", "99999999999999999999", "", "x", "é")
+VALID = (
+    "check r.json",
+    "xray r.json --examples 1",
+    "list data",
+    "show m",
+    "chat m --device cpu --prompt a? --max-new-tokens 2 --temperature 0",
+    "eval m --data text.txt device=cpu eval.max_tokens=64 eval.speed_tokens=0",
+    "compare m other --device cpu --prompt a? --max-new-tokens 2 --out c.json",
+    "export m --dry-run --to gguf",
+    "merge adapter --tolerance 0.1 --out merged",
+    "copy r.json new.yaml",
+    "run r.json train.max_steps=5 --dry-run",
+)
+
+
 def command_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     """Odd arguments of a real command."""
     shutil.rmtree("m", ignore_errors=True)
     os.symlink(place.inputs / "base", "m") if draw.random() < 0.5 else shutil.copytree(place.inputs / "base", "m")
+    for name in ("base", "adapter", "text.txt"):
+        os.symlink(place.inputs / name, {"base": "other"}.get(name, name))
     Path("r.json").write_text(json.dumps(place.recipes["pretrain"]))
     verbs = ("run", "check", "xray", "list", "copy", "show", "chat", "eval", "compare", "export", "replay", "merge")
     options = (
@@ -297,9 +316,15 @@ def command_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     )  # fmt: skip
     odd = [str(value) for value in ODD if "\x00" not in str(value)]
     values = ("m", "r.json", "gguf", "cpu", "0", "-1", "nan", "nosuch/model", "checkpoints", "recipes", *odd)
-    words = [draw.choice(verbs)]
-    for _ in range(draw.randrange(5)):
-        words.append(draw.choice(values if draw.random() < 0.65 else options))
+    how = draw.random()
+    if how < 0.4:  # a valid command with another number
+        words = re.sub(r"(?<=[ =])[0-9.]+", lambda _: draw.choice(NUMBERS), draw.choice(VALID)).split()
+    elif how < 0.7:  # with one more or one other word
+        words = draw.choice(VALID).split()
+        at = draw.randrange(1, len(words) + 1)
+        words[at : at + draw.randrange(2)] = [draw.choice((*values, *options))]
+    else:
+        words = [draw.choice(verbs), *(draw.choice((*values, *options)) for _ in range(draw.randrange(5)))]
     if words[0] in ("run", "replay") and "--dry-run" not in words:
         words.append("--dry-run")
     return lambda: _command(words), repr(words)

@@ -11,8 +11,8 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.conversations import encode_prompt, render_conversation
 from llm_lab.hf.load import context_of
-from llm_lab.safe_text import valid_text
 from llm_lab.hf.rendering import Refused
+from llm_lab.safe_text import valid_text
 
 from .conversation_files import read_conversation, write_conversation
 from .decoding import REPLACEMENT, ChatSettings, Predictor, TextStream, end_tokens, make_sampler
