@@ -53,7 +53,7 @@ def _printable(character: str) -> str:
 
 
 def valid_text(text: str) -> str:
-    """Return text with a replacement character for what is no character: Python reads invalid bytes as surrogates."""
+    """Return text with a replacement character for what is not a character: Python reads invalid bytes as surrogates."""
     return _SURROGATE.sub("\ufffd", text)
 
 

@@ -307,7 +307,7 @@ def require_no_links(path: Path) -> None:
     """Raise UserError for a symbolic link in the run that a path belongs to, if it points outside of the run.
 
     LLM Lab makes none. Someone else's run could make it write to, delete or publish other files. The cache of the Hub
-    consists of links, and is no run.
+    consists of links, and is not a run.
     """
     run = next((folder for folder in (path, *path.parents[:2]) if _has_record(folder)), None)
     if run is None:

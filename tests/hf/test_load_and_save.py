@@ -291,7 +291,7 @@ def test_weights_that_the_config_leaves_out_are_an_error(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", STRANGERS)
-def test_buffers_that_earlier_versions_saved_are_no_error(kind, tmp_path):
+def test_buffers_that_earlier_versions_saved_are_not_errors(kind, tmp_path):
     trained = write_stranger(tmp_path, kind, weights={name: torch.ones(1, 1, 4, 4) for name in COMPUTED[kind]})
     ids = tokens(2, 9) % 64
     assert torch.allclose(load_model(tmp_path)(ids).logits, trained(ids).logits, atol=1e-5)
