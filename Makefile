@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo lab test test-all lint bench clean
+.PHONY: setup demo lab test test-all audit lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +37,9 @@ test: $(VENV)/.installed-test
 
 test-all: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+audit: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -rs tests/test_audit.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
