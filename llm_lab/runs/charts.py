@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -74,6 +75,16 @@ def powers(low: float, high: float) -> list[float]:
     tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [many * 10.0**power for power in tens for many in (1, 2, 5) if low <= many * 10.0**power <= high]
     return found if len(found) <= 6 else [10.0**power for power in tens if low <= 10.0**power <= high]
+
+
+def tick_labels(marks: Sequence[float]) -> list[str]:
+    """Return the numbers of an axis in as few digits as show each of them exactly, so no two look alike."""
+    apart = min((abs(b - a) for a, b in pairwise(marks)), default=math.inf)
+    for digits in range(4, 17):
+        texts = [f"{mark + 0.0:.{digits}g}" for mark in marks]
+        if all(abs(float(text) - mark) <= 0.01 * apart for text, mark in zip(texts, marks, strict=True)):
+            break
+    return texts
 
 
 # The curves of a run: the loss across the whole width, the other panels below it, two in a row
@@ -209,7 +220,8 @@ def _panel(panel: Panel, series: Series, box: Box) -> list[str]:
     parts = [line(box.across(step), box.top, box.across(step), bottom, LIGHT) for step in steps]
     parts += [line(box.left, down(mark), right, down(mark), LIGHT) for mark in marks]
     parts.append(frame(box.left, box.top, box.width, box.height))
-    parts += [words(box.left - 6, down(mark) + 4, f"{mark + 0.0:.4g}", "end") for mark in marks]
+    numbers = zip(marks, tick_labels(marks), strict=True)
+    parts += [words(box.left - 6, down(mark) + 4, text, "end") for mark, text in numbers]
     parts += [words(box.across(step), bottom + 16, f"{step:,.0f}", "middle") for step in steps]
     parts.append(words(box.left, box.top - 8, panel.title, "start", "#000", bold=True))
     # A color belongs to a metric, whether the panel's other curves are drawn or not.
@@ -276,8 +288,8 @@ def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
     marks = ticks(low, high, 5)
     parts = [line(across(mark), HEAD, across(mark), HEAD + height, LIGHT) for mark in marks]
     parts.append(frame(left, HEAD, right - left, height))
-    for mark in marks:
-        text = f"{100 * mark:.0f} %" if is_exact else f"{mark:.4g}"
+    texts = [f"{100 * mark:.0f} %" for mark in marks] if is_exact else tick_labels(marks)
+    for mark, text in zip(marks, texts, strict=True):
         parts.append(words(across(mark), HEAD + height + 16, text, "middle"))
     parts.append(words(left, HEAD - 12, f"{panel.title}, held-out prompts", "start", BLACK, bold=True))
     offset = right

@@ -7,7 +7,7 @@ import math
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ HELP_HINT = "? help"
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
 _LABEL = 7  # columns of the numbers next to the axis
+LEAST_SPAN = 2e-3  # of the values on the y axis: numbers of these columns could not show a smaller one
 
 
 @dataclass
@@ -367,8 +368,8 @@ def draw_curves(
     columns, rows = max(4, width - _LABEL - 1), max(1, height - 1)
     if not everything:
         return [[(" " * width, None)] for _ in range(rows + 1)]
-    left, right = _span(x for x, _ in everything)
-    bottom, top = _span(min(y, y_max) if y_max is not None else y for _, y in everything)
+    left, right = _span([x for x, _ in everything], 1e-9)
+    bottom, top = _span([min(y, y_max) if y_max is not None else y for _, y in everything], LEAST_SPAN)
     across, down = (1, 1) if ascii_only else (2, 4)
     owner: dict[tuple[int, int], int] = {}
     dots: dict[tuple[int, int], int] = {}
@@ -402,11 +403,10 @@ def draw_curves(
     return lines
 
 
-def _span(values: Iterable[float]) -> tuple[float, float]:
-    """Return the least and the greatest value, with a margin where they are equal."""
-    found = list(values)
-    low, high = min(found), max(found)
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
+def _span(values: Sequence[float], least: float) -> tuple[float, float]:
+    """Return the least and the greatest value, with a margin where they differ by less than a share of their size."""
+    low, high = min(values), max(values)
+    if high - low <= least * max(abs(low), abs(high), 1e-300):
         margin = abs(high) * 0.05 or 0.5
         return low - margin, high + margin
     return low, high
@@ -431,7 +431,7 @@ def _y_label(row: int, rows: int, bottom: float, top: float, ascii_only: bool) -
 def _y_number(value: float, span: float) -> str:
     """Return a value with enough digits to differ from the others on the axis."""
     digits = max(0, 1 - math.floor(math.log10(span)))
-    return f"{value:.{digits}f}" if digits <= 4 and abs(value) < 1e5 else f"{value:.0e}"
+    return f"{value:.{digits}f}" if digits <= 4 and abs(value) < 1e5 else f"{value:.1e}".replace("e-0", "e-")
 
 
 def _x_number(value: float) -> str:

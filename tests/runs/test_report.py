@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from llm_lab.runs.charts import PANELS, draw_curves, draw_predictions, draw_scores, powers, ticks
+from llm_lab.runs.charts import PANELS, draw_curves, draw_predictions, draw_scores, powers, tick_labels, ticks
 from llm_lab.runs.describe import warnings_of
 from llm_lab.runs.folder import create_run
 from llm_lab.runs.report import write_pipeline_report, write_report
@@ -157,6 +157,22 @@ def test_axis_labels_are_round_numbers(low, high, about, marks):
 def test_labels_of_a_logarithmic_axis_are_round_too():
     assert powers(0.8, 6) == pytest.approx([1, 2, 5])
     assert powers(0.002, 300) == pytest.approx([0.01, 0.1, 1, 10, 100])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(4.6061, 4.6064), (0.0095, 0.0205), (1000.01, 1000.05), (0.0, 3e-5), (-0.0003, 0.0002), (0, 1)]
+)
+def test_the_numbers_of_an_axis_differ_and_are_exact(low, high):
+    marks = ticks(low, high, 4)
+    texts = tick_labels(marks)
+    assert len(set(texts)) == len(marks) > 1
+    assert [float(text) for text in texts] == pytest.approx(marks, rel=1e-12, abs=1e-15)
+
+
+def test_a_curve_within_a_narrow_range_has_different_numbers_on_its_axis():
+    rows = [{"step": step, "loss": 4.6061 + 0.0001 * step} for step in range(1, 4)]
+    at_the_axis = [text.text for text in picture_of(rows).iter(f"{SVG}text") if text.get("x") == "58.0"]
+    assert len(set(at_the_axis)) == len(at_the_axis) > 2
 
 
 def test_no_label_overlaps_another():

@@ -437,6 +437,13 @@ def test_a_curve_can_be_drawn_of_anything(points):
         assert len(draw_curve(points, width, height)) == max(2, height)
 
 
+@pytest.mark.parametrize("values", [(4.6061, 4.6064), (0.00001, 0.00002), (1.0, 1.0), (0.0095, 0.0205), (99.99, 100.0)])
+def test_the_numbers_of_the_axis_differ(values):
+    lines = draw_curve(list(enumerate(values)), 40, 8)
+    numbers = [found[1] for line in lines if (found := re.match(r" *([-\d.e]+) ┤", line))]
+    assert len(set(numbers)) == len(numbers) == 3
+
+
 def test_the_later_curve_lies_on_top():
     lines = draw_curves([[(0, 1.0), (9, 1.0)], [(0, 1.0), (9, 1.0)]], 30, 4)
     owners = {index for line in lines for text, index in line if index is not None and text.strip()}
