@@ -105,3 +105,34 @@ def test_the_python_of_the_readme_works(tmp_path, monkeypatch):
     assert scope["facts"]["status"] == "done"
     assert scope["model"].num_parameters() > 100_000
     assert len(scope["tokenizer"]) > 256
+
+
+def test_every_question_shown_to_readers_is_in_words_that_the_demo_learns():
+    from support.shown_questions import shape_of, shown_questions
+
+    from llm_lab.data.arithmetic_world import world_examples
+
+    learned = {shape_of(row["prompt"]) for row in world_examples("conversation", "homework", varied=True)}
+    shown = shown_questions()
+    assert len(shown) >= 3
+    assert {question for question in shown if shape_of(question) not in learned} == set()
+
+
+@pytest.mark.slow
+def test_the_demo_answers_every_question_shown_to_readers(tmp_path, monkeypatch, capsys):
+    import shutil
+
+    from support.shown_questions import shown_questions
+
+    from llm_lab.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    assert main(["run", "configs/demo.yaml", "device=cpu"]) == 0
+    for question in shown_questions():
+        start, found = map(int, re.findall(r"\d+", question))  # somebody has some and finds more
+        for model in ("checkpoints/demo", "checkpoints/demo/sft", "checkpoints/demo/grpo"):
+            capsys.readouterr()
+            assert main(["chat", model, "--prompt", question]) == 0
+            answer = f"So {start} + {found} = {start + found}. The answer is {start + found}."
+            assert answer in capsys.readouterr().out, f"{model}: {question}"

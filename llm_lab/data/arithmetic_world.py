@@ -3,6 +3,9 @@
 One generator makes texts for pretraining, questions with worked solutions for SFT, prompts with answers for
 reinforcement learning, pairs of correct and wrong solutions for DPO, and a test set that shares no problem with
 the others. Every question has exactly one correct answer, so the best possible score is known.
+
+The same problems exist in plain wording (always "First he finds ...") and in varied wording, in which people ask in
+several ways, so a model that learns it does not depend on a single phrase.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ _SHARE_ASKED = 0.25
 _SHARE_OF_SLIPS = 0.3
 _SHARE_WONDERED = 0.5
 _BUCKETS = 16
+_WORDING = 5_000_000  # the seed of a wording, after the seed of its problem
 
 PEOPLE = (
     ("Tom", "he"), ("Ben", "he"), ("Max", "he"), ("Sam", "he"),
@@ -32,6 +36,12 @@ THINGS = ("apples", "shells", "nuts", "eggs", "coins", "plums")
 MORE = ("finds {n} more", "gets {n} from {friend}", "buys {n} more")
 FEWER = ("loses {n}", "gives {n} to {friend}", "sells {n}")
 ORDER = ("First ", "Then ", "After that, ")
+ASK = "How many {things} does {name} have now?"
+
+# Varied wording: how an event begins, and how the question is asked.
+FIRST_BEGINNINGS = ("First {he} ", "Then {he} ", "After that, {he} ", "{He} ")
+NEXT_BEGINNINGS = ("Then {he} ", "Next {he} ", "After that, {he} ", "{He} ")
+QUESTIONS = (ASK, ASK, "How many {things} does {name} have?", "How many?")
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,16 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class Question:
-    """A person has `numbers[0]` things; each further number is added (positive) or taken (negative)."""
+    """A person has `numbers[0]` things; each further number is added (positive) or taken (negative).
+
+    events: sentences, one per change. asked: the question at the end.
+    """
 
     numbers: tuple[int, ...]
     name: str
-    he: str
     things: str
     events: tuple[str, ...]
+    asked: str
 
     @property
     def totals(self) -> tuple[int, ...]:
@@ -77,7 +90,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        return f"{self._story()} {self._question()}"
+        return f"{self._story()} {self.asked}"
 
     @property
     def completion(self) -> str:
@@ -87,7 +100,7 @@ class Question:
         """Return the problem as a text, solved step by step or at the end; the last line states or asks the result."""
         counted_after, asked = draw.chance(_SHARE_COUNTED_AFTER), draw.chance(_SHARE_ASKED)
         end = (
-            f"{self._question()} The answer is {self.answer}."
+            f"{self.asked} The answer is {self.answer}."
             if asked
             else f"Now {self.name} has {self.answer} {self.things}."
         )
@@ -98,21 +111,15 @@ class Question:
             )
             return f"{self._story()}{wondered}\nSo {_steps(self.numbers)} {end}"
         lines = [self._start()]
-        for sentence, before, change in zip(self._events(), self.totals, self.numbers[1:], strict=False):
+        for sentence, before, change in zip(self.events, self.totals, self.numbers[1:], strict=False):
             lines += [sentence, _step(before, change)]
         return " ".join([*lines, end])
 
     def _story(self) -> str:
-        return " ".join([self._start(), *self._events()])
-
-    def _question(self) -> str:
-        return f"How many {self.things} does {self.name} have now?"
+        return " ".join([self._start(), *self.events])
 
     def _start(self) -> str:
         return f"{self.name} has {self.numbers[0]} {self.things}."
-
-    def _events(self) -> list[str]:
-        return [f"{order}{self.he} {event}." for order, event in zip(ORDER, self.events, strict=False)]
 
 
 def work_out(numbers: tuple[int, ...]) -> str:
@@ -120,25 +127,26 @@ def work_out(numbers: tuple[int, ...]) -> str:
     return f"So {_steps(numbers)} The answer is {sum(numbers)}."
 
 
-def world_documents() -> Iterator[str]:
-    """Yield the texts for pretraining, the same on every machine."""
-    for draw, question in _questions(TEXTS):
+def world_documents(*, varied: bool = False) -> Iterator[str]:
+    """Yield the texts for pretraining, the same on every machine. varied: the same problems in varied wording."""
+    for draw, question in _questions(TEXTS, varied):
         yield question.document(draw)
 
 
-def world_examples(kind: str, split: str) -> Iterator[dict[str, str]]:
+def world_examples(kind: str, split: str, *, varied: bool = False) -> Iterator[dict[str, str]]:
     """Yield rows with prompt and answer; conversations also have completion, preferences chosen and rejected.
 
     kind: conversation, preference or prompt. split: train or test, for conversations also homework, in which
-    30 % of the completions contain a mistake. Raises KeyError for any other combination.
+    30 % of the completions contain a mistake. varied: the same problems in varied wording. Raises KeyError for any
+    other combination.
     """
     if (kind, split) not in EXAMPLES:
         raise KeyError(", ".join(sorted({known for of, known in EXAMPLES if of == kind})))
-    return _rows(kind, split, EXAMPLES[kind, split])
+    return _rows(kind, split, EXAMPLES[kind, split], varied)
 
 
-def _rows(kind: str, split: str, chosen: WorldSet) -> Iterator[dict[str, str]]:
-    for draw, question in _questions(chosen):
+def _rows(kind: str, split: str, chosen: WorldSet, varied: bool) -> Iterator[dict[str, str]]:
+    for draw, question in _questions(chosen, varied):
         row = {"prompt": question.prompt}
         if kind == "conversation":
             slips = split == "homework" and draw.chance(_SHARE_OF_SLIPS)
@@ -153,7 +161,7 @@ def bucket_of(numbers: tuple[int, ...]) -> int:
     return zlib.crc32(" ".join(map(str, numbers)).encode()) % _BUCKETS
 
 
-def _questions(chosen: WorldSet) -> Iterator[tuple[Draw, Question]]:
+def _questions(chosen: WorldSet, varied: bool) -> Iterator[tuple[Draw, Question]]:
     """Yield the questions of a dataset, from its own buckets only. Except in texts, no problem occurs twice."""
     seen: set[tuple[int, ...]] = set()
     seed = _SEED + 10_000_000 * chosen.buckets[0]
@@ -165,7 +173,8 @@ def _questions(chosen: WorldSet) -> Iterator[tuple[Draw, Question]]:
             seed += 1
             numbers = _numbers(draw)
         seen.add(numbers)
-        yield draw, _question_about(draw, numbers)
+        # The wording has a generator of its own: the problems are the same in both wordings.
+        yield draw, _question_about(draw, numbers, Draw(seed + _WORDING) if varied else None)
 
 
 def _numbers(draw: Draw) -> tuple[int, ...]:
@@ -180,14 +189,19 @@ def _numbers(draw: Draw) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _question_about(draw: Draw, numbers: tuple[int, ...]) -> Question:
+def _question_about(draw: Draw, numbers: tuple[int, ...], wording: Draw | None) -> Question:
     name, he = draw.pick(PEOPLE)
-    things = draw.pick(THINGS)
+    words = {"name": name, "he": he, "He": he.capitalize(), "things": draw.pick(THINGS)}
     events = []
-    for change in numbers[1:]:
+    for count, change in enumerate(numbers[1:]):
         friend = draw.pick([other for other, _ in PEOPLE if other != name])
-        events.append(draw.pick(MORE if change > 0 else FEWER).format(n=abs(change), friend=friend))
-    return Question(numbers, name, he, things, tuple(events))
+        event = draw.pick(MORE if change > 0 else FEWER).format(n=abs(change), friend=friend)
+        beginning = ORDER[count] + "{he} "
+        if wording:
+            beginning = wording.pick(NEXT_BEGINNINGS if count else FIRST_BEGINNINGS)
+        events.append(f"{beginning.format(**words)}{event}.")
+    asked = (wording.pick(QUESTIONS) if wording else ASK).format(**words)
+    return Question(numbers, name, words["things"], tuple(events), asked)
 
 
 def _step(before: int, change: int, after: int | None = None) -> str:

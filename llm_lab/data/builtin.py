@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .arithmetic_world import world_documents, world_examples
@@ -24,15 +25,22 @@ class BuiltinCorpus:
 
 BUILTIN = {
     "stories": BuiltinCorpus("7,000 stories, 3.8 MB", "1"),  # one in five has sums
-    "sums": BuiltinCorpus("24,000 texts, 3.3 MB", "1"),  # also has examples for SFT, DPO, GRPO and PPO
+    # Both also have examples for SFT, DPO, GRPO and PPO: the same problems, always in the same words or in varied ones.
+    "sums": BuiltinCorpus("24,000 texts, 3.3 MB", "1"),
+    "word-problems": BuiltinCorpus("24,000 texts, 3.2 MB", "1"),
 }
 # Name: a function of (kind of example, split) that yields rows. It raises KeyError, listing the known splits.
-BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterator[Mapping[str, Any]]]] = {"sums": world_examples}
+BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterator[Mapping[str, Any]]]] = {
+    "sums": world_examples,
+    "word-problems": partial(world_examples, varied=True),
+}
 
 
 def builtin_documents(name: str) -> Iterator[str]:
     """Yield the documents of a built-in corpus, the same on every machine. KeyError for an unknown name."""
-    return {"stories": _stories, "sums": world_documents}[name]()
+    documents: dict[str, Callable[[], Iterator[str]]]
+    documents = {"stories": _stories, "sums": world_documents, "word-problems": partial(world_documents, varied=True)}
+    return documents[name]()
 
 
 def _stories() -> Iterator[str]:

@@ -26,7 +26,7 @@ REWARD_OPTIONS: dict[str, tuple[tuple[str, ...], bool]] = {
     "ngram": (("repetition",), False),
 }
 ANSWER_LENGTH = 256
-SUMS = "builtin:sums"  # its answers are numbers, at the end of a calculation
+SUMS = ("builtin:sums", "builtin:word-problems")  # their answers are numbers, at the end of a calculation
 
 
 class Columns(Group):
@@ -82,7 +82,7 @@ class Score(Group):
     )
     rewards: tuple[RewardTerm, ...] | None = option(
         help="the terms of the reward that an output gets",
-        derived="the stage's own rewards, else exact_match (exact_number for builtin:sums)",
+        derived="the stage's own rewards, else exact_match (exact_number for builtin:sums and builtin:word-problems)",
     )
 
 
@@ -96,7 +96,7 @@ def derive_score(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) 
     recipe.fill("score.max_completion_length", min(ANSWER_LENGTH, longest // 2), "at most half the context")
     if recipe.get("score.rewards") is None:
         rewards, exact = recipe.get("rewards"), "exact_match"
-        if (recipe.get("score.path") or _only_set(recipe)) == SUMS:
+        if (recipe.get("score.path") or _only_set(recipe)) in SUMS:
             exact = "exact_number"
         recipe.set(
             "score.rewards",

@@ -32,7 +32,8 @@ STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "b
 STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 DATA_FORMS = {
     "builtin:stories": "short English stories for pretraining, generated on this machine",
-    "builtin:sums": "word problems with checkable answers, for the other stages, generated on this machine",
+    "builtin:word-problems": "word problems with checkable answers, for every stage, generated on this machine",
+    "builtin:sums": "the same problems, always in the same words",
     "a file": "txt or md (one document), jsonl, csv or parquet (one document per row)",
     "a folder or glob": "all its files of one kind: texts/, 'data/*.jsonl'",
     "a Hub dataset": "owner/name, with subset, split and text_column",

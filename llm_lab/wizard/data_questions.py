@@ -17,7 +17,7 @@ from .walk import remember
 
 Source = dict[str, Any]
 TEXTS = "builtin:stories"
-EXAMPLES = "builtin:sums"
+EXAMPLES = "builtin:word-problems"
 READING = "Reading ..."
 TEXT_WHY = (
     "A .txt or .md file is one document; in .jsonl, .csv and .parquet each row is one. Tab completes paths. "

@@ -6,9 +6,10 @@ import json
 import re
 
 import pytest
+from support.shown_questions import shape_of
 
 from llm_lab.data import arithmetic_world as world
-from llm_lab.data.builtin import BUILTIN, builtin_documents
+from llm_lab.data.builtin import BUILTIN, BUILTIN_EXAMPLES, builtin_documents
 from llm_lab.data.examples import open_examples
 from llm_lab.rewards.functions import exact_number
 
@@ -16,14 +17,22 @@ STEP = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)\.")
 GAINS, LOSSES = ("finds", "gets", "buys"), ("loses", "gives", "sells")
 
 
-@pytest.fixture(scope="module")
-def documents() -> list[str]:
-    return list(builtin_documents("sums"))
+DIGESTS = {"sums": "c5464227fce6dd75", "word-problems": "acc8df1a86802bf4"}
+
+
+@pytest.fixture(scope="module", params=DIGESTS)
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def examples() -> dict[tuple[str, str], list[dict[str, str]]]:
-    return {which: list(world.world_examples(*which)) for which in world.EXAMPLES}
+def documents(name) -> list[str]:
+    return list(builtin_documents(name))
+
+
+@pytest.fixture(scope="module")
+def examples(name) -> dict[tuple[str, str], list[dict[str, str]]]:
+    return {which: list(BUILTIN_EXAMPLES[name](*which)) for which in world.EXAMPLES}
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
@@ -33,15 +42,15 @@ def numbers_of(text: str) -> tuple[int, ...]:
     return (start, *(int(number) if verb in GAINS else -int(number) for verb, number in changes))
 
 
-def test_the_problems_do_not_change_without_a_new_version(documents, examples):
+def test_the_problems_do_not_change_without_a_new_version(name, documents, examples):
     digest = hashlib.sha256(json.dumps([documents, list(examples.items())]).encode()).hexdigest()[:16]
     # A change needs a new version, or cached tokens of the old text would be used.
-    assert (BUILTIN["sums"].version, digest) == ("1", "c5464227fce6dd75")
+    assert (BUILTIN[name].version, digest) == ("1", DIGESTS[name])
 
 
-def test_the_number_and_size_of_the_texts_are_as_described(documents):
+def test_the_number_and_size_of_the_texts_are_as_described(name, documents):
     size = sum(len(document.encode()) for document in documents)
-    assert BUILTIN["sums"].size == f"{len(documents):,} texts, {size / 1e6:.1f} MB"
+    assert BUILTIN[name].size == f"{len(documents):,} texts, {size / 1e6:.1f} MB"
 
 
 def test_every_sum_in_the_texts_follows_the_story_and_is_correct(documents):
@@ -105,6 +114,14 @@ def test_no_two_datasets_share_a_problem_except_the_test_splits(documents, examp
                 assert these == those
             elif which != other:
                 assert not set(these) & set(those), (which, other)
+
+
+def test_varied_wording_changes_no_problem_and_no_solution():
+    plain, varied = (list(world.world_examples("conversation", "train", varied=varied)) for varied in (False, True))
+    for one, other in zip(plain, varied, strict=True):
+        assert (numbers_of(one["prompt"]), one["completion"]) == (numbers_of(other["prompt"]), other["completion"])
+    assert len({shape_of(row["prompt"]) for row in plain}) == 3  # one per number of changes
+    assert len({shape_of(row["prompt"]) for row in varied}) > 300
 
 
 def test_every_bucket_belongs_to_one_dataset():

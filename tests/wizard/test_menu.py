@@ -64,7 +64,8 @@ def test_texts_and_prompts_are_named_changed_and_removed():
     prompts = ["outputs for prompts, scored", ENTER, "Done", []]
     visit = answers(MEASURE, [
         MODEL, "the loss on texts", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
-        *prompts, "outputs for prompts, scored: builtin:sums", "remove it", "Done", "no, the defaults", "own", *RUN,
+        *prompts, "outputs for prompts, scored: builtin:word-problems", "remove it", "Done", "no, the defaults", "own",
+        *RUN,
     ], execute=run_it)  # fmt: skip
     assert "exact_number × 1" in visit.texts()
     recipe = read_recipe_file(Path("checkpoints/own/recipe.yaml"))
