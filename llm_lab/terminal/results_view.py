@@ -53,7 +53,10 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if facts["status"] == "failed":
         console.print(Text(f"The run failed; what it wrote is in {path}/", style="bad"))
         return
-    console.print(Text(f"Done: {path}/", style="good"))
+    if facts.get("unmoved"):
+        console.print(Text(f"Done, but nothing was learned: {one_line(facts['unmoved'])}. {path}/", style="warn"))
+    else:
+        console.print(Text(f"Done: {path}/", style="good"))
     if facts.get("stage") == EVAL.name:
         print_evaluation(facts["measured"])
         console.print(f"Report:  {path}/report.md", soft_wrap=True)

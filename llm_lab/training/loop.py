@@ -104,6 +104,9 @@ def run_loop(
 
     measure_start: evaluate before the first step. has_ended: whether the data ends after a step.
     """
+    from .seat_belts import sample_weights, warn_of_standstill
+
+    before = sample_weights(trainer.model) if start.step == 0 else None
     try:
         with trainer.tracking, trainer.interruption.listen(listener):
             if measure_start and start.step == 0 and not evaluation.done_at(0):
@@ -118,6 +121,8 @@ def run_loop(
             if finished and not evaluation.done_at(step):
                 trainer.evaluate_now()
             _write_rows(trainer)
+            if finished:
+                warn_of_standstill(trainer, before, listener)
     finally:
         listener(TrainingEnded())
     return finished

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is lost, and warns of a run that learns from rewards and goes wrong.
+"""Stops a run whose loss is lost, and warns of a run that learns from rewards and goes wrong or that learned nothing.
 
 A loss is lost if it or the gradient is not a number, or if a language model predicts much worse than a guess. The
 thresholds of reinforcement learning are in BELTS, each with its source.
@@ -18,6 +18,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.glossary import name_of
 from llm_lab.runs.processes import is_first_process, wait_for_all
 
 ROLL_BACK, STOP = "roll_back", "stop"  # values of train.on_divergence and train.on_collapse
@@ -25,6 +26,10 @@ MAX_ROLLBACKS, ROLLBACK_SCALE = 3, 0.5
 WORSE_THAN_A_GUESS = 1.5  # times the loss of a uniform guess, ln(vocabulary)
 EXPLODED_ROWS = 2  # log rows in a row: a single spike recovers (Chowdhery et al. 2022, section 5.1)
 BELT_ROWS = 3  # log rows that have to agree
+SAMPLED_WEIGHTS = 1024  # of each trained parameter, to see whether it changed
+STEPS_TO_MOVE = 20  # a shorter run only tries things out
+LEAST_CHANGE = 2e-3  # of the validation loss
+SCORES = ("eval_reward", "eval_reward_sampled", "exact_match", "exact_match_sampled", "eval_completion_length")
 
 
 class Diverged(UserError):
@@ -248,6 +253,60 @@ def return_to_best(trainer: Any, folder: RunFolder, listener: Listener) -> int:
     if is_first_process():
         folder.update(collapsed={"step": at, "model_of_step": best, "by": key, "value": scores[best]})
         listener(
-            Notice(f"stopped at step {at:,}; model/ is that of step {best:,}, the best by {key} ({scores[best]:.4g})")
+            Notice(
+                f"stopped at step {at:,}; model/ is that of step {best:,}, "
+                f"the best by {name_of(key)} ({scores[best]:.4g})"
+            )
         )
     return best
+
+
+# --- a run that learned nothing
+
+
+def sample_weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return a copy of some weights of each trained parameter."""
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return [parameter.detach().flatten()[:SAMPLED_WEIGHTS].clone() for parameter in trained]
+
+
+def why_nothing_moved(rows: Sequence[Mapping[str, Any]], *, weights_changed: bool) -> str | None:
+    """Return how the metrics of a complete run show that it learned nothing, or None.
+
+    rows: of metrics.jsonl, from step 0 on.
+    """
+    trained = [row for row in rows if "loss" in row]
+    if not trained:
+        return None
+    if not weights_changed:
+        return "no trained weight has changed"
+    if all(row.get("zero_spread_share", 0.0) >= 1.0 for row in trained):
+        return "in every step, all answers to each prompt got the same reward, so there was nothing to learn from"
+    if all(row.get("grad_norm", 1.0) < 1e-9 for row in trained):
+        return "the gradient was 0 in every step"
+    measured = [row for row in rows if "loss" not in row]
+    if trained[-1]["step"] < STEPS_TO_MOVE or len(measured) < 2 or measured[0]["step"] > 0:
+        return None
+    first, last = measured[0], measured[-1]
+    if "eval_loss" in first and "eval_loss" in last:
+        if abs(last["eval_loss"] - first["eval_loss"]) < LEAST_CHANGE * abs(first["eval_loss"]):
+            return f"the validation loss was {first['eval_loss']:.4f} before and is {last['eval_loss']:.4f} now"
+    elif any(key in first for key in SCORES) and all(first.get(key) == last.get(key) for key in SCORES):
+        return "the outputs for the held-out prompts get exactly the scores that they got before training"
+    return None
+
+
+def warn_of_standstill(trainer: Any, before: Sequence[torch.Tensor] | None, listener: Listener) -> None:
+    """Warn of a complete run that learned nothing, and record it. before: weights at step 0."""
+    changed = before is None or any(
+        not torch.allclose(one, other, rtol=1e-6, atol=1e-12)
+        for one, other in zip(before, sample_weights(trainer.model), strict=True)
+    )
+    folder = trainer.run
+    why = why_nothing_moved(folder.metrics(), weights_changed=changed)
+    if not is_first_process() or (why is None and "unmoved" not in folder.facts()):
+        return
+    folder.update(unmoved=why)
+    if why is not None:
+        fix = "Use a larger optimizer.learning_rate, more steps, or, with rewards, prompts of another difficulty."
+        listener(RunWarning(f"Nothing was learned: {why}. {fix}"))

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,17 @@ from support.post_runs import post_recipe, rows_of, weights_of, write_base
 from llm_lab.errors import UserError
 from llm_lab.events import RunWarning
 from llm_lab.runner import run
-from llm_lab.runs.folder import RunFolder
-from llm_lab.training.seat_belts import BELTS, Diverged, LossWatch, RewardWatch
+from llm_lab.runs.folder import RunFolder, create_run
+from llm_lab.terminal.results_view import print_closing
+from llm_lab.training.seat_belts import (
+    BELTS,
+    Diverged,
+    LossWatch,
+    RewardWatch,
+    sample_weights,
+    warn_of_standstill,
+    why_nothing_moved,
+)
 
 TINY = RunFolder(Path("checkpoints/tiny"))
 NAN = float("nan")
@@ -162,3 +172,54 @@ def weights_of_checkpoint(path, step):
     from safetensors.torch import load_file
 
     return load_file(Path(path) / "steps" / f"checkpoint-{step}" / "model.safetensors")
+
+
+# A run that learned nothing
+
+
+def rows_of_a_run(before, after, *, steps=40, **trained):
+    log = [{"step": step, "loss": 0.7, "grad_norm": 0.1, **trained} for step in range(10, steps + 1, 10)]
+    return [{"step": 0, **before}, *log, {"step": steps, **after}]
+
+
+SAME = {"eval_reward": 0.5, "eval_reward_sampled": 0.25, "exact_match": 0.5, "eval_completion_length": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (rows_of_a_run({"eval_loss": 0.6931}, {"eval_loss": 0.6919}), "validation loss was 0.6931 before"),
+        (rows_of_a_run({"eval_loss": 0.6931}, {"eval_loss": 0.6553}), None),
+        (rows_of_a_run({"eval_loss": 2.0}, {"eval_loss": 2.0}, steps=10), None),  # too short to say
+        (rows_of_a_run(SAME, SAME), "exactly the scores"),
+        (rows_of_a_run(SAME, SAME | {"eval_reward_sampled": 0.3}), None),
+        (rows_of_a_run(SAME, SAME | {"eval_reward": 0.6}, zero_spread_share=1.0), "got the same reward"),
+        (rows_of_a_run(SAME, SAME | {"eval_reward": 0.6}, zero_spread_share=0.9), None),
+        (rows_of_a_run({}, {}, grad_norm=0.0), "the gradient was 0"),
+        ([{"step": 0, "eval_loss": 2.0}], None),
+    ],
+)
+def test_a_run_that_learned_nothing_is_recognized(rows, why):
+    found = why_nothing_moved(rows, weights_changed=True)
+    assert (found is None) if why is None else (why in found)
+
+
+def test_a_run_whose_weights_stay_as_they_were_says_so_at_its_end(in_tmp_path):
+    model = torch.nn.Linear(4, 4)
+    run, seen = create_run("still"), []
+    run.append_metrics({"step": 1, "loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0})
+    trainer = SimpleNamespace(model=model, run=run)
+    before = sample_weights(model)
+    warn_of_standstill(trainer, before, seen.append)
+    assert "no trained weight has changed" in seen[0].text
+    assert run.facts()["unmoved"] == "no trained weight has changed"
+    with torch.no_grad():
+        model.weight[3, 3] += 1e-3
+    warn_of_standstill(trainer, before, seen.append)
+    assert len(seen) == 1
+    assert run.facts()["unmoved"] is None
+
+
+def test_a_run_that_learned_nothing_does_not_end_in_a_plain_done(capsys):
+    print_closing({"path": "checkpoints/a", "status": "done", "stage": "sft", "unmoved": "the gradient was 0"})
+    assert "Done, but nothing was learned: the gradient was 0." in " ".join(capsys.readouterr().out.split())
