@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, one_of
 from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.estimate.parameters import token_counter
 from llm_lab.recipe.eval import measures_itself
 from llm_lab.recipe.export import unsupported_formats
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
 from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
-from llm_lab.recipe.resolve import Resolved, diagnose
+from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, require_no_links, slug
@@ -116,7 +117,7 @@ def check(
         problems.append(within_stage(index, problem) if job and job.is_pipeline else problem)
     if problems or job is None:
         raise UserError(*problems)
-    return replace(job, remarks=tuple(remarks))
+    return replace(job, stages=tuple(map(_with_sizes, job.stages)), remarks=tuple(remarks))
 
 
 def read_job(
@@ -184,6 +185,28 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
         terms = getattr(holder, "rewards", None) or ()
         problems += check_files([term.model_dump() for term in terms], key=key)
     return problems, remarks
+
+
+def _with_sizes(resolved: Resolved) -> Resolved:
+    """Return a stage with the number and the sizes of its examples, and the estimate that follows from them."""
+    from llm_lab.data.examples import measure_examples
+
+    stage, recipe = resolved.stage, cast(Any, resolved.recipe)
+    if not stage.trains or stage.examples == "text":
+        return resolved
+    sets = []
+    for index, source in enumerate(recipe.data):
+        columns = source.columns.model_dump(exclude_none=True) if source.columns else None
+        sets.append(source.model_dump(exclude={"weight"}) | {"columns": columns, "key": f"data.{index}"})
+    split = recipe.validation
+    count = token_counter(recipe.model.checkpoint)
+    try:
+        found = measure_examples(
+            sets, kind=stage.examples or "", fraction=split.fraction, take=split.from_, count_tokens=count
+        )
+    except UserError:  # the run reports it
+        return resolved
+    return estimate_again(replace(resolved, examples=found)) if found else resolved
 
 
 # --- pipelines

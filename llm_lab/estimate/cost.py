@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,75 +174,6 @@ def estimate_pretraining(
     )
 
 
-def estimate_post_training(
-    recipe: Mapping[str, Any],
-    shape: ModelShape | None,
-    machine: Machine,
-    *,
-    in_pairs: bool,
-    has_reference: bool,
-    has_critic: bool,
-) -> Estimate:
-    """Estimate the memory and disk of a trained stage after pretraining. Time depends on the length of the outputs.
-
-    in_pairs: an example is a chosen and a rejected answer. has_reference: a frozen copy of the model is needed; with
-    an adapter it is the model without it. has_critic: a second model of the same size is trained.
-    """
-    available = available_bytes(recipe["device"], machine)
-    train, lora = recipe["train"], recipe.get("lora")
-    rows = train["per_device_train_batch_size"]
-    rows *= 2 if in_pairs else 1
-    per_step = rows * train["gradient_accumulation_steps"] * machine.processes * train["max_length"]
-    tokens = per_step * (train["max_steps"] or 0)
-    if shape is None:
-        return Estimate(None, {}, tokens, per_step, None, {}, 0, available, {}, 0)
-    memory = memory_by_part(
-        shape,
-        rows=rows,
-        length=train["max_length"],
-        optimizer=recipe["optimizer"]["name"],
-        dtype=train["dtype"],
-        checkpointing=bool(train["gradient_checkpointing"]),
-    )
-    trained = 1.0
-    if lora:
-        trained = min(1.0, _adapter_parameters(shape, lora) / shape.parameters)
-        width = 0.6 if lora["load_in_4bit"] else 2 if train["dtype"] == "bfloat16" else 4
-        memory["weights"] = int(width * shape.parameters)
-        memory["gradients"] = int(memory["gradients"] * trained)
-        memory["optimizer"] = int(memory["optimizer"] * trained)
-    frozen = 4 * shape.parameters
-    if has_reference and not lora:
-        memory["reference"] = frozen
-    if has_critic:
-        memory["critic"] = int(frozen * (1 + 3 * trained))
-    if recipe["device"] == "cpu":
-        memory["libraries"] = PROGRAM_BYTES
-    checkpoint = int(4 * shape.parameters * trained) + memory["optimizer"]
-    return Estimate(
-        parameters=shape.parameters,
-        parameters_by_part=shape.parameters_by_part,
-        tokens=tokens,
-        tokens_per_step=per_step,
-        flops_per_token=shape.training_flops_per_token(train["max_length"]),
-        memory_by_part=memory,
-        memory_bytes=sum(memory.values()),
-        memory_available_bytes=available,
-        seconds_by_part={},
-        disk_bytes=checkpoint * (train["save_total_limit"] + 1),
-    )
-
-
-def _adapter_parameters(shape: ModelShape, lora: Mapping[str, Any]) -> int:
-    """Return about how many weights an adapter has: r times the two sides of each matrix."""
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    heads, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    sides = {"minimal": 2 * hidden + heads + kv, "attention_only": 4 * hidden + 2 * heads + 2 * kv}
-    sides["ffn_only"] = (3 if shape.gated else 2) * (hidden + inner)
-    sides["all"] = sides["custom"] = sides["attention_only"] + sides["ffn_only"]
-    return lora["r"] * sides[lora["preset"]] * shape.num_hidden_layers
-
-
 def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:
     """Estimate a stage that trains nothing: the model in memory in float32 and, if it writes one, on disk."""
     weights = 4 * shape.parameters if shape else 0
@@ -279,11 +211,7 @@ def _seconds_by_part(
     """Return {purpose: seconds} of the remaining run; from typical values where nothing was measured."""
     train, device, samples = recipe["train"], recipe["device"], recipe.get("samples") or {}
     flops = shape.training_flops_per_token(train["max_length"])
-    if device == "cuda":
-        peak = (machine.gpus[0].bf16_peak_flops if machine.gpus else None) or ASSUMED_CUDA_PEAK
-        speed = CUDA_UTILISATION * peak * machine.processes
-    else:
-        speed = CPU_FLOPS_PER_CORE * machine.cpu_cores
+    speed = flops_per_second(device, machine) * (machine.processes if device == "cuda" else 1)
     again = 4 / 3 if train["gradient_checkpointing"] else 1.0
     step = measured.step_seconds if measured else STEP_SECONDS[device] + again * flops * tokens_per_step / speed
     # A forward pass is a third of a step's work.
@@ -293,8 +221,8 @@ def _seconds_by_part(
     sample = (measured and measured.sample_seconds_per_token) or (
         SAMPLE_SECONDS_PER_LAYER * shape.num_hidden_layers + 4 * shape.parameters / READ_BYTES_PER_SECOND[device]
     )
-    evaluations = _occasions(train["eval_steps"], train["max_steps"], first_step)
-    saves = _occasions(train["save_steps"], train["max_steps"], first_step)
+    evaluations = occasions(train["eval_steps"], train["max_steps"], first_step)
+    saves = occasions(train["save_steps"], train["max_steps"], first_step)
     found = {"training": step * max(0, train["max_steps"] - first_step)}
     found["evaluation"] = evaluation * _held_out_tokens(recipe) * evaluations
     written = len(samples.get("prompts") or ()) * (samples.get("max_new_tokens") or 0)
@@ -305,7 +233,15 @@ def _seconds_by_part(
     return found
 
 
-def _occasions(every: int, steps: int, first_step: int) -> int:
+def flops_per_second(device: str, machine: Machine) -> float:
+    """Return the typical speed of a process in training, in FLOP/s."""
+    if device == "cuda":
+        return CUDA_UTILISATION * ((machine.gpus[0].bf16_peak_flops if machine.gpus else None) or ASSUMED_CUDA_PEAK)
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return CPU_FLOPS_PER_CORE * (min(int(threads), machine.cpu_cores) if threads.isdigit() else machine.cpu_cores)
+
+
+def occasions(every: int, steps: int, first_step: int) -> int:
     """How often something happens after `first_step` that is done every `every` steps and at the last one."""
     return steps // every - first_step // every + (steps % every > 0)
 

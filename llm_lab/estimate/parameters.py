@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from .adapter_base import base_circle, find_base, read_adapter_json, read_object
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
+CHARACTERS_PER_TOKEN = 3.5  # in English, with a usual vocabulary
 ASSUMED_HUB_VOCABULARY = 50_257  # GPT-2's, until the tokenizer has been downloaded
 
 
@@ -177,6 +178,21 @@ def vocabulary_size(tokenizer: Any) -> tuple[int, bool]:
         if counted:
             return counted, True
     return ASSUMED_HUB_VOCABULARY, False
+
+
+def token_counter(checkpoint: str) -> Callable[[str], int]:
+    """Return a function that counts the tokens of a text: by the checkpoint's tokenizer.json, else by its length."""
+    given = Path(checkpoint).expanduser()
+    for file in (given / "tokenizer.json", given / "model" / "tokenizer.json"):
+        if file.is_file():
+            try:
+                from tokenizers import Tokenizer
+
+                tokenizer = Tokenizer.from_file(str(file))
+            except Exception:  # its errors are plain Exceptions; the run reports a broken file
+                break
+            return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    return lambda text: round(len(text) / CHARACTERS_PER_TOKEN)
 
 
 def _count_tokens(folder: Path) -> int | None:

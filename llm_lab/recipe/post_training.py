@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from llm_lab.errors import Problem
-from llm_lab.estimate.cost import Estimate, estimate_post_training
+from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, context_in, read_config_json, shape_at
+from llm_lab.estimate.tuning_cost import ExampleSizes, Work, estimate_tuning
 
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
 from .optimizers import TUNED, TuneOptimizer, pretraining_rate
@@ -39,6 +40,10 @@ ROLLOUT_STEPS = 200
 VALIDATION_EXAMPLES = {"cpu": 200, "cuda": 1000}
 LORA_DROPOUT = 0.05
 LORA_SCALE = 10  # an adapter is small and new, so it learns with larger steps than the whole weights
+# The scales of the stages are usual for models of about 1 B parameters. With Adam, the best rate of a model's matrices
+# is proportional to 1 / width (Yang et al. 2022, Tensor Programs V, table 3).
+USUAL_WIDTH = 2048
+MAX_WIDTH_SCALE = 32.0  # at a width of 64, where we measured it
 
 
 class ExampleSet(Group):
@@ -279,18 +284,31 @@ def derive_post_training(
         off = stage.compares_probabilities
         reason = "this stage compares probabilities, and dropout would add noise" if off else "usual"
         recipe.fill("lora.dropout", 0.0 if off else LORA_DROPOUT, reason)
-    _derive_learning_rates(stage, recipe)
+    _derive_learning_rates(stage, recipe, shape)
     _derive_train(stage, recipe, machine, shape)
     derive_score(stage, recipe, shape)
     return shape
 
 
-def _derive_learning_rates(stage: Stage, recipe: PartialRecipe) -> None:
+def _derive_learning_rates(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) -> None:
     name, lora = recipe.get("optimizer.name"), recipe.get("lora") is not None
-    scale = (stage.learning_rate_scale or 1.0) * (LORA_SCALE if lora else 1)
+    width = _width(recipe, shape)
+    wider = min(max(1.0, USUAL_WIDTH / width), MAX_WIDTH_SCALE) if width else 1.0
+    wider = float(f"{wider:.2g}")
+    scale = (stage.learning_rate_scale or 1.0) * (LORA_SCALE if lora else 1) * wider
     reason = f"{scale:g} × {name}'s rate in pretraining: {stage.name}, {'an adapter' if lora else 'all weights'}"
+    reason += f", {wider:g} × for a width of {width:,} (proportional to 1 / width)" if wider > 1 else ""
     for key in ("learning_rate", "adamw_learning_rate") if name == "muon" else ("learning_rate",):
         recipe.fill(f"optimizer.{key}", rounded(pretraining_rate(name, key) * scale), reason)
+
+
+def _width(recipe: PartialRecipe, shape: ModelShape | None) -> int | None:
+    """Return the hidden size of the model, where its config is at hand."""
+    if shape:
+        return shape.hidden_size
+    config = read_config_json(recipe.get("model.checkpoint")) or {}
+    found = next((config[key] for key in ("hidden_size", "n_embd", "d_model") if config.get(key)), None)
+    return found if isinstance(found, int) else None
 
 
 def rounded(value: float) -> float:
@@ -352,15 +370,33 @@ def fill_steps(stage: Stage, values: Values, *, examples: int, processes: int) -
     return recipe.values, recipe.reasons
 
 
-def estimate(stage: Stage, values: Values, shape: ModelShape | None, machine: Machine, first_step: int) -> Estimate:
-    """Estimate memory and disk. Time is not estimated: it depends on the length of the answers."""
-    return estimate_post_training(
+def estimate(
+    stage: Stage,
+    values: Values,
+    shape: ModelShape | None,
+    machine: Machine,
+    first_step: int,
+    examples: ExampleSizes | None = None,
+) -> Estimate:
+    """Estimate memory, time and disk. examples: what a look at the data found, from which the steps follow too."""
+    if examples:
+        values = fill_steps(stage, values, examples=examples.training, processes=machine.processes)[0]
+    options = values.get(stage.name) or {}
+    return estimate_tuning(
         values,
         shape,
         machine,
-        in_pairs=stage.examples == "preference",
-        has_reference=stage.estimates_reference(values),
-        has_critic=stage.has_critic,
+        Work(
+            in_pairs=stage.examples == "preference",
+            has_reference=stage.estimates_reference(values),
+            has_critic=stage.has_critic,
+            generates=0 if stage.measures_loss else options["max_completion_length"],
+            epochs=options.get("num_ppo_epochs", 1),
+            whole_logits=stage.name == "sft",
+            has_head=stage.makes != "reward model",
+        ),
+        examples,
+        first_step,
     )
 
 

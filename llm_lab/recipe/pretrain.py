@@ -11,6 +11,7 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.cost import FULL, Estimate, available_bytes, estimate_pretraining, memory_by_part
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, vocabulary_size
+from llm_lab.estimate.tuning_cost import ExampleSizes
 
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option
 from .optimizers import Muon, Optimizer
@@ -353,7 +354,14 @@ def _derive_compile(recipe: PartialRecipe, machine: Machine) -> None:
     recipe.fill("train.compile", recipe.get("train.max_steps") >= enough, f"pays off from about {enough:,} steps")
 
 
-def estimate(stage: Stage, values: Values, shape: ModelShape | None, machine: Machine, first_step: int) -> Estimate:
+def estimate(
+    stage: Stage,
+    values: Values,
+    shape: ModelShape | None,
+    machine: Machine,
+    first_step: int,
+    examples: ExampleSizes | None = None,
+) -> Estimate:
     """Estimate memory, time and disk."""
     return estimate_pretraining(values, shape, machine, first_step=first_step)
 

@@ -11,6 +11,7 @@ from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.parameters import ModelShape
+from llm_lab.estimate.tuning_cost import ExampleSizes
 
 from .eval import missing_packages
 from .fields import flatten
@@ -47,6 +48,7 @@ class Resolved:
     shape: ModelShape | None
     estimate: Estimate
     machine: Machine
+    examples: ExampleSizes | None = None  # what a look at the data found
 
     def to_yaml(self, header: tuple[str, ...] = ()) -> str:
         """Return the recipe as YAML, with the reasons of derived values. It can be run as it is."""
@@ -86,7 +88,7 @@ def diagnose(
     if final is None:
         return None, problems or more
     origins = _origins(given, values, reasons, overrides)
-    cost = stage.estimate(stage, final.model_dump(by_alias=True), shape, machine, 0)
+    cost = stage.estimate(stage, final.model_dump(by_alias=True), shape, machine, 0, None)
     return Resolved(stage, final, values, given, origins, shape, cost, machine), problems
 
 
@@ -123,7 +125,8 @@ def derive(
 def estimate_again(resolved: Resolved, *, first_step: int = 0) -> Resolved:
     """Return the same with a new estimate, from new measurements, or of only what is left after `first_step`."""
     stage, values = resolved.stage, resolved.recipe.model_dump(by_alias=True)
-    return replace(resolved, estimate=stage.estimate(stage, values, resolved.shape, resolved.machine, first_step))
+    cost = stage.estimate(stage, values, resolved.shape, resolved.machine, first_step, resolved.examples)
+    return replace(resolved, estimate=cost)
 
 
 def require_cuda(machine: Machine, fix: str) -> None:

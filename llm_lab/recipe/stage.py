@@ -11,6 +11,7 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.cost import Estimate, estimate_model
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, shape_at
+from llm_lab.estimate.tuning_cost import ExampleSizes
 
 from .fields import Group, Int, OneOf, option, value_at
 
@@ -81,7 +82,12 @@ def derive_nothing(
 
 
 def estimate_model_only(
-    stage: Stage, values: Values, shape: ModelShape | None, machine: Machine, first_step: int
+    stage: Stage,
+    values: Values,
+    shape: ModelShape | None,
+    machine: Machine,
+    first_step: int,
+    examples: ExampleSizes | None = None,
 ) -> Estimate:
     """Estimate a stage that trains nothing: the model in memory and, if it writes one, on disk."""
     writes_model = stage.makes is not None
@@ -91,8 +97,9 @@ def estimate_model_only(
 # Fills in what the recipe leaves out; returns the model's shape, or None where it is not known yet. The last argument
 # is the shape of a checkpoint that an earlier stage will make.
 Derive = Callable[["Stage", PartialRecipe, Machine, ModelShape | None], ModelShape | None]
-# The last argument is the step that a resumed run starts from; only what is left is counted.
-Estimator = Callable[["Stage", Values, ModelShape | None, Machine, int], Estimate]
+# The last arguments: the step that a resumed run starts from (only what is left is counted), and what a look at the
+# data found.
+Estimator = Callable[["Stage", Values, ModelShape | None, Machine, int, ExampleSizes | None], Estimate]
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,12 @@ def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunF
         raise UserError(Problem(str(path), f"the run folder can't be created: {error.strerror}")) from None
 
 
+def free_name(name: str, *, root: Path = ROOT) -> str:
+    """Return the name of the folder that a new run gets now: a name that is taken gets a number."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if not (root / one).exists())
+
+
 def runs_named(name: str, *, root: Path = ROOT) -> list[RunFolder]:
     """Return the runs started under a name, including those that got a number, oldest first."""
     numbered = re.compile(re.escape(name) + r"-\d+")

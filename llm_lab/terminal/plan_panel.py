@@ -15,10 +15,11 @@ from llm_lab.estimate.parameters import read_config_json, vocabulary_size
 from llm_lab.recipe.eval import EVAL, measures_itself
 from llm_lab.recipe.export import FORMS
 from llm_lab.recipe.fields import flatten
+from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import describe_term
-from llm_lab.runs.folder import ROOT
+from llm_lab.runs.folder import ROOT, free_name
 
 from .console import make_console, one_line
 
@@ -59,7 +60,12 @@ def plan_panel(resolved: Resolved, home: Path = ROOT) -> Panel:
 
 
 def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
-    values, cost = resolved.values, resolved.estimate
+    values, cost, examples = resolved.values, resolved.estimate, resolved.examples
+    reasons: dict[str, str] = {}
+    if examples:
+        values, reasons = fill_steps(
+            resolved.stage, values, examples=examples.training, processes=resolved.machine.processes
+        )
     yield "model", _model(values), ""
     if cost.parameters:
         parts = sorted(cost.parameters_by_part.items(), key=lambda item: -item[1])
@@ -71,11 +77,19 @@ def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
         yield "" if index else "data", line, ""
     if values["stage"] == EVAL.name and measures_itself(values):
         yield "evaluated on", "the validation data of the run that trained it", ""
+    for line in examples.dropped if examples else ():
+        yield "dropped", line, "warn"
+    if reasons.get("train.max_steps"):
+        yield "steps", f"{values['train']['max_steps']:,}: {reasons['train.max_steps']}", ""
     train = values.get("train") or {}
     if train.get("max_steps"):
         if cost.first_step:
             yield "resumes", f"after step {cost.first_step:,}; the numbers below are for the remaining steps", ""
-        yield "training", _training(train, cost, scratch=STAGES[values["stage"]].from_scratch), ""
+        yield (
+            "training",
+            _training(train, cost, scratch=STAGES[values["stage"]].from_scratch, seen=examples is not None),
+            "",
+        )
     elif train:
         yield "training", f"{plural(train['num_train_epochs'], 'epoch')}; the number of steps depends on the data", ""
     yield from _trained_part(values)
@@ -95,8 +109,15 @@ def _lines(resolved: Resolved, home: Path) -> Iterator[tuple[str, str, str]]:
     if cost.wall_seconds is not None:
         yield "time", _time(cost), ""
     if cost.disk_bytes:
-        yield "disk", f"{size(cost.disk_bytes)} in {home / str(values.get('name'))}/", ""
+        yield "disk", f"{size(cost.disk_bytes)} in {home / str(values.get('name'))}/{_if_taken(values, home)}", ""
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
+
+
+def _if_taken(values: Mapping[str, Any], home: Path) -> str:
+    """Return which folder a run gets whose name is taken."""
+    name = str(values.get("name"))
+    free = free_name(name, root=home)
+    return "" if free == name else f" (there is a run of that name: this one becomes {home / free}/)"
 
 
 def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -198,11 +219,12 @@ def _data(sources: Any) -> Iterator[str]:
         yield f"and {len(sources) - DATA_LINES} more"
 
 
-def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool) -> str:
+def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool, seen: bool) -> str:
     steps = max(0, train["max_steps"] - cost.first_step)
     many = f"{steps:,} step{'' if steps == 1 else 's'}"
     if not scratch:  # shorter examples are padded
-        return f"{many} × at most {cost.tokens_per_step:,} tokens = at most {count(cost.tokens)} tokens"
+        most = "about" if seen else "at most"
+        return f"{many} × {most} {cost.tokens_per_step:,} tokens = {most} {count(cost.tokens)} tokens"
     text = f"{many} × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
     if ratio is not None and not cost.first_step:

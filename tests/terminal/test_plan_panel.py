@@ -1,11 +1,14 @@
 """The plan: what a run will make and cost, on one screen."""
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from llm_lab.estimate.machine import Gpu, Machine
+from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
 from llm_lab.terminal.console import THEME
 from llm_lab.terminal.plan_panel import BANNER, derived_table, plan_panel
@@ -75,6 +78,31 @@ def test_the_plan_of_a_model_of_unknown_size_counts_its_tokens():
     train = {"max_steps": 10, "max_length": 64, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     text = shown(plan_panel(resolve(UNKNOWN | {"train": train}, machine=LAPTOP)))
     assert "10 steps × at most 512 tokens = at most 5,120 tokens" in text
+
+
+def test_the_plan_shows_steps_time_and_what_is_dropped_of_examples_that_are_at_hand(in_tmp_path):
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 500,
+        "num_attention_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
+    }  # fmt: skip
+    Path("base").mkdir()
+    Path("base/config.json").write_text(json.dumps(config))
+    good = {"prompt": "What is one and one?", "completion": "It is two."}
+    rows = [*({**good, "prompt": f"{good['prompt']} ({n})"} for n in range(100)), {"prompt": "?", "completion": ""}]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("checkpoints/mine").mkdir(parents=True)
+    raw = {"stage": "sft", "device": "cpu", "name": "mine", "model": {"checkpoint": "base"}}
+    raw |= {"data": [{"path": "mine.jsonl"}]}
+    resolved = check(raw, machine=LAPTOP).stages[0]
+    text = " ".join(shown(plan_panel(resolved)).replace("│", " ").split())
+    train = resolved.examples.training
+    assert 80 < train < 100
+    steps = round(3 * train / 8)
+    assert f"steps {steps}: 3 epochs of {train} examples, 8 sequences per step" in text
+    assert "dropped 1 of 101 rows of mine.jsonl: " in text
+    assert "time about" in text
+    assert "this one becomes checkpoints/mine-2/" in text
+    assert resolved.values["train"].get("max_steps") is None  # the recipe still counts in epochs
 
 
 @pytest.mark.parametrize(("name", "title"), [("sft", "Plan: sft ─"), ("tuned", "Plan: tuned · sft ─")])

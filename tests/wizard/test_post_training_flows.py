@@ -132,7 +132,7 @@ def test_rows_that_are_dropped_are_counted_by_reason():
 
 def test_several_sets_are_weighed_and_none_is_taken_twice():
     Path("mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
-    data = [ENTER, "yes", Refused("builtin:sums", "data.1.path"), "mine.jsonl", "no, continue", "3", "1"]
+    data = [ENTER, "yes", Refused("builtin:word-problems", "data.1.path"), "mine.jsonl", "no, continue", "3", "1"]
     visit = answers(flow("sft"), [*questions("sft", data=data), *RUN])
     assert [source["weight"] for source in recipe_of(visit)["data"]] == [3.0, 1.0]
 
@@ -148,7 +148,7 @@ def test_four_bits_and_eight_bit_moments_say_that_they_need_cuda():
 
 def test_another_optimizer_offers_its_own_learning_rate():
     visit = answers(flow("sft"), [MODEL, *DATA, "all weights", "yes", "lion"])
-    assert "lion has its own scale: its learning rate is now 4e-06; for adamw it was 2e-05." in visit.texts()
+    assert "lion has its own scale: its learning rate is now 0.000128; for adamw it was 0.00064." in visit.texts()
 
 
 def test_choices_that_require_another_key_bring_it():
