@@ -164,6 +164,37 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
     return ModelShape(**{**values, **kind})
 
 
+def guess_shape(config: Mapping[str, Any]) -> ModelShape | None:
+    """Return about what shape a model of another architecture has, for estimates; None where its config lacks it.
+
+    Its parameters are those of the usual parts, with an activation that is gated where it is SiLU's.
+    """
+
+    def first(*keys: str) -> int | None:
+        return next((config[key] for key in keys if isinstance(config.get(key), int) and config[key] > 0), None)
+
+    hidden, layers = first("hidden_size", "n_embd", "d_model"), first("num_hidden_layers", "n_layer", "n_layers")
+    heads = first("num_attention_heads", "n_head", "n_heads")
+    if not (hidden and layers and heads):
+        return None
+    activation = str(config.get("hidden_act") or config.get("hidden_activation") or config.get("activation_function"))
+    biased = config.get("model_type") in ("gpt2", "opt", "gpt_neox", "gpt_bigcode", "bloom")
+    return ModelShape(
+        vocab_size=first("vocab_size") or ASSUMED_HUB_VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=first("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=first("num_key_value_heads") or heads,
+        head_dim=first("head_dim") or max(1, hidden // heads),
+        gated=activation in ("silu", "swish", "gelu_pytorch_tanh"),
+        norm_has_bias=biased,
+        attention_bias=biased,
+        mlp_bias=biased,
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
 def vocabulary_size(tokenizer: Any) -> tuple[int, bool]:
     """Return (entries, whether that is certain) for a recipe's tokenizer.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .cost import (
     READ_BYTES_PER_SECOND,
-    SAMPLE_SECONDS_PER_LAYER,
     SAVE_BYTES_PER_SECOND,
     SAVE_SECONDS,
     STEP_SECONDS,
@@ -24,6 +25,12 @@ from .parameters import ModelShape
 
 SCORED_ROWS = 32  # held-out prompts answered at once
 LIBRARIES_BYTES = 700 * 2**20  # Python, PyTorch, TRL and their libraries
+# Of a CPU in training, as a share of its speed in a float32 matrix product; it has bf16 in hardware where that is used.
+EFFICIENCY = {"float32": 0.57, "bfloat16": 0.85}
+SECONDS_PER_LOGIT = {"cpu": 7e-8, "cuda": 5e-11}  # of a batch: softmax, its gradient, and what is measured
+DECODE_SECONDS_PER_LAYER = 0.0008  # per generated token
+WHOLE_LOGITS_BYTES = 24  # per logit of a batch, where all exist at once
+INPUT_BYTES = 16  # of float32: cast, after dropout, and the mask
 PIECE_TOKENS = 1024  # whose logits the stages that compare probabilities hold at once
 
 
@@ -56,7 +63,7 @@ class Work:
 
     in_pairs: an example is a chosen and a rejected answer. has_reference: a frozen copy of the model is needed; with an
     adapter it is the model without it. has_critic: a second model of the same size is trained. generates: answers
-    are generated, of at most so many tokens; epochs: how often each is trained on. whole_logits: the logits of a batch
+    are generated, of at most so many tokens, and trained on in so many epochs. whole_logits: the logits of a batch
     exist at once. has_head: the model predicts tokens.
     """
 
@@ -65,8 +72,13 @@ class Work:
     has_critic: bool = False
     generates: int = 0
     epochs: int = 1
+    updates_per_epoch: int = 1
     whole_logits: bool = False
     has_head: bool = True
+
+    @property
+    def updates_per_rollout(self) -> int:
+        return self.epochs * self.updates_per_epoch
 
 
 def estimate_tuning(
@@ -132,20 +144,25 @@ def _memory(
     )
     if not work.has_head:
         memory["logits"] = 0
-    elif not work.whole_logits:
+    elif work.whole_logits:  # the loss, the entropy and the accuracy, each with a copy
+        memory["logits"] = sequences * longest * shape.vocab_size * WHOLE_LOGITS_BYTES
+    else:
         memory["logits"] = min(memory["logits"], PIECE_TOKENS * shape.vocab_size * 12)
     share = 1.0
     if lora:
         share = min(1.0, adapter_parameters(shape, lora) / shape.parameters)
-        width = 0.6 if lora["load_in_4bit"] else 2 if train["dtype"] == "bfloat16" else 4
+        half = train["dtype"] == "bfloat16"
+        width = 0.6 if lora["load_in_4bit"] else 2 if half and recipe["device"] == "cuda" else 4
         memory["weights"] = int(width * shape.parameters)
+        kept = INPUT_BYTES + (4 if half else 0) if lora["dropout"] else 12  # of each input of an adapted layer
+        memory["activations"] += sequences * longest * shape.num_hidden_layers * adapted_inputs(shape, lora) * kept
         memory["gradients"] = int(memory["gradients"] * share)
         memory["optimizer"] = int(memory["optimizer"] * share)
     weights = 4 * shape.parameters
     if work.has_reference and not lora:
         memory["reference"] = weights
     if work.has_critic:  # trained in the same way as the model, after it
-        memory["critic"] = weights + memory["gradients"] + memory["optimizer"]
+        memory["critic"] = weights + memory["gradients"] + memory["optimizer"] + memory["activations"]
     if recipe["device"] == "cpu":
         memory["libraries"] = LIBRARIES_BYTES
     checkpoint = int(weights * share) + memory["optimizer"]
@@ -165,19 +182,27 @@ def _seconds(
     """Return {purpose: seconds} of the rest of a run, from typical values."""
     train, device = recipe["train"], recipe["device"]
     steps = train["max_steps"] - first_step
+    rollouts = steps / work.updates_per_rollout
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
-    forward = shape.training_flops_per_token(int(width)) / 3 / flops_per_second(device, machine)
+    speed = matmul_flops(machine) * EFFICIENCY[train["dtype"]] if device == "cpu" else flops_per_second(device, machine)
+    flops = shape.training_flops_per_token(int(width)) / 3
+    if not work.has_head:
+        flops -= 2 * shape.vocab_size * shape.hidden_size
+    forward = flops / speed
     tokens = rows * (2 if work.in_pairs else 1) * width
     backward = 1.0 if recipe.get("lora") else 2.0  # the frozen weights need no gradients of their own
-    passes = work.epochs * (1 + backward + (1 if train["gradient_checkpointing"] else 0))
-    passes *= 2 if work.has_critic else 1
-    passes += 1 if work.has_reference else 0
-    passes += 2 if work.has_critic else 0  # values, and probabilities of what was generated
-    found = {"training": steps * (STEP_SECONDS[device] * work.epochs + passes * forward * tokens)}
-    token = SAMPLE_SECONDS_PER_LAYER * shape.num_hidden_layers + 4 * shape.parameters / READ_BYTES_PER_SECOND[device]
+    passes = (1 + backward + (1 if train["gradient_checkpointing"] else 0)) * (2 if work.has_critic else 1)
+    found = {"training": steps * (STEP_SECONDS[device] + passes * forward * tokens)}
+    if work.has_head:
+        logits = tokens * shape.vocab_size * (steps + (rollouts if work.has_reference else 0))
+        found["training"] += logits * SECONDS_PER_LOGIT[device]
+    # Of what was generated or compared: probabilities under the reference model and this one, and values.
+    before = (1 if work.has_reference else 0) + (2 if work.has_critic else 0)
+    found["training"] += rollouts * before * forward * tokens * work.updates_per_epoch
+    token = DECODE_SECONDS_PER_LAYER * shape.num_hidden_layers + 4 * shape.parameters / READ_BYTES_PER_SECOND[device]
     decode = forward / 2  # no attention over what comes after, and no padding
     if work.generates:
-        found["generation"] = steps * work.generates * (token + rows * decode)
+        found["generation"] = rollouts * work.generates * (token + work.updates_per_epoch * rows * decode)
     evaluations = occasions(train["eval_steps"], train["max_steps"], first_step) + (first_step == 0)
     validation = recipe.get("validation") or {}
     if examples and validation.get("max_examples"):
@@ -195,6 +220,31 @@ def _seconds(
     saves = occasions(train["save_steps"], train["max_steps"], first_step)
     found["saving"] = (SAVE_SECONDS + checkpoint / SAVE_BYTES_PER_SECOND) * saves
     return found
+
+
+@functools.cache
+def matmul_flops(machine: Machine) -> float:
+    """Return the FLOP/s of this process in float32 matrix products, measured in a few milliseconds."""
+    import time
+
+    import numpy as np
+
+    one: Any = np.ones((512, 256), np.float32)
+    other: Any = np.ones((256, 768), np.float32)
+    best = math.inf
+    for _ in range(10):
+        started = time.perf_counter()
+        one @ other
+        best = min(best, time.perf_counter() - started)
+    return 2 * 512 * 256 * 768 / best
+
+
+def adapted_inputs(shape: ModelShape, lora: Mapping[str, Any]) -> int:
+    """Return the width of all inputs of a layer's adapted matrices together."""
+    hidden, heads = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+    feed_forward = (2 if shape.gated else 1) * hidden + shape.intermediate_size
+    inputs = {"minimal": 2 * hidden, "attention_only": 3 * hidden + heads, "ffn_only": feed_forward}
+    return inputs.get(lora["preset"], inputs["attention_only"] + feed_forward)
 
 
 def adapter_parameters(shape: ModelShape, lora: Mapping[str, Any]) -> int:

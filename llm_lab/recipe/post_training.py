@@ -9,7 +9,7 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import Machine
-from llm_lab.estimate.parameters import ModelShape, context_in, read_config_json, shape_at
+from llm_lab.estimate.parameters import ModelShape, context_in, guess_shape, read_config_json, shape_at
 from llm_lab.estimate.tuning_cost import ExampleSizes, Work, estimate_tuning
 
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
@@ -381,6 +381,7 @@ def estimate(
     """Estimate memory, time and disk. examples: what a look at the data found, from which the steps follow too."""
     if examples:
         values = fill_steps(stage, values, examples=examples.training, processes=machine.processes)[0]
+    shape = shape or guess_shape(read_config_json(values["model"]["checkpoint"]) or {})
     options = values.get(stage.name) or {}
     return estimate_tuning(
         values,
@@ -392,6 +393,7 @@ def estimate(
             has_critic=stage.has_critic,
             generates=0 if stage.measures_loss else options["max_completion_length"],
             epochs=options.get("num_ppo_epochs", 1),
+            updates_per_epoch=options.get("num_mini_batches", 1),
             whole_logits=stage.name == "sft",
             has_head=stage.makes != "reward model",
         ),
