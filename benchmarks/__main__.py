@@ -9,7 +9,7 @@ import argparse
 import subprocess
 from collections.abc import Callable
 
-from . import chatting, fuzz, kills, optimizers, reading, rollouts, shakespeare, start, step
+from . import chatting, fuzz, kills, optimizers, plan, reading, rollouts, shakespeare, start, step
 from .gpu import summary
 
 BENCHES: dict[str, Callable[..., None]] = {
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     "start": start.bench,
     "chat": chatting.bench,
     "rollouts": rollouts.bench,
+    "plan": plan.bench,
     "kills": kills.bench,
     "fuzz": fuzz.bench,
     "gpu": summary.bench,

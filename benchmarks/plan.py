@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,27 +126,18 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
-def main() -> None:
-    """Run the recipes that are named, or all."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--smollm2", type=Path, help="a folder of SmolLM2-135M-Instruct")
-    parser.add_argument("--folder", type=Path, help="where models and runs are kept; a second call only predicts again")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print("RESULT " + json.dumps(run_one(json.loads(arguments.one))))
-        return
+def measure(names: Sequence[str] = (), smollm2: Path | None = None, folder: Path | None = None) -> None:
+    """Run the recipes that are named, or all that there is a model for, and print the table."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = (arguments.folder or Path(scratch)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
-        kept = folder / "actual.json"
+        place = (folder or Path(scratch)).resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        os.chdir(place)
+        kept = place / "actual.json"
         found = json.loads(kept.read_text()) if kept.exists() else {}
-        models = make_models(folder, arguments.smollm2 and arguments.smollm2.resolve())
-        os.environ |= {"LLM_LAB_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        models = make_models(place, smollm2 and smollm2.resolve())
+        os.environ |= {"LLM_LAB_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
         for name, recipe in recipes().items():
-            if recipe["model"] not in models or (arguments.names and name not in arguments.names):
+            if recipe["model"] not in models or (names and name not in names):
                 continue
             given = {**recipe, "model": {"checkpoint": models[recipe["model"]]}}
             if name not in found:
@@ -161,6 +152,25 @@ def main() -> None:
             cost = predict(given)
             found[name]["predicted"] = {"memory_bytes": cost.memory_bytes, "wall_seconds": cost.wall_seconds}
         print("\n".join(rows_of(found)))
+
+
+def bench(full: bool) -> None:
+    """Run the recipes of the models with random weights."""
+    measure()
+
+
+def main() -> None:
+    """Run the recipes that are named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--smollm2", type=Path, help="a folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--folder", type=Path, help="where models and runs are kept; a second call only predicts again")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print("RESULT " + json.dumps(run_one(json.loads(arguments.one))))
+        return
+    measure(arguments.names, arguments.smollm2, arguments.folder)
 
 
 if __name__ == "__main__":

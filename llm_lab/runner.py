@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -456,10 +457,17 @@ def _keep_speed(resolved: Resolved, folder: RunFolder, results: Mapping[str, Any
     from llm_lab.estimate.measurements import Measurement, keep_measurement
 
     # The first step is slower than the others: a model compiles in it.
-    speeds = [row["tokens_per_second"] for row in folder.metrics() if row.get("tokens_per_second") and row["step"] > 1]
+    rows = folder.metrics()
+    speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second") and row["step"] > 1]
     if not resolved.estimate.seconds_by_part or not speeds or results["step"] < MIN_STEPS_TO_MEASURE:
         return
     seconds = resolved.estimate.tokens_per_step / statistics.harmonic_mean(speeds)
+    if resolved.stage.examples != "text":  # rows of different lengths, and steps without new outputs
+        trained = [(one, row) for one, row in pairwise(rows) if "loss" in one and "loss" in row]
+        steps = sum(row["step"] - one["step"] for one, row in trained)
+        if not steps:
+            return
+        seconds = sum(row["wall_seconds"] - one["wall_seconds"] for one, row in trained) / steps
     measurement = Measurement("run", seconds, memory_bytes=results["memory_bytes"])
     keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)
 

@@ -112,7 +112,14 @@ def _settings(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) ->
         "model": model,
         "optimizer": {key: recipe["optimizer"].get(key) for key in _OPTIMIZER_KEYS},
         "train": {key: recipe["train"].get(key) for key in _TRAIN_KEYS},
+        **({"tuning": _of_tuning(recipe)} if "lora" in recipe else {}),
     }
+
+
+def _of_tuning(recipe: Mapping[str, Any]) -> list[Any]:
+    """Return what else the time and memory of a stage after pretraining depend on: adapter, its options, lengths."""
+    stage = str(recipe.get("stage"))
+    return [recipe["lora"], recipe.get(stage), [source["path"] for source in recipe["data"]]]
 
 
 @functools.cache
