@@ -83,7 +83,9 @@ def _text(in_tmp_path):
 
 @pytest.mark.usefixtures("_text")
 def test_an_exploding_run_stops_says_where_and_keeps_a_checkpoint_from_before():
-    with pytest.raises(UserError, match=r"exploded to [\d.]+ at step \d+ .*sequences \d+ to \d+ .*gradient norm [\d.]+"):
+    with pytest.raises(
+        UserError, match=r"exploded to [\d.]+ at step \d+ .*sequences \d+ to \d+ .*gradient norm [\d.]+"
+    ):
         run(tiny_recipe(**HOT))
     assert TINY.facts()["status"] == "failed"
     step, _ = TINY.checkpoints()[-1]
