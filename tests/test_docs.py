@@ -114,7 +114,7 @@ def test_every_question_shown_to_readers_is_in_words_that_the_demo_learns():
 
     learned = {shape_of(row["prompt"]) for row in world_examples("conversation", "homework", varied=True)}
     shown = shown_questions()
-    assert len(shown) >= 3
+    assert len(shown) >= 2
     assert {question for question in shown if shape_of(question) not in learned} == set()
 
 
