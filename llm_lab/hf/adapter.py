@@ -13,7 +13,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, base_circle, find_base, read_object, weights_digest
 from llm_lab.limits import time_limit
 
-from .tokenizers import files_of
+from .tokenizers import files_of, save_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
 PATTERN_SECONDS = 5
@@ -113,7 +113,7 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)  # includes the end-of-turn token of the chat template
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def require_base(adapter: Adapter, *, key: str = "adapter") -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from llm_lab.estimate.compatibility import native_architecture
 
 from .adapter import save_adapter
+from .tokenizers import save_tokenizer, write_older_names
 
 _SHARED = [
     "vocab_size",
@@ -137,5 +138,22 @@ def save_model(model: Any, folder: Path, tokenizer: Any = None, state_dict: dict
         return save_adapter(model, folder, tokenizer)
     native = to_native(model) if state_dict is None else None
     (native if native is not None else model).save_pretrained(folder, state_dict=state_dict)
+    write_older_names(folder / "config.json", older_config)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+
+
+def older_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json with the names of transformers 4.57 next to those of version 5, which win there.
+
+    Version 4.57 ignores dtype and rope_parameters; without rope_theta it uses 10,000.
+    """
+    added: dict[str, Any] = {"torch_dtype": config["dtype"]} if config.get("dtype") else {}
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # not one dictionary per kind of layer, for which 4.57 has no common names
+        inner = {key: value for key, value in rope.items() if key != "rope_theta"}
+        added["rope_theta"] = rope["rope_theta"]
+        added["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else inner
+        if "partial_rotary_factor" in rope:
+            added["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    return added | config

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,30 @@ def files_of(name: str | Path, *, key: str, what: str = "model") -> Iterator[Non
         raise
     except Exception as error:
         raise UserError(hub_problem(error, key, str(name), what)) from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer in a form that transformers 4.57 reads too."""
+    tokenizer.save_pretrained(folder)
+    write_older_names(folder / "tokenizer_config.json", older_tokenizer)
+
+
+def write_older_names(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite a file of transformers 5 so that transformers 4.57 reads the same from it."""
+    written = json.loads(path.read_text(encoding="utf-8"))
+    changed = change(written)
+    if changed != written:
+        path.write_text(json.dumps(changed, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def older_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer_config.json that both versions read as the same tokenizer."""
+    changed = dict(config)
+    if changed.get("tokenizer_class") == "TokenizersBackend":
+        changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(changed.get("extra_special_tokens"), list):  # 4.57 takes only a dictionary under this name
+        changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
+    return changed
 
 
 def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem:

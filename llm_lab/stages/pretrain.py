@@ -26,7 +26,7 @@ from llm_lab.hf.load import (
     read_config,
 )
 from llm_lab.hf.save import save_model, set_special_tokens
-from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, save_tokenizer, train_bpe
 from llm_lab.optim.factory import build_optimizer
 from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.pretrain import BpeTokenizer, PretrainRecipe
@@ -122,7 +122,7 @@ def make_tokenizer(
             Notice(f"tokenizer: {len(tokenizer):,} entries instead of {wanted.bpe:,}; the text has no more merges")
         )
     with staged_folder(kept) as staged:
-        tokenizer.save_pretrained(staged)
+        save_tokenizer(tokenizer, staged)
     return tokenizer
 
 

@@ -21,7 +21,8 @@ from llm_lab.hf.adapter import save_adapter
 from llm_lab.hf.chat_templates import ChosenTemplate
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.hf.lora_layers import describe_trainable
-from llm_lab.hf.tokenizers import load_tokenizer
+from llm_lab.hf.save import older_config
+from llm_lab.hf.tokenizers import load_tokenizer, save_tokenizer, write_older_names
 from llm_lab.recipe.reward import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder, load_classifier
 from llm_lab.rewards.models import RewardModel
@@ -154,7 +155,8 @@ def save_reward_model(model: Any, folder: Path, tokenizer: Any) -> None:
     if hasattr(model, "peft_config"):
         return save_adapter(model, Path(folder), tokenizer)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_older_names(folder / "config.json", older_config)
+    save_tokenizer(tokenizer, folder)
 
 
 def collate_pairs(pairs: Sequence[Pair], pad_token_id: int) -> dict[str, torch.Tensor]:

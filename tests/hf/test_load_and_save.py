@@ -18,7 +18,7 @@ from llm_lab.estimate.compatibility import native_architecture
 from llm_lab.estimate.parameters import context_in
 from llm_lab.hf.load import build_from_config, context_of, load_model, read_config
 from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
-from llm_lab.hf.tokenizers import make_byte_tokenizer
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
 
@@ -295,3 +295,26 @@ def test_buffers_that_earlier_versions_saved_are_not_errors(kind, tmp_path):
     trained = write_stranger(tmp_path, kind, weights={name: torch.ones(1, 1, 4, 4) for name in COMPUTED[kind]})
     ids = tokens(2, 9) % 64
     assert torch.allclose(load_model(tmp_path)(ids).logits, trained(ids).logits, atol=1e-5)
+
+
+def test_transformers_4_finds_its_own_names(tmp_path):
+    """Version 4.57 ignores rope_parameters, dtype and lists of extra tokens, and does not know TokenizersBackend."""
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"]})
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    save_model(tiny_model(rope_parameters=rope), tmp_path / "plain", tokenizer)
+    save_model(tiny_model("yarn"), tmp_path / "yarn", tokenizer)
+    written = {name: json.loads((tmp_path / name / "config.json").read_text()) for name in ("plain", "yarn")}
+    assert written["plain"]["rope_theta"] == written["plain"]["rope_parameters"]["rope_theta"] == 5e5
+    assert written["plain"]["rope_scaling"] is None
+    assert written["yarn"]["rope_scaling"]["rope_type"] == "yarn"
+    assert written["plain"]["torch_dtype"] == written["plain"]["dtype"] == "float32"
+    described = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+    assert described["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert described["additional_special_tokens"] == ["<|im_start|>"]
+    assert "extra_special_tokens" not in described
+    again = load_tokenizer(tmp_path / "plain")
+    assert again("a<|im_start|>")["input_ids"] == tokenizer("a<|im_start|>")["input_ids"]
+    assert "<|im_start|>" in again.all_special_tokens
+    assert read_config(str(tmp_path / "plain")).rope_parameters == rope
+    assert read_config(str(tmp_path / "yarn")).rope_parameters == tiny_model("yarn").config.rope_parameters
