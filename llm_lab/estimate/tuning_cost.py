@@ -104,7 +104,7 @@ def estimate_tuning(
     available = available_bytes(device, machine)
     if shape is None:
         return Estimate(None, {}, per_step * steps, per_step, None, {}, 0, available, {}, 0, first_step)
-    memory, checkpoint = _memory(recipe, shape, work, sequences, longest)
+    memory, model, checkpoint = _memory(recipe, shape, work, sequences, longest)
     measured = find_measurement(recipe, shape, machine)
     seconds: dict[str, float] = {}
     if steps:
@@ -112,7 +112,6 @@ def estimate_tuning(
         if measured:
             seconds = {key: value for key, value in seconds.items() if key != "generation"}
             seconds["training"] = measured.step_seconds * steps
-    trained = checkpoint - memory["optimizer"]
     return Estimate(
         parameters=shape.parameters,
         parameters_by_part=shape.parameters_by_part,
@@ -123,7 +122,7 @@ def estimate_tuning(
         memory_bytes=(measured and measured.memory_bytes) or sum(memory.values()),
         memory_available_bytes=available,
         seconds_by_part=seconds,
-        disk_bytes=checkpoint * (train["save_total_limit"] + 1) + trained,
+        disk_bytes=checkpoint * (train["save_total_limit"] + 1) + model,
         first_step=first_step,
         measurement=measured,
     )
@@ -131,8 +130,8 @@ def estimate_tuning(
 
 def _memory(
     recipe: Mapping[str, Any], shape: ModelShape, work: Work, sequences: int, longest: int
-) -> tuple[dict[str, int], int]:
-    """Return {purpose: bytes} on each device, and the bytes of a checkpoint."""
+) -> tuple[dict[str, int], int, int]:
+    """Return {purpose: bytes} on each device, and the bytes of the result and of a checkpoint on disk."""
     train, lora = recipe["train"], recipe.get("lora")
     memory = memory_by_part(
         shape,
@@ -165,8 +164,8 @@ def _memory(
         memory["critic"] = weights + memory["gradients"] + memory["optimizer"] + memory["activations"]
     if recipe["device"] == "cpu":
         memory["libraries"] = LIBRARIES_BYTES
-    checkpoint = int(weights * share) + memory["optimizer"]
-    return memory, checkpoint * (2 if work.has_critic else 1)
+    model = int(weights * share)
+    return memory, model, (model + memory["optimizer"]) * (2 if work.has_critic else 1)
 
 
 def _seconds(
