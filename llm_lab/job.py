@@ -189,7 +189,7 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
 
 def _with_sizes(resolved: Resolved) -> Resolved:
     """Return a stage with the number and the sizes of its examples, and the estimate that follows from them."""
-    from llm_lab.data.examples import measure_examples
+    from llm_lab.data.split import measure_examples
 
     stage, recipe = resolved.stage, cast(Any, resolved.recipe)
     if not stage.trains or stage.examples == "text":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
-from llm_lab.estimate.tuning_cost import ExampleSizes
 
 from .builtin import BUILTIN_EXAMPLES
 from .formats import KNOWN, Format, list_columns, recognize
@@ -24,9 +23,6 @@ from .rows import read_example
 
 _FORMAT = "1"  # part of every fingerprint: increase it when the same rows would produce different examples
 LOOKED_AT_ROWS = 2_000  # by a check of a recipe
-READ_AT_ONCE_BYTES = 16 * 2**20  # of files that are read whole for a plan
-MEASURED_ROWS = 200  # whose tokens are counted for a plan
-TOKENS_OF_TEMPLATE = 5  # around a message, about
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # (location for messages, row)
 
 
@@ -143,45 +139,6 @@ def look_at_examples(
     remarks = [f"columns of {path} that are not read: {list_columns([*counts.unread])}"] if counts.unread else []
     remarks += [f"{count:,} of the {counts.read:,} {rows} are dropped: {why}" for why, count in counts.dropped.items()]
     return f"{key}: {'; '.join(remarks)}" if remarks else None
-
-
-def measure_examples(
-    sets: Sequence[Mapping[str, Any]], *, kind: str, fraction: float, take: str, count_tokens: Callable[[str], int]
-) -> ExampleSizes | None:
-    """Return the number and the sizes of the examples of a recipe's sets, or None where reading them takes long.
-
-    sets: the arguments of open_examples. count_tokens: returns the tokens of a text. A Hub dataset is not read.
-    Raises UserError as open_examples does.
-    """
-    from .split import split_examples
-
-    for given in sets:
-        path = str(given["path"])
-        files = None if path.startswith("builtin:") else find_files(path, given["key"], given["split"])
-        if not path.startswith("builtin:") and files is None:
-            return None
-        if files is not None and sum(file.stat().st_size for file in files.files) > READ_AT_ONCE_BYTES:
-            return None
-    sources = [open_examples(kind=kind, **given) for given in sets]
-    splits = split_examples(sources, fraction=fraction, take=take, require_validation=False)
-    train = [example for split in splits for example in split.train]
-    some = train[:: max(1, len(train) // MEASURED_ROWS)]
-    dropped = [
-        f"{count:,} of {source.counts.read:,} rows of {source.path}: {why}"
-        for source in sources
-        for why, count in source.counts.dropped.items()
-    ]
-    held_out = sum(len(split.validation) for split in splits)
-    return ExampleSizes(len(train), held_out, [_tokens_of(one, count_tokens) for one in some], tuple(dropped))
-
-
-def _tokens_of(example: Example, count_tokens: Callable[[str], int]) -> int:
-    """Return about how many tokens an example has: the longer one of a pair, and the prompt alone without answers."""
-    if example.text is not None:
-        return count_tokens(example.text) + 1
-    answers = [text for text in (example.completion, example.chosen, example.rejected) if text is not None]
-    said = sum(count_tokens(str(message["content"])) + TOKENS_OF_TEMPLATE for message in example.prompt)
-    return said + max((count_tokens(text) for text in answers), default=0) + TOKENS_OF_TEMPLATE
 
 
 def columns_of_set(

@@ -63,7 +63,7 @@ class Work:
 
     in_pairs: an example is a chosen and a rejected answer. has_reference: a frozen copy of the model is needed; with an
     adapter it is the model without it. has_critic: a second model of the same size is trained. generates: answers
-    are generated, of at most so many tokens, and trained on in so many epochs. whole_logits: the logits of a batch
+    are generated, of at most this many tokens, and trained on in `epochs` epochs. whole_logits: the logits of a batch
     exist at once. has_head: the model predicts tokens.
     """
 

@@ -19,7 +19,7 @@ def shown_questions() -> set[str]:
 
 
 def shape_of(question: str) -> str:
-    """A question without its names, things, numbers and what happens: only how it is told and asked."""
+    """A question without its names, things, numbers and what happens: only its wording."""
     told = EVENT.sub("EVENT", question)
     people = "|".join(name for name, _ in PEOPLE)
     for words, kind in (
