@@ -53,7 +53,7 @@ def _printable(character: str) -> str:
 
 
 def valid_text(text: str) -> str:
-    """Return text with a replacement character for what is not a character: Python reads invalid bytes as surrogates."""
+    """Return text in which a replacement character stands for each invalid byte (Python reads those as surrogates)."""
     return _SURROGATE.sub("\ufffd", text)
 
 

@@ -11,6 +11,7 @@ from logging import getLogger as get_logger
 from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.hf.hub import go_offline_without_hub
 
 from .paths import suggest_path
 
@@ -43,6 +44,7 @@ def hub_errors(path: str, subset: str | None, split: str, key: str) -> Iterator[
 
     # The HTTP client logs each retry to standard error; the final error is reported below.
     get_logger("huggingface_hub").setLevel("ERROR")
+    go_offline_without_hub()
     try:
         yield
     # OSError includes the Hub's HTTP errors and Python's ConnectionError.
@@ -58,6 +60,8 @@ def look_at_hub(path: str, *, subset: str | None, split: str, key: str) -> str |
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    if go_offline_without_hub():
+        return f"{key}: {path} was not checked: the Hub can't be reached"
     if _is_offline():
         return f"{key}: {path} was not checked: the Hub is disabled (HF_HUB_OFFLINE)"
     try:
@@ -119,14 +123,14 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             fix=f"{suggest_path(path) or f'Check the name at {page}.'} "
             "For a private dataset, log in with `hf auth login` or set HF_TOKEN.",
         )
-    if _is_offline():
+    if _is_offline() and not go_offline_without_hub():
         return Problem(
             where,
             "No such local file, not in the Hub's cache, and downloads are disabled (HF_HUB_OFFLINE)",
             value=path,
             fix=f"{suggest_path(path) or ''} Unset HF_HUB_OFFLINE to download it, or use a local file.",
         )
-    if "Couldn't reach" in message or _is_network(causes):
+    if "Couldn't reach" in message or _is_offline() or _is_network(causes):
         return Problem(
             where,
             "No such local file, and the Hugging Face Hub can't be reached",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from llm_lab.hf.tokenizers import LFS_POINTER
+from llm_lab.hf.hub import LFS_POINTER
 
 PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 # How files begin that are not what their name says.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from llm_lab.errors import Problem, UserError, one_of
-from llm_lab.hf.tokenizers import LFS_POINTER
+from llm_lab.hf.hub import LFS_POINTER
 
 from .opening import PACKED, explain, open_unpacked, packing_of, reading_errors, strange_beginning, zip_member
 from .tables import HEAD, Lines, Place, TypedTable, csv_cells, find_separator

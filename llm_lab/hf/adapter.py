@@ -13,7 +13,8 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, base_circle, find_base, read_object, weights_digest
 from llm_lab.limits import time_limit
 
-from .tokenizers import files_of, save_tokenizer
+from .hub import files_of
+from .tokenizers import save_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
 PATTERN_SECONDS = 5

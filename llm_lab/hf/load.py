@@ -17,8 +17,9 @@ from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.parameters import context_in
 
 from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, read_adapter
+from .hub import files_of
 from .save import lab_config, native_config
-from .tokenizers import files_of, load_tokenizer, make_byte_tokenizer
+from .tokenizers import load_tokenizer, make_byte_tokenizer
 
 # Architectures that are not causal LMs. transformers would load them as one, with random or unsuitable weights.
 NOT_CAUSAL = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.errors import Problem, UserError
+
+from .hub import files_of
 
 END_OF_TEXT = "<|endoftext|>"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that was not downloaded begins
 # BPE training time is quadratic in word length, and a text without spaces is one word. Cuts this far apart have no
 # effect on the merges that matter.
 LONG_TEXT = 10_000
@@ -98,29 +98,6 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, key: st
     return tokenizer
 
 
-def lfs_pointers(folder: str | Path) -> list[str]:
-    """Return the names of the files of a folder that only point to what Git LFS would download."""
-    found = []
-    for file in sorted(Path(folder).glob("*")):
-        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
-            found.append(file.name)
-    return found
-
-
-@contextmanager
-def files_of(name: str | Path, *, key: str, what: str = "model") -> Iterator[None]:
-    """Turn everything that libraries raise while they read somebody's files into a UserError that names them.
-
-    Damaged files raise dozens of types, from a SafetensorError to a TypeError deep in a config class.
-    """
-    try:
-        yield
-    except LabError:
-        raise
-    except Exception as error:
-        raise UserError(hub_problem(error, key, str(name), what)) from error
-
-
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer in a form that transformers 4.57 reads too."""
     tokenizer.save_pretrained(folder)
@@ -143,31 +120,3 @@ def older_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(changed.get("extra_special_tokens"), list):  # 4.57 takes only a dictionary under this name
         changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
     return changed
-
-
-def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem:
-    """Explain why something could not be loaded from disk or the Hub, and how to fix it."""
-    if pointers := lfs_pointers(name):
-        why = f"{pointers[0]} is a Git LFS pointer: the file itself was not downloaded"
-        return Problem(key, why, value=name, fix="Download it: git lfs pull, in that folder.")
-    text = str(error)
-    lowered = text.lower()
-    if "gated" in lowered or "401" in text or "403" in text:
-        why = f"this {what} is gated or private"
-        fix = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
-    elif "trust_remote_code" in text:
-        why = f"this {what} contains custom code, which runs only with your permission"
-        fix = "Review the code first. Then name this model on the command line, with --trust-remote-code."
-    elif "not a local folder and is not a valid model identifier" in text or "404" in text:
-        why = f"no {what} with this name, locally or on the Hub"
-        fix = "Check the spelling; a private one requires `hf auth login`."
-    elif any(word in lowered for word in ("connect", "offline", "resolve", "timed out", "couldn't reach")):
-        why = f"no such local folder, and the Hub can't be reached for a {what} with this name"
-        fix = "Check the path, the network, and HF_HUB_OFFLINE."
-    elif "does not support" in text and "attention" in lowered:
-        why = f"it does not support this attention kernel: {text.splitlines()[0][:120]}"
-        fix = "Set train.attn_implementation=eager."
-    else:
-        first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-        why, fix = f"the {what} can't be loaded: {first[:200]}", None
-    return Problem(key, why, value=name, fix=fix)

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
+from llm_lab.hf.hub import hub_problem
 from llm_lab.hf.load import (
     first_names,
     kernel_options,
@@ -19,7 +20,6 @@ from llm_lab.hf.load import (
     weights_left_out,
 )
 from llm_lab.hf.save import to_native
-from llm_lab.hf.tokenizers import hub_problem
 
 # Encoders without a classification head have no pooler either.
 HEADS = frozenset({"score", "classifier", "classification_head", "pooler"})

@@ -12,7 +12,7 @@ from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_j
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count
 from llm_lab.estimate.parameters import context_in, read_config_json, shape_of_config
-from llm_lab.hf.tokenizers import lfs_pointers
+from llm_lab.hf.hub import lfs_pointers
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN

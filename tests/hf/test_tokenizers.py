@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm_lab.errors import UserError
-from llm_lab.hf.tokenizers import END_OF_TEXT, hub_problem, load_tokenizer, make_byte_tokenizer, train_bpe
+from llm_lab.hf.hub import hub_problem
+from llm_lab.hf.tokenizers import END_OF_TEXT, load_tokenizer, make_byte_tokenizer, train_bpe
 
 BYTES = make_byte_tokenizer()
 TEXTS = ["the old tree falls near the old stone\n", "  a bird sings;\tfish run – naïve 🐟 12,345\n"] * 20

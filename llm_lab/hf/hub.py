@@ -1,0 +1,138 @@
+"""The Hugging Face Hub and other people's files: whether it answers, and errors that name what can't be read."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+
+from llm_lab.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.estimate.machine import HUB_SECONDS
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that was not downloaded begins
+_SILENT: set[str] = set()  # endpoints that did not answer this process
+_MOST_FOLDERS = 2_000  # looked at for a suggestion
+
+
+def go_offline_without_hub() -> bool:
+    """Switch the Hub's libraries to their cache if the Hub does not answer: they would retry for 40 seconds.
+
+    Returns whether they use the cache only because the Hub does not answer.
+    """
+    import datasets.config
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _SILENT:
+        return False  # the user's choice
+    silent = not _answers(constants.ENDPOINT)
+    if silent:
+        _SILENT.add(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = silent
+    return silent
+
+
+@functools.cache
+def _answers(endpoint: str) -> bool:
+    """Return whether a connection can be made. Behind a proxy this can't be known without a request: assume it."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlparse(endpoint)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=HUB_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def look_at_model(name: str, *, key: str) -> str | None:
+    """Check that a model exists on the Hub, without downloading it; return a remark if that can't be known.
+
+    Raises UserError if the Hub reports that it does not exist.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return None
+    silent = go_offline_without_hub()
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError as error:
+        raise UserError(hub_problem(error, key, name, "model")) from None
+    except Exception:  # network errors depend on the HTTP client, which changes between releases
+        why = "the Hub can't be reached" if silent else "the Hub did not answer, or is disabled"
+        return f"{key}: {name} is not a local folder and was not checked: {why}. {near_folder(name) or ''}".strip()
+    return None
+
+
+def near_folder(name: str) -> str | None:
+    """Return 'Did you mean X?' with a local folder of a similar name, or None."""
+    try:
+        folders = itertools.islice(
+            (str(path) for pattern in ("*", "*/*") for path in Path().glob(pattern) if path.is_dir()), _MOST_FOLDERS
+        )
+        return did_you_mean(name.rstrip("/"), folders)
+    except OSError:
+        return None
+
+
+def lfs_pointers(folder: str | Path) -> list[str]:
+    """Return the names of the files of a folder that only point to what Git LFS would download."""
+    found = []
+    for file in sorted(Path(folder).glob("*")):
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(LFS_POINTER):
+            found.append(file.name)
+    return found
+
+
+@contextmanager
+def files_of(name: str | Path, *, key: str, what: str = "model") -> Iterator[None]:
+    """Turn everything that libraries raise while they read somebody's files into a UserError that names them.
+
+    Damaged files raise dozens of types, from a SafetensorError to a TypeError deep in a config class. A name on the
+    Hub is only looked for in the cache if the Hub does not answer at once.
+    """
+    if not Path(name).expanduser().exists():
+        go_offline_without_hub()
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        raise UserError(hub_problem(error, key, str(name), what)) from error
+
+
+def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem:
+    """Explain why something could not be loaded from disk or the Hub, and how to fix it."""
+    if pointers := lfs_pointers(name):
+        why = f"{pointers[0]} is a Git LFS pointer: the file itself was not downloaded"
+        return Problem(key, why, value=name, fix="Download it: git lfs pull, in that folder.")
+    text = str(error)
+    lowered = text.lower()
+    if "gated" in lowered or "401" in text or "403" in text:
+        why = f"this {what} is gated or private"
+        fix = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."
+    elif "trust_remote_code" in text:
+        why = f"this {what} contains custom code, which runs only with your permission"
+        fix = "Review the code first. Then name this model on the command line, with --trust-remote-code."
+    elif "not a local folder and is not a valid model identifier" in text or "404" in text:
+        why = f"no {what} with this name, locally or on the Hub"
+        fix = "Check the spelling; a private one requires `hf auth login`."
+    elif any(word in lowered for word in ("connect", "offline", "resolve", "timed out", "couldn't reach")):
+        why = f"no such local folder, no {what} with this name in the Hub's cache, and the Hub can't be reached"
+        fix = "Check the path, the network, and HF_HUB_OFFLINE."
+    elif "does not support" in text and "attention" in lowered:
+        why = f"it does not support this attention kernel: {text.splitlines()[0][:120]}"
+        fix = "Set train.attn_implementation=eager."
+    else:
+        first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+        why, fix = f"the {what} can't be loaded: {first[:200]}", None
+    if fix and (near := near_folder(name)):
+        fix = f"{near} {fix}"
+    return Problem(key, why, value=name, fix=fix)
