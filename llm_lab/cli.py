@@ -12,8 +12,7 @@ from typing import Any
 
 from llm_lab import __version__, commands
 from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED
-from llm_lab.errors import LONGEST, LabError, MachineError, Problem, UserError
-from llm_lab.runs.disk import FULL_DISK
+from llm_lab.errors import LONGEST, LabError, file_error
 from llm_lab.safe_text import shorten
 from llm_lab.terminal.console import SafeStream, print_error, safe_errors
 
@@ -39,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.debug:
             sys.excepthook = _print_traceback
             raise
-        for_user = error if isinstance(error, LabError) else _file_error(error)
+        for_user = error if isinstance(error, LabError) else file_error(error)
         if for_user is None:
             said = shorten(str(error), LONGEST)
             message = f"Internal error: {type(error).__name__}: {said}\nAdd --debug for the traceback."
@@ -60,19 +59,6 @@ def _print_traceback(kind: Any, error: BaseException, trace: Any) -> None:
     import traceback
 
     SafeStream(sys.stderr).write("".join(traceback.format_exception(kind, error, trace)))
-
-
-def _file_error(error: Exception) -> LabError | None:
-    """Return an error for the user where the system refuses a file that the user named, or the disk is full."""
-    if not isinstance(error, OSError):
-        return None
-    if error.errno in FULL_DISK:
-        where = str(error.filename or "the disk")
-        return MachineError(Problem(where, "the disk is full", fix="Free some space, then resume with --resume."))
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
-        fix = "Choose another path, or change its permissions."
-        return UserError(Problem(str(error.filename), os.strerror(error.errno), fix=fix))
-    return None
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from .safe_text import redact, shorten
 
 _NO_VALUE = object()
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also beyond a quota, or the largest size of a file
 # The most characters of a key and of each part of an error, and the most problems of one error.
 LONGEST_KEY, LONGEST, MOST_PROBLEMS = 300, 2000, 50
 
@@ -83,3 +86,16 @@ def _short(value: Any) -> str:
 def _sentence(text: str) -> str:
     text = shorten(text.strip(), LONGEST)
     return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def file_error(error: Exception) -> LabError | None:
+    """Return an error for the user where the system refuses a file that the user named, or the disk is full."""
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in FULL_DISK:
+        where = str(error.filename or "the disk")
+        return MachineError(Problem(where, "the disk is full", fix="Free some space, then resume with --resume."))
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP) and error.filename:
+        fix = "Choose another path, or change its permissions."
+        return UserError(Problem(str(error.filename), os.strerror(error.errno), fix=fix))
+    return None

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import LabError, MachineError, Problem, UserError
+from llm_lab.errors import FULL_DISK, LabError, MachineError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
 from llm_lab.events import Event, Listener, Notice, RunWarning, ScoresReported, ignore
 from llm_lab.job import Job, as_started, check, different_keys, error_within_stage, move
@@ -22,7 +22,7 @@ from llm_lab.recipe.registry import named_in
 from llm_lab.recipe.resolve import Resolved, estimate_again, require_cuda, require_device
 from llm_lab.recipe.trust import allow, require_allowed
 from llm_lab.runs.describe import installed
-from llm_lab.runs.disk import FULL_DISK, remove_folder
+from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, require_no_links, runs_named, unstarted_runs
 from llm_lab.runs.lock import in_progress, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all

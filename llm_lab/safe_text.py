@@ -28,7 +28,6 @@ _SECRETS = (
     (r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"<>]+@", rf"\1{HIDDEN}@"),
     (r"(?i)([?&][\w-]*(?:token|key|secret|password|passwd|signature|sig|credential)=)[^&\s'\"#]+", rf"\1{HIDDEN}"),
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _COMPILED = [(re.compile(pattern), by) for pattern, by in _SECRETS]
 
 
@@ -53,8 +52,8 @@ def _printable(character: str) -> str:
 
 
 def valid_text(text: str) -> str:
-    """Return text in which a replacement character stands for each invalid byte (Python reads those as surrogates)."""
-    return _SURROGATE.sub("\ufffd", text)
+    """Return text with a replacement character for each invalid byte, which Python reads as an unpaired surrogate."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def one_line(text: str) -> str:

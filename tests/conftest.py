@@ -44,11 +44,18 @@ def own_code():
 
 
 @pytest.fixture(autouse=True)
+def no_hub_is_remembered(monkeypatch):
+    """What one test found out about a Hub is not known to the next one."""
+    monkeypatch.setattr("llm_lab.hf.hub._SILENT", set())
+
+
+@pytest.fixture(autouse=True)
 def online_with_a_hub_stand_in(request, monkeypatch):
     """Allow a test with a stand-in for the Hub (its `hub` fixture) to reach it."""
     if "hub" in request.fixturenames:
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("llm_lab.hf.hub._answers", lambda endpoint: True)
 
 
 @pytest.fixture(scope="session", autouse=True)

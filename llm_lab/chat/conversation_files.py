@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.runs.disk import write_atomically
 
 from .decoding import ChatSettings
@@ -32,8 +32,12 @@ def write_conversation(
         if file.exists():
             read_conversation(file, why="the file exists and is not a saved conversation, so it is not replaced")
         write_atomically(file, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
+    except LabError:
+        raise
     except OSError as error:
         raise UserError(Problem(str(file), f"it can't be written: {error.strerror}")) from None
+    except ValueError as error:  # no name of a file, such as one with a NUL character
+        raise UserError(Problem(str(file), f"it can't be written: {error}")) from None
 
 
 def read_conversation(file: Path, *, why: str = "this is not a saved conversation") -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _explain(error: BaseException, path: str, subset: str | None, split: str, ke
             value=path,
             fix=f"{suggest_path(path) or ''} Unset HF_HUB_OFFLINE to download it, or use a local file.",
         )
-    if "Couldn't reach" in message or _is_offline() or _is_network(causes):
+    if "Couldn't reach" in message or _is_network(causes):
         return Problem(
             where,
             "No such local file, and the Hugging Face Hub can't be reached",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -174,11 +175,11 @@ def _in_folder(path: str, key: str, folder: Path, split: str) -> LocalFiles:
 
 def _data_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return (the data files of a folder, the others that are not about the data), without hidden ones."""
-    files = [
-        file
-        for file in sorted(folder.rglob("*"), key=lambda file: file.relative_to(folder).as_posix())
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
+    found = []
+    for place, folders, names in os.walk(folder):  # unlike rglob, it leaves out what disappears or can't be read
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    files = [file for file in sorted(found, key=lambda file: file.relative_to(folder).as_posix()) if file.is_file()]
     known = [file for file in files if kind_of(file.name)]
     about = {file for file in files if file.stem.lower().startswith(_ABOUT) or file.name in _DESCRIPTIONS}
     data = [file for file in known if file not in about] or known

@@ -6,7 +6,6 @@ such hidden files; the next start deletes them.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -16,7 +15,6 @@ from pathlib import Path
 
 # Unfinished work of a killed process. The names without .tmp are the trainer's and those of earlier versions.
 TEMPORARY = re.compile(r"\..+\.tmp|\.saving|\.model|\..+\.(merging|exporting)")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also beyond a quota, or the largest size of a file
 # torch writes checkpoints in C++ and safetensors in Rust. Neither raises OSError, so the text decides. torch's zip
 # writer reports "unexpected pos" for a file that is shorter than what it has written.
 _DISK_WORDS = ("unexpected pos", "failed writing", "file write failed", "no space left", "disk quota", "file too large")

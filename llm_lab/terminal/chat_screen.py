@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llm_lab.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error
 from llm_lab.events import Event, Listener, Notice, RunWarning
 from llm_lab.safe_text import valid_text
 
@@ -90,6 +90,10 @@ class _Screen:
             self._reply(text.removeprefix("/"))
         except LabError as error:
             print_error(error)
+        except OSError as error:  # a name that no file can have
+            if (for_user := file_error(error)) is None:
+                raise
+            print_error(for_user)
         except KeyboardInterrupt:
             self._say("Stopped.", "dim")
         return True

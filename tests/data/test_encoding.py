@@ -361,7 +361,7 @@ def test_too_little_text_is_reported_for_both_splits_at_once(tokenizer):
     with pytest.raises(UserError) as caught:
         prepare("a.txt", tokenizer, max_length=64)
     first, second = str(caught.value).splitlines()
-    assert first.startswith("data.0.path = a.txt: The training split has 10 tokens, but one block of")
+    assert first.startswith("data.0.path = a.txt: The training split has 10 tokens, but one sequence of")
     assert "max_length = 64 needs 65. Add text, or set a smaller train.max_length." in first
     assert second.startswith("validation.fraction = 0.1: The validation split of a.txt has 2 tokens")
     assert "Set a larger fraction" in second

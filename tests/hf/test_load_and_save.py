@@ -191,7 +191,7 @@ def test_a_model_that_cannot_be_loaded_is_reported(tmp_path, monkeypatch):
     def gated(*args, **kwargs):
         raise OSError("You are trying to access a gated repo.")
 
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", gated)
     with pytest.raises(UserError, match=r"gated or private.*hf auth login"):
         load_model("org/gated")
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
+from llm_lab.estimate.adapter_base import settings_digest
 from llm_lab.events import ignore
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.hf.load import load_model
@@ -323,10 +324,9 @@ def test_the_stage_writes_a_run_with_its_lineage(tmp_path):
     assert 0 <= result.results["relative_logit_difference"] < 1e-5 < result.results["adapter_effect"]
     facts = folder.facts()
     assert facts["parent"]["path"] == str(tmp_path / "adapter")
-    assert facts["base"] == {
-        "path": str((tmp_path / "base").resolve()),
-        "digest": read_adapter(tmp_path / "adapter").digest,
-    }
+    assert facts["base"]["path"] == str((tmp_path / "base").resolve())
+    assert facts["base"]["digest"] == read_adapter(tmp_path / "adapter").digest
+    assert facts["base"]["settings"] == settings_digest(tmp_path / "base")
     assert load_model(folder.model_path).config.vocab_size == len(chat_tokenizer())
 
 

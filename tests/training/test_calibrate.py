@@ -154,7 +154,7 @@ def test_a_trial_runs_only_if_it_is_cheap_and_useful(monkeypatch):
     raw = tiny_recipe(**{"train.max_steps": 20_000})
     long = resolve(raw, machine=LAPTOP)
     assert 0 < trial_seconds(long) <= 0.05 * long.estimate.wall_seconds
-    compiled = resolve(tiny_recipe(**{"train.max_steps": 20_000, "train.compile": True}), machine=LAPTOP)
+    compiled = resolve(tiny_recipe(**{"train.max_steps": 15_000, "train.compile": True}), machine=LAPTOP)
     assert compiled.estimate.wall_seconds < 20 * COMPILE_SECONDS["cpu"]
     assert trial_seconds(compiled) == 0, "compiling twice costs too much"
     keep(long, source="trial", step_seconds=0.05)
@@ -325,11 +325,11 @@ def gpu(gib):
 def test_gradient_checkpointing_is_derived_only_if_nothing_else_fits():
     roomy = resolve(large(per_device_train_batch_size=4), machine=gpu(80))
     assert roomy.values["train"]["gradient_checkpointing"] is False
-    assert roomy.origins["train.gradient_checkpointing"].reason == "4 rows fit without it"
+    assert roomy.origins["train.gradient_checkpointing"].reason == "4 sequences fit without it"
     need = roomy.estimate.memory_bytes
     tight = resolve(large(per_device_train_batch_size=4), machine=gpu(0.97 * need / FULL / GIB))
     assert tight.values["train"]["gradient_checkpointing"] is True
-    assert "4 rows would take" in tight.origins["train.gradient_checkpointing"].reason
+    assert "4 sequences would take" in tight.origins["train.gradient_checkpointing"].reason
     assert tight.estimate.fits
     asked = resolve(large(per_device_train_batch_size=4, gradient_checkpointing=False), machine=tight.machine)
     assert not asked.estimate.fits, "requested values are kept, and refused"
