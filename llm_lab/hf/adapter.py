@@ -215,6 +215,10 @@ def _grow_vocabulary(base: Any, adapter: Adapter, key: str) -> None:
         why = f"it has trained token {max(trained)}, but lacks rows for some of the tokens from {rows} on"
         raise _mismatch(adapter, key, why)
     base.resize_token_embeddings(wanted, mean_resizing=False)
+    # The adapter has the values of these rows. Without it, random ones would give other logits each time.
+    for end in (base.get_input_embeddings(), base.get_output_embeddings()):
+        if end is not None:
+            end.weight.data[rows:] = 0
 
 
 def _saved_rows(adapter: Adapter) -> int | None:

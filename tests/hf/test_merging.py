@@ -313,6 +313,16 @@ def test_the_differences_and_an_adapter_without_effect_are_reported(tmp_path):
     assert any("trained on a 4-bit base" in line for line in notices.lines)
 
 
+def test_the_reported_effect_of_an_adapter_with_new_tokens_does_not_depend_on_the_random_state(tmp_path):
+    base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
+    save_adapter_on(base, tmp_path / "adapter", tokenizer)
+    effects = []
+    for number in range(2):
+        torch.manual_seed(number)
+        effects.append(merge_adapter(tmp_path / "adapter", tmp_path / f"merged-{number}").effect)
+    assert effects[0] == effects[1] > 0
+
+
 def test_the_stage_writes_a_run_with_its_lineage(tmp_path):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base"))
     save_adapter_on(base, tmp_path / "adapter", tokenizer)
