@@ -22,7 +22,7 @@ from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as
-from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, find_model, require_no_links, slug
+from llm_lab.runs.folder import ROOT, RunFolder, find_model, require_no_links, slug
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
@@ -162,8 +162,9 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
     if stage.makes is None and measures_itself(resolved.values) and checkpoint and Path(checkpoint).exists():
         looks.append(lambda: require_own_data(str(find_model(checkpoint))))
-    if checkpoint and checkpoint.count("/") == 1 and find_checkpoint(checkpoint) == checkpoint:
-        looks.append(partial(look_at_model, checkpoint, key="model.checkpoint"))
+    if checkpoint and checkpoint.count("/") == 1 and not checkpoint.startswith((".", "~", "/", f"{ROOT}/")):
+        if not Path(checkpoint).exists() and not (ROOT / checkpoint).exists():
+            looks.append(partial(look_at_model, checkpoint, key="model.checkpoint"))
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if stage.examples == "text":

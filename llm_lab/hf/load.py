@@ -53,6 +53,8 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
     # PEFT and TRL still use these deprecated names, which work until transformers 6.
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
+    # Our configs have this name next to the new one, for transformers 4.57.
+    warnings.filterwarnings("ignore", message="`rope_scaling` is deprecated", category=FutureWarning)
     # The HTTP client logs each retry to standard error; the final error is reported by us.
     get_logger("huggingface_hub").setLevel("ERROR")
 

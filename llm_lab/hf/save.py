@@ -129,11 +129,12 @@ def to_native(model: Any) -> Any | None:
     return native
 
 
-def save_model(model: Any, folder: Path, tokenizer: Any = None, state_dict: dict | None = None) -> None:
+def save_model(model: Any, folder: str | Path, tokenizer: Any = None, state_dict: dict | None = None) -> None:
     """Write config, weights (safetensors), generation config and tokenizer to `folder`.
 
     For parts that no native architecture has, the model code is written too. For a PeftModel, only the adapter.
     """
+    folder = Path(folder)
     if hasattr(model, "peft_config"):
         return save_adapter(model, folder, tokenizer)
     native = to_native(model) if state_dict is None else None
@@ -151,9 +152,9 @@ def older_config(config: dict[str, Any]) -> dict[str, Any]:
     added: dict[str, Any] = {"torch_dtype": config["dtype"]} if config.get("dtype") else {}
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:  # not one dictionary per kind of layer, for which 4.57 has no common names
-        inner = {key: value for key, value in rope.items() if key != "rope_theta"}
         added["rope_theta"] = rope["rope_theta"]
-        added["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else inner
+        if rope.get("rope_type", "default") != "default":
+            added["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
         if "partial_rotary_factor" in rope:
             added["partial_rotary_factor"] = rope["partial_rotary_factor"]
     return added | config

@@ -394,7 +394,7 @@ def estimate(
             generates=0 if stage.measures_loss else options["max_completion_length"],
             epochs=options.get("num_ppo_epochs", 1),
             updates_per_epoch=options.get("num_mini_batches", 1),
-            whole_logits=stage.name == "sft",
+            whole_logits=stage.examples == "conversation",
             has_head=stage.makes != "reward model",
         ),
         examples,

@@ -83,10 +83,13 @@ def test_a_closed_terminal_or_a_system_that_ends_saves_though_its_signal_comes_t
             signal.raise_signal(number)
             signal.raise_signal(signal.SIGHUP)
 
-    before = signal.getsignal(signal.SIGHUP)
-    assert run(tiny_recipe(), listener=close)["status"] == "stopped"
-    assert [step for step, _ in TINY.checkpoints()][-1] in (5, 6)
-    assert signal.getsignal(signal.SIGHUP) == before
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        assert run(tiny_recipe(), listener=close)["status"] == "stopped"
+        assert [step for step, _ in TINY.checkpoints()][-1] in (5, 6)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_under_nohup_a_closed_terminal_does_not_stop_the_run():

@@ -94,7 +94,12 @@ def spawn(command, arguments):
     import pexpect
 
     environment = {**os.environ, "TERM": "xterm-256color", "PS1": "shell> "}
-    return pexpect.spawn(command, arguments, dimensions=(24, 80), encoding="utf-8", timeout=60, env=environment)
+    options = {"dimensions": (24, 80), "encoding": "utf-8", "timeout": 60, "env": environment}
+    return pexpect.spawn(command, arguments, preexec_fn=_listen_to_sighup, **options)
+
+
+def _listen_to_sighup():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 
 
 def modes(child):

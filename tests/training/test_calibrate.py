@@ -150,6 +150,7 @@ def test_the_plan_of_a_resumed_run_counts_the_remaining_steps():
 
 
 def test_a_trial_runs_only_if_it_is_cheap_and_useful(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert trial_seconds(resolve(tiny_recipe(), machine=LAPTOP)) == 0, "the run is too short"
     raw = tiny_recipe(**{"train.max_steps": 20_000})
     long = resolve(raw, machine=LAPTOP)
