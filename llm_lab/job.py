@@ -162,9 +162,9 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
     if stage.makes is None and measures_itself(resolved.values) and checkpoint and Path(checkpoint).exists():
         looks.append(lambda: require_own_data(str(find_model(checkpoint))))
-    if checkpoint and checkpoint.count("/") == 1 and not checkpoint.startswith((".", "~", "/", f"{ROOT}/")):
-        if not Path(checkpoint).exists() and not (ROOT / checkpoint).exists():
-            looks.append(partial(look_at_model, checkpoint, key="model.checkpoint"))
+    is_name = checkpoint and checkpoint.count("/") == 1 and not checkpoint.startswith((".", "~", "/", f"{ROOT}/"))
+    if checkpoint and is_name and not Path(checkpoint).exists() and not (ROOT / checkpoint).exists():
+        looks.append(partial(look_at_model, checkpoint, key="model.checkpoint"))
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if stage.examples == "text":
