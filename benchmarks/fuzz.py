@@ -85,7 +85,7 @@ def change_value(value: Any, draw: random.Random) -> Any:
     elif how == 4:
         holder[key] = [holder[key]]
     elif how == 5 and isinstance(holder[key], str) and holder[key]:
-        holder[key] = change_bytes(holder[key].encode(), draw).decode(errors="replace")
+        holder[key] = change_bytes(holder[key].encode(errors="surrogatepass"), draw).decode(errors="replace")
     elif how == 6 and isinstance(holder[key], int | float):
         holder[key] = holder[key] * draw.choice((-1, 0, 1e-9, 1e9, 2, 0.5))
     else:
