@@ -55,7 +55,9 @@ def _is_sensible(key: str, value: Any) -> bool:
         return isinstance(value, str | None)
     if key in _GROUPS:
         return isinstance(value, dict | None)
-    if key == "architectures":
+    if key == "target_modules" and isinstance(value, str):
+        return True
+    if key in ("architectures", "target_modules"):
         return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
     if key == "trainable_token_indices":
         lists = value.values() if isinstance(value, dict) else [value or []]

@@ -58,8 +58,9 @@ def look_at_model(name: str, *, key: str) -> str | None:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return None
+    with files_of(name, key=key):  # it refuses what can't be a name
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
     silent = go_offline_without_hub()
     try:
         HfApi().model_info(name, timeout=10)

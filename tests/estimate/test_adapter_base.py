@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_lab.cli import main
-from llm_lab.estimate.adapter_base import find_base, weights_digest
+from llm_lab.estimate.adapter_base import find_base, read_object, weights_digest
 from llm_lab.estimate.parameters import read_config_json, shape_at
 from llm_lab.hf.adapter import read_adapter
 from llm_lab.recipe.resolve import resolve
@@ -140,3 +140,13 @@ def test_an_adapter_that_names_no_base_or_itself_has_none(tmp_path):
     assert find_base(write_adapter(tmp_path / "nameless", "", None)) is None
     assert find_base(write_adapter(tmp_path / "itself", tmp_path / "itself", None)) is None
     assert find_base(tmp_path) is None
+
+
+def test_values_of_another_type_are_left_out_of_configs_that_others_wrote(tmp_path):
+    file = tmp_path / "adapter_config.json"
+    file.write_text(
+        '{"target_modules": ["q_proj", null], "vocab_size": "9", "model_type": [], "r": 4, "other": [null]}'
+    )
+    assert read_object(file) == {"r": 4, "x": [None]}
+    file.write_text('{"target_modules": "all-linear", "vocab_size": 9, "eos_token_id": [1]}')
+    assert read_object(file) == {"target_modules": "all-linear", "vocab_size": 9, "eos_token_id": [1]}

@@ -60,3 +60,5 @@ def test_a_check_says_that_a_model_was_not_checked(silent_hub, in_tmp_path):
     assert remark is not None
     assert "was not checked: the Hub can't be reached. Did you mean mymodel?" in remark
     assert near_folder("something else entirely") is None
+    with pytest.raises(UserError, match="Repo id must use"):
+        look_at_model("[red]x[/]", key="model.checkpoint")
