@@ -147,6 +147,6 @@ def test_values_of_another_type_are_left_out_of_configs_that_others_wrote(tmp_pa
     file.write_text(
         '{"target_modules": ["q_proj", null], "vocab_size": "9", "model_type": [], "r": 4, "other": [null]}'
     )
-    assert read_object(file) == {"r": 4, "x": [None]}
+    assert read_object(file) == {"r": 4, "other": [None]}
     file.write_text('{"target_modules": "all-linear", "vocab_size": 9, "eos_token_id": [1]}')
     assert read_object(file) == {"target_modules": "all-linear", "vocab_size": 9, "eos_token_id": [1]}
