@@ -24,13 +24,13 @@ def near(completions, **columns):
 """
 
 
-def anew(function, *arguments):
+def in_new_context(function, *arguments):
     """Call a function as a new process would: nothing is allowed yet."""
     return contextvars.Context().run(function, *arguments)
 
 
 def llm_lab(*words: str) -> int:
-    return anew(main, list(words))
+    return in_new_context(main, list(words))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def theirs(tmp_path_factory):
         score = {"prompts": 2, "max_completion_length": 4, "rewards": rewards}
         grpo = {"num_generations": 2, "max_completion_length": 4}
         recipe = post_recipe("grpo", name="handed", rewards=rewards, score=score, grpo=grpo)
-        anew(run, recipe)
+        in_new_context(run, recipe)
     finally:
         os.chdir(before)
     return folder
@@ -130,8 +130,8 @@ def test_task_files_from_someone_elses_run_do_not_run_without_a_yes(in_tmp_path,
     from llm_lab.evaluation.harness import load_tasks
 
     with pytest.raises(UntrustedCode):
-        anew(load_tasks, EvalTasks(names=("evil.yaml",)))
+        in_new_context(load_tasks, EvalTasks(names=("evil.yaml",)))
     shutil.copy(run_folder / "recipe.yaml", "own.yaml")
     with pytest.raises(UserError):  # the user's own recipe runs it, and it has no data
-        anew(run, "own.yaml")
+        in_new_context(run, "own.yaml")
     assert Path("ran").exists()

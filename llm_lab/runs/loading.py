@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.estimate.adapter_base import find_base
+from llm_lab.estimate.adapter_base import find_base, read_object
 from llm_lab.estimate.compatibility import what_loads
 
 from .folder import is_reward_model
@@ -40,8 +40,8 @@ class ModelFolder:
 
 def inspect_folder(path: Path) -> ModelFolder:
     """Return what a folder holds, from its files only."""
-    config, adapter = _read(path / "config.json"), _read(path / "adapter_config.json")
-    tokenizer = _read(path / "tokenizer_config.json")
+    config, adapter = (read_object(path / name) or {} for name in ("config.json", "adapter_config.json"))
+    tokenizer = read_object(path / "tokenizer_config.json") or {}
     if any(path.glob("*.gguf")):
         kind = GGUF
     elif adapter and not config:
@@ -100,7 +100,7 @@ def loading_code(folder: ModelFolder, name: str, *, in_transformers: bool = Fals
     if folder.kind == ADAPTER:
         kind = "SequenceClassification" if folder.is_reward_model else "CausalLM"
         base = find_base(folder.path)  # it may have moved together with the adapter
-        own_code = bool(base and _read(Path(base) / "config.json").get("auto_map"))
+        own_code = bool(base and (read_object(Path(base) / "config.json") or {}).get("auto_map"))
         return [("python", _python(f"AutoPeftModelFor{kind}", "peft", name, folder, TRUST if own_code else ""))]
     kind = "AutoModelForSequenceClassification" if folder.is_reward_model else "AutoModelForCausalLM"
     trust = TRUST if folder.kind == OWN_CODE else ""
@@ -172,11 +172,3 @@ def _gguf_code(folder: ModelFolder, name: str, in_transformers: bool) -> list[tu
         ]
         code.append(("python", "\n".join(lines)))
     return code
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.adapter_base import read_object
 
 try:
     import fcntl
@@ -89,7 +90,7 @@ def _acquire(folder: Path, process: Mapping[str, Any] | None) -> IO[str]:
 
 def _release(file: IO[str], path: Path) -> None:
     # A full disk may keep the record from saying how the run ended. The free lock then shows that it has.
-    ended = _read(path.with_name("run.json")).get("status") != "running"
+    ended = (read_object(path.with_name("run.json")) or {}).get("status") != "running"
     with suppress(OSError):
         if ended and _is_still(file, path):  # not where the folder was replaced
             path.unlink()  # while it is held: nobody else can have taken it
@@ -148,7 +149,7 @@ def _changed_at(file: Path) -> float:
 
 def in_progress(folder: Path, process: Mapping[str, Any]) -> UserError:
     """Return the error for a run in which a process works, with the way out. process: the one that run.json names."""
-    owner = _read(folder / NAME) or process
+    owner = read_object(folder / NAME) or process
     pid, host = owner.get("pid", "unknown"), owner.get("host", "an unknown host")
     if host == socket.gethostname():
         fix = f"Wait until it ends, or stop it first: kill -INT {pid} (it saves a checkpoint)."
@@ -159,14 +160,6 @@ def in_progress(folder: Path, process: Mapping[str, Any]) -> UserError:
             f"{DEAD_AFTER_SECONDS / 60:.0f} minutes after it the run can be resumed here."
         )
     return UserError(Problem(str(folder), f"this run is in progress (process {pid} on {host})", fix=fix))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _start_time(pid: Any) -> float | None:
