@@ -24,8 +24,11 @@ MAY_IMPORT = {
     "evaluation": TOOLS | {"training", "chat"},
     "export": TOOLS | {"training", "evaluation"},
     "stages": TOOLS | {"training", "chat", "evaluation", "export"},
-    "wizard": TOOLS | {"training", "evaluation", "export", "job"},
-    "terminal": TOOLS | {"training", "chat", "evaluation", "export", "job", "runner", "wizard"},
+    "looking": TOOLS | {"training", "evaluation"},
+    "studies": TOOLS | {"training", "chat", "evaluation", "looking", "job", "runner"},
+    "wizard": TOOLS | {"training", "evaluation", "export", "looking", "studies", "job"},
+    "terminal": TOOLS
+    | {"training", "chat", "evaluation", "export", "looking", "studies", "job", "runner", "wizard"},
 }
 MODULES = {"errors", "limits", "events", "safe_text", "job", "runner", "commands", "cli"}  # files directly in llm_lab/
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "pandas", "pyarrow")
@@ -62,7 +65,7 @@ def layer_of(module: str) -> str:
 @pytest.mark.parametrize("layer", MAY_IMPORT)
 def test_a_layer_imports_only_the_layers_below_it(layer):
     known = modules()
-    for file in (PACKAGE / layer).glob("*.py"):
+    for file in (PACKAGE / layer).glob("**/*.py"):
         beyond = {layer_of(name) for name in modules_imported(file, known)} - MAY_IMPORT[layer] - {layer, ""}
         assert not beyond, f"{file.relative_to(PACKAGE)} imports {beyond}"
 
@@ -82,12 +85,12 @@ def test_every_folder_is_a_layer_without_folders_of_its_own():
     assert folders == MAY_IMPORT.keys()
     for folder in folders:
         inner = {path.name for path in (PACKAGE / folder).iterdir() if path.is_dir()} - {"__pycache__"}
-        assert not inner
+        assert inner == ({"experiments"} if folder == "studies" else set())
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == MODULES
 
 
-def test_the_package_has_at_most_189_files():
-    assert len(modules()) <= 189
+def test_the_package_has_at_most_230_files():
+    assert len(modules()) <= 230
 
 
 def test_two_modules_share_a_name_only_as_the_two_halves_of_a_stage():

@@ -1,0 +1,1 @@
+"""Experiments over runs: sweeps, duels, and studies found in folders."""

@@ -1,0 +1,1 @@
+"""The experiments that LLM Lab ships: one file each, found without registration."""
