@@ -27,10 +27,19 @@ MAY_IMPORT = {
     "looking": TOOLS | {"training", "evaluation"},
     "studies": TOOLS | {"training", "chat", "evaluation", "looking", "job", "runner"},
     "wizard": TOOLS | {"training", "evaluation", "export", "looking", "studies", "job"},
-    "terminal": TOOLS
-    | {"training", "chat", "evaluation", "export", "looking", "studies", "job", "runner", "wizard"},
+    "terminal": TOOLS | {"training", "chat", "evaluation", "export", "looking", "studies", "job", "runner", "wizard"},
 }
-MODULES = {"errors", "limits", "events", "safe_text", "job", "runner", "commands", "cli"}  # files directly in llm_lab/
+MODULES = {
+    "errors",
+    "limits",
+    "events",
+    "safe_text",
+    "job",
+    "runner",
+    "commands",
+    "study_commands",
+    "cli",
+}  # files directly in llm_lab/
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "pandas", "pyarrow")
 
 

@@ -1,0 +1,1 @@
+"""What the commands over runs and models do: sweep, duel, look and study."""
