@@ -82,12 +82,45 @@ def run_job(
         folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
         with _held(folder), _naming_a_full_disk(folder):
             resume = from_first_process(folder.has_started()) if resume else False
-            if resume and is_first_process():
-                _find_resume_point(job, folder, resume_from, listener)
-            if job.is_pipeline:
-                job = as_started(job, folder.recipe_path) if resume else job
-                return _run_pipeline(job, folder, listener, resume=resume)
-            return _run_stage(job.stages[0], folder, listener, resume=resume)
+            return _run_held(job, folder, listener, resume=resume, resume_from=resume_from)
+
+
+def run_job_in(job: Job, path: Path, *, listener: Listener = ignore) -> dict[str, Any]:
+    """Run a checked job in a folder of its own: start it there, resume it, or leave it as it is if it is done.
+
+    A failure is recorded in the folder. UserError where the run in the folder has another recipe, or where another
+    process works in it. Not for several processes.
+    """
+    for resolved in job.stages:
+        require_device(resolved)
+    require_trusted(job)
+    folder = RunFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with folder.hold(), _naming_a_full_disk(folder):
+        resume = folder.has_started()
+        if resume:
+            _require_same_recipe(job, folder, "Choose another name, or delete the folder.")
+        if folder.facts().get("status") == "done":
+            return {**folder.facts(), "path": str(path)}
+        try:
+            return _run_held(job, folder, listener, resume=resume)
+        except Exception as error:
+            if not folder.has_started():  # nothing was trained, so what there was has been removed
+                first = {"name": path.name, "asked_name": job.name, "created_at": now()}
+                folder.update(**first, ended_at=now(), **_how_it_ended(error))
+            raise
+
+
+def _run_held(
+    job: Job, folder: RunFolder, listener: Listener, *, resume: bool, resume_from: int | None = None
+) -> dict[str, Any]:
+    """Run a job in a folder that this process holds."""
+    if resume and is_first_process():
+        _find_resume_point(job, folder, resume_from, listener)
+    if job.is_pipeline:
+        job = as_started(job, folder.recipe_path) if resume else job
+        return _run_pipeline(job, folder, listener, resume=resume)
+    return _run_stage(job.stages[0], folder, listener, resume=resume)
 
 
 def _held(folder: RunFolder) -> AbstractContextManager[None]:
@@ -150,6 +183,12 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
         fix = f"Restore it in {folder.recipe_path}, or start a new run without --resume."
     else:
         fix = f"Resume with `llm-lab run {folder.recipe_path} --resume`, or start a new run."
+    _require_same_recipe(job, folder, fix)
+    return folder
+
+
+def _require_same_recipe(job: Job, folder: RunFolder, fix: str) -> None:
+    """UserError with every key that has another value in the recipe of a run."""
     before = folder.facts().get("recipe") or read_recipe_file(folder.recipe_path)
     problems = [
         Problem(key, f"the run in {folder.path} started with {then}", value=wanted, fix=fix)
@@ -157,7 +196,6 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
     ]
     if problems:
         raise UserError(*problems)
-    return folder
 
 
 def _interrupted_stage(job: Job, folder: RunFolder) -> RunFolder | None:

@@ -40,7 +40,7 @@ class PipelineRecipe(Group):
     name: str | None = option(
         help="name of the pipeline; its folder is checkpoints/<name>/",
         derived="the recipe file's name",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$",
         max_length=100,
     )
     seed: Int = option(1337, help="`seed` for all stages that do not set their own", ge=0, le=2**32 - 1)

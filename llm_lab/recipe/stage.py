@@ -32,7 +32,7 @@ class StageRecipe(Group):
         help="name of the run; its folder is checkpoints/<name>/",
         question="Name of the run?",
         derived="the recipe file's name",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$",
         max_length=100,
     )
     seed: Int = option(

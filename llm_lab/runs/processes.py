@@ -35,13 +35,8 @@ def start_processes(command: Sequence[str], count: int) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    everyone = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    everyone = {**environment_of(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     everyone |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    # Python puts the working folder first on the path of `-m` and `-c`: a file there would be imported by its name.
-    everyone["PYTHONSAFEPATH"] = "1"
-    everyone["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_HOME, everyone.get("PYTHONPATH"))))
-    # As torchrun does: N processes with a thread per core each would slow each other down.
-    everyone.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     processes: list[subprocess.Popen] = []
 
     def pass_on(signum: int, frame: Any) -> None:
@@ -66,6 +61,17 @@ def start_processes(command: Sequence[str], count: int) -> int:
             process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def environment_of(count: int) -> dict[str, str]:
+    """Return the environment of Python processes of ours, `count` of which run at the same time on this machine."""
+    found = dict(os.environ)
+    # Python puts the working folder first on the path of `-m` and `-c`: a file there would be imported by its name.
+    found["PYTHONSAFEPATH"] = "1"
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_HOME, found.get("PYTHONPATH"))))
+    # As torchrun does: N processes with a thread per core each would slow each other down.
+    found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    return found
 
 
 def _wait(processes: Sequence[subprocess.Popen]) -> int:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 # Columns that are computed with: numbers in every row that has them.
 _COUNTED = ("wall_seconds", "train_tokens", "tokens_per_second", "loss", "eval_loss", "memory_bytes")
 # What others read from run.json without asking; other keys may hold anything.
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
 _Time = Annotated[float, Field(ge=0, le=2**35, allow_inf_nan=False)]
 
 

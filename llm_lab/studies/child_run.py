@@ -1,0 +1,94 @@
+"""A run inside a study's folder: started, resumed or skipped there, in this process or in one of its own.
+
+`python -m llm_lab.studies.child_run` is that process. It reads the recipe and the folder from standard input, and
+stops with its work saved when the other end is closed: it never outlives the command that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from llm_lab.errors import LabError
+from llm_lab.events import Listener, ignore
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import STOPPED, environment_of
+
+
+def run_child(recipe: Mapping[str, Any], folder: Path, *, listener: Listener = ignore) -> RunFolder:
+    """Run a recipe in a folder, or what is left of it there; returns the run. Its name is that of the folder.
+
+    The status of the run is done, or stopped after Ctrl-C. UserError or MachineError where the recipe, its data or
+    the machine doesn't fit, where the run in the folder has another recipe, or where another process works in it.
+    """
+    from llm_lab.job import check
+    from llm_lab.runner import run_job_in
+
+    run_job_in(check({**recipe, "name": folder.name}), folder, listener=listener)
+    return RunFolder(folder)
+
+
+def start_child(
+    recipe: Mapping[str, Any], folder: Path, output: IO[str], *, jobs: int = 1, gpu: str | None = None
+) -> subprocess.Popen[str]:
+    """Start `run_child` in a process of its own; see `stop_child`.
+
+    output: the file for what it prints. jobs: how many such processes run at the same time on this machine, which
+    share its cores. gpu: the one to use, as in CUDA_VISIBLE_DEVICES.
+    """
+    environment = environment_of(jobs)
+    threads = RunFolder(folder).facts().get("threads")
+    if threads:  # sums are rounded differently with another number of threads
+        environment["OMP_NUM_THREADS"] = str(threads)
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm_lab.studies.child_run"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # the terminal's Ctrl-C reaches the parent only, which passes it on once
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"recipe": dict(recipe), "folder": str(folder)}) + "\n")
+    process.stdin.flush()
+    return process
+
+
+def stop_child(process: subprocess.Popen[str]) -> None:
+    """Ask a child to save its work and end; it is still to be waited for."""
+    process.send_signal(signal.SIGINT)
+
+
+def _main() -> int:
+    # In the background of a shell, SIGINT is ignored; this process is stopped with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    work = json.loads(sys.stdin.readline())
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        run = run_child(work["recipe"], Path(work["folder"]))
+    except KeyboardInterrupt:
+        return STOPPED
+    except LabError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return STOPPED if run.status() == "stopped" else 0
+
+
+def _stop_with_parent() -> None:
+    """Wait until the process that started this one is gone, and then stop as after Ctrl-C."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
