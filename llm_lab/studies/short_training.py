@@ -1,0 +1,57 @@
+"""Train a small model on batches that are made as they are needed, with the optimizers and schedules of recipes.
+
+For experiments whose data no file holds (a new task in each sequence) or whose model no recipe builds (an LSTM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm_lab.estimate.machine import find_machine
+from llm_lab.optim.factory import build_optimizer
+from llm_lab.optim.schedule import learning_rate_factor
+from llm_lab.training.cpu import keep_freed_memory, speed_up_products
+
+CLIP = 1.0
+
+
+def train_model(
+    model: nn.Module,
+    loss_of_batch: Callable[[int], torch.Tensor],
+    optimizer_options: Any,
+    *,
+    steps: int,
+    schedule: str = "cosine",
+    warmup_steps: int = 0,
+    after_step: Callable[[int, torch.Tensor], bool | None] | None = None,
+) -> None:
+    """Take `steps` updates. loss_of_batch(step): the loss of a new batch, step counted from 0.
+
+    optimizer_options: an optimizer of a recipe. after_step(steps done, loss) may measure and save; True stops. The
+    caller sets the seeds.
+    """
+    keep_freed_memory()
+    if next(model.parameters()).device.type == "cpu":
+        speed_up_products(model, find_machine().cpu_name)
+    optimizer = build_optimizer(model, optimizer_options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(step, name=schedule, max_steps=steps, warmup_steps=warmup_steps),
+    )
+    model.train()
+    for step in range(steps):
+        loss = loss_of_batch(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        scheduler.step()
+        if after_step is not None:
+            stop = after_step(step + 1, loss.detach())
+            model.train()
+            if stop:
+                return
