@@ -1,0 +1,101 @@
+"""Axes: from values to pixels, linear or logarithmic, and the round numbers written next to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values over a range of pixels: `start` is the pixel of the low value, `end` of the high one."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """The pixel of a value; the middle where the axis holds only one value."""
+        scale = math.log10 if self.log else float
+        low, high = scale(self.low), scale(self.high)
+        share = (scale(value) - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.end - self.start)
+
+    def marks(self, about: int) -> list[float]:
+        """Round numbers along the axis, about as many as asked."""
+        found = powers(self.low, self.high) if self.log else []
+        if len(found) > about:  # every second power, every third ...
+            found = found[:: -(-len(found) // about)]
+        return found if len(found) > 1 else ticks(self.low, self.high, about)
+
+
+def axis_of(
+    values: Sequence[float], start: float, end: float, *, log: bool = False, room: float = 0.05, zero: bool = False
+) -> Axis:
+    """Return the axis that holds all values, with some room at both ends. zero: a linear axis includes 0."""
+    low, high = min(values), max(values)
+    if log:
+        room = room * math.log10(high / low) if high > low else 0.3
+        return Axis(low / 10**room, high * 10**room, start, end, log=True)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    space = room * (high - low) if high > low else abs(high) * 0.1 or 1.0
+    # An axis that starts or ends at 0 by request has no room on that side.
+    return Axis(low - space * (not zero or low < 0), high + space * (not zero or high > 0), start, end)
+
+
+def ticks(low: float, high: float, about: int) -> list[float]:
+    """Return about `about` round numbers from low to high, at least two where they fit."""
+    if high <= low:
+        return [low]
+    raw = (high - low) / about
+    unit = 10 ** math.floor(math.log10(raw))
+    steps = [unit * many for many in (0.2, 0.5, 1, 2, 2.5, 5, 10)]
+    at = next(index for index, step in enumerate(steps) if step >= raw)
+    for step in reversed(steps[: at + 1]):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last > first:
+            break
+    return [number * step for number in range(first, last + 1)]
+
+
+def powers(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten from low to high; only the powers where those would be many."""
+    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [many * 10.0**power for power in tens for many in (1, 2, 5) if low <= many * 10.0**power <= high]
+    return found if len(found) <= 6 else [10.0**power for power in tens if low <= 10.0**power <= high]
+
+
+def tick_labels(marks: Sequence[float]) -> list[str]:
+    """Return the numbers of an axis in as few digits as show each of them exactly, so no two look alike."""
+    apart = min((abs(b - a) for a, b in pairwise(marks)), default=math.inf)
+    for digits in range(4, 17):
+        texts = [f"{mark + 0.0:.{digits}g}" for mark in marks]
+        if all(abs(float(text) - mark) <= 0.01 * apart for text, mark in zip(texts, marks, strict=True)):
+            break
+    return [short_number(text) for text in texts]
+
+
+_LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+
+
+def short_number(text: str) -> str:
+    """Return a number in text as people write it: 1e-05 as 1e-5, 20000 as 20,000, 2.5e+07 as 25M."""
+    value = float(text)
+    for unit, letter in _LARGE:
+        if unit <= abs(value) < 1e15:
+            return f"{value / unit:.15g}{letter}"
+    if "e" in text:
+        digits, _, power = text.partition("e")
+        return f"{digits}e{int(power)}"
+    whole, point, rest = text.partition(".")
+    return f"{int(whole):,}{point}{rest}" if len(whole.lstrip("-")) > 3 else text
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a value with a number of significant digits, as people write it."""
+    return short_number(f"{value + 0.0:.{digits}g}") if math.isfinite(value) else str(value)

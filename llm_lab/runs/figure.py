@@ -1,0 +1,63 @@
+"""What every picture of an experiment has: a title, notes below it, and a sentence where there is nothing to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeGuard
+
+from .svg import SIZE, picture, words, wrap
+
+WIDTH, EDGE = 720, 16
+TITLE_SIZE, LINE_HEIGHT = 15, 17
+
+
+class Figure:
+    """A picture that is being drawn: add parts below `top`, then finish it."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        lines = wrap(title, WIDTH - 2 * EDGE, TITLE_SIZE, bold=True)
+        self.parts = [
+            words(EDGE, 24 + 20 * index, text, color="ink", bold=True, size=TITLE_SIZE)
+            for index, text in enumerate(lines)
+        ]
+        self.top = 18.0 + 20 * len(lines)
+        self.notes: list[str] = []
+
+    def add(self, *parts: str) -> None:
+        self.parts += parts
+
+    def left_out(self, count: int, what: str, why: str) -> None:
+        """Add a note that values are not in the picture, if there are any."""
+        if count:
+            self.notes.append(f"{count:,} {what}{'s' if count > 1 else ''} not drawn: {why}.")
+
+    def finish(self, bottom: float, description: str = "") -> str:
+        """Return the SVG; bottom is the lowest pixel that is drawn."""
+        lines = [text for note in self.notes for text in wrap(note, WIDTH - 2 * EDGE, most=3)]
+        for index, text in enumerate(lines):
+            self.add(words(EDGE, bottom + (index + 1) * LINE_HEIGHT, text))
+        height = bottom + len(lines) * LINE_HEIGHT + EDGE
+        about = " ".join(filter(None, (description, *self.notes)))
+        return picture(WIDTH, height, self.parts, title=self.title, description=about)
+
+    def nothing(self, why: str = "There are no values to draw yet.") -> str:
+        """Return a picture that has the title and says why it shows nothing."""
+        self.add(words(EDGE, self.top + SIZE, why))
+        return self.finish(self.top + SIZE, why)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value can be drawn: a finite number."""
+    try:
+        return value is not None and not isinstance(value, str) and math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def decimals_of(values: Iterable[float]) -> int:
+    """Return how many decimals show the differences between values in three significant digits."""
+    values = list(values)
+    apart = max(values) - min(values) or max(map(abs, values)) or 1.0
+    return min(max(2 - math.floor(math.log10(apart)), 0), 12)

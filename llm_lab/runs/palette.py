@@ -1,0 +1,104 @@
+"""The colors of all pictures and pages, each for a light and for a dark background.
+
+Scales of color are even steps of lightness in OKLab (Björn Ottosson, 2020): equal differences of value look equal. They
+start next to the background and end far from it: a large value is what one sees first, in light and in dark.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+# name: (on light, on dark)
+COLORS = {
+    "paper": ("#ffffff", "#0d1117"),
+    "ink": ("#1b1f24", "#e6edf3"),
+    "soft": ("#59636e", "#9198a1"),
+    "grid": ("#e8ebef", "#21262d"),
+    "axis": ("#b4bcc6", "#4a525c"),
+    # Curves and groups. Their order keeps neighbors apart for color-blind readers as well.
+    "c0": ("#1f66b5", "#6cb0ff"),
+    "c1": ("#b8480f", "#f0924c"),
+    "c2": ("#0f766e", "#45c8b0"),
+    "c3": ("#8a3f8f", "#d796e0"),
+    "c4": ("#7d6400", "#d9b93a"),
+    "c5": ("#5b6470", "#a8b1bd"),
+}
+SERIES = tuple(name for name in COLORS if name.startswith("c"))
+STEPS = 40  # a scale has STEPS + 1 colors
+# Ends of the scales, as (lightness, chroma, hue in degrees) in OKLCH, each on light and on dark.
+_SEQUENTIAL = (((0.97, 0.012, 230.0), (0.36, 0.125, 262.0)), ((0.23, 0.02, 262.0), (0.93, 0.08, 215.0)))
+_NEGATIVE = (((0.97, 0.0, 255.0), (0.44, 0.15, 255.0)), ((0.23, 0.0, 250.0), (0.84, 0.12, 240.0)))
+_POSITIVE = (((0.97, 0.0, 45.0), (0.50, 0.15, 42.0)), ((0.23, 0.0, 50.0), (0.84, 0.13, 62.0)))
+
+
+def series_color(index: int) -> str:
+    """Return the name of the color of the index-th curve or group; the colors repeat."""
+    return SERIES[index % len(SERIES)]
+
+
+def shade(share: float, *, diverging: bool = False) -> str:
+    """Return the name of a color of a scale: share is 0 to 1, or -1 to 1 on the diverging scale."""
+    return f"d{round(share * STEPS / 2) + STEPS // 2}" if diverging else f"q{round(share * STEPS)}"
+
+
+@cache
+def both(name: str) -> tuple[str, str]:
+    """Return a color on light and on dark. A name that starts with "on-" is the text on that color."""
+    if name in COLORS:
+        return COLORS[name]
+    if name.startswith("on-"):
+        light, dark = both(name[3:])
+        return _text_on(light), _text_on(dark)
+    step = int(name[1:]) / STEPS
+    if name[0] == "q":
+        return _between(_SEQUENTIAL[0], step), _between(_SEQUENTIAL[1], step)
+    ends = _POSITIVE if step >= 0.5 else _NEGATIVE
+    far = abs(2 * step - 1)
+    return _between(ends[0], far), _between(ends[1], far)
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colors, 1 to 21, as WCAG 2 defines it."""
+    high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _text_on(color: str) -> str:
+    return max(COLORS["ink"], key=lambda ink: contrast(ink, color))
+
+
+def _luminance(color: str) -> float:
+    parts = (int(color[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _between(ends: tuple[tuple[float, float, float], tuple[float, float, float]], share: float) -> str:
+    lightness, chroma, hue = (start + share * (end - start) for start, end in zip(*ends, strict=True))
+    return _hex(lightness, chroma, math.radians(hue))
+
+
+def _hex(lightness: float, chroma: float, hue: float) -> str:
+    """Return a color of OKLCH; less colorful where the screen can't show it."""
+    while True:
+        red, green, blue = _linear_rgb(lightness, chroma * math.cos(hue), chroma * math.sin(hue))
+        if chroma < 0.001 or all(-0.001 <= part <= 1.001 for part in (red, green, blue)):
+            break
+        chroma *= 0.97
+    return "#" + "".join(f"{round(255 * _gamma(min(max(part, 0.0), 1.0))):02x}" for part in (red, green, blue))
+
+
+def _linear_rgb(lightness: float, a: float, b: float) -> tuple[float, float, float]:
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    return (
+        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
+    )
+
+
+def _gamma(part: float) -> float:
+    return 12.92 * part if part <= 0.0031308 else 1.055 * part ** (1 / 2.4) - 0.055
