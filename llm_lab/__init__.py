@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "run"]
+__all__ = ["__version__", "load", "run", "study"]
 
 # No telemetry: TRL's trainers send usage statistics through the Hub client unless this is set before any Hugging Face
 # library is imported.
@@ -25,3 +25,10 @@ def run(recipe: Any, *overrides: str, **options: Any) -> Any:
     from llm_lab.runner import run
 
     return run(recipe, overrides, **options)
+
+
+def study(name: str | None = None, **options: Any) -> Any:
+    """Run an experiment as `llm-lab study` does; returns its results, tables and pictures. Without a name, list all."""
+    from llm_lab.studies.study_result import study
+
+    return study(name, options)

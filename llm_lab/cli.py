@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_lab import __version__, commands
+from llm_lab import __version__, commands, study_commands
 from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED
 from llm_lab.errors import LONGEST, LabError, file_error
 from llm_lab.safe_text import shorten
@@ -144,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     _export_parser(subparsers, common)
     _replay_parser(subparsers, common)
 
+    _study_parser(subparsers, common)
+
     schema = subparsers.add_parser("schema", parents=[common], help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=commands.print_schema)
 
@@ -222,6 +224,20 @@ def _replay_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume an interrupted replay")
     _trust_recipe_argument(parser)
     parser.set_defaults(command=commands.replay)
+
+
+def _study_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "study", parents=[common], help="run an experiment that explains itself; without a name, list them"
+    )
+    parser.add_argument("name", nargs="?", help="an experiment's name; default: list all")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="options of the experiment to change"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what it does and its options, without running it")
+    parser.add_argument("--overwrite", action="store_true", help="replace the study of the same name")
+    parser.add_argument("--in-folder", type=Path, help=argparse.SUPPRESS)  # the process that a study runs in
+    parser.set_defaults(command=study_commands.study)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -93,7 +93,7 @@ def _start(
     job = _show_plan(job, resume=resume, resume_from=resume_from) if show_plan else job
 
     def run() -> dict[str, Any]:
-        with _progress() as listener:
+        with show_progress() as listener:
             return run_job(job, resume=resume, resume_from=resume_from, overwrite=overwrite, listener=listener)
 
     return _show_results(_with_consent(run))
@@ -130,7 +130,7 @@ def _show_plan(job: Any, *, resume: bool, resume_from: int | None = None) -> Any
 
 
 @contextmanager
-def _progress() -> Iterator[Listener]:
+def show_progress() -> Iterator[Listener]:
     """Yield what shows the progress, in the first process only; leaves the terminal as it was, also after errors."""
     from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.progress import make_display
@@ -327,7 +327,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from llm_lab.stages.eval import evaluate
 
     def measure() -> dict[str, Any]:
-        with _progress() as listener:
+        with show_progress() as listener:
             for remark in job.remarks:
                 listener(Notice(remark))
             return evaluate(recipe, listener, trust_remote_code=arguments.trust_remote_code)
@@ -398,7 +398,7 @@ def start_compare(
     from llm_lab.runner import load
     from llm_lab.terminal.compare_screen import print_comparison
 
-    with _progress() as listener:
+    with show_progress() as listener:
         found = compare(
             names,
             load=partial(load, device=device),
@@ -433,7 +433,7 @@ def merge(arguments: argparse.Namespace) -> int:
     print_waiting(f"Loading {arguments.adapter} ...")
     from llm_lab.stages.merge import merge_into
 
-    with _progress() as listener:
+    with show_progress() as listener:
         merge_into(arguments.adapter, arguments.out, listener, tolerance=arguments.tolerance)
     print_text(f"The merged model: {arguments.out}/\nChat with it: llm-lab chat {arguments.out}")
     return DONE
@@ -471,7 +471,7 @@ def export(arguments: argparse.Namespace) -> int:
     from llm_lab.runs.describe import VERDICTS
     from llm_lab.stages.export import export_into, require_verified
 
-    with _progress() as listener:
+    with show_progress() as listener:
         exported = export_into(
             recipe.model.checkpoint,
             arguments.out,

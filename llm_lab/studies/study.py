@@ -1,0 +1,217 @@
+"""What an experiment works with: its folder, its child runs, and the report that it writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.events import Event, Listener, MetricsLogged, Notice, Progress, RunWarning, TrainingStarted, ignore
+from llm_lab.runs.disk import remove_folder, write_atomically
+from llm_lab.runs.folder import RunFolder, slug
+from llm_lab.runs.markdown import code, plain, table
+
+from .child_run import run_child
+from .experiment_files import command
+
+Cell = str | int | float | bool | None
+REPORT_PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A part of the report. kind: heading, text, table or picture. file: of its picture or table, in the folder."""
+
+    kind: str
+    text: str
+    file: str = ""
+    head: tuple[str, ...] = ()
+    rows: tuple[tuple[Cell, ...], ...] = ()
+    svg: str = ""
+
+
+class Study:
+    """A running experiment. `run(options, study)` calls it; everything that it is given is in the report at once."""
+
+    def __init__(self, folder: RunFolder, listener: Listener = ignore):
+        self.run = folder
+        self._listener = listener
+        self._blocks: list[_Block] = []
+        self._results: dict[str, Any] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The study's run folder. Files that an experiment writes itself belong here."""
+        return self.run.path
+
+    def say(self, text: str) -> None:
+        """Show one line of progress."""
+        self._listener(Notice(text))
+
+    def train(self, recipe: Mapping[str, Any], name: str) -> RunFolder:
+        """Run a recipe in checkpoints/<study>/<name> and return the run; it is skipped if it is done.
+
+        recipe: as in a recipe file, of one stage; its device is `auto` unless it names one. A run that was interrupted
+        is resumed. One of the same name with another recipe, from before the experiment was changed, is replaced.
+        KeyboardInterrupt where the run was stopped. UserError or MachineError as `llm-lab run` reports them.
+        """
+        if slug(name) != name:
+            raise UserError(Problem(name, "a name has letters, digits and ._- only", fix=f"Try {slug(name, 'run')}."))
+        wanted = {"device": "auto", **recipe}
+        child = RunFolder(self.folder / name)
+        children = dict(self.run.facts().get("children") or {})
+        if children.get(name) != json.loads(json.dumps(wanted)) and child.path.exists():
+            remove_folder(child.path)
+        self.run.update(children=children | {name: wanted})
+        if child.status() == "done":
+            self.say(f"{name}: done before")
+            return child
+        run_child(wanted, child.path, listener=_as_progress(name, self._listener))
+        if child.status() == "stopped":
+            raise KeyboardInterrupt
+        self.say(f"{name}: done")
+        return child
+
+    def heading(self, text: str) -> None:
+        """Begin a section of the report."""
+        self._add(_Block("heading", text))
+
+    def text(self, paragraph: str) -> None:
+        """Add a paragraph to the report."""
+        self._add(_Block("text", " ".join(paragraph.split())))
+
+    def table(self, name: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "") -> None:
+        """Add a table to the report and write it as tables/<name>.csv and .json."""
+        kept = tuple(tuple(map(_plain_value, row)) for row in rows)
+        for row in kept:
+            if len(row) != len(head):
+                why = f"a row has {len(row)} cells and the head has {len(head)}"
+                raise ValueError(f"table {name}: {why}")
+        file = f"tables/{slug(name, 'table')}"
+        text = io.StringIO()
+        csv.writer(text).writerows([head, *kept])
+        write_atomically(self.folder / f"{file}.csv", text.getvalue())
+        records = [dict(zip(head, row, strict=True)) for row in kept]
+        write_atomically(self.folder / f"{file}.json", json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+        self._add(_Block("table", caption, f"{file}.csv", tuple(head), kept))
+
+    def picture(self, name: str, svg: str, caption: str) -> None:
+        """Add a picture to the report and write it as pictures/<name>.svg. caption: what one sees in it."""
+        file = f"pictures/{slug(name, 'picture')}.svg"
+        write_atomically(self.folder / file, svg)
+        self._add(_Block("picture", caption, file, svg=svg))
+
+    def result(self, key: str, value: float | int | str) -> None:
+        """Keep one result of the study, in run.json and in the report."""
+        self._results[key] = _plain_value(value)
+        self.run.update(results=self._results)
+
+    def _add(self, block: _Block) -> None:
+        self._blocks.append(block)
+        self.write_report()
+
+    def write_report(self) -> None:
+        """Write report.md and report.html from what there is so far."""
+        write_atomically(self.run.report_path, self._markdown())
+        if find_spec("llm_lab.runs.page"):  # until it is there
+            write_atomically(self.folder / REPORT_PAGE, self._page())
+
+    # What both reports begin and end with.
+
+    def _title(self) -> str:
+        return str(self._facts().get("title") or self.run.path.name)
+
+    def _facts(self) -> dict[str, Any]:
+        return self.run.facts().get("study") or {}
+
+    def _results_rows(self) -> list[list[str]]:
+        return [[key.replace("_", " "), shown(value)] for key, value in self._results.items()]
+
+    def _how(self) -> str:
+        return command(str(self._facts().get("experiment")), self._facts().get("options") or {})
+
+    def _markdown(self) -> str:
+        parts: list[str] = [f"# {plain(self._title())}", plain(self._facts().get("summary", ""))]
+        if self._results:
+            parts.append("\n".join(table(("result", "value"), self._results_rows())))
+        for block in self._blocks:
+            if block.kind == "heading":
+                parts.append(f"## {plain(block.text)}")
+            elif block.kind == "table":
+                parts.append("\n".join(table(block.head, [list(map(shown, row)) for row in block.rows])))
+                parts.append(f"{plain(block.text)} Data: [{block.file}]({quote(block.file)}).".strip())
+            elif block.kind == "picture":
+                parts += [f"![{plain(block.text)}]({quote(block.file)})", f"*{plain(block.text)}*"]
+            else:
+                parts.append(plain(block.text))
+        children = [f"- [{name}]({quote(name)}/report.md)" for name in self.run.facts().get("children") or {}]
+        if children:
+            parts += ["## Runs", "\n".join(children)]
+        parts += ["## Run it again", code(self._how())]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def _page(self) -> str:
+        from llm_lab.runs.page import Page
+
+        page = Page(self._title())
+        if summary := self._facts().get("summary"):
+            page.text(summary)
+        if self._results:
+            page.table(("result", "value"), self._results_rows())
+        for block in self._blocks:
+            if block.kind == "heading":
+                page.heading(block.text)
+            elif block.kind == "table":
+                page.table(block.head, [list(map(shown, row)) for row in block.rows], caption=block.text)
+            elif block.kind == "picture":
+                page.picture(block.svg, block.text)
+            else:
+                page.text(block.text)
+        page.heading("Run it again")
+        page.text(self._how())
+        return page.html()
+
+
+def _plain_value(value: Any) -> Cell:
+    """Return a number of any library as Python's own; None where it is not a finite number."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def shown(value: Cell) -> str:
+    """Return a cell as people read it: four digits of a fraction, thousands separated, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _as_progress(name: str, listener: Listener) -> Listener:
+    """Return a listener for a child run: its steps are one line of progress, and its warnings are shown."""
+    steps = 0
+
+    def listen(event: Event) -> None:
+        nonlocal steps
+        if isinstance(event, TrainingStarted):
+            steps = event.max_steps
+        elif isinstance(event, MetricsLogged):
+            listener(Progress(name, int(event.row.get("step", 0)), steps))
+        elif isinstance(event, RunWarning):
+            listener(RunWarning(f"{name}: {event.text}"))
+        elif isinstance(event, Progress):
+            listener(Progress(f"{name}: {event.label}", event.done, event.total))
+
+    return listen

@@ -1,0 +1,143 @@
+"""A study in a process of its own: started from the terminal, the wizard or Python, and run from its folder."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.events import Listener
+from llm_lab.runs.disk import remove_folder, write_atomically
+from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, slug
+from llm_lab.runs.lock import this_process
+from llm_lab.runs.processes import start_processes
+
+from .experiment_files import Experiment
+from .study import Study
+
+TRACEBACK = "traceback.txt"
+IN_FOLDER = "--in-folder"  # the option of `llm-lab study` with which the process finds its folder
+
+
+class ExperimentRaised(LabError):
+    """An experiment raised an exception: a mistake in its code. Exit code 1."""
+
+    exit_code = 1
+
+
+def open_study(
+    experiment: Experiment, options: Mapping[str, Any], *, overwrite: bool = False, root: Path = ROOT
+) -> tuple[RunFolder, bool]:
+    """Return the folder of a study, and whether it resumes one.
+
+    The newest study of the same experiment that did not end is resumed if it has the same options. overwrite: replace
+    the study of the same name.
+    """
+    name = slug(experiment.name, "study")
+    described = {
+        "experiment": experiment.name,
+        "file": str(experiment.file),
+        "title": experiment.title,
+        "summary": experiment.summary,
+        "options": {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
+    }
+    for run in reversed(runs_named(name, root=root)) if not overwrite else ():
+        before = run.facts().get("study")
+        same = before and (before["file"], before["options"]) == (described["file"], described["options"])
+        if same and run.status() in ("stopped", "failed", "interrupted"):
+            run.update(study=described)
+            return run, True
+    folder = create_run(name, root=root, overwrite=overwrite)
+    begin = {"name": folder.path.name, "asked_name": name, "created_at": now()}
+    folder.update(**begin, status="stopped", study=described, children={})
+    return folder, False
+
+
+def start_study(folder: RunFolder, *, debug: bool = False) -> int:
+    """Run the study of a folder in a process of its own; return its exit code. Ctrl-C is passed on to it."""
+    words = [sys.executable, "-m", "llm_lab.cli", "study", IN_FOLDER, str(folder.path)]
+    code = start_processes([*words, *(["--debug"] if debug else [])], 1)
+    if code < 0:
+        why = f"the process of the study was ended by signal {-code}"
+        raise ExperimentRaised(Problem(str(folder.path), why, fix="Start it again with the same command: it resumes."))
+    return code
+
+
+def run_study(folder: RunFolder, listener: Listener) -> None:
+    """Run the study of a folder in this process, and write its report.
+
+    UserError or MachineError as the experiment raised them; ExperimentRaised for every other exception.
+    """
+    about = folder.facts().get("study")
+    if not about:
+        raise UserError(Problem(str(folder.path), "this folder holds no study"))
+    with folder.hold():
+        resumed = [*folder.facts().get("resumed_at", []), now()] if folder.report_path.exists() else []
+        folder.update(status="running", process=this_process(), error=None, resumed_at=resumed)
+        (folder.path / TRACEBACK).unlink(missing_ok=True)
+        study = Study(folder, listener)
+        try:
+            _run(about, study)
+            study.write_report()
+        except BaseException as error:
+            _record_end(folder, error)
+            if isinstance(error, Exception | SystemExit) and not isinstance(error, LabError | OSError):
+                raise _explained(folder, Path(about["file"]), error) from error
+            raise
+        folder.update(status="done", ended_at=now())
+
+
+def _run(about: Mapping[str, Any], study: Study) -> None:
+    module = _load(Path(about["file"]))
+    try:
+        options = module.Options(**about["options"])
+    except ValidationError as error:
+        problems = [
+            Problem(".".join(map(str, item["loc"])) or "options", item["msg"], value=item["input"])
+            for item in error.errors(include_url=False)
+        ]
+        raise UserError(*problems) from None
+    module.run(options, study)
+
+
+def _load(file: Path) -> Any:
+    """Import an experiment: a shipped one by its name, one of the user from its file."""
+    from . import experiments
+
+    if file.parent == Path(experiments.__file__).parent:
+        return importlib.import_module(f"{experiments.__name__}.{file.stem}")
+    sys.path.append(str(file.parent.resolve()))  # last: a file there hides no library
+    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # pydantic looks up the types of Options there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _record_end(folder: RunFolder, error: BaseException) -> None:
+    """Write how an exception ended a study. One that did nothing leaves no folder."""
+    if isinstance(error, KeyboardInterrupt):
+        folder.update(status="stopped", ended_at=now())
+    elif isinstance(error, LabError) and not folder.report_path.exists() and not folder.facts().get("children"):
+        remove_folder(folder.path)
+    else:
+        if not isinstance(error, LabError):
+            text = "".join(traceback.format_exception(error))
+            write_atomically(folder.path / TRACEBACK, text)
+        folder.update(status="failed", ended_at=now(), error=f"{type(error).__name__}: {str(error)[:500]}")
+
+
+def _explained(folder: RunFolder, file: Path, error: BaseException) -> ExperimentRaised:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
+    where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
+    fix = f"The traceback is in {folder.path / TRACEBACK}. Started again with the same command, the study resumes"
+    return ExperimentRaised(Problem(where, f"the experiment raised {type(error).__name__}: {error}", fix=fix))

@@ -1,0 +1,72 @@
+"""Experiments on the screen: the list, one with its options, and the end of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.runs.folder import RunFolder
+from llm_lab.studies.experiment_files import Experiment, written
+from llm_lab.studies.study import REPORT_PAGE, shown
+
+from .console import make_console, one_line
+from .listing import table
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def print_experiments(experiments: Sequence[Experiment]) -> None:
+    """Print every experiment: those that can run, and those that can't with the reason."""
+    from rich.text import Text
+
+    console = make_console()
+    own = [one for one in experiments if not one.is_shipped]
+    shipped = [one for one in experiments if one.is_shipped]
+    for title, group in (("your experiments: ./experiments", own), ("experiments: llm-lab study NAME", shipped)):
+        if group:
+            console.print(table(title, [(Text(one_line(one.name)), _about(one)) for one in group]))
+            console.print()
+    hint = "Its options: llm-lab study NAME --dry-run. Your own: a file in ./experiments, see docs/studies.md."
+    console.print(Text(hint, style="dim"), soft_wrap=True)
+
+
+def _about(experiment: Experiment) -> Text:
+    from rich.text import Text
+
+    if experiment.error:
+        return Text(f"can't run: {one_line(experiment.error)}", style="bad")
+    return Text(one_line(experiment.title)).append(f"\n{one_line(experiment.summary)}", style="dim")
+
+
+def print_experiment(experiment: Experiment, options: Mapping[str, Any]) -> None:
+    """Print what an experiment is and the options that it runs with."""
+    from rich.text import Text
+
+    console = make_console()
+    console.print(Text(one_line(experiment.title), style="title"))
+    console.print(Text(one_line(experiment.summary)), soft_wrap=not console.is_terminal)
+    rows = [
+        (key.path, Text(one_line(written(options[key.path]))), Text(f"{key.help} ({key.allowed()})", style="dim"))
+        for key in experiment.option_keys()
+    ]
+    console.print()
+    console.print(table("options", rows or [("none", "", "")]))
+    if not experiment.is_shipped:
+        console.print(Text(f"\nThis runs the code in {one_line(str(experiment.file))}.", style="dim"))
+    console.print()
+
+
+def print_study_end(folder: RunFolder) -> None:
+    """Print where the report of a study is, and its results."""
+    from rich.text import Text
+
+    console = make_console()
+    facts = folder.facts()
+    rows = [(key.replace("_", " "), shown(value)) for key, value in (facts.get("results") or {}).items()]
+    if facts.get("status") == "done":
+        console.print(table("results", rows)) if rows else None
+        line = f"Report: {folder.path / REPORT_PAGE} (or {folder.report_path.name})"
+    else:
+        line = f"{folder.path}: {folder.status()}. The same command resumes it."
+    console.print(Text(line), soft_wrap=True)
