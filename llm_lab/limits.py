@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .errors import Problem, UserError
+
 GIB = 2**30
 
 
@@ -17,8 +19,8 @@ class _TimeIsUp(BaseException):
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float, error: Exception) -> Iterator[None]:
-    """Raise `error` if the block takes more seconds of processor time.
+def time_limit(seconds: float, problem: Problem) -> Iterator[None]:
+    """Raise UserError with the problem if the block takes more seconds of processor time.
 
     Without effect outside the main thread and on Windows, where Python can't interrupt a computation.
     """
@@ -34,7 +36,7 @@ def time_limit(seconds: float, error: Exception) -> Iterator[None]:
     try:
         yield
     except _TimeIsUp:
-        raise error from None
+        raise UserError(problem) from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
@@ -46,7 +48,7 @@ def memory_limit(more_bytes: int = GIB) -> Iterator[None]:
     try:
         import resource
 
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
         before = resource.getrlimit(resource.RLIMIT_AS)
         wanted = pages * resource.getpagesize() + more_bytes
         if before[0] != resource.RLIM_INFINITY and before[0] <= wanted:

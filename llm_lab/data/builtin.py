@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from .arithmetic_world import world_documents, world_examples
@@ -29,18 +29,31 @@ BUILTIN = {
     "sums": BuiltinCorpus("24,000 texts, 3.3 MB", "1"),
     "word-problems": BuiltinCorpus("24,000 texts, 3.2 MB", "1"),
 }
-# Name: a function of (kind of example, split) that yields rows. It raises KeyError, listing the known splits.
-BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterator[Mapping[str, Any]]]] = {
-    "sums": world_examples,
-    "word-problems": partial(world_examples, varied=True),
+
+
+# Built-in data is kept, a few megabytes: a run reads it several times, to check, measure, split and train on it.
+@cache
+def _rows(varied: bool, kind: str, split: str) -> tuple[Mapping[str, str], ...]:
+    return tuple(world_examples(kind, split, varied=varied))
+
+
+# Name: a function of (kind of example, split) that returns rows. It raises KeyError, listing the known splits.
+BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterable[Mapping[str, Any]]]] = {
+    "sums": partial(_rows, False),
+    "word-problems": partial(_rows, True),
 }
 
 
 def builtin_documents(name: str) -> Iterator[str]:
     """Yield the documents of a built-in corpus, the same on every machine. KeyError for an unknown name."""
+    return iter(_documents(name))
+
+
+@cache
+def _documents(name: str) -> tuple[str, ...]:
     documents: dict[str, Callable[[], Iterator[str]]]
     documents = {"stories": _stories, "sums": world_documents, "word-problems": partial(world_documents, varied=True)}
-    return documents[name]()
+    return tuple(documents[name]())
 
 
 def _stories() -> Iterator[str]:

@@ -192,7 +192,7 @@ def _require_quick_patterns(base: Any, config: Any, adapter: Adapter, key: str) 
     parts += [layers] if isinstance(layers, str) else layers
     why = f"the patterns in its {CONFIG} take more than {PATTERN_SECONDS} seconds to match the names of layers"
     fix = "Name the layers in full instead of by a regular expression."
-    with time_limit(PATTERN_SECONDS, UserError(Problem(key, why, value=adapter.folder, fix=fix))):
+    with time_limit(PATTERN_SECONDS, Problem(key, why, value=adapter.folder, fix=fix)):
         try:
             for pattern in [*whole, *(rf"(.*\.)?({part})($|\..*)" for part in parts)]:
                 compiled = re.compile(pattern)

@@ -149,7 +149,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False
 def _limits() -> Iterator[None]:
     """Stop a template that never ends, or that writes without end."""
     why = f"the tokenizer's chat template takes more than {RENDER_SECONDS} seconds for one conversation"
-    too_long = UserError(Problem(_KEY, why, fix="Set chat_template: chatml, which replaces it."))
+    too_long = Problem(_KEY, why, fix="Set chat_template: chatml, which replaces it.")
     with time_limit(RENDER_SECONDS, too_long), memory_limit():
         yield
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import Problem
 from llm_lab.limits import time_limit
 
 from .answer_parsing import find_number, find_words
@@ -73,7 +73,7 @@ def _matches(match: Callable[..., Any], pattern: str, text: str) -> bool:
     """Return whether a pattern matches. Raises UserError if that takes too long: some patterns are exponential."""
     why = f"it takes more than {PATTERN_SECONDS} seconds on {text[:80]!r}"
     fix = "Avoid a repetition inside a repetition, as in (a+)+."
-    with time_limit(PATTERN_SECONDS, UserError(Problem("rewards.pattern", why, value=pattern, fix=fix))):
+    with time_limit(PATTERN_SECONDS, Problem("rewards.pattern", why, value=pattern, fix=fix)):
         return match(pattern, text, re.DOTALL) is not None
 
 

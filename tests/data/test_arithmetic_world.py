@@ -151,3 +151,9 @@ def test_the_examples_are_opened_by_name(kind, split):
 def test_an_unknown_split_is_a_key_error_with_the_known_splits():
     with pytest.raises(KeyError, match="test, train"):
         world.world_examples("prompt", "validation")
+
+
+def test_the_rows_of_a_built_in_dataset_are_generated_once(name):
+    first, again = (next(iter(BUILTIN_EXAMPLES[name]("prompt", "test"))) for _ in range(2))
+    assert first is again
+    assert next(builtin_documents(name)) is next(builtin_documents(name))
