@@ -1,10 +1,15 @@
 """The documents say what the code does."""
 
 import importlib.util
+import json
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
+
+from llm_lab.data.builtin import BUILTIN_EXAMPLES, builtin_documents
+from llm_lab.recipe.registry import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,16 +57,27 @@ SMALL = [
 
 
 def small_demo() -> list[str]:
-    """The demo's own stages, each cut to two steps."""
+    """The demo's own stages, each cut to two steps on the first rows of its data."""
     import yaml
 
     stages = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))["stages"]
     small = {"train.max_steps": 2, "train.eval_steps": 2, "train.logging_steps": 1, "scheduler.warmup_steps": 1}
-    trained = [index for index, stage in enumerate(stages) if "train" in stage]
-    words = [f"stages.{index}.{key}={value}" for index in trained for key, value in small.items()]
-    most = {"pretrain": "max_tokens=2000", "sft": "max_examples=8", "reward": "max_examples=8", "dpo": "max_examples=8"}
-    words += [f"stages.{i}.validation.{most[stages[i]['stage']]}" for i in trained if stages[i]["stage"] in most]
-    return [*words, "score.prompts=8", "score.max_completion_length=8"]
+    words = ["score.prompts=8", "score.max_completion_length=8"]
+    for index, stage in enumerate(stages):
+        if "train" in stage:
+            words += [f"stages.{index}.{key}={value}" for key, value in small.items()]
+            write_first_rows(stage["data"][0], STAGES[stage["stage"]].examples, f"rows-{index}.jsonl")
+            words.append(f"stages.{index}.data=[{{path: rows-{index}.jsonl}}]")
+    return words
+
+
+def write_first_rows(source: dict[str, str], kind: str, file: str) -> None:
+    name = source["path"].removeprefix("builtin:")
+    if kind == "text":
+        rows = ({"text": text} for text in builtin_documents(name))
+    else:
+        rows = BUILTIN_EXAMPLES[name](kind, source.get("split", "train"))
+    Path(file).write_text("".join(json.dumps(row) + "\n" for row in islice(rows, 400)), encoding="utf-8")
 
 
 def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
@@ -78,7 +94,7 @@ def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys)
     assert lines[0].startswith("run configs/demo.yaml")
     for line in lines:
         words = shlex.split(line)
-        if words[:2] == ["run", "configs/demo.yaml"]:
+        if words[:2] in (["run", "configs/demo.yaml"], ["xray", "configs/demo.yaml"]):
             words += small_demo()
         elif words[0] == "run" and not {"--dry-run", "--resume"} & set(words):
             words = [word for word in words if not word.startswith("train.")] + SMALL
@@ -119,6 +135,7 @@ def test_every_question_shown_to_readers_is_in_words_that_the_demo_learns():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_demo_answers_every_question_shown_to_readers(tmp_path, monkeypatch, capsys):
     import shutil
 

@@ -31,7 +31,10 @@ BUILTIN = {
 }
 
 
-# Built-in data is kept, a few megabytes: a run reads it several times, to check, measure, split and train on it.
+# What was generated is kept, a few megabytes: a run reads its data several times, to check, measure and train on it.
+_documents: dict[str, tuple[str, ...]] = {}
+
+
 @cache
 def _rows(varied: bool, kind: str, split: str) -> tuple[Mapping[str, str], ...]:
     return tuple(world_examples(kind, split, varied=varied))
@@ -46,14 +49,18 @@ BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterable[Mapping[str, Any]]]] =
 
 def builtin_documents(name: str) -> Iterator[str]:
     """Yield the documents of a built-in corpus, the same on every machine. KeyError for an unknown name."""
-    return iter(_documents(name))
+    makers: dict[str, Callable[[], Iterator[str]]]
+    makers = {"stories": _stories, "sums": world_documents, "word-problems": partial(world_documents, varied=True)}
+    make = makers[name]
+    return iter(_documents[name]) if name in _documents else _keep(name, make())
 
 
-@cache
-def _documents(name: str) -> tuple[str, ...]:
-    documents: dict[str, Callable[[], Iterator[str]]]
-    documents = {"stories": _stories, "sums": world_documents, "word-problems": partial(world_documents, varied=True)}
-    return tuple(documents[name]())
+def _keep(name: str, documents: Iterator[str]) -> Iterator[str]:
+    read = []
+    for text in documents:
+        read.append(text)
+        yield text
+    _documents[name] = tuple(read)
 
 
 def _stories() -> Iterator[str]:
