@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .svg import line, words
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -99,3 +101,24 @@ def short_number(text: str) -> str:
 def number(value: float, digits: int = 4) -> str:
     """Return a value with a number of significant digits, as people write it."""
     return short_number(f"{value + 0.0:.{digits}g}") if math.isfinite(value) else str(value)
+
+
+def draw_upright(axis: Axis, marks: Sequence[float], left: float, right: float) -> list[str]:
+    """Return the grid of an upright axis, from left to right, with its numbers."""
+    parts = [line(left, axis.place(mark), right, axis.place(mark), "grid") for mark in marks]
+    numbers = zip(marks, tick_labels(marks), strict=True)
+    return parts + [words(left - 7, axis.place(mark) + 4, text, "end") for mark, text in numbers]
+
+
+def draw_flat(
+    axis: Axis, marks: Sequence[float], bottom: float, top: float | None = None, *, texts: Sequence[str] = ()
+) -> list[str]:
+    """Return a flat axis at the bottom with its numbers, or with texts instead. top: with a grid up to there."""
+    parts = []
+    for mark, text in zip(marks, texts or tick_labels(marks), strict=True):
+        at = axis.place(mark)
+        parts.append(line(at, bottom + 4, at, bottom if top is None else top, "axis" if top is None else "grid"))
+        parts.append(words(at, bottom + 18, text, "middle"))
+    if top is None:
+        parts.append(line(axis.start, bottom, axis.end, bottom, "axis"))
+    return parts

@@ -2,95 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
-from xml.sax.saxutils import escape
 
+from .axis import Axis, axis_of, draw_flat, draw_upright, number, tick_labels
+from .figure import TITLE_SIZE, WIDTH, is_number
 from .glossary import name_of
+from .palette import SERIES
+from .svg import bar, curve, dot, line, picture, ring, width_of, words
 
 Points = Sequence[tuple[float, float]]
 Series = Mapping[str, Points]  # key in metrics.jsonl: its (step, value) points
 
-WIDTH, RIGHT = 760, 24
-COLOURS = ("#7da0c4", "#c0392b", "#2e8b57")
-GREY, LIGHT, BLACK = "#555", "#e4e4e4", "#000"
-CHARACTER_WIDTH = 6.6  # pixels, about, at font size 12
-
-
-def picture(height: float, parts: Sequence[str]) -> str:
-    """Return a complete SVG of a height."""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" '
-        f'height="{height:g}" font-family="sans-serif" font-size="12">\n'
-        f'<rect width="{WIDTH}" height="{height:g}" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
-
-
-def line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
-
-
-def dot(x: float, y: float, colour: str, radius: float = 2.5) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}"/>'
-
-
-def bar(x: float, y: float, width: float, height: float, colour: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
-
-
-def frame(x: float, y: float, width: float, height: float) -> str:
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="none" stroke="{GREY}"/>'
-
-
-def words(x: float, y: float, text: str, anchor: str, colour: str = GREY, *, bold: bool = False) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{weight}>{escape(text)}</text>'
-
-
-def width_of(text: str) -> float:
-    """Return the approximate width of a text in pixels."""
-    return CHARACTER_WIDTH * len(text)
-
-
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Return about `about` round numbers from low to high, at least two where they fit."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / about
-    unit = 10 ** math.floor(math.log10(raw))
-    steps = [unit * many for many in (0.2, 0.5, 1, 2, 2.5, 5, 10)]
-    at = next(index for index, step in enumerate(steps) if step >= raw)
-    for step in reversed(steps[: at + 1]):
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last > first:
-            break
-    return [number * step for number in range(first, last + 1)]
-
-
-def powers(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten from low to high; only the powers where those would be many."""
-    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [many * 10.0**power for power in tens for many in (1, 2, 5) if low <= many * 10.0**power <= high]
-    return found if len(found) <= 6 else [10.0**power for power in tens if low <= 10.0**power <= high]
-
-
-def tick_labels(marks: Sequence[float]) -> list[str]:
-    """Return the numbers of an axis in as few digits as show each of them exactly, so no two look alike."""
-    apart = min((abs(b - a) for a, b in pairwise(marks)), default=math.inf)
-    for digits in range(4, 17):
-        texts = [f"{mark + 0.0:.{digits}g}" for mark in marks]
-        if all(abs(float(text) - mark) <= 0.01 * apart for text, mark in zip(texts, marks, strict=True)):
-            break
-    return texts
-
 
 # The curves of a run: the loss across the whole width, the other panels below it, two in a row
 
-LEFT, BETWEEN = 64, 76  # room for the numbers of an axis: at the left, and between two panels
-TOP, GAP, BOTTOM = 30, 52, 36
+NUMBERS = 44  # pixels for the numbers of an upright axis
+LEFT, RIGHT, BETWEEN = NUMBERS + 16, 20, NUMBERS + 28
+TOP, GAP, BOTTOM = 36, 60, 44
 WIDE, SMALL = 240, 130  # heights
 # Above this ratio of largest to smallest value, a curve of positive values is drawn on a logarithmic scale.
 WIDE_RANGE = 30.0
@@ -147,22 +77,12 @@ MEASURED_RARELY = ("eval_", "exact_match")  # keys that start so have a dot at e
 
 @dataclass(frozen=True)
 class Box:
-    """The place of a panel in pixels, and the steps it spans."""
+    """The place of a panel in pixels."""
 
     left: float
     top: float
     width: float
     height: float
-    first: float
-    last: float
-
-    def across(self, step: float) -> float:
-        return self.left + (step - self.first) / ((self.last - self.first) or 1) * self.width
-
-    def marks(self) -> list[float]:
-        """The steps with a label: whole numbers, as many as fit."""
-        about = max(2, int(self.width // 70))
-        return [step for step in ticks(self.first, self.last, about) if step == int(step)]
 
 
 def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
@@ -171,7 +91,7 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
     drawn = []
     for panel in PANELS:
         series: Series = {
-            key: [(row["step"], row[key]) for row in rows if _is_number(row.get(key))] for key in panel.keys
+            key: [(row["step"], row[key]) for row in rows if is_number(row.get(key))] for key in panel.keys
         }
         series = {key: points for key, points in series.items() if points}
         if series and not _repeats_exact_match(panel, series, rows):
@@ -194,7 +114,6 @@ def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
     The first panel has the full width, and so has a last one without a neighbor.
     """
     steps = [x for _, series in panels for points in series.values() for x, _ in points]
-    first, last = min(steps), max(steps)
     whole = WIDTH - LEFT - RIGHT
     half = (whole - BETWEEN) / 2
     parts: list[str] = []
@@ -204,69 +123,50 @@ def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
         height = WIDE if row is rows[0] else SMALL
         for column, (panel, series) in enumerate(row):
             width = whole if len(row) == 1 else half
-            box = Box(LEFT + column * (half + BETWEEN), top, width, height, first, last)
-            parts += _panel(panel, series, box)
+            box = Box(LEFT + column * (half + BETWEEN), top, width, height)
+            parts += _panel(panel, series, steps, box)
         top += height + GAP
     under = top - GAP
-    parts.append(words(WIDTH - RIGHT, under + 32, "step", "end"))
-    return picture(under + BOTTOM, parts)
+    parts.append(words(WIDTH - RIGHT, under + 34, "step", "end"))
+    last = [
+        f"{' '.join((panel.title, panel.labels[key]))} {number(points[-1][1])}"
+        for panel, series in panels
+        for key, points in series.items()
+    ]
+    return picture(WIDTH, under + BOTTOM, parts, title="curves over the steps", description=", ".join(last))
 
 
-def _panel(panel: Panel, series: Series, box: Box) -> list[str]:
+def _panel(panel: Panel, series: Series, steps: Sequence[float], box: Box) -> list[str]:
     values = [y for points in series.values() for _, y in points]
-    down, marks = _scale(panel, values, box)
     right, bottom = box.left + box.width, box.top + box.height
-    steps = box.marks()
-    parts = [line(box.across(step), box.top, box.across(step), bottom, LIGHT) for step in steps]
-    parts += [line(box.left, down(mark), right, down(mark), LIGHT) for mark in marks]
-    parts.append(frame(box.left, box.top, box.width, box.height))
-    numbers = zip(marks, tick_labels(marks), strict=True)
-    parts += [words(box.left - 6, down(mark) + 4, text, "end") for mark, text in numbers]
-    parts += [words(box.across(step), bottom + 16, f"{step:,.0f}", "middle") for step in steps]
-    parts.append(words(box.left, box.top - 8, panel.title, "start", "#000", bold=True))
+    logarithmic = min(values) > 0 and max(values) / min(values) > WIDE_RANGE and not panel.linear
+    upright = axis_of(values, bottom, box.top, log=logarithmic, room=0.06, zero=panel.from_zero)
+    flat = axis_of(steps, box.left, right, room=0.0)
+    parts = draw_upright(upright, upright.marks(max(4, int(box.height // 45))), box.left, right)
+    whole = [step for step in flat.marks(max(2, int(box.width // 70))) if step == int(step)]
+    parts += draw_flat(flat, whole, bottom)
+    parts.append(words(box.left - NUMBERS, box.top - 12, panel.title, color="ink", bold=True))
     # A color belongs to a metric, whether the panel's other curves are drawn or not.
-    colours = dict(zip(panel.keys, COLOURS, strict=False))
+    colors = dict(zip(panel.keys, SERIES, strict=False))
     offset = right
     for key, points in reversed(list(series.items())):
-        label = f"{panel.labels[key]} {points[-1][1]:.4g}"
-        parts.append(words(offset, box.top - 8, label, "end", colours[key]))
+        label = f"{panel.labels[key]} {number(points[-1][1])}"
+        parts.append(words(offset, box.top - 12, label, "end", colors[key]))
         offset -= width_of(label) + 12
     for key, points in series.items():
-        path = " ".join(f"{box.across(x):.1f},{down(y):.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colours[key]}" stroke-width="1.8"/>')
-        dotted = len(points) <= 30 and key.startswith(MEASURED_RARELY)
-        parts += [dot(box.across(x), down(y), colours[key]) for x, y in (points if dotted else points[-1:])]
+        pixels = [(flat.place(x), upright.place(y)) for x, y in points]
+        rare = key.startswith(MEASURED_RARELY)
+        parts.append(curve(pixels, colors[key], width=1.3 if len(series) > 1 and not rare else 1.8))
+        dotted = len(points) <= 30 and rare
+        parts += [dot(*pixel, colors[key]) for pixel in (pixels if dotted else pixels[-1:])]
     return parts
-
-
-def _scale(panel: Panel, values: Sequence[float], box: Box) -> tuple[Callable[[float], float], list[float]]:
-    """Return the function from a value to its height in the picture, and the values with a label."""
-    low, high = min(values), max(values)
-    logarithmic = low > 0 and high / low > WIDE_RANGE and not panel.linear
-    if panel.from_zero and not logarithmic:
-        low = min(0.0, low)
-    scale = math.log10 if logarithmic else float
-    bottom, top = scale(low), scale(high)
-    room = 0.06 * (top - bottom)  # keeps curves off the frame
-    top += room
-    bottom -= 0.0 if low == 0.0 and not logarithmic else room
-
-    def down(value: float) -> float:
-        share = (scale(value) - bottom) / (top - bottom) if top > bottom else 0.5
-        return box.top + (1 - share) * box.height
-
-    marks = powers(low, high) if logarithmic else ticks(bottom, top, max(4, int(box.height // 45)))
-    return down, marks
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 # Scores of a pipeline, and predictions
 
-ROW, HEAD, FOOT = 26, 34, 28
+ROW, HEAD, FOOT = 26, 40, 32
 BAR = 12
+NAME_ROOM = 230.0
 
 
 def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
@@ -279,32 +179,29 @@ def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
     if not values:
         return None
     low, high = (0.0, 1.0) if is_exact else (min(0.0, *values), max(values) or 1.0)
-    left = 24 + max(width_of(stage) for stage in scores)
-    right, height = float(WIDTH - RIGHT - 8), ROW * len(scores)
-
-    def across(value: float) -> float:
-        return left + (value - low) / ((high - low) or 1) * (right - left)
-
-    marks = ticks(low, high, 5)
-    parts = [line(across(mark), HEAD, across(mark), HEAD + height, LIGHT) for mark in marks]
-    parts.append(frame(left, HEAD, right - left, height))
+    names = min(max(map(width_of, scores)), NAME_ROOM)
+    left, right, height = 24 + names, float(WIDTH - RIGHT - 8), ROW * len(scores)
+    axis = Axis(low, high, left, right)
+    marks = axis.marks(5)
     texts = [f"{100 * mark:.0f} %" for mark in marks] if is_exact else tick_labels(marks)
-    for mark, text in zip(marks, texts, strict=True):
-        parts.append(words(across(mark), HEAD + height + 16, text, "middle"))
-    parts.append(words(left, HEAD - 12, f"{panel.title}, held-out prompts", "start", BLACK, bold=True))
+    parts = draw_flat(axis, marks, HEAD + height, HEAD, texts=texts)
+    parts.append(words(16, 24, f"{panel.title}, held-out prompts", color="ink", bold=True, size=TITLE_SIZE))
     offset = right
-    for number, name in reversed(list(enumerate(labels))):
-        parts.append(words(offset, HEAD - 12, name, "end", COLOURS[number]))
-        parts.append(dot(offset - width_of(name) - 8, HEAD - 16, COLOURS[number], 4))
+    for index, name in reversed(list(enumerate(labels))):
+        parts.append(words(offset, 24, name, "end", SERIES[index]))
+        parts.append(dot(offset - width_of(name) - 8, 20, SERIES[index], 4))
         offset -= width_of(name) + 28
+    about = []
     for index, (stage, row) in enumerate(scores.items()):
         middle = HEAD + ROW * (index + 0.5)
-        parts.append(words(left - 8, middle + 4, stage, "end", BLACK))
-        found = [(number, row[key]) for number, key in enumerate(keys) if key in row]
+        parts.append(words(left - 8, middle + 4, stage, "end", "ink", room=names + 1))
+        found = [(at, row[key]) for at, key in enumerate(keys) if key in row]
         if len(found) > 1:
-            parts.append(line(across(found[0][1]), middle, across(found[1][1]), middle, "#bbb"))
-        parts += [dot(across(value), middle, COLOURS[number], 5) for number, value in found]
-    return picture(HEAD + height + FOOT, parts)
+            parts.append(line(axis.place(found[0][1]), middle, axis.place(found[1][1]), middle, "axis", width=2))
+        parts += [ring(axis.place(value), middle, SERIES[at], 5) for at, value in found]
+        about += [f"{stage} {labels[at]} {number(value)}" for at, value in found]
+    title = f"{panel.title} of each stage"
+    return picture(WIDTH, HEAD + height + FOOT, parts, title=title, description=", ".join(about))
 
 
 def draw_predictions(rows: Sequence[tuple[str, float, float, str, str]]) -> str | None:
@@ -316,11 +213,12 @@ def draw_predictions(rows: Sequence[tuple[str, float, float, str, str]]) -> str 
     room = WIDTH - RIGHT - left - 150  # leaves space for the number after the longest bar
     parts = []
     for index, (title, predicted, actual, predicted_text, actual_text) in enumerate(rows):
-        top = 10 + index * (2 * BAR + 18)
-        parts.append(words(left - 10, top + BAR + 4, title, "end", BLACK))
+        top = 14 + index * (2 * BAR + 20)
+        parts.append(words(left - 10, top + BAR + 5, title, "end", "ink"))
         both = (("predicted", predicted, predicted_text), ("actual", actual, actual_text))
-        for number, (name, value, text) in enumerate(both):
+        for at, (name, value, text) in enumerate(both):
             width = room * value / max(predicted, actual)
-            parts.append(bar(left, top + number * (BAR + 2), width, BAR, COLOURS[number]))
-            parts.append(words(left + width + 6, top + number * (BAR + 2) + 10, f"{name} {text}", "start"))
-    return picture(10 + len(rows) * (2 * BAR + 18), parts)
+            parts.append(bar(left, top + at * (BAR + 2), width, BAR, ("axis", "c0")[at]))
+            parts.append(words(left + width + 6, top + at * (BAR + 2) + 10, f"{name} {text}"))
+    about = ", ".join(f"{title}: predicted {one}, actual {other}" for title, _, _, one, other in rows)
+    return picture(WIDTH, 14 + len(rows) * (2 * BAR + 20), parts, title="predicted and actual", description=about)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .axis import Axis, axis_of, number, tick_labels
+from .axis import Axis, axis_of, draw_flat, draw_upright, number, tick_labels
 from .color_scale import scale_of
 from .figure import EDGE, WIDTH, Figure, decimals_of, is_number
 from .heatmap import draw_heatmap
@@ -94,7 +94,7 @@ def draw_lines(lines: Sequence[Line], *, title: str, x: str, y: str, log_x: bool
         for part in each.parts:
             pixels = [(flat.place(across), upright.place(up)) for across, up in part]
             if len(pixels) > 1:
-                figure.add(curve(_thinned(pixels), each.color, dashes=each.dashes))
+                figure.add(curve(pixels, each.color, dashes=each.dashes))
             if len(each.points) <= FEW and len(curves) <= 12:
                 figure.add(*(dot(*pixel, each.color) for pixel in pixels))
             elif len(pixels) == 1:
@@ -129,31 +129,12 @@ def _draw_axes(
     upright = axis_of(up, bottom, top, log=log_y)
     marks = upright.marks(max(4, int(height // 55)))
     left = EDGE + max(map(width_of, tick_labels(marks))) + 8
-    for mark, text in zip(marks, tick_labels(marks), strict=True):
-        figure.add(line(left, upright.place(mark), right, upright.place(mark), "grid"))
-        figure.add(words(left - 7, upright.place(mark) + 4, text, "end"))
+    figure.add(*draw_upright(upright, marks, left, right))
     flat = axis_of(across, left, right, log=log_x, room=room)
-    marks = flat.marks(max(2, int((right - left) // 85)))
-    for mark, text in zip(marks, tick_labels(marks), strict=True):
-        figure.add(line(flat.place(mark), bottom, flat.place(mark), bottom + 4, "axis"))
-        figure.add(words(flat.place(mark), bottom + 18, text, "middle"))
-    figure.add(line(left, bottom, right, bottom, "axis"))
+    figure.add(*draw_flat(flat, flat.marks(max(2, int((right - left) // 85))), bottom))
     figure.add(words(EDGE, top - 12, y, room=WIDTH - 2 * EDGE))
     figure.add(words(right, bottom + 34, x, "end", room=right - EDGE))
     return flat, upright
-
-
-def _thinned(pixels: Sequence[Point]) -> list[Point]:
-    """Return, of a great number of points, the lowest and the highest of each pixel column, so that spikes stay."""
-    if len(pixels) <= 2 * WIDTH:
-        return list(pixels)
-    columns: dict[int, list[int]] = {}
-    for at, (across, _) in enumerate(pixels):
-        columns.setdefault(int(across), []).append(at)
-    kept = {len(pixels) - 1}
-    for column in columns.values():
-        kept |= {column[0], min(column, key=lambda at: pixels[at][1]), max(column, key=lambda at: pixels[at][1])}
-    return [pixels[at] for at in sorted(kept)]
 
 
 @dataclass(frozen=True)
@@ -186,7 +167,8 @@ def draw_intervals(
     bounds = [*values, reference] if is_number(reference) else values
     top, height = figure.top + (20 if reference_name else 4), ROW * len(rows)
     axis = axis_of(bounds, left, right, room=0.06)
-    _draw_flat_axis(figure, axis, top, top + height, x)
+    figure.add(*draw_flat(axis, axis.marks(max(2, int((right - left) // 85))), top + height, top))
+    figure.add(words(right, top + height + 34, x, "end", room=right - EDGE))
     if is_number(reference):
         figure.add(line(axis.place(reference), top - 4, axis.place(reference), top + height, "soft", dashes="4 3"))
         middle = min(
@@ -225,14 +207,6 @@ def _seeds(row: Interval, axis: Axis, down: float) -> list[str]:
         placed.append((across, down + away))
         parts.append(ring(across, down + away, "c0", 4, about=f"{row.name}: {number(value, 6)}"))
     return parts
-
-
-def _draw_flat_axis(figure: Figure, axis: Axis, top: float, bottom: float, x: str) -> None:
-    marks = axis.marks(max(2, int((axis.end - axis.start) // 85)))
-    for mark, text in zip(marks, tick_labels(marks), strict=True):
-        figure.add(line(axis.place(mark), top, axis.place(mark), bottom, "grid"))
-        figure.add(words(axis.place(mark), bottom + 18, text, "middle"))
-    figure.add(words(axis.end, bottom + 34, x, "end", room=axis.end - EDGE))
 
 
 def draw_scatter(
@@ -275,8 +249,10 @@ def draw_bars(rows: Sequence[tuple[str, float]], *, title: str, x: str) -> str:
         left += beyond
     step, top = 24.0, figure.top + 4
     bottom = top + step * len(rows)
-    axis = axis_of(values, left, WIDTH - EDGE - beyond, zero=True, room=0.0)
-    _draw_flat_axis(figure, axis, top, bottom, x)
+    right = WIDTH - EDGE - beyond
+    axis = axis_of(values, left, right, zero=True, room=0.0)
+    figure.add(*draw_flat(axis, axis.marks(max(2, int((right - left) // 85))), bottom, top))
+    figure.add(words(right, bottom + 34, x, "end", room=right - EDGE))
     zero = axis.place(0.0)
     for index, ((name, value), text) in enumerate(zip(rows, texts, strict=True)):
         down = top + step * (index + 0.5)

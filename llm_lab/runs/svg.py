@@ -20,6 +20,7 @@ from .palette import both
 FONT = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 SIZE = 12  # of text, in pixels
 ELLIPSIS = "…"
+MANY = 1500  # points of a curve that are drawn one by one
 
 
 def picture(width: float, height: float, parts: Sequence[str], *, title: str = "", description: str = "") -> str:
@@ -74,12 +75,25 @@ def line(x1: float, y1: float, x2: float, y2: float, color: str, *, width: float
 
 
 def curve(points: Sequence[tuple[float, float]], color: str, *, width: float = 1.8, dashes: str = "") -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in _thinned(points))
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return (
         f'<polyline points="{path}" {stroke(color)} fill="none" stroke-width="{width:g}" '
         f'stroke-linejoin="round" stroke-linecap="round"{dashed}/>'
     )
+
+
+def _thinned(pixels: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Return, of a great number of points, the lowest and the highest of each pixel column, so that spikes stay."""
+    if len(pixels) <= MANY:
+        return pixels
+    columns: dict[int, list[int]] = {}
+    for at, (across, _) in enumerate(pixels):
+        columns.setdefault(int(across), []).append(at)
+    kept = {len(pixels) - 1}
+    for column in columns.values():
+        kept |= {column[0], min(column, key=lambda at: pixels[at][1]), max(column, key=lambda at: pixels[at][1])}
+    return [pixels[at] for at in sorted(kept)]
 
 
 def area(points: Sequence[tuple[float, float]], color: str, *, opacity: float = 0.16) -> str:
