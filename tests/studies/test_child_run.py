@@ -13,7 +13,7 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import weights_digest
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lock import hold
-from llm_lab.studies.child_run import run_child, start_child
+from llm_lab.studies.child_run import run_child
 
 SHORT = {"train.max_steps": 2, "scheduler.warmup_steps": 0, "train.eval_steps": 2, "train.save_steps": 2}
 CELL = Path("checkpoints/rates/learning_rate=0.01-seed=1")
