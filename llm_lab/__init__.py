@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "run", "study"]
+__all__ = ["__version__", "load", "look", "run", "study"]
 
 # No telemetry: TRL's trainers send usage statistics through the Hub client unless this is set before any Hugging Face
 # library is imported.
@@ -18,6 +18,21 @@ def load(checkpoint: str, **options: Any) -> Any:
     from llm_lab.runner import load
 
     return load(checkpoint, **options)
+
+
+def look(
+    checkpoint: str, prompt: str | None = None, *, against: str | None = None, device: str | None = None, **options: Any
+) -> Any:
+    """Look inside a model as `llm-lab look` does; returns what was found, with tables as pandas and the report's path.
+
+    options: steps, out and trust_remote_code, as for the command.
+    """
+    from functools import partial
+
+    from llm_lab.looking.look import look
+    from llm_lab.runner import load
+
+    return look(checkpoint, load=partial(load, device=device), text=prompt, against=against, **options)
 
 
 def run(recipe: Any, *overrides: str, **options: Any) -> Any:

@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     _export_parser(subparsers, common)
     _replay_parser(subparsers, common)
 
+    _look_parser(subparsers, common)
     _study_parser(subparsers, common)
 
     schema = subparsers.add_parser("schema", parents=[common], help="print the JSON Schema of recipes, for editors")
@@ -224,6 +225,21 @@ def _replay_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume an interrupted replay")
     _trust_recipe_argument(parser)
     parser.set_defaults(command=commands.replay)
+
+
+def _look_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "look", parents=[common], help="look inside a model: attention, heads, residual stream, logit lens"
+    )
+    parser.add_argument("checkpoint", metavar="model", help=MODEL)
+    parser.add_argument("--against", metavar="MODEL", help="compare with this model, such as the base of a tuned one")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--prompt", metavar="TEXT", help="the text that the model reads")
+    text.add_argument("--prompt-file", type=Path, metavar="FILE", help="a file with the text")
+    parser.add_argument("--steps", action="store_true", help="also follow the heads over all checkpoints of the run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: look/ in the run's folder")
+    _model_arguments(parser)
+    parser.set_defaults(command=study_commands.look)
 
 
 def _study_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:

@@ -373,8 +373,13 @@ def _write_report_and_card(folder: RunFolder) -> None:
     write_report(folder)
 
 
-def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Load a run, a Hugging Face folder or a Hub name; returns (model, tokenizer), the model in eval mode."""
+def load(
+    checkpoint: str, *, device: str | None = None, dtype: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Load a run, a Hugging Face folder or a Hub name; returns (model, tokenizer), the model in eval mode.
+
+    dtype: by default bfloat16 on CUDA, and float32 elsewhere.
+    """
     from llm_lab.hf.load import load_model, quiet_libraries
     from llm_lab.hf.tokenizers import load_tokenizer
     from llm_lab.runs.folder import find_checkpoint
@@ -385,7 +390,7 @@ def load(checkpoint: str, *, device: str | None = None, trust_remote_code: bool 
     device = device or machine.best_device
     if device == "cuda":
         require_cuda(machine, "Leave the device out to use what is available, or use cpu.")
-    dtype = "bfloat16" if device == "cuda" else "float32"
+    dtype = dtype or ("bfloat16" if device == "cuda" else "float32")
     model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code, key="checkpoint")
     return model, load_tokenizer(folder, trust_remote_code=trust_remote_code, key="checkpoint")
 

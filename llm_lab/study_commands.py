@@ -4,12 +4,53 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_lab.commands import DONE, STOPPED, show_progress
 from llm_lab.errors import Problem, UserError
 from llm_lab.terminal.console import print_text
+
+
+def look(arguments: argparse.Namespace) -> int:
+    """Look inside a model and write the report."""
+    text = arguments.prompt
+    if arguments.prompt_file is not None:
+        text = _read_text(arguments.prompt_file)
+    return start_look(
+        arguments.checkpoint,
+        text=text,
+        against=arguments.against,
+        steps=arguments.steps,
+        out=arguments.out,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(Problem("--prompt-file", "it is not UTF-8 text", value=file)) from None
+    except OSError as error:
+        raise UserError(Problem("--prompt-file", error.strerror or str(error), value=file)) from None
+
+
+def start_look(checkpoint: str, *, device: str | None = None, **options: Any) -> int:
+    """Look inside a model, show the summary and say where the report is. options: as for looking.look.look."""
+    from llm_lab.terminal.console import print_waiting
+
+    print_waiting("Preparing ...")
+    from llm_lab.looking.look import look
+    from llm_lab.runner import load
+    from llm_lab.terminal.look_view import print_look
+
+    with show_progress() as listener:
+        found = look(checkpoint, load=partial(load, device=device), listener=listener, **options)
+    print_look(found)
+    return DONE
 
 
 def study(arguments: argparse.Namespace) -> int:

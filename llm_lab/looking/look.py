@@ -21,7 +21,7 @@ from .heads import Repeats, score_heads, text_loss
 from .inside import DEFAULT_TEXT, Inside, encode, look_inside
 from .similarity import FEWEST_TOKENS, cka
 
-Load = Callable[..., tuple[Any, Any]]  # (folder or Hub name, trust_remote_code=False) -> (model, tokenizer)
+Load = Callable[..., tuple[Any, Any]]  # (folder or Hub name, dtype=, trust_remote_code=False) -> (model, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,13 @@ def look(
     def open_model(candidate: Candidate) -> tuple[Any, Any]:
         listener(Progress(f"loading {candidate.name}", 0, 0))
         opener = partial(load, trust_remote_code=True) if candidate.folder in trusted else load
-        return opener(candidate.folder)
+        try:
+            return opener(candidate.folder, dtype="float32")
+        except torch.OutOfMemoryError:
+            listener(
+                Notice(f"{candidate.name} doesn't fit into the GPU in float32: bfloat16 is used, which rounds more.")
+            )
+            return opener(candidate.folder, dtype="bfloat16")
 
     model, tokenizer = open_model(candidates[0])
     ids, more = encode(model, tokenizer, text)

@@ -1,0 +1,32 @@
+"""What was found inside a model, on the screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_lab.looking.tables import summary_of
+
+from .console import make_console, one_line
+
+if TYPE_CHECKING:
+    from llm_lab.looking.look import Looked
+
+
+def print_look(looked: Looked) -> None:
+    """Print the summary of a look, its checks, and where the report is."""
+    from rich.text import Text
+
+    console = make_console()
+    wrap = not console.is_terminal
+    console.print(Text(f"Inside {one_line(looked.inside.name)}", style="title"))
+    for line in summary_of(looked):
+        console.print(Text(f"- {one_line(line)}"), soft_wrap=wrap)
+    models = [looked.inside] + ([looked.difference.other] if looked.difference else [])
+    checks = [check for model in models for check in model.checks]
+    failed = [check for check in checks if not check.holds]
+    if not failed:
+        console.print(Text(f"Checks: all {len(checks)} hold; the largest error is {max(c.error for c in checks):.1e}."))
+    for check in failed:
+        text = f"This check fails: {check.name} (error {check.error:.1e}, limit {check.limit:.0e})."
+        console.print(Text(text, style="warn"), soft_wrap=wrap)
+    console.print(Text(f"Pictures: {looked.page}", style="good"), soft_wrap=True)
