@@ -256,11 +256,14 @@ def show_checkpoint(arguments: argparse.Namespace) -> int:
 
 def print_show(path: str) -> int:
     """Show what a checkpoint is, and its lineage."""
+    from llm_lab.estimate.cached_models import cached_folder
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced
     from llm_lab.terminal.listing import print_checkpoint
 
-    print_checkpoint(path, find_traced(path), digest_of=weights_digest)
+    found = find_traced(path)
+    folder = found if Path(found).exists() else str(cached_folder(found) or found)
+    print_checkpoint(path, folder, digest_of=weights_digest)
     return DONE
 
 
@@ -551,6 +554,7 @@ def start_replay(
 ) -> int:
     """Write the recipe of a checkpoint's lineage, run it, and compare the results with the original."""
     from llm_lab.hf.adapter import weights_digest
+    from llm_lab.hf.hub import current_files
     from llm_lab.job import check
     from llm_lab.runner import require_trusted
     from llm_lab.runs.folder import runs_named
@@ -560,7 +564,7 @@ def start_replay(
     from llm_lab.terminal.replay_view import print_outcome, print_replay
 
     print_waiting(f"Reading the lineage of {checkpoint} ...")
-    composed = compose(checkpoint, name=name, digest_of=weights_digest)
+    composed = compose(checkpoint, name=name, digest_of=weights_digest, files_of=current_files)
     job = dataclasses.replace(check(composed.recipe), is_found=True)
     _with_consent(lambda: require_trusted(job))  # before its recipe is written, which would be the user's own
     from llm_lab.evaluation.self_eval import changed_data

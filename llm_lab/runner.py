@@ -211,7 +211,9 @@ def _find_resume_point(job: Job, folder: RunFolder, resume_from: int | None, lis
     stage = _interrupted_stage(job, folder)
     if stage is None:
         return
-    require_same_beginning(stage)
+    from llm_lab.hf.hub import current_files
+
+    require_same_beginning(stage, files_of=current_files)
     step, remarks = require_resume_point(stage, resume_from)
     if damage := stage.damage():
         remarks.append(
@@ -474,12 +476,17 @@ def _facts_at_start(resolved: Resolved) -> dict[str, Any]:
     return facts
 
 
-def _references(values: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
+def _references(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the models and files that a stage uses in addition to its data and its model, with their digests."""
+    from llm_lab.hf.hub import current_files
     from llm_lab.runs.lineage import file_digest, files_of, references_of
     from llm_lab.training.loop import describe_parent, find_local
 
     found = {key: describe_parent(find_local(name)) for key, name in references_of(values)}
+    for facts in found.values():
+        if not Path(facts["path"]).exists():  # its newest revision is downloaded later
+            facts.pop("revision", None)
+            facts["files"] = current_files(facts["path"])
     found |= {key: describe_parent(name) for key, name in named_in(values, "tokenizer") if Path(name).is_dir()}
     return found | {key: {"path": path, "digest": file_digest(path)} for key, path in files_of(values)}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
+from support.post_runs import post_recipe, rows_of, weights_of, write_base
 from support.pretrain_runs import losses, weights
 from support.small_disk import fill, small_disk
 
@@ -86,6 +87,24 @@ def test_a_disk_that_stays_full_ends_the_run_which_is_then_resumed(disk):
     assert main(["run", "checkpoints/tiny/recipe.yaml", "--resume"]) == 0
     resumed = {**TINY.facts(), "path": str(TINY.path)}
     assert_as_undisturbed(resumed, run({**RAW, "name": "whole"}))
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo", "ppo"])
+def test_a_full_disk_costs_a_later_stage_a_checkpoint_too(disk, stage):
+    write_base()
+    changes = {"train.max_steps": 8, "train.save_steps": 2, "train.eval_steps": 4}
+    raw = post_recipe(stage, **changes)
+    neighbor = Neighbor(full_at=3, free_at=5)
+    facts = run(raw, listener=neighbor)
+    assert neighbor.saved == [2, 6, 8]
+    (text,) = [text for text in neighbor.warnings if "checkpoint of step 4" in text]
+    assert "Free disk space before step 6" in text
+    assert facts["status"] == "done"
+    assert not [path for path in Path(facts["path"]).rglob("*") if TEMPORARY.fullmatch(path.name)]
+    other = run({**raw, "name": "whole"})
+    assert rows_of(facts["path"]) == rows_of(other["path"])
+    theirs = weights_of(other["path"])
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights_of(facts["path"]).items())
 
 
 def test_a_final_model_that_cannot_be_written_is_named_with_the_way_out(disk, monkeypatch):

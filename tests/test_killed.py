@@ -16,7 +16,9 @@ from support.pretrain_runs import losses, weights
 from llm_lab.events import RunWarning
 from llm_lab.runner import run
 from llm_lab.runs.disk import TEMPORARY
+from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.report import keep_evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = RunFolder(Path("checkpoints/tiny"))
@@ -94,6 +96,30 @@ def test_a_done_stage_without_its_report_gets_it_when_the_pipeline_is_resumed():
     run(raw, resume=True)
     assert (stage / "report.md").read_text() == report
     assert not (stage / ".curves.svg.77.tmp").exists()
+
+
+def test_an_evaluation_killed_after_it_saved_its_result_is_saved_once(finished_run):
+    raw = {"stage": "eval", "name": "measured", "device": "cpu", "model": {"checkpoint": "checkpoints/tiny"}}
+    raw |= {"data": [{"path": "text.txt"}], "eval": {"max_tokens": 100, "speed_tokens": 0}}
+    facts = run(raw)
+    folder, kept = RunFolder(Path("checkpoints/measured")), TINY.path / "evaluations.jsonl"
+    saved = kept.read_bytes()
+    before = {key: value for key, value in folder.facts().items() if key not in ("measured", "data", "parent")}
+    folder.run_json.write_text(json.dumps({**before, "results": {}, **GONE}))
+    resumed = run(raw, resume=True)
+    assert kept.read_bytes() == saved
+    assert (resumed["status"], resumed["measured"]) == ("done", facts["measured"])
+    assert resumed["results"]["eval_loss"] == facts["results"]["eval_loss"]
+    run(raw)
+    assert len(kept.read_bytes().splitlines()) == 2, "another evaluation is another line"
+
+
+def test_a_line_that_a_killed_evaluation_cut_off_costs_no_other_line(finished_run):
+    kept = TINY.path / "evaluations.jsonl"
+    keep_evaluation(TINY.model_path, {"results": {"eval_loss": 1.0}})
+    kept.write_bytes(kept.read_bytes() + b'{"checkpoint": "checkpoi')
+    keep_evaluation(TINY.model_path, {"results": {"eval_loss": 2.0}})
+    assert [row["results"]["eval_loss"] for row in evaluations_of(TINY.path)] == [1.0, 2.0]
 
 
 def test_a_merge_killed_after_its_model_was_published_is_resumed():

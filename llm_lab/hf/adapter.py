@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, base_circle, find_base, read_object, weights_digest
+from llm_lab.estimate.cached_models import cached_files, changed_files
 from llm_lab.limits import time_limit
 
 from .hub import files_of
@@ -27,11 +28,13 @@ class Adapter:
     """An adapter folder and the facts about its base.
 
     base: a folder or a Hub name. digest: digest of the base's weights when the adapter was trained, if recorded.
+    files: {file: its id on the Hub} of a base from there.
     """
 
     folder: Path
     base: str
     digest: str | None
+    files: dict[str, str]
     in_4bit: bool
     task: str | None
     token_rows: dict[str, tuple[int, ...]]  # trained rows of embeddings and head, by module
@@ -67,6 +70,7 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
             folder=path,
             base=_require_named_base(path, config.get("base_model_name_or_path"), key),
             digest=record.get("digest"),
+            files=record.get("files") or {},
             in_4bit=bool(record.get("load_in_4bit")),
             task=config.get("task_type"),
             token_rows=_token_rows(config),
@@ -110,6 +114,8 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     base = model.peft_config["default"].base_model_name_or_path
     in_4bit = bool(getattr(model.get_base_model(), "is_loaded_in_4bit", False))
     record = {"base_model": base, "digest": weights_digest(base) if base else None, "load_in_4bit": in_4bit}
+    if base and not Path(base).exists():
+        record["files"] = cached_files(base)
     (folder / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)  # includes the end-of-turn token of the chat template
@@ -119,6 +125,9 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
 
 def require_base(adapter: Adapter, *, key: str = "adapter") -> None:
     """Raise UserError if the base's weights are not the ones that the adapter was trained on."""
+    if not Path(adapter.base).exists() and (changed := changed_files(adapter.files, cached_files(adapter.base))):
+        why = f"its base {adapter.base} is not the one that it was trained on: {', '.join(changed[:3])} changed"
+        raise UserError(Problem(key, why, value=adapter.folder, fix="Train it again on the base of today."))
     if adapter.digest is None:
         return
     if weights_digest(adapter.base) not in (adapter.digest, None):

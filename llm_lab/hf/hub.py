@@ -7,11 +7,12 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean
+from llm_lab.estimate.cached_models import cached_files, is_model_file
 from llm_lab.estimate.machine import HUB_SECONDS
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that was not downloaded begins
@@ -70,6 +71,19 @@ def look_at_model(name: str, *, key: str) -> str | None:
         why = "the Hub can't be reached" if silent else "the Hub did not answer, or is disabled"
         return f"{key}: {name} is not a local folder and was not checked: {why}. {near_folder(name) or ''}".strip()
     return None
+
+
+def current_files(name: str) -> dict[str, str]:
+    """Return {file: its id} of a model as it would be loaded now: from the Hub, or from the cache if that is silent."""
+    from huggingface_hub import HfApi, constants
+
+    go_offline_without_hub()
+    if not constants.HF_HUB_OFFLINE:
+        with suppress(Exception):  # network errors depend on the HTTP client, which changes between releases
+            files = HfApi().model_info(name, timeout=10, files_metadata=True).siblings or ()
+            ids = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+            return {name: id for name, id in ids.items() if id and is_model_file(name)}
+    return cached_files(name)
 
 
 def near_folder(name: str) -> str | None:

@@ -87,7 +87,9 @@ def _limits(run: RunFolder) -> Iterator[str]:
         count = f"{len(broken)} lines" if len(broken) > 1 else "1 line"
         yield f"metrics.jsonl: {count} can't be read (line {', '.join(map(str, broken[:5]))})."
     stage, results = stage_of(facts), facts.get("results") or {}
-    if status in ("stopped", "interrupted", "failed"):
+    if collapsed := collapse_of(facts):
+        yield f"Incomplete: {describe_collapse(collapsed)}."
+    elif status in ("stopped", "interrupted", "failed"):
         at = f" at step {results['step']:,}" if "step" in results else ""
         yield f"Incomplete: {status}{at}." + (f" {facts['error']}" if facts.get("error") else "")
     if facts.get("device") == "cpu" and "step" in results:
@@ -98,6 +100,21 @@ def _limits(run: RunFolder) -> Iterator[str]:
         yield f"{exhausted['path']} ran out of data: the run ended at step {step:,} of {planned:,}."
     if stage is not None and stage.measures_loss and "step" in results and "eval_loss" not in results:
         yield "No data was held out: there is no validation loss."
+
+
+def collapse_of(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how a run collapsed, if it stopped for that and has not been resumed since."""
+    collapsed, step = facts.get("collapsed"), (facts.get("results") or {}).get("step")
+    return collapsed if collapsed and facts.get("status") == "stopped" and collapsed["model_of_step"] == step else None
+
+
+def describe_collapse(collapsed: Mapping[str, Any]) -> str:
+    """Return where a run that collapsed has stopped, and which step its model and its results are of."""
+    by = f"{name_of(collapsed['by'])} {write(collapsed['by'], collapsed['value'])}"
+    return (
+        f"the run collapsed and was stopped at step {collapsed['step']:,}; its model and its results are those of "
+        f"step {collapsed['model_of_step']:,}, the best checkpoint ({by})"
+    )
 
 
 def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:

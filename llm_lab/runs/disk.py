@@ -34,6 +34,21 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def append_line(path: Path, text: str) -> None:
+    """Append a line to a file, or nothing: OSError on a full disk. A last line that a crash has cut off is closed."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab+") as file:
+            if before:
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else f"\n{text}"
+            file.write(f"{text}\n".encode())
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, before)
+        raise
+
+
 @contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
     """Yield a path to write a new folder at. In one step it becomes `final`, unless the block fails or deletes it."""

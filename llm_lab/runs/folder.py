@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from llm_lab.recipe.registry import stage_of
 from llm_lab.safe_text import redact_values
 
 from . import manifest
-from .disk import TEMPORARY, remove_folder, write_atomically
+from .disk import TEMPORARY, append_line, remove_folder, write_atomically
 from .lock import hold, is_at_work
 from .record import read_facts, row_of
 
@@ -119,14 +119,7 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, or nothing: OSError on a full disk."""
-        before = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
-        try:
-            with open(self.metrics_path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError:
-            with suppress(OSError):
-                os.truncate(self.metrics_path, before)
-            raise
+        append_line(self.metrics_path, json.dumps(row))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; lines that can't be read are skipped."""

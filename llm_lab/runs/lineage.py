@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, places_after_move, read_object
+from llm_lab.estimate.cached_models import cached_files, changed_files
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import named_in
@@ -20,6 +21,7 @@ from .evaluations import evaluations_of
 from .folder import ROOT, RunFolder, find_checkpoint, find_model, require_no_links, run_of
 
 Digest = Callable[[str | Path], str | None]
+Files = Callable[[str], Mapping[str, str]]
 PARENT = "model.checkpoint"
 SAME, CHANGED, GONE, UNRECORDED = "same", "changed", "gone", "unrecorded"
 
@@ -30,7 +32,7 @@ class Link:
 
     key: the recipe key that names it: model.checkpoint, dpo.reference, rewards.0.model ... place: its recorded name.
     state: "same" if its weights are still the recorded ones, "changed", "gone", or "unrecorded" if there is no digest
-    to compare with (a name on the Hub, or an older record).
+    to compare with (an older record, or a name on the Hub that is not in the cache).
     """
 
     key: str
@@ -70,13 +72,13 @@ class Node:
         return ((self.parent,) if self.parent else ()) + self.others
 
 
-def trace(folder: str | Path, *, digest_of: Digest, root: Path = ROOT) -> Node:
+def trace(folder: str | Path, *, digest_of: Digest, files_of: Files = cached_files, root: Path = ROOT) -> Node:
     """Return a model with its whole lineage.
 
     folder: of its weights (or its run, or a name on the Hub). digest_of: returns the digest of a folder's weights; if
-    it returns None, every link is unrecorded.
+    it returns None, every link is unrecorded. files_of: returns {file: its id} of a model on the Hub.
     """
-    return _Tracer(digest_of, root).trace(str(folder))
+    return _Tracer(digest_of, files_of, root).trace(str(folder))
 
 
 def find_traced(checkpoint: str | Path, *, root: Path = ROOT) -> str:
@@ -155,8 +157,9 @@ def file_digest(path: str | Path) -> str | None:
 class _Tracer:
     """Traces one lineage; each model is read once, however many others were made from it."""
 
-    def __init__(self, digest_of: Digest, root: Path):
+    def __init__(self, digest_of: Digest, files_of: Files, root: Path):
         self.digest_of: Digest = functools.cache(lambda folder: digest_of(folder))
+        self.files_of: Files = functools.cache(files_of)
         self.root = root
         self.known: dict[Path, Node] = {}
         self.begun: set[Path] = set()  # the models whose sources are being traced
@@ -183,28 +186,30 @@ class _Tracer:
         facts = run.facts()
         match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
         recorded = facts.get("parent")
-        parent = self._link(PARENT, recorded["path"], recorded.get("digest"), run.path) if recorded else None
+        parent = self._link(PARENT, recorded["path"], recorded, run.path) if recorded else None
         others = []
         if parent is not None and parent.node is None and facts.get("base"):  # a merge whose adapter no longer exists
-            others.append(self._link("base", facts["base"]["path"], facts["base"].get("digest"), run.path))
+            others.append(self._link("base", facts["base"]["path"], facts["base"], run.path))
         known = facts.get("references") or {}
         for key, name in references_of(_recipe_of(run)):
-            others.append(self._link(key, name, (known.get(key) or {}).get("digest"), run.path))
+            others.append(self._link(key, name, known.get(key) or {}, run.path))
         rows = tuple(evaluations_of(run.path, root=self.root))
         return Node(place, run, int(match[1]) if match else None, facts, rows, parent, tuple(others))
 
     def _base(self, folder: Path) -> Link | None:
         """Return the base of an adapter from elsewhere."""
         name = (read_object(folder / CONFIG) or {}).get("base_model_name_or_path")
-        digest = (read_object(folder / BASE_RECORD) or {}).get("digest")
-        return self._link(PARENT, name, digest, folder) if name else None
+        return self._link(PARENT, name, read_object(folder / BASE_RECORD) or {}, folder) if name else None
 
-    def _link(self, key: str, name: str, digest: str | None, near: Path) -> Link:
+    def _link(self, key: str, name: str, recorded: Mapping[str, Any], near: Path) -> Link:
+        digest = recorded.get("digest")
         place = self._find(name, digest, near)
         if place is None:
             return Link(key, name, GONE, None)
         now = self.digest_of(Path(place)) if digest is not None else None
         state = UNRECORDED if digest is None or now is None else SAME if now == digest else CHANGED
+        if digest is None and recorded.get("files") and (files := self.files_of(place)):
+            state = CHANGED if changed_files(recorded["files"], files) else SAME
         if self._identity(place) in self.begun:
             return Link(key, name, CHANGED, None)  # a loop: the parent was overwritten by a descendant
         return Link(key, name, state, self.trace(place))

@@ -8,13 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.cached_models import cached_files
 from llm_lab.recipe.files import read_recipe_file, to_yaml
 from llm_lab.recipe.registry import PipelineRecipe
 
 from .disk import write_atomically
 from .folder import ROOT, RunFolder, require_no_links, slug
 from .glossary import OF_THE_MACHINE, name_of, write
-from .lineage import CHANGED, GONE, PARENT, UNRECORDED, Digest, Link, Node, file_digest, find_traced, line_of, trace
+from .lineage import (
+    CHANGED,
+    GONE,
+    PARENT,
+    UNRECORDED,
+    Digest,
+    Files,
+    Link,
+    Node,
+    file_digest,
+    find_traced,
+    line_of,
+    trace,
+)
 
 STAGE = "stage:"  # how a pipeline refers to the result of one of its stages
 HEADER = "Made by `llm-lab replay`"
@@ -39,13 +53,20 @@ class StageOutcome:
     differences: tuple[str, ...]
 
 
-def compose(checkpoint: str | Path, *, name: str | None, digest_of: Digest, root: Path = ROOT) -> Replay:
+def compose(
+    checkpoint: str | Path,
+    *,
+    name: str | None,
+    digest_of: Digest,
+    files_of: Files = cached_files,
+    root: Path = ROOT,
+) -> Replay:
     """Return the pipeline that retrains a checkpoint from the start of its lineage.
 
     For a checkpoint within a run, the whole run is repeated. UserError if no run made it, or if parts of the lineage
     are gone; it lists everything that is missing.
     """
-    target = trace(find_traced(checkpoint, root=root), digest_of=digest_of, root=root)
+    target = trace(find_traced(checkpoint, root=root), digest_of=digest_of, files_of=files_of, root=root)
     line = line_of(target)
     for node in line:
         if node.run is not None:

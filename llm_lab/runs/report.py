@@ -14,7 +14,7 @@ from llm_lab.recipe.registry import stage_of
 
 from .charts import draw_curves, draw_predictions, draw_scores
 from .describe import data_rows, describe_evaluation, describe_proof, headline_results, is_number, versions, warnings_of
-from .disk import write_atomically
+from .disk import append_line, write_atomically
 from .evaluations import evaluations_of, evaluations_path
 from .folder import ROOT, RunFolder, require_no_links
 from .glossary import OF_THE_MACHINE, name_of, quantity, rank, write
@@ -50,8 +50,7 @@ def keep_evaluation(checkpoint: str | Path, row: Mapping[str, Any], *, root: Pat
     path = evaluations_path(checkpoint, root=root)
     require_no_links(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"checkpoint": str(checkpoint), **row}, ensure_ascii=False) + "\n")
+    append_line(path, json.dumps({"checkpoint": str(checkpoint), **row}, ensure_ascii=False))
     run = RunFolder(path.parent)
     if run.report_path.is_file() and run.facts().get("stage"):
         write_report(run)

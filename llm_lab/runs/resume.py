@@ -6,12 +6,13 @@ processes, the model that it started from, and the other models and files that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import places_after_move, settings_digest, weights_digest
+from llm_lab.estimate.cached_models import cached_files, changed_files
 
 from .folder import RunFolder, free_names
 from .lineage import PARENT, file_digest
@@ -56,8 +57,11 @@ def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, 
     raise UserError(Problem(file, why, fix=fix))
 
 
-def require_same_beginning(run: RunFolder) -> None:
-    """UserError where what a run began with is different now; it lists everything that is."""
+def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[str, str]] = cached_files) -> None:
+    """UserError where what a run began with is different now; it lists everything that is.
+
+    files_of: returns {file: its id} of a model on the Hub.
+    """
     facts, fix = run.facts(), "Restore it, or start a new run without --resume."
     problems = []
     before = facts.get("processes", process_count())
@@ -66,6 +70,11 @@ def require_same_beginning(run: RunFolder) -> None:
         how = f"Resume with --nproc {before}." if before > 1 else "Resume without --nproc."
         problems.append(Problem("--nproc", why, value=process_count(), fix=how))
     for key, known in _recorded(facts):
+        if known.get("files") and (changed := changed_files(known["files"], files_of(known["path"]))):
+            why = f"{', '.join(changed[:3])} changed on the Hub since the run in {run.path} began"
+            at = f"revision {known['revision'][:12]}" if known.get("revision") else "an earlier revision"
+            how = f"It began with {at}. Start a new run."
+            problems.append(Problem(key, why, value=known["path"], fix=how))
         for name, now in (("weights", weights_digest), ("files", settings_digest)):
             then = known.get("digest" if name == "weights" else "settings")
             place = _find_again(run, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,12 @@ from llm_lab.recipe.trust import code_in, require_allowed
 from llm_lab.runs.describe import installed
 from llm_lab.runs.evaluations import data_of, evaluations_of, flat_results, with_before
 from llm_lab.runs.folder import RunFolder, is_reward_model, now
-from llm_lab.runs.processes import is_first_process
+from llm_lab.runs.processes import from_first_process, is_first_process
 from llm_lab.runs.report import keep_evaluation
 from llm_lab.training.loop import Result, describe_parent, find_local, set_seed_and_precision
 
 KEY = "model.checkpoint"
+EVALUATION = "evaluation"  # in run.json and evaluations.jsonl: identifies what a run measures
 PACKAGES = ("llm-lab", "torch", "transformers", "tokenizers", "lm_eval", "sacrebleu", "rouge-score")
 Own = tuple[RunFolder, StageRecipe]
 
@@ -50,16 +52,21 @@ class _Subject:
 
 def run(recipe: EvalRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
     """Evaluate as the resolved recipe says; the results go into the run folder and are saved with the checkpoint."""
-    measured = evaluate(recipe, listener)
+    if is_first_process() and EVALUATION not in folder.facts():
+        folder.update(**{EVALUATION: uuid.uuid4().hex})
+    measured = evaluate(recipe, listener, evaluation=from_first_process(folder.facts().get(EVALUATION)))
     if is_first_process():
         parent = {"path": measured["checkpoint"], "digest": measured["digest"]}
         folder.update(parent=parent, data=data_of(measured), measured=measured)
     return Result("done", dict(flat_results(measured)))
 
 
-def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def evaluate(
+    recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool = False, evaluation: str | None = None
+) -> dict[str, Any]:
     """Measure a checkpoint as a resolved recipe says, and save the results with it.
 
+    evaluation: identifies it. If its results are saved already, by a run that was killed after that, they are returned.
     Returns checkpoint, digest, device, dtype and the results: texts (a row each), total (of several texts), scores,
     tasks, speed; each row with the previous results on the same data (`before`), if there are any. Raises UserError
     if there is nothing to measure on, and UntrustedCode if the model's own run scores with code that the user has not
@@ -70,6 +77,9 @@ def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool 
     if is_reward_model(Path(folder)):
         why = "this is a reward model, which can't generate text"
         raise UserError(Problem(KEY, why, value=recipe.model.checkpoint, fix="Use a model that generates text."))
+    if kept := from_first_process(_find_kept(folder, evaluation)):
+        listener(Notice("the results were saved before the run was resumed"))
+        return kept
     own: Own | None
     if own_data := measures_itself(recipe.model_dump()):
         own = require_own_data(folder)
@@ -105,7 +115,7 @@ def evaluate(recipe: EvalRecipe, listener: Listener, *, trust_remote_code: bool 
         found["speed"] = measure_speed(model, subject.tokenizer, new_tokens=recipe.eval.speed_tokens)
     parent = describe_parent(folder)
     measured = {"checkpoint": folder, "digest": parent["digest"], "device": subject.device, "dtype": subject.dtype}
-    return _save_with_checkpoint(recipe, measured | found, listener)
+    return _save_with_checkpoint(recipe, measured | found, listener, evaluation)
 
 
 def _load(recipe: EvalRecipe, folder: str, own: Own | None, own_data: bool, trust_remote_code: bool) -> _Subject:
@@ -218,11 +228,27 @@ def _measure_tasks(
     )
 
 
-def _save_with_checkpoint(recipe: EvalRecipe, measured: dict[str, Any], listener: Listener) -> dict[str, Any]:
+def _find_kept(folder: str, evaluation: str | None) -> dict[str, Any] | None:
+    """Return the saved results of an evaluation, with the previous ones; None if the model has changed since then."""
+    rows = _evaluations_of_model(folder)
+    at = next((i for i, row in enumerate(rows) if evaluation is not None and row.get(EVALUATION) == evaluation), None)
+    if at is None or rows[at]["digest"] != describe_parent(folder)["digest"]:
+        return None
+    return with_before(rows[at]["measured"], rows[:at])
+
+
+def _evaluations_of_model(folder: str) -> list[dict[str, Any]]:
+    return [row for row in evaluations_of(folder) if _is_same_folder(row.get("checkpoint"), folder)]
+
+
+def _save_with_checkpoint(
+    recipe: EvalRecipe, measured: dict[str, Any], listener: Listener, evaluation: str | None
+) -> dict[str, Any]:
     """Add the results to the checkpoint's evaluations.jsonl; return them with the previous ones."""
     folder = measured["checkpoint"]
-    before = [row for row in evaluations_of(folder) if _is_same_folder(row.get("checkpoint"), folder)]
+    before = _evaluations_of_model(folder)
     line = {
+        **({EVALUATION: evaluation} if evaluation else {}),
         "time": now(),
         "by": "eval",
         "digest": measured["digest"],

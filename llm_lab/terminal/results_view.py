@@ -11,7 +11,7 @@ from llm_lab.estimate.formatting import clock
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.registry import stage_of
-from llm_lab.runs.describe import VERDICTS, headline_results
+from llm_lab.runs.describe import VERDICTS, collapse_of, describe_collapse, headline_results
 from llm_lab.runs.evaluations import numbers_of
 from llm_lab.runs.folder import is_reward_model
 from llm_lab.runs.glossary import name_of, quantity, write
@@ -43,6 +43,13 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     console = make_console()
     path, results = facts["path"], facts.get("results", {})
     console.print()
+    if collapsed := collapse_of(facts):
+        text = describe_collapse(collapsed)
+        console.print(Text(f"{text[0].upper()}{text[1:]}: {path}/", style="warn"))
+        if shown := _main_results(results):
+            console.print("Results: " + ", ".join(shown))
+        console.print(f"Report:  {path}/report.md", soft_wrap=True)
+        return
     if facts["status"] == "stopped":
         text = f"Stopped at step {results.get('step', 0):,}; the checkpoint is saved in {path}/"
         console.print(Text(text, style="warn"))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.adapter_base import settings_digest, weights_digest
+from llm_lab.estimate.cached_models import cached_files, cached_folder
 from llm_lab.events import Listener, RunWarning, SampleWritten, TrainingEnded
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, staged_folder
@@ -60,9 +61,19 @@ def find_local(name: str) -> str:
     return str(find_model(local)) if local.exists() else name
 
 
-def describe_parent(checkpoint: str) -> dict[str, str | None]:
-    """Return the path of a model, and digests of its weights and of its config and tokenizer, for the lineage."""
-    return {"path": checkpoint, "digest": weights_digest(checkpoint), "settings": settings_digest(checkpoint)}
+def describe_parent(checkpoint: str) -> dict[str, Any]:
+    """Return what the lineage records of a model: its path, and digests of its weights and of its other files.
+
+    Of a name on the Hub, the revision and the ids of its files instead of digests.
+    """
+    facts: dict[str, Any] = {
+        "path": checkpoint,
+        "digest": weights_digest(checkpoint),
+        "settings": settings_digest(checkpoint),
+    }
+    if not Path(checkpoint).exists() and (folder := cached_folder(checkpoint)):
+        facts |= {"revision": folder.name, "files": cached_files(checkpoint)}
+    return facts
 
 
 def require_same_data(sources: Sequence[Any], folder: RunFolder) -> None:

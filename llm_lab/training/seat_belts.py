@@ -16,9 +16,9 @@ import torch
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning
+from llm_lab.runs.describe import describe_collapse
 from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.glossary import name_of
 from llm_lab.runs.processes import is_first_process, wait_for_all
 
 ROLL_BACK, STOP = "roll_back", "stop"  # values of train.on_divergence and train.on_collapse
@@ -252,12 +252,7 @@ def return_to_best(trainer: Any, folder: RunFolder, listener: Listener) -> int:
     trainer._load_from_checkpoint(str(checkpoints[best]))
     if is_first_process():
         folder.update(collapsed={"step": at, "model_of_step": best, "by": key, "value": scores[best]})
-        listener(
-            Notice(
-                f"stopped at step {at:,}; model/ is that of step {best:,}, "
-                f"the best by {name_of(key)} ({scores[best]:.4g})"
-            )
-        )
+        listener(Notice(describe_collapse(folder.facts()["collapsed"])))
     return best
 
 

@@ -117,6 +117,29 @@ def test_on_request_it_returns_to_the_checkpoint_with_a_smaller_learning_rate_an
     assert run({**raw, "name": "again"})["results"]["eval_loss"] == facts["results"]["eval_loss"]
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 8, "alpha": 256}])
+def test_fine_tuning_returns_to_its_checkpoint_with_a_smaller_learning_rate(in_tmp_path, lora):
+    write_base()
+    hot = {"optimizer.learning_rate": 10.0 if lora else 1.0, "scheduler.warmup_steps": 6, "train.max_steps": 12}
+    warnings = []
+
+    def listen(event):
+        if isinstance(event, RunWarning) and "Back to step" in event.text:
+            warnings.append(event.text)
+
+    changes = {"lora": lora, "train.save_steps": 2, "train.on_divergence": "roll_back"}
+    facts = run(post_recipe("sft", **hot, **changes), listener=listen)
+    assert facts["status"] == "done"
+    assert [rollback["learning_rate_scale"] for rollback in facts["rollbacks"]] == [0.5, 0.25, 0.125][: len(warnings)]
+    back = facts["rollbacks"][-1]
+    assert f"Back to step {back['to_step']:,}, with {back['learning_rate_scale']:g} ×" in warnings[-1]
+    rates = {row["step"]: row["learning_rate"] for row in RunFolder(Path(facts["path"])).metrics() if "loss" in row}
+    assert list(rates) == list(range(1, 13)), "every step once"
+    assert max(rates[step] for step in rates if step > back["to_step"]) <= (
+        back["learning_rate_scale"] * hot["optimizer.learning_rate"]
+    )
+
+
 # Rewards
 
 GOOD = {"entropy": 2.0, "cut_off_share": 0.1, "kl": 0.1, "completion_length": 20.0, "zero_spread_share": 0.5}
@@ -150,7 +173,7 @@ def test_rewards_that_never_differ_are_a_warning_in_the_run_and_its_report(in_tm
     assert text in Path("checkpoints/grpo/report.md").read_text()
 
 
-def test_on_request_a_collapsed_run_stops_and_keeps_its_best_checkpoint(in_tmp_path):
+def test_on_request_a_collapsed_run_stops_and_keeps_its_best_checkpoint(in_tmp_path, capsys):
     write_base()
     Path("falls.py").write_text(
         "calls = []\n"
@@ -164,6 +187,12 @@ def test_on_request_a_collapsed_run_stops_and_keeps_its_best_checkpoint(in_tmp_p
     assert facts["collapsed"]["step"] == 3
     best = max((row for row in rows_of(facts["path"]) if "reward" in row), key=lambda row: row["reward"])
     assert facts["collapsed"]["model_of_step"] == best["step"]
+    assert (facts["results"]["step"], facts["results"]["reward"]) == (best["step"], best["reward"])
+    report = " ".join(Path(facts["path"], "report.md").read_text().split())
+    print_closing(facts)
+    for shown in (report, " ".join(capsys.readouterr().out.split())):
+        assert f"stopped at step 3; its model and its results are those of step {best['step']}, " in shown
+        assert "Resume with" not in shown, "it would go on from the collapsed checkpoint"
     kept = weights_of(facts["path"])
     expected = weights_of_checkpoint(facts["path"], best["step"])
     assert kept.keys() == expected.keys()
