@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,31 @@ from typing import Any
 from .errors import Problem, UserError
 
 GIB = 2**30
+MAX_DEPTH = 100  # of JSON; what reads it deeper down is recursive
 
 
 class _TimeIsUp(BaseException):
     """Raised inside what takes too long. Not an Exception: libraries catch those."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. ValueError if it is not JSON, or nested more than MAX_DEPTH levels deep."""
+    too_deep = f"nested more than {MAX_DEPTH} levels deep"
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [found]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return found
+    raise ValueError(too_deep)
 
 
 @contextlib.contextmanager

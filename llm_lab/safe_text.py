@@ -71,6 +71,35 @@ def redact(text: str) -> str:
     return text
 
 
+class StreamRedactor:
+    """Removes secrets from a text that arrives in pieces, such as a reply: a word is passed on when it is complete."""
+
+    _LONGEST_WORD = 200
+    _WORD = re.compile(rf"[\w.~+/=:@?&%*-]{{0,{_LONGEST_WORD}}}\Z", re.ASCII)
+
+    def __init__(self) -> None:
+        self._line, self._shown = "", ""
+
+    def push(self, piece: str) -> str:
+        """Take the next piece; returns what can be shown now."""
+        self._line += piece
+        word = self._WORD.search(self._line)
+        return self._show(self._line[: word.start()] if word else self._line)
+
+    def rest(self) -> str:
+        """Return what is left at the end."""
+        return self._show(self._line)
+
+    def _show(self, text: str) -> str:
+        safe = redact(text)
+        new = safe[len(os.path.commonprefix([safe, self._shown])) :]  # noqa: RUF071 (characters are meant)
+        self._shown = safe
+        end = text.rfind("\n") + 1
+        if end:  # lines are independent of each other
+            self._line, self._shown = self._line[end:], redact(text[end:])
+        return new
+
+
 def redact_values(values: Any) -> Any:
     """Return nested values with every text in them redacted."""
     if isinstance(values, Mapping):

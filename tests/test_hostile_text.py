@@ -1,6 +1,7 @@
 """Text from run folders, data and models reaches terminals, reports and cards only as text."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 import yaml
 from support.post_runs import write_base, write_rows
@@ -18,8 +20,10 @@ from llm_lab.events import RunWarning
 from llm_lab.runs.card import write_card
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.markdown import plain, table
-from llm_lab.runs.report import write_report
-from llm_lab.safe_text import redact
+from llm_lab.runs.report import keep_evaluation, write_report
+from llm_lab.runs.samples import add_samples
+from llm_lab.safe_text import StreamRedactor, redact
+from llm_lab.wizard.menu import MENU
 
 ESCAPES = "\x1b]8;;http://evil\x07\x1b[2J\x9b31m\u202e\r"
 MARKDOWN = "[red]x[/] [link=http://evil]l[/link] ![p](http://evil/p.png) <img src=x> `` <b> ` | # y"
@@ -72,7 +76,11 @@ def test_no_command_writes_a_raw_control_character(hostile_run, capfd, monkeypat
     sft = Path("sft.yaml")
     sft.write_text(
         yaml.safe_dump(
-            {"stage": "sft", "name": "t", "device": "cpu", "model": {"checkpoint": name}, "data": [{"path": data}]}
+            {
+                **{"stage": "sft", "name": "t", "device": "cpu", "model": {"checkpoint": name}},
+                **{"data": [{"path": data}], "samples": {"prompts": [HOSTILE]}},
+                "train": {"max_steps": 2, "max_length": 256, "eval_steps": 1},
+            }
         )
     )
     commands = [
@@ -99,6 +107,11 @@ def test_no_command_writes_a_raw_control_character(hostile_run, capfd, monkeypat
         ["replay", name, "--dry-run"],
         ["copy", name, f"copy{NAME}.yaml"],
         [HOSTILE],
+        ["doctor"],
+        ["schema"],
+        ["list", "recipes"],
+        ["run", str(sft), f"name=t{NAME}"],
+        ["run", str(sft), "--resume"],
     ]
     for command in commands:
         with contextlib.suppress(SystemExit):
@@ -107,6 +120,29 @@ def test_no_command_writes_a_raw_control_character(hostile_run, capfd, monkeypat
         found = CONTROL.search(written.out + written.err)
         assert not found, (command, found, (written.out + written.err)[:2000])
         assert "Traceback" not in written.err
+
+
+def test_the_wizard_writes_no_control_characters_of_others(hostile_run):
+    wizard = pexpect.spawn(
+        sys.executable,
+        ["-m", "llm_lab"],
+        dimensions=(40, 120),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"},
+        timeout=90,
+    )
+    wizard.logfile_read = seen = io.BytesIO()
+    wizard.delaybeforesend = 0.1
+    wizard.expect("What would you like to do")
+    wizard.send("\x1b[B" * [entry.flow for entry in MENU].index("checkpoints") + "\r")
+    wizard.expect("eval_loss|validation loss|Which")
+    wizard.send("\r")
+    wizard.expect("read|Back|back")
+    wizard.close(force=True)
+    text = seen.getvalue().decode(errors="replace")
+    assert "run" in text
+    assert "[red]x" in text, "the run with the hostile name was listed"
+    for bad in ("\x1b]8;;http", "\x9b31m", "\u202e", "\x07"):
+        assert bad not in text
 
 
 def test_markup_in_names_means_nothing_in_a_terminal(hostile_run, capsys, monkeypatch):
@@ -187,6 +223,34 @@ def test_secrets_are_removed_from_errors_warnings_and_run_json(text, in_tmp_path
     assert main(["show", text]) == 2
     written = capsys.readouterr()
     assert not [secret for secret in SECRETS if secret in written.out + written.err]
+
+
+def test_secrets_are_removed_from_reports_metrics_samples_and_evaluations(in_tmp_path):
+    text = f"see https://me:{SECRETS[2]}@host and {TOKEN}"
+    run = RunFolder(Path("checkpoints/a"))
+    run.update(stage="sft", status="done", results={"eval_loss": 1.0})
+    run.write_recipe(f"stage: sft\nmodel: {{checkpoint: {TOKEN}}}\n")
+    run.append_metrics({"step": 1, "loss": 1.0, "note": text})
+    add_samples(run, 1, [(text, text)])
+    write_report(run)
+    keep_evaluation(
+        run.path, {"time": 1.0, "results": {"eval_loss": 1.0}, "measured": {"scores": {"examples": [text]}}}
+    )
+    for file in ("metrics.jsonl", "samples.md", "report.md", "evaluations.jsonl"):
+        written = (run.path / file).read_text()
+        assert "***" in written, file
+        assert not [secret for secret in SECRETS if secret in written], file
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_secrets_are_removed_from_a_streamed_reply_and_nothing_else_is(size):
+    text = f"The key is {TOKEN}, at https://me:{SECRETS[2]}@host/x?a=1.\n\n- 漢字かな, x = y_1\n" + "w" * 500 + " end"
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    redactor = StreamRedactor()
+    shown = [redactor.push(piece) for piece in pieces]
+    assert "".join(shown) + redactor.rest() == redact(text)
+    if size == 1:
+        assert "".join(shown[:12]) == "The key is ", "words are shown as they come"
 
 
 def test_ordinary_text_is_not_taken_for_a_secret():

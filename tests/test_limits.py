@@ -9,7 +9,7 @@ import pytest
 from support.tiny_models import tiny_model
 
 from llm_lab.cli import main
-from llm_lab.errors import UserError
+from llm_lab.errors import MachineError, UserError
 from llm_lab.export.push import files_of
 from llm_lab.hf import adapter as adapters
 from llm_lab.hf import rendering
@@ -17,6 +17,7 @@ from llm_lab.hf.load import load_model, read_config
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.recipe.files import parse_yaml
 from llm_lab.rewards import functions
+from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.runs.report import keep_evaluation
 
@@ -42,6 +43,22 @@ def seconds_of(function) -> float:
 def test_a_recipe_that_is_a_bomb_is_refused(text, why):
     with pytest.raises(UserError, match=why):
         parse_yaml(text)
+
+
+@pytest.mark.parametrize("depth", [101, 900, 200_000])
+def test_deeply_nested_json_in_a_run_is_damage_and_not_an_error_of_ours(depth, in_tmp_path, capsys):
+    run = RunFolder(Path("checkpoints/a"))
+    run.update(stage="sft", status="stopped", results={"eval_loss": 1.0})
+    run.write_recipe("stage: sft\n")
+    nested = '{"a":' * depth + "1" + "}" * depth
+    run.metrics_path.write_text(f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "x": {nested}}}\n')
+    (run.path / "evaluations.jsonl").write_text(f'{{"results": {nested}}}\n')
+    assert [row["step"] for row in run.metrics()] == [1]
+    assert evaluations_of(run.path) == []
+    run.run_json.write_text(f'{{"stage": "sft", "results": {nested}}}')
+    assert "nested more than 100 levels deep" in (run.damage() or "")
+    for command in (["show", "checkpoints/a"], ["list", "runs"], ["run", "checkpoints/a", "--resume"]):
+        assert main(command) in (0, 2), capsys.readouterr()
 
 
 def test_aliases_within_reason_are_read():
@@ -103,6 +120,18 @@ def test_a_config_of_an_impossible_size_is_refused_before_it_is_built(size, tmp_
             read_config(str(tmp_path))
 
     assert seconds_of(read) < 5
+
+
+def test_a_model_larger_than_the_machines_memory_is_refused_before_it_is_created(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": 2**17, "num_hidden_layers": 2**9}))
+
+    def load():
+        with pytest.raises(MachineError, match=r"parameters, [\d,.]+ [GT]iB in float32; this machine has"):
+            load_model(tmp_path)
+
+    assert seconds_of(load) < 5
 
 
 def test_links_out_of_a_runs_folder_are_not_followed(in_tmp_path, capsys):

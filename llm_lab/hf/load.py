@@ -14,7 +14,9 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
-from llm_lab.estimate.parameters import context_in
+from llm_lab.estimate.formatting import size
+from llm_lab.estimate.machine import find_machine
+from llm_lab.estimate.parameters import context_in, guess_shape, shape_of_config
 
 from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, read_adapter
 from .hub import files_of
@@ -157,6 +159,19 @@ def require_causal_lm(config: Any, name: str, *, key: str) -> None:
             raise UserError(Problem(key, f"this is {what}", value=name, fix="Use a causal language model."))
 
 
+def require_memory(config: Any, name: str, *, dtype: str, key: str) -> None:
+    """Raise MachineError if the weights of a config are larger than this machine's memory, before they are created."""
+    values = config.get_text_config().to_dict()
+    shape = shape_of_config(values) or guess_shape(values)
+    if shape is None:
+        return
+    needed, there = shape.parameters * (4 if dtype == "float32" else 2), find_machine().memory_bytes
+    if needed > there:
+        why = f"its config describes {shape.parameters:,} parameters, {size(needed)} in {dtype}"
+        fix = "Use a smaller model, or fix its config.json."
+        raise MachineError(Problem(key, f"{why}; this machine has {size(there)}", value=name, fix=fix))
+
+
 def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
     """Build a causal LM with random weights: LabForCausalLM if it has these parts, else the transformers class."""
     from transformers import AutoModelForCausalLM
@@ -224,6 +239,8 @@ def load_model(
     config = read_config(str(folder), key=key, trust_remote_code=trust_remote_code)
     with files_of(folder, key=key):
         require_causal_lm(config, str(folder), key=key)
+        if not load_in_4bit:
+            require_memory(config, str(folder), dtype=dtype, key=key)
         ours = config if config.model_type == "llm_lab" else lab_config(config)
     extra = kernel_options(attn_implementation)
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM

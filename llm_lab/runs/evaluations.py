@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from llm_lab.limits import parse_json
 
 from .folder import ROOT, run_of
 
@@ -32,8 +33,8 @@ def evaluations_of(checkpoint: str | Path, *, root: Path = ROOT) -> list[dict[st
     if path.is_file():
         for line in path.read_bytes().splitlines():
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):  # a line cut off by a crash
+                row = parse_json(line)
+            except ValueError:  # a line cut off by a crash
                 continue
             rows += [row] if isinstance(row, dict) else []
     return rows

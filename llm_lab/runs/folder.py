@@ -119,7 +119,7 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl, or nothing: OSError on a full disk."""
-        append_line(self.metrics_path, json.dumps(row))
+        append_line(self.metrics_path, json.dumps(redact_values(row)))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; lines that can't be read are skipped."""

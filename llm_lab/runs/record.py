@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
+
+from llm_lab.limits import parse_json
 
 # Columns that are computed with: numbers in every row that has them.
 _COUNTED = ("wall_seconds", "train_tokens", "tokens_per_second", "loss", "eval_loss", "memory_bytes")
@@ -56,14 +57,14 @@ _FACTS = TypeAdapter(_Facts)
 def read_facts(file: Path) -> tuple[dict[str, Any], str | None]:
     """Return what run.json holds, {} if there is none, and why it can't be read, or None."""
     try:
-        found = json.loads(file.read_bytes())
+        found = parse_json(file.read_bytes())
         _FACTS.validate_python(found, strict=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}, None
     except ValidationError as error:
         first = error.errors()[0]
         return {}, f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}"
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return {}, str(error)
     return found, None
 
@@ -71,8 +72,8 @@ def read_facts(file: Path) -> tuple[dict[str, Any], str | None]:
 def row_of(line: bytes) -> dict[str, Any] | None:
     """Return a line of metrics.jsonl, or None if it can't be read."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     known = isinstance(row, dict) and all(type(row.get(key, 0)) in (int, float) for key in _COUNTED)
     return row if known and type(row.get("step")) is int else None

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from llm_lab.estimate.formatting import duration, size
 from llm_lab.recipe.registry import stage_of
+from llm_lab.safe_text import redact, redact_values
 
 from .charts import draw_curves, draw_predictions, draw_scores
 from .describe import data_rows, describe_evaluation, describe_proof, headline_results, is_number, versions, warnings_of
@@ -39,7 +40,7 @@ def write_report(run: RunFolder) -> None:
     parts += _section("Data", table(("data", "fingerprint", "used"), _data(facts)))
     parts += _section("Lineage", [plain(describe_line(run))] if facts.get("stage") else [])
     parts += _section("Reproduce", _reproduction(run, facts))
-    write_atomically(run.report_path, "\n\n".join(parts) + "\n")
+    write_atomically(run.report_path, redact("\n\n".join(parts)) + "\n")
 
 
 def keep_evaluation(checkpoint: str | Path, row: Mapping[str, Any], *, root: Path = ROOT) -> Path:
@@ -50,7 +51,7 @@ def keep_evaluation(checkpoint: str | Path, row: Mapping[str, Any], *, root: Pat
     path = evaluations_path(checkpoint, root=root)
     require_no_links(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    append_line(path, json.dumps({"checkpoint": str(checkpoint), **row}, ensure_ascii=False))
+    append_line(path, json.dumps({"checkpoint": str(checkpoint), **redact_values(row)}, ensure_ascii=False))
     run = RunFolder(path.parent)
     if run.report_path.is_file() and run.facts().get("stage"):
         write_report(run)
@@ -213,7 +214,7 @@ def write_pipeline_report(outer: RunFolder) -> None:
     parts += _section("Stages", table(("stage", "kind", "status", "results", "time"), stages))
     parts += _section("Replay", _replay_lines(facts))
     parts += recipe_part(outer)
-    write_atomically(outer.report_path, "\n\n".join(parts) + "\n")
+    write_atomically(outer.report_path, redact("\n\n".join(parts)) + "\n")
 
 
 def _stage_cells(run: RunFolder) -> list[str]:

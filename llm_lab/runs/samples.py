@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 
+from llm_lab.safe_text import redact
+
 from .disk import write_atomically
 from .folder import RunFolder
 
@@ -17,7 +19,7 @@ def add_samples(run: RunFolder, step: int, samples: list[tuple[str, str]]) -> No
     before = [text for at, text in run.samples() if at != step]
     lines = [
         f"## Step {step}\n",
-        *(f"Prompt: `{_one_line(prompt)}`\n\n> {_quoted(text)}\n" for prompt, text in samples),
+        *(f"Prompt: `{_one_line(redact(prompt))}`\n\n> {_quoted(redact(text))}\n" for prompt, text in samples),
     ]
     write_atomically(run.samples_path, "".join(before) + "\n".join(lines) + "\n")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error
 from llm_lab.events import Event, Listener, Notice, RunWarning
-from llm_lab.safe_text import valid_text
+from llm_lab.safe_text import StreamRedactor, valid_text
 
 from .compare_screen import print_beside
 from .console import is_terminal, make_console, one_line, print_error, printable
@@ -208,11 +208,11 @@ def _show_notices(say: Callable[[str, str], None]) -> Listener:
 def _stream(session: Any, text: str) -> None:
     """Stream a reply to standard output, with a newline at the end."""
     make_console()  # makes standard output accept any character
-    reply = session.reply(text)
+    reply, redactor = session.reply(text), StreamRedactor()
     line_end = ""
     try:
         for piece in reply:
-            sys.stdout.write(printable(piece))
+            sys.stdout.write(printable(redactor.push(piece)))
             sys.stdout.flush()
             line_end = "\n"
         line_end = "\n"
@@ -221,7 +221,7 @@ def _stream(session: Any, text: str) -> None:
         line_end = "\n"
         raise
     finally:
-        sys.stdout.write(line_end)
+        sys.stdout.write(printable(redactor.rest()) + line_end)
         sys.stdout.flush()
 
 

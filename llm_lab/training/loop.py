@@ -90,7 +90,7 @@ def find_start(folder: RunFolder, *, resume: bool) -> Start:
     step, checkpoint = folder.checkpoints()[-1] if resume and folder.checkpoints() else (0, None)
     if is_first_process():
         folder.forget_after(step)
-    return Start(step, checkpoint, max((row["wall_seconds"] for row in folder.metrics()), default=0.0))
+    return Start(step, checkpoint, max((row.get("wall_seconds", 0.0) for row in folder.metrics()), default=0.0))
 
 
 def must_evaluate_first(start: Start, evaluation: Evaluates, eval_steps: int) -> bool:

@@ -14,7 +14,7 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.cached_models import changed_files
 from llm_lab.hf.adapter import weights_digest
 from llm_lab.hf.load import load_model
-from llm_lab.runner import run
+from llm_lab.runner import _references, run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lineage import CHANGED, SAME, trace
 from llm_lab.runs.replay import compose
@@ -37,17 +37,18 @@ def change_weights():
 
 def test_a_change_on_the_hub_is_noticed_by_resume_lineage_replay_and_the_adapter(cached):
     changes = {"model": {"checkpoint": "ann/base"}, "lora": {"r": 2}, "train.max_steps": 3}
-    raw = post_recipe("dpo", **changes, **{"dpo.reference": "ann/base"})
+    raw = post_recipe("dpo", **changes)
     facts = run(raw)
     folder = RunFolder(Path(facts["path"]))
     assert facts["parent"]["revision"] == cached.name
     assert facts["parent"]["files"].keys() >= {"model.safetensors", "config.json", "tokenizer.json"}
 
-    folder.update(**GONE)
+    folder.update(references=_references({"stage": "dpo", "dpo": {"reference": "ann/base"}}), **GONE)
     Path("base/README.md").write_text("Edited.")
-    assert put_into_cache("ann/base", "base") != cached
+    put_revision = put_into_cache("ann/base", "base").name
+    assert put_revision != cached.name
     assert run(raw, resume=True)["status"] == "done", "a new README is no other model"
-    assert [link.state for link in trace(folder.path, digest_of=weights_digest).links] == [SAME, SAME]
+    assert [link.state for link in trace(folder.path, digest_of=weights_digest).links] == [SAME]
     load_model(str(folder.model_path))
 
     change_weights()
@@ -58,9 +59,9 @@ def test_a_change_on_the_hub_is_noticed_by_resume_lineage_replay_and_the_adapter
         assert f"{key} = ann/base: model.safetensors changed on the Hub since the run in {folder.path} began" in str(
             caught.value
         )
-    assert cached.name[:12] in str(caught.value)
+    assert f"It began with revision {put_revision[:12]}." in str(caught.value)
     folder.update(status="done")
-    assert [link.state for link in trace(folder.path, digest_of=weights_digest).links] == [CHANGED, CHANGED]
+    assert [link.state for link in trace(folder.path, digest_of=weights_digest).links] == [CHANGED]
     remarks = compose(folder.path, name=None, digest_of=weights_digest).remarks
     assert "ann/base: the weights have changed since checkpoints/dpo was made from them" in remarks
     with pytest.raises(UserError, match=r"ann/base is not the one that it was trained on: model.safetensors changed"):
@@ -72,11 +73,7 @@ def test_a_change_on_the_hub_is_noticed_by_resume_lineage_replay_and_the_adapter
     [
         ({"config.json": "a"}, {"config.json": "a", "merges.txt": "b"}, []),
         ({"config.json": "a"}, {"config.json": "b"}, ["config.json"]),
-        (
-            {"model.safetensors": "a"},
-            {"model-1-of-2.safetensors": "a"},
-            ["model-1-of-2.safetensors", "model.safetensors"],
-        ),
+        ({"a.safetensors": "x"}, {"b.safetensors": "x"}, ["a.safetensors", "b.safetensors"]),
         ({"model.safetensors": "a"}, {}, []),
     ],
 )
