@@ -122,7 +122,7 @@ def test_no_command_writes_a_raw_control_character(hostile_run, capfd, monkeypat
         assert "Traceback" not in written.err
 
 
-def test_the_wizard_writes_no_control_characters_of_others(hostile_run):
+def test_the_wizard_writes_no_control_character_from_names(hostile_run):
     wizard = pexpect.spawn(
         sys.executable,
         ["-m", "llm_lab"],
