@@ -18,9 +18,10 @@
     ramps = { share: data.ramps.share[at].map(rgb), signed: data.ramps.signed[at].map(rgb) };
   };
   readRamps();
-  // Colors grow with the square root, so small values are seen too.
-  const color = (value, signed) => {
-    const far = Math.sqrt(Math.min(Math.abs(value), 1));
+  // The colors of weights grow with the square root, so small ones are seen too.
+  const color = (value, signed, linear) => {
+    const size = Math.min(Math.abs(value), 1);
+    const far = linear ? size : Math.sqrt(size);
     const ramp = signed ? ramps.signed : ramps.share;
     const last = ramp.length - 1;
     return ramp[Math.round(signed ? (last / 2) * (1 + Math.sign(value) * far) : last * far)];
@@ -61,7 +62,7 @@
       const signed = set.signed();
       for (let i = 0; i < size; i += 1) {
         for (let j = 0; j <= last(i); j += 1) {
-          image.data.set(color(value(index, i, j), signed), 4 * (i * size + j));
+          image.data.set(color(value(index, i, j), signed, set.symmetric), 4 * (i * size + j));
           image.data[4 * (i * size + j) + 3] = 255;
         }
       }
@@ -75,7 +76,8 @@
       const soft = style.getPropertyValue("--soft");
       const accent = style.getPropertyValue("--c1");
       const context = canvas.getContext("2d");
-      const font = (bold) => (bold ? "600 " : "") + "11px system-ui, sans-serif";
+      const family = getComputedStyle(document.body).fontFamily;
+      const font = (bold) => (bold ? "600 " : "") + "11px " + family;
       context.font = font(true);
       const label = Math.min(110, Math.max(...tokens.map((token) => context.measureText(token).width)) + 10);
       const room = canvas.parentElement.clientWidth - label - 4;
@@ -90,7 +92,7 @@
       const signed = set.signed();
       for (let i = 0; i < size; i += 1) {
         for (let j = 0; j <= last(i); j += 1) {
-          context.fillStyle = "rgb(" + color(value(chosen, i, j), signed).join(",") + ")";
+          context.fillStyle = "rgb(" + color(value(chosen, i, j), signed, set.symmetric).join(",") + ")";
           context.fillRect(label + j * cell, label + i * cell, cell - 1, cell - 1);
         }
       }
@@ -128,7 +130,7 @@
       const signed = set.signed();
       words.forEach((word, j) => {
         const seen = j <= last(row);
-        const shade = seen ? color(value(chosen, row, j), signed) : null;
+        const shade = seen ? color(value(chosen, row, j), signed, set.symmetric) : null;
         word.style.backgroundColor = shade ? "rgb(" + shade.join(",") + ")" : "transparent";
         const light = shade && (0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2]) > 140;
         word.style.color = shade ? (light ? "#1b1f24" : "#ffffff") : "";
@@ -319,13 +321,13 @@
     const cells = lens.querySelectorAll("td");
     const read = (cell) => {
       const at = [...cells].indexOf(cell);
-      const layer = Math.floor(at / size);
+      const layer = data.lens.length - 1 - Math.floor(at / size);
       const best = data.lens[layer][at % size];
       const where = layer === 0 ? "before the first layer" : "after layer " + (layer - 1);
       const parts = best.map(([token, share]) => "“" + data.words[token] + "” " + percent(share, false));
       spoken.textContent = "After " + name(at % size) + ", " + where + ": " + parts.join(", ");
     };
-    let current = cells[cells.length - 1];
+    let current = cells[size - 1];
     current.tabIndex = 0;
     read(current);
     const go = (cell, focus) => {

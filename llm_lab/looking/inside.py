@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.parameters import read_config_json
 from llm_lab.events import Listener, Progress, ignore
 from llm_lab.hf.load import context_of
 from llm_lab.safe_text import one_line
@@ -222,7 +223,7 @@ def look_inside(
     return Inside(
         name=name,
         folder=folder,
-        architecture=base_of(model).config.model_type,
+        architecture=_architecture(folder) or base_of(model).config.model_type,
         parameters=parameters,
         ids=ids,
         text_tokens=token_texts(tokenizer, ids),
@@ -245,6 +246,12 @@ def look_inside(
         checks=checks,
         missing=missing,
     )
+
+
+def _architecture(folder: str) -> str | None:
+    """Return the architecture that a model's own config.json names: LLM Lab builds many of them from its own parts."""
+    config = read_config_json(folder)
+    return None if config is None else str(config.get("model_type"))
 
 
 def _norm(states: torch.Tensor) -> torch.Tensor:

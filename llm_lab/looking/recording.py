@@ -17,7 +17,7 @@ import torch
 from .anatomy import Anatomy, base_of, eager_attention, find_parts
 
 # How far a sum may be from the whole, relative to its size, by the precision of the weights.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 LOW_PRECISION_TOLERANCE = 5e-2
 
 

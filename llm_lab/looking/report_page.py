@@ -49,7 +49,8 @@ def page_of(looked: Looked) -> str:
     shape = f"{inside.layers} layers" + (f" of {inside.heads} heads" if inside.heads else "")
     page.text(
         f"{inside.architecture}, {inside.parameters:,} parameters, {shape}. It read {len(inside.ids)} tokens; its mean "
-        f"loss on them is {inside.loss:.3f} nats. Layers, heads and positions are counted from 0."
+        f"loss on them is {inside.loss:.3f} nats. Layers, heads and positions are counted from 0: L5H1 is head 1 of "
+        "layer 5."
     )
     page.items([*summary_of(looked), *looked.remarks])
     add_style(page)

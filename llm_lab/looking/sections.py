@@ -56,7 +56,8 @@ def add_heads(page: Page, inside: Inside) -> None:
         (
             "Previous-token score",
             scores.previous,
-            "Strong cells are previous-token heads: they pass on which token came before. Usually in early layers.",
+            "Strong cells are previous-token heads: they pass on which token came before. Induction heads need one "
+            "in a layer below them.",
         ),
     ):
         picture = draw_by_head(table, name, low=0.0, high=1.0)
@@ -117,7 +118,7 @@ def add_ablation(page: Page, inside: Inside) -> None:
         return
     scores = inside.scores
     page.heading("What the model loses without a head")
-    which = "every head" if inside.every_head_ablated else "the heads with the highest scores, and some at random"
+    which = "each head" if inside.every_head_ablated else "each of the top heads, and of some random ones,"
     page.text(
         f"Attention shows where a head looks, not whether the model uses it. Here {which} was set to zero, one "
         "at a time, and the loss measured again: on repeated random tokens (the second copy) and on the text. "
@@ -141,7 +142,8 @@ def add_ablation(page: Page, inside: Inside) -> None:
         draw_scatter(points, title="Induction score and effect", x="induction score", y="rise of the loss, nats"),
         "Each point is a head. If points on the right are high, the pattern that the score sees is what the "
         "model uses; a head at the lower right looks the part but is not needed, for example because others do "
-        "the same.",
+        "the same. A head at the upper left matters in another way, as a previous-token head does, on which "
+        "induction heads depend.",
     )
     page.table(
         ("head", "on repeated tokens", "on the text", "induction", "previous token", "chosen"),
@@ -199,12 +201,12 @@ def add_lens(page: Page, inside: Inside) -> None:
         return
     page.text(
         "The final norm and the head are applied after every layer, as if the model ended there. Read a column "
-        "from top to bottom to see a prediction form. Early layers are often far from words: the lens fits the "
+        "from bottom to top to see a prediction form. Early layers are often far from words: the lens fits the "
         "last layers best."
     )
     head = "".join(f'<th scope="col">{safe(token)}</th>' for token in inside.text_tokens)
     rows = []
-    for row in range(len(lens.tokens)):
+    for row in reversed(range(len(lens.tokens))):
         label = "input" if row == 0 else str(row - 1)
         cells = "".join(
             f'<td tabindex="-1"{" class=same" if token == last else ""} style="--p:{share:.0%}">'
@@ -222,14 +224,14 @@ def add_lens(page: Page, inside: Inside) -> None:
         '<div class="look-lens-box"><table id="look-lens"><thead><tr><th scope="col">layer</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div><figcaption>The top prediction for the next "
         "token, after each token of the text (columns) and each layer (rows). The stronger the color, the higher its "
-        "probability; bold where it is already the model's final prediction. The last row is the model "
+        "probability; bold where it is already the model's final prediction. The first row is the model "
         "itself.</figcaption></div>"
     )
     page.picture(
         draw_lines(
-            [Line("loss", [(float(row), float(loss)) for row, loss in enumerate(lens.next_loss)])],
+            [Line("", [(float(layer), float(loss)) for layer, loss in enumerate(lens.next_loss[1:])])],
             title="Loss of the logit lens on the text",
-            x="layers passed",
+            x="after layer",
             y="nats per token",
         ),
         "How well each layer predicts the text through the lens: the layers where the curve falls are those "

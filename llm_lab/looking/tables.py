@@ -296,7 +296,12 @@ def _causal(inside: Inside) -> str:
         return f"{text}."
     most = max(others, key=lambda one: one.repeated)
     kind = "any other head" if inside.every_head_ablated else f"any of {len(others)} random heads"
-    return f"{text}; without {kind}, by at most {most.repeated:.3f} ({head_name(most.layer, most.head)})."
+    which = head_name(most.layer, most.head)
+    if float(scores.previous[most.layer, most.head]) >= PREVIOUS:
+        which += ", a previous-token head"
+    elif float(scores.induction[most.layer, most.head]) >= INDUCTION:
+        which += ", an induction head too"
+    return f"{text}; without {kind}, by at most {most.repeated:.3f} ({which})."
 
 
 def _over_time(looked: Looked) -> str:
