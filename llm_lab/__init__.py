@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "look", "run", "study"]
+__all__ = ["__version__", "duel", "load", "look", "run", "study", "sweep"]
 
 # No telemetry: TRL's trainers send usage statistics through the Hub client unless this is set before any Hugging Face
 # library is imported.
@@ -40,6 +40,27 @@ def run(recipe: Any, *overrides: str, **options: Any) -> Any:
     from llm_lab.runner import run
 
     return run(recipe, overrides, **options)
+
+
+def sweep(recipe: Any, *words: Any, **options: Any) -> Any:
+    """Run a recipe for several values and seeds as `llm-lab sweep` does; returns its tables as pandas.
+
+    words: "key=v1,v2", "key=value", or {"key": [v1, v2]}. options: seeds, preset, measure, name, jobs, retry_failed.
+    """
+    from llm_lab.study_commands import sweep_from_python
+
+    return sweep_from_python(recipe, words, **options)
+
+
+def duel(recipe: Any, *words: Any, **options: Any) -> Any:
+    """Compare two recipes with the same seeds as `llm-lab duel` does; returns the verdict and the pairs.
+
+    words: as for `sweep`, with one key of two values. options: other (the second recipe), seeds, by, measure, name,
+    jobs, retry_failed.
+    """
+    from llm_lab.study_commands import duel_from_python
+
+    return duel_from_python(recipe, words, **options)
 
 
 def study(name: str | None = None, **options: Any) -> Any:

@@ -16,6 +16,7 @@ from llm_lab.errors import LONGEST, LabError, file_error
 from llm_lab.safe_text import shorten
 from llm_lab.terminal.console import SafeStream, print_error, safe_errors
 
+PRESETS = "learning-rate, lora-rank, optimizer, position-embedding, seeds"  # a test compares them
 MODEL = "a run, a Hugging Face folder, or a name on the Hub"
 
 
@@ -145,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     _replay_parser(subparsers, common)
 
     _look_parser(subparsers, common)
+    _sweep_parser(subparsers, common)
+    _duel_parser(subparsers, common)
     _study_parser(subparsers, common)
 
     schema = subparsers.add_parser("schema", parents=[common], help="print the JSON Schema of recipes, for editors")
@@ -240,6 +243,53 @@ def _look_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: look/ in the run's folder")
     _model_arguments(parser)
     parser.set_defaults(command=study_commands.look)
+
+
+def _sweep_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "sweep", parents=[common], help="run a recipe for several values of its keys, with the same seeds, and compare"
+    )
+    parser.add_argument("recipe", help="a recipe's name or file, or a run's folder")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=v1,v2",
+        help="keys to compare, each with its values, for example optimizer.learning_rate=0.001,0.003; key=value "
+        "changes the recipe for all; a comma inside [], {} or quotes belongs to its value",
+    )
+    parser.add_argument("--preset", metavar="NAME", help=f"a grid derived from the recipe: {PRESETS}")
+    _study_arguments(parser)
+    parser.set_defaults(command=study_commands.sweep)
+
+
+def _duel_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    parser = subparsers.add_parser(
+        "duel", parents=[common], help="compare two recipes with the same seeds, and say whether one is better"
+    )
+    parser.add_argument("recipe", help="a recipe's name or file, or a run's folder")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="recipe | key=a,b",
+        help="the second recipe, or a key with two values; key=value changes the recipe for both",
+    )
+    parser.add_argument(
+        "--by", choices=("tokens", "time", "both"), default="both", help="what is held equal (default both)"
+    )
+    _study_arguments(parser)
+    parser.set_defaults(command=study_commands.duel)
+
+
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each configuration: seed, seed + 1, ...")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; they share the cores")
+    parser.add_argument("--measure", metavar="NAME", help="the result to compare by; default: the held-out one")
+    parser.add_argument("--name", help="name of its folder in checkpoints/; the same name continues it")
+    parser.add_argument("--dry-run", action="store_true", help="check all recipes and show the plan only")
+    parser.add_argument("--retry-failed", action="store_true", help="also run again what failed before")
+    _trust_recipe_argument(parser)
 
 
 def _study_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:

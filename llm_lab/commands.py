@@ -89,17 +89,17 @@ def _start(
 ) -> int:
     from llm_lab.runner import require_trusted, run_job
 
-    _with_consent(lambda: require_trusted(job))
+    with_consent(lambda: require_trusted(job))
     job = _show_plan(job, resume=resume, resume_from=resume_from) if show_plan else job
 
     def run() -> dict[str, Any]:
         with show_progress() as listener:
             return run_job(job, resume=resume, resume_from=resume_from, overwrite=overwrite, listener=listener)
 
-    return _show_results(_with_consent(run))
+    return _show_results(with_consent(run))
 
 
-def _with_consent(action: Callable[[], T]) -> T:
+def with_consent(action: Callable[[], T]) -> T:
     """Do something that may run code which a recipe from a run's folder names; in a terminal, the user is asked."""
     while True:
         try:
@@ -161,7 +161,7 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
         raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
     job = check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
     with trusting_recipes(arguments.trust_recipe):
-        _with_consent(lambda: require_trusted(job))
+        with_consent(lambda: require_trusted(job))
     words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
     words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
     words += ["--trust-recipe"] if job.is_found else []  # what it names is allowed now
@@ -337,7 +337,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     allow(job.code())  # the user named it on the command line
     with trusting_recipes(arguments.trust_recipe):
-        print_evaluation(_with_consent(measure))
+        print_evaluation(with_consent(measure))
     return DONE
 
 
@@ -566,7 +566,7 @@ def start_replay(
     print_waiting(f"Reading the lineage of {checkpoint} ...")
     composed = compose(checkpoint, name=name, digest_of=weights_digest, files_of=current_files)
     job = dataclasses.replace(check(composed.recipe), is_found=True)
-    _with_consent(lambda: require_trusted(job))  # before its recipe is written, which would be the user's own
+    with_consent(lambda: require_trusted(job))  # before its recipe is written, which would be the user's own
     from llm_lab.evaluation.self_eval import changed_data
 
     changed = [

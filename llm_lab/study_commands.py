@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_lab.commands import DONE, STOPPED, show_progress
+from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED, show_progress
 from llm_lab.errors import Problem, UserError
 from llm_lab.terminal.console import print_text
+
+if TYPE_CHECKING:
+    from llm_lab.studies.duel_report import DuelResult
+    from llm_lab.studies.results import SweepResult
 
 
 def look(arguments: argparse.Namespace) -> int:
@@ -99,3 +104,192 @@ def _run_study(folder: Path) -> int:
     with show_progress() as listener:
         run_study(RunFolder(folder), listener)
     return DONE
+
+
+# --- sweeps
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Run a recipe for each value of some keys and each seed, and compare the results."""
+    from llm_lab.studies.sweep import plan_sweep
+
+    planned = plan_sweep(
+        arguments.recipe,
+        arguments.overrides,
+        seeds=arguments.seeds,
+        name=arguments.name,
+        measure=arguments.measure,
+        preset=arguments.preset,
+        command=_command_again(arguments, "sweep", arguments.recipe),
+    )
+    return start_sweep(
+        planned,
+        jobs=arguments.jobs,
+        retry_failed=arguments.retry_failed,
+        dry_run=arguments.dry_run,
+        trust_recipe=arguments.trust_recipe,
+    )
+
+
+def start_sweep(sweep: Any, *, jobs: int = 1, dry_run: bool = False, trust_recipe: bool = False, **options: Any) -> int:
+    """Show the plan of a sweep, run what is left of it, and show its table. Returns 1 if any of its runs failed.
+
+    options: retry_failed.
+    """
+    from llm_lab.studies.sweep_report import write_sweep_report
+    from llm_lab.terminal.sweep_screen import print_sweep_end
+
+    _show_sweep_plan(sweep, jobs, trust_recipe)
+    if dry_run:
+        return DONE
+    outcome = _run_cells(sweep, jobs, **options)
+    write_sweep_report(sweep)
+    print_sweep_end(sweep, outcome)
+    return _exit_code(outcome)
+
+
+def sweep_from_python(
+    recipe: Any, words: Sequence[Any], *, jobs: int = 1, retry_failed: bool = False, **options: Any
+) -> SweepResult:
+    """Run a sweep as the command does; returns its SweepResult. KeyboardInterrupt where it was stopped."""
+    from llm_lab.studies.results import SweepResult
+    from llm_lab.studies.sweep import plan_sweep
+
+    planned = plan_sweep(recipe, _as_words(words), command="llm_lab.sweep(...)", **options)
+    if start_sweep(planned, jobs=jobs, retry_failed=retry_failed) == STOPPED:
+        raise KeyboardInterrupt
+    return SweepResult(planned.folder)
+
+
+def _as_words(words: Sequence[Any]) -> list[str]:
+    """Return what is compared as on the command line; {"key": [v1, v2]} is key=v1,v2."""
+    from llm_lab.recipe.files import format_value
+
+    found = []
+    for word in words:
+        if isinstance(word, Mapping):
+            found += [f"{key}={','.join(map(format_value, values))}" for key, values in word.items()]
+        else:
+            found.append(word)
+    return found
+
+
+def _show_sweep_plan(sweep: Any, jobs: int, trust_recipe: bool) -> None:
+    from llm_lab.studies.cells import state_of
+    from llm_lab.terminal.sweep_screen import print_sweep_plan
+
+    if jobs < 1:
+        raise UserError(Problem("--jobs", "the number of runs at a time", value=jobs, allowed="1 or more"))
+    print_sweep_plan(sweep, [state_of(cell, sweep.measure) for cell in sweep.cells_to_run()], jobs=jobs)
+    _require_runnable(sweep, trust_recipe)
+
+
+def _run_cells(sweep: Any, jobs: int, **options: Any) -> Any:
+    from llm_lab.studies.cells import run_cells
+    from llm_lab.terminal.sweep_screen import SweepScreen
+
+    sweep.write()
+    with SweepScreen(sweep) as screen:
+        return run_cells(sweep, sweep.cells_to_run(), jobs=jobs, watch=screen, **options)
+
+
+def _exit_code(outcome: Any) -> int:
+    if outcome.stopped:
+        return STOPPED
+    return DONE if outcome.count("done", "running") == len(outcome.states) else INTERNAL_ERROR
+
+
+def _require_runnable(sweep: Any, trust_recipe: bool) -> None:
+    """MachineError where this machine can't run a configuration; asks before code from a run's folder runs."""
+    from llm_lab.commands import with_consent
+    from llm_lab.recipe.resolve import require_device
+    from llm_lab.recipe.trust import trusting_recipes
+    from llm_lab.runner import require_trusted
+
+    for job in sweep.jobs.values():
+        for resolved in job.stages:
+            require_device(resolved)
+        with trusting_recipes(trust_recipe):
+            with_consent(partial(require_trusted, job))
+
+
+# --- duels
+
+
+def duel(arguments: argparse.Namespace) -> int:
+    """Compare two recipes, or two values of a key, with the same seeds."""
+    from llm_lab.studies.duel import plan_duel
+
+    words = [word for word in arguments.overrides if "=" in word and not Path(word).exists()]
+    others = [word for word in arguments.overrides if word not in words]
+    if len(others) > 1:
+        why = "a duel is between two recipes"
+        raise UserError(Problem("duel", why, value=", ".join([arguments.recipe, *others])))
+    planned = plan_duel(
+        arguments.recipe,
+        words,
+        other=others[0] if others else None,
+        seeds=arguments.seeds,
+        name=arguments.name,
+        measure=arguments.measure,
+        by=arguments.by,
+        command=_command_again(arguments, "duel", arguments.recipe),
+    )
+    return start_duel(
+        planned,
+        by=arguments.by,
+        jobs=arguments.jobs,
+        retry_failed=arguments.retry_failed,
+        dry_run=arguments.dry_run,
+        trust_recipe=arguments.trust_recipe,
+    )
+
+
+def start_duel(
+    duel: Any, *, by: str = "both", jobs: int = 1, dry_run: bool = False, trust_recipe: bool = False, **options: Any
+) -> int:
+    """Show the plan of a duel, run what is left of it, and show its verdict. options: retry_failed."""
+    from llm_lab.studies.duel import TOKENS, equal_time
+    from llm_lab.studies.duel_report import write_duel_report
+    from llm_lab.terminal.sweep_screen import print_duel_end
+
+    _show_sweep_plan(duel, jobs, trust_recipe)
+    if dry_run:
+        return DONE
+    outcome = _run_cells(duel, jobs, **options)
+    timed = equal_time(duel) if by != TOKENS and _exit_code(outcome) == DONE else None
+    if timed is not None and len(timed[0].configurations) > 2:
+        duel, how = timed
+        print_text(f"At equal time: {how}")
+        outcome = _run_cells(duel, jobs, **options)
+    write_duel_report(duel, by)
+    print_duel_end(duel, outcome, by)
+    return _exit_code(outcome)
+
+
+def duel_from_python(
+    recipe: Any,
+    words: Sequence[Any],
+    *,
+    by: str = "both",
+    jobs: int = 1,
+    retry_failed: bool = False,
+    **options: Any,
+) -> DuelResult:
+    """Run a duel as the command does; returns its DuelResult. KeyboardInterrupt where it was stopped."""
+    from llm_lab.studies.duel import plan_duel
+    from llm_lab.studies.duel_report import DuelResult
+
+    planned = plan_duel(recipe, _as_words(words), by=by, command="llm_lab.duel(...)", **options)
+    if start_duel(planned, by=by, jobs=jobs, retry_failed=retry_failed) == STOPPED:
+        raise KeyboardInterrupt
+    return DuelResult(planned.folder)
+
+
+def _command_again(arguments: argparse.Namespace, *words: str) -> str:
+    """Return the command that was given, without what belongs to one call only."""
+    options = [(f"--{name}", getattr(arguments, name, None)) for name in ("preset", "seeds", "jobs", "measure", "name")]
+    given = [
+        [option, str(value)] for option, value in options if value is not None and (option, value) != ("--jobs", 1)
+    ]
+    return shlex.join(["llm-lab", *words, *arguments.overrides, *(word for pair in given for word in pair)])

@@ -19,7 +19,10 @@ from typing import IO, Any
 from llm_lab.errors import LabError
 from llm_lab.events import Listener, ignore
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.lock import is_at_work, this_process
 from llm_lab.runs.processes import STOPPED, environment_of
+
+BUSY = 75  # exit code of a child whose folder another process works in
 
 
 def run_child(recipe: Mapping[str, Any], folder: Path, *, listener: Listener = ignore) -> RunFolder:
@@ -80,7 +83,8 @@ def _main() -> int:
         return STOPPED
     except LabError as error:
         print(error, file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        is_busy = is_at_work(Path(work["folder"]), {**this_process(), "pid": None})  # by anyone but this process
+        return BUSY if is_busy else error.exit_code
     return STOPPED if run.status() == "stopped" else 0
 
 

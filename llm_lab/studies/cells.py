@@ -1,0 +1,268 @@
+"""Run the cells of a sweep: each in a process of its own, one after the other or several at a time.
+
+The folder is the state. Whoever works on a cell holds its lock in `.claims`, so that several commands, on several
+machines with one shared disk, can take the cells of one sweep; a run that was killed is resumed by the next.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llm_lab.errors import LabError
+from llm_lab.estimate.adapter_base import read_object
+from llm_lab.estimate.machine import find_machine
+from llm_lab.runs import lock
+from llm_lab.runs.folder import RunFolder, now
+
+from .child_run import BUSY, start_child, stop_child
+from .measures import rows_of, value_of
+from .sweep import Cell, Sweep
+
+POLL_SECONDS, REPORT_SECONDS = 0.1, 0.5
+PATIENCE_SECONDS = 60.0  # for the end of a process that saves its work, because the command that started it is gone
+OVER = ("done", "failed")
+
+
+@dataclass(frozen=True)
+class CellState:
+    """How far a cell is. status: that of its run, or waiting. value: of the measure, once it is done."""
+
+    cell: Cell
+    status: str
+    step: int = 0
+    max_steps: int | None = None
+    loss: float | None = None
+    value: float | None = None
+    seconds: float | None = None
+    error: str = ""
+
+
+@dataclass
+class Outcome:
+    """How a command ended: what of the cells it was asked for is done, failed, or in progress elsewhere."""
+
+    states: list[CellState] = field(default_factory=list)
+    stopped: bool = False
+
+    def count(self, *statuses: str) -> int:
+        """Return how many cells have one of these statuses."""
+        return sum(state.status in statuses for state in self.states)
+
+
+Watcher = Callable[[Sequence[CellState], float | None], None]
+
+
+def state_of(cell: Cell, measure: str) -> CellState:
+    """Return how far a cell is, from its folder."""
+    run = RunFolder(cell.folder)
+    if not run.run_json.is_file():
+        return CellState(cell, "waiting")
+    facts, rows, status = run.facts(), rows_of(run), run.status()
+    last = rows[-1] if rows else {}
+    recipe = facts.get("recipe") or {}
+    stages = [stage for stage in recipe.get("stages") or [recipe] if stage.get("train")]
+    loss = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
+    seconds = (facts.get("results") or {}).get("wall_seconds", last.get("wall_seconds"))
+    return CellState(
+        cell,
+        status,
+        step=last.get("step", 0),
+        max_steps=stages[-1]["train"].get("max_steps") if stages else None,
+        loss=loss,
+        value=value_of(run, measure),
+        seconds=seconds,
+        error=str(facts.get("error") or "") if status == "failed" else "",
+    )
+
+
+def run_cells(
+    sweep: Sweep,
+    cells: Sequence[Cell],
+    *,
+    jobs: int = 1,
+    retry_failed: bool = False,
+    watch: Watcher = lambda states, seconds_left: None,
+) -> Outcome:
+    """Run what is left of some cells; returns how all of them ended.
+
+    watch: called about twice a second with the state of every cell and the seconds left. Ctrl-C stops the cells in
+    progress, with their work saved. Cells that failed before are skipped, unless retry_failed.
+    """
+    work = _Work(sweep, cells, jobs, retry_failed)
+    try:
+        while work.step():
+            work.report(watch)
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        work.stop()
+        return Outcome(work.states(), stopped=True)
+    finally:
+        work.close()
+    work.report(watch, at_once=True)
+    return Outcome(work.states())
+
+
+@dataclass
+class _Running:
+    process: subprocess.Popen[str]
+    claim: ExitStack
+    log: Path
+    slot: int
+    since: float
+
+
+class _Work:
+    """The cells of one command: those to start, those in progress, and how long they took."""
+
+    def __init__(self, sweep: Sweep, cells: Sequence[Cell], jobs: int, retry_failed: bool):
+        self.sweep, self.cells, self.jobs = sweep, list(cells), max(1, jobs)
+        # A failed cell counts as tried, so that another command's failures are not repeated in the same pass.
+        tried = () if retry_failed else ("failed",)
+        self._known = {cell.name: state_of(cell, sweep.measure) for cell in self.cells}
+        self._left = [cell for cell in self.cells if self._known[cell.name].status not in ("done", *tried)]
+        self._retry = {cell.name for cell in self._left if self._known[cell.name].status == "failed"}
+        self._running: dict[str, _Running] = {}
+        self._busy_since: dict[str, float] = {}
+        self._reported = 0.0
+        self._took, self._predicted = 0.0, 0.0  # of the cells that this command has completed
+        self._gpus = _gpus() if self.jobs > 1 else []
+
+    def step(self) -> bool:
+        """Start what can be started, and take note of what has ended; False when nothing is left."""
+        for cell in list(self.cells):
+            if cell.name in self._running and self._running[cell.name].process.poll() is not None:
+                self._end(cell)
+        for cell in list(self._left):
+            if len(self._running) >= self.jobs:
+                break
+            if cell.name not in self._running:
+                self._try(cell)
+        return bool(self._left or self._running)
+
+    def _try(self, cell: Cell) -> None:
+        """Start a cell, unless it is done by now or somebody works on it."""
+        status = RunFolder(cell.folder).status()
+        if status == "done" or (status == "failed" and cell.name not in self._retry):
+            self._left.remove(cell)
+            return
+        claim = self._claim(cell) if status != "running" else None
+        if claim is None:
+            since = self._busy_since.setdefault(cell.name, time.monotonic())
+            if time.monotonic() - since > PATIENCE_SECONDS or self._is_claimed(cell):
+                self._left.remove(cell)
+            return
+        self._left.remove(cell)
+        logs = self.sweep.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        log = logs / f"{cell.name}.log"
+        slot = next(n for n in range(self.jobs) if n not in {one.slot for one in self._running.values()})
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+        with open(log, "w", encoding="utf-8") as output:
+            process = start_child(cell.recipe, cell.folder, output, jobs=self.jobs, gpu=gpu)
+        self._running[cell.name] = _Running(process, claim, log, slot, time.monotonic())
+
+    def _claim(self, cell: Cell) -> ExitStack | None:
+        """Take the lock of a cell; None where another command has it."""
+        place, claim = self._place(cell), ExitStack()
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(lock.hold(place, read_object(place / lock.NAME)))
+        except (LabError, FileNotFoundError):  # it has just been removed by the command that had it
+            return None
+        return claim
+
+    def _place(self, cell: Cell) -> Path:
+        return self.sweep.folder / ".claims" / cell.name
+
+    def _is_claimed(self, cell: Cell) -> bool:
+        return lock.is_at_work(self._place(cell), read_object(self._place(cell) / lock.NAME) or {})
+
+    def _end(self, cell: Cell) -> None:
+        """Take note of how a cell ended."""
+        running = self._running.pop(cell.name)
+        code, run = running.process.returncode, RunFolder(cell.folder)
+        if running.process.stdin:
+            running.process.stdin.close()
+        status = run.status()
+        if code == BUSY or status == "running":  # a process that saves its work, or one that was started by hand
+            self._left.append(cell)
+        elif code > 0 and status not in ("failed", "stopped"):
+            self._record_failure(run, code, running.log)
+        elif status == "done":
+            with suppress(OSError):
+                running.log.unlink()
+            self._took += time.monotonic() - running.since
+            self._predicted += self._cost(cell)
+        running.claim.close()
+        with suppress(OSError):
+            self._place(cell).rmdir()
+
+    def _record_failure(self, run: RunFolder, code: int, log: Path) -> None:
+        """Record the failure of a process that did not get far enough to do it. One that was killed is resumed."""
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+        reason = lines[-1][:500] if lines else f"the process ended with code {code}"
+        first = {} if run.has_started() else {"name": run.path.name, "created_at": now()}
+        run.update(**first, status="failed", error=reason, ended_at=now())
+
+    def stop(self) -> None:
+        """Stop the cells in progress; their work is saved. A second Ctrl-C stops them at once."""
+        for running in self._running.values():
+            stop_child(running.process)
+        try:
+            for running in self._running.values():
+                running.process.wait()
+        except KeyboardInterrupt:
+            for running in self._running.values():
+                running.process.kill()
+
+    def close(self) -> None:
+        """Release what is held; children that are left save their work, as their parent does not listen any more."""
+        for running in self._running.values():
+            if running.process.stdin:
+                with suppress(OSError):
+                    running.process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                running.process.wait(PATIENCE_SECONDS)
+            running.claim.close()
+
+    def states(self) -> list[CellState]:
+        """Return the state of every cell."""
+        for cell in self.cells:
+            if self._known[cell.name].status not in OVER or cell.name in self._retry:
+                self._known[cell.name] = state_of(cell, self.sweep.measure)
+        return [self._known[cell.name] for cell in self.cells]
+
+    def report(self, watch: Watcher, *, at_once: bool = False) -> None:
+        """Show the states, about twice a second."""
+        if at_once or time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._reported = time.monotonic()
+            states = self.states()
+            watch(states, self._seconds_left(states))
+
+    def _seconds_left(self, states: Sequence[CellState]) -> float | None:
+        """Return how long the cells that are left will take, from the estimates and how right they were so far."""
+        seconds = 0.0
+        for state in states:
+            cost = self._cost(state.cell)
+            if state.status not in OVER:
+                seconds += cost * (1 - state.step / state.max_steps if state.max_steps else 1.0)
+        right = self._took / self._predicted if self._predicted else 1.0
+        return seconds * right / self.jobs if seconds else None
+
+    def _cost(self, cell: Cell) -> float:
+        job = self.sweep.jobs.get(cell.configuration.name)
+        return sum(one.estimate.wall_seconds or 0.0 for one in job.stages) if job else 0.0
+
+
+def _gpus() -> list[str]:
+    """Return the GPUs of this machine as CUDA_VISIBLE_DEVICES names them, where there are several."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(find_machine().gpus)
+    names = visible.split(",") if visible else [str(number) for number in range(count)]
+    return names if count > 1 else []

@@ -1,0 +1,263 @@
+"""A duel: two recipes with the same seeds, compared at equal tokens and at equal time, with an honest verdict.
+
+It is a sweep of two configurations. At equal tokens, both train on the same number of tokens. At equal time, the faster
+one keeps its run and the slower one is trained anew with as many steps as fit into the same time, its learning-rate
+schedule within them: a point on the curve of a longer run would be before its learning rate has fallen.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.job import Job
+from llm_lab.recipe.fields import value_at
+from llm_lab.runs.folder import ROOT, RunFolder, slug
+
+from .grid import Configuration, Grid, configurations_of, read_grid, short_keys
+from .measures import caveats, choose_measure, value_of
+from .sweep import (
+    Sweep,
+    check_all,
+    first_seed,
+    joined_with_folder,
+    open_sweep,
+    read_raw,
+    require_differences,
+    require_seeds,
+)
+from .verdict import MIN_SEEDS, Verdict, decide
+
+TOKENS, TIME, BOTH = "tokens", "time", "both"
+SAME_TOKENS, SAME_SPEED = 0.005, 0.03  # relative differences that count as none
+EQUAL_TIME = "-equal-time"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two in a comparison: its configuration, and its value for every seed that both have."""
+
+    configuration: Configuration
+    values: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two configurations at equal tokens or at equal time. verdict: of the second minus the first; None without pairs.
+
+    how: what was held equal, in words.
+    """
+
+    by: str
+    first: Side
+    second: Side
+    how: str
+    verdict: Verdict | None
+
+
+def plan_duel(
+    recipe: str | Path | Mapping[str, Any],
+    words: Iterable[str] = (),
+    *,
+    other: str | Path | Mapping[str, Any] | None = None,
+    seeds: int | None = None,
+    name: str | None = None,
+    measure: str | None = None,
+    by: str = BOTH,
+    command: str = "",
+    root: Path = ROOT,
+) -> Sweep:
+    """Return a duel whose two recipes have been checked; nothing is written yet.
+
+    other: the second recipe; without it, words has one key with two values. UserError with every problem of both.
+    """
+    if by not in (TOKENS, TIME, BOTH):
+        raise UserError(Problem("--by", "what is held equal", value=by, allowed=f"{TOKENS}, {TIME}, {BOTH}"))
+    seeds = MIN_SEEDS if seeds is None else seeds
+    require_seeds(seeds, "duel")
+    grid = read_grid(words)
+    raw, stem = read_raw(recipe)
+    remarks: list[str] = []
+    if other is None:
+        _require_two_values(grid)
+        pair, remarks = configurations_of(raw, grid)
+        title = "-".join([str(raw.get("name") or stem), "duel", *short_keys(grid.values).values()])
+    else:
+        pair = _two_recipes((raw, stem), read_raw(other), grid)
+        title = f"{pair[0].name}-against-{pair[1].name}"
+    jobs = check_all(pair, recipe)
+    pair, jobs, changed = _with_equal_tokens(pair, jobs, recipe)
+    require_differences(pair, jobs, list(grid.values) or ["recipe"])
+    first = first_seed(pair[0].recipe)
+    duel = Sweep(
+        folder=root / (name or slug(title, "duel")),
+        keys=tuple(grid.values),
+        base=pair[0].recipe,
+        configurations=tuple(pair),
+        seeds=tuple(range(first, first + seeds)),
+        measure=choose_measure(measure, jobs, tuple(grid.values)),
+        command=command,
+        remarks=tuple([*remarks, *changed, *caveats(grid.values, jobs)]),
+        jobs=jobs,
+        kind="duel",
+    )
+    return joined_with_folder(duel)
+
+
+def _require_two_values(grid: Grid) -> None:
+    count = math.prod(len(values) for values in grid.values.values())
+    if not grid.values:
+        fix = "Name a second recipe, or one key with two values: optimizer.name=adamw,muon."
+        raise UserError(Problem("duel", "there is only one recipe", fix=fix))
+    if count != 2:
+        words = " ".join(f"{key}={','.join(values)}" for key, values in grid.values.items())
+        fix = f"A sweep compares more: llm-lab sweep RECIPE {words}."
+        raise UserError(Problem(", ".join(grid.values), f"a duel is between two, and these make {count}", fix=fix))
+
+
+def _two_recipes(one: tuple[dict[str, Any], str], two: tuple[dict[str, Any], str], grid: Grid) -> list[Configuration]:
+    """Return the configurations of two recipe files, named after them; overrides hold for both."""
+    if grid.values:
+        fix = "Give one value, which holds for both recipes, or leave out the second recipe."
+        raise UserError(Problem(next(iter(grid.values)), "two recipes are compared, not values of a key", fix=fix))
+    stems = [slug(str(raw.get("name") or stem), "recipe")[:40] for raw, stem in (one, two)]
+    if stems[0] == stems[1]:
+        stems = [slug(stem, "recipe")[:40] for _, stem in (one, two)]
+    if stems[0] == stems[1]:
+        stems = [f"A-{stems[0]}", f"B-{stems[1]}"]
+    recipes = [configurations_of(raw, grid)[0][0].recipe for raw, _ in (one, two)]
+    recipes[1] = {**recipes[1], "seed": first_seed(recipes[0])}
+    return [Configuration(stem, stem, {}, recipe) for stem, recipe in zip(stems, recipes, strict=True)]
+
+
+def _tokens(job: Job) -> int:
+    return sum(resolved.estimate.tokens for resolved in job.stages)
+
+
+def _with_equal_tokens(
+    pair: Sequence[Configuration], jobs: Mapping[str, Job], recipe: Any
+) -> tuple[list[Configuration], dict[str, Job], list[str]]:
+    """Return the two configurations so that both train on as many tokens as the one that trains on fewer."""
+    less, more = sorted(pair, key=lambda one: _tokens(jobs[one.name]))
+    fewer, tokens = _tokens(jobs[less.name]), _tokens(jobs[more.name])
+    job = jobs[more.name]
+    steps = value_at(job.stages[0].values, "train.max_steps")
+    if not fewer or tokens - fewer <= SAME_TOKENS * tokens:
+        return list(pair), dict(jobs), []
+    if job.is_pipeline or not steps:
+        words = f"{less.label} trains on {fewer:,} tokens and {more.label} on {tokens:,}: they are not equal."
+        return list(pair), dict(jobs), [words]
+    wanted = max(1, round(steps * fewer / tokens))
+    changed = _with_steps(more, wanted)
+    words = f"{more.label} trains {wanted:,} steps instead of {steps:,}, so that both train on {fewer:,} tokens."
+    found = [changed if one is more else one for one in pair]
+    return found, {**jobs, **check_all([changed], recipe)}, [words]
+
+
+def _with_steps(configuration: Configuration, steps: int) -> Configuration:
+    train = {**(configuration.recipe.get("train") or {}), "max_steps": steps}
+    for key in ("eval_steps", "save_steps", "logging_steps"):
+        if isinstance(train.get(key), int):
+            train[key] = min(train[key], steps)
+    return replace(configuration, recipe={**configuration.recipe, "train": train})
+
+
+# --- equal time
+
+
+def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
+    """Return a duel together with the slower configuration in the time of the faster one, and in words what is equal.
+
+    The third configuration is kept in the folder once it is there, so that a resumed duel does not measure again. None
+    while runs at equal tokens are missing, and where the recipe has no number of steps. The same duel where both are
+    equally fast.
+    """
+    one, two = duel.configurations[:2]
+    seconds = {side.name: _seconds(duel, side) for side in (one, two)}
+    if any(value is None for value in seconds.values()):
+        return None
+    fast, slow = sorted((one, two), key=lambda side: seconds[side.name] or 0.0)
+    times = [seconds[side.name] or 0.0 for side in (fast, slow)]
+    took = f"{fast.label} {times[0]:.1f} s, {slow.label} {times[1]:.1f} s per run (median, on this machine)"
+    known = next((c for c in duel.configurations[2:] if c.name.endswith(EQUAL_TIME)), None)
+    if known is None and times[1] - times[0] <= SAME_SPEED * times[1]:
+        return duel, f"Both take the same time, within {SAME_SPEED:.0%}: {took}."
+    steps = _steps(duel, slow)
+    if steps is None:
+        return None
+    if known is None:
+        shorter = _with_steps(slow, max(1, round(steps * times[0] / times[1])))
+        known = replace(shorter, label=f"{slow.label}, equal time", name=f"{slow.name}{EQUAL_TIME}")
+    base = duel.configurations[:2]
+    wanted = (duel.wanted[0] | {known.name}, duel.wanted[1])
+    jobs = {**duel.jobs, **check_all([known], duel.base)}
+    slower = slow if known.name.startswith(slow.name) else fast  # as measured when the duel was planned
+    new = known.recipe["train"]["max_steps"]
+    words = f"{took}. So {slower.label} was trained anew with {new:,} of {steps:,} steps, its schedule within them."
+    return replace(duel, configurations=(*base, known), wanted=wanted, jobs=jobs), words
+
+
+def _seconds(duel: Sweep, side: Configuration) -> float | None:
+    """Return the median training time of a configuration's runs; None unless all that are wanted are done."""
+    found = []
+    for cell in duel.cells():
+        if cell.configuration.name == side.name:
+            facts = RunFolder(cell.folder).facts()
+            if facts.get("status") != "done":
+                return None
+            found.append((facts.get("results") or {}).get("wall_seconds"))
+    known = [value for value in found if isinstance(value, int | float) and value > 0]
+    return statistics.median(known) if known else None
+
+
+def _steps(duel: Sweep, side: Configuration) -> int | None:
+    for cell in duel.cells():
+        if cell.configuration.name == side.name:
+            steps = value_at(RunFolder(cell.folder).facts(), "recipe.train.max_steps")
+            if isinstance(steps, int):
+                return steps
+    return None
+
+
+# --- verdicts
+
+
+def compare(duel: Sweep, by: str = BOTH) -> list[Comparison]:
+    """Return what the folder of a duel says at equal tokens and at equal time, as far as it goes."""
+    one, two = duel.configurations[:2]
+    found = []
+    if by in (TOKENS, BOTH):
+        found.append(_compared(duel, TOKENS, one, two, "Both train on the same number of tokens."))
+    if by in (TIME, BOTH) and (timed := equal_time(duel)) is not None:
+        with_third, how = timed
+        third = with_third.configurations[2:]
+        sides = [next((c for c in third if c.name == f"{side.name}{EQUAL_TIME}"), side) for side in (one, two)]
+        found.append(_compared(with_third, TIME, sides[0], sides[1], how))
+    return found
+
+
+def _compared(duel: Sweep, by: str, one: Configuration, two: Configuration, how: str) -> Comparison:
+    values: dict[str, dict[int, float]] = {one.name: {}, two.name: {}}
+    for cell in duel.cells():
+        if cell.configuration.name in values:
+            value = value_of(RunFolder(cell.folder), duel.measure)
+            if value is not None:
+                values[cell.configuration.name][cell.seed] = value
+    both = [seed for seed in duel.seeds if all(seed in found for found in values.values())]
+    pairs = [(values[one.name][seed], values[two.name][seed]) for seed in both]
+    verdict = decide([second - first for first, second in pairs]) if pairs else None
+    sides = [Side(side, {seed: values[side.name][seed] for seed in both}) for side in (one, two)]
+    return Comparison(by, sides[0], sides[1], how, verdict)
+
+
+def open_duel(folder: str | Path, *, root: Path = ROOT) -> Sweep:
+    """Read a duel from its folder. UserError where there is none."""
+    duel = open_sweep(folder, root=root)
+    if duel.kind != "duel":
+        raise UserError(Problem(str(folder), "this is a sweep, not a duel"))
+    return duel

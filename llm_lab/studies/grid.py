@@ -1,0 +1,181 @@
+"""The grid of a sweep: which recipe keys take which values, as written on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_lab.errors import Problem, UserError, one_of
+from llm_lab.recipe.fields import groups_of, value_at
+from llm_lab.recipe.files import apply_overrides, parse_yaml
+from llm_lab.recipe.registry import stage_of
+from llm_lab.recipe.validate import find_key
+from llm_lab.runs.folder import slug
+
+LONGEST_NAME = 80
+_OPENING, _CLOSING = "[{", "]}"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One of the recipes that are compared.
+
+    label: for tables; name: for folders; values: the swept keys with their values, as texts; recipe: as a user would
+    write it, without the seed of a cell.
+    """
+
+    label: str
+    name: str
+    values: dict[str, str]
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The swept keys, each with its values as texts, and the overrides that hold for all cells."""
+
+    values: dict[str, tuple[str, ...]]
+    fixed: tuple[str, ...] = ()
+
+
+def read_grid(words: Iterable[str]) -> Grid:
+    """Read key=v1,v2 and key=value. UserError for an empty or repeated value, and for a key that is given twice.
+
+    A comma inside brackets or quotes belongs to its value: optimizer.betas=[0.9,0.95],[0.9,0.99].
+    """
+    values: dict[str, tuple[str, ...]] = {}
+    fixed: list[str] = []
+    problems: list[Problem] = []
+    for word in words:
+        key, equals, text = (part.strip() for part in word.partition("="))
+        parts = split_values(text)
+        if not equals or len(parts) < 2:
+            fixed.append(word)
+            continue
+        if key in values:
+            fix = f"List all its values at once: {key}={','.join(values[key] + tuple(parts))}"
+            problems.append(Problem(key, "the key is given twice", fix=fix))
+        problems += _wrong_values(key, parts)
+        values[key] = tuple(parts)
+    for key in values.keys() & {word.partition("=")[0].strip() for word in fixed}:
+        problems.append(Problem(key, "the key is given with one value and with several", fix="Give it once."))
+    if "seed" in values:
+        fix = f"Use --seeds {len(values['seed'])}: every configuration is then run with the same seeds."
+        problems.append(Problem("seed", "a seed is not compared with another one", fix=fix))
+    if "name" in values:
+        problems.append(Problem("name", "a name has no effect on a run", fix="Name the sweep with --name."))
+    if problems:
+        raise UserError(*problems)
+    return Grid(values, tuple(fixed))
+
+
+def _wrong_values(key: str, parts: Sequence[str]) -> Iterable[Problem]:
+    if not all(parts):
+        fix = "Write null for a key that is left out, and '' for an empty text."
+        yield Problem(key, "one of the values is empty", value=",".join(parts), fix=fix)
+        return
+    known: list[Any] = []
+    for part in parts:
+        value = parse_yaml(part, key) if part[0] not in "*&!%@`" else part
+        if value in known:
+            first = parts[known.index(value)]
+            same = f"{part} is listed twice" if first == part else f"{first} and {part} are the same value"
+            yield Problem(key, same, fix="List it once; --seeds N repeats every configuration.")
+        known.append(value)
+
+
+def split_values(text: str) -> list[str]:
+    """Split a text at its commas, except those inside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for position, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in _OPENING:
+            depth += 1
+        elif letter in _CLOSING:
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            parts.append(text[start:position].strip())
+            start = position + 1
+    return [*parts, text[start:].strip()]
+
+
+def configurations_of(raw: Mapping[str, Any], grid: Grid) -> tuple[list[Configuration], list[str]]:
+    """Return one configuration for each combination of values, and remarks on what they don't keep of the recipe."""
+    short = short_keys(grid.values)
+    remarks: dict[str, None] = {}
+    found = []
+    for combination in itertools.product(*grid.values.values()):
+        values = dict(zip(grid.values, combination, strict=True))
+        words = [f"{key}={text}" for key, text in values.items()]
+        recipe = with_words(raw, [*grid.fixed, *words], remarks)
+        label = ", ".join(f"{short[key]}={text}" for key, text in values.items()) or "recipe"
+        name = "-".join(f"{short[key]}={slug(text, 'empty')}" for key, text in values.items())
+        found.append(Configuration(label, name, values, recipe))
+    return _with_different_names(found), list(remarks)
+
+
+def with_words(raw: Mapping[str, Any], words: Iterable[str], remarks: dict[str, None]) -> dict[str, Any]:
+    """Return a recipe with overrides. One that names another optimizer drops the settings of the recipe's own.
+
+    They belong to it: a learning rate for Muon says nothing about AdamW. remarks: what was dropped is added to it.
+    """
+    ordered = sorted(words, key=lambda word: not word.partition("=")[0].strip().endswith(".name"))
+    translated = []
+    for word in ordered:
+        key, _, text = (part.strip() for part in word.partition("="))
+        group, _, last = key.rpartition(".")
+        if last == "name" and group and (own := _named_part(raw, group)) not in (None, text):
+            given = {name: value for name, value in (value_at(raw, group) or {}).items() if name != "name"}
+            if given:
+                keys = one_of([f"{group}.{name} = {value}" for name, value in given.items()])
+                remarks[
+                    f"The recipe's {keys} belong{'s' if len(given) == 1 else ''} to {own}: not used for others."
+                ] = None
+            word = f"{group}={{name: {text}}}"
+        translated.append(word)
+    return apply_overrides(dict(raw), translated)[0]
+
+
+def _named_part(raw: Mapping[str, Any], group: str) -> str | None:
+    """Return which part a recipe uses in a group that is one of several, such as its optimizer; None elsewhere."""
+    owner, path = raw, group
+    if match := re.match(r"(stages\.\d+)\.(.+)", group):
+        owner, path = value_at(raw, match[1]) or {}, match[2]
+    stage = stage_of(owner)
+    key = find_key(stage.recipe, path) if stage else None
+    if key is None or len(groups_of(key.info)) < 2:
+        return None
+    given = value_at(owner, path)
+    name = given.get("name") if isinstance(given, Mapping) else None
+    return str(name or getattr(key.info.get_default(call_default_factory=True), "name", None))
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Return a short name for each key that no other has: learning_rate, optimizer (for optimizer.name), lora.r."""
+    found = {}
+    for key in keys:
+        steps = key.removesuffix(".name").split(".")
+        named = [number for number, step in enumerate(steps) if not step.isdigit()]
+        found[key] = ".".join(steps[named[-1] :]) if len(steps[-1]) > 2 else ".".join(steps[-2:])
+    taken = list(found.values())
+    return {key: name if taken.count(name) == 1 else key for key, name in found.items()}
+
+
+def _with_different_names(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Return the configurations with names that are short enough for a folder and that no two share."""
+    names = [configuration.name for configuration in configurations]
+    found = []
+    for one in configurations:
+        name = one.name
+        if len(name) > LONGEST_NAME or names.count(name) > 1:
+            digest = hashlib.sha256(one.label.encode()).hexdigest()[:6]
+            name = f"{name[: LONGEST_NAME - 7].rstrip('-._=')}-{digest}"
+        found.append(Configuration(one.label, name, one.values, one.recipe))
+    return found

@@ -1,0 +1,89 @@
+"""The result that the runs of a sweep are compared by, and where it can't be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.job import Job
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.glossary import OF_THE_MACHINE, QUANTITIES, quantity
+
+# What one compares runs by, in this order, where a run has it.
+MEASURES = ("eval_accuracy", "eval_loss", "exact_match_sampled", "eval_reward_sampled", "bits_per_byte", "exact_match")
+# Keys on which the text or the unit of the validation loss depends.
+CHANGES_THE_MEASURE = {
+    "tokenizer": "the validation loss is per token, and their tokens are different: bits per byte can be compared",
+    "train.max_length": "the validation loss is measured with a context of train.max_length tokens",
+    "validation": "the validation data is different",
+    "data": "the validation data is held out from data that is different",
+    "score": "the held-out prompts or their scores are different",
+    "rewards": "the reward is a different one",
+    "dpo.beta": "the loss of DPO depends on beta: compare the accuracy",
+}
+
+
+def choose_measure(wanted: str | None, jobs: Mapping[str, Job], keys: Sequence[str]) -> str:
+    """Return the result to compare by. UserError for an unknown one, and where the runs won't have it."""
+    last = [job.stages[-1] for job in jobs.values()]
+    if wanted is not None:
+        found = quantity(wanted)
+        if found.more_is_better is None and wanted not in OF_THE_MACHINE:
+            known = [key for key, entry in QUANTITIES.items() if entry.more_is_better is not None]
+            why = "there is no such result" if not found.meaning else "neither more nor less of it is better"
+            shown = [key for key in MEASURES if key in known]
+            fix = did_you_mean(wanted, known)
+            raise UserError(Problem("--measure", why, value=wanted, allowed=f"{one_of(shown)}, ...", fix=fix))
+        return wanted
+    stage, values = last[0].stage, last[0].values
+    if stage.makes is None:
+        return "eval_loss" if values.get("data") else "exact_match"
+    if not stage.trains:
+        why = f"a {stage.name} recipe has no result to compare by"
+        raise UserError(Problem("stage", why, value=stage.name, fix="Name one with --measure."))
+    if not stage.measures_loss:
+        return "eval_reward_sampled"
+    if any(one.values.get("validation", {}).get("fraction") == 0 for one in last):
+        fix = "Set validation.fraction, or name another result with --measure."
+        raise UserError(
+            Problem("validation.fraction", "without validation data there is nothing to compare", 0, fix=fix)
+        )
+    if any(key.split(".")[-1] == "tokenizer" or ".tokenizer." in f".{key}." for key in keys):
+        return "bits_per_byte"
+    return "eval_accuracy" if stage.makes == "reward model" else "eval_loss"
+
+
+def caveats(keys: Iterable[str], jobs: Mapping[str, Job]) -> list[str]:
+    """Return what makes the results of the configurations hard to compare, because the measure itself changes."""
+    found = []
+    for key in keys:
+        inner = key.split(".", 2)[-1] if key.startswith("stages.") else key
+        for start, why in CHANGES_THE_MEASURE.items():
+            if inner == start or inner.startswith(f"{start}."):
+                found.append(f"{key} is compared, and with it {why}.")
+    tokens = {sum(one.estimate.tokens for one in job.stages) for job in jobs.values()}
+    if len(tokens) > 1:
+        found.append("The configurations train on different numbers of tokens; the table has them.")
+    return found
+
+
+def value_of(run: RunFolder, measure: str) -> float | None:
+    """Return a result of a run that is done; None where it has none, or one that is not a finite number."""
+    facts = run.facts()
+    value = (facts.get("results") or {}).get(measure) if facts.get("status") == "done" else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def rows_of(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the metrics of a run; of a pipeline, those of the last stage that has any."""
+    found = [stage.metrics() for stage in run.stages()]
+    return next((rows for rows in reversed(found) if rows), run.metrics())
+
+
+def less_is_better(measure: str) -> bool:
+    """Return whether less of a result is better; of time and memory it is."""
+    return not quantity(measure).more_is_better

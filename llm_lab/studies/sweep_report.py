@@ -1,0 +1,210 @@
+"""The report of a sweep: the table, what the configurations changed, and the pictures, as report.md and report.html."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from llm_lab.estimate.formatting import count, duration
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.glossary import name_of, quantity, write
+from llm_lab.runs.plots import Interval, Line, draw_heatmap, draw_intervals, draw_lines
+
+from .grid import short_keys
+from .measures import less_is_better, rows_of
+from .report_files import ReportFiles
+from .results import Row, difference_rows, summarize, write_tables
+from .sweep import Sweep
+
+FEW_POINTS = 3  # a curve of fewer evaluations shows nothing
+CURVES = {"eval_loss": "loss", "bits_per_byte": "loss"}  # measured rarely: what is logged often instead
+SMOOTH_ABOVE, SMOOTH_SHARE = 60, 40  # curves of more points are averaged over a 40th of them
+
+
+def write_sweep_report(sweep: Sweep) -> None:
+    """Write the reports, their pictures, results.csv, cells.csv and results.json from what the folder holds."""
+    write_tables(sweep)
+    build_report(sweep).write(sweep.folder)
+
+
+def build_report(sweep: Sweep) -> ReportFiles:
+    """Return the report, not yet written."""
+    rows = summarize(sweep)
+    report = ReportFiles(f"Sweep: {sweep.folder.name}")
+    report.text(describe_sweep(sweep))
+    report.items([*sweep.remarks, *what_is_missing(rows)])
+    report.heading("Results")
+    report.table(*result_table(sweep, rows), caption=how_to_read(sweep, rows))
+    if any(row.n for row in rows):
+        report.picture("intervals.svg", _intervals(sweep, rows), _what_intervals_show(sweep, rows))
+        add_heatmap(report, sweep, rows)
+        add_curves(report, sweep, rows)
+    if differences := difference_rows(sweep):
+        report.heading("What the configurations changed")
+        report.table(("key", *(one.label for one in sweep.configurations)), differences, "Derived values are included.")
+    failures = [(state.cell.label, state.error) for row in rows for state in row.states if state.status == "failed"]
+    if failures:
+        report.heading("Failed")
+        report.table(("run", "why"), failures)
+    report.heading("Run it again")
+    report.text(
+        "The same command continues what is not done. Each run has its recipe, metrics and report in its folder."
+    )
+    report.code(sweep.command or f"llm-lab sweep ... --name {sweep.folder.name}")
+    return report
+
+
+def describe_sweep(sweep: Sweep) -> str:
+    """Return in words what is compared, by what, and which direction is better."""
+    found = quantity(sweep.measure)
+    unit = f", in {found.unit}" if found.unit and "(" not in found.unit else ""
+    better = "lower is better" if less_is_better(sweep.measure) else "higher is better"
+    seeds = f"seed {sweep.seeds[0]}" if len(sweep.seeds) == 1 else f"seeds {_ranges(sweep.seeds)}"
+    what = f"{len(sweep.configurations)} configurations" if len(sweep.configurations) > 1 else "One configuration"
+    keys = f" of {' and '.join(sweep.keys)}" if sweep.keys else ""
+    return f"{what}{keys}, each run with {seeds}. Compared by the {found.name}{unit}: {better}."
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def what_is_missing(rows: Sequence[Row]) -> list[str]:
+    """Return what a reader needs to know about cells without a result."""
+    states = [state for row in rows for state in row.states]
+    missing = {
+        "failed": "failed; they are listed below",
+        "waiting": "have not run yet",
+        "running": "are in progress",
+        "stopped": "were stopped; the same command resumes them",
+        "interrupted": "were killed; the same command resumes them",
+    }
+    found = []
+    for status, words in missing.items():
+        if number := sum(state.status == status for state in states):
+            found.append(f"{number} of {len(states)} runs {words}.")
+    if without := sum(state.status == "done" and state.value is None for state in states):
+        found.append(f"{without} of {len(states)} runs are done and have no such result.")
+    return found
+
+
+def result_table(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: the configuration, mean, standard deviation, n, every seed, time and tokens per run."""
+    short = short_keys(sweep.keys)
+    head = [*(short[key] for key in sweep.keys)] or ["configuration"]
+    head += ["mean", "SD", "n", *(f"seed {seed}" for seed in sweep.seeds), "time per run", "tokens per run"]
+    table = []
+    for row in rows:
+        named = [row.configuration.values[key] for key in sweep.keys] or [row.configuration.label]
+        cells = [write(sweep.measure, row.mean) if row.n else "-", _spread(sweep.measure, row), str(row.n)]
+        for state in row.states:
+            shown = state.status if state.status != "done" else "-"
+            cells.append(shown if state.value is None else write(sweep.measure, state.value))
+        cells += [duration(row.seconds) if row.seconds == row.seconds else "-"]
+        cells += [count(row.tokens) if row.tokens == row.tokens else "-"]
+        table.append([*named, *cells])
+    return head, table
+
+
+def _spread(measure: str, row: Row) -> str:
+    return write(measure, row.spread) if row.n > 1 else "-"
+
+
+def how_to_read(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """Return how far the order of the table can be trusted."""
+    most = max((row.n for row in rows), default=0)
+    if most < 2:
+        text = "One seed each: the spread between seeds is not known, so small differences mean nothing."
+    else:
+        text = "SD: standard deviation over the seeds. All configurations have the same seeds, so they can be compared "
+        text += "seed by seed."
+    if len({row.n for row in rows}) > 1:
+        text += " Not all have the same number of runs."
+    if len(rows) > 1:
+        text += f" The best of {len(rows)} looks better than it is, because it was picked: llm-lab duel compares two "
+        text += "on new seeds."
+    return text
+
+
+def _intervals(sweep: Sweep, rows: Sequence[Row]) -> str:
+    found = [
+        Interval(row.configuration.label, list(row.values.values()), row.mean, row.low, row.high)
+        for row in rows
+        if row.n
+    ]
+    return draw_intervals(found, title=name_of(sweep.measure), x=_axis(sweep.measure))
+
+
+def _axis(measure: str) -> str:
+    unit = quantity(measure).unit
+    return f"{name_of(measure)} ({unit})" if unit and "(" not in unit else name_of(measure)
+
+
+def _what_intervals_show(sweep: Sweep, rows: Sequence[Row]) -> str:
+    text = "One row per configuration, the best first: a dot for each seed"
+    several = any(row.n > 1 for row in rows)
+    return text + (", the mean, and its 95 % t interval over the seeds." if several else ".")
+
+
+def add_heatmap(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
+    """Add a picture of the mean for each pair of values, where two keys are swept."""
+    if len(sweep.keys) != 2:
+        return
+    down, across = sweep.keys
+    names = {key: list(dict.fromkeys(one.values[key] for one in sweep.configurations)) for key in sweep.keys}
+    means = {(row.configuration.values[down], row.configuration.values[across]): row.mean for row in rows if row.n}
+    values = [[means.get((one, other)) for other in names[across]] for one in names[down]]
+    short = short_keys(sweep.keys)
+    svg = draw_heatmap(
+        values, rows=names[down], columns=names[across], title=f"mean {name_of(sweep.measure)}",
+        x=short[across], y=short[down], digits=3,
+    )  # fmt: skip
+    better = "Lower" if less_is_better(sweep.measure) else "Higher"
+    report.picture(
+        "heatmap.svg", svg, f"The mean {name_of(sweep.measure)} for each pair of values. {better} is better."
+    )
+
+
+def add_curves(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
+    """Add the curves of all configurations: mean over the seeds, with a band from the lowest to the highest."""
+    key = sweep.measure
+    if not any(len(curve) >= FEW_POINTS for curve in _curves(rows, key).values()):
+        key = CURVES.get(key, "loss")
+    found = {name: curve for name, curve in _curves(rows, key).items() if len(curve) >= FEW_POINTS}
+    if not found:
+        return
+    lines, smoothed = [], 0
+    for name, curve in found.items():
+        width = len(curve) // SMOOTH_SHARE if len(curve) > SMOOTH_ABOVE else 1
+        smoothed = max(smoothed, width)
+        parts = [_smooth([pick(values) for _, values in curve], width) for pick in (statistics.fmean, min, max)]
+        steps = [step for step, _ in curve]
+        several = any(len(values) > 1 for _, values in curve)
+        lines.append(Line(name, list(zip(steps, parts[0], strict=True)), *(parts[1:] if several else (None, None))))
+    svg = draw_lines(lines, title=name_of(key), x="step", y=_axis(key))
+    caption = f"The {name_of(key)} over the steps"
+    caption += ": the mean of the seeds, with a band from the lowest to the highest" if len(sweep.seeds) > 1 else ""
+    caption += f", averaged over {smoothed} log lines" if smoothed > 1 else ""
+    report.picture("curves.svg", svg, f"{caption}.")
+
+
+def _curves(rows: Sequence[Row], key: str) -> dict[str, list[tuple[float, list[float]]]]:
+    """Return {configuration: [(step, the values of its seeds)]}, for the steps that all its runs have."""
+    found = {}
+    for row in rows:
+        runs = [rows_of(RunFolder(state.cell.folder)) for state in row.states if state.status == "done"]
+        curves = [
+            {one["step"]: float(one[key]) for one in run if isinstance(one.get(key), int | float)} for run in runs
+        ]
+        if curves:
+            steps = sorted(set.intersection(*map(set, curves)))
+            found[row.configuration.label] = [(step, [curve[step] for curve in curves]) for step in steps]
+    return found
+
+
+def _smooth(values: Sequence[float], width: int) -> list[float]:
+    """Return running means, each over the values around it."""
+    half = width // 2
+    return [statistics.fmean(values[max(0, at - half) : at + half + 1]) for at in range(len(values))]

@@ -1,0 +1,192 @@
+"""A sweep in the terminal: its plan, one line per cell while it runs, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llm_lab.estimate.formatting import about, clock, plural, size
+from llm_lab.runs.glossary import name_of, write
+from llm_lab.studies.cells import CellState, Outcome
+from llm_lab.studies.results import summarize
+from llm_lab.studies.sweep import Sweep
+from llm_lab.studies.sweep_report import describe_sweep, how_to_read, result_table, what_is_missing
+
+from .console import make_console, one_line
+from .plan_panel import BANNER
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "warn", "waiting": "dim"}
+
+
+def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int) -> None:
+    """Print what a sweep will run: configurations, runs that are left, time and disk."""
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    left = [state for state in states if state.status not in ("done", "failed")]
+    done, failed = (sum(state.status == status for state in states) for status in ("done", "failed"))
+    costs = [sweep.jobs[state.cell.configuration.name].stages for state in left]
+    seconds = sum(one.estimate.wall_seconds or 0.0 for stages in costs for one in stages) / jobs
+    disk = sum(one.estimate.disk_bytes for stages in costs for one in stages)
+    before = [f"{done} done" if done else "", f"{failed} failed before" if failed else ""]
+    kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
+    how = "one after the other" if jobs == 1 else f"{jobs} at a time"
+    rows = [
+        ("compares", describe_sweep(sweep)),
+        ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
+        ("time", f"{about(seconds)}, and the start of each run" if seconds else "not known"),
+        ("disk", f"{size(disk)} in {sweep.folder}/"),
+        *(("note", remark) for remark in sweep.remarks),
+    ]
+    first = next(iter(sweep.jobs.values())).stages[0]
+    rows.append(("device", f"{first.values.get('device')}: {first.machine.describe()}"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, Text(one_line(text), style="warn" if name == "note" else ""))
+    title = Text(f"Sweep: {sweep.folder.name}", style="title")
+    console = make_console()
+    if first.values.get("device") == "cpu":
+        console.print(Text(BANNER, style="warn"))
+    console.print(Panel(table, title=title, title_align="left", width=min(100, console.width), border_style="dim"))
+
+
+class SweepScreen:
+    """What a running sweep shows: in a terminal one line per cell, elsewhere a line whenever a cell has ended."""
+
+    def __init__(self, sweep: Sweep, console: Console | None = None):
+        self.sweep, self.console = sweep, console or make_console()
+        self._live: Any = None
+        self._statuses: dict[str, str] = {}
+
+    def __enter__(self) -> SweepScreen:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+
+    def __call__(self, states: Sequence[CellState], seconds_left: float | None) -> None:
+        """Show the states of all cells."""
+        if self._live is not None:
+            self._live.update(self._frame(states, seconds_left), refresh=True)
+            return
+        for state in states:
+            before = self._statuses.get(state.cell.name)
+            if before is not None and before != state.status and state.status != "waiting":
+                self._say(state, states)
+            self._statuses[state.cell.name] = state.status
+
+    def _say(self, state: CellState, states: Sequence[CellState]) -> None:
+        done = sum(one.status == "done" for one in states)
+        text = f"{done}/{len(states)}  {state.cell.label}: {state.status}"
+        details = self._details(state)
+        self.console.print(one_line(f"{text}{', ' + details if details else ''}"), soft_wrap=True)
+
+    def _details(self, state: CellState) -> str:
+        parts = []
+        if state.status == "failed":
+            return state.error
+        if state.value is not None:
+            parts.append(f"{name_of(self.sweep.measure)} {write(self.sweep.measure, state.value)}")
+        elif state.loss is not None:
+            parts.append(f"{name_of('loss')} {write('loss', state.loss)}")
+        if state.status != "done" and state.step:
+            parts.append(f"step {state.step:,}" + (f" of {state.max_steps:,}" if state.max_steps else ""))
+        if state.seconds:
+            parts.append(clock(state.seconds))
+        return ", ".join(parts)
+
+    def _frame(self, states: Sequence[CellState], seconds_left: float | None) -> Any:
+        """Return the lines of all cells; where they don't fit, those around the ones in progress."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        done = sum(state.status == "done" for state in states)
+        left = f"time left {clock(seconds_left)}" if seconds_left else ""
+        head = Text(f"{self.sweep.folder.name}  {done} of {len(states)} done  {left}", style="title")
+        room = max(3, self.console.height - 4)
+        start = 0
+        if len(states) > room:
+            at = next((n for n, state in enumerate(states) if state.status == "running"), 0)
+            start = min(max(0, at - room // 2), len(states) - room)
+        table = Table.grid(padding=(0, 2))
+        for state in states[start : start + room]:
+            style = STYLES.get(state.status, "")
+            table.add_row(one_line(state.cell.label), Text(state.status, style=style), one_line(self._details(state)))
+        hidden = len(states) - min(room, len(states))
+        foot = [Text(f"and {plural(hidden, 'more run')}", style="dim")] if hidden else []
+        return Group(head, table, *foot, Text("Ctrl-C stops with the work saved", style="dim"))
+
+
+def print_sweep_end(sweep: Sweep, outcome: Outcome) -> None:
+    """Print the table, what failed, where the report is, and how to continue what is not done."""
+    from rich.text import Text
+
+    console, rows = make_console(), summarize(sweep)
+    console.print(one_line(describe_sweep(sweep)), style="dim")
+    print_result_table(console, *result_table(sweep, rows))
+    console.print(one_line(how_to_read(sweep, rows)), style="dim")
+    for state in outcome.states:
+        if state.status == "failed":
+            console.print(Text(f"{state.cell.label}: {state.error}", style="bad"), soft_wrap=True)
+    for line in what_is_missing(rows):
+        console.print(Text(line, style="warn"))
+    console.print(f"Report: {sweep.folder / 'report.html'} (also report.md, results.csv, results.json)", soft_wrap=True)
+    _print_how_to_continue(console, sweep, outcome)
+
+
+def print_duel_end(duel: Sweep, outcome: Outcome, by: str) -> None:
+    """Print the pairs and the verdicts of a duel, what failed, and how to continue what is not done."""
+    from rich.text import Text
+
+    from llm_lab.studies.duel import compare
+    from llm_lab.studies.duel_report import pair_table, verdict_words
+
+    console = make_console()
+    for one in compare(duel, by):
+        if one.verdict is not None:
+            print_result_table(console, *pair_table(duel, one))
+        console.print(Text(verdict_words(duel, one), style="title"))
+        console.print(one_line(f"What is held equal: {one.how}"), style="dim")
+        console.print()
+    for state in outcome.states:
+        if state.status == "failed":
+            console.print(Text(f"{state.cell.label}: {state.error}", style="bad"), soft_wrap=True)
+    console.print(f"Report: {duel.folder / 'report.html'} (also report.md, results.csv, results.json)", soft_wrap=True)
+    _print_how_to_continue(console, duel, outcome)
+
+
+def _print_how_to_continue(console: Console, sweep: Sweep, outcome: Outcome) -> None:
+    if outcome.stopped:
+        console.print(f"Stopped; the work is saved. Resume: {sweep.command}", soft_wrap=True)
+    elif outcome.count("running"):
+        console.print("The runs in progress belong to another command; the one that ends last writes the report.")
+    elif outcome.count("failed"):
+        console.print(f"Try the failed runs again: {sweep.command} --retry-failed", soft_wrap=True)
+    elif outcome.count("done") < len(outcome.states):
+        console.print(f"Run what is left: {sweep.command}", soft_wrap=True)
+
+
+def print_result_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with its numbers aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for number, name in enumerate(head):
+        table.add_column(Text(name, style="title"), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    console.print(table)
