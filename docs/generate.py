@@ -22,6 +22,7 @@ from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.stage import Stage, StageRecipe
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.runs.glossary import glossary_page
+from llm_lab.studies.experiment_files import SHIPPED, Experiment, read_experiment, written
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
@@ -259,6 +260,29 @@ def templates_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def experiments_table() -> str:
+    """Return the shipped experiments, with a link to the page of each."""
+    lines = ["| experiment | what it shows |", "| --- | --- |"]
+    lines += [f"| [{one.name}](experiments/{one.name}.md) | {_cell(one.summary)} |" for one in shipped_experiments()]
+    return "\n".join(lines)
+
+
+def shipped_experiments() -> list[Experiment]:
+    """Return the experiments of LLM Lab, those that can't be read too."""
+    return [one for file in sorted(SHIPPED.glob("[a-z]*.py")) if (one := read_experiment(file))]
+
+
+def experiment_page(experiment: Experiment) -> str:
+    """Return the page of an experiment: its docstring and its options."""
+    lines = [f"# {experiment.title}", "", experiment.summary, "", "```", f"llm-lab study {experiment.name}", "```"]
+    lines += ["", experiment.about, "", "## Options", "", "| option | allowed | default | what it is |"]
+    lines.append("| --- | --- | --- | --- |")
+    for key in experiment.option_keys():
+        default = "(required)" if key.required else f"`{written(key.default)}`"
+        lines.append(f"| `{key.path}` | {_cell(key.allowed())} | {_cell(default)} | {_cell(key.help)} |")
+    return "\n".join(lines) + "\n"
+
+
 def fill(text: str, name: str, body: str) -> str:
     """Replace what is between the markers of a generated part."""
     pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
@@ -271,6 +295,7 @@ def pages() -> dict[Path, str]:
     """Return {file: text} of everything that is generated."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = fill(fill(readme, "parts", parts_table()), "sizes", sizes_table())
+    studies = fill((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), "experiments", experiments_table())
     schema = json_schema()
     public_format = json.dumps(structure(schema), indent=1, sort_keys=True, ensure_ascii=False)
     return {
@@ -278,6 +303,8 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "recipe.md": recipe_page(),
         ROOT / "docs" / "glossary.md": glossary_page(),
         ROOT / "docs" / "chat-templates.md": templates_page(),
+        ROOT / "docs" / "studies.md": studies,
+        **{ROOT / "docs" / "experiments" / f"{one.name}.md": experiment_page(one) for one in shipped_experiments()},
         ROOT / "docs" / "recipe.schema.json": json.dumps(schema, indent=1, ensure_ascii=False) + "\n",
         ROOT / "tests" / "support" / "recipe_structure.json": public_format + "\n",
     }

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab import __version__, commands, study_commands
-from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED
-from llm_lab.errors import LONGEST, LabError, file_error
+from llm_lab.errors import DONE, INTERNAL_ERROR, LONGEST, STOPPED, LabError, file_error
 from llm_lab.safe_text import shorten
 from llm_lab.terminal.console import SafeStream, print_error, safe_errors
 

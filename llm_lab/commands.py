@@ -8,18 +8,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_lab.errors import Problem, UserError
-from llm_lab.events import Listener, Notice, ignore
+from llm_lab.errors import DONE, INTERNAL_ERROR, STOPPED, Problem, UserError
+from llm_lab.events import Notice
 from llm_lab.recipe.trust import UntrustedCode, allow, trusting_recipes
 from llm_lab.terminal.console import print_text
+from llm_lab.terminal.progress import show_progress
 
-DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 T = TypeVar("T")
 
 
@@ -35,6 +34,7 @@ def open_wizard(arguments: argparse.Namespace) -> int:
 
 def wizard_commands() -> Any:
     """Return the commands that the wizard runs."""
+    from llm_lab.study_commands import start_study
     from llm_lab.terminal.driver import Commands
 
     return Commands(
@@ -44,6 +44,7 @@ def wizard_commands() -> Any:
         compare=start_compare,
         replay=start_replay,
         doctor=print_doctor,
+        study=start_study,
     )
 
 
@@ -127,19 +128,6 @@ def _show_plan(job: Any, *, resume: bool, resume_from: int | None = None) -> Any
         print_plan(resolved, job.home)
     print_waiting("Preparing ...")
     return job
-
-
-@contextmanager
-def show_progress() -> Iterator[Listener]:
-    """Yield what shows the progress, in the first process only; leaves the terminal as it was, also after errors."""
-    from llm_lab.runs.processes import is_first_process
-    from llm_lab.terminal.progress import make_display
-
-    if is_first_process():
-        with make_display() as display:
-            yield display
-    else:
-        yield ignore
 
 
 def _show_results(facts: Mapping[str, Any]) -> int:

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.commands import DONE, INTERNAL_ERROR, STOPPED, show_progress
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import DONE, INTERNAL_ERROR, STOPPED, Problem, UserError
 from llm_lab.terminal.console import print_text
+from llm_lab.terminal.progress import show_progress
 
 if TYPE_CHECKING:
     from llm_lab.studies.duel_report import DuelResult

@@ -22,8 +22,11 @@ def generator():
 
 
 def test_generated_tables_are_current():
-    stale = [file.name for file, text in generator().pages().items() if file.read_text(encoding="utf-8") != text]
+    pages = generator().pages()
+    stale = [file.name for file, text in pages.items() if not file.exists() or file.read_text(encoding="utf-8") != text]
     assert not stale, f"run `python docs/generate.py`: {stale}"
+    of_experiments = set((ROOT / "docs" / "experiments").glob("*.md"))
+    assert of_experiments <= set(pages), "a page of an experiment that is gone"
 
 
 def test_every_command_of_the_readme_exists():

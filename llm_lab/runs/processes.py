@@ -19,9 +19,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from llm_lab.errors import STOPPED
+
 # The others wait while the first process tokenizes a large text; if one fails, the parent ends all of them.
 PATIENCE = timedelta(days=1)
-STOPPED = 130
 GRACE_SECONDS = 10.0
 _PACKAGE_HOME = str(Path(__file__).resolve().parents[2])  # where llm_lab is imported from, installed or not
 

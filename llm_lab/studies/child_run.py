@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from llm_lab.errors import LabError
+from llm_lab.errors import STOPPED, LabError
 from llm_lab.events import Listener, ignore
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lock import is_at_work, this_process
-from llm_lab.runs.processes import STOPPED, environment_of
+from llm_lab.runs.processes import environment_of
 
 BUSY = 75  # exit code of a child whose folder another process works in
 

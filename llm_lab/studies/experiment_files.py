@@ -283,6 +283,17 @@ def read_values(experiment: Experiment, words: Iterable[str]) -> dict[str, Any]:
     return check_values(experiment, given, problems)
 
 
+def read_value(experiment: Experiment, name: str, text: str) -> Any:
+    """Return the value of one option as it was typed. UserError where it is not allowed."""
+    assert experiment.options is not None
+    value = _typed(next(key for key in experiment.option_keys() if key.path == name), text)
+    given = tuple(value) if isinstance(value, list) else value
+    problems = validate_as(experiment.options, {name: given})[1]
+    if own := [problem for problem in problems if problem.key.partition(".")[0] == name]:
+        raise UserError(*own)
+    return value
+
+
 def _typed(key: Key | None, text: str) -> Any:
     """Return a value as its option reads it: text stays text, and a list may be written as 1,2,3."""
     text = text.strip()

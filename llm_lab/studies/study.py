@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from llm_lab.events import Event, Listener, MetricsLogged, Notice, Progress, Run
 from llm_lab.runs.disk import remove_folder, write_atomically
 from llm_lab.runs.folder import RunFolder, slug
 from llm_lab.runs.markdown import code, plain, table
+from llm_lab.runs.page import Page
 
 from .child_run import run_child
 from .experiment_files import command
@@ -121,16 +122,19 @@ class Study:
     def write_report(self) -> None:
         """Write report.md and report.html from what there is so far."""
         write_atomically(self.run.report_path, self._markdown())
-        if find_spec("llm_lab.runs.page"):  # until it is there
-            write_atomically(self.folder / REPORT_PAGE, self._page())
-
-    # What both reports begin and end with.
+        write_atomically(self.folder / REPORT_PAGE, self._page())
 
     def _title(self) -> str:
         return str(self._facts().get("title") or self.run.path.name)
 
     def _facts(self) -> dict[str, Any]:
         return self.run.facts().get("study") or {}
+
+    def _about(self) -> list[str]:
+        """Return what the experiment's docstring says, in paragraphs."""
+        about = self._facts()
+        text = "\n\n".join((about.get("summary", ""), about.get("about", "")))
+        return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
     def _results_rows(self) -> list[list[str]]:
         return [[key.replace("_", " "), shown(value)] for key, value in self._results.items()]
@@ -139,7 +143,7 @@ class Study:
         return command(str(self._facts().get("experiment")), self._facts().get("options") or {})
 
     def _markdown(self) -> str:
-        parts: list[str] = [f"# {plain(self._title())}", plain(self._facts().get("summary", ""))]
+        parts: list[str] = [f"# {plain(self._title())}", *map(plain, self._about())]
         if self._results:
             parts.append("\n".join(table(("result", "value"), self._results_rows())))
         for block in self._blocks:
@@ -159,11 +163,9 @@ class Study:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def _page(self) -> str:
-        from llm_lab.runs.page import Page
-
         page = Page(self._title())
-        if summary := self._facts().get("summary"):
-            page.text(summary)
+        for paragraph in self._about():
+            page.text(paragraph)
         if self._results:
             page.table(("result", "value"), self._results_rows())
         for block in self._blocks:
@@ -176,7 +178,7 @@ class Study:
             else:
                 page.text(block.text)
         page.heading("Run it again")
-        page.text(self._how())
+        page.code(self._how())
         return page.html()
 
 

@@ -46,6 +46,7 @@ def open_study(
         "file": str(experiment.file),
         "title": experiment.title,
         "summary": experiment.summary,
+        "about": experiment.about,
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
     }
     for run in reversed(runs_named(name, root=root)) if not overwrite else ():

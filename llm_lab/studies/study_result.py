@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.errors import LabError, Problem
+from llm_lab.errors import STOPPED, LabError, Problem
 from llm_lab.runs.folder import ROOT, RunFolder
 
 from .experiment_files import Experiment, check_values, find_experiment, list_experiments
@@ -91,7 +91,7 @@ def study(name: str | None, options: Mapping[str, Any]) -> StudyResult | Experim
     experiment = find_experiment(name)
     folder, _ = open_study(experiment, check_values(experiment, options), root=ROOT)
     code = start_study(folder)
-    if code == 130:
+    if code == STOPPED:
         raise KeyboardInterrupt
     if code:
         error = folder.facts().get("error") or "see its output above"

@@ -30,6 +30,7 @@ from llm_lab.wizard.questions import (
     Screen,
     ShowTokens,
     StartRun,
+    StartStudy,
     Wait,
     WriteDesign,
     WriteRecipe,
@@ -56,6 +57,7 @@ class Commands:
     compare: Callable[..., int]  # (checkpoints, prompts=, steps=, adapter_off=)
     replay: Callable[[str], int]
     doctor: Callable[[], int]
+    study: Callable[..., int]  # (experiment, options)
 
 
 def run_wizard(commands: Commands, *, debug: bool = False) -> int:
@@ -233,6 +235,9 @@ class Wizard:
             begin_screen("Replay", effect.checkpoint)
             self.commands.replay(effect.checkpoint)
             wait_for_enter()
+        elif isinstance(effect, StartStudy):
+            begin_screen("Experiments", effect.experiment)
+            self.commands.study(effect.experiment, effect.options)
         elif isinstance(effect, RunDoctor):
             begin_screen("Doctor")
             print_waiting("Reading ...")

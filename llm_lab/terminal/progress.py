@@ -6,13 +6,14 @@ import atexit
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.formatting import clock
 from llm_lab.events import (
     CheckpointSaved,
     Event,
+    Listener,
     MetricsLogged,
     Notice,
     Progress,
@@ -21,7 +22,9 @@ from llm_lab.events import (
     ScoresReported,
     TrainingEnded,
     TrainingStarted,
+    ignore,
 )
+from llm_lab.runs.processes import is_first_process
 from llm_lab.runs.report import describe_scores
 
 from .console import has_colors, make_console, one_line, printable, supports_unicode
@@ -41,6 +44,16 @@ def make_display(console: Console | None = None) -> SafeDisplay:
     console = console or make_console()
     live = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
     return SafeDisplay(TerminalDisplay(console) if live else PlainDisplay(console))
+
+
+@contextlib.contextmanager
+def show_progress() -> Iterator[Listener]:
+    """Yield what shows the progress, in the first process only; leaves the terminal as it was, also after errors."""
+    if is_first_process():
+        with make_display() as display:
+            yield display
+    else:
+        yield ignore
 
 
 class SafeDisplay:

@@ -24,6 +24,8 @@ from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
 from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
 
+from .experiments import TITLE as EXPERIMENTS
+from .experiments import experiments
 from .model_design import design
 from .model_questions import (
     ANOTHER,
@@ -111,6 +113,7 @@ MENU = (
     Entry("chat", "Chat", "talk to a model"),
     Entry("evaluate", EVALUATE, "measure a model, or compare several"),
     _of_stage(EXPORT),
+    Entry("experiments", EXPERIMENTS, "studies that train small models and show what happens"),
     Entry("checkpoints", RUNS, "status, results, lineage, resume"),
     Entry("replay", REPLAY, "run a recipe file, with or without changes"),
     Entry("doctor", "Doctor", "what this machine can do"),
@@ -411,6 +414,7 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "evaluate": evaluate,
     "checkpoints": checkpoints,
     "replay": replay,
+    "experiments": experiments,
     "doctor": doctor,
     "after a run": after_a_run,
     "next steps": next_steps,

@@ -199,6 +199,14 @@ class ReplayLineage(Effect):
 
 
 @dataclass(frozen=True)
+class StartStudy(Effect):
+    """Run an experiment with these options; the result is whether it could be started."""
+
+    experiment: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunDoctor(Effect):
     """Show what this machine can do."""
 

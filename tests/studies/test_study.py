@@ -1,0 +1,250 @@
+"""A study runs in its own process and folder, writes its report, resumes, and ends with a clear message."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.wizard_answers import BACK, ENTER, Refused, answers
+
+import llm_lab
+from llm_lab.cli import main
+from llm_lab.events import Notice, Progress
+from llm_lab.runs.folder import RunFolder
+from llm_lab.studies.experiment_files import check_values, find_experiment
+from llm_lab.studies.study_process import open_study, run_study
+from llm_lab.wizard.experiments import experiments
+from llm_lab.wizard.questions import Pause, StartStudy
+
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+QUICK = '''"""Sums of numbers, and a picture of them.
+
+What to expect: they grow.
+"""
+import os, signal, sys, time
+from typing import Literal
+from pydantic import BaseModel, Field, field_validator
+from llm_lab.errors import Problem, UserError
+from llm_lab.runs.plots import draw_bars
+
+APP_NAME = "Sums"
+
+class Options(BaseModel):
+    numbers: list[int] = Field([1, 2], min_length=1, description="numbers to add")
+    ending: Literal["well", "raise", "refuse", "exit", "die", "wait"] = Field("well", description="how it ends")
+
+    @field_validator("numbers")
+    @classmethod
+    def no_thirteen(cls, numbers):
+        if 13 in numbers:
+            raise ValueError("13 is not added")
+        return numbers
+
+def run(options: Options, study) -> None:
+    study.say(f"process {os.getpid()}")
+    if options.ending == "refuse":
+        raise UserError(Problem("numbers", "they are not wanted"))
+    total = sum(options.numbers)
+    study.heading("Sums")
+    study.text("Text with <b>marks</b> and\\n   lines.")
+    study.table("sums", ("number", "sum so far", "even"), [(1, 1 / 3, True), (2, None, False)], "All sums.")
+    study.picture("bars", draw_bars([("total", total)], title="Total", x="sum"), "One bar.")
+    study.result("total", total)
+    if options.ending == "raise":
+        {}["missing"]
+    if options.ending == "exit":
+        sys.exit(0)
+    if options.ending == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if options.ending == "wait":
+        print("ready", flush=True)
+        time.sleep(60)
+'''
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    Path("experiments").mkdir()
+    Path("experiments/sums.py").write_text(QUICK)
+
+
+def study_facts(name="sums"):
+    return RunFolder(Path("checkpoints") / name).facts()
+
+
+def test_a_study_runs_in_a_process_of_its_own_and_writes_its_report(capfd):
+    assert main(["study", "sums", "numbers=3,4"]) == 0
+    printed = capfd.readouterr().out
+    assert int(re.search(r"process (\d+)", printed)[1]) != os.getpid()
+    assert "checkpoints/sums/report.html" in printed
+    folder = Path("checkpoints/sums")
+    facts = study_facts()
+    assert (facts["status"], facts["results"], facts["study"]["options"]["numbers"]) == ("done", {"total": 7}, [3, 4])
+    report = (folder / "report.md").read_text()
+    assert report.index("# Sums") < report.index("What to expect: they grow.") < report.index("## Sums")
+    assert "| 1 | 0.3333 | yes |" in report
+    assert "![One bar.](pictures/bars.svg)" in report
+    assert "`llm-lab study sums numbers=3,4 ending=well`" in report
+    assert "<b>" not in report
+    page = (folder / "report.html").read_text()
+    assert "Text with &lt;b&gt;marks&lt;/b&gt; and lines." in page
+    assert (folder / "pictures/bars.svg").read_text().strip() in page
+    assert (folder / "tables/sums.csv").read_text().splitlines()[1:] == [f"1,{1 / 3},True", "2,,False"]
+    rows = json.loads((folder / "tables/sums.json").read_text())
+    assert rows[0] == {"number": 1, "sum so far": 1 / 3, "even": True}
+
+
+def test_an_experiment_that_raises_ends_in_a_clear_message_and_resumes(capfd):
+    assert main(["study", "sums", "ending=raise"]) == 1
+    printed = capfd.readouterr().err
+    line = QUICK.splitlines().index('        {}["missing"]') + 1
+    assert f"experiments/sums.py, line {line}: the experiment raised KeyError: 'missing'." in printed
+    assert "Traceback" not in printed
+    assert "KeyError" in Path("checkpoints/sums/traceback.txt").read_text()
+    assert study_facts()["status"] == "failed"
+    Path("experiments/sums.py").write_text(QUICK.replace('{}["missing"]', "pass"))
+    assert main(["study", "sums", "ending=raise"]) == 0
+    assert study_facts()["status"] == "done"
+    assert not Path("checkpoints/sums/traceback.txt").exists()
+    assert not Path("checkpoints/sums-2").exists()
+
+
+def test_input_that_an_experiment_refuses_is_an_error_of_the_user_and_leaves_nothing(capfd):
+    assert main(["study", "sums", "ending=refuse"]) == 2
+    assert "numbers: they are not wanted." in capfd.readouterr().err
+    assert not Path("checkpoints/sums").exists()
+    assert main(["study", "sums", "numbers=13"]) == 2
+    assert "13 is not added" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ending", "part"), [("exit", "the experiment raised SystemExit"), ("die", "was ended by signal 9")]
+)
+def test_a_process_that_ends_without_a_result_is_no_success(ending, part, capfd):
+    assert main(["study", "sums", f"ending={ending}"]) == 1
+    assert part in capfd.readouterr().err
+    assert RunFolder(Path("checkpoints/sums")).status() in ("failed", "interrupted")
+
+
+def test_ctrl_c_stops_a_study_and_the_same_command_resumes_it():
+    command = [sys.executable, "-m", "llm_lab.cli", "study", "sums", "ending=wait"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert any(line.strip() == "ready" for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    printed = process.stdout.read()
+    assert process.wait(timeout=20) == 130
+    assert "The same command resumes it" in printed
+    assert study_facts()["status"] == "stopped"
+    experiment = find_experiment("sums")
+    wait = check_values(experiment, {"ending": "wait"})
+    assert open_study(experiment, wait) == (RunFolder(Path("checkpoints/sums")), True)
+    other = check_values(experiment, {"ending": "wait", "numbers": (5,)})
+    assert open_study(experiment, other) == (RunFolder(Path("checkpoints/sums-2")), False)
+
+
+def test_python_gets_tables_pictures_and_a_list(capfd):
+    result = llm_lab.study("sums", numbers=[3, 4])
+    assert result.results == {"total": 7}
+    assert list(result.table["number"]) == [1, 2]
+    assert list(result.pictures) == ["bars"]
+    assert "sandbox" in result._repr_html_()
+    listed = llm_lab.study().table.set_index("name")
+    assert listed.loc["sums", "options"] == {"numbers": (1, 2), "ending": "well"}
+    with pytest.raises(ValueError, match="KeyError"):
+        llm_lab.study("sums", ending="raise")
+
+
+def test_the_list_and_a_dry_run_show_titles_options_and_errors(capsys):
+    Path("experiments/broken.py").write_text("def (")
+    assert main(["study"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"sums +Sums\n", printed)
+    assert re.search(r"broken +can't run: syntax error in line 1", printed)
+    assert main(["study", "sums", "numbers=5", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"numbers +5 +numbers to add", printed)
+    assert not Path("checkpoints").exists()
+
+
+def test_the_wizard_asks_for_the_options_that_the_file_declares():
+    Path("experiments/broken.py").write_text("def (")
+    visit = answers(experiments, [
+        Refused("broken", "syntax error"), "sums", BACK, "sums", "numbers", Refused("x", "numbers.0 = x"), "7,8",
+        "ending", "refuse", "numbers", BACK, "Start",
+    ])  # fmt: skip
+    assert visit.effects == [StartStudy("sums", {"numbers": [7, 8], "ending": "refuse"}), Pause()]
+    assert "numbers to add: a list" in visit.texts()
+    assert answers(experiments, ["sums", ENTER]).effects[0] == StartStudy("sums", {})
+
+
+def example() -> str:
+    docs = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    return re.search(r"```python\n(.*?)```", docs, flags=re.DOTALL)[1]
+
+
+class Killed(BaseException):
+    """What ends a process from outside."""
+
+
+def test_the_example_of_the_docs_runs_and_resumes_where_it_was_killed():
+    text = example()
+    assert len(text.splitlines()) <= 40
+    Path("experiments/width.py").write_text(text)
+    width = find_experiment("width")
+    options = check_values(width, {"widths": (8, 16), "steps": 4})
+
+    def kill(event) -> None:
+        if isinstance(event, Progress) and event.label == "width-16" and event.done == 4:
+            raise Killed
+
+    folder, _ = open_study(width, options)
+    with pytest.raises(Killed):
+        run_study(folder, kill)
+    before = (folder.path / "width-8/run.json").read_bytes()
+    folder.update(status="running")  # as a process leaves it that was killed
+    resumed, resumes = open_study(width, options)
+    assert (resumed, resumes) == (folder, True)
+    said = []
+    run_study(folder, lambda event: said.append(event.text) if isinstance(event, Notice) else None)
+    assert said == ["width-8: done before", "width-16: done"]
+    assert (folder.path / "width-8/run.json").read_bytes() == before
+
+    whole, resumes = open_study(width, options)
+    assert (whole.path.name, resumes) == ("width-2", False)
+    run_study(whole, lambda event: None)
+    assert whole.facts()["results"] == folder.facts()["results"]
+    tables = [(study.path / "tables/losses.json").read_text() for study in (folder, whole)]
+    assert tables[0] == tables[1]
+
+
+def test_a_child_run_with_another_recipe_is_trained_again():
+    Path("experiments/width.py").write_text(example())
+    width = find_experiment("width")
+    folder, _ = open_study(width, check_values(width, {"widths": (8,), "steps": 2}))
+    run_study(folder, lambda event: None)
+    folder.update(status="failed")
+    Path("experiments/width.py").write_text(example().replace('"max_length": 64', '"max_length": 32'))
+    run_study(folder, lambda event: None)
+    assert RunFolder(folder.path / "width-8").facts()["recipe"]["train"]["max_length"] == 32
+
+
+def test_a_study_in_checkpoints_confuses_no_other_command(capsys):
+    Path("experiments/width.py").write_text(example())
+    width = find_experiment("width")
+    folder, _ = open_study(width, check_values(width, {"widths": (8,), "steps": 2}))
+    run_study(folder, lambda event: None)
+    assert main(["list", "runs"]) == 0
+    assert re.search(r"checkpoints/width +done", capsys.readouterr().out)
+    assert main(["show", "checkpoints/width"]) in (0, 2)
+    assert main(["show", "checkpoints/width/width-8"]) == 0
+    assert main(["chat", "checkpoints/width/width-8", "--prompt", "Once", "--max-new-tokens", "2"]) == 0
+    capsys.readouterr()
+    assert main(["chat", "checkpoints/width", "--prompt", "Once"]) == 2
+    assert "no model" in capsys.readouterr().err
