@@ -1,4 +1,4 @@
-"""Built-in datasets, generated from fixed seeds: short English stories, and arithmetic for every stage."""
+"""Built-in datasets: short English stories and arithmetic from fixed seeds, and e-mails with subject lines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 from .arithmetic_world import world_documents, world_examples
+from .email_subjects import subject_rows
 from .stories import Draw, Story
 
 _STORIES = 7000
@@ -44,6 +45,7 @@ def _rows(varied: bool, kind: str, split: str) -> tuple[Mapping[str, str], ...]:
 BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterable[Mapping[str, Any]]]] = {
     "sums": partial(_rows, False),
     "word-problems": partial(_rows, True),
+    "email-subjects": subject_rows,
 }
 
 
