@@ -172,6 +172,9 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
         else:
             options["columns"] = source.columns.model_dump(exclude_none=True) if source.columns else None
             looks.append(partial(look_at_examples, source.path, kind=stage.examples or "", **options))
+    if (general := getattr(recipe, "forgetting", None)) is not None:
+        given = general.model_dump(exclude={"max_tokens", "threshold"})
+        looks.append(partial(look_at_source, **given, key="forgetting"))
     if score is not None and score.path:
         columns = score.columns.model_dump(exclude_none=True) if score.columns else None
         look = partial(look_at_examples, score.path, kind="prompt", key="score", subset=score.subset, columns=columns)

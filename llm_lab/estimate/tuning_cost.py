@@ -216,6 +216,8 @@ def _seconds(
         answered += 2 * each  # greedy and sampled
     if answered:
         found["samples"] = evaluations * answered
+    if general := recipe.get("forgetting"):
+        found["forgetting"] = evaluations * general["max_tokens"] * forward
     saves = occasions(train["save_steps"], train["max_steps"], first_step)
     found["saving"] = (SAVE_SECONDS + checkpoint / SAVE_BYTES_PER_SECOND) * saves
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,10 @@ from llm_lab.data.paths import default_split
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, RunWarning, progress_of
 from llm_lab.hf.conversations import encode_prompt
-from llm_lab.hf.load import context_of
 from llm_lab.hf.rendering import Refused
-from llm_lab.recipe.post_training import TalkRecipe
 from llm_lab.recipe.scoring import Score
 from llm_lab.rewards.build import build_rewards
-from llm_lab.runs.folder import RunFolder
-from llm_lab.training.loop import find_local, write_samples
+from llm_lab.training.loop import find_local
 from llm_lab.training.loss import autocast
 
 EXACT = ("exact_number", "exact_match")  # rewards that are 1 for a correct answer and 0 for a wrong one
@@ -156,9 +153,18 @@ def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
 
 @torch.no_grad()
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    decoding: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """Return the token ids of an answer to each prompt, including the end token."""
+    """Return the token ids of an answer to each prompt, including the end token.
+
+    decoding: more settings of transformers' generate, such as num_beams.
+    """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
@@ -171,6 +177,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             pad_token_id=pad,
             **(sampling or {"do_sample": False}),
+            **(decoding or {}),
         )
     end = model.generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end]) - {None}
@@ -230,48 +237,3 @@ def text_scores(wanted: Sequence[str], answers: Sequence[str], references: Seque
         rows = [scorer.score(reference, answer) for reference, answer in zip(references, answers, strict=True)]
         scores |= {name: sum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGE}
     return scores
-
-
-def answer_measures(
-    recipe: TalkRecipe,
-    folder: RunFolder,
-    listener: Listener,
-    model: Any,
-    tokenizer: Any,
-    held_out: Sequence[Example],
-) -> list[Measure]:
-    """Return what an evaluation measures in addition to the loss: scores of held-out prompts, and sample answers."""
-    device, dtype = recipe.device, recipe.train.dtype
-    assert dtype is not None  # set by resolve
-    measures: list[Measure] = []
-    if recipe.score is not None:
-        scorer = Scorer(
-            recipe.score,
-            held_out,
-            tokenizer,
-            context=context_of(model),
-            device=device,
-            dtype=dtype,
-            seed=recipe.seed,
-            listener=listener,
-        )
-        measures.append(lambda step: scorer.measure(model)[0])
-    samples = recipe.samples
-    if samples.prompts is not None:
-        examples = [Example(prompt=({"role": "user", "content": text},)) for text in samples.prompts]
-    else:
-        examples = [example for example in held_out if example.prompt][:SHOWN]
-    accepted = encode_prompts(tokenizer, examples, "samples", listener)
-    examples, ids = [example for example, _ in accepted], [ids for _, ids in accepted]
-
-    def write(step: int) -> None:
-        limit, temperature = samples.max_new_tokens, samples.temperature
-        with generating(model), deterministic(device, recipe.seed), autocast(device, dtype):
-            answers = generate(model, tokenizer, ids, max_new_tokens=limit, temperature=temperature)
-        texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-        prompts = [example.prompt[-1]["content"] for example in examples]
-        write_samples(folder, listener, step, dict(zip(prompts, texts, strict=True)))
-
-    if examples:
-        measures.append(write)
-    return measures

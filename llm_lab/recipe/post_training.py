@@ -13,6 +13,7 @@ from llm_lab.estimate.parameters import ModelShape, context_in, guess_shape, rea
 from llm_lab.estimate.tuning_cost import ExampleSizes, Work, estimate_tuning
 
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
+from .forgetting import Forgetting
 from .optimizers import TUNED, TuneOptimizer, pretraining_rate
 from .parts import ModelCheckpoint
 from .scoring import REWARD_RULES, Columns, RewardTerm, Score, derive_score
@@ -229,6 +230,9 @@ class TalkRecipe(TuneRecipe):
 
     score: Score | None = option(help="outputs for held-out prompts are scored at every evaluation")
     samples: Replies = option(Replies(), help="outputs generated at every evaluation")
+    forgetting: Forgetting | None = option(
+        help="general text that is measured at every evaluation, to see what the model forgets; null: none"
+    )
 
 
 class RolloutRecipe(TalkRecipe):

@@ -16,6 +16,7 @@ from llm_lab.estimate.tuning_cost import ExampleSizes
 from .eval import missing_packages
 from .fields import flatten
 from .files import to_yaml
+from .forgetting import expand_forgetting
 from .parts import expand_model
 from .registry import named_in
 from .stage import PartialRecipe, Stage, StageRecipe, Values
@@ -74,7 +75,7 @@ def diagnose(
     the recipe names no stage that exists.
     """
     machine = machine or find_machine()
-    given = expand_model(raw)
+    given = expand_forgetting(expand_model(raw))
     stage = require_stage(given)
     recipe, problems, wrong = validate_as(stage.recipe, given)
     if recipe is None:

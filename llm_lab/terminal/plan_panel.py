@@ -15,6 +15,7 @@ from llm_lab.estimate.parameters import read_config_json, vocabulary_size
 from llm_lab.recipe.eval import EVAL, measures_itself
 from llm_lab.recipe.export import FORMS
 from llm_lab.recipe.fields import flatten
+from llm_lab.recipe.forgetting import describe_forgetting
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
@@ -156,6 +157,8 @@ def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if score:
         when = "" if values["stage"] == EVAL.name else " at each evaluation"
         yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'}{when}"
+    if values.get("forgetting"):
+        yield "forgetting", describe_forgetting(values["forgetting"])
     tasks = values.get("tasks")
     if tasks:
         part = f", {tasks['limit']:,} documents each" if tasks.get("limit") else ""

@@ -16,8 +16,9 @@ from support.post_runs import post_recipe, weights_of, write_base, write_rows
 from support.recipe_keys import every_other, is_checkpointed
 
 from llm_lab.data import examples as example_sets
+from llm_lab.data import sources as text_sources
 from llm_lab.errors import LabError
-from llm_lab.evaluation import score
+from llm_lab.evaluation import forgetting, score
 from llm_lab.recipe.fields import leaf_keys
 from llm_lab.recipe.optimizers import GROUPS, TUNED
 from llm_lab.recipe.pretrain import PRETRAIN
@@ -36,6 +37,8 @@ BY_CHAT = {"data": [{"path": "rows.jsonl", "columns": {"messages": "chat"}}]}
 NAMED = {"data": [{"path": "rows.jsonl", "columns": {"prompt": "question", "completion": "answer"}}]}
 PAIRS = {"data": [{"path": "pairs.jsonl", "columns": {"chosen": "chosen", "rejected": "rejected"}}]}
 ANSWERED = {"data": [{"path": "rows.jsonl", "columns": {"answer": "answer"}}], "rewards": [NEAR]}
+GENERAL = {"forgetting": {"path": "general.txt", "max_tokens": 200, "threshold": 50.0}}
+IN_COLUMN = {"forgetting": {"path": "rows.jsonl", "text_column": "body", "max_tokens": 200}}
 ADAPTER = {"lora": {"preset": "all", "r": 4}}
 OFTEN = {"train.num_train_epochs": 0.4, "train.max_steps": None}
 RARELY = {"train.max_steps": 4, "train.eval_steps": 4, "train.save_steps": 4}
@@ -98,6 +101,12 @@ EFFECTS: dict[str, tuple] = {
     "Score.split": ("sft", "test", "sources", SCORED),
     "Score.prompts": ("sft", 2, "scores", {"score": JUDGED}),
     "Score.max_completion_length": ("sft", 2, "scores", {"score": JUDGED}),
+    "Forgetting.path": ("sft", "mine.py", "general text", GENERAL),
+    "Forgetting.subset": ("sft", "part", "sources", GENERAL),
+    "Forgetting.split": ("sft", "test", "sources", GENERAL),
+    "Forgetting.text_column": ("sft", "body_2", "general text", IN_COLUMN),
+    "Forgetting.max_tokens": ("sft", 40, "general text", GENERAL),
+    "Forgetting.threshold": ("sft", 1e-7, "warnings", GENERAL | {"optimizer": {"name": "adamw", "learning_rate": 0.1}}),
     "RewardTerm.name": ("grpo", "format", "rewards", rewarded_by({"name": "regex", "pattern": "[a-m]"})),
     "RewardTerm.model": ("grpo", "scorer-2", "rewards", rewarded_by({"model": "scorer"})),
     "RewardTerm.python": ("grpo", "mine.py:far", "rewards", rewarded_by(NEAR)),
@@ -218,6 +227,7 @@ def workplace(tmp_path_factory):
             | {"body": f"some words {i}", "body_2": f"other words {i}"}
         )
     write_rows("rows.jsonl", rows)
+    Path("general.txt").write_text("It was a dark and stormy night, and nobody slept.\n" * 9)
     write_rows("other.jsonl", [{"question": f"other {i}", "answer": "z"} for i in range(24)])
     pair = {"chosen": "yes {}", "rejected": "no, {}", "better": "of course {}", "worse": "never {}"}
     texts = [{"prompt": f"{i}?"} | {name: text.format(i) for name, text in pair.items()} for i in range(24)]
@@ -286,11 +296,16 @@ def observe(raw: dict) -> dict[str, Any]:
     Subset and split apply to Hub datasets: they are only seen to reach the set.
     """
     seen: dict[str, Any] = {"sources": []}
+    open_text = forgetting.open_source
     open_set, build_scorer, build_policy = example_sets.open_examples, reward.build, tuning.load_model
 
     def watched_set(path, *, subset=None, split="train", **keys):
         seen["sources"].append((subset, split))
         return open_set(path, **keys)
+
+    def watched_text(path, *, subset=None, split="train", **keys):
+        seen["sources"].append((subset, split))
+        return open_text(path, **keys)
 
     def watch(model):
         seen["model"] = model
@@ -299,6 +314,8 @@ def observe(raw: dict) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "open_examples", watched_set)
         patch.setattr(score, "open_examples", watched_set)
+        patch.setattr(forgetting, "open_source", watched_text)
+        patch.setattr(text_sources, "look_at_source", lambda *args, **keys: None)
         patch.setattr(example_sets, "look_at_examples", lambda *args, **keys: None)
         patch.setattr(tuning, "load_model", lambda *args, **keys: watch(build_policy(*args, **keys)))
         patch.setattr(reward, "build", lambda *args: (lambda both: (watch(both[0]), both[1]))(build_scorer(*args)))
@@ -323,6 +340,8 @@ def observe(raw: dict) -> dict[str, Any]:
         "scores": [
             {k: v for k, v in row.items() if k.startswith(("eval_", "exact"))} for row in rows if "loss" not in row
         ],
+        "general text": [row["general_bits_per_byte"] for row in rows if "general_bits_per_byte" in row],
+        "warnings": facts.get("warnings"),
         "checkpoints": [step for step, _ in folder.checkpoints()],
         "samples": folder.samples_path.read_text() if folder.samples_path.exists() else None,
         "trackers": (folder.path / "tracking").exists(),
