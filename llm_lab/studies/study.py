@@ -67,7 +67,7 @@ class Study:
         if slug(name) != name:
             raise UserError(Problem(name, "a name has letters, digits and ._- only", fix=f"Try {slug(name, 'run')}."))
         wanted = {"device": "auto", **recipe}
-        child = RunFolder(self.folder / name)
+        child = self.child(name)
         children = dict(self.run.facts().get("children") or {})
         if children.get(name) != json.loads(json.dumps(wanted)) and child.path.exists():
             remove_folder(child.path)
@@ -80,6 +80,10 @@ class Study:
             raise KeyboardInterrupt
         self.say(f"{name}: done")
         return child
+
+    def child(self, name: str) -> RunFolder:
+        """Return the run of a name in the study's folder, trained or not."""
+        return RunFolder(self.folder / name)
 
     def heading(self, text: str) -> None:
         """Begin a section of the report."""

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_text
 from support.wizard_answers import BACK, ENTER, Refused, answers
 
 import llm_lab
 from llm_lab.cli import main
-from llm_lab.events import Notice, Progress
+from llm_lab.events import Notice, Progress, ignore
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import check_values, find_experiment
 from llm_lab.studies.study_process import open_study, run_study
@@ -69,7 +70,7 @@ def run(options: Options, study) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick():
+def quick(in_tmp_path):
     Path("experiments").mkdir()
     Path("experiments/sums.py").write_text(QUICK)
 
@@ -165,7 +166,7 @@ def test_the_list_and_a_dry_run_show_titles_options_and_errors(capsys):
     Path("experiments/broken.py").write_text("def (")
     assert main(["study"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"sums +Sums\n", printed)
+    assert re.search(r"sums +Sums *\n", printed)
     assert re.search(r"broken +can't run: syntax error in line 1", printed)
     assert main(["study", "sums", "numbers=5", "--dry-run"]) == 0
     printed = capsys.readouterr().out
@@ -193,58 +194,78 @@ class Killed(BaseException):
     """What ends a process from outside."""
 
 
-def test_the_example_of_the_docs_runs_and_resumes_where_it_was_killed():
+TRAINS = '''"""Two tiny models."""
+from pydantic import BaseModel
+APP_NAME = "Steps"
+class Options(BaseModel):
+    steps: list[int] = [2, 4]
+def run(options, study):
+    for steps in options.steps:
+        model = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+        train = {"max_steps": steps, "max_length": 32, "per_device_train_batch_size": 2, "logging_steps": 1}
+        recipe = {"stage": "pretrain", "model": model, "tokenizer": "bytes", "train": train, "device": "cpu"}
+        recipe |= {"data": [{"path": "text.txt"}], "samples": {"max_new_tokens": 2}}
+        run = study.train(recipe, f"steps-{steps}")
+        study.result(f"loss_{steps}", run.facts()["results"]["eval_loss"])
+'''
+
+
+@pytest.fixture
+def trains():
+    write_text("text.txt")
+    Path("experiments/trains.py").write_text(TRAINS)
+    return find_experiment("trains")
+
+
+def test_a_killed_study_resumes_and_ends_equal(trains):
+    options = check_values(trains, {})
+
+    def kill(event) -> None:
+        if isinstance(event, Progress) and event.label == "steps-4" and event.done == 3:
+            raise Killed
+
+    folder, _ = open_study(trains, options)
+    with pytest.raises(Killed):
+        run_study(folder, kill)
+    before = (folder.path / "steps-2/run.json").read_bytes()
+    process = {**folder.facts()["process"], "started": 0.0}
+    folder.update(status="running", process=process)  # as a process leaves it that was killed
+    resumed, resumes = open_study(trains, options)
+    assert (resumed, resumes) == (folder, True)
+    said = []
+    run_study(folder, lambda event: said.append(event.text) if isinstance(event, Notice) else None)
+    assert said == ["steps-2: done before", "steps-4: done"]
+    assert (folder.path / "steps-2/run.json").read_bytes() == before
+
+    whole, resumes = open_study(trains, options)
+    assert (whole.path.name, resumes) == ("trains-2", False)
+    run_study(whole, ignore)
+    assert whole.facts()["results"] == folder.facts()["results"]
+
+
+def test_a_child_with_another_recipe_is_trained_again_and_a_study_confuses_no_other_command(trains, capsys):
+    folder, _ = open_study(trains, check_values(trains, {"steps": (2,)}))
+    run_study(folder, ignore)
+    Path("experiments/trains.py").write_text(TRAINS.replace('"max_length": 32', '"max_length": 16'))
+    run_study(folder, ignore)
+    assert RunFolder(folder.path / "steps-2").facts()["recipe"]["train"]["max_length"] == 16
+
+    assert main(["list", "runs"]) == 0
+    assert re.search(r"checkpoints/trains +done", capsys.readouterr().out)
+    assert main(["show", "checkpoints/trains/steps-2"]) == 0
+    assert main(["chat", "checkpoints/trains/steps-2", "--prompt", "Once", "--max-new-tokens", "2"]) == 0
+    capsys.readouterr()
+    assert main(["chat", "checkpoints/trains", "--prompt", "Once"]) == 2
+    assert "no model" in capsys.readouterr().err
+
+
+def test_the_example_of_the_docs_runs():
     text = example()
     assert len(text.splitlines()) <= 40
     Path("experiments/width.py").write_text(text)
     width = find_experiment("width")
-    options = check_values(width, {"widths": (8, 16), "steps": 4})
-
-    def kill(event) -> None:
-        if isinstance(event, Progress) and event.label == "width-16" and event.done == 4:
-            raise Killed
-
-    folder, _ = open_study(width, options)
-    with pytest.raises(Killed):
-        run_study(folder, kill)
-    before = (folder.path / "width-8/run.json").read_bytes()
-    folder.update(status="running")  # as a process leaves it that was killed
-    resumed, resumes = open_study(width, options)
-    assert (resumed, resumes) == (folder, True)
-    said = []
-    run_study(folder, lambda event: said.append(event.text) if isinstance(event, Notice) else None)
-    assert said == ["width-8: done before", "width-16: done"]
-    assert (folder.path / "width-8/run.json").read_bytes() == before
-
-    whole, resumes = open_study(width, options)
-    assert (whole.path.name, resumes) == ("width-2", False)
-    run_study(whole, lambda event: None)
-    assert whole.facts()["results"] == folder.facts()["results"]
-    tables = [(study.path / "tables/losses.json").read_text() for study in (folder, whole)]
-    assert tables[0] == tables[1]
-
-
-def test_a_child_run_with_another_recipe_is_trained_again():
-    Path("experiments/width.py").write_text(example())
-    width = find_experiment("width")
     folder, _ = open_study(width, check_values(width, {"widths": (8,), "steps": 2}))
-    run_study(folder, lambda event: None)
-    folder.update(status="failed")
-    Path("experiments/width.py").write_text(example().replace('"max_length": 64', '"max_length": 32'))
-    run_study(folder, lambda event: None)
-    assert RunFolder(folder.path / "width-8").facts()["recipe"]["train"]["max_length"] == 32
-
-
-def test_a_study_in_checkpoints_confuses_no_other_command(capsys):
-    Path("experiments/width.py").write_text(example())
-    width = find_experiment("width")
-    folder, _ = open_study(width, check_values(width, {"widths": (8,), "steps": 2}))
-    run_study(folder, lambda event: None)
-    assert main(["list", "runs"]) == 0
-    assert re.search(r"checkpoints/width +done", capsys.readouterr().out)
-    assert main(["show", "checkpoints/width"]) in (0, 2)
-    assert main(["show", "checkpoints/width/width-8"]) == 0
-    assert main(["chat", "checkpoints/width/width-8", "--prompt", "Once", "--max-new-tokens", "2"]) == 0
-    capsys.readouterr()
-    assert main(["chat", "checkpoints/width", "--prompt", "Once"]) == 2
-    assert "no model" in capsys.readouterr().err
+    run_study(folder, ignore)
+    [row] = json.loads((folder.path / "tables/losses.json").read_text())
+    assert row["width"] == 8
+    assert folder.facts()["results"] == {"best_loss": row["validation loss"]}

@@ -1,0 +1,191 @@
+"""The learning rate: too small, right, too large, and how the right one depends on the width of the model.
+
+The same small models are pretrained on short stories for the same number of steps, with learning rates from far too
+small to far too large. Everything else is equal: the data, their order, the seed, the schedule.
+
+What to expect: the validation loss over the learning rate is a valley. On its left side the model learns too slowly:
+the loss still falls when the run ends. On its right side the steps are so large that the model overshoots: the loss
+jumps, ends higher, or the run diverges. The valley is wide on a logarithmic axis, so a rate that is off by a factor of
+two costs little, and one that is off by ten costs much. That is why learning rates are searched in factors.
+
+What it teaches: read the training curve to see on which side you are. A smooth curve that is still falling steeply at
+the end means too small; a curve that jumps or flattens early at a high loss means too large. With AdamW, the best rate
+of a model's matrices falls in proportion to 1 / width as a model grows (Yang et al. 2022, Tensor Programs V). At these
+small sizes and short runs the effect can be weaker than a step of the grid, and the report says what was found.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, Field
+
+from llm_lab.errors import LabError
+from llm_lab.runs.plots import Line, draw_heatmap, draw_lines
+from llm_lab.studies.small_runs import last, points, pretraining
+
+if TYPE_CHECKING:
+    from llm_lab.runs.folder import RunFolder
+    from llm_lab.studies.study import Study
+
+APP_NAME = "Learning rate: too small, right, too large"
+BYTES = 257  # entries of the byte tokenizer
+
+
+class Options(BaseModel):
+    """What is compared."""
+
+    learning_rates: list[float] = Field(
+        [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0], min_length=2, description="learning rates to compare"
+    )
+    widths: list[int] = Field([32, 64, 128], min_length=1, description="hidden sizes to compare")
+    layers: int = Field(2, ge=1, description="layers of each model")
+    steps: int = Field(200, ge=10, description="training steps of each model")
+    batch: int = Field(16, ge=1, description="sequences in a step")
+    length: int = Field(64, ge=8, description="tokens in a sequence")
+    seed: int = Field(1337, ge=0, description="random seed of all models")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the models are trained")
+
+
+def run(options: Options, study: Study) -> None:
+    """Train a model for each width and learning rate."""
+    rates = sorted(set(options.learning_rates))
+    runs: dict[tuple[int, float], RunFolder] = {}
+    failed: dict[tuple[int, float], str] = {}
+    for width in options.widths:
+        for rate in rates:
+            name = f"width-{width}-rate-{rate:g}"
+            recipe = pretraining(
+                width=width,
+                layers=options.layers,
+                steps=options.steps,
+                learning_rate=rate,
+                vocabulary=None,
+                length=options.length,
+                batch=options.batch,
+                device=options.device,
+                seed=options.seed,
+            )
+            try:
+                runs[width, rate] = study.train(recipe, name)
+            except LabError as error:
+                if "optimizer.learning_rate" not in str(error):  # anything but a loss that diverged
+                    raise
+                failed[width, rate] = str(error)
+                study.say(f"{name}: diverged")
+    losses = {key: last(each, "eval_loss") for key, each in runs.items()}
+    study.table(
+        "losses",
+        ["width", "learning rate", "validation loss", "outcome"],
+        [
+            (width, rate, losses.get((width, rate)), "diverged" if (width, rate) in failed else "done")
+            for width in options.widths
+            for rate in rates
+        ],
+        "Validation loss in nats per byte after the last step.",
+    )
+    _draw_valley(options, study, rates, losses, failed)
+    _draw_curves(options, study, rates, losses, failed)
+    if len(options.widths) > 1:
+        _compare_widths(options, study, rates, losses)
+
+
+def _best(rates: list[float], losses: dict[tuple[int, float], float | None], width: int) -> float | None:
+    """Return the learning rate with the lowest loss, or None if no run of this width has ended."""
+    known = [(loss, rate) for rate in rates if (loss := losses.get((width, rate))) is not None]
+    return min(known)[1] if known else None
+
+
+def _draw_valley(
+    options: Options,
+    study: Study,
+    rates: list[float],
+    losses: dict[tuple[int, float], float | None],
+    failed: dict[tuple[int, float], str],
+) -> None:
+    guess = math.log(BYTES)
+    lines = []
+    for width in options.widths:
+        known = [(rate, loss) for rate in rates if (loss := losses.get((width, rate))) is not None]
+        lines.append(Line(f"width {width}", known))
+    lines.append(Line("a uniform guess", [(rates[0], guess), (rates[-1], guess)], dashed=True))
+    top = 1.06 * max(guess, *(loss for loss in losses.values() if loss is not None))
+    if failed:
+        lines.append(Line("diverged", [(rate, top) for rate in sorted({rate for _, rate in failed})], dashed=True))
+    study.heading("The valley")
+    svg = draw_lines(lines, title="Validation loss by learning rate", x="learning rate", y="nats per byte", log_x=True)
+    caption = "Each dot is one model after the same number of steps. Left: too small, the model is still learning. "
+    caption += "Bottom: right. Right: too large."
+    if failed:
+        caption += " Dots on the top line are learning rates with which at least one model diverged, so it has no loss."
+    study.picture("valley", svg, caption)
+    for width in options.widths:
+        best = _best(rates, losses, width)
+        if best is None:
+            study.text(f"With a width of {width}, every run diverged.")
+            continue
+        lowest = losses[width, best]
+        assert lowest is not None
+        study.result(f"best_learning_rate_width_{width}", best)
+        study.result(f"best_loss_width_{width}", lowest)
+        edge = "" if rates[0] < best < rates[-1] else " It is at the edge of the grid, so the best one may lie beyond."
+        near = [rate for rate in rates if (loss := losses.get((width, rate))) is not None and loss < lowest + 0.05]
+        study.text(
+            f"Width {width}: the lowest loss is {lowest:.3f}, at a learning rate of {best:g}. Rates from {near[0]:g} "
+            f"to {near[-1]:g} are within 0.05 of it.{edge}"
+        )
+
+
+def _draw_curves(
+    options: Options,
+    study: Study,
+    rates: list[float],
+    losses: dict[tuple[int, float], float | None],
+    failed: dict[tuple[int, float], str],
+) -> None:
+    width = options.widths[len(options.widths) // 2]
+    best = _best(rates, losses, width)
+    if best is None:
+        return
+    small, large = rates[0], rates[-1]
+    lines = []
+    for rate, name in ((small, "too small"), (best, "right"), (large, "too large")):
+        curve = points(study.child(f"width-{width}-rate-{rate:g}"), "loss")
+        lines.append(Line(f"{name}: {rate:g}", [(step, loss) for step, loss in curve if math.isfinite(loss)]))
+    study.heading("What it looks like while it trains")
+    study.picture(
+        "curves",
+        draw_lines(lines, title=f"Training loss, width {width}", x="step", y="nats per byte"),
+        "Too small: smooth, and still high at the end. Right: falls fast and goes on falling. Too large: jumps, and "
+        "stays high" + (", until the run is stopped because its loss diverged." if (width, large) in failed else "."),
+    )
+
+
+def _compare_widths(
+    options: Options, study: Study, rates: list[float], losses: dict[tuple[int, float], float | None]
+) -> None:
+    study.heading("Learning rate and width")
+    study.picture(
+        "grid",
+        draw_heatmap(
+            [[losses.get((width, rate)) for rate in rates] for width in options.widths],
+            rows=[str(width) for width in options.widths],
+            columns=[f"{rate:g}" for rate in rates],
+            title="Validation loss by width and learning rate",
+            x="learning rate",
+            y="width",
+        ),
+        "One cell is one model; an empty cell diverged. The lowest cell of each row is the best rate of that width.",
+    )
+    best = [(width, rate) for width in options.widths if (rate := _best(rates, losses, width)) is not None]
+    if len(best) < 2:
+        return
+    found = ", ".join(f"{rate:g} for a width of {width}" for width, rate in best)
+    if best[-1][1] < best[0][1]:
+        verdict = "The wider model needs a smaller learning rate, as the rule of 1 / width says."
+    elif best[-1][1] == best[0][1]:
+        verdict = "The best rate is the same cell of the grid for all widths: the effect is smaller than its step here."
+    else:
+        verdict = "The wider model does best with a larger rate here, against the rule: one seed and a short run."
+    study.text(f"Best rates: {found}. {verdict}")
