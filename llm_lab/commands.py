@@ -243,8 +243,16 @@ def show_checkpoint(arguments: argparse.Namespace) -> int:
 
 
 def print_show(path: str) -> int:
-    """Show what a checkpoint is, and its lineage."""
+    """Show what a checkpoint is, and its lineage; of a study, its results and runs."""
     from llm_lab.estimate.cached_models import cached_folder
+    from llm_lab.runs.folder import ROOT, RunFolder
+
+    for folder in map(RunFolder, (Path(path), ROOT / path)):
+        if folder.facts().get("study"):
+            from llm_lab.terminal.study_view import print_study
+
+            print_study(folder)
+            return DONE
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced
     from llm_lab.terminal.listing import print_checkpoint

@@ -19,6 +19,7 @@ from llm_lab.runs.disk import remove_folder, write_atomically
 from llm_lab.runs.folder import RunFolder, slug
 from llm_lab.runs.markdown import code, plain, table
 from llm_lab.runs.page import Page
+from llm_lab.safe_text import redact
 
 from .child_run import run_child
 from .experiment_files import command
@@ -125,8 +126,8 @@ class Study:
 
     def write_report(self) -> None:
         """Write report.md and report.html from what there is so far."""
-        write_atomically(self.run.report_path, self._markdown())
-        write_atomically(self.folder / REPORT_PAGE, self._page())
+        write_atomically(self.run.report_path, redact(self._markdown()))
+        write_atomically(self.folder / REPORT_PAGE, redact(self._page()))
 
     def _title(self) -> str:
         return str(self._facts().get("title") or self.run.path.name)
@@ -189,7 +190,7 @@ class Study:
 def _plain_value(value: Any) -> Cell:
     """Return a number of any library as Python's own; None where it is not a finite number."""
     if value is None or isinstance(value, str | bool | int):
-        return value
+        return redact(value) if isinstance(value, str) else value
     number = float(value)
     return number if math.isfinite(number) else None
 

@@ -104,12 +104,18 @@ def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
             (
                 one_line(str(run.path)),
                 Text(status, style=STATUS_STYLE.get(status, "")),
-                f"{count(facts['parameters'])} parameters" if facts.get("parameters") else "",
+                _what_it_is(facts),
                 f"{name_of('eval_loss')} {write('eval_loss', loss)}" if is_number(loss) else "",
                 Text(when, style="dim"),
             )
         )
     return table("runs", rows or [("none yet", "", "", "", "")])
+
+
+def _what_it_is(facts: Mapping[str, Any]) -> str:
+    if facts.get("study"):
+        return f"study {one_line(str(facts['study'].get('experiment')))}"
+    return f"{count(facts['parameters'])} parameters" if facts.get("parameters") else ""
 
 
 def print_doctor(findings: Sequence[Any]) -> None:

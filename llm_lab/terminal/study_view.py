@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import RunFolder
-from llm_lab.studies.experiment_files import Experiment, written
+from llm_lab.studies.experiment_files import Experiment, command, written
 from llm_lab.studies.study import REPORT_PAGE, shown
 
 from .console import make_console, one_line
@@ -58,15 +59,34 @@ def print_experiment(experiment: Experiment, options: Mapping[str, Any]) -> None
 
 
 def print_study_end(folder: RunFolder) -> None:
-    """Print where the report of a study is, and its results."""
+    """Print the results of a study and where its report is, or that it can be resumed."""
     from rich.text import Text
 
     console = make_console()
-    facts = folder.facts()
-    rows = [(key.replace("_", " "), shown(value)) for key, value in (facts.get("results") or {}).items()]
-    if facts.get("status") == "done":
-        console.print(table("results", rows)) if rows else None
+    rows = [(key.replace("_", " "), shown(value)) for key, value in (folder.facts().get("results") or {}).items()]
+    if rows:
+        console.print(table("results", rows))
+    if folder.status() == "done":
         line = f"Report: {folder.path / REPORT_PAGE} (or {folder.report_path.name})"
     else:
         line = f"{folder.path}: {folder.status()}. The same command resumes it."
     console.print(Text(line), soft_wrap=True)
+
+
+def print_study(folder: RunFolder) -> None:
+    """Print what a study is: its experiment and options, its runs, its results."""
+    from rich.text import Text
+
+    console = make_console()
+    facts = folder.facts()
+    about = facts["study"]
+    rows = [("study", f"{folder.path}: {folder.status()}"), ("experiment", str(about.get("title")))]
+    rows += [("command", command(str(about.get("experiment")), about.get("options") or {}))]
+    if facts.get("error"):
+        rows.append(("error", str(facts["error"])))
+    for name in facts.get("children") or {}:
+        child = RunFolder(folder.path / name)
+        results = headline_results(child.facts().get("results") or {})
+        rows.append(("run", ", ".join([f"{child.path}: {child.status()}", *results])))
+    console.print(table(one_line(folder.path.name), [(key, Text(one_line(text))) for key, text in rows]))
+    print_study_end(folder)

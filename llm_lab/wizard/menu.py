@@ -55,6 +55,7 @@ from .questions import (
     RunDoctor,
     Screen,
     StartRun,
+    StartStudy,
 )
 from .review import start_question
 from .training_runs import run_of_stage
@@ -250,6 +251,10 @@ def checkpoints() -> Flow[Next | None]:
         yield Compare((path,), steps=True)
     elif picked == "lineage":
         yield ReplayLineage(path)
+    elif picked == "study" and run is not None:
+        about = run.facts()["study"]
+        yield StartStudy(about["experiment"], about["options"])
+        yield Pause()
     elif picked in ("resume", "replay") and run is not None:
         yield from _start(str(run.recipe_path), resume=picked == "resume")
     yield BackTo("checkpoint" if picked == "list" else here)
@@ -260,6 +265,9 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     """Return what can be done with a run, or with a model that is not one of the user's runs (None)."""
     generates = run is None or (not trained_reward_model(run) and run in runs_with_a_model())
     choices = [Choice("list", "Back to the list")]
+    if run is not None and run.facts().get("study"):
+        again = "Run it again with the same options" if run.status() == "done" else "Resume this study"
+        return [*choices, Choice("study", again)]
     choices += [Choice("chat", "Chat with it")] if generates else []
     if run is not None and next_stages(run) and run.status() == "done":
         choices.append(Choice("next", "Continue with its model: the next stage"))

@@ -19,6 +19,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import check_values, find_experiment
 from llm_lab.studies.study_process import open_study, run_study
 from llm_lab.wizard.experiments import experiments
+from llm_lab.wizard.menu import checkpoints
 from llm_lab.wizard.questions import Pause, StartStudy
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -251,8 +252,15 @@ def test_a_child_with_another_recipe_is_trained_again_and_a_study_confuses_no_ot
     assert RunFolder(folder.path / "steps-2").facts()["recipe"]["train"]["max_length"] == 16
 
     assert main(["list", "runs"]) == 0
-    assert re.search(r"checkpoints/trains +done", capsys.readouterr().out)
+    assert re.search(r"checkpoints/trains +done +study trains", capsys.readouterr().out)
     assert main(["show", "checkpoints/trains/steps-2"]) == 0
+    capsys.readouterr()
+    assert main(["show", "trains"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"run +checkpoints/trains/steps-2: done, validation loss", printed)
+    assert "llm-lab study trains steps=2" in printed
+    visit = answers(checkpoints, ["checkpoints/trains", "Run it again"])
+    assert visit.effects == [StartStudy("trains", {"steps": [2]}), Pause()]
     assert main(["chat", "checkpoints/trains/steps-2", "--prompt", "Once", "--max-new-tokens", "2"]) == 0
     capsys.readouterr()
     assert main(["chat", "checkpoints/trains", "--prompt", "Once"]) == 2

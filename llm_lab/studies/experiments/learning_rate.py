@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
-from llm_lab.errors import LabError
 from llm_lab.runs.plots import Line, draw_heatmap, draw_lines
 from llm_lab.studies.small_runs import last, points, pretraining
 
@@ -50,6 +49,8 @@ class Options(BaseModel):
 
 def run(options: Options, study: Study) -> None:
     """Train a model for each width and learning rate."""
+    from llm_lab.training.seat_belts import Diverged
+
     rates = sorted(set(options.learning_rates))
     runs: dict[tuple[int, float], RunFolder] = {}
     failed: dict[tuple[int, float], str] = {}
@@ -69,9 +70,7 @@ def run(options: Options, study: Study) -> None:
             )
             try:
                 runs[width, rate] = study.train(recipe, name)
-            except LabError as error:
-                if "optimizer.learning_rate" not in str(error):  # anything but a loss that diverged
-                    raise
+            except Diverged as error:
                 failed[width, rate] = str(error)
                 study.say(f"{name}: diverged")
     losses = {key: last(each, "eval_loss") for key, each in runs.items()}
