@@ -8,14 +8,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_lab.errors import DONE, INTERNAL_ERROR, STOPPED, Problem, UserError
 from llm_lab.events import Notice
-from llm_lab.recipe.trust import UntrustedCode, allow, trusting_recipes
+from llm_lab.recipe.trust import allow, trusting_recipes
+from llm_lab.terminal.consent import with_consent
 from llm_lab.terminal.console import print_text
 from llm_lab.terminal.progress import show_progress
 
@@ -98,20 +99,6 @@ def _start(
             return run_job(job, resume=resume, resume_from=resume_from, overwrite=overwrite, listener=listener)
 
     return _show_results(with_consent(run))
-
-
-def with_consent(action: Callable[[], T]) -> T:
-    """Do something that may run code which a recipe from a run's folder names; in a terminal, the user is asked."""
-    while True:
-        try:
-            return action()
-        except UntrustedCode as error:
-            from llm_lab.terminal.console import is_terminal
-            from llm_lab.terminal.screens import confirm_code
-
-            if not is_terminal() or not confirm_code(error.codes):
-                raise
-            allow(error.codes)
 
 
 def _show_plan(job: Any, *, resume: bool, resume_from: int | None = None) -> Any:
@@ -247,11 +234,11 @@ def print_show(path: str) -> int:
     from llm_lab.estimate.cached_models import cached_folder
     from llm_lab.runs.folder import ROOT, RunFolder
 
-    for folder in map(RunFolder, (Path(path), ROOT / path)):
-        if folder.facts().get("study"):
+    for run in map(RunFolder, (Path(path), ROOT / path)):
+        if run.facts().get("study"):
             from llm_lab.terminal.study_view import print_study
 
-            print_study(folder)
+            print_study(run)
             return DONE
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import DONE, INTERNAL_ERROR, STOPPED, Problem, UserError
+from llm_lab.terminal.consent import with_consent
 from llm_lab.terminal.console import print_text
 from llm_lab.terminal.progress import show_progress
 
@@ -201,7 +202,6 @@ def _exit_code(outcome: Any) -> int:
 
 def _require_runnable(sweep: Any, trust_recipe: bool) -> None:
     """MachineError where this machine can't run a configuration; asks before code from a run's folder runs."""
-    from llm_lab.commands import with_consent
     from llm_lab.recipe.resolve import require_device
     from llm_lab.recipe.trust import trusting_recipes
     from llm_lab.runner import require_trusted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from llm_lab.estimate.compatibility import what_loads
@@ -10,7 +9,6 @@ from llm_lab.estimate.formatting import count, plural, size
 from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
-from llm_lab.recipe.trust import Code
 
 from .console import is_terminal, make_console, one_line
 from .frame import draw_curve
@@ -28,20 +26,6 @@ def begin_screen(title: str, where: str = "") -> Any:
         heading = Text.assemble(("LLM Lab", "title"), f" · {one_line(title)}", (where, "dim"))
         console.rule(heading, align="left", style="dim")
     return console
-
-
-def confirm_code(codes: Iterable[Code]) -> bool:
-    """Show the code that a recipe from a run's folder names; return whether the user allows it to run."""
-    from rich.text import Text
-
-    console = make_console(stderr=True)
-    for code in codes:
-        digest = f", SHA-256 {code.digest[:16]}" if code.digest else ""
-        console.print(Text(f"{code.key} runs code: {one_line(str(code.path))}{digest}", style="warn"))
-        for line in code.first_lines():
-            console.print(Text(f"    {one_line(line)}", style="dim"))
-    console.print("The recipe was found in a folder, and may be someone else's.")
-    return input("Run this code? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
