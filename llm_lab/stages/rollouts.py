@@ -24,7 +24,7 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 from llm_lab.data.examples import Example, ExampleSource
 from llm_lab.data.mixing import build_example_mix
 from llm_lab.errors import Problem, UserError
-from llm_lab.evaluation.measures import answer_measures
+from llm_lab.evaluation.run_measures import answer_measures
 from llm_lab.evaluation.score import columns_of, encode_prompts, own_sampling_off
 from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.hf.conversations import encode_prompt

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from llm_lab.data.examples import Example
 from llm_lab.data.mixing import ExampleMix
 from llm_lab.errors import Problem, UserError
-from llm_lab.evaluation.measures import answer_measures
+from llm_lab.evaluation.run_measures import answer_measures
 from llm_lab.evaluation.score import generating
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.conversations import IGNORED, TEMPLATED, Encoded, encode_sequences, encode_text, is_templated

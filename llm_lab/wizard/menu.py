@@ -24,8 +24,6 @@ from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
 from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
 
-from .experiments import TITLE as EXPERIMENTS
-from .experiments import experiments
 from .model_design import design
 from .model_questions import (
     ANOTHER,
@@ -58,6 +56,8 @@ from .questions import (
     StartStudy,
 )
 from .review import start_question
+from .study_questions import TITLE as EXPERIMENTS
+from .study_questions import experiments
 from .training_runs import run_of_stage
 
 LEAVE = "Quit"

@@ -18,7 +18,7 @@ from support.recipe_keys import every_other, is_checkpointed
 from llm_lab.data import examples as example_sets
 from llm_lab.data import sources as text_sources
 from llm_lab.errors import LabError
-from llm_lab.evaluation import forgetting, score
+from llm_lab.evaluation import forgetting_meter, score
 from llm_lab.recipe.fields import leaf_keys
 from llm_lab.recipe.optimizers import GROUPS, TUNED
 from llm_lab.recipe.pretrain import PRETRAIN
@@ -296,7 +296,7 @@ def observe(raw: dict) -> dict[str, Any]:
     Subset and split apply to Hub datasets: they are only seen to reach the set.
     """
     seen: dict[str, Any] = {"sources": []}
-    open_text = forgetting.open_source
+    open_text = forgetting_meter.open_source
     open_set, build_scorer, build_policy = example_sets.open_examples, reward.build, tuning.load_model
 
     def watched_set(path, *, subset=None, split="train", **keys):
@@ -314,7 +314,7 @@ def observe(raw: dict) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "open_examples", watched_set)
         patch.setattr(score, "open_examples", watched_set)
-        patch.setattr(forgetting, "open_source", watched_text)
+        patch.setattr(forgetting_meter, "open_source", watched_text)
         patch.setattr(text_sources, "look_at_source", lambda *args, **keys: None)
         patch.setattr(example_sets, "look_at_examples", lambda *args, **keys: None)
         patch.setattr(tuning, "load_model", lambda *args, **keys: watch(build_policy(*args, **keys)))

@@ -18,9 +18,9 @@ from llm_lab.events import Notice, Progress, ignore
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import check_values, find_experiment
 from llm_lab.studies.study_process import open_study, run_study
-from llm_lab.wizard.experiments import experiments
 from llm_lab.wizard.menu import checkpoints
 from llm_lab.wizard.questions import Pause, StartStudy
+from llm_lab.wizard.study_questions import experiments
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -128,7 +128,7 @@ def test_input_that_an_experiment_refuses_is_an_error_of_the_user_and_leaves_not
 @pytest.mark.parametrize(
     ("ending", "part"), [("exit", "the experiment raised SystemExit"), ("die", "was ended by signal 9")]
 )
-def test_a_process_that_ends_without_a_result_is_no_success(ending, part, capfd):
+def test_a_process_that_ends_without_a_result_has_failed(ending, part, capfd):
     assert main(["study", "sums", f"ending={ending}"]) == 1
     assert part in capfd.readouterr().err
     assert RunFolder(Path("checkpoints/sums")).status() in ("failed", "interrupted")

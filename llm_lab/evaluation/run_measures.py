@@ -13,7 +13,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loop import write_samples
 from llm_lab.training.loss import autocast
 
-from .forgetting import forgetting_measure
+from .forgetting_meter import forgetting_measure
 from .score import SHOWN, Measure, Scorer, deterministic, encode_prompts, generate, generating
 
 
