@@ -12,7 +12,7 @@ from typing import Any
 from .safe_text import redact, shorten
 
 _NO_VALUE = object()
-# Exit codes besides those of the errors below.
+# The exit codes that come without an error for the user.
 DONE, INTERNAL_ERROR, STOPPED = 0, 1, 130
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # also beyond a quota, or the largest size of a file
 # The most characters of a key and of each part of an error, and the most problems of one error.

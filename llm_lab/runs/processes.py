@@ -65,7 +65,7 @@ def start_processes(command: Sequence[str], count: int) -> int:
 
 
 def environment_of(count: int) -> dict[str, str]:
-    """Return the environment of Python processes of ours, `count` of which run at the same time on this machine."""
+    """Return the environment of our Python processes, `count` of which run at the same time on this machine."""
     found = dict(os.environ)
     # Python puts the working folder first on the path of `-m` and `-c`: a file there would be imported by its name.
     found["PYTHONSAFEPATH"] = "1"

@@ -15,7 +15,8 @@ def test_there_are_enough_e_mails_and_no_subject_line_occurs_twice():
     assert len({example.prompt[-1]["content"] for example in found}) == len(found)
     subjects = [example.answer for example in found]
     assert len(set(subjects)) == len(subjects)
-    assert all(3 <= len(subject) <= 60 and not subject.endswith(".") for subject in subjects)
+    assert all(3 <= len(subject) <= 60 for subject in subjects)
+    assert not [subject for subject in subjects if subject.endswith(".") and not subject.endswith(("a.m.", "p.m."))]
     assert all(subject not in example.prompt[-1]["content"] for subject, example in zip(subjects, found, strict=True))
 
 

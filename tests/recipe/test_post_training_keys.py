@@ -106,7 +106,7 @@ EFFECTS: dict[str, tuple] = {
     "Forgetting.split": ("sft", "test", "sources", GENERAL),
     "Forgetting.text_column": ("sft", "body_2", "general text", IN_COLUMN),
     "Forgetting.max_tokens": ("sft", 40, "general text", GENERAL),
-    "Forgetting.threshold": ("sft", 1e-7, "warnings", GENERAL | {"optimizer": {"name": "adamw", "learning_rate": 0.1}}),
+    "Forgetting.threshold": ("sft", 1e-7, "warnings", GENERAL | {"optimizer": {"name": "adamw", "learning_rate": 0.5}}),
     "RewardTerm.name": ("grpo", "format", "rewards", rewarded_by({"name": "regex", "pattern": "[a-m]"})),
     "RewardTerm.model": ("grpo", "scorer-2", "rewards", rewarded_by({"model": "scorer"})),
     "RewardTerm.python": ("grpo", "mine.py:far", "rewards", rewarded_by(NEAR)),

@@ -156,8 +156,9 @@ def _draw_curves(
     study.picture(
         "curves",
         draw_lines(lines, title=f"Training loss, width {width}", x="step", y="nats per byte"),
-        "Too small: smooth, and still high at the end. Right: falls fast, and still falls at the end. Too large: jumps, and "
-        "stays high" + (", until the run is stopped because its loss diverged." if (width, large) in failed else "."),
+        "Too small: smooth, and still high at the end. Right: falls fast, and still falls at the end. Too large: "
+        "jumps, and stays high"
+        + (", until the run is stopped because its loss diverged." if (width, large) in failed else "."),
     )
 
 
