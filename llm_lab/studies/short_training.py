@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llm_lab.estimate.machine import find_machine
 from llm_lab.optim.factory import build_optimizer
 from llm_lab.optim.schedule import learning_rate_factor
-from llm_lab.training.cpu import keep_freed_memory, speed_up_products
+from llm_lab.training.cpu import keep_freed_memory
 
 CLIP = 1.0
 
@@ -35,8 +34,6 @@ def train_model(
     caller sets the seeds.
     """
     keep_freed_memory()
-    if next(model.parameters()).device.type == "cpu":
-        speed_up_products(model, find_machine().cpu_name)
     optimizer = build_optimizer(model, optimizer_options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
