@@ -22,7 +22,7 @@ from .bijection_geometry import (
     read_states,
     value_manifold,
 )
-from .bijection_models import LSTM, NAMES, POSITIONS, TRANSFORMER, measure, held_out
+from .bijection_models import LSTM, NAMES, POSITIONS, TRANSFORMER, held_out, measure
 from .bijections import Bijections
 from .study import Study
 
@@ -334,8 +334,8 @@ def report_doubts(study: Study, task: Bijections, results: Results, inside: Insi
             + (
                 ""
                 if task.repeated
-                else "Because the entropy depends on the position alone, this can't tell an axis of uncertainty from "
-                "an axis of position."
+                else "Because the entropy depends on the position alone, an axis of uncertainty and an axis of "
+                "position can't be distinguished here."
             ),
         ),
         ("The model has an axis that represents its uncertainty", _about_axis(inside)),
@@ -366,7 +366,7 @@ def report_doubts(study: Study, task: Bijections, results: Results, inside: Insi
 
 
 def _about_keys(task: Bijections, inside: Inside) -> str:
-    """Say what became of the keys, and why."""
+    """Say how the keys have changed, and why."""
     if fmean(inside.cosines) <= inside.expected:
         return "They are more orthogonal than random directions."
     why = "" if task.repeated else ", because which key it is does not matter in this task"

@@ -8,7 +8,7 @@ from llm_lab.events import Notice
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.studies.bijection_geometry import read_states
-from llm_lab.studies.bijection_models import NAMES, Plan, build_model, measure, parameters_of, held_out
+from llm_lab.studies.bijection_models import NAMES, Plan, build_model, held_out, measure, parameters_of
 from llm_lab.studies.bijections import Bijections
 from llm_lab.studies.experiment_files import find_experiment
 from llm_lab.studies.sequence_models import PositionModel, logits_of

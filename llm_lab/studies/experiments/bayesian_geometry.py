@@ -14,7 +14,7 @@ picture of the inside is no proof (the report prints each claim with the doubt a
 comparison of architectures depends on the learning rate that each was given.
 
 Options: `seeds=5` trains every model five times. `values=20 pairs=19 hidden_size=96 layers=4 steps=12000` is nearer to
-the paper's size and takes about half an hour. `repeated_keys=true` lets keys occur again, so that a model has to look
+the paper's size and takes many times as long. `repeated_keys=true` lets keys occur again, so that a model has to look
 their values up; that takes more steps to learn. A study that was stopped continues with the first model that is not
 finished.
 """
