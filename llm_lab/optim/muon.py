@@ -71,6 +71,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
             assert group["algorithm"] in ("muon", "adamw")
             assert group["algorithm"] == "adamw" or all(p.ndim in (2, 3) for p in group["params"])
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a saved state, whatever device it was loaded to."""
+        # torch moves the step counts to the parameters' device only in groups that say that they are fused.
+        groups = [{**group, "fused": group["algorithm"] == "adamw"} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update all parameters that have a gradient."""

@@ -177,6 +177,22 @@ def test_a_saved_optimizer_resumes_bitwise(options, tmp_path):
         assert torch.equal(parameter, expected)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
+def test_a_state_loaded_on_the_cpu_moves_to_the_device_of_the_parameters(options):
+    model = LabForCausalLM(tiny_config())
+    give_gradients(model.parameters(), 0)
+    optimizer = build_optimizer(model, options)
+    optimizer.step()
+    elsewhere = build_optimizer(LabForCausalLM(tiny_config()).to("meta"), options)
+    elsewhere.load_state_dict(optimizer.state_dict())
+    states = elsewhere.state.values()
+    assert {value.device.type for state in states for value in state.values() if getattr(value, "ndim", 0)} == {"meta"}
+    # A fused step on CUDA refuses counts that are on the CPU.
+    counts = [state["step"] for state in states if torch.is_tensor(state.get("step"))]
+    assert all(count.device.type == "meta" for count in counts)
+    assert bool(counts) == (options.name in ("adamw", "muon"))
+
+
 MODELS = {
     "tied": lambda: LabForCausalLM(tiny_config(tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
     "untied": lambda: LabForCausalLM(tiny_config(tie_word_embeddings=False, norm="layernorm", qk_norm=True)),
