@@ -115,7 +115,7 @@ def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
     """Bytes that a layer saves per token for the backward pass."""
     hidden, inner, keys = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * shape.head_dim
     if compiled:
-        return (16 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
+        return (20 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
     of_norms = 8 * (hidden + keys) if shape.qk_norm else 0
     if half:
         return 30 * hidden + 4 * keys + (8 if shape.gated else 4) * inner + of_norms

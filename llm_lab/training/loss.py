@@ -6,6 +6,7 @@ Where the logits of a whole batch would be large, they are computed in chunks.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,7 @@ from llm_lab.estimate.cost import PIECE_OF_LOGITS_BYTES
 from .cpu import OneDnnLinear, multiply
 
 IGNORED = -100
+GPU_TILE = 128  # a vocabulary of 50,257 multiplies 5 to 8 times slower than one of 50,304 on an H100
 PATIENCE_SECONDS = 2.0  # an evaluation that takes longer reports its progress
 # Models whose logits are the head's product with the last hidden state and nothing else; a test checks this. Others
 # scale the logits (Cohere, Granite), cap them (Gemma 2) or add something unknown: they compute all logits at once.
@@ -86,6 +88,7 @@ def detach_large_head(model: Any, tokens: int) -> Iterator[nn.Linear | None]:
         model.set_output_embeddings(head)
 
 
+@torch.compiler.disable  # in one graph with the model, the inductor keeps several chunks of the logits at once
 def linear_cross_entropy(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of `head(hidden)`, with the gradients of both, without holding all logits.
 
@@ -118,7 +121,10 @@ def sample_labels(hidden: torch.Tensor, head: nn.Linear) -> torch.Tensor:
 
 
 def _chunks(hidden: torch.Tensor, labels: torch.Tensor, vocabulary: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(1, PIECE_OF_LOGITS_BYTES // (4 * vocabulary))
+    most = max(1, PIECE_OF_LOGITS_BYTES // (4 * vocabulary))
+    rows = (
+        math.ceil(len(hidden) / max(1, math.ceil(len(hidden) / most))) or 1
+    )  # of about equal size, so that few shapes are compiled
     yield from zip(hidden.split(rows), labels.split(rows), strict=True)
 
 
@@ -133,6 +139,41 @@ def _product_of(head: nn.Linear) -> Callable[[torch.Tensor, torch.Tensor], torch
     return multiply if ours else F.linear
 
 
+def _loss_of_chunk(
+    states: torch.Tensor,
+    factor: torch.Tensor,
+    targets: torch.Tensor,
+    count: torch.Tensor,
+    vocabulary: int,
+    product: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (sum of the loss, gradient of the states, gradient of the logits) of a chunk.
+
+    states: (rows, hidden_size); factor: (vocabulary and padding, hidden_size); targets: (rows,), -100 is ignored;
+    count: the number of targets in all chunks, by which both gradients are divided.
+    """
+    logits = product(states, factor).float()
+    logits[:, vocabulary:] = -math.inf
+    kept = (targets != IGNORED).float()[:, None]
+    chosen = targets.clamp(min=0)[:, None]
+    norm = logits.logsumexp(-1, keepdim=True)
+    total = ((norm - logits.gather(1, chosen)) * kept).sum()
+    # From here on the memory of the logits holds their gradient: softmax minus 1 at the target.
+    slope = logits.sub_(norm).exp_()
+    if torch.compiler.is_compiling():  # part of the same pass; a scatter would be a pass of its own
+        slope.add_(torch.arange(slope.shape[1], device=slope.device) == chosen, alpha=-1)
+    else:
+        slope.scatter_add_(1, chosen, torch.full_like(norm, -1.0))
+    slope = slope.mul_(kept / count).to(states.dtype)
+    return total, product(slope, factor.t()), slope
+
+
+def _padded(weight: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Return a head's weight with rows of zeros up to a multiple: GPUs multiply matrices of odd sizes slowly."""
+    missing = -len(weight) % multiple
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -143,27 +184,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
+        on_gpu, vocabulary = hidden.is_cuda, len(weight)
+        # Compiled on its own, a chunk is read once instead of eight times.
+        loss_of_chunk = torch.compile(_loss_of_chunk, dynamic=False) if on_gpu else _loss_of_chunk
         with torch.autocast(hidden.device.type, enabled=False):
-            factor = weight.to(dtype)
+            factor = _padded(weight.to(dtype), GPU_TILE if on_gpu else 1)
             count = (labels != IGNORED).sum()
             total = torch.zeros((), device=hidden.device)
             grads = []
             # Not in bf16: the sum over all chunks would be rounded after each of them.
-            grad_weight = torch.zeros_like(weight)
-            for chunk, targets in _chunks(hidden, labels, len(weight)):
+            grad_weight = torch.zeros(factor.shape, dtype=weight.dtype, device=weight.device)
+            for chunk, targets in _chunks(hidden, labels, vocabulary):
                 states = chunk.to(dtype)
-                logits = product(states, factor).float()
-                kept = (targets != IGNORED).float()[:, None]
-                chosen = targets.clamp(min=0)[:, None]
-                norm = logits.logsumexp(-1, keepdim=True)
-                total += ((norm - logits.gather(1, chosen)) * kept).sum()
-                # From here on the memory of the logits holds their gradient: softmax minus 1 at the target.
-                slope = logits.sub_(norm).exp_()
-                slope.scatter_add_(1, chosen, torch.full_like(norm, -1.0))
-                slope = slope.mul_(kept / count).to(dtype)
-                grads.append(product(slope, factor.t()).to(hidden.dtype))
-                grad_weight += product(slope.t(), states.t())
-        ctx.save_for_backward(torch.cat(grads), grad_weight)
+                loss, gradient, slope = loss_of_chunk(states, factor, targets, count, vocabulary, product)
+                total += loss
+                grads.append(gradient.to(hidden.dtype))
+                if on_gpu:  # without a float32 copy of the product
+                    torch.addmm(grad_weight, slope.t(), states, out_dtype=grad_weight.dtype, out=grad_weight)
+                else:
+                    grad_weight += product(slope.t(), states.t())
+        ctx.save_for_backward(torch.cat(grads), grad_weight[:vocabulary])
         return total / count
 
     @staticmethod

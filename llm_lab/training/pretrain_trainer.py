@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import TrainerCallback
+from transformers import AttentionMaskInterface, TrainerCallback
+from transformers.masking_utils import sdpa_mask
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.machine import find_machine
@@ -18,6 +19,8 @@ from .loss import autocast, balancing_weight, detach_large_head, linear_cross_en
 from .pretrain_data import DataProgress
 from .trainer import LabTrainer
 
+OFFSETS = ("q_offset", "kv_offset")
+
 
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Stack blocks into a batch of input_ids and shift_labels, each (rows, max_length).
@@ -25,6 +28,21 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     Without attention mask and positions: either would switch attention from its is_causal kernel.
     """
     return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}
+
+
+def mask_where_needed(**inputs: Any) -> torch.Tensor | None:
+    """Return the mask that sdpa needs, None if its own is_causal is enough.
+
+    transformers does so too, but some versions of it and torch build the mask while they compile (torch's
+    is_exporting is True then). A mask costs memory and the fastest kernels.
+    """
+    needed = inputs.get("attention_mask") is not None or not inputs.get("allow_is_causal_skip", True)
+    at_start = all(isinstance(inputs.get(name, 0), int) and not inputs.get(name, 0) for name in OFFSETS)
+    window = inputs.get("local_size")
+    in_window = window is None or inputs["kv_length"] < window
+    if not needed and at_start and in_window and inputs["q_length"] == inputs["kv_length"]:
+        return None
+    return sdpa_mask(**inputs)
 
 
 class PretrainTrainer(LabTrainer):
@@ -53,6 +71,7 @@ class PretrainTrainer(LabTrainer):
             # Compiled code is kept per function and not guarded on hooks: without this, a run with document masks
             # would use the code of an earlier run without them in the same process.
             torch.compiler.reset()
+            AttentionMaskInterface.register("sdpa", mask_where_needed)
         # dynamic=False: all batches have the same shape, and a second graph would only cost time.
         self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
         self._dtype = dtype

@@ -103,16 +103,44 @@ def test_under_bf16_autocast_it_is_as_close_to_float32_as_the_plain_loss(kind, s
         assert errors[True][name] < 1.5 * error + 0.01, name
 
 
-def test_the_compiled_chunked_loss_equals_the_plain_one(small_chunks):
+def test_the_compiled_chunked_loss_equals_the_plain_one_and_keeps_the_logits_out_of_the_graph(small_chunks):
     torch._dynamo.reset()
     torch.manual_seed(0)
     model, ids = MODELS["llm_lab tied"]().train(), tokens(2, 12)
-    labels, compiled = labels_of(ids), torch.compile(next_token_loss, backend="aot_eager", fullgraph=True)
+    labels, graphs = labels_of(ids), []
+
+    def keep_graph(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(next_token_loss, backend=keep_graph)
     loss, gradients = loss_and_gradients(model, ids, labels, chunked=False)
     got, found = loss_and_gradients(model, ids, labels, chunked=True, function=compiled)
     torch.testing.assert_close(got, loss, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    values = [
+        node.meta["example_value"] for graph in graphs for node in graph.graph.nodes if node.op == "call_function"
+    ]
+    shapes = [value.shape for value in values if torch.is_tensor(value)]
+    assert (2, 12, 32) in shapes
+    # Inside the graph, several chunks of them would be in memory at the same time.
+    assert not [shape for shape in shapes if shape[-1:] == (61,)]
+
+
+def test_a_chunk_compiled_and_padded_as_on_a_gpu_has_the_same_loss_and_gradients():
+    torch.manual_seed(0)
+    weight, states, targets = torch.randn(61, 8), torch.randn(5, 8), torch.tensor([3, -100, 60, 0, 17])
+    expected = token_loss._loss_of_chunk(states, weight, targets, torch.tensor(4), 61, F.linear)
+    padded = token_loss._padded(weight, 128)
+    assert padded.shape == (128, 8)
+    compiled = torch.compile(token_loss._loss_of_chunk, backend="aot_eager", fullgraph=True)
+    for function in (token_loss._loss_of_chunk, compiled):
+        total, of_states, of_logits = function(states, padded, targets, torch.tensor(4), 61, F.linear)
+        torch.testing.assert_close(total, expected[0])
+        torch.testing.assert_close(of_states, expected[1])
+        torch.testing.assert_close(of_logits[:, :61], expected[2])
+        assert not of_logits[:, 61:].any()
 
 
 def test_the_chunked_loss_is_the_same_with_onednn(small_chunks):
