@@ -11,17 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.tiny_models import tiny_model
 
 from benchmarks import shakespeare, start, step
 from benchmarks.__main__ import BENCHES
 from benchmarks.candidates import NAMES, VOCABULARY, Clock, llama_config, train_gpt_loop, train_llama_loop, train_stock
 from benchmarks.gpt import Gpt
-from benchmarks.gpu import outside_loss, pytest_failures
+from benchmarks.gpu import pytest_failures
 from benchmarks.gpu.muon_resume import resumes_exactly
-from benchmarks.gpu.training_step import Variant, change_step
 from llm_lab.estimate.machine import find_machine
-from llm_lab.model import modeling_lab
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_SCRIPTS = ("attention_kernels", "cuda", "generation", "muon_resume", "peak", "training_step")
@@ -90,30 +87,6 @@ def test_without_a_gpu_the_gpu_session_exits_with_one_line(tmp_path):
 def test_the_gpu_session_runs_every_gpu_script_and_the_readme_describes_it():
     for text in ((ROOT / "benchmarks/gpu" / file).read_text() for file in ("run.sh", "README.md")):
         assert all(name in text for name in GPU_SCRIPTS if name != "cuda")
-
-
-def test_the_loss_outside_the_graph_equals_the_plain_loss_with_its_gradients(monkeypatch):
-    monkeypatch.setattr(outside_loss, "CHUNK_BYTES", 4 * 50 * 16)
-    torch.manual_seed(0)
-    head = torch.nn.Linear(8, 50, bias=False)
-    hidden = torch.randn(40, 8, requires_grad=True)
-    labels = torch.randint(0, 50, (40,))
-    labels[::7] = -100
-    plain = torch.nn.functional.cross_entropy(head(hidden), labels)
-    expected = torch.autograd.grad(plain, (hidden, head.weight))
-    loss = outside_loss.outside_loss(hidden, head, labels)
-    torch.testing.assert_close(loss, plain)
-    torch.testing.assert_close(torch.autograd.grad(loss, (hidden, head.weight)), expected)
-
-
-def test_a_training_step_without_a_mask_computes_the_same(monkeypatch):
-    model = tiny_model().eval()
-    ids = torch.arange(12)[None]
-    with_mask = model(ids, use_cache=False).logits
-    # Registers the original for the end of this test; the next line replaces it.
-    monkeypatch.setattr(modeling_lab, "create_causal_mask", modeling_lab.create_causal_mask)
-    change_step(Variant(no_mask=True))
-    torch.testing.assert_close(model(ids, use_cache=False).logits, with_mask)
 
 
 def test_muon_makes_the_same_step_after_its_state_was_saved_and_loaded():

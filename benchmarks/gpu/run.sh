@@ -58,13 +58,11 @@ measure() {
   part muon-resume 60 "$PYTHON" -m benchmarks.gpu.muon_resume
   part peak 40 "$PYTHON" -m benchmarks.gpu.peak
   # The variants of one call are in memory together: these fit into 80 GB.
-  step steps-1 130 baseline no-mask loss-outside loss-outside-padded
-  step steps-2 130 no-cudnn bf16-residual 1b
+  step steps 200 baseline no-cudnn bf16-residual 1b
   part generation 110 "$PYTHON" -m benchmarks.gpu.generation
   part attention-kernels 60 "$PYTHON" -m benchmarks.gpu.attention_kernels
   tests tests-plain 90 'not compiled'
   tests tests-compiled 120 compiled
-  step steps-3 110 padded
   echo "== end at $SECONDS s; results in $OUT"
 }
 

@@ -36,7 +36,8 @@ def bench_training(machine: Any) -> None:
     from llm_lab.optim.factory import build_optimizer
     from llm_lab.recipe.files import read_recipe_file
     from llm_lab.recipe.resolve import resolve
-    from llm_lab.training.loss import detach_large_head, next_token_loss
+    from llm_lab.training.loss import detach_large_head
+    from llm_lab.training.pretrain_trainer import compiled_loss
 
     resolved = resolve(read_recipe_file(RECIPE), machine=machine)
     recipe: Any = resolved.recipe
@@ -48,7 +49,7 @@ def bench_training(machine: Any) -> None:
     config = config_of_parts(recipe.model.model_dump(by_alias=True), VOCABULARY)
     model = build_from_config(config, attn_implementation=train.attn_implementation).cuda().train()
     optimizer = build_optimizer(model, recipe.optimizer)
-    compiled = torch.compile(next_token_loss, dynamic=False)
+    compiled = compiled_loss()
     ids = torch.randint(0, VOCABULARY, (rows, length + 1), device="cuda")
 
     def batch() -> None:

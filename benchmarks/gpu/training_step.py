@@ -24,7 +24,7 @@ from typing import Any
 
 from .cuda import require_gpu, time_once
 
-GPT2_VOCABULARY, PADDED_VOCABULARY = 50_257, 50_304  # the second is a multiple of 64
+GPT2_VOCABULARY = 50_257
 SHAPES: dict[str, dict[str, Any]] = {
     "124M": {
         "hidden_size": 768,
@@ -56,22 +56,15 @@ class Variant:
     length: int = 1024
     optimizer: str = "muon"
     accumulation: int = 16  # micro-batches in an optimizer step
-    no_mask: bool = False  # build no attention mask, so that attention runs its causal kernel
-    loss_outside: bool = False  # compute the loss outside the compiled graph
-    padded: bool = False  # pad the vocabulary to a multiple of 64
     bf16_residual: bool = False  # keep the residual stream in bf16
     cudnn: bool = True
 
 
 VARIANTS = {
     "baseline": Variant(),
-    "no-mask": Variant(no_mask=True),
-    "padded": Variant(no_mask=True, padded=True),
-    "loss-outside": Variant(no_mask=True, loss_outside=True),
-    "loss-outside-padded": Variant(no_mask=True, loss_outside=True, padded=True),
-    "no-cudnn": Variant(no_mask=True, loss_outside=True, padded=True, cudnn=False),
-    "bf16-residual": Variant(no_mask=True, loss_outside=True, padded=True, bf16_residual=True),
-    "1b": Variant("1B", 8, 2048, "adamw", 8, no_mask=True, loss_outside=True, padded=True),
+    "no-cudnn": Variant(cudnn=False),
+    "bf16-residual": Variant(bf16_residual=True),
+    "1b": Variant("1B", 8, 2048, "adamw", 8),
 }
 
 
@@ -104,35 +97,6 @@ def time_step(batch: Callable[[], object], update: Callable[[], object], *, roun
     return StepTimes(batches, tuple(updates), torch.cuda.max_memory_allocated())
 
 
-def change_step(variant: Variant) -> None:
-    """Change the code of the training step in this process as the variant says."""
-    import torch
-
-    from llm_lab.model import modeling_lab
-    from llm_lab.training import loss as training_loss
-
-    from .outside_loss import loss_of_chunk, outside_loss
-
-    torch.backends.cuda.enable_cudnn_sdp(variant.cudnn)
-    if variant.no_mask:
-        make_mask = modeling_lab.create_causal_mask
-
-        def make_needed_mask(**inputs: Any) -> Any:
-            causal = all(inputs[key] is None for key in ("attention_mask", "position_ids", "past_key_values"))
-            return None if causal else make_mask(**inputs)
-
-        _replace(modeling_lab, "create_causal_mask", make_needed_mask)
-    if variant.loss_outside:
-        chunk = torch.compile(loss_of_chunk, dynamic=False)
-        loss = torch.compiler.disable(lambda hidden, head, labels: outside_loss(hidden, head, labels, chunk))
-        _replace(training_loss, "linear_cross_entropy", loss)
-
-
-def _replace(module: Any, name: str, value: Any) -> None:
-    getattr(module, name)  # fails if the name is gone, instead of measuring the wrong step
-    setattr(module, name, value)
-
-
 def measure(name: str) -> None:
     """Compile a variant, print "compiled", wait for a line, then time it and print one line of JSON.
 
@@ -146,26 +110,26 @@ def measure(name: str) -> None:
     from llm_lab.model.configuration_lab import LabConfig
     from llm_lab.optim.factory import build_optimizer
     from llm_lab.recipe.optimizers import AdamW, Muon
-    from llm_lab.training import loss as training_loss
+    from llm_lab.training.loss import detach_large_head
+    from llm_lab.training.pretrain_trainer import compiled_loss
 
     output, sys.stdout = sys.stdout, sys.stderr
     variant, machine = VARIANTS[name], require_gpu()
-    change_step(variant)
+    torch.backends.cuda.enable_cudnn_sdp(variant.cudnn)
     parts, rows, length = SHAPES[variant.shape], variant.rows, variant.length
-    vocabulary = PADDED_VOCABULARY if variant.padded else GPT2_VOCABULARY
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = LabConfig(vocab_size=vocabulary, max_position_embeddings=length, **parts)
+    config = LabConfig(vocab_size=GPT2_VOCABULARY, max_position_embeddings=length, **parts)
     with torch.device("cuda"):
         model = build_from_config(config, attn_implementation="sdpa").train()
     if variant.bf16_residual:
         model.get_input_embeddings().register_forward_hook(lambda module, inputs, states: states.to(torch.bfloat16))
     optimizer = build_optimizer(model, Muon() if variant.optimizer == "muon" else AdamW())
-    loss_of = torch.compile(training_loss.next_token_loss, dynamic=False)
+    loss_of = compiled_loss()
     ids = torch.randint(0, GPT2_VOCABULARY, (rows, length + 1), device="cuda")
 
     def batch() -> torch.Tensor:
-        with training_loss.detach_large_head(model, rows * length) as head:
+        with detach_large_head(model, rows * length) as head:
             loss = loss_of(model, ids[:, :-1], ids[:, 1:], "cuda", "bfloat16", head)
         loss.backward()
         return loss.detach()
@@ -184,7 +148,7 @@ def measure(name: str) -> None:
         return
     times = time_step(batch, update)
     shape = shape_of_parts(
-        parts | {"head_dim": config.head_dim, "activation": config.activation, "norm": config.norm}, vocabulary
+        parts | {"head_dim": config.head_dim, "activation": config.activation, "norm": config.norm}, GPT2_VOCABULARY
     )
     assert shape is not None
     plan = memory_by_part(

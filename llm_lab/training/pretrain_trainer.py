@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def mask_where_needed(**inputs: Any) -> torch.Tensor | None:
     return sdpa_mask(**inputs)
 
 
+def compiled_loss() -> Callable[..., torch.Tensor]:
+    """Return `next_token_loss`, compiled."""
+    # Compiled code is kept per function and not guarded on hooks: without this, a run with document masks would use
+    # the code of an earlier run without them in the same process.
+    torch.compiler.reset()
+    AttentionMaskInterface.register("sdpa", mask_where_needed)
+    # dynamic=False: all batches have the same shape, and a second graph would only cost time.
+    return torch.compile(next_token_loss, dynamic=False)
+
+
 class PretrainTrainer(LabTrainer):
     """Trains on blocks of equal length, so the mean of the batch means is the mean over all tokens.
 
@@ -67,13 +78,7 @@ class PretrainTrainer(LabTrainer):
         self._data_progress = data_progress
         if data_progress is not None:
             self.add_callback(data_progress)
-        if compile_loss:
-            # Compiled code is kept per function and not guarded on hooks: without this, a run with document masks
-            # would use the code of an earlier run without them in the same process.
-            torch.compiler.reset()
-            AttentionMaskInterface.register("sdpa", mask_where_needed)
-        # dynamic=False: all batches have the same shape, and a second graph would only cost time.
-        self._loss = torch.compile(next_token_loss, dynamic=False) if compile_loss else next_token_loss
+        self._loss = compiled_loss() if compile_loss else next_token_loss
         self._dtype = dtype
         self._balancing = balancing_weight(self.model)
         if self.args.device.type == "cpu":
