@@ -46,7 +46,7 @@ def test_a_recipe_that_is_a_bomb_is_refused(text, why):
 
 
 @pytest.mark.parametrize("depth", [101, 900, 200_000])
-def test_deeply_nested_json_in_a_run_is_damage_and_not_an_error_of_ours(depth, in_tmp_path, capsys):
+def test_deeply_nested_json_in_a_run_is_damage_and_not_an_internal_error(depth, in_tmp_path, capsys):
     run = RunFolder(Path("checkpoints/a"))
     run.update(stage="sft", status="stopped", results={"eval_loss": 1.0})
     run.write_recipe("stage: sft\n")

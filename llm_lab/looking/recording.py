@@ -40,7 +40,7 @@ class Recording:
 
     residual: (layers + 1, length, hidden_size): before the first layer, and after each. attention: per layer (heads,
     length, length), or None. heads: per layer the input of the output projection (length, heads * head_dim), or None.
-    parts: per layer, or None where they could not be told apart; `why` then has the reason. logits: (length,
+    parts: per layer, or None where they could not be separated; `why` then has the reason. logits: (length,
     vocabulary). head_input: (length, hidden_size).
     """
 

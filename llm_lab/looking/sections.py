@@ -296,7 +296,7 @@ def add_similarity(page: Page, inside: Inside) -> None:
             y="cosine",
         ),
         "How alike the states of different tokens are on average, without the first token. A fall at the end "
-        "means that the last layers tell the tokens apart again, to predict different words.",
+        "means that the last layers separate the tokens again, to predict different words.",
     )
     if inside.cka is None:
         page.text(inside.missing.get("cka", ""))

@@ -1,7 +1,7 @@
 """A duel: two recipes with the same seeds, compared at equal tokens and at equal time, with an honest verdict.
 
 It is a sweep of two configurations. At equal tokens, both train on the same number of tokens. At equal time, the faster
-one keeps its run and the slower one is trained anew with as many steps as fit into the same time, its learning-rate
+one keeps its run and the slower one is trained again with as many steps as fit into the same time, its learning-rate
 schedule within them: a point on the curve of a longer run would be before its learning rate has fallen.
 """
 
@@ -198,7 +198,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
     jobs = {**duel.jobs, **check_all([known], duel.base)}
     slower = slow if known.name.startswith(slow.name) else fast  # as measured when the duel was planned
     new = known.recipe["train"]["max_steps"]
-    words = f"{took}. So {slower.label} was trained anew with {new:,} of {steps:,} steps, its schedule within them."
+    words = f"{took}. So {slower.label} was trained again with {new:,} of {steps:,} steps, its schedule within them."
     return replace(duel, configurations=(*base, known), wanted=wanted, jobs=jobs), words
 
 

@@ -50,7 +50,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 def test_a_sweep_ends_with_a_table_keeps_a_failure_and_skips_what_is_done(capsys):
-    """One of two runs diverges: the other goes on, and the exit code says that one failed."""
+    """One of two runs diverges: the other continues, and the exit code says that one failed."""
     write_recipe(**SHORT, **{"train.max_grad_norm": 1e9})
     values = "{name: adamw, learning_rate: 0.01},{name: adamw, learning_rate: 9.0, eps: 1e-30}"
     words = ["sweep", "recipe.yaml", f"optimizer={values}", "--name", "s"]

@@ -192,7 +192,7 @@ def test_on_request_a_collapsed_run_stops_and_keeps_its_best_checkpoint(in_tmp_p
     print_closing(facts)
     for shown in (report, " ".join(capsys.readouterr().out.split())):
         assert f"stopped at step 3; its model and its results are those of step {best['step']}, " in shown
-        assert "Resume with" not in shown, "it would go on from the collapsed checkpoint"
+        assert "Resume with" not in shown, "it would continue from the collapsed checkpoint"
     kept = weights_of(facts["path"])
     expected = weights_of_checkpoint(facts["path"], best["step"])
     assert kept.keys() == expected.keys()
