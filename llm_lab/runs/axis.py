@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .svg import line, words
+from .svg import WIDTH, line, width_of, words
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def axis_of(
 ) -> Axis:
     """Return the axis that holds all values, with some room at both ends. zero: a linear axis includes 0."""
     low, high = min(values), max(values)
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # rounding errors are no range
+        high = low
     if log:
         room = room * math.log10(high / low) if high > low else 0.3
         return Axis(low / 10**room, high * 10**room, start, end, log=True)
@@ -79,9 +81,11 @@ def tick_labels(marks: Sequence[float]) -> list[str]:
         texts = [f"{mark + 0.0:.{digits}g}" for mark in marks]
         if all(abs(float(text) - mark) <= 0.01 * apart for text, mark in zip(texts, marks, strict=True)):
             break
-    return [short_number(text) for text in texts]
+    small = any(0 < abs(mark) < SMALL for mark in marks)
+    return [_scientific(text) if small and abs(float(text)) < 10 * SMALL else short_number(text) for text in texts]
 
 
+SMALL = 1e-3
 _LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
 
@@ -91,16 +95,25 @@ def short_number(text: str) -> str:
     for unit, letter in _LARGE:
         if unit <= abs(value) < 1e15:
             return f"{value / unit:.15g}{letter}"
-    if "e" in text:
-        digits, _, power = text.partition("e")
-        return f"{digits}e{int(power)}"
-    whole, point, rest = text.partition(".")
+    if 0 < abs(value) < SMALL or abs(value) >= 1e15:
+        return _scientific(text)
+    whole, point, rest = (f"{value:.0f}" if "e" in text else text).partition(".")
     return f"{int(whole):,}{point}{rest}" if len(whole.lstrip("-")) > 3 else text
 
 
+def _scientific(text: str) -> str:
+    """Return a number in text with a power of ten, in the digits that it has."""
+    if not float(text):
+        return "0"
+    digits, _, power = f"{float(text):.15e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
+
+
 def number(value: float, digits: int = 4) -> str:
-    """Return a value with a number of significant digits, as people write it."""
-    return short_number(f"{value + 0.0:.{digits}g}") if math.isfinite(value) else str(value)
+    """Return a value with a number of significant digits, and all digits of its whole part up to a million."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else short_number(f"{value + 0.0:.{digits}g}")
 
 
 def draw_upright(axis: Axis, marks: Sequence[float], left: float, right: float) -> list[str]:
@@ -115,10 +128,15 @@ def draw_flat(
 ) -> list[str]:
     """Return a flat axis at the bottom with its numbers, or with texts instead. top: with a grid up to there."""
     parts = []
-    for mark, text in zip(marks, texts or tick_labels(marks), strict=True):
+    texts = texts or tick_labels(marks)
+    # Where the numbers are too wide for each other, every second one is left out, or more.
+    apart = min((abs(axis.place(b) - axis.place(a)) for a, b in pairwise(marks)), default=math.inf)
+    every = math.ceil((max(map(width_of, texts)) + 8) / apart) if marks else 1
+    for mark, text in list(zip(marks, texts, strict=True))[::every]:
         at = axis.place(mark)
         parts.append(line(at, bottom + 4, at, bottom if top is None else top, "axis" if top is None else "grid"))
-        parts.append(words(at, bottom + 18, text, "middle"))
+        half = width_of(text) / 2 + 2
+        parts.append(words(min(max(at, half), WIDTH - half), bottom + 18, text, "middle"))
     if top is None:
         parts.append(line(axis.start, bottom, axis.end, bottom, "axis"))
     return parts

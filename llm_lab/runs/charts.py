@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .axis import Axis, axis_of, draw_flat, draw_upright, number, tick_labels
-from .figure import TITLE_SIZE, WIDTH, is_number
+from .figure import TITLE_SIZE, is_number
 from .glossary import name_of
 from .palette import SERIES
-from .svg import bar, curve, dot, line, picture, ring, width_of, words
+from .svg import WIDTH, bar, curve, dot, line, picture, ring, width_of, words
 
 Points = Sequence[tuple[float, float]]
 Series = Mapping[str, Points]  # key in metrics.jsonl: its (step, value) points
@@ -133,7 +133,7 @@ def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
         for panel, series in panels
         for key, points in series.items()
     ]
-    return picture(WIDTH, under + BOTTOM, parts, title="curves over the steps", description=", ".join(last))
+    return picture(under + BOTTOM, parts, title="curves over the steps", description=", ".join(last))
 
 
 def _panel(panel: Panel, series: Series, steps: Sequence[float], box: Box) -> list[str]:
@@ -201,7 +201,7 @@ def draw_scores(scores: Mapping[str, Mapping[str, float]]) -> str | None:
         parts += [ring(axis.place(value), middle, SERIES[at], 5) for at, value in found]
         about += [f"{stage} {labels[at]} {number(value)}" for at, value in found]
     title = f"{panel.title} of each stage"
-    return picture(WIDTH, HEAD + height + FOOT, parts, title=title, description=", ".join(about))
+    return picture(HEAD + height + FOOT, parts, title=title, description=", ".join(about))
 
 
 def draw_predictions(rows: Sequence[tuple[str, float, float, str, str]]) -> str | None:
@@ -221,4 +221,4 @@ def draw_predictions(rows: Sequence[tuple[str, float, float, str, str]]) -> str 
             parts.append(bar(left, top + at * (BAR + 2), width, BAR, ("axis", "c0")[at]))
             parts.append(words(left + width + 6, top + at * (BAR + 2) + 10, f"{name} {text}"))
     about = ", ".join(f"{title}: predicted {one}, actual {other}" for title, _, _, one, other in rows)
-    return picture(WIDTH, 14 + len(rows) * (2 * BAR + 20), parts, title="predicted and actual", description=about)
+    return picture(14 + len(rows) * (2 * BAR + 20), parts, title="predicted and actual", description=about)

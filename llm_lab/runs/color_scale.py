@@ -14,18 +14,23 @@ BAR_WIDTH = 12
 
 @dataclass(frozen=True)
 class ColorScale:
-    """Colors from low to high. A diverging one is symmetric: its middle is 0."""
+    """Colors from low to high. A diverging one is symmetric: its middle is 0.
+
+    first: the share of the colors that is left out at the low end, for dots that must be seen on the background.
+    """
 
     low: float
     high: float
     diverging: bool = False
+    first: float = 0.0
 
     def color(self, value: float) -> str:
         """Return the name of the color of a value; values beyond the ends have the color of the end."""
         value = min(max(value, self.low), self.high)
         if self.diverging:
             return shade(value / self.high if self.high else 0.0, diverging=True)
-        return shade((value - self.low) / (self.high - self.low) if self.high > self.low else 0.5)
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return shade(self.first + (1 - self.first) * share)
 
     def marks(self, height: float) -> list[float]:
         axis = Axis(self.low, self.high, height, 0)
@@ -38,12 +43,11 @@ class ColorScale:
     def draw(self, x: float, y: float, height: float) -> list[str]:
         """Return the bar with its numbers to its right."""
         part = height / (STEPS + 1)
-        names = [shade(2 * step / STEPS - 1 if self.diverging else step / STEPS, diverging=self.diverging)
-                 for step in range(STEPS + 1)]  # fmt: skip
+        middles = [self.low + (self.high - self.low) * step / STEPS for step in range(STEPS + 1)]
         # Each part is a little too high, so no light shows between two.
         parts = [
-            bar(x, y + height - (step + 1) * part, BAR_WIDTH, part + (0.5 if step else 0.0), name)
-            for step, name in enumerate(names)
+            bar(x, y + height - (step + 1) * part, BAR_WIDTH, part + (0.5 if step else 0.0), self.color(value))
+            for step, value in enumerate(middles)
         ]
         parts.append(frame(round(x, 1), round(y, 1), BAR_WIDTH, round(height, 1)))
         marks = self.marks(height)
@@ -55,7 +59,12 @@ class ColorScale:
 
 
 def scale_of(
-    values: Iterable[float], *, diverging: bool = False, low: float | None = None, high: float | None = None
+    values: Iterable[float],
+    *,
+    diverging: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    first: float = 0.0,
 ) -> ColorScale:
     """Return the scale of values; low and high set its ends, so several pictures can share one."""
     values = list(values)
@@ -64,4 +73,4 @@ def scale_of(
     if diverging:
         far = max(abs(low), abs(high)) or 1.0
         return ColorScale(-far, far, diverging=True)
-    return ColorScale(low, high)
+    return ColorScale(low, high, first=first)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
-from .svg import SIZE, picture, words, wrap
+from .svg import SIZE, WIDTH, picture, words, wrap
 
-WIDTH, EDGE = 720, 16
+EDGE = 16
 TITLE_SIZE, LINE_HEIGHT = 15, 17
+LARGEST = 1e150  # beyond it, the difference of two values may overflow
 
 
 class Figure:
@@ -40,7 +41,7 @@ class Figure:
             self.add(words(EDGE, bottom + (index + 1) * LINE_HEIGHT, text))
         height = bottom + len(lines) * LINE_HEIGHT + EDGE
         about = " ".join(filter(None, (description, *self.notes)))
-        return picture(WIDTH, height, self.parts, title=self.title, description=about)
+        return picture(height, self.parts, title=self.title, description=about)
 
     def nothing(self, why: str = "There are no values to draw yet.") -> str:
         """Return a picture that has the title and says why it shows nothing."""
@@ -51,7 +52,7 @@ class Figure:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value can be drawn: a finite number."""
     try:
-        return value is not None and not isinstance(value, str) and math.isfinite(value)
+        return value is not None and not isinstance(value, str) and math.isfinite(value) and abs(value) < LARGEST
     except TypeError:
         return False
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .color_scale import scale_of
-from .figure import EDGE, WIDTH, Figure, is_number
-from .svg import SIZE, bar, stroke, width_of, words
+from .figure import EDGE, Figure, is_number
+from .svg import SIZE, WIDTH, bar, stroke, width_of, words
 
 LARGEST, HIGHEST, SMALLEST = 84.0, 28.0, 3.0  # width and height of a cell, and its least width
 LABEL = 13.0  # pixels that a label of a row needs
@@ -87,7 +87,8 @@ def draw_heatmap(
                     f'<rect x="{across + 0.5:.1f}" y="{down + 0.5:.1f}" width="{wide - gap - 1:.1f}" '
                     f'height="{tall - gap - 1:.1f}" {stroke("grid")} fill="none"/>'
                 )
-    figure.add(*scale.draw(right + 18, top, max(bottom - top - gap, 60)))
+    if scale.low < scale.high:
+        figure.add(*scale.draw(right + 18, top, max(bottom - top - gap, 60)))
     figure.left_out(strange, "cell", "not a finite number")
     description = (
         f"{len(rows)} rows and {len(columns)} columns, from {min(found):.{digits + 2}g} to {max(found):.{digits + 2}g}."

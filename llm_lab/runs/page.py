@@ -120,7 +120,7 @@ _STYLE = f"""
 * {{ box-sizing: border-box; }}
 html {{ -webkit-text-size-adjust: 100%; }}
 body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.6 {FONT}; overflow-wrap: break-word; }}
-main {{ max-width: 784px; margin: 0 auto; padding: 48px 32px 96px; }}
+main {{ max-width: 752px; margin: 0 auto; padding: 48px 32px 96px; }}
 h1 {{ font-size: 28px; line-height: 1.25; letter-spacing: -0.01em; margin: 0 0 24px; }}
 h2 {{ font-size: 20px; line-height: 1.3; margin: 48px 0 12px; }}
 h3 {{ font-size: 16px; margin: 32px 0 8px; }}
@@ -128,14 +128,14 @@ p, ul {{ margin: 0 0 16px; }}
 ul {{ padding-left: 22px; }}
 figure {{ margin: 28px 0; }}
 .wide {{ overflow-x: auto; margin: 0 0 16px; }}
-figure .wide {{ margin: 0; }}
+figure .wide {{ margin: 0 -16px; }}  /* the edge of a picture is outside the column of text */
 .wide:focus-visible, summary:focus-visible {{ outline: 2px solid var(--c0); outline-offset: 2px; }}
 .lab-picture {{ display: block; width: 100%; height: auto; min-width: 600px; }}
 figcaption, caption {{ color: var(--soft); font-size: 14px; line-height: 1.5; text-align: left; }}
 figcaption {{ margin-top: 6px; }}
 caption {{ padding: 0 0 8px; }}
 table {{ border-collapse: collapse; font-size: 14px; line-height: 1.45; min-width: 50%; }}
-th, td {{ padding: 7px 16px 7px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }}
+th, td {{ padding: 7px 24px 7px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }}
 th:last-child, td:last-child {{ padding-right: 0; }}
 thead th {{ color: var(--soft); font-weight: 500; border-bottom-color: var(--axis); }}
 tbody th {{ font-weight: 500; }}

@@ -16,13 +16,13 @@ COLORS = {
     "soft": ("#59636e", "#9198a1"),
     "grid": ("#e8ebef", "#21262d"),
     "axis": ("#b4bcc6", "#4a525c"),
-    # Curves and groups. Their order keeps neighbors apart for color-blind readers as well.
-    "c0": ("#1f66b5", "#6cb0ff"),
-    "c1": ("#b8480f", "#f0924c"),
-    "c2": ("#0f766e", "#45c8b0"),
-    "c3": ("#8a3f8f", "#d796e0"),
-    "c4": ("#7d6400", "#d9b93a"),
-    "c5": ("#5b6470", "#a8b1bd"),
+    # Curves and groups: readable as text, and apart in lightness too, so color-blind readers can distinguish them.
+    "c0": ("#1b4db3", "#7bc4fe"),
+    "c1": ("#96260f", "#d9730d"),
+    "c2": ("#00837a", "#78f4bd"),
+    "c3": ("#9a4fd4", "#b06fe9"),
+    "c4": ("#8f6200", "#dab82d"),
+    "c5": ("#333b4a", "#8c96a2"),
 }
 SERIES = tuple(name for name in COLORS if name.startswith("c"))
 STEPS = 40  # a scale has STEPS + 1 colors
@@ -65,7 +65,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def _text_on(color: str) -> str:
-    return max(COLORS["ink"], key=lambda ink: contrast(ink, color))
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, color))
 
 
 def _luminance(color: str) -> float:

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from .axis import Axis, axis_of, draw_flat, draw_upright, number, tick_labels
 from .color_scale import scale_of
-from .figure import EDGE, WIDTH, Figure, decimals_of, is_number
+from .figure import EDGE, Figure, decimals_of, is_number
 from .heatmap import draw_heatmap
 from .palette import SERIES, series_color
-from .svg import area, bar, curve, dot, line, ring, spread, width_of, words
+from .svg import WIDTH, area, bar, curve, dot, line, ring, spread, width_of, words
 
 __all__ = ["Interval", "Line", "draw_bars", "draw_heatmap", "draw_intervals", "draw_lines", "draw_scatter"]
 
 HEIGHT = 300.0  # of a plot with two axes
 LABEL_GAP = 15.0  # between the middles of two labels
 LABEL_ROOM, NAME_ROOM = 190.0, 230.0
-ROW = 30.0
+ROW = 38.0
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 FEW = 30  # a curve of at most this many points has a dot at each
 
@@ -94,7 +94,8 @@ def draw_lines(lines: Sequence[Line], *, title: str, x: str, y: str, log_x: bool
         for part in each.parts:
             pixels = [(flat.place(across), upright.place(up)) for across, up in part]
             if len(pixels) > 1:
-                figure.add(curve(pixels, each.color, dashes=each.dashes))
+                about = f"{each.name}: {number(each.points[-1][1])} at the end"
+                figure.add(curve(pixels, each.color, dashes=each.dashes, about=about))
             if len(each.points) <= FEW and len(curves) <= 12:
                 figure.add(*(dot(*pixel, each.color) for pixel in pixels))
             elif len(pixels) == 1:
@@ -132,7 +133,7 @@ def _draw_axes(
     figure.add(*draw_upright(upright, marks, left, right))
     flat = axis_of(across, left, right, log=log_x, room=room)
     figure.add(*draw_flat(flat, flat.marks(max(2, int((right - left) // 85))), bottom))
-    figure.add(words(EDGE, top - 12, y, room=WIDTH - 2 * EDGE))
+    figure.add(words(EDGE, top - 12, y, room=WIDTH / 2 - EDGE))
     figure.add(words(right, bottom + 34, x, "end", room=right - EDGE))
     return flat, upright
 
@@ -151,7 +152,7 @@ class Interval:
 def draw_intervals(
     rows: Sequence[Interval], *, title: str, x: str, reference: float | None = None, reference_name: str = ""
 ) -> str:
-    """Draw a row per configuration: each seed as a dot, the mean as a mark on its interval, and both as numbers.
+    """Draw a row per configuration: the mean as a mark on its interval, below them each seed as a dot.
 
     reference: a value that gets a vertical line, such as 0 for differences.
     """
@@ -177,13 +178,14 @@ def draw_intervals(
         figure.add(words(middle, top - 9, reference_name, "middle") if reference_name else "")
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
         down = top + ROW * (index + 0.5)
+        about = f"{row.name}: {text}"
         figure.add(words(left - 12, down + 4, row.name, "end", "ink", room=NAME_ROOM))
         if is_number(row.low) and is_number(row.high):
             start, width = axis.place(row.low), axis.place(row.high) - axis.place(row.low)
-            figure.add(bar(start, down - 3, max(width, 1.0), 6, "axis", radius=3, about=f"{row.name}: {text}"))
-        figure.add(*_seeds(row, axis, down))
+            figure.add(bar(start, down - 8, max(width, 1.0), 6, "axis", radius=3, about=about))
+        figure.add(*_seeds(row, axis, down + 5))
         if is_number(row.mean):
-            figure.add(bar(axis.place(row.mean) - 1.25, down - 9, 2.5, 18, "ink", about=f"{row.name}: {text}"))
+            figure.add(bar(axis.place(row.mean) - 1.25, down - 12, 2.5, 14, "ink", about=about))
         figure.add(words(WIDTH - EDGE, down + 4, text, "end", "ink"))
     about = "; ".join(f"{row.name}: {text}" for row, text in zip(rows[:20], texts, strict=False))
     return figure.finish(top + height + 36, f"{x}, mean and interval. {about}.")
@@ -196,16 +198,16 @@ def _interval_text(row: Interval, digits: int) -> str:
 
 
 def _seeds(row: Interval, axis: Axis, down: float) -> list[str]:
-    """Return a dot for each seed; dots that would hide another are moved up or down."""
+    """Return a dot for each seed; dots that would hide another are moved down."""
     placed: list[Point] = []
     parts = []
     for value in sorted(value for value in row.values if is_number(value)):
         across = axis.place(value)
-        for away in (0, -6, 6, -10, 10):
-            if all(abs(across - other) >= 6 or abs(down + away - high) >= 5 for other, high in placed):
+        for away in (0, 5, 10):
+            if all(abs(across - other) >= 6 or abs(down + away - high) >= 4 for other, high in placed):
                 break
         placed.append((across, down + away))
-        parts.append(ring(across, down + away, "c0", 4, about=f"{row.name}: {number(value, 6)}"))
+        parts.append(ring(across, down + away, "c0", 3.6, about=f"{row.name}: {number(value, 6)}"))
     return parts
 
 
@@ -219,19 +221,19 @@ def draw_scatter(
     if not known:
         return figure.nothing()
     colored = [value for *_, value in known if is_number(value)]
-    scale = scale_of(colored) if colored else None
+    scale = scale_of(colored, first=0.25) if colored else None
     right = WIDTH - EDGE - (scale.width(HEIGHT) + 26 if scale else 8)
     flat, upright = _draw_axes(
         figure, [point[0] for point in known], [point[1] for point in known], x, y, right, room=0.04
     )
     radius = 4.5 if len(known) <= 300 else 3.0
     for across, up, value in known:
-        name = scale.color(value) if scale and is_number(value) else "c0" if scale is None else "axis"
+        name = "c0" if scale is None else scale.color(value) if is_number(value) else "axis"
         about = f"{number(across)}, {number(up)}" + (f": {number(value)}" if is_number(value) else "")
         figure.add(ring(flat.place(across), upright.place(up), name, radius, about=about))
     if scale:
         figure.add(*scale.draw(right + 22, upright.end, HEIGHT))
-        figure.add(words(WIDTH - EDGE, upright.end - 12, color_name, "end", room=200))
+        figure.add(words(WIDTH - EDGE, upright.end - 12, color_name, "end", room=WIDTH / 2 - 2 * EDGE))
     return figure.finish(upright.start + 36, f"{len(known):,} points: {y} over {x}.")
 
 

@@ -18,21 +18,22 @@ from llm_lab.safe_text import one_line
 from .palette import both
 
 FONT = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
-SIZE = 12  # of text, in pixels
+WIDTH = 720  # of every picture, in pixels
+SIZE = 12  # of text
 ELLIPSIS = "…"
 MANY = 1500  # points of a curve that are drawn one by one
 
 
-def picture(width: float, height: float, parts: Sequence[str], *, title: str = "", description: str = "") -> str:
-    """Return a complete SVG. Title and description are for screen readers."""
-    body = "\n".join([f'<rect width="{width:g}" height="{height:g}" {fill("paper")}/>', *parts])
+def picture(height: float, parts: Sequence[str], *, title: str = "", description: str = "") -> str:
+    """Return a complete SVG of a height. Title and description are for screen readers."""
+    body = "\n".join([f'<rect width="{WIDTH}" height="{height:g}" {fill("paper")}/>', *parts])
     names = sorted(set(re.findall(r'class="([^"]*)"', body)))
     about = f"<title>{safe(title)}</title>\n" if title else ""
     about += f"<desc>{safe(description)}</desc>\n" if description else ""
     label = f' aria-label="{safe(title)}"' if title else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="lab-picture" role="img"{label} '
-        f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
+        f'viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" '
         f'font-family="{FONT}" font-size="{SIZE}">\n{about}'
         f"<style>@media (prefers-color-scheme: dark) {{\n{_dark_rules(names)}\n}}</style>\n{body}\n</svg>\n"
     )
@@ -74,12 +75,14 @@ def line(x1: float, y1: float, x2: float, y2: float, color: str, *, width: float
     )
 
 
-def curve(points: Sequence[tuple[float, float]], color: str, *, width: float = 1.8, dashes: str = "") -> str:
+def curve(
+    points: Sequence[tuple[float, float]], color: str, *, width: float = 1.8, dashes: str = "", about: str = ""
+) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in _thinned(points))
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return (
         f'<polyline points="{path}" {stroke(color)} fill="none" stroke-width="{width:g}" '
-        f'stroke-linejoin="round" stroke-linecap="round"{dashed}/>'
+        f'stroke-linejoin="round" stroke-linecap="round"{dashed}{_with_title("polyline", about)}'
     )
 
 
@@ -183,17 +186,18 @@ def _width(sign: str) -> float:
     return 1.3 if ord(sign) >= 0x1F000 else 1.05 if unicodedata.east_asian_width(sign) in "WF" else 0.75
 
 
-def fit(text: str, room: float, size: float = SIZE, *, bold: bool = False) -> str:
-    """Return a text on one line that is at most as wide as room: with an ellipsis in its middle where it is too long.
+def fit(text: str, room: float, size: float = SIZE, *, bold: bool = False, middle: bool = True) -> str:
+    """Return a text on one line that is at most as wide as room: with an ellipsis where it is too long.
 
-    Names of runs and files often differ at their ends, so both ends stay.
+    middle: the ellipsis is in the middle, because names of runs and files often differ at their ends. Else at the end.
     """
     text = one_line(str(text))
     if width_of(text, size, bold=bold) <= room:
         return text
     keep = len(text) - 1
     while keep > 0:
-        short = text[: (keep + 1) // 2] + ELLIPSIS + text[len(text) - keep // 2 :]
+        start = (keep + 1) // 2 if middle else keep
+        short = text[:start].rstrip() + ELLIPSIS + text[len(text) - keep + start :].lstrip()
         if width_of(short, size, bold=bold) <= room:
             return short
         keep -= max(1, keep // 16)
@@ -212,7 +216,7 @@ def wrap(text: str, room: float, size: float = SIZE, *, most: int = 2, bold: boo
             break
         lines.append(" ".join(rest[:count]))
         rest = rest[count:]
-    return [*lines, fit(" ".join(rest), room, size, bold=bold)] if rest else lines
+    return [*lines, fit(" ".join(rest), room, size, bold=bold, middle=False)] if rest else lines
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
