@@ -98,10 +98,12 @@ def start_study(name: str, options: Mapping[str, Any], *, overwrite: bool = Fals
 def _run_study(folder: Path) -> int:
     """Run the study of a folder in this process."""
     from llm_lab.runs.folder import RunFolder
+    from llm_lab.studies.child_run import stop_with_parent
     from llm_lab.studies.study_process import run_study
 
     if not folder.is_dir():
         raise UserError(Problem(str(folder), "there is no such folder"))
+    stop_with_parent()
     with show_progress() as listener:
         run_study(RunFolder(folder), listener)
     return DONE

@@ -73,10 +73,8 @@ def stop_child(process: subprocess.Popen[str]) -> None:
 
 
 def _main() -> int:
-    # In the background of a shell, SIGINT is ignored; this process is stopped with it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     work = json.loads(sys.stdin.readline())
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    stop_with_parent()
     try:
         run = run_child(work["recipe"], Path(work["folder"]))
     except KeyboardInterrupt:
@@ -88,10 +86,16 @@ def _main() -> int:
     return STOPPED if run.status() == "stopped" else 0
 
 
-def _stop_with_parent() -> None:
-    """Wait until the process that started this one is gone, and then stop as after Ctrl-C."""
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGINT)
+def stop_with_parent() -> None:
+    """Let this process stop as after Ctrl-C when the one that started it, at the other end of its input, is gone."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # In the background of a shell, SIGINT is ignored; this process is stopped with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
+import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,9 @@ from llm_lab.events import Listener
 from llm_lab.runs.disk import remove_folder, write_atomically
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, slug
 from llm_lab.runs.lock import this_process
-from llm_lab.runs.processes import start_processes
+from llm_lab.runs.processes import environment_of
 
+from .child_run import stop_child
 from .experiment_files import Experiment
 from .study import Study
 
@@ -62,13 +67,34 @@ def open_study(
 
 
 def start_study(folder: RunFolder, *, debug: bool = False) -> int:
-    """Run the study of a folder in a process of its own; return its exit code. Ctrl-C is passed on to it."""
+    """Run the study of a folder in a process of its own, which stops with this one; return its exit code.
+
+    Ctrl-C and a request to end are passed on as Ctrl-C: what was trained is saved.
+    """
     words = [sys.executable, "-m", "llm_lab.cli", "study", IN_FOLDER, str(folder.path)]
-    code = start_processes([*words, *(["--debug"] if debug else [])], 1)
+    words += ["--debug"] if debug else []
+    # A session of its own: the terminal's Ctrl-C would reach it in addition to the signal passed on.
+    process = subprocess.Popen(words, env=environment_of(1), stdin=subprocess.PIPE, start_new_session=True)
+    with process, _signals_passed_on(process):
+        code = process.wait()
     if code < 0:
         why = f"the process of the study was ended by signal {-code}"
         raise ExperimentRaised(Problem(str(folder.path), why, fix="Start it again with the same command: it resumes."))
     return code
+
+
+@contextmanager
+def _signals_passed_on(process: subprocess.Popen) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop_child(process)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_study(folder: RunFolder, listener: Listener) -> None:
