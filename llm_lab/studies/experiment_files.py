@@ -335,9 +335,14 @@ def check_values(
     return checked.model_dump()
 
 
-def command(experiment: str, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> str:
+def defaults_of(experiment: Experiment) -> dict[str, Any]:
+    """Return the defaults of the options that have one."""
+    return {key.path: key.default for key in experiment.option_keys() if not key.required}
+
+
+def command(experiment: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Return the command of a study, with the options that are not the defaults."""
-    changed = {name: value for name, value in options.items() if defaults is None or defaults.get(name) != value}
+    changed = {name: value for name, value in options.items() if name not in defaults or defaults[name] != value}
     words = [f"{name}={written(value)}" for name, value in changed.items()]
     return redact(" ".join(["llm-lab", "study", experiment, *map(shlex.quote, words)]))
 

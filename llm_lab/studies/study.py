@@ -22,7 +22,6 @@ from llm_lab.runs.page import Page
 from llm_lab.safe_text import redact
 
 from .child_run import run_child
-from .experiment_files import command
 
 Cell = str | int | float | bool | None
 REPORT_PAGE = "report.html"
@@ -138,14 +137,11 @@ class Study:
     def _about(self) -> list[str]:
         """Return what the experiment's docstring says, in paragraphs."""
         about = self._facts()
-        text = "\n\n".join((about.get("summary", ""), about.get("about", "")))
+        text = "\n\n".join((about.get("summary", ""), about.get("about", ""))).replace("`", "")
         return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
     def _results_rows(self) -> list[list[str]]:
         return [[key.replace("_", " "), shown(value)] for key, value in self._results.items()]
-
-    def _how(self) -> str:
-        return command(str(self._facts().get("experiment")), self._facts().get("options") or {})
 
     def _markdown(self) -> str:
         parts: list[str] = [f"# {plain(self._title())}", *map(plain, self._about())]
@@ -164,7 +160,7 @@ class Study:
         children = [f"- [{name}]({quote(name)}/report.md)" for name in self.run.facts().get("children") or {}]
         if children:
             parts += ["## Runs", "\n".join(children)]
-        parts += ["## Run it again", code(self._how())]
+        parts += ["## Run it again", code(str(self._facts().get("command")))]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def _page(self) -> str:
@@ -183,7 +179,7 @@ class Study:
             else:
                 page.text(block.text)
         page.heading("Run it again")
-        page.code(self._how())
+        page.code(str(self._facts().get("command")))
         return page.html()
 
 

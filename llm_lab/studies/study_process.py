@@ -24,7 +24,7 @@ from llm_lab.runs.lock import this_process
 from llm_lab.runs.processes import environment_of
 
 from .child_run import stop_child
-from .experiment_files import Experiment
+from .experiment_files import Experiment, command, defaults_of
 from .study import Study
 
 TRACEBACK = "traceback.txt"
@@ -52,6 +52,7 @@ def open_study(
         "title": experiment.title,
         "summary": experiment.summary,
         "about": experiment.about,
+        "command": command(experiment.name, options, defaults_of(experiment)),
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
     }
     for run in reversed(runs_named(name, root=root)) if not overwrite else ():

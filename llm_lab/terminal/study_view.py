@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import RunFolder
-from llm_lab.studies.experiment_files import Experiment, command, written
+from llm_lab.studies.experiment_files import Experiment, written
 from llm_lab.studies.study import REPORT_PAGE, shown
 
 from .console import make_console, one_line
@@ -81,7 +81,7 @@ def print_study(folder: RunFolder) -> None:
     facts = folder.facts()
     about = facts["study"]
     rows = [("study", f"{folder.path}: {folder.status()}"), ("experiment", str(about.get("title")))]
-    rows += [("command", command(str(about.get("experiment")), about.get("options") or {}))]
+    rows += [("command", str(about.get("command")))]
     if facts.get("error"):
         rows.append(("error", str(facts["error"])))
     for name in facts.get("children") or {}:

@@ -7,8 +7,8 @@ import pytest
 from llm_lab.errors import UserError
 from llm_lab.studies.experiment_files import (
     SHIPPED,
-    check_values,
     command,
+    defaults_of,
     find_experiment,
     list_experiments,
     read_experiment,
@@ -78,7 +78,7 @@ def test_options_are_typed_as_their_types_say():
     assert read_values(mine, words) == wanted | {"fast": True}
     assert read_values(mine, ["rates=[1, 2]"])["rates"] == (1, 2)
     values = read_values(mine, ["model=a b", "rates=0.5,2.0"])
-    again = command("mine", values, check_values(mine, {}))
+    again = command("mine", values, defaults_of(mine))
     assert again == "llm-lab study mine rates=0.5,2.0 'model=a b'"
 
 

@@ -92,7 +92,7 @@ def test_a_study_runs_in_a_process_of_its_own_and_writes_its_report(capfd):
     assert report.index("# Sums") < report.index("What to expect: they grow.") < report.index("## Sums")
     assert "| 1 | 0.3333 | yes |" in report
     assert "![One bar.](pictures/bars.svg)" in report
-    assert "`llm-lab study sums numbers=3,4 ending=well`" in report
+    assert "`llm-lab study sums numbers=3,4`" in report
     assert "<b>" not in report
     page = (folder / "report.html").read_text()
     assert "Text with &lt;b&gt;marks&lt;/b&gt; and lines." in page

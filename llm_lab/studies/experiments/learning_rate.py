@@ -74,6 +74,11 @@ def run(options: Options, study: Study) -> None:
                 failed[width, rate] = str(error)
                 study.say(f"{name}: diverged")
     losses = {key: last(each, "eval_loss") for key, each in runs.items()}
+    _draw_valley(options, study, rates, losses, failed)
+    _draw_curves(options, study, rates, losses, failed)
+    if len(options.widths) > 1:
+        _compare_widths(options, study, rates, losses)
+    study.heading("All runs")
     study.table(
         "losses",
         ["width", "learning rate", "validation loss", "outcome"],
@@ -84,10 +89,6 @@ def run(options: Options, study: Study) -> None:
         ],
         "Validation loss in nats per byte after the last step.",
     )
-    _draw_valley(options, study, rates, losses, failed)
-    _draw_curves(options, study, rates, losses, failed)
-    if len(options.widths) > 1:
-        _compare_widths(options, study, rates, losses)
 
 
 def _best(rates: list[float], losses: dict[tuple[int, float], float | None], width: int) -> float | None:
@@ -131,8 +132,9 @@ def _draw_valley(
         edge = "" if rates[0] < best < rates[-1] else " It is at the edge of the grid, so the best one may lie beyond."
         near = [rate for rate in rates if (loss := losses.get((width, rate))) is not None and loss < lowest + 0.05]
         study.text(
-            f"Width {width}: the lowest loss is {lowest:.3f}, at a learning rate of {best:g}. Rates from {near[0]:g} "
-            f"to {near[-1]:g} are within 0.05 of it.{edge}"
+            f"Width {width}: the lowest loss is {lowest:.3f}, at a learning rate of {best:g}. "
+            + (f"Rates from {near[0]:g} to {near[-1]:g} are" if len(near) > 1 else "No other rate is")
+            + f" within 0.05 of it.{edge}"
         )
 
 
