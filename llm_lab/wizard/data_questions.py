@@ -56,6 +56,11 @@ SCORE_WHY = (
     "The loss and the reward show how well the model fits its training data. Held-out prompts show whether it got "
     "better: with reference answers, the share that is right. Each prompt gets a greedy and a sampled output."
 )
+FORGETTING_WHY = (
+    "A fine-tune can forget what the model knew, without any sign in its own validation loss. Name a text that it "
+    "should still know and that is not trained on: its bits per byte are measured at every evaluation, and the run "
+    "warns if they rise by more than forgetting.threshold."
+)
 
 
 @dataclass(frozen=True)
@@ -354,6 +359,28 @@ def ask_score(draft: Draft) -> Flow[Draft]:
         return (yield from ask_score_path(draft))
     kept = {k: v for k, v in (draft.raw.get("score") or {}).items() if k in ("prompts", "rewards")}
     return draft.with_answer("score", kept or {"prompts": draft.value("score.prompts") or 100})
+
+
+def ask_forgetting(draft: Draft) -> Flow[Draft]:
+    """Ask for the general text on which forgetting is measured; none if it is left empty."""
+    now = dict(draft.raw.get("forgetting") or {})
+
+    def check(text: str) -> str | None:
+        path = text.strip()
+        return None if not path or is_hub_name(path) else _why_not({"path": path}, "text")
+
+    path = (
+        yield replace(
+            draft.ask("forgetting.path", "General text to measure (empty: none)?", kind="path"),
+            default=str(now.get("path") or ""),
+            help="forgetting: general text that is measured at every evaluation, to see what the model forgets",
+            why=FORGETTING_WHY,
+            allowed=f"A file, a folder, {TEXTS} or a Hub name. Tab completes paths.",
+            check=check,
+            wait=READING,
+        )
+    ).strip()
+    return draft.with_answer("forgetting", now | {"path": path} if path else None)
 
 
 def is_score_source(path: str) -> bool:

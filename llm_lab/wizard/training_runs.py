@@ -13,7 +13,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.stage import StageRecipe
 
 from . import eval_and_export
-from .data_questions import EXAMPLES, NOUNS, TEXTS, ask_data, ask_score, is_score_source
+from .data_questions import EXAMPLES, NOUNS, TEXTS, ask_data, ask_forgetting, ask_score, is_score_source
 from .draft import Ask, Draft
 from .key_questions import OTHER, ask_key, ask_keys
 from .model_design import ask_tokenizer
@@ -125,6 +125,8 @@ def askers_of(stage: str) -> dict[str, Ask]:
         return askers | eval_and_export.askers_of(stage)
     askers["data"] = partial(ask_data, kind=facts.examples or "text")
     askers["optimizer.name"] = ask_optimizer
+    if facts.has("forgetting"):
+        askers |= dict.fromkeys(("forgetting", "forgetting.path"), ask_forgetting)
     if facts.has("score"):
         askers["score"] = ask_score
         askers["score.rewards"] = partial(ask_rewards, path="score.rewards")
@@ -152,7 +154,8 @@ def changes_of(stage: str, askers: Mapping[str, Ask]) -> dict[str, tuple[str, As
         "rewards": "Change the rewards",
         "lora": "Choose between all weights and LoRA",
     }
-    lines |= {} if facts.from_scratch else {"score": "Change the held-out score"}
+    if not facts.from_scratch:
+        lines |= {"score": "Change the held-out score", "forgetting": "Measure what it forgets of a general text"}
     return {name: (line, askers[name]) for name, line in lines.items() if name in askers}
 
 

@@ -206,6 +206,15 @@ def test_held_out_prompts_can_be_named_and_switched_off():
     assert saved.values == resolve(recipe_of(ppo)).values
 
 
+def test_a_text_to_measure_forgetting_on_is_named_changed_and_removed():
+    Path("general.txt").write_text("Some words that the model knows.\n" * 20)
+    asked = ["Measure what it forgets", Refused("nowhere.txt", "no such file"), "general.txt"]
+    changed = ["forgetting.threshold", "0.3", "forgetting.path", "builtin:stories"]
+    visit = answers(flow("sft"), [*questions("sft"), *asked, *changed, *RUN])
+    assert recipe_of(visit)["forgetting"] == {"path": "builtin:stories", "threshold": 0.3}
+    assert "forgetting" not in recipe_of(answers(flow("sft"), [*questions("sft"), *asked, "forgetting.path", "", *RUN]))
+
+
 def test_an_adapter_of_defaults_is_saved_as_one():
     lora = ["LoRA: an", ENTER, ENTER, ENTER]
     visit = answers(flow("sft"), [*questions("sft", lora=lora), "Save the recipe", "sft.yaml"])
