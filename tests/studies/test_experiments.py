@@ -10,6 +10,7 @@ import pytest
 from llm_lab.cli import main
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.answers import overlap, repeated_share
+from llm_lab.studies.experiments.learning_rate import _lowest_point
 from llm_lab.studies.small_runs import mean_by_epoch
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -34,7 +35,7 @@ def test_the_learning_rate_has_a_valley_and_a_diverged_run_is_shown(capfd):
     assert folder.facts()["results"]["best_learning_rate_width_32"] == 0.01
     report = folder.report_path.read_text()
     assert "pictures/valley.svg" in report
-    assert "too large: 1e+06" in (folder.path / "pictures/curves.svg").read_text()
+    assert "diverges: 1e+06" in (folder.path / "pictures/curves.svg").read_text()
     assert "diverged" in (folder.path / "pictures/valley.svg").read_text()
 
 
@@ -70,6 +71,14 @@ def test_base_and_tuned_answer_the_same_e_mails_and_every_decoding_is_shown():
     names = [row["decoding"] for row in table(folder, "decoding")]
     assert names == ["greedy", "beam search, 4 beams", "repetition penalty 1.3", "no repeated 3-grams"]
     assert re.search(r"fell from .* to .* at epoch", folder.report_path.read_text())
+
+
+def test_the_best_learning_rate_lies_between_the_cells_of_the_grid():
+    rates, best = [1e-3, 1e-2, 1e-1], 3e-3
+    losses = {(32, rate): 1 + math.log(rate / best) ** 2 for rate in rates}
+    assert _lowest_point(rates, losses, 32) == pytest.approx(best)
+    assert _lowest_point(rates, {key: -loss for key, loss in losses.items()}, 32) is None  # at the edge
+    assert _lowest_point(rates, losses | {(32, 1e-1): None}, 32) is None
 
 
 def test_repetition_and_overlap_are_counted_in_words():

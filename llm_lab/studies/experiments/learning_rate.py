@@ -149,19 +149,21 @@ def _draw_curves(
     best = _best(rates, losses, width)
     if best is None:
         return
-    small, large = rates[0], rates[-1]
+    ended = [rate for rate in rates if losses.get((width, rate)) is not None]
+    diverged = [rate for rate in rates if (width, rate) in failed]
+    named = {rates[0]: "too small", ended[-1]: "too large", best: "right"} | dict.fromkeys(diverged[:1], "diverges")
+    most = 1.1 * math.log(BYTES)
     lines = []
-    for rate, name in ((small, "too small"), (best, "right"), (large, "too large")):
+    for rate, name in sorted(named.items()):
         curve = points(study.child(f"width-{width}-rate-{rate:g}"), "loss")
-        lines.append(Line(f"{name}: {rate:g}", [(step, loss) for step, loss in curve if math.isfinite(loss)]))
+        lines.append(Line(f"{name}: {rate:g}", [(step, loss) for step, loss in curve if loss < most]))
     study.heading("What it looks like while it trains")
-    study.picture(
-        "curves",
-        draw_lines(lines, title=f"Training loss, width {width}", x="step", y="nats per byte"),
-        "Too small: smooth, and still high at the end. Right: falls fast, and still falls at the end. Too large: "
-        "jumps, and stays high"
-        + (", until the run is stopped because its loss diverged." if (width, large) in failed else "."),
-    )
+    caption = "Too small: smooth, and still high at the end. Right: falls fast, and still falls at the end. Too large: "
+    caption += "falls to a higher loss and stays there."
+    if diverged:
+        caption += " Diverges: leaves the picture within a few steps, and the run is stopped."
+    title = f"Training loss, width {width}"
+    study.picture("curves", draw_lines(lines, title=title, x="step", y="nats per byte"), caption)
 
 
 def _compare_widths(
@@ -180,14 +182,38 @@ def _compare_widths(
         ),
         "One cell is one model; an empty cell diverged. The lowest cell of each row is the best rate of that width.",
     )
-    best = [(width, rate) for width in options.widths if (rate := _best(rates, losses, width)) is not None]
-    if len(best) < 2:
+    lowest = {width: rate for width in options.widths if (rate := _lowest_point(rates, losses, width)) is not None}
+    if len(lowest) < 2:
         return
-    found = ", ".join(f"{rate:g} for a width of {width}" for width, rate in best)
-    if best[-1][1] < best[0][1]:
-        verdict = "The wider model needs a smaller learning rate, as the rule of 1 / width says."
-    elif best[-1][1] == best[0][1]:
-        verdict = "The best rate is the same cell of the grid for all widths: the effect is smaller than its step here."
+    for width, rate in lowest.items():
+        study.result(f"interpolated_learning_rate_width_{width}", rate)
+    found = ", ".join(f"{rate:.2g} for a width of {width}" for width, rate in lowest.items())
+    narrow, wide = lowest[min(lowest)], lowest[max(lowest)]
+    by_rule = max(lowest) / min(lowest)
+    if wide < narrow:
+        verdict = f"From the narrowest to the widest it falls by a factor of {narrow / wide:.1f}; in proportion to "
+        verdict += f"1 / width, it would be {by_rule:g}."
     else:
-        verdict = "The wider model does best with a larger rate here, against the rule: one seed and a short run."
-    study.text(f"Best rates: {found}. {verdict}")
+        verdict = "It does not fall with the width here, against the rule: one seed, and short runs."
+    study.text(
+        "The grid is coarse, so here is the lowest point of a parabola through the best cell of each row and its "
+        f"neighbors: {found}. {verdict}"
+    )
+
+
+def _lowest_point(rates: list[float], losses: dict[tuple[int, float], float | None], width: int) -> float | None:
+    """Return where a parabola through the lowest loss and its neighbors is lowest, over the logarithm of the rate.
+
+    None where the lowest loss is at the edge of the grid, or next to a run that diverged.
+    """
+    best = _best(rates, losses, width)
+    at = rates.index(best) if best is not None else 0
+    if not 0 < at < len(rates) - 1:
+        return None
+    near = [(math.log(rate), losses.get((width, rate))) for rate in rates[at - 1 : at + 2]]
+    (x0, y0), (x1, y1), (x2, y2) = near
+    if y0 is None or y1 is None or y2 is None:
+        return None
+    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    bend = (right - left) / (x2 - x0)
+    return math.exp((x0 + x1) / 2 - left / (2 * bend)) if bend > 0 else None
