@@ -83,7 +83,7 @@ def explorer_frame(
 ) -> str:
     """Return the frame that the script fills with small pictures, a large one, and the text."""
     grid_class, grid_name, large_name = "look-grid look-flow" if flow else "look-grid", safe(head[0]), safe(head[1])
-    return f"""<div class="look" id="{name}">
+    return f"""<figure class="look" id="{name}">
 <noscript><p>These pictures are drawn by a script in this page. The numbers are in look.json.</p></noscript>
 <div class="look-bar">{bar}</div>
 <div class="look-body">
@@ -97,4 +97,4 @@ def explorer_frame(
 <div class="wide"><table><thead><tr><th scope="col">from</th><th scope="col">first</th><th scope="col">second</th>
 <th scope="col">third</th></tr></thead><tbody></tbody></table></div></details>
 </div></div>
-<figcaption>{safe(about)}</figcaption></div>"""
+<figcaption>{safe(about)}</figcaption></figure>"""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.estimate.parameters import read_config_json
 from llm_lab.events import Listener, Progress, ignore
-from llm_lab.hf.load import context_of
+from llm_lab.hf.adapter import is_adapter, read_adapter
+from llm_lab.hf.load import context_of, read_config
 from llm_lab.safe_text import one_line
 
 from .anatomy import base_of
@@ -172,7 +172,6 @@ def look_inside(
     """
     limit = tolerance(model)
     parameters = sum(weight.numel() for weight in model.parameters())
-    listener(Progress("reading the text", 0, 0))
     found = record(model, ids)
     missing: dict[str, str] = {}
     checks = []
@@ -223,7 +222,7 @@ def look_inside(
     return Inside(
         name=name,
         folder=folder,
-        architecture=_architecture(folder) or base_of(model).config.model_type,
+        architecture=_architecture(model, folder),
         parameters=parameters,
         ids=ids,
         text_tokens=token_texts(tokenizer, ids),
@@ -248,10 +247,12 @@ def look_inside(
     )
 
 
-def _architecture(folder: str) -> str | None:
-    """Return the architecture that a model's own config.json names: LLM Lab builds many of them from its own parts."""
-    config = read_config_json(folder)
-    return None if config is None else str(config.get("model_type"))
+def _architecture(model: Any, folder: str) -> str:
+    """Return the architecture that a model's own config names: LLM Lab builds many of them from its own parts."""
+    built = str(base_of(model).config.model_type)
+    while built == "llm_lab" and is_adapter(folder):
+        folder = read_adapter(folder).base
+    return read_config(folder).model_type if built == "llm_lab" else built
 
 
 def _norm(states: torch.Tensor) -> torch.Tensor:

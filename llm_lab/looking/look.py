@@ -44,10 +44,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Moment:
-    """One checkpoint of a run. induction, previous: (layers, heads), or None without attention weights."""
+    """One checkpoint of a run. induction, previous: (layers, heads), or None without attention weights.
+
+    step: None where the checkpoints are of several stages.
+    """
 
     name: str
-    step: int
+    step: int | None
     induction: torch.Tensor | None
     previous: torch.Tensor | None
     first_loss: float
@@ -121,8 +124,12 @@ def look(
     require_loadable([*candidates, *moments], trusted)
     folder = new_folder(candidates[0], out)
 
+    opened = 0
+
     def open_model(candidate: Candidate) -> tuple[Any, Any]:
-        listener(Progress(f"loading {candidate.name}", 0, 0))
+        nonlocal opened
+        listener(Progress(candidate.name, opened, len(candidates) + len(moments)))
+        opened += 1
         opener = partial(load, trust_remote_code=True) if candidate.folder in trusted else load
         try:
             return opener(candidate.folder, dtype="float32")
@@ -150,7 +157,7 @@ def look(
 
     write_look(found, folder)
     found.folder = folder
-    listener(Progress("looked", 1, 1))
+    listener(Progress("looked", opened, opened))
     return found
 
 
@@ -228,17 +235,17 @@ def _follow(
 ) -> list[Moment]:
     """Score the heads of every checkpoint on the same random tokens."""
     found = []
-    for number, candidate in enumerate(moments):
+    one_stage = all(candidate.name.startswith("step ") for candidate in moments)
+    for candidate in moments:
         model, _ = open_model(candidate)
         if repeats is None or max(int(repeats.ids.max()), *ids) >= model.get_input_embeddings().weight.shape[0]:
             continue  # an earlier stage of a pipeline, before tokens of a template were added
         scores = score_heads(model, repeats)
-        step = int(candidate.name.rpartition("step ")[2].replace(",", "") or number) if "step" in candidate.name else 0
         has_heads = scores.induction.shape[1] > 0
         found.append(
             Moment(
                 name=candidate.name,
-                step=step,
+                step=int(candidate.name.removeprefix("step ").replace(",", "")) if one_stage else None,
                 induction=scores.induction if has_heads else None,
                 previous=scores.previous if has_heads else None,
                 first_loss=scores.first_loss,

@@ -171,7 +171,8 @@ def _add_moments(page: Page, looked: Looked) -> None:
         "induction head often appears within few steps, and the loss on the second copy falls with it."
     )
     moments = looked.moments
-    steps = [float(moment.step or index) for index, moment in enumerate(moments)]
+    x = "checkpoint" if moments[0].step is None else "step"
+    steps = [float(index if moment.step is None else moment.step) for index, moment in enumerate(moments)]
     known = [moment for moment in moments if moment.induction is not None]
     if known:
         lines = [
@@ -182,7 +183,7 @@ def _add_moments(page: Page, looked: Looked) -> None:
             )
         ]
         page.picture(
-            draw_lines(lines, title="Highest score of any head", x="step", y="score"),
+            draw_lines(lines, title="Highest score of any head", x=x, y="score"),
             "When the heads appear: the highest induction and previous-token scores at each checkpoint.",
         )
     losses = [
@@ -194,7 +195,7 @@ def _add_moments(page: Page, looked: Looked) -> None:
         )
     ]
     page.picture(
-        draw_lines(losses, title="Loss by checkpoint", x="step", y="nats per token"),
+        draw_lines(losses, title="Loss by checkpoint", x=x, y="nats per token"),
         "What they are for: where the curve of the second copy leaves that of the first, the model has learned "
         "to repeat.",
     )

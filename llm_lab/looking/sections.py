@@ -220,12 +220,12 @@ def add_lens(page: Page, inside: Inside) -> None:
         )
         rows.append(f'<tr><th scope="row">{label}</th>{cells}</tr>')
     page.raw(
-        '<div class="look"><p class="look-row" id="look-lens-cell" aria-live="polite"></p>'
+        '<figure class="look"><p class="look-row" id="look-lens-cell" aria-live="polite"></p>'
         '<div class="look-lens-box"><table id="look-lens"><thead><tr><th scope="col">layer</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div><figcaption>The top prediction for the next "
         "token, after each token of the text (columns) and each layer (rows). The stronger the color, the higher its "
         "probability; bold where it is already the model's final prediction. The first row is the model "
-        "itself.</figcaption></div>"
+        "itself.</figcaption></figure>"
     )
     page.picture(
         draw_lines(

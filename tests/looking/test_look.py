@@ -164,6 +164,26 @@ def test_another_tokenizer_is_refused(models, tmp_path):
         look(str(models / "base"), TEXT, against=str(tmp_path / "gpt2"), out=tmp_path / "refused", device="cpu")
 
 
+def test_an_adapter_is_looked_at_with_what_it_changes(models):
+    from support.adapters import lora, perturb
+
+    from llm_lab import load
+    from llm_lab.hf.load import load_model
+    from llm_lab.hf.lora_layers import attach_lora
+
+    base = load_model(models / "base")
+    save_model(perturb(attach_lora(base, lora(), seed=1)), models / "adapter", make_byte_tokenizer())
+    found = look(str(models / "adapter"), TEXT, against=str(models / "base"), out=models / "look-adapter", device="cpu")
+    merged = load_model(models / "adapter", merge=True)
+    ids = torch.tensor([found.inside.ids])
+    torch.testing.assert_close(found.inside.recording.logits, merged(ids).logits[0].detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.difference.other.recording.logits, load(str(models / "base"), device="cpu")[0](ids).logits[0].detach()
+    )
+    assert all(check.holds for check in found.inside.checks)
+    assert found.difference.attention.max() > 0.001
+
+
 def test_a_folder_that_is_not_empty_is_not_written_to(models):
     with pytest.raises(UserError, match="already exists"):
         look(str(models / "base"), TEXT, out=models, device="cpu")
