@@ -34,7 +34,7 @@
   const place = (row, column) => (row * (row + 1)) / 2 + column;
   const percent = (value, signed) => {
     const number = (value * 100).toFixed(Math.abs(value) < 0.1 ? 1 : 0);
-    return (signed && value > 0 ? "+" : "") + number.replace("-", "−") + " %";
+    return (signed && value > 0 ? "+" : "") + number.replace("-", "−") + "\u202f%";
   };
   const name = (position) => "“" + tokens[position] + "” (" + position + ")";
 
@@ -122,7 +122,7 @@
     function strongest(position, count) {
       const found = [];
       for (let j = 0; j <= last(position); j += 1) found.push([j, value(chosen, position, j)]);
-      const others = set.symmetric ? found.filter(([j]) => j !== position) : found;
+      const others = found.filter(([j, share]) => (set.symmetric ? j !== position : share !== 0));
       return others.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, count);
     }
 
@@ -233,6 +233,10 @@
     const repaint = () => {
       buttons.forEach((button, index) => { if (!button.disabled) paintSmall(index); });
       choose(chosen, false);
+      const box = grid.parentElement;
+      const from = box.getBoundingClientRect();
+      const at = buttons[chosen].getBoundingClientRect();
+      if (at.bottom > from.bottom) box.scrollTop += at.top - from.top - box.clientHeight / 2;
     };
     addEventListener("resize", paintLarge);
     return repaint;

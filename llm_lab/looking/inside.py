@@ -182,9 +182,10 @@ def look_inside(
             Check("attention weights of a token sum to 1", max(float((w.sum(-1) - 1).abs().max()) for w in kept), limit)
         )
     else:
+        kind = base_of(model).config.model_type
         missing["attention"] = (
-            "This architecture has no attention weights, so there is nothing to show of heads: "
-            f"{base_of(model).config.model_type} mixes positions in another way."
+            f"No attention weights can be read from this architecture ({kind}), so there is nothing to show of heads: "
+            "it mixes positions in another way, or its attention does not return weights."
         )
     if found.error is not None:
         checks.append(Check("before + attention + MLP = after, in every layer", found.error, limit))

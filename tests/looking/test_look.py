@@ -207,7 +207,7 @@ def test_a_model_without_attention_weights_gets_the_rest_and_a_sentence(tmp_path
     tokenizer.save_pretrained(tmp_path / "mamba")
     found = look(str(tmp_path / "mamba"), TEXT, out=tmp_path / "look", device="cpu")
     page = found.page.read_text(encoding="utf-8")
-    assert "This architecture has no attention weights" in page
+    assert "No attention weights can be read from this architecture (mamba)" in page
     assert "logit_lens" in found.tables
     assert "heads" not in found.tables
     assert [row["part"] for row in found.tables["attribution"].to_dict("records")] == [
