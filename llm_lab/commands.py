@@ -35,7 +35,7 @@ def open_wizard(arguments: argparse.Namespace) -> int:
 
 def wizard_commands() -> Any:
     """Return the commands that the wizard runs."""
-    from llm_lab.study_commands import start_study
+    from llm_lab.study_commands import start_look, start_study
     from llm_lab.terminal.driver import Commands
 
     return Commands(
@@ -46,6 +46,7 @@ def wizard_commands() -> Any:
         replay=start_replay,
         doctor=print_doctor,
         study=start_study,
+        look=start_look,
     )
 
 

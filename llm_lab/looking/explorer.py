@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_lab.runs.page import Page
 from llm_lab.runs.palette import STEPS, both
 from llm_lab.runs.svg import safe
 
-from .tables import lower_triangle, plain, signed_lower_triangle
-
-if TYPE_CHECKING:
-    from .look import Looked
+from .findings import Findings
+from .look_tables import lower_triangle, plain, signed_lower_triangle
 
 HERE = Path(__file__).parent
 
@@ -23,7 +21,7 @@ def add_style(page: Page) -> None:
     page.raw(f"<style>{(HERE / 'explorer.css').read_text(encoding='utf-8')}</style>")
 
 
-def add_data(page: Page, looked: Looked) -> None:
+def add_data(page: Page, looked: Findings) -> None:
     """Add what the explorers show, and the script that draws it."""
     data = json.dumps(plain(data_of(looked)), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Nothing in the data can end the element: tokens are text from elsewhere.
@@ -32,7 +30,7 @@ def add_data(page: Page, looked: Looked) -> None:
     page.raw(f'<script type="application/json" id="look-data">{hidden}</script>', script=script)
 
 
-def data_of(looked: Looked) -> dict[str, Any]:
+def data_of(looked: Findings) -> dict[str, Any]:
     """Return what the script of the page draws."""
     inside = looked.inside
     data: dict[str, Any] = {

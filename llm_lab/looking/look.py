@@ -17,56 +17,20 @@ from llm_lab.events import Listener, Notice, Progress, ignore
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.runs.folder import ROOT, free_names, run_of, slug
 
+from .findings import Difference, Findings, Moment
 from .heads import Repeats, score_heads, text_loss
 from .inside import DEFAULT_TEXT, Inside, encode, look_inside
+from .look_tables import notebook_html, tables_of
+from .report_page import write_look
 from .similarity import FEWEST_TOKENS, cka
 
 Load = Callable[..., tuple[Any, Any]]  # (folder or Hub name, dtype=, trust_remote_code=False) -> (model, tokenizer)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Another model over the same tokens. induction, previous: (layers, heads), the other's minus the first's.
-
-    attention: mean absolute difference of the weights per head, (layers, heads). norms: (layers + 1,), relative change.
-    cka: layers of the first with layers of the other, or None. divergence: (length,) KL(first || other) of the
-    predictions, in bits.
-    """
-
-    other: Inside
-    induction: torch.Tensor | None
-    previous: torch.Tensor | None
-    attention: torch.Tensor | None
-    norms: torch.Tensor
-    cka: torch.Tensor | None
-    divergence: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One checkpoint of a run. induction, previous: (layers, heads), or None without attention weights.
-
-    step: None where the checkpoints are of several stages.
-    """
-
-    name: str
-    step: int | None
-    induction: torch.Tensor | None
-    previous: torch.Tensor | None
-    first_loss: float
-    second_loss: float
-    text_loss: float
-
-
 @dataclass
-class Looked:
-    """What a look found, and where its report is."""
+class Looked(Findings):
+    """What a look found, with its numbers as tables, and where its report is."""
 
-    inside: Inside
-    text: str
-    remarks: list[str]
-    difference: Difference | None = None
-    moments: tuple[Moment, ...] = ()
     folder: Path | None = None
 
     @property
@@ -79,19 +43,16 @@ class Looked:
         """The numbers as pandas DataFrames, by name."""
         import pandas as pd
 
-        from .tables import tables_of
-
         return {name: pd.DataFrame(rows) for name, rows in tables_of(self).items()}
 
     @property
     def table(self) -> Any:
-        """The scores of every head, as a pandas DataFrame."""
-        return self.tables["heads"]
+        """The scores of every head, as a pandas DataFrame; of a model without heads, the layers."""
+        tables = self.tables
+        return tables.get("heads", tables["layers"])
 
     def _repr_html_(self) -> str:
-        from .tables import notebook_html
-
-        return notebook_html(self)
+        return notebook_html(self, self.page)
 
 
 def look(
@@ -153,8 +114,6 @@ def look(
         _release()
     if moments:
         found.moments = tuple(_follow(moments, ids, inside.repeats, open_model))
-    from .report_page import write_look
-
     write_look(found, folder)
     found.folder = folder
     listener(Progress("looked", opened, opened))

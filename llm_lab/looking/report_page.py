@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +13,9 @@ from llm_lab.runs.plots import Line, draw_lines
 from llm_lab.runs.svg import safe
 
 from .explorer import add_data, add_style, explorer_frame, gradient
+from .findings import Difference, Findings
 from .inside import Inside
+from .look_tables import document_of, summary_of
 from .sections import (
     TOP,
     add_ablation,
@@ -28,13 +29,9 @@ from .sections import (
     draw_cka,
     highest,
 )
-from .tables import document_of, summary_of
-
-if TYPE_CHECKING:
-    from .look import Difference, Looked
 
 
-def write_look(looked: Looked, folder: Path) -> None:
+def write_look(looked: Findings, folder: Path) -> None:
     """Write look.html and look.json into a folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document_of(looked), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -42,7 +39,7 @@ def write_look(looked: Looked, folder: Path) -> None:
     write_atomically(folder / "look.html", page_of(looked))
 
 
-def page_of(looked: Looked) -> str:
+def page_of(looked: Findings) -> str:
     """Return the report as one HTML document, without requests."""
     inside = looked.inside
     page = Page(f"Inside {inside.name}")
@@ -70,7 +67,7 @@ def page_of(looked: Looked) -> str:
     return page.html()
 
 
-def _add_attention(page: Page, looked: Looked) -> None:
+def _add_attention(page: Page, looked: Findings) -> None:
     inside = looked.inside
     page.heading("Attention over the text")
     if not inside.heads:
@@ -164,7 +161,7 @@ def _top(inside: Inside, position: int) -> str:
     return f"{inside.lens_tokens[int(token)]} {float(share):.2f}"
 
 
-def _add_moments(page: Page, looked: Looked) -> None:
+def _add_moments(page: Page, looked: Findings) -> None:
     page.heading("Over training")
     page.text(
         "All checkpoints that the run has kept, measured on the same random tokens and the same text. An "
@@ -218,7 +215,7 @@ def _best(table: torch.Tensor | None) -> float | None:
     return None if table is None else max(highest(table))
 
 
-def _add_checks(page: Page, looked: Looked) -> None:
+def _add_checks(page: Page, looked: Findings) -> None:
     page.heading("Checks")
     page.text(
         "What was measured must fit together. Errors are relative to the size of what they should be; a check "

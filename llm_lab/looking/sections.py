@@ -13,7 +13,7 @@ from llm_lab.runs.svg import safe
 
 from .explorer import explorer_frame, gradient
 from .inside import Inside
-from .tables import head_name, head_rows
+from .look_tables import head_name, head_rows
 
 TOP = 12  # heads in a table
 FEW = 24  # bars in a picture

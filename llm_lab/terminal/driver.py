@@ -18,6 +18,7 @@ from llm_lab.wizard.questions import (
     DesignNumbers,
     Effect,
     Leave,
+    LookInside,
     Next,
     OpenChat,
     Pause,
@@ -58,6 +59,7 @@ class Commands:
     replay: Callable[[str], int]
     doctor: Callable[[], int]
     study: Callable[..., int]  # (experiment, options)
+    look: Callable[..., int]  # (checkpoint, text=, against=, steps=)
 
 
 def run_wizard(commands: Commands, *, debug: bool = False) -> int:
@@ -230,6 +232,10 @@ class Wizard:
             begin_screen("Evaluate", "side by side")
             names, options = effect.checkpoints, {"steps": effect.steps, "adapter_off": effect.adapter_off}
             self.commands.compare(names, prompts=effect.prompts, **options)
+            wait_for_enter()
+        elif isinstance(effect, LookInside):
+            begin_screen("Look inside", effect.checkpoint)
+            self.commands.look(effect.checkpoint, text=effect.text, against=effect.against, steps=effect.steps)
             wait_for_enter()
         elif isinstance(effect, ReplayLineage):
             begin_screen("Replay", effect.checkpoint)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_lab.looking.tables import summary_of
-
 from .console import make_console, one_line
 
 if TYPE_CHECKING:
@@ -15,6 +13,8 @@ if TYPE_CHECKING:
 def print_look(looked: Looked) -> None:
     """Print the summary of a look, its checks, and where the report is."""
     from rich.text import Text
+
+    from llm_lab.looking.look_tables import summary_of
 
     console = make_console()
     wrap = not console.is_terminal

@@ -25,13 +25,13 @@ def look_inside() -> Flow[None]:
     """Choose a model and a text, and write the report."""
     question = Question("look", "Look inside which model?", why=MODEL_WHY, screen=Screen(TITLE))
     path = yield from pick_run(question, generating_runs(), "none yet; train one with Pretrain")
-    text = yield Question("look.text", "A text for it to read (empty: a built-in one)?", "text", default="", why=TEXT_WHY,
-                          screen=Screen(TITLE, path))  # fmt: skip
+    screen = Screen(TITLE, path)
+    asked = "A text for it to read (empty: a built-in one)?"
+    text = yield Question("look.text", asked, "text", default="", why=TEXT_WHY, screen=screen)
     more = "model"
     choices = [Choice("model", "The model alone"), *_more(path)]
     if len(choices) > 1:
-        more = yield Question("look.more", "What to look at?", choices=tuple(choices), why=MORE_WHY,
-                              screen=Screen(TITLE, path))  # fmt: skip
+        more = yield Question("look.more", "What to look at?", choices=tuple(choices), why=MORE_WHY, screen=screen)
     against = find_base(path) if more == "base" else None
     if not (yield LookInside(path, text.strip() or None, against, more == "steps")):
         yield BackTo("look.text")

@@ -24,6 +24,7 @@ from llm_lab.recipe.sft import SFT
 from llm_lab.recipe.stage import Stage
 from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
 
+from . import look_inside
 from .model_design import design
 from .model_questions import (
     ANOTHER,
@@ -113,6 +114,7 @@ MENU = (
     *map(_of_stage, (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE)),
     Entry("chat", "Chat", "talk to a model"),
     Entry("evaluate", EVALUATE, "measure a model, or compare several"),
+    Entry("look", look_inside.TITLE, "attention, heads, what each layer predicts"),
     _of_stage(EXPORT),
     Entry("experiments", EXPERIMENTS, "studies that train small models and show what happens"),
     Entry("checkpoints", RUNS, "status, results, lineage, resume"),
@@ -420,6 +422,7 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "design": design,
     "chat": chat,
     "evaluate": evaluate,
+    "look": look_inside.look_inside,
     "checkpoints": checkpoints,
     "replay": replay,
     "experiments": experiments,

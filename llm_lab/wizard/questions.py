@@ -192,6 +192,16 @@ class Compare(Effect):
 
 
 @dataclass(frozen=True)
+class LookInside(Effect):
+    """Write the report of a look inside a model. text: None for the built-in one."""
+
+    checkpoint: str
+    text: str | None = None
+    against: str | None = None
+    steps: bool = False
+
+
+@dataclass(frozen=True)
 class ReplayLineage(Effect):
     """Retrain a checkpoint along its lineage."""
 

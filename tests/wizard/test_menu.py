@@ -13,8 +13,9 @@ from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtur
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.folder import RunFolder
+from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import LEAVE, MENU, chat, checkpoints, evaluate, flow_named, menu_question, replay
-from llm_lab.wizard.questions import Compare, OpenChat, Pause, ReplayLineage, StartRun
+from llm_lab.wizard.questions import Compare, LookInside, OpenChat, Pause, ReplayLineage, StartRun
 from llm_lab.wizard.training_runs import run_of_stage
 
 pytestmark = pytest.mark.usefixtures("lab")
@@ -72,6 +73,14 @@ def test_texts_and_prompts_are_named_changed_and_removed():
     assert [source["path"] for source in recipe["data"]] == ["own.txt"]
     assert recipe["score"] is None
     assert results("own")["bits_per_byte"] > 0
+
+
+def test_looking_inside_asks_for_a_model_a_text_and_what_else_there_is_to_measure():
+    visit = answers(look_inside, [MODEL, "the old tree ", "Over training"])
+    assert visit.effects == [LookInside("checkpoints/base", "the old tree", steps=True)]
+    shutil.rmtree("checkpoints/base/steps")
+    visit = answers(look_inside, [MODEL, ENTER])
+    assert visit.effects == [LookInside("checkpoints/base")]
 
 
 def test_measuring_a_model_is_reached_from_evaluate():

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from llm_lab import __version__
 from llm_lab.runs.svg import safe
 
+from .findings import Findings
 from .heads import INDUCTION, PREVIOUS
 from .inside import Inside
-
-if TYPE_CHECKING:
-    from .look import Looked
 
 Rows = list[dict[str, Any]]
 SHOWN_HEADS = 5
@@ -27,7 +26,7 @@ def head_name(layer: int, head: int) -> str:
     return f"L{layer}H{head}"
 
 
-def tables_of(looked: Looked) -> dict[str, Rows]:
+def tables_of(looked: Findings) -> dict[str, Rows]:
     """Return the tables of a look by name, as rows."""
     inside = looked.inside
     found = {"heads": head_rows(inside), "layers": _layers(inside), "ablation": _ablation(inside)}
@@ -168,7 +167,7 @@ def _bytes(values: torch.Tensor) -> str:
     return b64encode(values.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()).decode()
 
 
-def document_of(looked: Looked) -> dict[str, Any]:
+def document_of(looked: Findings) -> dict[str, Any]:
     """Return what look.json holds."""
     inside = looked.inside
     document: dict[str, Any] = {
@@ -236,7 +235,7 @@ def _check(check: Any) -> dict[str, Any]:
     return {"name": check.name, "error": check.error, "limit": check.limit, "holds": check.holds}
 
 
-def summary_of(looked: Looked) -> list[str]:
+def summary_of(looked: Findings) -> list[str]:
     """Return what was found, in a few sentences."""
     inside = looked.inside
     found = []
@@ -304,7 +303,7 @@ def _causal(inside: Inside) -> str:
     return f"{text}; without {kind}, by at most {most.repeated:.3f} ({which})."
 
 
-def _over_time(looked: Looked) -> str:
+def _over_time(looked: Findings) -> str:
     known = [(m, _highest(m.induction)) for m in looked.moments]
     first = next((m for m, score in known if score is not None and score >= INDUCTION), None)
     if first is None:
@@ -312,8 +311,8 @@ def _over_time(looked: Looked) -> str:
     return f"Over {len(known)} checkpoints, the first with an induction score of {INDUCTION} or more is {first.name}."
 
 
-def notebook_html(looked: Looked) -> str:
+def notebook_html(looked: Findings, page: Path | None) -> str:
     """Return the summary for a notebook. Every text is escaped."""
     lines = "".join(f"<li>{safe(line)}</li>" for line in summary_of(looked))
-    where = "" if looked.page is None else f"<p>Pictures: <code>{safe(str(looked.page))}</code></p>"
+    where = "" if page is None else f"<p>Pictures: <code>{safe(str(page))}</code></p>"
     return f"<div><b>Inside {safe(looked.inside.name)}</b><ul>{lines}</ul>{where}</div>"
