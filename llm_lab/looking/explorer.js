@@ -83,7 +83,8 @@
       const room = canvas.parentElement.clientWidth - label - 4;
       const cell = Math.max(12, Math.min(26, Math.floor(room / size)));
       const width = label + cell * size + 4;
-      const scale = window.devicePixelRatio || 1;
+      // Browsers refuse canvases that are too large: those of a long text are drawn less sharply.
+      const scale = Math.max(1, Math.min(window.devicePixelRatio || 1, 4096 / width));
       canvas.width = width * scale;
       canvas.height = width * scale;
       canvas.style.width = canvas.style.height = width + "px";
