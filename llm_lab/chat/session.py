@@ -240,7 +240,11 @@ class ChatSession:
             raise UserError(Problem("message", why, fix="Send a shorter message."))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        ids = list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        if special and ids[-1:] == [self._tokenizer.eos_token_id]:
+            ends = self._encode(text, special=False)[-1:] == ids[-1:]
+            return ids if ends else ids[:-1]  # a tokenizer that adds the end; the reply comes before it
+        return ids
 
 
 def _stats(times: list[float], prompt_tokens: int, stop: str) -> ReplyStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -32,12 +33,11 @@ _BEGINNINGS = {
     b"PK\x03\x04": ("is a zip file", "Unpack it, or change the ending of its name to .zip."),
     b"PAR1": ("is a Parquet file", "Change the ending of its name to .parquet."),
     b"ARROW1\0\0": ("is an Arrow file", "Change the ending of its name to .arrow."),
-    b"\xff\xfe": ("is UTF-16, not UTF-8", "Convert it: iconv -f UTF-16 -t UTF-8 {name} > utf8-{name}"),
-    b"\xfe\xff": ("is UTF-16, not UTF-8", "Convert it: iconv -f UTF-16 -t UTF-8 {name} > utf8-{name}"),
     b"<!doctype html": ("is a web page, not data", "Download the file itself, not the page that shows it."),
     b"<html": ("is a web page, not data", "Download the file itself, not the page that shows it."),
 }
 _OWN = {"parquet": (b"PAR1",), "arrow": (b"ARROW1\0\0",), "text": (b"PAR1", b"<!doctype html", b"<html")}
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _COMPLETE = "Check that the download is complete."
 
 
@@ -70,7 +70,22 @@ def zip_member(file: Path) -> tuple[str, str | None]:
 
 @contextmanager
 def open_unpacked(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file as bytes that can be sought forward, unpacked. Raises what the library of its packing raises."""
+    """Open a file as bytes that can be sought forward, unpacked, and as UTF-8 if it begins with the mark of UTF-16.
+
+    Raises what the library of its packing raises.
+    """
+    with _open_packed(file) as stream:
+        begins = stream.read(2)
+        stream.seek(0)
+        if begins not in _UTF16:
+            yield stream
+            return
+        with io.BufferedReader(_AsUtf8(stream)) as recoded:
+            yield cast(IO[bytes], recoded)
+
+
+@contextmanager
+def _open_packed(file: Path) -> Iterator[IO[bytes]]:
     packing = packing_of(file)
     if packing == "zip":
         with zipfile.ZipFile(file) as archive, archive.open(zip_member(file)[0]) as stream:
@@ -84,17 +99,16 @@ def open_unpacked(file: Path) -> Iterator[IO[bytes]]:
             yield stream
 
 
-class _Zstd(io.RawIOBase):
-    """A zstd file, unpacked by pyarrow, whose own streams can't be sought."""
+class _Forward(io.RawIOBase):
+    """Bytes that are read from the start on: to go back, they are opened again."""
 
-    def __init__(self, file: Path):
-        self._file, self._at = file, 0
+    def __init__(self) -> None:
+        self._at = 0
         self._stream = self._open()
 
     def _open(self) -> Any:
-        import pyarrow as pa
-
-        return pa.CompressedInputStream(pa.OSFile(str(self._file)), "zstd")
+        """Return what has `read(size)`, at its start."""
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -125,6 +139,54 @@ class _Zstd(io.RawIOBase):
     def close(self) -> None:
         self._stream.close()
         super().close()
+
+
+class _Zstd(_Forward):
+    """A zstd file, unpacked by pyarrow, whose own streams can't be sought."""
+
+    def __init__(self, file: Path):
+        self._file = file
+        super().__init__()
+
+    def _open(self) -> Any:
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.OSFile(str(self._file)), "zstd")
+
+
+class _AsUtf8(_Forward):
+    """A stream in UTF-16, as UTF-8 without a byte order mark."""
+
+    def __init__(self, stream: IO[bytes]):
+        self._inner = stream
+        super().__init__()
+
+    def _open(self) -> Any:
+        self._inner.seek(0)
+        return _Recoder(self._inner)
+
+
+class _Recoder:
+    def __init__(self, stream: IO[bytes]):
+        self._stream, self._left = stream, b""
+        self._decoder = codecs.getincrementaldecoder("utf-16")()
+
+    def read(self, size: int) -> bytes:
+        while len(self._left) < size and (data := self._stream.read(1 << 16)):
+            self._left += self._decode(data)
+        if len(self._left) < size:
+            self._left += self._decode(b"", final=True)
+        found, self._left = self._left[:size], self._left[size:]
+        return found
+
+    def _decode(self, data: bytes, *, final: bool = False) -> bytes:
+        try:
+            return self._decoder.decode(data, final).encode()
+        except UnicodeError as error:
+            raise ValueError(f"it begins as UTF-16, but is not: {error}") from None
+
+    def close(self) -> None:
+        """The stream is closed by who opened it."""
 
 
 def reading_errors() -> tuple[type[BaseException], ...]:

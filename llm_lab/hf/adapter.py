@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
             Problem(key, f"adapter type {config.get('peft_type')} is not supported, only LoRA", value=folder)
         )
     if not (path / WEIGHTS).is_file():
-        raise UserError(Problem(key, f"this folder has no {WEIGHTS}", value=folder))
+        raise _no_weights(path, key)
     record = read_object(path / BASE_RECORD) or {}
     with files_of(folder, key=key, what="adapter"):
         return Adapter(
@@ -75,6 +76,18 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
             task=config.get("task_type"),
             token_rows=_token_rows(config),
         )
+
+
+def _no_weights(folder: Path, key: str) -> UserError:
+    old = folder / "adapter_model.bin"
+    if not old.is_file():
+        return UserError(Problem(key, f"this folder has no {WEIGHTS}", value=folder))
+    why = f"its weights are in {old.name}, a pickle, which can run code when it is read"
+    code = (
+        "import torch; from safetensors.torch import save_file; "
+        f"save_file(torch.load({str(old)!r}, weights_only=True), {str(folder / WEIGHTS)!r})"
+    )
+    return UserError(Problem(key, why, value=folder, fix=f'Convert it without running code: python -c "{code}"'))
 
 
 def _token_rows(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -171,8 +184,11 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
             setattr(config, name, None)
     _require_quick_patterns(base, config, adapter, key)
     try:
-        model = make_peft_model(base, config)
-        loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it is an error below
+            warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")  # an error where it is merged
+            model = make_peft_model(base, config)
+            loaded = model.load_adapter(str(adapter.folder), "default", is_trainable=False, torch_device="cpu")
     except (RuntimeError, ValueError, KeyError) as error:
         raise _mismatch(adapter, key, _shapes(error)) from None
     unexpected = [name for name in loaded.unexpected_keys if not is_full_matrix(name)]
@@ -188,6 +204,23 @@ def attach_adapter(base: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(base.config, name, getattr(base.generation_config, name))
     return model.eval()
+
+
+def merge_into_base(model: Any, adapter: Adapter, *, key: str = "adapter") -> Any:
+    """Return the base of a PeftModel with its adapter merged in. UserError if PEFT can't merge it."""
+    if model.peft_config["default"].lora_bias and any(
+        getattr(layer, "bias", None) is None for layer in _adapted_layers(model)
+    ):
+        why = "it has biases of its own (lora_bias), and layers of its base have none to add them to"
+        fix = "Use the adapter without merging, or train it again with lora_bias false."
+        raise UserError(Problem(key, f"it can't be merged: {why}", value=adapter.folder, fix=fix))
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _adapted_layers(model: Any) -> Iterator[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return (module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer))
 
 
 def _require_quick_patterns(base: Any, config: Any, adapter: Adapter, key: str) -> None:

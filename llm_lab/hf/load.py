@@ -18,7 +18,7 @@ from llm_lab.estimate.formatting import size
 from llm_lab.estimate.machine import find_machine
 from llm_lab.estimate.parameters import context_in, guess_shape, shape_of_config
 
-from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, read_adapter
+from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, merge_into_base, read_adapter
 from .hub import files_of
 from .save import lab_config, native_config
 from .tokenizers import load_tokenizer, make_byte_tokenizer
@@ -392,7 +392,7 @@ def load_adapter(
     if merge:
         import torch
 
-        model = model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+        model = merge_into_base(model, adapter, key=key).to(getattr(torch, dtype))
         # So an adapter trained on this model records this folder, not the base without this adapter.
         model.config._name_or_path = model.name_or_path = str(folder)
         model.requires_grad_(True)  # PEFT leaves the base frozen, but this model will be trained

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 
-from .adapter import Adapter, attach_adapter, is_adapter, read_adapter
+from .adapter import Adapter, attach_adapter, is_adapter, merge_into_base, read_adapter
 from .load import context_of, load_model, read_config
 from .save import save_model
 from .tokenizers import load_tokenizer
@@ -76,7 +76,7 @@ def merge_adapter(
     with model.disable_adapter():
         effect = _difference(_logits(model, probe), attached)
     scale = max(float(attached.abs().max()), 1e-12)
-    model = model.merge_and_unload(safe_merge=True)
+    model = merge_into_base(model, adapter, key=key)
     in_float32 = _difference(_logits(model, probe), attached)
     # The saved weights may be rounded, the merge itself may not.
     limit = tolerance if tolerance is not None and dtype == "float32" else TOLERANCES["float32"]

@@ -1,6 +1,7 @@
 """A chat session: what it generates, what it keeps, and how it is saved."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -50,6 +51,20 @@ def counted_tokens(model):
 
 
 # What is generated
+
+
+def test_a_prompt_does_not_end_where_the_tokenizer_adds_the_end_itself():
+    from tokenizers import processors
+
+    model = loud(llama())
+    plain, adding = open_session(model), open_session(model)
+    end = (adding.tokenizer.eos_token, adding.tokenizer.eos_token_id)
+    backend = copy.deepcopy(adding.tokenizer)
+    backend.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    adding._tokenizer = backend
+    assert say(adding, "Once upon") == say(plain, "Once upon")
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())

@@ -301,12 +301,27 @@ def test_invalid_utf8_in_rows_is_reported_with_its_line(name):
     assert f"(line {good.count(bytes([10])) + 1})" in refusal(name)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_utf16_is_recognized(name):
-    write(name, "text".encode("utf-16"))
-    message = refusal(name)
-    assert "is UTF-16, not UTF-8" in message
-    assert "iconv -f UTF-16 -t UTF-8" in message
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_utf16_with_its_mark_is_read(encoding, packed):
+    texts = [f"Grüße 漢字 😀 {number}" for number in range(9000)]
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts)
+    table = "text\r\n" + "".join(f"{text}\r\n" for text in texts)
+    for name, content, expected in (
+        ("a.txt", "Grüße 😀\n", ["Grüße 😀\n"]),
+        ("a.jsonl", rows, texts),
+        ("a.csv", table, texts),
+    ):
+        data = ("\ufeff" + content).encode(encoding)
+        path = write(f"{name}.gz" if packed else name, gzip.compress(data) if packed else data)
+        source = open_source(str(path))
+        assert list(source.documents()) == expected
+        assert list(source.documents()) == expected, "and again from its start"
+
+
+def test_a_file_that_only_begins_as_utf16_is_refused():
+    write("a.txt", b"\xff\xfe" + "text".encode("utf-16-le") + b"\x00\xd8")
+    assert "begins as UTF-16, but is not" in refusal("a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])

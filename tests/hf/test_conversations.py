@@ -395,3 +395,15 @@ def test_a_template_that_changes_earlier_text_is_refused():
     )
     with pytest.raises(UserError, match="before an answer once it is answered"):
         encode_conversation(tokenizer, CONVERSATION)
+
+
+def test_a_text_ends_once_if_the_tokenizer_adds_the_end_itself():
+    from tokenizers import processors
+
+    tokenizer = make_byte_tokenizer()
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    assert tokenizer("ab")["input_ids"] == [97, 98, 256]
+    assert list(encode_text(tokenizer, "ab").input_ids) == [97, 98, 256]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,56 @@ def test_a_folder_that_is_not_an_adapter_is_refused(tmp_path):
         merge_into(tmp_path / "nowhere", tmp_path / "merged", ignore)
     with pytest.raises(UserError, match="the folder is not empty"):
         merge_into(tmp_path / "base", tmp_path, ignore)
+
+
+def made_with_peft(tmp_path: Path, **options) -> Path:
+    """An adapter by PEFT alone, on a base without biases."""
+    from peft import LoraConfig, get_peft_model
+
+    save_base(tmp_path / "base")
+    base = load_model(tmp_path / "base")
+    base.config._name_or_path = base.name_or_path = str(tmp_path / "base")
+    make_byte_tokenizer().save_pretrained(tmp_path / "base")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **options)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_an_adapter_with_biases_that_its_base_lacks_is_not_merged(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapter = made_with_peft(tmp_path, lora_bias=True)
+    load_model(adapter)
+    for attempt in (
+        lambda: load_model(adapter, merge=True),
+        lambda: merge_into(adapter, tmp_path / "merged", ignore),
+    ):
+        with pytest.raises(UserError, match=r"can't be merged: it has biases of its own \(lora_bias\)"):
+            attempt()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_weights_that_an_adapter_lacks_are_an_error_of_ours_and_no_warning_of_peft(tmp_path):
+    adapter = made_with_peft(tmp_path)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights.popitem()
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="the adapter is missing"):
+        load_model(adapter)
+
+
+def test_an_adapter_in_a_pickle_says_how_to_convert_it_and_the_command_works(tmp_path):
+    adapter = made_with_peft(tmp_path)
+    expected = load_file(adapter / "adapter_model.safetensors")
+    torch.save(expected, adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="a pickle, which can run code") as caught:
+        read_adapter(adapter)
+    code = str(caught.value).partition('python -c "')[2].rpartition('"')[0]
+    exec(code, {})
+    assert load_file(adapter / "adapter_model.safetensors").keys() == expected.keys()
+    load_model(adapter)
 
 
 def test_a_merge_that_differs_too_much_is_refused(tmp_path):
