@@ -30,8 +30,9 @@ class Axis:
     def marks(self, about: int) -> list[float]:
         """Round numbers along the axis, about as many as asked."""
         found = powers(self.low, self.high) if self.log else []
-        if len(found) > about:  # every second power, every third ...
-            found = found[:: -(-len(found) // about)]
+        if len(found) > about:  # only the powers of ten, or every second of them, every third ...
+            tens = powers(self.low, self.high, (1,))
+            found = tens[:: -(-len(tens) // about)]
         return found if len(found) > 1 else ticks(self.low, self.high, about)
 
 
@@ -67,11 +68,11 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def powers(low: float, high: float) -> list[float]:
+def powers(low: float, high: float, times: Sequence[int] = (1, 2, 5)) -> list[float]:
     """Return 1, 2 and 5 times the powers of ten from low to high; only the powers where those would be many."""
     tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [many * 10.0**power for power in tens for many in (1, 2, 5) if low <= many * 10.0**power <= high]
-    return found if len(found) <= 6 else [10.0**power for power in tens if low <= 10.0**power <= high]
+    found = [many * 10.0**power for power in tens for many in times if low <= many * 10.0**power <= high]
+    return found if len(found) <= 6 or len(times) == 1 else powers(low, high, (1,))
 
 
 def tick_labels(marks: Sequence[float]) -> list[str]:

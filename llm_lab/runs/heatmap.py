@@ -9,6 +9,7 @@ from .figure import EDGE, Figure, is_number
 from .svg import SIZE, WIDTH, bar, stroke, width_of, words
 
 LARGEST, HIGHEST, SMALLEST = 84.0, 28.0, 3.0  # width and height of a cell, and its least width
+BAR_HEIGHT = 300.0  # of the bar of colors, at most
 LABEL = 13.0  # pixels that a label of a row needs
 
 
@@ -65,8 +66,8 @@ def draw_heatmap(
         if index % every == 0:
             figure.add(words(left - 6, top + tall * (index + 0.5) + 4, name, "end", room=190))
 
-    texts = [f"{value:.{digits}f}" for value in found]
-    written = tall >= 14 and max(width_of(text, 11) for text in texts) <= wide - 4
+    widest = max(width_of(_rounded(value, digits), 11) for value in found)
+    written = tall >= 14 and widest <= wide - 4
     strange = 0
     gap = 1.0 if wide >= 10 else 0.0
     for row, cells in enumerate(values):
@@ -75,7 +76,7 @@ def draw_heatmap(
             about = f"{rows[row]}, {columns[column]}"
             if is_number(value):
                 name = scale.color(value)
-                text = f"{value:.{digits}f}"
+                text = _rounded(value, digits)
                 figure.add(bar(across, down, wide - gap, tall - gap, name, about=f"{about}: {value:.{digits + 2}g}"))
                 if written:
                     figure.add(
@@ -88,9 +89,15 @@ def draw_heatmap(
                     f'height="{tall - gap - 1:.1f}" {stroke("grid")} fill="none"/>'
                 )
     if scale.low < scale.high:
-        figure.add(*scale.draw(right + 18, top, max(bottom - top - gap, 60)))
+        figure.add(*scale.draw(right + 18, top, min(max(bottom - top - gap, 60), BAR_HEIGHT)))
     figure.left_out(strange, "cell", "not a finite number")
     description = (
         f"{len(rows)} rows and {len(columns)} columns, from {min(found):.{digits + 2}g} to {max(found):.{digits + 2}g}."
     )
     return figure.finish(max(bottom, top + 60) + 8, description)
+
+
+def _rounded(value: float, digits: int) -> str:
+    """Return a value with a number of decimals, and no minus before zeros."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not text.strip("-0.") else text

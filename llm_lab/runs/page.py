@@ -29,12 +29,12 @@ class Page:
         self._parts.append(f"<h{level}>{safe(text)}</h{level}>")
 
     def text(self, text: str) -> None:
-        """Add a paragraph; an empty line in the text starts another one."""
-        self._parts += [f"<p>{_escaped(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip()]
+        """Add a paragraph; an empty line in the text starts another one. What is between backticks is code."""
+        self._parts += [f"<p>{_inline(part.strip())}</p>" for part in re.split(r"\n\s*\n", text) if part.strip()]
 
     def items(self, texts: Iterable[str]) -> None:
         """Add a list."""
-        lines = "".join(f"<li>{_escaped(text)}</li>" for text in texts)
+        lines = "".join(f"<li>{_inline(text)}</li>" for text in texts)
         self._parts.append(f"<ul>{lines}</ul>" if lines else "")
 
     def code(self, text: str) -> None:
@@ -45,9 +45,7 @@ class Page:
         """Add a picture, as the drawing functions return it, with the sentence that says what one sees."""
         if not svg.startswith("<svg"):
             raise ValueError("picture needs an SVG")
-        self._parts.append(
-            f'<figure><div class="wide" tabindex="0">{svg}</div><figcaption>{_escaped(caption)}</figcaption></figure>'
-        )
+        self._parts.append(f"<figure>{_scrolling(svg, caption)}<figcaption>{_inline(caption)}</figcaption></figure>")
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> None:
         """Add a table; the first cell of a row is its heading. Columns of numbers are aligned to the right."""
@@ -57,18 +55,19 @@ class Page:
             for at in range(len(head))
         ]
         kind = [' class="number"' if each else "" for each in right]
+        kind += [""] * max(0, max(map(len, cells), default=0) - len(kind))
         top = "".join(f'<th scope="col"{kind[at]}>{safe(name)}</th>' for at, name in enumerate(head))
         lines = []
         for row in cells:
             first, *rest = row or [""]
-            others = "".join(
-                f"<td{kind[at] if at < len(kind) else ''}>{safe(cell)}</td>" for at, cell in enumerate(rest, 1)
-            )
-            lines.append(f'<tr><th scope="row">{safe(first)}</th>{others}</tr>')
-        name = f"<caption>{_escaped(caption)}</caption>" if caption else ""
+            others = "".join(f"<td{kind[at]}>{safe(cell)}</td>" for at, cell in enumerate(rest, 1))
+            lines.append(f'<tr><th scope="row"{kind[0]}>{safe(first)}</th>{others}</tr>')
         body = "".join(lines) or f'<tr><td colspan="{max(len(head), 1)}">no rows</td></tr>'
-        table = f"<table>{name}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-        self._parts.append(f'<div class="wide" tabindex="0">{table}</div>')
+        name = caption or ", ".join(head)
+        table = f'<table aria-label="{safe(name)}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+        # Not a caption of the table, which would be as wide or as narrow as the table is.
+        said = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
+        self._parts.append(f'<figure class="table">{said}{_scrolling(table, name)}</figure>')
 
     @contextmanager
     def details(self, summary: str) -> Iterator[None]:
@@ -106,6 +105,16 @@ def _escaped(text: str) -> str:
     return "\n".join(safe(line) for line in printable(str(text)).split("\n"))
 
 
+def _inline(text: str) -> str:
+    """Return a text, escaped, with what is between backticks as code."""
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", _escaped(text))
+
+
+def _scrolling(html: str, name: str) -> str:
+    """Return content that scrolls sideways, by keyboard too, where the screen is narrower than it."""
+    return f'<div class="wide" role="region" aria-label="{safe(name)}" tabindex="0">{html}</div>'
+
+
 def _digest(script: str) -> str:
     return b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
@@ -131,17 +140,22 @@ figure {{ margin: 28px 0; }}
 figure .wide {{ margin: 0 -16px; }}  /* the edge of a picture is outside the column of text */
 .wide:focus-visible, summary:focus-visible {{ outline: 2px solid var(--c0); outline-offset: 2px; }}
 .lab-picture {{ display: block; width: 100%; height: auto; min-width: 600px; }}
-figcaption, caption {{ color: var(--soft); font-size: 14px; line-height: 1.5; text-align: left; }}
+figcaption {{ color: var(--soft); font-size: 14px; line-height: 1.5; }}
 figcaption {{ margin-top: 6px; }}
-caption {{ padding: 0 0 8px; }}
+figure.table {{ margin: 0 0 24px; }}
+figure.table .wide {{ margin: 0; }}
+figure.table figcaption {{ margin: 0 0 8px; }}
 table {{ border-collapse: collapse; font-size: 14px; line-height: 1.45; min-width: 50%; }}
 th, td {{ padding: 7px 24px 7px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }}
 th:last-child, td:last-child {{ padding-right: 0; }}
-thead th {{ color: var(--soft); font-weight: 500; border-bottom-color: var(--axis); }}
+thead th {{ color: var(--soft); font-weight: 500; border-bottom-color: var(--axis); vertical-align: bottom; }}
 tbody th {{ font-weight: 500; }}
-.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+tbody .number {{ white-space: nowrap; }}
+code {{ font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }}
 pre {{ overflow-x: auto; padding: 14px 16px; margin: 0 0 16px; border: 1px solid var(--grid); border-radius: 8px;
   font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }}
+pre code {{ font: inherit; }}
 details {{ margin: 0 0 16px; }}
 summary {{ cursor: pointer; color: var(--soft); margin-bottom: 12px; }}
 @media (max-width: 560px) {{ main {{ padding: 28px 16px 64px; }} h1 {{ font-size: 24px; }} }}

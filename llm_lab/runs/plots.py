@@ -125,15 +125,16 @@ def _draw_axes(
     room: float = 0.0,
 ) -> tuple[Axis, Axis]:
     """Draw a grid with numbers and the names of both axes; returns the axes. room: free share at the sides."""
-    top = figure.top + (24 if y else 6)
+    y = "" if y.lower() == figure.title.lower() else y  # the title has said it
+    top = figure.top + (24 if y else 10)
     bottom = top + height
     upright = axis_of(up, bottom, top, log=log_y)
     marks = upright.marks(max(4, int(height // 55)))
     left = EDGE + max(map(width_of, tick_labels(marks))) + 8
     figure.add(*draw_upright(upright, marks, left, right))
     flat = axis_of(across, left, right, log=log_x, room=room)
-    figure.add(*draw_flat(flat, flat.marks(max(2, int((right - left) // 85))), bottom))
-    figure.add(words(EDGE, top - 12, y, room=WIDTH / 2 - EDGE))
+    figure.add(*draw_flat(flat, flat.marks(max(2, int((right - left) // 70))), bottom))
+    figure.add(words(EDGE, top - 12, y, room=WIDTH / 2 - EDGE) if y else "")
     figure.add(words(right, bottom + 34, x, "end", room=right - EDGE))
     return flat, upright
 
@@ -168,7 +169,7 @@ def draw_intervals(
     bounds = [*values, reference] if is_number(reference) else values
     top, height = figure.top + (20 if reference_name else 4), ROW * len(rows)
     axis = axis_of(bounds, left, right, room=0.06)
-    figure.add(*draw_flat(axis, axis.marks(max(2, int((right - left) // 85))), top + height, top))
+    figure.add(*draw_flat(axis, axis.marks(max(2, int((right - left) // 70))), top + height, top))
     figure.add(words(right, top + height + 34, x, "end", room=right - EDGE))
     if is_number(reference):
         figure.add(line(axis.place(reference), top - 4, axis.place(reference), top + height, "soft", dashes="4 3"))
@@ -184,7 +185,7 @@ def draw_intervals(
             start, width = axis.place(row.low), axis.place(row.high) - axis.place(row.low)
             figure.add(bar(start, down - 8, max(width, 1.0), 6, "axis", radius=3, about=about))
         figure.add(*_seeds(row, axis, down + 5))
-        if is_number(row.mean):
+        if is_number(row.mean) and len(row.values) != 1:
             figure.add(bar(axis.place(row.mean) - 1.25, down - 12, 2.5, 14, "ink", about=about))
         figure.add(words(WIDTH - EDGE, down + 4, text, "end", "ink"))
     about = "; ".join(f"{row.name}: {text}" for row, text in zip(rows[:20], texts, strict=False))
@@ -253,7 +254,7 @@ def draw_bars(rows: Sequence[tuple[str, float]], *, title: str, x: str) -> str:
     bottom = top + step * len(rows)
     right = WIDTH - EDGE - beyond
     axis = axis_of(values, left, right, zero=True, room=0.0)
-    figure.add(*draw_flat(axis, axis.marks(max(2, int((right - left) // 85))), bottom, top))
+    figure.add(*draw_flat(axis, axis.marks(max(2, int((right - left) // 70))), bottom, top))
     figure.add(words(right, bottom + 34, x, "end", room=right - EDGE))
     zero = axis.place(0.0)
     for index, ((name, value), text) in enumerate(zip(rows, texts, strict=True)):

@@ -59,7 +59,9 @@ def test_a_page_is_complete_and_readable_by_screen_readers():
     assert page.texts["title"][0] == page.texts["h1"][0] == "a & b"
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     assert [cell["scope"] for cell in page.all("th")] == ["col"] * 3 + ["row"] * 2
-    assert page.texts["caption"] == page.texts["figcaption"] == ["a & b"]
+    assert page.texts["figcaption"] == ["a & b", "a & b"]
+    assert [table["aria-label"] for table in page.all("table")] == ["a & b"]
+    assert all(box["aria-label"] and box["tabindex"] == "0" for box in page.all("div")), "it scrolls by keyboard"
     assert page.texts["summary"] == page.texts["code"] == ["a & b"]
     assert page.texts["p"] == ["a & b", "second paragraph"]
 
@@ -98,6 +100,14 @@ def test_only_scripts_of_our_own_are_allowed_to_run():
     assert f"script-src 'sha256-{digest}'" in html
     assert "<script>let own = 1;</script>" in html
     assert '<div id="own"></div>' in html
+
+
+def test_what_is_between_backticks_is_code():
+    page = Page("t")
+    page.text("Run `llm-lab look <x>` or `a")
+    elements = Elements(page.html())
+    assert elements.texts["code"] == ["llm-lab look <x>"]
+    assert "".join(elements.texts["p"]) == "Run  or `a"
 
 
 def test_a_table_without_rows_says_so():

@@ -176,6 +176,12 @@ def test_the_colors_of_a_diverging_heatmap_are_neutral_at_zero():
     assert len(set(cells.values())) == 3
 
 
+def test_a_rounded_zero_has_no_minus():
+    picture = parse(draw_heatmap([[-0.001, -0.5]], rows=["a"], columns=["b", "c"], title="t", diverging=True))
+    assert {"0.00", "-0.50"} <= set(texts(picture))
+    assert "-0.00" not in texts(picture)
+
+
 def test_two_heatmaps_can_share_their_colors():
     one = parse(draw_heatmap([[0.5]], rows=["a"], columns=["b"], title="t", low=0, high=1))
     other = parse(draw_heatmap([[0.5, 0.9]], rows=["a"], columns=["b", "c"], title="t", low=0, high=1))
