@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .axis import Axis, axis_of, draw_flat, draw_upright, number, tick_labels
 from .color_scale import scale_of
@@ -25,6 +26,7 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3")
 FEW = 30  # a curve of at most this many points has a dot at each
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -213,11 +215,22 @@ def _seeds(row: Interval, axis: Axis, down: float) -> list[str]:
 
 
 def draw_scatter(
-    points: Sequence[tuple[float, float, float | None]], *, title: str, x: str, y: str, color_name: str = ""
+    points: Sequence[tuple[float, float, float | None]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    color_name: str = "",
+    names: Sequence[str] = (),
 ) -> str:
-    """Draw points of (x, y, value or None); the value is shown as color, with a bar named color_name."""
+    """Draw points of (x, y, value or None); the value is shown as color, with a bar named color_name.
+
+    names: one for each point, written next to it.
+    """
     figure = Figure(title)
-    known = [point for point in points if is_number(point[0]) and is_number(point[1])]
+    named = list(zip(points, names or [""] * len(points), strict=True))
+    named = [(point, name) for point, name in named if is_number(point[0]) and is_number(point[1])]
+    known = [point for point, _ in named]
     figure.left_out(len(points) - len(known), "point", "not a finite number")
     if not known:
         return figure.nothing()
@@ -228,14 +241,41 @@ def draw_scatter(
         figure, [point[0] for point in known], [point[1] for point in known], x, y, right, room=0.04
     )
     radius = 4.5 if len(known) <= 300 else 3.0
-    for across, up, value in known:
-        name = "c0" if scale is None else scale.color(value) if is_number(value) else "axis"
-        about = f"{number(across)}, {number(up)}" + (f": {number(value)}" if is_number(value) else "")
-        figure.add(ring(flat.place(across), upright.place(up), name, radius, about=about))
+    for (across, up, value), name in named:
+        color = "c0" if scale is None else scale.color(value) if is_number(value) else "axis"
+        about = f"{name} {number(across)}, {number(up)}" + (f": {number(value)}" if is_number(value) else "")
+        figure.add(ring(flat.place(across), upright.place(up), color, radius, about=about.strip()))
+    if names:
+        places = [(flat.place(point[0]), upright.place(point[1])) for point in known]
+        figure.add(*_labels(places, [name for _, name in named], flat.start, right))
     if scale:
         figure.add(*scale.draw(right + 22, upright.end, HEIGHT))
         figure.add(words(WIDTH - EDGE, upright.end - 12, color_name, "end", room=WIDTH / 2 - 2 * EDGE))
     return figure.finish(upright.start + 36, f"{len(known):,} points: {y} over {x}.")
+
+
+def _labels(places: Sequence[Point], names: Sequence[str], left: float, right: float) -> list[str]:
+    """Return a name next to each dot: at its right, or else where it hides no dot and no other name."""
+    parts = []
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for (x, y), name in sorted(zip(places, names, strict=True), key=lambda place: place[0][0]):
+        room = min(LABEL_ROOM, max(right - x, x - left) - 8)
+        wide = min(width_of(name), room)
+        sides = [x + 8, x - 8 - wide] if x + 8 + wide <= right else [x - 8 - wide]
+        aways = sorted((14.0 * step for step in range(-12, 13)), key=abs)
+        for start, down in ((side, y + 4 + away) for away in aways for side in sides):
+            box = (start, down - 10, start + wide, down + 3)
+            if start >= left and not any(map(partial(_overlap, box), taken)):
+                break
+        taken.append(box)
+        if down != y + 4:
+            parts.append(line(x, y, start - 2 if start > x else start + wide + 2, down - 4, "axis"))
+        parts.append(words(start, down, name, room=room + 1))
+    return parts
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def draw_bars(rows: Sequence[tuple[str, float]], *, title: str, x: str) -> str:

@@ -227,7 +227,7 @@ def _picture(duel: Sweep, one: Comparison) -> str:
     assert verdict is not None
     label = f"{one.second.configuration.label} - {one.first.configuration.label}"
     row = Interval(label, differences, verdict.mean, verdict.low, verdict.high)
-    title = f"difference of the {name_of(duel.measure)}, {EQUAL[one.by]}"
+    title = f"Difference of the {name_of(duel.measure)}, {EQUAL[one.by]}"
     return draw_intervals([row], title=title, x=f"difference of the {name_of(duel.measure)}", reference=0.0)
 
 

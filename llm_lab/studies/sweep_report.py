@@ -134,7 +134,11 @@ def _intervals(sweep: Sweep, rows: Sequence[Row]) -> str:
         for row in rows
         if row.n
     ]
-    return draw_intervals(found, title=name_of(sweep.measure), x=_axis(sweep.measure))
+    return draw_intervals(found, title=_capital(name_of(sweep.measure)), x=_axis(sweep.measure))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _axis(measure: str) -> str:
@@ -158,7 +162,7 @@ def add_heatmap(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
     values = [[means.get((one, other)) for other in names[across]] for one in names[down]]
     short = short_keys(sweep.keys)
     svg = draw_heatmap(
-        values, rows=names[down], columns=names[across], title=f"mean {name_of(sweep.measure)}",
+        values, rows=names[down], columns=names[across], title=f"Mean {name_of(sweep.measure)}",
         x=short[across], y=short[down], digits=3,
     )  # fmt: skip
     better = "Lower" if less_is_better(sweep.measure) else "Higher"
@@ -183,7 +187,7 @@ def add_curves(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
         steps = [step for step, _ in curve]
         several = any(len(values) > 1 for _, values in curve)
         lines.append(Line(name, list(zip(steps, parts[0], strict=True)), *(parts[1:] if several else (None, None))))
-    svg = draw_lines(lines, title=name_of(key), x="step", y=_axis(key))
+    svg = draw_lines(lines, title=_capital(name_of(key)), x="step", y=_axis(key))
     caption = f"The {name_of(key)} over the steps"
     caption += ": the mean of the seeds, with a band from the lowest to the highest" if len(sweep.seeds) > 1 else ""
     caption += f", averaged over {smoothed} log lines" if smoothed > 1 else ""

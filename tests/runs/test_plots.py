@@ -56,6 +56,10 @@ PICTURES = {
         title=LONG, x=LONG, reference=0.5, reference_name="baseline",
     ),
     "scatter": draw_scatter([(1e6, 2e6, 0.5), (3e6, 1e6, None)], title="t", x=LONG, y=LONG, color_name=LONG),
+    "scatter with names": draw_scatter(
+        [(index % 5, index // 5, None) for index in range(20)] + [(3.01, 2, None), (3.02, 2, None)],
+        title="t", x="x", y="y", names=[*names(20, "configuration "), "near", LONG],
+    ),
     "bars": draw_bars([(LONG, 12345.678), (HOSTILE, -1e-7), ("c", INF)], title="t", x=LONG),
 }  # fmt: skip
 
@@ -231,6 +235,15 @@ def test_points_of_a_scatter_are_at_their_values_in_their_colors():
     assert float(dots[1].get("cy")) < float(dots[0].get("cy")) == float(dots[2].get("cy"))
     assert len({dot.get("fill") for dot in dots}) == 3
     assert "1 point not drawn: not a finite number." in texts(picture)
+
+
+def test_a_name_is_next_to_its_point():
+    points = [(1, 1, None), (1.001, 1, None), (2, 3, None)]
+    picture = parse(draw_scatter(points, title="t", x="x", y="y", names=["near", "nearer", HOSTILE]))
+    for name, dot in zip(("near", "nearer"), picture.iter(f"{SVG}circle"), strict=False):
+        x, y = place_of(picture, name)
+        assert abs(x - float(dot.get("cx"))) < 60
+        assert abs(y - float(dot.get("cy"))) < 25
 
 
 @pytest.mark.parametrize(

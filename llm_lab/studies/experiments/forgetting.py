@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from llm_lab.data.builtin import builtin_documents
 from llm_lab.data.examples import open_examples
 from llm_lab.runs.disk import write_atomically
-from llm_lab.runs.plots import Line, draw_bars, draw_lines
+from llm_lab.runs.plots import Line, draw_bars, draw_lines, draw_scatter
 from llm_lab.studies.answers import answer_loss
 from llm_lab.studies.small_runs import last, points, pretraining
 
@@ -157,10 +157,11 @@ def _report(
         "Shorter is better; a bar to the left of 0 got better at the old text, as replay can.",
     )
     study.heading("How much for how much")
-    dots = [Line(name, [(learned[name], rises[name])]) for name in runs]
+    dots = [(learned[name], rises[name], None) for name in runs]
+    names = list(runs)
     study.picture(
         "exchange",
-        draw_lines(dots, title="Learned and forgotten", x="new task: nats per token", y="forgetting"),
+        draw_scatter(dots, title="Learned and forgotten", x="new task: nats per token", y="forgetting", names=names),
         "One dot per fine-tune. The lower left corner is best: a low loss on the new task, and little forgotten.",
     )
     front = [
