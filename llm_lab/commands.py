@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from llm_lab.errors import DONE, INTERNAL_ERROR, STOPPED, Problem, UserError
 from llm_lab.events import Notice
@@ -19,8 +19,6 @@ from llm_lab.recipe.trust import allow, trusting_recipes
 from llm_lab.terminal.consent import with_consent
 from llm_lab.terminal.console import print_text
 from llm_lab.terminal.progress import show_progress
-
-T = TypeVar("T")
 
 
 def open_wizard(arguments: argparse.Namespace) -> int:
@@ -35,7 +33,7 @@ def open_wizard(arguments: argparse.Namespace) -> int:
 
 def wizard_commands() -> Any:
     """Return the commands that the wizard runs."""
-    from llm_lab.study_commands import start_look, start_study
+    from llm_lab.study_commands import plan_and_start_sweep, start_look, start_study
     from llm_lab.terminal.driver import Commands
 
     return Commands(
@@ -47,6 +45,7 @@ def wizard_commands() -> Any:
         doctor=print_doctor,
         study=start_study,
         look=start_look,
+        sweep=plan_and_start_sweep,
     )
 
 

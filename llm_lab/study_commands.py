@@ -151,6 +151,15 @@ def start_sweep(sweep: Any, *, jobs: int = 1, dry_run: bool = False, trust_recip
     return _exit_code(outcome)
 
 
+def plan_and_start_sweep(recipe: str, words: Sequence[str], *, seeds: int, preset: str | None = None) -> int:
+    """Plan and run a sweep, as the command does."""
+    from llm_lab.studies.sweep import plan_sweep
+
+    options = ["--preset", preset] if preset else []
+    command = shlex.join(["llm-lab", "sweep", recipe, *words, *options, "--seeds", str(seeds)])
+    return start_sweep(plan_sweep(recipe, words, seeds=seeds, preset=preset, command=command))
+
+
 def sweep_from_python(
     recipe: Any, words: Sequence[Any], *, jobs: int = 1, retry_failed: bool = False, **options: Any
 ) -> SweepResult:
@@ -177,13 +186,13 @@ def _as_words(words: Sequence[Any]) -> list[str]:
     return found
 
 
-def _show_sweep_plan(sweep: Any, jobs: int, trust_recipe: bool) -> None:
+def _show_sweep_plan(sweep: Any, jobs: int, trust_recipe: bool, *, then: str = "") -> None:
     from llm_lab.studies.cells import state_of
     from llm_lab.terminal.sweep_screen import print_sweep_plan
 
     if jobs < 1:
         raise UserError(Problem("--jobs", "the number of runs at a time", value=jobs, allowed="1 or more"))
-    print_sweep_plan(sweep, [state_of(cell, sweep.measure) for cell in sweep.cells_to_run()], jobs=jobs)
+    print_sweep_plan(sweep, [state_of(cell, sweep.measure) for cell in sweep.cells_to_run()], jobs=jobs, then=then)
     _require_runnable(sweep, trust_recipe)
 
 
@@ -255,7 +264,9 @@ def start_duel(
     from llm_lab.studies.duel_report import write_duel_report
     from llm_lab.terminal.sweep_screen import print_duel_end
 
-    _show_sweep_plan(duel, jobs, trust_recipe)
+    count = len(duel.cells_to_run()) // 2
+    then = f"up to {count} shorter runs of the slower one, for the comparison at equal time" if by != TOKENS else ""
+    _show_sweep_plan(duel, jobs, trust_recipe, then=then)
     if dry_run:
         return DONE
     outcome = _run_cells(duel, jobs, **options)

@@ -47,6 +47,8 @@ def start_child(
     share its cores. gpu: the one to use, as in CUDA_VISIBLE_DEVICES.
     """
     environment = environment_of(jobs)
+    if jobs == 1 and "OMP_NUM_THREADS" not in os.environ:  # as many threads as `llm-lab run` uses
+        del environment["OMP_NUM_THREADS"]
     threads = RunFolder(folder).facts().get("threads")
     if threads:  # sums are rounded differently with another number of threads
         environment["OMP_NUM_THREADS"] = str(threads)

@@ -92,17 +92,18 @@ def plan_duel(
         title = f"{pair[0].name}-against-{pair[1].name}"
     jobs = check_all(pair, recipe)
     pair, jobs, changed = _with_equal_tokens(pair, jobs, recipe)
-    require_differences(pair, jobs, list(grid.values) or ["recipe"])
+    require_differences(pair, jobs, list(grid.values))
     first = first_seed(pair[0].recipe)
+    measure = choose_measure(measure, jobs, tuple(grid.values))
     duel = Sweep(
         folder=root / (name or slug(title, "duel")),
         keys=tuple(grid.values),
         base=pair[0].recipe,
         configurations=tuple(pair),
         seeds=tuple(range(first, first + seeds)),
-        measure=choose_measure(measure, jobs, tuple(grid.values)),
+        measure=measure,
         command=command,
-        remarks=tuple([*remarks, *changed, *caveats(grid.values, jobs)]),
+        remarks=tuple([*remarks, *changed, *caveats(grid.values, jobs, measure)]),
         jobs=jobs,
         kind="duel",
     )
@@ -161,9 +162,6 @@ def _with_equal_tokens(
 
 def _with_steps(configuration: Configuration, steps: int) -> Configuration:
     train = {**(configuration.recipe.get("train") or {}), "max_steps": steps}
-    for key in ("eval_steps", "save_steps", "logging_steps"):
-        if isinstance(train.get(key), int):
-            train[key] = min(train[key], steps)
     return replace(configuration, recipe={**configuration.recipe, "train": train})
 
 

@@ -126,9 +126,8 @@ def with_words(raw: Mapping[str, Any], words: Iterable[str], remarks: dict[str, 
 
     They belong to it: a learning rate for Muon says nothing about AdamW. remarks: what was dropped is added to it.
     """
-    ordered = sorted(words, key=lambda word: not word.partition("=")[0].strip().endswith(".name"))
     translated = []
-    for word in ordered:
+    for word in sorted(words, key=_depth):  # a whole group first, then what changes in it
         key, _, text = (part.strip() for part in word.partition("="))
         group, _, last = key.rpartition(".")
         if last == "name" and group and (own := _named_part(raw, group)) not in (None, text):
@@ -141,6 +140,10 @@ def with_words(raw: Mapping[str, Any], words: Iterable[str], remarks: dict[str, 
             word = f"{group}={{name: {text}}}"
         translated.append(word)
     return apply_overrides(dict(raw), translated)[0]
+
+
+def _depth(word: str) -> int:
+    return word.partition("=")[0].strip().removesuffix(".name").count(".")
 
 
 def _named_part(raw: Mapping[str, Any], group: str) -> str | None:

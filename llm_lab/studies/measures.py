@@ -15,7 +15,7 @@ from llm_lab.runs.glossary import OF_THE_MACHINE, QUANTITIES, quantity
 MEASURES = ("eval_accuracy", "eval_loss", "exact_match_sampled", "eval_reward_sampled", "bits_per_byte", "exact_match")
 # Keys on which the text or the unit of the validation loss depends.
 CHANGES_THE_MEASURE = {
-    "tokenizer": "the validation loss is per token, and their tokens are different: bits per byte can be compared",
+    "tokenizer": "the validation loss is per token, and their tokens are different: compare bits per byte",
     "train.max_length": "the validation loss is measured with a context of train.max_length tokens",
     "validation": "the validation data is different",
     "data": "the validation data is held out from data that is different",
@@ -38,30 +38,32 @@ def choose_measure(wanted: str | None, jobs: Mapping[str, Job], keys: Sequence[s
             raise UserError(Problem("--measure", why, value=wanted, allowed=f"{one_of(shown)}, ...", fix=fix))
         return wanted
     stage, values = last[0].stage, last[0].values
+    inner = {key.split(".", 2)[-1] if key.startswith("stages.") else key for key in keys}
     if stage.makes is None:
         return "eval_loss" if values.get("data") else "exact_match"
     if not stage.trains:
         why = f"a {stage.name} recipe has no result to compare by"
         raise UserError(Problem("stage", why, value=stage.name, fix="Name one with --measure."))
+    if any((one.values.get("validation") or {}).get("fraction") == 0 for one in last):
+        why = "without validation data there is nothing to compare"
+        fix = "Set validation.fraction, or name another result with --measure."
+        raise UserError(Problem("validation.fraction", why, value=0, fix=fix))
     if not stage.measures_loss:
         return "eval_reward_sampled"
-    if any(one.values.get("validation", {}).get("fraction") == 0 for one in last):
-        fix = "Set validation.fraction, or name another result with --measure."
-        raise UserError(
-            Problem("validation.fraction", "without validation data there is nothing to compare", 0, fix=fix)
-        )
-    if any(key.split(".")[-1] == "tokenizer" or ".tokenizer." in f".{key}." for key in keys):
+    if any(key == "tokenizer" or key.startswith("tokenizer.") for key in inner):
         return "bits_per_byte"
-    return "eval_accuracy" if stage.makes == "reward model" else "eval_loss"
+    by_pairs = stage.makes == "reward model" or any(key.startswith("dpo.") for key in inner)
+    return "eval_accuracy" if by_pairs else "eval_loss"
 
 
-def caveats(keys: Iterable[str], jobs: Mapping[str, Job]) -> list[str]:
+def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[str]:
     """Return what makes the results of the configurations hard to compare, because the measure itself changes."""
     found = []
+    solved = {"bits_per_byte": ("tokenizer",), "eval_accuracy": ("dpo.beta",)}.get(measure, ())
     for key in keys:
         inner = key.split(".", 2)[-1] if key.startswith("stages.") else key
         for start, why in CHANGES_THE_MEASURE.items():
-            if inner == start or inner.startswith(f"{start}."):
+            if (inner == start or inner.startswith(f"{start}.")) and start not in solved:
                 found.append(f"{key} is compared, and with it {why}.")
     tokens = {sum(one.estimate.tokens for one in job.stages) for job in jobs.values()}
     if len(tokens) > 1:

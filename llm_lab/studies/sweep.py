@@ -153,15 +153,16 @@ def plan_sweep(
     short = list(short_keys(grid.values).values())
     folder = root / (name or slug("-".join([str(raw.get("name") or stem), "sweep", *short]), "sweep"))
     first = first_seed(base)
+    measure = choose_measure(measure, jobs, tuple(grid.values))
     sweep = Sweep(
         folder=folder,
         keys=tuple(grid.values),
         base=base,
         configurations=tuple(configurations),
         seeds=tuple(range(first, first + seeds)),
-        measure=choose_measure(measure, jobs, tuple(grid.values)),
+        measure=measure,
         command=command,
-        remarks=tuple(remarks + caveats(grid.values, jobs)),
+        remarks=tuple(remarks + caveats(grid.values, jobs, measure)),
         jobs=jobs,
     )
     return joined_with_folder(sweep)
@@ -261,6 +262,9 @@ def require_differences(configurations: Sequence[Configuration], jobs: Mapping[s
     same: dict[str, list[tuple[Configuration, Configuration]]] = {}
     for one in configurations:
         other = first.setdefault(signature(jobs[one.name]), one)
+        if other is not one and not keys:
+            why = f"{one.label} makes the same runs, so there is nothing to compare"
+            raise UserError(Problem(other.label, why, fix="Change one of the two recipes."))
         if other is not one:
             key = next((key for key in keys if one.values[key] != other.values[key]), keys[0])
             same.setdefault(key, []).append((other, one))

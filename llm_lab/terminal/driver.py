@@ -32,6 +32,7 @@ from llm_lab.wizard.questions import (
     ShowTokens,
     StartRun,
     StartStudy,
+    StartSweep,
     Wait,
     WriteDesign,
     WriteRecipe,
@@ -60,6 +61,7 @@ class Commands:
     doctor: Callable[[], int]
     study: Callable[..., int]  # (experiment, options)
     look: Callable[..., int]  # (checkpoint, text=, against=, steps=)
+    sweep: Callable[..., int]  # (recipe, words, seeds=, preset=)
 
 
 def run_wizard(commands: Commands, *, debug: bool = False) -> int:
@@ -244,6 +246,10 @@ class Wizard:
         elif isinstance(effect, StartStudy):
             begin_screen("Experiments", effect.experiment)
             self.commands.study(effect.experiment, effect.options)
+        elif isinstance(effect, StartSweep):
+            begin_screen("Sweep", effect.recipe)
+            print_waiting("Checking all recipes ...")
+            self.commands.sweep(effect.recipe, effect.words, seeds=effect.seeds, preset=effect.preset)
         elif isinstance(effect, RunDoctor):
             begin_screen("Doctor")
             print_waiting("Reading ...")

@@ -21,7 +21,7 @@ from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_
 from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, run_of
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
-from llm_lab.wizard.menu import recipe_summary
+from llm_lab.wizard.recipe_question import recipe_summary
 
 from .console import make_console, one_line, supports_unicode
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "warn", "waiting": "dim"}
 
 
-def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int) -> None:
-    """Print what a sweep will run: configurations, runs that are left, time and disk."""
+def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int, then: str = "") -> None:
+    """Print what a sweep will run: configurations, runs that are left, time and disk. then: what follows."""
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -40,6 +40,7 @@ def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int) ->
         ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
         ("time", f"{about(seconds)}, and the start of each run" if seconds else "not known"),
         ("disk", f"{size(disk)} in {sweep.folder}/"),
+        *([("then", then)] if then else []),
         *(("note", remark) for remark in sweep.remarks),
     ]
     first = next(iter(sweep.jobs.values())).stages[0]
@@ -49,7 +50,7 @@ def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int) ->
     table.add_column(overflow="fold")
     for name, text in rows:
         table.add_row(name, Text(one_line(text), style="warn" if name == "note" else ""))
-    title = Text(f"Sweep: {sweep.folder.name}", style="title")
+    title = Text(f"{sweep.kind.capitalize()}: {sweep.folder.name}", style="title")
     console = make_console()
     if first.values.get("device") == "cpu":
         console.print(Text(BANNER, style="warn"))

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_lab.errors import LabError, UserError
+from llm_lab.errors import LabError
 from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.dpo import DPO
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
-from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.grpo import GRPO
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.ppo import PPO
@@ -27,7 +26,6 @@ from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_name
 from . import look_inside
 from .model_design import design
 from .model_questions import (
-    ANOTHER,
     MODELS,
     WHY,
     describe_run,
@@ -56,9 +54,11 @@ from .questions import (
     StartRun,
     StartStudy,
 )
+from .recipe_question import ask_recipe
 from .review import start_question
 from .study_questions import TITLE as EXPERIMENTS
 from .study_questions import experiments
+from .sweeps import sweep
 from .training_runs import run_of_stage
 
 LEAVE = "Quit"
@@ -119,6 +119,7 @@ MENU = (
     Entry("experiments", EXPERIMENTS, "studies that train small models and show what happens"),
     Entry("checkpoints", RUNS, "status, results, lineage, resume"),
     Entry("replay", REPLAY, "run a recipe file, with or without changes"),
+    Entry("sweep", "Sweep", "compare values of a key, with several seeds"),
     Entry("doctor", "Doctor", "what this machine can do"),
 )
 
@@ -295,24 +296,7 @@ def _start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False
 
 def replay() -> Flow[None]:
     """Run a recipe file, with or without changes."""
-    from llm_lab.job import list_recipes
-
-    choices = [Choice(str(file), f"{file.stem:<14} {recipe_summary(file)}") for file in list_recipes()]
-    path = yield Question("recipe", "Which recipe?", choices=(*choices, Choice(ANOTHER, "another file")),
-                          why=REPLAY_WHY, screen=Screen(REPLAY))  # fmt: skip
-    if path == ANOTHER:
-        path = yield Question(
-            "recipe.path",
-            "Which file?",
-            "path",
-            default="",
-            why=REPLAY_WHY,
-            allowed="A recipe file, or the folder of a run. Tab completes paths.",
-            check=lambda text: None if text.strip() and Path(text.strip()).expanduser().exists()
-            else f"{text.strip() or 'An empty path'} does not exist.",
-            screen=Screen(REPLAY),
-        )  # fmt: skip
-        path = path.strip()
+    path = yield from ask_recipe(REPLAY, REPLAY_WHY)
     text = yield Question(
         "overrides",
         "Anything to change?",
@@ -336,18 +320,6 @@ def _why_not_these(recipe: str, text: str) -> str | None:
     except (LabError, ValueError) as error:
         return str(error)
     return "\n".join(map(str, problems)) or None
-
-
-def recipe_summary(file: Path) -> str:
-    """Return a recipe's first comment line, or what it does."""
-    try:
-        first = file.read_text(encoding="utf-8").splitlines()[0]
-        if first.startswith("#"):
-            return first.lstrip("# ").rstrip()
-        raw = read_recipe_file(file)
-        return str(raw.get("stage") or f"pipeline of {len(raw.get('stages', []))} stages")
-    except (OSError, IndexError, UnicodeDecodeError, UserError):
-        return "(not readable)"
 
 
 def doctor() -> Flow[None]:
@@ -426,6 +398,7 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "checkpoints": checkpoints,
     "replay": replay,
     "experiments": experiments,
+    "sweep": sweep,
     "doctor": doctor,
     "after a run": after_a_run,
     "next steps": next_steps,

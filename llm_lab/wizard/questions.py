@@ -175,6 +175,16 @@ class StartRun(Effect):
 
 
 @dataclass(frozen=True)
+class StartSweep(Effect):
+    """Run a recipe for several values and seeds. words: as on the command line."""
+
+    recipe: str
+    words: tuple[str, ...]
+    seeds: int
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
 class OpenChat(Effect):
     """Chat with a model."""
 

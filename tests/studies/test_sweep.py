@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_recipe, write_text
+from support.measured_sweeps import fill_cells
 
 from llm_lab.cli import main
 from llm_lab.estimate.adapter_base import weights_digest
@@ -74,20 +75,10 @@ def test_a_sweep_ends_with_a_table_keeps_a_failure_and_skips_what_is_done(capsys
 @pytest.fixture
 def measured(trained_once):
     """A sweep of two keys and two seeds whose cells are copies of one real run, with losses of their own."""
-    import shutil
-
-    sweep = plan_sweep(
-        tiny_recipe(), ["optimizer.learning_rate=0.01,0.02", "model.norm=rmsnorm,layernorm"], seeds=2, name="s"
-    )
-    sweep.write()
-    for number, cell in enumerate(sweep.cells()):
-        shutil.copytree(trained_once / "checkpoints" / "tiny", cell.folder)
-        run = RunFolder(cell.folder)
-        recipe = sweep.jobs[cell.configuration.name].stages[0].values
-        run.update(
-            results={**run.facts()["results"], "eval_loss": 3.0 - number / 10}, recipe={**recipe, "seed": cell.seed}
-        )
-    return sweep
+    words = ["optimizer.learning_rate=0.01,0.02", "model.norm=rmsnorm,layernorm"]
+    sweep = plan_sweep(tiny_recipe(), words, seeds=2, name="s")
+    run = trained_once / "checkpoints" / "tiny"
+    return fill_cells(sweep, run, lambda number, cell: {"eval_loss": 3.0 - number / 10})
 
 
 def test_the_table_has_mean_spread_and_every_seed_and_the_best_comes_first(measured):

@@ -1,0 +1,35 @@
+"""Sweep in the wizard: a recipe, what to compare, how many seeds."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import tiny_recipe, write_text
+from support.wizard_answers import ENTER, Refused, answers
+
+from llm_lab.wizard.questions import Pause, StartSweep
+from llm_lab.wizard.sweeps import sweep
+
+
+@pytest.fixture(autouse=True)
+def _recipe(in_tmp_path):
+    write_text("text.txt")
+    Path("configs").mkdir()
+    Path("configs/mine.yaml").write_text(json.dumps(tiny_recipe()))
+
+
+def test_values_of_ones_own_are_checked_before_the_sweep_starts():
+    bad = Refused("optimizer.learning_rate=0.01", "this key has one")
+    visit = answers(sweep, ["mine", "other keys", bad, "optimizer.learning_rate=0.01,0.02", "3"])
+    assert visit.effects == [
+        StartSweep("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 3),
+        Pause(),
+    ]
+
+
+def test_a_preset_is_offered_where_the_recipe_has_its_key():
+    visit = answers(sweep, ["mine", "learning-rate", ENTER, "5"])
+    assert visit.effects[0] == StartSweep("configs/mine.yaml", (), 5, "learning-rate")
+    presets = {choice.value: choice.why_not for choice in visit.questions[1].choices}
+    assert "no such key" in presets["lora-rank"]
+    assert presets["optimizer"] is None
