@@ -202,7 +202,8 @@ def _run_cells(sweep: Any, jobs: int, **options: Any) -> Any:
 
     sweep.write()
     with SweepScreen(sweep) as screen:
-        return run_cells(sweep, sweep.cells_to_run(), jobs=jobs, watch=screen, **options)
+        cells = sweep.cells_to_run()
+        return run_cells(sweep, cells, jobs=jobs, watch=screen, on_stop=screen.stopping, **options)
 
 
 def _exit_code(outcome: Any) -> int:

@@ -88,11 +88,12 @@ def run_cells(
     jobs: int = 1,
     retry_failed: bool = False,
     watch: Watcher = lambda states, seconds_left: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run what is left of some cells; returns how all of them ended.
 
-    watch: called about twice a second with the state of every cell and the seconds left. Ctrl-C stops the cells in
-    progress, with their work saved. Cells that failed before are skipped, unless retry_failed.
+    watch: called about twice a second with the state of every cell and the seconds left. Ctrl-C calls on_stop, and
+    stops the cells in progress with their work saved. Cells that failed before are skipped, unless retry_failed.
     """
     work = _Work(sweep, cells, jobs, retry_failed)
     try:
@@ -100,6 +101,7 @@ def run_cells(
             work.report(watch)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
+        on_stop()
         work.stop()
         return Outcome(work.states(), stopped=True)
     finally:

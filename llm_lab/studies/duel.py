@@ -90,6 +90,9 @@ def plan_duel(
     else:
         pair = _two_recipes((raw, stem), read_raw(other), grid)
         title = f"{pair[0].name}-against-{pair[1].name}"
+    if any(key.endswith("train.max_steps") or key.endswith("train.num_train_epochs") for key in grid.values):
+        why = "a duel trains both on the same number of tokens, so their length can't be compared"
+        raise UserError(Problem(next(iter(grid.values)), why, fix="Use llm-lab sweep."))
     jobs = check_all(pair, recipe)
     pair, jobs, changed = _with_equal_tokens(pair, jobs, recipe)
     require_differences(pair, jobs, list(grid.values))

@@ -86,7 +86,11 @@ def verdict_words(duel: Sweep, comparison: Comparison) -> str:
             f"{start}: too few seeds to decide. So far {effect} ({details}), but with {_seeds(verdict.n)} the smallest "
             f"possible p is {2 / 2**verdict.n:.3g}. The same command with --seeds {_enough(verdict)} adds the others."
         )
-    return f"{start}, no difference was found: {effect} ({details}; {test}). {_what_would_settle(duel, verdict)}"
+    most = max(abs(verdict.low), abs(verdict.high))
+    return (
+        f"{start}, no difference was found: {effect} ({details}; {test}). One of more than {most:.4f} is unlikely. "
+        f"{_what_would_settle(duel, verdict)}"
+    )
 
 
 def two_is_ahead(comparison: Comparison, seed: int, fewer: bool) -> bool:

@@ -63,7 +63,8 @@ def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[
     for key in keys:
         inner = key.split(".", 2)[-1] if key.startswith("stages.") else key
         for start, why in CHANGES_THE_MEASURE.items():
-            if (inner == start or inner.startswith(f"{start}.")) and start not in solved:
+            is_weight = start == "data" and inner.endswith(".weight")  # each dataset has its share of the validation
+            if (inner == start or inner.startswith(f"{start}.")) and start not in solved and not is_weight:
                 found.append(f"{key} is compared, and with it {why}.")
     tokens = {sum(one.estimate.tokens for one in job.stages) for job in jobs.values()}
     if len(tokens) > 1:

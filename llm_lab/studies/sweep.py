@@ -322,14 +322,21 @@ def _differences(before: Sweep, sweep: Sweep) -> list[Problem]:
     return list(problems.values())
 
 
+def list_sweeps(root: Path = ROOT) -> list[Path]:
+    """Return the folders of all sweeps and duels, newest first."""
+    return sorted((file.parent for file in root.glob(f"*/{FILE}")), key=lambda folder: -folder.stat().st_mtime)
+
+
 def open_sweep(folder: str | Path, *, root: Path = ROOT) -> Sweep:
     """Read a sweep from its folder. UserError where there is none."""
     path = Path(folder)
     path = path if path.exists() else root / path
     record = read_object(path / FILE)
     if record is None:
-        known = [file.parent.name for file in sorted(root.glob(f"*/{FILE}"))]
-        fix = did_you_mean(path.name, known) or "Start one: llm-lab sweep RECIPE key=v1,v2."
+        fix = (
+            did_you_mean(path.name, [one.name for one in list_sweeps(root)])
+            or "Start one: llm-lab sweep RECIPE key=v1,v2."
+        )
         raise UserError(Problem(str(folder), "there is no sweep here", fix=fix))
     try:
         return Sweep(

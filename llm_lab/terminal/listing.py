@@ -21,6 +21,7 @@ from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_
 from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, run_of
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
+from llm_lab.studies.sweep import list_sweeps, open_sweep
 from llm_lab.wizard.recipe_question import recipe_summary
 
 from .console import make_console, one_line, supports_unicode
@@ -62,12 +63,30 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
         "recipes": lambda: console.print(_recipes(recipes)),
         "data": lambda: console.print(table("data: values of data.0.path", DATA_FORMS.items())),
         "parts": lambda: _print_parts(console),
-        "runs": lambda: console.print(runs_table(list_runs())),
+        "runs": lambda: _print_runs(console),
     }
     for number, name in enumerate([what] if what else printers):
         if number:
             console.print()
         printers[name]()
+
+
+def _print_runs(console: Any) -> None:
+    console.print(runs_table(list_runs()))
+    if sweeps := list_sweeps():
+        console.print()
+        console.print(table("sweeps and duels", map(_sweep_row, sweeps)))
+
+
+def _sweep_row(folder: Path) -> tuple[str, str]:
+    """Return the folder of a sweep, and how many of its runs are done."""
+    try:
+        sweep = open_sweep(folder)
+    except UserError:
+        return one_line(str(folder)), "broken"
+    statuses = [RunFolder(cell.folder).facts().get("status") for cell in sweep.cells()]
+    failed = f", {statuses.count('failed')} failed" if "failed" in statuses else ""
+    return one_line(str(folder)), f"{sweep.kind}: {statuses.count('done')} of {len(statuses)} runs done{failed}"
 
 
 def _recipes(recipes: Sequence[Path]) -> Any:

@@ -64,6 +64,8 @@ class SweepScreen:
         self.sweep, self.console = sweep, console or make_console()
         self._live: Any = None
         self._statuses: dict[str, str] = {}
+        self._foot = "Ctrl-C stops with the work saved"
+        self._last: tuple[Sequence[CellState], float | None] = ((), None)
 
     def __enter__(self) -> SweepScreen:
         if self.console.is_terminal and not self.console.is_dumb_terminal:
@@ -79,6 +81,7 @@ class SweepScreen:
 
     def __call__(self, states: Sequence[CellState], seconds_left: float | None) -> None:
         """Show the states of all cells."""
+        self._last = states, seconds_left
         if self._live is not None:
             self._live.update(self._frame(states, seconds_left), refresh=True)
             return
@@ -87,6 +90,14 @@ class SweepScreen:
             if before is not None and before != state.status and state.status != "waiting":
                 self._say(state, states)
             self._statuses[state.cell.name] = state.status
+
+    def stopping(self) -> None:
+        """Say that the runs in progress are saving their work."""
+        self._foot = "Stopping: the runs in progress save their work. Ctrl-C again stops at once, without saving."
+        if self._live is not None:
+            self(*self._last)
+        else:
+            self.console.print(self._foot)
 
     def _say(self, state: CellState, states: Sequence[CellState]) -> None:
         done = sum(one.status == "done" for one in states)
@@ -128,7 +139,7 @@ class SweepScreen:
             table.add_row(one_line(state.cell.label), Text(state.status, style=style), one_line(self._details(state)))
         hidden = len(states) - min(room, len(states))
         foot = [Text(f"and {plural(hidden, 'more run')}", style="dim")] if hidden else []
-        return Group(head, table, *foot, Text("Ctrl-C stops with the work saved", style="dim"))
+        return Group(head, table, *foot, Text(self._foot, style="dim"))
 
 
 def print_sweep_end(sweep: Sweep, outcome: Outcome) -> None:
