@@ -21,7 +21,7 @@ from .measures import less_is_better
 from .report_files import ReportFiles
 from .results import difference_rows, summarize
 from .sweep import Sweep
-from .sweep_report import add_curves, describe_sweep, what_is_missing
+from .sweep_report import add_curves, describe_sweep, differences_table, what_is_missing
 from .verdict import MIN_SEEDS, MOST_SEEDS, Verdict
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def build_report(duel: Sweep, comparisons: Sequence[Comparison]) -> ReportFiles:
     add_curves(report, duel, rows)
     if differences := difference_rows(duel):
         report.heading("What is different")
-        report.table(("key", *(one.label for one in duel.configurations)), differences, "Derived values are included.")
+        report.table(*differences_table(duel, differences), caption="Derived values are included.")
     report.heading("How it is decided")
     report.text(
         "Both recipes run with the same seeds, so each seed gives one difference. The interval is the 95 % t interval "
@@ -229,8 +229,7 @@ def _picture(duel: Sweep, one: Comparison) -> str:
     differences = [one.second.values[seed] - first for seed, first in one.first.values.items()]
     verdict = one.verdict
     assert verdict is not None
-    label = f"{one.second.configuration.label} - {one.first.configuration.label}"
-    row = Interval(label, differences, verdict.mean, verdict.low, verdict.high)
+    row = Interval(_seeds(verdict.n), differences, verdict.mean, verdict.low, verdict.high)
     title = f"Difference of the {name_of(duel.measure)}, {EQUAL[one.by]}"
     return draw_intervals([row], title=title, x=f"difference of the {name_of(duel.measure)}", reference=0.0)
 
@@ -238,6 +237,7 @@ def _picture(duel: Sweep, one: Comparison) -> str:
 def _caption(duel: Sweep, one: Comparison) -> str:
     side = "Left" if less_is_better(duel.measure) else "Right"
     return (
-        "One dot for each seed, their mean, and its 95 % t interval. "
+        f"{one.second.configuration.label} minus {one.first.configuration.label}: a dot for each seed, their mean, and "
+        "its 95 % t interval. "
         f"{side} of the line at 0, {one.second.configuration.label} is better."
     )

@@ -162,10 +162,24 @@ def plan_sweep(
         seeds=tuple(range(first, first + seeds)),
         measure=measure,
         command=command,
-        remarks=tuple(remarks + caveats(grid.values, jobs, measure)),
+        remarks=tuple(remarks + _new_groups(base, jobs, grid.values) + caveats(grid.values, jobs, measure)),
         jobs=jobs,
     )
     return joined_with_folder(sweep)
+
+
+def _new_groups(base: Mapping[str, Any], jobs: Mapping[str, Job], keys: Iterable[str]) -> list[str]:
+    """Return what a compared key turns on that the recipe does not have, such as LoRA."""
+    job = read_job(base)[0]
+    found = []
+    for key in keys:
+        group = key.rpartition(".")[0]
+        if not group or job is None or job.is_pipeline:
+            continue
+        after = next(iter(jobs.values())).stages[0].values
+        if value_at(job.stages[0].values, group) is None and isinstance(value_at(after, group), Mapping):
+            found.append(f"The recipe has no {group}. The runs have it, because {key} is compared.")
+    return found
 
 
 def read_raw(recipe: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:

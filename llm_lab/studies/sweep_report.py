@@ -10,7 +10,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import name_of, quantity, write
 from llm_lab.runs.plots import Interval, Line, draw_heatmap, draw_intervals, draw_lines
 
-from .grid import short_keys
+from .grid import Configuration, short_keys
 from .measures import less_is_better, rows_of
 from .report_files import ReportFiles
 from .results import Row, difference_rows, summarize, write_tables
@@ -41,7 +41,7 @@ def build_report(sweep: Sweep) -> ReportFiles:
         add_curves(report, sweep, rows)
     if differences := difference_rows(sweep):
         report.heading("What the configurations changed")
-        report.table(("key", *(one.label for one in sweep.configurations)), differences, "Derived values are included.")
+        report.table(*differences_table(sweep, differences), caption="Derived values are included.")
     failures = [(state.cell.label, state.error) for row in rows for state in row.states if state.status == "failed"]
     if failures:
         report.heading("Failed")
@@ -108,6 +108,25 @@ def result_table(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[str], list[lis
     return head, table
 
 
+def differences_table(sweep: Sweep, rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of what the configurations changed, with the shorter side across."""
+    labels = [one.label for one in sweep.configurations]
+    if len(rows) > len(labels):
+        return ["key", *labels], [list(row) for row in rows]
+    columns = [[row[at] for row in rows] for at in range(1, len(labels) + 1)]
+    return ["", *(row[0] for row in rows)], [[label, *cells] for label, cells in zip(labels, columns, strict=True)]
+
+
+def picture_label(sweep: Sweep, configuration: Configuration) -> str:
+    """Return a short name of a configuration for a picture: the values of the swept keys."""
+    return " · ".join(configuration.values[key] for key in sweep.keys) or configuration.label
+
+
+def what_labels_are(sweep: Sweep) -> str:
+    """Return which keys the labels of a picture have the values of."""
+    return f" Labels: {' · '.join(short_keys(sweep.keys).values())}." if sweep.keys else ""
+
+
 def _spread(measure: str, row: Row) -> str:
     return write(measure, row.spread) if row.n > 1 else "-"
 
@@ -130,7 +149,7 @@ def how_to_read(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 def _intervals(sweep: Sweep, rows: Sequence[Row]) -> str:
     found = [
-        Interval(row.configuration.label, list(row.values.values()), row.mean, row.low, row.high)
+        Interval(picture_label(sweep, row.configuration), list(row.values.values()), row.mean, row.low, row.high)
         for row in rows
         if row.n
     ]
@@ -149,7 +168,8 @@ def _axis(measure: str) -> str:
 def _what_intervals_show(sweep: Sweep, rows: Sequence[Row]) -> str:
     text = "One row per configuration, the best first: a dot for each seed"
     several = any(row.n > 1 for row in rows)
-    return text + (", the mean, and its 95 % t interval over the seeds." if several else ".")
+    text += ", the mean, and its 95 % t interval over the seeds." if several else "."
+    return text + what_labels_are(sweep)
 
 
 def add_heatmap(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
@@ -174,9 +194,9 @@ def add_heatmap(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
 def add_curves(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
     """Add the curves of all configurations: mean over the seeds, with a band from the lowest to the highest."""
     key = sweep.measure
-    if not any(len(curve) >= FEW_POINTS for curve in _curves(rows, key).values()):
+    if not any(len(curve) >= FEW_POINTS for curve in _curves(sweep, rows, key).values()):
         key = CURVES.get(key, "loss")
-    found = {name: curve for name, curve in _curves(rows, key).items() if len(curve) >= FEW_POINTS}
+    found = {name: curve for name, curve in _curves(sweep, rows, key).items() if len(curve) >= FEW_POINTS}
     if not found:
         return
     lines, smoothed = [], 0
@@ -191,10 +211,10 @@ def add_curves(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
     caption = f"The {name_of(key)} over the steps"
     caption += ": the mean of the seeds, with a band from the lowest to the highest" if len(sweep.seeds) > 1 else ""
     caption += f", averaged over {smoothed} log lines" if smoothed > 1 else ""
-    report.picture("curves.svg", svg, f"{caption}.")
+    report.picture("curves.svg", svg, f"{caption}.{what_labels_are(sweep)}")
 
 
-def _curves(rows: Sequence[Row], key: str) -> dict[str, list[tuple[float, list[float]]]]:
+def _curves(sweep: Sweep, rows: Sequence[Row], key: str) -> dict[str, list[tuple[float, list[float]]]]:
     """Return {configuration: [(step, the values of its seeds)]}, for the steps that all its runs have."""
     found = {}
     for row in rows:
@@ -204,7 +224,9 @@ def _curves(rows: Sequence[Row], key: str) -> dict[str, list[tuple[float, list[f
         ]
         if curves:
             steps = sorted(set.intersection(*map(set, curves)))
-            found[row.configuration.label] = [(step, [curve[step] for curve in curves]) for step in steps]
+            found[picture_label(sweep, row.configuration)] = [
+                (step, [curve[step] for curve in curves]) for step in steps
+            ]
     return found
 
 

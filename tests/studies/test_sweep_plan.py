@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_recipe, write_text
+from support.post_runs import post_recipe, write_base
 
 from llm_lab import cli
 from llm_lab.errors import UserError
@@ -139,6 +140,20 @@ def test_the_measure_is_the_stages_held_out_one_and_an_unknown_one_is_refused():
 
 def test_a_key_that_changes_what_the_measure_means_is_remarked():
     assert "train.max_length tokens" in plan_sweep(tiny_recipe(), ["train.max_length=8,16"]).remarks[0]
+
+
+def test_a_key_that_turns_on_what_the_recipe_does_not_have_is_remarked():
+    recipe = post_recipe("sft", model={"checkpoint": write_base()})
+    sweep = plan_sweep(recipe, ["lora.r=2,4"])
+    assert "The recipe has no lora. The runs have it, because lora.r is compared." in sweep.remarks
+    assert [c.values["lora.r"] for c in plan_sweep(recipe, preset="lora-rank").configurations] == [
+        "4",
+        "8",
+        "16",
+        "32",
+        "64",
+    ]
+    assert "no effect" in refused("lora.target_modules=[q_proj],[v_proj]", recipe=recipe)
 
 
 def test_presets_are_derived_from_the_recipe():
