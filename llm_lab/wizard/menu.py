@@ -58,7 +58,7 @@ from .recipe_question import ask_recipe
 from .review import start_question
 from .study_questions import TITLE as EXPERIMENTS
 from .study_questions import experiments
-from .sweeps import sweep
+from .sweep_questions import sweep
 from .training_runs import run_of_stage
 
 LEAVE = "Quit"

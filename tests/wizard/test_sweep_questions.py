@@ -8,7 +8,7 @@ from conftest import tiny_recipe, write_text
 from support.wizard_answers import ENTER, Refused, answers
 
 from llm_lab.wizard.questions import Pause, StartSweep
-from llm_lab.wizard.sweeps import sweep
+from llm_lab.wizard.sweep_questions import sweep
 
 
 @pytest.fixture(autouse=True)
