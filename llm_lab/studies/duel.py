@@ -199,7 +199,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
     jobs = {**duel.jobs, **check_all([known], duel.base)}
     slower = slow if known.name.startswith(slow.name) else fast  # as measured when the duel was planned
     new = known.recipe["train"]["max_steps"]
-    words = f"{took}. So {slower.label} was trained again with {new:,} of {steps:,} steps, its schedule within them."
+    words = f"{took}. So {slower.label} was trained again, with {new:,} of {steps:,} steps, its schedule within them."
     return replace(duel, configurations=(*base, known), wanted=wanted, jobs=jobs), words
 
 

@@ -1,6 +1,6 @@
 """A sweep: several configurations of a recipe, each run with the same seeds, in one folder that holds all of its state.
 
-checkpoints/<sweep>/sweep.json says what is compared; each cell is a run folder in the same folder.
+checkpoints/<sweep>/sweep.json says what is compared; each cell is a run folder in the same place.
 """
 
 from __future__ import annotations

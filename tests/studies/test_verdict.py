@@ -42,7 +42,7 @@ def test_below_six_seeds_nothing_is_significant_however_large(n, smallest):
     assert verdict.is_significant == (n >= 6)
 
 
-def test_equal_values_give_no_difference():
+def test_equal_values_make_no_difference():
     verdict = decide([0.0] * 8)
     assert (verdict.p, verdict.is_significant, verdict.seeds_needed) == (1.0, False, None)
 
