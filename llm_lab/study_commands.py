@@ -261,7 +261,7 @@ def start_duel(
     duel: Any, *, by: str = "both", jobs: int = 1, dry_run: bool = False, trust_recipe: bool = False, **options: Any
 ) -> int:
     """Show the plan of a duel, run what is left of it, and show its verdict. options: retry_failed."""
-    from llm_lab.studies.duel import TOKENS, equal_time
+    from llm_lab.studies.duel import TOKENS, equal_time, with_checked_jobs
     from llm_lab.studies.duel_report import write_duel_report
     from llm_lab.terminal.sweep_screen import print_duel_end
 
@@ -273,8 +273,8 @@ def start_duel(
     outcome = _run_cells(duel, jobs, **options)
     timed = equal_time(duel) if by != TOKENS and _exit_code(outcome) == DONE else None
     if timed is not None and len(timed[0].configurations) > 2:
-        duel, how = timed
-        print_text(f"At equal time: {how}")
+        write_duel_report(duel, TOKENS)
+        duel = with_checked_jobs(timed[0])
         outcome = _run_cells(duel, jobs, **options)
     write_duel_report(duel, by)
     print_duel_end(duel, outcome, by)

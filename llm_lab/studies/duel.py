@@ -196,11 +196,16 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
         known = replace(shorter, label=f"{slow.label}, equal time", name=f"{slow.name}{EQUAL_TIME}")
     base = duel.configurations[:2]
     wanted = (duel.wanted[0] | {known.name}, duel.wanted[1])
-    jobs = {**duel.jobs, **check_all([known], duel.base)}
-    slower = slow if known.name.startswith(slow.name) else fast  # as measured when the duel was planned
+    slower = slow if known.name == f"{slow.name}{EQUAL_TIME}" else fast  # as measured when its steps were chosen
     new = known.recipe["train"]["max_steps"]
     words = f"{took}. So {slower.label} was trained again, with {new:,} of {steps:,} steps, its schedule within them."
-    return replace(duel, configurations=(*base, known), wanted=wanted, jobs=jobs), words
+    return replace(duel, configurations=(*base, known), wanted=wanted), words
+
+
+def with_checked_jobs(duel: Sweep) -> Sweep:
+    """Return a duel with the jobs of all its configurations. UserError where the shortened recipe doesn't fit."""
+    unchecked = [one for one in duel.configurations if one.name not in duel.jobs]
+    return replace(duel, jobs={**duel.jobs, **check_all(unchecked, duel.base)})
 
 
 def _seconds(duel: Sweep, side: Configuration) -> float | None:
