@@ -17,6 +17,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.job import Job
 from llm_lab.recipe.fields import value_at
+from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.folder import ROOT, RunFolder, slug
 
 from .grid import Configuration, Grid, configurations_of, read_grid, short_keys
@@ -184,7 +185,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
         return None
     fast, slow = sorted((one, two), key=lambda side: seconds[side.name] or 0.0)
     times = [seconds[side.name] or 0.0 for side in (fast, slow)]
-    took = f"{fast.label} {times[0]:.1f} s, {slow.label} {times[1]:.1f} s per run (median, on this machine)"
+    took = f"{fast.label} {times[0]:.1f} s, {slow.label} {times[1]:.1f} s of training per run (median, on this machine)"
     known = next((c for c in duel.configurations[2:] if c.name.endswith(EQUAL_TIME)), None)
     if known is None and times[1] - times[0] <= SAME_SPEED * times[1]:
         return duel, f"Both take the same time, within {SAME_SPEED:.0%}: {took}."
@@ -209,16 +210,28 @@ def with_checked_jobs(duel: Sweep) -> Sweep:
 
 
 def _seconds(duel: Sweep, side: Configuration) -> float | None:
-    """Return the median training time of a configuration's runs; None unless all that are wanted are done."""
+    """Return the median training time of a configuration's runs; None unless all of them are done."""
     found = []
     for cell in duel.cells():
         if cell.configuration.name == side.name:
             facts = RunFolder(cell.folder).facts()
             if facts.get("status") != "done":
                 return None
-            found.append((facts.get("results") or {}).get("wall_seconds"))
-    known = [value for value in found if isinstance(value, int | float) and value > 0]
+            found.append(_training_seconds(facts))
+    known = [value for value in found if value is not None and value > 0]
     return statistics.median(known) if known else None
+
+
+def _training_seconds(facts: Mapping[str, Any]) -> float | None:
+    """Return the time of a run's steps, from its median speed: without start-up, evaluations and samples.
+
+    Stages that learn from rewards generate most of the time, which their speed does not count: of them, the whole time.
+    """
+    results, stage = facts.get("results") or {}, stage_of(facts)
+    tokens, speed = results.get("train_tokens"), results.get("tokens_per_second")
+    if stage is not None and stage.measures_loss and tokens and speed:
+        return float(tokens) / float(speed)
+    return results.get("wall_seconds")
 
 
 def _steps(duel: Sweep, side: Configuration) -> int | None:

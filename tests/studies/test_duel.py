@@ -21,13 +21,16 @@ def _text(in_tmp_path):
 
 
 def duel_with(trained_once, second, *, seeds: int, seconds=(10.0, 10.0), first=2.0, **options):
-    """Return a finished duel whose results are first + seed / 100, and second(number of the seed)."""
+    """Return a finished duel whose results are first + seed / 100, and second(number of the seed).
+
+    seconds: of training, of a run of each.
+    """
     duel = plan_duel(tiny_recipe(), [RATES], seeds=seeds, name="d", **options)
 
     def results(number, cell):
         seed, is_second = cell.seed - 1337, number % 2
         loss = second(seed) if is_second else first + seed / 100
-        return {"eval_loss": loss, "wall_seconds": seconds[is_second]}
+        return {"eval_loss": loss, "train_tokens": 1280, "tokens_per_second": 1280 / seconds[is_second]}
 
     return fill_cells(duel, trained_once / "checkpoints" / "tiny", results)
 
