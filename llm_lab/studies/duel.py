@@ -194,7 +194,7 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
         return None
     if known is None:
         shorter = _with_steps(slow, max(1, round(steps * times[0] / times[1])))
-        known = replace(shorter, label=f"{slow.label}, equal time", name=f"{slow.name}{EQUAL_TIME}")
+        known = replace(shorter, label=f"{slow.label}, equal time", name=f"{slow.name}{EQUAL_TIME}", values={})
     base = duel.configurations[:2]
     wanted = (duel.wanted[0] | {known.name}, duel.wanted[1])
     slower = slow if known.name == f"{slow.name}{EQUAL_TIME}" else fast  # as measured when its steps were chosen

@@ -60,7 +60,8 @@ def describe_sweep(sweep: Sweep) -> str:
     unit = f", in {found.unit}" if found.unit and "(" not in found.unit else ""
     better = "lower is better" if less_is_better(sweep.measure) else "higher is better"
     seeds = f"seed {sweep.seeds[0]}" if len(sweep.seeds) == 1 else f"seeds {_ranges(sweep.seeds)}"
-    what = f"{len(sweep.configurations)} configurations" if len(sweep.configurations) > 1 else "One configuration"
+    count = 2 if sweep.kind == "duel" else len(sweep.configurations)
+    what = f"{count} configurations" if count > 1 else "One configuration"
     keys = f" of {' and '.join(sweep.keys)}" if sweep.keys else ""
     return f"{what}{keys}, each run with {seeds}. Compared by the {found.name}{unit}: {better}."
 
@@ -119,7 +120,7 @@ def differences_table(sweep: Sweep, rows: Sequence[Sequence[str]]) -> tuple[list
 
 def picture_label(sweep: Sweep, configuration: Configuration) -> str:
     """Return a short name of a configuration for a picture: the values of the swept keys."""
-    return " · ".join(configuration.values[key] for key in sweep.keys) or configuration.label
+    return " · ".join(configuration.values.values()) or configuration.label
 
 
 def what_labels_are(sweep: Sweep) -> str:
