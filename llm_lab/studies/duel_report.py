@@ -65,7 +65,7 @@ class DuelResult:
 def verdict_words(duel: Sweep, comparison: Comparison) -> str:
     """Return the verdict on one comparison in plain words: effect, interval, test, and what would settle it."""
     verdict, where = comparison.verdict, EQUAL[comparison.by]
-    one, two = comparison.first.configuration.label, comparison.second.configuration.label
+    one, two = (configuration.label for configuration in duel.configurations[:2])
     start = where[:1].upper() + where[1:]
     if verdict is None:
         return f"{start}: no seed has both results yet."
@@ -134,13 +134,14 @@ def _what_would_settle(duel: Sweep, verdict: Verdict) -> str:
 
 
 def pair_records(duel: Sweep, comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return a record for each seed of each comparison."""
+    """Return a record for each seed of each comparison; its columns are named after the two configurations."""
+    first, second = (configuration.label for configuration in duel.configurations[:2])
     return [
         {
             "by": one.by,
             "seed": seed,
-            one.first.configuration.label: one.first.values[seed],
-            one.second.configuration.label: one.second.values[seed],
+            first: one.first.values[seed],
+            second: one.second.values[seed],
             "difference": one.second.values[seed] - one.first.values[seed],
         }
         for one in comparisons
@@ -217,12 +218,16 @@ def pair_table(duel: Sweep, one: Comparison) -> tuple[list[str], list[list[str]]
     rows = []
     for seed, first in one.first.values.items():
         second = one.second.values[seed]
-        rows.append([str(seed), write(duel.measure, first), write(duel.measure, second), f"{second - first:+.4f}"])
+        rows.append([str(seed), write(duel.measure, first), write(duel.measure, second), _signed(second - first)])
     if one.verdict is not None and len(rows) > 1:
         n = len(rows)
         means = [write(duel.measure, sum(side.values.values()) / n) for side in (one.first, one.second)]
-        rows.append(["mean", *means, f"{one.verdict.mean:+.4f}"])
+        rows.append(["mean", *means, _signed(one.verdict.mean)])
     return head, rows
+
+
+def _signed(difference: float) -> str:
+    return f"{round(difference, 4) + 0.0:+.4f}"  # no -0.0000
 
 
 def _picture(duel: Sweep, one: Comparison) -> str:
