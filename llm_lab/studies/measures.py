@@ -66,6 +66,11 @@ def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[
             is_weight = start == "data" and inner.endswith(".weight")  # each dataset has its share of the validation
             if (inner == start or inner.startswith(f"{start}.")) and start not in solved and not is_weight:
                 found.append(f"{key} is compared, and with it {why}.")
+    if any(key.endswith("optimizer.name") for key in keys):
+        found.append(
+            "Each optimizer has its default learning rate, or the recipe's. With a rate that was not tuned, one looks "
+            "worse than it is: find the best rate of each with --preset learning-rate first."
+        )
     tokens = {sum(one.estimate.tokens for one in job.stages) for job in jobs.values()}
     if len(tokens) > 1:
         found.append("The configurations train on different numbers of tokens; the table has them.")
