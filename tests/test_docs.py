@@ -101,6 +101,8 @@ def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys)
             words += small_demo()
         elif words[0] == "run" and not {"--dry-run", "--resume"} & set(words):
             words = [word for word in words if not word.startswith("train.")] + SMALL
+        elif words[0] in ("sweep", "duel"):
+            words.append("--dry-run")  # tests/studies runs some
         code = main(words)
         printed = capsys.readouterr()
         wanted = 3 if "gpu-124m" in line else 0  # tests run without a GPU

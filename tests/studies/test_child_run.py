@@ -74,6 +74,7 @@ def test_a_child_that_another_process_works_on_is_refused_and_not_recorded_as_fa
     assert RunFolder(CELL).facts() == {}
 
 
+@pytest.mark.slow
 def test_a_child_ends_with_its_work_saved_when_its_parent_is_killed_and_then_ends_like_an_undisturbed_one():
     """The parent is killed with SIGKILL: it can't pass anything on."""
     recipe = tiny_recipe(**{"train.max_steps": 400, "train.eval_steps": 400, "train.save_steps": 400})
