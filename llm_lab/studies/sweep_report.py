@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from llm_lab.estimate.formatting import count, duration
+from llm_lab.estimate.formatting import about, count, duration, size
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import name_of, quantity, write
 from llm_lab.runs.plots import Interval, Line, draw_heatmap, draw_intervals, draw_lines
 
+from .cells import CellState
 from .grid import Configuration, short_keys
 from .measures import less_is_better, rows_of
 from .report_files import ReportFiles
@@ -70,6 +71,27 @@ def _ranges(seeds: Sequence[int]) -> str:
     if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"{seeds[0]} to {seeds[-1]}"
     return ", ".join(map(str, seeds))
+
+
+def plan_rows(sweep: Sweep, states: Sequence[CellState], *, jobs: int = 1, then: str = "") -> list[tuple[str, str]]:
+    """Return what a sweep will do, as (name, text): runs, time, disk, and what to know. then: what follows."""
+    left = [state for state in states if state.status not in ("done", "failed")]
+    done, failed = (sum(state.status == status for state in states) for status in ("done", "failed"))
+    costs = [one.estimate for state in left for one in sweep.jobs[state.cell.configuration.name].stages]
+    seconds = sum(cost.wall_seconds or 0.0 for cost in costs) / jobs
+    before = [f"{done} done" if done else "", f"{failed} failed before" if failed else ""]
+    kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
+    how = "one after the other" if jobs == 1 else f"{jobs} at a time"
+    first = next(iter(sweep.jobs.values())).stages[0]
+    return [
+        ("compares", describe_sweep(sweep)),
+        ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
+        ("time", f"{about(seconds)}, and the start of each run" if seconds else "not known"),
+        ("disk", f"{size(sum(cost.disk_bytes for cost in costs))} in {sweep.folder}/"),
+        *([("then", then)] if then else []),
+        *(("note", remark) for remark in sweep.remarks),
+        ("device", f"{first.values.get('device')}: {first.machine.describe()}"),
+    ]
 
 
 def what_is_missing(rows: Sequence[Row]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.estimate.formatting import about, clock, plural, size
+from llm_lab.estimate.formatting import clock, plural
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.studies.cells import CellState, Outcome
 from llm_lab.studies.results import summarize
 from llm_lab.studies.sweep import Sweep
-from llm_lab.studies.sweep_report import describe_sweep, how_to_read, result_table, what_is_missing
+from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
 from .console import make_console, one_line
 from .plan_panel import BANNER
@@ -27,24 +27,8 @@ def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int, th
     from rich.table import Table
     from rich.text import Text
 
-    left = [state for state in states if state.status not in ("done", "failed")]
-    done, failed = (sum(state.status == status for state in states) for status in ("done", "failed"))
-    costs = [sweep.jobs[state.cell.configuration.name].stages for state in left]
-    seconds = sum(one.estimate.wall_seconds or 0.0 for stages in costs for one in stages) / jobs
-    disk = sum(one.estimate.disk_bytes for stages in costs for one in stages)
-    before = [f"{done} done" if done else "", f"{failed} failed before" if failed else ""]
-    kept = f" ({', '.join(filter(None, before))})" if any(before) else ""
-    how = "one after the other" if jobs == 1 else f"{jobs} at a time"
-    rows = [
-        ("compares", describe_sweep(sweep)),
-        ("runs", f"{len(left)} of {len(states)}{kept}, {how}"),
-        ("time", f"{about(seconds)}, and the start of each run" if seconds else "not known"),
-        ("disk", f"{size(disk)} in {sweep.folder}/"),
-        *([("then", then)] if then else []),
-        *(("note", remark) for remark in sweep.remarks),
-    ]
+    rows = plan_rows(sweep, states, jobs=jobs, then=then)
     first = next(iter(sweep.jobs.values())).stages[0]
-    rows.append(("device", f"{first.values.get('device')}: {first.machine.describe()}"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

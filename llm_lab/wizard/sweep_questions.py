@@ -6,7 +6,7 @@ import shlex
 
 from llm_lab.errors import LabError
 
-from .questions import BackTo, Choice, Flow, Pause, Question, Screen, StartSweep
+from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartSweep, yes_no
 from .recipe_question import ask_recipe
 
 TITLE = "Sweep"
@@ -48,9 +48,24 @@ def sweep() -> Flow[None]:
         why=WHY,
         screen=Screen(TITLE, recipe),
     )
+    start = yield yes_no("sweep.start", "Start the sweep?", default=True, yes="Yes, start", no="No, change it",
+                         why=WHY, screen=Screen(TITLE, recipe, lines=_plan(recipe, words, seeds, preset)))  # fmt: skip
+    if not start:
+        yield BackTo("sweep.words")
     if not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
         yield BackTo("sweep.words")
     yield Pause()
+
+
+def _plan(recipe: str, words: str, seeds: int, preset: str | None) -> tuple[Line, ...]:
+    """Return what the sweep will do, in lines."""
+    from llm_lab.studies.cells import state_of
+    from llm_lab.studies.sweep import plan_sweep
+    from llm_lab.studies.sweep_report import plan_rows
+
+    planned = plan_sweep(recipe, shlex.split(words), seeds=seeds, preset=preset)
+    rows = plan_rows(planned, [state_of(cell, planned.measure) for cell in planned.cells_to_run()])
+    return tuple(Line(f"{name:<10}{text}", "warn" if name == "note" else "") for name, text in rows)
 
 
 def _why_not_preset(recipe: str, preset: str) -> str | None:

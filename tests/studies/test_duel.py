@@ -151,3 +151,18 @@ def test_a_duel_runs_from_the_command_line_and_is_skipped_when_it_is_done(capsys
     assert "too few seeds to decide" in capsys.readouterr().out
     assert main(words) == 0
     assert "0 of 4 (4 done)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_slower_model_is_trained_again_in_the_time_of_the_faster_one(capsys):
+    write_text("text.txt", sentences=3000)
+    steps = {"train.max_steps": 60, "train.eval_steps": 60, "train.save_steps": 60, "train.logging_steps": 5}
+    Path("recipe.yaml").write_text(json.dumps(tiny_recipe(**steps)))
+    assert main(["duel", "recipe.yaml", "model.num_hidden_layers=1,8", "--seeds", "2", "--name", "d"]) == 0
+    shown = capsys.readouterr().out
+    assert "num_hidden_layers=8 was trained again" in shown
+    shorter = [path for path in Path("checkpoints/d").iterdir() if "equal-time" in path.name]
+    assert len(shorter) == 2
+    facts = [json.loads((path / "run.json").read_text()) for path in shorter]
+    assert {one["recipe"]["train"]["max_steps"] for one in facts} < set(range(4, 45))
+    assert all(one["results"]["step"] == one["recipe"]["train"]["max_steps"] for one in facts)

@@ -20,7 +20,8 @@ def _recipe(in_tmp_path):
 
 def test_values_of_ones_own_are_checked_before_the_sweep_starts():
     bad = Refused("optimizer.learning_rate=0.01", "this key has one")
-    visit = answers(sweep, ["mine", "other keys", bad, "optimizer.learning_rate=0.01,0.02", "3"])
+    visit = answers(sweep, ["mine", "other keys", bad, "optimizer.learning_rate=0.01,0.02", "3", "Yes"])
+    assert any("6 of 6, one after the other" in line.text for line in visit.questions[-1].screen.lines)
     assert visit.effects == [
         StartSweep("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 3),
         Pause(),
@@ -28,7 +29,7 @@ def test_values_of_ones_own_are_checked_before_the_sweep_starts():
 
 
 def test_a_preset_is_offered_where_the_recipe_has_its_key():
-    visit = answers(sweep, ["mine", "learning-rate", ENTER, "5"])
+    visit = answers(sweep, ["mine", "learning-rate", ENTER, "5", "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", (), 5, "learning-rate")
     presets = {choice.value: choice.why_not for choice in visit.questions[1].choices}
     assert "no such key" in presets["lora-rank"]
