@@ -61,6 +61,7 @@ PANELS = (
     Panel(("loss", "eval_loss")),
     Panel(("reward", "eval_reward_sampled"), linear=True),
     Panel(("exact_match", "exact_match_sampled"), from_zero=True, linear=True),
+    Panel(("forgetting",), linear=True),
     Panel(("accuracy", "eval_accuracy"), from_zero=True, linear=True),
     Panel(("margin", "eval_margin"), linear=True),
     Panel(("kl",), from_zero=True, linear=True),
@@ -72,7 +73,7 @@ PANELS = (
     Panel(("learning_rate",), from_zero=True, linear=True),
     Panel(("grad_norm",), from_zero=True),
 )
-MEASURED_RARELY = ("eval_", "exact_match")  # keys that start so have a dot at every point
+MEASURED_RARELY = ("eval_", "exact_match", "forgetting")  # keys that start so have a dot at every point
 
 
 @dataclass(frozen=True)

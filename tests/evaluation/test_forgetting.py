@@ -54,6 +54,7 @@ def test_a_fine_tune_is_measured_against_its_start_and_warns_once():
     report = Path(facts["path"], "report.md").read_text()
     assert "| forgetting |" in report
     assert "the model forgets" in report
+    assert "forgetting" in Path(facts["path"], "curves.svg").read_text()
 
 
 def test_it_changes_nothing_in_the_run_and_no_warning_comes_below_the_threshold():
