@@ -137,14 +137,14 @@ class Study:
     def _about(self) -> list[str]:
         """Return what the experiment's docstring says, in paragraphs."""
         about = self._facts()
-        text = "\n\n".join((about.get("summary", ""), about.get("about", ""))).replace("`", "")
+        text = "\n\n".join((about.get("summary", ""), about.get("about", "")))
         return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()]
 
     def _results_rows(self) -> list[list[str]]:
         return [[key.replace("_", " "), shown(value)] for key, value in self._results.items()]
 
     def _markdown(self) -> str:
-        parts: list[str] = [f"# {plain(self._title())}", *map(plain, self._about())]
+        parts: list[str] = [f"# {plain(self._title())}", *map(_marked, self._about())]
         if self._results:
             parts.append("\n".join(table(("result", "value"), self._results_rows())))
         for block in self._blocks:
@@ -156,7 +156,7 @@ class Study:
             elif block.kind == "picture":
                 parts += [f"![{plain(block.text)}]({quote(block.file)})", f"*{plain(block.text)}*"]
             else:
-                parts.append(plain(block.text))
+                parts.append(_marked(block.text))
         children = [f"- [{name}]({quote(name)}/report.md)" for name in self.run.facts().get("children") or {}]
         if children:
             parts += ["## Runs", "\n".join(children)]
@@ -181,6 +181,18 @@ class Study:
         page.heading("Run it again")
         page.code(str(self._facts().get("command")))
         return page.html()
+
+
+def _marked(text: str) -> str:
+    """Return a text as Markdown in which only what is between backticks means something: it is code."""
+    parts = re.split(r"`([^`]+)`", text)
+    return "".join(code(part) if number % 2 else _escaped(part) for number, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    """Return a part of a text without Markdown, with the spaces around it."""
+    before, after = text[:1].isspace(), text[-1:].isspace() and bool(text.strip())
+    return " " * before + plain(text) + " " * after
 
 
 def _plain_value(value: Any) -> Cell:

@@ -54,7 +54,7 @@ def run(options: Options, study) -> None:
         raise UserError(Problem("numbers", "they are not wanted"))
     total = sum(options.numbers)
     study.heading("Sums")
-    study.text("Text with <b>marks</b> and\\n   lines.")
+    study.text("Text with <b>marks</b>, `code_of *mine*` and\\n   lines.")
     study.table("sums", ("number", "sum so far", "even"), [(1, 1 / 3, True), (2, None, False)], "All sums.")
     study.picture("bars", draw_bars([("total", total)], title="Total", x="sum"), "One bar.")
     study.result("total", total)
@@ -94,8 +94,9 @@ def test_a_study_runs_in_a_process_of_its_own_and_writes_its_report(capfd):
     assert "![One bar.](pictures/bars.svg)" in report
     assert "`llm-lab study sums numbers=3,4`" in report
     assert "<b>" not in report
+    assert "Text with &lt;b>marks&lt;/b>, `code_of *mine*` and lines." in report
     page = (folder / "report.html").read_text()
-    assert "Text with &lt;b&gt;marks&lt;/b&gt; and lines." in page
+    assert "Text with &lt;b&gt;marks&lt;/b&gt;, <code>code_of *mine*</code> and lines." in page
     assert (folder / "pictures/bars.svg").read_text().strip() in page
     assert (folder / "tables/sums.csv").read_text().splitlines()[1:] == [f"1,{1 / 3},True", "2,,False"]
     rows = json.loads((folder / "tables/sums.json").read_text())
