@@ -13,7 +13,7 @@ from llm_lab.safe_text import printable
 from .palette import COLORS
 from .svg import FONT, safe
 
-_NUMBER = re.compile(r"[-−+±]?\s*[\d.,]+(e[-+]?\d+)?\s*(%|[a-zA-Zµ/]{1,4})?|[-–—]?|nan|-?inf", re.IGNORECASE)
+_NUMBER = re.compile(r"[-−+±]?\s*[\d.,]+(e[-+]?\d+)?\s*(%|[a-zA-Zµ/]{1,4})?|nan|-?inf", re.IGNORECASE)
 
 
 class Page:
@@ -50,10 +50,7 @@ class Page:
     def table(self, head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> None:
         """Add a table; the first cell of a row is its heading. Columns of numbers are aligned to the right."""
         cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-        right = [
-            bool(cells) and all(_NUMBER.fullmatch(row[at].strip()) for row in cells if at < len(row))
-            for at in range(len(head))
-        ]
+        right = [_are_numbers([row[at] for row in cells if at < len(row)]) for at in range(len(head))]
         kind = [' class="number"' if each else "" for each in right]
         kind += [""] * max(0, max(map(len, cells), default=0) - len(kind))
         top = "".join(f'<th scope="col"{kind[at]}>{safe(name)}</th>' for at, name in enumerate(head))
@@ -105,6 +102,12 @@ def _escaped(text: str) -> str:
     return "\n".join(safe(line) for line in printable(str(text)).split("\n"))
 
 
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether most of a column's cells that are not empty are numbers; others may be words such as "failed"."""
+    filled = [cell.strip() for cell in cells if cell.strip(" -–—")]
+    return 2 * sum(bool(_NUMBER.fullmatch(cell)) for cell in filled) > len(filled)
+
+
 def _inline(text: str) -> str:
     """Return a text, escaped, with what is between backticks as code."""
     return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", _escaped(text))
@@ -145,7 +148,7 @@ figcaption {{ margin-top: 6px; }}
 figure.table {{ margin: 0 0 24px; }}
 figure.table .wide {{ margin: 0; }}
 figure.table figcaption {{ margin: 0 0 8px; }}
-table {{ border-collapse: collapse; font-size: 14px; line-height: 1.45; min-width: 50%; }}
+table {{ border-collapse: collapse; font-size: 14px; line-height: 1.45; }}
 th, td {{ padding: 7px 24px 7px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }}
 th:last-child, td:last-child {{ padding-right: 0; }}
 thead th {{ color: var(--soft); font-weight: 500; border-bottom-color: var(--axis); vertical-align: bottom; }}

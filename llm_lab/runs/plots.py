@@ -241,13 +241,13 @@ def draw_scatter(
         figure, [point[0] for point in known], [point[1] for point in known], x, y, right, room=0.04
     )
     radius = 4.5 if len(known) <= 300 else 3.0
+    if names:
+        places = [(flat.place(point[0]), upright.place(point[1])) for point in known]
+        figure.add(*_labels(places, [name for _, name in named], flat.start, right))
     for (across, up, value), name in named:
         color = "c0" if scale is None else scale.color(value) if is_number(value) else "axis"
         about = f"{name} {number(across)}, {number(up)}" + (f": {number(value)}" if is_number(value) else "")
         figure.add(ring(flat.place(across), upright.place(up), color, radius, about=about.strip()))
-    if names:
-        places = [(flat.place(point[0]), upright.place(point[1])) for point in known]
-        figure.add(*_labels(places, [name for _, name in named], flat.start, right))
     if scale:
         figure.add(*scale.draw(right + 22, upright.end, HEIGHT))
         figure.add(words(WIDTH - EDGE, upright.end - 12, color_name, "end", room=WIDTH / 2 - 2 * EDGE))
@@ -265,12 +265,14 @@ def _labels(places: Sequence[Point], names: Sequence[str], left: float, right: f
         aways = sorted((14.0 * step for step in range(-12, 13)), key=abs)
         for start, down in ((side, y + 4 + away) for away in aways for side in sides):
             box = (start, down - 10, start + wide, down + 3)
-            if start >= left and not any(map(partial(_overlap, box), taken)):
+            # A name at the left of its dot must not look as if it belonged to the one before.
+            free = (start - 24, *box[1:]) if start < x else box
+            if start >= left and not any(map(partial(_overlap, free), taken)):
                 break
         taken.append(box)
         if down != y + 4:
-            parts.append(line(x, y, start - 2 if start > x else start + wide + 2, down - 4, "axis"))
-        parts.append(words(start, down, name, room=room + 1))
+            parts.append(line(x, y, start - 2 if start > x else x - 6, down - 4, "axis"))
+        parts.append(words(start if start > x else x - 8, down, name, "start" if start > x else "end", room=room + 1))
     return parts
 
 

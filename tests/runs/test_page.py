@@ -70,6 +70,9 @@ def test_numbers_are_aligned_to_the_right_and_texts_are_not():
     page = Elements(page_of("a").html())
     assert [cell.get("class") for cell in page.all("th")[:3]] == [None, "number", None]
     assert [cell.get("class") for cell in page.all("td")] == ["number", None] * 2
+    page = Page("t")
+    page.table(["seed", "loss"], [["1", "2.5"], ["2", "failed"], ["3", ""], ["4", "2.6"]])
+    assert {cell.get("class") for cell in Elements(page.html()).all("td")} == {"number"}
 
 
 def test_no_text_is_read_as_html():
