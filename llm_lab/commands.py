@@ -230,7 +230,7 @@ def show_checkpoint(arguments: argparse.Namespace) -> int:
 
 
 def print_show(path: str) -> int:
-    """Show what a checkpoint is, and its lineage; of a study, its results and runs."""
+    """Show what a checkpoint is, and its lineage; of a study or a sweep, its results."""
     from llm_lab.estimate.cached_models import cached_folder
     from llm_lab.runs.folder import ROOT, RunFolder
 
@@ -239,6 +239,11 @@ def print_show(path: str) -> int:
             from llm_lab.terminal.study_view import print_study
 
             print_study(run)
+            return DONE
+        if (run.path / "sweep.json").is_file():
+            from llm_lab.terminal.sweep_screen import print_sweep
+
+            print_sweep(run.path)
             return DONE
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.runs.lineage import find_traced

@@ -186,21 +186,21 @@ def equal_time(duel: Sweep) -> tuple[Sweep, str] | None:
     fast, slow = sorted((one, two), key=lambda side: seconds[side.name] or 0.0)
     times = [seconds[side.name] or 0.0 for side in (fast, slow)]
     took = f"{fast.label} {times[0]:.1f} s, {slow.label} {times[1]:.1f} s of training per run (median, on this machine)"
-    known = next((c for c in duel.configurations[2:] if c.name.endswith(EQUAL_TIME)), None)
-    if known is None and times[1] - times[0] <= SAME_SPEED * times[1]:
+    kept = next((c for c in duel.configurations[2:] if c.name.endswith(EQUAL_TIME)), None)
+    if kept is None and times[1] - times[0] <= SAME_SPEED * times[1]:
         return duel, f"Both take the same time, within {SAME_SPEED:.0%}: {took}."
+    if kept is not None:  # the side and the steps that were chosen first
+        slow = next((side for side in (one, two) if kept.name == f"{side.name}{EQUAL_TIME}"), slow)
     steps = _steps(duel, slow)
     if steps is None:
         return None
-    if known is None:
-        shorter = _with_steps(slow, max(1, round(steps * times[0] / times[1])))
-        known = replace(shorter, label=f"{slow.label}, equal time", name=f"{slow.name}{EQUAL_TIME}", values={})
-    base = duel.configurations[:2]
-    wanted = (duel.wanted[0] | {known.name}, duel.wanted[1])
-    slower = slow if known.name == f"{slow.name}{EQUAL_TIME}" else fast  # as measured when its steps were chosen
-    new = known.recipe["train"]["max_steps"]
-    words = f"{took}. So {slower.label} was trained again, with {new:,} of {steps:,} steps, its schedule within them."
-    return replace(duel, configurations=(*base, known), wanted=wanted), words
+    chosen = value_at(kept.recipe, "train.max_steps") if kept is not None else None
+    new = chosen if isinstance(chosen, int) else max(1, round(steps * times[0] / times[1]))
+    shorter = _with_steps(slow, new)
+    third = replace(shorter, label=f"{slow.label}, equal time", name=f"{slow.name}{EQUAL_TIME}", values={})
+    wanted = (duel.wanted[0] | {third.name}, duel.wanted[1])
+    words = f"{took}. So {slow.label} was trained again, with {new:,} of {steps:,} steps, its schedule within them."
+    return replace(duel, configurations=(one, two, third), wanted=wanted), words
 
 
 def with_checked_jobs(duel: Sweep) -> Sweep:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.formatting import clock, plural
 from llm_lab.runs.glossary import name_of, write
-from llm_lab.studies.cells import CellState, Outcome
+from llm_lab.studies.cells import CellState, Outcome, state_of
 from llm_lab.studies.results import summarize
-from llm_lab.studies.sweep import Sweep
+from llm_lab.studies.sweep import Sweep, open_sweep
 from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
 from .console import make_console, one_line
@@ -126,6 +127,16 @@ class SweepScreen:
         return Group(head, table, *foot, Text(self._foot, style="dim"))
 
 
+def print_sweep(folder: Path) -> None:
+    """Print what a sweep or a duel has found so far. UserError where it can't be read."""
+    sweep = open_sweep(folder)
+    states = [state_of(cell, sweep.measure) for cell in sweep.cells()]
+    if sweep.kind == "duel":
+        print_duel_end(sweep, Outcome(states), "both")
+    else:
+        print_sweep_end(sweep, Outcome(states))
+
+
 def print_sweep_end(sweep: Sweep, outcome: Outcome) -> None:
     """Print the table, what failed, where the report is, and how to continue what is not done."""
     from rich.text import Text
@@ -134,13 +145,9 @@ def print_sweep_end(sweep: Sweep, outcome: Outcome) -> None:
     console.print(one_line(describe_sweep(sweep)), style="dim")
     print_result_table(console, *result_table(sweep, rows))
     console.print(one_line(how_to_read(sweep, rows)), style="dim")
-    for state in outcome.states:
-        if state.status == "failed":
-            console.print(Text(f"{state.cell.label}: {state.error}", style="bad"), soft_wrap=True)
     for line in what_is_missing(rows):
         console.print(Text(line, style="warn"))
-    console.print(f"Report: {sweep.folder / 'report.html'} (also report.md, results.csv, results.json)", soft_wrap=True)
-    _print_how_to_continue(console, sweep, outcome)
+    _print_end(console, sweep, outcome)
 
 
 def print_duel_end(duel: Sweep, outcome: Outcome, by: str) -> None:
@@ -157,14 +164,18 @@ def print_duel_end(duel: Sweep, outcome: Outcome, by: str) -> None:
         console.print(Text(verdict_words(duel, one), style="title"))
         console.print(one_line(f"What is held equal: {one.how}"), style="dim")
         console.print()
+    _print_end(console, duel, outcome)
+
+
+def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
+    """Print what failed, where the report is, and how to continue."""
+    from rich.text import Text
+
     for state in outcome.states:
         if state.status == "failed":
             console.print(Text(f"{state.cell.label}: {state.error}", style="bad"), soft_wrap=True)
-    console.print(f"Report: {duel.folder / 'report.html'} (also report.md, results.csv, results.json)", soft_wrap=True)
-    _print_how_to_continue(console, duel, outcome)
-
-
-def _print_how_to_continue(console: Console, sweep: Sweep, outcome: Outcome) -> None:
+    report = sweep.folder / "report.html"
+    console.print(f"Report: {report} (also report.md, results.csv, results.json)", soft_wrap=True)
     if outcome.stopped:
         console.print(f"Stopped; the work is saved. Resume: {sweep.command}", soft_wrap=True)
     elif outcome.count("running"):

@@ -129,8 +129,10 @@ def test_a_duel_that_compares_nothing_is_refused_with_the_reason(words, other, r
     assert reason in str(error.value)
 
 
-def test_the_report_and_the_result_in_python_have_the_pairs_and_the_verdict(trained_once):
+def test_the_report_and_the_result_in_python_have_the_pairs_and_the_verdict(trained_once, capsys):
     duel = duel_with(trained_once, lambda seed: 1.9 + seed / 200, seeds=6)
+    assert main(["show", "d"]) == 0
+    assert "is better than" in capsys.readouterr().out
     write_duel_report(duel, "both")
     result = DuelResult(duel.folder)
     assert result.table["difference"].iloc[1] == pytest.approx(1.905 - 2.01)
