@@ -132,7 +132,7 @@ def draw_flat(
     texts = texts or tick_labels(marks)
     # Where the numbers are too wide for each other, every second one is left out, or more.
     apart = min((abs(axis.place(b) - axis.place(a)) for a, b in pairwise(marks)), default=math.inf)
-    every = math.ceil((max(map(width_of, texts)) + 8) / apart) if marks else 1
+    every = max(1, math.ceil((max(map(width_of, texts), default=0) + 8) / apart))
     for mark, text in list(zip(marks, texts, strict=True))[::every]:
         at = axis.place(mark)
         parts.append(line(at, bottom + 4, at, bottom if top is None else top, "axis" if top is None else "grid"))

@@ -37,6 +37,8 @@ PICTURES = {
         [Line(f"{LONG}{index}", falling(index)) for index in range(40)], title=LONG, x=LONG, y=LONG
     ),
     "many digits": draw_lines([Line("a", [(1000.123, 1e-9), (1000.124, 3e-9)])], title="t", x="x", y="y"),
+    "one round number": draw_bars([("a", 1.0), ("b", 0.0)], title="t", x="x" * 300),
+    "no round number": draw_lines([Line("a", [(1, 1.0), (3, 1.0)])], title="t", x="", y=""),
     "huge": draw_lines([Line("a", [(1, -1e140), (1e12, 1e140)])], title="t", x="x", y="y"),
     "logarithmic": draw_lines(
         [Line("a", [(1e-9, 1e-30), (10, 1e30)])], title="t", x="x", y="y", log_x=True, log_y=True
