@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from .svg import WIDTH, line, width_of, words
 
+SMALLEST = 1e-290  # values and differences below it are too near to 0 for a logarithm
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -41,7 +43,7 @@ def axis_of(
 ) -> Axis:
     """Return the axis that holds all values, with some room at both ends. zero: a linear axis includes 0."""
     low, high = min(values), max(values)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):  # rounding errors are no range
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), SMALLEST):  # rounding errors are no range
         high = low
     if log:
         room = room * math.log10(high / low) if high > low else 0.3
@@ -55,7 +57,7 @@ def axis_of(
 
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Return about `about` round numbers from low to high, at least two where they fit."""
-    if high <= low:
+    if high - low <= SMALLEST:
         return [low]
     raw = (high - low) / about
     unit = 10 ** math.floor(math.log10(raw))
@@ -91,13 +93,15 @@ _LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
 
 def short_number(text: str) -> str:
-    """Return a number in text as people write it: 1e-05 as 1e-5, 20000 as 20,000, 2.5e+07 as 25M."""
+    """Return a number in text as people write it: 1e-05 as 1e-5, 20000 as 20,000, 3e+05 as 300k."""
     value = float(text)
     for unit, letter in _LARGE:
         if unit <= abs(value) < 1e15:
             return f"{value / unit:.15g}{letter}"
     if 0 < abs(value) < SMALL or abs(value) >= 1e15:
         return _scientific(text)
+    if abs(value) >= 1e5 and value % 1000 == 0:
+        return f"{value / 1000:.0f}k"
     whole, point, rest = (f"{value:.0f}" if "e" in text else text).partition(".")
     return f"{int(whole):,}{point}{rest}" if len(whole.lstrip("-")) > 3 else text
 
@@ -106,7 +110,7 @@ def _scientific(text: str) -> str:
     """Return a number in text with a power of ten, in the digits that it has."""
     if not float(text):
         return "0"
-    digits, _, power = f"{float(text):.15e}".partition("e")
+    digits, _, power = f"{float(text):.14e}".partition("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .axis import Axis, axis_of, draw_flat, draw_upright, number, tick_labels
+from .axis import SMALLEST, Axis, axis_of, draw_flat, draw_upright, number, tick_labels
 from .figure import TITLE_SIZE, is_number
 from .glossary import name_of
 from .palette import SERIES
-from .svg import WIDTH, bar, curve, dot, line, picture, ring, width_of, words
+from .svg import WIDTH, bar, curve, dot, fit, line, picture, ring, width_of, words
 
 Points = Sequence[tuple[float, float]]
 Series = Mapping[str, Points]  # key in metrics.jsonl: its (step, value) points
@@ -140,7 +140,7 @@ def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
 def _panel(panel: Panel, series: Series, steps: Sequence[float], box: Box) -> list[str]:
     values = [y for points in series.values() for _, y in points]
     right, bottom = box.left + box.width, box.top + box.height
-    logarithmic = min(values) > 0 and max(values) / min(values) > WIDE_RANGE and not panel.linear
+    logarithmic = min(values) > SMALLEST and max(values) / min(values) > WIDE_RANGE and not panel.linear
     upright = axis_of(values, bottom, box.top, log=logarithmic, room=0.06, zero=panel.from_zero)
     flat = axis_of(steps, box.left, right, room=0.0)
     parts = draw_upright(upright, upright.marks(max(4, int(box.height // 45))), box.left, right)
@@ -149,9 +149,9 @@ def _panel(panel: Panel, series: Series, steps: Sequence[float], box: Box) -> li
     parts.append(words(box.left - NUMBERS, box.top - 12, panel.title, color="ink", bold=True))
     # A color belongs to a metric, whether the panel's other curves are drawn or not.
     colors = dict(zip(panel.keys, SERIES, strict=False))
-    offset = right
+    offset, start = right, box.left - NUMBERS + width_of(panel.title, bold=True) + 10
     for key, points in reversed(list(series.items())):
-        label = f"{panel.labels[key]} {number(points[-1][1])}"
+        label = fit(f"{panel.labels[key]} {number(points[-1][1])}", max(offset - start, 30))
         parts.append(words(offset, box.top - 12, label, "end", colors[key]))
         offset -= width_of(label) + 12
     for key, points in series.items():

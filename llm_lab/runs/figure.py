@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
+from .axis import number
 from .svg import SIZE, WIDTH, picture, words, wrap
 
 EDGE = 16
@@ -61,4 +62,12 @@ def decimals_of(values: Iterable[float]) -> int:
     """Return how many decimals show the differences between values in three significant digits."""
     values = list(values)
     apart = max(values) - min(values) or max(map(abs, values)) or 1.0
-    return min(max(2 - math.floor(math.log10(apart)), 0), 12)
+    return min(max(2 - math.floor(math.log10(max(apart, 1e-12))), 0), 12)
+
+
+def with_decimals(value: float, decimals: int) -> str:
+    """Return a value with a number of decimals; a very large one, or one of many decimals, as a power of ten."""
+    if abs(value) >= 1e6 or decimals > 7:
+        return number(value)
+    text = f"{value:,.{decimals}f}"
+    return text.removeprefix("-") if not text.strip("-0.") else text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .color_scale import scale_of
-from .figure import EDGE, Figure, is_number
+from .figure import EDGE, Figure, is_number, with_decimals
 from .svg import SIZE, WIDTH, bar, stroke, width_of, words
 
 LARGEST, HIGHEST, SMALLEST = 84.0, 28.0, 3.0  # width and height of a cell, and its least width
@@ -50,7 +50,8 @@ def draw_heatmap(
     top = head + over + 8
     bottom = top + tall * len(rows)
     if x:
-        figure.add(words((left + right) / 2, figure.top + 10, x, "middle", room=WIDTH - 2 * EDGE))
+        middle = (left + right) / 2
+        figure.add(words(middle, figure.top + 10, x, "middle", room=2 * min(middle, WIDTH - middle) - 2 * EDGE))
     if y:
         figure.add(words(EDGE + 8, (top + bottom) / 2, y, "middle", upward=True, room=max(bottom - top, 60)))
 
@@ -66,7 +67,7 @@ def draw_heatmap(
         if index % every == 0:
             figure.add(words(left - 6, top + tall * (index + 0.5) + 4, name, "end", room=190))
 
-    widest = max(width_of(_rounded(value, digits), 11) for value in found)
+    widest = max(width_of(with_decimals(value, digits), 11) for value in found)
     written = tall >= 14 and widest <= wide - 4
     strange = 0
     gap = 1.0 if wide >= 10 else 0.0
@@ -76,7 +77,7 @@ def draw_heatmap(
             about = f"{rows[row]}, {columns[column]}"
             if is_number(value):
                 name = scale.color(value)
-                text = _rounded(value, digits)
+                text = with_decimals(value, digits)
                 figure.add(bar(across, down, wide - gap, tall - gap, name, about=f"{about}: {value:.{digits + 2}g}"))
                 if written:
                     figure.add(
@@ -95,9 +96,3 @@ def draw_heatmap(
         f"{len(rows)} rows and {len(columns)} columns, from {min(found):.{digits + 2}g} to {max(found):.{digits + 2}g}."
     )
     return figure.finish(max(bottom, top + 60) + 8, description)
-
-
-def _rounded(value: float, digits: int) -> str:
-    """Return a value with a number of decimals, and no minus before zeros."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if not text.strip("-0.") else text

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from .axis import Axis, axis_of, draw_flat, draw_upright, number, tick_labels
+from .axis import SMALLEST, Axis, axis_of, draw_flat, draw_upright, number, tick_labels
 from .color_scale import scale_of
-from .figure import EDGE, Figure, decimals_of, is_number
+from .figure import EDGE, Figure, decimals_of, is_number, with_decimals
 from .heatmap import draw_heatmap
 from .palette import SERIES, series_color
 from .svg import WIDTH, area, bar, curve, dot, line, ring, spread, width_of, words
@@ -49,7 +49,7 @@ class _Curve:
         self.dashes = DASHES[1] if line.dashed else DASHES[index // len(SERIES) % len(DASHES)]
 
         def fits(x: float | None, y: float | None) -> bool:
-            return is_number(x) and is_number(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
+            return is_number(x) and is_number(y) and (x > SMALLEST or not log_x) and (y > SMALLEST or not log_y)
 
         known = [at for at, (x, _) in enumerate(line.points) if fits(x, 1)]
         known.sort(key=lambda at: line.points[at][0])
@@ -175,10 +175,9 @@ def draw_intervals(
     figure.add(words(right, top + height + 34, x, "end", room=right - EDGE))
     if is_number(reference):
         figure.add(line(axis.place(reference), top - 4, axis.place(reference), top + height, "soft", dashes="4 3"))
-        middle = min(
-            max(axis.place(reference), left + width_of(reference_name) / 2), right - width_of(reference_name) / 2
-        )
-        figure.add(words(middle, top - 9, reference_name, "middle") if reference_name else "")
+        half = min(width_of(reference_name), right - left) / 2
+        middle = min(max(axis.place(reference), left + half), right - half)
+        figure.add(words(middle, top - 9, reference_name, "middle", room=2 * half + 1))
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
         down = top + ROW * (index + 0.5)
         about = f"{row.name}: {text}"
@@ -195,9 +194,9 @@ def draw_intervals(
 
 
 def _interval_text(row: Interval, digits: int) -> str:
-    mean = f"{row.mean:.{digits}f}" if is_number(row.mean) else "no value"
+    mean = with_decimals(row.mean, digits) if is_number(row.mean) else "no value"
     known = is_number(row.low) and is_number(row.high)
-    return f"{mean}  [{row.low:.{digits}f}, {row.high:.{digits}f}]" if known else mean
+    return f"{mean}  [{with_decimals(row.low, digits)}, {with_decimals(row.high, digits)}]" if known else mean
 
 
 def _seeds(row: Interval, axis: Axis, down: float) -> list[str]:
@@ -243,7 +242,7 @@ def draw_scatter(
     radius = 4.5 if len(known) <= 300 else 3.0
     if names:
         places = [(flat.place(point[0]), upright.place(point[1])) for point in known]
-        figure.add(*_labels(places, [name for _, name in named], flat.start, right))
+        figure.add(*_labels(places, [name for _, name in named], (flat.start, upright.end, right, upright.start)))
     for (across, up, value), name in named:
         color = "c0" if scale is None else scale.color(value) if is_number(value) else "axis"
         about = f"{name} {number(across)}, {number(up)}" + (f": {number(value)}" if is_number(value) else "")
@@ -254,9 +253,13 @@ def draw_scatter(
     return figure.finish(upright.start + 36, f"{len(known):,} points: {y} over {x}.")
 
 
-def _labels(places: Sequence[Point], names: Sequence[str], left: float, right: float) -> list[str]:
-    """Return a name next to each dot: at its right, or else where it hides no dot and no other name."""
-    parts = []
+def _labels(places: Sequence[Point], names: Sequence[str], plot: Box) -> list[str]:
+    """Return a name next to each dot: at its right, or else where it hides no dot and no other name.
+
+    Where there is no such place, there is no name: the pointer shows it.
+    """
+    parts: list[str] = []
+    left, top, right, bottom = plot
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     for (x, y), name in sorted(zip(places, names, strict=True), key=lambda place: place[0][0]):
         room = min(LABEL_ROOM, max(right - x, x - left) - 8)
@@ -267,8 +270,11 @@ def _labels(places: Sequence[Point], names: Sequence[str], left: float, right: f
             box = (start, down - 10, start + wide, down + 3)
             # A name at the left of its dot must not look as if it belonged to the one before.
             free = (start - 24, *box[1:]) if start < x else box
-            if start >= left and not any(map(partial(_overlap, free), taken)):
+            inside = start >= left and box[1] >= top - 8 and box[3] <= bottom
+            if inside and not any(map(partial(_overlap, free), taken)):
                 break
+        else:
+            continue
         taken.append(box)
         if down != y + 4:
             parts.append(line(x, y, start - 2 if start > x else x - 6, down - 4, "axis"))

@@ -271,4 +271,4 @@ def test_numbers_have_the_digits_they_need():
     ]  # fmt: skip
     assert tick_labels([0.0, 2.5e-4, 5e-4]) == ["0", "2.5e-4", "5e-4"]
     assert tick_labels([1e-5, 1e-4, 1e-3, 0.01]) == ["1e-5", "1e-4", "1e-3", "0.01"]
-    assert tick_labels([0, 500_000, 1_000_000]) == ["0", "500,000", "1M"]
+    assert tick_labels([0, 500_000, 1_000_000]) == ["0", "500k", "1M"]
