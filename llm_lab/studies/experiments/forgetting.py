@@ -3,9 +3,10 @@
 A small model is pretrained on short stories and then fine-tuned on word problems in several ways. All the while, the
 bits per byte of stories that no model was trained on are measured: the recipe key `forgetting` does that.
 
-What to expect: the model gets better at the new task, and worse at the old text. A larger learning rate learns and
-forgets more. An adapter with a small rank changes the model less. Replay, that is mixing some of the old text into the
-new data, keeps most of what was known and costs little of the new task.
+What to expect: the model gets better at the new task, and much worse at the old text. A larger learning rate forgets
+more, and past some point it no longer learns more. Replay, that is mixing some of the old text into the new data, keeps
+most of what was known and costs a little of the new task. A LoRA adapter does not protect by itself: with a learning
+rate at which it learns the task, it can forget as much as full fine-tuning does.
 
 What it teaches: what a fine-tune forgets does not show in its own validation loss, so measure it next to it. The
 question is never how much is forgotten alone, but how much for how much learned: that is the last picture. The same
@@ -43,7 +44,7 @@ class Options(BaseModel):
         [3e-4, 1e-3, 3e-3], min_length=1, description="learning rates of full fine-tuning"
     )
     replay: list[float] = Field([0.2, 0.5], description="shares of old text in the data, at the middle learning rate")
-    lora_ranks: list[int] = Field([8], description="ranks of LoRA adapters, at ten times the middle learning rate")
+    lora_ranks: list[int] = Field([8], description="ranks of LoRA adapters, at ten times the smallest learning rate")
     data: Literal["builtin:word-problems", "builtin:sums", "builtin:email-subjects"] = Field(
         "builtin:word-problems", description="the conversations to fine-tune on"
     )
@@ -75,9 +76,11 @@ def run(options: Options, study: Study) -> None:
     )
     rates = sorted(set(options.learning_rates))
     middle = rates[len(rates) // 2]
-    ways: dict[str, dict[str, Any]] = {f"all weights, {rate:g}": {"rate": rate} for rate in rates}
-    ways |= {f"LoRA rank {rank}, {10 * middle:g}": {"rate": 10 * middle, "rank": rank} for rank in options.lora_ranks}
-    ways |= {f"{share:.0%} replay, {middle:g}": {"rate": middle, "replay": share} for share in options.replay}
+    ways: dict[str, dict[str, Any]] = {f"all weights at {rate:g}": {"rate": rate} for rate in rates}
+    ways |= {
+        f"LoRA rank {rank} at {10 * rates[0]:g}": {"rate": 10 * rates[0], "rank": rank} for rank in options.lora_ranks
+    }
+    ways |= {f"{share:.0%} replay at {middle:g}": {"rate": middle, "replay": share} for share in options.replay}
     runs: dict[str, RunFolder] = {}
     for name, way in ways.items():
         folder = "-".join(f"{key}-{value:g}" for key, value in way.items())
