@@ -3,9 +3,10 @@
 A small model is pretrained on short stories and then fine-tuned on word problems, which it has never seen: once with
 all its weights, and once with a LoRA adapter of each rank. Every fine-tune sees the same examples in the same order.
 
-What to expect: the loss falls with the rank, steeply at first and then less and less. An adapter of a few percent of
-the weights comes close to full fine-tuning, and training it is not much faster: it saves the gradients and the
-optimizer state of the frozen weights, so it saves memory and disk, while the model still computes everything.
+What to expect: the loss falls with the rank, steeply at first and then less and less. On this small model it takes an
+adapter of about a tenth of the weights to reach full fine-tuning; a large model needs a much smaller share. Training
+an adapter is not much faster: it saves the gradients and the optimizer state of the frozen weights, so it saves memory
+and disk, while the model still computes everything.
 
 What it teaches: choose the rank by where the curve flattens. A task that differs more from what the model knows needs
 a larger rank. Alpha is set to twice the rank here, so that the size of the adapter's contribution does not change with
@@ -131,7 +132,7 @@ def _draw(options: Options, study: Study, runs: dict[str, RunFolder], rows: list
     curves = [Line(name, points(each, "eval_loss")) for name, each in runs.items()]
     study.picture(
         "learning",
-        draw_lines(curves, title="Validation loss during the fine-tune", x="step", y="nats per token"),
+        draw_lines(curves, title="Validation loss during the fine-tune", x="step", y="nats per token", log_y=True),
         "Every curve starts at the loss of the same base model.",
     )
     study.heading("Time")
@@ -139,7 +140,7 @@ def _draw(options: Options, study: Study, runs: dict[str, RunFolder], rows: list
         "time",
         draw_bars([(str(row[0]), row[5]) for row in rows], title="Time of each fine-tune", x="seconds"),
         "An adapter does not shorten a step in proportion to its weights: the model still computes everything. On a "
-        "tiny model, the adapter's own layers can even make it slower.",
+        "tiny model, the adapter's own layers can even make it slower. Other work on the machine counts too.",
     )
 
 
