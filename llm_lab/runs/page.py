@@ -39,7 +39,7 @@ class Page:
 
     def code(self, text: str) -> None:
         """Add a block of code or of other text whose line ends and spaces matter."""
-        self._parts.append(f'<pre tabindex="0"><code>{_escaped(text)}</code></pre>')
+        self._parts.append(f"<pre><code>{_escaped(text)}</code></pre>")
 
     def picture(self, svg: str, caption: str) -> None:
         """Add a picture, as the drawing functions return it, with the sentence that says what one sees."""
@@ -156,7 +156,8 @@ tbody th {{ font-weight: 500; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 tbody .number {{ white-space: nowrap; }}
 code {{ font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }}
-pre {{ overflow-x: auto; padding: 14px 16px; margin: 0 0 16px; border: 1px solid var(--grid); border-radius: 8px;
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere;
+  padding: 14px 16px; margin: 0 0 16px; border: 1px solid var(--grid); border-radius: 8px;
   font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }}
 pre code {{ font: inherit; }}
 details {{ margin: 0 0 16px; }}

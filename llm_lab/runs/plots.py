@@ -292,7 +292,7 @@ def draw_bars(rows: Sequence[tuple[str, float]], *, title: str, x: str) -> str:
     values = [value for _, value in rows if is_number(value)]
     if not values:
         return figure.nothing()
-    texts = [number(value) if is_number(value) else "no value" for _, value in rows]
+    texts = _bar_texts([value for _, value in rows])
     names = EDGE + min(max(width_of(name) for name, _ in rows), NAME_ROOM)
     left = names + 14
     beyond = max(map(width_of, texts)) + 8  # for the number at the end of a bar
@@ -327,3 +327,12 @@ def draw_bars(rows: Sequence[tuple[str, float]], *, title: str, x: str) -> str:
     figure.add(line(zero, top, zero, bottom, "axis"))
     about = "; ".join(f"{name}: {text}" for (name, _), text in zip(rows[:20], texts, strict=False))
     return figure.finish(bottom + 36, f"{x}. {about}.")
+
+
+def _bar_texts(values: Sequence[float]) -> list[str]:
+    """Return the values with the same number of decimals, unless that would make a zero of a small one."""
+    sizes = [abs(value) for value in values if is_number(value) and value]
+    digits = decimals_of([value for value in values if is_number(value)])
+    alike = bool(sizes) and min(sizes) >= 10**-digits
+    write = partial(with_decimals, decimals=digits) if alike else number
+    return [write(value) if is_number(value) else "no value" for value in values]
