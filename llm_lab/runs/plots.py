@@ -330,9 +330,9 @@ def draw_bars(rows: Sequence[tuple[str, float]], *, title: str, x: str) -> str:
 
 
 def _bar_texts(values: Sequence[float]) -> list[str]:
-    """Return the values with the same number of decimals, unless that would make a zero of a small one."""
+    """Return the values with the same number of decimals, unless small ones would lose their digits."""
     sizes = [abs(value) for value in values if is_number(value) and value]
     digits = decimals_of([value for value in values if is_number(value)])
-    alike = bool(sizes) and min(sizes) >= 10**-digits
+    alike = bool(sizes) and min(sizes) >= 10 ** (1 - digits)
     write = partial(with_decimals, decimals=digits) if alike else number
     return [write(value) if is_number(value) else "no value" for value in values]

@@ -227,11 +227,11 @@ def test_bars_start_at_zero_and_have_the_lengths_of_their_values():
     assert [start for start, _ in bars] == pytest.approx([zero, zero - 2 * unit, zero], abs=0.2)
 
 
-def test_bars_have_numbers_with_the_same_decimals_unless_a_small_one_would_be_zero():
+def test_bars_have_numbers_with_the_same_decimals_unless_small_ones_would_lose_their_digits():
     picture = parse(draw_bars([("a", 26.0), ("b", 27.22)], title="t", x="seconds"))
     assert {"26.00", "27.22"} <= set(texts(picture))
-    picture = parse(draw_bars([("a", 0.00012), ("b", 2500.0)], title="t", x="x"))
-    assert {"1.2e-4", "2,500"} <= set(texts(picture))
+    picture = parse(draw_bars([("a", 0.00012), ("b", 2500.0), ("c", 3.25)], title="t", x="x"))
+    assert {"1.2e-4", "2,500", "3.25"} <= set(texts(picture))
 
 
 def test_points_of_a_scatter_are_at_their_values_in_their_colors():
