@@ -13,10 +13,12 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+gc.set_threshold(10_000)  # as `llm-lab` does
 WORDS = "the a small red green old tree stone river bird fish sings falls waits runs near under over".split()
 
 
@@ -50,7 +52,7 @@ def no_hub_is_remembered(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def online_with_a_hub_stand_in(request, monkeypatch):
+def online_with_a_local_hub(request, monkeypatch):
     """Allow a test with a stand-in for the Hub (its `hub` fixture) to reach it."""
     if "hub" in request.fixturenames:
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
@@ -80,6 +82,20 @@ def skip_libraries_in_garbage_collections(frozen_modules):
         gc.collect()
         gc.freeze()
         frozen_modules.update(sys.modules)
+
+
+@pytest.fixture(scope="session")
+def process_for_verification():
+    from support.warm_process import warm_process
+
+    with warm_process() as process:
+        yield process
+
+
+@pytest.fixture
+def quick_verification(process_for_verification, monkeypatch):
+    """Verify exports in a fork of a process that has imported torch and transformers, instead of in a new one."""
+    monkeypatch.setattr("llm_lab.export.verify.subprocess", SimpleNamespace(run=process_for_verification.run))
 
 
 @pytest.fixture

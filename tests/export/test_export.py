@@ -27,6 +27,7 @@ from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.runner import load, run
 from llm_lab.runs.folder import RunFolder, find_model
 
+pytestmark = pytest.mark.usefixtures("quick_verification")
 GPT2_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt2-tokenizer"
 
 

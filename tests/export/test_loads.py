@@ -17,6 +17,7 @@ from llm_lab.hf.save import save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
 
+pytestmark = pytest.mark.usefixtures("quick_verification")
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 CLASSES |= {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 

@@ -14,8 +14,8 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
-from support.hub_stand_in import HubStandIn, Repository, User
 from support.listeners import Handlers
+from support.local_hub import LocalHub, Repository, User
 from support.post_runs import write_base
 from transformers import AutoModelForCausalLM
 
@@ -31,7 +31,10 @@ WRITES, READS, FINE = "hf_Writes0123456789", "hf_Reads0123456789", "hf_Fine01234
 
 
 # The Hub client passes files to its HTTP library in a deprecated way.
-pytestmark = pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning"),
+    pytest.mark.usefixtures("quick_verification"),
+]
 
 
 class Recorder(Handlers):
@@ -58,8 +61,8 @@ def hub(tmp_path, monkeypatch):
         READS: User("ann", role="read"),
         FINE: User("ann", role="fineGrained", scoped=("club",)),
     }
-    with HubStandIn(users) as stand_in:
-        yield stand_in
+    with LocalHub(users) as local_hub:
+        yield local_hub
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hub_stand_in import HubStandIn, User
+from support.local_hub import LocalHub, User
 from support.post_runs import weights_of, write_base
 
 from llm_lab.errors import LabError
@@ -54,9 +54,9 @@ def workplace(tmp_path_factory):
 def hub(monkeypatch, tmp_path):
     """A local stand-in for the Hub, where ann may write."""
     monkeypatch.setenv("HF_TOKEN", "hf_Writes0123456789")
-    with HubStandIn({"hf_Writes0123456789": User("ann")}) as stand_in:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", stand_in.url)
-        yield stand_in
+    with LocalHub({"hf_Writes0123456789": User("ann")}) as local_hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", local_hub.url)
+        yield local_hub
 
 
 def recipe(changes: dict) -> dict:
@@ -67,7 +67,7 @@ def recipe(changes: dict) -> dict:
     return raw
 
 
-def observe(raw: dict, hub: HubStandIn) -> dict[str, Any]:
+def observe(raw: dict, hub: LocalHub) -> dict[str, Any]:
     """Run a recipe and return its visible effects."""
     hub.repositories.clear()
     try:

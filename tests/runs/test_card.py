@@ -265,6 +265,7 @@ def test_the_card_of_an_external_model_claims_nothing_about_its_training(in_tmp_
     assert 'from_pretrained(".", gguf_file="model-f16.gguf")' in text
 
 
+@pytest.mark.usefixtures("quick_verification")
 def test_the_card_of_a_gguf_file_describes_the_file(in_tmp_path):
     runner.run(post_recipe("sft", **{"lora": {"r": 2}, "model": {"checkpoint": write_base("base")}}))
     export = {"stage": "export", "name": "file", "device": "cpu", "export": {"to": "gguf"}}

@@ -253,6 +253,7 @@ def test_a_run_of_several_processes_is_reported_with_the_flag_to_repeat_it():
     assert remark.endswith("was trained with 2 processes: run the recipe with --nproc 2 to get the same batches")
 
 
+@pytest.mark.usefixtures("quick_verification")
 def test_an_export_is_replayed_with_its_lineage():
     run({"stage": "export", "name": "file", "device": "cpu", "model": {"checkpoint": "checkpoints/merge"}})
     replay = compose("file", name=None, digest_of=weights_digest)

@@ -1,4 +1,4 @@
-"""The HTTP interface of the Hub that huggingface_hub uses, on the state in hub_stand_in.py."""
+"""The HTTP interface of the Hub that huggingface_hub uses, on the state in local_hub.py."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Repository:
 
 
 @dataclass
-class HubStandIn:
+class LocalHub:
     """The state of the hub, and how it fails.
 
     cut_after_bytes: uploads break after this many bytes. part_bytes: objects are uploaded in parts of this size.
@@ -64,7 +64,7 @@ class HubStandIn:
     refuse_commits: int | None = None
     url: str = ""
 
-    def __enter__(self) -> HubStandIn:
+    def __enter__(self) -> LocalHub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.hub = self
         self._server.daemon_threads = True
