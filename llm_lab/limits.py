@@ -12,7 +12,6 @@ from typing import Any
 
 from .errors import Problem, UserError
 
-GIB = 2**30
 MAX_DEPTH = 100  # of JSON; what reads it deeper down is recursive
 
 
@@ -65,7 +64,7 @@ def time_limit(seconds: float, problem: Problem) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory_limit(more_bytes: int = GIB) -> Iterator[None]:
+def memory_limit(more_bytes: int) -> Iterator[None]:
     """Let the block raise MemoryError where it wants more memory than this. Linux only."""
     try:
         import resource

@@ -76,6 +76,7 @@ def test_aliases_within_reason_are_read():
 )
 def test_a_chat_template_that_never_ends_is_refused(template, monkeypatch):
     monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.5)
+    monkeypatch.setattr(rendering, "RENDER_BYTES", 2**26)
     tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = template + "{{ messages[0]['content'] }}"
 

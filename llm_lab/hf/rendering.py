@@ -27,6 +27,7 @@ _DIRECTIVES = [*(f"%{letter}" for letter in "aAbBcdHIjmMpSuUwWxXyYG"), *(f"%-{le
 _WORD = "qzxjq"  # a word that no template contains
 _KEY = "chat_template"
 RENDER_SECONDS = 10
+RENDER_BYTES = 2**30
 
 
 class Refused(UserError):
@@ -150,7 +151,7 @@ def _limits() -> Iterator[None]:
     """Stop a template that never ends, or that writes without end."""
     why = f"the tokenizer's chat template takes more than {RENDER_SECONDS} seconds for one conversation"
     too_long = Problem(_KEY, why, fix="Set chat_template: chatml, which replaces it.")
-    with time_limit(RENDER_SECONDS, too_long), memory_limit():
+    with time_limit(RENDER_SECONDS, too_long), memory_limit(RENDER_BYTES):
         yield
 
 
