@@ -1,5 +1,6 @@
-"""Plain English: words that the text of LLM Lab (strings, docstrings, comments, docs) does not use."""
+"""Plain English: words that the text and the names of LLM Lab (strings, comments, docs, functions) do not use."""
 
+import ast
 import io
 import re
 import tokenize
@@ -58,6 +59,7 @@ WORDS = {
 PATTERN = re.compile(r"\b(?:" + "|".join(f"(?:{words})" for words in WORDS) + r")\b(?!-)", re.IGNORECASE)
 # The built-in training texts are data: a changed word would be other data.
 DATA = {"stories.py", "arithmetic_world.py"}
+FILE_METHODS = {"tell", "whence"}  # names in Python's own interface of files
 PLACES = [
     *sorted((ROOT / "llm_lab").glob("**/*.py")),
     *sorted((ROOT / "llm_lab").glob("**/*.yaml")),
@@ -72,18 +74,27 @@ FILES = [file for file in PLACES if file.name not in DATA | {"test_words.py"} an
 
 
 def prose_of(file: Path) -> list[tuple[int, str]]:
-    """Return (line number, text) of what people read: in Python strings, comments and test names; elsewhere all."""
+    """Return (line number, text) of what people read: strings, comments and names in Python; elsewhere all."""
     text = file.read_text(encoding="utf-8")
     if file.suffix != ".py":
         return list(enumerate(text.splitlines(), 1))
-    found = []
+    found = names_in(text)
     wanted = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in wanted:
             found += [(token.start[0] + at, line) for at, line in enumerate(token.string.splitlines())]
-        elif token.type == tokenize.NAME and token.string.startswith("test_"):
-            found.append((token.start[0], token.string.replace("_", " ")))
     return found
+
+
+def names_in(text: str) -> list[tuple[int, str]]:
+    """Return (line number, words) of the names of functions, tests, fixtures, classes and parameters."""
+    named = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            named.append((node.lineno, node.name))
+        elif isinstance(node, ast.arg):
+            named.append((node.lineno, node.arg))
+    return [(line, re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name)) for line, name in named if name not in FILE_METHODS]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -94,3 +105,12 @@ def test_the_text_is_plain_english(file):
         for match in PATTERN.finditer(line)
     ]
     assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_the_names_of_functions_classes_and_parameters_are_read():
+    text = "class BesideIt:\n    async def judge_all(self, so_many): ...\n"
+    assert [PATTERN.search(words)[0] for _, words in names_in(text) if PATTERN.search(words)] == [
+        "Beside",
+        "judge",
+        "so many",
+    ]

@@ -14,7 +14,7 @@ from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_erro
 from llm_lab.events import Event, Listener, Notice, RunWarning
 from llm_lab.safe_text import StreamRedactor, valid_text
 
-from .compare_screen import print_beside
+from .compare_screen import print_side_by_side
 from .console import is_terminal, make_console, one_line, print_error, printable
 
 SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
@@ -180,10 +180,10 @@ class _Screen:
         quoted = re.fullmatch(r'"([^"]+)"\s*(.*)', argument, re.DOTALL)
         name, text = (quoted[1], quoted[2]) if quoted else (argument.split()[0], " ".join(argument.split(None, 1)[1:]))
         found = self._side_by_side.compare(self.session, name, text, _show_notices(self._say))
-        print_beside(found, self._console)
+        print_side_by_side(found, self._console)
 
     def _do_time(self, text: str) -> None:
-        print_beside(self._side_by_side.over_time(self.session, text, _show_notices(self._say)), self._console)
+        print_side_by_side(self._side_by_side.over_time(self.session, text, _show_notices(self._say)), self._console)
 
     def _written(self, name: str) -> str:
         value = getattr(self.session.settings, name)

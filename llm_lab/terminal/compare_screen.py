@@ -59,7 +59,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(Text(printable(remark), style="help"), overflow="fold")
 
 
-def print_beside(comparison: Comparison, console: Console) -> None:
+def print_side_by_side(comparison: Comparison, console: Console) -> None:
     """Print the answers within a chat, and the remarks."""
     from rich.text import Text
 
