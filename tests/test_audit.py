@@ -1,6 +1,7 @@
 """No pinned package has a known vulnerability. Needs the network, for the database of vulnerabilities."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,21 +9,30 @@ from pathlib import Path
 import pytest
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
+# What pip-audit writes, or raises, where it can't reach its database.
+UNREACHABLE = re.compile(
+    r"Could not connect to|requests\.exceptions\.(?:ConnectionError|ConnectTimeout|ReadTimeout|ProxyError)"
+)
+NOT_IN_THE_DATABASE = "Dependency not found on PyPI"
 
 
-def judge(exit_code: int, output: str, said: str) -> list[str]:
-    """Return the known vulnerabilities that pip-audit found; skips the test where it could not ask the database."""
+def vulnerabilities(ended: subprocess.CompletedProcess) -> list[str]:
+    """Return what pip-audit found. Skips the test if it could not reach its database; fails it for other errors."""
     try:
-        found = json.loads(output)["dependencies"]
+        packages = json.loads(ended.stdout)["dependencies"]
     except (ValueError, KeyError):
-        pytest.skip(f"pip-audit could not ask its database (exit code {exit_code}): {said.strip()[-300:]}")
-    if not any("vulns" in package for package in found):
-        pytest.skip("pip-audit reached no database of vulnerabilities: every package was skipped")
-    return [
+        if UNREACHABLE.search(ended.stderr):
+            pytest.skip("pip-audit could not reach its database of vulnerabilities")
+        pytest.fail(f"pip-audit failed (exit code {ended.returncode}): {ended.stderr.strip()[-500:]}")
+    if packages and all(package.get("skip_reason", "").startswith(NOT_IN_THE_DATABASE) for package in packages):
+        pytest.skip("what answered pip-audit is not the database of vulnerabilities: it has none of the packages")
+    unread = [f"{package['name']}: {package['skip_reason']}" for package in packages if "vulns" not in package]
+    found = [
         f"{package['name']} {package['version']}: {one['id']}, fixed in {one['fix_versions']}"
-        for package in found
+        for package in packages
         for one in package.get("vulns", ())
     ]
+    return [*unread, *found]
 
 
 @pytest.mark.slow
@@ -30,13 +40,35 @@ def test_no_pinned_package_has_a_known_vulnerability():
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(CONSTRAINTS), "--no-deps", "--disable-pip"]
     command += ["--format", "json", "--progress-spinner", "off", "--timeout", "15"]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert judge(ended.returncode, ended.stdout, ended.stderr) == []
+    assert vulnerabilities(ended) == []
 
 
-def test_a_finding_of_the_audit_is_not_skipped():
+def audit_with(packages: list[dict] | None = None, errors: str = "") -> subprocess.CompletedProcess:
+    output = "" if packages is None else json.dumps({"dependencies": packages})
+    return subprocess.CompletedProcess([], 1, output, errors)
+
+
+def test_what_the_audit_finds_or_could_not_read_is_reported():
     finding = {"id": "PYSEC-1", "fix_versions": ["2.0"]}
     packages = [{"name": "a", "version": "1.0", "vulns": [finding]}, {"name": "b", "skip_reason": "unknown"}]
-    assert judge(1, json.dumps({"dependencies": packages}), "") == ["a 1.0: PYSEC-1, fixed in ['2.0']"]
-    for output in ("", json.dumps({"dependencies": packages[1:]})):
-        with pytest.raises(pytest.skip.Exception):
-            judge(1, output, "no network")
+    assert vulnerabilities(audit_with(packages)) == ["b: unknown", "a 1.0: PYSEC-1, fixed in ['2.0']"]
+
+
+@pytest.mark.parametrize("errors", ["No module named pip_audit", "Traceback ...\nKeyError: 'vulnerabilities'"])
+def test_a_missing_or_broken_pip_audit_fails(errors):
+    with pytest.raises(pytest.fail.Exception, match="pip-audit failed"):
+        vulnerabilities(audit_with(errors=errors))
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        audit_with(errors="ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed"),
+        audit_with(errors="requests.exceptions.ConnectionError: HTTPSConnectionPool(...): Max retries exceeded"),
+        audit_with([{"name": "a", "skip_reason": f"{NOT_IN_THE_DATABASE} and could not be audited: a (1.0)"}]),
+    ],
+    ids=["timeout", "no network", "a mirror"],
+)
+def test_an_audit_without_its_database_is_skipped(ended):
+    with pytest.raises(pytest.skip.Exception):
+        vulnerabilities(ended)
