@@ -10,14 +10,14 @@ from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, context_in, guess_shape, read_config_json, shape_at
-from llm_lab.estimate.tuning_cost import ExampleSizes, Work, estimate_tuning
+from llm_lab.estimate.tuning_cost import Work, estimate_tuning
 
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
 from .forgetting import Forgetting
 from .optimizers import TUNED, TuneOptimizer, pretraining_rate
 from .parts import ModelCheckpoint
 from .scoring import REWARD_RULES, Columns, RewardTerm, Score, derive_score
-from .stage import PartialRecipe, Rule, Stage, StageRecipe, Values, repeated_sets
+from .stage import PartialRecipe, Rule, Stage, StageRecipe, ToEstimate, Values, repeated_sets
 from .train_loop import LOOP_RULES, SPLITS, Scheduler, TrainLoop, faster_dtype, fill_intervals
 
 CHAT_TEMPLATES = {
@@ -374,23 +374,17 @@ def fill_steps(stage: Stage, values: Values, *, examples: int, processes: int) -
     return recipe.values, recipe.reasons
 
 
-def estimate(
-    stage: Stage,
-    values: Values,
-    shape: ModelShape | None,
-    machine: Machine,
-    first_step: int,
-    examples: ExampleSizes | None = None,
-) -> Estimate:
-    """Estimate memory, time and disk. examples: what a look at the data found, from which the steps follow too."""
-    if examples:
-        values = fill_steps(stage, values, examples=examples.training, processes=machine.processes)[0]
-    shape = shape or guess_shape(read_config_json(values["model"]["checkpoint"]) or {})
+def estimate(stage: Stage, work: ToEstimate) -> Estimate:
+    """Estimate memory, time and disk. The steps follow from the examples, where there was a look at them."""
+    values = work.values
+    if work.examples:
+        values = fill_steps(stage, values, examples=work.examples.training, processes=work.machine.processes)[0]
+    shape = work.shape or guess_shape(read_config_json(values["model"]["checkpoint"]) or {})
     options = values.get(stage.name) or {}
     return estimate_tuning(
         values,
         shape,
-        machine,
+        work.machine,
         Work(
             in_pairs=stage.examples == "preference",
             has_reference=stage.estimates_reference(values),
@@ -401,8 +395,8 @@ def estimate(
             whole_logits=stage.examples == "conversation",
             has_head=stage.makes != "reward model",
         ),
-        examples,
-        first_step,
+        work.examples,
+        work.first_step,
     )
 
 

@@ -11,7 +11,6 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.cost import FULL, Estimate, available_bytes, estimate_pretraining, memory_by_part
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, vocabulary_size
-from llm_lab.estimate.tuning_cost import ExampleSizes
 
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option
 from .optimizers import Muon, Optimizer
@@ -26,7 +25,7 @@ from .parts import (
     position_embedding_of,
 )
 from .scoring import REWARD_RULES, Score, derive_score, prompts_must_be_named
-from .stage import PartialRecipe, Stage, StageRecipe, Values, repeated_sets
+from .stage import PartialRecipe, Stage, StageRecipe, ToEstimate, Values, repeated_sets
 from .train_loop import FLASH_MAX_HEAD_DIM, LOOP_RULES, SPLITS, Scheduler, TrainLoop, faster_dtype, fill_intervals
 
 NAME = "pretrain"
@@ -354,16 +353,9 @@ def _derive_compile(recipe: PartialRecipe, machine: Machine) -> None:
     recipe.fill("train.compile", recipe.get("train.max_steps") >= enough, f"pays off from about {enough:,} steps")
 
 
-def estimate(
-    stage: Stage,
-    values: Values,
-    shape: ModelShape | None,
-    machine: Machine,
-    first_step: int,
-    examples: ExampleSizes | None = None,
-) -> Estimate:
+def estimate(stage: Stage, work: ToEstimate) -> Estimate:
     """Estimate memory, time and disk."""
-    return estimate_pretraining(values, shape, machine, first_step=first_step)
+    return estimate_pretraining(work.values, work.shape, work.machine, first_step=work.first_step)
 
 
 # --- rules

@@ -19,7 +19,7 @@ from .files import to_yaml
 from .forgetting import expand_forgetting
 from .parts import expand_model
 from .registry import named_in
-from .stage import PartialRecipe, Stage, StageRecipe, Values
+from .stage import PartialRecipe, Stage, StageRecipe, ToEstimate, Values
 from .train_loop import missing_trackers, rows_longer_than_context
 from .validate import ALWAYS_SHOWN, applies, build, check_rules, require_stage, validate_as
 
@@ -89,7 +89,7 @@ def diagnose(
     if final is None:
         return None, problems or more
     origins = _origins(given, values, reasons, overrides)
-    cost = stage.estimate(stage, final.model_dump(by_alias=True), shape, machine, 0, None)
+    cost = stage.estimate(stage, ToEstimate(final.model_dump(by_alias=True), shape, machine))
     return Resolved(stage, final, values, given, origins, shape, cost, machine), problems
 
 
@@ -126,8 +126,8 @@ def derive(
 def estimate_again(resolved: Resolved, *, first_step: int = 0) -> Resolved:
     """Return the same with a new estimate, from new measurements, or of only what is left after `first_step`."""
     stage, values = resolved.stage, resolved.recipe.model_dump(by_alias=True)
-    cost = stage.estimate(stage, values, resolved.shape, resolved.machine, first_step, resolved.examples)
-    return replace(resolved, estimate=cost)
+    work = ToEstimate(values, resolved.shape, resolved.machine, first_step, resolved.examples)
+    return replace(resolved, estimate=stage.estimate(stage, work))
 
 
 def require_cuda(machine: Machine, fix: str) -> None:

@@ -81,25 +81,32 @@ def derive_nothing(
     return known or shape_at(recipe.get("model.checkpoint") or "")
 
 
-def estimate_model_only(
-    stage: Stage,
-    values: Values,
-    shape: ModelShape | None,
-    machine: Machine,
-    first_step: int,
-    examples: ExampleSizes | None = None,
-) -> Estimate:
+@dataclass(frozen=True)
+class ToEstimate:
+    """What the estimate of a stage follows from: its values, the model's shape where it is known, and the machine.
+
+    first_step: of a resumed run, the step that it starts from; only what is left is counted. examples: what a look at
+    the data found.
+    """
+
+    values: Values
+    shape: ModelShape | None
+    machine: Machine
+    first_step: int = 0
+    examples: ExampleSizes | None = None
+
+
+def estimate_model_only(stage: Stage, work: ToEstimate) -> Estimate:
     """Estimate a stage that trains nothing: the model in memory and, if it writes one, on disk."""
     writes_model = stage.makes is not None
-    return estimate_model(shape, machine, device="cpu" if writes_model else values["device"], writes_model=writes_model)
+    device = "cpu" if writes_model else work.values["device"]
+    return estimate_model(work.shape, work.machine, device=device, writes_model=writes_model)
 
 
 # Fills in what the recipe leaves out; returns the model's shape, or None where it is not known yet. The last argument
 # is the shape of a checkpoint that an earlier stage will make.
 Derive = Callable[["Stage", PartialRecipe, Machine, ModelShape | None], ModelShape | None]
-# The last arguments: the step that a resumed run starts from (only what is left is counted), and what a look at the
-# data found.
-Estimator = Callable[["Stage", Values, ModelShape | None, Machine, int, ExampleSizes | None], Estimate]
+Estimator = Callable[["Stage", ToEstimate], Estimate]
 
 
 @dataclass(frozen=True)
