@@ -55,16 +55,16 @@ def wizard_commands() -> Any:
 def run_recipe(arguments: argparse.Namespace) -> int:
     """Run a recipe: show the plan, run it, show the results."""
     from llm_lab.job import check
+    from llm_lab.runner import Start
 
     if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
         return _run_in_processes(arguments)
     job = check(arguments.recipe, arguments.overrides)
-    step = arguments.resume_from
-    resume = arguments.resume or step is not None
+    start = Start(arguments.resume, arguments.resume_from, arguments.overwrite)
     if arguments.dry_run:
-        return _dry_run(job, resume=resume, resume_from=step)
+        return _dry_run(job, start)
     with trusting_recipes(arguments.trust_recipe):
-        return _start(job, resume=resume, resume_from=step, overwrite=arguments.overwrite)
+        return _start(job, start)
 
 
 def start_run(
@@ -77,31 +77,25 @@ def start_run(
 ) -> int:
     """Run a recipe as `llm-lab run` does. show_plan: False if it was shown before."""
     from llm_lab.job import check
+    from llm_lab.runner import Start
 
-    return _start(check(recipe, overrides), resume=resume, overwrite=overwrite, show_plan=show_plan)
+    return _start(check(recipe, overrides), Start(resume, overwrite=overwrite), show_plan=show_plan)
 
 
-def _start(
-    job: Any,
-    *,
-    resume: bool = False,
-    resume_from: int | None = None,
-    overwrite: bool = False,
-    show_plan: bool = True,
-) -> int:
+def _start(job: Any, start: Any, *, show_plan: bool = True) -> int:
     from llm_lab.runner import require_trusted, run_job
 
     with_consent(lambda: require_trusted(job))
-    job = _show_plan(job, resume=resume, resume_from=resume_from) if show_plan else job
+    job = _show_plan(job, start) if show_plan else job
 
     def run() -> dict[str, Any]:
         with show_progress() as listener:
-            return run_job(job, resume=resume, resume_from=resume_from, overwrite=overwrite, listener=listener)
+            return run_job(job, start, listener=listener)
 
     return _show_results(with_consent(run))
 
 
-def _show_plan(job: Any, *, resume: bool, resume_from: int | None = None) -> Any:
+def _show_plan(job: Any, start: Any) -> Any:
     """Show the plan of a job and return the job; of a resumed one, with estimates of what is left."""
     from llm_lab.runner import what_is_left
     from llm_lab.runs.processes import is_first_process
@@ -110,7 +104,7 @@ def _show_plan(job: Any, *, resume: bool, resume_from: int | None = None) -> Any
 
     if not is_first_process():
         return job
-    job = what_is_left(job, resume_from) if resume else job
+    job = what_is_left(job, start.resume_from) if start.resumes else job
     for resolved in job.stages:
         print_plan(resolved, job.home)
     print_waiting("Preparing ...")
@@ -144,13 +138,13 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
     return start_processes(words, arguments.nproc)
 
 
-def _dry_run(job: Any, *, resume: bool, resume_from: int | None = None) -> int:
+def _dry_run(job: Any, start: Any) -> int:
     """Show the plan of a job, or of the rest of a resumed one. MachineError where this machine can't run it."""
     from llm_lab.recipe.resolve import require_device
     from llm_lab.runner import what_is_left
     from llm_lab.terminal.plan_panel import print_plan
 
-    job = what_is_left(job, resume_from) if resume else job
+    job = what_is_left(job, start.resume_from) if start.resumes else job
     for resolved in job.stages:
         print_plan(resolved, job.home)
     for resolved in job.stages:
@@ -443,6 +437,7 @@ def _name_from(folder: Path) -> str:
 def export(arguments: argparse.Namespace) -> int:
     """Export a checkpoint, verify it, and push it to the Hub if that is wanted."""
     from llm_lab.job import check
+    from llm_lab.runner import Start
 
     if arguments.out is None and arguments.trust_remote_code and not arguments.dry_run:
         why = "a recipe can't allow code that comes with a model"
@@ -452,7 +447,7 @@ def export(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _preview_export(recipe, arguments)
     if arguments.out is None:
-        return _start(job, resume=_push_is_pending(job))
+        return _start(job, Start(resume=_push_is_pending(job)))
     if recipe.export.push:
         why = "--push writes a run in checkpoints/, so that it can be resumed"
         raise UserError(Problem("--out", why, value=arguments.out, fix="Leave out --out or --push."))
@@ -544,7 +539,7 @@ def start_replay(
     from llm_lab.hf.adapter import weights_digest
     from llm_lab.hf.hub import current_files
     from llm_lab.job import check
-    from llm_lab.runner import require_trusted
+    from llm_lab.runner import Start, require_trusted
     from llm_lab.runs.folder import runs_named
     from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
     from llm_lab.runs.report import write_pipeline_report
@@ -565,8 +560,8 @@ def start_replay(
     recipe = write_recipe(composed)
     print_replay(composed, recipe, changed)
     if stop_after_plan:
-        return _dry_run(job, resume=resume)
-    code = _start(job, resume=resume)
+        return _dry_run(job, Start(resume))
+    code = _start(job, Start(resume))
     if code == DONE:
         outer = runs_named(composed.recipe["name"])[-1]
         outcomes = compare(composed, outer, digest_of=weights_digest)

@@ -7,7 +7,7 @@ import platform
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,26 @@ MIN_STEPS_TO_MEASURE = 100  # shorter runs say too little about the speed
 PACKAGES = ("llm-lab", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
 
 
+@dataclass(frozen=True)
+class Start:
+    """How a run starts: new, or resumed, or in place of the run that has its name.
+
+    resume_from: resume from the checkpoint of this step instead of the newest one; 0 is the start.
+    """
+
+    resume: bool = False
+    resume_from: int | None = None
+    overwrite: bool = False
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a run is resumed."""
+        return self.resume or self.resume_from is not None
+
+
+NEW = Start()
+
+
 def run(
     recipe: str | Path | Mapping[str, Any],
     overrides: Iterable[str] = (),
@@ -56,33 +76,24 @@ def run(
     the recipe, the data or the machine doesn't fit.
     """
     job = check(recipe, overrides)
-    return run_job(job, resume=resume, resume_from=resume_from, overwrite=overwrite, listener=listener, root=root)
+    return run_job(job, Start(resume, resume_from, overwrite), listener=listener, root=root)
 
 
-def run_job(
-    job: Job,
-    *,
-    resume: bool = False,
-    resume_from: int | None = None,
-    overwrite: bool = False,
-    listener: Listener = ignore,
-    root: Path = ROOT,
-) -> dict[str, Any]:
+def run_job(job: Job, start: Start = NEW, *, listener: Listener = ignore, root: Path = ROOT) -> dict[str, Any]:
     """Run a checked job to its end; returns the facts of the run, as `run` does.
 
     Raises UntrustedCode if the recipe was found in a run's folder and names code that the user has not allowed.
     """
-    resume = resume or resume_from is not None
     for resolved in job.stages:
         require_device(resolved)
     require_trusted(job)
     if job.is_pipeline:
         _require_repositories(job)
     with connected(job.stages[0].values["device"]):
-        folder = _open_folder(job, resume=resume, overwrite=overwrite, root=root)
+        folder = _open_folder(job, start, root)
         with _held(folder), _naming_a_full_disk(folder):
-            resume = from_first_process(folder.has_started()) if resume else False
-            return _run_held(job, folder, listener, resume=resume, resume_from=resume_from)
+            resume = from_first_process(folder.has_started()) if start.resumes else False
+            return _run_held(job, folder, listener, resume=resume, resume_from=start.resume_from)
 
 
 def run_job_in(job: Job, path: Path, *, listener: Listener = ignore) -> dict[str, Any]:
@@ -155,11 +166,12 @@ def _require_repositories(job: Job) -> None:
             find_destination(resolved.recipe.export.push, private=resolved.recipe.export.private)
 
 
-def _open_folder(job: Job, *, resume: bool, overwrite: bool, root: Path) -> RunFolder:
+def _open_folder(job: Job, start: Start, root: Path) -> RunFolder:
     """Return a new run folder, or the one to resume; all processes use that of the first one."""
     path = None
     if is_first_process():
-        folder = _folder_to_resume(job, root) if resume else create_run(job.name, root=root, overwrite=overwrite)
+        new = not start.resumes
+        folder = create_run(job.name, root=root, overwrite=start.overwrite) if new else _folder_to_resume(job, root)
         path = folder.path
     return RunFolder(from_first_process(path))
 
