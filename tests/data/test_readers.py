@@ -12,6 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.text_files import documents, refusal, write_file, write_jsonl
 
 from llm_lab.data.examples import open_examples
 from llm_lab.data.paths import default_split
@@ -22,27 +23,6 @@ from llm_lab.errors import UserError
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 TEXTS = [f"document {number}" for number in range(300)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
-
-
-def write(name: str, content: str | bytes) -> str:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return name
-
-
-def jsonl(name: str, *texts: str) -> str:
-    return write(name, "".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
-def documents(path: str, **settings) -> list[str]:
-    return list(open_source(path, **settings).documents())
-
-
-def refusal(path: str, **settings) -> str:
-    with pytest.raises(UserError) as caught:
-        documents(path, **settings)
-    return str(caught.value)
 
 
 # Packed files
@@ -70,7 +50,7 @@ PACKED = {
 
 @pytest.mark.parametrize("ending", list(PACKED))
 def test_packed_files_are_read_and_streamed(ending):
-    path = write(f"rows.jsonl.{ending}", PACKED[ending](LINES))
+    path = write_file(f"rows.jsonl.{ending}", PACKED[ending](LINES))
     assert documents(path) == TEXTS
     pieces = list(open_stream(path).pieces())
     position = json.loads(json.dumps(pieces[200].position()))
@@ -80,19 +60,21 @@ def test_packed_files_are_read_and_streamed(ending):
 @pytest.mark.parametrize("ending", list(PACKED))
 def test_a_packed_file_that_is_torn_is_refused(ending):
     packed = PACKED[ending](LINES)
-    message = refusal(write(f"rows.jsonl.{ending}", packed[: len(packed) // 2]))
+    message = refusal(write_file(f"rows.jsonl.{ending}", packed[: len(packed) // 2]))
     assert f"rows.jsonl.{ending} is not a complete" in message
     assert "Check that the download is complete." in message
 
 
 def test_a_zstd_file_may_have_several_frames():
-    assert documents(write("a.jsonl.zst", zstd(LINES[:500]) + zstd(LINES[500:]))) == TEXTS
+    assert documents(write_file("a.jsonl.zst", zstd(LINES[:500]) + zstd(LINES[500:]))) == TEXTS
 
 
 def test_a_zip_file_has_one_file():
-    assert documents(write("a.zip", zipped(inner__csv=b"id;text\n1;hello\n"))) == ["hello"]
-    assert "contains 2 files, not one. Unpack it" in refusal(write("b.zip", zipped(a__jsonl=LINES, b__jsonl=LINES)))
-    assert "contains 0 files, not one" in refusal(write("c.zip", zipped()))
+    assert documents(write_file("a.zip", zipped(inner__csv=b"id;text\n1;hello\n"))) == ["hello"]
+    assert "contains 2 files, not one. Unpack it" in refusal(
+        write_file("b.zip", zipped(a__jsonl=LINES, b__jsonl=LINES))
+    )
+    assert "contains 0 files, not one" in refusal(write_file("c.zip", zipped()))
 
 
 BEGINNINGS = {
@@ -111,7 +93,7 @@ BEGINNINGS = {
 @pytest.mark.parametrize("name", list(BEGINNINGS))
 def test_a_file_that_is_not_what_its_name_says_is_named(name):
     content, message = BEGINNINGS[name]
-    assert message in refusal(write(name, content))
+    assert message in refusal(write_file(name, content))
 
 
 # Endings
@@ -119,12 +101,12 @@ def test_a_file_that_is_not_what_its_name_says_is_named(name):
 
 @pytest.mark.parametrize("ending", ["ndjson", "jsonlines", "NDJSON"])
 def test_json_lines_have_several_endings(ending):
-    assert documents(write(f"rows.{ending}", LINES)) == TEXTS
+    assert documents(write_file(f"rows.{ending}", LINES)) == TEXTS
 
 
 @pytest.mark.parametrize("name", ["a.dat", "a.docx", "a.jsonl.lz4", "a.tar.gz", "a.parquet.gz"])
 def test_unknown_endings_are_refused_with_those_that_are_allowed(name):
-    message = refusal(write(name, "text"))
+    message = refusal(write_file(name, "text"))
     assert (
         f"Files that end in {name.removeprefix('a') if name != 'a.jsonl.lz4' else '.lz4'} are not supported" in message
     )
@@ -132,14 +114,14 @@ def test_unknown_endings_are_refused_with_those_that_are_allowed(name):
 
 
 def test_a_file_without_an_ending_is_text_unless_it_is_json():
-    assert documents(write("notes", "Once.")) == ["Once."]
-    assert "looks like JSON" in refusal(write("rows", LINES))
+    assert documents(write_file("notes", "Once.")) == ["Once."]
+    assert "looks like JSON" in refusal(write_file("rows", LINES))
 
 
 def test_other_files_in_a_folder_are_counted():
-    jsonl("set/a.jsonl", "one")
-    write("set/b.jsonl.lz4", "two")
-    write("set/README.md", "About")
+    write_jsonl("set/a.jsonl", {"text": "one"})
+    write_file("set/b.jsonl.lz4", "two")
+    write_file("set/README.md", "About")
     assert open_source("set").describe() == "1 jsonl file, 16 B (not read: 1 .lz4), column 'text' (of: text)"
 
 
@@ -161,11 +143,11 @@ def test_other_files_in_a_folder_are_counted():
     ],
 )
 def test_the_separator_is_found_in_the_first_lines(name, table, texts):
-    assert documents(write(name, table), text_column="text") == texts
+    assert documents(write_file(name, table), text_column="text") == texts
 
 
 def test_two_columns_of_one_name_are_refused():
-    assert "two columns of the same name: text" in refusal(write("a.csv", "text,text\na,b\n"))
+    assert "two columns of the same name: text" in refusal(write_file("a.csv", "text,text\na,b\n"))
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, "a.parquet")
     assert "two columns of the same name: text" in refusal("a.parquet")
@@ -181,7 +163,7 @@ BROKEN_LINES = {
 
 @pytest.mark.parametrize("line", list(BROKEN_LINES), ids=["twice", "deep", "digits", "extra"])
 def test_a_broken_line_is_named(line):
-    assert BROKEN_LINES[line] in refusal(write("a.jsonl", f'{{"text": "a"}}\n{line}\n'))
+    assert BROKEN_LINES[line] in refusal(write_file("a.jsonl", f'{{"text": "a"}}\n{line}\n'))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +173,7 @@ def test_a_broken_line_is_named(line):
     "content", [b"", b"\0" * 40, b"PAR1PAR1", bytes(range(256))], ids=["empty", "nul", "par", "all"]
 )
 def test_no_content_of_a_file_is_an_internal_error(name, content):
-    refusal(write(name, content))
+    refusal(write_file(name, content))
 
 
 def test_arrow_files_are_read_and_streamed():
@@ -213,7 +195,7 @@ def test_arrow_files_are_read_and_streamed():
 
 def test_a_folder_is_trained_on_without_its_test_and_validation_splits():
     for split in ("train", "validation", "test"):
-        jsonl(f"set/{split}.jsonl", f"for {split}")
+        write_jsonl(f"set/{split}.jsonl", {"text": f"for {split}"})
     assert documents("set") == ["for train"]
     assert documents("set", split="test") == ["for test"]
     assert "split train of train, validation, test" in open_source("set").describe()
@@ -240,16 +222,16 @@ def test_a_folder_is_trained_on_without_its_test_and_validation_splits():
 def test_splits_are_found_in_names_as_the_datasets_library_finds_them(names, trained):
     for name in names:
         if name.endswith(".jsonl"):
-            jsonl(f"set/{name}", name)
+            write_jsonl(f"set/{name}", {"text": name})
         else:
-            write(f"set/{name}", name)
+            write_file(f"set/{name}", name)
     assert sorted(documents("set")) == sorted(names[index] for index in trained)
 
 
 def test_splits_agree_with_the_datasets_library(tmp_path):
     names = ["a-train.jsonl", "b.training.jsonl", "val 1.jsonl", "c_test_2.jsonl", "evaluation.jsonl", "dev.jsonl"]
     for name in names:
-        jsonl(f"set/{name}", name)
+        write_jsonl(f"set/{name}", {"text": name})
     for split in ("train", "validation", "test"):
         loaded = datasets.load_dataset("set", split=split, cache_dir=str(tmp_path / "cache"))
         assert documents("set", split=split) == loaded["text"][:]
@@ -257,7 +239,7 @@ def test_splits_agree_with_the_datasets_library(tmp_path):
 
 def test_a_file_of_no_split_is_named():
     for name in ("train", "test", "more"):
-        jsonl(f"set/{name}.jsonl", name)
+        write_jsonl(f"set/{name}.jsonl", {"text": name})
     assert "not read: more.jsonl" in open_source("set").describe()
 
 

@@ -9,32 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.text_files import documents, refusal, write_file, write_jsonl
 
 from llm_lab.data.sources import look_at_source, open_source
-from llm_lab.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
-
-
-def write(name: str, content: str | bytes) -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def jsonl(name: str, *rows: object) -> Path:
-    return write(name, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def documents(path: str, **settings) -> list[str]:
-    return list(open_source(path, **settings).documents())
-
-
-def refusal(path: str, **settings) -> str:
-    with pytest.raises(UserError) as caught:
-        documents(path, **settings)
-    return str(caught.value)
 
 
 # What can be read
@@ -42,52 +21,52 @@ def refusal(path: str, **settings) -> str:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.text", "a.markdown", "A.TXT", "notes", "main.py"])
 def test_one_text_file_is_one_document(name):
-    write(name, "Hello\n\nworld\n")
+    write_file(name, "Hello\n\nworld\n")
     assert documents(f"./{name}") == ["Hello\n\nworld\n"]
 
 
 def test_a_byte_order_mark_is_removed_and_windows_newlines_are_kept():
-    write("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n")
+    write_file("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n")
     assert documents("a.txt") == ["one\r\ntwo\r\n"]
 
 
 def test_a_folder_is_read_recursively_in_the_order_of_file_names():
-    write("corpus/b.txt", "second")
-    write("corpus/a/z.md", "first")
-    write("corpus/c.txt", " \n ")
-    write("corpus/.git/x.txt", "hidden")
+    write_file("corpus/b.txt", "second")
+    write_file("corpus/a/z.md", "first")
+    write_file("corpus/c.txt", " \n ")
+    write_file("corpus/.git/x.txt", "hidden")
     source = open_source("corpus")
     assert list(source.documents()) == ["first", "second"]
     assert source.describe().startswith("3 text files")
 
 
 def test_a_readme_next_to_data_is_not_data():
-    write("corpus/README.md", "About this corpus")
-    jsonl("corpus/a.jsonl", {"text": "data"})
+    write_file("corpus/README.md", "About this corpus")
+    write_jsonl("corpus/a.jsonl", {"text": "data"})
     assert documents("corpus") == ["data"]
 
 
 def test_a_glob_reads_matching_files_with_any_suffix():
-    write("src/a.py", "print(1)")
-    write("src/deep/b.py", "print(2)")
+    write_file("src/a.py", "print(1)")
+    write_file("src/deep/b.py", "print(2)")
     assert documents("src/**/*.py") == ["print(1)", "print(2)"]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_one_json_line_is_one_document(name):
-    write(name, '\ufeff{"text": "one"}\r\n\n{"text": ""}\n{"text": null}\n{"text": "zwei ü"}')
+    write_file(name, '\ufeff{"text": "one"}\r\n\n{"text": ""}\n{"text": null}\n{"text": "zwei ü"}')
     assert documents(name) == ["one", "zwei ü"]
 
 
 def test_a_json_list_of_objects_is_read_like_json_lines():
-    write("rows.json", json.dumps([{"text": "one"}, {"text": "two"}], indent=2))
+    write_file("rows.json", json.dumps([{"text": "one"}, {"text": "two"}], indent=2))
     assert documents("rows.json") == ["one", "two"]
 
 
 def test_csv_and_tsv_cells_may_be_long_and_contain_newlines():
     long = "word " * 60_000
-    write("a.csv", f'id,text\n1,"{long}"\n2,"two ""quoted"" lines\r\nhere"\n')
-    write("a.tsv", "id\ttext\n1\tone, two\n")
+    write_file("a.csv", f'id,text\n1,"{long}"\n2,"two ""quoted"" lines\r\nhere"\n')
+    write_file("a.tsv", "id\ttext\n1\tone, two\n")
     assert documents("a.csv") == [long, 'two "quoted" lines\r\nhere']
     assert documents("a.tsv") == ["one, two"]
 
@@ -100,30 +79,30 @@ def test_parquet_is_read_row_by_row():
 
 
 def test_gzipped_text_and_rows_are_read():
-    write("a.txt.gz", gzip.compress(b"one"))
-    write("b.jsonl.gz", gzip.compress(b'{"text": "two"}\n'))
-    write("c.tsv.gz", gzip.compress(b"id\ttext\n1\tthree\n"))
+    write_file("a.txt.gz", gzip.compress(b"one"))
+    write_file("b.jsonl.gz", gzip.compress(b'{"text": "two"}\n'))
+    write_file("c.tsv.gz", gzip.compress(b"id\ttext\n1\tthree\n"))
     assert documents("a.txt.gz") + documents("b.jsonl.gz") + documents("c.tsv.gz") == ["one", "two", "three"]
 
 
 def test_a_source_can_be_read_repeatedly_with_the_same_documents():
-    jsonl("a.jsonl", *({"text": f"document {i}"} for i in range(50)))
+    write_jsonl("a.jsonl", *({"text": f"document {i}"} for i in range(50)))
     source = open_source("a.jsonl")
     assert list(source.documents()) == list(source.documents())
     assert len(list(source.documents())) == 50
 
 
 def test_a_source_describes_itself_in_one_line():
-    jsonl("d/a.jsonl", {"id": "1", "text": "one"})
-    jsonl("d/b.jsonl", {"id": "2", "text": "two"})
-    write("a.txt", "x" * 1_234_567)
+    write_jsonl("d/a.jsonl", {"id": "1", "text": "one"})
+    write_jsonl("d/b.jsonl", {"id": "2", "text": "two"})
+    write_file("a.txt", "x" * 1_234_567)
     assert open_source("d").describe() == "2 jsonl files, 54 B, column 'text' (of: id, text)"
     assert open_source("a.txt").describe() == "1 text file, 1.2 MB"
     assert open_source("builtin:stories").describe() == "built-in dataset 'stories': 7,000 stories, 3.8 MB"
 
 
 def test_sources_open_without_heavy_imports():
-    write("a.txt", "text")
+    write_file("a.txt", "text")
     code = (
         "import sys; from llm_lab.data.sources import open_source; open_source('a.txt');"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
@@ -133,7 +112,7 @@ def test_sources_open_without_heavy_imports():
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_check_names_the_columns_that_are_not_read(streaming):
-    jsonl("a.jsonl", {"id": "1", "text": "one"})
+    write_jsonl("a.jsonl", {"id": "1", "text": "one"})
     remark = look_at_source("a.jsonl", key="data.1", streaming=streaming)
     assert remark == "data.1: columns of a.jsonl that are not read: id"
 
@@ -142,17 +121,17 @@ def test_a_check_names_the_columns_that_are_not_read(streaming):
 
 
 def test_the_fingerprint_depends_on_the_content_not_the_path():
-    before = write("here/a.txt", "same")
+    before = Path(write_file("here/a.txt", "same"))
     first = open_source(str(before)).fingerprint
     Path("there").mkdir()
     assert open_source(str(before.rename("there/b.txt"))).fingerprint == first
-    write("there/b.txt", "other")
+    write_file("there/b.txt", "other")
     assert open_source("there/b.txt").fingerprint != first
 
 
 def test_the_fingerprint_depends_on_file_type_and_column():
-    jsonl("a.jsonl", {"text": "one", "title": "two"})
-    jsonl("a.txt", {"text": "one", "title": "two"})
+    write_jsonl("a.jsonl", {"text": "one", "title": "two"})
+    write_jsonl("a.txt", {"text": "one", "title": "two"})
     found = {
         open_source("a.jsonl").fingerprint,
         open_source("a.jsonl", text_column="title").fingerprint,
@@ -176,17 +155,17 @@ def test_the_fingerprint_depends_on_file_type_and_column():
     ],
 )
 def test_the_text_column_is_found(rows, column):
-    jsonl("a.jsonl", *rows)
+    write_jsonl("a.jsonl", *rows)
     assert open_source("a.jsonl").text_column == column
 
 
 def test_a_csv_column_of_numbers_is_not_text():
-    write("a.csv", "id,words\n1,hello there\n2.5,bye\n")
+    write_file("a.csv", "id,words\n1,hello there\n2.5,bye\n")
     assert open_source("a.csv").text_column == "words"
 
 
 def test_an_ambiguous_text_column_must_be_named():
-    jsonl("a.jsonl", {"question": "why is it so", "answer": "because it is"})
+    write_jsonl("a.jsonl", {"question": "why is it so", "answer": "because it is"})
     message = refusal("a.jsonl", key="data.3")
     assert message.startswith("data.3.text_column: The text column of a.jsonl is ambiguous.")
     assert "Columns: question, answer" in message
@@ -194,7 +173,7 @@ def test_an_ambiguous_text_column_must_be_named():
 
 
 def test_a_mistyped_text_column_gets_a_suggestion():
-    jsonl("a.jsonl", {"id": 1, "contents": "a"})
+    write_jsonl("a.jsonl", {"id": 1, "contents": "a"})
     message = refusal("a.jsonl", text_column="content")
     assert message == (
         "data.0.text_column = content: There is no such column. Allowed: id, contents. Did you mean contents?"
@@ -202,7 +181,7 @@ def test_a_mistyped_text_column_gets_a_suggestion():
 
 
 def test_a_column_that_is_not_text_is_refused():
-    jsonl("a.jsonl", {"id": 1, "text": "a"})
+    write_jsonl("a.jsonl", {"id": 1, "text": "a"})
     assert "data.0.text_column = id: This column does not contain text. Allowed: text." in refusal(
         "a.jsonl", text_column="id"
     )
@@ -211,7 +190,7 @@ def test_a_column_that_is_not_text_is_refused():
 
 
 def test_the_error_for_conversations_names_the_stage_for_them():
-    jsonl("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
+    write_jsonl("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
     assert "'messages' looks like conversations: use stage sft for those" in refusal("a.jsonl")
 
 
@@ -219,7 +198,7 @@ def test_the_error_for_conversations_names_the_stage_for_them():
 
 
 def test_a_mistyped_file_gets_a_suggestion():
-    write("corpora/shakespeare.txt", "To be")
+    write_file("corpora/shakespeare.txt", "To be")
     message = refusal("corpora/shakespere.txt")
     assert "data.0.path = corpora/shakespere.txt: There is no such file or folder." in message
     assert "Did you mean corpora/shakespeare.txt?" in message
@@ -227,7 +206,7 @@ def test_a_mistyped_file_gets_a_suggestion():
 
 
 def test_a_mistyped_folder_gets_a_suggestion():
-    write("corpora/a.txt", "To be")
+    write_file("corpora/a.txt", "To be")
     message = refusal("./corpra/deep/a.txt")
     assert "There is no folder corpra." in message
     assert "Did you mean corpora?" in message
@@ -250,23 +229,23 @@ def test_an_unknown_builtin_gets_a_suggestion():
 
 
 def test_several_file_types_in_a_folder_are_listed():
-    write("d/a.txt", "one")
-    jsonl("d/b.jsonl", {"text": "two"})
-    jsonl("d/c.jsonl", {"text": "two"})
+    write_file("d/a.txt", "one")
+    write_jsonl("d/b.jsonl", {"text": "two"})
+    write_jsonl("d/c.jsonl", {"text": "two"})
     message = refusal("d")
     assert "It contains files of several types (2 jsonl, 1 text)" in message
     assert "such as d/**/*.jsonl" in message
 
 
 def test_the_error_for_a_folder_without_text_lists_its_file_types():
-    write("d/a.png", b"\x89PNG")
+    write_file("d/a.png", b"\x89PNG")
     assert "no files of a supported type, only .png. Allowed: .txt" in refusal("d")
     Path("empty").mkdir()
     assert "only none at all" in refusal("empty")
 
 
 def test_keys_for_hub_datasets_are_refused_together_for_files():
-    write("a.txt", "text")
+    write_file("a.txt", "text")
     message = refusal("a.txt", subset="en", split="test").splitlines()
     assert len(message) == 2
     assert message[0].startswith("data.0.subset = en: This is plain text: only Hub datasets have subsets.")
@@ -283,21 +262,21 @@ def test_an_empty_path_is_refused(path):
 
 
 def test_invalid_utf8_is_reported_with_its_byte():
-    write("a.txt", "Gr\xfc\xdfe\n".encode() + "Gr\xfc\xdfe\n".encode("latin-1"))
+    write_file("a.txt", "Gr\xfc\xdfe\n".encode() + "Gr\xfc\xdfe\n".encode("latin-1"))
     message = refusal("a.txt")
     assert "a.txt is not UTF-8 at byte 10 (line 2): 0xfc is invalid." in message
     assert "iconv -f WINDOWS-1252 -t UTF-8 a.txt > utf8-a.txt" in message
 
 
 def test_the_byte_of_invalid_utf8_counts_the_byte_order_mark():
-    write("a.txt", b"\xef\xbb\xbfab\xff")
+    write_file("a.txt", b"\xef\xbb\xbfab\xff")
     assert "not UTF-8 at byte 5 (line 1)" in refusal("a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_invalid_utf8_in_rows_is_reported_with_its_line(name):
     good = b'{"text": "ok"}\n' if name == "a.jsonl" else b"text\nok\n"
-    write(name, good + b'{"text": "\xe9"}\n')
+    write_file(name, good + b'{"text": "\xe9"}\n')
     assert f"(line {good.count(bytes([10])) + 1})" in refusal(name)
 
 
@@ -313,79 +292,79 @@ def test_utf16_with_its_mark_is_read(encoding, packed):
         ("a.csv", table, texts),
     ):
         data = ("\ufeff" + content).encode(encoding)
-        path = write(f"{name}.gz" if packed else name, gzip.compress(data) if packed else data)
+        path = write_file(f"{name}.gz" if packed else name, gzip.compress(data) if packed else data)
         source = open_source(str(path))
         assert list(source.documents()) == expected
         assert list(source.documents()) == expected, "and again from its start"
 
 
 def test_a_file_that_only_begins_as_utf16_is_refused():
-    write("a.txt", b"\xff\xfe" + "text".encode("utf-16-le") + b"\x00\xd8")
+    write_file("a.txt", b"\xff\xfe" + "text".encode("utf-16-le") + b"\x00\xd8")
     assert "begins as UTF-16, but is not" in refusal("a.txt")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 def test_a_binary_file_is_refused(name):
-    write(name, b"text\nPK\x03\x04\x00\x00")
+    write_file(name, b"text\nPK\x03\x04\x00\x00")
     assert "so it is not text" in refusal(name)
 
 
 def test_a_broken_json_line_is_named():
-    write("a.jsonl", '{"text": "one"}\n{"text": "two"\n')
+    write_file("a.jsonl", '{"text": "one"}\n{"text": "two"\n')
     assert "line 2 of a.jsonl is not JSON: Expecting ',' delimiter" in refusal("a.jsonl")
 
 
 def test_a_json_line_that_is_not_an_object_is_refused():
-    write("a.jsonl", '"just text"\n')
+    write_file("a.jsonl", '"just text"\n')
     assert "line 1 of a.jsonl is a JSON str, not an object" in refusal("a.jsonl")
 
 
 def test_a_broken_json_list_is_refused():
-    write("a.json", '[{"text": "one"},\n {"text"]')
+    write_file("a.json", '[{"text": "one"},\n {"text"]')
     assert "starts as a list but is not JSON" in refusal("a.json")
 
 
 def test_an_unpaired_surrogate_is_refused():
-    write("a.jsonl", '{"text": "\\ud83d"}\n')
+    write_file("a.jsonl", '{"text": "\\ud83d"}\n')
     assert "contains an unpaired surrogate" in refusal("a.jsonl")
 
 
 def test_a_row_without_the_column_is_named():
-    jsonl("a.jsonl", *[{"text": "one"}] * 30, {"txt": "two"})
+    write_jsonl("a.jsonl", *[{"text": "one"}] * 30, {"txt": "two"})
     assert "line 31 of a.jsonl has no column 'text', only txt" in refusal("a.jsonl")
 
 
 def test_a_row_whose_column_is_not_text_is_named():
-    jsonl("a.jsonl", *[{"text": "one"}] * 30, {"text": 5})
+    write_jsonl("a.jsonl", *[{"text": "one"}] * 30, {"text": 5})
     assert "line 31 of a.jsonl: column 'text' is int, not text" in refusal("a.jsonl")
 
 
 def test_a_csv_row_with_too_many_cells_is_named():
-    write("a.csv", "id,text\n1,one, two\n")
+    write_file("a.csv", "id,text\n1,one, two\n")
     assert "line 2 of a.csv has more cells than the header" in refusal("a.csv")
 
 
 def test_an_unclosed_csv_quote_is_refused():
-    write("a.csv", 'id,text\n1,"one\n')
+    write_file("a.csv", 'id,text\n1,"one\n')
     assert "a.csv is not CSV" in refusal("a.csv")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.txt.gz"])
 def test_a_file_without_text_is_refused(name):
-    write(name, gzip.compress(b"") if name.endswith(".gz") else b"")
+    write_file(name, gzip.compress(b"") if name.endswith(".gz") else b"")
     message = refusal(name)
     assert "It contains no text" in message or "It has no rows" in message
 
 
 def test_rows_without_text_are_refused():
-    jsonl("a.jsonl", {"text": ""}, {"text": " "})
+    write_jsonl("a.jsonl", {"text": ""}, {"text": " "})
     assert "It contains no text" in refusal("a.jsonl")
 
 
 def test_an_incomplete_download_is_refused():
-    write("a.txt.gz", gzip.compress(b"text" * 1000)[:-9])
-    write("b.txt.gz", b"not gzip")
-    write("c.parquet", b"PAR1 torn")
+    write_file("a.txt.gz", gzip.compress(b"text" * 1000)[:-9])
+    write_file("b.txt.gz", b"not gzip")
+    write_file("c.parquet", b"PAR1 torn")
     assert "is not a complete gzip file" in refusal("a.txt.gz")
     assert "is not a complete gzip file" in refusal("b.txt.gz")
     assert "can't be read as Parquet" in refusal("c.parquet")
