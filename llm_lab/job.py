@@ -117,7 +117,7 @@ def check(
         problems.append(within_stage(index, problem) if job and job.is_pipeline else problem)
     if problems or job is None:
         raise UserError(*problems)
-    return replace(job, stages=tuple(map(_with_sizes, job.stages)), remarks=tuple(remarks))
+    return replace(job, stages=tuple(map(with_sizes, job.stages)), remarks=tuple(remarks))
 
 
 def read_job(
@@ -194,7 +194,7 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     return problems, remarks
 
 
-def _with_sizes(resolved: Resolved) -> Resolved:
+def with_sizes(resolved: Resolved) -> Resolved:
     """Return a stage with the number and the sizes of its examples, and the estimate that follows from them."""
     from llm_lab.data.split import measure_examples
 

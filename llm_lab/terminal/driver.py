@@ -285,12 +285,13 @@ def _print_screen(console: Console, screen: Screen) -> None:
 
 
 def _job_of(plan: RecipePlan) -> Any:
-    from llm_lab.job import read_job
+    from llm_lab.job import read_job, with_sizes
     from llm_lab.runner import what_is_left
 
     job, problems = read_job(plan.recipe, plan.overrides)
     if problems or job is None:
         raise UserError(*problems)
+    job = replace(job, stages=tuple(map(with_sizes, job.stages)))
     return what_is_left(job) if plan.resume else job
 
 

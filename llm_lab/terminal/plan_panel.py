@@ -143,7 +143,7 @@ def _form(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     if config is not None:
         loads = what_loads(config)
         gguf = form["to"] == "gguf"
-        yield "loads in", loads.gguf_reason if gguf else loads.native_reason, "" if loads.gguf or not gguf else "bad"
+        yield "result", loads.gguf_reason if gguf else loads.native_reason, "" if loads.gguf or not gguf else "bad"
     if form.get("push"):
         yield "pushed to", f"{form['push']} on the Hub ({'private' if form['private'] else 'public'})", ""
 

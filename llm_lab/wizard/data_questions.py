@@ -194,7 +194,7 @@ def _why_not(source: Source, kind: str) -> str | None:
     try:
         _look(source, kind)
     except LabError as error:
-        return None if _is_about_columns(error) and not _names_columns(source) else str(error)
+        return None if _can_ask_columns(source, kind, error) else str(error)
     return None
 
 
@@ -207,8 +207,14 @@ def _is_about_columns(error: LabError) -> bool:
     return any(".columns" in key for key in keys) or "text_column" in str(error)
 
 
-def _names_columns(source: Source) -> bool:
-    return bool(source.get("columns") or source.get("text_column"))
+def _can_ask_columns(source: Source, kind: str, error: LabError) -> bool:
+    """Return whether a set could be read once its columns are named: none is named yet, and there are enough."""
+    if not _is_about_columns(error) or source.get("columns") or source.get("text_column"):
+        return False
+    if kind == "text":
+        return True
+    required = [sum(field not in OPTIONAL[kind] for field in fields) for fields in FORMS[kind].values()]
+    return len(columns_of(source, kind)) >= min(required)
 
 
 def _ask_hub_keys(draft: Draft, source: Source, kind: str, *, streams: bool, split: str = "train") -> Flow[Source]:
@@ -260,7 +266,7 @@ def _recognize(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Fo
     try:
         return source, _look(source, kind)
     except UserError as error:
-        if not _is_about_columns(error) or _names_columns(source):
+        if not _can_ask_columns(source, kind, error):
             raise
         trouble = str(error)
     if kind == "text":

@@ -59,9 +59,8 @@ def askers_of(stage: str) -> dict[str, Ask]:
 
 def ask_measured(draft: Draft) -> Flow[Draft]:
     """Ask what the model is measured on: the validation data of its own run, or texts, prompts and tasks."""
-    at = DONE
-    while (group := (yield _measured_question(draft, at))) != DONE:
-        at, named = group, _named(draft, group)
+    while (group := (yield _measured_question(draft))) != DONE:
+        named = _named(draft, group)
         change = Choice("change", "change it"), Choice("remove", "remove it")
         draft = draft.with_notice("")
         if (
@@ -76,7 +75,7 @@ def ask_measured(draft: Draft) -> Flow[Draft]:
     return draft.with_notice("")
 
 
-def _measured_question(draft: Draft, at: str) -> Question:
+def _measured_question(draft: Draft) -> Question:
     named = {group: _named(draft, group) for group in MEASURED}
     choices = [
         Choice(DONE, "Done, use these" if any(named.values()) else "the validation data of the run that trained it")
@@ -84,7 +83,7 @@ def _measured_question(draft: Draft, at: str) -> Question:
     for group, about in MEASURED.items():
         why_not = _why_missing("lm_eval") if group == "tasks" else None
         choices.append(Choice(group, f"{about}{': ' + named[group] if named[group] else ''}", why_not))
-    return draft.ask("measured", "What should it be measured on?", choices=tuple(choices), default=at,
+    return draft.ask("measured", "What should it be measured on?", choices=tuple(choices), default=DONE,
                      help="data, score, tasks: what the model is measured on", why=DATA_WHY)  # fmt: skip
 
 

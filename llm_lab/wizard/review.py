@@ -27,6 +27,7 @@ from .questions import (
     Screen,
     ShowTokens,
     StartRun,
+    Wait,
     WriteRecipe,
     yes_no,
 )
@@ -143,7 +144,10 @@ def review_and_start(
     if action == "save":
         yield from _save(draft, resolved)
         yield BackTo(REVIEW)
-    if not (yield start_question(Plan(resolved))) or not (yield StartRun(draft.raw)):
+    from llm_lab.job import with_sizes
+
+    yield Wait("Reading the data ...")
+    if not (yield start_question(Plan(with_sizes(resolved)))) or not (yield StartRun(draft.raw)):
         yield BackTo(REVIEW)
     return Next("after a run", {"name": draft.raw["name"]})
 

@@ -65,7 +65,7 @@ def test_texts_and_prompts_are_named_changed_and_removed():
     prompts = ["outputs for prompts, scored", ENTER, "Done", []]
     visit = answers(MEASURE, [
         MODEL, "the loss on texts", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
-        *prompts, "outputs for prompts, scored: builtin:word-problems", "remove it", "Done", "no, the defaults", "own",
+        *prompts, "outputs for prompts, scored: builtin:word-problems", "remove it", ENTER, "no, the defaults", "own",
         *RUN,
     ], execute=run_it)  # fmt: skip
     assert "exact_number × 1" in visit.texts()
@@ -103,6 +103,7 @@ def test_the_time_machine_asks_for_a_run_and_a_prompt():
     answers(evaluate, [Refused("time", "no run has checkpoints")])
 
 
+@pytest.mark.usefixtures("quick_verification")
 def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
     keys = [MODEL, "gguf", "f32", "no, only on this machine", "no, the defaults", "file", *RUN]
     visit = answers(EXPORT, keys, execute=run_it)

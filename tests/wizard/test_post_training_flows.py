@@ -18,7 +18,7 @@ from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.wizard import eval_and_export, training_runs
 from llm_lab.wizard.menu import after_a_run
-from llm_lab.wizard.questions import Next, OpenChat, StartRun
+from llm_lab.wizard.questions import Next, OpenChat, Plan, StartRun
 from llm_lab.wizard.review import value_choices
 from llm_lab.wizard.training_runs import advanced_paths, ask_advanced, askers_of, new_draft, own_keys, run_of_stage
 
@@ -85,7 +85,9 @@ def test_a_reward_model_leads_to_grpo_with_it_as_the_reward():
 
 
 def test_dpo_runs_from_preference_pairs():
-    answers(flow("dpo"), [*questions("dpo"), *RUN], execute=run_it)
+    visit = answers(flow("dpo"), [*questions("dpo"), *RUN], execute=run_it)
+    (plan,) = (question.screen.panel for question in visit.questions if isinstance(question.screen.panel, Plan))
+    assert 1700 < plan.resolved.examples.training <= 1800  # of 2,000 rows, a tenth is held out
     assert results("first")["step"] == 2
     assert read_recipe_file(Path("checkpoints/first/recipe.yaml"))["dpo"]["beta"] == 0.1
 
@@ -116,6 +118,8 @@ def test_columns_that_are_not_recognized_are_chosen():
     rows = [{"q": f"Question {n}?", "good": f"yes {n}", "bad": f"no {n}"} for n in range(20)]
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = [Refused("nosuch/it.jsonl", "no folder"), "mine.jsonl", "good", BACK, "q", Refused("q", "the prompt")]
+    Path("small.jsonl").write_text('{"q": "Hi?"}\n')  # a column too few to choose from
+    columns.insert(1, Refused("small.jsonl", "are not recognized: q"))
     data = [*columns, "good", "bad", "no, continue"]
     visit = answers(flow("dpo"), [*questions("dpo", data=data), *RUN])
     assert "q, good, bad" in visit.texts()
