@@ -43,7 +43,7 @@ def axis_of(
 ) -> Axis:
     """Return the axis that holds all values, with some room at both ends. zero: a linear axis includes 0."""
     low, high = min(values), max(values)
-    if high - low <= max(1e-12 * max(abs(low), abs(high)), SMALLEST):  # rounding errors are no range
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), SMALLEST):  # a difference from rounding is not a range
         high = low
     if log:
         room = room * math.log10(high / low) if high > low else 0.3
