@@ -85,7 +85,8 @@ def skip_libraries_in_garbage_collections(frozen_modules):
 
 
 @pytest.fixture(scope="session")
-def process_for_verification():
+def process_without_llm_lab():
+    """A process that has imported torch and transformers, and runs programs in forks."""
     from support.warm_process import warm_process
 
     with warm_process() as process:
@@ -93,9 +94,23 @@ def process_for_verification():
 
 
 @pytest.fixture
-def quick_verification(process_for_verification, monkeypatch):
-    """Verify exports in a fork of a process that has imported torch and transformers, instead of in a new one."""
-    monkeypatch.setattr("llm_lab.export.verify.subprocess", SimpleNamespace(run=process_for_verification.run))
+def quick_verification(process_without_llm_lab, monkeypatch):
+    """Verify exports in a fork of that process, instead of in a new one."""
+    monkeypatch.setattr("llm_lab.export.verify.subprocess", SimpleNamespace(run=process_without_llm_lab.run))
+
+
+@pytest.fixture
+def run_without_llm_lab(process_without_llm_lab, tmp_path):
+    """Run a program with arguments where LLM Lab can't be imported; returns what it prints."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+
+    def run(program: str, *arguments: object) -> str:
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        ended = process_without_llm_lab.run(command, cwd=tmp_path, env=environment)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    return run
 
 
 @pytest.fixture

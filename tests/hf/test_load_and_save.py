@@ -3,9 +3,6 @@
 import copy
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -45,7 +42,7 @@ def model_of(parts: dict) -> LabForCausalLM:
     return tiny_model(parts.get("position_embedding", "rope"), **{k: v for k, v in parts.items() if k[:3] != "pos"})
 
 
-def test_saved_folders_give_the_same_logits_without_llm_lab(tmp_path):
+def test_saved_folders_give_the_same_logits_without_llm_lab(tmp_path, run_without_llm_lab):
     ids, expected = tokens(2, 11), {}
     # Native folders must load without trust_remote_code.
     program = LOAD_WITHOUT_LLM_LAB.replace("trust_remote_code=True", 'trust_remote_code="/own/" in folder')
@@ -55,11 +52,7 @@ def test_saved_folders_give_the_same_logits_without_llm_lab(tmp_path):
             save_model(model, tmp_path / group / name, make_byte_tokenizer())
             torch.save(ids, tmp_path / group / name / "ids.pt")
             expected[group, name] = model(ids).logits
-    folders = [str(tmp_path / group / name) for group, name in expected]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-I", "-c", program, *folders]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_without_llm_lab(program, *(tmp_path / group / name for group, name in expected))
     for (group, name), logits in expected.items():
         loaded = torch.load(tmp_path / group / name / "logits.pt", weights_only=True)
         torch.testing.assert_close(loaded, logits, rtol=0, atol=1e-5)

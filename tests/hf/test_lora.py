@@ -1,10 +1,7 @@
 """LoRA: which layers get an adapter, what is trained, and how adapters are saved and loaded."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -256,13 +253,6 @@ def test_optimizers_treat_the_rows_of_new_tokens_as_embeddings(tied, tmp_path):
 
 WITHOUT_LLM_LAB = """
 import sys, torch
-
-class NoLab:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "llm_lab":
-            raise ImportError("llm_lab is not here")
-
-sys.meta_path.insert(0, NoLab())
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 folder = sys.argv[1]
@@ -273,16 +263,12 @@ torch.save(model(torch.load(folder + "/ids.pt", weights_only=True)).logits, fold
 """
 
 
-def test_peft_without_llm_lab_loads_an_adapter_on_a_native_base(tmp_path):
+def test_peft_without_llm_lab_loads_an_adapter_on_a_native_base(tmp_path, run_without_llm_lab):
     base, tokenizer = with_chat_tokens(save_base(tmp_path / "base", num_key_value_heads=2))
     model = perturb(attach_lora(base, lora(), seed=1))
     save_model(model, tmp_path / "adapter", tokenizer)
     torch.save(ids(model), tmp_path / "adapter" / "ids.pt")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    command = [sys.executable, "-I", "-c", WITHOUT_LLM_LAB, str(tmp_path / "adapter")]
-    result = subprocess.run(command, cwd=elsewhere, env=dict(os.environ), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_without_llm_lab(WITHOUT_LLM_LAB, tmp_path / "adapter")
     loaded = torch.load(tmp_path / "adapter" / "logits.pt", weights_only=True)
     torch.testing.assert_close(loaded, model(ids(model)).logits, rtol=0, atol=1e-5)
 

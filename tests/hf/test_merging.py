@@ -1,9 +1,6 @@
 """Merging an adapter gives the same model as a plain folder, or a clear error."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -121,13 +118,6 @@ def test_template_tokenizer_and_generation_config_are_kept(tmp_path):
 
 WITHOUT_LLM_LAB = """
 import sys, torch
-
-class NoLab:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "llm_lab":
-            raise ImportError("llm_lab is not here")
-
-sys.meta_path.insert(0, NoLab())
 from transformers import AutoModelForCausalLM, AutoTokenizer
 for folder, trust in zip(sys.argv[1:], (False, True)):
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust).eval()
@@ -136,7 +126,7 @@ for folder, trust in zip(sys.argv[1:], (False, True)):
 """
 
 
-def test_a_merged_folder_loads_without_llm_lab(tmp_path):
+def test_a_merged_folder_loads_without_llm_lab(tmp_path, run_without_llm_lab):
     expected = {}
     for name, parts in {"native": {"tie_word_embeddings": True}, "own": {"position_embedding": "alibi"}}.items():
         position = parts.pop("position_embedding", "rope")
@@ -146,11 +136,7 @@ def test_a_merged_folder_loads_without_llm_lab(tmp_path):
         torch.save(ids(model), tmp_path / f"{name}-merged" / "ids.pt")
         expected[name] = model(ids(model)).logits
     assert json.loads((tmp_path / "native-merged" / "config.json").read_text())["model_type"] == "llama"
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    folders = [str(tmp_path / f"{name}-merged") for name in expected]
-    command = [sys.executable, "-I", "-c", WITHOUT_LLM_LAB, *folders]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_without_llm_lab(WITHOUT_LLM_LAB, *(tmp_path / f"{name}-merged" for name in expected))
     for name, logits in expected.items():
         loaded = torch.load(tmp_path / f"{name}-merged" / "logits.pt", weights_only=True)
         torch.testing.assert_close(loaded, logits, rtol=1e-4, atol=1e-4)

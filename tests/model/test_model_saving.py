@@ -1,9 +1,6 @@
 """A saved folder is complete: it loads here, in a process without llm_lab, and on the meta device."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification, register
 
 
-def test_a_saved_folder_loads_without_llm_lab(tmp_path):
+def test_a_saved_folder_loads_without_llm_lab(tmp_path, run_without_llm_lab):
     models = {
         "rope": tiny_model("rope", norm="layernorm", activation="relu"),
         "alibi": tiny_model("alibi", sliding_window=5, tie_word_embeddings=True),
@@ -33,12 +30,7 @@ def test_a_saved_folder_loads_without_llm_lab(tmp_path):
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
         torch.save(ids, tmp_path / name / "ids.pt")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    folders = [str(tmp_path / name) for name in models]
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD_WITHOUT_LLM_LAB, *folders], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    run_without_llm_lab(LOAD_WITHOUT_LLM_LAB, *(tmp_path / name for name in models))
     for name, model in models.items():
         folder = tmp_path / name
         assert torch.equal(torch.load(folder / "logits.pt", weights_only=True), model(ids).logits)

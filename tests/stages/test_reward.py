@@ -92,10 +92,7 @@ def test_the_evaluation_equals_the_saved_models_scores_of_held_out_pairs(tmp_pat
     assert_loaded_model_says_the_same(folder, data, result)
 
 
-def test_the_saved_model_scores_the_same_without_llm_lab(tmp_path):
-    import subprocess
-    import sys
-
+def test_the_saved_model_scores_the_same_without_llm_lab(tmp_path, run_without_llm_lab):
     base = write_base(tmp_path / "base", position_embedding="alibi", activation="gelu")
     data = write_preferences(tmp_path / "pairs.jsonl", count=40)
     folder, _, _ = run_stage(make_recipe(base, data, **{"train.max_steps": 2}), tmp_path / "run")
@@ -112,18 +109,9 @@ inputs = tokenizer.apply_chat_template(chats, return_dict=True, return_tensors="
 assert "llm_lab" not in sys.modules
 print("scores", *model(**inputs).logits[:, 0].tolist())
 """
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "HF_HUB_OFFLINE": "1",
-        "HOME": str(tmp_path),
-        "HF_HOME": str(tmp_path / "hf"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    printed = run_without_llm_lab(program)
     ours = load_reward_model(folder.model_path)(["7?"] * 2, ["please", "a tree"])
-    assert [float(word) for word in done.stdout.rpartition("scores")[2].split()] == pytest.approx(ours, abs=1e-5)
+    assert [float(word) for word in printed.rpartition("scores")[2].split()] == pytest.approx(ours, abs=1e-5)
 
 
 def test_identical_pairs_are_dropped_and_counted(tmp_path):

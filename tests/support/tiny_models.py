@@ -84,13 +84,6 @@ def decode_in_chunks(model: LabForCausalLM, ids: torch.Tensor, mask: torch.Tenso
 LOAD_WITHOUT_LLM_LAB = """
 import sys
 import torch
-
-class NoLab:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "llm_lab":
-            raise ImportError("llm_lab is not available")
-
-sys.meta_path.insert(0, NoLab())
 from transformers import AutoModelForCausalLM
 for folder in sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()

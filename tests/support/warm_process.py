@@ -1,7 +1,6 @@
-"""A process in which torch and transformers are imported once; exports are verified in forks of it.
+"""A process in which torch and transformers are imported once, and LLM Lab can't be; programs run in forks of it.
 
-A verification starts a new process, which takes four seconds to import them. Here the same program runs in a process
-that is as new: without LLM Lab, and with a module cache of its own.
+A new process takes four seconds to import them. A fork is as new: it has its own module cache and no LLM Lab.
 """
 
 import contextlib
@@ -34,9 +33,9 @@ def work(job):
     os.environ.update(job["env"])
     dynamic_module_utils.HF_MODULES_CACHE = job["env"]["HF_MODULES_CACHE"]
     sys.argv = ["-c", *job["arguments"]]
-    out = os.open(job["output"], os.O_WRONLY | os.O_CREAT)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(os.path.join(job["folder"], name), os.O_WRONLY | os.O_CREAT), number)
     exec(compile(job["program"], "<string>", "exec"), {"__name__": "__main__"})
 
 for line in sys.stdin:
@@ -49,6 +48,7 @@ for line in sys.stdin:
             sys.stderr.flush()
             os._exit(1)
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -60,7 +60,9 @@ class WarmProcess:
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
 
-    def run(self, command: Sequence[str], *, cwd: str, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess:
+    def run(
+        self, command: Sequence[str], *, cwd: str | Path, env: dict[str, str], **_: Any
+    ) -> subprocess.CompletedProcess:
         """Do what subprocess.run does for the command [python, -c, program, arguments...]."""
         python, flag, program, *arguments = command
         assert (python, flag) == (sys.executable, "-c")
@@ -68,12 +70,12 @@ class WarmProcess:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self._server = subprocess.Popen([python, "-c", SERVER], env=env, **pipes)
         with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder, "output")
-            job = {"program": program, "arguments": arguments, "cwd": cwd, "env": env, "output": str(output)}
+            job = {"program": program, "arguments": arguments, "cwd": str(cwd), "env": env, "folder": folder}
             self._server.stdin.write(json.dumps(job) + "\n")
             self._server.stdin.flush()
             code = int(self._server.stdout.readline())
-            return subprocess.CompletedProcess(list(command), code, "", output.read_text(encoding="utf-8"))
+            written = [Path(folder, name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+            return subprocess.CompletedProcess(list(command), code, *written)
 
     def close(self) -> None:
         if self._server is not None:
