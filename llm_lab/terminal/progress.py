@@ -25,7 +25,6 @@ from llm_lab.events import (
     ignore,
 )
 from llm_lab.runs.processes import is_first_process
-from llm_lab.runs.report import describe_scores
 
 from .console import has_colors, make_console, one_line, printable, supports_unicode
 from .frame import HELP_HINT, Track, describe_progress, draw_frame, numbers_of, turn_help_page
@@ -91,6 +90,8 @@ def print_scores(console: Console, scores: Mapping[str, Mapping[str, float]]) ->
     """Print the scores of a pipeline's stages as a table."""
     from rich.table import Table
     from rich.text import Text
+
+    from llm_lab.runs.report import describe_scores
 
     head, *rows = describe_scores(scores)
     table = Table(box=None, padding=(0, 2, 0, 0))
