@@ -13,6 +13,7 @@ import pytest
 from conftest import tiny_recipe, write_text
 from support.measured_sweeps import fill_cells
 
+import llm_lab
 from llm_lab.cli import main
 from llm_lab.estimate.adapter_base import weights_digest
 from llm_lab.runs.folder import RunFolder
@@ -70,6 +71,11 @@ def test_a_sweep_ends_with_a_table_keeps_a_failure_and_skips_what_is_done(capsys
     assert main(words) == 1
     assert (done.cell.folder.stat().st_mtime_ns, RunFolder(failed.cell.folder).facts()) == before
     assert "0 of 2" in capsys.readouterr().out
+    rates = [{"name": "adamw", "learning_rate": 0.01}, {"name": "adamw", "learning_rate": 9.0, "eps": 1e-30}]
+    found = llm_lab.sweep("recipe.yaml", {"optimizer": rates}, name="s")  # the same sweep, from Python
+    assert list(found.table["n"]) == [1, 0]
+    assert list(found.cells["status"]) == ["done", "failed"]
+    assert "optimizer.learning_rate" in list(found.differences["key"])
 
 
 @pytest.fixture
