@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError, one_of
 from llm_lab.recipe.fields import groups_of, value_at
-from llm_lab.recipe.files import apply_overrides, parse_yaml
+from llm_lab.recipe.files import apply_overrides, format_value, parse_yaml
 from llm_lab.recipe.registry import stage_of
 from llm_lab.recipe.validate import find_key
 from llm_lab.runs.folder import slug
@@ -115,10 +115,19 @@ def configurations_of(raw: Mapping[str, Any], grid: Grid) -> tuple[list[Configur
         values = dict(zip(grid.values, combination, strict=True))
         words = [f"{key}={text}" for key, text in values.items()]
         recipe = with_words(raw, [*grid.fixed, *words], remarks)
-        label = ", ".join(f"{short[key]}={text}" for key, text in values.items()) or "recipe"
-        name = "-".join(f"{short[key]}={slug(text, 'empty')}" for key, text in values.items())
+        label = ", ".join(f"{short[key]}={shown_value(text)}" for key, text in values.items()) or "recipe"
+        name = "-".join(f"{short[key]}={slug(shown_value(text), 'empty')}" for key, text in values.items())
         found.append(Configuration(label, name, values, recipe))
     return _with_different_names(found), list(remarks)
+
+
+def shown_value(text: str) -> str:
+    """Return a value for people: of a group, its name and its keys, as in `adamw learning_rate=0.004`."""
+    value = parse_yaml(text) if text.startswith("{") else None
+    if not isinstance(value, Mapping):
+        return text
+    keys = [f"{key}={format_value(inner)}" for key, inner in value.items() if key != "name"]
+    return " ".join([*([str(value["name"])] if "name" in value else []), *keys])
 
 
 def with_words(raw: Mapping[str, Any], words: Iterable[str], remarks: dict[str, None]) -> dict[str, Any]:

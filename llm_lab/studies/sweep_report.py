@@ -11,7 +11,7 @@ from llm_lab.runs.glossary import name_of, quantity, write
 from llm_lab.runs.plots import Interval, Line, draw_heatmap, draw_intervals, draw_lines
 
 from .cells import CellState
-from .grid import Configuration, short_keys
+from .grid import Configuration, short_keys, shown_value
 from .measures import less_is_better, rows_of
 from .report_files import ReportFiles
 from .results import Row, difference_rows, summarize, write_tables
@@ -117,10 +117,10 @@ def result_table(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[str], list[lis
     """Return head and rows: the configuration, mean, standard deviation, n, every seed, time and tokens per run."""
     short = short_keys(sweep.keys)
     head = [*(short[key] for key in sweep.keys)] or ["configuration"]
-    head += ["mean", "SD", "n", *(f"seed {seed}" for seed in sweep.seeds), "time per run", "tokens per run"]
+    head += ["mean", "SD", "n", *(f"seed {seed}" for seed in sweep.seeds), "time", "tokens"]
     table = []
     for row in rows:
-        named = [row.configuration.values[key] for key in sweep.keys] or [row.configuration.label]
+        named = [shown_value(row.configuration.values[key]) for key in sweep.keys] or [row.configuration.label]
         cells = [write(sweep.measure, row.mean) if row.n else "-", _spread(sweep.measure, row), str(row.n)]
         for state in row.states:
             shown = state.status if state.status != "done" else "-"
@@ -142,7 +142,7 @@ def differences_table(sweep: Sweep, rows: Sequence[Sequence[str]]) -> tuple[list
 
 def picture_label(sweep: Sweep, configuration: Configuration) -> str:
     """Return a short name of a configuration for a picture: the values of the swept keys."""
-    return " · ".join(configuration.values.values()) or configuration.label
+    return " · ".join(map(shown_value, configuration.values.values())) or configuration.label
 
 
 def what_labels_are(sweep: Sweep) -> str:
@@ -162,6 +162,7 @@ def how_to_read(sweep: Sweep, rows: Sequence[Row]) -> str:
     else:
         text = "SD: standard deviation over the seeds. All configurations have the same seeds, so they can be compared "
         text += "seed by seed."
+    text += " Time and tokens are those of one run."
     if len({row.n for row in rows}) > 1:
         text += " Not all have the same number of runs."
     if len(rows) > 1:
@@ -205,9 +206,14 @@ def add_heatmap(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
     values = [[means.get((one, other)) for other in names[across]] for one in names[down]]
     short = short_keys(sweep.keys)
     svg = draw_heatmap(
-        values, rows=names[down], columns=names[across], title=f"Mean {name_of(sweep.measure)}",
-        x=short[across], y=short[down], digits=3,
-    )  # fmt: skip
+        values,
+        rows=list(map(shown_value, names[down])),
+        columns=list(map(shown_value, names[across])),
+        title=f"Mean {name_of(sweep.measure)}",
+        x=short[across],
+        y=short[down],
+        digits=3,
+    )
     better = "Lower" if less_is_better(sweep.measure) else "Higher"
     report.picture(
         "heatmap.svg", svg, f"The mean {name_of(sweep.measure)} for each pair of values. {better} is better."

@@ -19,6 +19,7 @@ from .plan_panel import BANNER
 if TYPE_CHECKING:
     from rich.console import Console
 
+PLAIN_COLUMNS = 160  # of a table in a file or a pipe
 STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "warn", "waiting": "dim"}
 
 
@@ -187,13 +188,16 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
 
 
 def print_result_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with its numbers aligned to the right."""
+    """Print a table with its numbers aligned to the right; only its first column is wrapped."""
     from rich.table import Table
     from rich.text import Text
 
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_COLUMNS)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for number, name in enumerate(head):
-        table.add_column(Text(name, style="title"), justify="right" if number else "left", overflow="fold")
+        side = "right" if number else "left"
+        table.add_column(Text(name, style="title"), justify=side, overflow="fold", no_wrap=number > 0)
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     console.print(table)

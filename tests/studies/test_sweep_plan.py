@@ -61,7 +61,8 @@ def test_an_item_of_a_list_and_a_whole_group_can_be_compared():
     assert [cell.recipe["data"][0]["weight"] for cell in weights.cells()] == [1.0, 3.0]
     groups = plan_sweep(tiny_recipe(), ["optimizer={name: muon, learning_rate: 0.015},{name: lion}"])
     assert [cell.recipe["optimizer"]["name"] for cell in groups.cells()] == ["muon", "lion"]
-    assert len({cell.name for cell in groups.cells()}) == 2
+    names = [cell.name for cell in groups.cells()]
+    assert names == ["optimizer=muon-learning_rate-0.015-seed=1337", "optimizer=lion-seed=1337"]
 
 
 def test_another_optimizer_does_not_get_the_learning_rate_of_the_recipes_own():
