@@ -133,7 +133,7 @@ def result_table(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[str], list[lis
 
 def differences_table(sweep: Sweep, rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of what the configurations changed, with the shorter side across."""
-    labels = [one.label for one in sweep.configurations]
+    labels = [picture_label(sweep, one) for one in sweep.configurations]
     if len(rows) > len(labels):
         return ["key", *labels], [list(row) for row in rows]
     columns = [[row[at] for row in rows] for at in range(1, len(labels) + 1)]

@@ -110,7 +110,7 @@ def test_the_report_has_the_differences_the_pictures_and_the_data(measured):
     folder = measured.folder
     report = (folder / "report.md").read_text()
     assert "lower is better" in report
-    table = [line for line in report.splitlines() if line.startswith("| learning_rate=0.02, norm=layernorm |")]
+    table = [line for line in report.splitlines() if line.startswith("| 0.02 · layernorm |")]
     assert {"0.02", "layernorm"} <= set(table[0].strip("| ").split(" | "))
     for picture in ("intervals.svg", "heatmap.svg", "curves.svg"):
         assert picture in report
