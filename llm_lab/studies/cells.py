@@ -155,8 +155,7 @@ class _Work:
             return
         claim = self._claim(cell) if status != "running" else None
         if claim is None:
-            since = self._busy_since.setdefault(cell.name, time.monotonic())
-            if time.monotonic() - since > PATIENCE_SECONDS or self._is_claimed(cell):
+            if self._has_waited(cell) or self._is_claimed(cell):
                 self._left.remove(cell)
             return
         self._left.remove(cell)
@@ -179,6 +178,10 @@ class _Work:
             return None
         return claim
 
+    def _has_waited(self, cell: Cell) -> bool:
+        """Return whether a cell has been in progress elsewhere for longer than it takes to save and end."""
+        return time.monotonic() - self._busy_since.setdefault(cell.name, time.monotonic()) > PATIENCE_SECONDS
+
     def _place(self, cell: Cell) -> Path:
         return self.sweep.folder / ".claims" / cell.name
 
@@ -193,7 +196,8 @@ class _Work:
             running.process.stdin.close()
         status = run.status()
         if code == BUSY or status == "running":  # a process that saves its work, or one that was started by hand
-            self._left.append(cell)
+            if not self._has_waited(cell):
+                self._left.append(cell)
         elif code > 0 and status not in ("failed", "stopped"):
             self._record_failure(run, code, running.log)
         elif status == "done":
