@@ -11,7 +11,7 @@ from llm_lab.job import Job
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import OF_THE_MACHINE, QUANTITIES, quantity
 
-# What one compares runs by, in this order, where a run has it.
+# What runs are usually compared by; --measure takes others, too.
 MEASURES = ("eval_accuracy", "eval_loss", "exact_match_sampled", "eval_reward_sampled", "bits_per_byte", "exact_match")
 # Keys on which the text or the unit of the validation loss depends.
 CHANGES_THE_MEASURE = {

@@ -18,7 +18,11 @@ from .results import Row, difference_rows, summarize, write_tables
 from .sweep import Sweep
 
 FEW_POINTS = 3  # a curve of fewer evaluations shows nothing
-CURVES = {"eval_loss": "loss", "bits_per_byte": "loss"}  # measured rarely: what is logged often instead
+# What is logged often, for results that are measured rarely; elsewhere the training loss.
+LOGGED_OFTEN = {
+    **dict.fromkeys(("eval_reward_sampled", "exact_match_sampled", "exact_match"), "reward"),
+    "eval_accuracy": "accuracy",
+}
 SMOOTH_ABOVE, SMOOTH_SHARE = 60, 40  # curves of more points are averaged over a 40th of them
 
 
@@ -224,7 +228,7 @@ def add_curves(report: ReportFiles, sweep: Sweep, rows: Sequence[Row]) -> None:
     """Add the curves of all configurations: mean over the seeds, with a band from the lowest to the highest."""
     key = sweep.measure
     if not any(len(curve) >= FEW_POINTS for curve in _curves(sweep, rows, key).values()):
-        key = CURVES.get(key, "loss")
+        key = LOGGED_OFTEN.get(key, "loss")
     found = {name: curve for name, curve in _curves(sweep, rows, key).items() if len(curve) >= FEW_POINTS}
     if not found:
         return
