@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+from .axis import number
 from .color_scale import scale_of
 from .figure import EDGE, Figure, is_number, with_decimals
 from .svg import SIZE, WIDTH, bar, stroke, width_of, words
@@ -67,7 +69,9 @@ def draw_heatmap(
         if index % every == 0:
             figure.add(words(left - 6, top + tall * (index + 0.5) + 4, name, "end", room=190))
 
-    widest = max(width_of(with_decimals(value, digits), 11) for value in found)
+    all_zero = any(found) and max(map(abs, found)) < 0.5 * 10**-digits
+    write = partial(number, digits=2) if all_zero else partial(with_decimals, decimals=digits)
+    widest = max(width_of(write(value), 11) for value in found)
     written = tall >= 14 and widest <= wide - 4
     strange = 0
     gap = 1.0 if wide >= 10 else 0.0
@@ -77,7 +81,7 @@ def draw_heatmap(
             about = f"{rows[row]}, {columns[column]}"
             if is_number(value):
                 name = scale.color(value)
-                text = with_decimals(value, digits)
+                text = write(value)
                 figure.add(bar(across, down, wide - gap, tall - gap, name, about=f"{about}: {value:.{digits + 2}g}"))
                 if written:
                     figure.add(

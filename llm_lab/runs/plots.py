@@ -135,7 +135,10 @@ def _draw_axes(
     left = EDGE + max(map(width_of, tick_labels(marks))) + 8
     figure.add(*draw_upright(upright, marks, left, right))
     flat = axis_of(across, left, right, log=log_x, room=room)
-    figure.add(*draw_flat(flat, flat.marks(max(2, int((right - left) // 70))), bottom))
+    marks = flat.marks(max(2, int((right - left) // 70)))
+    if all(value == int(value) for value in across):  # layers, steps, epochs: nothing is between two of them
+        marks = [mark for mark in marks if mark == int(mark)]
+    figure.add(*draw_flat(flat, marks, bottom))
     figure.add(words(EDGE, top - 12, y, room=WIDTH / 2 - EDGE) if y else "")
     figure.add(words(right, bottom + 34, x, "end", room=right - EDGE))
     return flat, upright

@@ -182,6 +182,18 @@ def test_the_colors_of_a_diverging_heatmap_are_neutral_at_zero():
     assert len(set(cells.values())) == 3
 
 
+def test_values_that_would_all_be_rounded_to_zero_keep_their_digits():
+    picture = parse(draw_heatmap([[-5e-5, 2e-5, 0.0]], rows=["a"], columns=["b", "c", "d"], title="t"))
+    assert [text for text in texts(picture) if text in ("-5e-5", "2e-5", "0", "0.00")].count("0.00") == 0
+    assert {"-5e-5", "2e-5"} <= set(texts(picture))
+
+
+def test_whole_numbers_have_whole_marks():
+    layers = parse(draw_lines([Line("a", [(0, 1.5), (1, 2.5), (2, 1.7)])], title="t", x="layer", y="y"))
+    below = max(float(text.get("y")) for text in layers.iter(f"{SVG}text") if shown(text) == "2")
+    assert [shown(text) for text in layers.iter(f"{SVG}text") if float(text.get("y")) == below] == ["0", "1", "2"]
+
+
 def test_a_rounded_zero_has_no_minus():
     picture = parse(draw_heatmap([[-0.001, -0.5]], rows=["a"], columns=["b", "c"], title="t", diverging=True))
     assert {"0.00", "-0.50"} <= set(texts(picture))
