@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.errors import LabError, Problem, UserError, file_error
 from llm_lab.events import Listener
 from llm_lab.runs.disk import remove_folder, write_atomically
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, runs_named, slug
@@ -116,7 +116,7 @@ def run_study(folder: RunFolder, listener: Listener) -> None:
             study.write_report()
         except BaseException as error:
             _record_end(folder, error)
-            if isinstance(error, Exception | SystemExit) and not isinstance(error, LabError | OSError):
+            if isinstance(error, Exception | SystemExit) and not _is_explained(error):
                 raise _explained(folder, Path(about["file"]), error) from error
             raise
         folder.update(status="done", ended_at=now())
@@ -149,6 +149,11 @@ def _load(file: Path) -> Any:
     sys.modules[spec.name] = module  # pydantic looks up the types of Options there
     spec.loader.exec_module(module)
     return module
+
+
+def _is_explained(error: BaseException) -> bool:
+    """Return whether an error says by itself what the user can do: no space left, no permission, wrong input."""
+    return isinstance(error, LabError) or (isinstance(error, Exception) and file_error(error) is not None)
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:

@@ -39,7 +39,7 @@ APP_NAME = "Sums"
 
 class Options(BaseModel):
     numbers: list[int] = Field([1, 2], min_length=1, description="numbers to add")
-    ending: Literal["well", "raise", "refuse", "exit", "die", "wait"] = Field("well", description="how it ends")
+    ending: Literal["well", "raise", "refuse", "exit", "die", "lose", "wait"] = Field("well", description="how it ends")
 
     @field_validator("numbers")
     @classmethod
@@ -60,6 +60,8 @@ def run(options: Options, study) -> None:
     study.result("total", total)
     if options.ending == "raise":
         {}["missing"]
+    if options.ending == "lose":
+        open("nowhere.txt")
     if options.ending == "exit":
         sys.exit(0)
     if options.ending == "die":
@@ -127,7 +129,12 @@ def test_input_that_an_experiment_refuses_is_an_error_of_the_user_and_leaves_not
 
 
 @pytest.mark.parametrize(
-    ("ending", "part"), [("exit", "the experiment raised SystemExit"), ("die", "was ended by signal 9")]
+    ("ending", "part"),
+    [
+        ("exit", "the experiment raised SystemExit"),
+        ("lose", "the experiment raised FileNotFoundError"),
+        ("die", "was ended by signal 9"),
+    ],
 )
 def test_a_process_that_ends_without_a_result_has_failed(ending, part, capfd):
     assert main(["study", "sums", f"ending={ending}"]) == 1
