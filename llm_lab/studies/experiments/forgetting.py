@@ -83,7 +83,7 @@ def run(options: Options, study: Study) -> None:
     ways |= {f"{share:.0%} replay at {middle:g}": {"rate": middle, "replay": share} for share in options.replay}
     runs: dict[str, RunFolder] = {}
     for name, way in ways.items():
-        folder = "-".join(f"{key}-{value:g}" for key, value in way.items())
+        folder = "-".join(f"{key}-{value:g}" for key, value in way.items()).replace("+", "")
         runs[name] = study.train(_fine_tune(options, study, str(base.path), **way), folder)
     study.say("measuring the new task")
     tests = open_examples(options.data, kind="conversation", split="test").examples[:TESTS]

@@ -56,7 +56,7 @@ def run(options: Options, study: Study) -> None:
     failed: dict[tuple[int, float], str] = {}
     for width in options.widths:
         for rate in rates:
-            name = f"width-{width}-rate-{rate:g}"
+            name = _name(width, rate)
             recipe = pretraining(
                 width=width,
                 layers=options.layers,
@@ -89,6 +89,11 @@ def run(options: Options, study: Study) -> None:
         ],
         "Validation loss in nats per byte after the last step.",
     )
+
+
+def _name(width: int, rate: float) -> str:
+    """Return the name of a run: 1e+06 is written 1e06."""
+    return f"width-{width}-rate-{rate:g}".replace("+", "")
 
 
 def _best(rates: list[float], losses: dict[tuple[int, float], float | None], width: int) -> float | None:
@@ -155,7 +160,7 @@ def _draw_curves(
     most = 1.1 * math.log(BYTES)
     lines = []
     for rate, name in sorted(named.items()):
-        curve = points(study.child(f"width-{width}-rate-{rate:g}"), "loss")
+        curve = points(study.child(_name(width, rate)), "loss")
         lines.append(Line(f"{name}: {rate:g}", [(step, loss) for step, loss in curve if loss < most]))
     study.heading("What it looks like while it trains")
     caption = "Too small: smooth, and still high at the end. Right: falls fast, and still falls at the end. Too large: "
