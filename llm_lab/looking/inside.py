@@ -164,11 +164,13 @@ def look_inside(
     name: str,
     folder: str,
     ablation: bool = True,
+    repeats: Repeats | None = None,
     listener: Listener = ignore,
 ) -> Inside:
     """Measure a causal LM in eval mode over one text. ids: at least two tokens, within the model's context.
 
-    ablation: also measure the loss without single heads. Raises UserError if the layers of the model aren't found.
+    ablation: also measure the loss without single heads. repeats: the random tokens on which heads are scored; by
+    default, those that suit the model. Raises UserError if the layers of the model aren't found.
     """
     limit = tolerance(model)
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -202,7 +204,7 @@ def look_inside(
         checks.append(Check("the attributions sum to the logit", attribution.error, limit))
         if attribution.why:
             missing["heads of attribution"] = f"There is no attribution by head: {attribution.why}."
-    entropy, sink, scores, repeats = _look_at_heads(model, tokenizer, found, missing)
+    entropy, sink, scores, repeats = _look_at_heads(model, tokenizer, found, repeats, missing)
     ablations: list[Ablation] = []
     every = False
     if ablation and scores is not None and repeats is not None:
@@ -261,12 +263,12 @@ def _norm(states: torch.Tensor) -> torch.Tensor:
 
 
 def _look_at_heads(
-    model: Any, tokenizer: Any, found: Recording, missing: dict[str, str]
+    model: Any, tokenizer: Any, found: Recording, repeats: Repeats | None, missing: dict[str, str]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, HeadScores | None, Repeats | None]:
     """Return entropy and attention to the first token on the text, and the scores on repeated random tokens."""
     heads = next((len(weights) for weights in found.attention if weights is not None), 0)
     try:
-        repeats = repeats_for(model, tokenizer)
+        repeats = repeats or repeats_for(model, tokenizer)
     except UserError as error:
         missing["scores"] = f"There are no scores of heads: {error.problems[0]}"
         return None, None, None, None

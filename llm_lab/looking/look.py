@@ -151,9 +151,16 @@ def _compare(
             Problem("--against", why, value=candidate.name, fix="`llm-lab compare` compares their outputs.")
         )
     other = look_inside(
-        model, tokenizer, inside.ids, name=candidate.name, folder=candidate.folder, ablation=False, listener=listener
+        model,
+        tokenizer,
+        inside.ids,
+        name=candidate.name,
+        folder=candidate.folder,
+        ablation=False,
+        repeats=inside.repeats,
+        listener=listener,
     )
-    shapes = [f"{one.layers} layers of {one.heads} heads" for one in (inside, other)]
+    shapes = [f"{one.layers} layer{'s' * (one.layers != 1)} of {one.heads} heads" for one in (inside, other)]
     if shapes[0] != shapes[1]:
         why = f"it has {shapes[1]}, but {inside.name} has {shapes[0]}"
         fix = "Compare a model with one that was tuned from it."

@@ -246,6 +246,8 @@ def checkpoints() -> Flow[Next | None]:
     )
     if picked in (EVAL.name, EXPORT.name):
         return Next(picked, answers=model_answers("model.checkpoint", path), can_return=True)
+    if picked == "look":
+        return Next("look", answers=model_answers("look", path), can_return=True)
     if picked == "next" and run is not None:
         return Next("next steps", {"path": path}, can_return=True)
     if picked == "chat":
@@ -274,6 +276,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     choices += [Choice("chat", "Chat with it")] if generates else []
     if run is not None and next_stages(run) and run.status() == "done":
         choices.append(Choice("next", "Continue with its model: the next stage"))
+    choices += [Choice("look", "Look inside it")] if generates else []
     choices += [Choice(EVAL.name, "Evaluate it"), Choice(EXPORT.name, "Export it")] if generates else []
     if generates and run is not None and run.checkpoints():
         choices.append(Choice("time", "Compare its checkpoints on one prompt"))

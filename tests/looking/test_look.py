@@ -144,7 +144,7 @@ def test_a_text_that_is_longer_than_the_context_is_cut_with_a_remark(models):
         ("", None, "it is empty"),
         (" \n", None, "it is empty"),
         ("a", None, "a single token"),
-        (TEXT, "shallow", "it has 1 layers of 4 heads"),
+        (TEXT, "shallow", "it has 1 layer of 4 heads, but .* has 2 layers of 4 heads"),
         (TEXT, "base", "this is the same model"),
         (TEXT, "nowhere", "there is no such run or model"),
     ],
@@ -182,6 +182,19 @@ def test_an_adapter_is_looked_at_with_what_it_changes(models):
     )
     assert all(check.holds for check in found.inside.checks)
     assert found.difference.attention.max() > 0.001
+
+
+def test_a_model_with_more_tokens_is_scored_on_the_same_random_tokens(models):
+    from support.adapters import with_chat_tokens
+
+    from llm_lab.hf.load import load_model
+
+    grown, tokenizer = with_chat_tokens(load_model(models / "base"))
+    save_model(grown, models / "grown", tokenizer)
+    found = look(str(models / "base"), TEXT, against=str(models / "grown"), out=models / "look-grown", device="cpu")
+    assert found.difference.other.recording.logits.shape[1] > found.inside.recording.logits.shape[1]
+    assert float(found.difference.induction.abs().max()) < 1e-6
+    assert float(found.difference.divergence.max()) < 1e-5
 
 
 def test_a_folder_that_is_not_empty_is_not_written_to(models):

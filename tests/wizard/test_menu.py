@@ -118,7 +118,12 @@ def test_a_repository_on_the_hub_is_named_as_owner_and_name():
 
 
 def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
-    for line, flow in (("Evaluate it", "eval"), ("Export it", "export"), ("Continue with its model", "next steps")):
+    for line, flow in (
+        ("Look inside it", "look"),
+        ("Evaluate it", "eval"),
+        ("Export it", "export"),
+        ("Continue with its model", "next steps"),
+    ):
         assert answers(checkpoints, [MODEL, line]).result.flow == flow
     exported = follow(answers(checkpoints, [MODEL, "Export it"]).result, [])
     assert exported.question.key == "export.to"
