@@ -247,7 +247,7 @@ def summary_of(looked: Findings) -> list[str]:
         found.append(
             f"Random tokens, repeated once: loss {first:.2f} on the first copy, {second:.2f} on the second: {verdict}."
         )
-    if inside.ablations:
+    if inside.ablations and inside.induction_heads():
         found.append(_causal(inside))
     if (lens := inside.lens) is not None:
         settled = sorted(lens.settled.tolist())

@@ -30,6 +30,8 @@ from .sections import (
     highest,
 )
 
+SMALL_CHANGE = 0.1  # of a score: the colors of a difference reach at least this far
+
 
 def write_look(looked: Findings, folder: Path) -> None:
     """Write look.html and look.json into a folder, which is created."""
@@ -107,7 +109,7 @@ def _add_difference(page: Page, inside: Inside, difference: Difference) -> None:
     page.heading(f"Against {other.name}")
     page.text(
         f"Both models read the same tokens. The loss on the text is {inside.loss:.3f} for {inside.name} and "
-        f"{other.loss:.3f} for {other.name}. Differences are {other.name} minus {inside.name}: orange is more, "
+        f"{other.loss:.3f} for {other.name}. Differences are the second minus the first: orange is more, "
         "blue less, and the scale is symmetric around zero. In the first picture of this page, the switch "
         "shows the difference for every head."
     )
@@ -117,8 +119,9 @@ def _add_difference(page: Page, inside: Inside, difference: Difference) -> None:
             "The share of each head's attention that goes to other tokens in the other model, on average.",
         )
     if difference.induction is not None:
+        far = max(SMALL_CHANGE, float(difference.induction.nan_to_num(0).abs().max()))
         page.picture(
-            draw_by_head(difference.induction, "Change of the induction score", diverging=True),
+            draw_by_head(difference.induction, "Change of the induction score", diverging=True, low=-far, high=far),
             "Which heads have become more of an induction head, or less.",
         )
     page.picture(
@@ -132,10 +135,8 @@ def _add_difference(page: Page, inside: Inside, difference: Difference) -> None:
     )
     if difference.cka is not None:
         page.picture(
-            draw_cka(
-                difference.cka, "CKA of the two models", f"{other.name}, after layer", f"{inside.name}, after layer"
-            ),
-            "How similar each layer of one model is to each layer of the other. A diagonal of 1 that fades "
+            draw_cka(difference.cka, "CKA of the two models", "the second, after layer", "the first, after layer"),
+            "How similar each layer of the first model is to each layer of the second. A diagonal of 1 that fades "
             "with depth is typical of fine-tuning: it changes the last layers most.",
         )
     page.table(
@@ -227,7 +228,7 @@ def _add_checks(page: Page, looked: Findings) -> None:
         [
             (
                 check.name if len(models) == 1 else f"{model.name}: {check.name}",
-                f"{check.error:.1e}",
+                f"{check.error:.1e}" if check.error else "0",
                 f"{check.limit:.0e}",
                 "holds" if check.holds else "fails",
             )
