@@ -1,0 +1,92 @@
+"""The experiments attention and probing, as the command runs them, at the smallest size."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from llm_lab.data.arithmetic_world import PEOPLE, world_documents
+from llm_lab.errors import UserError
+from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
+from llm_lab.studies.counted_stories import LABELS, counted_stories
+from llm_lab.studies.experiment_files import find_experiment
+from llm_lab.studies.experiments import probing
+from llm_lab.studies.repeated_texts import CHARACTERS, repeated_texts
+from llm_lab.studies.study_process import open_study, run_study
+
+
+def run_tiny(name, root, **options):
+    """Run an experiment as the command does; return its folder."""
+    folder, _ = open_study(find_experiment(name), {"device": "cpu", **options}, root=root)
+    run_study(folder, lambda event: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def attention_study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("attention")
+    return run_tiny("attention", root, steps=20, checkpoints=4, batch=2, hidden_size=32, heads=2, one_layer=False)
+
+
+def test_attention_measures_every_checkpoint_and_removes_every_head(attention_study):
+    results = attention_study.facts()["results"]
+    assert 0 <= results["induction_score"] <= 1
+    assert results["loss_on_new_text"] > 0
+    checkpoints = json.loads((attention_study.path / "tables/checkpoints.json").read_text())
+    assert [row["step"] for row in checkpoints] == [5, 10, 15, 20]
+    heads = json.loads((attention_study.path / "tables/heads.json").read_text())
+    assert len(heads) == 4
+    for picture in ("appearance", "removed", "head"):
+        assert (attention_study.path / f"pictures/{picture}.svg").read_text().startswith("<svg")
+
+
+def test_attention_refuses_a_longest_chunk_below_the_shortest(tmp_path):
+    with pytest.raises(UserError, match="longest"):
+        run_tiny("attention", tmp_path, shortest=20, longest=10)
+
+
+def test_only_the_repetition_of_a_text_can_be_predicted():
+    for text in repeated_texts(20, shortest=6, longest=20, times=3, seed=1):
+        chunk = text[: len(text) // 3]
+        assert text == chunk * 3
+        assert len(set(chunk)) == len(chunk)
+        assert set(chunk) <= set(CHARACTERS)
+    assert len({len(text) for text in repeated_texts(20, shortest=6, longest=20, times=3, seed=1)}) > 5
+
+
+def test_probing_reports_every_fact_at_every_layer(tmp_path):
+    folder = run_tiny("probing", tmp_path, steps=10, hidden_size=32, layers=1, train_stories=200, test_stories=100)
+    rows = json.loads((folder.path / "tables/probes.json").read_text())
+    assert len(rows) == 2 * len(LABELS) * 2
+    assert all(0 <= row[key] <= 1 for row in rows for key in ("trained", "untrained", "random labels", "most common"))
+    embedding = [row for row in rows if row["layer"] == "embedding" and row["token"] == probing.RESULT]
+    # The embedding of the same token says nothing about a story.
+    assert all(row["trained"] == pytest.approx(row["most common"]) for row in embedding)
+    assert load_tokenizer(folder.path / "model")("Tom")["input_ids"]
+
+
+def test_a_counted_story_is_the_beginning_of_a_pretraining_text():
+    documents = "\n".join(itertools.islice(world_documents(), 300))
+    for one in itertools.islice(counted_stories("train"), 30):
+        before, sign, change = one.steps.removesuffix(" =").rsplit(". ", 1)[-1].removeprefix("So ").split(" ")
+        answer = int(before) + int(change) * (1 if sign == "+" else -1)
+        assert (answer, int(sign == "+")) == (one.labels["answer"], one.labels["last change"])
+        assert one.story.startswith(f"{PEOPLE[one.labels['person']][0]} has {one.labels['start']} ")
+        assert one.story.count(".") == one.labels["changes"] + 1
+    assert "\nSo " in documents
+
+
+def test_training_and_test_stories_share_no_problem():
+    train, test = ({one.text for one in counted_stories(split)} for split in ("train", "test"))
+    assert not {text.split("\n")[1] for text in train} & {text.split("\n")[1] for text in test}
+
+
+def test_the_positions_of_a_story_are_those_of_its_last_tokens():
+    stories = list(itertools.islice(counted_stories("train"), 5))
+    tokenizer = make_byte_tokenizer()
+    ids, story_ends, ends = probing._encoded(tokenizer, stories)
+    for row, one in enumerate(stories):
+        assert tokenizer.decode(ids[row, : story_ends[row] + 1]) == one.story
+        assert tokenizer.decode(ids[row, : ends[row] + 1]) == one.text
+        assert torch.equal(ids[row, ends[row] :], ids[row, ends[row]].expand(ids.shape[1] - ends[row]))

@@ -1,0 +1,61 @@
+"""Sums modulo a number: the split, the spectrum of embeddings, and a study that learns."""
+
+import json
+
+import pytest
+import torch
+
+from llm_lab.hf.load import load_model
+from llm_lab.studies.modular_sums import (
+    SumPlan,
+    build_sum_model,
+    number_tokenizer,
+    score_sums,
+    spectrum,
+    split_sums,
+    step_of_accuracy,
+    train_sums,
+)
+
+TINY = SumPlan(7, 0.6, 16, 1, 30, 16, 1e-2, 0.1, 0, measurements=5)
+
+
+def test_all_sums_are_on_one_side_and_both_orders_on_the_same():
+    train, test = split_sums(11, 0.4, seed=0)
+    known, unknown = ({tuple(pair) for pair in side.pairs.tolist()} for side in (train, test))
+    assert len(known) + len(unknown) == 121
+    assert not known & unknown
+    assert {(b, a) for a, b in known} == known
+    assert len(known) == pytest.approx(0.4 * 121, abs=4)
+    assert torch.equal(train.results, train.pairs.sum(1) % 11)
+
+
+def test_embeddings_on_a_circle_have_one_frequency_and_random_ones_have_all():
+    model = build_sum_model(TINY)
+    angles = torch.arange(7) * 2 * torch.pi * 2 / 7
+    with torch.no_grad():
+        random = spectrum(model, 7)
+        weight = model.get_input_embeddings().weight
+        weight[:7] = 0
+        weight[:7, 0], weight[:7, 1] = angles.cos(), angles.sin()
+    assert spectrum(model, 7) == pytest.approx([0, 1, 0], abs=1e-6)
+    assert max(random) < 0.8
+    assert sum(random) == pytest.approx(1)
+
+
+def test_a_result_is_kept_with_a_model_that_opens_and_is_not_made_twice(tmp_path):
+    said = []
+    first = train_sums(TINY, tmp_path, "sums", said.append)
+    again = train_sums(TINY, tmp_path, "sums", said.append)
+    assert again == json.loads(json.dumps(first))
+    assert said[-1] == "sums: done before"
+    _, test = split_sums(7, 0.6, 0)
+    found = score_sums(load_model(str(tmp_path / "model")), test)
+    assert found == pytest.approx((first["curve"][-1]["test_accuracy"], first["curve"][-1]["test_loss"]), abs=1e-5)
+    assert number_tokenizer(7)("6 0")["input_ids"] == [6, 0]
+
+
+def test_the_step_of_an_accuracy_is_the_first_that_reaches_it():
+    curve = [{"step": 10, "a": 0.5}, {"step": 20, "a": 0.99}, {"step": 30, "a": 1.0}]
+    assert step_of_accuracy(curve, "a") == 20
+    assert step_of_accuracy(curve[:1], "a") is None
