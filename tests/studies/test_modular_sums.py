@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from llm_lab.errors import UserError
 from llm_lab.hf.load import load_model
+from llm_lab.studies.experiment_files import find_experiment
 from llm_lab.studies.modular_sums import (
     SumPlan,
     build_sum_model,
@@ -16,6 +18,7 @@ from llm_lab.studies.modular_sums import (
     step_of_accuracy,
     train_sums,
 )
+from llm_lab.studies.study_process import open_study, run_study
 
 TINY = SumPlan(7, 0.6, 16, 1, 30, 16, 1e-2, 0.1, 0, measurements=5)
 
@@ -59,3 +62,29 @@ def test_the_step_of_an_accuracy_is_the_first_that_reaches_it():
     curve = [{"step": 10, "a": 0.5}, {"step": 20, "a": 0.99}, {"step": 30, "a": 1.0}]
     assert step_of_accuracy(curve, "a") == 20
     assert step_of_accuracy(curve[:1], "a") is None
+
+
+def run_tiny(root, **options):
+    wanted = {"modulus": 7, "hidden_size": 16, "steps": 12, "batch_size": 8, **options}
+    folder, _ = open_study(find_experiment("grokking"), wanted, root=root)
+    run_study(folder, lambda event: None)
+    return folder
+
+
+def test_the_experiment_trains_with_and_without_weight_decay_for_as_many_steps(tmp_path):
+    folder = run_tiny(tmp_path)
+    rows = json.loads((folder.path / "tables/runs.json").read_text())
+    assert [row["steps"] for row in rows] == [12, 12]
+    plans = [json.loads((folder.path / run / "result.json").read_text())["plan"] for run in folder_names(folder)]
+    assert [plan["weight_decay"] for plan in plans] == [1.0, 0.0]
+    for picture in ("accuracy", "loss", "spectrum"):
+        assert (folder.path / f"pictures/{picture}.svg").read_text().startswith("<svg")
+
+
+def folder_names(folder):
+    return sorted(path.parent.name for path in folder.path.glob("*/result.json"))
+
+
+def test_the_experiment_refuses_a_width_that_the_heads_do_not_divide(tmp_path):
+    with pytest.raises(UserError, match="multiple of 8"):
+        run_tiny(tmp_path, hidden_size=20)
