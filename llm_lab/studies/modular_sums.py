@@ -21,7 +21,8 @@ from llm_lab.runs.disk import write_atomically
 from .short_training import train_model
 
 RESULT = "result.json"
-ENOUGH = 0.99  # test accuracy from which the rule counts as learned
+MEMORIZED, LEARNED = 0.99, 0.9  # accuracy on training and on test sums from which they count as such
+FINISHED = 0.99  # accuracy on test sums, three times in a row, that ends the training
 HEADS = 4
 
 
@@ -157,7 +158,7 @@ def train_sums(plan: SumPlan, folder: Path, name: str, say: Callable[[str], None
             say(
                 f"{name}: step {step:,}, right on {train_accuracy:.0%} of training and {test_accuracy:.0%} of test sums"
             )
-        return len(curve) > 2 and all(row["test_accuracy"] >= ENOUGH for row in curve[-3:])
+        return len(curve) > 2 and all(row["test_accuracy"] >= FINISHED for row in curve[-3:])
 
     def loss_of_batch(step: int) -> torch.Tensor:
         chosen = torch.randint(len(train.pairs), (min(plan.batch_size, len(train.pairs)),), generator=generator)
@@ -182,6 +183,6 @@ def train_sums(plan: SumPlan, folder: Path, name: str, say: Callable[[str], None
     return result
 
 
-def step_of_accuracy(curve: list[dict[str, float]], key: str, wanted: float = ENOUGH) -> int | None:
+def step_of_accuracy(curve: list[dict[str, float]], key: str, wanted: float) -> int | None:
     """Return the first measured step at which an accuracy is reached, or None."""
     return next((int(row["step"]) for row in curve if row[key] >= wanted), None)

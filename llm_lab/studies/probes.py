@@ -39,16 +39,18 @@ def fit_probe(vectors: torch.Tensor, labels: torch.Tensor) -> Probe:
 
     The covariance within classes is mixed with SHRINKAGE of its mean variance, so that it can be inverted.
     """
-    x = vectors.double()
+    center = vectors.double().mean(0)
+    x = vectors.double() - center
     classes, indices = labels.unique(sorted=True, return_inverse=True)
     counts = torch.bincount(indices, minlength=len(classes)).double()
     means = torch.zeros(len(classes), x.shape[1], dtype=torch.float64).index_add_(0, indices, x) / counts[:, None]
     inner = x - means[indices]
     covariance = inner.T @ inner / max(1, len(x) - len(classes))
-    scale = covariance.diagonal().mean().clamp(min=1e-12)
+    # Vectors that are all the same differ by rounding only, which must not be magnified.
+    scale = covariance.diagonal().mean().clamp(min=float(vectors.double().square().mean()) * 1e-9 + 1e-30)
     eye = torch.eye(len(covariance), dtype=torch.float64)
     weights = torch.linalg.solve((1 - SHRINKAGE) * covariance + SHRINKAGE * scale * eye, means.T)
-    offset = (counts / counts.sum()).log() - 0.5 * (means.T * weights).sum(0)
+    offset = (counts / counts.sum()).log() - 0.5 * (means.T * weights).sum(0) - center @ weights
     return Probe(weights, offset, classes.tolist())
 
 

@@ -8,7 +8,10 @@ import torch
 
 from llm_lab.data.arithmetic_world import PEOPLE, world_documents
 from llm_lab.errors import UserError
+from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
+from llm_lab.model.configuration_lab import LabConfig
+from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.studies.counted_stories import LABELS, counted_stories
 from llm_lab.studies.experiment_files import find_experiment
 from llm_lab.studies.experiments import probing
@@ -55,15 +58,24 @@ def test_only_the_repetition_of_a_text_can_be_predicted():
     assert len({len(text) for text in repeated_texts(20, shortest=6, longest=20, times=3, seed=1)}) > 5
 
 
-def test_probing_reports_every_fact_at_every_layer(tmp_path):
-    folder = run_tiny("probing", tmp_path, steps=10, hidden_size=32, layers=1, train_stories=200, test_stories=100)
+def test_probing_reports_every_fact_at_every_layer_of_a_named_model(tmp_path):
+    torch.manual_seed(0)
+    model = LabForCausalLM(LabConfig(vocab_size=257, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    save_model(model, tmp_path / "named", make_byte_tokenizer())
+    folder = run_tiny("probing", tmp_path, model=str(tmp_path / "named"), train_stories=200, test_stories=100)
     rows = json.loads((folder.path / "tables/probes.json").read_text())
     assert len(rows) == 2 * len(LABELS) * 2
     assert all(0 <= row[key] <= 1 for row in rows for key in ("trained", "untrained", "random labels", "most common"))
     embedding = [row for row in rows if row["layer"] == "embedding" and row["token"] == probing.RESULT]
-    # The embedding of the same token says nothing about a story.
-    assert all(row["trained"] == pytest.approx(row["most common"]) for row in embedding)
+    # The embedding of the same token says nothing about a story: about one in eight people is found, and so on.
+    assert all(row["trained"] < 0.3 for row in embedding if row["fact"] in ("person", "thing", "answer"))
+
+
+@pytest.mark.slow
+def test_probing_pretrains_a_model_where_none_is_named(tmp_path):
+    folder = run_tiny("probing", tmp_path, steps=10, hidden_size=32, layers=1, train_stories=200, test_stories=100)
     assert load_tokenizer(folder.path / "model")("Tom")["input_ids"]
+    assert "story_person_best" in folder.facts()["results"]
 
 
 def test_a_counted_story_is_the_beginning_of_a_pretraining_text():

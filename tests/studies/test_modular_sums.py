@@ -60,8 +60,8 @@ def test_a_result_is_kept_with_a_model_that_opens_and_is_not_made_twice(tmp_path
 
 def test_the_step_of_an_accuracy_is_the_first_that_reaches_it():
     curve = [{"step": 10, "a": 0.5}, {"step": 20, "a": 0.99}, {"step": 30, "a": 1.0}]
-    assert step_of_accuracy(curve, "a") == 20
-    assert step_of_accuracy(curve[:1], "a") is None
+    assert step_of_accuracy(curve, "a", 0.99) == 20
+    assert step_of_accuracy(curve[:1], "a", 0.99) is None
 
 
 def run_tiny(root, **options):

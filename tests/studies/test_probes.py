@@ -60,3 +60,9 @@ def test_control_labels_are_one_per_kind_and_are_drawn_from_the_real_ones():
 
 def test_the_most_common_label_is_that_of_the_training_rows():
     assert most_common_share([1, 1, 2], [1, 2, 2, 2]) == pytest.approx(0.25)
+
+
+def test_vectors_that_are_all_the_same_give_the_most_common_label():
+    vectors = torch.full((90, 5), 0.1) * torch.arange(1, 6)
+    labels = torch.tensor([4, 4, 9] * 30)
+    assert fit_probe(vectors, labels).predict(vectors).tolist() == [4] * 90

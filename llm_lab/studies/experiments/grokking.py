@@ -5,9 +5,10 @@ on every training sum and wrong on almost all others: it has memorized. If weigh
 it later becomes right on the others too, long after the training loss has nothing left to say. Without weight decay
 the same model stays with what it memorized.
 
-What to expect, with the default options in a few minutes on two cores: the training accuracy is 100 % early, the test
-accuracy follows many times later, and the numbers' embeddings end up on a few circles: a few frequencies have most of
-their spectrum, because the model adds by turning angles, as on a clock.
+What to expect, with the default options in about two minutes on two cores: after some 130 steps the model is right on
+all training sums, and until step 500 on almost none of the others, about which it gets more and more wrong. Then the
+test accuracy rises, to 90 % at about step 2,000. The embeddings of the numbers end up on a few circles: six of 29
+frequencies have 70 % of their spectrum, because the model adds by turning angles, as on a clock.
 
 What it teaches: a training curve that has ended says little about what the model has learned; weight decay prefers the
 rule, which needs smaller weights than a table of answers; and a mechanism can be recognized in the weights. It also
@@ -42,9 +43,9 @@ class Options(BaseModel):
     train_share: float = Field(0.5, gt=0, lt=1, description="share of the sums that are trained on")
     hidden_size: int = Field(64, ge=16, le=512, description="width of the model; a multiple of 8")
     layers: int = Field(1, ge=1, le=4, description="layers of the model")
-    steps: int = Field(4000, ge=10, le=1_000_000, description="the most steps; it stops when the rule is learned")
+    steps: int = Field(3000, ge=10, le=1_000_000, description="the most steps; it stops at 99 % of the test sums")
     batch_size: int = Field(512, ge=8, le=65_536, description="sums in a step")
-    learning_rate: float = Field(0.003, gt=0, le=1, description="learning rate of AdamW")
+    learning_rate: float = Field(0.002, gt=0, le=1, description="learning rate of AdamW")
     weight_decay: float = Field(1.0, gt=0, le=10, description="weight decay of the model that is expected to grok")
     seed: int = Field(0, ge=0, description="random seed")
 
@@ -81,11 +82,11 @@ def _plan(options: Options, weight_decay: float, steps: int) -> SumPlan:
 
 
 def _report(options: Options, study: Study, decay: dict[str, Any], without: dict[str, Any]) -> None:
-    from llm_lab.studies.modular_sums import step_of_accuracy
+    from llm_lab.studies.modular_sums import LEARNED, MEMORIZED, step_of_accuracy
 
     curve, other = decay["curve"], without["curve"]
-    memorized = step_of_accuracy(curve, "train_accuracy")
-    learned = step_of_accuracy(curve, "test_accuracy")
+    memorized = step_of_accuracy(curve, "train_accuracy", MEMORIZED)
+    learned = step_of_accuracy(curve, "test_accuracy", LEARNED)
     study.heading("Memorizing and understanding")
     study.text(
         f"There are {decay['train_sums']:,} sums to train on and {decay['test_sums']:,} to test on; a + b and b + a "
@@ -178,8 +179,8 @@ def _when(memorized: int | None, learned: int | None) -> str:
     if memorized is None:
         return "The model did not reach 99 % of the training sums; give it more steps."
     if learned is None:
-        return f"The training sums were right at step {memorized:,}; the test sums never were, in as many steps."
+        return f"The training sums were right at step {memorized:,}; 90 % of the test sums never were."
     return (
-        f"With weight decay, 99 % of the training sums were right at step {memorized:,} and 99 % of the test sums at "
+        f"With weight decay, 99 % of the training sums were right at step {memorized:,} and 90 % of the test sums at "
         f"step {learned:,}, {learned / memorized:.1f} times as many."
     )
