@@ -160,6 +160,10 @@ def _name(head: tuple[int, int]) -> str:
     return f"layer {head[0] + 1}, head {head[1] + 1}"
 
 
+def _short(head: tuple[int, int]) -> str:
+    return f"L{head[0] + 1} H{head[1] + 1}"
+
+
 def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment] | None) -> None:
     from llm_lab.studies.repeated_texts import CHARACTERS
 
@@ -167,14 +171,14 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
     last = moments[-1].scores
     induction, previous = _best(last.induction), _best(last.previous)
     lines = [
-        Line(f"induction ({_name(induction)})", [(m.step, float(m.scores.induction[induction])) for m in moments]),
-        Line(f"previous token ({_name(previous)})", [(m.step, float(m.scores.previous[previous])) for m in moments]),
+        Line(f"induction, {_short(induction)}", [(m.step, float(m.scores.induction[induction])) for m in moments]),
+        Line(f"previous token, {_short(previous)}", [(m.step, float(m.scores.previous[previous])) for m in moments]),
         Line("loss on the repetition", [(m.step, m.scores.second_loss / guessing) for m in moments]),
         Line("loss on new text", [(m.step, m.scores.first_loss / guessing) for m in moments]),
     ]
     if shallow:
         points = [(m.step, m.scores.second_loss / guessing) for m in shallow]
-        lines.append(Line("one layer: loss on the repetition", points, dashed=True))
+        lines.append(Line("one layer, repetition", points, dashed=True))
     before, after = _steepest(moments, induction)
     fell = before.scores.second_loss - after.scores.second_loss
     study.heading("When the head appears")
@@ -189,7 +193,8 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
         draw_lines(lines, title="Scores and loss during pretraining", x="step", y="score, or share of guessing"),
         f"The induction score of the head that ends best rises most between steps {before.step:,} and {after.step:,}, "
         f"by {float(after.scores.induction[induction] - before.scores.induction[induction]):.2f}; there the loss on "
-        f"the repetition falls by {fell:.2f} nats. The loss on new text can't fall below 1: nothing predicts it.",
+        f"the repetition falls by {fell:.2f} nats. The loss on new text stays near 1: nothing says more "
+        "about it than that no letter occurs twice. L1 H2: layer 1, head 2.",
     )
     head = ("step", "best induction score", "previous-token score", "loss on new text", "loss on the repetition")
     study.table(
