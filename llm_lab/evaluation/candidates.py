@@ -145,7 +145,7 @@ def _deleted_checkpoints(run: RunFolder, kept: int, prefix: str) -> list[str]:
     if saved <= kept:
         return []
     limit = train.get("save_total_limit")
-    text = f"{prefix or 'The run '}kept the last {kept} of {saved} checkpoints (train.save_total_limit={limit})"
+    text = f"{prefix or 'The run '}kept {kept} of {saved} checkpoints (train.save_total_limit={limit})"
     return [f"{text}; set train.save_total_limit={saved} to keep them all."]
 
 

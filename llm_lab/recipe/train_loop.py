@@ -145,7 +145,12 @@ class TrainLoop(Group):
         ge=1,
     )
     save_total_limit: Int = option(
-        3, help="number of checkpoints to keep", question="How many checkpoints to keep?", ge=1, advanced=True
+        3,
+        help="number of checkpoints to keep: the first, the last, and between them ones at even distances; with 1 or 2 "
+        "the last ones",
+        question="How many checkpoints to keep?",
+        ge=1,
+        advanced=True,
     )
     logging_steps: Derived[Int] = option(
         help="steps between log lines",

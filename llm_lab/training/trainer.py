@@ -25,6 +25,7 @@ from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remov
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.manifest import write_manifest
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
+from llm_lab.runs.retention import steps_to_keep
 
 from .seat_belts import LossWatch, learning_rate_scale
 from .tracking import Tracking
@@ -292,7 +293,7 @@ class LabTrainerMixin(_Base):
         return str(self._staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint atomically: into a temporary folder that is then moved; then delete the oldest ones."""
+        """Write a checkpoint atomically, into a temporary folder that is then moved; then delete what is not kept."""
         steps = Path(self.args.output_dir)
         self._staging = steps / STAGING
         step = self.state.global_step
@@ -330,9 +331,11 @@ class LabTrainerMixin(_Base):
                     )
                 )
                 return
-            for _, folder in self.run.checkpoints()[: -self._save_total_limit]:
+            saved = dict(self.run.checkpoints())
+            kept = steps_to_keep(saved, self._save_total_limit, self.args.max_steps)
+            for old in saved.keys() - kept:
                 with suppress(OSError):
-                    remove_folder(folder)
+                    remove_folder(saved[old])
             with suppress(OSError):  # a full disk; the next checkpoint writes them again
                 self.run.keep_results(step)
             self.listener(CheckpointSaved(step, str(final)))
@@ -437,7 +440,7 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=train.save_steps,
-        save_total_limit=None,  # LabTrainerMixin deletes the oldest only after the newest is in place
+        save_total_limit=None,  # LabTrainerMixin deletes old ones only after the newest is in place
         eval_strategy="no",
         eval_on_start=eval_on_start,
         report_to="none",  # see tracking.py

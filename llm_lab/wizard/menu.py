@@ -81,8 +81,8 @@ PROMPT_WHY = (
     "they get the sample prompts of the first model's run."
 )
 STEPS_WHY = (
-    "A run keeps its last train.save_total_limit checkpoints. Each of them gets the same prompt, from the first to the "
-    "last: this shows when the model learned what."
+    "A run keeps train.save_total_limit checkpoints, from the first to the last. Each of them gets the same prompt: "
+    "this shows when the model learned what."
 )
 REPLAY_WHY = "A recipe describes a whole run. The recipes of your runs are in checkpoints/<name>/recipe.yaml."
 NEXT_WHY = (

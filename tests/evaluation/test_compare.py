@@ -384,18 +384,18 @@ def test_a_diverged_model_is_reported_and_the_others_are_compared(models, tmp_pa
 
 def test_steps_compares_the_checkpoints_of_a_run_in_order(models):
     found = compare(["checkpoints/tiny"], steps=True, prompts=["the old"])
-    assert [model.name for model in found.models] == ["step 40", "step 60", "step 80"]
+    assert [model.name for model in found.models] == ["step 20", "step 40", "step 80"]
     steps = Path("checkpoints/tiny/steps")
-    folders = [steps / "checkpoint-40", steps / "checkpoint-60", "checkpoints/tiny/model"]
+    folders = [steps / "checkpoint-20", steps / "checkpoint-40", "checkpoints/tiny/model"]
     assert texts(found) == [answer_alone(folder, "the old") for folder in folders]
     rows = [json.loads(line) for line in Path("checkpoints/tiny/metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    assert [model.numbers["step_loss"] for model in found.models] == [losses[40], losses[60], losses[80]]
+    assert [model.numbers["step_loss"] for model in found.models] == [losses[20], losses[40], losses[80]]
     remarks = " ".join(found.remarks)
-    assert "kept the last 3 of 4 checkpoints (train.save_total_limit=3)" in remarks
+    assert "kept 3 of 4 checkpoints (train.save_total_limit=3)" in remarks
     assert "train.save_total_limit=4" in remarks
     shown = screen(found)
-    assert shown.index("step 40") < shown.index("step 60") < shown.index("step 80")
+    assert shown.index("step 20") < shown.index("step 40") < shown.index("step 80")
     assert f"{losses[40]:.3f}" in shown
 
 
