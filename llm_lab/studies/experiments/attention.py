@@ -8,7 +8,8 @@ head in an earlier layer that marks every position with the letter before it (a 
 What to expect, with the default options in about two minutes on two cores: for the first 90 steps the loss stays that
 of guessing. Between steps 90 and 150 it falls from 3.2 to below 0.3 nats on repeated text, and the induction score of a
 head in the second layer rises from 0.1 to above 0.5 at the same time. Removing the previous-token head destroys the
-ability; removing the best induction head alone costs little, because others do the same.
+ability; removing the best induction head alone costs 0.2 nats, because others do the same, and removing all three 4.4.
+A model of one layer stays at 1.7 nats: it can only prefer letters that occurred before.
 
 What it teaches: abilities can appear abruptly while the loss curve of the training looks unremarkable; a pattern in the
 attention is only evidence, so the report removes each head and measures what is lost; and that the same test works on
