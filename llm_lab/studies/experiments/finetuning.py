@@ -12,9 +12,9 @@ SmolLM2-135M-Instruct (`model=PATH`), the subject lines fit.
 
 What it teaches: fine-tuning on a few hundred examples teaches a form and a behavior; what a model knows comes from
 pretraining. Stop where the validation loss is lowest, not where the training loss is. And the same model writes
-different texts with different decoding. Beam search finds likelier texts, which are often shorter and more generic. A
-repetition penalty and a ban on repeated n-grams stop loops, and can also forbid words that belong there, such as a
-name that must be repeated.
+different texts with different decoding. Beam search finds likelier texts, which are often more generic. A repetition
+penalty and a ban on repeated n-grams stop loops. In transformers both also count the prompt, so here they push out the
+very words that the e-mail is about.
 """
 
 from __future__ import annotations
@@ -211,7 +211,8 @@ def _compare_decodings(options: Options, study: Study, held_out: Sequence[Exampl
     else:
         study.text(
             "The tuned model hardly repeats itself in answers this short, so the penalty and the ban had nothing to "
-            "prevent. Where the overlap falls with them, they pushed out words that belong there."
+            "prevent. They also count the words of the prompt: where the overlap falls, they pushed out the words that "
+            "the e-mail is about."
         )
     shown = [
         (reference, *(texts[name][at] for name in DECODINGS))
