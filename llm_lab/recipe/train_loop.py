@@ -145,9 +145,9 @@ class TrainLoop(Group):
         ge=1,
     )
     save_total_limit: Int = option(
-        3,
-        help="number of checkpoints to keep: the first, the last, and between them ones at even distances; with 1 or 2 "
-        "the last ones",
+        4,
+        help="number of checkpoints to keep: the last two, the first, and between them ones at even distances; with 1 "
+        "only the last one",
         question="How many checkpoints to keep?",
         ge=1,
         advanced=True,

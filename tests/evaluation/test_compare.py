@@ -384,25 +384,25 @@ def test_a_diverged_model_is_reported_and_the_others_are_compared(models, tmp_pa
 
 def test_steps_compares_the_checkpoints_of_a_run_in_order(models):
     found = compare(["checkpoints/tiny"], steps=True, prompts=["the old"])
-    assert [model.name for model in found.models] == ["step 20", "step 40", "step 80"]
+    assert [model.name for model in found.models] == ["step 20", "step 60", "step 80"]
     steps = Path("checkpoints/tiny/steps")
-    folders = [steps / "checkpoint-20", steps / "checkpoint-40", "checkpoints/tiny/model"]
+    folders = [steps / "checkpoint-20", steps / "checkpoint-60", "checkpoints/tiny/model"]
     assert texts(found) == [answer_alone(folder, "the old") for folder in folders]
     rows = [json.loads(line) for line in Path("checkpoints/tiny/metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    assert [model.numbers["step_loss"] for model in found.models] == [losses[20], losses[40], losses[80]]
+    assert [model.numbers["step_loss"] for model in found.models] == [losses[20], losses[60], losses[80]]
     remarks = " ".join(found.remarks)
     assert "kept 3 of 4 checkpoints (train.save_total_limit=3)" in remarks
     assert "train.save_total_limit=4" in remarks
     shown = screen(found)
-    assert shown.index("step 20") < shown.index("step 40") < shown.index("step 80")
-    assert f"{losses[40]:.3f}" in shown
+    assert shown.index("step 20") < shown.index("step 60") < shown.index("step 80")
+    assert f"{losses[60]:.4f}" in shown
 
 
 def test_steps_compares_the_checkpoints_of_all_stages_of_a_pipeline(models):
     found = compare(["checkpoints/life"], steps=True)
     names = [model.name for model in found.models]
-    assert names == [f"first step {step}" for step in (40, 60, 80)] + [f"second step {step}" for step in (2, 4, 6)]
+    assert names == [f"first step {step}" for step in (20, 60, 80)] + [f"second step {step}" for step in (2, 4, 6)]
     assert [model.mode for model in found.models] == ["completion"] * 3 + ["chat"] * 3
     assert len(found.prompts) == 1
 

@@ -15,9 +15,9 @@ def kept_by(run_of, most, every=10, stop_at=None, before=()):
 
 @pytest.mark.parametrize(
     ("most", "kept"),
-    [(1, [200]), (2, [190, 200]), (3, [10, 100, 200]), (4, [10, 70, 140, 200]), (20, list(range(10, 201, 10)))],
+    [(1, [200]), (2, [190, 200]), (3, [10, 190, 200]), (4, [10, 100, 190, 200]), (20, list(range(10, 201, 10)))],
 )
-def test_a_finished_run_keeps_checkpoints_at_even_distances_from_the_first_to_the_last(most, kept):
+def test_a_finished_run_keeps_the_last_two_checkpoints_the_first_and_some_between(most, kept):
     assert kept_by(200, most) == kept
 
 
@@ -28,7 +28,7 @@ def test_a_resumed_run_keeps_the_same_checkpoints(most, killed_at):
 
 
 def test_a_run_that_is_not_half_done_keeps_the_first_and_the_latest_ones():
-    assert kept_by(1000, 3, stop_at=300) == [10, 290, 300]
+    assert kept_by(1000, 4, stop_at=300) == [10, 280, 290, 300]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5])

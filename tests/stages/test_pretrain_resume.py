@@ -259,9 +259,9 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(monkeypatch):
     assert not (TINY.steps_path / ".saving").exists()
 
 
-def test_the_first_the_middle_and_the_last_checkpoint_are_kept():
-    run(tiny_recipe(**{"train.save_steps": 4}))
-    assert [step for step, _ in TINY.checkpoints()] == [4, 12, 20]
+def test_the_first_the_middle_and_the_last_two_checkpoints_are_kept():
+    run(tiny_recipe(**{"train.save_steps": 2}))
+    assert [step for step, _ in TINY.checkpoints()] == [2, 10, 18, 20]
 
 
 def test_a_changed_recipe_is_not_resumed(finished_run):

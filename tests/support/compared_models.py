@@ -52,7 +52,12 @@ def compared_models(tmp_path_factory) -> Path:
     try:
         write_text("text.txt")
         write_text("other.txt", sentences=30, seed=5)
-        changes = {"model.max_position_embeddings": 128, "train.save_steps": 20, "samples.prompts": ["the old", "a"]}
+        changes = {
+            "model.max_position_embeddings": 128,
+            "train.save_steps": 20,
+            "train.save_total_limit": 3,
+            "samples.prompts": ["the old", "a"],
+        }
         changes |= {"tokenizer": {"bpe": 300}, "train.max_steps": 80, "train.eval_steps": 40}
         run(tiny_recipe(**changes))
         shutil.copytree("checkpoints/tiny", "base")
