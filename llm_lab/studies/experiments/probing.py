@@ -5,10 +5,11 @@ Then he loses 2. So 5 + 3 = 8. 8 - 2 =". A probe is a linear classifier that rea
 the number at the start, the answer) from the vector that the model has at one token, after one layer. Every fact is
 probed at two tokens: the end of the story, and the last "=", where the answer has to be there.
 
-What to expect, with the default options in about four minutes on two cores: the embedding of a token says nothing
-about the story. After a few layers, the person and the thing can be read at the end of the story. The answer can hardly
-be read there, because the model has not computed it; at the "=" it can be read from the upper layers. The same probes
-on an untrained model find much less, but not nothing.
+What to expect, with the default options in about three minutes on two cores: the embedding of a token says nothing of
+a story. At the end of the story the person can be read, the thing and the answer can't. At the last "=", the answer can
+be read from the first layer on, and little else. An untrained model of the same shape carries more: its attention takes
+the mean of all tokens, so a probe finds almost every word. What training adds is the answer, which has to be computed;
+the rest it drops as far as the next tokens do not need it.
 
 What it teaches: what a probe is and how to doubt it. Three controls are printed with every figure: the most common
 label, the same probe on an untrained model with the same shape, and random labels that a probe could only memorize.
@@ -249,11 +250,11 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
                 [[a - b for a, b in zip(one.trained, one.untrained, strict=True)] for one in here],
                 rows=[one.fact for one in here],
                 columns=names,
-                title=f"What training added at {point}",
+                title=f"What training added or dropped at {point}",
                 diverging=True,
             ),
-            "Accuracy minus that on an untrained model of the same shape. An untrained model mixes tokens at random, "
-            "which already lets a probe read some facts.",
+            "Accuracy minus that on an untrained model of the same shape, whose attention takes the mean of all tokens: "
+            "a probe finds almost every word in it. Above 0 is what training computed, below 0 what it dropped.",
         )
         for one in here:
             study.result(f"{name}_{one.fact.replace(' ', '_')}_best", max(one.trained))
