@@ -253,8 +253,8 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
                 title=f"What training added or dropped at {point}",
                 diverging=True,
             ),
-            "Accuracy minus that on an untrained model of the same shape, whose attention takes the mean of all tokens: "
-            "a probe finds almost every word in it. Above 0 is what training computed, below 0 what it dropped.",
+            "Accuracy minus that on an untrained model of the same shape, whose attention takes the mean of all "
+            "tokens: a probe finds almost every word in it. Above 0 is what training computed, below 0 what it dropped.",
         )
         for one in here:
             study.result(f"{name}_{one.fact.replace(' ', '_')}_best", max(one.trained))
