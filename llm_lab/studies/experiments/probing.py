@@ -254,7 +254,7 @@ def _report(study: Study, readings: Sequence[Reading], right: float) -> None:
                 diverging=True,
             ),
             "Accuracy minus that on an untrained model of the same shape, whose attention takes the mean of all "
-            "tokens: a probe finds almost every word in it. Above 0 is what training computed, below 0 what it dropped.",
+            "tokens: a probe finds almost every word there. Above 0: what training computed; below 0: dropped.",
         )
         for one in here:
             study.result(f"{name}_{one.fact.replace(' ', '_')}_best", max(one.trained))
