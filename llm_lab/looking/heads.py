@@ -21,6 +21,8 @@ from .anatomy import base_of
 from .recording import run_reading, without_heads
 
 LENGTH, ROWS, SEED = 50, 4, 0
+MOST_TOKENS = 2000  # of the vocabulary, to choose random tokens from
+PROBED, RARE = 64, 0.1  # texts of one token, and the least mean probability, as a multiple of a uniform one
 SHORTEST = 4  # random tokens in one copy
 INDUCTION, PREVIOUS = 0.3, 0.4  # from these scores on, a head is named after its pattern
 Head = tuple[int, int]  # layer, head
@@ -76,18 +78,33 @@ def repeats_for(model: Any, tokenizer: Any = None, *, rows: int = ROWS, seed: in
     """Return repeated random tokens that suit a model: ordinary tokens, within its context.
 
     Tokens that are special, or no text of their own (parts of characters), are left out; without a tokenizer, only the
-    special tokens of the config. The sequence begins as the tokenizer begins every text. Raises UserError if the
+    special tokens of the config. Of a small vocabulary, tokens that the model hardly ever predicts are left out too:
+    its data may not have them. The sequence begins as the tokenizer begins every text. Raises UserError if the
     context or the vocabulary is too small.
     """
     start = _start_token(tokenizer)
     context = context_of(base_of(model))
     length = LENGTH if context is None else min(LENGTH, (context - (start is not None)) // 2)
     tokens = ordinary_tokens(model, tokenizer, seed=seed)
+    if len(tokens) < MOST_TOKENS:
+        tokens = _known_tokens(model, tokens)
     length = min(length, len(tokens))
     if length < SHORTEST:
         why = f"repeated random tokens require a context of {2 * SHORTEST + 1} and {SHORTEST} ordinary tokens"
         raise UserError(Problem("model", why))
     return repeated_tokens(tokens, length=length, rows=rows, seed=seed, start=start)
+
+
+@torch.no_grad()
+def _known_tokens(model: Any, tokens: list[int]) -> list[int]:
+    """Return the tokens that a model predicts at least now and then, after each of some of them alone."""
+    if len(tokens) < SHORTEST:
+        return tokens
+    chosen = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(SEED))[:PROBED]
+    ids = torch.tensor(tokens)[chosen, None].to(model.device)
+    mean = model(input_ids=ids, use_cache=False).logits[:, 0].float().softmax(-1).mean(0).cpu()
+    known = [token for token in tokens if float(mean[token]) * len(mean) >= RARE]
+    return known if len(known) >= SHORTEST else tokens
 
 
 def _start_token(tokenizer: Any) -> int | None:
@@ -99,7 +116,7 @@ def _start_token(tokenizer: Any) -> int | None:
     return bos if bos is not None and ids and ids[0] == bos else None
 
 
-def ordinary_tokens(model: Any, tokenizer: Any = None, *, most: int = 2000, seed: int = SEED) -> list[int]:
+def ordinary_tokens(model: Any, tokenizer: Any = None, *, most: int = MOST_TOKENS, seed: int = SEED) -> list[int]:
     """Return tokens of ordinary text: at most `most` of the vocabulary, chosen at random."""
     rows = model.get_input_embeddings().weight.shape[0]
     count = min(rows, len(tokenizer)) if tokenizer is not None else rows

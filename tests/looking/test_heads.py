@@ -41,6 +41,25 @@ def test_ordinary_tokens_are_text_and_not_special():
     assert 1 not in ordinary_tokens(model)  # its end token
 
 
+def test_tokens_of_a_small_vocabulary_that_a_model_never_predicts_are_left_out():
+    from support.tiny_models import tiny_model
+
+    model = tiny_model()
+    hook = model.lm_head.register_forward_hook(lambda module, args, output: _only(output, range(10, 40)))
+    try:
+        found = set(repeats_for(model, rows=20).ids.flatten().tolist())
+    finally:
+        hook.remove()
+    assert found == set(range(10, 40))
+
+
+def _only(logits, tokens):
+    """Return logits under which only these tokens are ever predicted."""
+    allowed = torch.full_like(logits, -30.0)
+    allowed[..., list(tokens)] = 0.0
+    return allowed
+
+
 def test_scores_are_the_means_of_the_attention_at_the_positions_of_a_pattern():
     model, length = model_named("ours"), 8
     repeats = repeated_tokens(range(2, 61), length=length, rows=2, start=1)
