@@ -20,7 +20,7 @@ from llm_lab.terminal.console import SafeStream, print_error, safe_errors
 # transformers need to be imported.
 GARBAGE = 10_000
 PRESETS = "learning-rate, lora-rank, optimizer, position-embedding, seeds"  # a test compares them
-MODEL = "a run, a Hugging Face folder, or a name on the Hub"
+MODEL = "a run, a Hugging Face folder, a GGUF file, or a name on the Hub"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

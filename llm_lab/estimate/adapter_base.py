@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .gguf_header import is_gguf
+
 CONFIG = "adapter_config.json"
 # Our own file next to PEFT's, for facts that its config has no key for. Other tools ignore it.
 BASE_RECORD = "base_model.json"
@@ -131,12 +133,12 @@ def base_circle(folder: str | Path) -> list[str] | None:
 
 
 def _holds_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / CONFIG).is_file()
+    return (folder / "config.json").is_file() or (folder / CONFIG).is_file() or is_gguf(folder)
 
 
 def weights_digest(folder: str | Path) -> str | None:
-    """Return the SHA-256 over the digests of a folder's safetensors files, or None if it has none."""
-    files = sorted(Path(folder).glob("*.safetensors"))
+    """Return the SHA-256 over the digests of a folder's safetensors files (or of a GGUF file), or None without any."""
+    files = [Path(folder)] if is_gguf(folder) else sorted(Path(folder).glob("*.safetensors"))
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)) if files else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
+WRITTEN_FOR = "4.57 and 5"  # the versions of Transformers that a folder is written for
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 STRETCHES = {"yarn": "YaRN scaling", "llama3": "Llama 3's RoPE scaling"}
 # YaRN's other settings, and the only values on which the readers of GGUF agree.
@@ -53,12 +54,12 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
     if parts.get("qk_norm"):
         if parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Qwen3 has QK-norm, but no mlp_bias"
-        return "qwen3", "native Qwen3: any tool loads it"
+        return "qwen3", "native Qwen3: any tool that supports it loads it"
     if parts.get("sliding_window"):
         if parts.get("attention_bias") or parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Mistral has a sliding window, but no biases"
-        return "mistral", "native Mistral: any tool loads it"
-    return "llama", "native Llama: any tool loads it"
+        return "mistral", "native Mistral: any tool that supports it loads it"
+    return "llama", "native Llama: any tool that supports it loads it"
 
 
 def _odd_parts(parts: Mapping[str, Any]) -> list[str]:

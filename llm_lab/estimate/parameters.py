@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_base import base_circle, find_base, read_adapter_json, read_object
+from .gguf_header import gguf_config, is_gguf
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
 CHARACTERS_PER_TOKEN = 3.5  # in English, with a usual vocabulary
@@ -106,8 +107,13 @@ _LEFT_OUT: dict[str, dict[str, int]] = {
 
 
 def read_config_json(path: str | Path) -> dict[str, Any] | None:
-    """Read a local config.json (a file or its folder), or None. The config of an adapter is that of its base."""
+    """Read a local config.json (a file or its folder), or None. The config of an adapter is that of its base.
+
+    Of a GGUF file, what its header says.
+    """
     file = Path(path)
+    if is_gguf(file):
+        return gguf_config(file)
     if file.is_dir():
         file = next((f for f in (file / "config.json", file / "model" / "config.json") if f.exists()), file)
     if file.is_dir():

@@ -38,6 +38,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 def _in_transformers(job: dict[str, Any]) -> dict[str, Any]:
     import numpy
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
@@ -63,6 +64,7 @@ def _in_transformers(job: dict[str, Any]) -> dict[str, Any]:
     texts = [tokenizer(text)["input_ids"] for text in job["texts"]]
     return {
         "loaded_as": type(model).__name__,
+        "version": transformers.__version__,
         "module": type(model).__module__,
         "written": written,
         "texts": texts,

@@ -67,7 +67,7 @@ def plan_export(
     """
     quiet_libraries()
     folder = find_checkpoint(str(checkpoint))
-    shape = shape_at(folder) if Path(folder).is_dir() else None
+    shape = shape_at(folder) if Path(folder).exists() else None
     if is_reward_model(Path(folder)):
         raise UserError(Problem(key, "exporting reward models is not supported", value=folder))
     base = _base_of(folder, key)

@@ -18,7 +18,7 @@ import torch
 from llm_lab.errors import LabError
 from llm_lab.estimate.compatibility import LLAMA_CPP, TRANSFORMERS, Loads
 from llm_lab.hf.load import context_of
-from llm_lab.runs.describe import VERDICTS
+from llm_lab.runs.describe import VERDICTS, installed, name_program
 
 PROMPTS = ("Once upon a time", "Question: 12 + 30 =", "The ", "def f(x):\n    return", "\n")
 ROW_TOKENS, NEW_TOKENS = 64, 24
@@ -49,6 +49,7 @@ TOLERANCES = {
     LLAMA_CPP: {"f32": 1e-3, "f16": 1e-2, "bf16": 5e-2, "q8_0": 0.4},
 }
 MIN_AGREEMENT = {"f32": 0.99, "f16": 0.99, "bf16": 0.95, "q8_0": 0.9}  # share of equal top tokens
+PACKAGES = {TRANSFORMERS: "transformers", LLAMA_CPP: "llama-cpp-python"}
 _SOURCE = Path(__file__).with_name("fresh_process.py")
 
 
@@ -78,9 +79,10 @@ class Answers:
 class Check:
     """How one program's results compare with the original model's.
 
-    reason: why it failed, or was not tried. logit_difference: the largest absolute one; relative: divided by the
-    largest logit. greedy_agreement: the share of `positions` with the same top token; continuation_agreement: the share
-    of greedily generated tokens before the first that differs. texts_alike: how many texts have the same tokens.
+    version: of the program; "" if it is not installed. reason: why it failed, or was not tried. logit_difference: the
+    largest absolute one; relative: divided by the largest logit. greedy_agreement: the share of `positions` with the
+    same top token; continuation_agreement: the share of greedily generated tokens before the first that differs.
+    texts_alike: how many texts have the same tokens.
     """
 
     program: str
@@ -95,10 +97,11 @@ class Check:
     continuation_agreement: float | None = None
     texts_alike: int = 0
     texts: int = 0
+    version: str = ""
 
     def describe(self) -> str:
         """Return it in one line."""
-        verdict = f"{self.program}: {VERDICTS[self.verdict]}"
+        verdict = f"{name_program(asdict(self))}: {VERDICTS[self.verdict]}"
         if self.logit_difference is None or self.greedy_agreement is None or self.continuation_agreement is None:
             return f"{verdict}: {self.reason}"
         numbers = (
@@ -241,15 +244,18 @@ def _check(
         loader = job["loader"]
         check = compare_answers(ours, theirs, tolerance or TOLERANCES[loader][weights], MIN_AGREEMENT[weights])
         program = f"{loader}' reader of GGUF" if loader == TRANSFORMERS and job["file"] else loader
-        checks.append(replace(check, program=program))
+        version = next(iter(installed([PACKAGES[loader]]).values()), "")
+        checks.append(replace(check, program=program, version=version))
     return checks
 
 
-def ask_others(jobs: Sequence[tuple[Mapping[str, Any], Probe]]) -> list[dict[str, Any]]:
+def ask_others(
+    jobs: Sequence[tuple[Mapping[str, Any], Probe]], *, python: str = sys.executable
+) -> list[dict[str, Any]]:
     """Run exported models in one new process where LLM Lab can't be imported; return their answers or "error".
 
-    jobs: of each, the loader, folder, file (of GGUF, or None) and trust_remote_code, and its probe. Raises LabError if
-    the process dies.
+    jobs: of each, the loader, folder, file (of GGUF, or None) and trust_remote_code, and its probe. python: the
+    interpreter, whose packages load them. Raises LabError if the process dies.
     """
     import numpy
 
@@ -265,7 +271,7 @@ def ask_others(jobs: Sequence[tuple[Mapping[str, Any], Probe]]) -> list[dict[str
         questions.write_text(json.dumps(requests), encoding="utf-8")
         # An own module cache, so that no older copy of the folder's code is loaded.
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": f"{home}/modules", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-c", _SOURCE.read_text(encoding="utf-8"), str(questions), str(answers)]
+        command = [python, "-c", _SOURCE.read_text(encoding="utf-8"), str(questions), str(answers)]
         ended = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=False)
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or ["no output"])[-1]

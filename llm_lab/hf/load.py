@@ -15,10 +15,20 @@ from typing import Any
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.formatting import size
+from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.estimate.machine import find_machine
 from llm_lab.estimate.parameters import context_in, guess_shape, shape_of_config
 
 from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, merge_into_base, read_adapter
+from .gguf import (
+    dequantizing,
+    forget_quantization,
+    gguf_source,
+    require_every_weight,
+    require_readable,
+    restore_head_size,
+    restore_rope_scaling,
+)
 from .hub import files_of
 from .save import lab_config, native_config
 from .tokenizers import load_tokenizer, make_byte_tokenizer
@@ -93,6 +103,8 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
     register()
     with files_of(name, key=key, what="config"):
         path = Path(name).expanduser()
+        if is_gguf(path):
+            return _read_gguf_config(path, key, name)
         if path.is_dir() and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
             path = path / "model"
         _require_plausible(PreTrainedConfig.get_config_dict(path if path.exists() else name)[0], key, name)
@@ -101,6 +113,19 @@ def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool
         if hasattr(config, "lab_tokenizer"):
             del config.lab_tokenizer  # written by write_design for the recipe, not part of the model
         _require_sizes(config)
+    return config
+
+
+def _read_gguf_config(path: Path, key: str, name: str) -> Any:
+    from transformers import AutoConfig, PreTrainedConfig
+
+    require_readable(path, key=key)
+    with gguf_source(path) as (folder, options):
+        _require_plausible(PreTrainedConfig.get_config_dict(folder, **options)[0], key, name)
+        config = AutoConfig.from_pretrained(folder, **options)
+    restore_head_size(config, path)
+    restore_rope_scaling(config, path, key=key)
+    _require_sizes(config)
     return config
 
 
@@ -137,6 +162,8 @@ def has_own_code(name: str) -> bool:
     from transformers.utils import cached_file
 
     path = Path(name).expanduser()
+    if is_gguf(path):
+        return False
     if is_adapter(path):
         return has_own_code(read_adapter(path).base)
     for file_name in ("config.json", "tokenizer_config.json"):
@@ -220,9 +247,9 @@ def load_model(
 ) -> Any:
     """Load a causal LM with its weights, in eval mode.
 
-    folder: a Hugging Face folder, an adapter folder, or a Hub name. merge: merge an adapter into its base instead of
-    attaching it (a PeftModel), for training. load_in_4bit: as the frozen base of QLoRA, on CUDA. Raises UserError if
-    it can't be loaded.
+    folder: a Hugging Face folder, an adapter folder, a GGUF file, or a Hub name. merge: merge an adapter into its base
+    instead of attaching it (a PeftModel), for training. load_in_4bit: as the frozen base of QLoRA, on CUDA. Raises
+    UserError if it can't be loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -243,6 +270,11 @@ def load_model(
             require_memory(config, str(folder), dtype=dtype, key=key)
         ours = config if config.model_type == "llm_lab" else lab_config(config)
     extra = kernel_options(attn_implementation)
+    if is_gguf(folder):
+        if load_in_4bit:
+            why, fix = "a GGUF file can't be loaded in 4 bits", "Use the model that it was made from."
+            raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
+        return _load_gguf(folder, config, dtype=dtype, key=key, **extra).to(device).eval()
     loader = AutoModelForCausalLM if ours is None else LabForCausalLM
     options = {"config": ours or config} | ({} if ours is not None else {"trust_remote_code": trust_remote_code})
     if load_in_4bit:
@@ -257,6 +289,24 @@ def load_model(
         _describe_head(model)
         hide_router_logits(model)
     return (model if load_in_4bit else model.to(device)).eval()
+
+
+def _load_gguf(file: str | Path, config: Any, *, dtype: str, key: str, **extra: Any) -> Any:
+    """Load the model in a GGUF file, with its weights unpacked."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with files_of(file, key=key), gguf_source(file) as (folder, options):
+        options |= {"config": config, "output_loading_info": True, **dequantizing(), **extra}
+        model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+        require_all_weights(model, found, str(file), key=key)
+        require_every_weight(model, file, key=key)
+        require_token_ids(model)
+    _describe_head(model)
+    hide_router_logits(model)
+    forget_quantization(model)
+    model.config._name_or_path = model.name_or_path = str(file)
+    return model
 
 
 def require_token_ids(model: Any) -> None:
@@ -358,7 +408,7 @@ def quantization_4bit() -> Any:
 def rows_on_disk(base: str | Path) -> int | None:
     """Return the number of vocabulary rows of a base as saved, or None if it was never saved."""
     folder = Path(base)
-    if not str(base) or (not folder.is_dir() and str(base).count("/") > 1):
+    if not str(base) or (not folder.exists() and str(base).count("/") > 1):
         return None
     if is_adapter(folder):
         adapter = read_adapter(folder)

@@ -126,7 +126,9 @@ class EvalRecipe(StageRecipe):
     """An evaluation: loss on texts, answers to prompts, speed, tasks. Nothing is trained."""
 
     stage: Literal["eval"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
-    model: ModelCheckpoint = option(..., help="the model to measure: {checkpoint: a run, a folder or a Hub name}")
+    model: ModelCheckpoint = option(
+        ..., help="the model to measure: {checkpoint: a run, a folder, a GGUF file or a Hub name}"
+    )
     data: tuple[EvalText, ...] | None = option(
         help="texts whose loss is measured",
         derived="without data, score and tasks: the checkpoint's own validation data",

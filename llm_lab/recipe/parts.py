@@ -277,7 +277,7 @@ class ModelCheckpoint(Group):
     """Trained weights to start from."""
 
     checkpoint: str = option(
-        ..., help="a run, a Hugging Face folder, or a name on the Hub", min_length=1, names="model"
+        ..., help="a run, a Hugging Face folder, a GGUF file, or a name on the Hub", min_length=1, names="model"
     )
 
 

@@ -204,7 +204,9 @@ ON_COLLAPSE = {
 class TuneRecipe(StageRecipe):
     """The keys of every trained stage after pretraining."""
 
-    model: ModelCheckpoint = option(..., help="the model to start from: {checkpoint: a run, a folder or a Hub name}")
+    model: ModelCheckpoint = option(
+        ..., help="the model to start from: {checkpoint: a run, a folder, a GGUF file or a Hub name}"
+    )
     chat_template: Annotated[str, OneOf(CHAT_TEMPLATES)] | None = option(
         help="how a conversation is formatted as text",
         question="Which chat template?",

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.cost import Estimate
+from llm_lab.estimate.gguf_header import SUFFIX
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.parameters import ModelShape
 from llm_lab.estimate.tuning_cost import ExampleSizes
@@ -190,7 +191,7 @@ def _missing_models(values: Values) -> Iterator[Problem]:
     """Yield a problem for each local model that does not exist. A Hub name can only be checked by fetching it."""
     reported: set[str] = set()
     for key, name in named_in(values, "model", "config"):
-        looks_local = name.startswith(LOCAL_PREFIXES) or name.count("/") > 1 or name.endswith(".json")
+        looks_local = name.startswith(LOCAL_PREFIXES) or name.count("/") > 1 or name.endswith((".json", SUFFIX))
         if looks_local and name not in reported and not Path(name).expanduser().exists():
             reported.add(name)
             fix = "`llm-lab list runs` lists your runs; Design a model in the wizard writes configs."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
 from llm_lab.hf.hub import hub_problem
 from llm_lab.hf.load import (
@@ -55,7 +56,11 @@ def load_classifier(
             why, fix = "an adapter can't be merged into a base in 4 bits", f"First run: llm-lab merge {name}"
             raise UserError(Problem("lora.load_in_4bit", why, value=True, fix=fix))
         options |= {"quantization_config": quantization_4bit(), "device_map": device}
-    if is_adapter(name):
+    if is_gguf(name):
+        if not new_head:
+            raise _not_a_reward_model(str(name), key)
+        model = add_head(load_model(name, dtype=dtype, key=key, load_in_4bit=load_in_4bit))
+    elif is_adapter(name):
         model = _load_adapter(Path(name), dtype=dtype, new_head=new_head, key=key, options=options)
     else:
         model = _load_whole(str(name), dtype=dtype, new_head=new_head, key=key, options=options)

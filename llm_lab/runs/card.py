@@ -16,7 +16,7 @@ from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES
 from llm_lab.safe_text import redact
 
-from .describe import VERDICTS, data_rows, headline_results, is_number, versions, warnings_of
+from .describe import VERDICTS, data_rows, headline_results, is_number, name_program, versions, warnings_of
 from .disk import write_atomically
 from .glossary import OF_THE_MACHINE, name_of
 from .lineage import Node, main_line, trace
@@ -209,7 +209,7 @@ def _verification(proof: Mapping[str, Any] | None) -> Iterator[str]:
                 f"{check['texts_alike']} of {check['texts']} texts tokenized identically"
                 + (f"; {details}" if details else "")
             )
-        rows.append([check["program"], VERDICTS[check["verdict"]], check.get("loaded_as") or "", details])
+        rows.append([name_program(check), VERDICTS[check["verdict"]], check.get("loaded_as") or "", details])
     yield from table(("program", "verdict", "loaded as", "details"), rows)
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from llm_lab.estimate.compatibility import TRANSFORMERS, WRITTEN_FOR
 from llm_lab.estimate.formatting import percent
 from llm_lab.recipe.registry import stage_of
 
@@ -142,11 +143,18 @@ def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
     return f"{head}: {', '.join(shown)}" if head else ", ".join(shown)
 
 
+def name_program(check: Mapping[str, Any]) -> str:
+    """Return the program of a check of an export with its version, and the versions that the folder is written for."""
+    name, version = check["program"], check.get("version")
+    written_for = f", written for {WRITTEN_FOR}" if name == TRANSFORMERS else ""
+    return f"{name} {version}{written_for}" if version else name
+
+
 def describe_proof(proof: Mapping[str, Any]) -> list[str]:
     """Return the outcome of each program that loaded an exported model, one line each."""
     lines = []
     for check in proof.get("checks") or ():
-        line = f"{check['program']}: {VERDICTS[check['verdict']]}"
+        line = f"{name_program(check)}: {VERDICTS[check['verdict']]}"
         if check.get("logit_difference") is not None:
             line += f" ({name_of('logit_difference')} at most {check['logit_difference']:.2g}, "
             line += f"{name_of('agreement')} {100 * check['greedy_agreement']:.4g} %)"

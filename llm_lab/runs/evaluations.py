@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.limits import parse_json
 
 from .folder import ROOT, run_of
@@ -20,6 +21,8 @@ def evaluations_path(checkpoint: str | Path, *, root: Path = ROOT) -> Path:
     the model folder itself for any other, and under checkpoints/hub/ for a name.
     """
     folder = Path(checkpoint)
+    if is_gguf(folder):
+        folder = folder.parent
     if not folder.is_dir():
         return root / "hub" / str(checkpoint).replace("/", "--") / FILE
     run = run_of(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.gguf_header import SUFFIX, is_gguf
 from llm_lab.recipe.registry import stage_of
 from llm_lab.safe_text import redact_values
 
@@ -248,6 +249,7 @@ def list_runs(root: Path = ROOT) -> list[RunFolder]:
 def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     """Return the Hugging Face folder that a user means: given a run, its name, model/, or checkpoint-N.
 
+    A GGUF file is its own.
     UserError if there is nothing to load.
     """
     given = Path(path).expanduser()
@@ -258,11 +260,12 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
                 require_no_links(folder)
                 return folder
     existing = next((c for c in candidates if c.exists()), None)
-    if existing is not None and (file := _gguf_file(existing)):
-        source = _source_of(existing)
-        fix = f"Use the model it was made from: {source}" if source else "Use the model it was made from."
-        why = f"{file.name} is a GGUF file, for llama.cpp, Ollama and LM Studio; LLM Lab loads Hugging Face folders"
-        raise UserError(Problem(str(path), why, fix=fix))
+    if existing is not None and (files := _gguf_files(existing)):
+        require_no_links(files[0].parent)
+        if len(files) > 1:
+            listed = ", ".join(str(file) for file in files)
+            raise UserError(Problem(str(path), "it holds several GGUF files", allowed=listed, fix="Name one of them."))
+        return files[0]
     if existing is not None:
         why, fix = "no model has been saved here yet", "`llm-lab list runs` lists your runs."
         stage = stage_of(RunFolder(existing).facts())
@@ -272,7 +275,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
                 f"Use the model it evaluated: {_source_of(existing)}",
             )
         if existing.is_file():
-            why, fix = "this is a file, but a model is a folder", "Name a run, or the folder with config.json."
+            why, fix = "this file is not a model", "Name a run, a folder with config.json, or a GGUF file."
         raise UserError(Problem(str(path), why, fix=fix))
     from llm_lab.errors import did_you_mean
 
@@ -287,11 +290,11 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     )
 
 
-def _gguf_file(path: Path) -> Path | None:
-    """Return the GGUF file at a path: the file itself, or the one in an export's folder or run."""
+def _gguf_files(path: Path) -> list[Path]:
+    """Return the GGUF files at a path: the file itself, or those in an export's folder or run."""
     if path.is_file():
-        return path if path.suffix == ".gguf" else None
-    return next((file for folder in (path, path / "gguf") for file in sorted(folder.glob("*.gguf"))), None)
+        return [path] if is_gguf(path) else []
+    return [file for folder in (path, path / "gguf") for file in sorted(folder.glob(f"*{SUFFIX}"))]
 
 
 def _source_of(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, places_after_move, read_object
 from llm_lab.estimate.cached_models import cached_files, changed_files
+from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import named_in
@@ -175,12 +176,12 @@ class _Tracer:
     def _identity(self, place: str) -> Path:
         """Return what makes a loop if it is met again: the run that a model belongs to, or its folder."""
         folder = Path(place).expanduser()
-        run = run_of(folder) if folder.is_dir() else None
+        run = run_of(folder) if folder.exists() else None
         return (run.path if run is not None and run.facts().get("stage") else folder).resolve()
 
     def _read(self, place: str) -> Node:
         folder = Path(place).expanduser()
-        run = run_of(folder) if folder.is_dir() else None
+        run = run_of(folder) if folder.exists() else None
         if run is None or not run.facts().get("stage"):  # a pipeline's own folder holds no model
             return Node(place, None, None, {}, tuple(evaluations_of(place, root=self.root)), self._base(folder), ())
         facts = run.facts()
@@ -218,7 +219,7 @@ class _Tracer:
         """Return where a model is now (it may have moved together with the run that names it); None if missing."""
         given = Path(name).expanduser()
         for candidate in (given, *places_after_move(near, given, shortest=2 if digest is None else 1)):
-            if not candidate.is_dir():
+            if not candidate.is_dir() and not is_gguf(candidate):
                 continue
             try:
                 found = find_model(candidate, root=self.root)

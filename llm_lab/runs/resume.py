@@ -13,6 +13,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import places_after_move, settings_digest, weights_digest
 from llm_lab.estimate.cached_models import cached_files, changed_files
+from llm_lab.estimate.gguf_header import is_gguf
 
 from .folder import RunFolder, free_names
 from .lineage import PARENT, file_digest
@@ -78,7 +79,7 @@ def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[
         for name, now in (("weights", weights_digest), ("files", settings_digest)):
             then = known.get("digest" if name == "weights" else "settings")
             place = _find_again(run, known)
-            found = file_digest(place) if place.is_file() else now(place)
+            found = now(place) if not place.is_file() or is_gguf(place) else file_digest(place)
             if then is not None and found is not None and found != then:
                 what = "this file has" if place.is_file() else f"its {name} have"
                 why = f"{what} changed since the run in {run.path} began"

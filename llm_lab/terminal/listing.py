@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
-from llm_lab.estimate.formatting import count
+from llm_lab.estimate.formatting import count, size
+from llm_lab.estimate.gguf_header import has_chat_template, is_gguf
 from llm_lab.estimate.parameters import context_in, read_config_json, shape_of_config
 from llm_lab.hf.hub import lfs_pointers
 from llm_lab.recipe.optimizers import OPTIMIZERS
@@ -169,12 +170,12 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
 
     console = make_console()
     path = Path(folder)
-    if not path.is_dir():
+    if not path.is_dir() and not is_gguf(path):
         why = "not on this machine; `show` does not query the Hub"
         raise UserError(Problem(name, why, fix="Download it first, for example with: llm-lab chat " + name))
     node = trace(folder, digest_of=digest_of)
     run = node.run
-    has_model = (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
+    has_model = is_gguf(path) or (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
     rows = [*(_model_rows(name, path) if has_model or run is None else [("folder", folder)])]
     if run is not None:
         rows += _run_rows(run, node)
@@ -189,6 +190,8 @@ def print_checkpoint(name: str, folder: str, *, digest_of: Digest) -> None:
 
 def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     config = read_config_json(folder)
+    if config is None and is_gguf(folder):
+        raise UserError(Problem(str(folder), "this is not a GGUF file of version 2 or 3, or it is not complete"))
     adapter = None if (folder / "config.json").exists() else read_adapter_json(folder)
     if config is None and adapter is not None:
         if circle := base_circle(folder):
@@ -198,6 +201,8 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     if config is None:
         raise UserError(Problem(str(folder / "config.json"), "not a model config: it is not a JSON object"))
     rows: list[tuple[str, Any]] = [("folder", str(folder)), ("architecture", _architecture(config))]
+    if is_gguf(folder):
+        rows[0] = ("GGUF file", f"{folder}, {size(folder.stat().st_size)}")
     if adapter is not None:
         rows[1:1] = _adapter_rows(adapter, find_base(folder))
     shape = shape_of_config(config)
@@ -208,6 +213,8 @@ def _model_rows(name: str, folder: Path) -> list[tuple[str, Any]]:
     rows.append(("vocabulary", f"{config.get('vocab_size', 0):,} entries"))
     context = context_in(config)
     rows += [("context", f"{context:,} tokens")] if context else []
+    if is_gguf(folder):
+        return [*rows, ("chat template", "in the file" if has_chat_template(folder) else "none")]
     whole = adapter is None
     if whole and not (any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))):
         return [*rows, ("weights", "none: a design, or an incomplete copy")]

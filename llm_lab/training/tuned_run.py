@@ -14,6 +14,7 @@ from llm_lab.data.mixing import ExampleMix, build_example_mix
 from llm_lab.data.paths import hub_mark
 from llm_lab.data.split import split_examples
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted
 from llm_lab.hf.chat_templates import ChosenTemplate, apply_chat_template_choice, resize_for
 from llm_lab.hf.load import checkpoint_activations, load_model, require_4bit
@@ -207,6 +208,9 @@ def load_model_to_train(recipe: TuneRecipe, folder: RunFolder, listener: Listene
     if in_4bit:
         require_4bit(recipe.device)
     frozen_dtype = train.dtype if lora is not None and recipe.device == "cuda" else "float32"
+    if is_gguf(checkpoint):
+        why = "its weights are unpacked; what was lost when they were quantized stays lost"
+        listener(Notice(f"{checkpoint} is a GGUF file: {why}"))
     model = load_model(
         checkpoint,
         device=recipe.device,

@@ -19,7 +19,7 @@ from .walk import remember
 
 MODELS = Path("configs/models")
 ANOTHER = "another"
-ANOTHER_CHOICE = Choice(ANOTHER, "another folder, or a name on the Hub")
+ANOTHER_CHOICE = Choice(ANOTHER, "another folder, a GGUF file, or a name on the Hub")
 PRETRAIN_WHY = (
     "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU, with a width and depth that fit. "
     "A design is made with 'Design a model'. Continuing from a run or another model keeps its weights and tokenizer."

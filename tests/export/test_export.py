@@ -1,5 +1,6 @@
 """Exports by command and recipe: what is written, that it is verified, and that verification can fail."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -71,22 +72,12 @@ def test_a_run_is_exported_to_gguf_and_verified_in_both_run_json_files(in_tmp_pa
     assert f"largest logit difference {reader['logit_difference']:.2g}" in output
     assert checks["llama.cpp"]["verdict"] == ("proven" if HAS_LLAMA_CPP else "not tried")
     assert facts["results"]["greedy_agreement"] >= 0.99
+    version = importlib.metadata.version("transformers")
+    assert f"Transformers' reader of GGUF {version}: verified" in output
     assert facts["parent"]["path"].endswith("born/model")
     (kept,) = facts_of("born")["exports"]
     assert (kept["to"], kept["weights"], kept["path"]) == ("gguf", "f32", str(file))
     assert kept["proof"] == proof
-
-
-@pytest.mark.parametrize("words", [["born-gguf"], ["checkpoints/born-gguf/gguf/born-f32.gguf"]])
-def test_opening_a_gguf_file_is_an_error_that_names_the_original_model(words, in_tmp_path, capsys):
-    folder = RunFolder(Path("checkpoints/born-gguf"))
-    (folder.path / "gguf").mkdir(parents=True)
-    (folder.path / "gguf" / "born-f32.gguf").touch()
-    folder.update(parent={"path": "checkpoints/born/model"})
-    assert main(["chat", *words, "--prompt", "hi"]) == 2
-    output = capsys.readouterr().err
-    assert "born-f32.gguf is a GGUF file" in output
-    assert "checkpoints/born/model" in output
 
 
 def test_custom_parts_are_exported_with_their_code(in_tmp_path, capsys):
@@ -94,6 +85,10 @@ def test_custom_parts_are_exported_with_their_code(in_tmp_path, capsys):
     assert main(["export", "born"]) == 0
     facts = facts_of("born-hf")
     (check,) = facts["proof"]["checks"]
+    version = importlib.metadata.version("transformers")
+    assert check["version"] == version
+    for shown in (Path("checkpoints/born-hf/report.md"), find_model("born-hf") / "README.md"):
+        assert f"Transformers {version}, written for 4.57 and 5" in shown.read_text()
     assert (check["verdict"], check["loaded_as"], check["logit_difference"]) == ("proven", "LabForCausalLM", 0.0)
     assert facts["export"]["loads"]["architecture"] is None
     assert "trust_remote_code" in capsys.readouterr().out
