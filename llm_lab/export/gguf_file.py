@@ -298,6 +298,12 @@ def sentencepiece_prefix(backend: Mapping[str, Any]) -> bool | None:
     return False if split is None and steps == [replaces] else None
 
 
+def adds_space_after_control_tokens(tokenizer: Any) -> bool:
+    """Return whether a SentencePiece tokenizer is a legacy one, which adds a space after each control token too."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return bool(sentencepiece_prefix(backend)) and backend.get("normalizer") is not None
+
+
 def _scores(tokens: Sequence[str], merges: Sequence[str]) -> Iterator[float]:
     """Yield a score for each token: llama.cpp merges into the token with the highest score first."""
     ranks: dict[str, int] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
-from llm_lab.estimate.compatibility import Loads, what_loads
+from llm_lab.estimate.compatibility import BOTH, Loads, what_loads
 from llm_lab.estimate.parameters import shape_at
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import quiet_libraries, read_config, require_causal_lm
@@ -95,8 +95,11 @@ def plan_export(
         if loads.gguf is None:
             fix = "Export it with --to hf."
             raise UserError(Problem("export.to", loads.gguf_reason, value="gguf", fix=fix))
-        from .gguf_file import read_tokenizer
+        from .gguf_file import adds_space_after_control_tokens, read_tokenizer
 
+        if tokenizer.chat_template and adds_space_after_control_tokens(tokenizer):
+            why = "Transformers' GGUF reader adds no space after a control token, as this tokenizer does"
+            loads = replace(loads, gguf_readers=BOTH[:1], gguf_reason=f"{loads.gguf_reason}; {why}")
         remarks += read_tokenizer(tokenizer, rows, key=key).remarks
     weights = weights or next((w for w, dtype in DTYPES.items() if dtype == _dtype(config)), "f32")
     name = _name_of(folder)

@@ -127,7 +127,7 @@ class EvalRecipe(StageRecipe):
 
     stage: Literal["eval"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
     model: ModelCheckpoint = option(
-        ..., help="the model to measure: {checkpoint: a run, a folder, a GGUF file or a Hub name}"
+        ..., help="the model to measure: {checkpoint: a run, folder, GGUF file or Hub name}"
     )
     data: tuple[EvalText, ...] | None = option(
         help="texts whose loss is measured",

@@ -65,9 +65,7 @@ class ExportRecipe(StageRecipe):
     """An export: a checkpoint in a format that other programs load, verified by loading it. Nothing is trained."""
 
     stage: Literal["export"] = option(NAME, help="the stage to run", choices={NAME: ABOUT})
-    model: ModelCheckpoint = option(
-        ..., help="the model to export: {checkpoint: a run, a folder, a GGUF file or a Hub name}"
-    )
+    model: ModelCheckpoint = option(..., help="the model to export: {checkpoint: a run, folder, GGUF file or Hub name}")
     export: ExportOptions = option(ExportOptions(), help="export options")
 
 

@@ -205,7 +205,7 @@ class TuneRecipe(StageRecipe):
     """The keys of every trained stage after pretraining."""
 
     model: ModelCheckpoint = option(
-        ..., help="the model to start from: {checkpoint: a run, a folder, a GGUF file or a Hub name}"
+        ..., help="the model to start from: {checkpoint: a run, folder, GGUF file or Hub name}"
     )
     chat_template: Annotated[str, OneOf(CHAT_TEMPLATES)] | None = option(
         help="how a conversation is formatted as text",

@@ -71,9 +71,7 @@ MENU_WHY = (
     "recipe file, which also runs without this wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu "
     "and keeps the answers."
 )
-CHECKPOINT_WHY = (
-    "Any of your runs, any Hugging Face folder with a causal language model, a GGUF file, or a name on the Hub."
-)
+CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
 EVALUATE_WHY = (
     "Measuring gives numbers that are saved with the model. Comparing shows what they mean: every model gets "
     "the same prompts, and differences between the outputs are marked."

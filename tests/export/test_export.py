@@ -476,6 +476,17 @@ def test_tokenizers_with_known_pre_tokenizers_split_text_equally_everywhere(in_t
         assert check.texts_alike == check.texts >= 12
 
 
+def test_a_legacy_tokenizer_with_a_template_is_compared_only_by_readers_that_split_it_alike(in_tmp_path, capsys):
+    tokenizer = sentencepiece(by_normalizer=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ bos_token + m['content'] + eos_token }}{% endfor %}"
+    folder = save_llama("legacy", tokenizer)
+    assert main(["export", folder, "--to", "gguf", "--out", "out"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Transformers' GGUF reader adds no space after a control token" in shown
+    assert len(list(Path("out").glob("*.gguf"))) == 1
+    assert LLAMA_CPP in shown
+
+
 def test_a_tokenizer_that_gguf_does_not_support_is_refused_with_the_reason(in_tmp_path, capsys):
     folder = save_llama("odd", with_split(r"\d|\D+", ignore_merges=False))
     assert main(["export", folder, "--to", "gguf"]) == 2
