@@ -77,6 +77,22 @@ def forget_quantization(model: Any) -> None:
     model.is_quantized = False
 
 
+def load_gguf_tokenizer(name: str | Path, *, key: str) -> Any:
+    """Return the tokenizer and the chat template in a GGUF file, as a class that rebuilds nothing when it is loaded."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    require_readable(name, key=key)
+    with gguf_source(name) as (folder, options):
+        read = AutoTokenizer.from_pretrained(folder, **options)
+    named = {kind: getattr(read, kind) for kind in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer,
+        chat_template=read.chat_template,
+        clean_up_tokenization_spaces=False,
+        **{kind: token for kind, token in named.items() if token is not None},
+    )
+
+
 def require_every_weight(model: Any, name: str | Path, *, key: str) -> None:
     """Raise UserError unless the model has as many weights as the GGUF file: transformers drops what it can't place."""
     tensors = (read_gguf_header(name) or {}).get("tensors", {})

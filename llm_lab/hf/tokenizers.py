@@ -10,7 +10,7 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.gguf_header import is_gguf
 
-from .gguf import gguf_source, require_readable
+from .gguf import load_gguf_tokenizer
 from .hub import files_of
 
 END_OF_TEXT = "<|endoftext|>"
@@ -85,9 +85,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False, key: st
     folder = Path(name).expanduser()
     with files_of(name, key=key, what="tokenizer"):
         if is_gguf(folder):
-            require_readable(folder, key=key)
-            with gguf_source(folder) as (alone, options):
-                return AutoTokenizer.from_pretrained(alone, **options)
+            return load_gguf_tokenizer(folder, key=key)
         source = next((f for f in (folder / "model", folder) if (f / "tokenizer_config.json").exists()), None)
         if source is None and folder.is_dir():
             source = next((f for f in (folder / "model", folder) if (f / "tokenizer.json").exists()), None)

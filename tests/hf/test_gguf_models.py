@@ -127,7 +127,9 @@ def test_a_gguf_file_is_fine_tuned_merged_shown_measured_and_noticed_when_it_cha
     assert "tiny.gguf is a GGUF file: its weights are unpacked" in " ".join(notices.lines)
     assert facts["parent"] == {"path": file, "digest": weights_digest(file), "settings": None}
     tuned = load_model("checkpoints/sft/model")
-    assert load_tokenizer("checkpoints/sft/model").chat_template == TEMPLATE
+    saved, text = load_tokenizer("checkpoints/sft/model"), "Grüße,  12!\n a"
+    assert saved.chat_template == TEMPLATE
+    assert saved(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
 
     assert main(["merge", "checkpoints/sft", "--out", "merged"]) == 0
     merged = AutoModelForCausalLM.from_pretrained("merged")
