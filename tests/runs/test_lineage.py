@@ -185,7 +185,7 @@ def test_show_finds_the_context_length_of_gpt2(in_tmp_path, capsys):
 def test_a_file_instead_of_a_model_is_refused(in_tmp_path, capsys, command):
     Path("text.txt").write_text("a text")
     assert main([command, "text.txt"]) == 2
-    assert "this is a file, but a model is a folder" in " ".join(capsys.readouterr().err.split())
+    assert "this file is not a model" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_evaluation_is_described_with_its_context_length(in_tmp_path):
