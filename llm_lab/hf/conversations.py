@@ -220,7 +220,7 @@ def _encode(talk: Talk, text: str, before: int, spans: Sequence[tuple[int, int]]
     for start, stop in pairwise(sorted({0, len(text), *starts, *(begin for begin, _ in spans)})):
         trained_to = next((end for begin, end in spans if begin <= start < end), start)
         for at, piece, is_text in _pieces(text[start:stop], talk.marked.marks):
-            tokens, offsets = _encode_piece(talk, piece, first=start + at == 0, is_text=is_text)
+            tokens, offsets = _encode_piece(talk, piece, behind=text[: start + at], is_text=is_text)
             ids += tokens
             mask += [int(start + at + offset < trained_to) for offset in offsets]
     return ids, mask
@@ -237,11 +237,16 @@ def _pieces(text: str, marks: tuple[str, str]) -> Iterator[tuple[int, str, bool]
         at += len(piece)
 
 
-def _encode_piece(talk: Talk, piece: str, *, first: bool, is_text: bool) -> tuple[list[int], list[int]]:
-    """Return the tokens of a piece and the position of each in it."""
+def _encode_piece(talk: Talk, piece: str, *, behind: str, is_text: bool) -> tuple[list[int], list[int]]:
+    """Return the tokens of a piece and the position of each in it. behind: the text before it."""
     # Some tokenizers add a space before everything they encode. To avoid it in the middle of a text, encode the piece
-    # after a newline and remove the newline's tokens.
-    for before in ("\n", "") if talk.known.begins_with_space and not first else ("",):
+    # after a newline and remove the newline's tokens. Right after a control token, older ones do add a space, and some
+    # control tokens remove the white space that follows: encode the piece after the control token itself.
+    befores = ["\n", ""] if talk.known.begins_with_space and behind else [""]
+    control = re.search(rf"(?:{talk.known.control_tokens.pattern})\s*\Z", behind)
+    if control and len(befores) > 1 and not is_text:
+        befores.insert(0, control[0])
+    for before in befores:
         encoding = talk.tokenizer(
             before + piece,
             add_special_tokens=False,

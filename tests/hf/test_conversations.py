@@ -407,3 +407,32 @@ def test_a_text_ends_once_if_the_tokenizer_adds_the_end_itself():
     )
     assert tokenizer("ab")["input_ids"] == [97, 98, 256]
     assert list(encode_text(tokenizer, "ab").input_ids) == [97, 98, 256]
+
+
+@pytest.mark.parametrize("strips", [False, True])
+@pytest.mark.parametrize("between", ["", "\n"])
+def test_an_answer_after_a_control_token_of_a_legacy_tokenizer_begins_as_in_transformers(strips, between):
+    """Older SentencePiece tokenizers add a space after each control token; those of Phi-3 remove the line end there."""
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = sentencepiece_like()
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    names = ["<|user|>", "<|assistant|>", "<|end|>"]
+    tokens = [AddedToken(name, special=True, normalized=False, rstrip=strips) for name in names]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + BETWEEN }}"
+        "{{ m['content'] + '<|end|>' + BETWEEN }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' + BETWEEN }}{% endif %}"
+    ).replace("BETWEEN", repr(between))
+    messages = [message for message in CONVERSATION if message["role"] != "system"]
+    whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert encode_conversation(tokenizer, messages).input_ids == whole
+    prompt, answer = encode_answer(tokenizer, messages[:1], "Yes.")
+    asked = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+    assert prompt == asked == encode_prompt(tokenizer, messages[:1])
+    said = [*messages[:1], {"role": "assistant", "content": "Yes."}]
+    together = tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)
+    assert together[: len(prompt) + len(answer)] == [*prompt, *answer]
