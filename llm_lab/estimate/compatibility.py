@@ -8,7 +8,7 @@ from typing import Any
 
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
-WRITTEN_FOR = "4.57 and 5"  # the versions of Transformers that a folder is written for
+WRITTEN_FOR = "4.57 and 5"  # the versions of Transformers that a native folder is written for
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 STRETCHES = {"yarn": "YaRN scaling", "llama3": "Llama 3's RoPE scaling"}
 # YaRN's other settings, and the only values on which the readers of GGUF agree.

@@ -146,7 +146,8 @@ def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
 def name_program(check: Mapping[str, Any]) -> str:
     """Return the program of a check of an export with its version, and the versions that the folder is written for."""
     name, version = check["program"], check.get("version")
-    written_for = f", written for {WRITTEN_FOR}" if name == TRANSFORMERS else ""
+    own_code = str(check.get("loaded_as")).startswith("Lab")  # it imports names that only version 5 has
+    written_for = f", written for {'5' if own_code else WRITTEN_FOR}" if name == TRANSFORMERS else ""
     return f"{name} {version}{written_for}" if version else name
 
 
