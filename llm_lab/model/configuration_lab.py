@@ -2,7 +2,10 @@
 
 from typing import Any, TypeGuard
 
-from transformers import PreTrainedConfig
+try:
+    from transformers import PreTrainedConfig
+except ImportError as error:
+    raise ImportError("this model's own code requires transformers 5: pip install -U 'transformers>=5'") from error
 
 from .feed_forward import ACTIVATIONS
 from .norms import NORMS

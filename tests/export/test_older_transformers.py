@@ -1,6 +1,7 @@
 """A native folder is the same model in transformers 4.57 as in the version that wrote it."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,11 @@ def test_older_transformers_loads_every_native_folder_with_the_same_logits_token
         check = compare_answers(ours, theirs, TOLERANCES[TRANSFORMERS]["f32"], 0.99)
         assert check.verdict == "proven", (job["folder"], check.describe())
         assert theirs["version"].startswith("4.57")
+
+
+def test_older_transformers_says_that_a_folder_with_its_own_code_requires_version_5(in_tmp_path):
+    write_parts("alibi", position_embedding="alibi")
+    program = "from transformers import AutoConfig; AutoConfig.from_pretrained('alibi', trust_remote_code=True)"
+    done = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "requires transformers 5" in done.stderr.splitlines()[-1]
