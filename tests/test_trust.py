@@ -105,7 +105,7 @@ def test_a_user_resumes_their_own_run_without_a_question(in_copy):
 
 
 def test_in_a_terminal_the_user_sees_the_code_and_decides(in_copy, monkeypatch, capsys):
-    monkeypatch.setattr("llm_lab.terminal.console.is_terminal", lambda: True)
+    monkeypatch.setattr("llm_lab.terminal.consent.is_terminal", lambda: True)
     answers = iter(["n", "y"])
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     quick = ("eval", "handed", "--device", "cpu", "eval.speed_tokens=0")

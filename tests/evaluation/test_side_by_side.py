@@ -16,7 +16,7 @@ from llm_lab.terminal.chat_screen import run_chat
 pytest_plugins = ("support.compared_models",)
 SETTINGS = ChatSettings(temperature=0, max_new_tokens=8)
 SAMPLED = dataclasses.replace(SETTINGS, temperature=1.0)
-TINY_40 = "checkpoints/tiny/steps/checkpoint-40"
+TINY_60 = "checkpoints/tiny/steps/checkpoint-60"
 
 
 class Opener:
@@ -42,12 +42,12 @@ def printed(capsys):
 
 def test_another_model_answers_the_last_message_and_the_conversation_continues_unchanged(models, capsys):
     session, opener = open_session("checkpoints/tiny"), Opener()
-    type_into_chat(session, f"the old\r/compare {TINY_40}\rand\r/quit\r", load=opener, side_by_side=SideBySide(opener))
+    type_into_chat(session, f"the old\r/compare {TINY_60}\rand\r/quit\r", load=opener, side_by_side=SideBySide(opener))
     out, errors = printed(capsys)
     alone = open_session("checkpoints/tiny")
     expected = [say(alone, "the old"), say(alone, "and")]
     assert [message["content"] for message in session.messages[1::2]] == expected
-    assert " ".join(say(open_session(TINY_40), "the old").split())[:8] in out
+    assert " ".join(say(open_session(TINY_60), "the old").split())[:8] in out
     assert "differs from A" in out
     assert errors == ""
 
@@ -55,9 +55,9 @@ def test_another_model_answers_the_last_message_and_the_conversation_continues_u
 def test_a_new_message_is_answered_by_both_models_and_added_to_the_conversation(models):
     session, opener = open_session("checkpoints/tiny"), Opener()
     say(session, "the old")
-    found = SideBySide(opener).compare(session, TINY_40, "and the", ignore)
+    found = SideBySide(opener).compare(session, TINY_60, "and the", ignore)
     assert [message["content"] for message in session.messages[::2]] == ["the old", "and the"]
-    other = open_session(TINY_40)
+    other = open_session(TINY_60)
     other.messages = [dict(message) for message in session.messages[:2]]
     assert found.models[1].answers[0].text == say(other, "and the")
     assert found.models[0].answers[0].text == session.messages[-1]["content"]
@@ -78,9 +78,9 @@ def test_both_models_sample_with_the_same_seed(models):
 
 def test_the_other_model_stays_loaded_until_a_different_one_is_named(models):
     session, opener = open_session("checkpoints/tiny"), Opener()
-    keys = f"a\r/compare {TINY_40}\r/compare {TINY_40} the\r/compare gpt2\r/compare {TINY_40}\r/quit\r"
+    keys = f"a\r/compare {TINY_60}\r/compare {TINY_60} the\r/compare gpt2\r/compare {TINY_60}\r/quit\r"
     type_into_chat(session, keys, load=opener, side_by_side=SideBySide(opener))
-    assert [os.path.basename(name) for name in opener.opened] == ["checkpoint-40", "gpt2", "checkpoint-40"]
+    assert [os.path.basename(name) for name in opener.opened] == ["checkpoint-60", "gpt2", "checkpoint-60"]
 
 
 def test_base_is_the_model_without_its_adapter_even_if_a_folder_is_named_base(models, capsys):
@@ -137,9 +137,9 @@ def test_time_asks_every_checkpoint_and_does_not_change_the_conversation(models,
     assert "the conversation is empty" in errors
     assert len(session.messages) == 2
     assert len(opener.opened) == 6
-    assert out.index("step 40") < out.index("step 60") < out.index("step 80")
+    assert out.index("step 20") < out.index("step 60") < out.index("step 80")
     found = SideBySide(opener).over_time(session, "", ignore)
-    assert found.models[0].answers[0].text == say(open_session(TINY_40), "the old")
+    assert found.models[1].answers[0].text == say(open_session(TINY_60), "the old")
     assert found.models[-1].answers[0].text == session.messages[1]["content"]
 
 
@@ -150,7 +150,7 @@ def test_time_is_refused_for_a_model_without_a_run(models, capsys):
 
 def test_in_a_pipe_comparisons_are_not_written_to_standard_output(models, capsys, monkeypatch):
     session, opener = open_session("checkpoints/tiny"), Opener()
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"the old\n/compare {TINY_40}\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"the old\n/compare {TINY_60}\n"))
     run_chat(session, load=opener, side_by_side=SideBySide(opener))
     captured = capsys.readouterr()
     assert "differs from A" not in captured.out

@@ -102,7 +102,8 @@ def test_a_dumb_terminal_gets_plain_lines(terminal):
     here.at("Which model?")
     here.at("Number [1]", "b\r")
     here.at("What would you like to do?")
-    here.at("Number [", "15\r")
+    here.at("18  Quit")
+    here.at("Number [", "18\r")
     here.child.expect(pexpect.EOF)
     assert "\x1b" not in here.child.before
 
