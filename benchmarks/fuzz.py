@@ -87,7 +87,9 @@ def change_value(value: Any, draw: random.Random) -> Any:
     elif how == 5 and isinstance(holder[key], str) and holder[key]:
         holder[key] = change_bytes(holder[key].encode(errors="surrogatepass"), draw).decode(errors="replace")
     elif how == 6 and isinstance(holder[key], int | float):
-        holder[key] = holder[key] * draw.choice((-1, 0, 1e-9, 1e9, 2, 0.5))
+        factor = draw.choice((-1, 0, 1e-9, 1e9, 2, 0.5))
+        with contextlib.suppress(OverflowError):  # a whole number that no float can hold stays as it is
+            holder[key] = holder[key] * factor
     else:
         holder[key] = draw.choice(ODD)
     return value
