@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab import __version__, commands, study_commands
-from llm_lab.errors import DONE, INTERNAL_ERROR, LONGEST, STOPPED, LabError, file_error
-from llm_lab.safe_text import shorten
+from llm_lab.errors import DONE, INTERNAL_ERROR, LONGEST, STOPPED, LabError, Problem, UserError, file_error
+from llm_lab.safe_text import shorten, valid_text
 from llm_lab.terminal.console import SafeStream, print_error, safe_errors
 
 # New objects before garbage is collected: with Python's own 700, that takes a tenth of the time that torch and
@@ -27,7 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `llm-lab`; returns the exit code."""
     gc.set_threshold(GARBAGE)
     with safe_errors():
-        return _run(parse(argv))
+        arguments = parse(argv)
+        if argv is not None and (problem := _not_text(argv)):
+            print_error(UserError(problem))
+            return UserError.exit_code
+        return _run(arguments)
+
+
+def _not_text(argv: Sequence[str]) -> Problem | None:
+    """Return the problem with an argument that no file could have as its name, None without one."""
+    for word in argv:
+        try:
+            os.fsencode(word)
+        except UnicodeEncodeError:
+            why = "contains half of a character (an unpaired surrogate), which is not valid text"
+            return Problem(valid_text(word), why, fix="Write it without that.")
+    return None
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -215,3 +215,8 @@ def test_a_closed_pipe_is_not_an_error(trained):
     command = f"{sys.executable} -m llm_lab list parts | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=trained)
     assert "Traceback" not in done.stderr
+
+
+def test_an_argument_that_no_file_could_have_as_its_name_is_refused(capsys):
+    assert main(["merge", "adapter", "--out", "a\ud800"]) == 2
+    assert "half of a character" in capsys.readouterr().err
