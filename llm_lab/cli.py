@@ -27,11 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `llm-lab`; returns the exit code."""
     gc.set_threshold(GARBAGE)
     with safe_errors():
-        arguments = parse(argv)
-        if argv is not None and (problem := _not_text(argv)):
-            print_error(UserError(problem))
-            return UserError.exit_code
-        return _run(arguments)
+        try:
+            arguments = parse(argv)
+            if argv is not None and (problem := _not_text(argv)):
+                print_error(UserError(problem))
+                return UserError.exit_code
+            return _run(arguments)
+        except KeyboardInterrupt:
+            print("\nStopped.", file=sys.stderr)  # noqa: T201
+            return STOPPED
 
 
 def _not_text(argv: Sequence[str]) -> Problem | None:
@@ -48,9 +52,6 @@ def _not_text(argv: Sequence[str]) -> Problem | None:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         return arguments.command(arguments) or DONE
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)  # noqa: T201
-        return STOPPED
     except Exception as error:
         if _is_closed(error):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

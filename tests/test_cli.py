@@ -220,3 +220,12 @@ def test_a_closed_pipe_is_not_an_error(trained):
 def test_an_argument_that_no_file_could_have_as_its_name_is_refused(capsys):
     assert main(["merge", "adapter", "--out", "a\ud800"]) == 2
     assert "half of a character" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_arguments_are_read_stops_without_a_traceback(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm_lab.cli.parse", interrupt)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
