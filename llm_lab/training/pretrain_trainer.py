@@ -123,7 +123,7 @@ class PretrainTrainer(LabTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self._data_progress is not None:
+        if self._data_progress is not None and self.is_world_process_zero():
             self._data_progress.write_stream_states(Path(str(output_dir)), self.state.global_step)
 
 

@@ -347,7 +347,9 @@ class LabTrainerMixin(_Base):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Always a plain Hugging Face folder, so that every checkpoint can be loaded and chatted with.
-        self._save_to(Path(str(output_dir)))
+        # transformers calls this in every process: all but the first would overwrite its files.
+        if self.is_world_process_zero():
+            self._save_to(Path(str(output_dir)))
 
 
 class _StepClock:

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from llm_lab.events import MetricsLogged
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages.pretrain import PretrainEvaluation
+from llm_lab.training.trainer import LabTrainerMixin
 
 TINY = RunFolder(Path("checkpoints/tiny"))
 MUON = {"optimizer": {"name": "muon"}, "model.dropout": 0.1}
@@ -335,3 +337,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(fin
     resumed = run(tiny_recipe(), resume=True)
     assert resumed["path"] == "checkpoints/tiny"
     assert_same(resumed, {"path": "checkpoints/whole"})
+
+
+def test_only_the_first_of_several_processes_writes_the_model_of_a_checkpoint():
+    written = []
+    for first in (True, False):
+        process = SimpleNamespace(is_world_process_zero=lambda first=first: first, _save_to=written.append)
+        LabTrainerMixin._save(process, "folder")
+    assert written == [Path("folder")]
