@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo lab test test-all audit lint bench clean
+.PHONY: setup demo lab web test test-all audit lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,9 @@ demo: setup
 
 lab: setup
 	$(BIN)/llm-lab
+
+web: setup
+	$(BIN)/llm-lab web
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .

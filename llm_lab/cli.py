@@ -170,6 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     _duel_parser(subparsers, common)
     _study_parser(subparsers, common)
 
+    web = subparsers.add_parser("web", parents=[common], help="open the lab in the browser of this machine")
+    web.add_argument("--port", type=int, metavar="N", help="port of the page; default: the first free one from 7750 on")
+    web.set_defaults(command=commands.serve_web)
+
     schema = subparsers.add_parser("schema", parents=[common], help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=commands.print_schema)
 

@@ -49,6 +49,13 @@ def wizard_commands() -> Any:
     )
 
 
+def serve_web(arguments: argparse.Namespace) -> int:
+    """Serve the web page until Ctrl-C."""
+    from llm_lab.web.server import serve
+
+    return serve(arguments.port, say=print_text)
+
+
 # --- recipes
 
 

@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "studies": TOOLS | {"training", "chat", "evaluation", "looking", "job", "runner"},
     "wizard": TOOLS | {"training", "evaluation", "export", "looking", "studies", "job"},
     "terminal": TOOLS | {"training", "chat", "evaluation", "export", "looking", "studies", "job", "runner", "wizard"},
+    "web": TOOLS | {"training", "chat", "evaluation", "export", "looking", "studies", "job", "runner", "wizard"},
 }
+FILES_BESIDE_CODE = {"studies": {"experiments"}, "web": {"static", "templates"}}
 MODULES = {
     "errors",
     "limits",
@@ -94,12 +96,12 @@ def test_every_folder_is_a_layer_without_folders_of_its_own():
     assert folders == MAY_IMPORT.keys()
     for folder in folders:
         inner = {path.name for path in (PACKAGE / folder).iterdir() if path.is_dir()} - {"__pycache__"}
-        assert inner == ({"experiments"} if folder == "studies" else set())
+        assert inner == FILES_BESIDE_CODE.get(folder, set())
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == MODULES
 
 
-def test_the_package_has_at_most_270_files():
-    assert len(modules()) <= 270
+def test_the_package_has_at_most_300_files():
+    assert len(modules()) <= 300
 
 
 def test_two_modules_share_a_name_only_as_the_two_halves_of_a_stage():

@@ -104,7 +104,7 @@ def _outlives_the_lock(process: Mapping[str, Any], state: str, silent: float) ->
     """
     if process.get("host") != socket.gethostname():
         return silent < DEAD_AFTER_SECONDS
-    return state == UNKNOWN and _exists(process)
+    return state == UNKNOWN and exists(process)
 
 
 def _lock(file: IO[str], kind: int) -> str:
@@ -171,7 +171,7 @@ def _start_time(pid: Any) -> float | None:
         return None
 
 
-def _exists(process: Mapping[str, Any]) -> bool:
+def exists(process: Mapping[str, Any]) -> bool:
     """Return whether a process of this host is still the one that was recorded, not another one with its number."""
     started, then = _start_time(process.get("pid")), process.get("started")
     return started is not None and isinstance(then, int | float) and abs(started - then) < 2.0

@@ -1,0 +1,29 @@
+"""What an address of the page names: a run, a checkpoint, a file. Never anything outside the lab's own folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+
+from llm_lab.runs.folder import ROOT, RunFolder
+
+UPLOADS = Path("uploads")
+DESIGNS = Path("configs") / "models"
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return folder/name. 404 where that is outside of the folder, by .., an absolute path or a link."""
+    path = folder / name
+    home = folder.resolve()
+    if "\0" in name or not name or not path.resolve().is_relative_to(home) or path.resolve() == home:
+        raise HTTPException(404, f"There is nothing of that name in {folder}/.")
+    return path
+
+
+def find_run(name: str) -> RunFolder:
+    """Return the run of an address, such as demo or demo/sft. 404 where there is none."""
+    run = RunFolder(inside(ROOT, name))
+    if not run.run_json.is_file():
+        raise HTTPException(404, f"There is no run named {name} in {ROOT}/.")
+    return run

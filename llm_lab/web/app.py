@@ -1,0 +1,67 @@
+"""The web application: its routes, its static files, its guard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from llm_lab.errors import LabError
+from llm_lab.runs.palette import COLORS
+
+from . import runs_pages
+from .guard import Guard
+from .lab import Lab
+from .responses import on_http_error, on_lab_error
+from .updates import updates_route
+
+STATIC = Path(__file__).with_name("static")
+# Each has ROUTES, and TOPICS where its pages are live.
+PAGES = (runs_pages,)
+
+
+def make_app(*, port: int, token: str, session: str) -> Starlette:
+    """Return the application. token and session: see guard.py."""
+    topics = {name: look for pages in PAGES for name, look in getattr(pages, "TOPICS", {}).items()}
+    routes = [route for pages in PAGES for route in pages.ROUTES]
+    return Starlette(
+        routes=[
+            *routes,
+            updates_route(topics),
+            Route("/static/palette.css", palette),
+            Mount("/static", _Files(directory=STATIC)),
+        ],
+        middleware=[Middleware(Guard, port=port, token=token, session=session)],
+        exception_handlers={LabError: on_lab_error, OSError: on_lab_error, HTTPException: on_http_error},
+        lifespan=_lifespan,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    app.state.lab = Lab()
+    yield
+    await app.state.lab.workers.close()
+
+
+class _Files(StaticFiles):
+    """Static files that a browser asks for again after an update: it sends what it has, and gets 304."""
+
+    def file_response(self, *args: object, **options: object) -> Response:
+        response = super().file_response(*args, **options)  # type: ignore[arg-type]
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+async def palette(request: Request) -> Response:
+    """Return the colors of all pictures as CSS variables, for a light and a dark background."""
+    colors = " ".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLORS.items())
+    return Response(f":root {{ {colors} }}\n", media_type="text/css", headers={"cache-control": "no-cache"})

@@ -1,0 +1,130 @@
+"""Start and stop `llm-lab` commands as processes of their own: they go on when the page or the server closes.
+
+What a command prints goes to a log file in the user's state folder. Everything else about it is in its run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.runs.folder import ROOT, RunFolder
+from llm_lab.runs.lock import exists
+from llm_lab.safe_text import printable
+
+LOG_LINES = 200
+KEPT_LOGS = 50
+
+
+def state_folder() -> Path:
+    """Return the folder for logs and the key of the cookie: llm-lab/web in $XDG_STATE_HOME or ~/.local/state."""
+    shared = os.environ.get("XDG_STATE_HOME")
+    folder = (Path(shared) if shared else Path.home() / ".local" / "state") / "llm-lab" / "web"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+@dataclass
+class Launch:
+    """A command that this server started."""
+
+    number: int
+    words: tuple[str, ...]
+    log: Path
+    process: subprocess.Popen[bytes]
+    started: float = field(default_factory=time.time)
+
+    def run_name(self) -> str | None:
+        """Return the name of the run folder that its process works in; None as long as there is none."""
+        for file in ROOT.glob("*/run.json"):
+            run = RunFolder(file.parent)
+            if run.facts().get("process", {}).get("pid") == self.process.pid:
+                return str(run.path.relative_to(ROOT))
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a page shows: the command, its exit code (None while it works), its run, what it printed."""
+        return {
+            "number": self.number,
+            "command": command_text(self.words),
+            "exit_code": self.process.poll(),
+            "run": self.run_name(),
+            "log": last_lines(self.log),
+            "started": self.started,
+        }
+
+
+class Launches:
+    """The commands that this server started, for what they print and how they end."""
+
+    def __init__(self) -> None:
+        self._launched: dict[int, Launch] = {}
+
+    def start(self, words: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Launch:
+        """Start `llm-lab WORDS` in a session of its own."""
+        number = len(self._launched) + 1
+        log = _new_log(words[0])
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "llm_lab.cli", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            )
+        self._launched[number] = launch = Launch(number, tuple(words), log, process)
+        return launch
+
+    def get(self, number: int) -> Launch:
+        """Return a launch. UserError where this server started none of that number."""
+        if number not in self._launched:
+            raise UserError(Problem("launch", "this server has not started that command", value=number))
+        return self._launched[number]
+
+    def reap(self) -> list[Launch]:
+        """Return the commands that still work; let the system forget those that have ended."""
+        return [launch for launch in self._launched.values() if launch.process.poll() is None]
+
+
+def stop_run(run: RunFolder) -> None:
+    """Ask the process of a run to save and stop, as Ctrl-C does. UserError where none works on this machine."""
+    process = run.facts().get("process", {})
+    name = str(run.path)
+    if run.status() != "running":
+        raise UserError(Problem(name, f"this run is not running; its status is {run.status()}"))
+    if process.get("host") != socket.gethostname() or not exists(process):
+        raise UserError(Problem(name, f"its process runs on {process.get('host', 'another host')}, not here"))
+    os.kill(process["pid"], signal.SIGINT)
+
+
+def command_text(words: Sequence[str]) -> str:
+    """Return the command that a user would type."""
+    return shlex.join(["llm-lab", *words])
+
+
+def last_lines(log: Path, most: int = LOG_LINES) -> str:
+    """Return the end of what a command printed, without control characters."""
+    try:
+        text = log.read_bytes()[-most * 400 :].decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(printable(line) for line in text.splitlines()[-most:])
+
+
+def _new_log(command: str) -> Path:
+    folder = state_folder() / "logs"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    for old in sorted(folder.glob("*.log"))[:-KEPT_LOGS]:
+        old.unlink(missing_ok=True)
+    return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{command}.log"

@@ -1,0 +1,125 @@
+"""How a page answers: HTML from a template, JSON, lines of JSON as they come, and errors in both forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from llm_lab import __version__
+from llm_lab.errors import LabError, Problem, UserError, file_error
+from llm_lab.runs.glossary import name_of, write
+from llm_lab.safe_text import printable, redact_values
+
+TEMPLATES = Path(__file__).with_name("templates")
+LONGEST_BODY = 4 * 1024 * 1024  # bytes of a JSON request
+# (title, address, icon): the icon is a symbol in base.html.
+NAVIGATION = (
+    ("Runs", "/", "runs"),
+    ("New run", "/new", "new"),
+    ("Experiments", "/experiments", "experiments"),
+    ("Look inside", "/look", "look"),
+    ("Chat", "/chat", "chat"),
+    ("Models", "/models", "models"),
+)
+
+
+@cache
+def templates() -> Environment:
+    """Return the templates. All values are escaped; an unknown name is an error."""
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(printable=printable, name_of=name_of, write=lambda value, key: write(key, value))
+    found.globals.update(navigation=NAVIGATION, version=__version__)
+    return found
+
+
+def page(request: Request, template: str, *, title: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page. Its template extends base.html; `data` is handed to the page's scripts as JSON (see lab.js)."""
+    values.setdefault("data", {})
+    html = templates().get_template(template).render(title=title, path=request.url.path, **values)
+    return HTMLResponse(html, status)
+
+
+def answer(value: Any, status: int = 200) -> JSONResponse:
+    """Return JSON, without secrets; numbers that JSON lacks (NaN, infinity) become null."""
+    return JSONResponse(_finite(redact_values(value)), status)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
+async def body_of(request: Request) -> dict[str, Any]:
+    """Return the JSON object of a request. UserError where it is none or too large."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > LONGEST_BODY:
+            raise UserError(Problem("request", f"it is larger than {LONGEST_BODY // 1024**2} MiB"))
+    try:
+        value = json.loads(content)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(Problem("request", "its body is not a JSON object"))
+    return value
+
+
+def lines(pieces: AsyncIterator[Any]) -> StreamingResponse:
+    """Return lines of JSON as they come; an error for the user comes as the last line, {"problems": [...]}."""
+
+    async def encoded() -> AsyncIterator[bytes]:
+        try:
+            async for piece in pieces:
+                yield json.dumps(_finite(piece)).encode() + b"\n"
+        except LabError as error:
+            yield json.dumps(problems_of(error)).encode() + b"\n"
+
+    return StreamingResponse(encoded(), media_type="application/x-ndjson")
+
+
+def problems_of(error: LabError) -> dict[str, Any]:
+    """Return an error as JSON: every problem as one paragraph, with the key that it is about."""
+    problems = [
+        {"key": problem.key if isinstance(problem, Problem) else None, "text": printable(str(problem))}
+        for problem in error.problems
+    ]
+    return {"problems": problems}
+
+
+async def on_lab_error(request: Request, error: Exception) -> Response:
+    """Answer an error that a user can fix: 400."""
+    known = error if isinstance(error, LabError) else file_error(error)
+    if known is None:
+        raise error
+    if request.url.path.startswith("/api/"):
+        return answer(problems_of(known), 400)
+    return page(request, "error.html", title="This can't be done", text=str(known), status=400)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Answer 404 and the like."""
+    assert isinstance(error, HTTPException)
+    if request.url.path.startswith("/api/"):
+        return answer({"problems": [{"key": None, "text": error.detail}]}, error.status_code)
+    title = "Not found" if error.status_code == 404 else error.detail
+    return page(request, "error.html", title=title, text=error.detail, status=error.status_code)

@@ -1,0 +1,50 @@
+"""What has changed since a page asked last.
+
+A page asks once a second, in one short request for everything that it shows. There is no stream that stays open:
+browsers allow six connections per server, and the seventh tab would wait for ever. A hidden tab does not ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llm_lab.errors import LabError
+
+from .lab import lab_of
+from .responses import answer, body_of, problems_of
+
+# A topic's function gets what follows the colon of its name (metrics:demo/sft) and the cursor that it returned last
+# time, or None; it returns (cursor, data), or None where nothing has changed.
+Topic = Callable[[str, Any], tuple[Any, Any] | None]
+
+
+def updates_route(topics: Mapping[str, Topic]) -> Route:
+    """Return the route that answers pages with what has changed in the topics they show."""
+
+    def look(asked: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, cursor in asked.items():
+            kind, _, argument = name.partition(":")
+            if kind not in topics:
+                continue
+            try:
+                new = topics[kind](argument, cursor)
+            except LabError as error:
+                found[name] = {"cursor": cursor, **problems_of(error)}
+            else:
+                if new is not None:
+                    found[name] = {"cursor": new[0], "data": new[1]}
+        return found
+
+    async def updates(request: Request) -> Response:
+        asked = (await body_of(request)).get("topics", {})
+        lab_of(request).launches.reap()
+        return answer({"updates": await run_in_threadpool(look, asked)})
+
+    return Route("/api/updates", updates, methods=["POST"])

@@ -1,0 +1,149 @@
+"""Child processes for what the server must not do itself: import torch, hold a model, read large files.
+
+A worker is a Python process that answers calls, one at a time, as lines of JSON. It ends when the server does, and
+ending it gives its memory back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from llm_lab.errors import LabError, MachineError, Problem, UserError
+
+LONGEST_LINE = 256 * 1024 * 1024  # bytes of one answer
+ERRORS: dict[str, type[LabError]] = {"user": UserError, "machine": MachineError}
+
+
+class WorkerEnded(MachineError):
+    """A worker ended while it worked: a crash, or the system took its memory."""
+
+
+class Worker:
+    """One child process. calls: the module whose `CALLS` it answers, such as llm_lab.web.data_calls."""
+
+    def __init__(self, calls: str) -> None:
+        self.calls = calls
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._current: int | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def call(self, name: str, **arguments: Any) -> Any:
+        """Return the result of a call. Raises the UserError or MachineError that the worker raised."""
+        result = None
+        async for kind, value in self._exchange(name, arguments):
+            if kind == "result":
+                result = value
+        return result
+
+    async def stream(self, name: str, **arguments: Any) -> AsyncIterator[Any]:
+        """Yield what a call yields, then its result as {"result": ...}. Leaving the loop early stops the call."""
+        async for kind, value in self._exchange(name, arguments):
+            yield {"result": value} if kind == "result" else value
+
+    async def close(self) -> None:
+        """End the process now."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def _exchange(self, name: str, arguments: dict[str, Any]) -> AsyncIterator[tuple[str, Any]]:
+        async with self._turn:
+            process = await self._start()
+            assert process.stdout is not None
+            number = next(self._numbers)
+            ended = False
+            try:
+                _write(process, {"id": number, "call": name, "arguments": arguments})
+                while not ended:
+                    line = await process.stdout.readline()
+                    if not line:
+                        ended = True
+                        why = f"the process of the model or the data ended (exit code {await process.wait()})"
+                        raise WorkerEnded(Problem(name, why, fix="Try again; if it ran out of memory, free some."))
+                    answer = json.loads(line)
+                    if answer["id"] != number:
+                        continue
+                    ended = answer["kind"] in ("result", "error")
+                    if answer["kind"] == "error":
+                        raise _error_of(answer["value"])
+                    yield answer["kind"], answer["value"]
+            finally:
+                if not ended:  # whoever listened has left
+                    await asyncio.shield(self._stop(process, number))
+
+    async def _stop(self, process: asyncio.subprocess.Process, number: int) -> None:
+        """Stop a call and read what it still says, so that the next one finds an empty pipe."""
+        assert process.stdout is not None
+        with contextlib.suppress(OSError, RuntimeError):
+            _write(process, {"id": number, "stop": True})
+        while line := await process.stdout.readline():
+            answer = json.loads(line)
+            if answer["id"] == number and answer["kind"] in ("result", "error"):
+                return
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "llm_lab.web.worker",
+                self.calls,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in the terminal is the server's
+                limit=LONGEST_LINE,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        return self._process
+
+
+def _write(process: asyncio.subprocess.Process, message: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(message).encode() + b"\n")
+
+
+def _error_of(value: dict[str, Any]) -> Exception:
+    problems = [problem if isinstance(problem, str) else Problem(**problem) for problem in value["problems"]]
+    kind = ERRORS.get(value["kind"])
+    return kind(*problems) if kind else RuntimeError(value["text"])
+
+
+class Workers:
+    """The workers of a server, by name. `get` starts one where there is none; `close` ends them all."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def get(self, name: str, calls: str) -> Worker:
+        """Return the worker of a name; calls: the module that it answers calls with."""
+        worker = self._workers.get(name)
+        if worker is None:
+            worker = self._workers[name] = Worker(calls)
+        return worker
+
+    def names(self) -> list[str]:
+        """Return the names of the workers whose process runs."""
+        return [name for name, worker in self._workers.items() if worker.is_running]
+
+    async def end(self, name: str) -> None:
+        """End one worker and give its memory back; the next call starts it again."""
+        if worker := self._workers.pop(name, None):
+            await worker.close()
+
+    async def close(self) -> None:
+        """End all workers."""
+        await asyncio.gather(*(self.end(name) for name in list(self._workers)))

@@ -1,0 +1,95 @@
+"""Workers answer calls, hand on errors, stop when nobody listens, and survive a crash."""
+
+import asyncio
+import sys
+
+import pytest
+
+from llm_lab.errors import UserError
+from llm_lab.web.workers import Worker, WorkerEnded
+
+CALLS = """
+import os, time
+from llm_lab.errors import Problem, UserError
+
+stopped = []
+
+def add(a, b):
+    print("noise on standard output")
+    return a + b
+
+def refuse():
+    raise UserError(Problem("train.max_steps", "it is negative", value=-1, allowed="1 or more"))
+
+def count(to):
+    for number in range(to):
+        yield number
+        time.sleep(0.01)
+    return "end"
+
+def wait(stop):
+    while not stop():
+        time.sleep(0.01)
+    stopped.append(True)
+
+def was_stopped():
+    return len(stopped)
+
+CALLS = {"add": add, "refuse": refuse, "count": count, "wait": wait, "was_stopped": was_stopped,
+         "crash": lambda: os._exit(9), "pid": os.getpid}
+"""
+
+
+@pytest.fixture
+def with_worker(tmp_path, monkeypatch):
+    (tmp_path / "worker_calls.py").write_text(CALLS)
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *sys.path]))
+
+    def run(use):
+        async def main():
+            worker = Worker("worker_calls")
+            try:
+                return await asyncio.wait_for(use(worker), 60)
+            finally:
+                await worker.close()
+
+        return asyncio.run(main())
+
+    return run
+
+
+def test_a_worker_answers_and_hands_on_errors_and_pieces(with_worker):
+    async def use(worker):
+        assert await worker.call("add", a=1, b=2) == 3
+        with pytest.raises(UserError) as caught:
+            await worker.call("refuse")
+        assert str(caught.value) == "train.max_steps = -1: it is negative. Allowed: 1 or more."
+        assert caught.value.problems[0].key == "train.max_steps"
+        assert [piece async for piece in worker.stream("count", to=3)] == [0, 1, 2, {"result": "end"}]
+
+    with_worker(use)
+
+
+def test_a_call_whose_listener_leaves_is_stopped_and_the_next_one_answered(with_worker):
+    async def use(worker):
+        pieces = worker.stream("count", to=100_000)
+        assert await anext(pieces) == 0
+        await pieces.aclose()
+        task = asyncio.create_task(worker.call("wait"))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await worker.call("was_stopped") == 1
+
+    with_worker(use)
+
+
+def test_a_worker_that_crashed_is_an_error_and_is_started_again(with_worker):
+    async def use(worker):
+        first = await worker.call("pid")
+        with pytest.raises(WorkerEnded, match="exit code 9"):
+            await worker.call("crash")
+        assert await worker.call("pid") != first
+
+    with_worker(use)
