@@ -11,6 +11,7 @@ from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.runs.disk import write_atomically
 
 from .decoding import ChatSettings
+from .search_results import are_sources
 
 KIND = "llm-lab conversation"
 Messages = list[dict[str, Any]]
@@ -50,7 +51,7 @@ def read_conversation(file: Path, *, why: str = "this is not a saved conversatio
         raise UserError(Problem(str(file), why)) from None
     if not isinstance(found, dict) or found.get("kind") != KIND or not _is_valid(found):
         raise UserError(Problem(str(file), why))
-    kept = ("role", "content", "ended")
+    kept = ("role", "content", "ended", "sources")
     messages = [{key: message[key] for key in kept if key in message} for message in found["messages"]]
     return {"mode": found["mode"], "system": found["system"], "messages": messages}
 
@@ -67,6 +68,7 @@ def _is_valid(found: dict[str, Any]) -> bool:
             and message.get("role") == ("assistant" if index % 2 else "user")
             and isinstance(message.get("content"), str)
             and isinstance(message.get("ended", True), bool)
+            and are_sources(message.get("sources", []))
             for index, message in enumerate(messages)
         )
     )

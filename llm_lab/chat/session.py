@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from llm_lab.safe_text import valid_text
 
 from .conversation_files import read_conversation, write_conversation
 from .decoding import REPLACEMENT, ChatSettings, Predictor, TextStream, end_tokens, make_sampler
+from .search_results import BUDGET, seen, turn_with, with_results
+from .web_search import Hit
 
 __all__ = ["ChatSession", "ChatSettings", "ReplyStats"]
 
@@ -70,15 +72,19 @@ class ChatSession:
             why = f"it has {len(tokenizer):,} tokens, but the model has {embeddings:,}: it belongs to another model"
             raise UserError(Problem("tokenizer", why))
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str, hits: Sequence[Hit] = ()) -> Iterator[str]:
         """Yield the pieces of a reply as they are generated; then add both turns to `messages`.
 
-        Closing the iterator stops the reply and keeps the text so far. Raises UserError, and changes nothing, if the
-        message can't be answered.
+        hits: search results that the model gets with the message; the message keeps them in `sources`. Closing the
+        iterator stops the reply and keeps the text so far. Raises UserError, and changes nothing, if the message can't
+        be answered.
         """
         settings = self.settings
         text = valid_text(text)
-        ids = self._prompt(text)
+        sources = self._fitting(text, hits)
+        ids = self._prompt(turn_with(text, sources))
+        if hits and not sources:
+            self.notice = f"{self.notice or ''} The model does not see the search results: there is no room.".strip()
         prompt_tokens = len(ids)
         room = settings.max_new_tokens
         if self.context_length:
@@ -107,7 +113,7 @@ class ChatSession:
         finally:
             self.last_stats = _stats(times, prompt_tokens, stop)
             if pieces or stop != "stopped":
-                self.messages.append({"role": "user", "content": text})
+                self.messages.append({"role": "user", "content": text, **({"sources": sources} if sources else {})})
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
                 if stop == "end" and self.mode == "completion":
                     self.messages[-1]["ended"] = True
@@ -144,6 +150,12 @@ class ChatSession:
                 raise UserError(Problem("system", "this model's chat template ignores system prompts"))
         self.system = text or None
 
+    def require_search(self) -> None:
+        """Raise UserError if the model can't use search results."""
+        if self.mode == "completion":
+            why = "base models continue a text: they can't use search results"
+            raise UserError(Problem("web search", why, fix="Use a model that was fine-tuned to chat."))
+
     def change_setting(self, name: str, text: str) -> None:
         """Change one setting, given as text. Raises UserError, and changes nothing, if it is not allowed."""
         self.settings = self.settings.changed(name, text)
@@ -168,6 +180,19 @@ class ChatSession:
         self.last_stats = None
         self.messages = conversation["messages"]
 
+    def _fitting(self, text: str, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+        """Return the sources made of as many search results as fit: at most a quarter of the context."""
+        if not hits:
+            return []
+        self.require_search()
+        budget = min(BUDGET, self.context_length // 4) if self.context_length else BUDGET
+        numbers = [source["n"] for message in self.messages for source in message.get("sources", ())]
+
+        def count_tokens(added: str) -> int:
+            return len(self._encode(added, special=False))
+
+        return with_results(text, hits, count_tokens, budget, first=max(numbers, default=0) + 1)[1]
+
     def _prompt(self, text: str) -> list[int]:
         """Return the prompt tokens, shortened to fit into the context."""
         self.notice = None
@@ -183,7 +208,7 @@ class ChatSession:
         last = {"role": "user", "content": text}
         for dropped in range(0, len(self.messages) + 1, 2):
             # The same function as in training, so that the prompt has exactly the trained format.
-            ids = encode_prompt(self._tokenizer, [*system, *self.messages[dropped:], last])
+            ids = encode_prompt(self._tokenizer, [*system, *map(seen, self.messages[dropped:]), last])
             if longest is None or len(ids) <= longest:
                 break
         else:

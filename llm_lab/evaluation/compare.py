@@ -15,6 +15,7 @@ import torch
 
 from llm_lab.chat.decoding import ChatSettings
 from llm_lab.chat.session import ChatSession
+from llm_lab.chat.web_search import Hit
 from llm_lab.data.rows import Example
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, Progress, ignore
@@ -115,9 +116,9 @@ def describe_sampling(settings: ChatSettings) -> str:
     return f"sampled at temperature {settings.temperature:g}, {seed}, {limit}"
 
 
-def collect_answer(session: ChatSession, text: str) -> Answer:
+def collect_answer(session: ChatSession, text: str, hits: Sequence[Hit] = ()) -> Answer:
     """Return a session's whole reply. Raises UserError like `ChatSession.reply`."""
-    reply = "".join(session.reply(text))
+    reply = "".join(session.reply(text, hits))
     stats = session.last_stats
     assert stats is not None  # set by every reply
     return Answer(reply, stats.tokens, stats.stop)

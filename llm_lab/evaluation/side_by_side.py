@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from llm_lab.chat.session import ChatSession
+from llm_lab.chat.web_search import Hit, hits_from
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter
@@ -24,10 +25,11 @@ BASE = "base"
 
 @dataclasses.dataclass(frozen=True)
 class _Turn:
-    """A message, and the messages before it."""
+    """A message, the messages before it, and the search results that it had."""
 
     text: str
     before: list[dict[str, Any]]
+    hits: tuple[Hit, ...] = ()
 
 
 class SideBySide:
@@ -115,11 +117,12 @@ def _last_turn(session: ChatSession) -> tuple[_Turn, Answer]:
     if not session.messages:
         raise UserError(Problem("message", "the conversation is empty", fix="Write a message after the command."))
     *before, asked, answered = session.messages
+    turn = _Turn(asked["content"], before, tuple(hits_from(asked.get("sources", ()))))
     stats = session.last_stats
     if stats is None:  # the conversation was loaded from a file
         ids = session.tokenizer(answered["content"], add_special_tokens=False)["input_ids"]
-        return _Turn(asked["content"], before), Answer(answered["content"], len(ids))
-    return _Turn(asked["content"], before), Answer(answered["content"], stats.tokens, stats.stop)
+        return turn, Answer(answered["content"], len(ids))
+    return turn, Answer(answered["content"], stats.tokens, stats.stop)
 
 
 def _answer_turn(session: ChatSession, other: ChatSession, turn: _Turn) -> tuple[Answer, list[str]]:
@@ -136,7 +139,7 @@ def _answer_turn(session: ChatSession, other: ChatSession, turn: _Turn) -> tuple
     try:
         if session.system and other.mode == "chat":
             other.set_system(session.system)
-        return collect_answer(other, turn.text), remarks
+        return collect_answer(other, turn.text, turn.hits if other.mode == "chat" else ()), remarks
     except UserError as error:
         return Answer("", problem=str(error)), remarks
 

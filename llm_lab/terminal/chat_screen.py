@@ -7,9 +7,11 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_lab.chat.search_words import search_reason
+from llm_lab.chat.web_search import Hit, check_backend, default_backend, describe_privacy, search
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error
 from llm_lab.events import Event, Listener, Notice, RunWarning
 from llm_lab.safe_text import StreamRedactor, valid_text
@@ -28,6 +30,9 @@ COMMANDS = {
     "max_new_tokens": ("N", "maximum length of a reply, in tokens"),
     "repetition_penalty": ("X", "above 1: repeated tokens are less likely; 1: off"),
     "seed": ("N", "random seed, for repeatable replies; none: off"),
+    "search": ("TEXT", "search the web for TEXT, and reply with the results"),
+    "search_with": ("BACKEND", "ddgs, or the address of a SearXNG"),
+    "auto_search": ("on|off", "search if a message says: latest, today, news ..."),
     "settings": ("", "show the settings"),
     "save": ("FILE", "save the conversation (JSON)"),
     "load": ("FILE", "load a saved conversation"),
@@ -46,6 +51,7 @@ STOPS = {
     "context": "stopped: the context is full",
     "stopped": "stopped",
 }
+REQUIRE_ARGUMENT = ("save", "load", "model", "compare", "search", "search_with")
 ENDED = ("end", "completion")
 LEAVING = "Press Ctrl-C again, or Ctrl-D, to quit."
 PROMPT = "> "
@@ -78,6 +84,9 @@ class _Screen:
         self.session = session
         self._load, self._side_by_side = load, side_by_side
         self._interactive = interactive
+        self._backend: str | None = None  # of web searches; None: the default
+        self._auto_search = False
+        self._privacy_shown: set[str] = set()  # backends
         # In a pipe, standard output is only for replies.
         self._console = make_console(stderr=not interactive)
 
@@ -87,7 +96,8 @@ class _Screen:
         try:
             if text.startswith("/") and not text.startswith("//"):
                 return self._command(text[1:])
-            self._reply(text.removeprefix("/"))
+            text = text.removeprefix("/")
+            self._reply(text, self._hits_for(text))
         except LabError as error:
             print_error(error)
         except OSError as error:  # a name that no file can have
@@ -103,11 +113,14 @@ class _Screen:
         self._say(MODES[self.session.mode])
         self._say("/help lists the commands. Ctrl-C stops a reply. Ctrl-D quits.", "dim")
 
-    def _reply(self, text: str) -> None:
+    def _reply(self, text: str, hits: Sequence[Hit] = ()) -> None:
         if not text.strip() and (self.session.mode == "chat" or not self._interactive):
             return
+        before = len(self.session.messages) if hits else 0
         with contextlib.suppress(KeyboardInterrupt):
-            _stream(self.session, text)
+            _stream(self.session, text, hits)
+        if hits and len(self.session.messages) > before:
+            self._show_sources(self.session.messages[-2].get("sources", ()))
         stats = self.session.last_stats
         if self.session.notice:
             self._say(self.session.notice, "warn")
@@ -116,6 +129,30 @@ class _Screen:
             many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
             next_text = ", the next message starts a new text" if (stats.stop, self.session.mode) == ENDED else ""
             self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}]", "dim")
+
+    def _hits_for(self, text: str) -> list[Hit]:
+        """Return search results for a message that asks about the present, if the user chose /auto_search."""
+        if not self._auto_search or self.session.mode != "chat" or not (word := search_reason(text)):
+            return []
+        self._say(f'Your message has "{one_line(word)}", so the web is searched. /auto_search off stops this.', "dim")
+        try:
+            return self._find(text)
+        except LabError as error:  # the model can still reply without results
+            print_error(error)
+            return []
+
+    def _find(self, text: str) -> list[Hit]:
+        backend = check_backend(self._backend or default_backend())
+        if backend not in self._privacy_shown:
+            self._privacy_shown.add(backend)
+            self._say(describe_privacy(backend), "warn")
+        self._say("Searching the web ...", "dim")
+        return search(text, backend=backend)
+
+    def _show_sources(self, sources: Sequence[Mapping[str, Any]]) -> None:
+        for source in sources:
+            self._say(f"[{source['n']}] {source['title']}")
+            self._say(f"    {source['url']}", "dim")
 
     def _command(self, line: str) -> bool:
         name, _, argument = line.strip().partition(" ")
@@ -130,7 +167,7 @@ class _Screen:
             if argument:
                 self.session.change_setting(name, argument)
             self._say(f"{name} = {self._written(name)}", "good" if argument else "")
-        elif name in ("save", "load", "model", "compare") and not argument:
+        elif name in REQUIRE_ARGUMENT and not argument:
             raise UserError(Problem(f"/{name}", f"it requires an argument: /{name} {COMMANDS[name][0]}"))
         else:
             getattr(self, f"_do_{name}")(argument)
@@ -147,6 +184,8 @@ class _Screen:
             self._say(f"  {field.name:<20}{self._written(field.name)}")
         if self.session.mode == "chat":
             self._say(f"  {'system':<20}{one_line(self.session.system or 'none')}")
+            self._say(f"  {'search_with':<20}{one_line(self._backend or default_backend())}")
+            self._say(f"  {'auto_search':<20}{'on' if self._auto_search else 'off'}")
         if self.session.context_length:
             self._say(f"  {'context':<20}{self.session.context_length:,} tokens", "dim")
 
@@ -157,6 +196,20 @@ class _Screen:
     def _do_system(self, text: str) -> None:
         self.session.set_system(text)
         self._say("System prompt set." if text else "System prompt removed.", "good")
+
+    def _do_search(self, text: str) -> None:
+        self.session.require_search()
+        self._reply(text, self._find(text))
+
+    def _do_search_with(self, backend: str) -> None:
+        self._backend = check_backend(backend)
+        self._say(f"search_with = {self._backend}", "good")
+
+    def _do_auto_search(self, text: str) -> None:
+        if text and text.lower() not in ("on", "off"):
+            raise UserError(Problem("auto_search", "invalid value", value=text, allowed="on or off"))
+        self._auto_search = text.lower() == "on" if text else self._auto_search
+        self._say(f"auto_search = {'on' if self._auto_search else 'off'}", "good" if text else "")
 
     def _do_save(self, path: str) -> None:
         self._say(f"Saved: {self.session.save(path)}", "good")
@@ -205,10 +258,10 @@ def _show_notices(say: Callable[[str, str], None]) -> Listener:
     return listener
 
 
-def _stream(session: Any, text: str) -> None:
+def _stream(session: Any, text: str, hits: Sequence[Hit] = ()) -> None:
     """Stream a reply to standard output, with a newline at the end."""
     make_console()  # makes standard output accept any character
-    reply, redactor = session.reply(text), StreamRedactor()
+    reply, redactor = session.reply(text, hits), StreamRedactor()
     line_end = ""
     try:
         for piece in reply:

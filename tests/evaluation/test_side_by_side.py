@@ -5,10 +5,11 @@ import io
 import os
 import sys
 
-from support.chat_sessions import say, type_into_chat
+from support.chat_sessions import chat_tokenizer, llama, loud, say, type_into_chat
 
 from llm_lab import load
 from llm_lab.chat.session import ChatSession, ChatSettings
+from llm_lab.chat.web_search import Hit
 from llm_lab.evaluation.side_by_side import SideBySide
 from llm_lab.events import ignore
 from llm_lab.terminal.chat_screen import run_chat
@@ -155,3 +156,18 @@ def test_in_a_pipe_comparisons_are_not_written_to_standard_output(models, capsys
     captured = capsys.readouterr()
     assert "differs from A" not in captured.out
     assert "differs from A" in captured.err
+
+
+def test_another_model_gets_the_search_results_of_the_message_that_it_answers(tmp_path):
+    model = loud(llama(max_position_embeddings=4096))
+    for name in ("mine", "other"):
+        model.save_pretrained(tmp_path / name)
+        chat_tokenizer().save_pretrained(tmp_path / name)
+    hit = Hit("Mars", "https://example.org/mars", "Mars is red.")
+    session, other = (
+        ChatSession(model, chat_tokenizer(), name=str(tmp_path / name), settings=SETTINGS) for name in ("mine", "other")
+    )
+    "".join(session.reply("What color is it?", [hit]))
+    SideBySide(lambda name: other).compare(session, str(tmp_path / "other"), "", ignore)
+    assert other.messages == session.messages
+    assert other.messages[0]["sources"][0]["snippet"] == "Mars is red."

@@ -86,7 +86,7 @@ def test_piped_lines_get_only_replies_on_standard_output(capsys, monkeypatch):
 
 def test_a_single_answer_is_the_only_output(capsys):
     class WithControlCodes:
-        def reply(self, text):
+        def reply(self, text, hits=()):
             yield from ("fine\n", "\x1b[2J", text)
 
     answer_once(WithControlCodes(), "x")
@@ -109,7 +109,7 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_continues():
             name, mode, notice, context_length = "endless", "chat", None, None
             last_stats = SimpleNamespace(tokens=3, tokens_per_second=None, stop="stopped")
 
-            def reply(self, text):
+            def reply(self, text, hits=()):
                 while True:
                     time.sleep(0.02)
                     yield "word "
