@@ -181,6 +181,8 @@ def _ask_ddgs(_: str, query: str, n: int, seconds: float) -> list[dict[str, Any]
             return []
         why = f"ddgs found nothing: {_one_line(error, 200)}"
         fix = "Search engines sometimes refuse ddgs: try again later, update ddgs, or use a SearXNG."
+        if any(word in str(error) for word in ("DNSError", "ConnectError")):
+            why, fix = "the search engines can't be reached", "Check the network connection."
         raise UserError(Problem(KEY, why, fix=fix)) from None
     return [{"title": row.get("title"), "url": row.get("href"), "snippet": row.get("body")} for row in rows]
 

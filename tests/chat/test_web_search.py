@@ -1,5 +1,6 @@
 """Web search: what is found, what is refused, and what each failure of a backend says."""
 
+import inspect
 import socket
 import sys
 import time
@@ -142,6 +143,7 @@ class DDGS:
             return [{"title": "A", "href": "https://example.org/a", "body": "b"}, {"title": "no address"}] * max_results
         raise {"limited": exceptions.RatelimitException("202"), "slow": exceptions.TimeoutException("timed out"),
                "none": exceptions.DDGSException("No results found."),
+               "offline": exceptions.DDGSException("DNSError('no records found')"),
                "changed": exceptions.DDGSException("html changed")}[query]
 """
 EXCEPTIONS = """
@@ -177,6 +179,7 @@ def test_ddgs_results_are_read(ddgs):
         ("limited", "refuse more requests"),
         ("slow", "no answer within"),
         ("none", "nothing was found"),
+        ("offline", "Check the network connection"),
         ("changed", r"html changed.*update ddgs"),
     ],
 )
@@ -192,15 +195,14 @@ def test_without_ddgs_the_error_says_what_to_install(monkeypatch):
 
 
 def test_the_installed_ddgs_has_the_interface_that_is_used():
-    import inspect
-
-    module = pytest.importorskip("ddgs", reason="ddgs is not installed (the extra `search`)")
+    pytest.importorskip("ddgs", reason="ddgs is not installed (the extra `search`)")
     from ddgs import exceptions
+    from ddgs.ddgs import DDGS
 
-    assert "timeout" in inspect.signature(module.DDGS.__init__).parameters
+    assert "timeout" in inspect.signature(DDGS.__init__).parameters
     assert {"RatelimitException", "TimeoutException", "DDGSException"} <= set(dir(exceptions))
     # `text` passes its options on to this function.
-    assert "max_results" in inspect.signature(module.DDGS._search_sync).parameters
+    assert "max_results" in inspect.signature(DDGS._search_sync).parameters
 
 
 @pytest.mark.parametrize(
