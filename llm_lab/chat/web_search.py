@@ -23,6 +23,7 @@ from llm_lab.safe_text import has_secret, printable, shorten, valid_text
 KEY = "web search"
 DDGS = "ddgs"
 ADDRESS_VARIABLE = "LLM_LAB_SEARXNG"
+INSTALL = f"pip install 'llm-lab[search]', or set {ADDRESS_VARIABLE} to the address of a SearXNG."
 MOST_RESULTS = 20
 LONGEST_QUERY = 400
 LONGEST_TITLE, LONGEST_SNIPPET, LONGEST_ADDRESS = 200, 500, 500
@@ -168,8 +169,7 @@ def _ask_ddgs(_: str, query: str, n: int, seconds: float) -> list[dict[str, Any]
         from ddgs import DDGS as Engines
         from ddgs.exceptions import DDGSException, RatelimitException, TimeoutException
     except ImportError:
-        fix = f"pip install 'llm-lab[search]', or set {ADDRESS_VARIABLE} to the address of a SearXNG."
-        raise MachineError(Problem(KEY, "ddgs is not installed", fix=fix)) from None
+        raise MachineError(Problem(KEY, "ddgs is not installed", fix=INSTALL)) from None
     try:
         rows = Engines(timeout=max(1, int(seconds / 2))).text(query, max_results=n)
     except RatelimitException:

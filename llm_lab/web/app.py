@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from llm_lab.errors import LabError
 from llm_lab.runs.palette import COLORS
 
-from . import runs_pages
+from . import runs_pages, senses_api
 from .guard import Guard
 from .lab import Lab
 from .responses import on_http_error, on_lab_error
@@ -25,7 +25,7 @@ from .updates import updates_route
 
 STATIC = Path(__file__).with_name("static")
 # Each has ROUTES, and TOPICS where its pages are live.
-PAGES = (runs_pages,)
+PAGES = (runs_pages, senses_api)
 
 
 def make_app(*, port: int, token: str, session: str) -> Starlette:
