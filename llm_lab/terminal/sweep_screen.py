@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.formatting import clock, plural
 from llm_lab.runs.glossary import name_of, write
+from llm_lab.runs.plan_lines import BANNER
 from llm_lab.studies.cells import CellState, Outcome, state_of
 from llm_lab.studies.results import summarize
 from llm_lab.studies.sweep import Sweep, open_sweep
 from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
 from .console import make_console, one_line
-from .plan_panel import BANNER
 
 if TYPE_CHECKING:
     from rich.console import Console

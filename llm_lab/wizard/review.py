@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_lab.errors import MachineError
 from llm_lab.recipe.fields import flatten
@@ -172,7 +173,7 @@ def start_question(plan: Plan | RecipePlan) -> Question:
 
 
 def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
-    """Ask for a file and write the draft as a recipe: the answers, with comments; derived values as remarks."""
+    """Ask for a file and write the draft as a recipe."""
     text = yield draft.ask(
         "save",
         "Where should the recipe be saved?",
@@ -183,16 +184,26 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
         check=_why_no_file,
     )
     path = _with_suffix(Path(text.strip()).expanduser())
+    yield WriteRecipe(path, recipe_text(draft.raw, resolved, path))
+
+
+def recipe_text(raw: Mapping[str, Any], resolved: Resolved, path: Path) -> str:
+    """Return a draft as the text of a recipe file: the answers, with comments; derived values as remarks."""
+    header = (f"{raw['stage']}: {raw.get('name')}", "", f"llm-lab run {path}", "", "Derived values:")
+    derived = tuple(f"  {key}: {origin.reason}" for key, origin in resolved.origins.items() if origin.kind == "derived")
+    answers = answers_of(raw, resolved)
+    return to_yaml(answers, type(resolved.recipe), lambda _, help_text: help_text, header + derived)
+
+
+def answers_of(raw: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
+    """Return what a draft's recipe file says: its answers, without those that mean nothing."""
     fields = type(resolved.recipe).model_fields
     # An empty group switches on what is off by default, and null switches off what is on: both mean something.
-    answers = {
+    return {
         key: value
-        for key, value in draft.raw.items()
+        for key, value in raw.items()
         if value not in ({}, None) or (value is None) != (fields[key].default is None)
     }
-    header = (f"{draft.raw['stage']}: {draft.raw.get('name')}", "", f"llm-lab run {path}", "", "Derived values:")
-    derived = tuple(f"  {key}: {origin.reason}" for key, origin in resolved.origins.items() if origin.kind == "derived")
-    yield WriteRecipe(path, to_yaml(answers, type(resolved.recipe), lambda _, help_text: help_text, header + derived))
 
 
 def _with_suffix(path: Path) -> Path:

@@ -30,9 +30,9 @@ def remember(look: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(look)
     def again(*args: P.args, **options: P.kwargs) -> T:
         key = repr((args, sorted(options.items())))
-        if key not in found:
-            found[key] = look(*args, **options)
-        return found[key]
+        if (value := found.get(key, found)) is found:  # one step: another thread may forget at any time
+            found[key] = value = look(*args, **options)
+        return value
 
     return again
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
+from llm_lab.runs.plan_lines import BANNER
 from llm_lab.terminal.console import THEME
-from llm_lab.terminal.plan_panel import BANNER, derived_table, plan_panel
+from llm_lab.terminal.plan_panel import derived_table, plan_panel
 
 LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
 WORKSTATION = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 128 * 2**30, True, True)

@@ -1,0 +1,229 @@
+"""The plan of a run in words, before it starts: what it will make, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_lab.estimate.compatibility import what_loads
+from llm_lab.estimate.cost import Estimate
+from llm_lab.estimate.formatting import about, count, plural, size
+from llm_lab.estimate.parameters import read_config_json, vocabulary_size
+from llm_lab.recipe.eval import EVAL, measures_itself
+from llm_lab.recipe.export import FORMS
+from llm_lab.recipe.forgetting import describe_forgetting
+from llm_lab.recipe.post_training import fill_steps
+from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.resolve import Resolved
+from llm_lab.recipe.scoring import describe_term
+
+from .folder import ROOT, free_name
+
+DATA_LINES = 2
+MEMORY_PARTS = 4
+BANNER = "CPU mode: everything works, for tiny models. Real training requires CUDA."
+USUAL_TOKENS_PER_PARAMETER = 20
+
+
+def plan_lines(resolved: Resolved, home: Path = ROOT) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, text, style) of each line of a plan; style: warn, bad, or "". A line without a name continues.
+
+    home: the folder in which the run folder is created; for a stage, its pipeline's folder.
+    """
+    values, cost, examples = resolved.values, resolved.estimate, resolved.examples
+    reasons: dict[str, str] = {}
+    if examples:
+        values, reasons = fill_steps(
+            resolved.stage, values, examples=examples.training, processes=resolved.machine.processes
+        )
+    yield "model", _model(values), ""
+    if cost.parameters:
+        parts = sorted(cost.parameters_by_part.items(), key=lambda item: -item[1])
+        many = ", ".join(f"{part} {count(number)}" for part, number in parts if number)
+        yield "parameters", f"{_at_most(values)}{count(cost.parameters)}: {many}", ""
+    if values.get("tokenizer") is not None:
+        yield "tokenizer", _tokenizer(values["tokenizer"]), ""
+    for index, line in enumerate(_data(values.get("data") or ())):
+        yield "" if index else "data", line, ""
+    if values["stage"] == EVAL.name and measures_itself(values):
+        yield "evaluated on", "the validation data of the run that trained it", ""
+    for line in examples.dropped if examples else ():
+        yield "dropped", line, "warn"
+    if reasons.get("train.max_steps"):
+        yield "steps", f"{values['train']['max_steps']:,}: {reasons['train.max_steps']}", ""
+    train = values.get("train") or {}
+    if train.get("max_steps"):
+        if cost.first_step:
+            yield "resumes", f"after step {cost.first_step:,}; the numbers below are for the remaining steps", ""
+        yield (
+            "training",
+            _training(train, cost, scratch=STAGES[values["stage"]].from_scratch, seen=examples is not None),
+            "",
+        )
+    elif train:
+        yield "training", f"{plural(train['num_train_epochs'], 'epoch')}; the number of steps depends on the data", ""
+    yield from _trained_part(values)
+    yield from _form(values)
+    for name, text in _rewards(values):
+        yield name, text, ""
+    if values.get("optimizer"):
+        yield "optimizer", _optimizer(values), ""
+    if train.get("eval_steps"):
+        yield "evaluation", _evaluation(values, train), ""
+    if cost.memory_bytes:
+        yield (
+            "memory",
+            _memory(cost, assumed=values.get("device") == "cuda" and not resolved.machine.gpus),
+            "" if cost.fits else "bad",
+        )
+    if cost.wall_seconds is not None:
+        yield "time", _time(cost), ""
+    if cost.disk_bytes:
+        yield "disk", f"{size(cost.disk_bytes)} in {home / str(values.get('name'))}/{_if_taken(values, home)}", ""
+    yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
+
+
+def _if_taken(values: Mapping[str, Any], home: Path) -> str:
+    """Return which folder a run gets whose name is taken."""
+    name = str(values.get("name"))
+    free = free_name(name, root=home)
+    return "" if free == name else f" (there is a run of that name: this one becomes {home / free}/)"
+
+
+def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield which weights are trained, where that is a choice."""
+    lora = values.get("lora")
+    if lora:
+        extra = ", DoRA" if lora["use_dora"] else ""
+        extra += ", on a 4-bit base" if lora["load_in_4bit"] else ""
+        yield "trained", f"LoRA adapter: preset {lora['preset']}, r {lora['r']}, alpha {lora['alpha']:g}{extra}", ""
+    elif "lora" in values:
+        yield "trained", "all weights", ""
+
+
+def _form(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the format of an export, whether it supports the model, and where it is pushed."""
+    form = values.get("export")
+    if not form:
+        return
+    weights = f", weights in {form['weights']}" if form.get("weights") else ""
+    yield "format", f"{FORMS[form['to']]}{weights}", ""
+    config = read_config_json(values["model"]["checkpoint"])
+    if config is not None:
+        loads = what_loads(config)
+        gguf = form["to"] == "gguf"
+        yield "result", loads.gguf_reason if gguf else loads.native_reason, "" if loads.gguf or not gguf else "bad"
+    if form.get("push"):
+        yield "pushed to", f"{form['push']} on the Hub ({'private' if form['private'] else 'public'})", ""
+
+
+def _rewards(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the reward terms, the held-out prompts that are scored, and the evaluation tasks."""
+    terms = values.get("rewards") or ()
+    if terms:
+        yield "reward", ", ".join(map(describe_term, terms))
+    score = values.get("score")
+    if score:
+        when = "" if values["stage"] == EVAL.name else " at each evaluation"
+        yield "score", f"{score['prompts']:,} prompts of {score.get('path') or 'the held-out data'}{when}"
+    if values.get("forgetting"):
+        yield "forgetting", describe_forgetting(values["forgetting"])
+    tasks = values.get("tasks")
+    if tasks:
+        part = f", {tasks['limit']:,} documents each" if tasks.get("limit") else ""
+        yield "tasks", f"{', '.join(tasks['names'])}{part}"
+
+
+def _model(values: Mapping[str, Any]) -> str:
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return str(model)
+    if "checkpoint" in model:
+        stage = STAGES[values["stage"]]
+        return f"{model['checkpoint']}: {'starts from its weights' if stage.trains else stage.about}"
+    if "config" in model:
+        return f"{model['config']}, from scratch"
+    parts = " · ".join(str(model[key]) for key in ("position_embedding", "norm", "attention", "activation"))
+    return (
+        f"{parts}; {model['num_hidden_layers']} layers × {model['hidden_size']}, "
+        f"context {model['max_position_embeddings']:,}"
+    )
+
+
+def _at_most(values: Mapping[str, Any]) -> str:
+    """Return "about " if the tokenizer is still to be trained: its vocabulary can turn out smaller."""
+    certain = vocabulary_size(values.get("tokenizer"))[1]
+    return "" if certain else "about "
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    if isinstance(tokenizer, Mapping):
+        return f"BPE of at most {tokenizer.get('bpe', 0):,} entries, trained on this data"
+    return "bytes (257 entries)" if tokenizer == "bytes" else str(tokenizer)
+
+
+def _data(sources: Any) -> Iterator[str]:
+    whole = sum(source.get("weight", 1.0) for source in sources) or 1.0
+    for source in sources[:DATA_LINES] if len(sources) > DATA_LINES + 1 else sources:
+        mixed = len(sources) > 1 and "weight" in source  # texts that are only evaluated are not mixed
+        share = f", {100 * source['weight'] / whole:.0f} % of the mix" if mixed else ""
+        subset = f" ({source['subset']})" if source.get("subset") else ""
+        yield f"{source.get('path')}{subset}{share}"
+    if len(sources) > DATA_LINES + 1:
+        yield f"and {len(sources) - DATA_LINES} more"
+
+
+def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool, seen: bool) -> str:
+    steps = max(0, train["max_steps"] - cost.first_step)
+    many = f"{steps:,} step{'' if steps == 1 else 's'}"
+    if not scratch:  # shorter examples are padded
+        most = "about" if seen else "at most"
+        return f"{many} × {most} {cost.tokens_per_step:,} tokens = {most} {count(cost.tokens)} tokens"
+    text = f"{many} × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    ratio = cost.tokens_per_parameter
+    if ratio is not None and not cost.first_step:
+        shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
+        text += f", {shown} per parameter ({USUAL_TOKENS_PER_PARAMETER} is usual)"
+    return text
+
+
+def _optimizer(values: Mapping[str, Any]) -> str:
+    optimizer, scheduler = values["optimizer"], values.get("scheduler") or {}
+    text = f"{optimizer.get('name')}, learning rate {optimizer.get('learning_rate'):g}"
+    if scheduler:
+        shape = "constant" if scheduler["name"] == "none" else scheduler["name"]
+        text += f", {shape} after {_warmup(scheduler)}"
+    return text
+
+
+def _warmup(scheduler: Mapping[str, Any]) -> str:
+    steps = scheduler.get("warmup_steps")
+    return "warm-up" if steps is None else f"{steps:,} warm-up step{'' if steps == 1 else 's'}"
+
+
+def _evaluation(values: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    fraction = (values.get("validation") or {}).get("fraction")
+    held_out = "" if fraction is None else f", on {100 * fraction:.3g} % of the data"
+    if fraction == 0:
+        return "none: no data is held out"
+    saved = f"; checkpoint every {train['save_steps']:,}" if train.get("save_steps") else ""
+    return f"every {train['eval_steps']:,} steps{held_out}{saved}"
+
+
+def _time(cost: Estimate) -> str:
+    """Return the total time, the basis of the estimate, and the parts of more than 2 %."""
+    whole = cost.wall_seconds or 0.0
+    parts = sorted(cost.seconds_by_part.items(), key=lambda item: -item[1])
+    shares = [f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts if seconds > 0.02 * whole]
+    return f"{about(whole)} ({cost.basis}): {', '.join(shares)}" if whole else about(whole)
+
+
+def _memory(cost: Estimate, *, assumed: bool) -> str:
+    parts = sorted(cost.memory_by_part.items(), key=lambda item: -item[1])
+    need = ", ".join(f"{part} {size(number)}" for part, number in parts[:MEMORY_PARTS])
+    need += ", ..." if len(parts) > MEMORY_PARTS else ""
+    fits = "" if cost.fits else "Does not fit: "
+    there = size(cost.memory_available_bytes) + (" (assumed)" if assumed else "")
+    measured = " (measured here)" if cost.measurement and cost.measurement.memory_bytes else ""
+    return f"{fits}about {size(cost.memory_bytes)}{measured} of {there}: {need}"
