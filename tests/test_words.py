@@ -60,9 +60,18 @@ PATTERN = re.compile(r"\b(?:" + "|".join(f"(?:{words})" for words in WORDS) + r"
 # The built-in training texts are data: a changed word would be other data.
 DATA = {"stories.py", "arithmetic_world.py"}
 FILE_METHODS = {"tell", "whence"}  # names in Python's own interface of files
+
+
+def is_ours(file: Path) -> bool:
+    return "vendor" not in file.parts
+
+
 PLACES = [
     *sorted((ROOT / "llm_lab").glob("**/*.py")),
     *sorted((ROOT / "llm_lab").glob("**/*.yaml")),
+    *sorted(
+        file for kind in ("html", "js", "css") for file in (ROOT / "llm_lab").glob(f"**/*.{kind}") if is_ours(file)
+    ),
     *sorted((ROOT / "tests").glob("**/*.py")),
     *sorted((ROOT / "benchmarks").glob("**/*.py")),
     *sorted((ROOT / "docs").glob("*.*")),

@@ -1,4 +1,4 @@
-"""Start and stop `llm-lab` commands as processes of their own: they go on when the page or the server closes.
+"""Start and stop `llm-lab` commands as processes of their own: they continue when the page or the server closes.
 
 What a command prints goes to a log file in the user's state folder. Everything else about it is in its run folder.
 """

@@ -41,11 +41,11 @@ def serve(port: int | None = None, *, say: Callable[[str], Any]) -> int:
         ws="none",
     )
     say(f"LLM Lab runs at http://{HOST}:{number}/?{TOKEN}={token}")
-    say("Only this machine can open it. Ctrl-C closes it; runs go on.")
+    say("Only this machine can open it. Ctrl-C closes it; runs continue.")
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
-        say("\nClosed. Runs go on.")
+        say("\nClosed. Runs continue.")
     return DONE
 
 
@@ -71,7 +71,7 @@ def _listen(port: int | None) -> socket.socket:
 def _session_key(port: int) -> str:
     """Return the value of the cookie of a port: kept in a file that only the user can read.
 
-    Pages that are open when the server is started again on its port go on with the cookie they have.
+    Pages that are open when the server is started again on its port keep working with the cookie they have.
     """
     file = state_folder() / f"session-{port}"
     try:

@@ -11,10 +11,10 @@ def test_ctrl_c_ends_the_server_at_once_also_while_a_page_is_open(tmp_path):
         assert server.ask("GET", "/")[0] == 200
         assert server.stop(signal.SIGINT) < 3
         assert server.process.returncode == 0
-        assert "Closed. Runs go on." in server.output.read_text()
+        assert "Closed. Runs continue." in server.output.read_text()
 
 
-def test_a_page_goes_on_with_its_cookie_when_the_server_is_started_again(tmp_path):
+def test_a_page_keeps_its_cookie_when_the_server_is_started_again(tmp_path):
     first = WebServer(tmp_path)
     assert first.ask("GET", "/")[0] == 200
     first.stop(signal.SIGKILL)

@@ -205,7 +205,7 @@ function lost(error) {
   banner.textContent =
     error instanceof LabError
       ? error.message
-      : "The server of this page does not answer. Runs go on without it. Start it again with: llm-lab web";
+      : "The server of this page does not answer. Runs continue without it. Start it again with: llm-lab web";
   banner.hidden = false;
 }
 
