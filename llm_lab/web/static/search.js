@@ -92,7 +92,7 @@ export function searchSettings() {
     el("option", { value: "address" }, "My SearXNG"),
   );
   kind.value = settings.backend && settings.backend !== "ddgs" ? "address" : settings.backend;
-  const addressField = el("div.field", {}, el("label", { htmlFor: address.id }, "Address of the SearXNG"), address);
+  const addressField = el("div.field", {}, el("label", { for: address.id }, "Address of the SearXNG"), address);
   const automatic = el("input", { id: "search-automatic", type: "checkbox", checked: settings.automatic });
 
   async function show() {
@@ -121,12 +121,12 @@ export function searchSettings() {
   return el(
     "div.stack.search-settings",
     {},
-    el("div.field", {}, el("label", { htmlFor: kind.id }, "Search with"), kind, help),
+    el("div.field", {}, el("label", { for: kind.id }, "Search with"), kind, help),
     addressField,
     error,
     el(
       "label.check",
-      { htmlFor: automatic.id },
+      { for: automatic.id },
       automatic,
       el("span", {}, "Search without being asked when a message says: latest, today, news, a recent year …"),
     ),

@@ -301,7 +301,7 @@ export function voiceSettings() {
   return el(
     "div.stack.voice-settings",
     {},
-    el("div.field", {}, el("label", { htmlFor: voice.id }, "Voice"), voice, help),
-    el("div.field", {}, el("label", { htmlFor: model.id }, "Whisper model"), model, modelHelp),
+    el("div.field", {}, el("label", { for: voice.id }, "Voice"), voice, help),
+    el("div.field", {}, el("label", { for: model.id }, "Whisper model"), model, modelHelp),
   );
 }
