@@ -130,9 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     xray.add_argument("--examples", type=int, default=2, metavar="N", help="examples to show per dataset (default 2)")
     xray.set_defaults(command=commands.xray_recipe)
 
-    what = subparsers.add_parser("list", parents=[common], help="list recipes, data, parts or runs")
+    what = subparsers.add_parser("list", parents=[common], help="list recipes, data, models, parts or runs")
     what.add_argument(
-        "what", nargs="?", choices=("recipes", "data", "parts", "runs"), help="what to list; default: all"
+        "what", nargs="?", choices=("recipes", "data", "models", "parts", "runs"), help="what to list; default: all"
     )
     what.set_defaults(command=commands.list_things)
 

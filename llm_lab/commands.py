@@ -186,7 +186,7 @@ def xray_recipe(arguments: argparse.Namespace) -> int:
 
 
 def list_things(arguments: argparse.Namespace) -> int:
-    """List recipes, data, parts and runs."""
+    """List recipes, data, models, parts and runs."""
     from llm_lab.job import list_recipes
     from llm_lab.terminal.listing import print_listing
 

@@ -22,6 +22,7 @@ from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as
+from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, require_no_links, slug
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
@@ -117,7 +118,8 @@ def check(
         problems.append(within_stage(index, problem) if job and job.is_pipeline else problem)
     if problems or job is None:
         raise UserError(*problems)
-    return replace(job, stages=tuple(map(with_sizes, job.stages)), remarks=tuple(remarks))
+    stages = tuple(make_it_fit(with_sizes(resolved)) for resolved in job.stages)
+    return replace(job, stages=stages, remarks=tuple(remarks))
 
 
 def read_job(

@@ -34,6 +34,7 @@ class ModelShape:
     qk_norm: bool = False
     tie_word_embeddings: bool = True
     max_position_embeddings: int | None = None
+    other_parameters: int = 0  # of what the other fields don't describe, such as linear attention or an image encoder
 
     @property
     def parameters_by_part(self) -> dict[str, int]:
@@ -54,6 +55,7 @@ class ModelShape:
             "feed-forward": layers * feed_forward,
             "norms": norms,
             "output": 0 if self.tie_word_embeddings else self.vocab_size * hidden,
+            **({"other": self.other_parameters} if self.other_parameters else {}),
         }
 
     @property

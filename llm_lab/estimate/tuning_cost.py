@@ -31,6 +31,9 @@ SECONDS_PER_LOGIT = {"cpu": 7e-8, "cuda": 5e-11}  # of a batch: softmax, its gra
 DECODE_SECONDS_PER_LAYER = 0.0008  # per generated token
 WHOLE_LOGITS_BYTES = 24  # per logit of a batch, where all exist at once
 INPUT_BYTES = 16  # of float32: cast, after dropout, and the mask
+# Per weight: 4 bits, and the scales of blocks of 64 in 8 bits (Dettmers et al. 2023). Embeddings, the output layer and
+# norms are not quantized, and PEFT trains on them in float32.
+FOUR_BIT_BYTES = 0.52
 PIECE_TOKENS = 1024  # whose logits the stages that compare probabilities hold at once
 
 
@@ -151,10 +154,13 @@ def _memory(
     if lora:
         share = min(1.0, adapter_parameters(shape, lora) / shape.parameters)
         half = train["dtype"] == "bfloat16"
-        width = 0.6 if lora["load_in_4bit"] else 2 if half and recipe["device"] == "cuda" else 4
-        memory["weights"] = int(width * shape.parameters)
+        memory["weights"] = (2 if half and recipe["device"] == "cuda" else 4) * shape.parameters
+        if lora["load_in_4bit"]:
+            matrices = shape.matrix_parameters + shape.other_parameters
+            memory["weights"] = int(FOUR_BIT_BYTES * matrices) + 4 * (shape.parameters - matrices)
         kept = INPUT_BYTES + (4 if half else 0) if lora["dropout"] else 12  # of each input of an adapted layer
-        memory["activations"] += sequences * longest * shape.num_hidden_layers * adapted_inputs(shape, lora) * kept
+        at_once = 1 if train["gradient_checkpointing"] else shape.num_hidden_layers  # the others are computed again
+        memory["activations"] += sequences * longest * at_once * adapted_inputs(shape, lora) * kept
         memory["gradients"] = int(memory["gradients"] * share)
         memory["optimizer"] = int(memory["optimizer"] * share)
     weights = 4 * shape.parameters

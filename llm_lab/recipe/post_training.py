@@ -9,6 +9,7 @@ from llm_lab.errors import Problem
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.model_library import find_in_library
 from llm_lab.estimate.parameters import ModelShape, context_in, guess_shape, read_config_json, shape_at
 from llm_lab.estimate.tuning_cost import Work, estimate_tuning
 
@@ -103,7 +104,8 @@ class Lora(Group):
     )
     load_in_4bit: Bool = option(
         False,
-        help="load the frozen base in 4 bits (QLoRA); requires CUDA and bitsandbytes",
+        help="load the frozen base in 4 bits (QLoRA), which requires CUDA and bitsandbytes; "
+        "left out: only where 16 bits don't fit",
         question="Base in 4 bits (QLoRA)?",
         advanced=True,
     )
@@ -221,7 +223,9 @@ class TuneRecipe(StageRecipe):
     )
     data: tuple[ExampleSet, ...] = option(..., help="the datasets of examples, each with its weight", min_length=1)
     validation: PromptValidation = option(PromptValidation(), help="what is held out for validation")
-    lora: Lora | None = option(help="train a LoRA adapter; null: train all weights")
+    lora: Lora | None = option(
+        help="train a LoRA adapter; null: train all weights; left out: all weights, where they fit in memory"
+    )
     optimizer: TuneOptimizer = option(TUNED["adamw"](), help="the optimizer")
     scheduler: Scheduler = option(Scheduler(), help="the learning-rate schedule")
     train: TuneTrain = option(TuneTrain(), help="length, batches, evaluation and precision of the run")
@@ -381,7 +385,9 @@ def estimate(stage: Stage, work: ToEstimate) -> Estimate:
     values = work.values
     if work.examples:
         values = fill_steps(stage, values, examples=work.examples.training, processes=work.machine.processes)[0]
-    shape = work.shape or guess_shape(read_config_json(values["model"]["checkpoint"]) or {})
+    checkpoint = values["model"]["checkpoint"]
+    known = find_in_library(checkpoint)
+    shape = work.shape or guess_shape(read_config_json(checkpoint) or {}) or (known.shape if known else None)
     options = values.get(stage.name) or {}
     return estimate_tuning(
         values,

@@ -119,7 +119,8 @@ class TrainLoop(Group):
     per_device_train_batch_size: Derived[Int] = option(
         help="batch size per device, in sequences (in pairs for DPO and reward models)",
         question="Batch size per device?",
-        derived="pretraining: 16 on a CPU, as many as fit on a GPU; other stages: 8 (GRPO and PPO: 8 prompts per step)",
+        derived="pretraining: 16 on a CPU, as many as fit on a GPU; other stages: 8, fewer where they don't fit "
+        "(GRPO and PPO: 8 prompts per step)",
         ge=1,
     )
     gradient_accumulation_steps: Derived[Int] = option(

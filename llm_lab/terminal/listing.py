@@ -12,12 +12,14 @@ from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_j
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count, size
 from llm_lab.estimate.gguf_header import has_chat_template, is_gguf
+from llm_lab.estimate.model_library import LibraryModel
 from llm_lab.estimate.parameters import context_in, read_config_json, shape_of_config
 from llm_lab.hf.hub import lfs_pointers
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE_CHOICES
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.train_loop import SCHEDULERS
+from llm_lab.recipe.what_fits import FULL, LORA, QLORA, LibraryEntry, library
 from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, is_number, warnings_of
 from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, run_of
 from llm_lab.runs.glossary import name_of, write
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
 
 STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "broken"), "bad")}
 STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
+SHORT_METHODS = {FULL: "all", LORA: "LoRA", QLORA: "QLoRA"}
+FITS_HELP = (
+    "size: parameters. reads: the longest input, in tokens. trains: what fits on this machine in SFT, with up "
+    "to 1,024 tokens per sequence: all weights, else a LoRA adapter, else QLoRA (LoRA on a base in 4 bits). gated: "
+    "accept the terms on its page on the Hub, then sign in: hf auth login."
+)
 DATA_FORMS = {
     "builtin:stories": "short English stories for pretraining, generated on this machine",
     "builtin:word-problems": "word problems with checkable answers, for every stage, generated on this machine",
@@ -58,11 +66,12 @@ def table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
 
 
 def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
-    """Print one list, or all four."""
+    """Print one list, or all of them."""
     console = make_console()
     printers = {
         "recipes": lambda: console.print(_recipes(recipes)),
         "data": lambda: console.print(table("data: values of data.0.path", DATA_FORMS.items())),
+        "models": lambda: print_library(console, library()),
         "parts": lambda: _print_parts(console),
         "runs": lambda: _print_runs(console),
     }
@@ -70,6 +79,33 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
         if number:
             console.print()
         printers[name]()
+
+
+def print_library(console: Console, entries: Sequence[LibraryEntry]) -> None:
+    """Print the models of the library, and what fits on a machine."""
+    from rich.table import Table
+    from rich.text import Text
+
+    listed = Table.grid(padding=(0, 1))
+    listed.title, listed.title_justify, listed.title_style = "models: values of model.checkpoint", "left", "title"
+    for justify in ("left", "right", "right", "left", "left", "left"):
+        listed.add_column(justify=justify, no_wrap=True)
+    heads = ("name on the Hub", "size", "reads", "kind", "license", "trains")
+    listed.add_row(*(Text(text, style="dim") for text in heads))
+    for entry in entries:
+        best = entry.best
+        fits = Text(SHORT_METHODS[best.method], "good") if best else Text("nothing", "bad")
+        listed.add_row(*library_row(entry.model), fits)
+    console.print(listed)
+    console.print(Text(FITS_HELP, style="help"))
+
+
+def library_row(model: LibraryModel) -> tuple[str, str, str, str, str]:
+    """Return a model of the library in a few words: name, parameters, context, kind, license."""
+    gated = {True: ", gated", False: "", None: ", gated?"}[model.gated]
+    context = f"{model.context // 1024} k" if model.context >= 1024 else str(model.context)
+    kind = "chat" if model.is_chat else "base"
+    return model.name, count(model.parameters), context, kind, model.license + gated
 
 
 def _print_runs(console: Any) -> None:

@@ -7,9 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_lab.estimate.adapter_base import read_adapter_json
+from llm_lab.estimate.formatting import count
+from llm_lab.estimate.machine import Machine
+from llm_lab.estimate.model_library import MODELS as LIBRARY_MODELS
+from llm_lab.estimate.model_library import find_in_library
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
 from llm_lab.runs.folder import RunFolder, list_runs
 
 from .draft import Draft
@@ -19,7 +24,14 @@ from .walk import remember
 
 MODELS = Path("configs/models")
 ANOTHER = "another"
+LIBRARY = "library"
+LIBRARY_CHOICE = Choice(LIBRARY, f"a model from the library ({len(LIBRARY_MODELS)}), downloaded from the Hub")
 ANOTHER_CHOICE = Choice(ANOTHER, "another folder, a GGUF file, or a name on the Hub")
+LIBRARY_WHY = (
+    "What fits is estimated for SFT on this machine, with up to 1,024 tokens per sequence: all weights, else a LoRA "
+    "adapter, else QLoRA (LoRA on a base in 4 bits). A base model continues text; a chat model already answers. For a "
+    "gated model, accept its terms on its page on the Hub, then sign in: hf auth login."
+)
 PRETRAIN_WHY = (
     "A preset size gives RoPE, RMSNorm, grouped-query attention and SwiGLU, with a width and depth that fit. "
     "A design is made with 'Design a model'. Continuing from a run or another model keeps its weights and tokenizer."
@@ -99,19 +111,30 @@ def why_no_model(text: str) -> str | None:
 
 
 def pick_run(
-    question: Question, runs: Sequence[RunFolder], none: str, *, check: Callable[[str], str | None] = why_no_model
+    question: Question,
+    runs: Sequence[RunFolder],
+    none: str,
+    *,
+    check: Callable[[str], str | None] = why_no_model,
+    machine: Machine | None = None,
 ) -> Flow[str]:
     """Return the run that was chosen, or the folder or name that was typed.
 
-    none: why there is no run to choose. check: of what is typed.
+    none: why there is no run to choose. check: of what is typed. machine: also offer the models of the library, with
+    what fits on it.
     """
     choices = [*question.choices, *run_choices(runs)]
     if not choices:
         choices.append(Choice("", "one of my runs", none))
-    choices.append(ANOTHER_CHOICE)
+    choices += [*([LIBRARY_CHOICE] if machine else []), ANOTHER_CHOICE]
     now, known = question.default, [choice.value for choice in choices]
-    default = now if now in known else ANOTHER if now else None
-    picked = yield replace(question, choices=tuple(choices), default=default)
+    elsewhere = LIBRARY if machine and find_in_library(now or "") else ANOTHER
+    picked = yield replace(
+        question, choices=tuple(choices), default=now if now in known else elsewhere if now else None
+    )
+    if picked == LIBRARY:
+        assert machine is not None
+        return (yield _library_question(question, machine))
     if picked != ANOTHER:
         return picked
     return (
@@ -126,6 +149,26 @@ def pick_run(
             check=check,
         )
     ).strip()
+
+
+def _library_question(question: Question, machine: Machine) -> Question:
+    return replace(
+        question,
+        key=f"{question.key}.library",
+        text="Which model?",
+        choices=tuple(map(_library_choice, library(machine))),
+        why=LIBRARY_WHY,
+    )
+
+
+def _library_choice(entry: LibraryEntry) -> Choice:
+    """Return a model on one line, with its facts and what it needs below."""
+    model, best = entry.model, entry.best
+    kind = "chat" if model.is_chat else "base"
+    line = f"{model.name:<36}{count(model.parameters):>6}  {kind}  {METHODS[best.method] if best else ''}".rstrip()
+    gated = {True: "gated", False: "not gated", None: "perhaps gated"}[model.gated]
+    facts = f"License {model.license}, {gated}; context {model.context:,} tokens. {entry.reason}."
+    return Choice(model.name, line, None if best else "does not fit", f"{facts} {model.note}".strip())
 
 
 def model_answers(key: str, path: str) -> tuple[Answer, ...]:
@@ -202,7 +245,8 @@ def ask_model(draft: Draft) -> Flow[Draft]:
         path = yield from pick_run(question, adapters, "none yet; train one with LoRA", check=_why_no_adapter)
     else:
         question = draft.ask(key, "Which model?", default=now, help=help_line, why=WHY)
-        path = yield from pick_run(question, generating_runs(), "none yet; train one with Pretrain")
+        machine = draft.machine if STAGES[stage].trains else None
+        path = yield from pick_run(question, generating_runs(), "none yet; train one with Pretrain", machine=machine)
     return with_model(draft.with_notice(""), path)
 
 

@@ -11,6 +11,7 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.fields import Key, groups_of, keys_of
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.stage import StageRecipe
+from llm_lab.recipe.what_fits import FULL, LORA, QLORA, fits_in
 
 from . import eval_and_export
 from .data_questions import EXAMPLES, NOUNS, TEXTS, ask_data, ask_forgetting, ask_score, is_score_source
@@ -196,20 +197,28 @@ def ask_lora(draft: Draft) -> Flow[Draft]:
     """Ask whether all weights are trained or an adapter, and which one."""
     now = draft.raw.get("lora")
     with_adapter = draft if now is not None else draft.with_answer("lora", {"preset": "minimal"})
+    resolved, _ = draft.look()
+    fits = fits_in(resolved) if resolved else {}
+    effects = {method: f"{fit.reason[0].upper()}{fit.reason[1:]}." for method, fit in fits.items() if fit.memory_bytes}
+    four_bits_why_not = with_adapter.why_not("lora.load_in_4bit", True)
     choices = (
-        Choice("all", "all weights"),
-        Choice("lora", "LoRA: an adapter"),
-        Choice("qlora", "QLoRA: an adapter on a 4-bit base", with_adapter.why_not("lora.load_in_4bit", True)),
+        Choice("all", "all weights", effect=effects.get(FULL, "")),
+        Choice("lora", "LoRA: an adapter", effect=effects.get(LORA, "")),
+        Choice("qlora", "QLoRA: an adapter on a 4-bit base", four_bits_why_not, effects.get(QLORA, "")),
     )
+    best = next((method for method, fit in fits.items() if fit.fits), FULL)
+    suggested = "all" if best == FULL or "lora" in draft.raw else best
     picked = yield draft.ask(
         "lora",
         "What is trained?",
         choices=choices,
-        default="all" if now is None else "qlora" if now.get("load_in_4bit") else "lora",
+        default=suggested if now is None else "qlora" if now.get("load_in_4bit") else "lora",
         help="lora: train all weights, or a LoRA adapter only",
         why=LORA_WHY,
     )
     if picked == "all":
+        if best != FULL:
+            return draft.with_none("lora")  # left out, it would become an adapter
         return draft.with_notice("") if now is None else draft.with_answer("lora", None)
     four_bits = True if picked == "qlora" else None
     return (yield from ask_keys(with_adapter.with_answer("lora.load_in_4bit", four_bits), LORA_KEYS))

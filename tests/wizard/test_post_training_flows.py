@@ -10,7 +10,7 @@ from support.recipe_keys import every_key
 from support.wizard_answers import BACK, ENTER, Refused, answers, ask, follow
 from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtures
 
-from llm_lab.estimate.machine import find_machine
+from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.optimizers import TUNED
 from llm_lab.recipe.registry import STAGES
@@ -309,3 +309,27 @@ def test_a_run_that_was_stopped_has_no_next_steps():
     from llm_lab.wizard.questions import Pause
 
     assert answers(partial(after_a_run, "nothing"), []).effects == [Pause()]
+
+
+def test_a_model_of_the_library_is_chosen_with_its_facts_and_what_fits():
+    visit = answers(flow("sft"), ["a model from the library", "SmolLM2-135M-Instruct"])
+    listed = next(question for question in visit.questions if question.key == "model.checkpoint.library")
+    assert all(len(choice.text) < 76 for choice in listed.choices)
+    facts = next(choice for choice in listed.choices if choice.value == "HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert "License apache-2.0, not gated; context 8,192 tokens." in facts.effect
+    assert visit.question.screen.where == "SmolLM2-135M-Instruct-sft"
+    assert "library" not in answers(flow("merge"), []).texts()
+    again = answers(flow("sft"), ["a model from the library", "google/gemma-3-270m-it", BACK])
+    assert again.question.key == "model.checkpoint.library"
+
+
+def test_where_all_weights_do_not_fit_an_adapter_is_suggested_and_all_weights_stay_possible(monkeypatch):
+    small = Machine((), "a CPU", 8, 7 * 2**30, True, False)
+    monkeypatch.setattr(training_runs, "find_machine", lambda: small)
+    draft = new_draft("sft", model="HuggingFaceTB/SmolLM2-360M")
+    answered, visit = ask(draft, training_runs.ask_lora, [ENTER, ENTER, ENTER, ENTER])
+    assert answered.raw["lora"] is not None
+    assert "Does not fit: about" in visit.texts()
+    answered, _ = ask(draft, training_runs.ask_lora, ["all weights"])
+    assert answered.raw["lora"] is None
+    assert "lora" in answered.raw
