@@ -275,6 +275,7 @@ def shipped_experiments() -> list[Experiment]:
 def experiment_page(experiment: Experiment) -> str:
     """Return the page of an experiment: its docstring and its options."""
     lines = [f"# {experiment.title}", "", experiment.summary, "", "```", f"llm-lab study {experiment.name}", "```"]
+    lines += ["", f"With its default options it takes {experiment.takes}."] if experiment.takes else []
     lines += ["", experiment.about, "", "## Options", "", "| option | allowed | default | what it is |"]
     lines.append("| --- | --- | --- | --- |")
     for key in experiment.option_keys():

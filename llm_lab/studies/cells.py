@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llm_lab.errors import LabError
 from llm_lab.estimate.adapter_base import read_object
@@ -79,6 +80,16 @@ def state_of(cell: Cell, measure: str) -> CellState:
         seconds=seconds,
         error=str(facts.get("error") or "") if status == "failed" else "",
     )
+
+
+def commands_at_work(folder: Path) -> list[dict[str, Any]]:
+    """Return the processes of the commands that work on a sweep now, each once: pid, host and start."""
+    found: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for file in folder.glob(f".claims/*/{lock.NAME}"):
+        process = read_object(file)
+        if process and lock.is_at_work(file.parent, process):
+            found[process.get("host"), process.get("pid")] = process
+    return list(found.values())
 
 
 def run_cells(

@@ -37,8 +37,8 @@ _MISSING = object()
 class Experiment:
     """An experiment as its file describes it. error: why it can't run, or None.
 
-    title: its APP_NAME. summary: the first paragraph of its docstring; about: the rest. options: a model of the
-    options, made from the literals in the file.
+    title: its APP_NAME. takes: its TAKES, about how long it takes, in words, or "". summary: the first paragraph of its
+    docstring; about: the rest. options: a model of the options, made from the literals in the file.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Experiment:
     about: str = ""
     options: type[Group] | None = None
     error: str | None = None
+    takes: str = ""
 
     @property
     def is_shipped(self) -> bool:
@@ -95,21 +96,22 @@ def read_experiment(file: Path) -> Experiment | None:
         module = _parse(file)
     except _Unreadable as error:
         return Experiment(file.stem, file, error=str(error))
-    title = _constants(module.body).get("APP_NAME")
+    constants = _constants(module.body)
+    title, takes = constants.get("APP_NAME"), constants.get("TAKES", "")
     options = next((node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Options"), None)
     functions = [node for node in module.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     run = next((node for node in functions if node.name == "run"), None)
     if title is None and options is None and run is None:
         return None
     summary, _, about = inspect.cleandoc(ast.get_docstring(module) or "").partition("\n\n")
-    found = Experiment(file.stem, file, str(title or ""), " ".join(summary.split()), about.strip())
+    found = Experiment(file.stem, file, str(title or ""), " ".join(summary.split()), about.strip(), takes=str(takes))
     try:
         if not isinstance(title, str) or not title.strip():
             raise _Unreadable('it has no APP_NAME = "a title" (a text, written out)')
         if options is None:
             raise _Unreadable("it has no class Options(BaseModel)")
         _require_run(run)
-        return replace(found, options=_read_options(options, _constants(module.body)))
+        return replace(found, options=_read_options(options, constants))
     except _Unreadable as error:
         return replace(found, error=str(error))
 

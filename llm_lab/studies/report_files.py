@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from llm_lab.runs.disk import write_atomically
@@ -51,6 +52,10 @@ class ReportFiles:
 
     def code(self, text: str) -> None:
         self._parts.append(_Part("code", text))
+
+    def blocks(self) -> list[dict[str, Any]]:
+        """Return the parts as JSON holds them, the pictures as SVG."""
+        return [{key: value for key, value in vars(part).items() if value} for part in self._parts]
 
     def write(self, folder: Path) -> None:
         """Write report.md, report.html and the pictures."""

@@ -19,12 +19,12 @@ from llm_lab.runs.disk import remove_folder, write_atomically
 from llm_lab.runs.folder import RunFolder, slug
 from llm_lab.runs.markdown import code, plain, table
 from llm_lab.runs.page import Page
-from llm_lab.safe_text import redact
+from llm_lab.safe_text import redact, redact_values
 
 from .child_run import run_child
 
 Cell = str | int | float | bool | None
-REPORT_PAGE = "report.html"
+REPORT_PAGE, REPORT_JSON = "report.html", "report.json"
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ class Study:
         """Write report.md and report.html from what there is so far."""
         write_atomically(self.run.report_path, redact(self._markdown()))
         write_atomically(self.folder / REPORT_PAGE, redact(self._page()))
+        blocks = redact_values([_as_json(block) for block in self._blocks])
+        write_atomically(self.folder / REPORT_JSON, json.dumps(blocks, indent=1, ensure_ascii=False) + "\n")
 
     def _title(self) -> str:
         return str(self._facts().get("title") or self.run.path.name)
@@ -181,6 +183,12 @@ class Study:
         page.heading("Run it again")
         page.code(str(self._facts().get("command")))
         return page.html()
+
+
+def _as_json(block: _Block) -> dict[str, Any]:
+    """Return a part of the report for report.json; a picture is named by its file."""
+    kept = {"kind": block.kind, "text": block.text, "file": block.file, "head": block.head, "rows": block.rows}
+    return {key: value for key, value in kept.items() if value}
 
 
 def _marked(text: str) -> str:

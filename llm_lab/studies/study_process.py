@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -108,7 +109,8 @@ def run_study(folder: RunFolder, listener: Listener) -> None:
         raise UserError(Problem(str(folder.path), "this folder holds no study"))
     with folder.hold():
         resumed = [*folder.facts().get("resumed_at", []), now()] if folder.report_path.exists() else []
-        folder.update(status="running", process=this_process(), error=None, resumed_at=resumed)
+        process = {**this_process(), "parent": os.getppid()}  # the command that started it
+        folder.update(status="running", process=process, error=None, resumed_at=resumed)
         (folder.path / TRACEBACK).unlink(missing_ok=True)
         study = Study(folder, listener)
         try:

@@ -17,7 +17,14 @@ from starlette.staticfiles import StaticFiles
 from llm_lab.errors import LabError
 from llm_lab.runs.palette import COLORS
 
-from . import runs_pages, senses_api
+from . import (
+    comparison_pages,
+    experiment_pages,
+    run_pictures,
+    runs_pages,
+    senses_api,
+    study_pages,
+)
 from .guard import Guard
 from .lab import Lab
 from .responses import on_http_error, on_lab_error
@@ -25,7 +32,14 @@ from .updates import updates_route
 
 STATIC = Path(__file__).with_name("static")
 # Each has ROUTES, and TOPICS where its pages are live.
-PAGES = (runs_pages, senses_api)
+PAGES = (
+    runs_pages,
+    run_pictures,
+    comparison_pages,
+    study_pages,
+    experiment_pages,
+    senses_api,
+)
 
 
 def make_app(*, port: int, token: str, session: str) -> Starlette:

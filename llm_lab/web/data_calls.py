@@ -7,6 +7,8 @@ from typing import Any
 
 from llm_lab.job import check
 
+from . import study_calls
+
 
 def check_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Check a recipe with its data, as `llm-lab check` does. UserError with every problem."""
@@ -14,4 +16,4 @@ def check_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": job.name, "remarks": list(job.remarks)}
 
 
-CALLS = {"check_recipe": check_recipe}
+CALLS = {"check_recipe": check_recipe, **study_calls.CALLS}

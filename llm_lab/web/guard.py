@@ -103,7 +103,7 @@ def _with_headers(send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message["headers"])
             for name, value in HEADERS.items():
-                headers[name] = value
+                headers.setdefault(name, value)  # a picture has a stricter policy of its own
             if "cache-control" not in headers:
                 headers["cache-control"] = "no-store"
             message["headers"] = headers.raw

@@ -36,21 +36,24 @@ def state_folder() -> Path:
 
 @dataclass
 class Launch:
-    """A command that this server started."""
+    """A command that this server started. run: the name of its folder, where that is known before."""
 
     number: int
     words: tuple[str, ...]
     log: Path
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.time)
+    run: str | None = None
 
     def run_name(self) -> str | None:
         """Return the name of the run folder that its process works in; None as long as there is none."""
-        for file in ROOT.glob("*/run.json"):
-            run = RunFolder(file.parent)
-            if run.facts().get("process", {}).get("pid") == self.process.pid:
-                return str(run.path.relative_to(ROOT))
-        return None
+        if self.run is None:
+            for file in ROOT.glob("*/run.json"):
+                process = RunFolder(file.parent).facts().get("process", {})
+                # A study works in a process of its own, whose parent is the command.
+                if self.process.pid in (process.get("pid"), process.get("parent")):
+                    self.run = file.parent.name
+        return self.run
 
     def as_json(self) -> dict[str, Any]:
         """Return what a page shows: the command, its exit code (None while it works), its run, what it printed."""
@@ -70,8 +73,10 @@ class Launches:
     def __init__(self) -> None:
         self._launched: dict[int, Launch] = {}
 
-    def start(self, words: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Launch:
-        """Start `llm-lab WORDS` in a session of its own."""
+    def start(
+        self, words: Sequence[str], *, run: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> Launch:
+        """Start `llm-lab WORDS` in a session of its own. run: the name of its folder, where that is known."""
         number = len(self._launched) + 1
         log = _new_log(words[0])
         with open(log, "wb") as file:
@@ -83,7 +88,7 @@ class Launches:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             )
-        self._launched[number] = launch = Launch(number, tuple(words), log, process)
+        self._launched[number] = launch = Launch(number, tuple(words), log, process, run=run)
         return launch
 
     def get(self, number: int) -> Launch:
@@ -91,6 +96,10 @@ class Launches:
         if number not in self._launched:
             raise UserError(Problem("launch", "this server has not started that command", value=number))
         return self._launched[number]
+
+    def newest_of(self, run: str) -> Launch | None:
+        """Return the last command that this server started in a run folder, or None."""
+        return next((one for one in reversed(self._launched.values()) if one.run_name() == run), None)
 
     def reap(self) -> list[Launch]:
         """Return the commands that still work; let the system forget those that have ended."""

@@ -5,7 +5,7 @@ time a chunk is read; after that, everything can, but only by looking back: find
 before, and predict the one that followed it. The attention head that does this is called an induction head. It needs a
 head in an earlier layer that marks every position with the letter before it (a previous-token head).
 
-What to expect, with the default options in about two minutes on two cores: for the first 90 steps the loss stays that
+What to expect, with the default options: for the first 90 steps the loss stays that
 of guessing. Between steps 90 and 150 it falls from 3.2 to below 0.3 nats on repeated text, and the induction score of a
 head in the second layer rises from 0.1 to above 0.5 at the same time. Removing the previous-token head destroys the
 ability; removing the best induction head alone costs 0.2 nats, because others do the same, and removing all three 4.4.
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from llm_lab.studies.study import Study
 
 APP_NAME = "Attention: how an induction head appears"
+TAKES = "about 2 minutes on two cores"
 TEXTS = 8000
 TEST_LENGTH, TEST_ROWS = 24, 32
 STRONG = 0.5  # from this score on, a head counts as an induction head here

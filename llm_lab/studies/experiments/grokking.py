@@ -5,7 +5,7 @@ on every training sum and wrong on almost all others: it has memorized. If weigh
 it later becomes right on the others too, long after the training loss has nothing left to say. Without weight decay
 the same model stays with what it memorized.
 
-What to expect, with the default options in about two minutes on two cores: after some 150 steps the model is right on
+What to expect, with the default options: after some 150 steps the model is right on
 all training sums, and until step 500 on almost none of the others, about which it gets more and more wrong. Then the
 test accuracy rises, to 90 % at about step 1,750; without weight decay it stays below 10 %. The embeddings of the
 numbers end up on a few circles: eight of 29 frequencies have almost 90 % of their spectrum, because the model adds by
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llm_lab.studies.study import Study
 
 APP_NAME = "Grokking: memorize first, understand later"
+TAKES = "about 2 minutes on two cores"
 STRONGEST = 8  # frequencies that are summed as the strongest ones
 DECAY, NO_DECAY = "with-weight-decay", "without-weight-decay"
 

@@ -1,0 +1,160 @@
+"""The forms of a sweep and of a duel: a recipe, what is compared, seeds; checked as one types, and started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.job import list_recipes
+from llm_lab.recipe.fields import leaf_keys
+from llm_lab.recipe.registry import stage_of
+from llm_lab.runs.folder import list_runs
+from llm_lab.studies.presets import PRESETS
+from llm_lab.studies.sweep import read_raw
+from llm_lab.studies.verdict import MIN_SEEDS
+from llm_lab.wizard.recipe_question import recipe_summary
+
+from .lab import lab_of
+from .launches import command_text
+from .responses import answer, body_of, page, problems_of
+
+SEEDS_OF_SWEEP = 3
+# Options of the two commands that the form has, with what they are by themselves.
+OPTIONS = {
+    "sweep": {"preset": "", "seeds": "", "measure": "", "name": "", "jobs": "1"},
+    "duel": {"seeds": "", "by": "both", "measure": "", "name": "", "jobs": "1"},
+}
+
+
+def recipe_names() -> list[dict[str, str]]:
+    """Return what a sweep or a duel can start from: recipes and runs."""
+
+    recipes = [{"value": str(file), "about": recipe_summary(file)} for file in list_recipes()]
+    runs = [
+        {"value": str(run.path), "about": f"the recipe of the run {run.path.name}"}
+        for run in list_runs()
+        if run.recipe_path.is_file()
+    ]
+    return recipes + runs
+
+
+def comparison_page(request: Request) -> Response:
+    """Show the form of a sweep or of a duel."""
+
+    kind = request.url.path.rpartition("/")[2]
+    given = request.query_params.get("recipe", "")
+    data = {
+        "kind": kind,
+        "recipes": recipe_names(),
+        "recipe": given,
+        "presets": [{"name": name, "about": about} for name, about in PRESETS.items()],
+        "seeds": MIN_SEEDS if kind == "duel" else SEEDS_OF_SWEEP,
+    }
+    title = "Sweep" if kind == "sweep" else "Duel"
+    return page(request, "comparison.html", title=title, kind=kind, data=data)
+
+
+async def recipe_keys(request: Request) -> Response:
+    """Return the keys that a recipe may have, with their meaning, for suggestions."""
+    return answer(await run_in_threadpool(_keys_of, str((await body_of(request)).get("recipe", ""))))
+
+
+def _keys_of(recipe: str) -> dict[str, Any]:
+
+    raw, _ = read_raw(recipe)
+    found: dict[str, str] = {}
+    for index, stage in enumerate(raw.get("stages") or [raw]):
+        known = stage_of(stage)
+        prefix = f"stages.{index}." if "stages" in raw else ""
+        for key, _ in leaf_keys(known.recipe) if known else ():
+            found.setdefault(prefix + key.path.replace(".N.", ".0."), key.help)
+    return {"keys": [{"name": name, "help": help} for name, help in found.items() if name not in ("name", "seed")]}
+
+
+async def check_comparison(request: Request) -> Response:
+    """Return the command of a sweep or duel as the form has it, its plan, and its problems."""
+    body = await body_of(request)
+    words = _comparison_words(body)
+    found: dict[str, Any] = {"command": command_text(words), "problems": []}
+    try:
+        found["plan"] = await _plan(request, body)
+    except LabError as error:
+        found |= problems_of(error)
+    return answer(found)
+
+
+async def start_comparison(request: Request) -> Response:
+    """Check a sweep or duel once more, and start it in a process of its own."""
+    body = await body_of(request)
+    plan = await _plan(request, body)
+    launch = lab_of(request).launches.start(_comparison_words(body), run=plan["name"])
+    return answer({"launch": launch.number, "run": plan["name"]})
+
+
+async def _plan(request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
+    recipe, kind = _text(body, "recipe"), _kind(body)
+    if not recipe:
+        raise UserError(Problem("recipe", "no recipe is chosen", fix="Choose one, or type the path of a file."))
+    given = {name: _text(body, name) for name in (*OPTIONS[kind], *(["other"] if kind == "duel" else []))}
+    options = {
+        name: _number(name, value) if name in ("seeds", "jobs") else value for name, value in given.items() if value
+    }
+    return dict(
+        await lab_of(request).data.call("plan_comparison", kind=kind, recipe=recipe, words=_key_words(body), **options)
+    )
+
+
+def _kind(body: Mapping[str, Any]) -> str:
+    return "duel" if body.get("kind") == "duel" else "sweep"
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    return str(body.get(name) or "").strip()
+
+
+def _number(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(Problem(f"--{name}", "this is not a whole number", value=value)) from None
+
+
+def _key_words(body: Mapping[str, Any]) -> list[str]:
+    """Return key=values as on the command line. UserError for what would be read as an option there."""
+    words = []
+    for row in body.get("keys") or ():
+        key, values = str(row.get("key", "")).strip(), str(row.get("values", "")).strip()
+        if not key and not values:
+            continue
+        if not key or key.startswith("-"):
+            raise UserError(Problem("keys", "a row has values and no key", value=values or key))
+        words.append(f"{key}={values}")
+    return words
+
+
+def _comparison_words(body: Mapping[str, Any]) -> list[str]:
+    """Return the words of the command, without what is its default."""
+    kind, words = _kind(body), [_text(body, "recipe") or "RECIPE"]
+    words += [_text(body, "other")] if kind == "duel" and _text(body, "other") else []
+    if any(word.startswith("-") for word in words):
+        raise UserError(Problem("recipe", "the name of a recipe does not begin with -", value=words[-1]))
+    words += _key_words(body)
+    for name, default in OPTIONS[kind].items():
+        value = _text(body, name)
+        words += [f"--{name}", value] if value not in ("", default) else []
+    return [kind, *words]
+
+
+ROUTES = [
+    Route("/experiments/sweep", comparison_page),
+    Route("/experiments/duel", comparison_page),
+    Route("/api/experiments/keys", recipe_keys, methods=["POST"]),
+    Route("/api/experiments/compare/check", check_comparison, methods=["POST"]),
+    Route("/api/experiments/compare/start", start_comparison, methods=["POST"]),
+]

@@ -1,0 +1,110 @@
+// One experiment: its options as a form that is checked as one types, the very command, Start, and earlier results.
+import { api, codeBlock, data, el, fill, find, showError, watch } from "./lab.js";
+import { goToRun, inline, resultList } from "./study_parts.js";
+
+fill(find("#summary"), data.error ? `It can't run: ${data.error}` : inline(data.summary));
+fill(find("#about"), el("h2", {}, "What it does"), ...data.about.split(/\n\s*\n/).filter(Boolean).map((part) => el("p", {}, inline(part.replace(/\s+/g, " ")))));
+if (!data.about) find("#about").hidden = true;
+
+const form = find("#options");
+const typed = Object.fromEntries(data.options.map((option) => [option.name, option.default]));
+const fields = new Map();
+
+function control(option) {
+  const id = `option-${option.name}`;
+  const more = { id, name: option.name, "aria-describedby": `${id}-help ${id}-error` };
+  if (option.kind === "bool" || option.kind === "choice") {
+    const choices = option.kind === "bool" ? ["true", "false"] : option.choices;
+    const select = el("select", more, choices.map((one) => el("option", { value: one }, one)));
+    select.value = option.default;
+    return select;
+  }
+  const mode = { int: "numeric", float: "decimal" }[option.kind];
+  return el("input", { type: "text", inputmode: mode, autocomplete: "off", spellcheck: "false", value: option.default,
+    placeholder: option.required ? "required" : option.default, ...more });
+}
+
+for (const option of data.options) {
+  const input = control(option);
+  const error = el("p.error", { id: `${input.id}-error` });
+  const field = el("div.field", {},
+    el("label", { for: input.id }, option.name.replaceAll("_", " ")),
+    input,
+    el("p.help", { id: `${input.id}-help` }, `${option.help[0]?.toUpperCase() ?? ""}${option.help.slice(1)}: ${option.allowed}.`),
+    error,
+  );
+  input.addEventListener("input", () => {
+    typed[option.name] = input.value;
+    check();
+  });
+  fields.set(option.name, { field, error });
+  form.append(field);
+}
+if (!data.options.length) form.append(el("p.soft", {}, "It has no options."));
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  start();
+});
+
+const button = el("button.primary", { type: "submit", disabled: Boolean(data.error) }, "Start");
+button.setAttribute("form", "options");
+const overwrite = el("input", { type: "checkbox", id: "overwrite" });
+const problems = el("div", { role: "alert" });
+fill(find("#start"),
+  data.own ? el("p.small.soft", {}, `This runs the code in ${data.file}.`) : null,
+  data.takes ? el("p.small.soft", {}, `With its default options it takes ${data.takes}.`) : null,
+  el("p.small.soft", {}, "Started again with the same options, a study that was stopped resumes."),
+  el("label.check", {}, overwrite, el("span", {}, "Replace the last study of this experiment")),
+  problems,
+  el("div.actions", {}, button),
+);
+
+let asked = 0;
+let waiting;
+function check() {
+  clearTimeout(waiting);
+  waiting = setTimeout(checkNow, 120);
+}
+
+async function checkNow() {
+  const mine = ++asked;
+  try {
+    const found = await api("/api/experiments/check", { body: { name: data.name, options: typed } });
+    if (mine === asked) show(found);
+  } catch (error) {
+    showError(error);
+  }
+}
+
+function show({ command, problems: found }) {
+  fill(find("#command"), codeBlock(command + (overwrite.checked ? " --overwrite" : "")));
+  for (const [name, { field, error }] of fields) {
+    const own = found.filter((problem) => (problem.key ?? "").split(".")[0] === name);
+    field.toggleAttribute("data-invalid", own.length > 0);
+    find("input, select", field).setAttribute("aria-invalid", String(own.length > 0));
+    error.textContent = own.map((problem) => problem.text).join(" ");
+  }
+  const others = found.filter((problem) => !fields.has((problem.key ?? "").split(".")[0]));
+  fill(problems, others.map((problem) => el("p.notice.bad", {}, problem.text)));
+  button.disabled = found.length > 0;
+}
+
+async function start() {
+  button.disabled = true;
+  button.textContent = "Starting …";
+  try {
+    const body = { name: data.name, options: typed, overwrite: overwrite.checked };
+    await goToRun(await api("/api/experiments/start", { body }));
+  } catch (error) {
+    fill(problems, el("p.notice.bad", {}, error.message));
+    button.textContent = "Start";
+    button.disabled = false;
+  }
+}
+
+overwrite.addEventListener("change", checkNow);
+if (!data.error) checkNow();
+
+const list = (rows) => fill(find("#results"), resultList(rows, "This experiment has not run here yet."));
+list(data.earlier);
+watch(`results:${data.name}`, (rows) => rows && list(rows));

@@ -1,0 +1,21 @@
+// All experiments, the sweep and the duel, and what was found so far.
+import { data, el, fill, find, watch } from "./lab.js";
+import { resultList } from "./study_parts.js";
+
+const card = (href, title, text, foot, classes = "") =>
+  el(`a.card.experiment${classes}`, { href }, el("h3", {}, title), el("p", {}, text), el("p.foot", {}, foot));
+
+fill(find("#comparisons"),
+  card("/experiments/sweep", "Sweep", "Which value is best? A recipe, run for each value of some keys and each seed.", "a question of your own"),
+  card("/experiments/duel", "Duel", "Is this recipe better than that one? Paired seeds, and a verdict that says how sure it is.", "a question of your own"),
+);
+fill(find("#found"), data.experiments.map((one) =>
+  card(`/experiments/${encodeURIComponent(one.name)}`, one.title, one.error ? `It can't run: ${one.error}` : one.summary, [
+    one.takes || "", one.own ? el("span.tag", {}, "yours") : null, one.error ? el("span.status.failed", {}, "broken") : null,
+  ].filter(Boolean), one.error ? ".broken" : ""),
+));
+
+const show = (rows) =>
+  fill(find("#results"), resultList(rows, "No results yet. Start an experiment, a sweep or a duel, and it appears here."));
+show(data.results);
+watch("results", (rows) => rows && show(rows));
