@@ -21,12 +21,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.estimate.adapter_base import read_object
 from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import ROOT, RunFolder, list_runs
 from llm_lab.runs.glossary import name_of
 from llm_lab.runs.lock import exists
-from llm_lab.studies.cells import CellState, commands_at_work, state_of
 from llm_lab.studies import duel_report
+from llm_lab.studies.cells import CellState, commands_at_work, state_of
 from llm_lab.studies.duel import compare
 from llm_lab.studies.experiment_files import defaults_of, find_experiment, written
 from llm_lab.studies.grid import Configuration
@@ -88,7 +89,7 @@ def list_results() -> list[dict[str, Any]]:
                 "experiment": None,
                 "title": describe_sweep(sweep),
                 "status": _sweep_status(sweep, statuses),
-                "created_at": folder.stat().st_mtime,
+                "created_at": (read_object(folder / FILE) or {}).get("created_at", 0),
                 "results": [f"{statuses.count('done')} of {len(statuses)} runs done"],
             }
         )

@@ -28,9 +28,9 @@ for (const option of data.options) {
   const input = control(option);
   const error = el("p.error", { id: `${input.id}-error` });
   const field = el("div.field", {},
-    el("label", { for: input.id }, option.name.replaceAll("_", " ")),
+    el("label", { for: input.id }, `${option.help[0]?.toUpperCase() ?? ""}${option.help.slice(1)}`, el("code", {}, option.name)),
     input,
-    el("p.help", { id: `${input.id}-help` }, `${option.help[0]?.toUpperCase() ?? ""}${option.help.slice(1)}: ${option.allowed}.`),
+    el("p.help", { id: `${input.id}-help` }, `${option.allowed[0].toUpperCase()}${option.allowed.slice(1)}.`),
     error,
   );
   input.addEventListener("input", () => {

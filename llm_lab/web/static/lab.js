@@ -70,13 +70,13 @@ export function el(name, attributes = {}, ...children) {
     else if (key in element && typeof value !== "string") element[key] = value;
     else element.setAttribute(key, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== undefined && child !== null && child !== false));
+  element.append(...children.flat(2).filter((child) => child !== undefined && child !== null && child !== false));
   return element;
 }
 
 /** Replace what is in an element. */
 export function fill(element, ...children) {
-  element.replaceChildren(...children.flat().filter((child) => child !== undefined && child !== null && child !== false));
+  element.replaceChildren(...children.flat(2).filter((child) => child !== undefined && child !== null && child !== false));
   return element;
 }
 

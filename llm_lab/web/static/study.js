@@ -109,7 +109,8 @@ function show() {
   fill(find("#results"), study.results.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   progress();
   report();
-  fill(find("#again"), el("h2", {}, "The command"), el("p.soft.small", {}, "Run again, it continues what is not done."), codeBlock(study.command),
+  fill(find("#again"),
+    study.command ? [el("h2", {}, "The command"), el("p.soft.small", {}, "Run again, it continues what is not done."), codeBlock(study.command)] : null,
     study.about.length > 1 ? el("details.about", {}, el("summary", {}, "What this experiment does"), study.about.slice(1).map((text) => el("p", {}, inline(text)))) : null);
 }
 

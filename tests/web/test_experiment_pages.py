@@ -1,0 +1,223 @@
+"""Experiments, sweeps and duels in the page: listed, checked as one types, started, watched, stopped, resumed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llm_lab.runs.folder import RunFolder
+from llm_lab.studies.experiment_files import list_experiments
+
+OWN = '''"""Sums of numbers, <b>and a picture</b> of them.
+
+What to expect: they grow.
+"""
+import time
+from pathlib import Path
+from typing import Literal
+from pydantic import BaseModel, Field
+from llm_lab.runs.plots import draw_bars
+
+APP_NAME = "Sums"
+TAKES = "about a second"
+
+class Options(BaseModel):
+    numbers: list[int] = Field([1, 2], min_length=1, description="numbers to add")
+    factor: int = Field(1, ge=1, le=9, description="what each is multiplied with")
+    wait_for: str = Field("", description="a file to wait for")
+    kind: Literal["plain", "loud"] = Field("plain", description="how it speaks")
+
+def run(options, study):
+    study.heading("What was added")
+    study.say("adding")
+    while options.wait_for and not Path(options.wait_for).exists():
+        time.sleep(0.05)
+    rows = [(number, number * options.factor) for number in options.numbers]
+    study.table("numbers", ["number", "times the factor"], rows, "<img src=x onerror=alert(1)>")
+    svg = draw_bars([(str(a), b) for a, b in rows], title="Numbers", x="value")
+    study.picture("bars", svg, "Each `number` is a bar.")
+    study.result("sum", sum(b for _, b in rows))
+'''
+
+
+@pytest.fixture(scope="module")
+def home(server):
+    """The folder of the server, with an experiment of the user's own and one that is broken."""
+    folder = server.home / "experiments"
+    folder.mkdir()
+    (folder / "sums.py").write_text(OWN)
+    (folder / "broken.py").write_text("APP_NAME = 'Broken'\ndef run(options, study): pass\n")
+    return server.home
+
+
+def data_of(text):
+    """Return what a page hands over to its scripts."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+
+
+def test_the_page_lists_what_llm_lab_study_lists(server, home, monkeypatch):
+    monkeypatch.chdir(home)
+    shown = data_of(server.ask("GET", "/experiments")[2])["experiments"]
+    assert [one["name"] for one in shown] == [one.name for one in list_experiments()]
+    by_name = {one["name"]: one for one in shown}
+    assert by_name["sums"]["own"] is True
+    assert by_name["sums"]["takes"] == "about a second"
+    assert by_name["broken"]["error"] == "it has no class Options(BaseModel)"
+    assert by_name["learning_rate"]["takes"] == "about 5 minutes on two cores"
+    assert server.ask("GET", "/experiments/none")[0] == 404
+
+
+def test_options_are_checked_as_the_command_checks_them(server, home):
+    def check(**options):
+        return server.api("/api/experiments/check", {"name": "sums", "options": options})
+
+    assert check(numbers="1,2", factor="") == {"command": "llm-lab study sums", "problems": []}
+    assert check(numbers="3, 4", factor="2")["command"] == "llm-lab study sums numbers=3,4 factor=2"
+    [problem] = check(factor="12")["problems"]
+    assert problem["key"] == "factor"
+    assert "Allowed: a whole number from 1 to 9" in problem["text"]
+
+
+def test_an_experiment_is_started_from_its_form_and_its_results_appear(server, home, page):
+    from playwright.sync_api import expect
+
+    page.goto(server.link)
+    page.goto(f"{server.address}/experiments")
+    page.get_by_role("link", name=re.compile("Sums")).click()
+    expect(page.locator("#summary")).to_have_text("Sums of numbers, <b>and a picture</b> of them.")
+    factor = page.get_by_label("What each is multiplied with")
+    factor.fill("99")
+    expect(page.get_by_text("Allowed: a whole number from 1 to 9")).to_be_visible()
+    expect(page.get_by_role("button", name="Start")).to_be_disabled()
+    factor.fill("3")
+    expect(page.locator("#command")).to_contain_text("llm-lab study sums factor=3")
+    expect(page.get_by_role("button", name="Start")).to_be_enabled()
+    factor.press("Enter")
+    expect(page.locator(".status.done").first).to_be_visible(timeout=30_000)
+    assert page.url.endswith("/experiments/run/sums")
+    expect(page.locator("#results")).to_contain_text("sum9")
+    table = page.get_by_role("region", name="<img src=x onerror=alert(1)>")
+    expect(table.get_by_role("row")).to_have_text(["numbertimes the factor", "13", "26"])
+    table.get_by_role("button", name="number", exact=True).click()
+    table.get_by_role("button", name="number", exact=True).click()
+    expect(table.get_by_role("row")).to_have_text(["numbertimes the factor", "26", "13"])
+    picture = page.get_by_role("img", name="Each `number` is a bar.")
+    picture.scroll_into_view_if_needed()
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.naturalWidth") > 100
+    page.goto(f"{server.address}/experiments/sums")
+    expect(page.get_by_role("link", name="sums", exact=True)).to_be_visible()
+
+
+def test_a_study_is_stopped_and_resumed_from_its_page(server, home, page):
+    from playwright.sync_api import expect
+
+    page.goto(server.link)
+    page.goto(f"{server.address}/experiments/sums")
+    page.get_by_label("A file to wait for").fill("go.txt")
+    page.get_by_label("Numbers to add").fill("5,6")
+    expect(page.locator("#command")).to_contain_text("llm-lab study sums numbers=5,6 wait_for=go.txt")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_role("button", name="Stop").click(timeout=30_000)
+    expect(page.locator(".status.stopped").first).to_be_visible(timeout=20_000)
+    name = page.url.rpartition("/")[2]
+    (home / "go.txt").write_text("")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".status.done").first).to_be_visible(timeout=30_000)
+    expect(page.locator("#results")).to_contain_text("sum11")
+    facts = RunFolder(home / "checkpoints" / name).facts()
+    assert len(facts["resumed_at"]) == 1
+
+
+def test_pictures_are_served_as_images_and_nothing_else_is(server, home):
+    run = home / "checkpoints" / "drawn"
+    (run / "pictures").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+    (run / "pictures" / "one.svg").write_text(svg)
+    (run / "look.html").write_text("<script>alert(1)</script>")
+    (home / "outside.svg").write_text(svg)
+    (run / "pictures" / "link.svg").symlink_to(home / "outside.svg")
+    status, headers, _ = server.ask("GET", "/runs-files/drawn/pictures/one.svg")
+    assert status == 200
+    assert headers["content-type"] == "image/svg+xml"
+    assert headers["content-security-policy"].endswith("sandbox")
+    assert headers["x-content-type-options"] == "nosniff"
+    for name in (
+        "drawn/look.html",
+        "drawn/run.json",
+        "drawn/pictures/link.svg",
+        "../outside.svg",
+        "%2e%2e/outside.svg",
+    ):
+        assert server.ask("GET", f"/runs-files/{name}")[0] == 404, name
+
+
+# --- sweeps and duels
+
+RECIPE = """
+stage: pretrain
+name: tiny
+device: cpu
+model: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}
+tokenizer: bytes
+data: [{path: text.txt}]
+train: {max_steps: 4, max_length: 16, per_device_train_batch_size: 2, eval_steps: 2, logging_steps: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(home):
+    (home / "tiny.yaml").write_text(RECIPE)
+    (home / "text.txt").write_text("The old stone falls near the green river. " * 200)
+    return "tiny.yaml"
+
+
+def test_a_sweep_is_planned_before_anything_runs(server, home, recipe):
+    form = {"kind": "sweep", "recipe": recipe, "seeds": "2"}
+    rates = [{"key": "optimizer.learning_rate", "values": "0.001,0.01"}]
+    found = server.api("/api/experiments/compare/check", {**form, "keys": rates})
+    assert found["command"] == "llm-lab sweep tiny.yaml optimizer.learning_rate=0.001,0.01 --seeds 2"
+    assert found["plan"]["runs"] == 4
+    assert dict(found["plan"]["rows"])["runs"] == "4 of 4, one after the other"
+    wrong = server.api("/api/experiments/compare/check", {**form, "keys": [{"key": "optimizer.rate", "values": "1,2"}]})
+    assert "optimizer.rate" in wrong["problems"][0]["text"]
+    assert "plan" not in wrong
+    one = server.api("/api/experiments/compare/check", {**form, "keys": [{"key": "seed", "values": "1,2"}]})
+    assert "Use --seeds 2" in one["problems"][0]["text"]
+    duel = server.api("/api/experiments/compare/check", {"kind": "duel", "recipe": recipe, "keys": rates, "seeds": "6"})
+    assert duel["command"] == "llm-lab duel tiny.yaml optimizer.learning_rate=0.001,0.01 --seeds 6"
+    assert "shorter runs of the slower one" in dict(duel["plan"]["rows"])["then"]
+    assert not list((home / "checkpoints").glob("*/sweep.json"))
+    names = [key["name"] for key in server.api("/api/experiments/keys", {"recipe": recipe})["keys"]]
+    assert {"optimizer.learning_rate", "model.hidden_size", "train.max_steps"} <= set(names)
+
+
+def test_a_word_that_the_command_would_read_as_an_option_is_refused(server, recipe):
+    for form in ({"recipe": "--trust-recipe"}, {"recipe": recipe, "keys": [{"key": "--trust-recipe", "values": "1"}]}):
+        status, _, text = server.ask("POST", "/api/experiments/compare/start", {"kind": "sweep", **form})
+        assert status == 400, text
+
+
+@pytest.mark.slow
+def test_a_sweep_is_started_stopped_resumed_and_shown(server, home, recipe, page):
+    from playwright.sync_api import expect
+
+    page.goto(server.link)
+    page.goto(f"{server.address}/experiments/sweep?recipe={recipe}")
+    page.get_by_label("Key", exact=True).fill("optimizer.learning_rate")
+    page.get_by_label("Values, separated by commas").fill("0.001,0.01")
+    page.get_by_label("Seeds").fill("1")
+    page.get_by_text("More options").click()
+    page.get_by_label("Name").fill("rates")
+    expect(page.get_by_role("button", name="Start")).to_be_enabled(timeout=30_000)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#progress .status.running").first).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#actions .status.stopped")).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("#actions .status.done")).to_be_visible(timeout=120_000)
+    expect(page.locator("#progress")).to_contain_text("2 of 2 done")
+    expect(page.locator(".report img").first).to_be_visible()
+    assert Path(home / "checkpoints/rates/report.html").is_file()
