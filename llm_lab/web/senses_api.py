@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from llm_lab.chat.search_words import search_reason
 from llm_lab.chat.speech_to_text import LARGEST_WAV, default_whisper, too_long
 from llm_lab.chat.text_to_speech import default_voice, why_no_piper
 from llm_lab.chat.web_search import INSTALL, check_backend, default_backend, describe_privacy
+from llm_lab.estimate.cached_models import cached_folder
 
 from .lab import lab_of
 from .responses import answer, body_of
@@ -43,10 +45,12 @@ async def reason(request: Request) -> Response:
     return answer({"reason": search_reason(_text_of(await body_of(request), "text"))})
 
 
-async def describe_voice(request: Request) -> Response:
-    """Return the Whisper model, and the voice of Piper or the reason why there is none."""
-    voice = default_voice()
-    return answer({"whisper": default_whisper(), "piper": {"voice": voice and voice.stem, "why": why_no_piper()}})
+def describe_voice(request: Request) -> Response:
+    """Return the Whisper model and whether it is here, and the voice of Piper or the reason why there is none."""
+    voice, whisper = default_voice(), request.query_params.get("model") or default_whisper()
+    downloaded = Path(whisper).expanduser().exists() or cached_folder(whisper) is not None
+    piper = {"voice": voice and voice.stem, "why": why_no_piper()}
+    return answer({"whisper": whisper, "downloaded": downloaded, "piper": piper})
 
 
 async def listen(request: Request) -> Response:

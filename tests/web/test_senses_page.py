@@ -89,6 +89,15 @@ def test_without_a_voice_the_page_says_what_is_missing(server, page):
     assert "no voice of its own" in errors[0]
     assert "piper" in errors[1]
     assert errors[-1] == errors[1]
+    page.evaluate("""async () => {
+      const { voiceSettings } = await import("/static/voice.js");
+      document.querySelector("main").append(voiceSettings());
+    }""")
+    from playwright.sync_api import expect
+
+    expect(page.get_by_label("Voice")).to_contain_text("None on this machine")
+    expect(page.locator(".voice-settings")).to_contain_text("no voice of its own on this machine. Piper: ")
+    expect(page.get_by_label("Whisper model")).to_have_attribute("placeholder", "openai/whisper-tiny")
 
 
 RECORD = """async (milliseconds) => {

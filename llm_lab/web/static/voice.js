@@ -10,7 +10,7 @@
 //   await voices();        // [{engine, name, language, available, why}]
 //   element.append(voiceSettings());           // engine, voice, Whisper model
 
-import { LabError, api, el } from "./lab.js";
+import { LabError, api, el, toast } from "./lab.js";
 
 const RATE = 16000; // what Whisper hears
 const LONGEST_SECONDS = 120;
@@ -92,6 +92,8 @@ export function createMicrophone({ onText, onState = () => {}, onError = () => {
     try {
       const wav = toWav(await resample(await recording.arrayBuffer()));
       const query = settings.model ? `?model=${encodeURIComponent(settings.model)}` : "";
+      const { whisper, downloaded } = await api(`/api/voice${query}`);
+      if (!downloaded) toast(`${whisper} is downloaded first. This takes a while, once.`);
       const { text } = await api(`/api/voice/listen${query}`, { body: new Blob([wav], { type: "audio/wav" }) });
       if (mine !== attempt) return;
       become("idle");
@@ -283,7 +285,9 @@ export function voiceSettings() {
   (async () => {
     const [all, { whisper }] = await Promise.all([voices(), api("/api/voice")]);
     model.placeholder = whisper;
+    const none = !all.some(({ available }) => available);
     voice.replaceChildren(
+      ...(none ? [el("option", { value: "" }, "None on this machine")] : []),
       ...all.map(({ engine, name, language, available }) =>
         el(
           "option",
@@ -293,7 +297,8 @@ export function voiceSettings() {
       ),
     );
     const piper = all.at(-1);
-    help.textContent = piper.why ?? "";
+    const own = all.length > 1 ? "" : "This browser has no voice of its own on this machine. ";
+    help.textContent = piper.available ? "" : `${own}Piper: ${piper.why.replace(/^piper: /, "")}`;
     const wanted = `${settings.engine || "browser"}:${settings.voice}`;
     if (all.some(({ engine, name }) => `${engine}:${name ?? ""}` === wanted)) voice.value = wanted;
     else if (settings.engine === "piper" && piper.available) voice.value = `piper:${piper.name ?? ""}`;
