@@ -1,4 +1,4 @@
-"""Built-in datasets: short English stories and arithmetic from fixed seeds, and e-mails with subject lines."""
+"""Built-in datasets: stories and arithmetic from fixed seeds; e-mails, support conversations and instructions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from .arithmetic_world import world_documents, world_examples
 from .email_subjects import subject_rows
+from .sample_sets import instruction_rows, support_rows
 from .stories import Draw, Story
 
 _STORIES = 7000
@@ -46,6 +47,8 @@ BUILTIN_EXAMPLES: dict[str, Callable[[str, str], Iterable[Mapping[str, Any]]]] =
     "sums": partial(_rows, False),
     "word-problems": partial(_rows, True),
     "email-subjects": subject_rows,
+    "support-chat": support_rows,
+    "instruct": instruction_rows,
 }
 
 

@@ -44,6 +44,8 @@ DATA_FORMS = {
     "builtin:stories": "short English stories for pretraining, generated on this machine",
     "builtin:word-problems": "word problems with checkable answers, for every stage, generated on this machine",
     "builtin:sums": "the same problems, always in the same words",
+    "builtin:support-chat": "49 conversations of a support desk, of several turns each, for SFT",
+    "builtin:instruct": "72 short instructions of many kinds with their answers, for SFT",
     "builtin:email-subjects": "216 e-mails with their subject lines, for SFT and scoring",
     "a file": "txt or md (one document), jsonl, csv or parquet (one document per row)",
     "a folder or glob": "all its files of one kind: texts/, 'data/*.jsonl'",
