@@ -58,6 +58,46 @@ def pretraining(
     }
 
 
+def fine_tuning(
+    model: str,
+    data: str | Sequence[Mapping[str, Any]],
+    *,
+    steps: int,
+    validation: Mapping[str, Any],
+    learning_rate: float | None = None,
+    lora: Mapping[str, Any] | None = None,
+    length: int = 128,
+    batch: int = 8,
+    device: str = "auto",
+    seed: int = 1337,
+) -> dict[str, Any]:
+    """Return the recipe of a short SFT of a small model: AdamW, five evaluations.
+
+    lora: preset and r of an adapter; its alpha is twice the rank, so that the size of what it adds does not change with
+    the rank. learning_rate: derived where None.
+    """
+    recipe: dict[str, Any] = {
+        "stage": "sft",
+        "seed": seed,
+        "device": device,
+        "model": {"checkpoint": model},
+        "data": [{"path": data}] if isinstance(data, str) else list(data),
+        "validation": dict(validation),
+        "optimizer": {"name": "adamw"} | ({"learning_rate": learning_rate} if learning_rate else {}),
+        "train": {
+            "max_steps": steps,
+            "max_length": length,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": 1,
+            "eval_steps": max(1, steps // 5),
+            "save_steps": steps,
+            "save_total_limit": 1,
+        },
+        "samples": {"max_new_tokens": 40},
+    }
+    return recipe | ({"lora": {**lora, "alpha": 2.0 * lora["r"], "dropout": 0.0}} if lora else {})
+
+
 def points(run: RunFolder, key: str) -> Points:
     """Return (step, value) of a number in a run's metrics."""
     return [(row["step"], row[key]) for row in run.metrics() if isinstance(row.get(key), int | float)]

@@ -1,7 +1,6 @@
 """Every page, on a wide and a narrow screen, light and dark: no fault that axe finds, nothing wider than the screen."""
 
 import pytest
-
 from support.old_runs import unpack
 from support.web_server import serving
 

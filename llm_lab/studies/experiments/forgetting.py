@@ -25,7 +25,7 @@ from llm_lab.data.examples import open_examples
 from llm_lab.runs.disk import write_atomically
 from llm_lab.runs.plots import Line, draw_bars, draw_lines, draw_scatter
 from llm_lab.studies.answers import answer_loss
-from llm_lab.studies.small_runs import last, points, pretraining
+from llm_lab.studies.small_runs import fine_tuning, last, points, pretraining
 
 if TYPE_CHECKING:
     from llm_lab.runs.folder import RunFolder
@@ -104,29 +104,19 @@ def _fine_tune(
     data: list[dict[str, Any]] = [{"path": options.data, "weight": 1.0 - replay}]
     if replay:
         data.append({"path": str(study.folder / "replay.jsonl"), "weight": replay, "columns": {"text": "text"}})
-    recipe: dict[str, Any] = {
-        "stage": "sft",
-        "seed": options.seed,
-        "device": options.device,
-        "model": {"checkpoint": model},
-        "data": data,
-        "validation": {"fraction": 0.05, "max_examples": 100},
-        "forgetting": {"path": str(study.folder / "general.jsonl"), "threshold": options.threshold},
-        "optimizer": {"name": "adamw", "learning_rate": rate},
-        "train": {
-            "max_steps": options.steps,
-            "max_length": 128,
-            "per_device_train_batch_size": options.batch,
-            "gradient_accumulation_steps": 1,
-            "eval_steps": max(1, options.steps // 5),
-            "save_steps": options.steps,
-            "save_total_limit": 1,
-        },
-        "samples": {"max_new_tokens": 40},
-    }
-    if rank:
-        recipe["lora"] = {"preset": "all", "r": rank, "alpha": 2.0 * rank, "dropout": 0.0}
-    return recipe
+    recipe = fine_tuning(
+        model,
+        data,
+        steps=options.steps,
+        validation={"fraction": 0.05, "max_examples": 100},
+        learning_rate=rate,
+        lora={"preset": "all", "r": rank} if rank else None,
+        batch=options.batch,
+        device=options.device,
+        seed=options.seed,
+    )
+    general = {"path": str(study.folder / "general.jsonl"), "threshold": options.threshold}
+    return recipe | {"forgetting": general}
 
 
 def _report(

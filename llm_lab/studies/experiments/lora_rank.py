@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field
 
 from llm_lab.runs.plots import Line, draw_bars, draw_lines
-from llm_lab.studies.small_runs import last, points, pretraining
+from llm_lab.studies.small_runs import fine_tuning, last, points, pretraining
 
 if TYPE_CHECKING:
     from llm_lab.runs.folder import RunFolder
@@ -90,28 +90,18 @@ def _pretrain(options: Options, study: Study) -> RunFolder:
 
 def _fine_tune(options: Options, model: str, rank: int | None) -> dict[str, Any]:
     rate = options.lora_learning_rate if rank else options.full_learning_rate
-    recipe: dict[str, Any] = {
-        "stage": "sft",
-        "seed": options.seed,
-        "device": options.device,
-        "model": {"checkpoint": model},
-        "data": [{"path": options.data}],
-        "validation": {"fraction": 0.1, "max_examples": 150},
-        "optimizer": {"name": "adamw"} | ({"learning_rate": rate} if rate else {}),
-        "train": {
-            "max_steps": options.steps,
-            "max_length": options.length,
-            "per_device_train_batch_size": options.batch,
-            "gradient_accumulation_steps": 1,
-            "eval_steps": max(1, options.steps // 5),
-            "save_steps": options.steps,
-            "save_total_limit": 1,
-        },
-        "samples": {"max_new_tokens": 40},
-    }
-    if rank:
-        recipe["lora"] = {"preset": options.preset, "r": rank, "alpha": 2.0 * rank, "dropout": 0.0}
-    return recipe
+    return fine_tuning(
+        model,
+        options.data,
+        steps=options.steps,
+        validation={"fraction": 0.1, "max_examples": 150},
+        learning_rate=rate,
+        lora={"preset": options.preset, "r": rank} if rank else None,
+        length=options.length,
+        batch=options.batch,
+        device=options.device,
+        seed=options.seed,
+    )
 
 
 def _draw(options: Options, study: Study, runs: dict[str, RunFolder], rows: list[tuple[Any, ...]]) -> None:
