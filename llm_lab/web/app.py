@@ -27,7 +27,7 @@ from . import (
 )
 from .guard import Guard
 from .lab import Lab
-from .responses import on_http_error, on_lab_error
+from .responses import on_fault, on_http_error, on_lab_error
 from .updates import updates_route
 
 STATIC = Path(__file__).with_name("static")
@@ -54,7 +54,12 @@ def make_app(*, port: int, token: str, session: str) -> Starlette:
             Mount("/static", _Files(directory=STATIC)),
         ],
         middleware=[Middleware(Guard, port=port, token=token, session=session)],
-        exception_handlers={LabError: on_lab_error, OSError: on_lab_error, HTTPException: on_http_error},
+        exception_handlers={
+            LabError: on_lab_error,
+            OSError: on_lab_error,
+            HTTPException: on_http_error,
+            Exception: on_fault,
+        },
         lifespan=_lifespan,
     )
 

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from llm_lab import __version__
-from llm_lab.errors import LabError, Problem, UserError, file_error
+from llm_lab.errors import LONGEST, LabError, Problem, UserError, file_error
 from llm_lab.runs.glossary import name_of, write
-from llm_lab.safe_text import printable, redact_values
+from llm_lab.safe_text import printable, redact_values, shorten
 
 TEMPLATES = Path(__file__).with_name("templates")
 LONGEST_BODY = 4 * 1024 * 1024  # bytes of a JSON request
@@ -123,3 +123,9 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         return answer({"problems": [{"key": None, "text": error.detail}]}, error.status_code)
     title = "Not found" if error.status_code == 404 else error.detail
     return page(request, "error.html", title=title, text=error.detail, status=error.status_code)
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    """Answer an internal error: 500, with its kind. The server prints the traceback."""
+    text = shorten(f"Internal error: {type(error).__name__}: {error}", LONGEST)
+    return answer({"problems": [{"key": None, "text": f"{text} The terminal of `llm-lab web` has the details."}]}, 500)

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llm_lab.errors import LabError
+from llm_lab.errors import LabError, Problem, UserError
 
 from .lab import lab_of
 from .responses import answer, body_of, problems_of
@@ -43,7 +43,9 @@ def updates_route(topics: Mapping[str, Topic]) -> Route:
         return found
 
     async def updates(request: Request) -> Response:
-        asked = (await body_of(request)).get("topics", {})
+        asked = (await body_of(request)).get("topics")
+        if not isinstance(asked, dict):
+            raise UserError(Problem("topics", "it is not a JSON object of topics and cursors"))
         lab_of(request).launches.reap()
         return answer({"updates": await run_in_threadpool(look, asked)})
 

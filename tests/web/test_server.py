@@ -45,3 +45,11 @@ def test_the_page_says_when_its_server_is_gone_and_comes_back_by_itself(page, tm
     expect(page.locator("#lost")).to_contain_text("does not answer")
     with serving(tmp_path, port=first.port):
         expect(page.locator("#lost")).to_be_hidden(timeout=10_000)
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{", "null", '{"topics": []}', '{"topics": {"runs": {}, "x:../..": 1}}'])
+def test_a_wrong_request_is_answered_with_its_problem_and_never_by_a_crash(server, body):
+    headers = {"Content-Type": "application/json"}
+    status, _, text = server.ask("POST", "/api/updates", body, headers)
+    assert status in (200, 400)
+    assert ("updates" if status == 200 else "problems") in text
