@@ -53,11 +53,27 @@ def test_sources_are_text_and_links_and_the_page_says_that_the_question_leaves_t
     assert page.title() == title
 
 
-def test_a_failed_search_throws_what_the_user_should_read(server, page, searxng):
+@pytest.mark.parametrize(
+    ("mode", "words"), [("forbidden", "formats: [html, json]"), ("limited", "429"), ("captcha", "CAPTCHA")]
+)
+def test_a_failed_search_throws_what_the_user_should_read(server, page, searxng, mode, words):
     page.goto(server.link)
-    body = "try { await search.search('x'); } catch (error) { return [error.name, error.message]; }"
-    _, message = use_search(page, searxng.address("forbidden"), body)
-    assert "formats: [html, json]" in message
+    body = "try { await search.search('x'); } catch (error) { return error.message; }"
+    assert words in use_search(page, searxng.address(mode), body)
+
+
+def test_a_slow_search_can_be_left(server, page, searxng):
+    page.goto(server.link)
+    body = """
+      const leave = new AbortController();
+      setTimeout(() => leave.abort(), 200);
+      const began = performance.now();
+      try { await search.search('x', { signal: leave.signal }); }
+      catch (error) { return [error.name, performance.now() - began]; }
+    """
+    name, milliseconds = use_search(page, searxng.address("slow"), body)
+    assert name == "AbortError"
+    assert milliseconds < 2000
 
 
 def test_automatic_search_is_off_until_it_is_chosen_and_settings_are_kept(server, page, searxng):
