@@ -13,8 +13,9 @@ def server(tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """One browser for the tests of a file. While Playwright is open, nothing else can use asyncio in its thread."""
     path = find_chromium()
     if path is None:
         pytest.skip("Chromium is not installed")
