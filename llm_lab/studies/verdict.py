@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 ALPHA = 0.05
 POWER = 0.8
 MIN_SEEDS = 6  # with fewer, the smallest p of the sign-flip test, 2 / 2^n, is above ALPHA
@@ -73,6 +71,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     of all 2^n sign patterns whose mean is at least as far from zero. Above 20 differences, of 50,000 random patterns
     and the observed one.
     """
+    import numpy as np  # 0.1 s that nobody waits for who has no numbers yet
+
     values = np.asarray(differences, dtype=float)
     n = len(values)
     observed = abs(values.sum())

@@ -11,7 +11,7 @@ WEB = Path(__file__).resolve().parent.parent.parent / "llm_lab" / "web"
 TEMPLATES = sorted((WEB / "templates").glob("*.html"))
 SCRIPTS = sorted((WEB / "static").glob("*.js"))
 STYLES = sorted((WEB / "static").glob("*.css"))
-HEAVY = ("torch", "transformers", "datasets", "pandas", "trl", "peft", "pyarrow")
+HEAVY = ("torch", "transformers", "datasets", "pandas", "trl", "peft", "pyarrow", "numpy")
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
