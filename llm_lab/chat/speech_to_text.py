@@ -149,6 +149,9 @@ def _text_of(model: Any, processor: Any, samples: np.ndarray) -> str:
         logits = model(encoder_outputs=encoded, decoder_input_ids=start).logits[0, 0]
         if logits.softmax(-1)[model.generation_config.no_timestamps_token_id - 1] > NO_SPEECH:
             return ""
-        ids = model.generate(encoder_outputs=encoded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        # Without a task, a multilingual model may translate; one for English only refuses the option.
+        multilingual = getattr(model.generation_config, "is_multilingual", False)
+        more = {"task": "transcribe"} if multilingual else {}
+        ids = model.generate(encoder_outputs=encoded, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, **more)
     text: str = processor.tokenizer.decode(ids[0], skip_special_tokens=True)
     return " ".join(valid_text(text).split())

@@ -128,11 +128,15 @@ def test_results_use_at_most_a_quarter_of_the_context_and_a_notice_says_when_the
     assert prompt_of(session).startswith("u:Which moons?\na:")
 
 
-def test_a_base_model_refuses_results_and_nothing_changes():
+def test_a_base_model_refuses_results_and_nothing_changes(searxng, capsys):
     session = open_session()
     with pytest.raises(UserError, match="base models continue a text"):
         next(session.reply("Which moons?", [MARS]))
+    before = len(searxng.queries)
+    type_into_chat(session, f"/search_with {searxng.address()}\r/search Which moons?\r/quit\r")
+    assert "base models continue a text" in " ".join(capsys.readouterr().err.split())
     assert session.messages == []
+    assert len(searxng.queries) == before, "nothing was sent"
 
 
 def test_the_search_command_says_what_leaves_the_machine_once_and_lists_the_sources(large, searxng, capsys):

@@ -112,7 +112,14 @@ def test_a_window_of_a_multilingual_model_is_transcribed_in_the_language_that_it
             def decode(ids, skip_special_tokens):
                 return f" {[int(token) for token in ids]} "
 
+    prompts = []
+    model.model.decoder.register_forward_pre_hook(
+        lambda _, arguments, options: prompts.append(options["input_ids"][0].tolist()), with_kwargs=True
+    )
     said = _text_of(model, Processor, tone(1).astype(np.float32))
+    start, language, task, no_timestamps = next(prompt for prompt in prompts if len(prompt) > 1)
+    assert (start, task, no_timestamps) == (30, 34, 37)
+    assert language in (32, 33)
     ids = json.loads(said)
     assert ids
     assert all(0 <= token < 40 for token in ids)
