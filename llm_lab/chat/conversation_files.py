@@ -18,9 +18,19 @@ Messages = list[dict[str, Any]]
 
 
 def write_conversation(
-    file: Path, mode: str, model: str, settings: ChatSettings, system: str | None, messages: Messages
+    file: Path,
+    mode: str,
+    model: str,
+    settings: ChatSettings,
+    system: str | None,
+    messages: Messages,
+    *,
+    against: dict[str, Any] | None = None,
 ) -> None:
-    """Write a conversation. Raises UserError if the file holds something else or can't be written."""
+    """Write a conversation. Raises UserError if the file holds something else or can't be written.
+
+    against: the mode, model and messages of a second model that got the same prompts.
+    """
     conversation = {
         "kind": KIND,
         "mode": mode,
@@ -28,6 +38,7 @@ def write_conversation(
         "settings": dataclasses.asdict(settings),
         "system": system,
         "messages": messages,
+        **({"against": against} if against else {}),
     }
     try:
         if file.exists():
@@ -42,26 +53,42 @@ def write_conversation(
 
 
 def read_conversation(file: Path, *, why: str = "this is not a saved conversation") -> dict[str, Any]:
-    """Return the mode, system and messages of a saved conversation. Raises UserError if it is not one."""
+    """Return the mode, model, settings, system and messages of a saved conversation, and what is `against` it.
+
+    Raises UserError if it is not one.
+    """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(Problem(str(file), f"it can't be read: {error.strerror}")) from None
     except ValueError:  # neither UTF-8 nor JSON
         raise UserError(Problem(str(file), why)) from None
-    if not isinstance(found, dict) or found.get("kind") != KIND or not _is_valid(found):
+    system = found.get("system", 0) if isinstance(found, dict) and found.get("kind") == KIND else 0
+    if not isinstance(system, str | None) or not _is_valid(found):
         raise UserError(Problem(str(file), why))
+    settings, against = found.get("settings"), found.get("against")
+    return {
+        **_side(found),
+        "settings": settings if isinstance(settings, dict) else {},
+        "system": system,
+        "against": _side(against) if isinstance(against, dict) and _is_valid(against) else None,
+    }
+
+
+def _side(found: dict[str, Any]) -> dict[str, Any]:
     kept = ("role", "content", "ended", "sources")
     messages = [{key: message[key] for key in kept if key in message} for message in found["messages"]]
-    return {"mode": found["mode"], "system": found["system"], "messages": messages}
+    return {"mode": found["mode"], "model": str(found.get("model") or ""), "messages": messages}
 
 
 def _is_valid(found: dict[str, Any]) -> bool:
-    messages = found.get("messages")
+    return found.get("mode") in ("chat", "completion") and are_messages(found.get("messages"))
+
+
+def are_messages(messages: Any) -> bool:
+    """Return whether a value from elsewhere is a list of messages: of the user and the assistant in turn."""
     return (
-        found.get("mode") in ("chat", "completion")
-        and isinstance(found.get("system", 0), str | None)
-        and isinstance(messages, list)
+        isinstance(messages, list)
         and len(messages) % 2 == 0
         and all(
             isinstance(message, dict)

@@ -19,14 +19,31 @@ GREEDY_BELOW = 1e-4
 REPLACEMENT = "\ufffd"
 MAX_INCOMPLETE = 3
 
-# Name: (type, minimum, maximum, the allowed values as text)
-_RANGES: dict[str, tuple[type, float, float, str]] = {
-    "temperature": (float, 0.0, 10.0, "0 (greedy) to 10"),
-    "top_p": (float, 1e-6, 1.0, "above 0, at most 1 (off)"),
-    "top_k": (int, 0, 1_000_000, "0 (off) to 1,000,000"),
-    "max_new_tokens": (int, 1, 1_000_000, "1 to 1,000,000"),
-    "repetition_penalty": (float, 0.1, 10.0, "0.1 to 10; 1 is off"),
-    "seed": (int, 0, 2**32 - 1, "0 to 4,294,967,295, or none"),
+
+@dataclass(frozen=True)
+class Setting:
+    """The type of a sampling setting, its limits, the allowed values as text, and what it does."""
+
+    kind: type
+    minimum: float
+    maximum: float
+    allowed: str
+    help: str
+
+
+SETTINGS: dict[str, Setting] = {
+    "temperature": Setting(
+        float, 0.0, 10.0, "0 (greedy) to 10", "temperature: 0 is greedy, 1 the model's probabilities"
+    ),
+    "top_p": Setting(
+        float, 1e-6, 1.0, "above 0, at most 1 (off)", "nucleus sampling: top tokens up to this probability"
+    ),
+    "top_k": Setting(int, 0, 1_000_000, "0 (off) to 1,000,000", "sample from the N most likely tokens; 0: off"),
+    "max_new_tokens": Setting(int, 1, 1_000_000, "1 to 1,000,000", "maximum length of a reply, in tokens"),
+    "repetition_penalty": Setting(
+        float, 0.1, 10.0, "0.1 to 10; 1 is off", "above 1: repeated tokens are less likely; 1: off"
+    ),
+    "seed": Setting(int, 0, 2**32 - 1, "0 to 4,294,967,295, or none", "random seed, for repeatable replies; none: off"),
 }
 
 
@@ -43,14 +60,14 @@ class ChatSettings:
 
     def __post_init__(self) -> None:
         problems = []
-        for name, (kind, minimum, maximum, allowed) in _RANGES.items():
-            value = getattr(self, name)
+        for name, setting in SETTINGS.items():
+            value, is_float = getattr(self, name), setting.kind is float
             if name == "seed" and value is None:
                 continue
-            right_kind = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-            if not right_kind or not minimum <= value <= maximum:
-                problems.append(Problem(name, "invalid value", value=value, allowed=allowed))
-            elif kind is float:
+            right_kind = isinstance(value, (int, float) if is_float else int) and not isinstance(value, bool)
+            if not right_kind or not setting.minimum <= value <= setting.maximum:
+                problems.append(Problem(name, "invalid value", value=value, allowed=setting.allowed))
+            elif is_float:
                 object.__setattr__(self, name, float(value))  # transformers refuses a temperature of 1
         if problems:
             raise UserError(*problems)
@@ -60,11 +77,11 @@ class ChatSettings:
 
         Raises UserError if the setting is unknown or the value is not allowed.
         """
-        if name not in _RANGES:
+        if name not in SETTINGS:
             raise UserError(
-                Problem(name, "unknown setting", allowed=one_of(list(_RANGES)), fix=did_you_mean(name, _RANGES))
+                Problem(name, "unknown setting", allowed=one_of(list(SETTINGS)), fix=did_you_mean(name, SETTINGS))
             )
-        kind, _, _, allowed = _RANGES[name]
+        kind, allowed = SETTINGS[name].kind, SETTINGS[name].allowed
         text = text.strip().replace("_", "")
         if name == "seed" and text.lower() in ("none", "null", "off"):
             return dataclasses.replace(self, seed=None)

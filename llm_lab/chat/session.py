@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class ChatSession:
             why = f"it has {len(tokenizer):,} tokens, but the model has {embeddings:,}: it belongs to another model"
             raise UserError(Problem("tokenizer", why))
 
-    def reply(self, text: str, hits: Sequence[Hit] = ()) -> Iterator[str]:
+    def reply(self, text: str, hits: Sequence[Hit] = ()) -> Generator[str, None, None]:
         """Yield the pieces of a reply as they are generated; then add both turns to `messages`.
 
         hits: search results that the model gets with the message; the message keeps them in `sources`. Closing the
@@ -172,13 +172,17 @@ class ChatSession:
         if conversation["mode"] != self.mode:
             why = f"it was saved in {conversation['mode']} mode, but {self.name} uses {self.mode} mode"
             raise UserError(Problem(str(path), why))
-        if conversation["system"]:
-            self.set_system(conversation["system"])
+        self.take_up(conversation["messages"], conversation["system"])
+        self.last_stats = None
+
+    def take_up(self, messages: list[dict[str, Any]], system: str | None) -> None:
+        """Replace this conversation; keep the settings. Raises UserError if the model supports no system prompt."""
+        if system:
+            self.set_system(system)
         else:
             self.system = None
         self.reset()
-        self.last_stats = None
-        self.messages = conversation["messages"]
+        self.messages = messages
 
     def _fitting(self, text: str, hits: Sequence[Hit]) -> list[dict[str, Any]]:
         """Return the sources made of as many search results as fit: at most a quarter of the context."""

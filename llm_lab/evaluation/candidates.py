@@ -85,7 +85,7 @@ def find_steps(name: str) -> tuple[list[Candidate], list[str]]:
     remarks: list[str] = []
     for run in stages:
         prefix = f"{run.path.name} " if outer.stages() else ""
-        points = _checkpoints(run)
+        points = run.saved_models()
         if points and is_reward_model(points[-1][1]):
             if len(stages) == 1:
                 raise UserError(Problem(name, NO_GENERATION))
@@ -111,16 +111,6 @@ def _run_named(name: str) -> RunFolder:
         raise UserError(Problem(name, "this folder is not a run of LLM Lab, so it has no earlier checkpoints"))
     fix = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` lists your runs."
     raise UserError(Problem(name, "no such run", fix=fix))
-
-
-def _checkpoints(run: RunFolder) -> list[tuple[int, Path]]:
-    """Return (step, folder) of each checkpoint of a run; the last one is its final model."""
-    points = run.checkpoints()
-    model = run.model_path
-    if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
-        last = int(run.facts().get("results", {}).get("step", points[-1][0] if points else 0))
-        points = [(step, folder) for step, folder in points if step < last] + [(last, model)]
-    return points
 
 
 def _losses_at(run: RunFolder, step: int) -> dict[str, float]:

@@ -180,6 +180,15 @@ class RunFolder:
                     found.append((int(match[1]), folder))
         return sorted(found)
 
+    def saved_models(self) -> list[tuple[int, Path]]:
+        """Return (step, folder) of each checkpoint, oldest first; the last one is the final model, if there is one."""
+        points = self.checkpoints()
+        model = self.model_path
+        if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
+            last = int(self.facts().get("results", {}).get("step", points[-1][0] if points else 0))
+            points = [(step, folder) for step, folder in points if step < last] + [(last, model)]
+        return points
+
     def stages(self) -> list[RunFolder]:
         """Return the stage runs inside a pipeline's folder, in order."""
         return [RunFolder(self.path / name) for name in self.facts().get("stages", [])]

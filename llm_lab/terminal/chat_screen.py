@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_lab.chat.decoding import SETTINGS
 from llm_lab.chat.search_words import search_reason
 from llm_lab.chat.web_search import Hit, check_backend, default_backend, describe_privacy, search
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error
@@ -19,17 +20,11 @@ from llm_lab.safe_text import StreamRedactor, valid_text
 from .compare_screen import print_side_by_side
 from .console import is_terminal, make_console, one_line, print_error, printable
 
-SETTINGS = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
 COMMANDS = {
     "help": ("", "this list"),
     "reset": ("", "forget all messages"),
     "system": ("TEXT", "set the system prompt; without TEXT: remove it"),
-    "temperature": ("X", "temperature: 0 is greedy, 1 the model's probabilities"),
-    "top_p": ("X", "nucleus sampling: top tokens up to this probability"),
-    "top_k": ("N", "sample from the N most likely tokens; 0: off"),
-    "max_new_tokens": ("N", "maximum length of a reply, in tokens"),
-    "repetition_penalty": ("X", "above 1: repeated tokens are less likely; 1: off"),
-    "seed": ("N", "random seed, for repeatable replies; none: off"),
+    **{name: ("N" if setting.kind is int else "X", setting.help) for name, setting in SETTINGS.items()},
     "search": ("TEXT", "search the web for TEXT, and reply with the results"),
     "search_with": ("BACKEND", "ddgs, or the address of a SearXNG"),
     "auto_search": ("on|off", "search if a message says: latest, today, news ..."),
