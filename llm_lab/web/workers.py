@@ -26,18 +26,26 @@ class WorkerEnded(MachineError):
 
 
 class Worker:
-    """One child process. calls: the module whose `CALLS` it answers, such as llm_lab.web.data_calls."""
+    """One child process. calls: the module whose `CALLS` it answers, such as llm_lab.web.data_calls.
 
-    def __init__(self, calls: str) -> None:
+    idle_seconds: the process ends after this time without a call, and starts again with the next one.
+    """
+
+    def __init__(self, calls: str, *, idle_seconds: float | None = None) -> None:
         self.calls = calls
+        self.idle_seconds = idle_seconds
+        self._idle: asyncio.TimerHandle | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._numbers = itertools.count(1)
-        self._current: int | None = None
 
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.returncode is None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._turn.locked()
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """Return the result of a call. Raises the UserError or MachineError that the worker raised."""
@@ -54,14 +62,23 @@ class Worker:
 
     async def close(self) -> None:
         """End the process now."""
-        process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        if process := self._kill():
             await process.wait()
+
+    def _kill(self) -> asyncio.subprocess.Process | None:
+        if self._idle is not None:
+            self._idle.cancel()
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        return process
 
     async def _exchange(self, name: str, arguments: dict[str, Any]) -> AsyncIterator[tuple[str, Any]]:
         async with self._turn:
+            if self._idle is not None:
+                self._idle.cancel()
             process = await self._start()
             assert process.stdout is not None
             number = next(self._numbers)
@@ -84,6 +101,8 @@ class Worker:
             finally:
                 if not ended:  # whoever listened has left
                     await asyncio.shield(self._stop(process, number))
+                if self.idle_seconds is not None:
+                    self._idle = asyncio.get_running_loop().call_later(self.idle_seconds, self._kill)
 
     async def _stop(self, process: asyncio.subprocess.Process, number: int) -> None:
         """Stop a call and read what it still says, so that the next one finds an empty pipe."""
@@ -128,11 +147,11 @@ class Workers:
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
 
-    def get(self, name: str, calls: str) -> Worker:
-        """Return the worker of a name; calls: the module that it answers calls with."""
+    def get(self, name: str, calls: str, *, idle_seconds: float | None = None) -> Worker:
+        """Return the worker of a name; calls, idle_seconds: see Worker."""
         worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[name] = Worker(calls)
+            worker = self._workers[name] = Worker(calls, idle_seconds=idle_seconds)
         return worker
 
     def names(self) -> list[str]:
