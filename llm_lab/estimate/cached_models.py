@@ -44,3 +44,21 @@ def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
     changed = {name for name in before.keys() & now.keys() if before[name] != now[name]}
     weights = [{name for name in files if name.endswith(".safetensors")} for files in (before, now)]
     return sorted(changed | (weights[0] ^ weights[1] if all(weights) else set()))
+
+
+def cached_language_models() -> list[str]:
+    """Return the names of the causal language models, and adapters, in the Hub's cache."""
+    from huggingface_hub import constants
+
+    from .adapter_base import read_object
+
+    found = []
+    for place in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
+        name = place.name.removeprefix("models--").replace("--", "/")
+        folder = cached_folder(name)
+        if folder is None:
+            continue
+        kinds = (read_object(folder / "config.json") or {}).get("architectures") or ["adapter"]
+        if any(part in str(kinds) for part in ("CausalLM", "LMHead", "adapter")):
+            found.append(name)
+    return found

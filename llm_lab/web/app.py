@@ -18,6 +18,7 @@ from llm_lab.errors import LabError
 from llm_lab.runs.palette import COLORS
 
 from . import (
+    chat_pages,
     comparison_pages,
     experiment_pages,
     run_pictures,
@@ -38,6 +39,7 @@ PAGES = (
     comparison_pages,
     study_pages,
     experiment_pages,
+    chat_pages,
     senses_api,
 )
 

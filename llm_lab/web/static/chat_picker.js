@@ -1,0 +1,129 @@
+// The field that names a model: the runs and the models on this machine to choose from, or any folder, GGUF file or name.
+import { api, el, fill } from "./lab.js";
+
+/**
+ * A combobox. letter: "a" or "b". onPick(name) is called when a model is chosen. Returns {element, show(name), open()}.
+ */
+export function createPicker({ letter, label, onPick }) {
+  const list = el("div.options", { role: "listbox", id: `options-${letter}`, "aria-label": "Models", hidden: true });
+  const input = el("input", {
+    id: `model-${letter}`,
+    type: "text",
+    role: "combobox",
+    "aria-label": label,
+    "aria-controls": list.id,
+    "aria-expanded": "false",
+    "aria-autocomplete": "list",
+    autocomplete: "off",
+    spellcheck: "false",
+    placeholder: "Choose a model",
+  });
+  const element = el("div.picker", {}, input, list);
+  let current = "";
+  let models = [];
+  let typed = false;
+  let active = -1;
+
+  const options = () => [...list.querySelectorAll("[role=option]")];
+
+  function draw() {
+    const words = typed ? input.value.trim().toLowerCase() : "";
+    const found = models.filter(({ name, about }) => `${name} ${about}`.toLowerCase().includes(words));
+    const groups = Map.groupBy ? Map.groupBy(found, (one) => one.group) : grouped(found);
+    const children = [...groups].map(([name, rows]) =>
+      el("div", { role: "group", "aria-label": name }, el("div.group", { "aria-hidden": "true" }, name), rows.map((row) => option(row.name, row.name, row.about))),
+    );
+    const given = input.value.trim();
+    if (typed && given && !models.some(({ name }) => name === given)) {
+      children.push(option(given, `Use “${given}”`, "a folder, a GGUF file or a name on the Hub"));
+    }
+    fill(list, children.length ? children : el("p.none", {}, "No models here yet. Type a folder, a GGUF file or a name on the Hub."));
+    activate(Math.max(0, options().findIndex((one) => one.dataset.name === (typed ? given : current))));
+  }
+
+  function option(name, text, about) {
+    const one = el("div", { role: "option", "aria-selected": String(name === current) }, el("span.name", {}, text), about && el("small", {}, about));
+    one.dataset.name = name;
+    one.addEventListener("mousedown", (event) => event.preventDefault());
+    one.addEventListener("click", () => pick(name));
+    return one;
+  }
+
+  function activate(index) {
+    const all = options();
+    active = all.length ? (index + all.length) % all.length : -1;
+    all.forEach((one, number) => {
+      one.id = `option-${letter}-${number}`;
+      one.classList.toggle("active", number === active);
+    });
+    if (active < 0) return input.removeAttribute("aria-activedescendant");
+    input.setAttribute("aria-activedescendant", all[active].id);
+    if (!list.hidden) all[active].scrollIntoView({ block: "nearest" });
+  }
+
+  async function open() {
+    if (!list.hidden) return;
+    list.hidden = false;
+    input.setAttribute("aria-expanded", "true");
+    draw();
+    try {
+      ({ models } = await api("/api/chat/models"));
+      if (!list.hidden) draw();
+    } catch (error) {
+      fill(list, el("p.none", {}, error.message));
+    }
+  }
+
+  function close() {
+    list.hidden = true;
+    typed = false;
+    input.setAttribute("aria-expanded", "false");
+    input.removeAttribute("aria-activedescendant");
+  }
+
+  function pick(name) {
+    close();
+    show(name);
+    onPick(name);
+  }
+
+  function show(name) {
+    current = name;
+    input.value = name;
+    input.title = name;
+  }
+
+  input.addEventListener("focus", () => input.select());
+  input.addEventListener("click", open);
+  input.addEventListener("blur", () => {
+    close();
+    input.value = current;
+  });
+  input.addEventListener("input", () => {
+    typed = true;
+    open();
+    draw();
+  });
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+      event.preventDefault();
+      if (list.hidden) open();
+      else activate(active + (event.key === "ArrowDown" ? 1 : -1));
+    } else if (event.key === "Enter") {
+      event.preventDefault();
+      if (list.hidden) open();
+      else if (options()[active]) pick(options()[active].dataset.name);
+    } else if (event.key === "Escape" && !list.hidden) {
+      event.stopPropagation();
+      close();
+      input.value = current;
+    }
+  });
+  return { element, show, open: () => (input.focus(), open()) };
+}
+
+function grouped(rows) {
+  const groups = new Map();
+  for (const row of rows) groups.set(row.group, [...(groups.get(row.group) ?? []), row]);
+  return groups;
+}

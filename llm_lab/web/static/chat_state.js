@@ -1,0 +1,111 @@
+// What a chat is: two slots for models, the settings, and turns. A turn has the user's words and, for each slot, the
+// answers that were given to them; one of them counts. The page holds all of it, and sends what a model needs.
+import { data } from "./lab.js";
+
+export const defaults = Object.fromEntries(data.settings.map(({ name, default: value }) => [name, value]));
+export const state = { slots: { a: null, b: null }, system: "", settings: { ...defaults }, turns: [], file: null };
+
+export const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
+
+/** The slots in use: "a", or "a" and "b". */
+export const slots = () => Object.keys(state.slots).filter((key) => state.slots[key]);
+
+/** A slot for a model, of what the server knows about it (see describe_model). */
+export function makeSlot(found) {
+  return { ...found, about: null, status: "idle", detail: "", trust: false };
+}
+
+/** What the server loads for a slot: a run's name, the folder of a checkpoint, a folder or a Hub name. */
+export const modelOf = (slot) => (slot.at === null ? slot.name : slot.points[slot.at].model);
+
+/** The name of a slot's model for people. */
+export const labelOf = (slot) => (slot.step === null ? slot.name : `${slot.name} step ${slot.step.toLocaleString("en-US")}`);
+
+/** "chat", "completion", or null for a model that was never loaded. */
+export const modeOf = (slot) => slot.about?.mode ?? (slot.chat === null ? null : slot.chat ? "chat" : "completion");
+
+/** The answer of a turn that counts, or undefined. */
+export function answerOf(turn, key) {
+  const answers = turn.answers[key];
+  return answers?.variants[answers.at];
+}
+
+/** Whether the two models talk in different ways: then the second one gets only the last message, as in the terminal. */
+export function modesDiffer() {
+  const { a, b } = state.slots;
+  return Boolean(a && b && modeOf(a) && modeOf(b) && modeOf(a) !== modeOf(b));
+}
+
+/** The messages before a turn, as a slot's model gets them. */
+export function messagesBefore(turn, key) {
+  if (key === "b" && modesDiffer()) return [];
+  const mode = modeOf(state.slots[key]);
+  return messages(key, state.turns.slice(0, state.turns.indexOf(turn)), mode);
+}
+
+/** The messages of a slot: of turns that have an answer in the mode. */
+export function messages(key, turns = state.turns, mode = modeOf(state.slots[key])) {
+  return turns.flatMap((turn) => {
+    const given = answerOf(turn, key);
+    if (!given || given.state === "writing" || (!given.text && given.state !== "done") || (mode && given.mode && given.mode !== mode)) return [];
+    return [
+      { role: "user", content: turn.text, ...(given.sources?.length ? { sources: given.sources } : {}) },
+      { role: "assistant", content: given.text, ...(given.ended ? { ended: true } : {}) },
+    ];
+  });
+}
+
+/** The turns of a saved conversation. */
+export function turnsOf(saved) {
+  const sides = { a: saved, ...(saved.against ? { b: saved.against } : {}) };
+  const most = Math.max(...Object.values(sides).map((side) => side.messages.length));
+  const turns = [];
+  for (let index = 0; index < most; index += 2) {
+    const turn = { text: "", hits: [], seed: newSeed(), answers: {} };
+    for (const [key, side] of Object.entries(sides)) {
+      const [asked, answered] = side.messages.slice(index, index + 2);
+      if (!asked) continue;
+      turn.text = asked.content;
+      turn.hits = asked.sources ?? [];
+      const given = { model: side.model, label: side.model, mode: side.mode, text: answered.content, ended: answered.ended ?? false };
+      turn.answers[key] = { variants: [{ ...given, sources: asked.sources ?? [], state: "done" }], at: 0 };
+    }
+    turns.push(turn);
+  }
+  return turns;
+}
+
+const KEY = "chat";
+let timer;
+
+/** Keep the conversation in this tab: it survives a reload, and a restart of the server. */
+export function keep() {
+  clearTimeout(timer);
+  timer = setTimeout(keepNow, 300);
+}
+
+export function keepNow() {
+  const { system, settings, turns, file } = state;
+  const names = Object.fromEntries(slots().map((key) => [key, modelOf(state.slots[key])]));
+  try {
+    sessionStorage.setItem(KEY, JSON.stringify({ names, system, settings, turns, file }));
+  } catch {
+    // Without storage, or with more than it holds, the conversation lives as long as the page.
+  }
+}
+
+/** What was kept in this tab, or null. */
+export function kept() {
+  try {
+    const found = JSON.parse(sessionStorage.getItem(KEY));
+    if (!found || !Array.isArray(found.turns)) return null;
+    for (const turn of found.turns) {
+      for (const { variants } of Object.values(turn.answers)) {
+        for (const one of variants) if (one.state === "writing") one.state = "stopped";
+      }
+    }
+    return found;
+  } catch {
+    return null;
+  }
+}
