@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeGuard
 
 from llm_lab.estimate.compatibility import TRANSFORMERS, WRITTEN_FOR
 from llm_lab.estimate.formatting import percent
@@ -38,7 +38,7 @@ def _repeats_exact_match(results: Mapping[str, Any]) -> bool:
     return results.get("eval_reward_sampled") == results.get("exact_match_sampled")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -75,16 +75,20 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def warnings_of(run: RunFolder) -> list[str]:
-    """Return what readers of a run's results need to know: limits that its record shows, then its warnings."""
-    return list(dict.fromkeys([*_limits(run), *run.facts().get("warnings", ())]))
+def warnings_of(run: RunFolder, broken: Sequence[int] | None = None) -> list[str]:
+    """Return what readers of a run's results need to know: limits that its record shows, then its warnings.
+
+    broken: the lines of metrics.jsonl that can't be read, where they are known already.
+    """
+    lines = run.broken_metrics() if broken is None else broken
+    return list(dict.fromkeys([*_limits(run, lines), *run.facts().get("warnings", ())]))
 
 
-def _limits(run: RunFolder) -> Iterator[str]:
+def _limits(run: RunFolder, broken: Sequence[int]) -> Iterator[str]:
     facts, status = run.facts(), run.status()
     if damage := run.damage():
         yield f"run.json can't be read ({damage}): what it recorded is not shown."
-    if broken := run.broken_metrics():
+    if broken:
         count = f"{len(broken)} lines" if len(broken) > 1 else "1 line"
         yield f"metrics.jsonl: {count} can't be read (line {', '.join(map(str, broken[:5]))})."
     stage, results = stage_of(facts), facts.get("results") or {}

@@ -107,11 +107,7 @@ class RunFolder:
 
         broken: run.json can't be read. unknown: it names no status.
         """
-        facts, damage = read_facts(self.run_json)
-        status = facts.get("status", "broken" if damage else "unknown")
-        if status == "running" and not is_at_work(self.path, facts.get("process", {})):
-            return "interrupted"
-        return status
+        return status_of(self.path, *read_facts(self.run_json))
 
     def hold(self) -> AbstractContextManager[None]:
         """Hold the lock of the run for its life. UserError where another process works in it."""
@@ -192,6 +188,12 @@ class RunFolder:
     def stages(self) -> list[RunFolder]:
         """Return the stage runs inside a pipeline's folder, in order."""
         return [RunFolder(self.path / name) for name in self.facts().get("stages", [])]
+
+
+def status_of(path: Path, facts: Mapping[str, Any], damage: str | None) -> str:
+    """Return the status of the run at a path whose run.json has been read already. See RunFolder.status."""
+    status = str(facts.get("status", "broken" if damage else "unknown"))
+    return "interrupted" if status == "running" and not is_at_work(path, facts.get("process", {})) else status
 
 
 def create_run(name: str, *, root: Path = ROOT, overwrite: bool = False) -> RunFolder:

@@ -14,22 +14,6 @@ import yaml
 
 from llm_lab.estimate.formatting import clock, count, decimal, percent, size
 
-
-@dataclass(frozen=True)
-class Quantity:
-    """One measured number.
-
-    healthy: what to expect of it, empty where any value is fine. more_is_better: None where neither is.
-    """
-
-    name: str
-    meaning: str
-    healthy: str = ""
-    unit: str = ""
-    write: Callable[[float], str] = decimal
-    more_is_better: bool | None = None
-
-
 _FORMATS: Mapping[str, Callable[[float], str]] = {
     "decimal": decimal,
     "percent": percent,
@@ -41,18 +25,34 @@ _FORMATS: Mapping[str, Callable[[float], str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """One measured number.
+
+    healthy: what to expect of it, empty where any value is fine. form: how its values are written, a Python format or
+    a name in _FORMATS. more_is_better: None where neither is.
+    """
+
+    name: str
+    meaning: str
+    healthy: str = ""
+    unit: str = ""
+    form: str = "decimal"
+    more_is_better: bool | None = None
+
+    def write(self, value: float) -> str:
+        """Return a value for people."""
+        return _FORMATS.get(self.form, self.form.format)(value)
+
+
 def _read_glossary() -> dict[str, dict[str, Quantity]]:
     """Return {section: {key: quantity}}."""
     text = Path(__file__).with_name("glossary.yaml").read_text(encoding="utf-8")
     sections = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return {
-        title: {key: Quantity(**entry | {"write": _writer(**entry)}) for key, entry in entries.items()}
+        title: {key: Quantity(form=entry.pop("write", "decimal"), **entry) for key, entry in entries.items()}
         for title, entries in sections.items()
     }
-
-
-def _writer(write: str = "decimal", **others: object) -> Callable[[float], str]:
-    return _FORMATS.get(write, write.format)
 
 
 GLOSSARY: Mapping[str, Mapping[str, Quantity]] = _read_glossary()

@@ -28,7 +28,7 @@ def last_prompts(run: RunFolder) -> Iterator[str]:
     """Yield the prompts of a run's last samples."""
     last = run.samples()[-1][1] if run.samples() else ""
     for match in re.finditer(r"(?ms)^Prompt: `(.*?)`$\n\n> ", last):
-        yield _read_prompt(match[1])
+        yield read_prompt(match[1])
 
 
 def _one_line(prompt: str) -> str:
@@ -39,7 +39,8 @@ def _one_line(prompt: str) -> str:
     return prompt if is_plain else json.dumps(prompt, ensure_ascii=not prompt.isprintable()).replace("`", "\\u0060")
 
 
-def _read_prompt(text: str) -> str:
+def read_prompt(text: str) -> str:
+    """Return a prompt from the inline code that samples.md has for it."""
     if text.startswith('"'):
         try:
             return str(json.loads(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 
@@ -27,3 +28,13 @@ def find_run(name: str) -> RunFolder:
     if not run.run_json.is_file():
         raise HTTPException(404, f"There is no run named {name} in {ROOT}/.")
     return run
+
+
+def name_in(run: RunFolder) -> str:
+    """Return the name of a run in addresses: demo, demo/sft."""
+    return run.path.relative_to(ROOT).as_posix()
+
+
+def address_of(name: str) -> str:
+    """Return the address of the page of a run."""
+    return f"/runs/{quote(name)}"

@@ -24,6 +24,7 @@ from llm_lab.safe_text import printable
 
 LOG_LINES = 200
 KEPT_LOGS = 50
+SAME_START_SECONDS = 15.0  # between the start of a process and that of its log
 
 
 def state_folder() -> Path:
@@ -88,6 +89,7 @@ class Launches:
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             )
+        log = log.rename(log.with_name(f"{log.stem}-{process.pid}.log"))  # for log_of, after a restart of the server
         self._launched[number] = launch = Launch(number, tuple(words), log, process, run=run)
         return launch
 
@@ -120,6 +122,23 @@ def stop_run(run: RunFolder) -> None:
 def command_text(words: Sequence[str]) -> str:
     """Return the command that a user would type."""
     return shlex.join(["llm-lab", *words])
+
+
+def log_of(process: Mapping[str, Any]) -> Path | None:
+    """Return what the process of a run printed, if a server started it. process: as run.json records it."""
+    started = process.get("started")
+    if process.get("host") != socket.gethostname() or not isinstance(started, int | float):
+        return None
+    logs = (state_folder() / "logs").glob(f"*-{process.get('pid')}.log")
+    # The number of a process comes back after a while.
+    return next((log for log in logs if abs(_started_at(log) - started) < SAME_START_SECONDS), None)
+
+
+def _started_at(log: Path) -> float:
+    try:
+        return time.mktime(time.strptime(log.name[:15], "%Y%m%d-%H%M%S"))
+    except ValueError:
+        return 0.0
 
 
 def last_lines(log: Path, most: int = LOG_LINES) -> str:

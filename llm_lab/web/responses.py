@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from llm_lab import __version__
 from llm_lab.errors import LONGEST, LabError, Problem, UserError, file_error
 from llm_lab.runs.glossary import name_of, write
-from llm_lab.safe_text import printable, redact_values, shorten
+from llm_lab.safe_text import printable, redact_values, shorten, valid_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 LONGEST_BODY = 4 * 1024 * 1024  # bytes of a JSON request
@@ -48,7 +48,7 @@ def templates() -> Environment:
 
 def page(request: Request, template: str, *, title: str, status: int = 200, **values: Any) -> HTMLResponse:
     """Return a page. Its template extends base.html; `data` is handed to the page's scripts as JSON (see lab.js)."""
-    values.setdefault("data", {})
+    values["data"] = _finite(redact_values(values.get("data", {})))
     html = templates().get_template(template).render(title=title, path=request.url.path, **values)
     return HTMLResponse(html, status)
 
@@ -61,6 +61,8 @@ def answer(value: Any, status: int = 200) -> JSONResponse:
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, str):
+        return value if value.isascii() else valid_text(value)
     if isinstance(value, Mapping):
         return {str(key): _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

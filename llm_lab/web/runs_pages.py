@@ -2,34 +2,238 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from llm_lab.runs.folder import list_runs
+from llm_lab.errors import Problem, UserError
+from llm_lab.runs.folder import RunFolder
+from llm_lab.safe_text import printable
 
-from .addresses import find_run
-from .responses import page
+from .addresses import find_run, inside, name_in
+from .gpu_meter import read_gpus
+from .lab import lab_of
+from .launches import last_lines, log_of, stop_run
+from .metric_columns import AXES, columns_of
+from .responses import answer, page
+from .run_differences import differences_of
+from .run_index import INDEX, STATUS_NOTES, stamp_of
+from .run_texts import lineage_of, recipe_of, samples_of
+from .run_view import PICTURES, glossary_of, head_of, outer_of, panels_of, resumed_as
+
+MOST_POINTS = 2000  # of a curve
+MOST_APPENDED = 2000  # rows sent one by one; after that the thinned curves come again
+MOST_COMPARED = 200
+PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+
+
+# Pages
 
 
 def runs_page(request: Request) -> Response:
     """Show all runs."""
-    return page(request, "runs.html", title="Runs", data=runs_topic("", None)[1])
+    cursor, data = INDEX.since(None) or (None, {})
+    return page(request, "runs.html", title="Runs", data={**data, "cursor": cursor, "notes": STATUS_NOTES})
 
 
 def run_page(request: Request) -> Response:
     """Show one run."""
     run = find_run(request.path_params["name"])
-    return page(request, "run.html", title=request.path_params["name"], data={"facts": run.facts()})
+    cursor, head = run_topic(name_in(run), None) or (None, {})
+    facts = run.facts()
+    outer = outer_of(run)
+    around = name_in(outer) if outer else None
+    kind = "study" if "study" in facts else "pipeline" if "stages" in facts else "run"
+    data = {
+        "name": name_in(run),
+        "kind": kind,
+        "outer": around,
+        "outer_is_run": bool(outer and (outer.facts().get("stages") or outer.facts().get("study"))),
+        "head": head,
+        "cursor": cursor,
+        "recipe": recipe_of(run),
+        "command": f"llm-lab run {run.path} --resume",
+    }
+    return page(request, "run.html", title=name_in(run), kind=kind, short=run.path.name, outer=around, data=data)
 
 
-def runs_topic(argument: str, cursor: Any) -> tuple[Any, Any]:
-    """Return the rows of the list."""
-    rows = [{"name": run.path.name, "status": run.status()} for run in list_runs()]
-    return None, {"runs": rows}
+def compare_page(request: Request) -> Response:
+    """Show several runs next to each other."""
+    return page(request, "compare.html", title="Compare", data={**_compared(request), "names": _names()})
 
 
-ROUTES = [Route("/", runs_page), Route("/runs/{name:path}", run_page)]
-TOPICS = {"runs": runs_topic}
+def _names() -> list[dict[str, str]]:
+    return [{"name": name, "label": printable(name)} for name, row in INDEX.rows().items() if row["kind"] == "run"]
+
+
+def _compared(request: Request) -> dict[str, Any]:
+    names = list(dict.fromkeys(request.query_params.getlist("run")))
+    if len(names) > MOST_COMPARED:
+        raise UserError(Problem("run", "too many runs at once", value=len(names), allowed=f"at most {MOST_COMPARED}"))
+    return differences_of([find_run(name) for name in names])
+
+
+def run_picture(request: Request) -> Response:
+    """Return a picture of a report: an SVG that may do nothing."""
+    folder, _, name = request.path_params["name"].rpartition("/")
+    if name not in PICTURES:
+        raise HTTPException(404, "There is no such picture.")
+    file = inside(find_run(folder).path, name)
+    if not file.is_file():
+        raise HTTPException(404, "There is no such picture.")
+    headers = {"cache-control": "no-cache", "content-security-policy": PICTURE_POLICY}
+    return FileResponse(file, media_type="image/svg+xml", headers=headers)
+
+
+# What a page asks for
+
+
+def run_curves(request: Request) -> Response:
+    """Return a part of the curves of a run, from one place of an axis to another."""
+    run = find_run(request.path_params["name"])
+    axis = request.query_params.get("axis", AXES[0])
+    try:
+        low, high = (float(request.query_params[name]) for name in ("from", "to"))
+    except (KeyError, ValueError):
+        raise UserError(Problem("from, to", "they are not two numbers")) from None
+    if axis not in AXES or not low < high or not all(map(math.isfinite, (low, high))):
+        raise UserError(Problem("axis, from, to", "there is no such part of a curve"))
+    columns = columns_of(run.metrics_path)
+    return answer({"points": columns.points(axis, most=MOST_POINTS, low=low, high=high)})
+
+
+def run_lineage(request: Request) -> Response:
+    """Return the models that a run was made from, and the runs that were made from it."""
+    run = find_run(request.path_params["name"])
+    return answer(lineage_of(run, INDEX.made_from(name_in(run))))
+
+
+def run_report(request: Request) -> Response:
+    """Return report.md as text, and the pictures that it may show."""
+    run = find_run(request.path_params["name"])
+    try:
+        text = run.report_path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise HTTPException(404, "This run has no report yet.") from None
+    return answer({"text": printable(text), "pictures": [one for one in PICTURES if (run.path / one).is_file()]})
+
+
+def run_log(request: Request) -> Response:
+    """Return what the command of a run printed, if a server started it."""
+    log = log_of(find_run(request.path_params["name"]).facts().get("process") or {})
+    return answer({"log": last_lines(log) if log else None})
+
+
+def compare_data(request: Request) -> Response:
+    """Return the differences of runs."""
+    return answer(_compared(request))
+
+
+# Start and stop
+
+
+async def stop(request: Request) -> Response:
+    """Ask a run to save and stop."""
+    stop_run(find_run(request.path_params["name"]))
+    return answer({})
+
+
+async def resume(request: Request) -> Response:
+    """Start the command that resumes a run, or the pipeline that it is a stage of."""
+    run = find_run(request.path_params["name"])
+    whole = resumed_as(run)
+    if whole is None:
+        fix = "Start the experiment or the sweep again: it resumes what is not done."
+        raise UserError(Problem(str(run.path), "this run belongs to an experiment or a sweep", fix=fix))
+    if whole.status() == "running":
+        raise UserError(Problem(str(whole.path), "this run is running already"))
+    return answer(lab_of(request).launches.start(["run", str(whole.path), "--resume"]).as_json())
+
+
+def launch(request: Request) -> Response:
+    """Return a command that this server started: its exit code, its run, what it printed."""
+    return answer(lab_of(request).launches.get(request.path_params["number"]).as_json())
+
+
+# What is live
+
+
+def _run(name: str) -> RunFolder:
+    try:
+        return find_run(name)
+    except HTTPException as error:  # deleted while its page is open
+        raise UserError(error.detail) from None
+
+
+def run_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
+    """Return the state and numbers of a run where any of them has changed."""
+    head = head_of(_run(argument))
+    now = hashlib.sha256(json.dumps(head, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    return None if now == cursor else (now, head)
+
+
+def metrics_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
+    """Return the curves of a run, or the rows that were appended. argument: AXIS:POINTS:NAME."""
+    axis, points, name = (*argument.split(":", 2), "", "")[:3]
+    if axis not in AXES or not points.isdecimal():
+        raise UserError(Problem("topic", "it names no axis", value=argument))
+    most = min(max(int(points), 10), MOST_POINTS)
+    columns = columns_of(_run(name).metrics_path)
+    known = cursor if isinstance(cursor, list) and len(cursor) == 3 and cursor[0] == columns.generation else None
+    if known and known[2] == columns.count:
+        return None
+    base, after = (known[1], known[2]) if known else (0, 0)
+    appended = known is not None and columns.count - base <= MOST_APPENDED
+    data: dict[str, Any] = {"appended": appended, "complete": columns.complete, "rows": columns.count}
+    if appended:
+        data["points"] = columns.points(axis, most=columns.count, after=after)
+    else:
+        data["points"], base = columns.points(axis, most=most), columns.count
+    keys = list(columns.columns)
+    if not appended or set(keys) != set(data["points"]):
+        data |= {"glossary": glossary_of([*keys, *AXES]), "panels": panels_of(keys)}
+        data["axes"] = [one for one in AXES if any(value == value for value in columns.axes[one][:64])]
+    return [columns.generation, base, columns.count], data
+
+
+def samples_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
+    """Return the samples of a run where they have changed."""
+    run = _run(argument)
+    stamp = stamp_of(run.samples_path)
+    now = list(stamp) if stamp else []
+    return None if now == cursor else (now, {"samples": samples_of(run)})
+
+
+def gpu_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
+    """Return how busy the GPUs are."""
+    rows = read_gpus()
+    return None if rows == cursor else (rows, {"gpus": rows})
+
+
+ROUTES = [
+    Route("/", runs_page),
+    Route("/compare", compare_page),
+    Route("/runs/{name:path}", run_page),
+    Route("/runs-files/{name:path}", run_picture),
+    Route("/api/compare", compare_data),
+    Route("/api/launches/{number:int}", launch),
+    Route("/api/runs/{name:path}/curves", run_curves),
+    Route("/api/runs/{name:path}/lineage", run_lineage),
+    Route("/api/runs/{name:path}/report", run_report),
+    Route("/api/runs/{name:path}/log", run_log),
+    Route("/api/runs/{name:path}/stop", stop, methods=["POST"]),
+    Route("/api/runs/{name:path}/resume", resume, methods=["POST"]),
+]
+TOPICS = {
+    "runs": lambda argument, cursor: INDEX.since(cursor),
+    "run": run_topic,
+    "metrics": metrics_topic,
+    "samples": samples_topic,
+    "gpu": gpu_topic,
+}

@@ -1,0 +1,303 @@
+"""Every run on disk as rows of a list. A file is read again only where it has changed.
+
+A page asks each second; with hundreds of runs, reading every run.json each time would keep a core busy.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import UserError
+from llm_lab.estimate.adapter_base import read_object
+from llm_lab.estimate.formatting import count
+from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.registry import stage_of
+from llm_lab.runs.describe import headline_results, is_number
+from llm_lab.runs.folder import ROOT, RunFolder, status_of
+from llm_lab.runs.glossary import name_of, write
+from llm_lab.runs.record import read_facts, row_of
+from llm_lab.safe_text import printable
+from llm_lab.studies.sweep import FILE as SWEEP_FILE
+
+Stamp = tuple[int, int, int]
+Row = dict[str, Any]
+RUN, PIPELINE, STUDY = "run", "pipeline", "study"
+# The word of a status on the page, and what it means.
+STATUS_WORDS = {"interrupted": "died"}
+STATUS_NOTES = {
+    "running": "Its process is at work.",
+    "done": "It ended as planned.",
+    "stopped": "Someone stopped it. What it had learned is saved; it can be resumed.",
+    "died": "Its process no longer exists: it was killed, or the machine was shut down. It can be resumed.",
+    "failed": "An error ended it.",
+    "broken": "Its run.json can't be read.",
+    "unknown": "Its run.json names no status.",
+}
+AT_MOST_EVERY = 0.4  # seconds between two looks at the disk, however many pages ask
+TAIL_BYTES = 16_384  # of metrics.jsonl: the newest rows
+DEEPEST = 3  # a cell of a sweep may be a pipeline
+
+
+def stamp_of(file: Path) -> Stamp | None:
+    """Return what changes whenever a file does; None where there is none."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def status_word(status: str) -> str:
+    """Return the word for a status of RunFolder.status()."""
+    return STATUS_WORDS.get(status, status)
+
+
+def max_steps_of(run: RunFolder, facts: Mapping[str, Any]) -> int | None:
+    """Return how many steps a run does; None where its recipe does not say."""
+    recipe = facts.get("recipe")
+    if not isinstance(recipe, Mapping):  # a run of an older version
+        try:
+            recipe = read_recipe_file(run.recipe_path)
+        except UserError:
+            return None
+    train = recipe.get("train")
+    steps = train.get("max_steps") if isinstance(train, Mapping) else None
+    return steps if isinstance(steps, int) and steps > 0 else None
+
+
+def seconds_left(rows: list[dict[str, Any]], max_steps: int | None) -> float | None:
+    """Return the time that is left at the speed of the newest rows of metrics.jsonl; None where too few are known."""
+    marks = [(row["step"], row["wall_seconds"]) for row in rows if is_number(row.get("wall_seconds"))]
+    if max_steps is None or len(marks) < 2 or marks[-1][0] <= marks[0][0]:
+        return None
+    (first, then), (step, last) = marks[0], marks[-1]
+    return max(0.0, (max_steps - step) * (last - then) / (step - first))
+
+
+def newest_rows(metrics: Path) -> list[dict[str, Any]]:
+    """Return the last rows of metrics.jsonl, oldest first, without reading the rest of it."""
+    try:
+        with open(metrics, "rb") as file:
+            start = max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES)
+            file.seek(start)
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    found = (row_of(line) for line in lines[1 if start else 0 :])
+    return [row for row in found if row is not None]
+
+
+class RunIndex:
+    """The rows of all runs under a folder, and since when each is as it is."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[Stamp, Row]] = {}  # what run.json or sweep.json says, by name
+        self._progress: dict[str, tuple[Stamp | None, Row]] = {}  # what the newest metrics say
+        self._rows: dict[str, Row] = {}
+        self._changed: dict[str, int] = {}  # the version in which a row came, changed or went
+        self._version = 0
+        self._born = time.time_ns()
+        self._looked = 0.0
+
+    def rows(self) -> dict[str, Row]:
+        """Return the rows by name: demo, demo/sft."""
+        with self._lock:
+            self._look()
+            return dict(self._rows)
+
+    def since(self, cursor: Any) -> tuple[Any, Any] | None:
+        """Return (cursor, rows that came or changed and names that are gone since a cursor), None where nothing did."""
+        with self._lock:
+            self._look()
+            now = [self._born, self._version]
+            if not isinstance(cursor, list) or len(cursor) != 2 or cursor[0] != self._born:
+                return now, {"rows": list(self._rows.values()), "gone": [], "all": True}
+            names = [name for name, version in self._changed.items() if version > cursor[1]]
+            if not names:
+                return None
+            rows = [self._rows[name] for name in names if name in self._rows]
+            return now, {"rows": rows, "gone": [name for name in names if name not in self._rows], "all": False}
+
+    def made_from(self, name: str) -> list[str]:
+        """Return the names of the runs whose model was made from that of a run."""
+        return [one for one, row in self.rows().items() if row.get("from") == name]
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < AT_MOST_EVERY:
+            return
+        found: dict[str, Row] = {}
+        for path in _folders(self.root):
+            self._add(found, path, path.name, None, 1)
+        changed = [name for name, row in found.items() if self._rows.get(name) != row]
+        changed += [name for name in self._rows if name not in found]
+        if changed:
+            self._version += 1
+            self._changed.update(dict.fromkeys(changed, self._version))
+        for known in (self._known, self._progress):
+            for name in known.keys() - found.keys():
+                del known[name]
+        self._rows = found
+        self._looked = time.monotonic()
+
+    def _add(self, found: dict[str, Row], path: Path, name: str, parent: str | None, depth: int) -> None:
+        """Add the row of a folder and those of the runs inside it, if it is a run, a study or a sweep."""
+        run = RunFolder(path)
+        stamp = stamp_of(run.run_json)
+        if stamp is not None:
+            base = self._read(name, stamp, lambda: _row_of_run(run))
+            inner = [path / child for child in base["inner"]]
+        else:
+            stamp = stamp_of(path / SWEEP_FILE)
+            if stamp is None:
+                return
+            base = self._read(name, stamp, lambda: _row_of_sweep(path))
+            inner = list(_folders(path))
+        row = {key: value for key, value in base.items() if key not in ("inner", "facts", "damage")}
+        row |= {"name": name, "label": printable(path.name), "parent": parent}
+        found[name] = row  # before those inside it
+        if depth < DEEPEST:
+            for child in inner:
+                self._add(found, child, f"{name}/{child.name}", name, depth + 1)
+        children = [one for one in found.values() if one["parent"] == name]
+        row["children"] = len(children)
+        if "planned" in base:
+            row |= _state_of_sweep(base["planned"], children)
+        elif base["facts"] is not None:
+            row |= self._state(name, run, base)
+
+    def _read(self, name: str, stamp: Stamp, read: Any) -> Row:
+        known = self._known.get(name)
+        if known is None or known[0] != stamp:
+            self._known[name] = known = (stamp, read())
+        return known[1]
+
+    def _state(self, name: str, run: RunFolder, base: Row) -> Row:
+        """Return what may change although run.json does not: whether the process lives, and its newest numbers."""
+        status = status_word(status_of(run.path, base["facts"], base["damage"]))
+        if status not in ("running", "died"):
+            return {"status": status}
+        stamp = stamp_of(run.metrics_path)
+        known = self._progress.get(name)
+        if known is None or known[0] != stamp:
+            self._progress[name] = known = (stamp, _progress(newest_rows(run.metrics_path), base["max_steps"]))
+        return {"status": status, **known[1]}
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Yield the folders in a folder that may be runs. Links are left out: they may lead anywhere."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False) and _is_text(entry.name):
+                    yield Path(entry.path)
+    except OSError:
+        return
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8: no address can name them
+        return False
+    return True
+
+
+def _row_of_run(run: RunFolder) -> Row:
+    """Return what run.json says about a run, as long as it does not change."""
+    facts, damage = read_facts(run.run_json)
+    results = facts.get("results") or {}
+    stage = stage_of(facts)
+    children = facts.get("children")
+    inner = facts.get("stages") or (list(children) if isinstance(children, Mapping) else [])
+    kind = STUDY if "study" in facts else PIPELINE if "stages" in facts else RUN
+    parameters = facts.get("parameters")
+    ended = facts.get("ended_at")
+    is_live = facts.get("status") == "running"
+    error = facts.get("error")
+    return {
+        "kind": kind,
+        "stage": stage.label if stage else printable(str(facts.get("stage") or kind)),
+        "parameters": parameters,
+        "size": count(parameters) if is_number(parameters) else "",
+        "numbers": _numbers(results) if kind != STUDY else [],
+        "loss": _first(results, "eval_loss", "loss"),
+        "created_at": facts.get("created_at"),
+        "ended_at": ended if is_number(ended) else None,
+        "seconds": results["wall_seconds"] if is_number(results.get("wall_seconds")) else None,
+        "error": printable(str(error)) if error else None,
+        "step": results["step"] if is_number(results.get("step")) else None,
+        "max_steps": max_steps_of(run, facts) if is_live else None,
+        "left": None,
+        "from": _parent(run.path, facts.get("parent")),
+        "inner": [name for name in inner if isinstance(name, str) and Path(name).name == name],
+        "facts": {"status": facts["status"], "process": facts.get("process") or {}} if "status" in facts else {},
+        "damage": damage,
+    }
+
+
+def _parent(path: Path, recorded: Any) -> str | None:
+    """Return the name of the run that a recorded model belongs to: checkpoints/demo/sft/model is demo/sft's."""
+    place = Path(recorded["path"]) if isinstance(recorded, Mapping) else None
+    if place is None or not place.is_relative_to(ROOT):
+        return None
+    parts = place.relative_to(ROOT).parts
+    ends = [at for at, part in enumerate(parts) if part in ("model", "steps")]
+    return "/".join(parts[: ends[-1]] if ends else parts)
+
+
+def _numbers(results: Mapping[str, Any]) -> list[str]:
+    """Return the results that sum up a run; before it has measured any of them, its training loss."""
+    loss = results.get("loss")
+    return headline_results(results) or ([f"{name_of('loss')} {write('loss', loss)}"] if is_number(loss) else [])
+
+
+def _first(results: Mapping[str, Any], *keys: str) -> float | None:
+    return next((results[key] for key in keys if is_number(results.get(key))), None)
+
+
+def _progress(rows: list[dict[str, Any]], max_steps: int | None) -> Row:
+    if not rows:
+        return {}
+    latest = {key: value for row in rows for key, value in row.items()}
+    left = seconds_left(rows, max_steps)
+    return {
+        "numbers": _numbers(latest),
+        "loss": _first(latest, "eval_loss", "loss"),
+        "step": latest["step"],
+        "left": None if left is None else round(left),
+        "seconds": _first(latest, "wall_seconds"),
+    }
+
+
+def _row_of_sweep(path: Path) -> Row:
+    record = read_object(path / SWEEP_FILE) or {}
+    sizes = [len(record[key]) if isinstance(record.get(key), list) else 0 for key in ("configurations", "seeds")]
+    created = record.get("created_at")
+    return {
+        **dict.fromkeys(("parameters", "loss", "ended_at", "seconds", "error", "step", "max_steps", "left", "damage")),
+        "kind": "duel" if record.get("kind") == "duel" else "sweep",
+        "stage": "duel" if record.get("kind") == "duel" else "sweep",
+        "size": "",
+        "numbers": [],
+        "created_at": created if is_number(created) else None,
+        "planned": sizes[0] * sizes[1],
+        "facts": None,
+    }
+
+
+def _state_of_sweep(planned: int, children: list[Row]) -> Row:
+    """Return the status of a sweep from those of its runs."""
+    statuses = [row.get("status") for row in children]
+    done = statuses.count("done")
+    status = "done" if planned and done >= planned else "running" if "running" in statuses else "stopped"
+    return {"status": status, "numbers": [f"{done:,} of {planned:,} runs done"]}
+
+
+INDEX = RunIndex()

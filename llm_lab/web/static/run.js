@@ -1,0 +1,445 @@
+// The page of one run.
+import { Curves } from "./curves.js";
+import { api, askNow, codeBlock, data, el, fill, find, showError, toast, watch } from "./lab.js";
+import { write } from "./numbers.js";
+import { reportElements } from "./report.js";
+
+const { name, kind } = data;
+const encoded = name.split("/").map(encodeURIComponent).join("/");
+const path = `/api/runs/${encoded}`;
+let head = data.head;
+
+// --- what is above the tabs
+
+if (data.outer) {
+  const href = data.outer_is_run ? `/runs/${encodeRun(data.outer)}` : `/experiments/run/${encodeRun(data.outer)}`;
+  fill(find("#outer"), el("a", { href }, data.outer));
+}
+
+function encodeRun(run) {
+  return run.split("/").map(encodeURIComponent).join("/");
+}
+
+function showHead() {
+  const status = el(`span.status.${head.status}`, { title: head.note }, head.status);
+  const facts = head.about.map(([label, text]) => el("span", { title: label }, text));
+  fill(find("#about"), status, head.stage && el("span", {}, head.stage), facts);
+  showActions();
+  showNotices();
+  const progress = find("#progress");
+  progress.hidden = !head.progress;
+  if (head.progress) {
+    const bar = progress.querySelector("progress") ?? progress.appendChild(el("progress", { max: 1, "aria-label": "Progress" }));
+    const text = progress.querySelector("span") ?? progress.appendChild(el("span.soft.numeric", {}));
+    bar.value = head.progress.share;
+    text.textContent = `${head.progress.text} (${Math.floor(100 * head.progress.share)} %)`;
+  }
+  const stats = find("#stats");
+  stats.hidden = !head.stats.length;
+  fill(
+    stats,
+    head.stats.map((one) => el("div", { title: one.title }, el("dt", {}, one.name), el("dd", {}, one.value, one.note && el("small", {}, one.note)))),
+  );
+  const tab = find("#log");
+  tab.textContent = head.warnings.length ? `Warnings and log (${head.warnings.length})` : "Warnings and log";
+}
+
+function action(label, what, attributes) {
+  if (!what) return null;
+  if (what !== true) return el("button", { type: "button", disabled: true, title: what }, label);
+  return el("button", { type: "button", ...attributes }, label);
+}
+
+let shownActions = "";
+
+function showActions() {
+  const { actions } = head;
+  const signature = JSON.stringify([actions, busy]);
+  if (signature === shownActions) return; // a button that has the focus keeps it
+  shownActions = signature;
+  fill(
+    find("#actions"),
+    action(busy === "stop" ? "Stopping …" : "Stop", actions.stop, { class: "danger", id: "stop", disabled: busy === "stop", onclick: askToStop }),
+    action(busy === "resume" ? "Resuming …" : "Resume", actions.resume, { class: "primary", id: "resume", disabled: busy === "resume", onclick: resume }),
+    actions.chat && el("a.button", { href: actions.chat }, "Chat"),
+    actions.look && el("a.button", { href: actions.look }, "Look inside"),
+    kind === "run" && el("a.button", { href: `/compare?run=${encodeURIComponent(name)}` }, "Compare"),
+    kind === "study" && el("a.button.primary", { href: `/experiments/run/${encoded}` }, "Report of the experiment"),
+    actions.new && el("a.button", { href: actions.new, title: "Start a new run from this recipe" }, "New from this"),
+  );
+}
+
+let failed = null;
+
+function showNotices() {
+  const notices = [];
+  if (head.status === "died" || head.status === "broken") notices.push(el("div.notice.warn", {}, el("b", {}, head.status === "died" ? "This run died. " : "Broken. "), head.note));
+  if (head.error) notices.push(el("div.notice.bad", {}, el("b", {}, "An error ended this run. "), head.error));
+  if (failed) {
+    notices.push(el("div.notice.bad", { role: "alert" }, el("b", {}, `The command ended with exit code ${failed.exit_code}. `), el("code", {}, failed.command), el("pre", { tabIndex: 0 }, failed.log || "It printed nothing.")));
+  }
+  const signature = JSON.stringify([head.status, head.error, failed]);
+  const box = find("#notices");
+  if (box.dataset.signature === signature) return;
+  box.dataset.signature = signature;
+  fill(box, notices);
+}
+
+// --- stop and resume
+
+let busy = null;
+
+function askToStop() {
+  find("#stop-dialog").showModal();
+}
+
+find("#stop-dialog").addEventListener("close", async (event) => {
+  const chosen = event.target.returnValue;
+  event.target.returnValue = "";
+  if (chosen !== "stop") return;
+  busy = "stop";
+  showActions();
+  try {
+    await api(`${path}/stop`, { method: "POST" });
+    toast("The run saves a checkpoint and stops.");
+  } catch (error) {
+    busy = null;
+    showError(error);
+  }
+  showActions();
+  askNow();
+});
+
+async function resume() {
+  busy = "resume";
+  failed = null;
+  showActions();
+  showNotices();
+  try {
+    let launch = await api(`${path}/resume`, { method: "POST" });
+    while (launch.exit_code === null && head.status !== "running") {
+      await new Promise((done) => setTimeout(done, 500));
+      launch = await api(`/api/launches/${launch.number}`);
+    }
+    if (launch.exit_code) failed = launch;
+  } catch (error) {
+    showError(error);
+  }
+  busy = null;
+  showActions();
+  showNotices();
+  askNow();
+}
+
+// --- tabs: each is filled when it is first shown, and again when what it shows has changed
+
+const panel = (id) => find(`#${id}-panel`);
+const shown = new Set();
+const empty = (text) => el("div.empty", {}, el("p", {}, text));
+const facts = (rows) => el("dl.facts", {}, rows.flatMap(([label, text]) => [el("dt", {}, label), el("dd", {}, text)]));
+const table = (headings, rows, numeric = []) =>
+  el(
+    "div.wide", { tabIndex: 0 },
+    el(
+      "table", {},
+      el("thead", {}, el("tr", {}, headings.map((text, at) => el(numeric.includes(at) ? "th.numeric" : "th", { scope: "col" }, text)))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, at) => (at ? el(numeric.includes(at) ? "td.numeric" : "td", {}, cell) : el("th", { scope: "row" }, cell)))))),
+    ),
+  );
+
+function once(id, start) {
+  if (shown.has(id)) return;
+  shown.add(id);
+  start();
+}
+
+/** Fill a tab only where what it shows has changed: the scroll position and the focus stay. */
+const signatures = new Map();
+function refill(id, value, build) {
+  const signature = JSON.stringify(value);
+  if (signatures.get(id) === signature) return;
+  signatures.set(id, signature);
+  fill(panel(id), build());
+}
+
+const TABS = {
+  curves() {
+    once("curves", () => {
+      const curves = new Curves(panel("curves"), [{ name, label: name }], {
+        onRows: (source, update) => {
+          curves.empty.hidden = Boolean(update.rows);
+          fill(curves.empty, el("p", {}, head.status === "running" ? "No numbers yet. The curves start with the first step that is logged." : "This run has logged no numbers."));
+          if (!update.complete) askNow();
+        },
+      });
+    });
+  },
+  stages() {
+    const many = head.stages.filter((one) => one.begun).map((one) => `run=${encodeURIComponent(one.run)}`);
+    refill("stages", head.stages, () => [
+      many.length > 1 && el("p.actions", {}, el("a.button", { href: `/compare?${many.join("&")}` }, "All curves in one picture")),
+      el("ol.stages", {}, head.stages.map(stage)),
+    ]);
+  },
+  samples() {
+    once("samples", () => {
+      fill(panel("samples"), empty("No samples yet."));
+      watch(`samples:${name}`, (update) => update && showSamples(update.samples));
+    });
+  },
+  scores() {
+    refill("scores", [head.scores, head.results, head.evaluations, head.proof, head.pictures], () => {
+      const { scores, results, evaluations, proof } = head;
+      const [first, ...rest] = scores;
+      return [
+        scores.length > 0 && [el("h2", {}, "Scores of the stages"), picture("scores.svg", "Scores of the stages"), table(first, rest, first.map((_, at) => at).slice(1))],
+        el("h2", {}, "Results"),
+        results.length ? table(["result", "value", "unit", "what it is"], results.map((one) => [one.name, one.value, one.unit, one.meaning]), [1]) : empty("No results yet."),
+        evaluations.length > 0 && [
+          el("h2", {}, "Evaluations"),
+          el("div.stack", {}, evaluations.map((one) => el("div.card", {}, el("h3", {}, [one.when, one.checkpoint].filter(Boolean).join(" · ")), one.data && el("p.soft.small", {}, `on ${one.data}`), facts(one.results)))),
+        ],
+        proof.length > 0 && [el("h2", {}, "Verification"), el("ul", {}, proof.map((text) => el("li", {}, text)))],
+      ].flat(2);
+    });
+  },
+  plan() {
+    refill("plan", head.plan, () => {
+      const { rows, word, basis, parts, known, data: sources } = head.plan;
+      return [
+        rows.length ? el("h2", {}, word === "actual" ? "Predicted and actual" : "Predicted, and so far") : null,
+        rows.length ? el("div.stack", {}, rows.map((row) => bars(row, word))) : empty("Nothing was predicted for this run."),
+        basis && el("p.soft.small", {}, `Prediction: ${basis}.`),
+        parts.length > 0 && [el("h2", {}, "Predicted time by part"), facts(parts)],
+        sources.length > 0 && [el("h2", {}, "Data"), table(["data", "fingerprint", "used"], sources)],
+        el("h2", {}, "What it ran with"),
+        facts(known),
+      ].flat();
+    });
+  },
+  recipe() {
+    once("recipe", () => {
+      const { recipe } = data;
+      if (!recipe) return fill(panel("recipe"), empty("This run has no recipe.yaml."));
+      return fill(
+        panel("recipe"),
+        el("h2", {}, "The command"),
+        el("div.stack", {}, codeBlock(recipe.command), kind === "run" && codeBlock(recipe.replay)),
+        kind === "run" && el("p.soft.small", {}, "The first runs this recipe again, the second its whole lineage."),
+        recipe.derived.length > 0 && [
+          el("h2", {}, "Derived values, and why"),
+          table(["key", "value", "reason"], recipe.derived.map(([key, value, why]) => [el("code", {}, key), el("code", {}, value), why])),
+        ],
+        el("h2", {}, "Full recipe"),
+        recipeCode(recipe.text),
+        head.actions.new && el("p.actions.below", {}, el("a.button", { href: head.actions.new }, "New run from this recipe")),
+      );
+    });
+  },
+  log() {
+    refill("log", head.warnings, () => [
+      el("h2", {}, "Warnings"),
+      head.warnings.length ? el("div", {}, head.warnings.map((text) => el("div.notice.warn", {}, text))) : el("p.soft", {}, "None."),
+      el("h2", {}, "Log"),
+      el("div", { id: "log-text" }, el("p.soft", {}, "Loading …")),
+    ]);
+    showLog();
+  },
+  lineage() {
+    once("lineage", async () => {
+      fill(panel("lineage"), el("p.soft", {}, "Loading …"));
+      try {
+        const { tree, users } = await api(`${path}/lineage`);
+        fill(
+          panel("lineage"),
+          el("ul.tree", {}, node(tree, "", true)),
+          users.length > 0 && [el("h2", {}, "Made from this run"), el("ul.links", {}, users.map((one) => el("li", {}, el("a", { href: one.href }, one.name))))],
+        );
+      } catch (error) {
+        fill(panel("lineage"), empty(error.message));
+        shown.delete("lineage");
+      }
+    });
+  },
+  async report() {
+    if (!head.has_report) return fill(panel("report"), empty("The report is written at the end of a run."));
+    if (shown.has(`report ${head.status}`)) return undefined;
+    shown.add(`report ${head.status}`);
+    try {
+      const { text, pictures } = await api(`${path}/report`);
+      const known = Object.fromEntries(pictures.map((file) => [file, `/runs-files/${encoded}/${file}`]));
+      fill(panel("report"), el("article.report", {}, reportElements(text, known, reportLink)));
+    } catch (error) {
+      fill(panel("report"), empty(error.message));
+    }
+    return undefined;
+  },
+};
+
+const reportLink = (address) => {
+  const stageReport = /^([\w%.=-]+)\/report\.md$/.exec(address);
+  if (stageReport) return `/runs/${encoded}/${stageReport[1]}#report`;
+  return address === "samples.md" ? "#samples" : null;
+};
+
+function picture(file, alt) {
+  return head.pictures.includes(file) ? el("img.report-picture", { src: `/runs-files/${encoded}/${file}`, alt }) : null;
+}
+
+function stage(one, at) {
+  const title = one.begun ? el("a", { href: `/runs/${encodeRun(one.run)}` }, one.name) : one.name;
+  return el(
+    "li.card.stage", {},
+    el("span.stage-number.numeric", { "aria-hidden": "true" }, String(at + 1)),
+    el("div", {}, el("h3", {}, title), el("p.soft.small", {}, [one.stage, ...one.numbers].filter(Boolean).join(" · "))),
+    el("span.soft.numeric", {}, one.time),
+    el(`span.status.${one.status}`, {}, one.status),
+    one.begun ? el("a.button.quiet", { href: `/runs/${encodeRun(one.run)}#curves`, "aria-label": `Curves of ${one.name}` }, "Curves") : el("span"),
+  );
+}
+
+function bars(row, word) {
+  const [predicted, actual] = row.values;
+  const most = Math.max(predicted ?? 0, actual ?? 0) || 1;
+  const bar = (label, value, text, tone) => {
+    const line = el(`div.bar.${tone}`);
+    line.style.width = `${Math.max(0.5, (100 * (value ?? 0)) / most)}%`;
+    return el("div.bar-row", {}, el("span.soft.small", {}, label), el("div.bar-room", {}, line), el("span.numeric", {}, text));
+  };
+  return el(
+    "div.card", {},
+    el("h3", {}, row.name, row.ratio && el("span.tag", {}, `${row.ratio} × predicted`)),
+    bar("predicted", predicted, row.predicted, "planned"),
+    bar(word, actual, row.actual, "actual"),
+  );
+}
+
+function recipeCode(text) {
+  const block = codeBlock(text);
+  const code = block.querySelector("code");
+  fill(
+    code,
+    text.split("\n").flatMap((line, at, lines) => {
+      const [, before, comment] = /^(.*?)((?:^|\s)#.*)?$/.exec(line);
+      const end = at < lines.length - 1 ? "\n" : "";
+      return [before, comment && el("span.comment", {}, comment), end].filter(Boolean);
+    }),
+  );
+  return block;
+}
+
+let prompts = null;
+
+function showSamples(steps) {
+  if (!steps.length) {
+    fill(panel("samples"), empty(head.status === "running" ? "No samples yet. They come with each evaluation." : "This run wrote no samples."));
+    return;
+  }
+  prompts ??= el("select", { "aria-label": "Prompt", onchange: () => drawSamples() });
+  const known = [...new Set(steps.flatMap((step) => step.samples.map((one) => one.prompt)))];
+  const chosen = prompts.value;
+  fill(prompts, el("option", { value: "" }, "All prompts"), known.map((text) => el("option", { value: text }, text || "(no prompt)")));
+  if (known.includes(chosen)) prompts.value = chosen;
+  drawSamples.steps = steps;
+  if (!panel("samples").contains(prompts)) fill(panel("samples"), el("div.samples-tools", {}, known.length > 1 && prompts), el("div.stack", { id: "sample-list" }));
+  drawSamples();
+}
+
+function drawSamples() {
+  const chosen = prompts.value;
+  fill(
+    find("#sample-list"),
+    [...drawSamples.steps].reverse().map((step) => {
+      const pairs = step.samples.filter((one) => !chosen || one.prompt === chosen);
+      return el(
+        "article.card.sample", {},
+        el("h3.numeric", {}, `Step ${step.step.toLocaleString("en-US")}`),
+        pairs.map((one) => el("div", {}, !chosen && el("p.soft.small.mono", {}, one.prompt || "(no prompt)"), el("blockquote", {}, el("span.prompt", {}, one.text.startsWith(one.prompt) ? one.prompt : ""), one.text.startsWith(one.prompt) ? one.text.slice(one.prompt.length) : one.text))),
+      );
+    }),
+  );
+}
+
+async function showLog() {
+  try {
+    const { log } = await api(`${path}/log`);
+    const box = find("#log-text");
+    if (log === null) fill(box, el("p.soft", {}, "This run was started in a terminal. What it printed is there."));
+    else if (box.firstChild?.textContent !== log) {
+      const text = el("pre", { tabIndex: 0 }, log || "Nothing yet.");
+      fill(box, text);
+      text.scrollTop = text.scrollHeight;
+    }
+  } catch (error) {
+    showError(error);
+  }
+}
+
+function node(one, key, here = false) {
+  const title = one.href ? el("a", { href: one.href }, one.name) : el(here ? "b" : "span", {}, one.name);
+  const inner = one.from.map((link) =>
+    link.node
+      ? node(link.node, link.key)
+      : el("li", {}, el("div.tree-node", {}, el("span.tree-key", {}, link.key), el("span", {}, link.place), el("span.tag", {}, link.gone ? "missing" : "changed since"))),
+  );
+  if (one.scratch) inner.push(el("li", {}, el("div.tree-node", {}, el("span.tree-key", {}, "made from"), el("span.soft", {}, "scratch: random weights"))));
+  return el(
+    "li", {},
+    el(
+      "div.tree-node", {},
+      key && el("span.tree-key", {}, key), title, el("span.tag", {}, one.stage),
+      one.step !== null && el("span.soft", {}, `step ${one.step}`),
+      here && el("span.soft", {}, "this run"),
+      one.numbers.length > 0 && el("span.soft.small.numeric", {}, one.numbers.join(" · ")),
+    ),
+    inner.length > 0 && el("ul", {}, inner),
+  );
+}
+
+// --- GPUs
+
+function showGpus({ gpus }) {
+  const box = find("#gpus");
+  box.hidden = !gpus.length || head.status !== "running";
+  fill(
+    box,
+    gpus.map((gpu, at) =>
+      el(
+        "div", {},
+        el("b", {}, gpus.length > 1 ? `GPU ${at}` : "GPU"), el("span.soft", {}, gpu.name),
+        gpu.use !== null && el("span.numeric", {}, `${write("percent", gpu.use)} busy`),
+        gpu.used !== null && el("span.numeric", {}, `${write("size", gpu.used)} of ${write("size", gpu.total)}`),
+        gpu.celsius !== null && el("span.numeric", {}, `${gpu.celsius} °C`),
+        gpu.watts !== null && el("span.numeric", {}, `${Math.round(gpu.watts)} W`),
+      ),
+    ),
+  );
+}
+
+// --- start
+
+let current = null;
+const tabs = find("[role=tablist]");
+tabs.addEventListener("choose", (event) => {
+  current = event.detail;
+  TABS[current]();
+});
+showHead();
+current = find("[role=tab][aria-selected=true]").id;
+TABS[current]();
+watch(
+  `run:${name}`,
+  (update, problems) => {
+    if (problems) return toast(problems[0].text, "bad");
+    const before = head.status;
+    head = update;
+    if (busy === "stop" && head.status !== "running") busy = null;
+    if (busy === "resume" && head.status === "running" && before !== "running") busy = null;
+    if (before !== head.status && before === "running") toast(`This run is ${head.status}.`);
+    showHead();
+    if (["stages", "scores", "plan", "log", "report"].includes(current)) TABS[current]();
+    return undefined;
+  },
+  data.cursor,
+);
+if (kind === "run" && head.status === "running") watch("gpu", (update) => update && showGpus(update));
