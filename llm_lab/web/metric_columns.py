@@ -24,7 +24,7 @@ from llm_lab.runs.record import row_of
 # What curves are drawn over.
 AXES = ("step", "train_tokens", "wall_seconds")
 PART_BYTES = 1 << 20  # read and parsed at once
-MOST_SECONDS = 0.2  # of parsing in one request; the next one goes on
+MOST_SECONDS = 0.2  # of parsing in one request; the next request continues
 MOST_COLUMNS = 400
 MARK_BYTES = 64  # the end of what has been read, to recognize another file with the same inode
 _NAN = math.nan
@@ -137,7 +137,7 @@ class Columns:
             column = self.columns.setdefault(key, Column())
             numbers = _numbers(values)
             numbered = range(first, self.count)
-            if not kinds <= {int, float}:  # a text or null in some of the rows is no point
+            if not kinds <= {int, float}:  # texts and nulls are not points
                 kept = [at for at, value in enumerate(values) if type(value) in (int, float)]
                 numbers, column_rows = array("d", [numbers[at] for at in kept]), [first + at for at in kept]
             else:
