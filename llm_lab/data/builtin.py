@@ -32,6 +32,15 @@ BUILTIN = {
     "word-problems": BuiltinCorpus("24,000 texts, 3.2 MB", "1"),
 }
 
+ABOUT_BUILTIN = {
+    "stories": "short English stories for pretraining, generated on this machine",
+    "word-problems": "word problems with checkable answers, for every stage, generated on this machine",
+    "sums": "the same problems, always in the same words",
+    "support-chat": "49 conversations of a support desk, of several turns each, for SFT",
+    "instruct": "72 short instructions of many kinds with their answers, for SFT",
+    "email-subjects": "216 e-mails with their subject lines, for SFT and scoring",
+}
+
 
 # What was generated is kept, a few megabytes: a run reads its data several times, to check, measure and train on it.
 _documents: dict[str, tuple[str, ...]] = {}

@@ -148,6 +148,13 @@ def columns_of_set(
     return _open_table(str(path), key, kind, subset, split).columns
 
 
+def first_rows_of_set(
+    path: str, *, key: str = "data.0", kind: str, subset: str | None = None, split: str = "train"
+) -> list[Mapping[str, Any]]:
+    """Return the first rows of a recipe's path, at most 20. Raises UserError as open_examples does."""
+    return _open_table(str(path), key, kind, subset, split).sample
+
+
 def _read_table(
     table: _Table, kind: str, key: str, path: str, named: Mapping[str, str] | None, limit: int | None = None
 ) -> tuple[Format, list[Example], Counts]:

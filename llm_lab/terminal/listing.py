@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.data.builtin import ABOUT_BUILTIN
 from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count, size
@@ -41,12 +42,7 @@ FITS_HELP = (
     "accept the terms on its page on the Hub, then sign in: hf auth login."
 )
 DATA_FORMS = {
-    "builtin:stories": "short English stories for pretraining, generated on this machine",
-    "builtin:word-problems": "word problems with checkable answers, for every stage, generated on this machine",
-    "builtin:sums": "the same problems, always in the same words",
-    "builtin:support-chat": "49 conversations of a support desk, of several turns each, for SFT",
-    "builtin:instruct": "72 short instructions of many kinds with their answers, for SFT",
-    "builtin:email-subjects": "216 e-mails with their subject lines, for SFT and scoring",
+    **{f"builtin:{name}": text for name, text in ABOUT_BUILTIN.items()},
     "a file": "txt or md (one document), jsonl, csv or parquet (one document per row)",
     "a folder or glob": "all its files of one kind: texts/, 'data/*.jsonl'",
     "a Hub dataset": "owner/name, with subset, split and text_column",

@@ -21,6 +21,8 @@ from . import (
     chat_pages,
     comparison_pages,
     experiment_pages,
+    models_pages,
+    new_pages,
     run_pictures,
     runs_pages,
     senses_api,
@@ -34,6 +36,8 @@ from .updates import updates_route
 STATIC = Path(__file__).with_name("static")
 # Each has ROUTES, and TOPICS where its pages are live.
 PAGES = (
+    models_pages,
+    new_pages,
     runs_pages,
     run_pictures,
     comparison_pages,

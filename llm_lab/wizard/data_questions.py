@@ -194,7 +194,7 @@ def _why_not(source: Source, kind: str) -> str | None:
     try:
         _look(source, kind)
     except LabError as error:
-        return None if _can_ask_columns(source, kind, error) else str(error)
+        return None if can_ask_columns(source, kind, error) else str(error)
     return None
 
 
@@ -207,7 +207,7 @@ def _is_about_columns(error: LabError) -> bool:
     return any(".columns" in key for key in keys) or "text_column" in str(error)
 
 
-def _can_ask_columns(source: Source, kind: str, error: LabError) -> bool:
+def can_ask_columns(source: Source, kind: str, error: LabError) -> bool:
     """Return whether a set could be read once its columns are named: none is named yet, and there are enough."""
     if not _is_about_columns(error) or source.get("columns") or source.get("text_column"):
         return False
@@ -266,7 +266,7 @@ def _recognize(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Fo
     try:
         return source, _look(source, kind)
     except UserError as error:
-        if not _can_ask_columns(source, kind, error):
+        if not can_ask_columns(source, kind, error):
             raise
         trouble = str(error)
     if kind == "text":

@@ -1,0 +1,215 @@
+"""A run that is set up in the form: the page sends its answers, and gets what follows from them.
+
+The draft itself is in the browser. What a key becomes, why, and what is wrong is worked out as for the wizard.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.estimate.machine import find_machine
+from llm_lab.job import with_sizes
+from llm_lab.recipe.fields import Key, flatten, value_at
+from llm_lab.recipe.files import parse_yaml, to_yaml
+from llm_lab.recipe.post_training import fill_steps
+from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.resolve import Resolved, require_device
+from llm_lab.recipe.validate import find_key, stage_schema
+from llm_lab.recipe.what_fits import make_it_fit
+from llm_lab.runs.folder import ROOT
+from llm_lab.runs.plan_lines import BANNER, plan_lines
+from llm_lab.wizard.draft import Draft
+from llm_lab.wizard.key_questions import effect
+from llm_lab.wizard.model_questions import first_name, with_model
+from llm_lab.wizard.review import answers_of, recipe_text
+from llm_lab.wizard.walk import forget_looks
+
+from .form_fields import as_text, fields_of, optional_groups
+from .responses import problems_of
+
+CONFIGS = Path("configs")
+NO_MODEL = "model"  # used until the user has chosen one, so that defaults can be shown
+SHOWN_EFFECT = "model."  # the parts of a model: what a choice does to its size
+
+
+def begin(stage: str, model: str | None = None) -> dict[str, Any]:
+    """Return the answers that the form of a stage begins with."""
+    facts = STAGES[stage]
+    name = "my-run" if facts.from_scratch else first_name(stage, None)
+    raw: dict[str, Any] = {"stage": stage, "name": name, "device": "auto"}
+    if facts.trains:
+        raw["data"] = []
+    if facts.has("rewards"):
+        raw["rewards"] = [{"name": "exact_number"}]
+    return raw if model is None else change(raw, [{"path": "model.checkpoint", "value": model}]).raw
+
+
+def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
+    """Return the draft after changes: {path, text} as typed, {path, value} as JSON, {path, off: true} for a group.
+
+    An empty text, or no value, takes an answer back. UserError where there is no such stage.
+    """
+    stage_schema(raw)
+    draft, notices = Draft(raw, find_machine(), STAGES[raw["stage"]].title), []
+    for one in changes:
+        draft = _change(draft, str(one["path"]), one)
+        notices += [draft.notice] if draft.notice else []
+    return replace(draft, notice=" ".join(notices))
+
+
+def _change(draft: Draft, path: str, one: Mapping[str, Any]) -> Draft:
+    if one.get("off"):
+        return draft.with_none(path)
+    value = _parsed(draft, path, str(one["text"])) if "text" in one else one.get("value")
+    if path == "model.checkpoint" and not value:
+        return draft.with_answer("model", None)
+    if path == "model.checkpoint" and not STAGES[draft.raw["stage"]].from_scratch:
+        return with_model(draft, str(value))
+    if path == "model.checkpoint":  # it brings its own tokenizer
+        return draft.with_answer("tokenizer", None).with_answer("model", {"checkpoint": value})
+    return draft.with_answer(path, value)
+
+
+def _parsed(draft: Draft, path: str, text: str) -> Any:
+    """Return a typed text as the recipe holds it; one that can't be read stays a text, and is a problem then."""
+    text = text.strip()
+    if not text:
+        return None
+    key = find_key(stage_schema(draft.raw), path, draft.raw)
+    if key is None or key.kind in ("text", "choice"):
+        return text
+    if key.kind == "list" and not key.entries and not text.startswith("["):
+        return [line for line in text.splitlines() if line.strip()]
+    try:
+        return parse_yaml(text)
+    except UserError:
+        return text
+
+
+def look(draft: Draft) -> dict[str, Any]:
+    """Return all that the page shows of a draft: values with origins, problems, choices, the plan, the recipe."""
+    forget_looks()  # files may have changed since the last look
+    stage = STAGES[draft.raw["stage"]]
+    complete = stage.from_scratch or draft.raw.get("model") is not None
+    seen = draft if complete else replace(draft, raw={**draft.raw, "model": {"checkpoint": NO_MODEL}})
+    resolved, problems = seen.look()
+    if not complete:
+        problems = [Problem("model.checkpoint", "choose the model to start from"), *problems]
+    if resolved is not None and complete and not problems:
+        resolved = make_it_fit(resolved)
+    file = recipe_file(draft.raw, resolved)
+    found: dict[str, Any] = {
+        "raw": draft.raw,
+        "notice": draft.notice,
+        "answers": {path: as_text(value) for path, value in flatten(draft.raw)},
+        "problems": problems_of(UserError(*problems))["problems"],
+        "choices": dict(_choices(seen)),
+        "idle": [path for path in _single_paths(draft) if not seen.applies(path)],
+        "file": str(file),
+        "command": f"llm-lab run {file}",
+    }
+    if resolved is not None:
+        found |= {
+            **what_follows(resolved),
+            "plan": plan_of(resolved) if complete else None,
+            "recipe": to_yaml(answers_of(draft.raw, resolved), type(resolved.recipe), lambda path, text: None),
+            "cannot_start": cannot_start(resolved) if complete and not problems else None,
+            "banner": BANNER if resolved.values.get("device") == "cpu" else None,
+        }
+    return found
+
+
+def look_with_sizes(raw: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what changes in a look once the examples are counted; None where the recipe has problems.
+
+    It reads the data.
+    """
+    resolved, problems = change(raw, ()).look()
+    if resolved is None or problems:
+        return None
+    resolved = make_it_fit(with_sizes(resolved))
+    return {**what_follows(resolved), "plan": plan_of(resolved), "cannot_start": cannot_start(resolved)}
+
+
+def what_follows(resolved: Resolved) -> dict[str, Any]:
+    """Return every value as text, why derived ones are what they are, and which groups are off."""
+    values, reasons = resolved.values, {}
+    if resolved.examples:
+        examples, processes = resolved.examples.training, resolved.machine.processes
+        values, reasons = fill_steps(resolved.stage, values, examples=examples, processes=processes)
+    reasons |= {path: origin.reason for path, origin in resolved.origins.items() if origin.kind == "derived"}
+    return {
+        "values": {path: as_text(value) for path, value in flatten(values)},
+        "reasons": reasons,
+        "off": [group for group in optional_groups(resolved.stage.name) if value_at(values, group) is None],
+    }
+
+
+def _single_paths(draft: Draft) -> Iterator[str]:
+    return (field["path"] for field in fields_of(draft.raw["stage"]) if ".N." not in field["path"])
+
+
+def _choices(draft: Draft) -> Iterator[tuple[str, dict[str, dict[str, str]]]]:
+    """Yield (path, {choice: {why_not} or {effect}}) of the keys with choices that have an effect now."""
+    for path in dict.fromkeys(_single_paths(draft)):
+        key = draft.key(path)
+        if key is not None and key.choices and path != "stage" and draft.applies(path):
+            yield path, {as_text(choice): _of_choice(draft, path, key, choice) for choice in key.choices}
+
+
+def _of_choice(draft: Draft, path: str, key: Key, choice: Any) -> dict[str, str]:
+    if why_not := draft.why_not(path, choice):
+        return {"why_not": why_not}
+    if not path.startswith(SHOWN_EFFECT):
+        return {}
+    return {"effect": effect(draft.with_answer(path, choice).look()[0])}
+
+
+def plan_of(resolved: Resolved, home: Path = ROOT) -> dict[str, Any]:
+    """Return a plan: its numbers (bytes, seconds, tokens), and its lines in words. home: as for plan_lines."""
+    cost = resolved.estimate
+    return {
+        "parameters": cost.parameters,
+        "parts": cost.parameters_by_part,
+        "memory": cost.memory_bytes,
+        "memory_parts": cost.memory_by_part,
+        "memory_available": cost.memory_available_bytes,
+        "assumed": resolved.values.get("device") == "cuda" and not resolved.machine.gpus,
+        "fits": cost.fits,
+        "seconds": cost.wall_seconds,
+        "basis": cost.basis,
+        "tokens": cost.tokens,
+        "disk": cost.disk_bytes,
+        "lines": [list(line) for line in plan_lines(resolved, home)],
+    }
+
+
+def cannot_start(resolved: Resolved) -> str | None:
+    """Return why this machine can't run a recipe, or None."""
+    try:
+        require_device(resolved)
+    except MachineError as error:
+        return str(error)
+    return None
+
+
+def recipe_file(raw: Mapping[str, Any], resolved: Resolved | None) -> Path:
+    """Return the file that a start writes: configs/NAME.yaml, or NAME-2 where that is another recipe already."""
+    if resolved is None or "name" not in resolved.values:
+        return CONFIGS / "my-run.yaml"
+    name = resolved.values["name"]
+    numbered = (CONFIGS / f"{name}-{number}.yaml" for number in itertools.count(2))
+    files = itertools.chain([CONFIGS / f"{name}.yaml"], numbered)
+    return next(file for file in files if not file.exists() or _holds(file, recipe_text(raw, resolved, file)))
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,75 @@
+"""The page of models: the library with what fits on this machine, the user's own designs and runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llm_lab.estimate.formatting import count
+from llm_lab.estimate.machine import find_machine
+from llm_lab.estimate.parameters import shape_at
+from llm_lab.recipe.what_fits import METHODS, library
+from llm_lab.runs.folder import ROOT
+from llm_lab.wizard.model_questions import MODELS, describe_run, generating_runs
+
+from .responses import page
+
+GATED = {True: "gated", False: "", None: "perhaps gated"}
+
+
+def models_page(request: Request) -> Response:
+    """Show the models that can be fine-tuned or talked to."""
+    runs = [{"path": str(run.path), "name": str(run.path.relative_to(ROOT)), **_of_run(run)} for run in generating_runs()]
+    designs = [{"path": str(file.parent), "name": file.parent.name, **_shape_of(str(file.parent))} for file in _designs()]
+    data = {"library": library_rows(), "runs": runs, "designs": designs, "machine": find_machine().describe()}
+    return page(request, "models.html", title="Models", data=data)
+
+
+def library_rows() -> list[dict[str, Any]]:
+    """Return the models of the library, with what fits on this machine and why."""
+    rows = []
+    for entry in library():
+        model, best = entry.model, entry.best
+        kind = "answers" if model.is_chat else "continues text"
+        facts = [f"License {model.license}", GATED[model.gated], f"context {model.context:,} tokens", model.note]
+        rows.append(
+            {
+                "name": model.name,
+                "family": model.family,
+                "about": f"{count(model.parameters)} parameters, {kind}",
+                "facts": ", ".join(filter(None, facts)),
+                "fits": entry.reason,
+                "fits_here": best is not None,
+                "license": model.license,
+                "gated": GATED[model.gated],
+                "is_chat": model.is_chat,
+                "parameters": model.parameters,
+                "context": model.context,
+                "note": model.note,
+                "methods": [
+                    {"name": METHODS[fit.method], "fits": fit.fits, "reason": fit.reason} for fit in entry.fits
+                ],
+            }
+        )
+    return rows
+
+
+def _of_run(run: Any) -> dict[str, Any]:
+    return {"about": describe_run(run).split(": ", 1)[-1], **_shape_of(str(run.path))}
+
+
+def _shape_of(path: str) -> dict[str, Any]:
+    shape = shape_at(path)
+    if shape is None:
+        return {"parameters": None, "context": None}
+    return {"parameters": shape.parameters, "context": shape.max_position_embeddings}
+
+
+def _designs() -> list[Any]:
+    return sorted(MODELS.glob("*/config.json"))
+
+
+ROUTES = [Route("/models", models_page)]

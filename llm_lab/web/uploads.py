@@ -1,0 +1,77 @@
+"""Uploaded data files: streamed to uploads/, with a limit, under a safe name."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from llm_lab.errors import Problem, UserError
+
+from .addresses import UPLOADS
+
+LARGEST_UPLOAD = 2 * 1024**3  # bytes
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
+LONGEST_STEM = 80
+
+
+def safe_name(name: str) -> str:
+    """Return a file name without folders or characters that mean something elsewhere. UserError for other formats."""
+    last = unicodedata.normalize("NFC", name).replace("\\", "/").rsplit("/", 1)[-1]
+    suffix = next((one for one in SUFFIXES if last.lower().endswith(one)), None)
+    if suffix is None:
+        fix = "Save the data in one of these formats."
+        raise UserError(Problem("upload", "the file has another format", name[:100], ", ".join(SUFFIXES), fix))
+    words = re.sub(r"[^\w.-]+", "-", last[: -len(suffix)]).strip("-._")
+    return (words[:LONGEST_STEM] or "data") + suffix
+
+
+async def save_upload(name: str, pieces: AsyncIterator[bytes], *, largest: int | None = None) -> Path:
+    """Write an upload as it comes; returns its path. A name that is taken gets a number.
+
+    UserError where it is larger than `largest` bytes (None: 2 GiB) or empty; nothing of it is kept then, nor where the
+    browser stops sending.
+    """
+    limit = LARGEST_UPLOAD if largest is None else largest
+    target = UPLOADS / safe_name(name)
+    UPLOADS.mkdir(exist_ok=True)
+    partial = UPLOADS / f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.part"
+    try:
+        size = 0
+        with open(partial, "xb") as file:
+            async for piece in pieces:
+                size += len(piece)
+                if size > limit:
+                    fix = "Put the file into a folder on this machine and name its path instead."
+                    raise UserError(Problem("upload", f"the file is larger than {_size(limit)}", name[:100], fix=fix))
+                file.write(piece)
+        if not size:
+            raise UserError(Problem("upload", "the file is empty", name[:100]))
+        return _publish(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _publish(partial: Path, target: Path) -> Path:
+    """Give a finished file its name, or the name with the first number that is free."""
+    number, path = 1, target
+    while True:
+        try:
+            os.link(partial, path)  # unlike a rename, it never replaces a file
+            return path
+        except FileExistsError:
+            number += 1
+            path = target.with_stem(f"{target.stem}-{number}")
+
+
+def list_uploads() -> list[dict[str, object]]:
+    """Return the uploaded files, newest first."""
+    files = [file for file in UPLOADS.glob("*") if file.suffix in SUFFIXES and file.is_file()]
+    files.sort(key=lambda file: -file.stat().st_mtime)
+    return [{"path": str(file), "bytes": file.stat().st_size} for file in files[:50]]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1024**3:.0f} GiB" if count >= 1024**3 else f"{count:,} bytes"

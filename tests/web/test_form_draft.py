@@ -1,0 +1,109 @@
+"""What the form shows of a draft: derived values with reasons, problems at their keys, choices, plan and recipe."""
+
+import pytest
+import yaml
+
+from llm_lab.job import read_job
+from llm_lab.web.form_draft import begin, change, look
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+DATA = {"path": "data", "value": [{"path": "builtin:stories"}]}
+
+
+def looked_at(stage, *changes):
+    return look(change(begin(stage), changes))
+
+
+def keys_of(seen):
+    return [problem["key"] for problem in seen["problems"]]
+
+
+def test_what_is_missing_at_first_is_the_model_and_the_data():
+    seen = looked_at("sft")
+    assert keys_of(seen) == ["model.checkpoint", "data"]
+    assert seen["plan"] is None
+    assert seen["values"]["train.per_device_train_batch_size"] == "8"  # defaults are shown before that
+
+
+def test_derived_values_follow_the_answers_with_their_reasons():
+    before = looked_at("pretrain", DATA)
+    after = looked_at("pretrain", DATA, {"path": "model.hidden_size", "text": "256"})
+    assert (before["values"]["model.intermediate_size"], after["values"]["model.intermediate_size"]) == ("352", "672")
+    assert "swiglu" in after["reasons"]["model.intermediate_size"]
+    assert after["plan"]["parameters"] > before["plan"]["parameters"]
+    again = look(change(after["raw"], [{"path": "model.hidden_size", "text": ""}]))
+    assert again["raw"] == before["raw"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("optimizer.learning_rate", "fast", "= fast"),
+        ("train.max_steps", "1.5", "a whole number"),
+        ("train.max_length", "-3", "at least 2"),
+        ("model.num_attention_heads", "7", "128"),
+        ("name", "../outside", "letters, digits"),
+    ],
+)
+def test_a_wrong_value_is_a_problem_of_its_key_and_stays_as_it_was_typed(path, text, said):
+    seen = looked_at("pretrain", DATA, {"path": path, "text": text})
+    assert keys_of(seen) == [path]
+    assert said in seen["problems"][0]["text"]
+    assert seen["answers"][path] == text
+    assert seen["file"].startswith("configs/")
+    assert ".." not in seen["file"]
+
+
+def test_impossible_choices_come_with_the_reason_and_possible_ones_with_their_effect():
+    seen = looked_at("sft", {"path": "model.checkpoint", "text": "gpt2"})
+    assert seen["choices"]["optimizer.name"]["sophia"] == {"why_not": "for pretraining only"}
+    assert "why_not" not in seen["choices"]["optimizer.name"]["adamw"]
+    parts = looked_at("pretrain", DATA)["choices"]["model.attention"]
+    assert "parameters" in parts["mha"]["effect"]
+    assert parts["mha"]["effect"] != parts["mqa"]["effect"]
+
+
+def test_answers_that_no_longer_have_an_effect_are_removed_and_named():
+    wsd = look(change(begin("pretrain"), [DATA, {"path": "scheduler.name", "text": "wsd"}]))
+    assert "scheduler.decay_ratio" not in wsd["idle"]
+    answered = change(wsd["raw"], [{"path": "scheduler.decay_ratio", "text": "0.3"}])
+    cosine = look(change(answered.raw, [{"path": "scheduler.name", "text": "cosine"}]))
+    assert "scheduler.decay_ratio = 0.3" in cosine["notice"]
+    assert "scheduler.decay_ratio" in cosine["idle"]
+    assert cosine["problems"] == []
+
+
+def test_a_group_is_switched_on_and_off():
+    model = {"path": "model.checkpoint", "text": "gpt2"}
+    data = {"path": "data", "value": [{"path": "builtin:sums"}]}
+    off = looked_at("sft", model, data)
+    on = look(change(off["raw"], [{"path": "lora", "value": {}}]))
+    assert "lora" in off["off"]
+    assert "lora" not in on["off"]
+    assert (on["values"]["lora.preset"], on["problems"]) == ("minimal", [])
+    scored = looked_at("grpo", model, data)
+    assert "score" not in scored["off"]
+    unscored = look(change(scored["raw"], [{"path": "score", "off": True}]))
+    assert "score" in unscored["off"]
+    assert "score: null" in unscored["recipe"]
+
+
+def test_the_recipe_in_view_runs_as_it_is_and_gives_the_same_plan():
+    changes = [DATA, {"path": "model.size", "text": "micro"}, {"path": "samples.prompts", "text": "One day\nTwo"}]
+    seen = looked_at("pretrain", *changes)
+    job, problems = read_job(yaml.safe_load(seen["recipe"]))
+    assert problems == []
+    assert job.stages[0].estimate.parameters == seen["plan"]["parameters"]
+    assert job.stages[0].values["samples"]["prompts"] == ["One day", "Two"]
+    assert seen["command"] == f"llm-lab run {seen['file']}"
+
+
+def test_another_recipe_of_the_same_name_is_never_overwritten(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "my-run.yaml").write_text("stage: pretrain\n")
+    assert looked_at("pretrain", DATA)["command"] == "llm-lab run configs/my-run-2.yaml"

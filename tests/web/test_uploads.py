@@ -1,0 +1,76 @@
+"""Uploads stay inside uploads/, under a limit, and never replace a file."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from llm_lab.errors import UserError
+from llm_lab.web import uploads
+from llm_lab.web.uploads import safe_name, save_upload
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+async def pieces(*parts):
+    for part in parts:
+        yield part
+
+
+def save(name, *parts, **options):
+    return asyncio.run(save_upload(name, pieces(*parts), **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("../../etc/data.jsonl", "data.jsonl"),
+        ("C:\\Users\\me\\my data.CSV", "my-data.csv"),
+        ("..json", "data.json"),
+        (".hidden.txt", "hidden.txt"),
+        ("a\0b\n<img src=x>.md", "a-b-img-src-x.md"),
+        ("Grüße 你好.jsonl", "Grüße-你好.jsonl"),
+        ("x" * 500 + ".parquet", "x" * 80 + ".parquet"),
+    ],
+)
+def test_a_name_becomes_a_plain_file_name(name, safe):
+    assert safe_name(name) == safe
+    assert str(save(name, b"{}\n")) == f"uploads/{safe}"
+
+
+@pytest.mark.parametrize("name", ["", "data", "page.html", "run.py", "model.safetensors", "data.jsonl/"])
+def test_other_formats_are_refused_with_those_that_are_read(name, tmp_path):
+    with pytest.raises(UserError, match=r"another format.*jsonl"):
+        save(name, b"x")
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_name_that_is_taken_gets_a_number():
+    paths = [str(save("data.jsonl", content)) for content in (b"1\n", b"2\n", b"3\n")]
+    assert paths == ["uploads/data.jsonl", "uploads/data-2.jsonl", "uploads/data-3.jsonl"]
+    assert [Path(path).read_text() for path in paths] == ["1\n", "2\n", "3\n"]
+
+
+def test_nothing_is_kept_of_an_upload_that_is_too_large_empty_or_interrupted(tmp_path):
+    with pytest.raises(UserError, match=r"larger than 10 bytes.*name its path"):
+        save("data.txt", b"12345678", b"90123", largest=10)
+    with pytest.raises(UserError, match="empty"):
+        save("data.txt")
+
+    async def broken():
+        yield b"123"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(save_upload("data.txt", broken()))
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_a_file_that_says_it_is_too_large_is_refused_before_it_is_read(server):
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(uploads.LARGEST_UPLOAD + 1)}
+    status, _, text = server.ask("POST", "/api/uploads?name=a.txt", None, headers)
+    assert status == 400
+    assert "larger than 2 GiB" in text
