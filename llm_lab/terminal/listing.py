@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.errors import Problem, UserError
 from llm_lab.data.builtin import ABOUT_BUILTIN
+from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import base_circle, find_base, read_adapter_json
 from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count, size

@@ -138,7 +138,7 @@ def look_with_sizes(raw: dict[str, Any]) -> dict[str, Any] | None:
 
 def what_follows(resolved: Resolved) -> dict[str, Any]:
     """Return every value as text, why derived ones are what they are, and which groups are off."""
-    values, reasons = resolved.values, {}
+    values, reasons = resolved.values, dict[str, str]()
     if resolved.examples:
         examples, processes = resolved.examples.training, resolved.machine.processes
         values, reasons = fill_steps(resolved.stage, values, examples=examples, processes=processes)

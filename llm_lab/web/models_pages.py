@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -12,7 +13,7 @@ from llm_lab.estimate.formatting import count
 from llm_lab.estimate.machine import find_machine
 from llm_lab.estimate.parameters import shape_at
 from llm_lab.recipe.what_fits import METHODS, library
-from llm_lab.runs.folder import ROOT
+from llm_lab.runs.folder import ROOT, RunFolder
 from llm_lab.wizard.model_questions import MODELS, describe_run, generating_runs
 
 from .responses import page
@@ -22,8 +23,9 @@ GATED = {True: "gated", False: "", None: "perhaps gated"}
 
 def models_page(request: Request) -> Response:
     """Show the models that can be fine-tuned or talked to."""
-    runs = [{"path": str(run.path), "name": str(run.path.relative_to(ROOT)), **_of_run(run)} for run in generating_runs()]
-    designs = [{"path": str(file.parent), "name": file.parent.name, **_shape_of(str(file.parent))} for file in _designs()]
+    runs = [{"name": str(run.path.relative_to(ROOT)), **_of_run(run)} for run in generating_runs()]
+    folders = sorted(file.parent for file in MODELS.glob("*/config.json"))
+    designs = [{"name": folder.name, **_shape_of(folder)} for folder in folders]
     data = {"library": library_rows(), "runs": runs, "designs": designs, "machine": find_machine().describe()}
     return page(request, "models.html", title="Models", data=data)
 
@@ -57,19 +59,14 @@ def library_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _of_run(run: Any) -> dict[str, Any]:
-    return {"about": describe_run(run).split(": ", 1)[-1], **_shape_of(str(run.path))}
+def _of_run(run: RunFolder) -> dict[str, Any]:
+    return {"about": describe_run(run).split(": ", 1)[-1], **_shape_of(run.path)}
 
 
-def _shape_of(path: str) -> dict[str, Any]:
-    shape = shape_at(path)
-    if shape is None:
-        return {"parameters": None, "context": None}
-    return {"parameters": shape.parameters, "context": shape.max_position_embeddings}
-
-
-def _designs() -> list[Any]:
-    return sorted(MODELS.glob("*/config.json"))
+def _shape_of(path: Path) -> dict[str, Any]:
+    shape = shape_at(str(path))
+    sizes = {"parameters": shape and shape.parameters, "context": shape and shape.max_position_embeddings}
+    return {"path": str(path), **sizes}
 
 
 ROUTES = [Route("/models", models_page)]

@@ -34,7 +34,7 @@ def test_derived_values_follow_the_answers_with_their_reasons():
     before = looked_at("pretrain", DATA)
     after = looked_at("pretrain", DATA, {"path": "model.hidden_size", "text": "256"})
     assert (before["values"]["model.intermediate_size"], after["values"]["model.intermediate_size"]) == ("352", "672")
-    assert "swiglu" in after["reasons"]["model.intermediate_size"]
+    assert "8/3 × hidden_size" in after["reasons"]["model.intermediate_size"]
     assert after["plan"]["parameters"] > before["plan"]["parameters"]
     again = look(change(after["raw"], [{"path": "model.hidden_size", "text": ""}]))
     assert again["raw"] == before["raw"]

@@ -118,6 +118,7 @@ onLook(() => {
     if (one.more && one.own.some((field) => field.element.hasAttribute("data-invalid"))) one.more.open = true;
   }
   if (draft.seen.notice) toast(draft.seen.notice);
+  draft.seen.notice = "";
 });
 
 // --- search
