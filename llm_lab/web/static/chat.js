@@ -392,10 +392,10 @@ function showWelcome() {
     ? "Choose a model above: one of your runs, a model on this machine, or any folder or Hub name."
     : completion
       ? "This is a base model: it was not trained to chat. Write the beginning of a text, and it continues it. Enter alone continues further."
-      : "Write a message. Everything stays on this machine.";
+      : "Write a message. Everything stays on this machine, except a question that you search the web for.";
   const more = b ? " A and B get the same prompts. A answers first, then B, so that their speeds can be compared." : "";
   const prompts = (a?.prompts ?? []).map((prompt) => el("button.prompt", { type: "button", onclick: () => send(prompt) }, prompt));
-  fill(find("#turns"), el("div.welcome", {}, el("h2", {}, a ? (completion ? `Write with ${labelOf(a)}` : `Chat with ${labelOf(a)}`) : "Chat"), el("p.lead", {}, lead + more), prompts.length && el("div.prompts", { role: "group", "aria-label": "Prompts from the samples of this run" }, prompts)));
+  fill(find("#turns"), el("div.welcome", {}, el("h2", {}, a ? (completion ? `Write with ${labelOf(a)}` : `Chat with ${labelOf(a)}`) : "Chat"), el("p.lead", {}, lead + more), prompts.length > 0 && el("div.prompts", { role: "group", "aria-label": "Prompts from the samples of this run" }, prompts)));
 }
 
 async function openSaved(saved, name) {
