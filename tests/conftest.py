@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+# The fixtures of tests/web/. A second conftest.py would hide this one from tests that import from it.
+pytest_plugins = ("support.web_pages",)
 gc.set_threshold(10_000)  # as `llm-lab` does
 WORDS = "the a small red green old tree stone river bird fish sings falls waits runs near under over".split()
 

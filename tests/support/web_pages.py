@@ -1,7 +1,8 @@
 """A real server, and a real Chromium; tests that need the browser are skipped, with the reason, where it is missing."""
 
 import pytest
-from support.web_server import CHROMIUM_ARGUMENTS, find_chromium, serving
+
+from .web_server import CHROMIUM_ARGUMENTS, find_chromium, serving
 
 
 @pytest.fixture(scope="module")
