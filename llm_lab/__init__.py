@@ -3,25 +3,78 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from llm_lab import export as _exports
+
+if TYPE_CHECKING:
+    from llm_lab.python_api import compare, dpo, evaluate, grpo, merge, models, ppo, pretrain, reward, sft
+    from llm_lab.run_result import Run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "duel", "load", "look", "run", "study", "sweep"]
+__all__ = [
+    "Run",
+    "__version__",
+    "compare",
+    "dpo",
+    "duel",
+    "evaluate",
+    "export",
+    "grpo",
+    "load",
+    "look",
+    "merge",
+    "models",
+    "ppo",
+    "pretrain",
+    "reward",
+    "run",
+    "sft",
+    "study",
+    "sweep",
+]
+# Imported when they are first used.
+_PLACES = dict.fromkeys(
+    ("compare", "dpo", "evaluate", "grpo", "merge", "models", "ppo", "pretrain", "reward", "sft"), "llm_lab.python_api"
+)
+_PLACES["Run"] = "llm_lab.run_result"
 
 # No telemetry: TRL's trainers send usage statistics through the Hub client unless this is set before any Hugging Face
 # library is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def load(checkpoint: str, **options: Any) -> Any:
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)
+
+
+class _Exports(ModuleType):
+    """The package llm_lab.export, which can be called: `llm_lab.export(run, to="gguf")`."""
+
+    def __call__(self, model: Any, to: str = "hf", keys: Any = None, **options: Any) -> Any:
+        """Write a model as a Hugging Face folder, a GGUF file or a Space, verify it, and return the run."""
+        from llm_lab.python_api import export
+
+        return export(model, to, keys, **options)
+
+
+_exports.__class__ = _Exports  # the name of the function is that of the package
+
+
+def load(checkpoint: Any, **options: Any) -> Any:
     """Load a run, a Hugging Face folder or a Hub name; returns (model, tokenizer)."""
     from llm_lab.runner import load
 
-    return load(checkpoint, **options)
+    return load(os.fspath(checkpoint), **options)
 
 
 def look(
-    checkpoint: str, prompt: str | None = None, *, against: str | None = None, device: str | None = None, **options: Any
+    checkpoint: Any, prompt: str | None = None, *, against: str | None = None, device: str | None = None, **options: Any
 ) -> Any:
     """Look inside a model as `llm-lab look` does; returns what was found, with tables as pandas and the report's path.
 
@@ -32,14 +85,18 @@ def look(
     from llm_lab.looking.look import look
     from llm_lab.runner import load
 
-    return look(checkpoint, load=partial(load, device=device), text=prompt, against=against, **options)
+    return look(os.fspath(checkpoint), load=partial(load, device=device), text=prompt, against=against, **options)
 
 
 def run(recipe: Any, *overrides: str, **options: Any) -> Any:
-    """Run a recipe (a file, or a dict) as `llm-lab run` does; returns the run's facts (its run.json)."""
+    """Run a recipe (a file, or a dict) as `llm-lab run` does; returns the run's facts (its run.json).
+
+    The facts are a dict; their attribute `run` is the Run.
+    """
+    from llm_lab.run_result import RunFacts
     from llm_lab.runner import run
 
-    return run(recipe, overrides, **options)
+    return RunFacts(run(recipe, overrides, **options))
 
 
 def sweep(recipe: Any, *words: Any, **options: Any) -> Any:

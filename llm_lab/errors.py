@@ -56,6 +56,10 @@ class LabError(ValueError):
         )
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows instead of a traceback: the problems."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UserError(LabError):
     """The user's input is wrong: a recipe, a path, data. Exit code 2."""

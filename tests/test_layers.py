@@ -38,6 +38,8 @@ MODULES = {
     "safe_text",
     "job",
     "runner",
+    "run_result",
+    "python_api",
     "commands",
     "study_commands",
     "cli",

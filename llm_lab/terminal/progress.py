@@ -29,18 +29,28 @@ from llm_lab.runs.processes import is_first_process
 from .console import has_colors, make_console, one_line, printable, supports_unicode
 from .frame import HELP_HINT, Track, describe_progress, draw_frame, numbers_of, turn_help_page
 from .keyboard import Keyboard, owns_terminal
+from .scores_table import print_scores
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
+
+    from .notebook import NotebookDisplay
 
 REFRESH_SECONDS = 0.25
 PLAIN_PROGRESS_SECONDS = 5.0
 
 
 def make_display(console: Console | None = None) -> SafeDisplay:
-    """Return the live display where there is a terminal that can do it, else plain lines; neither ends the run."""
+    """Return the live display where there is a terminal that can do it, or a notebook, else plain lines.
+
+    None of them ends the run.
+    """
     console = console or make_console()
+    if console.is_jupyter:
+        from .notebook import NotebookDisplay
+
+        return SafeDisplay(NotebookDisplay())
     live = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
     return SafeDisplay(TerminalDisplay(console) if live else PlainDisplay(console))
 
@@ -61,8 +71,8 @@ class SafeDisplay:
     After a failure of the live view come plain lines, and after a failure of those, nothing.
     """
 
-    def __init__(self, display: PlainDisplay | TerminalDisplay):
-        self.display: PlainDisplay | TerminalDisplay | None = display
+    def __init__(self, display: PlainDisplay | TerminalDisplay | NotebookDisplay):
+        self.display: PlainDisplay | TerminalDisplay | NotebookDisplay | None = display
 
     def __enter__(self) -> SafeDisplay:
         self._try(lambda display: display.__enter__())
@@ -83,25 +93,7 @@ class SafeDisplay:
         except Exception:
             with contextlib.suppress(Exception):
                 failed.__exit__()
-            self.display = PlainDisplay(failed.console) if isinstance(failed, TerminalDisplay) else None
-
-
-def print_scores(console: Console, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the scores of a pipeline's stages as a table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from llm_lab.runs.report import describe_scores
-
-    head, *rows = describe_scores(scores)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(head):
-        table.add_column(Text(name, style="title"), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print()
-    console.print(table)
-    console.print()
+            self.display = None if isinstance(failed, PlainDisplay) else PlainDisplay(failed.console)
 
 
 class PlainDisplay:
