@@ -27,6 +27,7 @@ from . import (
     runs_pages,
     senses_api,
     study_pages,
+    testing_pages,
 )
 from .guard import Guard
 from .lab import Lab
@@ -45,6 +46,7 @@ PAGES = (
     experiment_pages,
     chat_pages,
     senses_api,
+    testing_pages,
 )
 
 

@@ -16,9 +16,8 @@ function own(title, rows, actions, about) {
 }
 
 function libraryRow(row) {
-  const methods = row.methods.map((one) =>
-    el("li", {}, el("span", { class: one.fits ? "tag fits" : "tag" }, `${one.fits ? "✓" : "✗"} ${one.name}`), " ", el("span.soft.small", {}, one.reason)),
-  );
+  const tags = row.methods.map((one) => el("span", { class: one.fits ? "tag fits" : "tag" }, one.fits ? "✓ " : "✗ ", one.name, el("span.visually-hidden", {}, one.fits ? " fits" : " does not fit")));
+  const reasons = row.methods.map((one) => el("li", {}, `${one.name[0].toUpperCase()}${one.name.slice(1)}: ${one.reason}`));
   return el(
     "tr",
     {},
@@ -26,7 +25,7 @@ function libraryRow(row) {
     el("td.numeric", {}, short(row.parameters)),
     el("td.numeric", {}, number(row.context)),
     el("td", {}, row.license, row.gated && el("div.soft.small", {}, row.gated)),
-    el("td", {}, el("ul.methods", {}, methods)),
+    el("td", {}, el("div.tags", {}, tags), el("details.small", {}, el("summary", {}, row.fits_here ? "How" : "Why not"), el("ul.methods", {}, reasons))),
     el("td", {}, el("div.actions.end", {}, tune(row.name), chat(row.name))),
   );
 }

@@ -31,8 +31,9 @@ export function makePlan(name, goTo) {
     showNumbers();
   });
   const wide = matchMedia("(min-width: 1001px)");
+  const summary = el("span", {}, "Plan, recipe, command");
   let starting = false;
-  const details = el("details.plan-body", {}, el("summary", {}, el("span", {}, "Plan, recipe, command")), faults, numbers, more);
+  const details = el("details.plan-body", {}, el("summary", {}, summary), faults, numbers, more);
   const fold = () => (details.open = wide.matches);
   wide.addEventListener("change", fold);
   fold();
@@ -44,6 +45,7 @@ export function makePlan(name, goTo) {
       fill(numbers, el("p.soft", {}, "The plan appears once the model is chosen."));
       return;
     }
+    summary.textContent = [plan.fits ? "" : "Does not fit:", plan.memory ? `${bytes(plan.memory)} of memory` : "", plan.seconds ? `· about ${duration(plan.seconds)}` : ""].filter(Boolean).join(" ") || "Plan, recipe, command";
     const perHour = Number(price.value.replace(",", "."));
     const cost = plan.seconds && perHour > 0 ? number((plan.seconds / 3600) * perHour, 3) : null;
     const facts = [
