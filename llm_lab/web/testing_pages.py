@@ -39,7 +39,7 @@ def base_of(model: str) -> dict[str, Any]:
     parent = (RunFolder(Path(model)).facts().get("parent") or {}).get("path")
     run = run_of(parent) if parent else None
     # The final model of a run is shown as the run.
-    base = str(run.path) if run and run.model_path == Path(parent) else parent
+    base = str(run.path) if run and str(run.model_path) == parent else parent
     return {"base": base, "is_adapter": read_adapter_json(model) is not None}
 
 
