@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.runs.page import Page
-from llm_lab.runs.palette import STEPS, both
+from llm_lab.runs.palette import ramp, ramps
 from llm_lab.runs.svg import safe
 
 from .findings import Findings
+from .inside import Inside
 from .look_tables import lower_triangle, plain, signed_lower_triangle
 
 HERE = Path(__file__).parent
@@ -18,7 +19,11 @@ HERE = Path(__file__).parent
 
 def add_style(page: Page) -> None:
     """Add the style of the explorers to a page."""
-    page.raw(f"<style>{(HERE / 'explorer.css').read_text(encoding='utf-8')}</style>")
+    page.raw(f"<style>{_read('maps.css')}{_read('explorer.css')}</style>")
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def add_data(page: Page, looked: Findings) -> None:
@@ -26,16 +31,18 @@ def add_data(page: Page, looked: Findings) -> None:
     data = json.dumps(plain(data_of(looked)), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Nothing in the data can end the element: tokens are text from elsewhere.
     hidden = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("\u2028", "\\u2028")
-    script = (HERE / "explorer.js").read_text(encoding="utf-8")
+    # maps.js is a module for the web page; here its functions are in the same scope as what uses them.
+    maps = _read("maps.js").replace("\nexport ", "\n")
+    script = f'"use strict";\n(() => {{\n{maps}\n{_read("explorer.js")}}})();\n'
     page.raw(f'<script type="application/json" id="look-data">{hidden}</script>', script=script)
 
 
-def data_of(looked: Findings) -> dict[str, Any]:
-    """Return what the script of the page draws."""
+def data_of(looked: Findings, *, weight_bytes: int = 1) -> dict[str, Any]:
+    """Return what maps.js draws. weight_bytes: for each attention weight, 1 or 2."""
     inside = looked.inside
     data: dict[str, Any] = {
         "tokens": inside.text_tokens,
-        "ramps": {name: _ramp(letter) for name, letter in (("share", "q"), ("signed", "d"))},
+        "ramps": ramps(),
         "similarity": [signed_lower_triangle(one) for one in inside.similarity],
     }
     if inside.heads and inside.scores is not None:
@@ -44,10 +51,8 @@ def data_of(looked: Findings) -> dict[str, Any]:
         data["attention"] = {
             "count": inside.heads,
             "first": best[0] * inside.heads + best[1],
-            "models": [
-                {"layers": [None if one is None else lower_triangle(one) for one in model.recording.attention]}
-                for model in models
-            ],
+            "bytes": weight_bytes,
+            "models": [{"layers": _triangles(model, weight_bytes)} for model in models],
             "scores": [
                 ["induction", inside.scores.induction, ""],
                 ["previous token", inside.scores.previous, ""],
@@ -64,14 +69,13 @@ def data_of(looked: Findings) -> dict[str, Any]:
     return data
 
 
-def _ramp(letter: str) -> list[list[str]]:
-    """Return the colors of a scale, on light and on dark."""
-    return [[both(f"{letter}{step}")[index] for step in range(STEPS + 1)] for index in range(2)]
+def _triangles(inside: Inside, weight_bytes: int) -> list[str | None]:
+    return [None if one is None else lower_triangle(one, weight_bytes) for one in inside.recording.attention]
 
 
 def gradient(letter: str) -> str:
     """Return a scale as a background, for the theme of the reader; the colors grow with the square root."""
-    light, dark = _ramp(letter)
+    light, dark = ramp(letter)
     stops = ", ".join(f"light-dark({a}, {b})" for a, b in list(zip(light, dark, strict=True))[::4])
     return f"background: linear-gradient(to right, {stops})"
 
@@ -79,20 +83,9 @@ def gradient(letter: str) -> str:
 def explorer_frame(
     name: str, about: str, *, bar: str = "", flow: bool = False, head: tuple[str, str] = ("", "")
 ) -> str:
-    """Return the frame that the script fills with small pictures, a large one, and the text."""
-    grid_class, grid_name, large_name = "look-grid look-flow" if flow else "look-grid", safe(head[0]), safe(head[1])
-    return f"""<figure class="look" id="{name}">
+    """Return the frame that the script fills with small pictures, a large one, and the text (see maps.js)."""
+    names = f'data-grid="{safe(head[0])}" data-large="{safe(head[1])}"' + " data-flow" * flow
+    return f"""<figure class="look" id="{name}" {names}>
 <noscript><p>These pictures are drawn by a script in this page. The numbers are in look.json.</p></noscript>
 <div class="look-bar">{bar}</div>
-<div class="look-body">
-<div class="look-grid-box"><div class="{grid_class}" role="group" aria-label="{grid_name}"></div></div>
-<div>
-<p class="look-title"></p><p class="look-facts"></p>
-<div class="look-text" role="listbox" aria-label="The tokens of the text: choose one to see its row"></div>
-<p class="look-row" aria-live="polite"></p>
-<div class="look-large-box"><canvas class="look-large" tabindex="0" role="img" aria-label="{large_name}"></canvas></div>
-<details class="look-table"><summary>This picture as a table: the three strongest of every row</summary>
-<div class="wide"><table><thead><tr><th scope="col">from</th><th scope="col">first</th><th scope="col">second</th>
-<th scope="col">third</th></tr></thead><tbody></tbody></table></div></details>
-</div></div>
 <figcaption>{safe(about)}</figcaption></figure>"""

@@ -92,13 +92,7 @@ def look(
         listener(Progress(candidate.name, opened, len(candidates) + len(moments)))
         opened += 1
         opener = partial(load, trust_remote_code=True) if candidate.folder in trusted else load
-        try:
-            return opener(candidate.folder, dtype="float32")
-        except torch.OutOfMemoryError:
-            listener(
-                Notice(f"{candidate.name} doesn't fit into the GPU in float32: bfloat16 is used, which rounds more.")
-            )
-            return opener(candidate.folder, dtype="bfloat16")
+        return open_precisely(candidate, opener, listener)
 
     model, tokenizer = open_model(candidates[0])
     ids, more = encode(model, tokenizer, text)
@@ -107,11 +101,11 @@ def look(
         listener(Notice(remark))
     inside = look_inside(model, tokenizer, ids, name=name.rstrip("/"), folder=candidates[0].folder, listener=listener)
     model = None
-    _release()
+    release()
     found = Looked(inside, text, remarks)
     if against is not None:
-        found.difference = _compare(inside, text, open_model(candidates[1]), candidates[1], listener)
-        _release()
+        found.difference = compare_with(inside, text, open_model(candidates[1]), candidates[1], listener)
+        release()
     if moments:
         found.moments = tuple(_follow(moments, ids, inside.repeats, open_model))
     write_look(found, folder)
@@ -132,14 +126,23 @@ def new_folder(candidate: Candidate, out: str | Path | None) -> Path:
     return next(free_names(path))
 
 
-def _release() -> None:
+def release() -> None:
     """Free the memory of a model that is no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _compare(
+def open_precisely(candidate: Candidate, load: Load, listener: Listener = ignore) -> tuple[Any, Any]:
+    """Return a model in float32 and its tokenizer; in bfloat16 where the GPU has no room for that."""
+    try:
+        return load(candidate.folder, dtype="float32")
+    except torch.OutOfMemoryError:
+        listener(Notice(f"{candidate.name} doesn't fit into the GPU in float32: bfloat16 is used, which rounds more."))
+        return load(candidate.folder, dtype="bfloat16")
+
+
+def compare_with(
     inside: Inside, text: str, opened: tuple[Any, Any], candidate: Candidate, listener: Listener
 ) -> Difference:
     """Measure another model over the same tokens. UserError if its tokenizer or its shape is another."""
@@ -220,5 +223,5 @@ def _follow(
             )
         )
         model = None
-        _release()
+        release()
     return found

@@ -29,7 +29,7 @@ def head_name(layer: int, head: int) -> str:
 def tables_of(looked: Findings) -> dict[str, Rows]:
     """Return the tables of a look by name, as rows."""
     inside = looked.inside
-    found = {"heads": head_rows(inside), "layers": _layers(inside), "ablation": _ablation(inside)}
+    found = {"heads": head_rows(inside), "layers": layer_rows(inside), "ablation": _ablation(inside)}
     found |= {"logit_lens": _lens(inside), "attribution": _attribution(inside)}
     if (difference := looked.difference) is not None:
         found["against"] = [
@@ -74,7 +74,7 @@ def head_rows(inside: Inside) -> Rows:
     return rows
 
 
-def _layers(inside: Inside) -> Rows:
+def layer_rows(inside: Inside) -> Rows:
     rows: Rows = []
     for row in range(inside.layers + 1):
         found: dict[str, Any] = {"after_layer": row - 1 if row else None, "residual_norm": float(inside.norms[row])}
@@ -151,10 +151,17 @@ def plain(value: Any) -> Any:
     return value
 
 
-def lower_triangle(weights: torch.Tensor) -> str:
-    """Return causal weights between 0 and 1 as text: the rows of the lower triangle, one byte per weight, in base64."""
+def lower_triangle(weights: torch.Tensor, bytes_each: int = 1) -> str:
+    """Return causal weights between 0 and 1 as text: the rows of the lower triangle in base64.
+
+    bytes_each: 1 (255 is 1), or 2, the higher one first (65,535 is 1).
+    """
     rows, columns = torch.tril_indices(weights.shape[-2], weights.shape[-1])
-    return _bytes(weights[..., rows, columns].nan_to_num(0) * 255)
+    kept = weights[..., rows, columns].nan_to_num(0)
+    if bytes_each == 1:
+        return _bytes(kept * 255)
+    whole = (kept.double() * 65_535).round().clamp(0, 65_535)
+    return _bytes(torch.stack([whole // 256, whole % 256], dim=-1))
 
 
 def signed_lower_triangle(values: torch.Tensor) -> str:
@@ -172,13 +179,13 @@ def document_of(looked: Findings) -> dict[str, Any]:
     inside = looked.inside
     document: dict[str, Any] = {
         "llm_lab": __version__,
-        "model": _model(inside),
+        "model": model_facts(inside),
         "text": looked.text,
         "tokens": [{"id": token, "text": text} for token, text in zip(inside.ids, inside.text_tokens, strict=True)],
         "loss_text": inside.loss,
         "remarks": looked.remarks,
         "missing": inside.missing,
-        "checks": [_check(check) for check in inside.checks],
+        "checks": [check_facts(check) for check in inside.checks],
         "induction_heads": [[*head, score] for head, score in inside.induction_heads()],
         "previous_token_heads": [[*head, score] for head, score in inside.previous_heads()],
         "every_head_ablated": inside.every_head_ablated,
@@ -205,9 +212,9 @@ def document_of(looked: Findings) -> dict[str, Any]:
     if (difference := looked.difference) is not None:
         other = difference.other
         document["against"] = {
-            "model": _model(other),
+            "model": model_facts(other),
             "loss_text": other.loss,
-            "checks": [_check(check) for check in other.checks],
+            "checks": [check_facts(check) for check in other.checks],
             "induction": difference.induction,
             "previous": difference.previous,
             "attention": difference.attention,
@@ -226,12 +233,14 @@ def document_of(looked: Findings) -> dict[str, Any]:
     return plain(document)
 
 
-def _model(inside: Inside) -> dict[str, Any]:
+def model_facts(inside: Inside) -> dict[str, Any]:
+    """Return what a looked-at model is: its name, folder, architecture and sizes."""
     names = ("name", "folder", "architecture", "parameters", "layers", "heads")
     return {name: getattr(inside, name) for name in names} | {"hidden_size": inside.recording.residual.shape[-1]}
 
 
-def _check(check: Any) -> dict[str, Any]:
+def check_facts(check: Any) -> dict[str, Any]:
+    """Return a check of a measurement: its error, and the largest that is still rounding."""
     return {"name": check.name, "error": check.error, "limit": check.limit, "holds": check.holds}
 
 

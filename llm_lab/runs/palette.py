@@ -58,6 +58,17 @@ def both(name: str) -> tuple[str, str]:
     return _between(ends[0], far), _between(ends[1], far)
 
 
+def ramp(letter: str) -> tuple[list[str], list[str]]:
+    """Return the colors of a scale, q or d, in order: on light, and on dark."""
+    pairs = [both(f"{letter}{step}") for step in range(STEPS + 1)]
+    return [light for light, _ in pairs], [dark for _, dark in pairs]
+
+
+def ramps() -> dict[str, tuple[list[str], list[str]]]:
+    """Return the scales by what they show: a share from 0 to 1, or a signed value from -1 to 1."""
+    return {"share": ramp("q"), "signed": ramp("d")}
+
+
 def contrast(one: str, other: str) -> float:
     """Return the contrast of two colors, 1 to 21, as WCAG 2 defines it."""
     high, low = sorted((_luminance(one), _luminance(other)), reverse=True)

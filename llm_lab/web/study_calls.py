@@ -1,4 +1,4 @@
-"""What the worker of recipes answers about sweeps and duels: every recipe of theirs is checked, and nothing is run."""
+"""What the worker of recipes answers about sweeps and duels: their recipes are checked, and nothing is run."""
 
 from __future__ import annotations
 

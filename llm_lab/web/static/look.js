@@ -1,0 +1,198 @@
+// Look inside a model: what is asked, measured in a worker of the server; a slider over the checkpoints of its run.
+import { api, codeBlock, data, el, fill, find, showError, stream } from "./lab.js";
+import { createPicker } from "./chat_picker.js";
+import { createViews } from "./look_views.js";
+
+const state = { model: data.model || data.newest || "", against: data.against, points: [], at: null };
+const prompt = find("#prompt");
+const doing = find("#doing");
+prompt.value = data.prompt;
+
+const checkpoint = () => {
+  const point = state.points[state.at];
+  return point && state.at !== state.own ? point.folder : undefined;
+};
+const asked = () => ({ model: state.model, against: state.against || undefined, prompt: prompt.value, checkpoint: checkpoint() });
+
+const views = createViews({
+  ramps: data.ramps,
+  ask: {
+    attribution: (position) => api("/api/look/attribution", { body: { ...asked(), position } }),
+    ablation: (layer, head) => api("/api/look/ablation", { body: { ...asked(), layer, head } }),
+  },
+});
+
+// --- what is asked
+
+const models = createPicker({ letter: "look", label: "Model", onPick: choose });
+const others = createPicker({ letter: "against", label: "Compare with", onPick: chooseOther });
+find("#model").append(models.element);
+find("#against").append(others.element);
+find("#against input").placeholder = "Nothing";
+
+async function choose(name, step) {
+  state.model = name;
+  models.show(name);
+  try {
+    await describe(step);
+  } catch (error) {
+    fill(find("#problem"), el("p.notice.bad", {}, error.message));
+  }
+}
+
+function chooseOther(name) {
+  state.against = name;
+  others.show(name);
+  find("#no-against").hidden = !name;
+  describe().catch(showError);
+}
+find("#no-against").addEventListener("click", () => {
+  chooseOther("");
+  find("#against input").focus();
+});
+
+/** Ask what is known of the model before it is loaded: its checkpoints, its base, the command. */
+async function describe(step) {
+  if (!state.model) return;
+  const name = state.model;
+  const found = await api("/api/look/model", { body: { ...asked(), checkpoint: undefined } });
+  if (name !== state.model) return;
+  if (JSON.stringify(found.points) !== JSON.stringify(state.points)) {
+    state.points = found.points;
+    state.own = found.at;
+    state.at = found.at;
+  }
+  const wanted = step ? found.points.findIndex((point) => String(point.number) === step) : -1;
+  if (wanted >= 0) state.at = wanted;
+  fill(find("#problem"));
+  fill(find("#command"), codeBlock(found.command));
+  const base = find("#base");
+  base.hidden = !found.base || state.against === found.base;
+  if (found.base) fill(base, "It was trained from ", el("button.link", { type: "button", onclick: () => chooseOther(found.base) }, found.base), ".");
+  if (!data.prompt && !prompt.value && found.prompts.length) prompt.placeholder = `Left empty: a built-in sentence. A prompt of its run: ${found.prompts[0]}`;
+  showSlider();
+}
+
+let typing;
+prompt.addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => describe().catch(() => {}), 300);
+});
+prompt.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) measure();
+});
+find("#form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  measure();
+});
+
+// --- measuring: one request at a time, the last one that was asked for
+
+let wanted = null;
+let busy = false;
+
+async function measure() {
+  wanted = asked();
+  if (busy) return;
+  busy = true;
+  while (wanted) {
+    const now = wanted;
+    wanted = null;
+    await measureOnce(now);
+  }
+  busy = false;
+}
+
+async function measureOnce(body) {
+  find("#found").setAttribute("aria-busy", "true");
+  fill(find("#problem"));
+  let found;
+  try {
+    await stream("/api/look/measure", body, (line) => {
+      if (line.doing) doing.textContent = line.doing;
+      if (line.result) found = line.result;
+    });
+    if (!wanted && found) show(found, body);
+  } catch (error) {
+    fill(find("#problem"), el("p.notice.bad", {}, error.message));
+  }
+  doing.textContent = "";
+  find("#found").removeAttribute("aria-busy");
+}
+
+function show(found, body) {
+  find("#found").hidden = false;
+  if (!prompt.value.trim()) prompt.value = found.text;
+  views.show(found);
+  const point = state.points[state.at];
+  const query = new URLSearchParams({ model: body.model, ...(body.against ? { against: body.against } : {}), ...(body.prompt ? { prompt: body.prompt } : {}), ...(point && state.at !== state.own ? { step: point.number } : {}) });
+  history.replaceState(null, "", `/look?${query}${location.hash}`);
+}
+
+// --- the checkpoints of the run
+
+const slider = find("#step");
+
+function showSlider() {
+  find("#steps").hidden = state.points.length < 2;
+  if (state.points.length < 2) return;
+  slider.max = String(state.points.length - 1);
+  slider.value = String(state.at ?? state.points.length - 1);
+  nameStep();
+}
+
+function nameStep() {
+  const point = state.points[slider.value];
+  const words = point ? point.label : "";
+  find("#step-name").textContent = words;
+  slider.setAttribute("aria-valuetext", words);
+  find("#before").disabled = Number(slider.value) === 0;
+  find("#after").disabled = Number(slider.value) === state.points.length - 1;
+}
+
+let sliding;
+function slide() {
+  state.at = Number(slider.value);
+  nameStep();
+  clearTimeout(sliding);
+  sliding = setTimeout(measure, 120);
+}
+slider.addEventListener("input", slide);
+for (const [id, step] of [["#before", -1], ["#after", 1]]) {
+  find(id).addEventListener("click", () => {
+    slider.value = String(Number(slider.value) + step);
+    slide();
+  });
+}
+
+// --- the standalone report
+
+find("#report").addEventListener("click", async () => {
+  const button = find("#report");
+  const log = find("#report-log");
+  button.disabled = true;
+  log.hidden = log.open = true;
+  try {
+    const { launch } = await api("/api/look/report", { body: { ...asked(), steps: state.points.length > 1 } });
+    for (;;) {
+      const { log: text, exit_code: code } = await api(`/api/experiments/launch/${launch}`);
+      find("pre", log).textContent = text || "Starting …";
+      if (code !== null) break;
+      await new Promise((done) => setTimeout(done, 700));
+    }
+  } catch (error) {
+    showError(error);
+  }
+  button.disabled = false;
+});
+
+// --- start
+
+models.show(state.model);
+others.show(state.against);
+find("#no-against").hidden = !state.against;
+if (state.model) {
+  choose(state.model, data.step).then(() => {
+    if (data.model) measure();
+  });
+}
