@@ -38,6 +38,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._numbers = itertools.count(1)
+        self._stopping: asyncio.Task[None] | None = None
 
     @property
     def is_running(self) -> bool:
@@ -76,33 +77,39 @@ class Worker:
         return process
 
     async def _exchange(self, name: str, arguments: dict[str, Any]) -> AsyncIterator[tuple[str, Any]]:
-        async with self._turn:
+        await self._turn.acquire()
+        number, ended = next(self._numbers), True
+        try:
             if self._idle is not None:
                 self._idle.cancel()
             process = await self._start()
             assert process.stdout is not None
-            number = next(self._numbers)
             ended = False
-            try:
-                _write(process, {"id": number, "call": name, "arguments": arguments})
-                while not ended:
-                    line = await process.stdout.readline()
-                    if not line:
-                        ended = True
-                        why = f"the process of the model or the data ended (exit code {await process.wait()})"
-                        raise WorkerEnded(Problem(name, why, fix="Try again; if it ran out of memory, free some."))
-                    answer = json.loads(line)
-                    if answer["id"] != number:
-                        continue
-                    ended = answer["kind"] in ("result", "error")
-                    if answer["kind"] == "error":
-                        raise _error_of(answer["value"])
-                    yield answer["kind"], answer["value"]
-            finally:
-                if not ended:  # whoever listened has left
-                    await asyncio.shield(self._stop(process, number))
-                if self.idle_seconds is not None:
-                    self._idle = asyncio.get_running_loop().call_later(self.idle_seconds, self._kill)
+            _write(process, {"id": number, "call": name, "arguments": arguments})
+            while not ended:
+                line = await process.stdout.readline()
+                if not line:
+                    ended = True
+                    why = f"the process of the model or the data ended (exit code {await process.wait()})"
+                    raise WorkerEnded(Problem(name, why, fix="Try again; if it ran out of memory, free some."))
+                answer = json.loads(line)
+                if answer["id"] != number:
+                    continue
+                ended = answer["kind"] in ("result", "error")
+                if answer["kind"] == "error":
+                    raise _error_of(answer["value"])
+                yield answer["kind"], answer["value"]
+        finally:
+            if ended:
+                self._end_turn()
+            else:  # Whoever listened has left. A task of its own: this one may be cancelled at every await.
+                self._stopping = asyncio.create_task(self._stop(process, number))
+                self._stopping.add_done_callback(lambda _: self._end_turn())
+
+    def _end_turn(self) -> None:
+        self._turn.release()
+        if self.idle_seconds is not None:
+            self._idle = asyncio.get_running_loop().call_later(self.idle_seconds, self._kill)
 
     async def _stop(self, process: asyncio.subprocess.Process, number: int) -> None:
         """Stop a call and read what it still says, so that the next one finds an empty pipe."""

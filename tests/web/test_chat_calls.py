@@ -1,37 +1,25 @@
 """The worker of a chat: the replies of a chat session, whatever it had loaded before."""
 
 import shutil
-import string
 
 import pytest
-import torch
-from support.chat_sessions import GREEDY, chat_tokenizer, llama, loud, open_session, say
+from support.chat_models import speller, write_speller
+from support.chat_sessions import GREEDY, llama, open_session, say
 from support.own_code import write_model_with_code
 
 from llm_lab.errors import UserError
-from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.web import chat_calls
 
 SETTINGS = vars(GREEDY)
 HIT = {"title": "Moons", "url": "https://example.org/moons", "snippet": "Mars has two moons."}
 
 
-def speller():
-    """A model that writes words of small letters."""
-    model = loud(llama(max_position_embeddings=4096))
-    with torch.no_grad():
-        model.lm_head.weight[[token for token in range(257) if chr(token) not in string.ascii_lowercase + " "]] = 0
-        model.lm_head.weight[ord(" ")] *= 2
-    return model
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders with a chat model and with a base model, of the same random weights."""
     home = tmp_path_factory.mktemp("models")
-    for name, tokenizer in (("chat", chat_tokenizer()), ("base", make_byte_tokenizer())):
-        speller().save_pretrained(home / name)
-        tokenizer.save_pretrained(home / name)
+    for name in ("chat", "base"):
+        write_speller(home / name, chat=name == "chat")
     return home
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+import psutil
 import pytest
 
 from llm_lab.errors import UserError
@@ -85,11 +86,48 @@ def test_a_call_whose_listener_leaves_is_stopped_and_the_next_one_answered(with_
     with_worker(use)
 
 
+def test_a_listener_who_is_cancelled_again_while_it_leaves_takes_no_line_of_the_next_call(with_worker):
+    async def use(worker):
+        task = asyncio.create_task(worker.call("wait"))
+        await asyncio.sleep(0.2)
+        for _ in range(5):  # as the server does with a request whose browser has left
+            task.cancel()
+            await asyncio.sleep(0)
+        assert await worker.call("add", a=1, b=2) == 3
+        assert await worker.call("was_stopped") == 1
+
+    with_worker(use)
+
+
 def test_a_worker_that_crashed_is_an_error_and_is_started_again(with_worker):
     async def use(worker):
         first = await worker.call("pid")
         with pytest.raises(WorkerEnded, match="exit code 9"):
             await worker.call("crash")
         assert await worker.call("pid") != first
+
+    with_worker(use)
+
+
+def test_a_worker_that_is_not_used_ends_and_starts_again_with_the_next_call(with_worker):
+    async def use(worker):
+        worker.idle_seconds = 0.2
+        first = await worker.call("pid")
+        for _ in range(100):
+            if not psutil.pid_exists(first):
+                break
+            await asyncio.sleep(0.05)
+        assert not psutil.pid_exists(first)
+        assert not worker.is_running
+        assert await worker.call("pid") != first
+
+    with_worker(use)
+
+
+def test_a_call_that_takes_longer_than_the_idle_time_is_not_cut(with_worker):
+    async def use(worker):
+        worker.idle_seconds = 0.05
+        await worker.call("pid")
+        assert [piece async for piece in worker.stream("count", to=30)][-1] == {"result": "end"}
 
     with_worker(use)

@@ -105,7 +105,7 @@ function showStatus(key) {
   const mode = { chat: "chat model", completion: "base model: it continues your text" }[modeOf(slot)];
   find(".state", place).className = `state ${slot.status}`;
   const texts = slot.status === "failed" || slot.status === "loading" ? [slot.detail] : [mode, slot.detail || "not loaded yet"];
-  find(".state", place).textContent = texts.filter(Boolean).join(" · ");
+  find(".state", place).textContent = find(".state", place).title = texts.filter(Boolean).join(" · ");
   find(".eject", place).hidden = slot.status !== "ready";
 }
 
@@ -267,10 +267,10 @@ async function send(written) {
     const turn = { text, hits, seed: newSeed(), answers: {} };
     state.turns.push(turn);
     find("#turns > .welcome")?.remove();
-    for (const key of slots()) {
-      if (signal.aborted) break;
-      await answer(turn, key, signal);
-    }
+    turn.waits = true;
+    for (const key of slots()) if (!signal.aborted) await answer(turn, key, signal);
+    turn.waits = false;
+    showTurn(turn, actions);
   });
 }
 
@@ -533,9 +533,8 @@ async function start() {
   const same = before && state.slots.a && before.names.a === modelOf(state.slots.a);
   const against = data.against ?? (same && !data.model ? before.names.b : null);
   if (state.slots.a && against) await choose("b", against);
-  if (same) {
-    Object.assign(state, { turns: before.turns, system: before.system, settings: { ...state.settings, ...before.settings }, file: before.file });
-  }
+  if (before) Object.assign(state.settings, before.settings);
+  if (same) Object.assign(state, { turns: before.turns, system: before.system, file: before.file });
   if (!state.slots.a) {
     pickers.a ??= createPicker({ letter: "a", label: "Model", onPick: (name) => choose("a", name).then(() => box.focus()) });
     fill(find("#slots"), el("div.slot", { id: "slot-a" }, pickers.a.element));

@@ -94,7 +94,7 @@ function parse(setting, text) {
 export async function showSaved(open) {
   const panel = find("#saved-panel");
   const started = state.turns.length > 0;
-  const save = el("button.primary", { type: "button", disabled: !started || Boolean(state.file), onclick: () => saveNow(open).catch(showError) }, "Save this conversation");
+  const save = el("button.primary", { type: "button", disabled: !started || Boolean(state.file), onclick: () => saveNow(open).catch(showError) }, state.file ? "Saved" : "Save this conversation");
   const exported = el("a.button", { href: "#", onclick: (event) => (event.preventDefault(), exportMarkdown()) }, "Export as Markdown");
   const hint = state.file ? `Saved as conversations/${state.file}.json; new messages are added to it.` : "Conversations are files in conversations/. `llm-lab chat` opens them with /load.";
   let rows = [];

@@ -100,6 +100,7 @@ export function kept() {
     const found = JSON.parse(sessionStorage.getItem(KEY));
     if (!found || !Array.isArray(found.turns)) return null;
     for (const turn of found.turns) {
+      turn.waits = false;
       for (const { variants } of Object.values(turn.answers)) {
         for (const one of variants) if (one.state === "writing") one.state = "stopped";
       }

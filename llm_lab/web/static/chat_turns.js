@@ -43,7 +43,7 @@ function makeTurn(turn, actions) {
   const copy = tool("copy", "Copy the message", () => copyText(turn.text));
   const edit = tool("edit", "Edit and send again", () => editIn(asked, bubble, turn, actions));
   const asked = el("div.asked", {}, bubble, el("div.tools", {}, copy, edit));
-  const keys = slots().filter((key) => turn.answers[key] || key === "a");
+  const keys = slots().filter((key) => turn.answers[key] || key === "a" || turn.waits);
   const answers = el(`div.answers${keys.length > 1 ? ".two" : ""}`, {}, keys.map((key) => makeAnswer(turn, key, actions)));
   const element = el("article.turn", { "aria-label": `Message: ${words.slice(0, 60)}` }, asked, answers);
   elements.set(turn, element);
@@ -131,8 +131,8 @@ function draw(turn, key) {
   element.setAttribute("aria-busy", String(writing));
   const two = slots().length > 1;
   fill(part(".who"), two && el("span.letter", {}, key.toUpperCase()), el("span", {}, given?.label ?? labelOf(state.slots[key])), given?.mode === "completion" && el("span.tag", {}, "continues the text"));
-  part(".waiting").hidden = !writing || Boolean(given.text);
-  part(".waiting").textContent = given?.waiting ?? "Thinking …";
+  part(".waiting").hidden = given ? !writing || Boolean(given.text) : !turn.waits;
+  part(".waiting").textContent = given ? given.waiting || "Thinking …" : "Answers after A …";
   const plain = given?.mode === "completion";
   renderAnswer(part(".text"), given?.text ?? "", { plain, sources: given?.sources, before: plain ? turn.text.slice(-400) : "" });
   part(".text").hidden = !given?.text;
