@@ -147,6 +147,10 @@ def _stats(
     shown = [key for key in FIRST_STATS if key in numbers][:MOST_FIRST]
     for key in shown:
         yield stat(key, numbers[key])
+    if "stages" in facts:  # the results of a pipeline are those of its last stage
+        if is_number(facts.get("created_at")) and is_number(facts.get("ended_at")):
+            yield stat("wall_seconds", facts["ended_at"] - facts["created_at"])
+        return
     for key in ("tokens_per_second", "train_tokens", "wall_seconds", "memory_bytes"):
         if key in numbers:
             known = predicted.get(key)

@@ -72,9 +72,9 @@ function chip(one, run) {
 
 function showTables(shown) {
   const { recipe, results, lineage } = compared;
-  const names = shown.map((one) => el("th", { scope: "col" }, el(`i.swatch.${one.color}`, { "aria-hidden": "true" }), " ", one.label));
+  const names = () => shown.map((one) => el("th", { scope: "col" }, el(`i.swatch.${one.color}`, { "aria-hidden": "true" }), " ", one.label));
   const table = (first, rows, label) =>
-    el("div.wide", { tabIndex: 0, role: "region", "aria-label": label }, el("table.differences", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, first), names)), el("tbody", {}, rows)));
+    el("div.wide", { tabIndex: 0, role: "region", "aria-label": label }, el("table.differences", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, first), names())), el("tbody", {}, rows)));
   if (!shown.length) return fill(find("#tables"));
   return fill(
     find("#tables"),

@@ -40,7 +40,7 @@ export function reportElements(text, pictures, linkTo) {
       blocks.push(el("ul", {}, take((one) => one.startsWith("- ")).map((one) => el("li", {}, ...inline(one.slice(2), linkTo)))));
     } else if (line.startsWith(">")) {
       const inner = take((one) => one.startsWith(">")).map((one) => one.replace(/^> ?/, ""));
-      blocks.push(el("div.notice.warn", {}, ...reportElements(inner.join("\n"), {}, linkTo)));
+      blocks.push(el(inner[0].startsWith("**Warnings") ? "div.notice.warn" : "blockquote", {}, ...reportElements(inner.join("\n"), {}, linkTo)));
     } else {
       const words = take((one) => one.trim() && !/^(\||- |>|#{1,4} |`{3,}|!\[)/.test(one));
       if (words.length) blocks.push(el("p", {}, ...inline(words.join(" "), linkTo)));

@@ -194,7 +194,7 @@ const TABS = {
       const [first, ...rest] = scores;
       return [
         scores.length > 0 && [el("h2", {}, "Scores of the stages"), picture("scores.svg", "Scores of the stages"), table(first, rest, first.map((_, at) => at).slice(1))],
-        el("h2", {}, "Results"),
+        el("h2", {}, kind === "pipeline" ? "Results of the last stage" : "Results"),
         results.length ? table(["result", "value", "unit", "what it is"], results.map((one) => [one.name, one.value, one.unit, one.meaning]), [1]) : empty("No results yet."),
         evaluations.length > 0 && [
           el("h2", {}, "Evaluations"),
@@ -210,7 +210,7 @@ const TABS = {
       return [
         rows.length ? el("h2", {}, word === "actual" ? "Predicted and actual" : "Predicted, and so far") : null,
         rows.length ? el("div.stack", {}, rows.map((row) => bars(row, word))) : empty("Nothing was predicted for this run."),
-        basis && el("p.soft.small", {}, `Prediction: ${basis}.`),
+        basis && el("p.soft.small.bar-basis", {}, `Prediction: ${basis}.`),
         parts.length > 0 && [el("h2", {}, "Predicted time by part"), facts(parts)],
         sources.length > 0 && [el("h2", {}, "Data"), table(["data", "fingerprint", "used"], sources)],
         el("h2", {}, "What it ran with"),
@@ -226,7 +226,7 @@ const TABS = {
         panel("recipe"),
         el("h2", {}, "The command"),
         el("div.stack", {}, codeBlock(recipe.command), kind === "run" && codeBlock(recipe.replay)),
-        kind === "run" && el("p.soft.small", {}, "The first runs this recipe again, the second its whole lineage."),
+        kind === "run" && el("p.soft.small.bar-basis", {}, "The first runs this recipe again, the second its whole lineage."),
         recipe.derived.length > 0 && [
           el("h2", {}, "Derived values, and why"),
           table(["key", "value", "reason"], recipe.derived.map(([key, value, why]) => [el("code", {}, key), el("code", {}, value), why])),
@@ -304,7 +304,7 @@ function bars(row, word) {
   const most = Math.max(predicted ?? 0, actual ?? 0) || 1;
   const bar = (label, value, text, tone) => {
     const line = el(`div.bar.${tone}`);
-    line.style.width = `${Math.max(0.5, (100 * (value ?? 0)) / most)}%`;
+    line.style.width = `${(100 * (value ?? 0)) / most}%`;
     return el("div.bar-row", {}, el("span.soft.small", {}, label), el("div.bar-room", {}, line), el("span.numeric", {}, text));
   };
   return el(
@@ -355,7 +355,7 @@ function drawSamples() {
       return el(
         "article.card.sample", {},
         el("h3.numeric", {}, `Step ${step.step.toLocaleString("en-US")}`),
-        pairs.map((one) => el("div", {}, !chosen && el("p.soft.small.mono", {}, one.prompt || "(no prompt)"), el("blockquote", {}, el("span.prompt", {}, one.text.startsWith(one.prompt) ? one.prompt : ""), one.text.startsWith(one.prompt) ? one.text.slice(one.prompt.length) : one.text))),
+        pairs.map((one) => el("div", {}, !chosen && el("p.soft", {}, one.prompt || "(no prompt)"), el("blockquote", {}, el("span.prompt", {}, one.text.startsWith(one.prompt) ? one.prompt : ""), one.text.startsWith(one.prompt) ? one.text.slice(one.prompt.length) : one.text))),
       );
     }),
   );
