@@ -73,7 +73,13 @@ PANELS = (
     Panel(("learning_rate",), from_zero=True, linear=True),
     Panel(("grad_norm",), from_zero=True),
 )
-MEASURED_RARELY = ("eval_", "exact_match", "forgetting", "bits_per_byte", "general_bits_per_byte")  # keys that start so have a dot at every point
+MEASURED_RARELY = (
+    "eval_",
+    "exact_match",
+    "forgetting",
+    "bits_per_byte",
+    "general_bits_per_byte",
+)  # keys that start so have a dot at every point
 
 
 @dataclass(frozen=True)

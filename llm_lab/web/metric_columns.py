@@ -206,7 +206,7 @@ def _number(value: Any) -> float:
 
 
 def _points(column: Column, xs: array[float], most: int, start: int, low: float, high: float) -> dict[str, Any]:
-    x = array("d", [xs[row] for row in column.rows[start:]])
+    x = array("d", map(xs.__getitem__, column.rows[start:]))
     y = column.values[start:]
     if any(map(math.isnan, x)):  # rows without this axis
         kept = [at for at, value in enumerate(x) if not math.isnan(value)]
@@ -226,37 +226,28 @@ def _points(column: Column, xs: array[float], most: int, start: int, low: float,
 def _thin(x: array[float], y: array[float], pixels: int, finite: bool) -> dict[str, Any]:
     """Return the first and last point, and of each pixel of the axis the smallest and the largest one.
 
-    Where a pixel holds a value that is not finite, it has a gap in addition. means: the mean of each pixel.
+    Where a pixel holds values that are not finite, the first of them is kept too: a gap. means: the mean of each pixel.
     """
     width = (x[-1] - x[0]) / pixels or 1.0
-    out_x, out_y, mean_x, mean_y = [x[0]], [y[0]], [], []
+    kept = {0, len(x) - 1}
+    mean_x, mean_y = [], []
     end = 0
     for pixel in range(pixels):
         start, end = end, len(x) if pixel == pixels - 1 else bisect_left(x, x[0] + (pixel + 1) * width, end)
         if start == end:
             continue
-        part = y[start:end]
-        at = range(start, end)
-        if not finite:
-            known = [index for index in at if math.isfinite(y[index])]
-            if len(known) < end - start:
-                gap = next(index for index in at if not math.isfinite(y[index]))
-                out_x.append(x[gap])
-                out_y.append(_NAN)
-            if not known:
-                continue
-            part = array("d", [y[index] for index in known])
-            least, largest = known[part.index(min(part))], known[part.index(max(part))]
-        else:
-            least, largest = start + part.index(min(part)), start + part.index(max(part))
-        for index in sorted({least, largest}):
-            out_x.append(x[index])
-            out_y.append(y[index])
+        known = range(start, end) if finite else [at for at in range(start, end) if math.isfinite(y[at])]
+        if len(known) < end - start:
+            kept.add(next(at for at in range(start, end) if not math.isfinite(y[at])))
+        if not known:
+            continue
+        part = y[start:end] if finite else array("d", [y[at] for at in known])
+        kept |= {known[part.index(min(part))], known[part.index(max(part))]}
         mean_x.append(x[(start + end - 1) // 2])
         mean_y.append(math.fsum(part) / len(part))
-    out_x.append(x[-1])
-    out_y.append(y[-1])
-    return {"x": out_x, "y": out_y, "means": {"x": mean_x, "y": mean_y}, "of": len(x)}
+    order = sorted(kept)
+    points = {"x": [x[at] for at in order], "y": [y[at] for at in order]}
+    return {**points, "means": {"x": mean_x, "y": mean_y}, "of": len(x)}
 
 
 MOST_FILES = 64

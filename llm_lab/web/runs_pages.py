@@ -185,7 +185,7 @@ def metrics_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
         raise UserError(Problem("topic", "it names no axis", value=argument))
     most = min(max(int(points), 10), MOST_POINTS)
     columns = columns_of(_run(name).metrics_path)
-    known = cursor if isinstance(cursor, list) and len(cursor) == 3 and cursor[0] == columns.generation else None
+    known = cursor if isinstance(cursor, list) and len(cursor) == 4 and cursor[0] == columns.generation else None
     if known and known[2] == columns.count:
         return None
     base, after = (known[1], known[2]) if known else (0, 0)
@@ -196,10 +196,10 @@ def metrics_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     else:
         data["points"], base = columns.points(axis, most=most), columns.count
     keys = list(columns.columns)
-    if not appended or set(keys) != set(data["points"]):
+    if not appended or (known and known[3] != len(keys)):
         data |= {"glossary": glossary_of([*keys, *AXES]), "panels": panels_of(keys)}
         data["axes"] = [one for one in AXES if any(value == value for value in columns.axes[one][:64])]
-    return [columns.generation, base, columns.count], data
+    return [columns.generation, base, columns.count, len(keys)], data
 
 
 def samples_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:

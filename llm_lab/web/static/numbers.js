@@ -14,7 +14,8 @@ function general(value, digits, keepZeros) {
   const power = Number(value.toExponential(digits - 1).split("e")[1]);
   const small = power < -4 || power >= digits;
   const text = small ? exponent(value, digits - 1) : value.toFixed(Math.max(0, digits - 1 - power));
-  if (keepZeros || !text.includes(".")) return text;
+  if (keepZeros) return text.includes(".") ? text : `${text}.`; // as Python does
+  if (!text.includes(".")) return text;
   return text.replace(/\.?0+(?=e|$)/, "");
 }
 

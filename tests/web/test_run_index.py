@@ -1,0 +1,104 @@
+"""The list of runs knows every run on disk, sends only what has changed, and stays quick with hundreds of them."""
+
+import json
+import os
+import time
+
+import pytest
+from support.web_runs import append, row, write_run
+
+from llm_lab.runs.lock import hold
+from llm_lab.web import run_index
+from llm_lab.web.run_index import RunIndex
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_index, "AT_MOST_EVERY", 0.0)
+    (tmp_path / "checkpoints").mkdir()
+    return RunIndex(tmp_path / "checkpoints")
+
+
+def test_a_run_whose_process_is_gone_has_died_and_one_that_is_locked_runs(index, tmp_path):
+    gone = {"pid": 2**22 + 1, "host": os.uname().nodename, "started": 1.0}
+    write_run(tmp_path, "dead", status="running", process=gone, rows=[row(1, 3.0)])
+    write_run(tmp_path, "ended", results={"eval_loss": 1.5, "step": 9})
+    write_run(tmp_path, "paused", status="stopped")
+    alive = write_run(tmp_path, "alive", status="running", rows=[row(1, 3.0), row(2, 2.5)], max_steps=10)
+    with hold(alive):
+        rows = index.rows()
+        assert {name: one["status"] for name, one in rows.items()} == {
+            "dead": "died",
+            "ended": "done",
+            "paused": "stopped",
+            "alive": "running",
+        }
+        assert rows["ended"]["numbers"] == ["validation loss 1.5000"]
+        assert rows["alive"]["numbers"] == ["training loss 2.5000"]
+        assert (rows["alive"]["step"], rows["alive"]["max_steps"], rows["alive"]["left"]) == (2, 10, 4)
+    # The same run.json: nothing but the process has changed.
+    assert index.rows()["alive"]["status"] == "died"
+
+
+def test_only_what_has_changed_is_sent_and_what_is_gone_is_named(index, tmp_path):
+    first, second = write_run(tmp_path, "one"), write_run(tmp_path, "two")
+    cursor, data = index.since(None)
+    assert {one["name"] for one in data["rows"]} == {"one", "two"}
+    assert index.since(cursor) is None
+    write_run(tmp_path, "one", status="stopped")
+    for file in (*second.iterdir(), second):
+        file.rmdir() if file.is_dir() else file.unlink()
+    cursor, data = index.since(cursor)
+    assert [(one["name"], one["status"]) for one in data["rows"]] == [("one", "stopped")]
+    assert data["gone"] == ["two"]
+    assert index.since(cursor) is None
+    # A restarted server knows no cursor of the one before it.
+    assert RunIndex(first.parent).since(cursor)[1]["all"]
+
+
+def test_stages_and_the_runs_of_sweeps_are_inside_what_they_belong_to(index, tmp_path):
+    write_run(tmp_path, "life", stages=["sft", "dpo"])
+    write_run(tmp_path, "life/sft")
+    sweep = tmp_path / "checkpoints" / "rates"
+    for name in ("a-seed=1", "b-seed=1"):
+        write_run(tmp_path, f"rates/{name}", status="done" if name[0] == "a" else "stopped")
+    (sweep / "sweep.json").write_text(json.dumps({"kind": "duel", "configurations": [{}, {}], "seeds": [1]}))
+    rows = index.rows()
+    assert {name: one["parent"] for name, one in rows.items()} == {
+        "life": None,
+        "life/sft": "life",
+        "rates": None,
+        "rates/a-seed=1": "rates",
+        "rates/b-seed=1": "rates",
+    }
+    assert (rows["life"]["kind"], rows["life"]["children"]) == ("pipeline", 1)
+    assert (rows["rates"]["kind"], rows["rates"]["status"]) == ("duel", "stopped")
+    assert rows["rates"]["numbers"] == ["1 of 2 runs done"]
+
+
+def test_the_list_leaves_out_links_hidden_folders_and_what_is_not_a_run(index, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "run.json").write_text('{"status": "done"}')
+    (index.root / "link").symlink_to(outside)
+    (index.root / "notes").mkdir()
+    write_run(tmp_path, ".half.tmp")
+    damaged = write_run(tmp_path, "damaged")
+    (damaged / "run.json").write_text('{"status": 7')
+    assert {name: one["status"] for name, one in index.rows().items()} == {"damaged": "broken"}
+
+
+def test_500_runs_are_listed_in_a_moment_and_the_next_look_is_quicker_still(index, tmp_path):
+    rows = [row(step, 3.0) for step in range(1, 6)]
+    for number in range(500):
+        write_run(tmp_path, f"run-{number}", rows=rows, results={"eval_loss": 1.0 + number, "step": 5})
+    started = time.perf_counter()
+    cursor, data = index.since(None)
+    first = time.perf_counter() - started
+    append(index.root / "run-3", row(6, 2.0))  # a run that is done: nothing to send
+    started = time.perf_counter()
+    assert index.since(cursor) is None
+    again = time.perf_counter() - started
+    assert len(data["rows"]) == 500
+    assert first < 1.5  # 0.06 s on an idle machine
+    assert again < 0.5

@@ -1,0 +1,331 @@
+"""The pages of runs in a real browser: the list, live curves, samples, comparing, and text that stays text."""
+
+import json
+import os
+import time
+
+import pytest
+from support.web_runs import append, lines, row, write_run
+
+from llm_lab.runs.lock import hold
+
+expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").expect
+SECONDS = 15_000  # until something that takes a second must be there, on a busy machine
+
+
+@pytest.fixture
+def opened(page, server):
+    page.set_default_timeout(SECONDS)
+    expect.set_options(timeout=SECONDS)
+    page.goto(server.link)
+
+    def go(path):
+        page.goto(server.address + path)
+        return page
+
+    return go
+
+
+@pytest.fixture
+def alive(server):
+    """Make a run that this process works in, so that the page sees it running."""
+    held = []
+
+    def make(name, **facts):
+        folder = write_run(server.home, name, status="running", **facts)
+        lock = hold(folder)
+        lock.__enter__()
+        held.append(lock)
+        return folder
+
+    yield make
+    for lock in held:
+        lock.__exit__(None, None, None)
+
+
+def value_of(page, measure):
+    return page.locator(f'section[data-measure="{measure}"] .chart-key b').first
+
+
+def test_a_new_user_is_told_what_to_do_and_the_first_run_appears_by_itself(opened, server):
+    page = opened("/")
+    expect(page.get_by_text("make demo")).to_be_visible()
+    expect(page.get_by_role("link", name="Start your first run")).to_have_attribute("href", "/new")
+    write_run(server.home, "first", results={"eval_loss": 1.25})
+    expect(page.get_by_role("link", name="first", exact=True)).to_be_visible()
+    expect(page.get_by_text("validation loss 1.2500")).to_be_visible()
+    expect(page.get_by_text("make demo")).to_be_hidden()
+
+
+def test_chosen_runs_stay_chosen_when_another_one_appears_and_lead_to_their_comparison(opened, server):
+    for number, name in enumerate(["oak", "elm"]):
+        write_run(server.home, name, created_at=1_790_000_000 + number)
+    page = opened("/")
+    page.get_by_label("Choose oak").check()
+    write_run(server.home, "zebra", created_at=1_799_000_000)
+    expect(page.get_by_role("link", name="zebra", exact=True)).to_be_visible()
+    expect(page.get_by_label("Choose oak")).to_be_checked()
+    expect(page.get_by_label("Choose elm")).not_to_be_checked()
+    expect(page.get_by_label("Choose zebra")).not_to_be_checked()
+    page.get_by_label("Choose elm").press("Space")
+    page.get_by_role("searchbox").fill("el")
+    expect(page.locator("#rows tr")).to_have_count(1)
+    page.get_by_role("link", name="Compare", exact=True).click()
+    expect(page).to_have_url(f"{server.address}/compare?run=oak&run=elm")
+
+
+def test_a_pipeline_is_folded_and_opens_by_keyboard(opened, server):
+    write_run(server.home, "life", stages=["sft", "dpo"])
+    write_run(server.home, "life/sft", stage="sft")
+    page = opened("/")
+    expect(page.locator('[data-run="life"]')).to_be_visible()
+    expect(page.locator('[data-run="life/sft"]')).to_have_count(0)
+    page.get_by_role("button", name="1 runs in life").press("Enter")
+    page.get_by_role("link", name="sft", exact=True).press("Enter")
+    expect(page).to_have_url(f"{server.address}/runs/life/sft")
+    page.get_by_role("link", name="life", exact=True).click()
+    expect(page.locator(".stage")).to_have_count(2)
+    expect(page.locator(".stage").nth(1)).to_contain_text("waiting")
+
+
+def test_curves_grow_while_the_run_works_and_a_zoom_stays(opened, alive):
+    folder = alive("growing", rows=[row(step, 3.0) for step in range(1, 51)], max_steps=100)
+    page = opened("/runs/growing")
+    expect(value_of(page, "loss")).to_have_text("3.0000")
+    expect(page.locator("#progress")).to_contain_text("step 50 of 100")
+    zoomed = page.get_by_role("button", name="Reset zoom")
+    expect(zoomed).to_be_disabled()
+    page.get_by_role("button", name="Zoom in").press("Enter")
+    page.get_by_role("button", name="Zoom in").press("Enter")
+    expect(zoomed).to_be_enabled()
+    started = time.monotonic()
+    append(folder, row(51, 2.125), row(51, eval_loss=2.5))
+    expect(value_of(page, "loss")).to_have_text("2.1250")
+    assert time.monotonic() - started < 8  # about a second on an idle machine
+    expect(page.locator('section[data-measure="loss"] .chart-key b').nth(1)).to_have_text("2.5000")
+    expect(page.locator("#progress")).to_contain_text("step 51 of 100")
+    expect(zoomed).to_be_enabled()
+    assert 19 < ends_of_axis(page)[0] < ends_of_axis(page)[1] < 40
+    zoomed.click()
+    expect(zoomed).to_be_disabled()
+    assert ends_of_axis(page) == [1, 51]
+
+
+def ends_of_axis(page):
+    """Return the first and last step of the chart of the loss, as the keys at its ends read them."""
+    area = page.locator('section[data-measure="loss"] .u-over').bounding_box()
+    at = page.locator('section[data-measure="loss"] .chart-at')
+    found = []
+    for x in (area["x"] + 1, area["x"] + area["width"] - 1):
+        page.mouse.move(x, area["y"] + 40)
+        expect(at).to_contain_text("step")
+        found.append(int(at.text_content().removeprefix("step").strip().replace(",", "")))
+    return found
+
+
+def test_dragging_over_a_chart_zooms_and_a_double_click_shows_the_whole_again(opened, server):
+    write_run(server.home, "dragged", rows=[row(step, 3.0 - step / 100) for step in range(1, 101)])
+    page = opened("/runs/dragged")
+    expect(value_of(page, "loss")).to_have_text("2.0000")
+    area = page.locator('section[data-measure="loss"] .u-over').bounding_box()
+    middle = area["y"] + area["height"] / 2
+    page.mouse.move(area["x"] + area["width"] * 0.5, middle)
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] * 0.75, middle, steps=4)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Reset zoom")).to_be_enabled()
+    first, last = ends_of_axis(page)
+    assert 48 <= first <= 53
+    assert 73 <= last <= 78
+    page.mouse.dblclick(area["x"] + area["width"] / 2, middle)
+    expect(page.get_by_role("button", name="Reset zoom")).to_be_disabled()
+
+
+def test_a_resumed_run_that_replaces_its_metrics_is_drawn_from_its_new_start(opened, alive):
+    folder = alive("resumed", rows=[row(step, 1.5) for step in range(1, 31)])
+    page = opened("/runs/resumed")
+    expect(value_of(page, "loss")).to_have_text("1.5000")
+    (folder / "new").write_text(lines([row(step, 2.25) for step in range(1, 11)]))
+    os.replace(folder / "new", folder / "metrics.jsonl")
+    expect(value_of(page, "loss")).to_have_text("2.2500")
+    assert ends_of_axis(page) == [1, 10]
+
+
+def test_an_outlier_of_a_long_run_is_drawn_and_in_the_table_of_points(opened, server):
+    rows = [row(step, 2.0) for step in range(1, 20_001)]
+    rows[7_776]["loss"] = 55.5
+    write_run(server.home, "long", rows=rows)
+    page = opened("/runs/long?smooth=0.9")
+    page.locator('section[data-measure="loss"] summary').press("Enter")
+    expect(page.get_by_role("row", name="7,777 55.5000")).to_be_visible()
+    expect(page.get_by_role("row", name="20,000 2.0000")).to_be_visible()
+
+
+def test_the_axis_the_smoothing_and_the_scale_are_in_the_address(opened, server):
+    write_run(server.home, "linked", rows=[row(step, 3.0 / step) for step in range(1, 41)])
+    page = opened("/runs/linked")
+    page.get_by_role("button", name="Tokens").click()
+    page.get_by_label("Log axis").check()
+    page.get_by_label("Smoothing").fill("0.5")
+    expect(page).to_have_url(f"{server.address}/runs/linked?axis=train_tokens&log=1&smooth=0.5")
+    page.reload()
+    expect(page.get_by_role("button", name="Tokens")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_label("Log axis")).to_be_checked()
+    expect(page.get_by_label("Smoothing")).to_have_value("0.5")
+    page.get_by_label("Smoothing").press("ArrowRight")
+    expect(page).to_have_url(f"{server.address}/runs/linked?axis=train_tokens&log=1&smooth=0.51")
+
+
+def test_samples_come_while_the_run_works_and_tabs_have_addresses(opened, alive):
+    folder = alive("writing", rows=[row(1, 3.0)])
+    page = opened("/runs/writing#samples")
+    expect(page.get_by_text("No samples yet")).to_be_visible()
+    (folder / "samples.md").write_text("## Step 20\n\nPrompt: `Once`\n\n> Once upon\n> a time\n\n")
+    expect(page.get_by_text("Step 20")).to_be_visible()
+    expect(page.locator("blockquote")).to_have_text("Once upon\na time")
+    page.get_by_role("tab", name="Samples").press("ArrowRight")
+    expect(page).to_have_url(f"{page.url.split('#')[0]}#scores")
+
+
+def test_the_recipe_shows_its_derived_values_with_the_reason_and_the_command(opened, server):
+    write_run(server.home, "explained")
+    page = opened("/runs/explained#recipe")
+    expect(page.get_by_role("row", name="optimizer.learning_rate 0.01 fits the width")).to_be_visible()
+    expect(page.get_by_text("llm-lab run checkpoints/explained/recipe.yaml", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="New from this")).to_have_attribute("href", "/new?from=explained")
+
+
+def test_a_run_that_died_says_so_and_offers_to_resume(opened, server):
+    gone = {"pid": 2**22 + 1, "host": os.uname().nodename, "started": 1.0}
+    write_run(server.home, "dead", status="running", process=gone, rows=[row(7, 2.0)])
+    page = opened("/runs/dead")
+    expect(page.locator("#about .status")).to_have_text("died")
+    expect(page.get_by_text("Its process no longer exists")).to_be_visible()
+    expect(page.get_by_role("button", name="Resume")).to_be_enabled()
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+
+
+def test_two_runs_are_drawn_together_with_what_differs_between_them(opened, server):
+    same = {"data": [{"path": "a.txt", "fingerprint": "1" * 64}]}
+    write_run(
+        server.home, "low", rows=[row(1, 3.0), row(9, 2.0)], results={"eval_loss": 2.5}, learning_rate=0.01, **same
+    )
+    write_run(
+        server.home, "high", rows=[row(1, 3.0), row(9, 1.0)], results={"eval_loss": 1.5}, learning_rate=0.02, **same
+    )
+    other = {"data": [{"path": "b.txt", "fingerprint": "2" * 64}]}
+    write_run(server.home, "else", rows=[row(1, 4.0)], results={"eval_loss": 0.5}, **other)
+    page = opened("/compare?run=low&run=high")
+    chart = page.locator('section[data-measure="loss"]')
+    expect(chart.locator(".chart-key")).to_have_text(["low2.0000", "high1.0000"])
+    expect(page.get_by_role("row", name="optimizer.learning_rate 0.01 derived 0.02 derived")).to_be_visible()
+    expect(page.get_by_role("cell", name="1.5000 best")).to_be_visible()
+    page.get_by_role("button", name="low", exact=True).press("Enter")
+    expect(chart.locator(".chart-key")).to_have_text(["high1.0000"])
+    page.get_by_label("Add a run").fill("else")
+    page.get_by_label("Add a run").press("Enter")
+    expect(page).to_have_url(f"{server.address}/compare?run=low&run=high&run=else")
+    # Measured on other data: no value is the best.
+    expect(page.locator("td.best")).to_have_count(0)
+    page.get_by_role("button", name="Remove high").click()
+    expect(page).to_have_url(f"{server.address}/compare?run=low&run=else")
+    expect(chart.locator(".chart-key")).to_have_text(["else4.0000"])
+
+
+HOSTILE = (
+    '<img src=x onerror="document.title=1"><script>document.title=1</script>![x](http://evil.example/x.png)\x1b[31m'
+)
+
+
+def test_text_from_files_stays_text(opened, server):
+    """The fixture `page` fails on an error, a violation of the policy, and a request elsewhere."""
+    name = "<img src=x onerror=alert(1)>"
+    folder = write_run(
+        server.home,
+        name,
+        status="failed",
+        error=HOSTILE,
+        warnings=[HOSTILE],
+        model=HOSTILE,
+        results={HOSTILE: 1.0},
+        rows=[row(1, 3.0, **{HOSTILE: 2.0})],
+    )
+    (folder / "samples.md").write_text(f"## Step 1\n\nPrompt: `{HOSTILE}`\n\n> {HOSTILE}\n\n")
+    (folder / "report.md").write_text(
+        f"# {HOSTILE}\n\n| a | b |\n| --- | --- |\n| {HOSTILE} | [x](javascript:alert(1)) |\n"
+    )
+    (folder / "recipe.yaml").write_text(f"a: 1  # derived: {HOSTILE}\n")
+    page = opened("/")
+    title = page.title()
+    expect(page.get_by_role("link", name=name)).to_be_visible()
+    page.get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    expect(page.get_by_text("document.title=1").first).to_be_visible()
+    for tab in ("Samples", "Scores", "Plan", "Recipe", "Warnings", "Lineage", "Report"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.locator("[role=tabpanel]:not([hidden])")).not_to_be_empty()
+    expect(page.locator("article.report")).to_contain_text("onerror")
+    assert page.locator("main img, main script, main a[href^=javascript]").count() == 0
+    assert "\x1b" not in page.locator("main").inner_text()
+    opened(f"/compare?run={name}")
+    expect(page.get_by_role("heading", name="Compare")).to_be_visible()
+    assert page.locator("main img, main script").count() == 0
+    assert title.startswith("Runs")
+
+
+def test_pictures_of_reports_are_served_without_any_rights_and_nothing_else_is(server):
+    folder = write_run(server.home, "drawn")
+    (folder / "curves.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>')
+    (folder / "other.svg").write_text("<svg/>")
+    status, headers, _ = server.ask("GET", "/runs-files/drawn/curves.svg")
+    assert (status, headers["content-type"]) == (200, "image/svg+xml")
+    assert "sandbox" in headers["content-security-policy"]
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    (server.home / "curves.svg").write_text("<svg/>")
+    (folder / "predicted.svg").symlink_to(server.home / "curves.svg")
+    for path in ("drawn/other.svg", "drawn/run.json", "drawn/predicted.svg", "drawn/../../curves.svg", "curves.svg"):
+        assert server.ask("GET", f"/runs-files/{path}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/runs/nothing", "/compare?run=nothing", "/api/runs/nothing/lineage", "/api/runs/nothing/report"),
+        *("/api/runs/nothing/log", "/api/runs/nothing/curves?from=1&to=2"),
+    ],
+)
+def test_what_does_not_exist_is_404(server, path):
+    status, _, text = server.ask("GET", path)
+    assert status == 404
+    assert "nothing" in text
+
+
+def test_a_request_for_live_values_of_a_deleted_run_is_an_error_of_that_topic_alone(server):
+    write_run(server.home, "there", rows=[row(1, 3.0)])
+    asked = {"topics": {"run:gone": None, "metrics:step:100:there": None, "metrics:mass:9:there": None, "runs": None}}
+    updates = server.api("/api/updates", asked)["updates"]
+    assert updates["run:gone"]["problems"]
+    assert updates["metrics:mass:9:there"]["problems"]
+    assert updates["metrics:step:100:there"]["data"]["points"]["loss"] == {"x": [1.0], "y": [3.0]}
+    cursor = updates["metrics:step:100:there"]["cursor"]
+    again = server.api("/api/updates", {"topics": {"metrics:step:100:there": cursor}})
+    assert again["updates"] == {}
+
+
+def test_the_page_writes_numbers_as_the_glossary_does(opened):
+    from llm_lab.runs.glossary import QUANTITIES
+
+    # Without halves, which Python rounds to the even neighbor and a browser up.
+    values = [0.0, 1e-7, 0.00042, 0.0123, 0.53, 0.99951, 1.0, 9.949, 12.3456, 999.4, 1234.6, 9999.4, 10_400.0, 65_536.0]
+    values += [999_600.0, 3.2e6, 7.77e9, 2.5e12, -0.25, -3.75, 172_900.0]
+    forms = sorted({one.form for one in QUANTITIES.values()})
+    by_form = {one.form: one for one in QUANTITIES.values()}
+    expected = [[form, value, by_form[form].write(value)] for form in forms for value in values]
+    signed = {"decimal", "{:+.4f}", "{:.4f}", "{:.3f}", "{:.2f}", "{:.3g}"}  # the others are never negative
+    expected = [one for one in expected if one[1] >= 0 or one[0] in signed]
+    script = "async (cases) => { const { write } = await import('/static/numbers.js'); "
+    script += "return cases.map(([form, value]) => write(form, value)); }"
+    written = opened("/").evaluate(script, [one[:2] for one in expected])
+    wrong = [(*one, text) for one, text in zip(expected, written, strict=True) if one[2] != text]
+    assert not wrong, json.dumps(wrong, indent=1)
