@@ -47,7 +47,7 @@ def test_every_file_the_readme_links_to_exists():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "lab", "test", "test-all", "bench"])
+@pytest.mark.parametrize("target", ["setup", "demo", "lab", "web", "test", "test-all", "bench"])
 def test_the_makefile_has_every_documented_target(target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
