@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from llm_lab import looking
 from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.runs.folder import find_checkpoint
 from llm_lab.runs.palette import ramps
 
 from .chat_models import describe_model, newest_model
@@ -72,7 +73,11 @@ def _ended(model: str) -> MachineError:
 
 
 async def _worker(lab: Lab, model: str) -> Worker:
-    """Return the process of a model; that of any other model ends and gives its memory back."""
+    """Return the process of a model; that of any other model ends and gives its memory back.
+
+    UserError where there is no such model.
+    """
+    await run_in_threadpool(find_checkpoint, model)  # a name that is wrong ends nothing
     name = f"{WORKER}{model}"
     for other in lab.workers.names():
         if other.startswith(WORKER) and other != name:

@@ -1,0 +1,173 @@
+"""Look inside a model in the page: its numbers are those of the measurement, by mouse and by keyboard."""
+
+import json
+import re
+
+import pytest
+import torch
+from support.adapters import save_base
+
+from llm_lab.hf.save import save_model
+from llm_lab.hf.tokenizers import make_byte_tokenizer
+from llm_lab.looking.heads import Repeats, ablate_heads, repeats_for, text_loss
+from llm_lab.looking.inside import ABLATION_ROWS, encode
+from llm_lab.looking.recording import record
+from llm_lab.runner import load
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+AS_TOKEN = HOSTILE.replace(" ", "·")
+TEXT = f"the fish sings, {HOSTILE} the fish"
+
+
+@pytest.fixture(scope="module")
+def run(server):
+    """A run with two checkpoints, whose tokenizer has a token that would be dangerous as HTML."""
+    folder = server.home / "checkpoints" / "tiny"
+    model = save_base(folder / "base")
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_tokens([HOSTILE])
+    model.resize_token_embeddings(len(tokenizer))
+    for place, seed in (("steps/checkpoint-10", 4), ("model", 5)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.02)
+        (folder / place).mkdir(parents=True)
+        save_model(model, folder / place, tokenizer)
+    (folder / "steps/checkpoint-10/trainer_state.json").write_text("{}")
+    facts = {"name": "tiny", "stage": "pretrain", "status": "done", "created_at": 1.0, "results": {"step": 20}}
+    (folder / "run.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(run):
+    """(model, tokenizer, ids) of the final model, loaded here."""
+    model, tokenizer = load(str(run / "model"), device="cpu")
+    return model, tokenizer, encode(model, tokenizer, TEXT)[0]
+
+
+@pytest.fixture
+def looked(server, run, page):
+    """The page after the final model was measured."""
+    from playwright.sync_api import expect
+
+    page.goto(server.link)
+    page.goto(f"{server.address}/look?model=tiny")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_role("button", name="Look", exact=True).click()
+    expect(page.locator("#look-heads .look-title")).to_be_visible(timeout=60_000)
+    return page
+
+
+def shown(value):
+    """Return a share as the page writes it."""
+    return f"{100 * value:.{1 if value < 0.1 else 0}f}\u202f%"
+
+
+def words_of(weights, tokens, row):
+    """Return what the page says of a row: the five strongest weights."""
+    best = weights[row, : row + 1].sort(descending=True, stable=True)
+    found = [(int(at), float(value)) for value, at in zip(*best, strict=True) if value > 0][:5]
+    parts = ", ".join(f"“{tokens[at]}” ({at}) {shown(value)}" for at, value in found)
+    return f"“{tokens[row]}” ({row}) attends to: {parts}"
+
+
+def test_the_row_under_the_mouse_is_what_was_measured(looked, measured):
+    from playwright.sync_api import expect
+
+    model, tokenizer, ids = measured
+    attention = record(model, ids).attention
+    tokens = [one.replace(" ", "·") for one in tokenizer.batch_decode([[token] for token in ids])]
+    title = looked.locator("#look-heads .look-title").inner_text()
+    layer, head = map(int, re.findall(r"\d+", title))
+    words = looked.locator("#look-heads .look-text [role=option]")
+    assert words.all_inner_texts() == tokens
+    words.nth(9).hover()
+    expect(looked.locator("#look-heads .look-row")).to_have_text(words_of(attention[layer][head], tokens, 9))
+    looked.get_by_role("button", name="Layer 0, head 3").click()
+    canvas = looked.locator("#look-heads canvas.look-large")
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": box["width"] / 2, "y": box["height"] - 10})
+    last = len(ids) - 1
+    expect(looked.locator("#look-heads .look-row")).to_have_text(words_of(attention[0][3], tokens, last))
+    canvas.press("ArrowUp")
+    expect(looked.locator("#look-heads .look-row")).to_have_text(words_of(attention[0][3], tokens, last - 1))
+
+
+def test_hostile_tokens_and_prompts_are_text(looked):
+    from playwright.sync_api import expect
+
+    expect(looked.get_by_role("option", name=AS_TOKEN).first).to_be_visible()
+    looked.get_by_role("tab", name="Logit lens").click()
+    expect(looked.locator("#look-lens").get_by_role("columnheader", name=AS_TOKEN)).to_be_visible()
+    expect(looked.locator("#command")).to_contain_text(f"--prompt 'the fish sings, {HOSTILE} the fish'")
+    assert looked.locator("img").count() == 0
+
+
+def test_the_slider_shows_another_checkpoint_of_the_run_and_is_moved_by_keyboard(looked, run):
+    from playwright.sync_api import expect
+
+    facts = looked.locator("#facts")
+    slider = looked.get_by_role("slider", name="Checkpoint")
+    expect(slider).to_have_attribute("aria-valuetext", "step 20")
+    for key, place in (("ArrowLeft", "steps/checkpoint-10"), ("ArrowRight", "model")):
+        model, tokenizer = load(str(run / place), device="cpu")
+        slider.press(key)
+        loss = text_loss(model, encode(model, tokenizer, TEXT)[0])
+        expect(facts).to_contain_text(f"{loss:.3f}")
+    expect(slider).to_have_attribute("aria-valuetext", "step 20")
+
+
+def test_all_of_it_works_by_keyboard_and_a_head_is_ablated_on_demand(looked, measured):
+    from playwright.sync_api import expect
+
+    model, tokenizer, ids = measured
+    looked.get_by_role("tab", name="Attention").press("ArrowRight")
+    expect(looked.get_by_role("tab", name="Heads")).to_be_focused()
+    induction = looked.get_by_role("img", name=re.compile("^Induction; "))
+    induction.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
+        induction.press(key)
+    expect(looked.locator("#heads-view .said").first).to_contain_text("L1H2: ")
+    induction.press("Enter")
+    expect(looked.locator("#look-heads .look-title")).to_have_text("Layer 1, head 2")
+    expect(looked.get_by_role("button", name="Layer 1, head 2")).to_be_focused()
+    looked.keyboard.press("ArrowUp")
+    expect(looked.locator("#look-heads .look-title")).to_have_text("Layer 0, head 2")
+    looked.get_by_role("button", name="Ablate this head").press("Enter")
+    repeats = repeats_for(model, tokenizer)
+    few = Repeats(repeats.ids[:ABLATION_ROWS], repeats.length, repeats.start)
+    rise = ablate_heads(model, [(0, 2)], few, ids)[2][0]
+    effect = looked.locator("#attention-view .effect")
+    expect(effect).to_contain_text(f"changes by {rise.repeated:+.3f} nats on repeated".replace("-", "−"))
+    expect(effect).to_contain_text(f"by {rise.text:+.3f} on the text".replace("-", "−"))
+
+
+def test_what_can_not_be_looked_at_is_one_clear_message(server, run):
+    def ask(**body):
+        _, _, text = server.ask("POST", "/api/look/measure", body)
+        lines = [json.loads(line) for line in text.splitlines()]
+        return lines[-1]["problems"][0]["text"]
+
+    assert "there is no such run or model" in ask(model="tinny")
+    assert "the same model" in ask(model="tiny", against="tiny/model", prompt=TEXT)
+    assert "it is a single token" in ask(model="tiny", prompt="a")
+    assert "does not begin with -" in ask(model="--trust-remote-code")
+    assert "at most 200,000" in ask(model="tiny", prompt="a" * 200_001)
+
+
+@pytest.mark.slow
+def test_a_model_without_attention_weights_says_so_and_shows_the_rest(server, run, page, tmp_path):
+    import transformers
+    from playwright.sync_api import expect
+
+    tokenizer = make_byte_tokenizer()
+    config = transformers.MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
+    folder = server.home / "mamba"
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    page.goto(server.link)
+    page.goto(f"{server.address}/look?model={folder}&prompt=the fish sings")
+    expect(page.locator("#attention-view")).to_contain_text("No attention weights can be read", timeout=60_000)
+    page.get_by_role("tab", name="Residual stream").click()
+    expect(page.get_by_role("img", name=re.compile("^Norm of the residual stream"))).to_be_visible()
