@@ -95,7 +95,8 @@ const tabOf = (key) => {
 function goTo(key) {
   const panel = tabOf(key);
   if (panel) find(`#${panel.getAttribute("aria-labelledby")}`).click();
-  const field = fields.find((one) => one.path === key) ?? fields.find((one) => one.path.startsWith(`${key}.`));
+  const shown = fields.filter((one) => one.visible);
+  const field = shown.find((one) => one.path === key) ?? shown.find((one) => one.path.startsWith(`${key}.`));
   for (let box = field?.element.parentElement; box; box = box.parentElement) if (box.tagName === "DETAILS") box.open = true;
   if (key === "data") find("#file")?.focus();
   else if (key === "model.checkpoint") (find(".model-choice .rows input") ?? find(".model-choice input"))?.focus();
