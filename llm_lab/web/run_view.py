@@ -182,6 +182,7 @@ def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str,
         "stop": stop,
         "resume": _resume(run) if status in ("stopped", "died", "failed") else None,
         "chat": f"/chat?model={quote(str(run.path))}" if model == "text" else None,
+        "test": f"/test?model={quote(str(run.path))}" if model == "text" else None,
         "look": f"/look?model={quote(str(run.path))}" if model == "text" else None,
         "new": f"/new?from={quote(name_in(run))}" if run.recipe_path.is_file() else None,
     }

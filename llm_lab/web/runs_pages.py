@@ -9,14 +9,14 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.runs.folder import RunFolder
 from llm_lab.safe_text import printable
 
-from .addresses import find_run, inside, name_in
+from .addresses import find_run, name_in
 from .gpu_meter import read_gpus
 from .lab import lab_of
 from .launches import last_lines, log_of, stop_run
@@ -30,7 +30,6 @@ from .run_view import PICTURES, glossary_of, head_of, outer_of, panels_of, resum
 MOST_POINTS = 2000  # of a curve
 MOST_APPENDED = 2000  # rows sent one by one; after that the thinned curves come again
 MOST_COMPARED = 200
-PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
 # Pages
@@ -58,9 +57,11 @@ def run_page(request: Request) -> Response:
         "head": head,
         "cursor": cursor,
         "recipe": recipe_of(run),
-        "command": f"llm-lab run {run.path} --resume",
     }
-    return page(request, "run.html", title=name_in(run), kind=kind, short=run.path.name, outer=around, data=data)
+    # A merge, an export or an evaluation has no steps.
+    has_curves = kind == "run" and (run.metrics_path.is_file() or facts.get("status") == "running")
+    names: dict[str, Any] = {"short": run.path.name, "outer": around}
+    return page(request, "run.html", title=name_in(run), kind=kind, has_curves=has_curves, data=data, **names)
 
 
 def compare_page(request: Request) -> Response:
@@ -77,18 +78,6 @@ def _compared(request: Request) -> dict[str, Any]:
     if len(names) > MOST_COMPARED:
         raise UserError(Problem("run", "too many runs at once", value=len(names), allowed=f"at most {MOST_COMPARED}"))
     return differences_of([find_run(name) for name in names])
-
-
-def run_picture(request: Request) -> Response:
-    """Return a picture of a report: an SVG that may do nothing."""
-    folder, _, name = request.path_params["name"].rpartition("/")
-    if name not in PICTURES:
-        raise HTTPException(404, "There is no such picture.")
-    file = inside(find_run(folder).path, name)
-    if not file.is_file():
-        raise HTTPException(404, "There is no such picture.")
-    headers = {"cache-control": "no-cache", "content-security-policy": PICTURE_POLICY}
-    return FileResponse(file, media_type="image/svg+xml", headers=headers)
 
 
 # What a page asks for
@@ -156,11 +145,6 @@ async def resume(request: Request) -> Response:
     return answer(lab_of(request).launches.start(["run", str(whole.path), "--resume"]).as_json())
 
 
-def launch(request: Request) -> Response:
-    """Return a command that this server started: its exit code, its run, what it printed."""
-    return answer(lab_of(request).launches.get(request.path_params["number"]).as_json())
-
-
 # What is live
 
 
@@ -220,9 +204,7 @@ ROUTES = [
     Route("/", runs_page),
     Route("/compare", compare_page),
     Route("/runs/{name:path}", run_page),
-    Route("/runs-files/{name:path}", run_picture),
     Route("/api/compare", compare_data),
-    Route("/api/launches/{number:int}", launch),
     Route("/api/runs/{name:path}/curves", run_curves),
     Route("/api/runs/{name:path}/lineage", run_lineage),
     Route("/api/runs/{name:path}/report", run_report),

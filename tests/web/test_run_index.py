@@ -52,7 +52,7 @@ def test_only_what_has_changed_is_sent_and_what_is_gone_is_named(index, tmp_path
     assert [(one["name"], one["status"]) for one in data["rows"]] == [("one", "stopped")]
     assert data["gone"] == ["two"]
     assert index.since(cursor) is None
-    # A restarted server knows no cursor of the one before it.
+    # To a restarted server the cursor of the one before it means nothing.
     assert RunIndex(first.parent).since(cursor)[1]["all"]
 
 

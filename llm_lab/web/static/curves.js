@@ -442,7 +442,8 @@ class Chart {
     if (low === null || high === null) return [0, 1];
     if (this.log) return uPlot.rangeLog(low, high, 10, false).map((end, at) => (at ? Math.min(end, high * 1.5) : Math.max(end, low / 1.5)));
     const room = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
-    return [this.panel.zero && low >= 0 ? 0 : low - room, high + room];
+    if (low < 0) return [low - room, high + room];
+    return [this.panel.zero ? 0 : Math.max(0, low - room), high + (high === 0 && this.panel.form === "percent" ? 0.1 : room)];
   }
 
   mark(value, marks) {

@@ -62,7 +62,7 @@ function showActions() {
     action(busy === "stop" ? "Stopping …" : "Stop", actions.stop, { class: "danger", id: "stop", disabled: busy === "stop", onclick: askToStop }),
     action(busy === "resume" ? "Resuming …" : "Resume", actions.resume, { class: "primary", id: "resume", disabled: busy === "resume", onclick: resume }),
     actions.chat && el("a.button", { href: actions.chat }, "Chat"),
-    actions.chat && el("a.button", { href: actions.chat.replace("/chat", "/test") }, "Test it"),
+    actions.test && el("a.button", { href: actions.test, title: "Prompts next to the base model, perplexity, speed" }, "Test it"),
     actions.look && el("a.button", { href: actions.look }, "Look inside"),
     kind === "run" && el("a.button", { href: `/compare?run=${encodeURIComponent(name)}` }, "Compare"),
     kind === "study" && el("a.button.primary", { href: `/experiments/run/${encoded}` }, "Report of the experiment"),
