@@ -255,7 +255,7 @@ _open: OrderedDict[Path, Columns] = OrderedDict()
 _lock = threading.Lock()
 
 
-def columns_of(metrics: Path) -> Columns:
+def columns_of(metrics: Path, seconds: float = MOST_SECONDS) -> Columns:
     """Return the columns of a metrics.jsonl, read as far as one request has time for."""
     path = metrics.absolute()
     with _lock:
@@ -263,5 +263,5 @@ def columns_of(metrics: Path) -> Columns:
         _open.move_to_end(path)
         while len(_open) > MOST_FILES:
             _open.popitem(last=False)
-    found.read()
+    found.read(seconds)
     return found

@@ -48,7 +48,7 @@ def templates() -> Environment:
 
 def page(request: Request, template: str, *, title: str, status: int = 200, **values: Any) -> HTMLResponse:
     """Return a page. Its template extends base.html; `data` is handed to the page's scripts as JSON (see lab.js)."""
-    values["data"] = _finite(redact_values(values.get("data", {})))
+    values["data"] = _finite(values.get("data", {}))
     html = templates().get_template(template).render(title=title, path=request.url.path, **values)
     return HTMLResponse(html, status)
 

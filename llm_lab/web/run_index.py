@@ -21,7 +21,7 @@ from llm_lab.runs.describe import headline_results, is_number
 from llm_lab.runs.folder import ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.record import read_facts, row_of
-from llm_lab.safe_text import printable
+from llm_lab.safe_text import printable, redact_values
 from llm_lab.studies.sweep import FILE as SWEEP_FILE
 
 Stamp = tuple[int, int, int]
@@ -175,7 +175,7 @@ class RunIndex:
     def _read(self, name: str, stamp: Stamp, read: Any) -> Row:
         known = self._known.get(name)
         if known is None or known[0] != stamp:
-            self._known[name] = known = (stamp, read())
+            self._known[name] = known = (stamp, redact_values(read()))
         return known[1]
 
     def _state(self, name: str, run: RunFolder, base: Row) -> Row:

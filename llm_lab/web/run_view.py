@@ -32,6 +32,7 @@ SPEED_ROWS = 40  # the newest rows, from which the time left is estimated
 # The results at the top of the page of a run, where it has them, and what else they are called while it works.
 FIRST_STATS = ("eval_loss", "bits_per_byte", "exact_match", "exact_match_sampled", "eval_accuracy", "reward", "loss")
 MOST_FIRST = 3
+HEAD_SECONDS = 0.05  # of reading metrics.jsonl; the curves read the rest of a long one
 
 
 def outer_of(run: RunFolder) -> RunFolder | None:
@@ -86,7 +87,7 @@ def head_of(run: RunFolder) -> dict[str, Any]:
     """Return everything about a run that may change while it works, but for its curves and samples."""
     facts, damage = read_facts(run.run_json)
     status = status_word(status_of(run.path, facts, damage))
-    columns = columns_of(run.metrics_path)
+    columns = columns_of(run.metrics_path, HEAD_SECONDS)
     results = {key: value for key, value in (facts.get("results") or {}).items() if is_number(value)}
     latest = columns.latest() if status in ("running", "died") else {}
     numbers = results | {key: value for key, value in latest.items() if key not in ("learning_rate", "grad_norm")}

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.runs.folder import RunFolder
-from llm_lab.safe_text import printable
+from llm_lab.safe_text import printable, redact_values
 
 from .addresses import find_run, name_in
 from .gpu_meter import read_gpus
@@ -61,12 +61,14 @@ def run_page(request: Request) -> Response:
     # A merge, an export or an evaluation has no steps.
     has_curves = kind == "run" and (run.metrics_path.is_file() or facts.get("status") == "running")
     names: dict[str, Any] = {"short": run.path.name, "outer": around}
-    return page(request, "run.html", title=name_in(run), kind=kind, has_curves=has_curves, data=data, **names)
+    return page(
+        request, "run.html", title=name_in(run), kind=kind, has_curves=has_curves, data=redact_values(data), **names
+    )
 
 
 def compare_page(request: Request) -> Response:
     """Show several runs next to each other."""
-    return page(request, "compare.html", title="Compare", data={**_compared(request), "names": _names()})
+    return page(request, "compare.html", title="Compare", data={**redact_values(_compared(request)), "names": _names()})
 
 
 def _names() -> list[dict[str, str]]:
