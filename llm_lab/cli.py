@@ -226,11 +226,11 @@ def _compare_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def _export_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser = subparsers.add_parser(
-        "export", parents=[common], help="export a model to Hugging Face or GGUF and verify it"
+        "export", parents=[common], help="export a model to Hugging Face, GGUF or a Space and verify it"
     )
     parser.add_argument("checkpoint", metavar="model", help=MODEL)
     _override_argument(parser, "export.weights=q8_0")
-    parser.add_argument("--to", choices=("hf", "gguf"), help="the format (default hf)")
+    parser.add_argument("--to", choices=("hf", "gguf", "space"), help="the format (default hf)")
     parser.add_argument("--weights", choices=("f32", "f16", "bf16", "q8_0"), help="type of the stored weights")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new run in checkpoints/")
     parser.add_argument("--push", metavar="OWNER/NAME", help="push to this Hub repository")

@@ -17,6 +17,8 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.export import gguf_weights
 from llm_lab.runs.folder import find_checkpoint, is_reward_model, run_of, slug
 
+from .space import MODEL, space_files
+
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 
@@ -144,6 +146,9 @@ def _files(plan: ExportPlan, ours: Any, size: int | None, chats: bool) -> list[t
     """Return the files that are written. size: of the weights in bytes, if known."""
     if plan.file:
         return [(plan.file, size), ("README.md", None)]
+    if plan.to == "space":
+        model = _files(replace(plan, to="hf"), ours, size, chats)
+        return [*((f"{MODEL}/{name}", size) for name, size in model), *space_files()]
     names: list[tuple[str, int | None]] = [("config.json", None), ("generation_config.json", None)]
     if plan.own_code and ours is not None:
         code = Path(__file__).resolve().parent.parent / "model"

@@ -16,10 +16,11 @@ from .parts import ModelCheckpoint
 from .stage import PartialRecipe, Stage, StageRecipe, Values
 
 NAME = "export"
-ABOUT = "convert a model to Hugging Face or GGUF and verify it"
+ABOUT = "convert a model to Hugging Face, GGUF or a Space and verify it"
 FORMS = {
     "hf": "a Hugging Face folder: native if the parts allow it, else with its own modeling code",
     "gguf": "one file for llama.cpp, Ollama and LM Studio, with tokenizer and chat template",
+    "space": "a folder for a Hugging Face Space: the model and a Gradio app that chats with it",
 }
 WEIGHT_TYPES = {
     "f32": "4 bytes per weight: exact",
@@ -39,13 +40,14 @@ class ExportOptions(Group):
         question="Which format?",
         choices=FORMS,
         why="hf is for Python and further training; gguf is for programs that run a model. The plan shows whether the "
-        "format supports the model's parts. The result is loaded again and compared with the original.",
+        "format supports the model's parts. The result is loaded again and compared with the original. space is a chat "
+        "page to publish, or to run with Gradio.",
     )
     weights: Annotated[str, OneOf(WEIGHT_TYPES)] | None = option(
         help="type of the stored weights",
         question="Which type of weights?",
         choices=WEIGHT_TYPES,
-        derived="hf: as in config.json; gguf: f16, or f32 for a small model",
+        derived="hf and space: as in config.json; gguf: f16, or f32 for a small model",
     )
     tolerance: Float | None = option(
         help="maximum difference of logits, relative to their size",
@@ -86,7 +88,7 @@ def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelSh
 
 def _format_has_the_weights(values: Values) -> Iterator[Problem]:
     form = values.get(NAME) or {}
-    if form.get("to") == "hf" and form.get("weights") == "q8_0":
+    if form.get("to") != "gguf" and form.get("weights") == "q8_0":
         why, allowed = "a Hugging Face folder can't store this type", "f32, f16, bf16; q8_0 with export.to=gguf"
         yield Problem("export.weights", why, value="q8_0", allowed=allowed)
 
@@ -95,6 +97,13 @@ def _only_a_push_is_private(values: Values) -> Iterator[Problem]:
     form = values.get(NAME) or {}
     if form.get("private") is False and not form.get("push"):
         yield Problem("export.private", "has no effect without export.push", value=False, fix="Leave it out.")
+
+
+def _a_space_is_uploaded_by_hand(values: Values) -> Iterator[Problem]:
+    form = values.get(NAME) or {}
+    if form.get("push") and form.get("to") == "space":
+        fix = f"Leave it out; then: hf upload {form['push']} checkpoints/NAME/space --repo-type space"
+        yield Problem("export.push", "pushing a Space is not supported", value=form["push"], fix=fix)
 
 
 def unsupported_formats(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Problem]]:
@@ -128,8 +137,8 @@ EXPORT = Stage(
     label="Export",
     about=ABOUT,
     recipe=ExportRecipe,
-    rules=(_format_has_the_weights, _only_a_push_is_private),
+    rules=(_format_has_the_weights, _only_a_push_is_private, _a_space_is_uploaded_by_hand),
     derive=derive,
     continues=False,
-    next_step="Export it to Hugging Face or GGUF",
+    next_step="Export it to Hugging Face, GGUF or a Space",
 )

@@ -66,7 +66,7 @@ def front_matter(folder: ModelFolder, node: Node) -> str:
         "pipeline_tag": "text-classification" if folder.is_reward_model else "text-generation",
         "tags": ["llm-lab", *([node.stage] if node.stage else []), *(["lora"] if folder.kind == ADAPTER else [])],
     }
-    base = _hub_base(node)
+    base = hub_base(node)
     if base is not None:
         facts["base_model"] = base
         relation = _relation(folder, node)
@@ -77,7 +77,7 @@ def front_matter(folder: ModelFolder, node: Node) -> str:
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def _hub_base(node: Node) -> str | None:
+def hub_base(node: Node) -> str | None:
     """Return the nearest model in the lineage, before this one, that is on the Hub, or None."""
     before = [node] if node.run is None else list(reversed(main_line(node)[:-1]))
     for one in before:

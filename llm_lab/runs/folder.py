@@ -359,6 +359,7 @@ def _model_folders(path: Path) -> Iterator[Path]:
         yield from newest_first  # model/ is from before the run was resumed
     yield run.model_path
     yield path
+    yield path / "space" / "model"  # of an export to a Space
     yield from newest_first
 
 

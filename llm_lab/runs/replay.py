@@ -235,7 +235,8 @@ def compare(replay: Replay, outer: RunFolder, *, digest_of: Digest) -> tuple[Sta
 def _weights_of(run: RunFolder, step: int | None) -> Path:
     if step is not None:
         return run.steps_path / f"checkpoint-{step}"
-    return run.model_path if run.model_path.is_dir() else run.path / "gguf"
+    places = (run.model_path, run.path / "space" / "model")
+    return next((place for place in places if place.is_dir()), run.path / "gguf")
 
 
 def _digest(folder: Path, digest_of: Digest) -> str | None:

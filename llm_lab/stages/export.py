@@ -1,4 +1,4 @@
-"""Export of a checkpoint to Hugging Face or GGUF, verified by loading it."""
+"""Export of a checkpoint to Hugging Face, GGUF or a Space, verified by loading it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.events import Listener, Notice
 from llm_lab.export.plan import DTYPES, ExportPlan, plan_export
 from llm_lab.export.push import find_destination, push_folder
+from llm_lab.export.space import MODEL, write_space
 from llm_lab.export.verify import FAILED, Verification, verify_folder, verify_gguf
+from llm_lab.hf.adapter import is_adapter
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
@@ -22,7 +24,7 @@ from llm_lab.training.loop import Result, describe_parent, not_written
 if TYPE_CHECKING:
     from llm_lab.recipe.export import ExportRecipe
 
-GGUF_FOLDER = "gguf"
+FOLDERS = {"gguf": "gguf", "space": "space"}  # in the run folder; hf: model
 
 
 class VerificationError(LabError):
@@ -57,9 +59,9 @@ class Exported:
 
 
 def run(recipe: ExportRecipe, folder: RunFolder, listener: Listener, *, resume: bool = False) -> Result:
-    """Export the recipe's checkpoint into the run's model/ or gguf/, and push it if the recipe says so."""
+    """Export the recipe's checkpoint into the run's model/, gguf/ or space/, and push it if the recipe says so."""
     form = recipe.export
-    out = folder.model_path if form.to == "hf" else folder.path / GGUF_FOLDER
+    out = folder.path / FOLDERS[form.to] if form.to in FOLDERS else folder.model_path
     destination = find_destination(form.push, private=form.private) if form.push else None
     kept = folder.facts().get("export") if resume and out.exists() else None
     if kept is None:
@@ -134,8 +136,9 @@ def export_into(
     ours = ask(model, tokenizer, probe)
     try:
         with staged_folder(out) as staged:
-            staged.mkdir(parents=True)
-            _write(plan, model, tokenizer, staged)
+            made = staged / MODEL if plan.to == "space" else staged
+            made.mkdir(parents=True)
+            _write(plan, model, tokenizer, made)
             del model
             listener(Notice("verifying: loading it in a process without LLM Lab"))
             if plan.file:
@@ -143,7 +146,7 @@ def export_into(
                 verification = verify_gguf(file, probe, ours, plan.loads, weights=plan.weights, tolerance=tolerance)
             else:
                 verification = verify_folder(
-                    staged, probe, ours, own_code=plan.own_code, weights=plan.weights, tolerance=tolerance
+                    made, probe, ours, own_code=plan.own_code, weights=plan.weights, tolerance=tolerance
                 )
             for check in verification.checks:
                 listener(Notice(check.describe()))
@@ -151,7 +154,10 @@ def export_into(
             if verification.verdict == FAILED:
                 shutil.rmtree(staged)
             else:
-                write_card(staged, source=plan.folder, proof=verification.as_dict(), repo=repo)
+                write_card(made, source=plan.folder, proof=verification.as_dict(), repo=repo)
+            if plan.to == "space" and verification.verdict != FAILED:
+                merged = is_adapter(plan.folder)
+                write_space(staged, source=plan.folder, name=plan.name, own_code=plan.own_code, merged=merged)
     except Exception as error:
         if not is_disk_error(error):
             raise

@@ -105,6 +105,11 @@ def _close_export(console: Console, facts: Mapping[str, Any]) -> None:
     console.print("What next:", style="title")
     if export["to"] == "hf":
         console.print(f"  chat         llm-lab chat {path}", soft_wrap=True)
+    elif export["to"] == "space":
+        console.print(
+            f"  try it       cd {export['path']}; pip install -r requirements.txt; python app.py", soft_wrap=True
+        )
+        console.print(f"  publish      hf upload OWNER/NAME {export['path']} --repo-type space", soft_wrap=True)
     else:
         console.print(f"  chat         llama-cli -m {export['path']}", soft_wrap=True)
     console.print(f"  usage        {_card_of(export)}", soft_wrap=True)
@@ -112,7 +117,7 @@ def _close_export(console: Console, facts: Mapping[str, Any]) -> None:
 
 
 def _card_of(export: Mapping[str, Any]) -> str:
-    folder = export["path"] if export["to"] == "hf" else export["path"].rpartition("/")[0]
+    folder = export["path"].rpartition("/")[0] if export["to"] == "gguf" else export["path"]
     return f"{folder}/README.md"
 
 

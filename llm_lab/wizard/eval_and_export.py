@@ -165,6 +165,8 @@ def ask_form(draft: Draft) -> Flow[Draft]:
             Choice("hf", "hf    a Hugging Face folder", effect=f"{adapter}{loads.native_reason}."),
             Choice("gguf", "gguf  one file", None if loads.gguf else loads.gguf_reason,
                    effect=f"{adapter}{loads.gguf_reason}."),
+            Choice("space", "space a chat page for a Hugging Face Space",
+                   effect=f"{adapter}{loads.native_reason}. Publish it with hf upload."),
         ]  # fmt: skip
     picked = yield draft.ask("export.to", "Which format?", choices=tuple(choices), default=now, why=key.why or "",
                              help="export.to: the format, and whether it supports this model")  # fmt: skip
