@@ -8,8 +8,18 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.recipe.dpo import DPO
+from llm_lab.recipe.eval import EVAL
+from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.grpo import GRPO
+from llm_lab.recipe.merge import MERGE
+from llm_lab.recipe.ppo import PPO
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.reward import REWARD
+from llm_lab.recipe.sft import SFT
 
 if TYPE_CHECKING:
+    from llm_lab.recipe.stage import Stage
     from llm_lab.recipe.what_fits import LibraryEntry
     from llm_lab.run_result import Compared, Run
 
@@ -26,7 +36,7 @@ def pretrain(data: Data, model: Any = None, keys: Keys = None, **options: Any) -
     default size. keys, options: recipe keys, see `sft`.
     """
     given = {} if model is None else {"model": _model_to_pretrain(model)}
-    return _run("pretrain", {"data": _sources(data), **given}, keys, options)
+    return _run(PRETRAIN, {"data": _sources(data), **given}, keys, options)
 
 
 def sft(model: Model, data: Data, keys: Keys = None, **options: Any) -> Run:
@@ -38,17 +48,17 @@ def sft(model: Model, data: Data, keys: Keys = None, **options: Any) -> Run:
     ({"score.prompts": 50}). overwrite=True replaces a run of the same name. Raises UserError for what is wrong, with
     every problem, before anything is written; MachineError for what this machine can't do.
     """
-    return _tune("sft", model, data, keys, options)
+    return _tune(SFT, model, data, keys, options)
 
 
 def reward(model: Model, data: Data, keys: Keys = None, **options: Any) -> Run:
     """Train a reward model on preferences; arguments and result as for `sft`."""
-    return _tune("reward", model, data, keys, options)
+    return _tune(REWARD, model, data, keys, options)
 
 
 def dpo(model: Model, data: Data, keys: Keys = None, **options: Any) -> Run:
     """Train on preferences with DPO; arguments and result as for `sft`."""
-    return _tune("dpo", model, data, keys, options)
+    return _tune(DPO, model, data, keys, options)
 
 
 def grpo(model: Model, data: Data, rewards: Any = "exact_number", keys: Keys = None, **options: Any) -> Run:
@@ -56,17 +66,17 @@ def grpo(model: Model, data: Data, rewards: Any = "exact_number", keys: Keys = N
 
     rewards: a built-in reward function, a reward model, file.py:function, a dict of a term's keys, or a list of these.
     """
-    return _tune("grpo", model, data, keys, options, rewards=_rewards(rewards))
+    return _tune(GRPO, model, data, keys, options, rewards=_rewards(rewards))
 
 
 def ppo(model: Model, data: Data, rewards: Any = "exact_number", keys: Keys = None, **options: Any) -> Run:
     """Train with PPO on rewards for the model's own outputs; arguments and result as for `grpo`."""
-    return _tune("ppo", model, data, keys, options, rewards=_rewards(rewards))
+    return _tune(PPO, model, data, keys, options, rewards=_rewards(rewards))
 
 
 def merge(adapter: Model, keys: Keys = None, **options: Any) -> Run:
     """Merge a LoRA adapter into its base; returns the run with the whole model. keys, options: recipe keys."""
-    return _run("merge", {"model": _checkpoint(adapter)}, keys, options)
+    return _run(MERGE, {"model": _checkpoint(adapter)}, keys, options)
 
 
 def export(model: Model, to: str = "hf", keys: Keys = None, **options: Any) -> Run:
@@ -74,7 +84,7 @@ def export(model: Model, to: str = "hf", keys: Keys = None, **options: Any) -> R
 
     to: hf, gguf or space. keys, options: recipe keys, such as weights="q8_0" or push="me/name".
     """
-    return _run("export", {"model": _checkpoint(model), "export": {"to": to}}, keys, options)
+    return _run(EXPORT, {"model": _checkpoint(model), EXPORT.name: {"to": to}}, keys, options)
 
 
 def evaluate(model: Model, data: Data = None, keys: Keys = None, **options: Any) -> dict[str, Any]:
@@ -92,7 +102,7 @@ def evaluate(model: Model, data: Data = None, keys: Keys = None, **options: Any)
     given: dict[str, Any] = {"model": _checkpoint(model)}
     if data is not None:
         given["data"] = _sources(data)
-    job = check(recipe_of("eval", given, keys, options))
+    job = check(recipe_of(EVAL, given, keys, options))
     require_device(job.stages[0])
     allow(job.code())
     from llm_lab.stages.eval import evaluate
@@ -178,13 +188,13 @@ def _described(entry: LibraryEntry) -> dict[str, Any]:
 # --- recipes
 
 
-def recipe_of(stage: str, given: Mapping[str, Any], keys: Keys, options: Mapping[str, Any]) -> dict[str, Any]:
+def recipe_of(stage: Stage, given: Mapping[str, Any], keys: Keys, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of a stage from the arguments of a function.
 
     given: what the function's own arguments say. keys, options: recipe keys, dotted or by a short name that only one
     key of the stage has. UserError with all that are unknown or not unique.
     """
-    raw: dict[str, Any] = {"stage": stage, "device": "auto", **given}
+    raw: dict[str, Any] = {"stage": stage.name, "device": "auto", **given}
     problems: list[Problem] = []
     for name, value in [*(keys or {}).items(), *options.items()]:
         found = _path_of(stage, name)
@@ -197,11 +207,11 @@ def recipe_of(stage: str, given: Mapping[str, Any], keys: Keys, options: Mapping
     if "name" not in raw:
         from llm_lab.wizard.model_questions import first_name
 
-        raw["name"] = first_name(stage, (raw.get("model") or {}).get("checkpoint"))
+        raw["name"] = first_name(stage.name, (raw.get("model") or {}).get("checkpoint"))
     return raw
 
 
-def _path_of(stage: str, name: str) -> str | Problem:
+def _path_of(stage: Stage, name: str) -> str | Problem:
     """Return the dotted key that a name means, or what is wrong with it."""
     groups, short = _names_of(stage)
     if "." in name or name in groups:
@@ -210,19 +220,20 @@ def _path_of(stage: str, name: str) -> str | Problem:
     if len(paths) == 1:
         return paths[0]
     if paths:
-        why = f"{len(paths)} keys of {stage} have this name"
+        why = f"{len(paths)} keys of {stage.name} have this name"
         return Problem(name, why, allowed=one_of(paths), fix=f'Use the dotted key: {{"{paths[0]}": ...}}.')
     known = [*groups, *short]
-    return Problem(name, f"{stage} has no such key", fix=did_you_mean(name, known) or "docs/recipe.md lists all keys.")
+    return Problem(
+        name, f"{stage.name} has no such key", fix=did_you_mean(name, known) or "docs/recipe.md lists all keys."
+    )
 
 
 @functools.cache
-def _names_of(stage: str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _names_of(stage: Stage) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Return the keys at the top level of a stage's recipe, and {last part of a key: the keys that end in it}."""
     from llm_lab.recipe.fields import keys_of, leaf_keys
-    from llm_lab.recipe.registry import STAGES
 
-    schema = STAGES[stage].recipe
+    schema = stage.recipe
     short: dict[str, dict[str, None]] = {}
     for key, _ in leaf_keys(schema):
         if "." in key.path and INNER_LIST not in key.path:
@@ -301,11 +312,11 @@ def _entries(value: Any, key: str, name: str) -> Iterator[dict[str, Any]]:
 # --- runs
 
 
-def _tune(stage: str, model: Model, data: Data, keys: Keys, options: dict[str, Any], **more: Any) -> Run:
+def _tune(stage: Stage, model: Model, data: Data, keys: Keys, options: dict[str, Any], **more: Any) -> Run:
     return _run(stage, {"model": _checkpoint(model), "data": _sources(data), **more}, keys, options)
 
 
-def _run(stage: str, given: Mapping[str, Any], keys: Keys, options: dict[str, Any]) -> Run:
+def _run(stage: Stage, given: Mapping[str, Any], keys: Keys, options: dict[str, Any]) -> Run:
     """Show the plan of a stage, run it with progress, and return its run."""
     from llm_lab.job import check
     from llm_lab.runner import Start, run_job

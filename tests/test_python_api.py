@@ -10,6 +10,7 @@ from support.post_runs import write_base, write_preferences, write_questions
 import llm_lab
 from llm_lab.errors import UserError
 from llm_lab.python_api import recipe_of
+from llm_lab.recipe.registry import STAGES
 from llm_lab.run_result import Compared, Picture, Run
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "python.ipynb"
@@ -100,18 +101,23 @@ def test_a_run_from_scratch_has_no_base_to_compare_with(finished_run):
 
 
 def test_short_names_are_recipe_keys():
-    raw = recipe_of("sft", {}, {"score.prompts": 5, "validation": {"fraction": 0.2}}, {"learning_rate": 1, "from": 1})
+    raw = recipe_of(
+        STAGES["sft"], {}, {"score.prompts": 5, "validation": {"fraction": 0.2}}, {"learning_rate": 1, "from": 1}
+    )
     assert raw["score"] == {"prompts": 5}
     assert raw["validation"] == {"fraction": 0.2, "from": 1}
     assert raw["optimizer"] == {"learning_rate": 1}
     assert (raw["device"], raw["name"]) == ("auto", "my-sft")
-    assert recipe_of("sft", {}, None, {"optimizer": "muon", "max_steps": 3})["optimizer"] == {"name": "muon"}
-    assert recipe_of("dpo", {}, None, {"beta": 0.2, "lora": {"r": 4}, "alpha": 8.0})["lora"] == {"r": 4, "alpha": 8.0}
+    assert recipe_of(STAGES["sft"], {}, None, {"optimizer": "muon", "max_steps": 3})["optimizer"] == {"name": "muon"}
+    assert recipe_of(STAGES["dpo"], {}, None, {"beta": 0.2, "lora": {"r": 4}, "alpha": 8.0})["lora"] == {
+        "r": 4,
+        "alpha": 8.0,
+    }
 
 
 def test_every_wrong_name_is_reported_with_the_right_one():
     with pytest.raises(UserError) as error:
-        recipe_of("sft", {}, None, {"learning_rat": 1, "prompts": 2, "batch": 3})
+        recipe_of(STAGES["sft"], {}, None, {"learning_rat": 1, "prompts": 2, "batch": 3})
     near, several, unknown = error.value.problems
     assert near.fix == "Did you mean learning_rate?"
     assert several.allowed == "score.prompts, samples.prompts"

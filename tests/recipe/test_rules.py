@@ -281,6 +281,9 @@ LATER: dict[str, list[tuple[dict, str, dict]]] = {
     "_only_a_push_is_private": [
         (export(private=False), "export.private", export(private=False, push="ann/model")),
     ],
+    "_a_space_is_uploaded_by_hand": [
+        (export(to="space", push="ann/chat"), "export.push", export(to="space")),
+    ],
 }
 CASES = [
     *(
