@@ -48,7 +48,7 @@ class Worker:
     def is_busy(self) -> bool:
         return self._turn.locked()
 
-    async def call(self, name: str, **arguments: Any) -> Any:
+    async def call(self, name: str, /, **arguments: Any) -> Any:
         """Return the result of a call. Raises the UserError or MachineError that the worker raised."""
         result = None
         async for kind, value in self._exchange(name, arguments):
@@ -56,7 +56,7 @@ class Worker:
                 result = value
         return result
 
-    async def stream(self, name: str, **arguments: Any) -> AsyncIterator[Any]:
+    async def stream(self, name: str, /, **arguments: Any) -> AsyncIterator[Any]:
         """Yield what a call yields, then its result as {"result": ...}. Leaving the loop early stops the call."""
         async for kind, value in self._exchange(name, arguments):
             yield {"result": value} if kind == "result" else value

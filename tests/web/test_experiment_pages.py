@@ -187,6 +187,9 @@ def test_a_sweep_is_planned_before_anything_runs(server, home, recipe):
     one = server.api("/api/experiments/compare/check", {**form, "keys": [{"key": "seed", "values": "1,2"}]})
     assert "Use --seeds 2" in one["problems"][0]["text"]
     duel = server.api("/api/experiments/compare/check", {"kind": "duel", "recipe": recipe, "keys": rates, "seeds": "6"})
+    named = server.api("/api/experiments/compare/check", {**form, "keys": rates, "name": "mine", "jobs": "2"})
+    assert named["plan"]["name"] == "mine"
+    assert dict(named["plan"]["rows"])["runs"] == "4 of 4, 2 at a time"
     assert duel["command"] == "llm-lab duel tiny.yaml optimizer.learning_rate=0.001,0.01 --seeds 6"
     assert "shorter runs of the slower one" in dict(duel["plan"]["rows"])["then"]
     assert not list((home / "checkpoints").glob("*/sweep.json"))

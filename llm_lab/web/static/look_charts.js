@@ -40,7 +40,7 @@ export function heatmap({ title, about, rows, columns, x, y, colors, low = null,
   function paint() {
     if (!box.clientWidth || !values.length) return;
     const [bottom, top] = ends();
-    const left = 16 + Math.max(14, ...rows.map((name) => name.length * 7));
+    const left = 22 + Math.max(14, ...rows.map((name) => name.length * 7));
     const head = 34;
     const wide = Math.max(9, Math.min(44, Math.floor((box.clientWidth - left - 4) / columns.length)));
     const tall = Math.max(9, Math.min(wide, 24));
