@@ -205,6 +205,8 @@ def _label(key: Key, section: str) -> str:
         return key.question
     inner = [step for step in key.path.split(".")[1 if section else 0 :] if step != "N"]
     words = " ".join(inner).replace("_", " ")
+    if inner[:-1] == ["columns"] or key.path.startswith("score.columns."):
+        words = f"{inner[-1]} column"
     # The entry of a list says what it is of.
     return (
         words.capitalize()

@@ -195,9 +195,14 @@ async def save(request: Request) -> Response:
     if not name or file.parent != CONFIGS or name.startswith(".") or not name.isprintable():
         raise UserError(Problem("file", "this is not a file name", value=name, allowed="a name without folders"))
     if file.exists() and not body.get("replace"):
-        return answer({"exists": str(file)}, 409)
+        return _exists(file)
     write_atomically(file, recipe_text(raw, resolved, file))
     return answer({"file": str(file)})
+
+
+def _exists(path: Path) -> Response:
+    """Answer that something is there already, which the page may replace after a yes."""
+    return answer({"problems": [{"key": None, "text": f"{path} exists. Choose another name, or replace it."}]}, 409)
 
 
 async def start(request: Request) -> Response:
@@ -283,7 +288,7 @@ async def design(request: Request) -> Response:
     if not name or any(getattr(problem, "key", "") == "name" for problem in wrong):
         raise UserError(Problem("name", "letters, digits, '.', '_' and '-', starting with a letter or digit", name))
     if (MODELS / name).exists() and not body.get("replace"):
-        return answer({"exists": str(MODELS / name)}, 409)
+        return _exists(MODELS / name)
     return answer(await lab_of(request).data.call("write_design", design=name, values=resolved.values))
 
 

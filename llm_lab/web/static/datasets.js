@@ -6,6 +6,17 @@ import { forgetFields, makeField } from "./fields.js";
 const kind = data.form.examples;
 const looked = new Map(); // what was found in a dataset, by its keys
 
+const COLUMN_NAMES = {
+  messages: "The messages",
+  prompt: "The question",
+  completion: "The answer to train on",
+  chosen: "The better answer",
+  rejected: "The worse answer",
+  answer: "The reference answer",
+  text: "The text",
+  text_column: "The text",
+};
+
 const current = () => draft.raw.data ?? [];
 const put = (sets) => answer({ path: "data", value: sets });
 
@@ -62,7 +73,7 @@ function makeSet(index, templates) {
   const options = el("details", {}, el("summary", {}, "Path, split, weight"), path.element, rest.map((one) => one.element));
   const title = el("b.mono", {});
   const element = el("section.entry.dataset", { "aria-label": `Dataset ${index + 1}` }, el("div.label-row", {}, title, remove), found, columns.length ? columnBox : null, options);
-  const show = (result) => showFound(found, result, current()[index], () => look(true));
+  const show = (result) => showFound(found, result, index, () => look(true));
   async function look(download = false) {
     const source = current()[index];
     if (!source) return;
@@ -76,8 +87,6 @@ function makeSet(index, templates) {
       const result = await looked.get(key);
       if (JSON.stringify([current()[index], kind, download]) !== key) return;
       show(result);
-      columnBox.open ||= result.ask_columns;
-      for (const one of columns) one.offer?.(result.columns);
       offerColumns(columnBox, result.columns);
     } catch (error) {
       looked.delete(key);
@@ -105,21 +114,51 @@ function offerColumns(box, columns) {
   for (const input of box.querySelectorAll("input")) input.setAttribute("list", list.id);
 }
 
-function showFound(box, result, source, download) {
+function showFound(box, result, index, download) {
   const parts = [];
-  if (result.problem) parts.push(el("p.error", { role: "alert" }, result.problem));
+  const asks = result.ask_columns && result.columns.length;
+  if (asks) parts.push(el("p.warn", {}, "The columns are not recognized. Choose below which column is what."));
+  else if (result.problem) parts.push(el("p.error", { role: "alert" }, result.problem));
   else if (result.description) parts.push(el("p.good", {}, result.description));
-  if (result.ask_columns && result.forms) {
-    const ways = result.forms.map(([name, fields]) => `${name}: ${fields.join(", ")}`).join("; ");
-    parts.push(el("p.help", {}, `Say below which column is what. A row can be ${ways}. Its columns are: ${result.columns.join(", ")}.`));
-  }
   if (result.on_hub && !result.rows.length) {
     const button = el("button", { type: "button" }, "Download it and show the first rows");
     button.addEventListener("click", download);
     parts.push(el("div", {}, button));
   }
+  if (asks) parts.push(makeColumnChoice(result, index));
   if (result.rows.length) parts.push(makePreview(result.rows, result.columns));
   fill(box, parts);
+}
+
+/** Which column is what: what a row is, and a column for each part of it. */
+function makeColumnChoice(result, index) {
+  const forms = result.forms ?? [["a text", ["text_column"]]];
+  const optional = result.optional ?? [];
+  const body = el("div.pair", {});
+  const use = el("button.primary", { type: "button" }, "Use these columns");
+  let selects = [];
+  const buttons = forms.map(([name, fields]) => {
+    const button = el("button", { type: "button", "aria-pressed": "false" }, name);
+    button.addEventListener("click", () => choose(name, fields));
+    return [name, button];
+  });
+  function choose(name, fields) {
+    for (const [one, button] of buttons) button.setAttribute("aria-pressed", String(one === name));
+    selects = fields.map((field, at) => {
+      const may = optional.includes(field);
+      const select = el("select", { id: `column-${index}-${field}` }, may && el("option", { value: "" }, "none"), result.columns.map((column) => el("option", { value: column }, column)));
+      if (!may || result.columns.length >= fields.length) select.value = result.columns[Math.min(at, result.columns.length - 1)] ?? "";
+      return [field, select];
+    });
+    fill(body, selects.map(([field, select]) => el("div.field", {}, el("label", { for: select.id }, COLUMN_NAMES[field] ?? field), select)));
+  }
+  use.addEventListener("click", () => {
+    const chosen = Object.fromEntries(selects.map(([field, select]) => [field, select.value]).filter(([, column]) => column));
+    const { text_column: text, ...columns } = chosen;
+    put(current().map((one, at) => (at !== index ? one : text ? { ...one, text_column: text } : { ...one, columns })));
+  });
+  choose(...forms[0]);
+  return el("div.columns-choice", {}, forms.length > 1 ? el("div.inline", {}, el("span", {}, "A row is"), el("div.segmented", { role: "group", "aria-label": "A row is" }, buttons.map(([, button]) => button))) : null, body, el("div", {}, use));
 }
 
 /** The first rows of a dataset as a table. Everything in it is text. */

@@ -1,0 +1,94 @@
+"""What the form asks of the server: saving, starting, and what both refuse."""
+
+import json
+
+import pytest
+from support.old_runs import unpack
+from support.web_server import serving
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    home = tmp_path_factory.mktemp("new-run-api")
+    unpack(home)
+    with serving(home) as running:
+        yield running
+
+
+PRETRAIN = {"stage": "pretrain", "name": "first", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+
+
+def refusal(server, path, body, status=400):
+    answered, _, text = server.ask("POST", path, body)
+    assert answered == status, text
+    return json.loads(text)
+
+
+def test_a_recipe_is_saved_and_replaced_only_with_a_yes(server):
+    first = server.api("/api/new/save", {"recipe": PRETRAIN, "name": "mine"})
+    assert first == {"file": "configs/mine.yaml"}
+    before = (server.home / "configs/mine.yaml").read_text()
+    other = {**PRETRAIN, "seed": 7}
+    again = refusal(server, "/api/new/save", {"recipe": other, "name": "mine"}, 409)
+    assert "configs/mine.yaml exists" in again["problems"][0]["text"]
+    assert (server.home / "configs/mine.yaml").read_text() == before
+    server.api("/api/new/save", {"recipe": other, "name": "mine", "replace": True})
+    assert "seed: 7" in (server.home / "configs/mine.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", ".hidden", "", "a\0b"])
+def test_a_recipe_is_saved_in_configs_only(server, name):
+    said = refusal(server, "/api/new/save", {"recipe": {**PRETRAIN, "name": "x"}, "name": name or "/"})
+    assert "a name without folders" in said["problems"][0]["text"]
+
+
+def test_a_draft_with_problems_does_not_start_and_names_its_keys(server):
+    wrong = {**PRETRAIN, "train": {"max_steps": 0}, "optimizer": {"learning_rate": -1}}
+    said = refusal(server, "/api/new/start", {"recipe": wrong})
+    assert {problem["key"] for problem in said["problems"]} == {"train.max_steps", "optimizer.learning_rate"}
+    assert not (server.home / "configs/first.yaml").exists()
+
+
+def test_what_this_machine_lacks_is_said_before_anything_is_written(server):
+    said = refusal(server, "/api/new/start", {"recipe": {**PRETRAIN, "name": "on-a-gpu", "device": "cuda"}})
+    assert "device" in said["problems"][0]["text"]
+    assert not (server.home / "configs/on-a-gpu.yaml").exists()
+
+
+def test_python_code_that_never_ran_here_is_not_started_and_the_command_is_shown(server):
+    (server.home / "rewards.py").write_text("open('ran', 'w')\ndef polite(completions, **columns): return [1.0]\n")
+    recipe = {"stage": "grpo", "name": "polite", "device": "cpu", "grpo": {"max_completion_length": 8}, "model": {"checkpoint": "checkpoints/tiny-sft"}}
+    recipe |= {"data": [{"path": "builtin:sums"}], "rewards": [{"python": "rewards.py:polite"}]}
+    said = refusal(server, "/api/new/start", {"recipe": recipe})["problems"][0]
+    assert said["key"] == "rewards.0.python"
+    assert "llm-lab run configs/polite.yaml" in said["text"]
+    assert (server.home / "configs/polite.yaml").is_file()  # the shown command can be typed as it is
+    assert not (server.home / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "query", ["stage=nothing", "recipe=../secret", "recipe=/etc/passwd", "from=nothing", "from=../../etc"]
+)
+def test_an_address_of_the_form_reaches_no_other_file(server, query):
+    assert server.ask("GET", f"/new?{query}")[0] == 404
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo", "reward", "grpo", "ppo", "merge", "eval", "export"])
+def test_every_stage_has_a_form(server, stage):
+    assert server.ask("GET", f"/new?stage={stage}")[0] == 200
+
+
+def test_every_shipped_recipe_and_a_run_can_be_taken_up(server):
+    for name in ("demo", "stories", "sft-lora-1b", "grpo-gsm8k"):
+        assert server.ask("GET", f"/new?recipe={name}")[0] == 200
+    for name in ("tiny-sft", "life", "tiny-grpo"):
+        assert server.ask("GET", f"/new?from={name}")[0] == 200
+
+
+def test_the_models_page_lists_the_library_and_the_runs(server):
+    text = server.ask("GET", "/models")[2]
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert {"tiny", "tiny-sft"} <= {run["name"] for run in data["runs"]}
+    library = {row["name"]: row for row in data["library"]}
+    assert [one["name"] for one in library["openai-community/gpt2"]["methods"]] == ["all weights", "LoRA", "QLoRA"]
+    assert all(one["reason"] for row in library.values() for one in row["methods"])
