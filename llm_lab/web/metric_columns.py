@@ -250,7 +250,7 @@ def _thin(x: array[float], y: array[float], pixels: int, finite: bool) -> dict[s
     return {**points, "means": {"x": mean_x, "y": mean_y}, "of": len(x)}
 
 
-MOST_FILES = 64
+MOST_FILES = 256
 _open: OrderedDict[Path, Columns] = OrderedDict()
 _lock = threading.Lock()
 

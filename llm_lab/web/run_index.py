@@ -79,6 +79,11 @@ def seconds_left(rows: list[dict[str, Any]], max_steps: int | None) -> float | N
     return max(0.0, (max_steps - step) * (last - then) / (step - first))
 
 
+def stage_text(begun: int, total: int, name: str | None) -> str:
+    """Return at which stage a pipeline is."""
+    return f"stage {begun} of {total}: {name}" if name else f"starting the first of {total} stages"
+
+
 def newest_rows(metrics: Path) -> list[dict[str, Any]]:
     """Return the last rows of metrics.jsonl, oldest first, without reading the rest of it."""
     try:
@@ -165,12 +170,16 @@ class RunIndex:
         if depth < DEEPEST:
             for child in inner:
                 self._add(found, child, f"{name}/{child.name}", name, depth + 1)
-        children = [one for one in found.values() if one["parent"] == name]
+        children = [found[one] for one in (f"{name}/{child.name}" for child in inner) if one in found]
         row["children"] = len(children)
         if "planned" in base:
             row |= _state_of_sweep(base["planned"], children)
         elif base["facts"] is not None:
             row |= self._state(name, run, base)
+        if row["kind"] == PIPELINE and row["status"] == "running":
+            row["numbers"] = [
+                stage_text(len(children), len(base["inner"]), children[-1]["label"] if children else None)
+            ]
 
     def _read(self, name: str, stamp: Stamp, read: Any) -> Row:
         known = self._known.get(name)

@@ -25,7 +25,7 @@ from llm_lab.safe_text import printable
 
 from .addresses import name_in
 from .metric_columns import Columns, columns_of
-from .run_index import STATUS_NOTES, max_steps_of, seconds_left, status_word
+from .run_index import STATUS_NOTES, max_steps_of, seconds_left, stage_text, status_word
 from .run_texts import evaluation_row
 
 SPEED_ROWS = 40  # the newest rows, from which the time left is estimated
@@ -91,6 +91,7 @@ def head_of(run: RunFolder) -> dict[str, Any]:
     results = {key: value for key, value in (facts.get("results") or {}).items() if is_number(value)}
     latest = columns.latest() if status in ("running", "died") else {}
     numbers = results | {key: value for key, value in latest.items() if key not in ("learning_rate", "grad_norm")}
+    stages = [_stage_row(one) for one in inner_runs(run, facts)]
     stage = stage_of(facts)
     error = facts.get("error")
     return {
@@ -100,12 +101,12 @@ def head_of(run: RunFolder) -> dict[str, Any]:
         "stage": stage.label if stage else None,
         "about": _about(facts),
         "stats": list(_stats(facts, status, numbers, columns, max_steps_of(run, facts))),
-        "progress": _progress(status, numbers, max_steps_of(run, facts)),
+        "progress": _progress(status, numbers, max_steps_of(run, facts)) or _stage_progress(facts, status, stages),
         "actions": _actions(run, facts, status),
         "warnings": [printable(text) for text in warnings_of(run, columns.broken)],
         "results": result_rows(numbers),
         "plan": _plan(facts, status, numbers, columns, max_steps_of(run, facts)),
-        "stages": [_stage_row(one) for one in inner_runs(run, facts)],
+        "stages": stages,
         "scores": _scores(facts),
         "evaluations": [evaluation_row(row) for row in reversed(evaluations_of(run.path))],
         "proof": [printable(line) for line in describe_proof(facts["proof"])] if facts.get("proof") else [],
@@ -169,6 +170,15 @@ def _progress(status: str, numbers: Mapping[str, float], max_steps: int | None) 
     if step is None or max_steps is None or status == "done":
         return None
     return {"share": min(1.0, step / max_steps), "text": f"step {step:,.0f} of {max_steps:,}"}
+
+
+def _stage_progress(facts: Mapping[str, Any], status: str, stages: list[dict[str, Any]]) -> dict[str, Any] | None:
+    begun = [one for one in stages if one["begun"]]
+    if status != "running" or "stages" not in facts or not stages:
+        return None
+    done = sum(one["status"] == "done" for one in begun)
+    text = stage_text(len(begun), len(stages), begun[-1]["name"] if begun else None)
+    return {"share": done / len(stages), "text": text}
 
 
 def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str, Any]:

@@ -102,3 +102,11 @@ def test_500_runs_are_listed_in_a_moment_and_the_next_look_is_quicker_still(inde
     assert len(data["rows"]) == 500
     assert first < 1.5  # 0.06 s on an idle machine
     assert again < 0.5
+
+
+def test_a_pipeline_at_work_says_at_which_stage_it_is(index, tmp_path):
+    outer = write_run(tmp_path, "life", status="running", stages=["sft", "merge", "dpo"])
+    write_run(tmp_path, "life/sft")
+    write_run(tmp_path, "life/merge", status="running")
+    with hold(outer):
+        assert index.rows()["life"]["numbers"] == ["stage 2 of 3: merge"]

@@ -1,6 +1,6 @@
 // Several runs in one picture per measure, and what they differ in.
 import { Curves, lookOf } from "./curves.js";
-import { api, askNow, data, el, fill, find, showError } from "./lab.js";
+import { api, askNow, data, el, fill, find, showError, watch } from "./lab.js";
 
 let compared = data;
 let curves = null;
@@ -38,7 +38,11 @@ async function change(names) {
 function show() {
   const shown = sources();
   find("#nothing").hidden = shown.length > 0;
-  fill(find("#chosen"), shown.map((one, at) => chip(one, compared.runs[at])));
+  const signature = JSON.stringify(compared.runs);
+  if (find("#chosen").dataset.signature !== signature) {
+    find("#chosen").dataset.signature = signature; // a button that has the focus keeps it
+    fill(find("#chosen"), shown.map((one, at) => chip(one, compared.runs[at])));
+  }
   if (!curves && shown.length) {
     curves = new Curves(find("#curves"), [], { onRows: (source, update) => !update.complete && askNow() });
   }
@@ -125,3 +129,15 @@ find("#add").addEventListener("submit", (event) => {
 });
 
 show();
+
+// The numbers of runs that work change: at most once in five seconds.
+let refreshing = false;
+watch("runs", (update) => {
+  const names = new Set(compared.runs.map((run) => run.name));
+  if (!update || update.all || refreshing || !update.rows.some((row) => names.has(row.name))) return;
+  refreshing = true;
+  setTimeout(() => {
+    refreshing = false;
+    change(compared.runs.map((run) => run.name));
+  }, 5000);
+});

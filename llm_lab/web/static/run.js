@@ -32,7 +32,7 @@ function showHead() {
     const bar = progress.querySelector("progress") ?? progress.appendChild(el("progress", { max: 1, "aria-label": "Progress" }));
     const text = progress.querySelector("span") ?? progress.appendChild(el("span.soft.numeric", {}));
     bar.value = head.progress.share;
-    text.textContent = `${head.progress.text} (${Math.floor(100 * head.progress.share)} %)`;
+    text.textContent = kind === "run" ? `${head.progress.text} (${Math.floor(100 * head.progress.share)} %)` : head.progress.text;
   }
   const stats = find("#stats");
   stats.hidden = !head.stats.length;
@@ -431,7 +431,7 @@ TABS[current]();
 watch(
   `run:${name}`,
   (update, problems) => {
-    if (problems) return toast(problems[0].text, "bad");
+    if (problems) return fill(find("#notices"), el("div.notice.bad", { role: "alert" }, problems[0].text));
     const before = head.status;
     head = update;
     if (busy === "stop" && head.status !== "running") busy = null;
