@@ -117,9 +117,9 @@ MENU = (
     Entry("look", look_inside.TITLE, "attention, heads, what each layer predicts"),
     _of_stage(EXPORT),
     Entry("experiments", EXPERIMENTS, "studies that train small models and show what happens"),
+    Entry("sweep", "Sweep", "compare values of a key, with several seeds"),
     Entry("checkpoints", RUNS, "status, results, lineage, resume"),
     Entry("replay", REPLAY, "run a recipe file, with or without changes"),
-    Entry("sweep", "Sweep", "compare values of a key, with several seeds"),
     Entry("doctor", "Doctor", "what this machine can do"),
 )
 

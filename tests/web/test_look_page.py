@@ -115,6 +115,8 @@ def test_the_slider_shows_another_checkpoint_of_the_run_and_is_moved_by_keyboard
         slider.press(key)
         loss = text_loss(model, encode(model, tokenizer, TEXT)[0])
         expect(facts).to_contain_text(f"{loss:.3f}")
+        named = "tiny" if place == "model" else f"checkpoints/tiny/{place}"
+        expect(looked.locator("#command")).to_contain_text(f"llm-lab look {named} --prompt")
     expect(slider).to_have_attribute("aria-valuetext", "step 20")
 
 
@@ -154,6 +156,17 @@ def test_what_can_not_be_looked_at_is_one_clear_message(server, run):
     assert "it is a single token" in ask(model="tiny", prompt="a")
     assert "does not begin with -" in ask(model="--trust-remote-code")
     assert "at most 200,000" in ask(model="tiny", prompt="a" * 200_001)
+
+
+@pytest.mark.slow
+def test_the_standalone_report_is_written_by_the_command(looked, run):
+    from playwright.sync_api import expect
+
+    looked.get_by_role("button", name="Write the report").click()
+    expect(looked.locator("#report-log pre")).to_contain_text(
+        "Pictures: checkpoints/tiny/look/look.html", timeout=120_000
+    )
+    assert (run / "look" / "look.html").is_file()
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ find("#no-against").addEventListener("click", () => {
 async function describe(step) {
   if (!state.model) return;
   const name = state.model;
-  const found = await api("/api/look/model", { body: { ...asked(), checkpoint: undefined } });
+  const found = await api("/api/look/model", { body: asked() });
   if (name !== state.model) return;
   if (JSON.stringify(found.points) !== JSON.stringify(state.points)) {
     state.points = found.points;
@@ -124,6 +124,7 @@ function show(found, body) {
   find("#found").hidden = false;
   if (!prompt.value.trim()) prompt.value = found.text;
   views.show(found);
+  describe().catch(() => {}); // the command is that of this checkpoint and text
   const point = state.points[state.at];
   const query = new URLSearchParams({ model: body.model, ...(body.against ? { against: body.against } : {}), ...(body.prompt ? { prompt: body.prompt } : {}), ...(point && state.at !== state.own ? { step: point.number } : {}) });
   history.replaceState(null, "", `/look?${query}${location.hash}`);
@@ -171,7 +172,8 @@ find("#report").addEventListener("click", async () => {
   const button = find("#report");
   const log = find("#report-log");
   button.disabled = true;
-  log.hidden = log.open = true;
+  log.hidden = false;
+  log.open = true;
   try {
     const { launch } = await api("/api/look/report", { body: { ...asked(), steps: state.points.length > 1 } });
     for (;;) {

@@ -2,7 +2,9 @@
 import { color, el, fill } from "./lab.js";
 import { colorAt, inkOn } from "./maps.js";
 
-const text = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
+/** A number with as many decimals; no sign before a zero. */
+export const text = (value, digits = 2) =>
+  value === null || value === undefined ? "–" : value.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
 
 function foldedTable(head, rows) {
   const box = el("details.numbers", {}, el("summary", {}, "As a table"));

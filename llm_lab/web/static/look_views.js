@@ -1,13 +1,12 @@
 // The views of what was measured inside a model. Each is built once for a model and a text, and drawn again with the
 // numbers of another checkpoint.
 import { color, el, fill, find, number, showError } from "./lab.js";
-import { curves, heatmap } from "./look_charts.js";
+import { curves, heatmap, text as fixed } from "./look_charts.js";
 import { attentionSet, colorsOf, explorer, lensReader, nameOf, percent, similaritySet } from "./maps.js";
 import { sortableTable } from "./study_parts.js";
 
 const isDark = () => getComputedStyle(document.documentElement).colorScheme === "dark" ||
   (getComputedStyle(document.documentElement).colorScheme !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
-const fixed = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
 const signed = (value) => (value > 0 ? "+" : "") + fixed(value, 3);
 const headName = (layer, head) => `L${layer}H${head}`;
 const layerNames = (count) => ["input", ...Array.from({ length: count - 1 }, (_, at) => String(at))];
