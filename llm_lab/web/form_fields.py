@@ -9,6 +9,7 @@ from typing import Any
 from llm_lab.recipe.fields import Group, Key, groups_of, keys_of
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.validate import find_key
 from llm_lab.wizard.key_questions import allowed
 
 TABS = ("model", "data", "training", "testing")
@@ -30,7 +31,7 @@ TAB_OF = {
     "tasks": "testing",
 }
 # Keys outside of groups, by tab.
-LOOSE = {"model": "Tokenizer and chat template", "data": "Reading", "training": "Device and seed", "testing": "Testing"}
+LOOSE = {"model": "Chat template", "data": "Reading", "training": "Device and seed", "testing": "Testing"}
 SECTIONS = {
     "model": "Model",
     "lora": "Adapter",
@@ -59,6 +60,8 @@ ORDER = (
     "samples",
     "forgetting",
 )
+# Sections that one key is enough to name.
+TITLE_OF = {"tokenizer": "Tokenizer", "train.eval_steps": "How often it is evaluated"}
 PLACED = ("name", "stage")  # next to the start button; in the page's address
 TOKENIZER = "tokenizer"  # one value that can be named in three ways
 
@@ -95,19 +98,28 @@ def _sections(stage: str, fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
         key = keys.get(name)
         stage_name = STAGES[name].label if name in STAGES else name.capitalize()
         title = SECTIONS.get(name) or (f"{stage_name} settings" if name else LOOSE[own[0]["tab"]])
-        title = "How often it is evaluated" if own[0]["path"] == "train.eval_steps" else title
-        is_list = key is not None and key.kind == "list"
+        title = TITLE_OF.get(own[0]["path"], title)
         sections.append(
             {
                 "name": name,
                 "title": title,
                 "help": key.help if key is not None and name in optional else "",
                 "can_be_off": name in optional,  # switched on and off as a whole
-                "is_list": is_list,
+                "lists": {path: _about_list(stage, path) for path in _lists_in(own)},
                 "fields": own,
             }
         )
     return sections
+
+
+def _lists_in(fields: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(field["path"].split(".N.")[0] for field in fields if ".N." in field["path"]))
+
+
+def _about_list(stage: str, path: str) -> dict[str, Any]:
+    key = find_key(STAGES[stage].recipe, path)
+    assert key is not None, path
+    return {"help": key.help, "derived": key.derived}
 
 
 def _rank(section: str) -> int:
@@ -189,7 +201,7 @@ def _field(key: Key, of: str | None) -> dict[str, Any]:
         "derived": key.derived,
         "default": None if key.required or key.default is None else as_text(key.default),
         "names": key.names,
-        "common": bool(key.question) and not key.meta.get("advanced"),
+        "common": key.path == TOKENIZER or (bool(key.question) and not key.meta.get("advanced")),
     }
 
 

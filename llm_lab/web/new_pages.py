@@ -50,7 +50,7 @@ def new_page(request: Request) -> Response:
         if "stages" in raw:
             return _pipeline_page(request, file)
         raw = expand_forgetting(expand_model(raw))
-        return _form_page(request, {"name": file.stem, **raw}, str(file))
+        return _form_page(request, {"name": file.stem, **raw}, file.stem if file.is_absolute() else str(file))
     stage = asked.get("stage")
     if stage is None:
         return page(request, "new.html", title="New run", **_choices())

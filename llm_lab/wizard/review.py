@@ -198,12 +198,9 @@ def recipe_text(raw: Mapping[str, Any], resolved: Resolved, path: Path) -> str:
 def answers_of(raw: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
     """Return what a draft's recipe file says: its answers, without those that mean nothing."""
     fields = type(resolved.recipe).model_fields
-    # An empty group switches on what is off by default, and null switches off what is on: both mean something.
-    return {
-        key: value
-        for key, value in raw.items()
-        if value not in ({}, None) or (value is None) != (fields[key].default is None)
-    }
+    # Null switches off what would be on, also an adapter that memory would require. An empty group switches on what is
+    # off by default.
+    return {key: value for key, value in raw.items() if value != {} or fields[key].default is None}
 
 
 def _with_suffix(path: Path) -> Path:

@@ -57,7 +57,13 @@ def test_what_this_machine_lacks_is_said_before_anything_is_written(server):
 
 def test_python_code_that_never_ran_here_is_not_started_and_the_command_is_shown(server):
     (server.home / "rewards.py").write_text("open('ran', 'w')\ndef polite(completions, **columns): return [1.0]\n")
-    recipe = {"stage": "grpo", "name": "polite", "device": "cpu", "grpo": {"max_completion_length": 8}, "model": {"checkpoint": "checkpoints/tiny-sft"}}
+    recipe = {
+        "stage": "grpo",
+        "name": "polite",
+        "device": "cpu",
+        "grpo": {"max_completion_length": 8},
+        "model": {"checkpoint": "checkpoints/tiny-sft"},
+    }
     recipe |= {"data": [{"path": "builtin:sums"}], "rewards": [{"python": "rewards.py:polite"}]}
     said = refusal(server, "/api/new/start", {"recipe": recipe})["problems"][0]
     assert said["key"] == "rewards.0.python"

@@ -34,7 +34,7 @@ export function makeField(field, { path = field.path, about = "", label = field.
   const name = el(control.group ? "span.label" : "label", control.group ? { id: `${id}-label` } : { for: id }, about, label);
   const head = el("div.label-row", {}, name, reset, el("code.key", {}, path));
   const isCheck = control.isCheck;
-  const element = el("div.field", {}, head, help, control.element, derived, error, why);
+  const element = el("div.field", {}, head, help, control.note, control.element, derived, error, why);
   if (isCheck) {
     element.classList.add("is-check");
     head.prepend(control.element);
@@ -136,13 +136,14 @@ const CONTROLS = {
 
   check(field, path, id) {
     const input = el("input", { type: "checkbox", id });
-    const note = el("span.soft.small", {});
+    const note = el("p.help", {});
     input.addEventListener("change", () => {
       const text = String(input.checked);
       answer(text === field.default ? { path, value: null } : { path, text });
     });
     return {
-      element: el("span.inline", {}, input, note),
+      element: input,
+      note,
       isCheck: true,
       inputs: [input],
       focus: () => input.focus(),
@@ -279,8 +280,10 @@ function offeredFor(field) {
 }
 
 /** A list of entries with the same keys, such as the terms of a reward. */
-export function makeEntries(section, prefix, templates, { title, fresh, shown = () => true }) {
-  const box = el("div.stack", {});
+export function makeEntries(section, prefix, templates, { title, about, fresh, shown = () => true }) {
+  const list = el("div.stack", {});
+  const derived = el("p.derived", {});
+  const box = el("div.stack", {}, about.help && el("p.help", {}, sentence(about.help)), derived, list);
   let count = -1;
   let own = [];
   const current = () => prefix.split(".").reduce((node, step) => node?.[step], draft.raw);
@@ -299,7 +302,9 @@ export function makeEntries(section, prefix, templates, { title, fresh, shown = 
       });
       const add = el("button", { type: "button" }, `Add a ${title.toLowerCase()}`);
       add.addEventListener("click", () => answer({ path: prefix, value: [...(current() ?? []), fresh()] }));
-      fill(box, cards, el("div", {}, add));
+      fill(list, cards, el("div", {}, add));
+      derived.textContent = about.derived && !entries.length ? `Derived: ${about.derived}.` : "";
+      derived.hidden = !derived.textContent;
     }
     for (const one of own) {
       const index = Number(one.path.slice(prefix.length + 1).split(".")[0]);

@@ -30,13 +30,13 @@ function makeSection(section) {
   parts.push(el("div.fields", {}, common.map((one) => one.element)));
   for (const list of lists.filter((name) => name !== "data")) {
     const templates = section.fields.filter((field) => field.path.startsWith(`${list}.N.`));
-    parts.push(makeEntries(section.name, list, templates, { title: "Reward", fresh: () => ({ name: "exact_match" }), shown: showsOption }));
+    parts.push(makeEntries(section.name, list, templates, { title: "Reward", about: section.lists[list], fresh: () => ({ name: "exact_match" }), shown: showsOption }));
   }
   const more = rest.filter((one) => one.element.parentElement === null || !one.element.closest(".model-choice"));
   const details = more.length ? el("details.more", {}, el("summary", {}, "More options"), more.map((one) => one.element)) : null;
   if (section.name === "model" && form.from_scratch) parts.push(details, makeDesign());
   else parts.push(details);
-  const element = el("section.card.section", { id: `section-${section.name || "general"}` }, el("h2", {}, section.title), section.help && section.name !== "model" && section.name !== "data" ? el("p.help", {}, sentence(section.help)) : null, parts);
+  const element = el("section.card.section", { "data-section": section.name }, el("h2", {}, section.title), section.help && section.name !== "model" && section.name !== "data" ? el("p.help", {}, sentence(section.help)) : null, parts);
   sections.push({ element, fields: made, more: details, own: more });
   return element;
 }
@@ -89,7 +89,7 @@ fill(find("#plan"), makePlan(makeField(placed), goTo));
 
 const tabOf = (key) => {
   const holder = [...fields].filter((one) => key === one.path || key.startsWith(`${one.path}.`) || one.path.startsWith(`${key}.`))[0];
-  return holder?.element.closest("[role=tabpanel]") ?? find(`#section-${key.split(".")[0]}`)?.closest("[role=tabpanel]") ?? null;
+  return holder?.element.closest("[role=tabpanel]") ?? find(`[data-section="${CSS.escape(key.split(".")[0])}"]`)?.closest("[role=tabpanel]") ?? null;
 };
 
 function goTo(key) {
@@ -101,7 +101,7 @@ function goTo(key) {
   if (key === "data") find("#file")?.focus();
   else if (key === "model.checkpoint") (find(".model-choice .rows input") ?? find(".model-choice input"))?.focus();
   else field?.focus();
-  (field?.element ?? find(`#section-${key.split(".")[0]}`))?.scrollIntoView({ block: "center" });
+  (field?.element ?? find(`[data-section="${CSS.escape(key.split(".")[0])}"]`))?.scrollIntoView({ block: "center" });
 }
 
 onLook(() => {

@@ -126,16 +126,18 @@ export function makeScratchChoice(fields) {
 /** Switch an adapter on and off: all weights, LoRA, QLoRA. */
 export function makeAdapterChoice() {
   const ways = [
-    ["all", "All weights", { path: "lora", value: null }],
-    ["lora", "LoRA", null],
-    ["qlora", "QLoRA", null],
+    ["all", "All weights"],
+    ["lora", "LoRA"],
+    ["qlora", "QLoRA"],
   ];
   const note = el("p.help", {});
   const buttons = ways.map(([name, title]) => {
     const button = el("button", { type: "button", "aria-pressed": "false" }, title);
     button.addEventListener("click", () => {
       const { load_in_4bit: before, ...rest } = draft.raw.lora ?? {};
-      answer({ path: "lora", value: name === "all" ? null : name === "qlora" ? { ...rest, load_in_4bit: true } : rest });
+      // Left out, it could become an adapter again where memory requires one.
+      if (name === "all") answer({ path: "lora", off: true });
+      else answer({ path: "lora", value: name === "qlora" ? { ...rest, load_in_4bit: true } : rest });
     });
     return [name, button];
   });
@@ -148,8 +150,9 @@ export function makeAdapterChoice() {
       button.setAttribute("aria-pressed", String(name === now));
       button.disabled = name === "qlora" && Boolean(why);
     }
-    note.textContent = why ? `QLoRA is not possible: ${why}.` : "";
-    note.hidden = !why;
+    const derived = draft.raw.lora === undefined ? seen.reasons?.["lora.preset"] : null;
+    note.textContent = [derived && `Derived: ${derived}.`, why && `QLoRA is not possible: ${why}.`].filter(Boolean).join(" ");
+    note.hidden = !note.textContent;
   });
   return el("div", {}, el("div.segmented", { role: "group", "aria-label": "What is trained" }, buttons.map(([, button]) => button)), note);
 }

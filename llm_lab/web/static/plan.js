@@ -1,6 +1,6 @@
 // Always in view: what the run needs, its recipe, its command, and the buttons that start and save it.
 import { api, codeBlock, data, duration, el, fill, find, LabError, number, showError, toast } from "./lab.js";
-import { addToLook, draft, forget, onLook, problems, refuse, settled } from "./draft.js";
+import { addToLook, answer, draft, forget, onLook, problems, refuse, settled } from "./draft.js";
 import { bytes } from "./datasets.js";
 import { followLaunch } from "./launch.js";
 
@@ -70,7 +70,7 @@ export function makePlan(name, goTo) {
     fill(
       faults,
       seen.banner && el("p.notice", {}, seen.banner),
-      seen.cannot_start && el("p.notice.bad", {}, seen.cannot_start),
+      seen.cannot_start && el("div.notice.bad", {}, el("p", {}, seen.cannot_start), cudaIsMissing() && useAuto()),
       found.length ? problemList(found, goTo) : null,
     );
     showNumbers();
@@ -130,6 +130,14 @@ function memoryBar(plan) {
   });
   const text = `${plan.fits ? "" : "Does not fit: "}${bytes(plan.memory)} of ${bytes(plan.memory_available)}${plan.assumed ? " (assumed)" : ""}`;
   return el("div.memory", {}, el("div.label-row", {}, el("b", {}, "Memory"), el("span", { class: plan.fits ? "numeric" : "numeric bad" }, text)), el("div.bar", { class: plan.fits ? "bar" : "bar over", role: "img", "aria-label": `Memory: ${text}` }, bars), el("ul.legend", {}, legend));
+}
+
+const cudaIsMissing = () => draft.raw.device !== "auto" && draft.seen.cannot_start?.startsWith("device");
+
+function useAuto() {
+  const button = el("button", { type: "button" }, "Use what this machine has");
+  button.addEventListener("click", () => answer({ path: "device", text: "auto" }));
+  return button;
 }
 
 function problemList(found, goTo) {
