@@ -86,6 +86,8 @@ def test_a_group_is_switched_on_and_off():
     assert "lora" in off["off"]
     assert "lora" not in on["off"]
     assert (on["values"]["lora.preset"], on["problems"]) == ("minimal", [])
+    # Null is kept: left out, an adapter would be derived where all weights need too much memory.
+    assert "lora: null" in look(change(on["raw"], [{"path": "lora", "off": True}]))["recipe"]
     scored = looked_at("grpo", model, data)
     assert "score" not in scored["off"]
     unscored = look(change(scored["raw"], [{"path": "score", "off": True}]))
