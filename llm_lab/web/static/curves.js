@@ -98,6 +98,7 @@ export class Curves {
       } else {
         source.points = data.points;
         source.detail = null;
+        if (this.range?.[0] > this.whole()[1]) this.range = null; // a run that starts again from before the zoom
         if (this.range) this.refine();
       }
       source.rows = data.rows;
@@ -401,7 +402,7 @@ class Chart {
       series: [{}, ...series],
       axes: [
         { ...axis, size: 28, space: 70, incrs: curves.axis === "step" ? whole() : undefined, values: (plot, marks) => marks.map((mark) => curves.writeX(mark)) },
-        { ...axis, size: 58, space: 34, values: (plot, marks) => marks.map((mark) => (mark === null ? "" : this.mark(mark, marks))) },
+        { ...axis, size: 58, space: 34, ...(this.log ? { splits: (plot, at, low, high) => logMarks(low, high), filter: (plot, marks) => marks } : {}), values: (plot, marks) => marks.map((mark) => (mark === null ? "" : this.mark(mark, marks))) },
       ],
       legend: { show: false },
       cursor: {
@@ -440,7 +441,10 @@ class Chart {
 
   heights(low, high) {
     if (low === null || high === null) return [0, 1];
-    if (this.log) return uPlot.rangeLog(low, high, 10, false).map((end, at) => (at ? Math.min(end, high * 1.5) : Math.max(end, low / 1.5)));
+    if (this.log) {
+      const factor = Math.max(1.02, (high / low) ** 0.08);
+      return [low / factor, high * factor];
+    }
     const room = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
     if (low < 0) return [low - room, high + room];
     return [this.panel.zero ? 0 : Math.max(0, low - room), high + (high === 0 && this.panel.form === "percent" ? 0.1 : room)];
@@ -458,6 +462,7 @@ class Chart {
     let digits = 0;
     const step = this.log ? size : apart;
     while (digits < 6 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6 * step * 10 ** digits) digits += 1;
+    if (size && digits > 4) return Number(value.toPrecision(3)).toExponential().replace("e+", "e");
     return write(`{:,.${digits}f}`, value);
   }
 
@@ -534,6 +539,26 @@ function thin(rows, columns) {
     for (const at of [least, largest]) if (at !== null) kept.add(at);
   }
   return [...kept].sort((one, other) => one - other);
+}
+
+/** Marks of a logarithmic axis: 1, 2 and 5 of each power of ten; even steps where the axis is shorter than that. */
+function logMarks(low, high) {
+  const decades = Math.log10(high / low);
+  const found = [];
+  if (decades < 0.8) {
+    const rough = (high - low) / 5;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].find((one) => one * power >= rough) * power;
+    for (let mark = Math.ceil(low / step); mark * step <= high; mark += 1) found.push(Number((mark * step).toPrecision(8)));
+    return found;
+  }
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    for (const one of decades > 3 ? [1] : [1, 2, 5]) {
+      const mark = Number((one * 10 ** power).toPrecision(8));
+      if (mark >= low && mark <= high) found.push(mark);
+    }
+  }
+  return found;
 }
 
 function whole() {
