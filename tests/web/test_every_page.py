@@ -48,7 +48,8 @@ def screen(request, chromium):
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_is_accessible_and_fits_the_screen(lived_in, screen, path):
     screen.goto(lived_in.link)
-    screen.goto(lived_in.address + path)
+    response = screen.goto(lived_in.address + path)
+    assert response.status == (404 if path == "/nothing" else 200)
     screen.wait_for_load_state("networkidle")
     found = axe.Axe().run(screen).response["violations"]
     serious = [
