@@ -38,6 +38,8 @@ STATUS_NOTES = {
     "broken": "Its run.json can't be read.",
     "unknown": "Its run.json names no status.",
 }
+# What values raise that we have not written, such as an integer of a thousand digits.
+STRANGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 AT_MOST_EVERY = 0.4  # seconds between two looks at the disk, however many pages ask
 TAIL_BYTES = 16_384  # of metrics.jsonl: the newest rows
 DEEPEST = 3  # a cell of a sweep may be a pipeline
@@ -156,7 +158,7 @@ class RunIndex:
         run = RunFolder(path)
         stamp = stamp_of(run.run_json)
         if stamp is not None:
-            base = self._read(name, stamp, lambda: _row_of_run(run))
+            base = self._read(name, stamp, lambda: _row_of_run(run, *read_facts(run.run_json)))
             inner = [path / child for child in base["inner"]]
         else:
             stamp = stamp_of(path / SWEEP_FILE)
@@ -195,7 +197,11 @@ class RunIndex:
         stamp = stamp_of(run.metrics_path)
         known = self._progress.get(name)
         if known is None or known[0] != stamp:
-            self._progress[name] = known = (stamp, _progress(newest_rows(run.metrics_path), base["max_steps"]))
+            try:
+                progress = _progress(newest_rows(run.metrics_path), base["max_steps"])
+            except STRANGE:
+                progress = {}
+            self._progress[name] = known = (stamp, progress)
         return {"status": status, **known[1]}
 
 
@@ -218,9 +224,15 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _row_of_run(run: RunFolder) -> Row:
+def _row_of_run(run: RunFolder, facts: Mapping[str, Any], damage: str | None) -> Row:
     """Return what run.json says about a run, as long as it does not change."""
-    facts, damage = read_facts(run.run_json)
+    try:
+        return _row_of_facts(run, facts, damage)
+    except STRANGE as error:
+        return _row_of_facts(run, {}, f"{type(error).__name__}: {error}")
+
+
+def _row_of_facts(run: RunFolder, facts: Mapping[str, Any], damage: str | None) -> Row:
     results = facts.get("results") or {}
     stage = stage_of(facts)
     children = facts.get("children")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.runs.folder import RunFolder
 from llm_lab.safe_text import printable, redact_values
 
@@ -23,7 +25,7 @@ from .launches import last_lines, log_of, stop_run
 from .metric_columns import AXES, columns_of
 from .responses import answer, page
 from .run_differences import differences_of
-from .run_index import INDEX, STATUS_NOTES, stamp_of
+from .run_index import INDEX, STATUS_NOTES, STRANGE, stamp_of
 from .run_texts import lineage_of, recipe_of, samples_of
 from .run_view import PICTURES, glossary_of, head_of, outer_of, panels_of, resumed_as
 
@@ -79,7 +81,9 @@ def _compared(request: Request) -> dict[str, Any]:
     names = list(dict.fromkeys(request.query_params.getlist("run")))
     if len(names) > MOST_COMPARED:
         raise UserError(Problem("run", "too many runs at once", value=len(names), allowed=f"at most {MOST_COMPARED}"))
-    return differences_of([find_run(name) for name in names])
+    runs = [find_run(name) for name in names]
+    with _shown(*runs):
+        return differences_of(runs)
 
 
 # What a page asks for
@@ -157,9 +161,23 @@ def _run(name: str) -> RunFolder:
         raise UserError(error.detail) from None
 
 
+@contextmanager
+def _shown(*runs: RunFolder) -> Iterator[None]:
+    """Raise UserError where the block meets values that LLM Lab does not write, such as a number of 400 digits."""
+    try:
+        yield
+    except LabError:
+        raise
+    except STRANGE as error:
+        files = ", ".join(str(run.run_json) for run in runs)
+        raise UserError(Problem(files, f"a value can't be shown ({type(error).__name__}: {error})")) from None
+
+
 def run_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     """Return the state and numbers of a run where any of them has changed."""
-    head = head_of(_run(argument))
+    run = _run(argument)
+    with _shown(run):
+        head = head_of(run)
     now = hashlib.sha256(json.dumps(head, sort_keys=True, default=str).encode()).hexdigest()[:20]
     return None if now == cursor else (now, head)
 

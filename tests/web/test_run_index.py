@@ -110,3 +110,13 @@ def test_a_pipeline_at_work_says_at_which_stage_it_is(index, tmp_path):
     write_run(tmp_path, "life/merge", status="running")
     with hold(outer):
         assert index.rows()["life"]["numbers"] == ["stage 2 of 3: merge"]
+
+
+def test_values_that_no_run_writes_make_one_row_broken_and_not_the_list(index, tmp_path):
+    write_run(tmp_path, "good", results={"eval_loss": 1.5})
+    write_run(tmp_path, "huge", results={"eval_loss": 10**400}, parameters=10**400)
+    write_run(tmp_path, "odd", children={"..": 1, "a/b": 2}, study=3, data=[], results={"step": "many"})
+    alive = write_run(tmp_path, "alive", status="running", rows=[row(1, 10**400)], max_steps=5)
+    with hold(alive):
+        found = {name: one["status"] for name, one in index.rows().items()}
+    assert found == {"good": "done", "huge": "broken", "odd": "done", "alive": "running"}

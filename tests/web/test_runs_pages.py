@@ -273,6 +273,16 @@ def test_text_from_files_stays_text(opened, server):
     assert title.startswith("Runs")
 
 
+def test_a_run_with_values_that_no_run_writes_is_an_error_that_names_its_file(server):
+    write_run(server.home, "huge", results={"eval_loss": 10**400})
+    write_run(server.home, "plain", results={"eval_loss": 1.0})
+    for path in ("/runs/huge", "/compare?run=huge&run=plain"):
+        status, _, text = server.ask("GET", path)
+        assert status == 400
+        assert "huge/run.json" in text
+    assert server.ask("GET", "/")[0] == 200
+
+
 def test_pictures_of_reports_are_served_without_any_rights_and_nothing_else_is(server):
     folder = write_run(server.home, "drawn")
     (folder / "curves.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>')
