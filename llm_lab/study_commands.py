@@ -302,8 +302,8 @@ def duel_from_python(
 
 def _command_again(arguments: argparse.Namespace, *words: str) -> str:
     """Return the command that was given, without what belongs to one call only."""
-    options = [(f"--{name}", getattr(arguments, name, None)) for name in ("preset", "seeds", "jobs", "measure", "name")]
-    given = [
-        [option, str(value)] for option, value in options if value is not None and (option, value) != ("--jobs", 1)
-    ]
+    names = ("preset", "seeds", "by", "jobs", "measure", "name")
+    options = [(f"--{name}", getattr(arguments, name, None)) for name in names]
+    defaults = (("--jobs", 1), ("--by", "both"))
+    given = [[name, str(value)] for name, value in options if value is not None and (name, value) not in defaults]
     return shlex.join(["llm-lab", *words, *arguments.overrides, *(word for pair in given for word in pair)])

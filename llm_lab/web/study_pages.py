@@ -28,7 +28,7 @@ from llm_lab.runs.glossary import name_of
 from llm_lab.runs.lock import exists
 from llm_lab.studies import duel_report
 from llm_lab.studies.cells import CellState, commands_at_work, state_of
-from llm_lab.studies.duel import compare
+from llm_lab.studies.duel import TOKENS, Comparison, compare
 from llm_lab.studies.experiment_files import defaults_of, find_experiment, written
 from llm_lab.studies.grid import Configuration
 from llm_lab.studies.study import REPORT_JSON, shown
@@ -202,7 +202,7 @@ def _older_blocks(folder: Path) -> list[dict[str, Any]]:
 
 def _sweep(sweep: Sweep, status: str) -> dict[str, Any]:
     is_duel = sweep.kind == "duel"
-    report = duel_report.build_report(sweep, compare(sweep)) if is_duel else build_report(sweep)
+    report = duel_report.build_report(sweep, _compared(sweep)) if is_duel else build_report(sweep)
     states = [state_of(cell, sweep.measure) for cell in sweep.cells()]
     return {
         "kind": sweep.kind,
@@ -220,6 +220,11 @@ def _sweep(sweep: Sweep, status: str) -> dict[str, Any]:
         "blocks": _sections(report.blocks()[1:]),
         "resumable": status not in ("running", "done") and _words_of(sweep) is not None,
     }
+
+
+def _compared(duel: Sweep) -> list[Comparison]:
+    """Return what is compared so far; at equal time only once there are runs for it, which not every duel has."""
+    return [one for one in compare(duel) if one.by == TOKENS or one.verdict is not None]
 
 
 def _sections(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:

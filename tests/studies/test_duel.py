@@ -9,7 +9,7 @@ from support.measured_sweeps import fill_cells
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
-from llm_lab.studies.duel import compare, equal_time, plan_duel
+from llm_lab.studies.duel import compare, equal_time, open_duel, plan_duel
 from llm_lab.studies.duel_report import DuelResult, verdict_words, write_duel_report
 
 RATES = "optimizer.learning_rate=0.01,0.02"
@@ -151,6 +151,7 @@ def test_a_duel_runs_from_the_command_line_and_is_skipped_when_it_is_done(capsys
     words = ["duel", "recipe.yaml", RATES, "--seeds", "2", "--by", "tokens", "--name", "d"]
     assert main(words) == 0
     assert "too few seeds to decide" in capsys.readouterr().out
+    assert open_duel("checkpoints/d").command == f"llm-lab {' '.join(words)}"
     assert main(words) == 0
     assert "0 of 4 (4 done)" in capsys.readouterr().out
 

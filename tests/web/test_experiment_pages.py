@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_lab.runs.folder import RunFolder
+from llm_lab.studies.duel import plan_duel
 from llm_lab.studies.experiment_files import list_experiments
 
 OWN = '''"""Sums of numbers, <b>and a picture</b> of them.
@@ -197,6 +198,32 @@ def test_a_sweep_is_planned_before_anything_runs(server, home, recipe):
     assert {"optimizer.learning_rate", "model.hidden_size", "train.max_steps"} <= set(names)
 
 
+def test_the_page_of_a_duel_says_what_was_compared_and_nothing_else(server, home, recipe, monkeypatch):
+    monkeypatch.chdir(home)
+    words = ["optimizer.learning_rate=0.001,0.01"]
+    command = f"llm-lab duel {recipe} {words[0]} --seeds 6 --by tokens --name rates"
+    duel = plan_duel(recipe, words, seeds=6, by="tokens", name="rates", command=command)
+    duel.write()
+    for number, cell in enumerate(duel.cells()):
+        cell.folder.mkdir()
+        is_first = cell.configuration is duel.configurations[0]
+        results = {"eval_loss": 5.0 + is_first + 0.01 * number, "train_tokens": 400, "wall_seconds": 2.0}
+        results["tokens_per_second"] = 400.0 if is_first else 200.0
+        RunFolder(cell.folder).update(
+            status="done", stage="pretrain", results=results, recipe={**cell.recipe, "train": {"max_steps": 4}}
+        )
+    study = data_of(server.ask("GET", "/experiments/run/rates")[2])["study"]
+    assert study["status"] == "done"
+    assert study["command"] == command
+    assert len(study["runs"]) == 12
+    headings = [block["text"] for block in study["blocks"] if block["kind"] == "heading"]
+    assert "At equal tokens" in headings
+    assert "At equal time" not in headings  # it was not asked for
+    assert any("is better than" in block.get("text", "") for block in study["blocks"])
+    [listed] = [one for one in data_of(server.ask("GET", "/experiments")[2])["results"] if one["name"] == "rates"]
+    assert (listed["kind"], listed["results"]) == ("duel", ["12 of 12 runs done"])
+
+
 def test_a_word_that_the_command_would_read_as_an_option_is_refused(server, recipe):
     for form in ({"recipe": "--trust-recipe"}, {"recipe": recipe, "keys": [{"key": "--trust-recipe", "values": "1"}]}):
         status, _, text = server.ask("POST", "/api/experiments/compare/start", {"kind": "sweep", **form})
@@ -213,7 +240,7 @@ def test_a_sweep_is_started_stopped_resumed_and_shown(server, home, recipe, page
     page.get_by_label("Values, separated by commas").fill("0.001,0.01")
     page.get_by_label("Seeds").fill("1")
     page.get_by_text("More options").click()
-    page.get_by_label("Name").fill("rates")
+    page.get_by_label("Name").fill("swept")
     expect(page.get_by_role("button", name="Start")).to_be_enabled(timeout=30_000)
     page.get_by_role("button", name="Start").click()
     expect(page.locator("#progress .status.running").first).to_be_visible(timeout=60_000)
@@ -223,4 +250,4 @@ def test_a_sweep_is_started_stopped_resumed_and_shown(server, home, recipe, page
     expect(page.locator("#actions .status.done")).to_be_visible(timeout=120_000)
     expect(page.locator("#progress")).to_contain_text("2 of 2 done")
     expect(page.locator(".report img").first).to_be_visible()
-    assert Path(home / "checkpoints/rates/report.html").is_file()
+    assert Path(home / "checkpoints/swept/report.html").is_file()

@@ -24,13 +24,19 @@ function control(option) {
     placeholder: option.required ? "required" : option.default, ...more });
 }
 
+/** What may be typed; a list of choices shows that itself. */
+function helpOf({ kind, allowed }) {
+  if (kind === "bool" || kind === "choice") return "";
+  return kind === "list" ? "Values separated by commas." : `${allowed[0].toUpperCase()}${allowed.slice(1)}.`;
+}
+
 for (const option of data.options) {
   const input = control(option);
   const error = el("p.error", { id: `${input.id}-error` });
   const field = el("div.field", {},
     el("label", { for: input.id }, `${option.help[0]?.toUpperCase() ?? ""}${option.help.slice(1)}`, el("code", {}, option.name)),
     input,
-    el("p.help", { id: `${input.id}-help` }, `${option.allowed[0].toUpperCase()}${option.allowed.slice(1)}.`),
+    el("p.help", { id: `${input.id}-help` }, helpOf(option)),
     error,
   );
   input.addEventListener("input", () => {

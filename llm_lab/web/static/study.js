@@ -60,7 +60,7 @@ function picture(block) {
     src = URL.createObjectURL(new Blob([block.svg], { type: "image/svg+xml" }));
     blobs.push(src);
   }
-  return el("figure.picture", {}, el("img", { src, alt: block.text || block.file, loading: "lazy" }),
+  return el("figure.picture", {}, el("div.scroll", { tabIndex: 0, role: "region", "aria-label": block.text || block.file }, el("img", { src, alt: block.text || block.file })),
     block.text ? el("figcaption", {}, inline(block.text)) : null);
 }
 
