@@ -51,8 +51,9 @@ class Launch:
         if self.run is None:
             for file in ROOT.glob("*/run.json"):
                 process = RunFolder(file.parent).facts().get("process", {})
-                # A study works in a process of its own, whose parent is the command.
-                if self.process.pid in (process.get("pid"), process.get("parent")):
+                # A study works in a process of its own, whose parent is the command. Numbers of processes come again.
+                is_own = self.process.pid in (process.get("pid"), process.get("parent"))
+                if is_own and (process.get("started") or 0) > self.started - SAME_START_SECONDS:
                     self.run = file.parent.name
         return self.run
 

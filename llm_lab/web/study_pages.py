@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from starlette.routing import Route
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
 from llm_lab.runs.describe import headline_results
-from llm_lab.runs.folder import ROOT, RunFolder, list_runs
+from llm_lab.runs.folder import ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of
 from llm_lab.runs.lock import exists
 from llm_lab.studies import duel_report
@@ -39,6 +40,7 @@ from .addresses import inside
 from .lab import lab_of
 from .launches import last_lines, stop_run
 from .responses import answer, body_of, page
+from .run_index import Stamp, stamp_of
 
 WAIT_FOR_COMMAND = 2.0  # seconds: between two runs a sweep holds no lock for a moment
 
@@ -61,17 +63,19 @@ def _is_known(name: str) -> bool:
 def list_results() -> list[dict[str, Any]]:
     """Return all studies, sweeps and duels, newest first."""
     found = []
-    for run in list_runs():
-        facts = run.facts()
-        if about := facts.get("study"):
+    for file in ROOT.glob("*/run.json"):
+        stamp = stamp_of(file)
+        facts = stamp and _study_facts(file.resolve(), stamp)
+        if stamp and facts:
+            about = facts["study"]
             results = [f"{key.replace('_', ' ')} {shown(value)}" for key, value in (facts.get("results") or {}).items()]
             found.append(
                 {
-                    "name": run.path.name,
+                    "name": file.parent.name,
                     "kind": "study",
                     "experiment": about.get("experiment") or Path(str(about.get("file", ""))).stem,
                     "title": about.get("title"),
-                    "status": run.status(),
+                    "status": status_of(file.parent, facts, None),
                     "created_at": facts.get("created_at", 0),
                     "results": results[:3],
                 }
@@ -94,6 +98,13 @@ def list_results() -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda one: -one["created_at"])
+
+
+@lru_cache(maxsize=4096)
+def _study_facts(file: Path, stamp: Stamp) -> dict[str, Any] | None:
+    """Return what run.json says of a study; None of other runs. stamp: a file is read again where it has changed."""
+    facts = RunFolder(file.parent).facts()
+    return facts if isinstance(facts.get("study"), dict) else None
 
 
 # --- what the page shows

@@ -170,7 +170,8 @@ def test_the_standalone_report_is_written_by_the_command(looked, run):
 
 
 @pytest.mark.slow
-def test_a_model_without_attention_weights_says_so_and_shows_the_rest(server, run, page, tmp_path):
+def test_a_model_without_attention_weights_says_so_and_shows_the_rest(server, run, looked, page):
+    import psutil
     import transformers
     from playwright.sync_api import expect
 
@@ -182,5 +183,7 @@ def test_a_model_without_attention_weights_says_so_and_shows_the_rest(server, ru
     page.goto(server.link)
     page.goto(f"{server.address}/look?model={folder}&prompt=the fish sings")
     expect(page.locator("#attention-view")).to_contain_text("No attention weights can be read", timeout=60_000)
+    workers = [one.cmdline() for one in psutil.Process(server.process.pid).children()]
+    assert sum("llm_lab.web.look_calls" in words for words in workers) == 1  # that of the other model has ended
     page.get_by_role("tab", name="Residual stream").click()
     expect(page.get_by_role("img", name=re.compile("^Norm of the residual stream"))).to_be_visible()
