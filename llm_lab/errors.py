@@ -32,9 +32,13 @@ class Problem:
     allowed: str | None = None
     fix: str | None = None
 
+    @property
+    def has_value(self) -> bool:
+        return self.value is not _NO_VALUE
+
     def __str__(self) -> str:
         key = shorten(self.key, LONGEST_KEY)
-        what = key if self.value is _NO_VALUE else f"{key} = {_short(self.value)}"
+        what = key if not self.has_value else f"{key} = {_short(self.value)}"
         text = f"{what}: {_sentence(self.why)}"
         if self.allowed:
             text += f" Allowed: {_sentence(self.allowed)}"

@@ -15,7 +15,6 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from types import GeneratorType
 from typing import Any, TextIO
 
@@ -92,10 +91,10 @@ def _described(error: Exception) -> dict[str, Any]:
 
 def _plain(problem: Problem) -> Any:
     """Return a problem for JSON: its parts, or its text where its value is nothing that JSON can hold."""
-    parts = {name: value for name, value in asdict(problem).items() if value is not None}
-    if not isinstance(problem.value, str | int | float | bool | None):
+    if problem.has_value and not isinstance(problem.value, str | int | float | bool | None):
         return str(problem)
-    return parts
+    parts = {name: getattr(problem, name) for name in ("key", "why", "allowed", "fix")}
+    return {**parts, **({"value": problem.value} if problem.has_value else {})}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ def add(a, b):
 def refuse():
     raise UserError(Problem("train.max_steps", "it is negative", value=-1, allowed="1 or more"))
 
+def ask():
+    raise UserError(Problem("trust_remote_code", "it has code", fix="Review it."))
+
 def count(to):
     for number in range(to):
         yield number
@@ -36,7 +39,7 @@ def wait(stop):
 def was_stopped():
     return len(stopped)
 
-CALLS = {"add": add, "refuse": refuse, "count": count, "wait": wait, "was_stopped": was_stopped,
+CALLS = {"add": add, "ask": ask, "refuse": refuse, "count": count, "wait": wait, "was_stopped": was_stopped,
          "crash": lambda: os._exit(9), "pid": os.getpid}
 """
 
@@ -66,6 +69,12 @@ def test_a_worker_answers_and_hands_on_errors_and_pieces(with_worker):
             await worker.call("refuse")
         assert str(caught.value) == "train.max_steps = -1: it is negative. Allowed: 1 or more."
         assert caught.value.problems[0].key == "train.max_steps"
+        with pytest.raises(UserError) as caught:
+            await worker.call("ask")
+        assert (str(caught.value), caught.value.problems[0].key) == (
+            "trust_remote_code: it has code. Review it.",
+            "trust_remote_code",
+        )
         assert [piece async for piece in worker.stream("count", to=3)] == [0, 1, 2, {"result": "end"}]
 
     with_worker(use)
