@@ -93,6 +93,7 @@ def _points(run: RunFolder) -> Iterator[dict[str, Any]]:
                 "label": f"{prefix}step {step:,}" if step or not prefix else prefix.strip(),  # a merge has no steps
                 "model": _name_of(one) if is_last else _short(folder),
                 "folder": _short(folder),
+                "chat": _is_chat(folder),
             }
 
 

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 from support.chat_models import speller, write_speller
-from support.chat_sessions import GREEDY, llama, open_session, say
+from support.chat_sessions import GREEDY, chat_tokenizer, llama, open_session, say
 from support.own_code import write_model_with_code
 
+from llm_lab.commands import start_chat
 from llm_lab.errors import UserError
 from llm_lab.web import chat_calls
 
@@ -118,3 +119,17 @@ def test_a_secret_in_a_reply_is_neither_shown_nor_kept(models, monkeypatch):
     assert secret not in shown
     assert secret not in result["content"]
     assert "***" in shown
+
+
+def test_a_reward_model_is_refused_as_on_the_command_line(models, tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=257, **sizes)).save_pretrained(tmp_path / "reward")
+    chat_tokenizer().save_pretrained(tmp_path / "reward")
+    with pytest.raises(UserError) as in_page:
+        ask(tmp_path / "reward", "hello")
+    with pytest.raises(UserError) as in_terminal:
+        start_chat(str(tmp_path / "reward"), prompt="hello")
+    assert "scores texts and can't generate any" in str(in_page.value)
+    assert str(in_page.value) == str(in_terminal.value)

@@ -9,10 +9,11 @@ import psutil
 import pytest
 from support.chat_models import speller, write_run, write_speller
 from support.chat_sessions import GREEDY, open_session, say
+from support.own_code import write_model_with_code
 from support.web_server import serving
 
 expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").expect
-MANY_MS = 90_000  # a worker imports torch first
+MANY_MS = 30_000  # a worker imports torch first
 HOSTILE = """<img src=x onerror="document.title='hacked'"> ![leak](http://evil.example/x.png) <b>bold</b>
 [click](javascript:alert(1)) http://evil.example/y
 
@@ -174,7 +175,7 @@ def test_regenerate_adds_an_answer_and_editing_starts_again_from_there(chat, ser
     done(page, 2)
     page.get_by_role("button", name="Edit and send again").first.click(force=True)
     page.get_by_label("Edit the message").fill("other words")
-    page.get_by_role("button", name="Send again").click()
+    page.get_by_role("button", name="Send again", exact=True).click()
     expect(page.locator(".turn")).to_have_count(1)
     expect(page.locator(".bubble")).to_have_text("other words")
     done(page)
@@ -248,7 +249,7 @@ def test_a_conversation_is_saved_loaded_and_opened_in_the_terminal(chat, server)
     done(page, 2)
     page.get_by_role("tab", name="Saved").click()
     page.get_by_role("button", name="Save this conversation").click()
-    expect(page.get_by_text("conversations/hello-there.json")).to_be_visible()
+    expect(page.locator("#saved-panel .help")).to_contain_text("conversations/hello-there.json")
     send(page, "and then?")
     done(page, 4)
     session = open_session(speller(2), chat=True)
@@ -264,7 +265,7 @@ def test_a_conversation_is_saved_loaded_and_opened_in_the_terminal(chat, server)
     assert json.loads(download.value.path().read_text())["against"]["model"] == "chat"
     send(page, "once more")
     expect(page.locator(".turn")).to_have_count(3)
-    done(page, 6)
+    done(page, 2)  # the loaded ones have no numbers
     end_workers(server)
 
 
@@ -345,4 +346,54 @@ def test_everything_is_reached_with_the_keyboard(chat, server):
     done(page)
     expect(page.locator(".bubble")).to_have_text("hello\nyou")
     expect(answer(page)).to_have_text(expected("hello\nyou", seed=3))
+    end_workers(server)
+
+
+@pytest.mark.slow
+def test_a_model_with_code_of_its_own_runs_it_only_after_a_yes(chat, server):
+    write_model_with_code(server.home / "theirs", "open('ran', 'w').close()\n")
+    page = chat("model=theirs")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("contains custom code", timeout=MANY_MS)
+    dialog.get_by_role("button", name="Don't run it").click()
+    expect(page.locator(".slot .state")).to_contain_text("runs only with your permission")
+    assert not (server.home / "ran").exists()
+    send(page, "hello")
+    dialog.get_by_role("button", name="Run its code").click()
+    done(page)
+    end_workers(server)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("screen", [(1280, 800, "light"), (390, 844, "dark")])
+def test_a_conversation_with_its_panel_and_lists_is_accessible_and_fits_the_screen(chat, server, screen):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    width, height, scheme = screen
+    page = chat("model=tale&against=base")
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=scheme)
+    send(page, "hello")
+    done(page, 2)
+
+    def check():
+        page.wait_for_timeout(300)
+        found = axe.Axe().run(page).response["violations"]
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        assert not [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in serious]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("#composer").bounding_box()["y"] + 60 < height
+
+    check()
+    page.get_by_role("combobox", name="Second model").click()
+    expect(page.get_by_role("option", name=re.compile("tale")).last).to_be_visible()
+    check()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Settings").click()
+    for name in ("Web search", "Voice"):
+        page.locator("summary").filter(has_text=name).click()
+    check()
+    page.get_by_role("tab", name="Saved").click()
+    page.get_by_role("button", name="Save this conversation").click()
+    expect(page.get_by_role("link", name=re.compile("Download")).first).to_be_visible()
+    check()
     end_workers(server)

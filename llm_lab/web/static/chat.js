@@ -102,7 +102,7 @@ function showStatus(key) {
   const slot = state.slots[key];
   const place = find(`#slot-${key}`);
   if (!place) return;
-  const mode = { chat: "chat model", completion: "base model: it continues your text" }[modeOf(slot)];
+  const mode = { chat: "chat model", completion: "base model" }[modeOf(slot)];
   find(".state", place).className = `state ${slot.status}`;
   const texts = slot.status === "failed" || slot.status === "loading" ? [slot.detail] : [mode, slot.detail || "not loaded yet"];
   find(".state", place).textContent = find(".state", place).title = texts.filter(Boolean).join(" · ");
@@ -193,8 +193,8 @@ function moveTo(index) {
 async function travel(at) {
   const { points, trust, at: before, base, prompts } = state.slots.a;
   if (at === before) return;
-  const { name, step } = points[at];
-  state.slots.a = { ...makeSlot({ name, step, points, at, base, prompts, chat: null }), trust };
+  const { name, step, chat } = points[at];
+  state.slots.a = { ...makeSlot({ name, step, points, at, base, prompts, chat }), trust };
   showModels();
   const turn = state.turns.at(-1);
   if (!turn) return;
@@ -243,6 +243,7 @@ function chooseVariant(turn, key, index) {
 }
 
 async function send(written) {
+  await started; // the second model of the address may not be there yet
   const wanted = /^\/search(?:\s+|$)/.test(written);
   const text = wanted ? written.replace(/^\/search\s*/, "") : written;
   const { a } = state.slots;
@@ -436,8 +437,12 @@ function setSearching(on) {
 async function showHint() {
   const hint = find("#hint");
   const { a, b } = state.slots;
-  const completion = a && modeOf(a) === "completion";
+  const completion = Boolean(a) && modeOf(a) === "completion";
   box.placeholder = completion ? "The beginning of a text" : a ? `Message ${labelOf(a)}` : "Choose a model first";
+  const globe = find("#search");
+  globe.disabled = completion;
+  globe.title = completion ? "Base models continue a text: they can't use search results" : "Search the web for this message";
+  if (completion) globe.setAttribute("aria-pressed", "false");
   hint.classList.toggle("warn", searching());
   if (searching()) hint.textContent = await privacyNotice().catch((error) => error.message);
   else if (running) hint.textContent = b ? "A answers first, then B. Esc stops." : "Esc stops.";
@@ -546,4 +551,4 @@ async function start() {
   box.focus();
 }
 
-start().catch(showError);
+const started = start().catch(showError);
