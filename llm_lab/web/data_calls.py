@@ -41,7 +41,7 @@ def look_at_data(source: Mapping[str, Any], kind: str, download: bool = False) -
     ask_columns = False
     try:
         look = look_at_texts(source) if kind == "text" else look_at_examples(source, kind)
-        found |= {"description": look.description, "example": look.example}
+        found["description"] = look.description.removeprefix("data.0: ")
     except LabError as error:
         found["problem"] = str(error)
         ask_columns = can_ask_columns(dict(source), kind, error)

@@ -33,7 +33,10 @@ from .form_fields import as_text, fields_of, optional_groups
 from .responses import problems_of
 
 CONFIGS = Path("configs")
-NO_MODEL = "model"  # used until the user has chosen one, so that defaults can be shown
+# Used until the user has chosen a model and data, so that values and a first plan can be shown.
+NO_MODEL = "model"
+NO_DATA = {"text": "builtin:stories"}
+NO_EXAMPLES = "builtin:instruct"
 SHOWN_EFFECT = "model."  # the parts of a model: what a choice does to its size
 
 
@@ -95,13 +98,19 @@ def look(draft: Draft) -> dict[str, Any]:
     """Return all that the page shows of a draft: values with origins, problems, choices, the plan, the recipe."""
     forget_looks()  # files may have changed since the last look
     stage = STAGES[draft.raw["stage"]]
-    complete = stage.from_scratch or draft.raw.get("model") is not None
-    seen = draft if complete else replace(draft, raw={**draft.raw, "model": {"checkpoint": NO_MODEL}})
+    has_model = stage.from_scratch or draft.raw.get("model") is not None
+    seen, missing = draft, list[Problem | str]()
+    if not has_model:
+        seen = replace(seen, raw={**seen.raw, "model": {"checkpoint": NO_MODEL}})
+        missing.append(Problem("model.checkpoint", "choose the model to start from"))
+    has_data = not stage.trains or bool(draft.raw.get("data"))
+    if not has_data:
+        seen = replace(seen, raw={**seen.raw, "data": [{"path": NO_DATA.get(stage.examples or "", NO_EXAMPLES)}]})
+        missing.append(Problem("data", "choose a dataset"))
     resolved, problems = seen.look()
-    if not complete:
-        problems = [Problem("model.checkpoint", "choose the model to start from"), *problems]
-    if resolved is not None and complete and not problems:
+    if resolved is not None and has_model and not problems:
         resolved = make_it_fit(resolved)
+    problems = [*missing, *problems]
     file = recipe_file(draft.raw, resolved)
     found: dict[str, Any] = {
         "raw": draft.raw,
@@ -116,9 +125,9 @@ def look(draft: Draft) -> dict[str, Any]:
     if resolved is not None:
         found |= {
             **what_follows(resolved),
-            "plan": plan_of(resolved) if complete else None,
+            "plan": plan_of(resolved, has_data=has_data) if has_model else None,
             "recipe": to_yaml(answers_of(draft.raw, resolved), type(resolved.recipe), lambda path, text: None),
-            "cannot_start": cannot_start(resolved) if complete and not problems else None,
+            "cannot_start": cannot_start(resolved) if not problems else None,
             "banner": BANNER if resolved.values.get("device") == "cpu" else None,
         }
     return found
@@ -170,7 +179,7 @@ def _of_choice(draft: Draft, path: str, key: Key, choice: Any) -> dict[str, str]
     return {"effect": effect(draft.with_answer(path, choice).look()[0])}
 
 
-def plan_of(resolved: Resolved, home: Path = ROOT) -> dict[str, Any]:
+def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> dict[str, Any]:
     """Return a plan: its numbers (bytes, seconds, tokens), and its lines in words. home: as for plan_lines."""
     cost = resolved.estimate
     return {
@@ -185,7 +194,7 @@ def plan_of(resolved: Resolved, home: Path = ROOT) -> dict[str, Any]:
         "basis": cost.basis,
         "tokens": cost.tokens,
         "disk": cost.disk_bytes,
-        "lines": [list(line) for line in plan_lines(resolved, home)],
+        "lines": [list(line) for line in plan_lines(resolved, home) if has_data or line[0] != "data"],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -146,14 +146,17 @@ def fields_of(stage: str) -> tuple[dict[str, Any], ...]:
 
     of: of a key that only one kind of its group has (an optimizer, a way to name a model), which one.
     """
+    fields = list(_fields(STAGES[stage].recipe, "", None))
     owners: dict[str, str] = {}
-    return tuple(_with_own_label(field, owners) for field in _fields(STAGES[stage].recipe, "", None))
+    for field in sorted(fields, key=lambda field: _rank(field["section"])):
+        owners.setdefault(field["label"], field["path"])
+    return tuple(_with_own_label(field, owners) for field in fields)
 
 
-def _with_own_label(field: dict[str, Any], owners: dict[str, str]) -> dict[str, Any]:
+def _with_own_label(field: dict[str, Any], owners: Mapping[str, str]) -> dict[str, Any]:
     """Return a field with its section in the label, where a key of another section has the same question."""
-    label, path = field["label"], field["path"]
-    if ".N." in path or owners.setdefault(label, path) == path:
+    label = field["label"]
+    if ".N." in field["path"] or owners[label] == field["path"]:
         return field
     section = SECTIONS.get(field["section"], field["section"])
     return {**field, "label": f"{section}: {label[:1].lower()}{label[1:]}"}

@@ -43,7 +43,7 @@ def library_rows() -> list[dict[str, Any]]:
                 "family": model.family,
                 "about": f"{count(model.parameters)} parameters, {kind}",
                 "facts": ", ".join(filter(None, facts)),
-                "fits": entry.reason,
+                "fits": entry.reason[:1].upper() + entry.reason[1:],
                 "fits_here": best is not None,
                 "license": model.license,
                 "gated": GATED[model.gated],

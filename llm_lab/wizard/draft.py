@@ -133,7 +133,14 @@ Ask = Callable[[Draft], Flow[Draft]]
 def _set(node: Any, path: str, value: Any) -> None:
     *parents, last = path.split(".")
     for step in parents:
-        node = node[int(step)] if isinstance(node, list) else node.setdefault(step, {})
+        if isinstance(node, list):
+            node = node[int(step)]
+            continue
+        if node.get(step) is None:  # left out, or a group that is switched off
+            if value is None:
+                return
+            node[step] = {}
+        node = node[step]
     if value is None:
         node.pop(last, None)
     else:

@@ -1,7 +1,7 @@
 // The datasets of a run: uploaded, named or built in; what is recognized in each, its first rows, its columns.
 import { api, data, el, fill } from "./lab.js";
 import { answer, draft, onLook, problems } from "./draft.js";
-import { forgetFields, makeField } from "./fields.js";
+import { forgetFields, makeField, sentence } from "./fields.js";
 
 const kind = data.form.examples;
 const looked = new Map(); // what was found in a dataset, by its keys
@@ -119,7 +119,7 @@ function showFound(box, result, index, download) {
   const asks = result.ask_columns && result.columns.length;
   if (asks) parts.push(el("p.warn", {}, "The columns are not recognized. Choose below which column is what."));
   else if (result.problem) parts.push(el("p.error", { role: "alert" }, result.problem));
-  else if (result.description) parts.push(el("p.good", {}, result.description));
+  else if (result.description) parts.push(el(result.on_hub && !result.rows.length ? "p.soft" : "p.good", {}, sentence(result.description)));
   if (result.on_hub && !result.rows.length) {
     const button = el("button", { type: "button" }, "Download it and show the first rows");
     button.addEventListener("click", download);
