@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ _PLACES["Run"] = "llm_lab.run_result"
 # No telemetry: TRL's trainers send usage statistics through the Hub client unless this is set before any Hugging Face
 # library is imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# In notebooks; the progress bars of these libraries are not shown.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def __getattr__(name: str) -> Any:

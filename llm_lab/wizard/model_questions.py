@@ -167,7 +167,8 @@ def _library_choice(entry: LibraryEntry) -> Choice:
     kind = "chat" if model.is_chat else "base"
     line = f"{model.name:<36}{count(model.parameters):>6}  {kind}  {METHODS[best.method] if best else ''}".rstrip()
     gated = {True: "gated", False: "not gated", None: "perhaps gated"}[model.gated]
-    facts = f"License {model.license}, {gated}; context {model.context:,} tokens. {entry.reason}."
+    facts = f"License {model.license}, {gated}; context {model.context:,} tokens."
+    facts += f" {entry.reason[0].upper()}{entry.reason[1:]}."
     return Choice(model.name, line, None if best else "does not fit", f"{facts} {model.note}".strip())
 
 

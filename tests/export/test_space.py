@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,18 +20,27 @@ import yaml
 from support.post_runs import write_base
 
 from llm_lab.cli import main
+from llm_lab.export.space import write_space
 from llm_lab.runner import load
 from llm_lab.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("quick_verification")
 
 
-def export(**parts):
-    """Export a tiny model, whose answers end by their length; returns the folder of the Space."""
-    write_base("checkpoints/born/model", **parts)
+def export():
+    """Export a tiny model; returns the folder of the Space."""
+    write_base("checkpoints/born/model")
     RunFolder(Path("checkpoints/born")).update(name="born", stage="pretrain", status="done", created_at=1.0)
     assert main(["export", "born", "--to", "space"]) == 0
     return Path("checkpoints/born-space/space")
+
+
+def space(own_code=False, **parts):
+    """Write a Space around a tiny model, without verifying the model; returns its folder."""
+    source = write_base("born", **parts)
+    shutil.copytree(source, "space/model")
+    write_space(Path("space"), source=source, name="born", own_code=own_code, merged=False)
+    return Path("space")
 
 
 class Interface:
@@ -74,7 +84,7 @@ def test_the_folder_has_a_verified_model_an_app_a_card_and_the_requirements(in_t
 
 
 def test_the_card_says_what_the_hub_reads(in_tmp_path):
-    folder = export()
+    folder = space()
     _, head, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     facts = yaml.safe_load(head)
     assert (facts["sdk"], facts["app_file"], facts["title"]) == ("gradio", "app.py", "born")
@@ -86,8 +96,6 @@ def test_the_card_says_what_the_hub_reads(in_tmp_path):
 
 
 def test_a_model_made_from_one_of_the_library_has_its_license(in_tmp_path):
-    from llm_lab.export.space import write_space
-
     write_base("checkpoints/tuned/model")
     parent = {"path": "google/gemma-3-270m-it", "digest": None}
     RunFolder(Path("checkpoints/tuned")).update(name="tuned", stage="sft", status="done", created_at=1.0, parent=parent)
@@ -100,7 +108,7 @@ def test_a_model_made_from_one_of_the_library_has_its_license(in_tmp_path):
 
 
 def test_everything_that_the_app_imports_is_required_or_in_python(in_tmp_path):
-    folder = export()
+    folder = space()
     tree = ast.parse((folder / "app.py").read_text(encoding="utf-8"))
     names = {
         (node.module or "") if isinstance(node, ast.ImportFrom) else name.name
@@ -113,7 +121,7 @@ def test_everything_that_the_app_imports_is_required_or_in_python(in_tmp_path):
 
 
 def test_the_app_streams_the_answer_that_the_model_gives(app):
-    folder = export()
+    folder = space()
     scope = app(folder)
     assert scope["demo"].answer is scope["respond"]
     assert scope["demo"].options["title"] == "born"
@@ -126,7 +134,7 @@ def test_the_app_streams_the_answer_that_the_model_gives(app):
 
 
 def test_closing_the_answer_stops_the_generation(app):
-    scope = app(export())
+    scope = app(space())
     calls = []
     forward = scope["model"].forward
 
@@ -147,7 +155,7 @@ def test_closing_the_answer_stops_the_generation(app):
 
 
 def test_a_conversation_that_is_too_long_loses_its_oldest_turns(app):
-    folder = export()
+    folder = space()
     tokenizer_config = folder / "model" / "tokenizer_config.json"
     template = "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + ' ' }}{% endfor %}"
     tokenizer_config.write_text(json.dumps(json.loads(tokenizer_config.read_text()) | {"chat_template": template}))
@@ -163,8 +171,8 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_turns(app):
     assert list(scope["respond"]("Again", blocks, "Be kind.", max_new_tokens=2, temperature=0.5))
 
 
-def test_a_model_with_code_of_its_own_is_trusted_and_the_card_says_so(app, capsys):
-    folder = export(position_embedding="alibi", norm="layernorm", activation="gelu")
+def test_a_model_with_code_of_its_own_is_trusted_and_the_card_says_so(app):
+    folder = space(own_code=True, position_embedding="alibi", norm="layernorm", activation="gelu")
     assert "trust_remote_code=True" in (folder / "README.md").read_text(encoding="utf-8")
     scope = app(folder)
     assert type(scope["model"]).__name__ == "LabForCausalLM"
