@@ -11,7 +11,7 @@ let timer;
 
 export const draft = { raw: data.raw, seen: data.first, refused: [] };
 
-/** Call a listener with the draft now, and whenever something follows anew. Returns a function that ends it. */
+/** Call a listener with the draft now, and whenever its values change. Returns a function that ends it. */
 export function onLook(listener) {
   listeners.add(listener);
   listener(draft);
@@ -35,7 +35,7 @@ export async function settled() {
 /** Show problems that only came up at the start, until the next answer. */
 export function refuse(problems) {
   draft.refused = problems;
-  tell();
+  notify();
 }
 
 /** All problems to show: of the answers, and of a start that was refused. */
@@ -47,10 +47,10 @@ export const problems = () => [
 /** Add what a longer look found to the last one. */
 export function addToLook(found) {
   draft.seen = { ...draft.seen, ...found, notice: "" };
-  tell();
+  notify();
 }
 
-function tell() {
+function notify() {
   for (const listener of listeners) listener(draft);
 }
 
@@ -73,7 +73,7 @@ async function exchange() {
     draft.raw = draft.seen.raw;
     lost = false;
     keep();
-    tell();
+    notify();
   } catch (error) {
     if (error instanceof LabError) showError(error);
     else {

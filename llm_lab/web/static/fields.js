@@ -275,8 +275,8 @@ const CONTROLS = {
 
 function offeredFor(field) {
   if (field.names !== "model") return null;
-  const judges = field.path.includes("rewards") || field.path.includes("critic") || field.path.includes("reward");
-  return [...(judges ? (data.reward_models ?? []) : []), ...(data.runs ?? [])].map((run) => run.path);
+  const scores = field.path.includes("rewards") || field.path.includes("critic") || field.path.includes("reward");
+  return [...(scores ? (data.reward_models ?? []) : []), ...(data.runs ?? [])].map((run) => run.path);
 }
 
 /** A list of entries with the same keys, such as the terms of a reward. */
