@@ -123,6 +123,7 @@ def ends_of_axis(page):
     return found
 
 
+@pytest.mark.slow
 def test_dragging_over_a_chart_zooms_and_a_double_click_shows_the_whole_again(opened, server):
     write_run(server.home, "dragged", rows=[row(step, 3.0 - step / 100) for step in range(1, 101)])
     page = opened("/runs/dragged")
@@ -161,6 +162,7 @@ def test_an_outlier_of_a_long_run_is_drawn_and_in_the_table_of_points(opened, se
     expect(page.get_by_role("row", name="20,000 2.0000")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_axis_the_smoothing_and_the_scale_are_in_the_address(opened, server):
     write_run(server.home, "linked", rows=[row(step, 3.0 / step) for step in range(1, 41)])
     page = opened("/runs/linked")
@@ -308,6 +310,19 @@ def test_what_does_not_exist_is_404(server, path):
     status, _, text = server.ask("GET", path)
     assert status == 404
     assert "nothing" in text
+
+
+def test_stopping_what_does_not_run_and_resuming_what_belongs_to_a_sweep_are_errors_that_say_why(server):
+    write_run(server.home, "ended")
+    write_run(server.home, "grid/cell", status="stopped")
+    (server.home / "checkpoints" / "grid" / "sweep.json").write_text("{}")
+    for path, why in (
+        ("ended/stop", "this run is not running; its status is done"),
+        ("grid/cell/resume", "belongs to an experiment or a sweep"),
+    ):
+        status, _, text = server.ask("POST", f"/api/runs/{path}", {})
+        assert status == 400
+        assert why in json.loads(text)["problems"][0]["text"]
 
 
 def test_a_request_for_live_values_of_a_deleted_run_is_an_error_of_that_topic_alone(server):

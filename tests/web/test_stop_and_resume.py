@@ -66,6 +66,7 @@ def test_a_run_is_watched_stopped_and_resumed_from_its_page(page, server):
     expect(status).to_have_text("stopped", timeout=SECONDS)
 
 
+@pytest.mark.slow
 def test_what_a_resume_that_fails_printed_is_shown(page, server):
     write_run(server.home, "broken-recipe", status="stopped", rows=[row(3, 2.0)])
     page.set_default_timeout(SECONDS)
@@ -76,16 +77,3 @@ def test_what_a_resume_that_fails_printed_is_shown(page, server):
     expect(notice).to_contain_text("The command ended with exit code 2", timeout=SECONDS)
     expect(notice).to_contain_text("llm-lab run checkpoints/broken-recipe --resume")
     expect(page.get_by_role("button", name="Resume")).to_be_enabled()
-
-
-def test_stopping_what_does_not_run_and_resuming_what_belongs_to_a_sweep_are_errors_that_say_why(server):
-    write_run(server.home, "ended")
-    write_run(server.home, "grid/cell", status="stopped")
-    (server.home / "checkpoints" / "grid" / "sweep.json").write_text("{}")
-    for path, why in (
-        ("ended/stop", "this run is not running; its status is done"),
-        ("grid/cell/resume", "belongs to an experiment or a sweep"),
-    ):
-        status, _, text = server.ask("POST", f"/api/runs/{path}", {})
-        assert status == 400
-        assert why in json.loads(text)["problems"][0]["text"]
