@@ -16,6 +16,8 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.job import with_sizes
 from llm_lab.recipe.fields import Key, flatten, value_at
 from llm_lab.recipe.files import parse_yaml, to_yaml
+from llm_lab.recipe.forgetting import expand_forgetting
+from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, require_device
@@ -57,10 +59,12 @@ def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
 
     An empty text, or no value, takes an answer back. UserError where there is no such stage.
     """
+    raw = expand_forgetting(expand_model(raw))
     stage_schema(raw)
+    changes = [one for one in changes if isinstance(one, Mapping) and isinstance(one.get("path"), str)]
     draft, notices = Draft(raw, find_machine(), STAGES[raw["stage"]].title), []
     for one in changes:
-        draft = _change(draft, str(one["path"]), one)
+        draft = _change(draft, one["path"], one)
         notices += [draft.notice] if draft.notice else []
     return replace(draft, notice=" ".join(notices))
 

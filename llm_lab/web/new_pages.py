@@ -16,8 +16,6 @@ from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.job import list_recipes, read_job
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.forgetting import expand_forgetting
-from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import REWARD_OPTIONS
@@ -49,7 +47,6 @@ def new_page(request: Request) -> Response:
         raw = read_recipe_file(file)
         if "stages" in raw:
             return _pipeline_page(request, file)
-        raw = expand_forgetting(expand_model(raw))
         return _form_page(request, {"name": file.stem, **raw}, file.stem if file.is_absolute() else str(file))
     stage = asked.get("stage")
     if stage is None:
@@ -90,7 +87,8 @@ def _shipped(name: str) -> Path:
 
 def _form_page(request: Request, raw: dict[str, Any], source: str) -> Response:
     form = describe_form(change(raw, []).raw["stage"])
-    data = {"form": form, "raw": raw, "first": look(change(raw, []))} | _offered(form)
+    first = look(change(raw, []))
+    data = {"form": form, "raw": first["raw"], "first": first} | _offered(form)
     return page(request, "form.html", title=form["title"], form=form, source=source, data=data)
 
 

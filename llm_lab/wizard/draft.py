@@ -136,7 +136,7 @@ def _set(node: Any, path: str, value: Any) -> None:
         if isinstance(node, list):
             node = node[int(step)]
             continue
-        if node.get(step) is None:  # left out, or a group that is switched off
+        if not isinstance(node.get(step), dict | list):  # left out, a group that is switched off, or no group
             if value is None:
                 return
             node[step] = {}

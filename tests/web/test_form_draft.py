@@ -109,3 +109,19 @@ def test_another_recipe_of_the_same_name_is_never_overwritten(tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "my-run.yaml").write_text("stage: pretrain\n")
     assert looked_at("pretrain", DATA)["command"] == "llm-lab run configs/my-run-2.yaml"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"model": "nano"},
+        {"optimizer": "adamw"},
+        {"train": None},
+        {"data": "a.txt"},
+        {"data": [3]},
+        {"nothing": {"x": 1}},
+    ],
+)
+def test_an_odd_recipe_gives_problems_or_a_draft_and_never_a_fault(odd):
+    seen = look(change({**begin("pretrain"), **odd}, [{"path": "optimizer.learning_rate", "text": "0.01"}, {}, 3]))
+    assert seen["answers"]["optimizer.learning_rate"] == "0.01"

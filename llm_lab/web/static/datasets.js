@@ -118,7 +118,7 @@ function showFound(box, result, index, download) {
   const parts = [];
   const asks = result.ask_columns && result.columns.length;
   if (asks) parts.push(el("p.warn", {}, "The columns are not recognized. Choose below which column is what."));
-  else if (result.problem) parts.push(el("p.error", { role: "alert" }, result.problem));
+  else if (result.problem) parts.push(el("p.error", { role: "alert" }, result.problem.replace(/^data\.0\b/, `data.${index}`)));
   else if (result.description) parts.push(el(result.on_hub && !result.rows.length ? "p.soft" : "p.good", {}, sentence(result.description)));
   if (result.on_hub && !result.rows.length) {
     const button = el("button", { type: "button" }, "Download it and show the first rows");
