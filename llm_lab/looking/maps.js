@@ -28,8 +28,11 @@ export const colorAt = (colors, value, signed, linear) => {
   return ramp[Math.round(signed ? (last / 2) * (1 + Math.sign(value) * far) : last * far)];
 };
 
-/** Black or white, whichever is read better on a color. */
-export const inkOn = (rgb) => (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140 ? "#1b1f24" : "#ffffff");
+/** Black or white, whichever has the higher contrast (WCAG 2) on a color: 4.5 or more on every color. */
+export const inkOn = (rgb) => {
+  const linear = rgb.map((part) => (part <= 10 ? part / 3294 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? "#000000" : "#ffffff";
+};
 
 export const percent = (value, signed) => {
   const number = (value * 100).toFixed(Math.abs(value) < 0.1 ? 1 : 0);

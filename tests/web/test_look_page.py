@@ -159,6 +159,18 @@ def test_what_can_not_be_looked_at_is_one_clear_message(server, run):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault_in_any_view(looked, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    looked.emulate_media(color_scheme=scheme)
+    for tab in looked.get_by_role("tab").all():
+        if tab.is_visible():
+            tab.click()
+            found = [one for one in axe.run(looked).response["violations"] if one["impact"] in ("serious", "critical")]
+            assert not found, (tab.inner_text(), found)
+
+
+@pytest.mark.slow
 def test_the_standalone_report_is_written_by_the_command(looked, run):
     from playwright.sync_api import expect
 

@@ -136,7 +136,7 @@ export function createViews({ ramps, ask }) {
       el("h2", {}, "All heads"), el("div.tall", {}, list));
     const cell = (row, name) => el("span", { "data-value": row[name] ?? "" }, fixed(row[name]));
     draws.push(() => fill(list, sortableTable(
-      ["head", "induction", "previous token", "same token", "first token", "entropy, bits", "attribution", ""],
+      ["head", "induction", "previous token", "same token", "first token", "entropy, bits", "attribution", "without it"],
       answer.heads.map((row) => [
         el("button.quiet.link", { type: "button", onclick: () => goToHead(row.layer, row.head) }, headName(row.layer, row.head)),
         ...["induction", "previous", "duplicate", "first_token", "entropy_bits", "attribution"].map((name) => cell(row, name)),

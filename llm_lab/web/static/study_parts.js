@@ -59,6 +59,7 @@ export function sortableTable(head, rows, label, sort = {}) {
   });
   const body = el("tbody");
   const heads = head.map((name, at) => {
+    if (!name) return el("td"); // nothing to sort by
     const button = el("button.sort", { type: "button", onclick: () => press(at) }, name);
     return el(numeric[at] ? "th.numeric" : "th", { scope: "col" }, button);
   });
