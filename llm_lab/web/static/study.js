@@ -44,12 +44,18 @@ function progress() {
       cell(duration(run.seconds), run.seconds ?? "")];
   });
   sorts.set("runs", sorts.get("runs") ?? {});
+  const places = () => [...find("#progress").querySelectorAll("a, button, summary, [tabindex]")];
+  const focused = places().indexOf(document.activeElement);
+  const open = find("#progress details")?.open;
   fill(find("#progress"),
     el("div.progress-head", {}, el("h2", {}, "Runs"), el("span.soft", {}, `${done} of ${runs.length} done`)),
     el("progress.whole", { max: 1, value: all, "aria-label": "Progress of all runs" }),
     runs.length > 12 && OVER.includes(study.status)
       ? el("details", {}, el("summary", {}, `All ${runs.length} runs`), sortableTable(head, rows, "Runs", sorts.get("runs")))
       : sortableTable(head, rows, "Runs", sorts.get("runs")));
+  // Drawn again each second while it works: the keyboard stays where it is.
+  if (open) find("#progress details").open = true;
+  if (focused >= 0) places()[focused]?.focus({ preventScroll: true });
 }
 
 const cell = (content, value) => el("span", { "data-value": String(value) }, content);
