@@ -104,7 +104,7 @@ export class Chart {
     const options = {
       ...this.size(wide),
       scales: {
-        x: { time: false, range: (plot, low, high) => curves.range ?? (low < high ? [low, high] : [low - 1, low + 1]) },
+        x: { time: false, range: () => curves.range ?? curves.whole() },
         y: { distr: this.log ? 3 : 1, range: (plot, low, high) => this.heights(low, high) },
       },
       series: [{}, ...series],

@@ -156,12 +156,13 @@ export class Curves {
   whole() {
     let [low, high] = [Infinity, -Infinity];
     for (const source of this.sources) {
-      for (const { x } of Object.values(source.points)) {
+      for (const { x } of this.hidden.has(source.name) ? [] : Object.values(source.points)) {
         if (!x.length) continue;
         low = Math.min(low, x[0]);
         high = Math.max(high, x.at(-1));
       }
     }
+    if (low === Infinity) return [0, 1];
     return low < high ? [low, high] : [low - 1, low + 1];
   }
 
