@@ -12,7 +12,7 @@ function own(title, rows, actions, about) {
     el("tr", {}, el("th", { scope: "row" }, about(row)), el("td", {}, row.about ?? "a design: no weights yet"), el("td.numeric", {}, row.parameters ? short(row.parameters) : "–"), el("td.numeric", {}, number(row.context)), el("td", {}, el("div.actions.end", {}, actions(row)))),
   );
   const head = el("tr", {}, [title, "State", "Parameters", "Context", ""].map((text, index) => el(index === 4 ? "td" : "th", index === 4 ? {} : { scope: "col", class: index === 2 || index === 3 ? "numeric" : "" }, text)));
-  return el("section", {}, el("h2", {}, title), el("div.wide", { tabIndex: 0, role: "region", "aria-label": title }, el("table", {}, el("thead", {}, head), el("tbody", {}, lines))));
+  return el("section", {}, el("h2", {}, title), el("div.wide", { tabIndex: 0, role: "region", "aria-label": title }, el("table.own", {}, el("thead", {}, head), el("tbody", {}, lines))));
 }
 
 function libraryRow(row) {
