@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.describe import headline_results, is_number
 from llm_lab.runs.folder import ROOT, RunFolder
 from llm_lab.runs.glossary import name_of, rank, write
@@ -96,6 +97,7 @@ def lineage_of(run: RunFolder, users: Iterable[str]) -> dict[str, Any]:
 def _node(node: Node, here: str) -> dict[str, Any]:
     name = _run_name(node.run)
     results = headline_results(node.facts.get("results") or {})
+    stage = stage_of(node.facts)
     return {
         "name": printable(name or node.place),
         "href": address_of(name) if name and name != here else None,
@@ -103,7 +105,7 @@ def _node(node: Node, here: str) -> dict[str, Any]:
         "step": node.step,
         "numbers": results,
         "from": [_link(link, here) for link in node.links],
-        "scratch": node.run is not None and not node.links and node.stage == "pretrain",
+        "scratch": stage is not None and stage.from_scratch and node.run is not None and not node.links,
     }
 
 
