@@ -125,11 +125,11 @@ class RunIndex:
             self._look()
             now = [self._born, self._version]
             if not isinstance(cursor, list) or len(cursor) != 2 or cursor[0] != self._born:
-                return now, {"rows": list(self._rows.values()), "gone": [], "all": True}
+                return now, {"rows": list(map(_without_blanks, self._rows.values())), "gone": [], "all": True}
             names = [name for name, version in self._changed.items() if version > cursor[1]]
             if not names:
                 return None
-            rows = [self._rows[name] for name in names if name in self._rows]
+            rows = [_without_blanks(self._rows[name]) for name in names if name in self._rows]
             return now, {"rows": rows, "gone": [name for name in names if name not in self._rows], "all": False}
 
     def made_from(self, name: str) -> list[str]:
@@ -203,6 +203,10 @@ class RunIndex:
                 progress = {}
             self._progress[name] = known = (stamp, progress)
         return {"status": status, **known[1]}
+
+
+def _without_blanks(row: Row) -> Row:
+    return {key: value for key, value in row.items() if value not in (None, "", [])}
 
 
 def _folders(path: Path) -> Iterator[Path]:
