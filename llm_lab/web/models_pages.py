@@ -15,6 +15,7 @@ from llm_lab.estimate.parameters import shape_at
 from llm_lab.recipe.what_fits import METHODS, library
 from llm_lab.runs.folder import ROOT, RunFolder
 from llm_lab.wizard.model_questions import MODELS, describe_run, generating_runs
+from llm_lab.wizard.walk import forget_looks
 
 from .responses import page
 
@@ -23,6 +24,7 @@ GATED = {True: "gated", False: "", None: "perhaps gated"}
 
 def models_page(request: Request) -> Response:
     """Show the models that can be fine-tuned or talked to."""
+    forget_looks()  # there may be new runs
     runs = [{"name": str(run.path.relative_to(ROOT)), **_of_run(run)} for run in generating_runs()]
     folders = sorted(file.parent for file in MODELS.glob("*/config.json"))
     designs = [{"name": folder.name, **_shape_of(folder)} for folder in folders]

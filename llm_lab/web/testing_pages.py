@@ -14,6 +14,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import read_adapter_json
 from llm_lab.runs.folder import ROOT, RunFolder, run_of
 from llm_lab.wizard.model_questions import describe_run, generating_runs
+from llm_lab.wizard.walk import forget_looks
 
 from .lab import lab_of
 from .responses import body_of, lines, page
@@ -27,6 +28,7 @@ def testing_page(request: Request) -> Response:
     """Show what a model can be tested on."""
     model = request.query_params.get("model", "")
     model = str(ROOT / model) if model and (ROOT / model).is_dir() else model
+    forget_looks()  # there may be new runs
     runs = [{"path": str(run.path), "about": describe_run(run)} for run in generating_runs()]
     bases = {run["path"]: base_of(run["path"]) for run in runs}
     if model:

@@ -1,6 +1,7 @@
 """What the form asks of the server: saving, starting, and what both refuse."""
 
 import json
+import shutil
 
 import pytest
 from support.old_runs import unpack
@@ -95,6 +96,9 @@ def test_the_models_page_lists_the_library_and_the_runs(server):
     text = server.ask("GET", "/models")[2]
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert {"tiny", "tiny-sft"} <= {run["name"] for run in data["runs"]}
+    shutil.copytree(server.home / "checkpoints" / "tiny", server.home / "checkpoints" / "newer")
+    assert '"newer"' in server.ask("GET", "/models")[2]
+    assert "checkpoints/newer" in server.ask("GET", "/test")[2]
     library = {row["name"]: row for row in data["library"]}
     assert [one["name"] for one in library["openai-community/gpt2"]["methods"]] == ["all weights", "LoRA", "QLoRA"]
     assert all(one["reason"] for row in library.values() for one in row["methods"])
