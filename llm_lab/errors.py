@@ -100,6 +100,8 @@ def _sentence(text: str) -> str:
 
 def file_error(error: Exception) -> LabError | None:
     """Return an error for the user where the system refuses a file that the user named, or the disk is full."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):
+        return UserError(Problem("~", "no user of this machine has this name", fix="Write the whole path."))
     if not isinstance(error, OSError):
         return None
     if error.errno in FULL_DISK:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError
+from llm_lab.limits import parse_json
 from llm_lab.runs.disk import write_atomically
 
 from .decoding import ChatSettings
@@ -58,7 +59,7 @@ def read_conversation(file: Path, *, why: str = "this is not a saved conversatio
     Raises UserError if it is not one.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(Problem(str(file), f"it can't be read: {error.strerror}")) from None
     except ValueError:  # neither UTF-8 nor JSON

@@ -255,7 +255,7 @@ def _lines(
             for index, item in enumerate(value):
                 inner = _group_for(info, item) if info else None
                 body = list(_lines(item, inner, comment, f"{path}.{index}.", indent + "    "))
-                body = [line for line in body if line]
+                body = [line for line in body if line] or ["{}"]
                 yield indent + "  - " + body[0].lstrip()
                 yield from body[1:]
         else:

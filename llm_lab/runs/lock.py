@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -175,3 +176,22 @@ def exists(process: Mapping[str, Any]) -> bool:
     """Return whether a process of this host is still the one that was recorded, not another one with its number."""
     started, then = _start_time(process.get("pid")), process.get("started")
     return started is not None and isinstance(then, int | float) and abs(started - then) < 2.0
+
+
+def is_holder(folder: Path, process: Mapping[str, Any]) -> bool:
+    """Return whether a process of this host is the recorded one, and has the lock file of a run folder open.
+
+    A record alone may name any process, since a run folder may come from elsewhere. No other process opens this file
+    for longer than a moment.
+    """
+    import psutil
+
+    pid = process.get("pid")
+    if process.get("host") != socket.gethostname() or type(pid) is not int or pid in (1, os.getpid()):
+        return False
+    try:
+        there = os.lstat(folder / NAME)
+        files = psutil.Process(pid).open_files() if stat.S_ISREG(there.st_mode) and exists(process) else []
+        return any(os.path.samestat(os.stat(file.path), there) for file in files if Path(file.path).name == NAME)
+    except (OSError, psutil.Error, ValueError, OverflowError):
+        return False

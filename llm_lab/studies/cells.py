@@ -26,6 +26,7 @@ from .measures import rows_of, value_of
 from .sweep import Cell, Sweep
 
 POLL_SECONDS, REPORT_SECONDS = 0.1, 0.5
+CLAIMS = ".claims"  # the folder in a sweep with the locks of the commands that work on it
 PATIENCE_SECONDS = 60.0  # for the end of a process that saves its work, because the command that started it is gone
 OVER = ("done", "failed")
 
@@ -82,14 +83,10 @@ def state_of(cell: Cell, measure: str) -> CellState:
     )
 
 
-def commands_at_work(folder: Path) -> list[dict[str, Any]]:
-    """Return the processes of the commands that work on a sweep now, each once: pid, host and start."""
-    found: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for file in folder.glob(f".claims/*/{lock.NAME}"):
-        process = read_object(file)
-        if process and lock.is_at_work(file.parent, process):
-            found[process.get("host"), process.get("pid")] = process
-    return list(found.values())
+def commands_at_work(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Return the processes of the commands that work on a sweep now (pid, host, start), by the folder of their lock."""
+    found = {file.parent: read_object(file) for file in folder.glob(f"{CLAIMS}/*/{lock.NAME}")}
+    return {place: process for place, process in found.items() if process and lock.is_at_work(place, process)}
 
 
 def run_cells(
@@ -194,7 +191,7 @@ class _Work:
         return time.monotonic() - self._busy_since.setdefault(cell.name, time.monotonic()) > PATIENCE_SECONDS
 
     def _place(self, cell: Cell) -> Path:
-        return self.sweep.folder / ".claims" / cell.name
+        return self.sweep.folder / CLAIMS / cell.name
 
     def _is_claimed(self, cell: Cell) -> bool:
         return lock.is_at_work(self._place(cell), read_object(self._place(cell) / lock.NAME) or {})

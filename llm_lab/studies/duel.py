@@ -26,6 +26,7 @@ from .sweep import (
     Sweep,
     check_all,
     first_seed,
+    folder_name,
     joined_with_folder,
     open_sweep,
     read_raw,
@@ -100,7 +101,7 @@ def plan_duel(
     first = first_seed(pair[0].recipe)
     measure = choose_measure(measure, jobs, tuple(grid.values))
     duel = Sweep(
-        folder=root / (name or slug(title, "duel")),
+        folder=root / folder_name(name, title, "duel"),
         keys=tuple(grid.values),
         base=pair[0].recipe,
         configurations=tuple(pair),

@@ -6,6 +6,7 @@ checkpoints/<sweep>/sweep.json says what is compared; each cell is a run folder 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,7 +152,8 @@ def plan_sweep(
     jobs = check_all(configurations, recipe)
     require_differences(configurations, jobs, list(grid.values))
     short = list(short_keys(grid.values).values())
-    folder = root / (name or slug("-".join([str(raw.get("name") or stem), "sweep", *short]), "sweep"))
+    title = "-".join([str(raw.get("name") or stem), "sweep", *short])
+    folder = root / folder_name(name, title, "sweep")
     first = first_seed(base)
     measure = choose_measure(measure, jobs, tuple(grid.values))
     sweep = Sweep(
@@ -297,6 +299,14 @@ def require_differences(configurations: Sequence[Configuration], jobs: Mapping[s
         problems.append(Problem(key, why, value=", ".join(equal), fix=fix))
     if problems:
         raise UserError(*problems)
+
+
+def folder_name(name: str | None, title: str, default: str) -> str:
+    """Return the name of a sweep's folder: the given one, or one made from a title. UserError for a path."""
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name):
+        allowed = "letters, digits, '.', '_', '=' and '-', starting with a letter or digit"
+        raise UserError(Problem("--name", "this is not the name of a folder", value=name, allowed=allowed))
+    return name or slug(title, default)
 
 
 def joined_with_folder(sweep: Sweep) -> Sweep:

@@ -67,6 +67,7 @@ def make_app(*, port: int, token: str, session: str) -> Starlette:
         exception_handlers={
             LabError: on_lab_error,
             OSError: on_lab_error,
+            RuntimeError: on_lab_error,  # a path that begins with ~ and no user's name
             HTTPException: on_http_error,
             Exception: on_fault,
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +17,13 @@ from llm_lab.recipe.fields import leaf_keys
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.folder import list_runs
 from llm_lab.studies.presets import PRESETS
-from llm_lab.studies.sweep import read_raw
+from llm_lab.studies.sweep import Sweep, read_raw
 from llm_lab.studies.verdict import MIN_SEEDS
 from llm_lab.wizard.recipe_question import recipe_summary
 
 from .lab import lab_of
 from .launches import command_text
-from .responses import answer, body_of, page, problems_of
+from .responses import answer, body_of, page, part_of, problems_of
 
 SEEDS_OF_SWEEP = 3
 # Options of the two commands that the form has, with what they are by themselves.
@@ -91,10 +92,43 @@ async def check_comparison(request: Request) -> Response:
 
 async def start_comparison(request: Request) -> Response:
     """Check a sweep or duel once more, and start it in a process of its own."""
-    body = await body_of(request)
-    plan = await _plan(request, body)
-    launch = lab_of(request).launches.start(_comparison_words(body), run=plan["name"])
-    return answer({"launch": launch.number, "run": plan["name"]})
+    return answer(await start_again(request, await body_of(request)))
+
+
+async def start_again(request: Request, form: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a sweep or duel as the form has it, and start it; returns the launch and the name of the folder."""
+    plan = await _plan(request, form)
+    launch = lab_of(request).launches.start(_comparison_words(form), run=plan["name"])
+    return {"launch": launch.number, "run": plan["name"]}
+
+
+def form_of(sweep: Sweep) -> dict[str, Any] | None:
+    """Return what the form had when a sweep or duel was started; None for a command that the form can't start.
+
+    Its folder may come from elsewhere: nothing of the recorded command is passed on that the form has no field for.
+    """
+    try:
+        words = shlex.split(sweep.command)
+    except ValueError:
+        return None
+    if len(words) < 3 or words[:2] != ["llm-lab", sweep.kind] or sweep.kind not in OPTIONS:
+        return None
+    form: dict[str, Any] = {"kind": sweep.kind, "recipe": words[2], "keys": [], "name": sweep.folder.name}
+    rest = iter(words[3:])
+    for word in rest:
+        key, equals, values = word.partition("=")
+        if word.startswith("-"):
+            name = word.removeprefix("--")
+            if name not in OPTIONS[sweep.kind]:
+                return None
+            form[name] = next(rest, "")
+        elif equals:
+            form["keys"].append({"key": key, "values": values})
+        elif sweep.kind == "duel" and "other" not in form:
+            form["other"] = word
+        else:
+            return None
+    return form if form["name"] == sweep.folder.name and not form["recipe"].startswith("-") else None
 
 
 async def _plan(request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,9 +139,9 @@ async def _plan(request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         name: _number(name, value) if name in ("seeds", "jobs") else value for name, value in given.items() if value
     }
-    return dict(
-        await lab_of(request).data.call("plan_comparison", kind=kind, recipe=recipe, words=_key_words(body), **options)
-    )
+    words, command = _key_words(body), command_text(_comparison_words(body))
+    call = lab_of(request).data.call
+    return dict(await call("plan_comparison", kind=kind, recipe=recipe, words=words, command=command, **options))
 
 
 def _kind(body: Mapping[str, Any]) -> str:
@@ -128,7 +162,9 @@ def _number(name: str, value: str) -> int:
 def _key_words(body: Mapping[str, Any]) -> list[str]:
     """Return key=values as on the command line. UserError for what would be read as an option there."""
     words = []
-    for row in body.get("keys") or ():
+    for row in part_of(body, "keys", list):
+        if not isinstance(row, dict):
+            raise UserError(Problem("keys", "a row is not an object"))
         key, values = str(row.get("key", "")).strip(), str(row.get("values", "")).strip()
         if not key and not values:
             continue

@@ -19,7 +19,6 @@ from .form_draft import look_with_sizes
 SHOWN_ROWS = 5
 SHOWN_CHARACTERS = 400  # of one cell
 BARS = 24  # of a picture of lengths
-KINDS = ("text", "conversation", "preference", "prompt")
 
 
 def check_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +34,6 @@ def look_at_data(source: Mapping[str, Any], kind: str, download: bool = False) -
     """
     from llm_lab.data.paths import is_on_hub
 
-    assert kind in KINDS
     forget_looks()
     found: dict[str, Any] = {"on_hub": is_on_hub(source["path"]), "rows": [], "columns": [], "problem": None}
     ask_columns = False

@@ -25,7 +25,7 @@ from llm_lab.studies.experiment_files import (
 )
 
 from .lab import lab_of
-from .responses import answer, body_of, page, problems_of
+from .responses import answer, body_of, page, part_of, problems_of
 from .study_pages import list_results
 
 EARLIER = 20  # studies of one experiment on its page
@@ -90,11 +90,11 @@ def _option(key: Key) -> dict[str, Any]:
 async def check_options(request: Request) -> Response:
     """Return the command of an experiment with the options as typed, and their problems."""
     body = await body_of(request)
-    experiment = find_experiment(str(body.get("name")))
-    return answer(await run_in_threadpool(_checked, experiment, body.get("options") or {}))
+    return answer(await run_in_threadpool(_checked, str(body.get("name")), part_of(body, "options", dict)))
 
 
-def _checked(experiment: Experiment, typed: Mapping[str, str]) -> dict[str, Any]:
+def _checked(name: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+    experiment = find_experiment(name)
     words = _words(experiment, typed)
     try:
         options = read_values(experiment, words)
@@ -125,12 +125,18 @@ def _is_default(experiment: Experiment, key: Key, text: str) -> bool:
 async def start_experiment(request: Request) -> Response:
     """Start an experiment as `llm-lab study` in a process of its own."""
     body = await body_of(request)
-    experiment = find_experiment(str(body.get("name")))
-    words = _words(experiment, body.get("options") or {})
-    await run_in_threadpool(read_values, experiment, words)
+    words = await run_in_threadpool(_checked_words, str(body.get("name")), part_of(body, "options", dict))
     more = ["--overwrite"] if body.get("overwrite") else []
-    launch = lab_of(request).launches.start(["study", experiment.name, *words, *more])
+    launch = lab_of(request).launches.start(["study", *words, *more])
     return answer({"launch": launch.number})
+
+
+def _checked_words(name: str, typed: Mapping[str, Any]) -> list[str]:
+    """Return the name of an experiment and its options. UserError where one is not allowed."""
+    experiment = find_experiment(name)
+    words = _words(experiment, typed)
+    read_values(experiment, words)
+    return [experiment.name, *words]
 
 
 async def launch_state(request: Request) -> Response:

@@ -32,6 +32,7 @@ from llm_lab.wizard.review import answers_of, recipe_text
 from llm_lab.wizard.walk import forget_looks
 
 from .form_fields import as_text, fields_of, optional_groups
+from .launches import command_text
 from .responses import problems_of
 
 CONFIGS = Path("configs")
@@ -61,16 +62,36 @@ def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
     """
     raw = expand_forgetting(expand_model(raw))
     stage_schema(raw)
-    changes = [one for one in changes if isinstance(one, Mapping) and isinstance(one.get("path"), str)]
     draft, notices = Draft(raw, find_machine(), STAGES[raw["stage"]].title), []
     for one in changes:
-        draft = _change(draft, one["path"], one)
+        path = one.get("path") if isinstance(one, Mapping) else None
+        if not isinstance(path, str) or not _leads_somewhere(draft.raw, path):
+            raise UserError(Problem("changes", "there is no such key in this recipe", value=path))
+        draft = _change(draft, path, one)
         notices += [draft.notice] if draft.notice else []
     return replace(draft, notice=" ".join(notices))
 
 
+def _leads_somewhere(node: Any, path: str) -> bool:
+    """Return whether a path can be followed: through groups, those that are missing too, and entries of lists."""
+    for step in path.split(".")[:-1]:
+        if node is None:
+            return True
+        if isinstance(node, list):
+            if not step.isdecimal() or int(step) >= len(node):
+                return False
+            node = node[int(step)]
+        elif isinstance(node, Mapping):
+            node = node.get(step)
+        else:
+            return False
+    return isinstance(node, Mapping | None)
+
+
 def _change(draft: Draft, path: str, one: Mapping[str, Any]) -> Draft:
     if one.get("off"):
+        if path not in optional_groups(draft.raw["stage"]):
+            raise UserError(Problem("changes", "this is not a group that can be off", value=path))
         return draft.with_none(path)
     value = _parsed(draft, path, str(one["text"])) if "text" in one else one.get("value")
     if path == "model.checkpoint" and not value:
@@ -124,7 +145,7 @@ def look(draft: Draft) -> dict[str, Any]:
         "choices": dict(_choices(seen)),
         "idle": [path for path in _single_paths(draft) if not seen.applies(path)],
         "file": str(file),
-        "command": f"llm-lab run {file}",
+        "command": command_text(["run", str(file)]),
     }
     if resolved is not None:
         found |= {

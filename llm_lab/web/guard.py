@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN = "start"  # the name of the start token in the printed link
 READ = ("GET", "HEAD")
+LONGEST_PATH = 2000  # characters; no name in an address is nearly as long
 # What a form of a foreign page can send without asking first.
 FORM_TYPES = ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
 POLICY = (
@@ -73,6 +74,9 @@ class Guard:
             reason = OPEN_THE_LINK
         if reason is not None:
             await PlainTextResponse(reason + "\n", 403)(scope, receive, _with_headers(send))
+            return
+        if len(scope["path"]) > LONGEST_PATH:
+            await PlainTextResponse("The address is too long.\n", 414)(scope, receive, _with_headers(send))
             return
         await self.app(scope, receive, _with_headers(send))
 

@@ -19,9 +19,14 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.runs.folder import ROOT, RunFolder
-from llm_lab.runs.lock import exists
+from llm_lab.runs.lock import is_holder
 from llm_lab.safe_text import printable
 
+COMMANDS = ("run", "study", "sweep", "duel", "look")
+# Every option that a page passes. A name that begins with - never becomes another one, such as --trust-recipe.
+PASSED = frozenset(
+    "--resume --overwrite --steps --against --prompt --preset --seeds --measure --name --jobs --by".split()
+)
 LOG_LINES = 200
 KEPT_LOGS = 50
 SAME_START_SECONDS = 15.0  # between the start of a process and that of its log
@@ -78,18 +83,29 @@ class Launches:
     def start(
         self, words: Sequence[str], *, run: str | None = None, environment: Mapping[str, str] | None = None
     ) -> Launch:
-        """Start `llm-lab WORDS` in a session of its own. run: the name of its folder, where that is known."""
+        """Start `llm-lab WORDS` in a session of its own. run: the name of its folder, where that is known.
+
+        UserError for an option that no page has, and where the system refuses the command, such as a very long text.
+        """
+        assert words[0] in COMMANDS
+        if foreign := next((one for one in words if one[:1] == "-" and one.partition("=")[0] not in PASSED), None):
+            raise UserError(Problem("command", "a name or value that begins with - can't be used here", value=foreign))
         number = len(self._launched) + 1
         log = _new_log(words[0])
-        with open(log, "wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "llm_lab.cli", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            )
+        try:
+            with open(log, "wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "llm_lab.cli", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                )
+        except (OSError, ValueError) as error:  # ValueError: a NUL character
+            log.unlink(missing_ok=True)
+            why = f"it can't be started: {getattr(error, 'strerror', None) or error}"
+            raise UserError(Problem(f"llm-lab {words[0]}", why)) from None
         log = log.rename(log.with_name(f"{log.stem}-{process.pid}.log"))  # for log_of, after a restart of the server
         self._launched[number] = launch = Launch(number, tuple(words), log, process, run=run)
         return launch
@@ -112,17 +128,29 @@ class Launches:
 def stop_run(run: RunFolder) -> None:
     """Ask the process of a run to save and stop, as Ctrl-C does. UserError where none works on this machine."""
     process = run.facts().get("process", {})
-    name = str(run.path)
     if run.status() != "running":
-        raise UserError(Problem(name, f"this run is not running; its status is {run.status()}"))
-    if process.get("host") != socket.gethostname() or not exists(process):
-        raise UserError(Problem(name, f"its process runs on {process.get('host', 'another host')}, not here"))
+        raise UserError(Problem(str(run.path), f"this run is not running; its status is {run.status()}"))
+    host = process.get("host", "another host")
+    if host != socket.gethostname():
+        raise UserError(Problem(str(run.path), f"its process runs on {host}, not here"))
+    if not is_holder(run.path, process):
+        why = f"process {process.get('pid', 'unknown')}, which its record names, does not work in this folder"
+        raise UserError(Problem(str(run.path), why, fix="Stop it where it was started, with Ctrl-C."))
     os.kill(process["pid"], signal.SIGINT)
 
 
 def command_text(words: Sequence[str]) -> str:
     """Return the command that a user would type."""
     return shlex.join(["llm-lab", *words])
+
+
+def recorded_command(text: Any) -> str | None:
+    """Return the command that a record names, written so that a shell reads it as one command; None for another one."""
+    try:
+        words = shlex.split(str(text))
+    except ValueError:
+        return None
+    return printable(command_text(words[1:])) if words[:1] == ["llm-lab"] else None
 
 
 def log_of(process: Mapping[str, Any]) -> Path | None:

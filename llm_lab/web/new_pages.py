@@ -19,7 +19,7 @@ from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import REWARD_OPTIONS
-from llm_lab.recipe.trust import UntrustedCode, code_in, require_allowed
+from llm_lab.recipe.trust import code_in
 from llm_lab.runs.disk import write_atomically
 from llm_lab.runs.folder import ROOT, list_runs
 from llm_lab.wizard.model_questions import MODELS, describe_run, generating_runs, reward_models
@@ -29,12 +29,14 @@ from llm_lab.wizard.review import recipe_text
 from .addresses import find_run
 from .form_draft import CONFIGS, begin, cannot_start, change, look, plan_of, recipe_file
 from .form_fields import describe_form
+from .known_code import require_known
 from .lab import DATA_CALLS, lab_of
 from .launches import command_text
 from .models_pages import library_rows
-from .responses import answer, body_of, lines, page
+from .responses import answer, body_of, lines, page, part_of
 from .uploads import LARGEST_UPLOAD, SUFFIXES, list_uploads, save_upload
 
+KINDS = ("text", "conversation", "preference", "prompt")  # of data
 XRAY = "xray"  # a worker of its own: leaving the X-ray ends it, and nothing waits for it
 RECENT_RUNS = 30
 
@@ -133,7 +135,7 @@ def _pipeline_page(request: Request, file: Path) -> Response:
 async def look_at_draft(request: Request) -> Response:
     """Answer changes of a draft with all that follows from them."""
     body = await body_of(request)
-    return answer(await run_in_threadpool(lambda: look(change(_recipe_in(body), body.get("changes", ())))))
+    return answer(await run_in_threadpool(lambda: look(change(_recipe_in(body), part_of(body, "changes", list)))))
 
 
 async def look_at_plan(request: Request) -> Response:
@@ -146,8 +148,10 @@ async def look_at_data(request: Request) -> Response:
     """Answer with what is recognized in a dataset."""
     body = await body_of(request)
     source, kind = body.get("source"), body.get("kind")
-    if not isinstance(source, dict) or not str(source.get("path") or "").strip():
+    if not isinstance(source, dict) or not isinstance(source.get("path"), str) or not source["path"].strip():
         raise UserError(Problem("data", "name a dataset"))
+    if kind not in KINDS:
+        raise UserError(Problem("kind", "no kind of data", value=kind, allowed=", ".join(KINDS)))
     arguments = {"source": source, "kind": kind, "download": bool(body.get("download"))}
     return answer(await lab_of(request).data.call("look_at_data", **arguments))
 
@@ -244,21 +248,11 @@ def _require_startable(resolved: Resolved, file: Path, raw: Mapping[str, Any] | 
     if why := cannot_start(resolved):
         raise MachineError(why)
     try:
-        require_allowed(code_in(resolved.values))
-    except UntrustedCode as error:
+        require_known(code_in(resolved.values), command_text(["run", str(file)]))
+    except UserError:
         if raw is not None and not file.exists():
             write_atomically(file, recipe_text(raw, resolved, file))
-        command = command_text(["run", str(file)])
-        problems = [
-            Problem(
-                code.key,
-                "the page starts no Python code that you have not run on this machine before",
-                value=code.spec,
-                fix=f"Review {code.path}, then run it once in a terminal: {command}",
-            )
-            for code in error.codes
-        ]
-        raise UserError(*problems) from None
+        raise
 
 
 def _recipe_in(body: Mapping[str, Any]) -> dict[str, Any]:

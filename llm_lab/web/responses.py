@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
@@ -15,9 +15,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 
 from llm_lab import __version__
 from llm_lab.errors import LONGEST, LabError, Problem, UserError, file_error
+from llm_lab.limits import parse_json
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.safe_text import printable, redact_values, shorten, valid_text
 
+T = TypeVar("T", list[Any], dict[str, Any])
 TEMPLATES = Path(__file__).with_name("templates")
 LONGEST_BODY = 4 * 1024 * 1024  # bytes of a JSON request
 # (title, address, icon): the icon is a symbol in base.html.
@@ -78,12 +80,26 @@ async def body_of(request: Request) -> dict[str, Any]:
         if len(content) > LONGEST_BODY:
             raise UserError(Problem("request", f"it is larger than {LONGEST_BODY // 1024**2} MiB"))
     try:
-        value = json.loads(content)
+        value = parse_json(bytes(content))
+        # Half of a character that takes two ("\ud800") is no text that a file could be named by or hold.
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), parse_constant=_refuse)
     except ValueError:
         value = None
     if not isinstance(value, dict):
         raise UserError(Problem("request", "its body is not a JSON object"))
     return value
+
+
+def part_of(body: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """Return a list or an object of a request's body, an empty one where it is missing. UserError for another type."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise UserError(Problem(name, f"it is not {'an object' if kind is dict else 'a list'}"))
+    return kind() if value is None else value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and infinity are no JSON
 
 
 def lines(pieces: AsyncIterator[Any]) -> StreamingResponse:

@@ -124,7 +124,7 @@ class RunIndex:
         with self._lock:
             self._look()
             now = [self._born, self._version]
-            if not isinstance(cursor, list) or len(cursor) != 2 or cursor[0] != self._born:
+            if not isinstance(cursor, list) or list(map(type, cursor)) != [int, int] or cursor[0] != self._born:
                 return now, {"rows": list(map(_without_blanks, self._rows.values())), "gone": [], "all": True}
             names = [name for name, version in self._changed.items() if version > cursor[1]]
             if not names:

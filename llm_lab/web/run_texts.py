@@ -16,6 +16,7 @@ from llm_lab.runs.samples import read_prompt
 from llm_lab.safe_text import printable
 
 from .addresses import address_of, name_in
+from .launches import command_text
 
 
 def evaluation_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,8 +81,8 @@ def recipe_of(run: RunFolder) -> dict[str, Any] | None:
     return {
         "text": printable(text),
         "derived": derived_of(text),
-        "command": printable(f"llm-lab run {run.recipe_path}"),
-        "replay": printable(f"llm-lab replay {run.path}"),
+        "command": printable(command_text(["run", str(run.recipe_path)])),
+        "replay": printable(command_text(["replay", str(run.path)])),
     }
 
 

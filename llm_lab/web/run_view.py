@@ -18,7 +18,7 @@ from llm_lab.runs.describe import data_rows, describe_proof, headline_results, i
 from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, is_reward_model, status_of
 from llm_lab.runs.glossary import OF_THE_MACHINE, name_of, quantity, rank, write
-from llm_lab.runs.lock import exists
+from llm_lab.runs.lock import is_holder
 from llm_lab.runs.record import read_facts
 from llm_lab.runs.report import describe_scores
 from llm_lab.safe_text import printable
@@ -186,8 +186,10 @@ def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str,
     process = facts.get("process") or {}
     stop: Any = None
     if status == "running":
-        here = process.get("host") == socket.gethostname() and exists(process)
-        stop = True if here else f"Its process runs on {printable(str(process.get('host', 'another host')))}, not here."
+        host = process.get("host", "another host")
+        where = f"Its process runs on {printable(str(host))}, not here."
+        unknown = "Its process is not the one that its record names. Stop it where it was started, with Ctrl-C."
+        stop = is_holder(run.path, process) or (where if host != socket.gethostname() else unknown)
     model = _model_of(run)
     return {
         "stop": stop,

@@ -154,13 +154,6 @@ async def resume(request: Request) -> Response:
 # What is live
 
 
-def _run(name: str) -> RunFolder:
-    try:
-        return find_run(name)
-    except HTTPException as error:  # deleted while its page is open
-        raise UserError(error.detail) from None
-
-
 @contextmanager
 def _shown(*runs: RunFolder) -> Iterator[None]:
     """Raise UserError where the block meets values that LLM Lab does not write, such as a number of 400 digits."""
@@ -175,7 +168,7 @@ def _shown(*runs: RunFolder) -> Iterator[None]:
 
 def run_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     """Return the state and numbers of a run where any of them has changed."""
-    run = _run(argument)
+    run = find_run(argument)
     with _shown(run):
         head = head_of(run)
     now = hashlib.sha256(json.dumps(head, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -188,8 +181,8 @@ def metrics_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     if axis not in AXES or not points.isdecimal():
         raise UserError(Problem("topic", "it names no axis", value=argument))
     most = min(max(int(points), 10), MOST_POINTS)
-    columns = columns_of(_run(name).metrics_path)
-    known = cursor if isinstance(cursor, list) and len(cursor) == 4 and cursor[0] == columns.generation else None
+    columns = columns_of(find_run(name).metrics_path)
+    known = cursor if _is_cursor(cursor) and cursor[0] == columns.generation else None
     if known and known[2] == columns.count:
         return None
     base, after = (known[1], known[2]) if known else (0, 0)
@@ -206,9 +199,13 @@ def metrics_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     return [columns.generation, base, columns.count, len(keys)], data
 
 
+def _is_cursor(value: Any) -> bool:
+    return isinstance(value, list) and list(map(type, value)) == [int] * 4
+
+
 def samples_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     """Return the samples of a run where they have changed."""
-    run = _run(argument)
+    run = find_run(argument)
     stamp = stamp_of(run.samples_path)
     now = list(stamp) if stamp else []
     return None if now == cursor else (now, {"samples": samples_of(run)})

@@ -11,11 +11,14 @@ from llm_lab.studies.duel import TOKENS, plan_duel
 from llm_lab.studies.sweep import plan_sweep
 from llm_lab.studies.sweep_report import plan_rows
 
+from .known_code import require_known
+
 
 def plan_comparison(
     kind: str,
     recipe: str,
     words: Sequence[str],
+    command: str,
     other: str | None = None,
     preset: str | None = None,
     seeds: int | None = None,
@@ -24,13 +27,17 @@ def plan_comparison(
     by: str = "both",
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Return what a sweep or duel would run. UserError with every problem of every recipe."""
+    """Return what a sweep or duel would run. UserError with every problem of every recipe, and for unknown code.
+
+    command: the same in a terminal.
+    """
     if jobs < 1:
         raise UserError(Problem("--jobs", "the number of runs at a time", value=jobs, allowed="1 or more"))
     if kind == "duel":
         planned = plan_duel(recipe, words, other=other, seeds=seeds, name=name, measure=measure, by=by)
     else:
         planned = plan_sweep(recipe, words, seeds=seeds, name=name, measure=measure, preset=preset)
+    require_known((code for job in planned.jobs.values() for code in job.code()), command)
     cells = planned.cells_to_run()
     third = kind == "duel" and by != TOKENS
     then = f"up to {len(cells) // 2} shorter runs of the slower one, for the comparison at equal time" if third else ""

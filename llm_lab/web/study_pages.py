@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import shlex
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -26,19 +25,20 @@ from llm_lab.estimate.adapter_base import read_object
 from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of
-from llm_lab.runs.lock import exists
+from llm_lab.runs.lock import is_holder
 from llm_lab.studies import duel_report
 from llm_lab.studies.cells import CellState, commands_at_work, state_of
 from llm_lab.studies.duel import TOKENS, Comparison, compare
-from llm_lab.studies.experiment_files import defaults_of, find_experiment, written
+from llm_lab.studies.experiment_files import defaults_of, find_experiment, read_values, written
 from llm_lab.studies.grid import Configuration
 from llm_lab.studies.study import REPORT_JSON, shown
 from llm_lab.studies.sweep import FILE, Cell, Sweep, list_sweeps, open_sweep
 from llm_lab.studies.sweep_report import build_report, describe_sweep
 
 from .addresses import inside
+from .comparison_pages import form_of, start_again
 from .lab import lab_of
-from .launches import last_lines, stop_run
+from .launches import last_lines, recorded_command, stop_run
 from .responses import answer, body_of, page
 from .run_index import Stamp, stamp_of
 
@@ -148,7 +148,7 @@ def _study(run: RunFolder, status: str) -> dict[str, Any]:
         "about": [" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip()],
         "status": status,
         "error": facts.get("error"),
-        "command": about.get("command"),
+        "command": recorded_command(about.get("command")),
         "started": facts.get("created_at"),
         "ended": facts.get("ended_at") if status != "running" else None,
         "results": [[key.replace("_", " "), shown(value)] for key, value in (facts.get("results") or {}).items()],
@@ -222,14 +222,14 @@ def _sweep(sweep: Sweep, status: str) -> dict[str, Any]:
         "about": [describe_sweep(sweep)],
         "status": status,
         "error": None,
-        "command": sweep.command,
+        "command": recorded_command(sweep.command),
         "started": None,
         "ended": None,
         "results": [],
         "runs": [{**_run_row(state, state.cell.label), "results": []} for state in states],
         "measure": name_of(sweep.measure),
         "blocks": _sections(report.blocks()[1:]),
-        "resumable": status not in ("running", "done") and _words_of(sweep) is not None,
+        "resumable": status not in ("running", "done") and form_of(sweep) is not None,
     }
 
 
@@ -283,48 +283,40 @@ def _stop(name: str) -> None:
         stop_run(RunFolder(folder))
         return
     until = time.monotonic() + WAIT_FOR_COMMAND
-    while not (found := [one for one in commands_at_work(folder) if one.get("host") == socket.gethostname()]):
+    while not (found := [one for place, one in commands_at_work(folder).items() if is_holder(place, one)]):
         if time.monotonic() > until:
             raise UserError(Problem(str(folder), "no command works on it on this machine"))
         time.sleep(0.05)
-    for process in found:
-        if exists(process):
-            os.kill(process["pid"], signal.SIGINT)
+    for pid in {process["pid"] for process in found}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
 
 
 async def resume_study(request: Request) -> Response:
     """Start the same command again: what is done is skipped, and what was stopped is resumed."""
     name = str((await body_of(request)).get("name"))
-    words = await run_in_threadpool(_words_again, name)
+    folder = inside(ROOT, name)
+    if (folder / FILE).is_file():
+        form = form_of(await run_in_threadpool(open_sweep, folder))
+        if form is None:
+            why = "its command is not one that the page starts, so it can't be started again from here"
+            raise UserError(Problem(str(folder), why, fix="Start it in a terminal."))
+        return answer(await start_again(request, form))
+    words = await run_in_threadpool(_words_again, RunFolder(folder))
     launch = lab_of(request).launches.start(words, run=name)
     return answer({"launch": launch.number, "run": name})
 
 
-def _words_again(name: str) -> list[str]:
-    folder = inside(ROOT, name)
-    if (folder / FILE).is_file():
-        words = _words_of(open_sweep(folder))
-        if words is None:
-            why = "its command is not one of the terminal, so it can't be started again from here"
-            raise UserError(Problem(str(folder), why))
-        return words
-    about = RunFolder(folder).facts().get("study") or {}
+def _words_again(run: RunFolder) -> list[str]:
+    """Return the words of a study's command. UserError where its record has what is no option of the experiment."""
+    about = run.facts().get("study") or {}
     experiment = find_experiment(str(about.get("experiment")))
     defaults = defaults_of(experiment)
     given = {key: tuple(one) if isinstance(one, list) else one for key, one in (about.get("options") or {}).items()}
     changed = {key: one for key, one in given.items() if key not in defaults or defaults[key] != one}
-    return ["study", experiment.name, *(f"{key}={written(one)}" for key, one in changed.items())]
-
-
-def _words_of(sweep: Sweep) -> list[str] | None:
-    """Return the words of a sweep's command; None where it was started from Python, or would trust foreign code."""
-    try:
-        words = shlex.split(sweep.command)
-    except ValueError:
-        return None
-    if words[:2] != ["llm-lab", sweep.kind] or any(word.startswith("--trust") for word in words):
-        return None
-    return [*words[1:], *([] if "--name" in words else ["--name", sweep.folder.name])]
+    words = [f"{key}={written(one)}" for key, one in changed.items()]
+    read_values(experiment, words)
+    return ["study", experiment.name, *words]
 
 
 ROUTES = [

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -35,6 +36,8 @@ def updates_route(topics: Mapping[str, Topic]) -> Route:
                 continue
             try:
                 new = topics[kind](argument, cursor)
+            except HTTPException as error:  # what the page shows is gone, or never was
+                found[name] = {"cursor": cursor, **problems_of(UserError(error.detail))}
             except LabError as error:
                 found[name] = {"cursor": cursor, **problems_of(error)}
             else:

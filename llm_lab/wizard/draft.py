@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from llm_lab.errors import Problem
@@ -132,15 +133,14 @@ Ask = Callable[[Draft], Flow[Draft]]
 
 def _set(node: Any, path: str, value: Any) -> None:
     *parents, last = path.split(".")
-    for step in parents:
-        if isinstance(node, list):
-            node = node[int(step)]
-            continue
-        if not isinstance(node.get(step), dict | list):  # left out, a group that is switched off, or no group
+    for step, after in pairwise([*parents, last]):
+        key: Any = int(step) if isinstance(node, list) else step
+        inside = node[key] if isinstance(node, list) else node.get(key)
+        if not isinstance(inside, dict) and not (isinstance(inside, list) and after.isdecimal()):
             if value is None:
                 return
-            node[step] = {}
-        node = node[step]
+            node[key] = inside = {}  # it was left out, switched off, or no group
+        node = inside
     if value is None:
         node.pop(last, None)
     else:

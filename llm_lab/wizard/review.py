@@ -200,7 +200,7 @@ def answers_of(raw: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
     fields = type(resolved.recipe).model_fields
     # Null switches off what would be on, also an adapter that memory would require. An empty group switches on what is
     # off by default.
-    return {key: value for key, value in raw.items() if value != {} or fields[key].default is None}
+    return {key: value for key, value in raw.items() if value != {} or (key in fields and fields[key].default is None)}
 
 
 def _with_suffix(path: Path) -> Path:

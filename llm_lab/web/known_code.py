@@ -1,0 +1,28 @@
+"""The rule of the page for Python code that recipes name: it starts only what the user has run on this machine before.
+
+In a terminal a user types the name of a recipe, and that is a yes. Here it is one click on a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.recipe.trust import Code, UntrustedCode, require_allowed
+
+
+def require_known(codes: Iterable[Code], command: str) -> None:
+    """Raise UserError for code that has not run on this machine. command: what runs it in a terminal."""
+    try:
+        require_allowed(dict.fromkeys(codes))
+    except UntrustedCode as error:
+        problems = [
+            Problem(
+                code.key,
+                "the page starts no Python code that you have not run on this machine before",
+                value=code.spec,
+                fix=f"Review {code.path}, then run it once in a terminal: {command}",
+            )
+            for code in error.codes
+        ]
+        raise UserError(*problems) from None

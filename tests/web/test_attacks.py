@@ -1,0 +1,391 @@
+"""Requests and files that someone made to do harm: the page answers each with a reason, and does nothing else."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from starlette.routing import Mount
+from support.web_runs import write_run
+
+from llm_lab.errors import UserError
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.lock import hold, is_holder, this_process
+from llm_lab.studies.sweep import Sweep
+from llm_lab.web.app import make_app
+from llm_lab.web.comparison_pages import form_of
+from llm_lab.web.launches import Launches, recorded_command, stop_run
+from llm_lab.web.study_calls import plan_comparison
+
+PORT = 7750
+APP = make_app(port=PORT, token="token", session="session")
+OWN = {"host": f"127.0.0.1:{PORT}", "cookie": f"llm-lab-{PORT}=session", "content-type": "application/json"}
+FOREIGN = {
+    "another host": {"host": f"evil.example:{PORT}"},
+    "no port": {"host": "127.0.0.1"},
+    "another origin": {"origin": "https://evil.example"},
+    "another port of this machine": {"origin": "http://127.0.0.1:1"},
+    "an opaque origin": {"origin": "null"},
+    "a cross-site request": {"sec-fetch-site": "cross-site"},
+    "a same-site request": {"sec-fetch-site": "same-site"},
+    "no cookie": {"cookie": ""},
+    "the cookie of another port": {"cookie": f"llm-lab-{PORT + 1}=session"},
+    "another cookie": {"cookie": f"llm-lab-{PORT}=sessio"},
+}
+FORMS = {
+    "a text": {"content-type": "text/plain; charset=utf-8"},
+    "a form": {"content-type": "application/x-www-form-urlencoded"},
+    "a form with files": {"content-type": "multipart/form-data; boundary=x"},
+    "no type": {"content-type": ""},
+}
+
+
+def addresses():
+    """Return (path, methods) of everything that the application answers."""
+    for route in APP.routes:
+        path = re.sub(r"\{\w+:int\}", "1", route.path)
+        methods = {"GET", "HEAD"} if isinstance(route, Mount) else route.methods
+        yield re.sub(r"\{\w+(:path)?\}", "demo", path) + ("/lab.js" if isinstance(route, Mount) else ""), methods
+
+
+async def status_of(method, path, headers):
+    """Return the status with which the application answers a request."""
+    sent = []
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items() if value],
+        "server": ("127.0.0.1", PORT),
+        "client": ("127.0.0.1", 1),
+        "scheme": "http",
+    }
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    await APP(scope, receive, send)
+    return sent[0]["status"]
+
+
+def test_every_address_refuses_what_does_not_come_from_its_own_page(server):
+    async def ask_all():
+        answered = []
+        for path, methods in addresses():
+            for method in methods | {"PUT", "DELETE", "OPTIONS", "TRACE"}:
+                kinds = FOREIGN if method in ("GET", "HEAD") else {**FOREIGN, **FORMS}
+                for why, headers in kinds.items():
+                    if await status_of(method, path, {**OWN, **headers}) != 403:
+                        answered.append((why, method, path))
+        return answered
+
+    assert asyncio.run(ask_all()) == []
+    assert server.ask("GET", "/static/lab.js")[0] == 200
+
+
+def test_no_two_pages_claim_the_same_address():
+    claimed = [(method, route.path) for route in APP.routes if not isinstance(route, Mount) for method in route.methods]
+    assert sorted(claimed) == sorted(set(claimed))
+
+
+# --- commands
+
+
+def planted_sweep(folder, command):
+    return Sweep(folder, ("seed",), {}, (), (0,), "loss", command=command)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "recipe.yaml lr=1,2 --tru",  # argparse reads the beginning of an option as the option
+        "recipe.yaml lr=1,2 --trust-recipe",
+        "--trust-recipe recipe.yaml lr=1,2",
+        "recipe.yaml lr=1,2 --name other",
+        "recipe.yaml lr=1,2 -x",
+        "recipe.yaml other.yaml",
+        "recipe.yaml lr=1,2 'unclosed",
+    ],
+)
+def test_a_planted_sweep_can_not_bring_words_that_the_form_has_not(tmp_path, words):
+    assert form_of(planted_sweep(tmp_path / "mine", f"llm-lab sweep {words}")) is None
+
+
+def test_the_form_of_a_sweep_is_found_again_in_its_command(tmp_path):
+    sweep = planted_sweep(tmp_path / "mine", "llm-lab sweep recipe.yaml 'a.b=1,2' seed=3 --seeds 2 --name mine")
+    keys = [{"key": "a.b", "values": "1,2"}, {"key": "seed", "values": "3"}]
+    assert form_of(sweep) == {"kind": "sweep", "recipe": "recipe.yaml", "keys": keys, "seeds": "2", "name": "mine"}
+
+
+def test_a_planted_study_can_not_bring_an_option_of_the_command(server):
+    study = {"experiment": "learning_rate", "file": "x", "options": {"--in-folder": "checkpoints/planted"}}
+    folder = write_run(server.home, "planted", status="stopped", study=study)
+    status, _, text = server.ask("POST", "/api/experiments/resume", {"name": folder.name})
+    assert status == 400
+    assert "learning_rate has no such option" in text
+
+
+def test_a_sweep_runs_no_code_that_the_user_has_not_run_before(in_tmp_path):
+    (in_tmp_path / "evil.py").write_text("def reward(completion, row):\n    return 1.0\n")
+    (in_tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1="}\n' * 8)
+    write_run(in_tmp_path, "x")
+    recipe = {
+        "stage": "grpo",
+        "name": "g",
+        "device": "cpu",
+        "model": {"checkpoint": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "data": [{"path": "prompts.jsonl"}],
+        "rewards": [{"name": "python", "function": "evil.py:reward"}],
+    }
+    (in_tmp_path / "g.json").write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match="no Python code that you have not run on this machine"):
+        plan_comparison("sweep", "g.json", ["seed=1,2"], "llm-lab sweep g.json seed=1,2", preset="seeds")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "-x", "a/b", ".hidden"])
+def test_a_sweep_has_no_folder_outside_of_the_runs(in_tmp_path, name):
+    (in_tmp_path / "text.txt").write_text("to be or not to be\n" * 100)
+    recipe = {"stage": "pretrain", "device": "cpu", "data": [{"path": "text.txt"}], "train": {"max_steps": 2}}
+    (in_tmp_path / "r.json").write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match="not the name of a folder"):
+        plan_comparison("sweep", "r.json", ["train.max_steps=2,3"], "", name=name)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["study", "experiment", "--in-folder=x"],
+        ["run", "--trust-recipe"],
+        ["run", "configs/x.yaml", "--debug"],
+        ["look", "demo", "--prompt", "\0"],
+        ["look", "demo", "--prompt", "a" * 200_000],
+    ],
+)
+def test_a_name_never_becomes_another_option_and_no_text_breaks_the_start(tmp_path, monkeypatch, words):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"begins with -|can't be started"):
+        Launches().start(words)
+    assert not list(tmp_path.rglob("*.log"))
+
+
+def test_a_command_that_is_copied_from_the_page_does_nothing_else_in_a_shell(server):
+    folder = write_run(server.home, "a;touch pwned $(touch pwned)", status="stopped")
+    page = server.ask("GET", "/runs/" + folder.name.replace(" ", "%20").replace(";", "%3B"))[2]
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    for command in (data["command"], data["recipe"]["command"], data["recipe"]["replay"]):
+        assert f"'checkpoints/{folder.name}" in command
+    assert recorded_command("llm-lab study x; touch pwned") == "llm-lab study 'x;' touch pwned"
+    assert recorded_command("touch pwned") is None
+
+
+# --- stopping
+
+
+@pytest.fixture
+def bystander():
+    """A process that has nothing to do with the lab."""
+    process = subprocess.Popen([sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"], stdout=-1)
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def recorded(pid):
+    import psutil
+
+    return {"pid": pid, "host": socket.gethostname(), "started": psutil.Process(pid).create_time()}
+
+
+def test_a_planted_run_can_not_stop_a_process_that_does_not_work_in_it(in_tmp_path, bystander):
+    process = recorded(bystander.pid)
+    without_lock = write_run(in_tmp_path, "without-lock", status="running", process=process)
+    locked = write_run(in_tmp_path, "locked", status="running", process=process)
+    linked = write_run(in_tmp_path, "linked", status="running", process=process)
+    (linked / ".lock").symlink_to(f"/proc/{bystander.pid}/exe")
+    with hold(locked):
+        for folder in (without_lock, locked, linked):
+            with pytest.raises(UserError, match=r"does not work in this folder|not running"):
+                stop_run(RunFolder(folder))
+    assert bystander.poll() is None
+
+
+@pytest.mark.parametrize("pid", [1, 0, -1, True, "1", 2**70, None, os.getpid()])
+def test_no_record_makes_the_page_stop_the_system_all_processes_or_itself(tmp_path, pid):
+    process = {**this_process(), "pid": pid}
+    if pid == 1:
+        process = recorded(1)
+    with hold(tmp_path):
+        assert not is_holder(tmp_path, process)
+
+
+def test_a_run_is_stopped_by_the_record_of_its_own_process(in_tmp_path):
+    folder = write_run(in_tmp_path, "mine", status="running")
+    program = (
+        "import sys, time; from pathlib import Path; from llm_lab.runs.lock import hold\n"
+        "with hold(Path(sys.argv[1])):\n print(1, flush=True); time.sleep(60)"
+    )
+    working = subprocess.Popen([sys.executable, "-c", program, folder], stdout=-1, stderr=subprocess.DEVNULL)
+    working.stdout.readline()
+    write_run(in_tmp_path, "mine", status="running", process=recorded(working.pid))
+    stop_run(RunFolder(folder))
+    assert working.wait(10) in (-signal.SIGINT, 1)
+
+
+# --- bodies
+
+RECIPE = {"stage": "pretrain", "name": "fz", "device": "cpu", "data": [{"path": "no.txt"}], "train": {"max_steps": 3}}
+FIELDS = {
+    "recipe": RECIPE,
+    "changes": [
+        {"path": "train.max_steps", "text": "5"},
+        {"path": "data.0.path", "value": "x"},
+        {"path": "optimizer.name", "text": "muon"},
+        {"path": "lora", "off": True},
+    ],
+    "name": "fz",
+    "source": {"path": "no.jsonl"},
+    "kind": "text",
+    "topics": {
+        "runs:": [1, 2],
+        "run:demo": "x",
+        "metrics:step:100:demo": [1, 2, 3, 4],
+        "samples:demo": [],
+        "study:x": 1,
+    },
+    "model": "no-such-model",
+    "text": "hello",
+    "messages": [{"role": "user", "content": "x"}],
+    "settings": {"temperature": 1.0, "max_new_tokens": 3},
+    "mode": "chat",
+    "system": None,
+    "hits": [{"title": "x", "url": "http://x.example", "snippet": "x"}],
+    "slot": "c",
+    "trust": False,
+    "names": [],
+    "prompts": ["x"],
+    "max_new_tokens": 10,
+    "temperature": 1.0,
+    "query": "",
+    "backend": "ftp://x",
+    "options": {"seeds": "1"},
+    "keys": [{"key": "optimizer.learning_rate", "values": "1,2"}],
+    "seeds": "2",
+    "jobs": "1",
+    "by": "both",
+    "prompt": "x",
+    "against": "",
+    "checkpoint": "",
+    "position": 1,
+    "layer": 0,
+}
+JUNK = [
+    *(None, True, 0, -1, 1e308, 10**30, 2**63, "", "x" * 3000, "\ud800", "a\0b", "../../etc/passwd", "/etc/passwd"),
+    *("-x", "--resume", "a\nb", [], [[]], {}, {"a": {"b": []}}, [None], ["x", 1], {"path": 5}, {"path": "\0"}, [{}]),
+    *("~no-such-user/x", "checkpoints/../..", "name=1", [{"path": "a", "value": 1}], {"": ""}, "[" * 300),
+    *("&a [*a,*a]", "!!python/object:os.system x"),
+]
+
+
+def changed(rng, value, depth=0):
+    """Return a value with something in it replaced by what does not belong there."""
+    if rng.random() < 0.3 or depth > 4 or not isinstance(value, dict | list) or not value:
+        return rng.choice(JUNK)
+    if isinstance(value, list):
+        at = rng.randrange(len(value))
+        return [*value[:at], changed(rng, value[at], depth + 1), *value[at + 1 :]]
+    name = rng.choice(list(value))
+    rest = {key: one for key, one in value.items() if key != name}
+    return rest if rng.random() < 0.2 else {**rest, name: changed(rng, value[name], depth + 1)}
+
+
+def attack(server, paths, times, seed):
+    rng = random.Random(seed)
+    faults = []
+    for path in paths:
+        for _ in range(times):
+            body = {name: value for name, value in FIELDS.items() if rng.random() < 0.7}
+            for name in rng.sample(list(body), 3):
+                body[name] = changed(rng, body[name])
+            status, _, text = server.ask("POST", path, body)
+            has_problems = '"problems"' in text or '"exists"' in text
+            if status >= 500 or (status >= 400 and not has_problems) or "nternal error" in text:
+                faults.append((path, status, text[:200], json.dumps(body)[:500]))
+    return faults
+
+
+# Those that load no model, start nothing and download nothing.
+QUICK = (
+    "updates new/look new/start-recipe experiments/keys experiments/check chat/conversations search/describe".split()
+)
+
+
+def test_bodies_with_wrong_types_are_answered_with_the_problem(server):
+    assert attack(server, [f"/api/{name}" for name in QUICK], 15, seed=1) == []
+
+
+@pytest.mark.slow
+def test_bodies_with_wrong_types_are_answered_with_the_problem_by_every_address(server):
+    write_run(server.home, "demo")
+    paths = sorted({path for path, methods in addresses() if "POST" in methods})
+    faults = [fault for seed in range(3) for fault in attack(server, paths, 10, seed)]
+    assert faults == []
+    assert server.ask("GET", "/")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 100_000,
+        '{"topics": ' + "[" * 5000 + "]" * 5000 + "}",
+        '{"topics": {"runs:": NaN}}',
+        '{"topics": {"runs:": 1e999}}',
+        '{"topics": ' + "9" * 5000 + "}",
+        b"\xff\xfe{",
+        '"text"',
+        "",
+    ],
+)
+def test_a_body_that_is_no_json_object_or_nested_too_deep_is_refused(server, body):
+    status, _, text = server.ask("POST", "/api/updates", body, {"Content-Type": "application/json"})
+    assert (status, "problems" in text) == (400, True)
+
+
+def test_half_a_character_in_a_name_is_no_fault(server):
+    body = '{"topics": {"run:\\ud800": null, "study:\\ud800": null}}'
+    status, _, text = server.ask("POST", "/api/updates", body, {"Content-Type": "application/json"})
+    assert (status, text.count("problems")) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/runs/" + "a" * 1500,
+        "/runs/" + "a" * 5000,
+        "/api/launches/" + "9" * 5000,
+        "/api/launches/" + "9" * 1000,
+        "/api/voice?model=~no-such-user/x",
+        "/test?model=~no-such-user/x",
+        "/api/voice?model=%00",
+        "/test?model=" + "a" * 1500,
+        "/new?stage=sft&model=%00",
+        "/runs/%ed%a0%80",
+        "/static/..%2fguard.py",
+        "/runs-files/..%2f..%2fx.svg",
+        "/api/chat/conversations/..%5c..%5cx",
+        "/experiments/run/%2e%2e",
+    ],
+)
+def test_an_odd_address_is_no_fault(server, address):
+    assert server.ask("GET", address)[0] in (200, 400, 404, 414)
