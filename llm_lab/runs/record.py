@@ -43,6 +43,7 @@ class _Facts(TypedDict, total=False):
     predicted: dict[str, Any]
     versions: dict[str, str | None]
     recipe: dict[str, Any]
+    study: dict[str, Any]
     parameters: int | None
     data: list[_Data]
     parent: _Model | None
@@ -56,6 +57,8 @@ _FACTS = TypeAdapter(_Facts)
 
 def read_facts(file: Path) -> tuple[dict[str, Any], str | None]:
     """Return what run.json holds, {} if there is none, and why it can't be read, or None."""
+    if file.is_fifo() or file.is_char_device():  # reading it might never end
+        return {}, "it is not a file"
     try:
         found = parse_json(file.read_bytes())
         _FACTS.validate_python(found, strict=True)

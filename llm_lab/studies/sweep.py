@@ -351,6 +351,25 @@ def list_sweeps(root: Path = ROOT) -> list[Path]:
     return sorted((file.parent for file in root.glob(f"*/{FILE}")), key=lambda folder: -folder.stat().st_mtime)
 
 
+def _require_types(record: Mapping[str, Any]) -> None:
+    """Raise TypeError for a sweep.json that no command has written: its folder may come from elsewhere."""
+    expected = {"keys": list, "recipe": dict, "configurations": list, "seeds": list, "remarks": list}
+    expected |= dict.fromkeys(("measure", "command", "kind"), str)
+    wrong = [key for key, kind in expected.items() if not isinstance(record[key], kind)]
+    wrong += [key for key in ("keys", "remarks") if not all(isinstance(one, str) for one in record[key])]
+    wrong += [] if all(type(seed) is int for seed in record["seeds"]) else ["seeds"]
+    for one in record["configurations"]:
+        texts = all(isinstance(one[key], str) for key in ("name", "label"))
+        # The names are those of the folders of the runs.
+        is_name = texts and one["name"] not in ("", ".", "..") and Path(one["name"]).name == one["name"]
+        if not (is_name and isinstance(one["values"], dict) and isinstance(one["recipe"], dict)):
+            wrong.append("configurations")
+    if wrong or record["kind"] not in ("sweep", "duel"):
+        raise TypeError(f"wrong type: {', '.join(wrong) or 'kind'}")
+    if len(record["configurations"]) * len(record["seeds"]) > MOST_CELLS:
+        raise TypeError(f"more than {MOST_CELLS:,} runs")
+
+
 def open_sweep(folder: str | Path, *, root: Path = ROOT) -> Sweep:
     """Read a sweep from its folder. UserError where there is none."""
     path = Path(folder)
@@ -363,6 +382,7 @@ def open_sweep(folder: str | Path, *, root: Path = ROOT) -> Sweep:
         )
         raise UserError(Problem(str(folder), "there is no sweep here", fix=fix))
     try:
+        _require_types(record)
         return Sweep(
             folder=path,
             keys=tuple(record["keys"]),
@@ -374,6 +394,6 @@ def open_sweep(folder: str | Path, *, root: Path = ROOT) -> Sweep:
             remarks=tuple(record["remarks"]),
             kind=record["kind"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         why = f"the file can't be read ({type(error).__name__}: {error})"
         raise UserError(Problem(str(path / FILE), why, fix="Delete it, and run the command again.")) from None

@@ -11,6 +11,8 @@ from llm_lab.runs.folder import ROOT, RunFolder
 
 UPLOADS = Path("uploads")
 DESIGNS = Path("configs") / "models"
+# The files of a run that its pages read.
+SHOWN = ("run_json", "recipe_path", "metrics_path", "samples_path", "report_path")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -27,6 +29,10 @@ def find_run(name: str) -> RunFolder:
     run = RunFolder(inside(ROOT, name))
     if not run.run_json.is_file():
         raise HTTPException(404, f"There is no run named {name} in {ROOT}/.")
+    home = ROOT.resolve()
+    for file in (getattr(run, one) for one in SHOWN):
+        if file.exists() and not (file.is_file() and file.resolve().is_relative_to(home)):
+            raise HTTPException(404, f"{file} is no file, or a link that leads out of {ROOT}/: it is not shown.")
     return run
 
 

@@ -99,7 +99,7 @@ def part_of(body: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(constant)  # NaN and infinity are no JSON
+    raise ValueError(constant)  # JSON has neither NaN nor infinity
 
 
 def lines(pieces: AsyncIterator[Any]) -> StreamingResponse:

@@ -6,6 +6,7 @@ A page asks each second; with hundreds of runs, reading every run.json each time
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,8 @@ def stamp_of(file: Path) -> Stamp | None:
     try:
         found = file.stat()
     except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe might never end
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
 
@@ -198,7 +201,7 @@ class RunIndex:
         known = self._progress.get(name)
         if known is None or known[0] != stamp:
             try:
-                progress = _progress(newest_rows(run.metrics_path), base["max_steps"])
+                progress = _progress(newest_rows(run.metrics_path) if stamp else [], base["max_steps"])
             except STRANGE:
                 progress = {}
             self._progress[name] = known = (stamp, progress)

@@ -106,7 +106,8 @@ def run_curves(request: Request) -> Response:
 def run_lineage(request: Request) -> Response:
     """Return the models that a run was made from, and the runs that were made from it."""
     run = find_run(request.path_params["name"])
-    return answer(lineage_of(run, INDEX.made_from(name_in(run))))
+    with _shown(run):
+        return answer(lineage_of(run, INDEX.made_from(name_in(run))))
 
 
 def run_report(request: Request) -> Response:

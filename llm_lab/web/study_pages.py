@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
-from llm_lab.runs.describe import headline_results
+from llm_lab.runs.describe import headline_results, is_number
 from llm_lab.runs.folder import ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of
 from llm_lab.runs.lock import is_holder
@@ -93,7 +93,7 @@ def list_results() -> list[dict[str, Any]]:
                 "experiment": None,
                 "title": describe_sweep(sweep),
                 "status": _sweep_status(sweep, statuses),
-                "created_at": (read_object(folder / FILE) or {}).get("created_at", 0),
+                "created_at": _time_of((read_object(folder / FILE) or {}).get("created_at")),
                 "results": [f"{statuses.count('done')} of {len(statuses)} runs done"],
             }
         )
@@ -105,6 +105,10 @@ def _study_facts(file: Path, stamp: Stamp) -> dict[str, Any] | None:
     """Return what run.json says of a study; None of other runs. stamp: a file is read again where it has changed."""
     facts = RunFolder(file.parent).facts()
     return facts if isinstance(facts.get("study"), dict) else None
+
+
+def _time_of(value: Any) -> float:
+    return value if is_number(value) else 0.0
 
 
 # --- what the page shows

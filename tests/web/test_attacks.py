@@ -150,7 +150,7 @@ def test_a_sweep_runs_no_code_that_the_user_has_not_run_before(in_tmp_path):
     }
     (in_tmp_path / "g.json").write_text(json.dumps(recipe))
     with pytest.raises(UserError, match="no Python code that you have not run on this machine"):
-        plan_comparison("sweep", "g.json", ["seed=1,2"], "llm-lab sweep g.json seed=1,2", preset="seeds")
+        plan_comparison("sweep", "g.json", ["train.max_steps=2,3"], "llm-lab sweep g.json train.max_steps=2,3")
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "-x", "a/b", ".hidden"])
@@ -357,15 +357,15 @@ def test_bodies_with_wrong_types_are_answered_with_the_problem_by_every_address(
         "",
     ],
 )
-def test_a_body_that_is_no_json_object_or_nested_too_deep_is_refused(server, body):
+def test_a_body_that_is_not_a_json_object_or_nested_too_deep_is_refused(server, body):
     status, _, text = server.ask("POST", "/api/updates", body, {"Content-Type": "application/json"})
     assert (status, "problems" in text) == (400, True)
 
 
-def test_half_a_character_in_a_name_is_no_fault(server):
-    body = '{"topics": {"run:\\ud800": null, "study:\\ud800": null}}'
+def test_half_a_character_in_a_name_does_not_cause_a_fault(server):
+    body = '{"topics": {"run:\\ud800": null}}'
     status, _, text = server.ask("POST", "/api/updates", body, {"Content-Type": "application/json"})
-    assert (status, text.count("problems")) == (200, 2)
+    assert (status, text.count("problems")) == (200, 1)
 
 
 @pytest.mark.parametrize(
@@ -387,5 +387,76 @@ def test_half_a_character_in_a_name_is_no_fault(server):
         "/experiments/run/%2e%2e",
     ],
 )
-def test_an_odd_address_is_no_fault(server, address):
+def test_an_odd_address_does_not_cause_a_fault(server, address):
     assert server.ask("GET", address)[0] in (200, 400, 404, 414)
+
+
+# --- planted files
+
+
+def planted(server, name, **changes):
+    folder = server.home / "checkpoints" / name
+    folder.mkdir(exist_ok=True)
+    one = {"name": "a", "label": "a", "values": {"seed": "1"}, "recipe": {"stage": "pretrain"}}
+    record = {"kind": "sweep", "created_at": 1.0, "command": "llm-lab sweep a", "keys": ["seed"], "measure": "loss"}
+    record |= {"seeds": [0], "remarks": [], "recipe": {}, "configurations": [one]}
+    (folder / "sweep.json").write_text(json.dumps({**record, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"created_at": "yesterday"},
+        {"command": 5},
+        {"seeds": "ab"},
+        {"seeds": list(range(20_000))},
+        {"kind": "x"},
+        {"recipe": []},
+        {"configurations": [{"name": "../../../../etc", "label": "x", "values": {}, "recipe": {}}]},
+        {"configurations": [{"name": 5, "label": "x", "values": {}, "recipe": {}}]},
+    ],
+)
+def test_a_planted_sweep_does_not_take_the_pages_down(server, changes):
+    planted(server, "bad", **changes)
+    assert server.ask("GET", "/experiments")[0] == 200
+    assert server.ask("GET", "/experiments/run/bad")[0] in (200, 400)
+    assert server.ask("POST", "/api/experiments/resume", {"name": "bad"})[0] == 400
+
+
+def test_a_link_in_a_run_that_leads_out_is_not_shown_and_a_pipe_is_not_waited_for(server):
+    secret = server.home / "secret.txt"
+    secret.write_text("the secret")
+    linked, piped = write_run(server.home, "linked"), write_run(server.home, "piped")
+    (linked / "report.md").symlink_to(secret)
+    (linked / "recipe.yaml").unlink()
+    (linked / "recipe.yaml").symlink_to(secret)
+    (linked / "curves.svg").symlink_to(secret)
+    os.mkfifo(piped / "report.md")
+    broken = server.home / "checkpoints" / "broken"
+    broken.mkdir()
+    os.mkfifo(broken / "run.json")
+    for path in ("/runs/linked", "/api/runs/linked/report", "/runs-files/linked/curves.svg", "/new?from=linked"):
+        status, _, text = server.ask("GET", path)
+        assert status == 404
+        assert "the secret" not in text
+    started = time.monotonic()
+    assert server.ask("GET", "/api/runs/piped/report")[0] == 404
+    for path in ("/", "/chat", "/models", "/experiments"):
+        assert server.ask("GET", path)[0] == 200
+    assert time.monotonic() - started < 5
+
+
+def test_a_script_in_a_planted_picture_does_not_run(server, chromium):
+    folder = write_run(server.home, "drawn")
+    script = "document.documentElement.setAttribute('class', 'ran')"
+    (folder / "curves.svg").write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" onload="{script}"><title>drawn</title><script>{script}</script></svg>'
+    )
+    context = chromium.new_context()
+    tab = context.new_page()
+    tab.goto(server.link)
+    tab.goto(f"{server.address}/runs-files/drawn/curves.svg")
+    # `origin` of a sandboxed document is opaque: even a script that ran could not ask for anything with the cookie.
+    found = tab.evaluate("[document.documentElement.getAttribute('class'), self.origin, document.title]")
+    context.close()
+    assert found == [None, "null", "drawn"]
