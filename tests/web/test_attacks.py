@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from starlette.routing import Mount
@@ -137,7 +138,7 @@ def test_a_planted_study_can_not_bring_an_option_of_the_command(server):
 
 
 def test_a_sweep_runs_no_code_that_the_user_has_not_run_before(in_tmp_path):
-    (in_tmp_path / "evil.py").write_text("def reward(completion, row):\n    return 1.0\n")
+    (in_tmp_path / "evil.py").write_text("def reward(completions, **columns):\n    return [1.0]\n")
     (in_tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1="}\n' * 8)
     write_run(in_tmp_path, "x")
     recipe = {
@@ -146,7 +147,7 @@ def test_a_sweep_runs_no_code_that_the_user_has_not_run_before(in_tmp_path):
         "device": "cpu",
         "model": {"checkpoint": "HuggingFaceTB/SmolLM2-135M-Instruct"},
         "data": [{"path": "prompts.jsonl"}],
-        "rewards": [{"name": "python", "function": "evil.py:reward"}],
+        "rewards": [{"python": "evil.py:reward"}],
     }
     (in_tmp_path / "g.json").write_text(json.dumps(recipe))
     with pytest.raises(UserError, match="no Python code that you have not run on this machine"):
