@@ -32,7 +32,9 @@ def find_run(name: str) -> RunFolder:
     home = ROOT.resolve()
     for file in (getattr(run, one) for one in SHOWN):
         if file.exists() and not (file.is_file() and file.resolve().is_relative_to(home)):
-            raise HTTPException(404, f"{file} is not a file, or is a link that leads out of {ROOT}/, so it is not shown.")
+            raise HTTPException(
+                404, f"{file} is not a file, or is a link that leads out of {ROOT}/, so it is not shown."
+            )
     return run
 
 
