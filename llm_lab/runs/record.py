@@ -43,7 +43,6 @@ class _Facts(TypedDict, total=False):
     predicted: dict[str, Any]
     versions: dict[str, str | None]
     recipe: dict[str, Any]
-    study: dict[str, Any]
     parameters: int | None
     data: list[_Data]
     parent: _Model | None

@@ -66,26 +66,23 @@ def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
     for one in changes:
         path = one.get("path") if isinstance(one, Mapping) else None
         if not isinstance(path, str) or not _leads_somewhere(draft.raw, path):
-            raise UserError(Problem("changes", "there is no such key in this recipe", value=path))
+            continue
         draft = _change(draft, path, one)
         notices += [draft.notice] if draft.notice else []
     return replace(draft, notice=" ".join(notices))
 
 
 def _leads_somewhere(node: Any, path: str) -> bool:
-    """Return whether a path can be followed: through groups, those that are missing too, and entries of lists."""
-    for step in path.split(".")[:-1]:
-        if node is None:
-            return True
-        if isinstance(node, list):
-            if not step.isdecimal() or int(step) >= len(node):
+    """Return whether something can be put at a path: false for an entry that a list does not have, or a whole entry."""
+    steps = path.split(".")
+    for step in steps:
+        if isinstance(node, list) and step.isdecimal():
+            if len(step) > 6 or int(step) >= len(node) or step is steps[-1]:
                 return False
             node = node[int(step)]
         elif isinstance(node, Mapping):
             node = node.get(step)
-        else:
-            return False
-    return isinstance(node, Mapping | None)
+    return True
 
 
 def _change(draft: Draft, path: str, one: Mapping[str, Any]) -> Draft:

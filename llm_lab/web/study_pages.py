@@ -57,7 +57,13 @@ def study_page(request: Request) -> Response:
 
 def _is_known(name: str) -> bool:
     folder = inside(ROOT, name)
-    return (folder / FILE).is_file() or bool(RunFolder(folder).facts().get("study"))
+    return (folder / FILE).is_file() or bool(_study_in(RunFolder(folder)))
+
+
+def _study_in(run: RunFolder) -> dict[str, Any]:
+    """Return what a run records about its study; {} where it is none."""
+    found = run.facts().get("study")
+    return found if isinstance(found, dict) else {}
 
 
 def list_results() -> list[dict[str, Any]]:
@@ -313,7 +319,7 @@ async def resume_study(request: Request) -> Response:
 
 def _words_again(run: RunFolder) -> list[str]:
     """Return the words of a study's command. UserError where its record has what is no option of the experiment."""
-    about = run.facts().get("study") or {}
+    about = _study_in(run)
     experiment = find_experiment(str(about.get("experiment")))
     defaults = defaults_of(experiment)
     given = {key: tuple(one) if isinstance(one, list) else one for key, one in (about.get("options") or {}).items()}
