@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from llm_lab.hf.hub import LFS_POINTER
 
 from .opening import PACKED, explain, open_unpacked, packing_of, reading_errors, strange_beginning, zip_member
 from .tables import HEAD, Lines, Place, TypedTable, csv_cells, find_separator
+
+MOST_COLUMNS = 10_000  # of a table; a row becomes a mapping with all of them
 
 _PIECE_BYTES = 500_000
 
@@ -298,7 +301,10 @@ class Reader:
                     yield (lines.offset, lines.number), dict(zip(names, [*row, *short], strict=True))
 
     def _check_names(self, names: list[str]) -> None:
-        if double := sorted({name for name in names if names.count(name) > 1}):
+        if len(names) > MOST_COLUMNS:
+            why = f"{self.file} has {len(names):,} columns"
+            self.refuse(f"{why}; at most {MOST_COLUMNS:,} are supported", fix="Keep those with texts.")
+        if double := sorted(name for name, count in Counter(names).items() if count > 1):
             self.refuse(f"{self.file} has two columns of the same name: {one_of(double)}", fix="Rename one of them.")
 
     def _typed_rows(self, start: Place, columns: list[str] | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from .addresses import UPLOADS
 
 LARGEST_UPLOAD = 2 * 1024**3  # bytes
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
-LONGEST_STEM = 80
+LONGEST_STEM, MOST_BYTES = 80, 150  # characters, and bytes: the system allows 255 for a whole name
 
 
 def safe_name(name: str) -> str:
@@ -25,7 +25,7 @@ def safe_name(name: str) -> str:
         fix = "Save the data in one of these formats."
         raise UserError(Problem("upload", "the file has another format", name[:100], ", ".join(SUFFIXES), fix))
     words = re.sub(r"[^\w.-]+", "-", last[: -len(suffix)]).strip("-._")
-    return (words[:LONGEST_STEM] or "data") + suffix
+    return (words[:LONGEST_STEM].encode()[:MOST_BYTES].decode(errors="ignore") or "data") + suffix
 
 
 async def save_upload(name: str, pieces: AsyncIterator[bytes], *, largest: int | None = None) -> Path:
