@@ -50,6 +50,7 @@ class Estimate:
     disk_bytes: int
     first_step: int = 0  # steps already done; time and tokens count the remaining ones
     measurement: Measurement | None = field(default=None, compare=False)
+    disk_by_part: dict[str, int] = field(default_factory=dict)
 
     @property
     def wall_seconds(self) -> float | None:
@@ -158,6 +159,7 @@ def estimate_pretraining(
     checkpoint = 4 * shape.parameters + memory["optimizer"]
     if device == "cpu":
         memory["libraries"] = PROGRAM_BYTES
+    disk = disk_by_part(4 * shape.parameters, checkpoint, train["save_total_limit"])
     return Estimate(
         parameters=shape.parameters,
         parameters_by_part=shape.parameters_by_part,
@@ -168,10 +170,19 @@ def estimate_pretraining(
         memory_bytes=(measured and measured.memory_bytes) or sum(memory.values()),
         memory_available_bytes=available,
         seconds_by_part=_seconds_by_part(recipe, shape, machine, per_step, checkpoint, first_step, measured),
-        disk_bytes=checkpoint * (train["save_total_limit"] + 1) + 4 * shape.parameters,
+        disk_bytes=sum(disk.values()),
         first_step=first_step,
         measurement=measured,
+        disk_by_part=disk,
     )
+
+
+def disk_by_part(model: int, checkpoint: int, kept: int) -> dict[str, int]:
+    """Return {purpose: bytes} on disk. model, checkpoint: bytes of one; kept: train.save_total_limit.
+
+    A new checkpoint is written before the oldest is removed.
+    """
+    return {"the model": model, f"{kept + 1} checkpoints with the optimizer's state": checkpoint * (kept + 1)}
 
 
 def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:

@@ -15,6 +15,7 @@ from .cost import (
     STEP_SECONDS,
     Estimate,
     available_bytes,
+    disk_by_part,
     flops_per_second,
     memory_by_part,
     occasions,
@@ -108,6 +109,7 @@ def estimate_tuning(
     if shape is None:
         return Estimate(None, {}, per_step * steps, per_step, None, {}, 0, available, {}, 0, first_step)
     memory, model, checkpoint = _memory(recipe, shape, work, sequences, longest)
+    disk = disk_by_part(model, checkpoint, train["save_total_limit"])
     measured = find_measurement(recipe, shape, machine)
     seconds: dict[str, float] = {}
     if steps:
@@ -125,9 +127,10 @@ def estimate_tuning(
         memory_bytes=(measured and measured.memory_bytes) or sum(memory.values()),
         memory_available_bytes=available,
         seconds_by_part=seconds,
-        disk_bytes=checkpoint * (train["save_total_limit"] + 1) + model,
+        disk_bytes=sum(disk.values()),
         first_step=first_step,
         measurement=measured,
+        disk_by_part=disk,
     )
 
 

@@ -302,14 +302,24 @@ def derive_post_training(
 
 def _derive_learning_rates(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) -> None:
     name, lora = recipe.get("optimizer.name"), recipe.get("lora") is not None
-    width = _width(recipe, shape)
-    wider = min(max(1.0, USUAL_WIDTH / width), MAX_WIDTH_SCALE) if width else 1.0
-    wider = float(f"{wider:.2g}")
-    scale = (stage.learning_rate_scale or 1.0) * (LORA_SCALE if lora else 1) * wider
+    width, wider = _width(recipe, shape), _width_scale(recipe, shape)
+    scale = learning_rate_scale(stage, recipe, shape)
     reason = f"{scale:g} × {name}'s rate in pretraining: {stage.name}, {'an adapter' if lora else 'all weights'}"
     reason += f", {wider:g} × for a width of {width:,} (proportional to 1 / width)" if wider > 1 else ""
     for key in ("learning_rate", "adamw_learning_rate") if name == "muon" else ("learning_rate",):
         recipe.fill(f"optimizer.{key}", rounded(pretraining_rate(name, key) * scale), reason)
+
+
+def learning_rate_scale(stage: Stage, recipe: PartialRecipe, shape: ModelShape | None) -> float:
+    """Return what the learning rates of pretraining are multiplied by for a fine-tune."""
+    lora = LORA_SCALE if recipe.get("lora") is not None else 1
+    return (stage.learning_rate_scale or 1.0) * lora * _width_scale(recipe, shape)
+
+
+def _width_scale(recipe: PartialRecipe, shape: ModelShape | None) -> float:
+    width = _width(recipe, shape)
+    wider = min(max(1.0, USUAL_WIDTH / width), MAX_WIDTH_SCALE) if width else 1.0
+    return float(f"{wider:.2g}")
 
 
 def _width(recipe: PartialRecipe, shape: ModelShape | None) -> int | None:

@@ -13,6 +13,7 @@ from llm_lab.estimate.parameters import read_config_json, vocabulary_size
 from llm_lab.recipe.eval import EVAL, measures_itself
 from llm_lab.recipe.export import FORMS
 from llm_lab.recipe.forgetting import describe_forgetting
+from llm_lab.recipe.plan_warnings import plan_warnings
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
@@ -80,8 +81,17 @@ def plan_lines(resolved: Resolved, home: Path = ROOT) -> Iterator[tuple[str, str
     if cost.wall_seconds is not None:
         yield "time", _time(cost), ""
     if cost.disk_bytes:
-        yield "disk", f"{size(cost.disk_bytes)} in {home / str(values.get('name'))}/{_if_taken(values, home)}", ""
+        where = f"{home / str(values.get('name'))}/{_if_taken(values, home)}"
+        yield "disk", f"{size(cost.disk_bytes)}{_disk_parts(cost)} in {where}", ""
+    for _, text in plan_warnings(resolved):
+        yield "warning", text, "warn"
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
+
+
+def _disk_parts(cost: Estimate) -> str:
+    """Return what the files of a run consist of, where there is more than one kind."""
+    parts = [f"{part} {size(number)}" for part, number in cost.disk_by_part.items()]
+    return f" ({', '.join(parts)})" if len(parts) > 1 else ""
 
 
 def _if_taken(values: Mapping[str, Any], home: Path) -> str:

@@ -1,0 +1,47 @@
+"""A plan warns of settings that are allowed, and rarely give a useful model."""
+
+from dataclasses import replace
+
+import pytest
+
+from llm_lab.estimate.tuning_cost import ExampleSizes
+from llm_lab.recipe.plan_warnings import plan_warnings
+from llm_lab.recipe.resolve import resolve
+from llm_lab.runs.plan_lines import plan_lines
+
+
+def with_examples(number, **train):
+    data = [{"path": "builtin:instruct"}]
+    recipe = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "data": data, "train": train}
+    return replace(resolve(recipe), examples=ExampleSizes(number, 0, (10,)))
+
+
+def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
+    few = with_examples(30)
+    ((key, text),) = plan_warnings(few)
+    assert key == "train.num_train_epochs"
+    assert text.startswith("only 11 steps, because there are few examples")
+    assert "train.num_train_epochs = 8 for 30 steps" in text
+    assert ("warning", text, "warn") in list(plan_lines(few))
+
+
+@pytest.mark.parametrize(("number", "train"), [(1000, {}), (30, {"num_train_epochs": 1}), (30, {"max_steps": 4})])
+def test_enough_steps_and_a_length_that_the_user_chose_are_no_warning(number, train):
+    assert list(plan_warnings(with_examples(number, **train))) == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "warned"), [({"learning_rate": 10}, 1), ({"learning_rate": 0.1}, 0), ({"adamw_learning_rate": 1.0}, 1)]
+)
+def test_a_learning_rate_far_above_the_usual_one_is_warned_of(rate, warned):
+    recipe = {"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}], "optimizer": rate}
+    found = list(plan_warnings(resolve(recipe)))
+    assert [key for key, _ in found] == [f"optimizer.{key}" for key in rate] * warned
+
+
+def test_the_usual_rate_of_a_fine_tune_is_its_own():
+    recipe = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "data": [{"path": "builtin:instruct"}]}
+    usual = resolve(recipe).values["optimizer"]["learning_rate"]
+    for times, warned in ((20, 0), (40, 1)):
+        found = list(plan_warnings(resolve({**recipe, "optimizer": {"learning_rate": times * usual}})))
+        assert len(found) == warned
