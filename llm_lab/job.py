@@ -164,9 +164,7 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
     if stage.makes is None and measures_itself(resolved.values) and checkpoint and Path(checkpoint).exists():
         looks.append(lambda: require_own_data(str(find_model(checkpoint))))
-    is_name = checkpoint and checkpoint.count("/") == 1 and not checkpoint.startswith((".", "~", "/", f"{ROOT}/"))
-    if checkpoint and is_name and not Path(checkpoint).exists() and not (ROOT / checkpoint).exists():
-        looks.append(partial(look_at_model, checkpoint, key="model.checkpoint"))
+    looks += [partial(look_at_model, name, key=key) for key, name in hub_models(resolved)]
     for index, source in enumerate(getattr(recipe, "data", None) or ()):
         options = source.model_dump(exclude={"path", "weight"}) | {"key": f"data.{index}"}
         if stage.examples == "text":
@@ -194,6 +192,18 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
         terms = getattr(holder, "rewards", None) or ()
         problems += check_files([term.model_dump() for term in terms], key=key)
     return problems, remarks
+
+
+def hub_models(resolved: Resolved) -> list[tuple[str, str]]:
+    """Return (dotted key, name) of the models that a stage loads from the Hub."""
+    return [
+        (key, name)
+        for key, name in named_in(resolved.values, "model")
+        if name.count("/") <= 1
+        and not name.startswith((".", "~", "/", f"{ROOT}/"))
+        and not Path(name).exists()
+        and not (ROOT / name).exists()
+    ]
 
 
 def with_sizes(resolved: Resolved) -> Resolved:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlparse
@@ -60,7 +60,7 @@ def look_at_model(name: str, *, key: str) -> str | None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with files_of(name, key=key):  # it refuses what can't be a name
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json")):
             return None
     silent = go_offline_without_hub()
     try:
@@ -71,6 +71,16 @@ def look_at_model(name: str, *, key: str) -> str | None:
         why = "the Hub can't be reached" if silent else "the Hub did not answer, or is disabled"
         return f"{key}: {name} is not a local folder and was not checked: {why}. {near_folder(name) or ''}".strip()
     return None
+
+
+def require_models(names: Iterable[tuple[str, str]]) -> None:
+    """Raise UserError for the models that a run could not load now. names: (dotted key, name) of those on the Hub."""
+    problems = []
+    for key, name in names:
+        if look_at_model(name, key=key) is not None:
+            problems.append(hub_problem(ConnectionError("couldn't reach the Hub"), key, name, "model"))
+    if problems:
+        raise UserError(*problems)
 
 
 def current_files(name: str) -> dict[str, str]:
