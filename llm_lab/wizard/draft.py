@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -23,6 +23,20 @@ from .walk import remember
 BRINGS = {
     ("lora.preset", "custom"): ("lora.target_modules", ["q_proj", "v_proj"]),
     ("dpo.loss_type", "robust"): ("dpo.label_smoothing", 0.1),
+}
+# A choice that decides other keys: their answers, such as those in the recipe of a run, would leave it without effect.
+DECIDES = {
+    "model.size": (
+        "model.hidden_size",
+        "model.num_hidden_layers",
+        "model.num_attention_heads",
+        "model.num_key_value_heads",
+        "model.head_dim",
+        "model.intermediate_size",
+        "model.tie_word_embeddings",
+        "model.max_position_embeddings",
+        "model.original_max_position_embeddings",
+    ),
 }
 
 
@@ -72,6 +86,7 @@ class Draft:
         brought = _bring(raw, path, value)
         _set(raw, path, value)
         dropped = _drop_idle_answers(raw, path, value)
+        dropped += _drop_answers(raw, DECIDES.get(path, ())) if value is not None else []
         notice = f"Removed, because it has no effect now: {', '.join(dropped)}." if dropped else brought
         return replace(self, raw=raw, notice=notice)
 
@@ -157,6 +172,16 @@ def _bring(raw: dict[str, Any], path: str, value: Any) -> str:
         return ""
     _set(raw, needed[0], copy.deepcopy(needed[1]))
     return f"{needed[0]} is now {format_value(needed[1])}, because {value} requires it."
+
+
+def _drop_answers(raw: dict[str, Any], paths: Iterable[str]) -> list[str]:
+    """Remove answers; return them as text."""
+    dropped = []
+    for path in paths:
+        if (answer := value_at(raw, path)) is not None:
+            _set(raw, path, None)
+            dropped.append(f"{path} = {format_value(answer)}")
+    return dropped
 
 
 def _drop_idle_answers(raw: dict[str, Any], path: str, value: Any) -> list[str]:
