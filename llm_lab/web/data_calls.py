@@ -14,16 +14,16 @@ from llm_lab.wizard.data_questions import FORMS, OPTIONAL, can_ask_columns, colu
 from llm_lab.wizard.walk import forget_looks
 
 from . import study_calls
-from .form_draft import look_with_sizes
+from .form_draft import check_draft, require_all
 
 SHOWN_ROWS = 5
 SHOWN_CHARACTERS = 400  # of one cell
 BARS = 24  # of a picture of lengths
 
 
-def check_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a recipe with its data, as `llm-lab check` does. UserError with every problem."""
-    job = check(recipe)
+def check_recipe(recipe: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Check a recipe with its data and models before it starts. UserError with every problem."""
+    job = require_all(recipe)
     return {"name": job.name, "remarks": list(job.remarks)}
 
 
@@ -126,7 +126,7 @@ def write_design(design: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 CALLS = {
     "check_recipe": check_recipe,
-    "look_with_sizes": look_with_sizes,
+    "check_draft": check_draft,
     "look_at_data": look_at_data,
     "xray": xray,
     "write_design": write_design,

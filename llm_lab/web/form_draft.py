@@ -5,6 +5,7 @@ The draft itself is in the browser. What a key becomes, why, and what is wrong i
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -13,17 +14,18 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
-from llm_lab.job import with_sizes
+from llm_lab.job import Job, check, hub_models
 from llm_lab.recipe.fields import Key, flatten, value_at
 from llm_lab.recipe.files import parse_yaml, to_yaml
 from llm_lab.recipe.forgetting import expand_forgetting
 from llm_lab.recipe.parts import expand_model
+from llm_lab.recipe.plan_warnings import plan_warnings
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
-from llm_lab.recipe.resolve import Resolved, require_device
+from llm_lab.recipe.resolve import Resolved, diagnose, require_device
 from llm_lab.recipe.validate import find_key, stage_schema
 from llm_lab.recipe.what_fits import make_it_fit
-from llm_lab.runs.folder import ROOT
+from llm_lab.runs.folder import ROOT, free_name, slug
 from llm_lab.runs.plan_lines import BANNER, plan_lines
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.key_questions import effect
@@ -53,6 +55,39 @@ def begin(stage: str, model: str | None = None) -> dict[str, Any]:
     if facts.has("rewards"):
         raw["rewards"] = [{"name": "exact_number"}]
     return raw if model is None else change(raw, [{"path": "model.checkpoint", "value": model}]).raw
+
+
+def take_up(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a run without the values that are derived the same again, so that they follow changes."""
+    raw = expand_forgetting(expand_model(raw))
+    machine, schema = find_machine(), stage_schema(raw)
+    whole, problems = diagnose(raw, machine=machine)
+    if whole is None or problems:
+        return raw
+    paths = [path for path, _ in flatten(raw) if (key := find_key(schema, path, raw)) is not None and key.derived]
+    left_out = [path for path in paths if path != "name"]
+    for _ in range(len(paths)):
+        found, problems = diagnose(_without(raw, left_out), machine=machine)
+        kept = [
+            path
+            for path in left_out
+            if found is None or problems or value_at(found.values, path) != value_at(whole.values, path)
+        ]
+        if not kept:
+            return _without(raw, left_out)
+        left_out = [path for path in left_out if path not in kept]
+    return raw
+
+
+def _without(raw: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """Return a recipe without some of its keys."""
+    result = copy.deepcopy(dict(raw))
+    for path in paths:
+        group, _, last = path.rpartition(".")
+        holder = value_at(result, group) if group else result
+        if isinstance(holder, dict):
+            holder.pop(last, None)
+    return result
 
 
 def change(raw: dict[str, Any], changes: Iterable[Mapping[str, Any]]) -> Draft:
@@ -142,6 +177,7 @@ def look(draft: Draft) -> dict[str, Any]:
         "choices": dict(_choices(seen)),
         "idle": [path for path in _single_paths(draft) if not seen.applies(path)],
         "file": str(file),
+        "taken": _taken(draft.raw),
         "command": command_text(["run", str(file)]),
     }
     if resolved is not None:
@@ -155,16 +191,37 @@ def look(draft: Draft) -> dict[str, Any]:
     return found
 
 
-def look_with_sizes(raw: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what changes in a look once the examples are counted; None where the recipe has problems.
-
-    It reads the data.
-    """
-    resolved, problems = change(raw, ()).look()
-    if resolved is None or problems:
+def _taken(raw: Mapping[str, Any]) -> str | None:
+    """Return what the run will be called where there is one of its name already, or None."""
+    name = raw.get("name")
+    if not isinstance(name, str) or slug(name, "") != name:
         return None
-    resolved = make_it_fit(with_sizes(resolved))
-    return {**what_follows(resolved), "plan": plan_of(resolved), "cannot_start": cannot_start(resolved)}
+    free = free_name(name)
+    return free if free != name else None
+
+
+def check_draft(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return what changes in a look once a recipe is checked with its data and models, or what is wrong with them.
+
+    It reads the data, and asks the Hub.
+    """
+    try:
+        resolved = require_all(change(raw, ()).raw).stages[0]
+    except UserError as error:
+        return {"checked": problems_of(error)["problems"]}
+    return {**what_follows(resolved), "plan": plan_of(resolved), "cannot_start": cannot_start(resolved), "checked": []}
+
+
+def require_all(recipe: str | Mapping[str, Any]) -> Job:
+    """Return the job of a recipe or its file, checked as `llm-lab check` does.
+
+    UserError also where a model can't be loaded now, such as one on the Hub that can't be reached.
+    """
+    from llm_lab.hf.hub import require_models
+
+    job = check(recipe)
+    require_models(name for resolved in job.stages for name in hub_models(resolved))
+    return job
 
 
 def what_follows(resolved: Resolved) -> dict[str, Any]:
@@ -216,7 +273,13 @@ def plan_of(resolved: Resolved, home: Path = ROOT, *, has_data: bool = True) -> 
         "basis": cost.basis,
         "tokens": cost.tokens,
         "disk": cost.disk_bytes,
-        "lines": [list(line) for line in plan_lines(resolved, home) if has_data or line[0] != "data"],
+        "disk_parts": cost.disk_by_part,
+        "warnings": [{"key": key, "text": f"{text[:1].upper()}{text[1:]}."} for key, text in plan_warnings(resolved)],
+        "lines": [
+            list(line)
+            for line in plan_lines(resolved, home)
+            if line[0] != "warning" and (has_data or line[0] != "data")
+        ],
     }
 
 

@@ -69,7 +69,8 @@ class Launch:
             "command": command_text(self.words),
             "exit_code": self.process.poll(),
             "run": self.run_name(),
-            "log": last_lines(self.log),
+            "log": (log := last_lines(self.log)),
+            "error": log.rstrip().rpartition("\n")[2] if self.process.poll() else "",  # each error is one line
             "started": self.started,
         }
 

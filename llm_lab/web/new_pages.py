@@ -27,7 +27,7 @@ from llm_lab.wizard.recipe_question import recipe_summary
 from llm_lab.wizard.review import recipe_text
 
 from .addresses import find_run
-from .form_draft import CONFIGS, begin, cannot_start, change, look, plan_of, recipe_file
+from .form_draft import CONFIGS, begin, cannot_start, change, look, plan_of, recipe_file, take_up
 from .form_fields import describe_form
 from .known_code import require_known
 from .lab import DATA_CALLS, lab_of
@@ -49,6 +49,7 @@ def new_page(request: Request) -> Response:
         raw = read_recipe_file(file)
         if "stages" in raw:
             return _pipeline_page(request, file)
+        raw = take_up(raw) if "from" in asked else raw
         return _form_page(request, {"name": file.stem, **raw}, file.stem if file.is_absolute() else str(file))
     stage = asked.get("stage")
     if stage is None:
@@ -139,9 +140,9 @@ async def look_at_draft(request: Request) -> Response:
 
 
 async def look_at_plan(request: Request) -> Response:
-    """Answer with the plan after a look at the data."""
+    """Answer with the plan after a look at the data and the models, or with what is wrong with them."""
     body = await body_of(request)
-    return answer({"found": await lab_of(request).data.call("look_with_sizes", raw=_recipe_in(body))})
+    return answer({"found": await lab_of(request).data.call("check_draft", raw=_recipe_in(body))})
 
 
 async def look_at_data(request: Request) -> Response:
@@ -228,6 +229,7 @@ async def start_recipe(request: Request) -> Response:
         raise UserError(*problems)
     for resolved in job.stages:
         _require_startable(resolved, file, None)
+    await lab_of(request).data.call("check_recipe", recipe=str(file))
     launch = lab_of(request).launches.start(_words(file))
     return answer({"launch": launch.number, "command": command_text(launch.words)})
 

@@ -18,7 +18,6 @@ from typing import Any
 from llm_lab.errors import LabError, MachineError, Problem, UserError
 
 LONGEST_LINE = 256 * 1024 * 1024  # bytes of one answer
-STOP_SECONDS = 20.0  # to finish what a library computes without a break, such as the loading of a model
 ERRORS: dict[str, type[LabError]] = {"user": UserError, "machine": MachineError}
 
 
@@ -113,22 +112,14 @@ class Worker:
             self._idle = asyncio.get_running_loop().call_later(self.idle_seconds, self._kill)
 
     async def _stop(self, process: asyncio.subprocess.Process, number: int) -> None:
-        """Stop a call and read what it still says, so that the next one finds an empty pipe.
-
-        A process that does not stop in time is ended; the next call starts another one.
-        """
+        """Stop a call and read what it still says, so that the next one finds an empty pipe."""
         assert process.stdout is not None
         with contextlib.suppress(OSError, RuntimeError):
             _write(process, {"id": number, "stop": True})
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                while line := await process.stdout.readline():
-                    answer = json.loads(line)
-                    if answer["id"] == number and answer["kind"] in ("result", "error"):
-                        return
-        except TimeoutError:
-            if self._process is process:
-                self._kill()
+        while line := await process.stdout.readline():
+            answer = json.loads(line)
+            if answer["id"] == number and answer["kind"] in ("result", "error"):
+                return
 
     async def _start(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from llm_lab.job import read_job
-from llm_lab.web.form_draft import begin, change, look
+from llm_lab.recipe.files import parse_yaml
+from llm_lab.web.form_draft import begin, change, look, take_up
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,26 @@ def test_another_recipe_of_the_same_name_is_never_overwritten(tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "my-run.yaml").write_text("stage: pretrain\n")
     assert looked_at("pretrain", DATA)["command"] == "llm-lab run configs/my-run-2.yaml"
+
+
+def test_the_recipe_of_a_run_keeps_its_values_and_another_size_changes_the_model():
+    job, _ = read_job({**begin("pretrain"), "data": DATA["value"], "model": {"size": "nano", "num_hidden_layers": 3}})
+    raw = take_up(parse_yaml(job.stages[0].to_yaml()))
+    before = look(change(raw, []))
+    assert before["values"] == look(change(parse_yaml(job.stages[0].to_yaml()), []))["values"]
+    assert "hidden_size" not in raw["model"]
+    assert raw["model"]["num_hidden_layers"] == 3
+    after = look(change(raw, [{"path": "model.size", "text": "micro"}]))
+    assert after["plan"]["parameters"] > 2 * before["plan"]["parameters"]
+    assert "model.num_hidden_layers = 3" in after["notice"]
+    effects = {choice["effect"] for choice in before["choices"]["model.size"].values()}
+    assert len(effects) == len(before["choices"]["model.size"])
+
+
+def test_a_name_that_is_taken_shows_the_name_that_the_run_gets(tmp_path):
+    assert looked_at("pretrain", DATA)["taken"] is None
+    (tmp_path / "checkpoints" / "my-run").mkdir(parents=True)
+    assert looked_at("pretrain", DATA)["taken"] == "my-run-2"
 
 
 @pytest.mark.parametrize(

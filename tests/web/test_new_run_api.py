@@ -7,6 +7,8 @@ import pytest
 from support.old_runs import unpack
 from support.web_server import serving
 
+from llm_lab.web.launches import Launches
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -71,6 +73,28 @@ def test_python_code_that_never_ran_here_is_not_started_and_the_command_is_shown
     assert "llm-lab run configs/polite.yaml" in said["text"]
     assert (server.home / "configs/polite.yaml").is_file()  # the shown command can be typed as it is
     assert not (server.home / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["asdf-model", "banana/nonsense-9000b"])
+def test_a_model_that_can_not_be_loaded_is_refused_before_anything_is_written(server, name):
+    recipe = {"stage": "sft", "name": "no-model", "device": "cpu", "data": [{"path": "builtin:instruct"}]}
+    recipe["model"] = {"checkpoint": name}
+    said = refusal(server, "/api/new/start", {"recipe": recipe})["problems"]
+    assert [problem["key"] for problem in said] == ["model.checkpoint"]
+    assert "no such local folder" in said[0]["text"]
+    assert server.api("/api/new/plan", {"recipe": recipe})["found"]["checked"] == said
+    assert not (server.home / "configs/no-model.yaml").exists()
+
+
+def test_a_command_that_ends_with_an_error_gives_that_error_as_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    launch = Launches().start(["run", "nothing.yaml"])
+    launch.process.wait(60)
+    found = launch.as_json()
+    assert found["exit_code"] == 2
+    assert found["error"].startswith("nothing.yaml: ")
+    assert "\n" not in found["error"]
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,10 @@ def test_values_follow_as_one_types_and_a_wrong_one_is_shown_at_its_field(form):
     rate.fill("fast")
     expect(rate).to_have_attribute("aria-invalid", "true")
     error = page.locator(f"#{rate.get_attribute('aria-describedby').split()[-1]}")
-    expect(error).to_contain_text("optimizer.learning_rate = fast")
+    expect(error).to_contain_text("Learning rate = fast")
     # The summary links to the field, from another tab too.
     page.get_by_role("tab", name="Model").click()
-    page.get_by_role("alert").get_by_text("optimizer.learning_rate = fast").click()
+    page.get_by_role("alert").get_by_text("Learning rate = fast").click()
     expect(rate).to_be_focused()
     rate.fill("0.002")
     expect(page.get_by_label("Plan, recipe and command")).to_contain_text("learning_rate: 0.002")
@@ -69,7 +69,33 @@ def test_what_can_not_be_chosen_says_why_and_every_key_is_found_by_searching(for
     expect(page.locator("label.row", has=sophia)).to_contain_text("Not possible: for pretraining only")
     page.get_by_label("Search the settings").fill("max_grad_norm")
     expect(page.get_by_label("Maximum gradient norm?")).to_be_visible()
-    expect(page.get_by_role("textbox", name="Learning rate?", exact=True)).to_be_hidden()
+    rate = page.get_by_role("textbox", name="Learning rate?", exact=True)
+    expect(rate).to_be_hidden()
+    expect(page.get_by_label("Name of the run?")).to_be_visible()
+    # Going somewhere ends the search.
+    page.get_by_role("link", name="a dataset").click()
+    expect(page.get_by_label("Search the settings")).to_have_value("")
+    expect(page.get_by_role("tabpanel")).to_have_count(1)
+    expect(rate).to_be_hidden()
+
+
+def test_what_keeps_a_run_from_starting_is_shown_at_its_field_before_it_starts(form):
+    page, expect = form("stage=sft")
+    page.get_by_role("button", name="A folder or a Hub name").click()
+    model = page.locator(".model-choice input[type=text]")
+    expect(model).to_have_attribute("aria-invalid", "false")  # nothing was typed yet
+    model.fill("asdf-model")
+    page.get_by_role("tab", name="Data").click()
+    page.get_by_role("button", name="builtin:instruct").click()
+    expect(page.get_by_label("Dataset 1", exact=True)).to_be_focused()
+    page.get_by_role("tab", name="Model").click()
+    expect(model).to_have_attribute("aria-invalid", "true", timeout=60_000)
+    error = page.locator(f"#{model.get_attribute('aria-describedby').split()[-1]}")
+    expect(error).to_contain_text("asdf-model: no such local folder")
+    # Start asks again, and the answer is the same.
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(page.locator("#faults")).to_be_focused(timeout=60_000)
+    expect(error).to_contain_text("asdf-model: no such local folder")
 
 
 def test_an_uploaded_file_is_recognized_and_its_rows_are_shown_as_text(form, server):

@@ -1,7 +1,7 @@
 // The datasets of a run: uploaded, named or built in; what is recognized in each, its first rows, its columns.
-import { api, data, el, fill } from "./lab.js";
+import { api, data, el, fill, find } from "./lab.js";
 import { answer, draft, onLook, problems } from "./draft.js";
-import { forgetFields, makeField, sentence } from "./fields.js";
+import { forgetFields, inLabels, makeField, sentence } from "./fields.js";
 
 const kind = data.form.examples;
 const looked = new Map(); // what was found in a dataset, by its keys
@@ -20,8 +20,12 @@ const COLUMN_NAMES = {
 const current = () => draft.raw.data ?? [];
 const put = (sets) => answer({ path: "data", value: sets });
 
+let removed = false;
+let added = null; // the path of a dataset that gets the focus once it is shown
+
 export function addSet(path) {
   if (current().some((one) => one.path === path)) return;
+  added = path;
   put([...current(), { path }]);
 }
 
@@ -52,10 +56,15 @@ export function makeDatasets(templates) {
         } else fill(place, adder);
       }
       for (const one of own) one.look();
+      const index = sets.findIndex((one) => one.path === added);
+      if (index >= 0) own[index].element.focus();
+      else if (removed) (sets.length ? own.at(-1).element : find("#file")).focus();
+      added = null;
+      removed = false;
     }
     for (const one of own) one.update();
     const wrong = problems().filter((one) => one.key === "data");
-    problem.textContent = sets.length || !wrong.length ? wrong.map((one) => one.text).join(" ") : "";
+    problem.textContent = sets.length || !wrong.length ? wrong.map((one) => inLabels(one.text)).join(" ") : "";
     problem.hidden = !problem.textContent;
   });
   return el("div.stack", {}, list, problem, place);
@@ -68,11 +77,14 @@ function makeSet(index, templates) {
   const columns = made.filter((one) => one.path.includes(".columns."));
   const rest = made.filter((one) => one !== path && !columns.includes(one));
   const remove = el("button.quiet", { type: "button", "aria-label": `Remove dataset ${index + 1}` }, "Remove");
-  remove.addEventListener("click", () => put(current().filter((_, at) => at !== index)));
+  remove.addEventListener("click", () => {
+    removed = true;
+    put(current().filter((_, at) => at !== index));
+  });
   const columnBox = el("details", {}, el("summary", {}, "Columns"), columns.map((one) => one.element));
   const options = el("details", {}, el("summary", {}, "Path, split, weight"), path.element, rest.map((one) => one.element));
   const title = el("b.mono", {});
-  const element = el("section.entry.dataset", { "aria-label": `Dataset ${index + 1}` }, el("div.label-row", {}, title, remove), found, columns.length ? columnBox : null, options);
+  const element = el("section.entry.dataset", { "aria-label": `Dataset ${index + 1}`, tabIndex: -1 }, el("div.label-row", {}, title, remove), found, columns.length ? columnBox : null, options);
   const show = (result) => showFound(found, result, index, () => look(true));
   async function look(download = false) {
     const source = current()[index];
@@ -118,7 +130,7 @@ function showFound(box, result, index, download) {
   const parts = [];
   const asks = result.ask_columns && result.columns.length;
   if (asks) parts.push(el("p.warn", {}, "The columns are not recognized. Choose below which column is what."));
-  else if (result.problem) parts.push(el("p.error", { role: "alert" }, result.problem.replace(/^data\.0\b/, `data.${index}`)));
+  else if (result.problem) parts.push(el("p.error", { role: "alert" }, inLabels(result.problem.replace(/^data\.0\b/, `data.${index}`))));
   else if (result.description) parts.push(el(result.on_hub && !result.rows.length ? "p.soft" : "p.good", {}, sentence(result.description)));
   if (result.on_hub && !result.rows.length) {
     const button = el("button", { type: "button" }, "Download it and show the first rows");

@@ -34,15 +34,19 @@ export async function settled() {
 
 /** Show problems that only came up at the start, until the next answer. */
 export function refuse(problems) {
+  draft.seen.checked = [];
   draft.refused = problems;
   notify();
 }
 
-/** All problems to show: of the answers, and of a start that was refused. */
-export const problems = () => [
-  ...draft.seen.problems,
-  ...draft.refused.filter((one) => !draft.seen.problems.some((other) => other.text === one.text)),
-];
+/** All problems to show: of the answers, of the data and models, and of a start that was refused. */
+export function problems() {
+  const found = [...draft.seen.problems, ...(draft.seen.checked ?? []), ...draft.refused];
+  return found.filter((one, index) => found.findIndex((other) => other.text === one.text) === index);
+}
+
+/** Whether a problem only says that a first answer is still missing. */
+export const isMissing = ({ key }) => (key === "model.checkpoint" && !draft.raw.model) || (key === "data" && !draft.raw.data?.length);
 
 /** Add what a longer look found to the last one. */
 export function addToLook(found) {

@@ -1,6 +1,6 @@
 // One control for each recipe key. What it shows when it is left open, and why, comes from the server.
 import { data, el, fill } from "./lab.js";
-import { answer, draft, onLook, problems } from "./draft.js";
+import { answer, draft, isMissing, onLook, problems } from "./draft.js";
 
 const MOST_ROWS = 10; // more choices are a list that opens
 let numbered = 0;
@@ -65,8 +65,8 @@ export function makeField(field, { path = field.path, about = "", label = field.
     derived.textContent = reason ? `Derived: ${value}, ${reason}.` : answered === undefined && field.derived ? `Derived: ${field.derived}.` : "";
     derived.hidden = !derived.textContent || (answered !== undefined && !reason);
     reset.hidden = answered === undefined || field.default === null && !field.derived && !seen.values?.[path];
-    const wrong = problems().filter((problem) => problem.key === path);
-    error.textContent = wrong.map((problem) => problem.text).join(" ");
+    const wrong = problems().filter((problem) => problem.key === path && !isMissing(problem));
+    error.textContent = wrong.map((problem) => inLabels(problem.text)).join(" ");
     error.hidden = !wrong.length;
     element.toggleAttribute("data-invalid", Boolean(wrong.length));
     for (const input of control.inputs) input.setAttribute("aria-invalid", String(Boolean(wrong.length)));
@@ -89,6 +89,19 @@ export function forgetFields(gone) {
 const says = (field) => field.label.replace("?", "").toLowerCase() === field.help.toLowerCase();
 
 export const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1) + (/[.?!]$/.test(text) ? "" : ".") : "");
+
+const every = [...data.form.placed, ...data.form.tabs.flatMap((tab) => tab.sections.flatMap((section) => section.fields))];
+const labels = new Map(every.map((field) => [field.path, field.label.replace(/\?$/, "")]));
+
+/** A text of the server with the labels of its fields instead of dotted keys: "Learning rate = 500: ...". */
+export const inLabels = (text) =>
+  text.replace(/(?<![\w./-])[a-z]\w*(\.\w+)+(?![\w/]|\.\w)/g, (key, _, at) => {
+    const entry = key.match(/\.(\d+)\./);
+    const label = labels.get(key.replace(/\.\d+\./, ".N."));
+    if (!label) return key;
+    const name = key.startsWith("data.") && entry ? `Dataset ${Number(entry[1]) + 1}, ${label[0].toLowerCase()}${label.slice(1)}` : label;
+    return at === 0 ? name : `“${name}”`;
+  });
 
 function widgetOf(field) {
   if (field.kind === "tokenizer") return "tokenizer";

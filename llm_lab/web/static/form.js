@@ -93,6 +93,7 @@ const tabOf = (key) => {
 };
 
 function goTo(key) {
+  endSearch();
   const panel = tabOf(key);
   if (panel) find(`#${panel.getAttribute("aria-labelledby")}`).click();
   const shown = fields.filter((one) => one.visible);
@@ -124,10 +125,12 @@ onLook(() => {
 
 // --- search
 
-find("#search").addEventListener("input", (event) => {
-  const words = event.target.value.toLowerCase().trim();
+const search = find("#search");
+
+function showHits() {
+  const words = search.value.toLowerCase().trim();
   let hits = 0;
-  for (const one of fields) {
+  for (const one of fields.filter((field) => field.path !== placed.path)) {
     one.found = !words || `${one.path} ${one.field.label} ${one.field.help}`.toLowerCase().includes(words);
     hits += words ? one.found && one.visible : 0;
     one.update();
@@ -141,7 +144,16 @@ find("#search").addEventListener("input", (event) => {
     }
   }
   find("#nothing").hidden = !words || hits > 0;
-});
+}
+search.addEventListener("input", showHits);
+
+/** Who goes somewhere has finished searching. */
+function endSearch() {
+  if (!search.value) return;
+  search.value = "";
+  showHits();
+}
+for (const tab of findAll("[role=tab]")) tab.addEventListener("click", endSearch);
 
 // --- the next tab, and starting over
 

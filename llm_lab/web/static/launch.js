@@ -8,14 +8,16 @@ export async function followLaunch(number, command, box, then = () => {}) {
   fill(box, el("p", {}, "Started: ", el("code", {}, command)), el("p.soft", {}, "Loading the libraries and the data ..."));
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
-    const { exit_code: code, run, log } = await api(`/api/launches/${number}`);
+    const { exit_code: code, run, log, error } = await api(`/api/launches/${number}`);
     if (run) {
       then();
       location.assign(`/runs/${run.split("/").map(encodeURIComponent).join("/")}`);
       return;
     }
     if (code !== null) {
-      fill(box, el("div.notice.bad", { role: "alert" }, el("b", {}, `The command ended with exit code ${code}.`), el("pre", { tabIndex: 0 }, log || "It printed nothing.")));
+      const printed = el("details", {}, el("summary", {}, "All that it printed"), el("pre.printed", { tabIndex: 0 }, log));
+      const end = error || `The command ended with exit code ${code} before its run began.`;
+      fill(box, el("div.notice.bad.ended", { role: "alert" }, el("b", {}, "The run could not start"), el("p", {}, end), log ? printed : null));
       return;
     }
   }

@@ -1,7 +1,8 @@
 // Always in view: what the run needs, its recipe, its command, and the buttons that start and save it.
 import { api, codeBlock, data, duration, el, fill, find, LabError, number, showError, toast } from "./lab.js";
-import { addToLook, answer, draft, forget, onLook, problems, refuse, settled } from "./draft.js";
+import { addToLook, answer, draft, forget, isMissing, onLook, problems, refuse, settled } from "./draft.js";
 import { bytes } from "./datasets.js";
+import { inLabels } from "./fields.js";
 import { followLaunch } from "./launch.js";
 
 const PRICE = "price per hour";
@@ -52,11 +53,12 @@ export function makePlan(name, goTo) {
       ["Parameters", plan.parameters ? short(plan.parameters) : null],
       ["Time", plan.seconds ? `about ${duration(plan.seconds)}` : null],
       ["Tokens", plan.tokens ? short(plan.tokens) : null],
-      ["Disk", plan.disk ? bytes(plan.disk) : null],
+      ["Disk", plan.disk ? el("span", {}, bytes(plan.disk), el("span.note", {}, diskParts(plan))) : null],
       ["Cost", cost],
     ].filter(([, value]) => value !== null);
     fill(
       numbers,
+      plan.warnings.map((one) => el("p.notice.warn", {}, inLabels(one.text), " ", linkTo(one.key, "Change it", goTo))),
       plan.memory ? memoryBar(plan) : null,
       el("dl.facts", {}, facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", {}, value)])),
       el("div.inline.price", {}, el("label.soft", { for: "price" }, "Your price per hour"), price),
@@ -88,7 +90,7 @@ export function makePlan(name, goTo) {
     try {
       fill(state, el("p.soft", {}, "Checking the recipe and the data ..."));
       await settled();
-      if (problems().length) {
+      if (draft.seen.problems.length) {
         fill(state);
         details.open = true;
         find("#faults").focus();
@@ -108,8 +110,16 @@ export function makePlan(name, goTo) {
     }
   });
   save.addEventListener("click", () => saveRecipe(save));
+  const taken = el("p.derived", { role: "status" });
+  onLook(() => {
+    taken.hidden = !draft.seen.taken;
+    taken.textContent = taken.hidden ? "" : `There is a run named ${draft.raw.name} already. This one becomes ${draft.seen.taken}.`;
+  });
+  name.element.append(taken);
   return el("div.card.plan", {}, name.element, el("div.actions.starts", {}, start, save), state, details);
 }
+
+const diskParts = ({ disk_parts: parts }) => Object.entries(parts).map(([name, size]) => `${name}: ${bytes(size)}`).join(", ");
 
 const short = (value) =>
   value >= 1e12 ? `${number(value / 1e12, 3)} T` : value >= 1e9 ? `${number(value / 1e9, 3)} B` : value >= 1e6 ? `${number(value / 1e6, 3)} M` : value >= 1e3 ? `${number(value / 1e3, 3)} k` : number(value);
@@ -140,17 +150,21 @@ function useAuto() {
   return button;
 }
 
+function linkTo(key, text, goTo) {
+  const link = el("a", { href: `#${key}` }, text);
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    goTo(key);
+  });
+  return link;
+}
+
 function problemList(found, goTo) {
-  const missing = found.filter((one) => one.key === "model.checkpoint" && !draft.raw.model || (one.key === "data" && !draft.raw.data?.length));
+  const missing = found.filter(isMissing);
   const wrong = found.filter((one) => !missing.includes(one));
   const link = (one, text) => {
-    if (!one.key) return el("li", {}, text);
-    const button = el("a", { href: `#${one.key}` }, text);
-    button.addEventListener("click", (event) => {
-      event.preventDefault();
-      goTo(one.key);
-    });
-    return el("li", {}, button);
+    if (!one.key) return el("li", {}, inLabels(text));
+    return el("li", {}, linkTo(one.key, inLabels(text), goTo));
   };
   const words = (one) => (one.key === "data" ? "a dataset" : "a model");
   return [
@@ -159,16 +173,16 @@ function problemList(found, goTo) {
   ];
 }
 
-/** Ask what changes once the examples are counted: their number decides the steps and the time. */
+/** Ask what changes once the data and the models are looked at: the number of examples decides steps and time. */
 function askForSizes() {
   looking?.abort();
-  if (draft.seen.problems.length || !draft.seen.plan || data.form.examples === "text" || !draft.raw.data?.length) return;
+  if (draft.seen.problems.length || !draft.seen.plan || data.form.trains && !draft.raw.data?.length) return;
   const control = (looking = new AbortController());
   setTimeout(async () => {
     if (control.signal.aborted) return;
     try {
       const { found } = await api("/api/new/plan", { body: { recipe: draft.raw }, signal: control.signal });
-      if (found && !control.signal.aborted) addToLook({ ...found, sized: true });
+      if (!control.signal.aborted) addToLook({ ...found, sized: true });
     } catch {
       // The check at the start says what is wrong with the data.
     }
