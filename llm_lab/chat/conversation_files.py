@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.limits import parse_json
 from llm_lab.runs.disk import write_atomically
 
+from .conversation_turns import Turn, turns_from
 from .decoding import ChatSettings
 from .search_results import are_sources
 
 KIND = "llm-lab conversation"
 Messages = list[dict[str, Any]]
+
+
+class MessagesLostError(UserError):
+    """A file was not replaced, because it has messages that the new conversation lacks."""
 
 
 def write_conversation(
@@ -27,10 +34,14 @@ def write_conversation(
     messages: Messages,
     *,
     against: dict[str, Any] | None = None,
+    turns: Sequence[Turn] | None = None,
 ) -> None:
     """Write a conversation. Raises UserError if the file holds something else or can't be written.
 
-    against: the mode, model and messages of a second model that got the same prompts.
+    Raises MessagesLostError if the file has messages that this conversation lacks: it stays as it is.
+
+    against: the mode, model and messages of a second model that got the same prompts. turns: the prompts with all
+    answers of both models, where the messages don't say everything.
     """
     conversation = {
         "kind": KIND,
@@ -40,10 +51,15 @@ def write_conversation(
         "system": system,
         "messages": messages,
         **({"against": against} if against else {}),
+        **({"turns": [turn.model_dump(exclude_defaults=True) for turn in turns]} if turns else {}),
     }
     try:
         if file.exists():
-            read_conversation(file, why="the file exists and is not a saved conversation, so it is not replaced")
+            why = "the file exists and is not a saved conversation, so it is not replaced"
+            before = read_conversation(file, why=why)
+            if _said(before) - _said(conversation):
+                why = "the file has messages that this conversation lacks, so it is not replaced"
+                raise MessagesLostError(Problem(str(file), why, fix="Save under another name."))
         write_atomically(file, json.dumps(conversation, indent=2, ensure_ascii=False) + "\n")
     except LabError:
         raise
@@ -56,7 +72,7 @@ def write_conversation(
 def read_conversation(file: Path, *, why: str = "this is not a saved conversation") -> dict[str, Any]:
     """Return the mode, model, settings, system and messages of a saved conversation, and what is `against` it.
 
-    Raises UserError if it is not one.
+    turns: the prompts with all answers, or None where the file has only messages. Raises UserError if it is not one.
     """
     try:
         found = parse_json(file.read_text(encoding="utf-8"))
@@ -68,11 +84,13 @@ def read_conversation(file: Path, *, why: str = "this is not a saved conversatio
     if not isinstance(system, str | None) or not _is_valid(found):
         raise UserError(Problem(str(file), why))
     settings, against = found.get("settings"), found.get("against")
+    turns = turns_from(found.get("turns"))
     return {
         **_side(found),
         "settings": settings if isinstance(settings, dict) else {},
         "system": system,
         "against": _side(against) if isinstance(against, dict) and _is_valid(against) else None,
+        "turns": None if turns is None else [turn.model_dump() for turn in turns],
     }
 
 
@@ -80,6 +98,21 @@ def _side(found: dict[str, Any]) -> dict[str, Any]:
     kept = ("role", "content", "ended", "sources")
     messages = [{key: message[key] for key in kept if key in message} for message in found["messages"]]
     return {"mode": found["mode"], "model": str(found.get("model") or ""), "messages": messages}
+
+
+def _said(conversation: Mapping[str, Any]) -> Counter[tuple[str, ...]]:
+    """Return how often a conversation has each prompt, and each answer of each model to it."""
+    said: Counter[tuple[str, ...]] = Counter()
+    for key, side in (("a", conversation), ("b", conversation.get("against") or {"messages": []})):
+        texts = [message["content"] for message in side["messages"]]
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))
+        said |= Counter([(asked,) for asked, _ in pairs] + [(key, *pair) for pair in pairs])
+    in_turns: Counter[tuple[str, ...]] = Counter()
+    for turn in conversation.get("turns") or ():
+        in_turns[(turn["text"],)] += 1
+        for key, answers in turn.get("answers", {}).items():
+            in_turns.update((key, turn["text"], one["text"]) for one in answers["variants"] if one["text"])
+    return said | in_turns
 
 
 def _is_valid(found: dict[str, Any]) -> bool:

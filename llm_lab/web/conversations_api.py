@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llm_lab.chat.conversation_files import are_messages, read_conversation, write_conversation
+from llm_lab.chat.conversation_files import MessagesLostError, are_messages, read_conversation, write_conversation
+from llm_lab.chat.conversation_turns import turns_from
 from llm_lab.chat.decoding import SETTINGS, ChatSettings
 from llm_lab.errors import Problem, UserError
 from llm_lab.runs.folder import slug
@@ -34,7 +35,8 @@ def list_conversations(request: Request) -> Response:
             found = read_conversation(_file(file.stem))
         except (UserError, HTTPException):
             continue
-        first = next((message["content"] for message in found["messages"]), "")
+        prompts = _prompts(found)
+        first = next(iter(prompts), "")
         against = found["against"] and found["against"]["model"]
         rows.append(
             {
@@ -42,7 +44,7 @@ def list_conversations(request: Request) -> Response:
                 "title": shorten(" ".join(first.split()), 80) or file.stem,
                 "model": found["model"],
                 "against": against,
-                "turns": len(found["messages"]) // 2,
+                "turns": len(prompts),
                 "time": file.stat().st_mtime,
             }
         )
@@ -50,7 +52,10 @@ def list_conversations(request: Request) -> Response:
 
 
 async def save(request: Request) -> Response:
-    """Write a conversation; name: the file that it replaces, or null for a new one. Returns the name."""
+    """Write a conversation; name: the file that it replaces, or null for a new one. Returns the name.
+
+    A file with messages that this conversation lacks stays: the conversation gets a new file.
+    """
     body = await body_of(request)
     sides = [body, *([body["against"]] if body.get("against") else [])]
     for side in sides:
@@ -58,20 +63,31 @@ async def save(request: Request) -> Response:
             raise UserError(Problem("conversation", "it has no mode"))
         if not are_messages(side.get("messages")) or not isinstance(side.get("model"), str):
             raise UserError(Problem("conversation", "these are not the messages of a conversation"))
-    name = body.get("name") or _new_name(body["messages"])
-    file = _file(name)
-    FOLDER.mkdir(exist_ok=True)
-    system = body.get("system")
-    write_conversation(
-        file,
-        body["mode"],
-        body["model"],
-        settings_of(body.get("settings")),
-        system if isinstance(system, str) and system else None,
-        body["messages"],
-        against={key: sides[1][key] for key in ("mode", "model", "messages")} if len(sides) > 1 else None,
-    )
-    return answer({"name": name, "file": str(file)})
+    turns = turns_from(body.get("turns") or [])
+    if turns is None:
+        raise UserError(Problem("conversation", "these are not the turns of a conversation"))
+    settings, system = settings_of(body.get("settings")), body.get("system")
+
+    def write(name: Any) -> Response:
+        file = _file(name)
+        FOLDER.mkdir(exist_ok=True)
+        write_conversation(
+            file,
+            body["mode"],
+            body["model"],
+            settings,
+            system if isinstance(system, str) and system else None,
+            body["messages"],
+            against={key: sides[1][key] for key in ("mode", "model", "messages")} if len(sides) > 1 else None,
+            turns=turns,
+        )
+        return answer({"name": name, "file": str(file)})
+
+    new_name = _new_name([turn.text for turn in turns] or [message["content"] for message in body["messages"]])
+    try:
+        return write(body.get("name") or new_name)
+    except MessagesLostError:
+        return write(new_name)
 
 
 def read(request: Request) -> Response:
@@ -119,8 +135,15 @@ def _existing(request: Request) -> Path:
     return file
 
 
-def _new_name(messages: list[dict[str, Any]]) -> str:
-    first = slug(messages[0]["content"][:50] if messages else "", "conversation").lower()
+def _prompts(conversation: dict[str, Any]) -> list[str]:
+    """Return what the user wrote."""
+    if conversation["turns"]:
+        return [turn["text"] for turn in conversation["turns"]]
+    return [message["content"] for message in conversation["messages"][::2]]
+
+
+def _new_name(prompts: list[str]) -> str:
+    first = slug(prompts[0][:50] if prompts else "", "conversation").lower()
     names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
     return next(name for name in names if not (FOLDER / f"{name}.json").exists())
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import threading
 
@@ -136,6 +137,46 @@ def test_planted_markup_in_an_answer_is_text(page, server):
     assert not (folder / "hostile.json").exists()
 
 
+def texts_of(page, slot):
+    """For each turn: the prompt, and the answer of a slot or None."""
+    turns = page.locator(".turn").all()
+    shown = [turn.locator(f"[data-slot={slot}] .text") for turn in turns]
+    answers = [one.inner_text() if one.count() and one.is_visible() else None for one in shown]
+    return [(turn.locator(".bubble").inner_text(), one) for turn, one in zip(turns, answers, strict=True)]
+
+
+def test_a_file_of_messages_in_which_the_second_model_came_later_is_loaded_as_it_was(page, server):
+    folder = server.home / "conversations"
+    folder.mkdir(exist_ok=True)
+
+    def side(model, *texts):
+        messages = [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(texts)]
+        return {"mode": "chat", "model": model, "messages": messages}
+
+    saved = {
+        "kind": "llm-lab conversation",
+        **side("tale", "first", "a1", "second", "a2", "third", "a3"),
+        "settings": {},
+        "system": None,
+        "against": side("chat", "second", "b2", "between", "b0", "third", "b3"),
+    }
+    (folder / "late.json").write_text(json.dumps(saved))
+    page.goto(server.link)
+    page.goto(f"{server.address}/chat?model=tale#saved")
+    row = page.get_by_role("button", name=re.compile("first tale"))
+    expect(row).to_contain_text("3 prompts")
+    row.click()
+    expect(page.locator(".turn")).to_have_count(4)
+    assert texts_of(page, "a") == [("first", "a1"), ("second", "a2"), ("between", None), ("third", "a3")]
+    assert texts_of(page, "b") == [("first", None), ("second", "b2"), ("between", "b0"), ("third", "b3")]
+    assert json.loads((folder / "late.json").read_text()) == saved
+    less = {**side("tale", "first", "a1"), "settings": {}, "name": "late", "turns": []}
+    assert server.api("/api/chat/conversations", less)["name"] == "first"
+    assert json.loads((folder / "late.json").read_text()) == saved
+    for file in ("late", "first"):
+        (folder / f"{file}.json").unlink()
+
+
 @pytest.mark.parametrize("name", ["../tale", "..%2Ftale", "%2Fetc%2Fpasswd", ".hidden"])
 def test_no_file_outside_the_folder_of_conversations_is_read_or_deleted(server, name):
     (server.home / "tale.json").write_text("{}")
@@ -157,6 +198,22 @@ def test_the_server_lists_models_and_their_checkpoints_without_torch(server):
     assert "Did you mean" in text
     loaded = psutil.Process(server.process.pid).memory_maps() if psutil.LINUX else []
     assert not [file.path for file in loaded if "libtorch" in file.path]
+
+
+def test_a_study_is_not_listed_as_a_model_and_its_runs_are_named_instead(server):
+    write_run(server.home, "study/model")
+    facts = {"name": "study", "status": "done", "created_at": 2.0, "study": {"experiment": "attention"}}
+    (server.home / "checkpoints" / "study" / "run.json").write_text(json.dumps(facts))
+    for path in ("/models", "/new?stage=sft", "/api/chat/models"):
+        text = server.ask("GET", path)[2]
+        assert "tale" in text
+        assert "checkpoints/study" not in text
+        assert '"study"' not in text
+    status, _, text = server.ask("POST", "/api/chat/model", {"model": "study"})
+    assert status == 400
+    assert "Name one of them: checkpoints/study/model." in text
+    assert "llm-lab" not in text
+    shutil.rmtree(server.home / "checkpoints" / "study")
 
 
 @pytest.mark.slow
@@ -255,17 +312,48 @@ def test_a_conversation_is_saved_loaded_and_opened_in_the_terminal(chat, server)
     session = open_session(speller(2), chat=True)
     session.load(server.home / "conversations" / "hello-there.json")
     assert (len(session.messages), session.system) == (4, "be short")
-    second = answer(page, "b").inner_text()
+    before = page.locator("#turns").inner_text()
     page.get_by_role("button", name="New chat").click()
     expect(page.locator(".turn")).to_have_count(0)
     page.get_by_role("button", name=re.compile("hello there")).first.click()
-    expect(answer(page, "b")).to_have_text(second)
+    done(page, 4)
+    assert page.locator("#turns").inner_text() == before
     with page.expect_download() as download:
         page.get_by_role("link", name=re.compile("Download")).click()
     assert json.loads(download.value.path().read_text())["against"]["model"] == "chat"
     send(page, "once more")
     expect(page.locator(".turn")).to_have_count(3)
-    done(page, 2)  # the loaded ones have no numbers
+    done(page, 6)
+    end_workers(server)
+
+
+@pytest.mark.slow
+def test_a_comparison_that_began_late_is_saved_loaded_and_continued_without_loss(chat, server):
+    page = chat()
+    send(page, "alone")
+    done(page)
+    page.goto(f"{server.address}/chat?model=tale&against=chat#saved")
+    send(page, "together")
+    done(page, 3)
+    page.get_by_role("button", name="Save this conversation").click()
+    expect(page.locator("#saved-panel .help").first).to_contain_text("conversations/alone.json")
+    before = page.locator("#turns").inner_text()
+    file = server.home / "conversations" / "alone.json"
+    turns = json.loads(file.read_text())["turns"]
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    page.get_by_role("button", name=re.compile("alone")).first.click()
+    done(page, 3)
+    assert page.locator("#turns").inner_text() == before
+    send(page, "and now?")
+    done(page, 5)
+    expect(page.locator("#saved-panel li").filter(has_text="alone")).to_contain_text("3 prompts")
+    assert json.loads(file.read_text())["turns"][:2] == turns
+    page.get_by_role("button", name="Edit and send again").first.click(force=True)
+    page.get_by_label("Edit the message").fill("apart")
+    page.get_by_role("button", name="Send again", exact=True).click()
+    expect(page.get_by_text("has messages that are no longer in this conversation")).to_be_visible(timeout=MANY_MS)
+    assert json.loads(file.read_text())["turns"][:2] == turns
     end_workers(server)
 
 

@@ -1,5 +1,5 @@
 // The chat page: choosing models, sending a message, and what runs while an answer comes.
-import { LabError, api, data, el, fill, find, number, showError, stream, toast } from "./lab.js";
+import { LabError, api, data, el, fill, find, number, showError, stream, toast, withCode } from "./lab.js";
 import { createPicker } from "./chat_picker.js";
 import { saveNow, showSaved, showSettings, showSystem } from "./chat_panel.js";
 import { answerOf, keep, keepNow, kept, labelOf, makeSlot, messagesBefore, modelOf, modeOf, newSeed, slots, state, turnsOf } from "./chat_state.js";
@@ -105,7 +105,8 @@ function showStatus(key) {
   const mode = { chat: "chat model", completion: "base model" }[modeOf(slot)];
   find(".state", place).className = `state ${slot.status}`;
   const texts = slot.status === "failed" || slot.status === "loading" ? [slot.detail] : [mode, slot.detail || "not loaded yet"];
-  find(".state", place).textContent = find(".state", place).title = texts.filter(Boolean).join(" · ");
+  find(".state", place).title = texts.filter(Boolean).join(" · ");
+  fill(find(".state", place), withCode(find(".state", place).title));
   find(".eject", place).hidden = slot.status !== "ready";
 }
 

@@ -1,8 +1,8 @@
 // The panel at the side: the system prompt and the sampling settings, and the saved conversations.
-import { ago, api, data, el, fill, find, showError } from "./lab.js";
+import { ago, api, data, el, fill, find, showError, toast, withCode } from "./lab.js";
 import { searchSettings } from "./search.js";
 import { voiceSettings } from "./voice.js";
-import { defaults, keep, modelOf, modeOf, messages, slots, state } from "./chat_state.js";
+import { defaults, keep, modelOf, modeOf, messages, slots, state, turnsToSave } from "./chat_state.js";
 import { announce } from "./chat_turns.js";
 
 const NAMES = {
@@ -106,7 +106,7 @@ export async function showSaved(open) {
   fill(
     panel,
     el("div.actions", {}, save, started && exported),
-    el("p.help", {}, hint),
+    el("p.help", {}, withCode(hint)),
     rows.length ? el("ul.saved", {}, rows.map((row) => savedRow(row, open))) : el("p.soft", {}, "Nothing is saved yet."),
   );
 }
@@ -133,7 +133,7 @@ function savedRow(row, open) {
   return el(
     "li",
     { "aria-current": row.name === state.file ? "true" : undefined },
-    el("button.quiet.open", { type: "button", onclick: () => load().catch(showError) }, el("span.title", {}, row.title), el("small", {}, `${models} · ${row.turns} message${row.turns === 1 ? "" : "s"} · ${ago(row.time)}`)),
+    el("button.quiet.open", { type: "button", onclick: () => load().catch(showError) }, el("span.title", {}, row.title), el("small", {}, `${models} · ${row.turns} prompt${row.turns === 1 ? "" : "s"} · ${ago(row.time)}`)),
     el("span.row", {}, el("a.button.quiet", { href: `${address}/file`, download: "", "aria-label": `Download “${row.title}”` }, "JSON"), remove),
   );
 }
@@ -142,9 +142,12 @@ function savedRow(row, open) {
 export async function saveNow(open) {
   const sides = slots().map((key) => ({ mode: modeOf(state.slots[key]) ?? "chat", model: modelOf(state.slots[key]), messages: messages(key) }));
   const [first, against] = sides;
-  const body = { ...first, name: state.file, system: state.system, settings: state.settings, against: against ?? null };
+  const { turns } = state;
+  const body = { ...first, name: state.file, system: state.system, settings: state.settings, against: against ?? null, turns: turnsToSave() };
   const { name, file } = await api("/api/chat/conversations", { body });
+  if (state.turns !== turns) return; // another conversation was opened in the meantime
   if (!state.file) announce(`Saved as ${file}`);
+  else if (state.file !== name) toast(`Saved as ${file}: ${state.file}.json has messages that are no longer in this conversation.`);
   state.file = name;
   keep();
   await showSaved(open);

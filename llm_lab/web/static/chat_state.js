@@ -55,22 +55,46 @@ export function messages(key, turns = state.turns, mode = modeOf(state.slots[key
   });
 }
 
+/** The turns as they are saved: with every answer that is complete, whichever counts. */
+export function turnsToSave() {
+  return state.turns.map(({ text, seed, answers }) => {
+    const kept = {};
+    for (const [key, { variants, at }] of Object.entries(answers)) {
+      const complete = variants.filter((one) => one.state !== "writing");
+      if (complete.length) kept[key] = { variants: complete, at: Math.max(0, complete.indexOf(variants[at])) };
+    }
+    return { text, seed, answers: kept };
+  });
+}
+
 /** The turns of a saved conversation. */
 export function turnsOf(saved) {
-  const sides = { a: saved, ...(saved.against ? { b: saved.against } : {}) };
-  const most = Math.max(...Object.values(sides).map((side) => side.messages.length));
-  const turns = [];
-  for (let index = 0; index < most; index += 2) {
-    const turn = { text: "", hits: [], seed: newSeed(), answers: {} };
-    for (const [key, side] of Object.entries(sides)) {
-      const [asked, answered] = side.messages.slice(index, index + 2);
-      if (!asked) continue;
-      turn.text = asked.content;
-      turn.hits = asked.sources ?? [];
-      const given = { model: side.model, label: side.model, mode: side.mode, text: answered.content, ended: answered.ended ?? false };
-      turn.answers[key] = { variants: [{ ...given, sources: asked.sources ?? [], state: "done" }], at: 0 };
+  if (!saved.turns) return turnsOfMessages(saved);
+  return saved.turns.map((turn) => ({ ...turn, hits: Object.values(turn.answers)[0]?.variants[0].sources ?? [] }));
+}
+
+/** The turns of a file with messages only. The second model may have joined late: it has some of the first one's prompts. */
+function turnsOfMessages(saved) {
+  const turns = sideOf("a", saved);
+  let end = turns.length;
+  for (const turn of sideOf("b", saved.against).reverse()) {
+    const at = turns.slice(0, end).findLastIndex(({ text }) => text === turn.text);
+    if (at < 0) turns.splice(end, 0, turn);
+    else {
+      turns[at].answers.b = turn.answers.b;
+      end = at;
     }
-    turns.push(turn);
+  }
+  return turns;
+}
+
+function sideOf(key, side) {
+  const turns = [];
+  for (let index = 0; index < (side?.messages.length ?? 0); index += 2) {
+    const [asked, answered] = side.messages.slice(index, index + 2);
+    const given = { model: side.model, label: side.model, mode: side.mode, text: answered.content, ended: answered.ended ?? false };
+    const variants = [{ ...given, sources: asked.sources ?? [], state: "done" }];
+    turns.push({ text: asked.content, hits: asked.sources ?? [], seed: newSeed(), answers: { [key]: { variants, at: 0 } } });
   }
   return turns;
 }

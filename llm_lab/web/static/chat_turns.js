@@ -1,6 +1,6 @@
 // The conversation as it is shown: what the user wrote, and under it one answer, or two in columns.
 import { printable, renderAnswer } from "./answer_text.js";
-import { duration, el, fill, find, number, showError } from "./lab.js";
+import { duration, el, fill, find, number, showError, withCode } from "./lab.js";
 import { renderSources } from "./search.js";
 import { answerOf, labelOf, modesDiffer, slots, state } from "./chat_state.js";
 
@@ -137,7 +137,7 @@ function draw(turn, key) {
   renderAnswer(part(".text"), given?.text ?? "", { plain, sources: given?.sources, before: plain ? turn.text.slice(-400) : "" });
   part(".text").hidden = !given?.text;
   part(".problem").hidden = !given?.error;
-  part(".problem").textContent = given?.error ?? "";
+  fill(part(".problem"), withCode(given?.error ?? ""));
   const remarks = [given?.notice, key === "b" && modesDiffer() && !writing && state.turns.length > 1 && "This model gets only the last message: it works in another mode than A."];
   part(".remark").textContent = remarks.filter(Boolean).join(" ");
   part(".remark").hidden = !part(".remark").textContent;

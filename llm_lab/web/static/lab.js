@@ -83,10 +83,13 @@ export function fill(element, ...children) {
 export const find = (selector, root = document) => root.querySelector(selector);
 export const findAll = (selector, root = document) => [...root.querySelectorAll(selector)];
 
+/** A text of the program, with what stands between backticks as code. */
+export const withCode = (text) => text.split(/`([^`\n]+)`/).map((part, at) => (at % 2 ? el("code", {}, part) : part));
+
 /** Show a short message for some seconds; kind "bad" for errors, which stay until they are closed. */
 export function toast(text, kind = "") {
   const close = el("button.quiet", { type: "button", "aria-label": "Close", onclick: () => box.remove() }, "×");
-  const box = el("div.toast", { role: kind === "bad" ? "alert" : undefined }, el("span", {}, text), close);
+  const box = el("div.toast", { role: kind === "bad" ? "alert" : undefined }, el("span", {}, withCode(text)), close);
   if (kind) box.classList.add(kind);
   find("#toasts").append(box);
   if (kind !== "bad") setTimeout(() => box.remove(), 6000);
