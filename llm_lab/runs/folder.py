@@ -180,10 +180,15 @@ class RunFolder:
         """Return (step, folder) of each checkpoint, oldest first; the last one is the final model, if there is one."""
         points = self.checkpoints()
         model = self.model_path
-        if (model / "config.json").is_file() or (model / "adapter_config.json").is_file():
+        is_model = (model / "config.json").is_file() or (model / "adapter_config.json").is_file()
+        if is_model and not (points and self.is_ahead_of_model()):
             last = int(self.facts().get("results", {}).get("step", points[-1][0] if points else 0))
             points = [(step, folder) for step, folder in points if step < last] + [(last, model)]
         return points
+
+    def is_ahead_of_model(self) -> bool:
+        """Whether model/, if there is one, is from before the run was resumed."""
+        return self.facts().get("status") in ("running", "failed")
 
     def stages(self) -> list[RunFolder]:
         """Return the stage runs inside a pipeline's folder, in order."""
@@ -278,7 +283,10 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
             raise UserError(Problem(str(path), "it holds several GGUF files", allowed=listed, fix="Name one of them."))
         return files[0]
     if existing is not None:
-        why, fix = "no model has been saved here yet", "`llm-lab list runs` lists your runs."
+        why, fix = "no model has been saved here yet", "A run has a model once it has saved its first checkpoint."
+        if inner := [run.path for run in list_runs(existing) if run.saved_models()]:
+            why = "this folder holds several runs, such as those of a study, and no model of its own"
+            fix = f"Name one of them: {', '.join(map(str, inner))}."
         stage = stage_of(RunFolder(existing).facts())
         if stage is not None and stage.makes is None:
             why, fix = (
@@ -355,8 +363,8 @@ def _model_folders(path: Path) -> Iterator[Path]:
     for stage in reversed(run.stages()):
         yield from (folder for folder in _model_folders(stage.path) if not is_reward_model(folder))
     newest_first = [folder for _, folder in reversed(run.checkpoints())]
-    if run.facts().get("status") in ("running", "failed"):
-        yield from newest_first  # model/ is from before the run was resumed
+    if run.is_ahead_of_model():
+        yield from newest_first
     yield run.model_path
     yield path
     yield path / "space" / "model"  # of an export to a Space

@@ -59,7 +59,7 @@ def describe_run(run: RunFolder) -> str:
 
 def runs_with_a_model() -> list[RunFolder]:
     """Return the runs that have weights, newest first."""
-    return [run for run in list_runs() if run.model_path.is_dir() or run.checkpoints() or run.stages()]
+    return [run for run in list_runs() if run.saved_models() or run.stages()]
 
 
 @remember
@@ -68,7 +68,7 @@ def _stage_runs() -> list[tuple[RunFolder, bool, str]]:
     found = []
     for run in list_runs():
         parts = list(reversed(run.stages())) or [run]
-        found += [part for part in parts if part.model_path.is_dir() or part.checkpoints()]
+        found += [part for part in parts if part.saved_models()]
     return [(run, trained_reward_model(run), describe_run(run)) for run in found]
 
 

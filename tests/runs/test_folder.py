@@ -234,6 +234,25 @@ def test_the_model_of_a_run_that_was_killed_after_a_resume_is_its_newest_checkpo
     assert find_model("a") == run.steps_path / "checkpoint-20"
 
 
+def test_a_resumed_run_offers_its_checkpoints_and_not_the_model_from_before():
+    run = make_run("a", status="stopped", results={"step": 20})
+    make_model(run.model_path)
+    for step in (10, 20):
+        (make_model(run.steps_path / f"checkpoint-{step}") / "trainer_state.json").touch()
+    assert run.saved_models() == [(10, run.steps_path / "checkpoint-10"), (20, run.model_path)]
+    (make_model(run.steps_path / "checkpoint-30") / "trainer_state.json").touch()
+    run.update(status="running", process={})
+    assert run.saved_models() == run.checkpoints()
+    assert [step for step, _ in run.saved_models()] == [10, 20, 30]
+
+
+def test_a_folder_with_several_runs_names_them_where_a_model_is_asked_for():
+    study = make_run("study")
+    make_model(make_run("study/first").model_path)
+    with pytest.raises(UserError, match=f"several runs.*Name one of them: {study.path}/first"):
+        find_model("study")
+
+
 def test_the_model_of_a_pipeline_is_that_of_its_last_stage_with_a_model():
     outer = make_run("both", stages=["first", "second"])
     first = make_model(outer.path / "first" / "model")
