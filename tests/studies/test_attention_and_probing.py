@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -42,6 +43,19 @@ def test_attention_measures_every_checkpoint_and_removes_every_head(attention_st
     assert len(heads) == 4
     for picture in ("appearance", "removed", "head"):
         assert (attention_study.path / f"pictures/{picture}.svg").read_text().startswith("<svg")
+
+
+def test_attention_says_that_no_induction_head_appeared_where_none_did(attention_study):
+    results = attention_study.facts()["results"]
+    assert results["induction_score"] < 0.5
+    assert results["induction_head"] == "none appeared"
+    assert "appears_before_step" not in results
+    report = attention_study.report_path.read_text()
+    assert "## No induction head appeared" in report
+    assert "the diagonal stripe is the induction head" not in report
+    rows = json.loads((attention_study.path / "tables/checkpoints.json").read_text())
+    first, last = (rows[at]["loss on new text"] / math.log(len(CHARACTERS)) for at in (0, -1))
+    assert f"The loss on new text goes from {first:.2f} to {last:.2f}" in report
 
 
 def test_attention_refuses_a_longest_chunk_below_the_shortest(tmp_path):

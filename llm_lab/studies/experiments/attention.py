@@ -183,7 +183,15 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
         lines.append(Line("one layer, repetition", points, dashed=True))
     before, after = _steepest(moments, induction)
     fell = before.scores.second_loss - after.scores.second_loss
-    study.heading("When the head appears")
+    score = float(last.induction[induction])
+    appeared = score >= STRONG
+    study.heading("When the head appears" if appeared else "No induction head appeared")
+    if not appeared:
+        study.text(
+            f"The best induction score at the end is {score:.2f}, of {_name(induction)}; from {STRONG} on, a head "
+            f"counts as an induction head here. After {moments[-1].step:,} steps, this model has none. With more steps "
+            "one may appear: with the default options it takes about 150."
+        )
     study.text(
         f"The heads are measured on {TEST_ROWS} sequences of {TEST_LENGTH} random characters, each followed by a copy. "
         "The induction score of a head is its mean attention, from the copy, to the character after the first "
@@ -193,10 +201,16 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
     study.picture(
         "appearance",
         draw_lines(lines, title="Scores and loss during pretraining", x="step", y="score, or share of guessing"),
-        f"The induction score of the head that ends best rises most between steps {before.step:,} and {after.step:,}, "
-        f"by {float(after.scores.induction[induction] - before.scores.induction[induction]):.2f}; there the loss on "
-        f"the repetition falls by {fell:.2f} nats. The loss on new text stays near 1: nothing says more "
-        "about it than that no letter occurs twice. L1 H2: layer 1, head 2.",
+        (
+            f"The induction score of the head that ends best rises most between steps {before.step:,} and "
+            f"{after.step:,}, by {float(after.scores.induction[induction] - before.scores.induction[induction]):.2f}; "
+            f"there the loss on the repetition changes by {-fell:+.2f} nats. "
+            if appeared
+            else ""
+        )
+        + f"The loss on new text goes from {moments[0].scores.first_loss / guessing:.2f} to "
+        f"{last.first_loss / guessing:.2f}: all that can be learned about it is which characters there are, and that "
+        "none occurs twice. L1 H2: layer 1, head 2.",
     )
     head = ("step", "best induction score", "previous-token score", "loss on new text", "loss on the repetition")
     study.table(
@@ -214,10 +228,11 @@ def _report_appearance(study: Study, moments: list[Moment], shallow: list[Moment
         ],
         "Losses in nats per character. The heads are those with the best scores at the end.",
     )
-    study.result("induction_score", float(last.induction[induction]))
+    study.result("induction_score", score)
     study.result("previous_token_score", float(last.previous[previous]))
-    study.result("induction_head", _name(induction))
-    study.result("appears_before_step", after.step)
+    study.result("induction_head", _name(induction) if appeared else "none appeared")
+    if appeared:
+        study.result("appears_before_step", after.step)
     study.result("loss_on_new_text", last.first_loss)
     study.result("loss_on_repetition", last.second_loss)
     if shallow:
@@ -247,7 +262,8 @@ def _report_causes(study: Study, trained: RunFolder, last: Moment) -> None:
         added.append(row)
     induction, previous = _best(last.scores.induction), _best(last.scores.previous)
     others = [added[at[0]][at[1]] for at in _all_heads(last.scores) if at not in (induction, previous)]
-    study.heading("Does the head do it?")
+    group = [at for at in _all_heads(last.scores) if float(last.scores.induction[at]) >= STRONG]
+    study.heading("Does the head do it?" if group else "What each head does")
     study.picture(
         "removed",
         draw_heatmap(
@@ -258,18 +274,24 @@ def _report_causes(study: Study, trained: RunFolder, last: Moment) -> None:
         ),
         f"Each head's output is set to zero in turn. The whole model has a loss of {whole:.3f} nats.",
     )
-    group = [at for at in _all_heads(last.scores) if float(last.scores.induction[at]) >= STRONG]
-    with ablate(model, group or [induction]):
-        together = repeated_loss(model, repeats) - whole
     cost = added[induction[0]][induction[1]]
     mean = fmean(others) if others else float("nan")
+    together = ""
+    if group:
+        with ablate(model, group):
+            cost_of_all = repeated_loss(model, repeats) - whole
+        study.result("loss_added_without_induction_head", cost)
+        study.result("loss_added_without_all_induction_heads", cost_of_all)
+        together = (
+            f" Where several heads share the work, the others replace one that is removed: {len(group)} "
+            f"{'head has' if len(group) == 1 else 'heads have'} a score of at least {STRONG}, and without all of them "
+            f"the loss rises by {cost_of_all:.2f} nats."
+        )
     study.text(
         f"Without the head with the best induction score ({_name(induction)}), the loss on the repetition rises by "
         f"{cost:.2f} nats; without the best previous-token head ({_name(previous)}), by "
         f"{added[previous[0]][previous[1]]:.2f}; without one of the other heads, by {mean:.2f} on average and at most "
-        f"{max(others, default=float('nan')):.2f}. Where several heads share the work, the others replace one that is "
-        f"removed: {len(group)} heads have a score of at least {STRONG}, and without all of them the loss rises by "
-        f"{together:.2f} nats."
+        f"{max(others, default=float('nan')):.2f}.{together}"
     )
     ranked = sorted(_all_heads(last.scores), key=lambda at: -added[at[0]][at[1]])
     rows = [
@@ -282,14 +304,12 @@ def _report_causes(study: Study, trained: RunFolder, last: Moment) -> None:
         rows,
         "All heads, the most needed first.",
     )
-    study.result("loss_added_without_induction_head", cost)
     study.result("induction_heads", len(group))
-    study.result("loss_added_without_all_induction_heads", together)
     study.result("loss_added_without_other_heads", mean)
-    _draw_head(study, model, induction)
+    _draw_head(study, model, induction, is_induction_head=bool(group))
 
 
-def _draw_head(study: Study, model: Any, head: tuple[int, int]) -> None:
+def _draw_head(study: Study, model: Any, head: tuple[int, int], *, is_induction_head: bool) -> None:
     """Draw the attention of one head over a short text and its copy."""
     import torch
 
@@ -319,8 +339,14 @@ def _draw_head(study: Study, model: Any, head: tuple[int, int]) -> None:
             low=0.0,
             high=1.0,
         ),
-        f"A chunk of {SHOWN_LENGTH} random characters and its copy. In the lower half, every character attends to the "
-        "one after its first occurrence: the diagonal stripe is the induction head.",
+        f"A chunk of {SHOWN_LENGTH} random characters and its copy. "
+        + (
+            "In the lower half, every character attends to the one after its first occurrence: the diagonal stripe is "
+            "the induction head."
+            if is_induction_head
+            else "An induction head would show a diagonal stripe in the lower half: every character would attend to "
+            "the one after its first occurrence."
+        ),
     )
 
 
