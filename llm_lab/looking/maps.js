@@ -133,6 +133,7 @@ const explorerBody = (names, flow) => {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", names.large);
   largeBox.append(canvas);
+  const rest = make("p", "look-rest");
   const details = make("details", "look-table");
   const wide = make("div", "wide");
   const table = make("table");
@@ -147,7 +148,7 @@ const explorerBody = (names, flow) => {
   table.append(top, make("tbody"));
   wide.append(table);
   details.append(make("summary", "", "This picture as a table: the three strongest of every row"), wide);
-  side.append(make("p", "look-title"), make("p", "look-facts"), text, spoken, largeBox, details);
+  side.append(make("p", "look-title"), make("p", "look-facts"), text, spoken, rest, largeBox, details);
   body.append(box, side);
   return body;
 };
@@ -169,6 +170,7 @@ export const explorer = (root, { tokens, set, colors, names, flow }) => {
   const canvas = body.querySelector(".look-large");
   const text = body.querySelector(".look-text");
   const spoken = body.querySelector(".look-row");
+  const rest = body.querySelector(".look-rest");
   const table = body.querySelector(".look-table");
   const buttons = [];
   const words = [];
@@ -210,6 +212,10 @@ export const explorer = (root, { tokens, set, colors, names, flow }) => {
     canvas.style.width = canvas.style.height = width + "px";
     context.scale(scale, scale);
     geometry = { label, cell };
+    const box = canvas.parentElement;
+    const shown = Math.floor((Math.min(box.clientWidth, box.clientHeight) - label) / cell);
+    rest.hidden = shown >= size;
+    rest.textContent = "The picture has " + size + " tokens and shows " + shown + " of them: scroll in it to see the rest.";
     const signed = set.signed();
     for (let i = 0; i < size; i += 1) {
       for (let j = 0; j <= last(i); j += 1) {
@@ -299,6 +305,11 @@ export const explorer = (root, { tokens, set, colors, names, flow }) => {
     if (position < 0 || position >= size) return;
     row = position;
     paintLarge();
+    const box = canvas.parentElement;
+    const top = geometry ? geometry.label + row * geometry.cell : 0;
+    if (geometry && (top + geometry.cell <= box.scrollTop || top >= box.scrollTop + box.clientHeight)) {
+      box.scrollTop = top - box.clientHeight / 2;
+    }
     paintRow();
   }
 

@@ -1,5 +1,5 @@
 // Look inside a model: what is asked, measured in a worker of the server; a slider over the checkpoints of its run.
-import { api, codeBlock, data, el, fill, find, showError, stream } from "./lab.js";
+import { api, codeBlock, data, el, fill, find, showError, stream, withCode } from "./lab.js";
 import { createPicker } from "./chat_picker.js";
 import { createViews } from "./look_views.js";
 
@@ -36,7 +36,7 @@ async function choose(name, step) {
   try {
     await describe(step);
   } catch (error) {
-    fill(find("#problem"), el("p.notice.bad", {}, error.message));
+    fill(find("#problem"), el("p.notice.bad", {}, withCode(error.message)));
   }
 }
 
@@ -69,8 +69,18 @@ async function describe(step) {
   const base = find("#base");
   base.hidden = !found.base || state.against === found.base;
   if (found.base) fill(base, "It was trained from ", el("button.link", { type: "button", onclick: () => chooseOther(found.base) }, found.base), ".");
-  if (!data.prompt && !prompt.value && found.prompts.length) prompt.placeholder = `Left empty: a built-in sentence. A prompt of its run: ${found.prompts[0]}`;
+  showPrompts(found.prompts);
   showSlider();
+}
+
+function showPrompts(prompts) {
+  find("#prompts").hidden = !prompts.length;
+  const take = (text) => {
+    prompt.value = text;
+    prompt.focus();
+    measure();
+  };
+  fill(find("#prompts"), "Prompts of its run: ", prompts.map((text, at) => [at > 0 && " · ", el("button.link", { type: "button", onclick: () => take(text) }, text)]));
 }
 
 let typing;
@@ -114,7 +124,7 @@ async function measureOnce(body) {
     });
     if (!wanted && found) show(found, body);
   } catch (error) {
-    fill(find("#problem"), el("p.notice.bad", {}, error.message));
+    fill(find("#problem"), el("p.notice.bad", {}, withCode(error.message)));
   }
   doing.textContent = "";
   find("#found").removeAttribute("aria-busy");
