@@ -113,7 +113,7 @@ def _show_plan(job: Any, start: Any) -> Any:
         return job
     job = what_is_left(job, start.resume_from) if start.resumes else job
     for resolved in job.stages:
-        print_plan(resolved, job.home)
+        print_plan(resolved, job.home, is_new=not (start.resumes or start.overwrite))
     print_waiting("Preparing ...")
     return job
 

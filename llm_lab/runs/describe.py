@@ -104,7 +104,15 @@ def _limits(run: RunFolder, broken: Sequence[int]) -> Iterator[str]:
         step, planned = exhausted["step"], exhausted["max_steps"]
         yield f"{exhausted['path']} ran out of data: the run ended at step {step:,} of {planned:,}."
     if stage is not None and stage.measures_loss and "step" in results and "eval_loss" not in results:
-        yield "No data was held out: there is no validation loss."
+        held_out = _holds_out(facts)  # the first evaluation may be yet to come
+        if held_out is False or status == "done" or (held_out is None and status != "running"):
+            yield "No data was held out: there is no validation loss."
+
+
+def _holds_out(facts: Mapping[str, Any]) -> bool | None:
+    """Return whether the recipe of a run holds out data; None where run.json does not record it."""
+    validation = (facts.get("recipe") or {}).get("validation")
+    return validation.get("fraction") != 0 if isinstance(validation, Mapping) else None
 
 
 def collapse_of(facts: Mapping[str, Any]) -> dict[str, Any] | None:

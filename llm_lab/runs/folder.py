@@ -25,6 +25,7 @@ from .lock import hold, is_at_work
 from .record import read_facts, row_of
 
 ROOT = Path("checkpoints")
+EVALUATES_FIRST = "first_evaluation_at"  # in run.json: when a stage began to measure its model before the first step
 # Columns of metrics.jsonl that describe the progress of a run and are not results.
 _NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
 

@@ -21,6 +21,7 @@ _FORMATS: Mapping[str, Callable[[float], str]] = {
     "size": size,
     "clock": clock,
     "milliseconds": lambda seconds: f"{1000 * seconds:,.1f} ms",
+    "significant": lambda number: f"{number:#.3g}" if number else "0",
     "compact": lambda number: f"{number:,.2f}" if number < 1e6 else f"{number:.3g}",
 }
 

@@ -27,10 +27,11 @@ BANNER = "CPU mode: everything works, for tiny models. Real training requires CU
 USUAL_TOKENS_PER_PARAMETER = 20
 
 
-def plan_lines(resolved: Resolved, home: Path = ROOT) -> Iterator[tuple[str, str, str]]:
+def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) -> Iterator[tuple[str, str, str]]:
     """Yield (name, text, style) of each line of a plan; style: warn, bad, or "". A line without a name continues.
 
-    home: the folder in which the run folder is created; for a stage, its pipeline's folder.
+    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False where the run
+    has its folder already, as when it resumes.
     """
     values, cost, examples = resolved.values, resolved.estimate, resolved.examples
     reasons: dict[str, str] = {}
@@ -81,7 +82,8 @@ def plan_lines(resolved: Resolved, home: Path = ROOT) -> Iterator[tuple[str, str
     if cost.wall_seconds is not None:
         yield "time", _time(cost), ""
     if cost.disk_bytes:
-        where = f"{home / str(values.get('name'))}/{_if_taken(values, home)}"
+        taken = _if_taken(values, home) if is_new else ""
+        where = f"{home / str(values.get('name'))}/{taken}"
         yield "disk", f"{size(cost.disk_bytes)}{_disk_parts(cost)} in {where}", ""
     for _, text in plan_warnings(resolved):
         yield "warning", text, "warn"

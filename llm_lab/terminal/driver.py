@@ -277,7 +277,7 @@ def _print_screen(console: Console, screen: Screen) -> None:
     elif isinstance(panel, RecipePlan):
         job = _job_of(panel)
         for resolved in job.stages:
-            console.print(plan_panel(resolved, job.home))
+            console.print(plan_panel(resolved, job.home, is_new=not panel.resume))
     if isinstance(panel, DesignNumbers | RunNumbers):
         console.print()
     for line in screen.lines:

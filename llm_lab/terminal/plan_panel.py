@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.resolve import Resolved
-from llm_lab.runs.folder import ROOT
+from llm_lab.runs.folder import ROOT, free_name
 from llm_lab.runs.plan_lines import BANNER, plan_lines
 
 from .console import make_console, one_line
@@ -25,10 +25,11 @@ TEXT_COLUMNS = 64
 VALUE_COLUMNS = 20
 
 
-def plan_panel(resolved: Resolved, home: Path = ROOT) -> Panel:
+def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) -> Panel:
     """Return the plan as a panel of at most 80 columns and about 20 lines.
 
-    home: the folder in which the run folder is created; for a stage, its pipeline's folder.
+    home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False where the run
+    has its folder already, as when it resumes.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -39,10 +40,12 @@ def plan_panel(resolved: Resolved, home: Path = ROOT) -> Panel:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text, style in plan_lines(resolved, home):
+    for name, text, style in plan_lines(resolved, home, is_new=is_new):
         table.add_row(name, Text(_wrapped(one_line(text)), style=style))
     banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
     name, stage = one_line(str(values.get("name"))), values["stage"]
+    if is_new and home == ROOT:
+        name = free_name(name, root=home)
     title = Text(f"Plan: {name}" if name == stage else f"Plan: {name} · {stage}", style="title")
     return Panel(Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim")
 
@@ -96,10 +99,10 @@ def _format_value(value: Any) -> Text:
     return Text(f"{value:g}" if isinstance(value, float) else _in_pieces(one_line(str(value)), VALUE_COLUMNS))
 
 
-def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True) -> None:
-    """Print the plan of a run, and its derived values. home: the folder in which the run folder is created."""
+def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True, is_new: bool = True) -> None:
+    """Print the plan of a run, and its derived values. home, is_new: as in plan_panel."""
     console = make_console()
-    console.print(plan_panel(resolved, home))
+    console.print(plan_panel(resolved, home, is_new=is_new))
     if derived and any(origin.kind == "derived" for origin in resolved.origins.values()):
         console.print(derived_table(resolved))
         console.print()

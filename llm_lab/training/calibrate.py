@@ -27,7 +27,8 @@ from llm_lab.runs.processes import from_first_process, is_first_process, peak_me
 MIN_RUN_SECONDS = 20.0  # shorter runs are over before a better prediction would help
 MAX_SHARE = 0.04  # of the predicted time that a trial may take
 MAX_SECONDS = 10.0
-WARM_UP_STEPS, MIN_STEPS = 3, 2
+WARM_UP_STEPS = 3
+MIN_STEPS = 4  # the first one warms up; with three more, one slow step is not the median
 SAMPLE_TOKENS = 16
 
 
@@ -100,7 +101,7 @@ def run_trial(resolved: Resolved, seconds: float) -> Measurement:
     _free(recipe)
     typical = statistics.fmean if recipe.optimizer.name == "sophia" else statistics.median
     step = typical(
-        steps[min(WARM_UP_STEPS, len(steps) // 2) :]
+        steps[min(WARM_UP_STEPS, len(steps) // MIN_STEPS) :]
     )  # Sophia's every k-th step is longer, so the mean counts
     compiling = max(0.0, steps[0] - step) if recipe.train.compile else None
     return Measurement("trial", step, peak, evaluation, sample, compiling)

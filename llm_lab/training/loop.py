@@ -13,7 +13,7 @@ from llm_lab.estimate.cached_models import cached_files, cached_folder
 from llm_lab.events import Listener, RunWarning, SampleWritten, TrainingEnded
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, staged_folder
-from llm_lab.runs.folder import RunFolder, find_model
+from llm_lab.runs.folder import EVALUATES_FIRST, RunFolder, find_model, now
 from llm_lab.runs.processes import is_first_process
 from llm_lab.runs.resume import resume_command
 from llm_lab.runs.samples import add_samples
@@ -121,6 +121,8 @@ def run_loop(
     try:
         with trainer.tracking, trainer.interruption.listen(listener):
             if measure_start and start.step == 0 and not evaluation.done_at(0):
+                if is_first_process():
+                    trainer.run.update(**{EVALUATES_FIRST: now()})
                 trainer.evaluate_now()
             if start.checkpoint is None or (start.step < max_steps and not has_ended(start.step)):
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)

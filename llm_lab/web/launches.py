@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import DONE, STOPPED, Problem, UserError
 from llm_lab.runs.folder import ROOT, RunFolder
 from llm_lab.runs.lock import is_holder
 from llm_lab.safe_text import printable
@@ -29,6 +29,7 @@ PASSED = frozenset(
 )
 LOG_LINES = 200
 KEPT_LOGS = 50
+MAKE_RUNS = ("run", "study", "sweep", "duel")
 SAME_START_SECONDS = 15.0  # between the start of a process and that of its log
 
 
@@ -50,11 +51,14 @@ class Launch:
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.time)
     run: str | None = None
+    dismissed: bool = False  # someone has read why it ended
+    is_over: bool = False  # it ended, and what it wrote was looked at after that
 
     def run_name(self) -> str | None:
         """Return the name of the run folder that its process works in; None as long as there is none."""
-        if self.run is None:
-            for file in ROOT.glob("*/run.json"):
+        if self.run is None and not self.is_over:
+            self.is_over = self.process.poll() is not None
+            for file in filter(self._may_have_written, ROOT.glob("*/run.json")):
                 process = RunFolder(file.parent).facts().get("process", {})
                 # A study works in a process of its own, whose parent is the command. Numbers of processes come again.
                 is_own = self.process.pid in (process.get("pid"), process.get("parent"))
@@ -62,15 +66,40 @@ class Launch:
                     self.run = file.parent.name
         return self.run
 
+    def _may_have_written(self, file: Path) -> bool:
+        try:
+            return file.stat().st_mtime > self.started - SAME_START_SECONDS
+        except OSError:  # deleted meanwhile
+            return False
+
+    def title(self) -> str:
+        """Return a name for its run until that has a folder: that of the recipe, or of the experiment."""
+        return self.run or (Path(self.words[1]).stem if len(self.words) > 1 else self.words[0])
+
+    def makes_run(self) -> bool:
+        """Return whether it makes a run of its own: not a report, and not a run that is there already."""
+        return self.words[0] in MAKE_RUNS and "--resume" not in self.words
+
+    def has_folder(self) -> bool:
+        name = self.run_name()
+        return name is not None and (ROOT / name).is_dir()
+
+    def error(self) -> str | None:
+        """Return in words why it ended; None while it works, and where it ended as planned or was stopped."""
+        code = self.process.poll()
+        if code in (None, DONE, STOPPED):
+            return None
+        return last_error(self.log) or f"The command ended with exit code {code}, and printed nothing."
+
     def as_json(self) -> dict[str, Any]:
         """Return what a page shows: the command, its exit code (None while it works), its run, what it printed."""
         return {
             "number": self.number,
             "command": command_text(self.words),
             "exit_code": self.process.poll(),
+            "error": self.error(),
             "run": self.run_name(),
-            "log": (log := last_lines(self.log)),
-            "error": log.rstrip().rpartition("\n")[2] if self.process.poll() else "",  # each error is one line
+            "log": last_lines(self.log),
             "started": self.started,
         }
 
@@ -120,6 +149,23 @@ class Launches:
     def newest_of(self, run: str) -> Launch | None:
         """Return the last command that this server started in a run folder, or None."""
         return next((one for one in reversed(self._launched.values()) if one.run_name() == run), None)
+
+    def without_run(self, argument: str, cursor: Any) -> tuple[Any, Any] | None:
+        """Return the commands whose run is not there yet, and those that ended before it was: a topic (updates.py)."""
+        rows = [
+            {
+                "number": one.number,
+                "title": printable(one.title()),
+                "run": one.run,
+                "command": command_text(one.words),
+                "started": one.started,
+                "error": one.error(),
+            }
+            for one in self._launched.values()
+            if one.makes_run() and not one.dismissed and (one.error() or one.process.poll() is None)
+            if not one.has_folder()
+        ]
+        return None if rows == cursor else (rows, rows)
 
     def reap(self) -> list[Launch]:
         """Return the commands that still work; let the system forget those that have ended."""
@@ -178,6 +224,12 @@ def last_lines(log: Path, most: int = LOG_LINES) -> str:
     except OSError:
         return ""
     return "\n".join(printable(line) for line in text.splitlines()[-most:])
+
+
+def last_error(log: Path) -> str:
+    """Return the last paragraph that a command printed: what is wrong, where it ended with an error."""
+    lines = [line.strip() for line in last_lines(log).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if not line.startswith("Add --debug")), "")
 
 
 def _new_log(command: str) -> Path:

@@ -10,7 +10,9 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from llm_lab.errors import UserError
@@ -19,7 +21,7 @@ from llm_lab.estimate.formatting import count
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.describe import headline_results, is_number
-from llm_lab.runs.folder import ROOT, RunFolder, status_of
+from llm_lab.runs.folder import EVALUATES_FIRST, ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.record import read_facts, row_of
 from llm_lab.safe_text import printable, redact_values
@@ -63,7 +65,10 @@ def status_word(status: str) -> str:
 
 
 def max_steps_of(run: RunFolder, facts: Mapping[str, Any]) -> int | None:
-    """Return how many steps a run does; None where its recipe does not say."""
+    """Return how many steps a run does: those derived from its data, or those of its recipe. None where unknown."""
+    derived = facts.get("max_steps")
+    if isinstance(derived, int) and derived > 0:
+        return derived
     recipe = facts.get("recipe")
     if not isinstance(recipe, Mapping):  # a run of an older version
         try:
@@ -76,12 +81,18 @@ def max_steps_of(run: RunFolder, facts: Mapping[str, Any]) -> int | None:
 
 
 def seconds_left(rows: list[dict[str, Any]], max_steps: int | None) -> float | None:
-    """Return the time that is left at the speed of the newest rows of metrics.jsonl; None where too few are known."""
+    """Return the time that is left at the speed of the newest rows of metrics.jsonl; None where too few are known.
+
+    A step takes the median: one slow step says nothing about the others. The first one, which warms up, is left out.
+    Evaluations, which come with the step before them, count as they are.
+    """
     marks = [(row["step"], row["wall_seconds"]) for row in rows if is_number(row.get("wall_seconds"))]
-    if max_steps is None or len(marks) < 2 or marks[-1][0] <= marks[0][0]:
+    pairs = [(after[0] - step, after[1] - then) for (step, then), after in pairwise(marks) if step > 0]
+    per_step = [seconds / steps for steps, seconds in pairs if steps > 0]
+    if max_steps is None or not per_step:
         return None
-    (first, then), (step, last) = marks[0], marks[-1]
-    return max(0.0, (max_steps - step) * (last - then) / (step - first))
+    others = sum(seconds for steps, seconds in pairs if steps == 0) / sum(steps for steps, _ in pairs if steps > 0)
+    return max(0.0, (max_steps - marks[-1][0]) * (median(per_step) + others))
 
 
 def stage_text(begun: int, total: int, name: str | None) -> str:
@@ -169,7 +180,7 @@ class RunIndex:
                 return
             base = self._read(name, stamp, lambda: _row_of_sweep(path))
             inner = list(_folders(path))
-        row = {key: value for key, value in base.items() if key not in ("inner", "facts", "damage")}
+        row = {key: value for key, value in base.items() if key not in ("inner", "facts", "damage", "evaluates")}
         row |= {"name": name, "label": printable(path.name), "parent": parent}
         found[name] = row  # before those inside it
         if depth < DEEPEST:
@@ -205,6 +216,8 @@ class RunIndex:
             except STRANGE:
                 progress = {}
             self._progress[name] = known = (stamp, progress)
+        if status == "running" and not known[1]:
+            return {"status": status, "step": 0, "numbers": ["first evaluation"] if base["evaluates"] else []}
         return {"status": status, **known[1]}
 
 
@@ -263,6 +276,7 @@ def _row_of_facts(run: RunFolder, facts: Mapping[str, Any], damage: str | None) 
         "step": results["step"] if is_number(results.get("step")) else None,
         "max_steps": max_steps_of(run, facts) if is_live else None,
         "left": None,
+        "evaluates": EVALUATES_FIRST in facts,
         "from": _parent(run.path, facts.get("parent")),
         "inner": [name for name in inner if isinstance(name, str) and Path(name).name == name],
         "facts": {"status": facts["status"], "process": facts.get("process") or {}} if "status" in facts else {},

@@ -16,7 +16,7 @@ from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.charts import MEASURED_RARELY, PANELS, Panel
 from llm_lab.runs.describe import data_rows, describe_proof, headline_results, is_number, versions, warnings_of
 from llm_lab.runs.evaluations import evaluations_of
-from llm_lab.runs.folder import ROOT, RunFolder, find_model, is_reward_model, status_of
+from llm_lab.runs.folder import EVALUATES_FIRST, ROOT, RunFolder, find_model, is_reward_model, status_of
 from llm_lab.runs.glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from llm_lab.runs.lock import is_holder
 from llm_lab.runs.record import read_facts
@@ -99,6 +99,7 @@ def head_of(run: RunFolder) -> dict[str, Any]:
         "note": STATUS_NOTES.get(status, ""),
         "error": printable(str(error)) if error else None,
         "stage": stage.label if stage else None,
+        "evaluates_first": status == "running" and EVALUATES_FIRST in facts and not columns.count,
         "about": _about(facts),
         "stats": list(_stats(facts, status, numbers, columns, max_steps_of(run, facts))),
         "progress": _progress(status, numbers, max_steps_of(run, facts)) or _stage_progress(facts, status, stages),
@@ -115,6 +116,7 @@ def head_of(run: RunFolder) -> dict[str, Any]:
     }
 
 
+NO_MODEL_YET = "Its model is saved with the first checkpoint."
 PICTURES = ("curves.svg", "scores.svg", "predicted.svg")
 
 
@@ -142,10 +144,11 @@ def _stats(
         return {"key": key, "name": name_of(key), "value": write(key, value), "note": note, "title": _meaning(key)}
 
     predicted = facts.get("predicted") or {}
+    left = None
     if status == "running":
         left = seconds_left(columns.rows_of("step", "wall_seconds", most=SPEED_ROWS), max_steps)
-        if left is not None:
-            yield stat("time_left", left)
+    if left is not None:
+        yield stat("time_left", left)
     shown = [key for key in FIRST_STATS if key in numbers][:MOST_FIRST]
     for key in shown:
         yield stat(key, numbers[key])
@@ -157,6 +160,8 @@ def _stats(
         if key in numbers:
             known = predicted.get(key)
             note = f"predicted {write(key, known)}" if is_number(known) else ""
+            if key == "wall_seconds" and left is not None:  # what is measured now is better than what was predicted
+                note = f"about {write(key, numbers[key] + left)} in all"
             yield stat(key, numbers[key], note)
 
 
@@ -166,7 +171,7 @@ def _meaning(key: str) -> str:
 
 
 def _progress(status: str, numbers: Mapping[str, float], max_steps: int | None) -> dict[str, Any] | None:
-    step = numbers.get("step")
+    step = numbers.get("step", 0 if status == "running" else None)
     if step is None or max_steps is None or status == "done":
         return None
     return {"share": min(1.0, step / max_steps), "text": f"step {step:,.0f} of {max_steps:,}"}
@@ -191,12 +196,19 @@ def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str,
         unknown = "Its process is not the one that its record names. Stop it where it was started, with Ctrl-C."
         stop = is_holder(run.path, process) or (where if host != socket.gethostname() else unknown)
     model = _model_of(run)
+    stage = stage_of(facts)
+    expected = model is None and status == "running" and stage is not None and stage.trains and stage.name != "reward"
+
+    def use(address: str) -> str | None:
+        return address if model == "text" else NO_MODEL_YET if expected else None
+
     return {
         "stop": stop,
         "resume": _resume(run) if status in ("stopped", "died", "failed") else None,
-        "chat": f"/chat?model={quote(str(run.path))}" if model == "text" else None,
-        "test": f"/test?model={quote(str(run.path))}" if model == "text" else None,
-        "look": f"/look?model={quote(str(run.path))}" if model == "text" else None,
+        "chat": use(f"/chat?model={quote(str(run.path))}"),
+        "test": use(f"/test?model={quote(str(run.path))}"),
+        "look": use(f"/look?model={quote(str(run.path))}"),
+        "tune": use(f"/new?stage=sft&model={quote(str(run.path))}"),
         "new": f"/new?from={quote(name_in(run))}" if run.recipe_path.is_file() else None,
     }
 

@@ -45,7 +45,7 @@ def runs_page(request: Request) -> Response:
 
 def run_page(request: Request) -> Response:
     """Show one run."""
-    run = find_run(request.path_params["name"])
+    run = _run_or_why_not(request)
     cursor, head = run_topic(name_in(run), None) or (None, {})
     facts = run.facts()
     outer = outer_of(run)
@@ -66,6 +66,19 @@ def run_page(request: Request) -> Response:
     return page(
         request, "run.html", title=name_in(run), kind=kind, has_curves=has_curves, data=redact_values(data), **names
     )
+
+
+def _run_or_why_not(request: Request) -> RunFolder:
+    """Return the run of an address. 404 where there is none, with the error of the command that was to make it."""
+    name = request.path_params["name"]
+    try:
+        return find_run(name)
+    except HTTPException:
+        launch = lab_of(request).launches.newest_of(name)
+        error = launch.error() if launch else None
+        if error is None:
+            raise
+        raise HTTPException(404, f"{name} ended before anything was trained, and has no folder. {error}") from None
 
 
 def compare_page(request: Request) -> Response:
@@ -152,6 +165,12 @@ async def resume(request: Request) -> Response:
     return answer(lab_of(request).launches.start(["run", str(whole.path), "--resume"]).as_json())
 
 
+async def dismiss(request: Request) -> Response:
+    """Leave a command that ended before its run was there out of the list of runs."""
+    lab_of(request).launches.get(request.path_params["number"]).dismissed = True
+    return answer({})
+
+
 # What is live
 
 
@@ -229,6 +248,7 @@ ROUTES = [
     Route("/api/runs/{name:path}/log", run_log),
     Route("/api/runs/{name:path}/stop", stop, methods=["POST"]),
     Route("/api/runs/{name:path}/resume", resume, methods=["POST"]),
+    Route("/api/launches/{number:int}/dismiss", dismiss, methods=["POST"]),
 ]
 TOPICS = {
     "runs": lambda argument, cursor: INDEX.since(cursor),

@@ -274,7 +274,8 @@ async def log_state(request: Request) -> Response:
     launch = lab_of(request).launches.newest_of(request.path_params["name"])
     if launch is None:
         return answer({"log": "", "exit_code": None})
-    return answer({"log": await run_in_threadpool(last_lines, launch.log), "exit_code": launch.process.poll()})
+    log = await run_in_threadpool(last_lines, launch.log)
+    return answer({"log": log, "exit_code": launch.process.poll(), "error": launch.error()})
 
 
 # --- stop and resume

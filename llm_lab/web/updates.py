@@ -28,7 +28,7 @@ Topic = Callable[[str, Any], tuple[Any, Any] | None]
 def updates_route(topics: Mapping[str, Topic]) -> Route:
     """Return the route that answers pages with what has changed in the topics they show."""
 
-    def look(asked: Mapping[str, Any]) -> dict[str, Any]:
+    def look(asked: Mapping[str, Any], topics: Mapping[str, Topic]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, cursor in asked.items():
             kind, _, argument = name.partition(":")
@@ -49,7 +49,9 @@ def updates_route(topics: Mapping[str, Topic]) -> Route:
         asked = (await body_of(request)).get("topics")
         if not isinstance(asked, dict):
             raise UserError(Problem("topics", "it is not a JSON object of topics and cursors"))
-        lab_of(request).launches.reap()
-        return answer({"updates": await run_in_threadpool(look, asked)})
+        launches = lab_of(request).launches
+        launches.reap()
+        known = {**topics, "launches": launches.without_run}
+        return answer({"updates": await run_in_threadpool(look, asked, known)})
 
     return Route("/api/updates", updates, methods=["POST"])

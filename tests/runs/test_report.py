@@ -7,6 +7,7 @@ from llm_lab.runs.axis import powers, tick_labels, ticks
 from llm_lab.runs.charts import PANELS, draw_curves, draw_predictions, draw_scores
 from llm_lab.runs.describe import warnings_of
 from llm_lab.runs.folder import create_run
+from llm_lab.runs.lock import this_process
 from llm_lab.runs.report import write_pipeline_report, write_report
 
 
@@ -250,3 +251,17 @@ def test_the_report_of_a_pipeline_has_its_scores_and_stages(in_tmp_path):
     assert "| dpo | 75.0 % | 90 s |" in text
     assert "| [dpo](dpo/report.md) | dpo | done | exact match (greedy) 75.0 % | 90 s |" in text
     assert "stages: []" in text
+
+
+def test_that_no_data_was_held_out_is_said_only_where_it_is_so(in_tmp_path):
+    def says_so(status, fraction):
+        run = create_run("a")
+        recipe = {"validation": {"fraction": fraction}}
+        with run.hold():
+            run.update(stage="pretrain", status=status, process=this_process(), recipe=recipe, results={"step": 7})
+            return any("No data was held out" in line for line in warnings_of(run))
+
+    assert not says_so("running", 0.1)  # its first evaluation comes later
+    assert not says_so("stopped", 0.1)
+    assert says_so("running", 0)
+    assert says_so("done", 0.1)

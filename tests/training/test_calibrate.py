@@ -4,6 +4,7 @@ gradient checkpointing that are derived for a machine."""
 import importlib.util
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +171,19 @@ def test_a_trial_measures_a_step_an_evaluation_a_sample_and_the_memory(optimizer
     assert 0 < found.sample_seconds_per_token < 0.5
     assert found.memory_bytes > 50 * 2**20
     assert (found.source, found.compile_seconds) == ("trial", None)
+
+
+def test_one_slow_step_does_not_decide_what_a_trial_measures(monkeypatch):
+    pauses = iter([0.3, 0.3])  # the first step, which warms up, and the second one
+
+    def build(*arguments, **options):
+        model = build_from_config(*arguments, **options)
+        model.register_forward_pre_hook(lambda *_: time.sleep(next(pauses, 0.0)))
+        return model
+
+    monkeypatch.setattr("llm_lab.hf.load.build_from_config", build)
+    found = run_trial(resolve(tiny_recipe(**{"train.max_steps": 5000})), 0.01)  # over after the first step
+    assert found.step_seconds < 0.2
 
 
 def test_a_trial_restores_every_random_generator():

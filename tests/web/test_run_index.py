@@ -3,13 +3,16 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from support.web_runs import append, row, write_run
 
+from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lock import hold
 from llm_lab.web import run_index
-from llm_lab.web.run_index import RunIndex
+from llm_lab.web.run_index import RunIndex, seconds_left
+from llm_lab.web.run_view import head_of
 
 
 @pytest.fixture
@@ -120,3 +123,30 @@ def test_values_that_no_run_writes_make_one_row_broken_and_not_the_list(index, t
     with hold(alive):
         found = {name: one["status"] for name, one in index.rows().items()}
     assert found == {"good": "done", "huge": "broken", "odd": "done", "alive": "running"}
+
+
+def test_a_run_that_counts_in_epochs_says_how_far_it_is_from_its_first_evaluation_on(index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facts = {"status": "running", "recipe": {"train": {"max_steps": None}}, "first_evaluation_at": 1.0}
+    tuned = write_run(tmp_path, "tuned", stage="sft", **facts)
+    RunFolder(tuned).update(max_steps=10)
+    with hold(tuned):
+        known = index.rows()["tuned"]
+        assert (known["step"], known["max_steps"], known["numbers"]) == (0, 10, ["first evaluation"])
+        head = head_of(RunFolder(Path("checkpoints/tuned")))
+        assert (head["progress"]["text"], head["evaluates_first"]) == ("step 0 of 10", True)
+        append(tuned, row(0, eval_loss=2.0), row(1, 3.0), row(2, 2.5), row(3, 2.0))
+        known = index.rows()["tuned"]
+        assert (known["step"], known["max_steps"], known["left"]) == (3, 10, round(7 * 0.5))
+        assert head_of(RunFolder(Path("checkpoints/tuned")))["progress"]["text"] == "step 3 of 10"
+
+
+def test_the_time_left_is_that_of_a_usual_step_and_counts_evaluations():
+    rows = [{"step": 0, "wall_seconds": 9.0}, {"step": 1, "wall_seconds": 60.0}]
+    assert seconds_left(rows, 101) is None  # the first step warms up
+    rows += [{"step": step, "wall_seconds": 60.0 + step} for step in (2, 3, 4)]
+    assert seconds_left(rows, 104) == pytest.approx(100)
+    rows += [{"step": 5, "wall_seconds": 164.0}, {"step": 6, "wall_seconds": 165.0}]  # one step of 100 s
+    assert seconds_left(rows, 106) == pytest.approx(100)
+    rows += [{"step": 6, "wall_seconds": 170.0}]  # an evaluation of 5 s in 5 steps
+    assert seconds_left(rows, 106) == pytest.approx(200)

@@ -194,7 +194,7 @@ def test_the_recipe_shows_its_derived_values_with_the_reason_and_the_command(ope
     page = opened("/runs/explained#recipe")
     expect(page.get_by_role("row", name="optimizer.learning_rate 0.01 fits the width")).to_be_visible()
     expect(page.get_by_text("llm-lab run checkpoints/explained/recipe.yaml", exact=True)).to_be_visible()
-    expect(page.get_by_role("link", name="New from this")).to_have_attribute("href", "/new?from=explained")
+    expect(page.get_by_role("link", name="Run again with changes")).to_have_attribute("href", "/new?from=explained")
 
 
 def test_a_run_that_died_says_so_and_offers_to_resume(opened, server):
@@ -353,3 +353,38 @@ def test_the_page_writes_numbers_as_the_glossary_does(opened):
     written = opened("/").evaluate(script, [one[:2] for one in expected])
     wrong = [(*one, text) for one, text in zip(expected, written, strict=True) if one[2] != text]
     assert not wrong, json.dumps(wrong, indent=1)
+
+
+def test_a_command_is_in_the_list_before_its_run_is_and_says_why_where_it_ended_without_one(opened, server):
+    recipe = {"stage": "sft", "name": "hopeless", "device": "cpu", "data": [{"path": "no/such-data"}]}
+    recipe |= {"model": {"checkpoint": "no/such-model"}}
+    (server.home / "configs").mkdir(exist_ok=True)
+    (server.home / "configs" / "hopeless.yaml").write_text(json.dumps(recipe))
+    launch = server.api("/api/new/start-recipe", {"recipe": "hopeless"})["launch"]
+    page = opened("/")
+    line = page.locator("tr", has_text="hopeless")
+    expect(line.locator(".status")).to_have_text("starting")
+    expect(line.locator(".status")).to_have_text("failed", timeout=6 * SECONDS)
+    expect(line).to_contain_text("data.0.path = no/such-data: ")
+    assert server.api(f"/api/launches/{launch}")["error"].startswith("data.0.path = no/such-data: ")
+    assert not (server.home / "checkpoints" / "hopeless").exists()
+    line.get_by_role("button", name="Dismiss hopeless").click()
+    expect(line).to_be_hidden()
+
+
+def test_stop_keeps_its_place_and_says_no_steps_before_the_first_one(opened, alive):
+    facts = {"stage": "sft", "first_evaluation_at": 1.0, "recipe": {"train": {"max_steps": 10}}}
+    folder = alive("tuning", **facts)
+    page = opened("/runs/tuning")
+    expect(page.get_by_text("step 0 of 10")).to_be_visible()
+    expect(page.get_by_text("First evaluation")).to_be_visible()
+    expect(page.get_by_role("button", name="Chat")).to_be_disabled()
+    stop = page.get_by_role("button", name="Stop", exact=True)
+    before = stop.bounding_box()
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
+    append(folder, row(1, 2.0), row(2, 1.5))
+    link = page.get_by_role("link", name="Fine-tune this model")
+    expect(link).to_have_attribute("href", "/new?stage=sft&model=checkpoints/tuning")
+    expect(page.get_by_text("step 2 of 10")).to_be_visible()
+    assert stop.bounding_box() == before

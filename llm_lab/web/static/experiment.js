@@ -61,8 +61,8 @@ fill(find("#start"),
   data.takes ? el("p.small.soft", {}, `With its default options it takes ${data.takes}.`) : null,
   el("p.small.soft", {}, "Started again with the same options, a study that was stopped resumes."),
   el("label.check", {}, overwrite, el("span", {}, "Replace the last study of this experiment")),
-  problems,
   el("div.actions", {}, button),
+  problems,
 );
 
 let asked = 0;

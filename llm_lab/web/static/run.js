@@ -1,6 +1,7 @@
 // The page of one run.
 import { Curves } from "./curves.js";
 import { api, askNow, codeBlock, data, el, fill, find, showError, toast, watch } from "./lab.js";
+import { whyItEnded } from "./launch.js";
 import { write } from "./numbers.js";
 import { reportElements } from "./report.js";
 
@@ -50,6 +51,12 @@ function action(label, what, attributes) {
   return el("button", { type: "button", ...attributes }, label);
 }
 
+/** A link, or why there is nothing to open yet: it keeps its place. */
+function link(to, label, title) {
+  if (!to) return null;
+  return to.startsWith("/") ? el("a.button", { href: to, title }, label) : el("button", { type: "button", disabled: true, title: to }, label);
+}
+
 let shownActions = "";
 
 function showActions() {
@@ -58,15 +65,19 @@ function showActions() {
   if (signature === shownActions) return; // a button that has the focus keeps it
   shownActions = signature;
   fill(
-    find("#actions"),
+    find("#control"),
     action(busy === "stop" ? "Stopping …" : "Stop", actions.stop, { class: "danger", id: "stop", disabled: busy === "stop", onclick: askToStop }),
     action(busy === "resume" ? "Resuming …" : "Resume", actions.resume, { class: "primary", id: "resume", disabled: busy === "resume", onclick: resume }),
-    actions.chat && el("a.button", { href: actions.chat }, "Chat"),
-    actions.test && el("a.button", { href: actions.test, title: "Prompts next to the base model, perplexity, speed" }, "Test it"),
-    actions.look && el("a.button", { href: actions.look }, "Look inside"),
+  );
+  fill(
+    find("#actions"),
+    link(actions.chat, "Chat"),
+    link(actions.test, "Test it", "Prompts next to the base model, perplexity, speed"),
+    link(actions.look, "Look inside"),
+    link(actions.tune, "Fine-tune this model"),
     kind === "run" && el("a.button", { href: `/compare?run=${encodeURIComponent(name)}` }, "Compare"),
     kind === "study" && el("a.button.primary", { href: `/experiments/run/${encoded}` }, "Report of the experiment"),
-    actions.new && el("a.button", { href: actions.new, title: "Start a new run from this recipe" }, "New from this"),
+    actions.new && el("a.button", { href: actions.new, title: "A new run with this recipe, which you can change first" }, "Run again with changes"),
   );
 }
 
@@ -77,7 +88,7 @@ function showNotices() {
   if (head.status === "died" || head.status === "broken") notices.push(el("div.notice.warn", {}, el("b", {}, head.status === "died" ? "This run died. " : "Broken. "), head.note));
   if (head.error) notices.push(el("div.notice.bad", {}, el("b", {}, "An error ended this run. "), head.error));
   if (failed) {
-    notices.push(el("div.notice.bad", { role: "alert" }, el("b", {}, `The command ended with exit code ${failed.exit_code}. `), el("code", {}, failed.command), el("pre", { tabIndex: 0 }, failed.log || "It printed nothing.")));
+    notices.push(whyItEnded(failed.error, `${failed.command}\n\n${failed.log}`, "It could not be resumed"));
   }
   const signature = JSON.stringify([head.status, head.error, failed]);
   const box = find("#notices");
@@ -163,13 +174,21 @@ function refill(id, value, build) {
   fill(panel(id), build());
 }
 
+/** What is in the place of curves as long as there are none. */
+function showEmpty(box) {
+  const running = head.evaluates_first
+    ? "First evaluation: the model is measured before it is trained. The steps follow."
+    : "No numbers yet. The curves start with the first step that is logged.";
+  fill(box, el("p", {}, head.status === "running" ? running : "This run has logged no numbers."));
+}
+
 const TABS = {
   curves() {
     once("curves", () => {
       const curves = new Curves(panel("curves"), [{ name, label: name }], {
         onRows: (source, update) => {
           curves.empty.hidden = Boolean(update.rows);
-          fill(curves.empty, el("p", {}, head.status === "running" ? "No numbers yet. The curves start with the first step that is logged." : "This run has logged no numbers."));
+          showEmpty(curves.empty);
           if (!update.complete) askNow();
         },
       });
@@ -417,6 +436,27 @@ function showGpus({ gpus }) {
   );
 }
 
+// --- a run that ended before anything was trained: its folder is gone
+
+let ended = null; // the command that was to make it
+let isGone = false;
+
+function showGone(text) {
+  isGone = true;
+  find("#progress").hidden = find("#stats").hidden = true;
+  fill(find("#control"));
+  fill(find("#actions"));
+  const status = find("#about .status");
+  status.className = "status failed";
+  status.textContent = "failed";
+  fill(find("#notices"), el("div.notice.bad", { role: "alert" }, el("b", {}, "This run ended before anything was trained. "), ended?.error ?? text));
+}
+
+watch("launches", (rows) => {
+  ended = rows?.find((one) => one.run === name && one.error) ?? ended;
+  if (ended && isGone) showGone(ended.error);
+});
+
 // --- start
 
 let current = null;
@@ -431,13 +471,15 @@ TABS[current]();
 watch(
   `run:${name}`,
   (update, problems) => {
-    if (problems) return fill(find("#notices"), el("div.notice.bad", { role: "alert" }, problems[0].text));
+    if (problems) return showGone(problems[0].text);
     const before = head.status;
     head = update;
     if (busy === "stop" && head.status !== "running") busy = null;
     if (busy === "resume" && head.status === "running" && before !== "running") busy = null;
     if (before !== head.status && before === "running") toast(`This run is ${head.status}.`);
     showHead();
+    const noCurves = find("#curves-panel .empty");
+    if (noCurves && !noCurves.hidden) showEmpty(noCurves);
     if (["stages", "scores", "plan", "log", "report"].includes(current)) TABS[current]();
     return undefined;
   },

@@ -1,9 +1,9 @@
 // The list of runs: search, filter, sort, fold, choose some and compare them.
-import { ago, data, duration, el, fill, find, findAll, watch } from "./lab.js";
+import { ago, api, askNow, data, duration, el, fill, find, findAll, showError, watch } from "./lab.js";
 
 const STATUSES = { all: "All", running: "Running", done: "Done", stopped: "Stopped", ended: "Died or failed" };
 const SORTS = { new: "Newest first", old: "Oldest first", name: "Name", status: "Status", stage: "Stage", size: "Size", loss: "Loss" };
-const ORDER = ["running", "failed", "died", "broken", "stopped", "done"];
+const ORDER = ["starting", "running", "failed", "died", "broken", "stopped", "done"];
 const EMPTY = { kind: "run", status: "unknown", stage: "", size: "", numbers: [], label: "" };
 
 const runs = new Map(); // name: what the server says of it
@@ -19,11 +19,30 @@ const view = {
 };
 
 function take({ rows, gone, all }) {
-  if (all) runs.clear();
+  if (all) for (const [name, run] of runs) if (run.kind !== "launch") runs.delete(name);
   for (const row of rows) runs.set(row.name, { ...EMPTY, ...row });
   for (const name of gone) runs.delete(name);
   for (const name of chosen) if (!runs.has(name)) chosen.delete(name);
   show();
+}
+
+/** Commands whose folder is not there yet, or that ended before it was. */
+function takeLaunches(rows) {
+  for (const [name, run] of runs) if (run.kind === "launch") runs.delete(name);
+  for (const row of rows) {
+    const about = { kind: "launch", label: row.title, created_at: row.started, error: row.error, launch: row.number, command: row.command };
+    runs.set(` launch ${row.number}`, { ...EMPTY, ...about, name: ` launch ${row.number}`, status: row.error ? "failed" : "starting", numbers: [row.error ?? "loading the libraries and the data"] });
+  }
+  show();
+}
+
+async function dismiss(number) {
+  try {
+    await api(`/api/launches/${number}/dismiss`, { method: "POST" });
+  } catch (error) {
+    showError(error);
+  }
+  askNow();
 }
 
 // --- which rows, in which order
@@ -43,7 +62,7 @@ const COMPARE = {
 const sorted = (rows) => [...rows].sort((one, other) => COMPARE[view.sort](one, other) || COMPARE.new(one, other));
 
 function matches(run) {
-  const status = ["died", "failed", "broken", "unknown"].includes(run.status) ? "ended" : run.status;
+  const status = ["died", "failed", "broken", "unknown"].includes(run.status) ? "ended" : run.status === "starting" ? "running" : run.status;
   if (view.status !== "all" && status !== view.status) return false;
   if (view.stage && run.stage !== view.stage) return false;
   if (!view.q) return true;
@@ -108,18 +127,22 @@ function lineOf(run, depth) {
       lines.get(run.name)?.line.querySelector(".fold")?.focus();
     },
   }, el("span", { "aria-hidden": "true" }, "›"));
+  const isLaunch = run.kind === "launch";
   const progress = run.status === "running" && run.max_steps && run.step !== undefined && run.step !== null;
+  const steps = progress && `step ${run.step.toLocaleString("en-US")} of ${run.max_steps.toLocaleString("en-US")}`;
+  const left = run.left !== undefined && run.left !== null && `${duration(run.left)} left`;
   const line = el(
     "tr", { "data-run": run.name },
     el("td.choose", {}, box),
-    el("th.run-name", { scope: "row" }, el("div", {}, fold, el("a", { href: address(run) }, run.label), run.children > 0 && el("span.tag", {}, `${run.children}`))),
-    el("td.run-status", {}, el(`span.status.${run.status}`, { title: run.error ? `${data.notes[run.status] ?? ""} ${run.error}` : data.notes[run.status] }, run.status)),
+    el("th.run-name", { scope: "row" }, el("div", {}, fold, isLaunch ? el("span", { title: run.command }, run.label) : el("a", { href: address(run) }, run.label), run.children > 0 && el("span.tag", {}, `${run.children}`))),
+    el("td.run-status", {}, el(`span.status.${run.status === "starting" ? "running" : run.status}`, { title: run.error ? `${data.notes[run.status] ?? ""} ${run.error}` : data.notes[run.status] }, run.status)),
     el("td.run-stage", {}, run.stage),
     el("td.numeric.run-size", {}, run.size),
     el(
       "td.run-numbers.numeric", {},
-      progress && el("div.mini", {}, el("progress", { max: run.max_steps, value: run.step, "aria-label": `Progress of ${run.label}` }), el("span", {}, run.left !== undefined && run.left !== null ? `${duration(run.left)} left` : `step ${run.step.toLocaleString("en-US")}`)),
-      run.numbers.slice(0, 2).map((text) => el("span.run-number", {}, text)),
+      progress && el("div.mini", {}, el("progress", { max: run.max_steps, value: run.step, "aria-label": `Progress of ${run.label}` }), el("span", {}, [steps, left].filter(Boolean).join(", "))),
+      run.numbers.slice(0, 2).map((text) => el(isLaunch ? "span.launch-text" : "span.run-number", {}, text)),
+      isLaunch && run.error && el("button.quiet", { type: "button", "aria-label": `Dismiss ${run.label}`, onclick: () => dismiss(run.launch) }, "Dismiss"),
     ),
     el("td.numeric.run-when", {}, el("time", { "data-time": run.created_at, title: run.created_at ? new Date(run.created_at * 1000).toLocaleString() : undefined }, run.created_at ? ago(run.created_at) : "")),
   );
@@ -229,6 +252,7 @@ for (const heading of findAll("thead [data-sort]")) {
 
 take(data);
 watch("runs", (update) => update && take(update), data.cursor);
+watch("launches", (rows) => rows && takeLaunches(rows));
 setInterval(() => {
   for (const time of findAll("time[data-time]")) if (time.dataset.time) time.textContent = ago(Number(time.dataset.time));
 }, 30_000);

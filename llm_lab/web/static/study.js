@@ -125,7 +125,7 @@ let following;
 async function followLog() {
   clearTimeout(following);
   try {
-    const { log, exit_code: code } = await api(`/api/experiments/log/${encodePath(data.name)}`);
+    const { log, exit_code: code, error } = await api(`/api/experiments/log/${encodePath(data.name)}`);
     const box = find("#log");
     box.hidden = !log;
     const pre = find("pre", box);
@@ -134,8 +134,7 @@ async function followLog() {
     if (atEnd) pre.scrollTop = pre.scrollHeight;
     if (!study && code !== null) {
       fill(find("#actions"), status("failed"));
-      fill(find("#summary"), "It could not be started:");
-      box.open = true;
+      fill(find("#summary"), error ?? "It ended before there was a run.");
       return;
     }
     if (study && code) box.open = true;

@@ -101,7 +101,7 @@ export async function goToRun({ launch, run }) {
     if (run) break;
     const state = await api(`/api/experiments/launch/${launch}`);
     run = state.run;
-    if (!run && state.exit_code !== null) throw new Error(state.log || `The command ended with exit code ${state.exit_code}.`);
+    if (!run && state.exit_code !== null) throw new Error(state.error || "The command ended before there was a run.");
     if (!run) await new Promise((done) => setTimeout(done, 300));
   }
   location.assign(`/experiments/run/${encodePath(run)}`);
