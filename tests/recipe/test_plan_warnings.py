@@ -26,7 +26,7 @@ def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
 
 
 @pytest.mark.parametrize(("number", "train"), [(1000, {}), (30, {"num_train_epochs": 1}), (30, {"max_steps": 4})])
-def test_enough_steps_and_a_length_that_the_user_chose_are_no_warning(number, train):
+def test_enough_steps_and_a_length_that_the_user_chose_give_no_warning(number, train):
     assert list(plan_warnings(with_examples(number, **train))) == []
 
 
