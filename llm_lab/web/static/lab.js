@@ -83,7 +83,7 @@ export function fill(element, ...children) {
 export const find = (selector, root = document) => root.querySelector(selector);
 export const findAll = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-/** A text of the program, with what stands between backticks as code. */
+/** A text of the program, with what is between backticks as code. */
 export const withCode = (text) => text.split(/`([^`\n]+)`/).map((part, at) => (at % 2 ? el("code", {}, part) : part));
 
 /** Show a short message for some seconds; kind "bad" for errors, which stay until they are closed. */
