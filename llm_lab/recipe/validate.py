@@ -205,6 +205,11 @@ def _problem(item: Mapping[str, Any], path: str, steps: list[Any], schema: type[
         "string_too_long": f"{len(value) if isinstance(value, str) else 0} characters are too long",
         "too_large": "a whole number may not exceed 2^53",
         "too_short": "at least one entry is required",
+        **dict.fromkeys(("greater_than", "greater_than_equal"), "too small"),
+        **dict.fromkeys(("less_than", "less_than_equal"), "too large"),
+        **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "not a whole number"),
+        **dict.fromkeys(("float_type", "float_parsing"), "not a number"),
+        **dict.fromkeys(("bool_type", "bool_parsing"), "neither true nor false"),
     }.get(kind, f"invalid value ({key.help})")
     # The help of a group with a shorthand (the tokenizer) names what is allowed.
     return Problem(path, why, value=value, allowed=None if key.kind == "group" else key.allowed(), fix=fix)

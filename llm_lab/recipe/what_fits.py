@@ -74,6 +74,11 @@ class LibraryEntry:
         return next((fit for fit in self.fits if fit.fits), None)
 
     @property
+    def is_comfortable(self) -> bool:
+        """Whether the best method needs at most half of the memory that is there."""
+        return self.best is not None and self.best.memory_bytes <= self.best.available_bytes / 2
+
+    @property
     def reason(self) -> str:
         """What fits, and what it needs; or why nothing does."""
         shown = self.best or [fit for fit in self.fits if fit.memory_bytes][-1]

@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.estimate.machine import find_machine
-from llm_lab.job import Job, check, hub_models
+from llm_lab.job import Job, check, hub_models, read_job
 from llm_lab.recipe.fields import Key, flatten, value_at
 from llm_lab.recipe.files import parse_yaml, to_yaml
 from llm_lab.recipe.forgetting import expand_forgetting
@@ -219,8 +219,17 @@ def require_all(recipe: str | Mapping[str, Any]) -> Job:
     """
     from llm_lab.hf.hub import require_models
 
-    job = check(recipe)
-    require_models(name for resolved in job.stages for name in hub_models(resolved))
+    problems: list[Problem | str] = []
+    try:
+        job: Job | None = check(recipe)
+    except UserError as error:
+        problems, job = [*error.problems], read_job(recipe)[0]
+    try:
+        require_models(name for resolved in (job.stages if job else ()) for name in hub_models(resolved))
+    except UserError as error:
+        problems += [problem for problem in error.problems if problem not in problems]
+    if problems or job is None:
+        raise UserError(*problems)
     return job
 
 

@@ -103,7 +103,7 @@ def _sections(stage: str, fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "title": title,
-                "help": key.help if key is not None and name in optional else "",
+                "help": key.help.split("; null: ")[0] if key is not None and name in optional else "",
                 "can_be_off": name in optional,  # switched on and off as a whole
                 "lists": {path: _about_list(stage, path) for path in _lists_in(own)},
                 "fields": own,

@@ -34,8 +34,11 @@ def models_page(request: Request) -> Response:
 
 def library_rows() -> list[dict[str, Any]]:
     """Return the models of the library, with what fits on this machine and why."""
-    rows = []
-    for entry in library():
+    machine, rows = find_machine(), []
+    entries = library(machine)
+    if machine.best_device == "cpu":  # what is small and leaves much memory free is what a CPU can train
+        entries = sorted(entries, key=lambda entry: (not entry.is_comfortable, entry.model.parameters))
+    for entry in entries:
         model, best = entry.model, entry.best
         kind = "answers" if model.is_chat else "continues text"
         facts = [f"License {model.license}", GATED[model.gated], f"context {model.context:,} tokens", model.note]

@@ -16,7 +16,7 @@ from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
 from llm_lab.errors import MachineError, Problem, UserError
 from llm_lab.job import list_recipes, read_job
 from llm_lab.recipe.files import read_recipe_file
-from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import REWARD_OPTIONS
 from llm_lab.recipe.trust import code_in
@@ -39,6 +39,7 @@ from .uploads import LARGEST_UPLOAD, SUFFIXES, list_uploads, save_upload
 KINDS = ("text", "conversation", "preference", "prompt")  # of data
 XRAY = "xray"  # a worker of its own: leaving the X-ray ends it, and nothing waits for it
 RECENT_RUNS = 30
+NO_CHECKPOINT = "it has not saved a checkpoint yet"
 
 
 def new_page(request: Request) -> Response:
@@ -98,6 +99,7 @@ def _form_page(request: Request, raw: dict[str, Any], source: str) -> Response:
 def _offered(form: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page offers to choose from: models, datasets, tokenizers."""
     runs = [{"path": str(run.path), "about": describe_run(run)} for run in generating_runs()]
+    runs += [{"path": str(path), "about": about, "why_not": NO_CHECKPOINT} for path, about in _without_model()]
     judges = [{"path": str(run.path), "about": describe_run(run)} for run in reward_models()]
     return {
         "runs": runs,
@@ -109,6 +111,19 @@ def _offered(form: Mapping[str, Any]) -> dict[str, Any]:
         "upload": {"largest": LARGEST_UPLOAD, "suffixes": SUFFIXES},
         "reward_options": {option: owners for option, (owners, _) in REWARD_OPTIONS.items()},
     }
+
+
+def _without_model() -> list[tuple[Path, str]]:
+    """Return (path, description) of the runs that are training a first checkpoint of a model that generates text."""
+    whole = [run for run in list_runs() if not run.stages() and run.status() == "running"]
+    return [
+        (run.path, describe_run(run))
+        for run in whole
+        if (stage := stage_of(run.facts())) is not None
+        and stage.trains
+        and stage.writes_text
+        and not (run.model_path.is_dir() or run.checkpoints())
+    ]
 
 
 def _sample_sets(kind: str) -> list[dict[str, str]]:

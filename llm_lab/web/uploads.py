@@ -45,10 +45,10 @@ async def save_upload(name: str, pieces: AsyncIterator[bytes], *, largest: int |
                 size += len(piece)
                 if size > limit:
                     fix = "Put the file into a folder on this machine and name its path instead."
-                    raise UserError(Problem("upload", f"the file is larger than {_size(limit)}", name[:100], fix=fix))
+                    raise UserError(Problem(name[:100], f"the file is larger than {_size(limit)}", fix=fix))
                 file.write(piece)
         if not size:
-            raise UserError(Problem("upload", "the file is empty", name[:100]))
+            raise UserError(Problem(name[:100], "the file is empty"))
         return _publish(partial, target)
     finally:
         partial.unlink(missing_ok=True)

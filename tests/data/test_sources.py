@@ -311,7 +311,7 @@ def test_a_binary_file_is_refused(name):
 
 def test_a_broken_json_line_is_named():
     write_file("a.jsonl", '{"text": "one"}\n{"text": "two"\n')
-    assert "line 2 of a.jsonl is not JSON: Expecting ',' delimiter" in refusal("a.jsonl")
+    assert "line 2 of a.jsonl is not JSON: Expecting ',' delimiter (column 15). Write" in refusal("a.jsonl")
 
 
 def test_a_json_line_that_is_not_an_object_is_refused():

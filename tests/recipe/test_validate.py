@@ -62,6 +62,8 @@ def test_an_unknown_key_without_a_similar_one_lists_the_allowed_keys():
         ("train.compile", 1, "true, false"),
         ("train.dtype", "float16", "bfloat16, float32"),
         ("optimizer.learning_rate", 0, "a number above 0, up to 10"),
+        ("optimizer.learning_rate", 500, "500: too large. Allowed: a number above 0, up to 10"),
+        ("train.max_steps", 1.5, "1.5: not a whole number. Allowed"),
         ("optimizer.learning_rate", "fast", "a number above 0, up to 10"),
         ("optimizer.betas", [0.9], "a list of 2 numbers"),
         ("optimizer.betas", [0.9, 1.0], "a list of 2 numbers"),

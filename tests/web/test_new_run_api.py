@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 from support.old_runs import unpack
+from support.web_runs import row, write_run
 from support.web_server import serving
 
+from llm_lab.runs.lock import hold
 from llm_lab.web.launches import Launches
 
 
@@ -83,6 +85,8 @@ def test_a_model_that_can_not_be_loaded_is_refused_before_anything_is_written(se
     assert [problem["key"] for problem in said] == ["model.checkpoint"]
     assert "no such local folder" in said[0]["text"]
     assert server.api("/api/new/plan", {"recipe": recipe})["found"]["checked"] == said
+    both = server.api("/api/new/plan", {"recipe": {**recipe, "data": [{"path": "nothing.jsonl"}]}})["found"]["checked"]
+    assert [problem["key"] for problem in both] == ["data.0.path", "model.checkpoint"]
     assert not (server.home / "configs/no-model.yaml").exists()
 
 
@@ -126,3 +130,15 @@ def test_the_models_page_lists_the_library_and_the_runs(server):
     library = {row["name"]: row for row in data["library"]}
     assert [one["name"] for one in library["openai-community/gpt2"]["methods"]] == ["all weights", "LoRA", "QLoRA"]
     assert all(one["reason"] for row in library.values() for one in row["methods"])
+    sizes = [row["parameters"] for row in data["library"] if row["fits_here"]]
+    assert sizes[0] == min(sizes), "on a CPU, what is small comes first"
+
+
+def test_a_run_that_has_no_model_yet_is_offered_with_the_reason_why_it_can_not_be_chosen(server):
+    folder = write_run(server.home, "busy", status="running", stage="pretrain", rows=[row(1, 3.0)])
+    with hold(folder):
+        text = server.ask("GET", "/new?stage=sft")[2]
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    whys = {run["path"]: run.get("why_not") for run in data["runs"]}
+    assert whys["checkpoints/busy"] == "it has not saved a checkpoint yet"
+    assert whys["checkpoints/tiny-sft"] is None

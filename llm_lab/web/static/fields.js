@@ -99,7 +99,8 @@ export const inLabels = (text) =>
     const entry = key.match(/\.(\d+)\./);
     const label = labels.get(key.replace(/\.\d+\./, ".N."));
     if (!label) return key;
-    const name = key.startsWith("data.") && entry ? `Dataset ${Number(entry[1]) + 1}, ${label[0].toLowerCase()}${label.slice(1)}` : label;
+    const set = key.startsWith("data.") && entry ? `Dataset ${Number(entry[1]) + 1}` : null;
+    const name = key.endsWith(".path") && set ? set : set ? `${set}, ${label[0].toLowerCase()}${label.slice(1)}` : label;
     return at === 0 ? name : `“${name}”`;
   });
 

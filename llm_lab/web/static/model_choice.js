@@ -7,7 +7,7 @@ const SHOWN = 8;
 /** The picker of model.checkpoint, above the field in which a path or a name can be typed. */
 export function makeModelChoice(typed) {
   const lists = [
-    ["runs", "My runs", data.runs.map((run) => ({ name: run.path, title: run.path.replace(/^checkpoints\//, ""), about: run.about.split(": ").slice(1).join(": ") }))],
+    ["runs", "My runs", data.runs.map((run) => ({ name: run.path, why_not: run.why_not, title: run.path.replace(/^checkpoints\//, ""), about: run.about.split(": ").slice(1).join(": ") }))],
     ["library", "Library", data.library],
   ].filter(([, , rows]) => rows.length);
   const ways = [...lists.map(([name, title, rows]) => [name, `${title} (${rows.length})`]), ["typed", "A folder or a Hub name"]];
@@ -40,10 +40,10 @@ export function makeModelChoice(typed) {
 
 function makeList(title, rows) {
   const made = rows.map((row, index) => {
-    const input = el("input", { type: "radio", name: `model-${title}`, value: row.name, id: `model-${title}-${index}`.replaceAll(" ", "-") });
+    const input = el("input", { type: "radio", name: `model-${title}`, value: row.name, id: `model-${title}-${index}`.replaceAll(" ", "-"), disabled: Boolean(row.why_not) });
     input.addEventListener("change", () => answer({ path: "model.checkpoint", text: row.name }));
     const facts = row.facts ? el("span.soft", {}, row.facts) : null;
-    const element = el("label.row", { for: input.id }, input, el("span", {}, el("b", {}, row.title ?? row.name), " ", el("span.soft", {}, row.about), facts && el("span.note", {}, facts), row.fits && el("span.note", { class: row.fits_here ? "note" : "note no" }, row.fits)));
+    const element = el(row.why_not ? "label.row.disabled" : "label.row", { for: input.id }, input, el("span", {}, el("b", {}, row.title ?? row.name), " ", el("span.soft", {}, row.about), facts && el("span.note", {}, facts), row.why_not && el("span.note.no", {}, `Not possible: ${row.why_not}`), row.fits && el("span.note", { class: row.fits_here ? "note" : "note no" }, row.fits)));
     return { row, input, element };
   });
   const search = el("input", { type: "search", "aria-label": `Search: ${title}`, placeholder: "Search" });
