@@ -130,9 +130,11 @@ def test_planted_markup_in_an_answer_is_text(page, server):
     links = page.locator("#turns a").evaluate_all("all => all.map(one => [one.href, one.rel.includes('noopener')])")
     assert links == [["https://example.org/moons", True]] * 2
     assert "hacked" not in page.title()
+    expect(page.locator("#saved-panel .help")).to_contain_text("conversations/hostile.json")
     page.get_by_role("button", name=re.compile("Delete")).click()
     page.get_by_role("button", name=re.compile("Delete")).click()
     expect(page.get_by_text("Nothing is saved yet.")).to_be_visible()
+    expect(page.locator("#saved-panel .help code")).to_have_text("llm-lab chat")  # and no backticks
     assert (folder / "broken.json").exists()
     assert not (folder / "hostile.json").exists()
 

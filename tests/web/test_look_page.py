@@ -16,6 +16,7 @@ from llm_lab.runner import load
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 AS_TOKEN = HOSTILE.replace(" ", "·")
+LONG = "the fish sings and the bird sings, " * 5
 TEXT = f"the fish sings, {HOSTILE} the fish"
 
 
@@ -36,6 +37,7 @@ def run(server):
     (folder / "steps/checkpoint-10/trainer_state.json").write_text("{}")
     facts = {"name": "tiny", "stage": "pretrain", "status": "done", "created_at": 1.0, "results": {"step": 20}}
     (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "samples.md").write_text(f"## Step 20\n\nPrompt: `{LONG.strip()}`\n\n> and so on\n")
     return folder
 
 
@@ -120,6 +122,43 @@ def test_the_slider_shows_another_checkpoint_of_the_run_and_is_moved_by_keyboard
         named = "tiny" if place == "model" else f"checkpoints/tiny/{place}"
         expect(looked.locator("#command")).to_contain_text(f"llm-lab look {named} --prompt")
     expect(slider).to_have_attribute("aria-valuetext", "step 20")
+
+
+def test_a_prompt_of_the_run_is_read_with_a_click_and_a_long_picture_says_how_much_it_shows(looked):
+    from playwright.sync_api import expect
+
+    looked.get_by_role("button", name=LONG.strip()).click()
+    expect(looked.get_by_label("Text", exact=True)).to_have_value(LONG.strip())
+    words = looked.locator("#look-heads .look-text [role=option]")
+    size = 64  # what the model's context holds
+    expect(words).to_have_count(size, timeout=30_000)
+    rest = looked.locator("#look-heads .look-rest")
+    expect(rest).to_contain_text(f"The picture has {size} tokens and shows ")
+    assert 10 < int(re.findall(r"\d+", rest.inner_text())[1]) < size
+    box = looked.locator("#look-heads .look-large-box")
+    box.evaluate("box => { box.style.maxHeight = '300px'; }")
+    words.nth(0).click()
+    words.nth(size - 1).click()
+    assert box.evaluate("box => box.scrollTop") > 300  # the chosen row is in view
+
+
+def test_the_slider_and_the_views_stay_in_reach_together(looked):
+    looked.mouse.move(640, 500)
+    looked.mouse.wheel(0, 900)
+    slider, tab = looked.locator("#steps"), looked.get_by_role("tab", name="Heads")
+    looked.wait_for_function("() => scrollY > 300")
+    above, below = slider.bounding_box(), tab.bounding_box()
+    assert 0 <= above["y"] < 20
+    assert above["y"] + above["height"] <= below["y"] < 100
+    before = looked.evaluate("scrollY")
+    tab.click()  # Playwright clicks only what nothing covers
+    assert looked.evaluate("scrollY") <= before
+
+
+def test_the_fields_of_both_models_stand_on_one_line(looked):
+    first, second = (looked.get_by_role("combobox", name=name).bounding_box() for name in ("Model", "Compare with"))
+    looked.locator("#base").evaluate("base => { base.hidden = false; base.textContent = 'It was trained from base.'; }")
+    assert looked.get_by_role("combobox", name="Model").bounding_box()["y"] == first["y"] == second["y"]
 
 
 def test_all_of_it_works_by_keyboard_and_a_head_is_ablated_on_demand(looked, measured):
