@@ -212,7 +212,7 @@ def explain(error: BaseException, file: Path, kind: str, place: str) -> tuple[st
         return f"{file} is not a complete {packing} file: {said}", _COMPLETE
     if kind == "jsonl":
         if isinstance(error, json.JSONDecodeError):  # its own line number is that within one row
-            said = f"{error.msg} (column {min(error.pos, len(error.doc.rstrip())) + 1})"
+            said = f"{error.msg.removesuffix(' at')} (column {min(error.pos, len(error.doc.rstrip())) + 1})"
         fix = "Write one object per line, or one list of objects in the file."
         return f"{place} is not JSON: {said}", fix
     return f"{file} can't be read as {kind.capitalize()}: {said}", _COMPLETE

@@ -52,4 +52,4 @@ def _few_steps(resolved: Resolved) -> Iterator[tuple[str, str]]:
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * processes
     epochs = math.ceil(FEW_STEPS * rows / max(1, examples.training * rows_per_example(stage, values)))
     text = f"only {plural(steps, 'step')}, because there are few examples: the model will hardly change"
-    yield "train.num_train_epochs", f"{text}. Use more data, or train.num_train_epochs = {epochs} for {FEW_STEPS} steps"
+    yield "train.num_train_epochs", f"{text}. Use more data or more epochs: train.num_train_epochs = {epochs}"

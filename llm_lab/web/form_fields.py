@@ -62,6 +62,8 @@ ORDER = (
 )
 # Sections that one key is enough to name.
 TITLE_OF = {"tokenizer": "Tokenizer", "train.eval_steps": "How often it is evaluated"}
+# Labels of keys that have no question of their own.
+LABELS = {"model.checkpoint": "Model"}
 PLACED = ("name", "stage")  # next to the start button; in the page's address
 TOKENIZER = "tokenizer"  # one value that can be named in three ways
 
@@ -216,8 +218,8 @@ def tab_of(path: str) -> str:
 
 
 def _label(key: Key, section: str) -> str:
-    if key.question:
-        return key.question
+    if key.question or key.path in LABELS:
+        return key.question or LABELS[key.path]
     inner = [step for step in key.path.split(".")[1 if section else 0 :] if step != "N"]
     words = " ".join(inner).replace("_", " ")
     if inner[:-1] == ["columns"] or key.path.startswith("score.columns."):

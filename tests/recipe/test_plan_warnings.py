@@ -21,7 +21,7 @@ def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
     ((key, text),) = plan_warnings(few)
     assert key == "train.num_train_epochs"
     assert text.startswith("only 11 steps, because there are few examples")
-    assert "train.num_train_epochs = 8 for 30 steps" in text
+    assert text.endswith("train.num_train_epochs = 8")
     assert ("warning", text, "warn") in list(plan_lines(few))
 
 

@@ -95,7 +95,7 @@ const labels = new Map(every.map((field) => [field.path, field.label.replace(/\?
 
 /** A text of the server with the labels of its fields instead of dotted keys: "Learning rate = 500: ...". */
 export const inLabels = (text) =>
-  text.replace(/(?<![\w./-])[a-z]\w*(\.\w+)+(?![\w/]|\.\w)/g, (key, _, at) => {
+  text.replaceAll(", or null", "").replace(/(?<![\w./-])[a-z]\w*(\.\w+)+(?![\w/]|\.\w)/g, (key, _, at) => {
     const entry = key.match(/\.(\d+)\./);
     const label = labels.get(key.replace(/\.\d+\./, ".N."));
     if (!label) return key;
