@@ -305,7 +305,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
             str(path),
             "there is no such run or model",
             fix=did_you_mean(str(path), [*names, *(Path(n).name for n in names)])
-            or "`llm-lab list runs` lists your runs.",
+            or f"Your runs are in {root}/; `llm-lab list runs` lists them.",
         )
     )
 

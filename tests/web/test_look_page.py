@@ -155,7 +155,7 @@ def test_the_slider_and_the_views_stay_in_reach_together(looked):
     assert looked.evaluate("scrollY") <= before
 
 
-def test_the_fields_of_both_models_stand_on_one_line(looked):
+def test_the_fields_of_both_models_are_on_one_line(looked):
     first, second = (looked.get_by_role("combobox", name=name).bounding_box() for name in ("Model", "Compare with"))
     looked.locator("#base").evaluate("base => { base.hidden = false; base.textContent = 'It was trained from base.'; }")
     assert looked.get_by_role("combobox", name="Model").bounding_box()["y"] == first["y"] == second["y"]
