@@ -75,7 +75,7 @@ def state_of(cell: Cell, measure: str) -> CellState:
         cell,
         status,
         step=last.get("step", 0),
-        max_steps=stages[-1]["train"].get("max_steps") if stages else None,
+        max_steps=facts.get("max_steps") or (stages[-1]["train"].get("max_steps") if stages else None),
         loss=loss,
         value=value_of(run, measure),
         seconds=seconds,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_recipe, write_text
@@ -17,7 +18,7 @@ import llm_lab
 from llm_lab.cli import main
 from llm_lab.estimate.adapter_base import weights_digest
 from llm_lab.runs.folder import RunFolder
-from llm_lab.studies.cells import run_cells
+from llm_lab.studies.cells import run_cells, state_of
 from llm_lab.studies.results import SweepResult, summarize
 from llm_lab.studies.sweep import open_sweep, plan_sweep
 from llm_lab.studies.sweep_report import write_sweep_report
@@ -196,3 +197,10 @@ def test_ctrl_c_stops_the_run_with_its_work_saved_and_the_same_command_resumes()
     again.communicate(timeout=200)
     assert again.returncode == 0
     assert RunFolder(cell).status() == "done"
+
+
+def test_a_run_of_a_sweep_that_counts_in_epochs_has_the_steps_derived_from_its_data(in_tmp_path):
+    run = RunFolder(Path("checkpoints/sweep/a"))
+    run.path.mkdir(parents=True)
+    run.update(status="stopped", max_steps=10, recipe={"train": {"max_steps": None}})
+    assert state_of(SimpleNamespace(folder=run.path), "eval_loss").max_steps == 10

@@ -1,0 +1,38 @@
+"""What is known of commands that a server started and that have no run: while they start, and where they failed."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from starlette.exceptions import HTTPException
+
+from llm_lab.web.lab import Lab
+from llm_lab.web.launches import last_error
+from llm_lab.web.runs_pages import run_page
+
+
+def test_a_run_that_left_no_folder_is_explained_in_words_at_its_address(in_tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(in_tmp_path / "state"))
+    lab = Lab()
+    launch = lab.launches.start(["run", "gone.yaml"], run="gone")
+    (row,) = lab.launches.without_run("", None)[1]
+    assert (row["title"], row["run"], row["error"]) == ("gone", "gone", None)
+    assert launch.process.wait(60) == 2
+    (row,) = lab.launches.without_run("", [row])[1]
+    assert row["error"].startswith("gone.yaml: ")
+    app = SimpleNamespace(state=SimpleNamespace(lab=lab))
+    with pytest.raises(HTTPException) as raised:
+        run_page(SimpleNamespace(path_params={"name": "gone"}, app=app))
+    assert raised.value.detail == f"gone ended before anything was trained, and has no folder. {row['error']}"
+    launch.dismissed = True
+    assert lab.launches.without_run("", [row])[1] == []
+
+
+def test_an_error_is_the_last_paragraph_and_not_how_to_see_the_traceback(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("plan\n\ndata.0: 3 rows\nmodel = x: not here. Check it.\n\n")
+    assert last_error(log) == "model = x: not here. Check it."
+    log.write_text("plan\nInternal error: KeyError: 'x'\nAdd --debug for the traceback.\n")
+    assert last_error(log) == "Internal error: KeyError: 'x'"
