@@ -110,6 +110,28 @@ def test_an_uploaded_file_is_recognized_and_its_rows_are_shown_as_text(form, ser
     expect(page.get_by_label("Plan, recipe and command")).to_contain_text("path: uploads/b-my-data.jsonl")
 
 
+def test_a_narrow_screen_shows_the_name_of_the_run_and_cuts_nothing_off(form):
+    page, expect = form("stage=sft&model=checkpoints/tiny-sft")
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.get_by_label("Name of the run?")).to_be_visible()
+    llama = page.locator("label.row", has=page.get_by_role("radio", name="llama3"))
+    assert llama.evaluate("row => row.scrollWidth <= row.clientWidth")
+
+
+def test_a_name_that_is_taken_and_a_very_high_learning_rate_are_named_in_the_plan(form):
+    page, expect = form("stage=pretrain")
+    plan = page.get_by_label("Plan, recipe and command")
+    page.get_by_label("Name of the run?").fill("tiny-sft")
+    expect(plan).to_contain_text("There is a run named tiny-sft already. This one becomes tiny-sft-2.")
+    page.get_by_role("tab", name="Training").click()
+    rate = page.get_by_role("textbox", name="Learning rate?", exact=True)
+    rate.fill("10")
+    expect(plan).to_contain_text("Learning rate 10 is 500 times the usual 0.02 of muon")
+    page.get_by_role("tab", name="Model").click()
+    plan.get_by_role("link", name="Change it").click()
+    expect(rate).to_be_focused()
+
+
 @pytest.mark.slow
 def test_a_run_is_started_from_the_form_with_the_keyboard_alone_and_ends(form, server):
     page, expect = form("stage=pretrain")
