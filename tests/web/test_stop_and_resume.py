@@ -74,7 +74,7 @@ def test_what_a_resume_that_fails_printed_is_shown(page, server):
     page.get_by_role("link", name="broken-recipe").click()
     page.get_by_role("button", name="Resume").click()
     notice = page.get_by_role("alert")
-    expect(notice.locator("p")).to_contain_text("broken-recipe", timeout=SECONDS)
+    expect(notice.locator("p")).to_contain_text("this key is required", timeout=SECONDS)
     notice.get_by_text("All that it printed").click()
     expect(notice).to_contain_text("llm-lab run checkpoints/broken-recipe --resume")
     expect(page.get_by_role("button", name="Resume")).to_be_enabled()
