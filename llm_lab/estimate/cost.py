@@ -182,7 +182,7 @@ def disk_by_part(model: int, checkpoint: int, kept: int) -> dict[str, int]:
 
     A new checkpoint is written before the oldest is removed.
     """
-    return {"the model": model, f"{kept + 1} checkpoints with the optimizer's state": checkpoint * (kept + 1)}
+    return {"model": model, f"{kept + 1} checkpoints": checkpoint * (kept + 1)}
 
 
 def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:

@@ -84,16 +84,11 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     if cost.disk_bytes:
         taken = _if_taken(values, home) if is_new else ""
         where = f"{home / str(values.get('name'))}/{taken}"
-        yield "disk", f"{size(cost.disk_bytes)}{_disk_parts(cost)} in {where}", ""
+        kinds = f" ({' and '.join(cost.disk_by_part)})" if cost.disk_by_part else ""
+        yield "disk", f"{size(cost.disk_bytes)} in {where}{kinds}", ""
     for _, text in plan_warnings(resolved):
         yield "warning", text, "warn"
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
-
-
-def _disk_parts(cost: Estimate) -> str:
-    """Return what the files of a run consist of, where there is more than one kind."""
-    parts = [f"{part} {size(number)}" for part, number in cost.disk_by_part.items()]
-    return f" ({', '.join(parts)})" if len(parts) > 1 else ""
 
 
 def _if_taken(values: Mapping[str, Any], home: Path) -> str:

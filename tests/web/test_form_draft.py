@@ -104,6 +104,7 @@ def test_the_recipe_in_view_runs_as_it_is_and_gives_the_same_plan():
     assert job.stages[0].estimate.parameters == seen["plan"]["parameters"]
     assert job.stages[0].values["samples"]["prompts"] == ["One day", "Two"]
     assert seen["command"] == f"llm-lab run {seen['file']}"
+    assert sum(seen["plan"]["disk_parts"].values()) == seen["plan"]["disk"]
 
 
 def test_another_recipe_of_the_same_name_is_never_overwritten(tmp_path):

@@ -119,7 +119,10 @@ export function makePlan(name, goTo) {
   return el("div.card.plan", {}, name.element, el("div.actions.starts", {}, start, save), state, details);
 }
 
-const diskParts = ({ disk_parts: parts }) => Object.entries(parts).map(([name, size]) => `${name}: ${bytes(size)}`).join(", ");
+function diskParts({ disk_parts: parts }) {
+  const sizes = Object.entries(parts).map(([name, size]) => `${name} ${bytes(size)}`);
+  return sizes.length ? `${sizes.join(", ")}. A checkpoint also holds the optimizer's state.` : "";
+}
 
 const short = (value) =>
   value >= 1e12 ? `${number(value / 1e12, 3)} T` : value >= 1e9 ? `${number(value / 1e9, 3)} B` : value >= 1e6 ? `${number(value / 1e6, 3)} M` : value >= 1e3 ? `${number(value / 1e3, 3)} k` : number(value);
