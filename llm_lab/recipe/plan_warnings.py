@@ -12,7 +12,7 @@ from .post_training import fill_steps, learning_rate_scale, rounded, rows_per_ex
 from .resolve import Resolved
 from .stage import PartialRecipe
 
-FEW_STEPS = 30  # of a fine-tune: fewer change a model hardly
+FEW_STEPS = 30  # of a fine-tune: fewer are enough for a large model only
 FAR_ABOVE = 30.0  # times the usual learning rate
 
 
@@ -51,5 +51,5 @@ def _few_steps(resolved: Resolved) -> Iterator[tuple[str, str]]:
         return
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * processes
     epochs = math.ceil(FEW_STEPS * rows / max(1, examples.training * rows_per_example(stage, values)))
-    text = f"only {plural(steps, 'step')}, because there are few examples: the model will hardly change"
+    text = f"only {plural(steps, 'step')}, because there are few examples: they may be too few to learn from"
     yield "train.num_train_epochs", f"{text}. Use more data or more epochs: train.num_train_epochs = {epochs}"

@@ -20,14 +20,19 @@ function control(option) {
     return select;
   }
   const mode = { int: "numeric", float: "decimal" }[option.kind];
-  return el("input", { type: "text", inputmode: mode, autocomplete: "off", spellcheck: "false", value: option.default,
-    placeholder: option.required ? "required" : option.default, ...more });
+  return el("input", { type: "text", inputmode: mode, autocomplete: "off", spellcheck: "false", value: isOpen(option) ? "" : option.default,
+    placeholder: option.required ? "required" : isOpen(option) ? "left out" : option.default, ...more });
+}
+
+/** Whether an option may be left out, and is by default. */
+function isOpen(option) {
+  return option.default === "null";
 }
 
 /** What may be typed; a list of choices shows that itself. */
 function helpOf({ kind, allowed }) {
   if (kind === "bool" || kind === "choice") return "";
-  return kind === "list" ? "Values separated by commas." : `${allowed[0].toUpperCase()}${allowed.slice(1)}.`;
+  return kind === "list" ? "Values separated by commas." : `${allowed[0].toUpperCase()}${allowed.slice(1).replace(", or null", ", or left out")}.`;
 }
 
 for (const option of data.options) {
@@ -40,7 +45,7 @@ for (const option of data.options) {
     error,
   );
   input.addEventListener("input", () => {
-    typed[option.name] = input.value;
+    typed[option.name] = isOpen(option) && !input.value.trim() ? "null" : input.value;
     check();
   });
   fields.set(option.name, { field, error });
