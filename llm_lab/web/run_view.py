@@ -197,7 +197,7 @@ def _actions(run: RunFolder, facts: Mapping[str, Any], status: str) -> dict[str,
         stop = is_holder(run.path, process) or (where if host != socket.gethostname() else unknown)
     model = _model_of(run)
     stage = stage_of(facts)
-    expected = model is None and status == "running" and stage is not None and stage.trains and stage.name != "reward"
+    expected = model is None and status == "running" and stage is not None and stage.trains and stage.writes_text
 
     def use(address: str) -> str | None:
         return address if model == "text" else NO_MODEL_YET if expected else None
