@@ -156,7 +156,7 @@ def test_a_sweep_runs_no_code_that_the_user_has_not_run_before(in_tmp_path):
         plan_comparison("sweep", "g.json", ["train.max_steps=2,3"], "llm-lab sweep g.json train.max_steps=2,3")
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "-x", "a/b", ".hidden"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "-x", "a/b", ".hidden"])
 def test_a_sweep_has_no_folder_outside_of_the_runs(in_tmp_path, name):
     (in_tmp_path / "text.txt").write_text("to be or not to be\n" * 100)
     recipe = {"stage": "pretrain", "device": "cpu", "data": [{"path": "text.txt"}], "train": {"max_steps": 2}}

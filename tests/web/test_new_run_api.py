@@ -41,7 +41,7 @@ def test_a_recipe_is_saved_and_replaced_only_with_a_yes(server):
     assert "seed: 7" in (server.home / "configs/mine.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", ".hidden", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/b", ".hidden", "", "a\0b"])
 def test_a_recipe_is_saved_in_configs_only(server, name):
     said = refusal(server, "/api/new/save", {"recipe": {**PRETRAIN, "name": "x"}, "name": name or "/"})
     assert "a name without folders" in said["problems"][0]["text"]

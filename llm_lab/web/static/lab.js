@@ -150,6 +150,17 @@ export function ago(time) {
   return seconds < 5 ? "now" : `${duration(seconds)} ago`;
 }
 
+/** Return a choice that this browser keeps, "" without one; with a value: keep it. */
+export function stored(name, value) {
+  try {
+    if (value === undefined) return localStorage.getItem(name) ?? "";
+    localStorage.setItem(name, value);
+  } catch {
+    // Without storage the choice lasts until the next page.
+  }
+  return value ?? "";
+}
+
 // --- live updates
 
 const topics = new Map(); // name: {cursor, listeners}
@@ -225,11 +236,7 @@ find("#theme").addEventListener("click", () => {
   const root = document.documentElement;
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
-  try {
-    localStorage.setItem("theme", root.dataset.theme);
-  } catch {
-    // Without storage the choice lasts until the next page.
-  }
+  stored("theme", root.dataset.theme);
   document.dispatchEvent(new Event("theme"));
 });
 

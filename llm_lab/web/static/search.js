@@ -6,21 +6,11 @@
 //   element.append(searchSettings());                         // backend, address, automatic search, the notice
 //   notice.textContent = await privacyNotice();               // "Your question leaves this machine: ..."
 
-import { api, el, toast } from "./lab.js";
+import { api, el, stored, toast } from "./lab.js";
 
 const BACKEND = "search.backend"; // "ddgs", the address of a SearXNG, or "" for the server's default
 const AUTOMATIC = "search.automatic";
 const announced = new Set();
-
-function stored(name, value) {
-  try {
-    if (value === undefined) return localStorage.getItem(name) ?? "";
-    localStorage.setItem(name, value);
-  } catch {
-    // Without storage the choice lasts until the next page.
-  }
-  return value ?? "";
-}
 
 const settings = { backend: stored(BACKEND), automatic: stored(AUTOMATIC) === "on" };
 

@@ -10,21 +10,11 @@
 //   await voices();        // [{engine, name, language, available, why}]
 //   element.append(voiceSettings());           // engine, voice, Whisper model
 
-import { LabError, api, el, toast } from "./lab.js";
+import { LabError, api, el, stored, toast } from "./lab.js";
 
 const RATE = 16000; // what Whisper hears
 const LONGEST_SECONDS = 120;
 const NAMES = { engine: "voice.engine", voice: "voice.name", model: "voice.model" };
-
-function stored(name, value) {
-  try {
-    if (value === undefined) return localStorage.getItem(name) ?? "";
-    localStorage.setItem(name, value);
-  } catch {
-    // Without storage the choice lasts until the next page.
-  }
-  return value ?? "";
-}
 
 const settings = Object.fromEntries(Object.entries(NAMES).map(([key, name]) => [key, stored(name)]));
 
