@@ -14,7 +14,7 @@ from typing import Any
 from llm_lab import __version__, commands, study_commands
 from llm_lab.errors import DONE, INTERNAL_ERROR, LONGEST, STOPPED, LabError, Problem, UserError, file_error
 from llm_lab.safe_text import shorten, valid_text
-from llm_lab.terminal.console import SafeStream, print_error, safe_errors
+from llm_lab.terminal.console import SafeStream, print_error, safe_errors, set_plain
 
 # New objects before garbage is collected: with Python's own 700, that takes a tenth of the time that torch and
 # transformers need to be imported.
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with safe_errors():
         try:
             arguments = parse(argv)
+            if arguments.plain:
+                set_plain()
             if argv is not None and (problem := _not_text(argv)):
                 print_error(UserError(problem))
                 return UserError.exit_code
@@ -96,7 +98,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
+    plain = "lines only, without frames, colors and redrawing, for screen readers (or LLM_LAB_PLAIN=1)"
     common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    common.add_argument("--plain", action="store_true", default=argparse.SUPPRESS, help=plain)
     parser = argparse.ArgumentParser(
         prog="llm-lab",
         description="Build a language model from parts, train it, evaluate it, chat with it, export it. "
@@ -104,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"llm-lab {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--plain", action="store_true", help=plain)
     parser.set_defaults(command=commands.open_wizard)
     subparsers = parser.add_subparsers(title="commands", metavar="command")
 

@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TERM"] = "xterm-256color"  # whatever the tests are run from, screens are not in plain mode
+os.environ.pop("LLM_LAB_PLAIN", None)
 
 import contextlib
 import gc

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_lab.wizard.questions import Choice, Question, same
 
-from .console import one_line, printable
+from .console import is_plain, one_line, printable, prompt_styles
 from .prompt_layout import COLUMNS, NO_HELP, lay_out_list, lay_out_text
 
 HINT = "(Esc back · ? help)"
@@ -31,7 +31,7 @@ def ask(question: Question, *, above: int = 0) -> Any:
         if question.kind == "several":
             return []
         raise Back
-    if _is_dumb():
+    if is_plain():
         return _ask_plainly(question)
     return _ask_list(question, above) if question.kind in ("choice", "several") else _ask_text(question)
 
@@ -108,7 +108,7 @@ def _ask_text(question: Question) -> str:
 def wait_for_enter(message: str = "Enter goes back") -> None:
     """Wait, so that what was printed can be read."""
     with contextlib.suppress(Back, KeyboardInterrupt, EOFError):
-        if _is_dumb():
+        if is_plain():
             input(f"{message} ")
             return
         import questionary
@@ -167,15 +167,6 @@ def _read_text(question: Question) -> tuple[str, str | None]:
     return text, None if question.wait else question.problem(text)
 
 
-def _is_dumb() -> bool:
-    """Whether the terminal can only print lines (TERM=dumb): an editor's shell, a serial console."""
-    from prompt_toolkit.application import get_app_session
-    from prompt_toolkit.output import DummyOutput
-    from prompt_toolkit.utils import is_dumb_terminal
-
-    return is_dumb_terminal() and not isinstance(get_app_session().output, DummyOutput)
-
-
 def _run(prompt: Any, footer: Any) -> Any:
     """Run a prompt of questionary with our keys."""
     from prompt_toolkit.filters import Condition
@@ -209,17 +200,11 @@ def _style() -> Any:
 
     return Style(
         [
-            ("qmark", "fg:ansicyan bold"),
+            *(styles := dict(prompt_styles())).items(),
             ("question", "bold"),
-            ("answer", "fg:ansicyan"),
             ("selected", "reverse"),
-            ("pointer", "fg:ansicyan bold"),
-            ("highlighted", "fg:ansicyan bold"),
-            ("instruction", "fg:ansibrightblack"),
-            ("disabled", "fg:ansibrightblack"),
-            ("separator", "fg:ansibrightblack"),
-            ("help", "fg:ansicyan"),
-            ("about", "fg:ansibrightblack"),
-            ("bad", "fg:ansired bold"),
+            ("answer", styles["help"]),
+            *((name, styles["accent"]) for name in ("qmark", "pointer", "highlighted")),
+            *((name, styles["dim"]) for name in ("instruction", "disabled", "separator", "about")),
         ]
     )

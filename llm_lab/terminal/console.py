@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +16,62 @@ from llm_lab.safe_text import one_line, printable, redact
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-__all__ = ["is_terminal", "make_console", "one_line", "print_error", "print_text", "printable"]
+__all__ = [
+    *("columns", "is_plain", "is_terminal", "make_console", "one_line", "print_error", "print_text", "printable"),
+    *("prompt_styles", "rows"),
+]
 
-THEME = {
+PLAIN = "LLM_LAB_PLAIN"  # the environment variable of plain mode, which child processes inherit
+# The palette of all screens: one accent, and three colors that each come with a word or a mark. All are among the
+# terminal's own eight colors, which its user has made readable on its background.
+PALETTE = {
     "title": "bold cyan",
     "help": "cyan",
+    "accent": "bold cyan",  # what is pointed at, and the user's own values
     "good": "green",
     "warn": "yellow",
     "bad": "bold red",
-    "dim": "dim",
+    "dim": "dim",  # not bright black, which some themes make the color of the background
 }
+
+
+def is_plain() -> bool:
+    """Whether screens are made of lines only, for screen readers and terminals that can do no more.
+
+    True after --plain, with LLM_LAB_PLAIN=1, and with TERM=dumb. Then there are no frames, no redrawing and no colors.
+    """
+    return os.environ.get(PLAIN, "0") not in ("", "0") or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
+def set_plain() -> None:
+    """Switch plain mode on, for this process and those it starts."""
+    os.environ[PLAIN] = "1"
+
+
+def columns() -> int:
+    """Return the width of the terminal, 80 where there is none. COLUMNS sets it."""
+    return shutil.get_terminal_size().columns
+
+
+def rows() -> int:
+    """Return the height of the terminal, 24 where there is none. LINES sets it."""
+    return shutil.get_terminal_size().lines
+
+
+def prompt_styles() -> list[tuple[str, str]]:
+    """Return the palette as prompt_toolkit writes it: (class, style)."""
+    names = {"cyan": "ansicyan", "green": "ansigreen", "yellow": "ansiyellow", "red": "ansired"}
+    return [(name, " ".join(names.get(word, word) for word in style.split())) for name, style in PALETTE.items()]
 
 
 def make_console(stderr: bool = False) -> Console:
     """Return a console that respects NO_COLOR and accepts any text, whatever the terminal's encoding.
 
-    All text is shown as it is: markup in it means nothing, and control characters and secrets are replaced.
+    All text is shown as it is: markup in it means nothing, and control characters and secrets are replaced. In plain
+    mode, tables and panels become lines.
     """
     from rich.console import Console
     from rich.segment import Segment
@@ -39,6 +79,9 @@ def make_console(stderr: bool = False) -> Console:
 
     class SafeConsole(Console):
         """The one place through which text reaches the terminal."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(_plain_lines(objects) if is_plain() else objects), **options)
 
         def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
             for text, style, control in super().render(*arguments, **options):
@@ -51,9 +94,46 @@ def make_console(stderr: bool = False) -> Console:
         with contextlib.suppress(ValueError, OSError):
             stream.reconfigure(errors="replace")  # a character that the terminal can't show must not raise
     options: dict[str, Any] = {"file": stream} if stderr else {}
-    console = SafeConsole(markup=False, highlight=False, emoji=False, theme=Theme(THEME), **options)
+    if is_plain():
+        options |= {"color_system": None, "width": columns()}
+    console = SafeConsole(markup=False, highlight=False, emoji=False, theme=Theme(PALETTE), **options)
     console.on_broken_pipe = partial(_silence, console)  # rich's own handler exits with code 1
     return console
+
+
+def _plain_lines(objects: Iterable[Any]) -> Iterator[Any]:
+    """Yield what can be read line by line: panels without their frames, tables as one line per row."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.rule import Rule
+    from rich.table import Table
+    from rich.text import Text
+
+    for item in objects:
+        match item:
+            case Panel():
+                yield Group(*([item.title] if item.title else []), *_plain_lines([item.renderable]))
+            case Table():
+                yield Text("\n").join(_table_lines(item))
+            case Rule():
+                yield item.title
+            case Group():
+                yield Group(*_plain_lines(item.renderables))
+            case _:
+                yield item
+
+
+def _table_lines(table: Table) -> Iterator[Text]:
+    """Yield a table's title, and each row as "first: second, third", each cell with the name of its column."""
+    from rich.text import Text
+
+    if table.title:
+        yield Text(str(table.title))
+    heads = [str(column.header) if table.show_header else "" for column in table.columns]
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        first, *others = (str(cell).strip() for cell in row)
+        named = [f"{head} {cell}".strip() for head, cell in zip(heads[1:], others, strict=True) if cell]
+        yield Text((": " if first and named else "").join([first, ", ".join(named)]))
 
 
 def _silence(console: Console) -> None:

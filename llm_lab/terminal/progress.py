@@ -26,7 +26,7 @@ from llm_lab.events import (
 )
 from llm_lab.runs.processes import is_first_process
 
-from .console import has_colors, make_console, one_line, printable, supports_unicode
+from .console import has_colors, is_plain, make_console, one_line, printable, supports_unicode
 from .frame import HELP_HINT, Track, describe_progress, draw_frame, numbers_of, turn_help_page
 from .keyboard import Keyboard, owns_terminal
 from .scores_table import print_scores
@@ -51,7 +51,7 @@ def make_display(console: Console | None = None) -> SafeDisplay:
         from .notebook import NotebookDisplay
 
         return SafeDisplay(NotebookDisplay())
-    live = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+    live = console.is_terminal and not is_plain() and console.file.isatty()
     return SafeDisplay(TerminalDisplay(console) if live else PlainDisplay(console))
 
 

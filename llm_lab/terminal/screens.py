@@ -10,14 +10,14 @@ from llm_lab.optim.schedule import factor_of
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
 
-from .console import is_terminal, make_console, one_line
+from .console import is_plain, is_terminal, make_console, one_line
 from .frame import draw_curve
 
 
 def begin_screen(title: str, where: str = "") -> Any:
     """Clear the terminal, print the title line (none without a title), and return the console."""
     console = make_console()
-    if is_terminal():
+    if is_terminal() and not is_plain():
         console.clear()
     if title:
         from rich.text import Text

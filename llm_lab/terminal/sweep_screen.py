@@ -14,7 +14,7 @@ from llm_lab.studies.results import summarize
 from llm_lab.studies.sweep import Sweep, open_sweep
 from llm_lab.studies.sweep_report import describe_sweep, how_to_read, plan_rows, result_table, what_is_missing
 
-from .console import make_console, one_line
+from .console import is_plain, make_console, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,7 @@ class SweepScreen:
         self._last: tuple[Sequence[CellState], float | None] = ((), None)
 
     def __enter__(self) -> SweepScreen:
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if self.console.is_terminal and not is_plain():
             from rich.live import Live
 
             self._live = Live(console=self.console, auto_refresh=False, transient=True)

@@ -4,10 +4,14 @@ import io
 import re
 import sys
 
+import pytest
+
+from llm_lab.cli import main
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.formatting import about, clock, count, size
 from llm_lab.terminal import console as console_module
-from llm_lab.terminal.console import print_error, printable
+from llm_lab.terminal.console import columns, is_plain, print_error, printable
+from llm_lab.terminal.screens import begin_screen
 
 HOSTILE = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
@@ -44,3 +48,35 @@ def test_a_terminal_without_unicode_stops_nothing(monkeypatch):
     console_module.make_console().print("naïve ┤")
     stream.flush()
     assert stream.buffer.getvalue() == b"na?ve ?\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "plain"),
+    [
+        ({}, False),
+        ({"LLM_LAB_PLAIN": "1"}, True),
+        ({"LLM_LAB_PLAIN": "0"}, False),
+        ({"TERM": "dumb"}, True),
+    ],
+    ids=str,
+)
+def test_plain_mode_follows_the_environment(monkeypatch, variables, plain):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_plain() == plain
+
+
+@pytest.mark.parametrize("words", [["--plain", "list", "data"], ["list", "data", "--plain"]])
+def test_plain_mode_prints_tables_and_titles_as_lines(monkeypatch, capsys, words):
+    monkeypatch.setenv("LLM_LAB_PLAIN", "")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "a file: txt or md (one document), jsonl, csv or parquet (one document per row)" in lines
+    begin_screen("Runs", "here")
+    assert capsys.readouterr().out == "LLM Lab · Runs · here\n"
+
+
+def test_the_width_is_that_of_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "61")
+    assert columns() == 61

@@ -139,7 +139,7 @@ def test_no_text_of_a_question_steers_the_terminal(press):
 
 
 def test_a_dumb_terminal_gets_numbered_lists(monkeypatch, capsys):
-    monkeypatch.setattr(prompts, "_is_dumb", lambda: True)
+    monkeypatch.setenv("LLM_LAB_PLAIN", "1")
     typed = iter(["?", "9", "3", "1", "", "", "x y", "good", "1 2", "", "none", "b"])
     monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
     assert prompts.ask(dataclasses.replace(CHOICE, default=2)) == 1
