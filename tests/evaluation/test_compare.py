@@ -32,7 +32,7 @@ from llm_lab.runs.comparison import Answer, Compared, Comparison, as_markdown, b
 from llm_lab.runs.describe import describe_evaluation
 from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.terminal.compare_screen import print_comparison
-from llm_lab.terminal.console import THEME
+from llm_lab.terminal.console import PALETTE
 
 pytest_plugins = ("support.compared_models",)
 
@@ -64,7 +64,7 @@ def comparison_of(*answers, numbers=({},), **options):
 
 def screen(comparison, width=80, **options):
     file = io.StringIO()
-    theme = Theme(THEME)
+    theme = Theme(PALETTE)
     print_comparison(comparison, Console(file=file, width=width, highlight=False, emoji=False, theme=theme, **options))
     return file.getvalue()
 

@@ -20,7 +20,7 @@ from llm_lab.events import (
     TrainingStarted,
 )
 from llm_lab.runs.glossary import QUANTITIES
-from llm_lab.terminal.console import THEME
+from llm_lab.terminal.console import PALETTE
 from llm_lab.terminal.frame import Track, draw_curve, draw_curves, draw_frame, numbers_of, turn_help_page
 from llm_lab.terminal.progress import PlainDisplay, TerminalDisplay, make_display
 
@@ -45,7 +45,7 @@ def fake_console(*, terminal, columns=80, lines=24):
         force_terminal=terminal,
         width=columns,
         height=lines,
-        theme=Theme(THEME),
+        theme=Theme(PALETTE),
         highlight=False,
     )
 

@@ -11,7 +11,7 @@ from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
 from llm_lab.runs.plan_lines import BANNER
-from llm_lab.terminal.console import THEME
+from llm_lab.terminal.console import PALETTE
 from llm_lab.terminal.plan_panel import derived_table, plan_panel
 
 LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
@@ -21,7 +21,7 @@ WORKSTATION = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 12
 def fake_console():
     from rich.theme import Theme
 
-    return Console(file=io.StringIO(), force_terminal=False, width=80, height=24, theme=Theme(THEME), highlight=False)
+    return Console(file=io.StringIO(), force_terminal=False, width=80, height=24, theme=Theme(PALETTE), highlight=False)
 
 
 def shown(renderable):
