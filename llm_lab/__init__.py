@@ -107,7 +107,7 @@ def sweep(recipe: Any, *words: Any, **options: Any) -> Any:
 
     words: "key=v1,v2", "key=value", or {"key": [v1, v2]}. options: seeds, preset, measure, name, jobs, retry_failed.
     """
-    from llm_lab.study_commands import sweep_from_python
+    from llm_lab.commands.study_commands import sweep_from_python
 
     return sweep_from_python(recipe, words, **options)
 
@@ -118,7 +118,7 @@ def duel(recipe: Any, *words: Any, **options: Any) -> Any:
     words: as for `sweep`, with one key of two values. options: other (the second recipe), seeds, by, measure, name,
     jobs, retry_failed.
     """
-    from llm_lab.study_commands import duel_from_python
+    from llm_lab.commands.study_commands import duel_from_python
 
     return duel_from_python(recipe, words, **options)
 

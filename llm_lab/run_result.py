@@ -120,7 +120,7 @@ class Run:
         from llm_lab.terminal.console import is_terminal
 
         if prompt is None and is_terminal():
-            from llm_lab.commands import start_chat
+            from llm_lab.commands.model_commands import start_chat
 
             device = settings.pop("device", None)
             start_chat(str(self), settings=settings, device=device)

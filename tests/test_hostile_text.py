@@ -261,7 +261,8 @@ def test_ordinary_text_is_not_taken_for_a_secret():
 def test_warnings_and_tracebacks_of_libraries_are_made_safe():
     program = """
 import sys, warnings
-from llm_lab import cli, commands
+from llm_lab import cli
+from llm_lab.commands import machine_commands as commands
 def fail(arguments):
     warnings.warn("\\x1b[31m https://me:s3cret-pass@host")
     raise ValueError("\\x1b[31m https://me:s3cret-pass@host " + 9_000_000 * "x")

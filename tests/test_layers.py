@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "llm_lab"
 NUMBERS = {"errors", "limits", "events", "safe_text", "estimate", "recipe"}
 TOOLS = NUMBERS | {"model", "hf", "data", "optim", "rewards", "runs"}
+ALL = TOOLS | set("training chat evaluation export stages looking studies job runner wizard terminal web".split())
 MAY_IMPORT = {
     "estimate": {"errors", "safe_text"},
     "recipe": {"errors", "safe_text", "estimate"},
@@ -29,6 +30,7 @@ MAY_IMPORT = {
     "wizard": TOOLS | {"training", "evaluation", "export", "looking", "studies", "job"},
     "terminal": TOOLS | {"training", "chat", "evaluation", "export", "looking", "studies", "job", "runner", "wizard"},
     "web": TOOLS | {"training", "chat", "evaluation", "export", "looking", "studies", "job", "runner", "wizard"},
+    "commands": ALL,
 }
 FILES_BESIDE_CODE = {"studies": {"experiments"}, "web": {"static", "templates"}}
 MODULES = {
@@ -40,8 +42,6 @@ MODULES = {
     "runner",
     "run_result",
     "python_api",
-    "commands",
-    "study_commands",
     "cli",
 }  # files directly in llm_lab/
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "pandas", "pyarrow")
@@ -102,8 +102,8 @@ def test_every_folder_is_a_layer_without_folders_of_its_own():
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == MODULES
 
 
-def test_the_package_has_at_most_330_files():
-    assert len(modules()) <= 330
+def test_the_package_has_at_most_345_files():
+    assert len(modules()) <= 345
 
 
 def test_two_modules_share_a_name_only_as_the_two_halves_of_a_stage():

@@ -19,7 +19,9 @@ from support.local_hub import LocalHub, Repository, User
 from support.post_runs import write_base
 from transformers import AutoModelForCausalLM
 
-from llm_lab import cli, commands, job
+from llm_lab import cli, job
+from llm_lab.commands import model_commands as commands
+from llm_lab.commands.argument_parser import parse
 from llm_lab.errors import LabError, MachineError, UserError
 from llm_lab.events import ignore
 from llm_lab.export.push import describe_push, files_of, find_destination, push_folder
@@ -305,7 +307,7 @@ def test_the_same_command_resumes_a_failed_push(hub, at_the_command_line):
 def test_only_an_identical_export_is_resumed(hub, at_the_command_line, change, words):
     run = RunFolder(Path("checkpoints/base-hf"))
     command = ["export", "base", "--push", "ann/model"]
-    recipe = commands._export_recipe(cli._parser().parse_args(command))
+    recipe = commands._export_recipe(parse(command))
     run.write_recipe(job.read_job(recipe)[0].stages[0].to_yaml(()))
     parent = {"path": "base", "digest": weights_digest("base")}
     run.update(created_at=0, status="failed", parent=parent, export={"to": "hf"}, proof={"verdict": "proven"})
@@ -313,7 +315,7 @@ def test_only_an_identical_export_is_resumed(hub, at_the_command_line, change, w
         write_base("base", hidden_size=64)
     if change == "already pushed":
         run.update(pushed={"repo": "ann/model"})
-    asked = commands._export_recipe(cli._parser().parse_args([*command, *words]))
+    asked = commands._export_recipe(parse([*command, *words]))
     assert commands._push_is_pending(job.check(asked)) is (change is None)
 
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_recipe, write_text
 from support.post_runs import post_recipe, write_base
 
-from llm_lab import cli
+from llm_lab.commands.argument_parser import PRESETS as NAMED
 from llm_lab.errors import UserError
 from llm_lab.studies.grid import read_grid, short_keys, split_values
 from llm_lab.studies.presets import PRESETS
@@ -158,7 +158,7 @@ def test_a_key_that_turns_on_what_the_recipe_does_not_have_is_remarked():
 
 
 def test_presets_are_derived_from_the_recipe():
-    assert ", ".join(PRESETS) == cli.PRESETS
+    assert ", ".join(PRESETS) == NAMED
     rates = plan_sweep(tiny_recipe(), preset="learning-rate")
     assert [c.values["optimizer.learning_rate"] for c in rates.configurations] == [
         "0.0025",

@@ -7,7 +7,7 @@ from support.chat_models import speller, write_speller
 from support.chat_sessions import GREEDY, chat_tokenizer, llama, open_session, say
 from support.own_code import write_model_with_code
 
-from llm_lab.commands import start_chat
+from llm_lab.commands.model_commands import start_chat
 from llm_lab.errors import UserError
 from llm_lab.web import chat_calls
 

@@ -10,7 +10,7 @@ from support.wizard_answers import answers
 from support.wizard_keys import Key, answer, keyboard, pick
 from support.wizard_lab import base, lab  # noqa: F401 - fixtures
 
-from llm_lab.commands import wizard_commands
+from llm_lab.commands.wizard_commands import wizard_commands
 from llm_lab.errors import MachineError, Problem
 from llm_lab.recipe.registry import STAGES
 from llm_lab.terminal import ask as prompts

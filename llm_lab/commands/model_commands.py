@@ -1,228 +1,22 @@
-"""What each command does. cli.py parses the arguments; heavy modules are imported only where they are used."""
+"""What the commands over models do: show, chat, eval, compare, merge, export."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import DONE, INTERNAL_ERROR, STOPPED, Problem, UserError
+from llm_lab.errors import DONE, Problem, UserError
 from llm_lab.events import Notice
 from llm_lab.recipe.trust import allow, trusting_recipes
 from llm_lab.terminal.consent import with_consent
 from llm_lab.terminal.console import print_text
 from llm_lab.terminal.progress import show_progress
 
-
-def open_wizard(arguments: argparse.Namespace) -> int:
-    """Open the wizard. UserError without a terminal."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        fix = "Without a terminal: llm-lab run RECIPE [key=value ...]."
-        raise UserError(Problem("llm-lab", "the wizard requires a terminal", fix=fix))
-    from llm_lab.terminal.driver import run_wizard
-
-    return run_wizard(wizard_commands(), debug=arguments.debug)
-
-
-def wizard_commands() -> Any:
-    """Return the commands that the wizard runs."""
-    from llm_lab.study_commands import plan_and_start_sweep, start_look, start_study
-    from llm_lab.terminal.driver import Commands
-
-    return Commands(
-        start=start_run,
-        chat=start_chat,
-        show=print_show,
-        compare=start_compare,
-        replay=start_replay,
-        doctor=print_doctor,
-        study=start_study,
-        look=start_look,
-        sweep=plan_and_start_sweep,
-    )
-
-
-def serve_web(arguments: argparse.Namespace) -> int:
-    """Serve the web page until Ctrl-C."""
-    from llm_lab.web.server import serve
-
-    return serve(arguments.port, say=print_text)
-
-
-# --- recipes
-
-
-def run_recipe(arguments: argparse.Namespace) -> int:
-    """Run a recipe: show the plan, run it, show the results."""
-    from llm_lab.job import check
-    from llm_lab.runner import Start
-
-    if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
-        return _run_in_processes(arguments)
-    job = check(arguments.recipe, arguments.overrides)
-    start = Start(arguments.resume, arguments.resume_from, arguments.overwrite)
-    if arguments.dry_run:
-        return _dry_run(job, start)
-    with trusting_recipes(arguments.trust_recipe):
-        return _start(job, start)
-
-
-def start_run(
-    recipe: Any,
-    overrides: Sequence[str] = (),
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    show_plan: bool = True,
-) -> int:
-    """Run a recipe as `llm-lab run` does. show_plan: False if it was shown before."""
-    from llm_lab.job import check
-    from llm_lab.runner import Start
-
-    return _start(check(recipe, overrides), Start(resume, overwrite=overwrite), show_plan=show_plan)
-
-
-def _start(job: Any, start: Any, *, show_plan: bool = True) -> int:
-    from llm_lab.runner import require_trusted, run_job
-
-    with_consent(lambda: require_trusted(job))
-    job = _show_plan(job, start) if show_plan else job
-
-    def run() -> dict[str, Any]:
-        with show_progress() as listener:
-            return run_job(job, start, listener=listener)
-
-    return _show_results(with_consent(run))
-
-
-def _show_plan(job: Any, start: Any) -> Any:
-    """Show the plan of a job and return the job; of a resumed one, with estimates of what is left."""
-    from llm_lab.runner import what_is_left
-    from llm_lab.runs.processes import is_first_process
-    from llm_lab.terminal.console import print_waiting
-    from llm_lab.terminal.plan_panel import print_plan
-
-    if not is_first_process():
-        return job
-    job = what_is_left(job, start.resume_from) if start.resumes else job
-    for resolved in job.stages:
-        print_plan(resolved, job.home, is_new=not (start.resumes or start.overwrite))
-    print_waiting("Preparing ...")
-    return job
-
-
-def _show_results(facts: Mapping[str, Any]) -> int:
-    """Show the results of a run; returns the exit code."""
-    from llm_lab.runs.processes import is_first_process
-    from llm_lab.terminal.results_view import print_closing
-
-    if is_first_process():
-        print_closing(facts)
-    return {"stopped": STOPPED, "failed": INTERNAL_ERROR}.get(facts["status"], DONE)
-
-
-def _run_in_processes(arguments: argparse.Namespace) -> int:
-    from llm_lab.job import check
-    from llm_lab.runner import require_trusted
-    from llm_lab.runs.processes import start_processes
-
-    if arguments.nproc < 1:
-        raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
-    job = check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
-    with trusting_recipes(arguments.trust_recipe):
-        with_consent(lambda: require_trusted(job))
-    words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
-    words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
-    words += ["--trust-recipe"] if job.is_found else []  # what it names is allowed now
-    words += ["--resume-from", str(arguments.resume_from)] if arguments.resume_from is not None else []
-    return start_processes(words, arguments.nproc)
-
-
-def _dry_run(job: Any, start: Any) -> int:
-    """Show the plan of a job, or of the rest of a resumed one. MachineError where this machine can't run it."""
-    from llm_lab.recipe.resolve import require_device
-    from llm_lab.runner import what_is_left
-    from llm_lab.terminal.plan_panel import print_plan
-
-    job = what_is_left(job, start.resume_from) if start.resumes else job
-    for resolved in job.stages:
-        print_plan(resolved, job.home)
-    for resolved in job.stages:
-        require_device(resolved)
-    return DONE
-
-
-def check_recipe(arguments: argparse.Namespace) -> int:
-    """Report every problem of a recipe."""
-    from llm_lab.job import check
-    from llm_lab.terminal.plan_panel import print_checked
-
-    job = check(arguments.recipe, arguments.overrides)
-    print_checked(job.stages, list(job.remarks), job.home)
-    return DONE
-
-
-def xray_recipe(arguments: argparse.Namespace) -> int:
-    """Show a recipe's data as tokens, trained and masked."""
-    from llm_lab.job import check
-    from llm_lab.terminal.console import print_waiting
-    from llm_lab.terminal.xray_view import print_xray
-
-    job = check(arguments.recipe, arguments.overrides)
-    print_waiting("Reading the data ...")
-    from llm_lab.evaluation.xray import xray_stages
-    from llm_lab.hf.load import quiet_libraries
-
-    quiet_libraries()
-    print_xray(xray_stages([resolved.recipe for resolved in job.stages], examples=arguments.examples))
-    return DONE
-
-
-def list_things(arguments: argparse.Namespace) -> int:
-    """List recipes, data, models, parts and runs."""
-    from llm_lab.job import list_recipes
-    from llm_lab.terminal.listing import print_listing
-
-    print_listing(arguments.what, list_recipes())
-    return DONE
-
-
-def copy_recipe(arguments: argparse.Namespace) -> int:
-    """Copy a recipe to a new file."""
-    from llm_lab.job import find_recipe
-
-    source, target = find_recipe(arguments.recipe), arguments.file
-    if source.is_dir():
-        source /= "recipe.yaml"
-    if not source.is_file():
-        raise UserError(Problem(str(source), "there is no such recipe", fix="`llm-lab list recipes` lists them."))
-    if target.is_dir():
-        target /= source.name
-    if target.exists():
-        raise UserError(Problem(str(target), "the file already exists", fix="Choose another name."))
-    if not target.parent.is_dir():
-        raise UserError(Problem(str(target.parent), "there is no such folder"))
-    shutil.copyfile(source, target)
-    print_text(f"{source} -> {target}\nEdit it, then: llm-lab run {target}")
-    return DONE
-
-
-def print_schema(arguments: argparse.Namespace) -> int:
-    """Print the JSON Schema of recipes."""
-    from llm_lab.recipe.registry import json_schema
-
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
-    return DONE
-
-
-# --- models
+from .recipe_commands import start_job, start_run
 
 
 def show_checkpoint(arguments: argparse.Namespace) -> int:
@@ -454,7 +248,7 @@ def export(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _preview_export(recipe, arguments)
     if arguments.out is None:
-        return _start(job, Start(resume=_push_is_pending(job)))
+        return start_job(job, Start(resume=_push_is_pending(job)))
     if recipe.export.push:
         why = "--push writes a run in checkpoints/, so that it can be resumed"
         raise UserError(Problem("--out", why, value=arguments.out, fix="Leave out --out or --push."))
@@ -528,68 +322,4 @@ def _preview_export(recipe: Any, arguments: argparse.Namespace) -> int:
         lines += [f"  {name}" + (f"  {size:,} bytes" if size else "") for name, size in plan.files]
         lines += ["Nothing was written."]
     print_text("\n".join(lines))
-    return DONE
-
-
-def replay(arguments: argparse.Namespace) -> int:
-    """Retrain a checkpoint along its lineage."""
-    with trusting_recipes(arguments.trust_recipe):
-        return start_replay(
-            arguments.checkpoint, name=arguments.name, stop_after_plan=arguments.dry_run, resume=arguments.resume
-        )
-
-
-def start_replay(
-    checkpoint: str, *, name: str | None = None, stop_after_plan: bool = False, resume: bool = False
-) -> int:
-    """Write the recipe of a checkpoint's lineage, run it, and compare the results with the original."""
-    from llm_lab.hf.adapter import weights_digest
-    from llm_lab.hf.hub import current_files
-    from llm_lab.job import check
-    from llm_lab.runner import Start, require_trusted
-    from llm_lab.runs.folder import runs_named
-    from llm_lab.runs.replay import compare, compose, write_outcome, write_recipe
-    from llm_lab.runs.report import write_pipeline_report
-    from llm_lab.terminal.console import print_waiting
-    from llm_lab.terminal.replay_view import print_outcome, print_replay
-
-    print_waiting(f"Reading the lineage of {checkpoint} ...")
-    composed = compose(checkpoint, name=name, digest_of=weights_digest, files_of=current_files)
-    job = dataclasses.replace(check(composed.recipe), is_found=True)
-    with_consent(lambda: require_trusted(job))  # before its recipe is written, which would be the user's own
-    from llm_lab.evaluation.self_eval import changed_data
-
-    changed = [
-        f"{run.path}: {change}"
-        for resolved, run in zip(job.stages, composed.runs.values(), strict=True)
-        for change in changed_data(resolved.recipe, run.facts())
-    ]
-    recipe = write_recipe(composed)
-    print_replay(composed, recipe, changed)
-    if stop_after_plan:
-        return _dry_run(job, Start(resume))
-    code = _start(job, Start(resume))
-    if code == DONE:
-        outer = runs_named(composed.recipe["name"])[-1]
-        outcomes = compare(composed, outer, digest_of=weights_digest)
-        write_outcome(composed, outer, outcomes)
-        write_pipeline_report(outer)
-        print_outcome(composed, outer.path, outcomes)
-    return code
-
-
-# --- the machine
-
-
-def examine_machine(arguments: argparse.Namespace) -> int:
-    """Show what this machine can do."""
-    return print_doctor()
-
-
-def print_doctor() -> int:
-    """Show what this machine can do."""
-    from llm_lab.estimate.machine import examine
-    from llm_lab.terminal import listing
-
-    listing.print_doctor(examine())
     return DONE

@@ -1,0 +1,38 @@
+"""What the commands about the machine and the lab do: doctor, web, schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from llm_lab.errors import DONE
+from llm_lab.terminal.console import print_text
+
+
+def serve_web(arguments: argparse.Namespace) -> int:
+    """Serve the web page until Ctrl-C."""
+    from llm_lab.web.server import serve
+
+    return serve(arguments.port, say=print_text)
+
+
+def print_schema(arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of recipes."""
+    from llm_lab.recipe.registry import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))  # noqa: T201
+    return DONE
+
+
+def examine_machine(arguments: argparse.Namespace) -> int:
+    """Show what this machine can do."""
+    return print_doctor()
+
+
+def print_doctor() -> int:
+    """Show what this machine can do."""
+    from llm_lab.estimate.machine import examine
+    from llm_lab.terminal import listing
+
+    listing.print_doctor(examine())
+    return DONE
