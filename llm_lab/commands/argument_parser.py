@@ -20,8 +20,8 @@ GROUPS = {
     "Models": ("chat", "show", "eval", "compare", "look", "export"),
     "The lab": ("list", "study", "web", "doctor"),
 }
-# What argparse says about a value, and what we say.
 PLAIN = "lines only, without frames, colors and redrawing, for screen readers (or LLM_LAB_PLAIN=1)"
+# What argparse says about a value, and what we say.
 NOT_OF_A_TYPE = {"int": "it is not a whole number", "float": "it is not a number"}
 
 
