@@ -23,7 +23,7 @@ from llm_lab.runs.markdown import plain, table
 from llm_lab.runs.report import keep_evaluation, write_report
 from llm_lab.runs.samples import add_samples
 from llm_lab.safe_text import StreamRedactor, redact
-from llm_lab.wizard.menu import MENU
+from llm_lab.wizard.home import MENU
 
 ESCAPES = "\x1b]8;;http://evil\x07\x1b[2J\x9b31m\u202e\r"
 MARKDOWN = "[red]x[/] [link=http://evil]l[/link] ![p](http://evil/p.png) <img src=x> `` <b> ` | # y"

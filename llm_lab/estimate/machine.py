@@ -117,13 +117,11 @@ class Machine:
 @functools.lru_cache(maxsize=1)
 def find_machine() -> Machine:
     """Return this machine. Takes a few milliseconds; nothing heavy is imported."""
-    import psutil
-
     return Machine(
         gpus=_find_gpus(),
         cpu_name=_cpu_name(),
         cpu_cores=_usable_cores(),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=_memory_bytes(),
         has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++")),
         processes=int(os.environ.get("WORLD_SIZE", "1")),
         has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
@@ -176,6 +174,15 @@ def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system; psutil takes longer to import
+        import psutil
+
+        return psutil.virtual_memory().total
 
 
 def _cpuinfo(key: str) -> str:

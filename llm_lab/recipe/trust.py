@@ -20,8 +20,6 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 
-from .registry import named_in
-
 FIRST_LINES = 8
 YAML = (".yaml", ".yml")
 
@@ -75,6 +73,8 @@ _all_allowed: ContextVar[bool] = ContextVar("all_allowed", default=False)
 
 def code_in(values: Mapping[str, Any]) -> Iterator[Code]:
     """Yield the code that a recipe names, whether it exists or not."""
+    from .registry import named_in
+
     for key, spec in named_in(values, "function"):
         file, _, function = spec.rpartition(":")
         yield Code(key, spec, Path(file).expanduser().resolve(), function)

@@ -16,7 +16,6 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.gguf_header import SUFFIX, is_gguf
-from llm_lab.recipe.registry import stage_of
 from llm_lab.safe_text import redact_values
 
 from . import manifest
@@ -276,6 +275,8 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
             if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
                 require_no_links(folder)
                 return folder
+    from llm_lab.recipe.registry import stage_of
+
     existing = next((c for c in candidates if c.exists()), None)
     if existing is not None and (files := _gguf_files(existing)):
         require_no_links(files[0].parent)

@@ -2,56 +2,96 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
-
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing import Any
 
 from llm_lab.limits import parse_json
 
 # Columns that are computed with: numbers in every row that has them.
 _COUNTED = ("wall_seconds", "train_tokens", "tokens_per_second", "loss", "eval_loss", "memory_bytes")
-# What others read from run.json without asking; other keys may hold anything.
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
-_Time = Annotated[float, Field(ge=0, le=2**35, allow_inf_nan=False)]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
+_LATEST = 2**35  # seconds since the epoch
 
 
-class _Data(TypedDict):
-    path: str
-    fingerprint: str
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-class _Model(TypedDict):
-    path: str
-    digest: NotRequired[str | None]
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
-class _Facts(TypedDict, total=False):
-    name: str
-    asked_name: str
-    stage: str
-    status: str
-    error: str | None
-    created_at: _Time
-    process: dict[str, Any]
-    processes: int
-    resumed_at: list[_Time]
-    stages: list[_Name]
-    warnings: list[str]
-    results: dict[str, Any]
-    predicted: dict[str, Any]
-    versions: dict[str, str | None]
-    recipe: dict[str, Any]
-    parameters: int | None
-    data: list[_Data]
-    parent: _Model | None
-    base: _Model | None
-    references: dict[str, _Model]
-    manifests_from_step: int
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-_FACTS = TypeAdapter(_Facts)
+def _is_whole_or_null(value: Any) -> bool:
+    return value is None or _is_whole(value)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LATEST
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_versions(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text_or_null, value.values()))
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("path")) and _is_text(value.get("fingerprint"))
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("path")) and _is_text_or_null(value.get("digest"))
+
+
+def _is_model_or_null(value: Any) -> bool:
+    return value is None or _is_model(value)
+
+
+def _is_models(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_model, value.values()))
+
+
+def _list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_one, value))
+
+
+# What others read from run.json without asking; other keys may hold anything. Checked by hand: the home screen reads
+# runs, and pydantic takes longer to import than all else that it needs.
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "asked_name": _is_text,
+    "stage": _is_text,
+    "status": _is_text,
+    "error": _is_text_or_null,
+    "created_at": _is_time,
+    "process": _is_object,
+    "processes": _is_whole,
+    "resumed_at": _list_of(_is_time),
+    "stages": _list_of(_is_name),
+    "warnings": _list_of(_is_text),
+    "results": _is_object,
+    "predicted": _is_object,
+    "versions": _is_versions,
+    "recipe": _is_object,
+    "parameters": _is_whole_or_null,
+    "data": _list_of(_is_data),
+    "parent": _is_model_or_null,
+    "base": _is_model_or_null,
+    "references": _is_models,
+    "manifests_from_step": _is_whole,
+}
 
 
 def read_facts(file: Path) -> tuple[dict[str, Any], str | None]:
@@ -60,15 +100,14 @@ def read_facts(file: Path) -> tuple[dict[str, Any], str | None]:
         return {}, "it is not a file"
     try:
         found = parse_json(file.read_bytes())
-        _FACTS.validate_python(found, strict=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}, None
-    except ValidationError as error:
-        first = error.errors()[0]
-        return {}, f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}"
     except (OSError, ValueError) as error:
         return {}, str(error)
-    return found, None
+    if not isinstance(found, dict):
+        return {}, "its content is not an object"
+    wrong = [key for key, is_valid in _FACTS.items() if key in found and not is_valid(found[key])]
+    return ({}, f"{wrong[0]} has a value that no run writes") if wrong else (found, None)
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:

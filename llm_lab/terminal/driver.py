@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, UserError
 from llm_lab.runs.disk import write_atomically
-from llm_lab.wizard.menu import LEAVE, draft_question, flow_named, is_kept, menu_question
-from llm_lab.wizard.model_questions import MODELS
+from llm_lab.wizard.home import LEAVE, MODELS, draft_question, menu_question
 from llm_lab.wizard.questions import (
     CheckpointDetails,
     Compare,
@@ -121,6 +120,8 @@ class Wizard:
 
     def _begin(self, start: Next) -> tuple[Next, Walk]:
         """Begin a flow, or continue the draft that was kept of it."""
+        from llm_lab.wizard.menu import flow_named  # with all flows, which the home screen does without
+
         kept, begin = self.drafts.get(start.flow), start
         if kept and not start.answers:
             if self.ask(draft_question()):
@@ -133,6 +134,8 @@ class Wizard:
 
     def _keep(self, start: Next, walk: Walk, *, without_last: bool = False) -> None:
         """Keep the answers of a flow as a draft."""
+        from llm_lab.wizard.menu import is_kept
+
         answers = tuple(walk.answers[:-1] if without_last else walk.answers)
         if is_kept(start.flow) and len(answers) > len(start.answers):
             self.drafts[start.flow] = replace(start, answers=answers)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.formatting import count, plural, size
-from llm_lab.optim.schedule import factor_of
-from llm_lab.recipe.registry import STAGES
-from llm_lab.recipe.resolve import Resolved
 
 from .console import is_plain, is_terminal, make_console, one_line
-from .frame import draw_curve
+
+if TYPE_CHECKING:
+    from llm_lab.recipe.resolve import Resolved
 
 
 def begin_screen(title: str, where: str = "") -> Any:
@@ -32,6 +30,8 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     """Print the numbers of a design: parameters by part, memory, FLOPs per token, what can load it."""
     from rich.table import Table
     from rich.text import Text
+
+    from llm_lab.estimate.compatibility import what_loads
 
     if resolved is None or resolved.shape is None:
         console.print("No estimates: some of the values don't fit together.", style="dim")
@@ -73,6 +73,10 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
     from rich.text import Text
 
     from llm_lab.estimate.formatting import about
+    from llm_lab.optim.schedule import factor_of
+    from llm_lab.recipe.registry import STAGES
+
+    from .frame import draw_curve
 
     if resolved is None:
         console.print("No estimates: some of the values don't fit together.", style="dim")
@@ -101,6 +105,8 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
 
 
 def _length(values: dict[str, Any], cost: Any) -> str:
+    from llm_lab.recipe.registry import STAGES
+
     train, steps = values["train"], values["train"]["max_steps"]
     if steps is None:
         return f"{plural(train['num_train_epochs'], 'epoch')}, batch size {train['per_device_train_batch_size']}"

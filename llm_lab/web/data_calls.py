@@ -118,7 +118,7 @@ def _lengths(values: tuple[int, ...]) -> dict[str, Any]:
 def write_design(design: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Write a design as configs/models/DESIGN/config.json."""
     from llm_lab.hf.load import write_design
-    from llm_lab.wizard.model_questions import MODELS
+    from llm_lab.wizard.home import MODELS
 
     write_design(MODELS / design, values)
     return {"config": str(MODELS / design)}

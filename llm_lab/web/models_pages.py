@@ -14,7 +14,8 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.estimate.parameters import shape_at
 from llm_lab.recipe.what_fits import METHODS, library
 from llm_lab.runs.folder import ROOT, RunFolder
-from llm_lab.wizard.model_questions import MODELS, describe_run, generating_runs
+from llm_lab.wizard.home import MODELS, describe_run
+from llm_lab.wizard.model_questions import generating_runs
 from llm_lab.wizard.walk import forget_looks
 
 from .responses import page

@@ -22,7 +22,8 @@ from llm_lab.recipe.scoring import REWARD_OPTIONS
 from llm_lab.recipe.trust import code_in
 from llm_lab.runs.disk import write_atomically
 from llm_lab.runs.folder import ROOT, list_runs
-from llm_lab.wizard.model_questions import MODELS, describe_run, generating_runs, reward_models
+from llm_lab.wizard.home import MODELS, describe_run
+from llm_lab.wizard.model_questions import generating_runs, reward_models
 from llm_lab.wizard.recipe_question import recipe_summary
 from llm_lab.wizard.review import recipe_text
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from llm_lab.estimate.adapter_base import find_base
 from llm_lab.runs.folder import list_runs
 
+from .home import LOOK
 from .model_questions import generating_runs, pick_run
 from .questions import BackTo, Choice, Flow, LookInside, Question, Screen
 
-TITLE = "Look inside"
 MODEL_WHY = "Any of your runs, any Hugging Face folder with a causal language model, or a name on the Hub."
 TEXT_WHY = (
     "The model reads this text once. The report shows for each of its tokens where every head attends, and what every "
@@ -23,9 +23,9 @@ MORE_WHY = (
 
 def look_inside() -> Flow[None]:
     """Choose a model and a text, and write the report."""
-    question = Question("look", "Look inside which model?", why=MODEL_WHY, screen=Screen(TITLE))
+    question = Question("look", "Look inside which model?", why=MODEL_WHY, screen=Screen(LOOK))
     path = yield from pick_run(question, generating_runs(), "none yet; train one with Pretrain")
-    screen = Screen(TITLE, path)
+    screen = Screen(LOOK, path)
     asked = "A text for it to read (empty: a built-in one)?"
     text = yield Question("look.text", asked, "text", default="", why=TEXT_WHY, screen=screen)
     more = "model"

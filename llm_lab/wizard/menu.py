@@ -1,4 +1,4 @@
-"""The menu, and the flows behind its entries that set up no run: chat, compare, checkpoints, replay, doctor."""
+"""The flows behind the entries of the menu that set up no run: chat, compare, checkpoints, replay, doctor."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from llm_lab.errors import LabError
-from llm_lab.estimate.machine import find_machine
-from llm_lab.recipe.dpo import DPO
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
-from llm_lab.recipe.grpo import GRPO
 from llm_lab.recipe.merge import MERGE
-from llm_lab.recipe.ppo import PPO
-from llm_lab.recipe.pretrain import PRETRAIN
-from llm_lab.recipe.registry import BUILT_IN, STAGES, stage_of
-from llm_lab.recipe.reward import REWARD
-from llm_lab.recipe.sft import SFT
-from llm_lab.recipe.stage import Stage
+from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
 
 from . import look_inside
+from .home import EVALUATE, REPLAY, RUNS
 from .model_design import design
 from .model_questions import (
-    MODELS,
     WHY,
-    describe_run,
     generating_runs,
     is_adapter,
     model_answers,
@@ -42,7 +32,6 @@ from .questions import (
     Choice,
     Compare,
     Flow,
-    Line,
     Next,
     OpenChat,
     Pause,
@@ -56,21 +45,11 @@ from .questions import (
 )
 from .recipe_question import ask_recipe
 from .review import start_question
-from .study_questions import TITLE as EXPERIMENTS
 from .study_questions import experiments
 from .sweep_questions import sweep
 from .training_runs import run_of_stage
 
-LEAVE = "Quit"
-RUNS_SHOWN = 2
 MOST_COMPARED = 6
-EVALUATE, RUNS, REPLAY = "Evaluate", "Runs", "Run a recipe"
-MENU_WHY = (
-    "The usual order is from top to bottom: design a model's parts, pretrain it on text, fine-tune it on conversations "
-    "(SFT), improve its replies (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run has a "
-    "recipe file, which also runs without this wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu "
-    "and keeps the answers."
-)
 CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
 EVALUATE_WHY = (
     "Measuring gives numbers that are saved with the model. Comparing shows what they mean: every model gets "
@@ -89,75 +68,6 @@ NEXT_WHY = (
     "Usually: pretrain, SFT, then DPO (from preference pairs) or GRPO or PPO (from scored outputs). A reward model "
     "scores outputs where no rule can check them. An adapter can be used as it is; merging makes it one full model."
 )
-
-
-class Entry(NamedTuple):
-    """One line of the menu. flow: its name in FLOWS."""
-
-    flow: str
-    title: str
-    about: str
-
-
-def _of_stage(stage: Stage) -> Entry:
-    return Entry(stage.name, stage.title, stage.about)
-
-
-def menu_entries() -> tuple[Entry, ...]:
-    """Return the lines of the menu; stages of other packages come after the built-in ones that train."""
-    own = [stage for stage in STAGES.values() if stage not in BUILT_IN]
-    return (*MENU[:8], *map(_of_stage, own), *MENU[8:])
-
-
-MENU = (
-    Entry("design", "Design a model", "choose its parts and see what they cost"),
-    *map(_of_stage, (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE)),
-    Entry("chat", "Chat", "talk to a model"),
-    Entry("evaluate", EVALUATE, "measure a model, or compare several"),
-    Entry("look", look_inside.TITLE, "attention, heads, what each layer predicts"),
-    _of_stage(EXPORT),
-    Entry("experiments", EXPERIMENTS, "studies that train small models and show what happens"),
-    Entry("sweep", "Sweep", "compare values of a key, with several seeds"),
-    Entry("checkpoints", RUNS, "status, results, lineage, resume"),
-    Entry("replay", REPLAY, "run a recipe file, with or without changes"),
-    Entry("doctor", "Doctor", "what this machine can do"),
-)
-
-
-def menu_question(last: str | None = None) -> Question:
-    """Return the menu. last: the entry that was used before."""
-    machine = find_machine()
-    designs = sorted(path.parent.name for path in MODELS.glob("*/config.json"))
-    runs = list_runs()
-    texts = [("machine", machine.describe()), ("designs", ", ".join(designs) or "none yet")]
-    texts += [("" if number else "runs", describe_run(run)) for number, run in enumerate(runs[:RUNS_SHOWN])]
-    if not runs:
-        texts.append(("runs", "none yet"))
-    elif len(runs) > RUNS_SHOWN:
-        texts.append(("", f"and {len(runs) - RUNS_SHOWN} more"))
-    lines = [Line(f"{name:<8} {text}", "dim") for name, text in texts]
-    if machine.cuda_problem:
-        lines.append(Line("CPU mode: everything works, for tiny models.", "warn"))
-    choices = [Choice(entry.flow, f"{entry.title:<18} {entry.about}") for entry in menu_entries()]
-    return Question(
-        "menu",
-        "What would you like to do?",
-        choices=(*choices, Choice(LEAVE, LEAVE)),
-        default=last,
-        why=MENU_WHY,
-        screen=Screen("build and train language models", lines=(*lines, Line(""))),
-    )
-
-
-def draft_question() -> Question:
-    """Return the question whether to continue a kept draft."""
-    return Question(
-        "draft",
-        "Continue your draft?",
-        choices=(Choice(True, "continue where I stopped"), Choice(False, "start over")),
-        why="Your answers so far were kept; Esc goes back through them.",
-        screen=Screen("a saved draft"),
-    )
 
 
 def chat() -> Flow[None]:

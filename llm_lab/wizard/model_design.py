@@ -14,8 +14,8 @@ from llm_lab.recipe.pretrain import PRETRAIN, PretrainRecipe
 
 from .data_questions import TEXTS
 from .draft import Ask, Draft
+from .home import MODELS
 from .key_questions import ask_keys, is_value
-from .model_questions import MODELS
 from .questions import Answer, BackTo, Choice, Flow, Leave, Line, Next, Question, Screen, WriteDesign, yes_no
 from .review import Action, require_no_problem, review
 

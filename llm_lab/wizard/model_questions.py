@@ -12,17 +12,16 @@ from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.model_library import MODELS as LIBRARY_MODELS
 from llm_lab.estimate.model_library import find_in_library
 from llm_lab.recipe.merge import MERGE
-from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
 from llm_lab.runs.folder import RunFolder, list_runs
 
 from .draft import Draft
+from .home import MODELS, describe_run
 from .key_questions import ask_key
 from .questions import Answer, Choice, Flow, Question
 from .walk import remember
 
-MODELS = Path("configs/models")
 ANOTHER = "another"
 LIBRARY = "library"
 LIBRARY_CHOICE = Choice(LIBRARY, f"a model from the library ({len(LIBRARY_MODELS)}), downloaded from the Hub")
@@ -43,18 +42,6 @@ WHY = (
 ADAPTER_WHY = "A LoRA run saves an adapter: small matrices added to a base model. Merging gives one plain model."
 REWARD_WHY = "A reward model scores an output with a number. Train one with the menu entry Reward model."
 LONGEST_NAME = 80
-
-
-def describe_run(run: RunFolder) -> str:
-    """Return a run on one line: path, stage, status, main result."""
-    facts = run.facts()
-    results, stage = facts.get("results", {}), facts.get("stage")
-    words = [f"{run.path}:", f"{stage}," if stage and stage != PRETRAIN.name else "", run.status()]
-    text = " ".join(word for word in words if word)
-    for key, write in (("exact_match", "exact match {:.1%}"), ("eval_loss", "validation loss {:.3f}")):
-        if isinstance(results.get(key), int | float):
-            return f"{text}, {write.format(results[key])}"
-    return text
 
 
 def runs_with_a_model() -> list[RunFolder]:

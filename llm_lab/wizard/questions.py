@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from llm_lab.recipe.resolve import Resolved
+if TYPE_CHECKING:
+    from llm_lab.recipe.resolve import Resolved
 
 T = TypeVar("T")
 Flow = Generator[Any, Any, T]

@@ -9,9 +9,9 @@ from llm_lab.errors import UserError
 from llm_lab.recipe.fields import Key
 from llm_lab.studies.experiment_files import Experiment, check_values, list_experiments, read_value, written
 
+from .home import EXPERIMENTS
 from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartStudy
 
-TITLE = "Experiments"
 START, OPTIONS = "start", "options"
 WHY = (
     "An experiment trains or measures small models, and writes a report with pictures that says what one sees. Your "
@@ -28,7 +28,9 @@ def experiments() -> Flow[None]:
     found = {one.name: one for one in list_experiments()}
     width = max(map(len, found), default=0) + 2
     choices = [Choice(one.name, f"{one.name:<{width}}{one.title}", one.error, one.summary) for one in found.values()]
-    name = yield Question("experiment", "Which experiment?", choices=tuple(choices), why=WHY, screen=Screen(TITLE))
+    name = yield Question(
+        "experiment", "Which experiment?", choices=tuple(choices), why=WHY, screen=Screen(EXPERIMENTS)
+    )
     experiment = found[name]
     answers: dict[str, Any] = {}
     keys = {key.path: key for key in experiment.option_keys()}
@@ -57,14 +59,14 @@ def _options_question(experiment: Experiment, answers: Mapping[str, Any], at: st
         choices=(Choice(START, "Start the experiment"), *choices),
         default=at,
         why=OPTIONS_WHY,
-        screen=Screen(TITLE, experiment.name, lines=lines),
+        screen=Screen(EXPERIMENTS, experiment.name, lines=lines),
     )
 
 
 def _ask_option(experiment: Experiment, key: Key, answers: Mapping[str, Any]) -> Flow[Any]:
     now = answers.get(key.path, None if key.required else key.default)
     more: dict[str, Any] = {"help": f"{key.path}: {key.help}", "why": OPTIONS_WHY}
-    more["screen"] = Screen(TITLE, experiment.name)
+    more["screen"] = Screen(EXPERIMENTS, experiment.name)
     text = f"{key.help[:1].upper()}{key.help[1:].rstrip('.?')}?"
     if key.kind in ("bool", "choice"):
         names = {True: "yes", False: "no"} if key.kind == "bool" else {one: str(one) for one in key.choices or {}}

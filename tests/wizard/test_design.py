@@ -6,8 +6,8 @@ from support.wizard_answers import ENTER, Refused, answers, follow
 
 from llm_lab.recipe.fields import keys_of
 from llm_lab.recipe.parts import ModelParts
+from llm_lab.wizard.home import MODELS
 from llm_lab.wizard.model_design import design, design_paths
-from llm_lab.wizard.model_questions import MODELS
 from llm_lab.wizard.questions import WriteDesign
 
 DEFAULTS = [ENTER] * 8  # norm, attention, activation, width, depth, heads, key-value heads, context

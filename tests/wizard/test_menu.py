@@ -13,8 +13,9 @@ from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtur
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.folder import RunFolder
+from llm_lab.wizard.home import LEAVE, MENU, menu_question
 from llm_lab.wizard.look_inside import look_inside
-from llm_lab.wizard.menu import LEAVE, MENU, chat, checkpoints, evaluate, flow_named, menu_question, replay
+from llm_lab.wizard.menu import chat, checkpoints, evaluate, flow_named, replay
 from llm_lab.wizard.questions import Compare, LookInside, OpenChat, Pause, ReplayLineage, StartRun
 from llm_lab.wizard.training_runs import run_of_stage
 
@@ -41,6 +42,14 @@ def test_the_menu_shows_stages_of_other_packages(monkeypatch):
     titles = [choice.text.split("  ")[0] for choice in menu_question().choices]
     assert titles[titles.index("Distill") - 1] == "Merge LoRA"
     assert flow_named("distill").args == ("distill",)
+
+
+def test_the_menu_names_stages_as_their_records_do():
+    shown = {entry.flow: (entry.title, entry.about) for entry in MENU}
+    records = {stage.name: (stage.title, stage.about) for stage in STAGES.values()}
+    assert {name: text for name, text in shown.items() if name in records} == {
+        name: text for name, text in records.items() if name in shown
+    }
 
 
 def test_the_menu_says_where_there_is_nothing_yet():
