@@ -121,7 +121,10 @@ def test_each_implementation_trains_and_reports_time_and_memory(name):
     assert found["parameters"] == pytest.approx(800_000, rel=0.06)
 
 
-@pytest.mark.parametrize("train", [train_stock, train_llama_loop, train_gpt_loop])
+@pytest.mark.parametrize(
+    "train",
+    [train_gpt_loop, *(pytest.param(train, marks=pytest.mark.slow) for train in (train_stock, train_llama_loop))],
+)
 def test_each_implementation_for_comparison_trains_a_model_of_the_same_size_and_is_timed(train):
     clock = Clock()
     assert train(30, clock) == pytest.approx(800_000, rel=0.06)

@@ -68,7 +68,7 @@ def hostile_run(in_tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("width", ["80", "400"])
+@pytest.mark.parametrize("width", ["80", pytest.param("400", marks=pytest.mark.slow)])
 def test_no_command_writes_a_raw_control_character(hostile_run, capfd, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", width)
     monkeypatch.setenv("FORCE_COLOR", "")

@@ -77,7 +77,7 @@ def test_the_seeds_of_self_instruct_through_sft(capsys):
     assert [row["step"] for row in rows_of("sft") if "loss" in row] == [1, 2]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_all_of_gsm8k_is_checked_and_looked_through(stage, capsys):
     recipe = write_recipe(stage, GSM8K, **(GRPO if stage == "grpo" else {}))
     assert main(["check", recipe]) == 0

@@ -197,6 +197,7 @@ def test_wandb_without_a_login_is_stored_in_the_run_folder(in_tmp_path, monkeypa
 
 
 @needs_trackio
+@pytest.mark.slow
 def test_trackio_gets_every_metric_and_a_resumed_run_continues_its_curves(tmp_path):
     """In a separate process, because trackio reads TRACKIO_DIR at import."""
     program = """
