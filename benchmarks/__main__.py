@@ -9,7 +9,7 @@ import argparse
 import subprocess
 from collections.abc import Callable
 
-from . import chatting, fuzz, kills, optimizers, plan, reading, rollouts, shakespeare, start, step
+from . import chatting, fuzz, kills, optimizers, page, plan, reading, rollouts, shakespeare, start, step
 from .gpu import summary
 
 BENCHES: dict[str, Callable[..., None]] = {
@@ -20,6 +20,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     "reading": reading.bench,
     "start": start.bench,
     "chat": chatting.bench,
+    "page": page.bench,
     "rollouts": rollouts.bench,
     "plan": plan.bench,
     "kills": kills.bench,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from llm_lab import __version__
 from llm_lab.errors import LONGEST, LabError, Problem, UserError, file_error
 from llm_lab.limits import parse_json
 from llm_lab.runs.glossary import name_of, write
-from llm_lab.safe_text import printable, redact_values, shorten, valid_text
+from llm_lab.safe_text import printable, redact, shorten, valid_text
 
 T = TypeVar("T", list[Any], dict[str, Any])
 TEMPLATES = Path(__file__).with_name("templates")
@@ -57,18 +58,24 @@ def page(request: Request, template: str, *, title: str, status: int = 200, **va
 
 def answer(value: Any, status: int = 200) -> JSONResponse:
     """Return JSON, without secrets; numbers that JSON lacks (NaN, infinity) become null."""
-    return JSONResponse(_finite(redact_values(value)), status)
+    return JSONResponse(_finite(value, lambda text: _valid(redact(text))), status)
 
 
-def _finite(value: Any) -> Any:
+def _valid(text: str) -> str:
+    return text if text.isascii() else valid_text(text)
+
+
+def _finite(value: Any, write_text: Callable[[str], str] = _valid) -> Any:
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
+        return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value if value.isascii() else valid_text(value)
+        return write_text(value)
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): _finite(one, write_text) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        if set(map(type, value)) == {float} and math.isfinite(sum(value)):
+            return value  # thousands of points of a curve
+        return [_finite(one, write_text) for one in value]
     return value
 
 

@@ -8,7 +8,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +24,7 @@ from .addresses import find_run, name_in
 from .gpu_meter import read_gpus
 from .lab import lab_of
 from .launches import last_lines, log_of, stop_run
-from .metric_columns import AXES, columns_of
+from .metric_columns import AXES, MOST_SECONDS, columns_of
 from .responses import answer, page
 from .run_differences import differences_of
 from .run_index import INDEX, STATUS_NOTES, STRANGE, stamp_of
@@ -32,6 +34,9 @@ from .run_view import PICTURES, glossary_of, head_of, outer_of, panels_of, resum
 MOST_POINTS = 2000  # of a curve
 MOST_APPENDED = 2000  # rows sent one by one; after that the thinned curves come again
 MOST_COMPARED = 200
+FIRST_SECONDS = (
+    0.1  # of reading a long file before the first curves: behind the page, and again when they are asked for
+)
 
 
 # Pages
@@ -62,10 +67,22 @@ def run_page(request: Request) -> Response:
     }
     # A merge, an export or an evaluation has no steps.
     has_curves = kind == "run" and (run.metrics_path.is_file() or facts.get("status") == "running")
+    if has_curves:
+        axis = request.query_params.get("axis", AXES[0])
+        data["early"] = _early_curves(name_in(run), axis if axis in AXES else AXES[0])
     names: dict[str, Any] = {"short": run.path.name, "outer": around}
-    return page(
+    shown = page(
         request, "run.html", title=name_in(run), kind=kind, has_curves=has_curves, data=redact_values(data), **names
     )
+    if has_curves:  # while the browser reads the page
+        shown.background = BackgroundTask(columns_of, run.metrics_path, FIRST_SECONDS)
+    return shown
+
+
+def _early_curves(name: str, axis: str) -> dict[str, str]:
+    """Return the address of the first curves of a run, which a browser asks for while it loads the page's scripts."""
+    address = f"/api/runs/{quote(name)}/curves/first?axis={axis}"
+    return {"topic": f"metrics:{axis}:{MOST_POINTS}:{name}", "address": address}
 
 
 def _run_or_why_not(request: Request) -> RunFolder:
@@ -100,6 +117,13 @@ def _compared(request: Request) -> dict[str, Any]:
 
 
 # What a page asks for
+
+
+def first_curves(request: Request) -> Response:
+    """Return the curves of a run as the topic `metrics` does, and the cursor from which on that goes on."""
+    name, axis = request.path_params["name"], request.query_params.get("axis", AXES[0])
+    cursor, data = metrics_topic(f"{axis}:{MOST_POINTS}:{name}", None, FIRST_SECONDS) or (None, {})
+    return answer({"cursor": cursor, "data": data})
 
 
 def run_curves(request: Request) -> Response:
@@ -195,13 +219,16 @@ def run_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     return None if now == cursor else (now, head)
 
 
-def metrics_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
-    """Return the curves of a run, or the rows that were appended. argument: AXIS:POINTS:NAME."""
+def metrics_topic(argument: str, cursor: Any, seconds: float = MOST_SECONDS) -> tuple[Any, Any] | None:
+    """Return the curves of a run, or the rows that were appended. argument: AXIS:POINTS:NAME.
+
+    seconds: of reading a long file; data["complete"] says whether all of it was read.
+    """
     axis, points, name = (*argument.split(":", 2), "", "")[:3]
     if axis not in AXES or not points.isdecimal():
         raise UserError(Problem("topic", "it names no axis", value=argument))
     most = min(max(int(points), 10), MOST_POINTS)
-    columns = columns_of(find_run(name).metrics_path)
+    columns = columns_of(find_run(name).metrics_path, seconds)
     known = cursor if _is_cursor(cursor) and cursor[0] == columns.generation else None
     if known and known[2] == columns.count:
         return None
@@ -215,7 +242,7 @@ def metrics_topic(argument: str, cursor: Any) -> tuple[Any, Any] | None:
     keys = list(columns.columns)
     if not appended or (known and known[3] != len(keys)):
         data |= {"glossary": glossary_of([*keys, *AXES]), "panels": panels_of(keys)}
-        data["axes"] = [one for one in AXES if any(value == value for value in columns.axes[one][:64])]
+        data["axes"] = [one for one in AXES if any(value == value for value in columns.axes[one].places[:64])]
     return [columns.generation, base, columns.count, len(keys)], data
 
 
@@ -243,6 +270,7 @@ ROUTES = [
     Route("/runs/{name:path}", run_page),
     Route("/api/compare", compare_data),
     Route("/api/runs/{name:path}/curves", run_curves),
+    Route("/api/runs/{name:path}/curves/first", first_curves),
     Route("/api/runs/{name:path}/lineage", run_lineage),
     Route("/api/runs/{name:path}/report", run_report),
     Route("/api/runs/{name:path}/log", run_log),

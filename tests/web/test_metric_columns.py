@@ -88,17 +88,19 @@ def test_damaged_lines_are_counted_and_values_that_are_not_numbers_are_left_out(
     assert columns.latest()["loss"] == 2.0
 
 
-def test_of_100_000_lines_the_first_curves_come_at_once_and_soon_all(metrics):
+def test_100_000_lines_become_curves_in_less_time_than_parsing_their_lines_takes(metrics):
     one = json.dumps(row(1, 2.5, learning_rate=1e-3, grad_norm=0.7, tokens_per_second=11_000.5))
     metrics.write_text("".join(one.replace('"step": 1,', f'"step": {step},') + "\n" for step in range(1, 100_001)))
+    began = time.process_time()
+    for line in metrics.read_bytes().splitlines():
+        json.loads(line)
+    parsing = time.process_time() - began
     columns = Columns(metrics)
-    started = time.perf_counter()
+    began = time.process_time()
     columns.read()
-    first = columns.points("step", most=2000)
-    seconds = time.perf_counter() - started
-    assert len(first["loss"]["x"]) > 1000
-    assert seconds < 1.5  # 0.26 s on an idle machine
+    assert len(columns.points("step", most=2000)["loss"]["x"]) > 1000
     while not columns.complete:
         columns.read()
     assert columns.points("step", most=2000)["loss"]["x"][-1] == 100_000
-    assert time.perf_counter() - started < 10
+    # 0.23 and 0.40 s of CPU; it was 0.50 with the parser of the standard library.
+    assert time.process_time() - began < parsing

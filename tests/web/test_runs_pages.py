@@ -156,10 +156,19 @@ def test_an_outlier_of_a_long_run_is_drawn_and_in_the_table_of_points(opened, se
     rows = [row(step, 2.0) for step in range(1, 20_001)]
     rows[7_776]["loss"] = 55.5
     write_run(server.home, "long", rows=rows)
-    page = opened("/runs/long?smooth=0.9")
+    asked = []
+    page = opened("/")
+    page.on("request", lambda request: asked.append((request.url, request.post_data or "")))
+    opened("/runs/long?smooth=0.9")
     page.locator('section[data-measure="loss"] summary').press("Enter")
     expect(page.get_by_role("row", name="7,777 55.5000")).to_be_visible()
     expect(page.get_by_role("row", name="20,000 2.0000")).to_be_visible()
+    # The browser asks for the curves before the scripts that draw them are there, and once.
+    order = [url.removeprefix(server.address) for url, _ in asked]
+    first = "/api/runs/long/curves/first?axis=step"
+    assert order.count(first) == 1
+    assert order.index(first) < order.index("/api/updates", order.index("/runs/long?smooth=0.9"))
+    assert not any('"metrics:step:2000:long":null' in body for _, body in asked)
 
 
 @pytest.mark.slow

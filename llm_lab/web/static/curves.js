@@ -1,9 +1,10 @@
 // Curves of one run or of several: a chart per measure, one x axis for all of them, zoom, smoothing, live points.
-import { api, color, el, fill, findAll, onTheme, showError, watch } from "./lab.js";
+import { api, color, data as handed, el, fill, findAll, onTheme, showError, watch } from "./lab.js";
 import { AXIS_NAMES, Chart, NAMES } from "./chart.js";
 import { write } from "./numbers.js";
 
 const POINTS = 2000; // of a curve; beyond them the server thins
+let early = handed.early; // the first curves, which the browser asks for while it loads the scripts
 const DASHES = [[], [7, 4], [2, 3], [12, 4, 2, 4]];
 
 /** The color and dash of the index-th run: after six colors they come again, dashed. */
@@ -58,27 +59,43 @@ export class Curves {
     source.end();
     source.points = {};
     source.detail = null;
-    source.end = watch(`metrics:${this.axis}:${POINTS}:${source.name}`, (data, problems) => {
-      if (problems) return;
-      if (data.panels) Object.assign(source, { panels: data.panels, glossary: data.glossary, axes: data.axes });
-      if (data.appended) {
-        for (const [key, points] of Object.entries(data.points)) {
-          const known = (source.points[key] ??= { x: [], y: [] });
-          known.x.push(...points.x);
-          known.y.push(...points.y);
-          known.means?.x.push(...points.x);
-          known.means?.y.push(...points.y);
-        }
-      } else {
-        source.points = data.points;
-        source.detail = null;
-        if (this.range?.[0] > this.whole()[1]) this.range = null; // a run that starts again from before the zoom
-        if (this.range) this.refine();
+    const topic = `metrics:${this.axis}:${POINTS}:${source.name}`;
+    const take = (data, problems) => problems || this.take(source, data);
+    if (early?.topic !== topic) {
+      source.end = watch(topic, take);
+      return;
+    }
+    let wanted = true;
+    source.end = () => (wanted = false);
+    api(early.address)
+      .catch(() => null) // what is wrong is told when it is asked for again
+      .then((first) => {
+        if (!wanted) return;
+        source.end = watch(topic, take, first?.cursor);
+        if (first) take(first.data);
+      });
+    early = null;
+  }
+
+  take(source, data) {
+    if (data.panels) Object.assign(source, { panels: data.panels, glossary: data.glossary, axes: data.axes });
+    if (data.appended) {
+      for (const [key, points] of Object.entries(data.points)) {
+        const known = (source.points[key] ??= { x: [], y: [] });
+        known.x.push(...points.x);
+        known.y.push(...points.y);
+        known.means?.x.push(...points.x);
+        known.means?.y.push(...points.y);
       }
-      source.rows = data.rows;
-      this.onRows?.(source, data);
-      this.show();
-    });
+    } else {
+      source.points = data.points;
+      source.detail = null;
+      if (this.range?.[0] > this.whole()[1]) this.range = null; // a run that starts again from before the zoom
+      if (this.range) this.refine();
+    }
+    source.rows = data.rows;
+    this.onRows?.(source, data);
+    this.show();
   }
 
   // --- the tools above the charts
@@ -267,7 +284,9 @@ export class Curves {
       chart.remove();
       this.charts.delete(id);
     }
-    for (const [at, panel] of plan.entries()) {
+    const first = this.charts.size ? plan : plan.slice(0, 1); // it is painted before the others are built
+    if (first.length < plan.length) requestAnimationFrame(() => setTimeout(() => this.show()));
+    for (const [at, panel] of first.entries()) {
       let chart = this.charts.get(panel.id);
       if (!chart) this.charts.set(panel.id, (chart = new Chart(this, panel)));
       if (this.body.children[at] !== chart.box) this.body.insertBefore(chart.box, this.body.children[at] ?? null);
