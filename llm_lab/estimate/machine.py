@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
 import platform
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -53,6 +56,7 @@ PACKAGES = [
     "bitsandbytes",
 ]
 HUB_SECONDS = 3.0
+_FINDING = threading.Lock()  # the wizard looks in a thread while it imports the rest
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,14 @@ class Machine:
         return f"{many}{first.name} ({first.memory_bytes / 2**30:.0f} GiB, {bf16}), {cpu}"
 
 
-@functools.lru_cache(maxsize=1)
 def find_machine() -> Machine:
-    """Return this machine. Takes a few milliseconds; nothing heavy is imported."""
+    """Return this machine. Takes a few milliseconds, or as long as the GPU's driver; nothing heavy is imported."""
+    with _FINDING:
+        return _find_machine()
+
+
+@functools.lru_cache(maxsize=1)
+def _find_machine() -> Machine:
     return Machine(
         gpus=_find_gpus(),
         cpu_name=_cpu_name(),
@@ -132,6 +141,8 @@ def find_machine() -> Machine:
 
 def _find_gpus() -> tuple[Gpu, ...]:
     try:
+        if sys.platform == "linux":
+            ctypes.CDLL("libnvidia-ml.so.1")  # without it, the import below would be for nothing
         import pynvml
 
         pynvml.nvmlInit()

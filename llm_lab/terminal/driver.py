@@ -268,16 +268,18 @@ class Wizard:
 
 def _print_screen(console: Console, screen: Screen) -> None:
     """Print what is between the title and a question."""
-    from .plan_panel import plan_panel
-
     panel = screen.panel
     if isinstance(panel, DesignNumbers):
         print_design_numbers(console, panel.resolved)
     elif isinstance(panel, RunNumbers):
         print_run_numbers(console, panel.resolved)
     elif isinstance(panel, Plan):
+        from .plan_panel import plan_panel
+
         console.print(plan_panel(panel.resolved))
     elif isinstance(panel, RecipePlan):
+        from .plan_panel import plan_panel
+
         job = _job_of(panel)
         for resolved in job.stages:
             console.print(plan_panel(resolved, job.home, is_new=not panel.resume))
