@@ -5,7 +5,7 @@ A listener is any callable that takes an event. The terminal, plain lines, JSON 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """Training starts, or resumes after `first_step` updates."""
+    """Training starts, or resumes after `first_step` updates. earlier: the rows of metrics.jsonl from before."""
 
     max_steps: int
     first_step: int
     facts: Mapping[str, Any]
+    earlier: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ Points = Sequence[tuple[float, float]]
 Series = Mapping[str, Points]  # key in metrics.jsonl: its (step, value) points
 
 
-# The curves of a run: the loss across the whole width, the other panels below it, two in a row
+# The curves of a run: the first panel across the whole width, the others below it, two in a row
 
 NUMBERS = 44  # pixels for the numbers of an upright axis
 LEFT, RIGHT, BETWEEN = NUMBERS + 16, 20, NUMBERS + 28
@@ -73,6 +73,20 @@ PANELS = (
     Panel(("learning_rate",), from_zero=True, linear=True),
     Panel(("grad_norm",), from_zero=True),
 )
+
+
+def panels_for(keys: Container[str]) -> list[Panel]:
+    """Return the panels of a run with these metrics, the one that says most first.
+
+    In GRPO and PPO that is the reward; their loss says little, so it comes after what the model does.
+    """
+    panels = [panel for panel in PANELS if any(key in keys for key in panel.keys)]
+    if "reward" not in keys and "eval_reward_sampled" not in keys:
+        return panels
+    late = ("loss", "learning_rate", "grad_norm")
+    return [*(panel for panel in panels if panel.keys[0] not in late), *(p for p in panels if p.keys[0] in late)]
+
+
 MEASURED_RARELY = (
     "eval_",
     "exact_match",
@@ -96,7 +110,7 @@ def draw_curves(rows: Iterable[Mapping[str, Any]]) -> str | None:
     """Draw the rows of metrics.jsonl, or return None where there is nothing to draw."""
     rows = list(rows)
     drawn = []
-    for panel in PANELS:
+    for panel in panels_for({key for row in rows for key in row}):
         series: Series = {
             key: [(row["step"], row[key]) for row in rows if is_number(row.get(key))] for key in panel.keys
         }

@@ -207,7 +207,7 @@ def fit(
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:
         listener(RunWarning(f"{idle} more GPUs are idle: use --nproc {idle + process_count()} to train on all of them"))
-    listener(TrainingStarted(max_steps=train.max_steps, first_step=start.step, facts=folder.facts()))
+    listener(TrainingStarted(train.max_steps, start.step, folder.facts(), earlier=folder.metrics()))
     if train.compile:
         listener(Notice("compiling the model: the first steps take longer"))
     try:

@@ -1,20 +1,19 @@
-"""The frame that shows a run in a terminal: its numbers, its curve, and on request what the numbers mean."""
+"""The frame that shows a run in a terminal: its numbers, its curve, its samples, and what the numbers mean."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import textwrap
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llm_lab.estimate.formatting import clock, count
-from llm_lab.runs.glossary import name_of, quantity, rank, write
+from llm_lab.estimate.formatting import clock
+from llm_lab.runs.glossary import name_of, quantity, write
 
 from .console import one_line, printable
+from .track import Track, describe_progress, describe_sample, mix_of, shown_values
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -22,27 +21,16 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 
-MAX_COLUMNS = 100
+WIDE_COLUMNS, WIDE_LINES = 100, 30  # from here on, the numbers and the curve are next to each other
 NUMBER_LINES = 7
-HELD_OUT = "o"  # the mark of the second curve where there are no colors
-CURVE_LINES = 8
+CURVE_LINES, WIDE_CURVE_LINES = 8, 18
 SAMPLE_LINES = 3
-MAX_POINTS = 2_000
-SPEED_WINDOW = 20  # log rows from which the time left is estimated
-SOURCES_SHOWN = 4
-# What is drawn: the first pair with data, (training, held out).
-CURVES = (("reward", "eval_reward_sampled"), ("loss", "eval_loss"))
-# Keys that are not measurements, or that the frame shows elsewhere.
-NOT_SHOWN = {"step", "wall_seconds", "epoch", "time", "mix", "epochs"}
-# Numbers that the frame leaves to metrics.jsonl, the log lines and the report.
-DETAILS = {"policy_loss", "critic_grad_norm", "reward_chosen", "reward_rejected", "logps_rejected"}
-# Scores that come first in a stage that is trained on rewards.
-REWARDED = (
-    *("reward", "reward_std", "zero_spread_share", "kl", "clip_fraction", "entropy", "completion_length"),
-    *("cut_off_share", "exact_match", "exact_match_sampled", "eval_reward", "eval_reward_sampled"),
-    *("explained_variance", "value_loss"),
-)
-HELP_HINT = "? help"
+ATTENTION = " !"  # the mark of a number that does not look healthy
+HELD_OUT = "o"  # the mark of the second curve where there are no colors
+CURVE_STYLES = {None: "dim", 0: "cyan", 1: "bold"}
+# What each key shows, in the order in which a narrow footer keeps them.
+KEYS = {"?": "explain", "c": "next curve", "s": "samples", "l": "log"}
+ESCAPE = "\x1b"
 
 # The bit of each dot in a braille character, by row and column.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -51,169 +39,141 @@ _LABEL = 7  # columns of the numbers next to the axis
 LEAST_SPAN = 2e-3  # of the values on the y axis: numbers of these columns could not show a smaller one
 
 
-@dataclass
-class Track:
-    """What is known of a run so far. help_page: which page of explanations is shown, None for none."""
+@dataclass(frozen=True)
+class View:
+    """What the frame shows below the progress: the numbers (no key), or what a key asked for, and its page."""
 
-    now: Callable[[], float] = time.monotonic
-    begun: bool = False
-    ended: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    max_steps: int = 0
-    step: int = 0
-    latest: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, list[tuple[float, float]]] = field(
-        default_factory=lambda: {key: [] for pair in CURVES for key in pair}
-    )
-    sample: tuple[int, str, str] | None = None
-    saved_step: int | None = None
-    progress: tuple[str, int, int] | None = None
-    help_page: int | None = None
-    _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
-    _includes_start: bool = True
-    _clock_zero: float = 0.0
-
-    @property
-    def heading(self) -> str:
-        """The run in one line."""
-        facts = self.facts
-        parameters = facts.get("parameters")
-        words = [
-            facts.get("name") or "run",
-            facts.get("model"),
-            f"{count(parameters)} parameters" if parameters else None,
-            facts.get("device"),
-        ]
-        return one_line(" · ".join(str(word) for word in words if word))
-
-    def begin(self, max_steps: int, first_step: int, facts: Mapping[str, Any]) -> None:
-        self.begun, self.facts, self.max_steps, self.step = True, dict(facts), max_steps, first_step
-        self._clock_zero = self.now()
-        self._marks.append((self.now(), first_step))
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Add one row of metrics.jsonl."""
-        step = int(row.get("step", self.step))
-        self.latest.update(row)
-        for key, points in self.curves.items():
-            if isinstance(row.get(key), int | float):
-                points.append((step, float(row[key])))
-                if len(points) > MAX_POINTS:
-                    del points[1:-1:2]
-        if "loss" in row:
-            if self._includes_start and len(self._marks) == 2:
-                self._marks.popleft()  # the first steps compile and warm up: they say nothing about the others
-                self._includes_start = False
-            self._marks.append((self.now(), step))
-        if isinstance(row.get("wall_seconds"), int | float):
-            self._clock_zero = self.now() - row["wall_seconds"]
-        self.step = max(self.step, step)
-
-    def end(self) -> None:
-        self.ended = True
-        self.progress = self.help_page = None
-
-    def elapsed(self) -> float:
-        return self.now() - self._clock_zero if self.begun else 0.0
-
-    def seconds_left(self) -> float | None:
-        """Return the time left, estimated from recent steps; None while too few are known."""
-        if len(self._marks) < 2:
-            return None
-        (then, first), (last, step) = self._marks[0], self._marks[-1]
-        if step <= first or step >= self.max_steps:
-            return 0.0 if step >= self.max_steps else None
-        return max(0.0, (self.max_steps - step) * (last - then) / (step - first) - (self.now() - last))
+    key: str = ""
+    page: int = 0
 
 
-def mfu(row: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
-    """Return the model FLOPs utilization, or None where the GPU's peak is not known."""
-    speed, flops, peak = row.get("tokens_per_second"), facts.get("flops_per_token"), facts.get("peak_flops")
-    return speed * flops / peak if speed and flops and peak else None
+def press(key: str, view: View, track: Track, columns: int, lines: int) -> View:
+    """Return what is shown after a key; a key without a meaning changes nothing. `c` turns to the next curve."""
+    if not track.begun or track.ended:
+        return view
+    if key == ESCAPE:
+        return View()
+    if key == "c":
+        track.curve = (track.curve + 1) % max(1, len(track.panels()))
+        return View()
+    if key not in KEYS:
+        return view
+    following = View(key, view.page + 1 if view.key == key else 0)
+    return following if following.page < len(_pages(following.key, track, columns - 1, _room(lines))) else View()
 
 
-def values_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
-    """Return every number of a row by its key, in the order of the glossary."""
-    values = {**row, "mfu": mfu(row, facts)}
-    keys = [key for key, value in values.items() if isinstance(value, int | float) and key not in NOT_SHOWN]
-    return {key: values[key] for key in sorted(keys, key=rank)}
-
-
-def numbers_of(row: Mapping[str, Any], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, number) of everything in a row."""
-    values = values_of(row, facts)
-    return [*((one_line(name_of(key)), write(key, value)) for key, value in values.items()), *mix_of(row)]
-
-
-def mix_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (name, numbers) of the shares of the data sources, and of how often each was read."""
-    if isinstance(row.get("mix"), list):
-        yield name_of("mix"), _of_each([f"{100 * share:.0f}" for share in row["mix"]]) + " %"
-    if isinstance(row.get("epochs"), list):
-        yield name_of("epochs"), _of_each(["<1" if times is None else f"{times:.2f}" for times in row["epochs"]])
-
-
-def _of_each(numbers: list[str]) -> str:
-    """Join the numbers of the data sources; of many, the first ones."""
-    return "/".join(numbers if len(numbers) <= SOURCES_SHOWN else [*numbers[: SOURCES_SHOWN - 1], ".."])
-
-
-def _frame_values(track: Track) -> dict[str, float]:
-    """Return what the frame shows, the most informative first."""
-    row = track.latest
-    values = {key: value for key, value in values_of(row, track.facts).items() if key not in DETAILS}
-    for kind in ("", "_sampled"):  # where the reward only repeats the exact match
-        if values.get(f"eval_reward{kind}") == values.get(f"exact_match{kind}"):
-            values.pop(f"eval_reward{kind}", None)
-    if "reward" not in values:
-        return values
-    values.pop("train_tokens", None)
-    return {key: values[key] for key in sorted(values, key=lambda key: (key not in REWARDED, _place(key)))}
-
-
-def _place(key: str) -> int:
-    return REWARDED.index(key) if key in REWARDED else rank(key)
-
-
-def describe_progress(done: int, total: int) -> str:
-    """Return how far a piece of work is: 30 % (3/10)."""
-    return f"{100 * done // total} % ({done:,}/{total:,})" if total > 0 else f"{done:,}"
+def _room(lines: int) -> int:
+    """Return how many lines a view has between the progress and the keys."""
+    return max(1, lines - 5)
 
 
 def draw_frame(
-    track: Track, columns: int, lines: int, *, unicode: bool = True, colors: bool = True, hint: str = ""
+    track: Track,
+    columns: int,
+    lines: int,
+    *,
+    unicode: bool = True,
+    colors: bool = True,
+    view: View | None = None,
+    keys: bool = False,
 ) -> Group:
-    """Draw a run for a terminal of this size, on at most `lines` - 2 lines. hint: shown after the heading."""
+    """Draw a run for a terminal of this size, on at most `lines` - 2 lines. keys: whether keys are read, and named."""
     from rich.console import Group
     from rich.text import Text
 
-    columns = min(columns - 1, MAX_COLUMNS)
+    columns, view = columns - 1, view or View()
     parts: list[Text] = []
     if track.begun:
-        heading = Text.assemble((track.heading, "title"), (f"   {hint}" if hint else "", "dim"))
-        parts += [heading, _steps(track, columns, unicode)]
-    if track.begun and track.help_page is not None:
-        parts += _explanations(track, columns, lines - 2 - len(parts))
+        parts += [_heading(track, columns), _steps(track, columns, unicode)]
+    foot = [_footer(view, track, columns, lines, unicode)] if keys and track.begun and lines >= 8 else []
+    free = lines - 2 - len(parts) - len(foot)
+    if track.begun and view.key:
+        pages = _pages(view.key, track, columns, _room(lines))
+        parts += pages[min(view.page, len(pages) - 1)][: max(0, free)] if pages else [Text("Nothing yet.")]
+    elif track.begun and columns >= WIDE_COLUMNS - 1 and lines >= WIDE_LINES:
+        parts += _wide_body(track, columns, free, unicode, colors)
     else:
-        parts += _body(track, columns, lines - 2 - len(parts), unicode, colors)
-    for part in parts:
+        parts += _body(track, columns, free, unicode, colors)
+    for part in [*parts, *foot]:
         part.no_wrap = True
         part.truncate(columns, overflow="ellipsis" if unicode else "crop")
-    return Group(*parts[: max(1, lines - 2)])
+    return Group(*[*parts[: max(1, lines - 2 - len(foot))], *foot])
+
+
+def _heading(track: Track, columns: int) -> Text:
+    """Return the heading without the parts that are too long for the line."""
+    from rich.text import Text
+
+    words = track.headings
+    while len(words) > 1 and len(" · ".join(words)) > columns:
+        words.pop()
+    return Text(" · ".join(words), style="title")
+
+
+def _footer(view: View, track: Track, columns: int, lines: int, unicode: bool) -> Text:
+    """Return what the keys do, as many as fit."""
+    from rich.text import Text
+
+    if view.key:
+        count = len(_pages(view.key, track, columns, _room(lines)))
+        is_last = view.page + 1 >= count
+        shown = [(view.key, "back")] if is_last else [(view.key, f"page {view.page + 2} of {count}"), ("Esc", "back")]
+    else:
+        known = {"c": len(track.panels()) > 1, "s": bool(track.samples)}
+        stop = "save and stop" if columns >= 70 else "stop"
+        shown = [("Ctrl-C", stop), *((key, text) for key, text in KEYS.items() if known.get(key, True))]
+    foot = Text()
+    for key, text in shown:
+        more = Text.assemble("  " if foot else "", (key, "bold"), (f" {text}", "dim"))
+        if foot.cell_len + more.cell_len <= columns:
+            foot.append_text(more)
+    return foot
 
 
 def _body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[Text]:
-    """Return numbers, curve and sample on at most `free` lines."""
-    parts = [*_numbers(track, columns), *_mix(track)] if track.begun else []
-    if track.progress:
-        label, done, total = track.progress
-        parts.append(_bar(f"{one_line(label)} ", done, total, " " + describe_progress(done, total), columns, unicode))
+    """Return numbers, curve and sample, one below the other, on at most `free` lines."""
+    most = max(2, min(NUMBER_LINES, free // 3 + 1))
+    parts = [*_numbers(track, columns, most), *_mix(track, columns), *_warning(track, columns)] if track.begun else []
+    parts += _progress(track, columns, unicode)
     free -= len(parts)
-    sample = _sample(track, columns, min(SAMPLE_LINES, free - 1)) if track.sample and free >= 2 else []
+    sample = _sample(track, columns, min(SAMPLE_LINES, free - 1)) if track.samples and free >= 2 else []
     free -= len(sample)
-    if track.curves["loss"] and free >= 5:
+    if free >= 5:
         parts += _curve(track, columns, min(CURVE_LINES, free - 1), unicode, colors)
     return parts + sample
+
+
+def _wide_body(track: Track, columns: int, free: int, unicode: bool, colors: bool) -> list[Text]:
+    """Return the numbers next to the curve, and the sample below them, on at most `free` lines."""
+    from rich.text import Text
+
+    under = [*_mix(track, columns), *_warning(track, columns), *_progress(track, columns, unicode)]
+    pairs = _pairs(track)
+    if any(number.endswith(ATTENTION) for _, number, _ in pairs):  # the digits stay below each other
+        unmarked = " " * len(ATTENTION)
+        pairs = [
+            (name, number if number.endswith(ATTENTION) else number + unmarked, style) for name, number, style in pairs
+        ]
+    names, width = max(len(name) for name, *_ in pairs), max(len(number) for _, number, _ in pairs)
+    left = [
+        Text.assemble((name.ljust(names), "dim"), "  ", (number.rjust(width), style)) for name, number, style in pairs
+    ]
+    rows = min(max(WIDE_CURVE_LINES, len(left)), free - len(under) - SAMPLE_LINES)
+    side = names + width + 2
+    right = list(_curve(track, columns - side - 4, rows - 1, unicode, colors))
+    bar = " │ " if unicode else " | "
+    lines = [
+        Text.assemble(one, " " * (side - one.cell_len), (bar, "dim"), other)
+        for one, other in itertools.zip_longest(left[:rows], right, fillvalue=Text())
+    ]
+    return [*lines, *under, *_sample(track, columns, free - len(lines) - len(under))]
+
+
+def _progress(track: Track, columns: int, unicode: bool) -> list[Text]:
+    if track.progress is None:
+        return []
+    label, done, total = track.progress
+    return [_bar(f"{one_line(label)} ", done, total, " " + describe_progress(done, total), columns, unicode)]
 
 
 def _bar(before: str, done: int, total: int, after: str, columns: int, unicode: bool) -> Text:
@@ -222,7 +182,7 @@ def _bar(before: str, done: int, total: int, after: str, columns: int, unicode: 
     width = max(0, min(40, columns - len(before) - len(after)))
     full = round(width * min(1.0, done / total)) if total > 0 else 0
     on, off = ("━", "─") if unicode else ("#", "-")
-    return Text.assemble(before, (on * full, "good"), (off * (width - full), "dim"), after)
+    return Text.assemble(before, (on * full, "help"), (off * (width - full), "dim"), after)
 
 
 def _steps(track: Track, columns: int, unicode: bool) -> Text:
@@ -238,111 +198,199 @@ def _steps(track: Track, columns: int, unicode: bool) -> Text:
     return _bar(f"step {track.step:,}/{track.max_steps:,} ", track.step, track.max_steps, after, columns, unicode)
 
 
-def _numbers(track: Track, columns: int) -> Iterator[Text]:
-    """Lay the numbers out in columns, on at most NUMBER_LINES lines."""
+def _pairs(track: Track) -> list[tuple[str, str, str]]:
+    """Return (name, number, style) of what the frame shows; a number that needs attention has a mark."""
+    pairs = []
+    for key, value in shown_values(track).items():
+        health = track.health(key)
+        is_bad = health is not None and health.is_good is False
+        number = write(key, value) + (ATTENTION if is_bad else "")
+        pairs.append((one_line(name_of(key)), number, "warn" if is_bad else "bold"))
+    if track.saved_step is not None:
+        pairs.append(("saved at step", f"{track.saved_step:,}", "bold"))
+    return pairs or [("", "", "")]
+
+
+def _numbers(track: Track, columns: int, most: int) -> Iterator[Text]:
+    """Lay the numbers out in columns, on at most `most` lines."""
     from rich.text import Text
 
-    pairs = [(one_line(name_of(key)), write(key, value)) for key, value in _frame_values(track).items()]
-    if track.saved_step is not None:
-        pairs.append(("saved at step", f"{track.saved_step:,}"))
+    pairs = _pairs(track)
     across, widths = _columns(pairs, columns)
-    for start in range(0, min(len(pairs), NUMBER_LINES * across), across):
+    if across == 1:  # the names are too long for columns
+        yield from _one_after_another(pairs, columns, most)
+        return
+    for start in range(0, min(len(pairs), most * across), across):
         line = Text()
-        for (name, number), width in zip(pairs[start : start + across], widths, strict=False):
-            style = "bad" if number in ("nan", "inf", "-inf") else "bold"
+        for (name, number, style), width in zip(pairs[start : start + across], widths, strict=False):
             line.append(name + " ", style="dim").append(number.ljust(width - len(name) - 1), style=style)
+        line.rstrip()
         yield line
 
 
-def _columns(pairs: list[tuple[str, str]], columns: int) -> tuple[int, list[int]]:
+def _one_after_another(pairs: list[tuple[str, str, str]], columns: int, most: int) -> list[Text]:
+    """Fill lines with numbers, each as wide as it is."""
+    from rich.text import Text
+
+    lines = [Text()]
+    for name, number, style in pairs:
+        part = Text.assemble((name + " ", "dim"), (number, style))
+        if lines[-1] and lines[-1].cell_len + 3 + part.cell_len <= columns:
+            lines[-1].append("   ").append_text(part)
+        else:
+            lines.append(part)
+    return lines[1 : most + 1]
+
+
+def _columns(pairs: list[tuple[str, str, str]], columns: int) -> tuple[int, list[int]]:
     """Return how many numbers fit on one line, and how wide each column is."""
     for across in (4, 3, 2):
         stacks = [pairs[start::across] for start in range(across)]
-        widths = [max((len(name) + len(number) for name, number in stack), default=0) + 3 for stack in stacks]
+        widths = [max((len(name) + len(number) for name, number, _ in stack), default=0) + 3 for stack in stacks]
         if sum(widths) <= columns + 2:
             spare = max(0, columns - sum(widths)) // across
             return across, [width + spare for width in widths]
     return 1, [columns]
 
 
-def _mix(track: Track) -> Iterator[Text]:
-    """Put the mix of several sources on a line of its own: it is wider than a number."""
+def _mix(track: Track, columns: int) -> list[Text]:
+    """Put the mix of several sources on lines of its own: it is wider than a number."""
     from rich.text import Text
 
-    pairs = list(mix_of(track.latest))
-    if pairs:
-        yield Text("   ").join(Text.assemble((name + " ", "dim"), (numbers, "bold")) for name, numbers in pairs)
+    parts = [Text.assemble((name + " ", "dim"), (numbers, "bold")) for name, numbers in mix_of(track.latest)]
+    line = Text("   ").join(parts)
+    return [] if not parts else [line] if line.cell_len <= columns else parts
 
 
-def help_pages(track: Track, columns: int, free: int) -> list[list[list[Text]]]:
-    """Return what the shown quantities mean, in pages of at most `free` lines; each entry is a list of lines."""
+def _warning(track: Track, columns: int) -> list[Text]:
+    """Return the newest warning."""
     from rich.text import Text
 
-    keys = [*_frame_values(track), *(key for key in ("mix", "epochs") if isinstance(track.latest.get(key), list))]
-    pages: list[list[list[Text]]] = [[]]
-    for key in keys:
-        known = quantity(key)
-        if not known.meaning:
-            continue
-        text = known.meaning + (f" Healthy: {known.healthy}" if known.healthy else "")
-        name = one_line(known.name)
-        lines = textwrap.wrap(f"{name}  {text}", max(20, columns), subsequent_indent="  ") or [""]
-        entry = [Text.assemble((name, "bold"), lines[0][len(name) :]), *map(Text, lines[1:])]
-        if pages[-1] and sum(map(len, pages[-1])) + len(entry) > free:
-            pages.append([])
-        pages[-1].append(entry)
-    return pages
-
-
-def _explanations(track: Track, columns: int, free: int) -> list[Text]:
-    from rich.text import Text
-
-    pages = help_pages(track, columns, free - 1)
-    number = min(track.help_page or 0, len(pages) - 1)
-    more = f"page {number + 1} of {len(pages)}, ? for the next page" if number + 1 < len(pages) else "? closes the help"
-    lines = [line for entry in pages[number] for line in entry] or [Text("No numbers yet.")]
-    return [*lines[: max(0, free - 1)], Text(more, style="dim")]
-
-
-def turn_help_page(track: Track, columns: int, lines: int) -> None:
-    """Show the first page of explanations, then the next; after the last, the numbers again."""
-    if not track.begun or track.ended:
-        return
-    following = 0 if track.help_page is None else track.help_page + 1
-    count_of_pages = len(help_pages(track, min(columns - 1, MAX_COLUMNS), lines - 5))
-    track.help_page = following if following < count_of_pages else None
-
-
-def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) -> Iterator[Text]:
-    from rich.text import Text
-
-    pair = next(pair for pair in CURVES if track.curves[pair[0]])
-    train, held_out = (track.curves[key] for key in pair)
-    legend = Text.assemble("        ", (name_of(pair[0]), "dim cyan"))
-    if held_out:
-        legend.append("  ").append(name_of(pair[1]) + ("" if colors else f" ({HELD_OUT})"), style="bold yellow")
-    yield legend
-    styles = {None: "dim", 0: "dim cyan", 1: "bold yellow"}
-    y_max = _ceiling(train) if pair[0] == "loss" else None
-    for row in draw_curves([train, held_out], columns, lines, ascii_only=not unicode, y_max=y_max):
-        marked = ((HELD_OUT if index == 1 and not colors else text, styles[index]) for text, index in row)
-        yield Text.assemble(*marked)
-
-
-def _ceiling(points: list[tuple[float, float]]) -> float | None:
-    """Return the greatest loss after the first steps, whose fall would flatten all the rest."""
-    first, last = points[0][0], points[-1][0]
-    later = [y for x, y in points if x > first + 0.05 * (last - first) and math.isfinite(y)]
-    return max(later) if len(points) > 20 and later else None
+    lines = textwrap.wrap(f"! {track.warning}", columns, subsequent_indent="  ") if track.warning else []
+    if len(lines) > SAMPLE_LINES:
+        lines = [*lines[: SAMPLE_LINES - 1], "  (l shows all of it)"]
+    return [Text(line, style="warn") for line in lines]
 
 
 def _sample(track: Track, columns: int, lines: int) -> list[Text]:
+    """Return the first sample and its heading, with `lines` lines of text."""
     from rich.text import Text
 
-    step, prompt, text = track.sample or (0, "", "")
-    heading = f"sample at step {step:,}" + (f", prompt {one_line(prompt)!r}" if prompt else "")
-    wrapped = [part for line in printable(text).expandtabs(4).split("\n") for part in textwrap.wrap(line, columns)]
-    return [Text(heading, style="dim"), *map(Text, wrapped[:lines])]
+    if not track.samples:
+        return []
+    step, prompt, text = track.samples[0]
+    heading = textwrap.shorten(describe_sample(step, prompt), columns, placeholder=" ...")
+    return [Text(heading, style="dim"), *map(Text, _wrapped(text, columns)[: max(0, lines)])]
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return [part for line in printable(text).expandtabs(4).split("\n") for part in textwrap.wrap(line, columns)]
+
+
+# What a key shows: pages of lines
+
+
+def _pages(key: str, track: Track, columns: int, room: int) -> list[list[Text]]:
+    """Return what a key shows, in pages of at most `room` lines."""
+    return {"?": help_pages, "s": _sample_pages, "l": _log_pages}[key](track, columns, room)
+
+
+def help_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
+    """Return what each number on the screen means, and whether it looks healthy."""
+    from rich.text import Text
+
+    keys = [*shown_values(track), *(key for key in ("mix", "epochs") if isinstance(track.latest.get(key), list))]
+    pages: list[list[Text]] = [[]]
+    for key in keys:
+        known, health = quantity(key), track.health(key)
+        if not known.meaning:
+            continue
+        name = one_line(known.name)
+        number = "" if isinstance(track.latest.get(key), list) else f" {write(key, shown_values(track)[key])}"
+        looks = f": {_VERDICTS[health.is_good]}{health.words}" if health else ""
+        style = "" if health is None or health.is_good is None else "good" if health.is_good else "warn"
+        text = known.meaning + (f" Healthy: {known.healthy}" if known.healthy else "")
+        head, *rest = textwrap.wrap(f"{name}{number}{looks}", max(18, columns - 2), break_on_hyphens=False)
+        entry = [Text(head, style=style), *(Text(f"  {line}", style=style) for line in rest)]
+        entry[0].stylize("bold", 0, len(name + number))
+        meaning = textwrap.wrap(text, max(18, columns - 2), break_on_hyphens=False)
+        entry += [Text(f"  {line}", style="dim") for line in meaning]
+        if pages[-1] and len(pages[-1]) + len(entry) > room:
+            pages.append([])
+        pages[-1] += entry
+    return pages if pages[0] else []
+
+
+_VERDICTS = {True: "looks healthy, ", False: "needs attention, ", None: ""}
+
+
+def _sample_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
+    from rich.text import Text
+
+    pages: list[list[Text]] = []
+    for number, (step, prompt, text) in enumerate(track.samples, 1):
+        count = f"{number} of {len(track.samples)}, " if len(track.samples) > 1 else ""
+        head = [Text(line, style="title") for line in textwrap.wrap(count + describe_sample(step, prompt), columns)]
+        head, each = head[: max(1, room - 1)], max(1, room - len(head))
+        lines = _wrapped(text, columns) or [""]
+        pages += [[*head, *map(Text, lines[start : start + each])] for start in range(0, len(lines), each)]
+    return pages
+
+
+def _log_pages(track: Track, columns: int, room: int) -> list[list[Text]]:
+    """Return one page: the newest lines."""
+    from rich.text import Text
+
+    lines = [
+        part
+        for line in list(track.lines)[-room:]
+        for part in textwrap.wrap(printable(line), columns, subsequent_indent="  ")
+    ]
+    return [[Text(line) for line in lines[-room:]]] if lines else []
+
+
+# Curves
+
+
+def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) -> list[Text]:
+    """Return the curves of a panel, with their names above them; nothing before the first point."""
+    from rich.text import Text
+
+    panels = track.panels()
+    if not panels or columns < 20 or lines < 3:
+        return []
+    panel = panels[track.curve % len(panels)]
+    as_percent = quantity(panel.keys[0]).form == "percent"
+    series = [[(x, 100 * y if as_percent else y) for x, y in track.history.get(key, ())] for key in panel.keys]
+    unit = " (%)" if as_percent else ""
+    legend = Text(" " * (_LABEL + 1))
+    # The second curve has marks where there are no colors, and where it has no line yet.
+    dotted = tuple(index for index, points in enumerate(series) if index and (not colors or len(points) == 1))
+    for index, (key, points) in enumerate(zip(panel.keys, series, strict=True)):
+        if points:
+            mark = f" ({HELD_OUT})" if index in dotted else ""
+            text = f"{name_of(key)}{unit}{mark}  "
+            if legend.cell_len + len(text) <= columns + 2:
+                legend.append(text, style=CURVE_STYLES[index])
+    where = f"curve {track.curve % len(panels) + 1} of {len(panels)}"
+    legend.rstrip()
+    if len(panels) > 1 and legend.cell_len + 2 + len(where) <= columns:
+        legend.append(where.rjust(columns - legend.cell_len), style="dim")
+    y_max = _ceiling(series[0]) if panel.keys[0] == "loss" and "reward" not in track.history else None
+    drawn = [legend]
+    for row in draw_curves(series, columns, lines, ascii_only=not unicode, y_max=y_max, dotted=dotted):
+        marked = ((HELD_OUT if index in dotted and text.strip() else text, CURVE_STYLES[index]) for text, index in row)
+        drawn.append(Text.assemble(*marked))
+    return drawn
+
+
+def _ceiling(points: Points) -> float | None:
+    """Return the greatest loss after the first steps, whose fall would flatten all the rest."""
+    if len(points) <= 20:
+        return None
+    first, last = points[0][0], points[-1][0]
+    later = [y for x, y in points if x > first + 0.05 * (last - first) and math.isfinite(y)]
+    return max(later) if later else None
 
 
 def draw_curve(
@@ -357,9 +405,15 @@ def draw_curve(
 
 
 def draw_curves(
-    series: Sequence[Points], width: int, height: int, *, ascii_only: bool = False, y_max: float | None = None
+    series: Sequence[Points],
+    width: int,
+    height: int,
+    *,
+    ascii_only: bool = False,
+    y_max: float | None = None,
+    dotted: Container[int] = (),
 ) -> list[list[tuple[str, int | None]]]:
-    """Draw several curves in one frame, later ones on top.
+    """Draw several curves in one frame, later ones on top. dotted: those whose points are not joined, by index.
 
     Returns lines of (text, index of the curve that the text belongs to; None for the frame).
     """
@@ -381,7 +435,7 @@ def draw_curves(
             )
             for x, y in points
         ]
-        for x, y in _joined(places):
+        for x, y in places if index in dotted else _joined(places):
             cell = (y // down, x // across)
             if owner.get(cell, index) != index:
                 dots[cell] = 0  # a cell has one color: the later curve takes it
@@ -431,6 +485,7 @@ def _y_label(row: int, rows: int, bottom: float, top: float, ascii_only: bool) -
 def _y_number(value: float, span: float) -> str:
     """Return a value with enough digits to differ from the others on the axis."""
     digits = max(0, 1 - math.floor(math.log10(span)))
+    value = round(value, digits) + 0.0 if digits <= 4 else value  # no "-0.00"
     return f"{value:.{digits}f}" if digits <= 4 and abs(value) < 1e5 else f"{value:.1e}".replace("e-0", "e-")
 
 

@@ -20,12 +20,12 @@ from llm_lab.events import (
     TrainingEnded,
     TrainingStarted,
 )
-from llm_lab.runs.charts import PANELS, Series, draw_panels
+from llm_lab.runs.charts import Series, draw_panels
 from llm_lab.runs.figure import is_number
 
 from .console import make_console, printable
-from .frame import Track, describe_progress, numbers_of
 from .scores_table import print_scores
+from .track import Track, describe_progress, numbers_of
 
 REDRAW_SECONDS = 1.0
 MOST_ROWS = 2_000  # of the curves; older ones are thinned
@@ -56,9 +56,9 @@ class NotebookDisplay:
             case Progress(label, done, total):
                 self._line = f"{label} {describe_progress(done, total)}"
                 self._draw(at_once=done >= total > 0)
-            case TrainingStarted(max_steps, first_step, facts):
-                self._track, self._rows, self._output = Track(self._now), [], None
-                self._track.begin(max_steps, first_step, facts)
+            case TrainingStarted(max_steps, first_step, facts, earlier):
+                self._track, self._rows, self._output = Track(self._now), [dict(row) for row in earlier], None
+                self._track.begin(max_steps, first_step, facts, earlier)
                 self._draw(at_once=True)
             case MetricsLogged(row):
                 self._track.log(row)
@@ -67,7 +67,7 @@ class NotebookDisplay:
                     self._rows = [*self._rows[:-1:2], self._rows[-1]]
                 self._draw()
             case SampleWritten(step, prompt, text):
-                self._track.sample = (step, prompt, text)
+                self._track.write(step, prompt, text)
                 self._draw()
             case CheckpointSaved(step):
                 self._track.saved_step = step
@@ -109,13 +109,13 @@ class NotebookDisplay:
             numbers |= dict(numbers_of(shown, track.facts))
         texts = " · ".join(f"{_safe(name)} {_safe(number)}" for name, number in numbers.items())
         sample = ""
-        if track.sample:
-            step, prompt, text = track.sample
+        if track.samples:
+            step, prompt, text = track.samples[-1]
             sample = f"<p>Sample at step {step:,}: {_safe(prompt)}</p><pre>{_safe(text)}</pre>"
         return f"<p>{head}</p><p>{texts}</p>{self._curves()}{sample}"
 
     def _curves(self) -> str:
-        for panel in PANELS:
+        for panel in self._track.panels():
             series: Series = {
                 key: [(row["step"], row[key]) for row in self._rows if is_number(row.get(key))] for key in panel.keys
             }

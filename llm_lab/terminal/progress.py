@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.estimate.formatting import clock
 from llm_lab.events import (
     CheckpointSaved,
     Event,
@@ -26,10 +26,11 @@ from llm_lab.events import (
 )
 from llm_lab.runs.processes import is_first_process
 
-from .console import has_colors, is_plain, make_console, one_line, printable, supports_unicode
-from .frame import HELP_HINT, Track, describe_progress, draw_frame, numbers_of, turn_help_page
+from .console import has_colors, is_plain, make_console, printable, supports_unicode
+from .frame import ESCAPE, View, draw_frame, press
 from .keyboard import Keyboard, owns_terminal
 from .scores_table import print_scores
+from .track import Track, describe_progress, describe_row, describe_sample
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from .notebook import NotebookDisplay
 
 REFRESH_SECONDS = 0.25
+KEY_SECONDS = 0.05  # between two looks at the keyboard
+SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?<]*[ -/]*[@-~]|O.)")  # arrow keys and the like
 PLAIN_PROGRESS_SECONDS = 5.0
 
 
@@ -118,19 +121,20 @@ class PlainDisplay:
                 self._say(text)
             case Progress(label, done, total):
                 self._show_progress(label, done, total)
-            case TrainingStarted(max_steps, first_step, facts):
+            case TrainingStarted(max_steps, first_step, facts, earlier):
                 self._track = track = Track(self._now)  # each stage of a pipeline is timed for itself
-                track.begin(max_steps, first_step, facts)
+                track.begin(max_steps, first_step, facts, earlier)
                 start = f"resumes after step {first_step:,} of {max_steps:,}" if first_step else f"{max_steps:,} steps"
                 self._say(f"{track.heading}: {start}")
             case MetricsLogged(row):
-                self._log(row)
+                self._track.log(row)
+                self._say(describe_row(self._track, row))
             case SampleWritten(step, prompt, text):
-                self._say(f"sample at step {step}" + (f", prompt {one_line(prompt)!r}" if prompt else "") + ":")
+                self._say(f"{describe_sample(step, prompt)}:")
                 for line in text.splitlines() or [""]:
-                    self._say(f"  | {line}")
+                    self._say(f"  {line}" if is_plain() else f"  | {line}")
             case CheckpointSaved(step, path):
-                self._say(f"saved step {step}: {path}")
+                self._say(f"saved step {step:,}: {path}")
             case ScoresReported(scores):
                 print_scores(self.console, scores)
 
@@ -140,19 +144,6 @@ class PlainDisplay:
             self._progress_label = "" if done >= total > 0 else label
             self._progress_at = self._now()
             self._say(f"{label} {describe_progress(done, total)}")
-
-    def _log(self, row: Mapping[str, Any]) -> None:
-        track = self._track
-        track.log(row)
-        words = [f"step {row.get('step', 0)}/{track.max_steps}"]
-        if "loss" not in row:
-            words.append("evaluation")
-        shown = {key: value for key, value in row.items() if key != "train_tokens"}
-        words += [f"{name} {number}" for name, number in numbers_of(shown, track.facts)]
-        if "loss" in row:
-            left = track.seconds_left()
-            words.append(clock(track.elapsed()) + (f", {clock(left)} left" if left is not None else ""))
-        self._say("  ".join(words))
 
     def _say(self, text: str) -> None:
         from rich.text import Text
@@ -164,12 +155,13 @@ class TerminalDisplay:
     """A frame that stays at the bottom of the terminal; notices scroll above it.
 
     The frame is drawn by a thread of its own, so that the clock runs while a step compiles. The same thread reads the
-    keys: `?` shows what the numbers mean.
+    keys, which only change what is shown.
     """
 
     def __init__(self, console: Console | None = None, *, now: Callable[[], float] = time.monotonic):
         self.console = console or make_console()
         self._track = Track(now)
+        self._view = View()
         self._keyboard = Keyboard(suspend=self._hide, resume=self._show)
         self._live: Live | None = None
         self._drawn = (0, 0)  # columns and lines of the last frame
@@ -191,19 +183,26 @@ class TerminalDisplay:
 
         with self._lock:
             match event:
-                case Notice(text) | RunWarning(text):
+                case Notice(text):
                     self.console.print(Text(printable(text)))
+                    self._track.lines.append(text)
+                case RunWarning(text):
+                    self.console.print(Text(printable(text), style="warn"))
+                    self._track.warning = text
+                    self._track.lines.append(f"warning: {text}")
                 case Progress(label, done, total):
                     self._show_progress(label, done, total)
-                case TrainingStarted(max_steps, first_step, facts):
-                    self._track.begin(max_steps, first_step, facts)
+                case TrainingStarted(max_steps, first_step, facts, earlier):
+                    self._track.begin(max_steps, first_step, facts, earlier)
                     self._start()
                 case MetricsLogged(row):
                     self._track.log(row)
+                    self._track.lines.append(describe_row(self._track, row))
                 case SampleWritten(step, prompt, text):
-                    self._track.sample = (step, prompt, text)
-                case CheckpointSaved(step):
+                    self._track.write(step, prompt, text)
+                case CheckpointSaved(step, path):
                     self._track.saved_step = step
+                    self._track.lines.append(f"saved step {step:,}: {path}")
                 case ScoresReported(scores):
                     print_scores(self.console, scores)
                 case TrainingEnded():
@@ -221,7 +220,7 @@ class TerminalDisplay:
         with self._lock:
             self._track.end()
             self._stop(keep_frame=self._track.begun)
-            self._track = Track(self._track.now)
+            self._track, self._view = Track(self._track.now), View()
 
     def _start(self) -> None:
         if self._live is None:
@@ -246,7 +245,7 @@ class TerminalDisplay:
         live, self._live = self._live, None
         try:
             if keep_frame:
-                live.update(self._frame(hint=""))
+                live.update(self._frame(keys=False))
         finally:
             live.transient = not keep_frame
             live.stop()
@@ -268,12 +267,20 @@ class TerminalDisplay:
             self._lock.release()
 
     def _keep_drawing(self, ended: threading.Event) -> None:
-        while not ended.wait(REFRESH_SECONDS):
+        drawn_at = 0.0
+        while not ended.wait(KEY_SECONDS):
             with self._lock, contextlib.suppress(Exception):  # the next event fails too, and is handled
-                if not ended.is_set():
-                    if "?" in self._keyboard.read():
-                        turn_help_page(self._track, *self.console.size)
+                if not ended.is_set() and (self._read_keys() or time.monotonic() - drawn_at >= REFRESH_SECONDS):
+                    drawn_at = time.monotonic()
                     self._draw()
+
+    def _read_keys(self) -> bool:
+        """Act on the keys pressed since the last call; return whether there were any."""
+        typed = self._keyboard.read()
+        keys = [typed] if typed == ESCAPE else SEQUENCE.sub("", typed).replace(ESCAPE, "")
+        for key in keys:
+            self._view = press(key, self._view, self._track, *self.console.size)
+        return bool(typed)
 
     def _draw(self) -> None:
         if self._keyboard.is_open and not owns_terminal():
@@ -286,11 +293,12 @@ class TerminalDisplay:
             self.console.clear()
             self._live = self._new_live()
         if self._live is not None:
-            self._live.update(self._frame(hint=HELP_HINT if self._keyboard.is_open else ""), refresh=True)
+            self._live.update(self._frame(keys=self._keyboard.is_open), refresh=True)
 
-    def _frame(self, *, hint: str) -> Group:
+    def _frame(self, *, keys: bool) -> Group:
         columns, lines = self.console.size
         unicode, colors = supports_unicode(self.console), has_colors(self.console)
-        frame = draw_frame(self._track, columns, lines, unicode=unicode, colors=colors, hint=hint)
+        view = self._view if keys else View()
+        frame = draw_frame(self._track, columns, lines, unicode=unicode, colors=colors, view=view, keys=keys)
         self._drawn = (max(part.cell_len for part in frame.renderables), len(frame.renderables))
         return frame

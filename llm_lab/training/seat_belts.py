@@ -1,14 +1,14 @@
 """Stops a run whose loss is lost, and warns of a run that learns from rewards and goes wrong or that learned nothing.
 
 A loss is lost if it or the gradient is not a number, or if a language model predicts much worse than a guess. The
-thresholds of reinforcement learning are in BELTS, each with its source.
+sources of the limits of reinforcement learning are in BELTS.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.runs.describe import describe_collapse
 from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.health import ALL_ALIKE, ENTROPY_LEFT, MOST_CUT_OFF, MOST_KL, add_row, concerns
 from llm_lab.runs.processes import is_first_process, wait_for_all
 
 ROLL_BACK, STOP = "roll_back", "stop"  # values of train.on_divergence and train.on_collapse
@@ -115,6 +116,27 @@ class LossWatch:
         return Diverged(Problem("optimizer.learning_rate", what, value=learning_rate, fix=fix), step)
 
 
+class HealthWatch:
+    """Warns once of each thing that the numbers of a run show, such as overfitting.
+
+    rows, known: of metrics.jsonl and of run.json, from before a resume.
+    """
+
+    def __init__(self, max_steps: int, rows: Iterable[Mapping[str, Any]] = (), known: Sequence[str] = ()):
+        self._max_steps, self._known = max_steps, list(known)
+        self._history: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            add_row(self._history, row)
+
+    def saw(self, row: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the warnings after a row of metrics.jsonl."""
+        add_row(self._history, row)
+        for lead, advice in concerns(self._history, row["step"] / max(1, self._max_steps)):
+            if not any(text.startswith(lead) for text in self._known):
+                self._known.append(lead)
+                yield f"{lead} (step {row['step']:,}): {advice}"
+
+
 def _of_gradient(norm: float | None) -> str:
     return "" if norm is None else f", gradient norm {norm:.4g}"
 
@@ -173,25 +195,25 @@ class _Entropy(Belt):
     # DAPO, section 3.1; Cui et al. 2025, where the gains end as the entropy is used up).
     def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
         start = first.get("entropy") or 0.0
-        return start > 0 and all(row.get("entropy", math.inf) < 0.1 * start for row in rows)
+        return start > 0 and all(row.get("entropy", math.inf) < ENTROPY_LEFT * start for row in rows)
 
 
 class _Truncation(Belt):
     # Cut-off answers get the reward of half an answer, which punishes sound but long ones (DAPO, section 3.4).
     def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
-        return all(row.get("cut_off_share", 0.0) > 0.5 for row in rows)
+        return all(row.get("cut_off_share", 0.0) > MOST_CUT_OFF for row in rows)
 
 
 class _Divergence(Belt):
     # The true reward falls again beyond a KL of some tens of nats per answer (Gao et al. 2022, figure 1).
     def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
-        return all(row.get("kl", 0.0) * row.get("completion_length", 0.0) > 50 for row in rows)
+        return all(row.get("kl", 0.0) * row.get("completion_length", 0.0) > MOST_KL for row in rows)
 
 
 class _NoSignal(Belt):
     # A group of equal rewards has no advantage, and so no gradient (DAPO, section 3.2).
     def is_on(self, rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> bool:
-        return all(row.get("zero_spread_share", 0.0) >= 1.0 for row in rows)
+        return all(row.get("zero_spread_share", 0.0) >= ALL_ALIKE for row in rows)
 
 
 BELTS: tuple[Belt, ...] = (

@@ -27,7 +27,7 @@ from llm_lab.runs.manifest import write_manifest
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
 from llm_lab.runs.retention import steps_to_keep
 
-from .seat_belts import LossWatch, learning_rate_scale
+from .seat_belts import HealthWatch, LossWatch, learning_rate_scale
 from .tracking import Tracking
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -130,6 +130,7 @@ class LabTrainerMixin(_Base):
         self._save_total_limit = save_total_limit
         self._unwritten: list[dict[str, Any]] = []  # rows that a full disk did not take
         self._watch = self._watch_loss()
+        self._health: HealthWatch | None = None
         self.remove_callback(PrinterCallback)
         self.add_callback(_StepCallback(interruption, eval_every, self))
 
@@ -213,6 +214,9 @@ class LabTrainerMixin(_Base):
             **row,
         }
         if self.is_world_process_zero():
+            if self._health is None:
+                known = self.run.facts().get("warnings", ())
+                self._health = HealthWatch(self.args.max_steps, self.run.metrics(), known)
             self._unwritten.append(full)
             try:
                 self.write_rows()
@@ -226,6 +230,8 @@ class LabTrainerMixin(_Base):
                     )
             self.listener(MetricsLogged(full))
             self.tracking.log(full)
+            for text in self._health.saw(full):
+                self.listener(RunWarning(text))
 
     def write_rows(self) -> None:
         """Write the rows that are not in metrics.jsonl yet. OSError on a full disk."""

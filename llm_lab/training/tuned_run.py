@@ -349,7 +349,7 @@ def fit(
         model=model,
     )
     trainer.stops_on_collapse = getattr(getattr(recipe, recipe.stage, None), "on_collapse", "warn") == STOP
-    listener(TrainingStarted(max_steps=train.max_steps, first_step=start.step, facts=folder.facts()))
+    listener(TrainingStarted(train.max_steps, start.step, folder.facts(), earlier=folder.metrics()))
     # Step 0 is evaluated too, as the baseline of the stage.
     finished = run_loop(trainer, start, evaluation, listener, max_steps=train.max_steps, measure_start=True)
     step = trainer.state.global_step

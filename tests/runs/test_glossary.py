@@ -5,10 +5,12 @@ from collections import Counter
 import pytest
 
 from llm_lab.evaluation.score import ROUGE
+from llm_lab.runs.charts import PANELS
 from llm_lab.runs.describe import HEADLINES
 from llm_lab.runs.glossary import QUANTITIES, name_of, quantity, write
+from llm_lab.runs.health import RULES
 from llm_lab.stages import dpo, grpo, ppo, reward, sft
-from llm_lab.terminal.frame import CURVES, DETAILS, REWARDED
+from llm_lab.terminal.track import DETAILS, REWARDED
 from llm_lab.training.trainer import LabTrainerMixin
 
 TRAINERS = {
@@ -25,7 +27,7 @@ def test_every_metric_of_a_trainer_is_explained(trainer):
 
 
 def test_everything_that_screens_and_evaluations_name_is_explained():
-    shown = {*HEADLINES, *DETAILS, *REWARDED, *ROUGE, *(key for pair in CURVES for key in pair)}
+    shown = {*HEADLINES, *DETAILS, *REWARDED, *ROUGE, *(key for panel in PANELS for key in panel.keys), *RULES}
     assert shown <= QUANTITIES.keys()
 
 

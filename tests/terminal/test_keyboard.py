@@ -57,7 +57,7 @@ def test_an_error_in_drawing_leaves_plain_lines(monkeypatch):
     display = SafeDisplay(TerminalDisplay(console))
     show(display)
     assert isinstance(display.display, PlainDisplay)
-    assert "step 1/" in console.file.getvalue()
+    assert "step 1 of" in console.file.getvalue()
     assert "saved step 1" in console.file.getvalue()
 
 

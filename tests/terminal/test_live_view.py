@@ -9,20 +9,23 @@ import termios
 
 import pytest
 from rich.console import Console
+from support.screens import assert_matches_snapshot
 
 from llm_lab.events import (
     CheckpointSaved,
     MetricsLogged,
     Notice,
     Progress,
+    RunWarning,
     SampleWritten,
     TrainingEnded,
     TrainingStarted,
 )
 from llm_lab.runs.glossary import QUANTITIES
 from llm_lab.terminal.console import PALETTE
-from llm_lab.terminal.frame import Track, draw_curve, draw_curves, draw_frame, numbers_of, turn_help_page
+from llm_lab.terminal.frame import View, draw_curve, draw_curves, draw_frame, press
 from llm_lab.terminal.progress import PlainDisplay, TerminalDisplay, make_display
+from llm_lab.terminal.track import Track, numbers_of
 
 HOSTILE = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
@@ -65,7 +68,7 @@ def busy_track(rows=60):
     for step in range(10, 10 * rows, 10):
         track.log({**full_row(step), "loss": 5 - step / 1000, "memory_bytes": 2**30, "margin": 0.5})
     track.log({"step": 10 * rows, "eval_loss": 2.2, "bits_per_byte": 3.17})
-    track.sample = (10 * rows, "Once", "upon a time\n" * 30)
+    track.write(10 * rows, "Once", "upon a time\n" * 30)
     track.progress = ("evaluating", 3, 20)
     return track
 
@@ -81,8 +84,8 @@ def test_a_plain_log_line_holds_every_number_of_the_row():
         now.seconds += 1.0
         display(MetricsLogged(full_row(step)))
     last = display.console.file.getvalue().splitlines()[-1]
-    numbers = "training loss 2.1030  learning rate 0.0200  gradient norm 0.41  tokens/s 31,204"
-    assert last == f"step 250/2000  {numbers}  0:12, 2:55 left"
+    numbers = "training loss 2.1030, learning rate 0.0200, gradient norm 0.41, tokens/s 31,204"
+    assert last == f"step 250 of 2,000: {numbers}, 0:12 elapsed, 2:55 left"
 
 
 def test_a_plain_evaluation_line_is_marked_as_one():
@@ -92,7 +95,7 @@ def test_a_plain_evaluation_line_is_marked_as_one():
         MetricsLogged({"step": 250, "train_tokens": 9, "wall_seconds": 3.0, "eval_loss": 2.2, "bits_per_byte": 3.174})
     )
     last = display.console.file.getvalue().splitlines()[-1]
-    assert last == "step 250/2000  evaluation  validation loss 2.2000  bits per byte 3.1740"
+    assert last == "step 250 of 2,000, evaluation: validation loss 2.2000, bits per byte 3.1740"
 
 
 def test_plain_lines_hold_no_control_characters_whatever_the_model_writes():
@@ -140,21 +143,27 @@ def test_the_display_is_plain_without_a_terminal(monkeypatch):
 # The live frame
 
 
-@pytest.mark.parametrize("columns", [12, 40, 80, 200])
-@pytest.mark.parametrize("lines", [4, 8, 16, 24, 60])
+@pytest.mark.parametrize("columns", [12, 40, 80, 100, 200])
+@pytest.mark.parametrize("lines", [4, 8, 16, 24, 30, 60])
 @pytest.mark.parametrize("unicode", [True, False])
 def test_the_frame_fits_every_terminal(columns, lines, unicode):
-    frame = draw_frame(busy_track(), columns, lines, unicode=unicode)
-    assert len(frame.renderables) <= lines - 2
-    assert all(part.cell_len < columns for part in frame.renderables)
+    track = busy_track()
+    track.warning = "The training loss no longer falls (step 590): " + "words " * 40
+    for curve in range(len(track.panels())):
+        track.curve = curve
+        frame = draw_frame(track, columns, lines, unicode=unicode, keys=True)
+        assert len(frame.renderables) <= lines - 2
+        assert all(part.cell_len < columns for part in frame.renderables)
 
 
 @pytest.mark.parametrize("unicode", [True, False])
 def test_without_colors_the_held_out_curve_has_a_mark_of_its_own(unicode):
-    lines = [part.plain for part in draw_frame(busy_track(), 80, 24, unicode=unicode, colors=False).renderables]
+    track = busy_track()
+    track.log({"step": 610, "eval_loss": 2.1})
+    lines = [part.plain for part in draw_frame(track, 80, 24, unicode=unicode, colors=False).renderables]
     legend = next(number for number, line in enumerate(lines) if "validation loss (o)" in line)
     assert any("o" in line for line in lines[legend + 1 : legend + 8])
-    colored = [part.plain for part in draw_frame(busy_track(), 80, 24, unicode=unicode).renderables]
+    colored = [part.plain for part in draw_frame(track, 80, 24, unicode=unicode).renderables]
     assert not any("o" in line for line in colored[legend + 1 : legend + 8])
 
 
@@ -179,8 +188,8 @@ def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():
         assert wanted in text, wanted
 
 
-def test_the_frame_of_a_stage_with_rewards_shows_what_matters_at_80_by_24():
-    track = Track(iter(float(n) for n in range(10**6)).__next__)
+def rewarded_track():
+    track = Track(now=Clock())
     track.begin(200, 0, {"name": "a-run", "model": "checkpoints/base", "parameters": 37_000, "device": "cpu"})
     row = {"loss": -0.003, "learning_rate": 1e-6, "grad_norm": 1.34, "tokens_per_second": 12_184.6, "entropy": 5.593}
     row |= {"reward_std": 0.3257, "kl": 0.0123, "clip_fraction": 0.012, "zero_spread_share": 0.25}
@@ -189,14 +198,19 @@ def test_the_frame_of_a_stage_with_rewards_shows_what_matters_at_80_by_24():
         track.log({"step": step, "reward": step / 100, **row})
     held_out = {"exact_match": 0.22, "exact_match_sampled": 0.1, "eval_reward": 0.455, "eval_reward_sampled": 0.3}
     track.log({"step": 59, **held_out})
-    track.sample, track.saved_step = (50, "Lily has 8 coins.", "So 8 + 1 = 9."), 50
-    frame = draw_frame(track, 80, 24)
+    track.write(50, "Lily has 8 coins.", "So 8 + 1 = 9.")
+    track.saved_step = 50
+    return track
+
+
+def test_the_frame_of_a_stage_with_rewards_shows_what_matters_at_80_by_24():
+    frame = draw_frame(rewarded_track(), 80, 24)
     text = "\n".join(part.plain for part in frame.renderables)
     for wanted in (
         *("reward 0.590", "reward std 0.326", "groups without signal 25.0 %", "KL 0.0123", "clip fraction 1.2 %"),
         *("entropy 5.593", "output length 15.6", "truncated outputs 100.0 %", "exact match (greedy) 22.0 %"),
         *("exact match (sampled) 10.0 %", "held-out reward (greedy) 0.455", "training loss -0.0030"),
-        *("reward  held-out reward (sampled)", "So 8 + 1 = 9."),
+        *("reward  held-out reward (sampled) (o)", "So 8 + 1 = 9."),
     ):
         assert wanted in text, wanted
     assert len(frame.renderables) <= 22
@@ -259,7 +273,7 @@ def test_the_mix_of_the_data_is_shown_compactly():
     display = PlainDisplay(fake_console(terminal=False), now=Clock())
     display(TrainingStarted(max_steps=2000, first_step=0, facts={"name": "x"}))
     display(MetricsLogged(full_row(250) | {"mix": [0.6667, 0.3333], "epochs": [None, 1.204]}))
-    assert "mix 67/33 %  epochs <1/1.20" in display.console.file.getvalue()
+    assert "mix 67/33 %, epochs <1/1.20" in display.console.file.getvalue()
     many = dict(numbers_of({"mix": [0.125] * 8, "epochs": [12.5] * 8}, {}))
     assert many == {"mix": "12/12/12/.. %", "epochs": "12.50/12.50/12.50/.."}
 
@@ -319,26 +333,28 @@ def test_one_display_shows_one_stage_after_another():
     assert "second" in display.console.file.getvalue()
 
 
-# The help
+# The keys
 
 
-def shown_lines(track, columns=80, lines=24):
-    return [part.plain for part in draw_frame(track, columns, lines).renderables]
+def shown_lines(track, columns=80, lines=24, view=None):
+    return [part.plain for part in draw_frame(track, columns, lines, view=view, keys=True).renderables]
+
+
+def pages_of(key, track, columns=80, lines=24):
+    """Return what a key shows, page by page, until it shows the numbers again."""
+    view, pages = press(key, View(), track, columns, lines), []
+    while view.key:
+        pages.append(shown_lines(track, columns, lines, view))
+        view = press(key, view, track, columns, lines)
+    return pages
 
 
 def test_the_question_mark_explains_every_quantity_on_the_screen_page_by_page():
     track = busy_track()
-    numbers = shown_lines(track)
-    found = ""
-    while True:
-        turn_help_page(track, 80, 24)
-        if track.help_page is None:
-            break
-        page = shown_lines(track)
-        assert page[1].startswith("step 600/2,000"), "the progress stays on the screen"
-        assert len(page) <= 22
-        found += " ".join(line.strip() for line in page) + " "
-    assert shown_lines(track) == numbers
+    pages = pages_of("?", track)
+    assert all(page[1].startswith("step 600/2,000") for page in pages), "the progress stays on the screen"
+    assert max(map(len, pages)) <= 22
+    found = " ".join(line.strip() for page in pages for line in page)
     for key in ("loss", "eval_loss", "bits_per_byte", "learning_rate", "grad_norm", "mfu", "margin"):
         entry = QUANTITIES[key]
         assert entry.name in found
@@ -346,15 +362,101 @@ def test_the_question_mark_explains_every_quantity_on_the_screen_page_by_page():
         assert entry.healthy in found
 
 
+def test_the_question_mark_says_of_each_number_whether_it_looks_healthy():
+    track = busy_track()
+    for step in range(600, 700, 10):
+        track.log({**full_row(step), "loss": 4.0, "grad_norm": 40.0 if step in (610, 650, 690) else 0.4})
+    found = "\n".join(line for page in pages_of("?", track) for line in page)
+    assert "training loss 4.0000: looks healthy, falling" in found
+    assert "gradient norm 40.00: needs attention, 3 spikes" in found
+    assert "gradient norm 40.00 !" in "\n".join(shown_lines(track)), "the number has a mark"
+
+
 @pytest.mark.parametrize("columns", [12, 40, 80])
 @pytest.mark.parametrize("lines", [4, 8, 24])
-def test_the_help_fits_every_terminal(columns, lines):
+@pytest.mark.parametrize("key", "?sl")
+def test_what_a_key_shows_fits_every_terminal(key, columns, lines):
     track = busy_track()
-    for _ in range(3):
-        turn_help_page(track, columns, lines)
-        frame = draw_frame(track, columns, lines)
-        assert len(frame.renderables) <= lines - 2
-        assert all(part.cell_len < columns for part in frame.renderables)
+    track.lines.extend(f"step {step} of 2,000: training loss 2.0" for step in range(60))
+    pages = pages_of(key, track, columns, lines)
+    assert pages
+    for page in pages:
+        assert len(page) <= lines - 2
+        assert max(map(len, page)) < columns
+
+
+def test_the_footer_names_the_keys_and_leaves_out_whole_ones_where_they_do_not_fit():
+    track = busy_track()
+    assert shown_lines(track)[-1] == "Ctrl-C save and stop  ? explain  c next curve  s samples  l log"
+    assert shown_lines(track, 60, 20)[-1] == "Ctrl-C stop  ? explain  c next curve  s samples  l log"
+    assert shown_lines(track, 40, 20)[-1] == "Ctrl-C stop  ? explain  c next curve"
+
+
+def test_the_curve_key_turns_through_all_curves():
+    track = busy_track()
+    seen = []
+    for _ in track.panels():
+        seen += [line for line in shown_lines(track) if "curve " in line and " of " in line]
+        assert press("c", View(), track, 80, 24) == View()
+    assert [" ".join(line.split()) for line in seen] == [
+        "training loss validation loss (o) curve 1 of 4",
+        "margin curve 2 of 4",
+        "learning rate curve 3 of 4",
+        "gradient norm curve 4 of 4",
+    ]
+    assert track.curve == 0
+
+
+def test_the_sample_key_shows_all_samples_in_full():
+    track = busy_track()
+    track.write(600, "Twice", "another text")
+    lines = [line for page in pages_of("s", track) for line in page]
+    assert lines.count("upon a time") == track.samples[0][2].count("\n") > 22
+    assert any("2 of 2, sample at step 600, prompt 'Twice'" in line for line in pages_of("s", track)[-1])
+
+
+def test_escape_leaves_what_a_key_shows_and_other_keys_do_nothing():
+    track = busy_track()
+    view = press("?", View(), track, 80, 24)
+    assert press("x", view, track, 80, 24) == view
+    assert press("\x1b", view, track, 80, 24) == View()
+
+
+def test_a_wide_terminal_has_the_numbers_next_to_the_curve_and_more_of_the_sample():
+    lines = shown_lines(busy_track(), 120, 40)
+    beside = [line for line in lines if " │ " in line]
+    assert len(beside) == 18
+    assert beside[0].split("│")[0].split() == ["training", "loss", "4.4100"]
+    assert any("┤" in line for line in beside)
+    assert sum("upon a time" in line for line in lines) > 8
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
+@pytest.mark.parametrize("kind", ["pretraining", "rewards"])
+def test_the_frame_looks_as_its_snapshot(kind, columns, rows):
+    track = busy_track() if kind == "pretraining" else rewarded_track()
+    shown = draw_frame(track, columns, rows, keys=True, colors=columns > 60)
+    assert_matches_snapshot(f"live-{kind}-{columns}x{rows}", [part.plain for part in shown.renderables])
+
+
+def test_a_resumed_run_shows_its_whole_curve():
+    earlier = [{"step": step, "loss": 5 - step / 100, "wall_seconds": step / 2.0} for step in range(10, 210, 10)]
+    track = Track(now=Clock())
+    track.begin(400, 200, {"name": "x"}, earlier)
+    lines = shown_lines(track)
+    axis = next(line for line in lines if line.split() == ["10", "200"])
+    assert axis
+    assert lines[1].endswith("50 %  1:40 elapsed")
+    assert "training loss 3.0000" in lines[2]
+
+
+def test_a_warning_stays_in_the_frame_and_in_the_log():
+    display = TerminalDisplay(fake_console(terminal=True))
+    display(TrainingStarted(max_steps=10, first_step=0, facts={"name": "x"}))
+    display(RunWarning("The training loss no longer falls (step 5): try this."))
+    assert "! The training loss no longer falls (step 5): try this." in shown_lines(display._track)
+    assert "warning: The training loss no longer falls (step 5): try this." in display._track.lines
+    display(TrainingEnded())
 
 
 LIVE_RUN = """
@@ -367,7 +469,7 @@ try:
     with make_display() as display:
         display(TrainingStarted(10_000, 0, {"name": "a-run"}))
         for step in range(1, 10_000):
-            display(MetricsLogged({"step": step, "loss": 2.5, "learning_rate": 0.01}))
+            display(MetricsLogged({"step": step, "loss": 2.5, "learning_rate": 0.01, "grad_norm": 1.0}))
             time.sleep(0.01)
 except KeyboardInterrupt:
     print("saved", flush=True)
@@ -389,12 +491,14 @@ def test_keys_open_and_close_the_help_and_leave_the_terminal_as_it_was():
     )
     echo_mode = termios.tcgetattr(child.child_fd)[3] & (termios.ECHO | termios.ICANON)
     child.expect("learning rate")
-    child.send("xyzzy\r\x1b[A\t")  # keys without a meaning
+    child.send("xyzzy\r\x1b[A\x1bOl\t")  # keys without a meaning
     child.send("?")
     child.expect("Step size of the optimizer")
     child.send("?")
     child.expect("2[.]5000")
     seen = child.before + child.after
+    child.send("l")
+    child.expect("training loss 2[.]5000, learning rate 0[.]0100, gradient norm")
     child.sendintr()
     child.expect("saved")
     seen += child.before
