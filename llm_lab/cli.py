@@ -38,6 +38,7 @@ def _run(words: Sequence[str]) -> int:
         arguments = parse(words)
         if arguments.plain:
             set_plain()
+        _complete_rename()
         return function_of(arguments)(arguments) or DONE
     except Exception as error:
         if _is_closed(error):
@@ -54,6 +55,14 @@ def _run(words: Sequence[str]) -> int:
             return INTERNAL_ERROR
         print_error(for_user)
         return for_user.exit_code
+
+
+def _complete_rename() -> None:
+    """Complete the rename of a run that was killed, before anything reads the runs."""
+    if os.path.exists("checkpoints/.renaming.json"):
+        from llm_lab.runs.rename import complete_rename
+
+        complete_rename()
 
 
 def function_of(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], int]:

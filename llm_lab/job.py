@@ -23,9 +23,11 @@ from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as
 from llm_lab.recipe.what_fits import make_it_fit
-from llm_lab.runs.folder import ROOT, RunFolder, find_model, require_no_links, slug
+from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, slug
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
+# Names on the Hub without an owner. A run whose name begins like that needs its whole name.
+ONE_WORD_MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 REFERENCE = "stage:"  # in a pipeline, stage:sft is the result of the stage named sft
 
 
@@ -85,10 +87,12 @@ def find_recipe(name: str | Path) -> Path:
         for candidate in (folder / path.name, folder / f"{path.name}.yaml"):
             if candidate.is_file() and path.parent in (Path(), Path("configs")):
                 return candidate
-    if (ROOT / path / "recipe.yaml").is_file():
-        return ROOT / path
+    run = find_run(str(name))
+    if run is not None and (run / "recipe.yaml").is_file():
+        return run
     if path.parent == Path() and not path.suffix:
-        fix = did_you_mean(str(name), [file.stem for file in list_recipes()])
+        known = [file.stem for file in list_recipes()] + [run.path.name for run in list_runs()]
+        fix = did_you_mean(str(name), known)
         fix = fix or "`llm-lab list recipes` lists them."
         raise UserError(Problem(str(name), "there is no such recipe", fix=fix))
     return path
@@ -137,6 +141,10 @@ def read_job(
         stem = path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem
     raw, overridden = apply_overrides(raw, overrides)
     name = slug(stem, "run")
+    if isinstance(raw.get("stages"), list):
+        raw["stages"] = [_with_full_names(one) if isinstance(one, dict) else one for one in raw["stages"]]
+    else:
+        raw = _with_full_names(raw)
     if "stages" in raw:
         job, problems = _read_pipeline(raw, name, overridden, machine)
     else:
@@ -148,6 +156,21 @@ def read_job(
         is_found = path.is_dir() or run.run_json.exists() or made
         job = replace(job, own_run=run if run.run_json.is_file() else None, is_found=is_found)
     return job, problems
+
+
+def _with_full_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a stage's values with the models that are named by a short prefix of a run in full."""
+    return _rename(values, _full_name, "model")
+
+
+def _full_name(text: str) -> str:
+    if text.startswith(REFERENCE) or Path(text).expanduser().exists() or (ROOT / text).exists():
+        return text
+    if not (ROOT / text).parent.is_dir() or (run := find_run(text)) is None:
+        return text
+    from llm_lab.estimate.cached_models import cached_folder
+
+    return text if text in ONE_WORD_MODELS or cached_folder(text) else str(run)
 
 
 def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
@@ -345,9 +368,9 @@ def _with_folders(values: Mapping[str, Any], labels: list[str], home: Path) -> t
     return _rename(values, place), problems
 
 
-def _rename(values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Return a stage's values with every model and tokenizer that it names replaced by change(name)."""
-    named = dict(named_in(values, "model", "tokenizer"))
+def _rename(values: Mapping[str, Any], change: Callable[[str], str], *kinds: str) -> dict[str, Any]:
+    """Return a stage's values with every model and tokenizer, or what kinds says, replaced by change(name)."""
+    named = dict(named_in(values, *(kinds or ("model", "tokenizer"))))
 
     def renamed(node: Any, path: str) -> Any:
         if isinstance(node, Mapping):

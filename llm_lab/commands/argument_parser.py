@@ -18,7 +18,8 @@ GROUPS = {
     "Train": ("run", "sweep", "duel", "merge", "replay"),
     "Recipes": ("check", "xray", "copy", "schema"),
     "Models": ("chat", "show", "eval", "compare", "look", "export"),
-    "The lab": ("list", "study", "web", "doctor"),
+    "Runs": ("list", "rm", "mv", "gc"),
+    "The lab": ("study", "web", "doctor"),
 }
 PLAIN = "lines only, without frames, colors and redrawing, for screen readers (or LLM_LAB_PLAIN=1)"
 # What argparse says about a value, and what we say.
@@ -136,7 +137,8 @@ def make_parser() -> Parser:
         *(_run, _sweep, _duel, _merge, _replay),
         *(_check, _xray, _copy, _schema),
         *(_chat, _show, _eval, _compare, _look, _export),
-        *(_list, _study, _web, _doctor),
+        *(_list, _rm, _mv, _gc),
+        *(_study, _web, _doctor),
     ):
         add(commands)
     return parser
@@ -262,12 +264,58 @@ def _list(commands: _Commands) -> None:
         "list",
         "list recipes, data, models, parts or runs",
         "housekeeping_commands.list_things",
-        "list runs",
+        "list runs --stage sft --sort result",
         "list recipes",
     )
     parser.add_argument(
         "what", nargs="?", choices=("recipes", "data", "models", "parts", "runs"), help="what to list; default: all"
     )
+    parser.add_argument("text", nargs="?", help="only runs with this in their name, stage or data")
+    parser.add_argument("--stage", metavar="NAME", help="only runs of this stage: pretrain, sft, pipeline, sweep ...")
+    parser.add_argument("--status", metavar="NAME", help="only runs that are done, running, stopped, failed ...")
+    sorts = ("age", "name", "stage", "status", "size", "disk", "result")
+    parser.add_argument("--sort", choices=sorts, default="age", help="order of the runs (default: the newest first)")
+    parser.add_argument("--all", action="store_true", help="also the runs inside pipelines, sweeps and studies")
+
+
+def _rm(commands: _Commands) -> None:
+    parser = commands.add(
+        "rm",
+        "delete runs, after showing how large they are and what depends on them",
+        "housekeeping_commands.remove_runs",
+        "rm stories-2",
+        "rm stories-2 old-sweep --yes",
+    )
+    parser.add_argument("runs", nargs="+", metavar="run", help="a run, a pipeline or its stage, a sweep, a study")
+    parser.add_argument("--yes", action="store_true", help="delete without asking")
+
+
+def _mv(commands: _Commands) -> None:
+    parser = commands.add(
+        "mv",
+        "rename a run; runs made from it, adapters and recipes follow",
+        "housekeeping_commands.rename",
+        "mv stories-2 stories-long",
+        "mv sweep rates",
+    )
+    parser.add_argument("run", help="a run, a pipeline, a sweep or a study")
+    parser.add_argument("name", help="its new name")
+
+
+def _gc(commands: _Commands) -> None:
+    parser = commands.add(
+        "gc",
+        "free disk space: old checkpoints, half-written files, caches",
+        "housekeeping_commands.collect_garbage",
+        "gc --dry-run",
+        "gc stories --keep 1",
+        more="Of each run it keeps the first checkpoint, the last two and those in between as "
+        "train.save_total_limit does, and every checkpoint that another run was made from. Models are never deleted.",
+    )
+    parser.add_argument("runs", nargs="*", metavar="run", help="only these runs; default: all, and the caches")
+    parser.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep of each run (default 4)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be deleted, with the bytes of each")
+    parser.add_argument("--yes", action="store_true", help="delete without asking")
 
 
 def _show(commands: _Commands) -> None:

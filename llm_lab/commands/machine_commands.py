@@ -31,8 +31,9 @@ def examine_machine(arguments: argparse.Namespace) -> int:
 
 def print_doctor() -> int:
     """Show what this machine can do."""
-    from llm_lab.estimate.machine import examine
+    from llm_lab.estimate.machine import Finding, examine
+    from llm_lab.runs.housekeeping import describe_disk_use
     from llm_lab.terminal import listing
 
-    listing.print_doctor(examine())
+    listing.print_doctor([*examine(), Finding("runs", "good", describe_disk_use())])
     return DONE

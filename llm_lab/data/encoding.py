@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.estimate.measurements import cache_folder
 
 from .sources import TextSource
 from .split import Side, SplitHashes, hash_sides, split_documents
@@ -178,11 +179,8 @@ class TokenSet:
 
 
 def default_cache_dir() -> Path:
-    """Return the folder for token files: $LLM_LAB_CACHE/tokens, or llm-lab/tokens in the user's cache folder."""
-    if own := os.environ.get("LLM_LAB_CACHE"):
-        return Path(own).expanduser() / "tokens"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "llm-lab" / "tokens"
+    """Return the folder for token files, in the user's cache."""
+    return cache_folder("tokens")
 
 
 def prepare_tokens(

@@ -81,12 +81,17 @@ def keep_measurement(
         temporary.unlink(missing_ok=True)  # without the cache the next estimate is only less precise
 
 
-def measurements_folder() -> Path:
-    """Return measurements/ in $LLM_LAB_CACHE, or in llm-lab/ of the user's cache."""
+def cache_folder(name: str) -> Path:
+    """Return the folder of that name in $LLM_LAB_CACHE, or in llm-lab/ of the user's cache."""
     if own := os.environ.get("LLM_LAB_CACHE"):
-        return Path(own).expanduser() / "measurements"
+        return Path(own).expanduser() / name
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "llm-lab" / "measurements"
+    return (Path(shared) if shared else Path.home() / ".cache") / "llm-lab" / name
+
+
+def measurements_folder() -> Path:
+    """Return the folder with what was measured."""
+    return cache_folder("measurements")
 
 
 def _file(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import Problem, UserError
+from llm_lab.errors import Problem, UserError, did_you_mean
 from llm_lab.estimate.gguf_header import SUFFIX, is_gguf
 from llm_lab.safe_text import redact_values
 
@@ -262,6 +263,40 @@ def list_runs(root: Path = ROOT) -> list[RunFolder]:
     return sorted(runs, key=lambda run: -run.facts().get("created_at", 0))
 
 
+def find_run(name: str, *, root: Path = ROOT) -> Path | None:
+    """Return the folder in checkpoints/ that a name means; each part of it may be a short prefix of one run's name.
+
+    An exact name wins. None where there is no such folder; UserError where a prefix is that of several runs.
+    """
+    folder = root
+    for part in Path(name).relative_to(root).parts if Path(name).is_relative_to(root) else Path(name).parts:
+        if part in ("/", "..") or not folder.is_dir():
+            return None
+        if not (folder / part).exists():
+            near = sorted(path.name for path in folder.glob(f"{glob.escape(part)}*") if _is_work(path))
+            if len(near) > 1:
+                why = f"{len(near)} runs begin with it"
+                raise UserError(Problem(name, why, allowed=", ".join(near), fix="Write more of the name."))
+            if not near:
+                return None
+            part = near[0]
+        folder /= part
+    return folder if folder != root else None
+
+
+def _is_work(path: Path) -> bool:
+    """Return whether a folder is a run, or a sweep."""
+    return path.is_dir() and ((path / "run.json").is_file() or (path / "sweep.json").is_file())
+
+
+def no_such_run(name: str, *, root: Path = ROOT) -> UserError:
+    """Return the error for a name that no run has."""
+    names = [path.name for path in (root.iterdir() if root.is_dir() else ()) if _is_work(path)]
+    known = [*(f"{root}/{one}" for one in names), *names]
+    fix = did_you_mean(name, known) or f"Your runs are in {root}/; `llm-lab list runs` lists them."
+    return UserError(Problem(name, "there is no such run or model", fix=fix))
+
+
 def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     """Return the Hugging Face folder that a user means: given a run, its name, model/, or checkpoint-N.
 
@@ -270,6 +305,8 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     """
     given = Path(path).expanduser()
     candidates = [given] if given.exists() else [given, root / given]
+    if not any(candidate.exists() for candidate in candidates) and (run := find_run(str(path), root=root)):
+        candidates = [run]
     for candidate in candidates:
         for folder in _model_folders(candidate):
             if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
@@ -298,17 +335,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         if existing.is_file():
             why, fix = "this file is not a model", "Name a run, a folder with config.json, or a GGUF file."
         raise UserError(Problem(str(path), why, fix=fix))
-    from llm_lab.errors import did_you_mean
-
-    names = [str(run.path) for run in list_runs(root)]
-    raise UserError(
-        Problem(
-            str(path),
-            "there is no such run or model",
-            fix=did_you_mean(str(path), [*names, *(Path(n).name for n in names)])
-            or f"Your runs are in {root}/; `llm-lab list runs` lists them.",
-        )
-    )
+    raise no_such_run(str(path), root=root)
 
 
 def _gguf_files(path: Path) -> list[Path]:
@@ -353,7 +380,8 @@ def find_checkpoint(name: str, *, root: Path = ROOT) -> str:
     """Return the Hugging Face folder that a user means, or the name itself if it can only be a name on the Hub."""
     local = Path(name).expanduser()
     looks_like_hub = name.count("/") == 1 and not local.exists() and not name.startswith((".", "~", "/"))
-    if not looks_like_hub or (root / name).exists() or name.startswith(f"{root}/"):
+    is_run = (root / name).parent.is_dir() and find_run(name, root=root) is not None
+    if not looks_like_hub or is_run or name.startswith(f"{root}/"):
         return str(find_model(name, root=root))
     return name
 

@@ -20,8 +20,12 @@ def write_manifest(folder: Path) -> None:
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": file_digest(file)}
         for file in _files(folder)
     }
-    manifest = {"files": files, "sha256": _digest_of(files)}
-    (folder / NAME).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / NAME).write_text(as_text(files), encoding="utf-8")
+
+
+def as_text(files: dict[str, Any]) -> str:
+    """Return the text of a manifest. files: the size and SHA-256 of each file."""
+    return json.dumps({"files": files, "sha256": _digest_of(files)}, indent=1) + "\n"
 
 
 def find_damage(folder: Path, *, has_manifest: bool = True) -> str | None:

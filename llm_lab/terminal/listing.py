@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +20,18 @@ from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZE
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.recipe.what_fits import FULL, LORA, QLORA, LibraryEntry, library
-from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, is_number, warnings_of
-from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, run_of
-from llm_lab.runs.glossary import name_of, write
+from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, warnings_of
+from llm_lab.runs.folder import RunFolder, is_reward_model, run_of
+from llm_lab.runs.housekeeping import list_entries
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
-from llm_lab.studies.sweep import list_sweeps, open_sweep
 from llm_lab.wizard.recipe_question import recipe_summary
 
 from .console import make_console, one_line, supports_unicode
+from .run_list import print_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "broken"), "bad")}
-STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 SHORT_METHODS = {FULL: "all", LORA: "LoRA", QLORA: "QLoRA"}
 FITS_HELP = (
     "size: parameters. reads: the longest input, in tokens. trains: what fits on this machine in SFT, with up "
@@ -71,7 +68,7 @@ def print_listing(what: str | None, recipes: Sequence[Path]) -> None:
         "data": lambda: console.print(table("data: values of data.0.path", DATA_FORMS.items())),
         "models": lambda: print_library(console, library()),
         "parts": lambda: _print_parts(console),
-        "runs": lambda: _print_runs(console),
+        "runs": lambda: print_runs(list_entries()),
     }
     for number, name in enumerate([what] if what else printers):
         if number:
@@ -106,24 +103,6 @@ def library_row(model: LibraryModel) -> tuple[str, str, str, str, str]:
     return model.name, count(model.parameters), context, kind, model.license + gated
 
 
-def _print_runs(console: Any) -> None:
-    console.print(runs_table(list_runs()))
-    if sweeps := list_sweeps():
-        console.print()
-        console.print(table("sweeps and duels", map(_sweep_row, sweeps)))
-
-
-def _sweep_row(folder: Path) -> tuple[str, str]:
-    """Return the folder of a sweep, and how many of its runs are done."""
-    try:
-        sweep = open_sweep(folder)
-    except UserError:
-        return one_line(str(folder)), "broken"
-    statuses = [RunFolder(cell.folder).facts().get("status") for cell in sweep.cells()]
-    failed = f", {statuses.count('failed')} failed" if "failed" in statuses else ""
-    return one_line(str(folder)), f"{sweep.kind}: {statuses.count('done')} of {len(statuses)} runs done{failed}"
-
-
 def _recipes(recipes: Sequence[Path]) -> Any:
     rows = [(file.stem, recipe_summary(file)) for file in recipes]
     return table("recipes: llm-lab run NAME", rows or [("none", "no recipes in configs/")])
@@ -143,33 +122,6 @@ def _print_parts(console: Any) -> None:
         if number:
             console.print()
         console.print(table(key, choices.items()))
-
-
-def runs_table(runs: Sequence[RunFolder], limit: int | None = None) -> Any:
-    """Return a table of runs, newest first."""
-    from rich.text import Text
-
-    rows = []
-    for run in runs[:limit]:
-        facts, status = run.facts(), run.status()
-        loss = facts.get("results", {}).get("eval_loss")
-        when = datetime.fromtimestamp(facts.get("created_at", 0)).strftime("%d %b %H:%M")
-        rows.append(
-            (
-                one_line(str(run.path)),
-                Text(status, style=STATUS_STYLE.get(status, "")),
-                _what_it_is(facts),
-                f"{name_of('eval_loss')} {write('eval_loss', loss)}" if is_number(loss) else "",
-                Text(when, style="dim"),
-            )
-        )
-    return table("runs", rows or [("none yet", "", "", "", "")])
-
-
-def _what_it_is(facts: Mapping[str, Any]) -> str:
-    if facts.get("study"):
-        return f"study {one_line(str(facts['study'].get('experiment')))}"
-    return f"{count(facts['parameters'])} parameters" if facts.get("parameters") else ""
 
 
 def print_doctor(findings: Sequence[Any]) -> None:

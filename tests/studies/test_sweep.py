@@ -103,7 +103,7 @@ def test_a_sweep_is_shown_and_listed(measured, capsys):
     assert main(["show", "checkpoints/s"]) == 0
     assert "layernorm" in capsys.readouterr().out
     assert main(["list", "runs"]) == 0
-    assert "sweep: 8 of 8 runs done" in capsys.readouterr().out
+    assert "8 of 8 runs done" in capsys.readouterr().out
 
 
 def test_the_report_has_the_differences_the_pictures_and_the_data(measured):

@@ -1,0 +1,415 @@
+"""The disk that runs use: what each of them takes, deleting one, and what can be deleted without loss."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import Problem, UserError, did_you_mean, one_of
+from llm_lab.estimate.adapter_base import read_object
+from llm_lab.estimate.formatting import size
+from llm_lab.estimate.measurements import cache_folder
+
+from .describe import HEADLINES, is_number
+from .disk import TEMPORARY, remove_folder
+from .folder import ROOT, RunFolder, find_run, no_such_run, status_of
+from .lock import hold, in_progress, is_at_work
+from .record import read_facts
+from .retention import steps_to_keep
+
+RUN, PIPELINE, STUDY = "run", "pipeline", "study"  # kinds of folders; a sweep's is in its sweep.json
+KEPT = 4  # checkpoints of a run; the default of train.save_total_limit
+STALE_SECONDS = 600.0  # after which a half-written file is nobody's any more
+CACHES = {
+    "tokens": "tokens of texts, made again when a run needs them",
+    "measurements": "measured speeds, measured again when a run starts",
+}
+WEIGHTS = ("model", "steps", "logs", "pictures")  # folders of a run in which there are no runs
+
+
+def kind_of(folder: Path) -> str | None:
+    """Return what a folder is: run, pipeline, sweep, duel or study; None where LLM Lab did not make it."""
+    if (folder / "sweep.json").is_file():
+        kind = (read_object(folder / "sweep.json") or {}).get("kind")
+        return kind if isinstance(kind, str) else "sweep"
+    facts, damage = read_facts(folder / "run.json")
+    if not facts and not damage:
+        return None
+    return STUDY if facts.get("study") else PIPELINE if facts.get("stages") else RUN
+
+
+def runs_in(folder: Path) -> Iterator[RunFolder]:
+    """Yield the run of a folder, and those in it: stages, cells of a sweep, models of a study."""
+    if (folder / "run.json").is_file():
+        yield RunFolder(folder)
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink() and path.name[0] != "." and path.name not in WEIGHTS:
+                yield from runs_in(path)
+
+
+def folder_bytes(folder: Path, until: float = float("inf")) -> tuple[int, bool]:
+    """Return the size of everything in a folder, and whether it is complete: False where the clock reached `until`.
+
+    until: of time.monotonic().
+    """
+    total, waiting = 0, [os.fspath(folder)]
+    while waiting:
+        if time.monotonic() > until:
+            return total, False
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError:  # deleted meanwhile, or not readable
+            continue
+        for entry in entries:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
+            except OSError:
+                continue
+    return total, True
+
+
+def disk_use(root: Path = ROOT, *, seconds: float = 0.05) -> tuple[int, bool]:
+    """Return the bytes of all runs, and whether that is all: counting ends after some seconds."""
+    return folder_bytes(root, time.monotonic() + seconds)
+
+
+def describe_disk_use(root: Path = ROOT) -> str:
+    """Return on one line what the runs and the caches take on disk."""
+    runs = sum(1 for path in root.iterdir() if kind_of(path)) if root.is_dir() else 0
+    cached = sum(folder_bytes(cache_folder(name))[0] for name in CACHES)
+    return f"{runs} {_runs(runs)}, {size(folder_bytes(root)[0])}; caches {size(cached)}"
+
+
+# --- the list
+
+
+def list_entries(root: Path = ROOT, *, inner: bool = False) -> list[dict[str, Any]]:
+    """Return a description of each run, pipeline, sweep and study in a folder, newest first.
+
+    inner: also of the runs inside pipelines, sweeps and studies. Keys: name, path, kind, stage, status, created_at,
+    parameters, bytes, step, results, parent, part_of, parts, parts_done, parts_planned, data.
+    """
+    found: list[dict[str, Any]] = []
+    for path in root.iterdir() if root.is_dir() else ():
+        if not path.is_dir() or path.name.startswith(".") or (kind := kind_of(path)) is None:
+            continue
+        parts = [run for run in runs_in(path) if run.path != path]
+        found.append(_describe(path, kind, parts, root))
+        if inner:
+            found += [_describe(run.path, kind_of(run.path) or RUN, (), root, part_of=path) for run in parts]
+    return sorted(found, key=lambda entry: (-entry["created_at"], entry["name"]))
+
+
+def _describe(
+    path: Path, kind: str, parts: Sequence[RunFolder], root: Path, *, part_of: Path | None = None
+) -> dict[str, Any]:
+    facts, damage = read_facts(path / "run.json")
+    sweep = read_object(path / "sweep.json") or {}
+    created = sweep.get("created_at") or facts.get("created_at") or path.stat().st_mtime
+    results = facts.get("results") or {}
+    return {
+        "name": path.relative_to(root).as_posix(),
+        "path": str(path),
+        "kind": kind,
+        "stage": facts.get("stage") or kind,
+        "status": _status_of_sweep(sweep, parts) if sweep else status_of(path, facts, damage),
+        "created_at": created if is_number(created) else 0.0,
+        "parameters": facts.get("parameters") or next(filter(None, _parameters(parts)), None),
+        "bytes": folder_bytes(path)[0],
+        "step": results.get("step"),
+        "results": {key: value for key, value in results.items() if is_number(value) or isinstance(value, str)},
+        "parent": (facts.get("parent") or {}).get("path"),
+        "part_of": None if part_of is None else part_of.relative_to(root).as_posix(),
+        "parts": len(parts),
+        "parts_done": sum(run.status() == "done" for run in parts),
+        "parts_planned": _planned(sweep) if sweep else len(parts),
+        "data": [source["path"] for source in facts.get("data") or ()],
+    }
+
+
+def _parameters(parts: Sequence[RunFolder]) -> Iterator[int | None]:
+    return (run.facts().get("parameters") for run in reversed(parts))
+
+
+def _status_of_sweep(sweep: Mapping[str, Any], parts: Sequence[RunFolder]) -> str:
+    statuses = [run.status() for run in parts]
+    for status in ("running", "failed"):
+        if status in statuses:
+            return status
+    return "done" if statuses.count("done") >= _planned(sweep) else "stopped"
+
+
+def _planned(sweep: Mapping[str, Any]) -> int:
+    return len(sweep.get("configurations") or ()) * len(sweep.get("seeds") or ())
+
+
+def headline_of(results: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return the result that sums up a run: its name and its value."""
+    return next(((key, results[key]) for key in HEADLINES if is_number(results.get(key))), None)
+
+
+def _by_result(entry: Mapping[str, Any]) -> tuple[int, float]:
+    found = headline_of(entry["results"])
+    if found is None:
+        return len(HEADLINES), 0.0
+    better_low = found[0] in ("eval_loss", "bits_per_byte", "relative_logit_difference")
+    return HEADLINES.index(found[0]), found[1] if better_low else -found[1]
+
+
+SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "age": lambda entry: -entry["created_at"],
+    "name": lambda entry: entry["name"],
+    "stage": lambda entry: entry["stage"],
+    "status": lambda entry: entry["status"],
+    "size": lambda entry: -(entry["parameters"] or 0),
+    "disk": lambda entry: -entry["bytes"],
+    "result": _by_result,
+}
+
+
+def select(
+    entries: Sequence[Mapping[str, Any]], *, stage: str | None, status: str | None, text: str | None, sort: str = "age"
+) -> list[Mapping[str, Any]]:
+    """Return the entries of a stage, of a status, and with a text in their name, stage or data, in an order.
+
+    UserError for a stage or status that none of them has; it says which there are.
+    """
+    problems = []
+    for option, key, wanted in (("--stage", "stage", stage), ("--status", "status", status)):
+        known = sorted({entry[key] for entry in entries})
+        if wanted is not None and wanted not in known:
+            fix = did_you_mean(wanted, known)
+            problems.append(Problem(option, f"no run has this {key}", wanted, one_of(known) or None, fix))
+    if problems:
+        raise UserError(*problems)
+    found = [
+        entry
+        for entry in entries
+        if (stage is None or entry["stage"] == stage)
+        and (status is None or entry["status"] == status)
+        and (
+            text is None or any(text.lower() in one.lower() for one in (entry["name"], entry["stage"], *entry["data"]))
+        )
+    ]
+    return sorted(found, key=SORTS[sort])
+
+
+# --- deleting
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A folder to delete. notes: what depends on it, as sentences."""
+
+    path: Path
+    kind: str
+    bytes: int
+    notes: tuple[str, ...]
+
+
+def find_folder(name: str, *, root: Path = ROOT) -> tuple[Path, str]:
+    """Return the folder in checkpoints/ that a user means, and its kind. It may be a short unique prefix.
+
+    UserError where it is outside of checkpoints/, or nothing that LLM Lab has made.
+    """
+    given = Path(name).expanduser()
+    path = given if given.exists() else find_run(name, root=root)
+    if path is None:
+        raise no_such_run(name, root=root)
+    home, here = root.resolve(), Path(os.path.abspath(path))
+    inside = path.resolve().is_relative_to(home) and path.resolve() != home
+    if not inside or path.is_symlink():
+        why = "it is a link" if path.is_symlink() else f"it is not inside {root}/"
+        raise UserError(Problem(name, f"{why}, so it is left alone", fix="Use the commands of your system for it."))
+    if here.is_relative_to(Path(os.path.abspath(root))):
+        path = root / here.relative_to(os.path.abspath(root))
+    kind = kind_of(path) or (RUN if _never_started(path) else None)
+    if kind is None:
+        run = next((one for one in path.parents if kind_of(one)), None)
+        why = f"it is a part of {run}" if run else "it was not made by LLM Lab"
+        raise UserError(Problem(name, f"{why}, so it is left alone", fix="`llm-lab list runs` lists your runs."))
+    return path, kind
+
+
+def _never_started(path: Path) -> bool:
+    """Return whether a folder is that of a run that was killed before it had written its first files."""
+    names = [inner.name for inner in path.iterdir()] if path.is_dir() else ["a file"]
+    return "recipe.yaml" in names and all(name == "recipe.yaml" or name.startswith(".") for name in names)
+
+
+def require_idle(path: Path) -> None:
+    """UserError where a process works in a folder, or in a run inside of it, or in the pipeline that it is part of."""
+    outer = [folder for folder in path.parents if (folder / "run.json").is_file()]
+    for run in (*runs_in(path), *map(RunFolder, outer)):
+        if run.status() == "running":
+            raise in_progress(run.path, run.facts().get("process") or {})
+    for folder in (path, *path.parents):
+        for claim in folder.glob(".claims/*/.lock"):
+            if is_at_work(claim.parent, read_object(claim) or {}) and folder in (path, path.parent):
+                raise in_progress(claim.parent, read_object(claim) or {})
+
+
+def plan_removal(name: str, *, root: Path = ROOT) -> Removal:
+    """Return what deleting a run means. UserError where it is running, or not a run."""
+    path, kind = find_folder(name, root=root)
+    require_idle(path)
+    notes = []
+    children = sorted({str(run.path) for run, _ in users_of(path, root=root)})
+    if children:
+        they = "they can still be used, but their lineage and replay need it"
+        notes.append(f"{len(children)} other {_runs(len(children))} made from it: {', '.join(children)}; {they}")
+    outer = next((folder for folder in path.parents if folder != root and kind_of(folder)), None)
+    if outer is not None:
+        notes.append(f"part of the {kind_of(outer)} {outer}, which makes it again when it is run again")
+    inner = [run for run in runs_in(path) if run.path != path]
+    if inner:
+        notes.append(f"with the {len(inner)} {_runs(len(inner))} in it")
+    return Removal(path, kind, folder_bytes(path)[0], tuple(notes))
+
+
+def _runs(count: int) -> str:
+    return "run" if count == 1 else "runs"
+
+
+def remove(removal: Removal) -> None:
+    """Delete a run. A kill leaves nothing under its name; `gc` deletes what it leaves. UserError where it runs now."""
+    require_idle(removal.path)
+    with hold(removal.path):
+        remove_folder(removal.path)
+
+
+def users_of(folder: Path, *, root: Path = ROOT) -> Iterator[tuple[RunFolder, Path]]:
+    """Yield (run, the path that it names) for the runs outside of a folder that were made from something in it."""
+    target = folder.resolve()
+    for run in runs_in(root):
+        if run.path.resolve().is_relative_to(target):
+            continue
+        for text in named_paths(run.facts()):
+            place = in_root(text, root)
+            if place is not None and place.resolve().is_relative_to(target):
+                yield run, place
+
+
+def named_paths(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the models and data that run.json names."""
+    models = [facts.get("parent"), facts.get("base"), *(facts.get("references") or {}).values()]
+    for named in (*models, *(facts.get("data") or ())):
+        if isinstance(named, Mapping) and isinstance(named.get("path"), str):
+            yield named["path"]
+
+
+def in_root(text: str, root: Path) -> Path | None:
+    """Return where a recorded path is inside of checkpoints/ now; None where it is elsewhere.
+
+    The folder with checkpoints/ may have moved since: then the part of the path from checkpoints/ on counts.
+    """
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        inside = path.is_relative_to(root.name) if root.is_absolute() else path.is_relative_to(root)
+        return root / path.relative_to(root.name if root.is_absolute() else root) if inside else None
+    if path.resolve().is_relative_to(root.resolve()):
+        return root / path.resolve().relative_to(root.resolve())
+    if root.name in path.parts and not path.exists():
+        place = root.joinpath(*path.parts[path.parts.index(root.name) + 1 :])
+        return place if place.exists() else None
+    return None
+
+
+# --- what can be deleted without loss
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that nothing needs any more, or that is made again when it is needed."""
+
+    path: Path
+    what: str
+    bytes: int
+
+
+def find_leftovers(
+    names: Sequence[str] = (), *, keep: int | None = None, root: Path = ROOT, caches: bool = True
+) -> list[Leftover]:
+    """Return what `gc` deletes, largest first.
+
+    Of each run that is not running: the checkpoints beyond the first, the last two and those at even distances between
+    (as train.save_total_limit does it), never one that another run was made from; what was set aside; half-written
+    files. Without names also the caches: tokens of texts (unless something is running), and measured speeds.
+    keep: checkpoints that a run keeps; by default 4, or train.save_total_limit where that was set to less.
+    """
+    places = [find_folder(name, root=root)[0] for name in names] or [root]
+    runs = [run for place in places for run in runs_in(place)]
+    used = {
+        place.resolve() for run in runs_in(root) for text in named_paths(run.facts()) if (place := in_root(text, root))
+    }
+    found: list[Leftover] = []
+    for run in runs:
+        if run.status() != "running":
+            found += _of_run(run, keep, used)
+    if not names:
+        found += _half_written(root)
+    if not names and caches:
+        found += _caches(is_busy=any(run.status() == "running" for run in runs))
+    return sorted(found, key=lambda one: -one.bytes)
+
+
+def _of_run(run: RunFolder, keep: int | None, used: Collection[Path]) -> Iterator[Leftover]:
+    train = (run.facts().get("recipe") or {}).get("train") or {}
+    limit, last = train.get("save_total_limit"), train.get("max_steps")
+    most = keep or min(KEPT, limit if isinstance(limit, int) else KEPT)
+    points = dict(run.checkpoints())
+    kept = steps_to_keep(points.keys(), most, last if isinstance(last, int) else max(points, default=0))
+    for step, folder in points.items():
+        if step not in kept and folder.resolve() not in used:
+            yield _leftover(folder, "checkpoint")
+    for place in (run.path, run.steps_path):
+        for path in place.glob("*.set-aside*"):
+            yield _leftover(path, "set aside when the run was resumed from an earlier step")
+    for place in (run.path, run.steps_path):
+        yield from _half_written(place)
+
+
+def _half_written(place: Path) -> Iterator[Leftover]:
+    for path in place.iterdir() if place.is_dir() else ():
+        if TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > STALE_SECONDS:
+            yield _leftover(path, "left by a process that was killed")
+
+
+def _caches(*, is_busy: bool) -> Iterator[Leftover]:
+    for name, what in CACHES.items():
+        place = cache_folder(name)
+        if place.is_dir() and any(place.iterdir()) and not (is_busy and name == "tokens"):
+            yield _leftover(place, what)
+
+
+def _leftover(path: Path, what: str) -> Leftover:
+    is_folder = path.is_dir() and not path.is_symlink()
+    return Leftover(path, what, folder_bytes(path)[0] if is_folder else path.lstat().st_size)
+
+
+def delete_leftovers(leftovers: Sequence[Leftover]) -> int:
+    """Delete what was found; returns how many bytes that freed. A checkpoint of a run that started again is kept."""
+    freed = 0
+    for one in leftovers:
+        run = next((RunFolder(path) for path in one.path.parents if (path / "run.json").is_file()), None)
+        if run is not None and run.status() == "running":
+            continue
+        if one.path.is_dir() and not one.path.is_symlink():
+            if run is not None:
+                with run.hold():
+                    remove_folder(one.path)
+            else:
+                shutil.rmtree(one.path, ignore_errors=True)
+        else:
+            one.path.unlink(missing_ok=True)
+        freed += one.bytes
+    return freed

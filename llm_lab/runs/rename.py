@@ -1,0 +1,191 @@
+"""Rename a run so that everything that names it follows: runs made from it, adapters, recipes, its own reports.
+
+A file in checkpoints/ says what is being renamed. It is written before anything is changed and deleted at the end, and
+every step can be repeated: after a kill, the next command completes the rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, read_object
+
+from . import lock, manifest
+from .disk import write_atomically
+from .folder import ROOT, RunFolder
+from .housekeeping import find_folder, kind_of, require_idle, runs_in, users_of
+from .lock import hold
+
+JOURNAL = ".renaming.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
+IN_A_RUN = ("run.json", "recipe.yaml", "sweep.json", "results.json", "cells.csv", "evaluations.jsonl", "report.md")
+IN_A_MODEL = (CONFIG, BASE_RECORD, "README.md")  # config.json is not: its digest says whether a parent has changed
+MODEL_KEYS = "checkpoint|reference|model|tokenizer"  # of recipes: a run may be named without its folder
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A run that got another name. files: outside of the run, in which its name was changed."""
+
+    old: Path
+    new: Path
+    files: tuple[Path, ...]
+
+
+def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
+    """Give a run, a pipeline, a sweep or a study another name.
+
+    UserError where it is running or used by a running one, where the name is taken, or where it is part of another.
+    """
+    complete_rename(root)
+    old, _ = find_folder(name, root=root)
+    new = root / Path(new_name).name
+    if Path(new_name) not in (Path(new.name), new) or not NAME.fullmatch(new.name):
+        why = "this is not a name for a run"
+        allowed = f"letters, digits and ._=-; the run stays in {root}/"
+        raise UserError(Problem("the new name", why, value=new_name, allowed=allowed))
+    if old.parent != root:
+        outer = next(folder for folder in old.parents if folder.parent == root)
+        why = f"it is a part of {outer}, whose recipe names its parts"
+        raise UserError(Problem(str(old), why, fix=f"Rename {outer} instead."))
+    if new.exists():
+        raise UserError(Problem(str(new), "this name is taken", fix="Choose another name."))
+    require_idle(old)
+    for run, _ in users_of(old, root=root):
+        require_idle(run.path)
+    with hold(old):
+        write_atomically(root / JOURNAL, json.dumps({"old": old.name, "new": new.name}) + "\n")
+        old.rename(new)
+    (new / lock.NAME).unlink(missing_ok=True)  # the lock was taken under the old name
+    return Renamed(old, new, _complete(root, old.name, new.name))
+
+
+def complete_rename(root: Path = ROOT) -> Renamed | None:
+    """Complete a rename that was killed; returns it, or None without one."""
+    known = read_object(root / JOURNAL)
+    if not known:
+        return None
+    old, new = str(known.get("old")), str(known.get("new"))
+    if not (NAME.fullmatch(old) and NAME.fullmatch(new)):
+        raise UserError(Problem(str(root / JOURNAL), "it names no runs", fix="Delete it."))
+    if (root / old).is_dir() and not (root / new).exists():
+        (root / old).rename(root / new)
+    with suppress(OSError):
+        (root / new / lock.NAME).unlink()
+    return Renamed(root / old, root / new, _complete(root, old, new))
+
+
+def _complete(root: Path, old: str, new: str) -> tuple[Path, ...]:
+    """Change the name in all files, then forget that a rename is under way. May be repeated."""
+    changed = []
+    for file in files_that_name_runs(root):
+        if _change(file, root, old, new) and not file.is_relative_to(root / new):
+            changed.append(file)
+    _change_own_name(root / new, old, new)
+    (root / JOURNAL).unlink(missing_ok=True)
+    return tuple(changed)
+
+
+def files_that_name_runs(root: Path) -> Iterator[Path]:
+    """Yield the files that may name a run: in all runs and sweeps, and the user's recipes."""
+    places = {run.path for run in runs_in(root)}
+    places |= {path for path in root.iterdir() if path.is_dir() and kind_of(path)}
+    for place in sorted(places):
+        yield from _existing(place, IN_A_RUN)
+        models = [place / "model", place / "space" / "model", *sorted(place.glob("steps/checkpoint-*"))]
+        for folder in models:
+            yield from _existing(folder, IN_A_MODEL)
+    home = root.parent
+    for folder in (home, home / "configs"):
+        yield from (file for file in sorted(folder.glob("*.y*ml")) if file.is_file() and not file.is_symlink())
+
+
+def _existing(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    return (folder / name for name in names if (folder / name).is_file() and not (folder / name).is_symlink())
+
+
+def _change(file: Path, root: Path, old: str, new: str) -> bool:
+    """Change a run's name in a file, and the file's entry in the manifest of its checkpoint; returns whether it did."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    after = renamed(text, root, old, new, bare=file.suffix in (".yaml", ".yml", ".json"))
+    if after != text:
+        write_atomically(file, after)
+    if f"{root.name}/{new}" in after:
+        _record(file)
+    return after != text
+
+
+def renamed(text: str, root: Path, old: str, new: str, *, bare: bool = False) -> str:
+    """Return a text with the paths of a run under its new name.
+
+    A path that leads to another checkpoints/ is left as it is, unless nothing is there any more: then this one has been
+    moved. bare: also where a key of a recipe names the run without its folder.
+    """
+    here = str(root.resolve().parent)
+    end = r"(?![\w=-])(?!\.[\w=-])"  # a dot without a letter after it ends a sentence
+
+    def change(found: re.Match[str]) -> str:
+        before = found["before"]
+        place = os.path.expanduser(before)
+        if place.startswith("/") and os.path.realpath(place) != here and Path(place, root.name).exists():
+            return found[0]
+        return f"{before}{root.name}/{new}"
+
+    text = re.sub(
+        rf"{re.escape(here)}/{re.escape(root.name)}/{re.escape(old)}{end}", rf"{here}/{root.name}/{new}", text
+    )
+    path = rf"(?<![\w.=~/-])(?P<before>(?:[/~][^\s\"'`:]*?/|/|\./)?){re.escape(root.name)}/{re.escape(old)}{end}"
+    text = re.sub(path, change, text)
+    if bare:
+        key = rf"(?P<key>(?<![\w.])\"?(?:{MODEL_KEYS})\"?:[ ]*[\"']?){re.escape(old)}"
+        text = re.sub(rf"{key}(?=(?:/[^\s\"',}}\]]*)?[\"']?[ ]*(?:[,}}\]\n#]|$))", rf"\g<key>{new}", text)
+    return text
+
+
+def _record(file: Path) -> None:
+    """Write the size and digest of a file into the manifest of its checkpoint, where it has one."""
+    path = file.parent / manifest.NAME
+    try:
+        files = json.loads(path.read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    now = {"size": file.stat().st_size, "sha256": manifest.file_digest(file)}
+    if file.name in files and files[file.name] != now:
+        files[file.name] = now
+        write_atomically(path, manifest.as_text(files))
+
+
+def _change_own_name(folder: Path, old: str, new: str) -> None:
+    """Change the name in what a run says about itself, and in the command of a sweep."""
+    run = RunFolder(folder)
+    facts = run.facts()
+    if facts.get("name") == old:
+        recipe = facts.get("recipe")
+        if isinstance(recipe, dict) and recipe.get("name"):
+            facts["recipe"] = {**recipe, "name": new}
+        write_atomically(run.run_json, json.dumps({**facts, "name": new}, indent=2, ensure_ascii=False) + "\n")
+    if run.recipe_path.is_file():
+        text = run.recipe_path.read_text(encoding="utf-8")
+        after = re.sub(rf"(?m)^name:([ ]*)([\"']?){re.escape(old)}\2(?=\s|$)", rf"name:\g<1>{new}", text, count=1)
+        if after != text:
+            write_atomically(run.recipe_path, after)
+    sweep = folder / "sweep.json"
+    known = read_object(sweep)
+    if known and str(known.get("command")).startswith("llm-lab "):
+        words = shlex.split(known["command"])
+        if "--name" in words:
+            at = words.index("--name")
+            del words[at : at + 2]
+        known["command"] = shlex.join([*words, "--name", new])
+        write_atomically(sweep, json.dumps(known, indent=1, ensure_ascii=False) + "\n")

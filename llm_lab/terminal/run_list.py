@@ -1,0 +1,112 @@
+"""The list of runs with what each takes and reached, and what is about to be deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llm_lab.estimate.formatting import count, size
+from llm_lab.runs.describe import is_number
+from llm_lab.runs.glossary import name_of, write
+from llm_lab.runs.housekeeping import PIPELINE, RUN, STUDY, Leftover, Removal, headline_of
+
+from .console import make_console, one_line
+
+STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "broken"), "bad")}
+STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
+NARROW = 75  # columns: below it the sizes of models and the age are left out
+SHORT_NAMES = {
+    "eval_loss": "loss",
+    "eval_accuracy": "accuracy",
+    "exact_match": "exact match",
+    "exact_match_sampled": "exact match",
+    "eval_reward_sampled": "reward",
+    "relative_logit_difference": "logits off by",
+}
+SHOWN = 30  # leftovers
+
+
+def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = False) -> None:
+    """Print runs as a table, and what they take together."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = make_console()
+    if not entries:
+        console.print("No run fits." if is_filtered else "No runs yet. Train one: llm-lab run stories", style="dim")
+        return
+    is_narrow = console.width < NARROW
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    heads = ("run", "stage", "size", "disk", "age", "status", "result")
+    shown = [head for head in heads if not (is_narrow and head in ("size", "age"))]
+    for head in shown:
+        is_number_column = head in ("size", "disk", "age")
+        table.add_column(head, justify="right" if is_number_column else "left", no_wrap=head != "run", overflow="fold")
+    for entry in entries:
+        status = str(entry["status"])
+        cells = {
+            "run": one_line(entry["name"]),
+            "stage": one_line(entry["stage"]),
+            "size": count(entry["parameters"]) if entry["parameters"] else "",
+            "disk": size(entry["bytes"]),
+            "age": age(time.time() - entry["created_at"]),
+            "status": Text(one_line(status), style=STATUS_STYLE.get(status, "")),
+            "result": result_of(entry),
+        }
+        table.add_row(*(cells[head] for head in shown))
+    console.print(table)
+    outer = [entry for entry in entries if entry["part_of"] is None] or entries
+    total = size(sum(entry["bytes"] for entry in outer))
+    console.print(f"{len(entries)} run{'' if len(entries) == 1 else 's'}, {total} on disk", style="dim")
+
+
+def result_of(entry: Mapping[str, Any]) -> str:
+    """Return what a run reached, in two words; of a sweep, how many of its runs are done."""
+    found = headline_of(entry["results"])
+    if found is not None:
+        return f"{SHORT_NAMES.get(found[0], name_of(found[0]))} {write(*found)}"
+    if entry["kind"] not in (RUN, PIPELINE, STUDY):
+        return f"{entry['parts_done']} of {entry['parts_planned']} runs done"
+    if entry["parts"]:
+        return f"{entry['parts']} run{'' if entry['parts'] == 1 else 's'}"
+    return f"step {entry['step']:,}" if is_number(entry["step"]) else ""
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, in one word: now, 12m, 5h, 3d, 8mo."""
+    for unit, name in ((365 * 86_400, "y"), (30 * 86_400, "mo"), (86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= unit:
+            return f"{seconds // unit:.0f}{name}"
+    return "now"
+
+
+def print_removals(removals: Sequence[Removal]) -> None:
+    """Print what is deleted, how large it is, and what depends on it."""
+    from rich.text import Text
+
+    console = make_console()
+    for removal in removals:
+        console.print(Text(f"{removal.path}/  {removal.kind}, {size(removal.bytes)}", style="title"))
+        for note in removal.notes:
+            console.print(Text(f"  {one_line(note)}", style="warn"))
+
+
+def print_leftovers(leftovers: Sequence[Leftover]) -> None:
+    """Print what `gc` deletes, with the bytes of each."""
+    from rich.table import Table
+
+    console = make_console()
+    if not leftovers:
+        console.print("Nothing to delete.")
+        return
+    table = Table.grid(padding=(0, 2))
+    for justify in ("right", "left"):
+        table.add_column(justify=justify, no_wrap=justify == "right", overflow="fold")
+    for one in leftovers[:SHOWN]:
+        table.add_row(size(one.bytes), f"{one_line(str(one.path))}: {one.what}")
+    if len(leftovers) > SHOWN:
+        rest = leftovers[SHOWN:]
+        table.add_row(size(sum(one.bytes for one in rest)), f"{len(rest)} more")
+    table.add_row(size(sum(one.bytes for one in leftovers)), "together")
+    console.print(table)
