@@ -25,7 +25,7 @@ SAVE_SECONDS, SAVE_BYTES_PER_SECOND = 0.1, 4e8
 COMPILE_SECONDS = {"cpu": 30.0, "cuda": 45.0}
 PROGRAM_BYTES = 500 * 2**20  # Python and its libraries, in the same memory as the model on a CPU
 BYTES_PER_TOKEN = 3.5  # of a trained vocabulary, in English text
-FULL = 0.95  # the share of the memory that a run may use
+FULL = 0.9  # the share of the memory that a run may use; the rest is for CUDA itself, and for gaps between tensors
 
 BASES = {
     None: "based on typical values",
@@ -114,13 +114,14 @@ def memory_by_part(
 
 def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
     """Bytes that a layer saves per token for the backward pass."""
-    hidden, inner, keys = shape.hidden_size, shape.intermediate_size, shape.num_key_value_heads * shape.head_dim
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    heads, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     if compiled:
         return (20 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
-    of_norms = 8 * (hidden + keys) if shape.qk_norm else 0
+    of_norms = 8 * (heads + keys) if shape.qk_norm else 0
     if half:
-        return 30 * hidden + 4 * keys + (8 if shape.gated else 4) * inner + of_norms
-    return 32 * hidden + 8 * keys + (16 if shape.gated else 8) * inner + of_norms
+        return 26 * hidden + 4 * (heads + keys) + (8 if shape.gated else 4) * inner + of_norms
+    return 24 * hidden + 8 * (heads + keys) + (16 if shape.gated else 8) * inner + of_norms
 
 
 def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -> int:

@@ -7,12 +7,14 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from .formatting import plural
 
@@ -38,6 +40,11 @@ BF16_PEAKS = {
     "RTX 3090": 71e12,
     "RTX 3080": 59e12,
 }
+
+# Of other GPUs, by compute capability: dense bf16 FLOP per clock and streaming multiprocessor (SM), and cores per SM.
+FLOP_PER_CLOCK = {8: 1024, 9: 4096, 10: 8192, 12: 1024}
+CORES_PER_SM = 128
+A100_CAPABILITY = (8, 0)  # has 64 cores in an SM, and twice the products of its relatives
 
 PACKAGES = [
     "torch",
@@ -66,6 +73,8 @@ class Gpu:
     name: str
     memory_bytes: int
     compute_capability: tuple[int, int]
+    cores: int = 0  # CUDA cores; 0: not known
+    clock_hz: float = 0.0  # the highest of the SMs
 
     @property
     def does_bf16(self) -> bool:
@@ -74,7 +83,20 @@ class Gpu:
 
     @property
     def bf16_peak_flops(self) -> float | None:
-        return next((peak for word, peak in BF16_PEAKS.items() if word in self.name), None)
+        """The dense bf16 peak: of the data sheet, else what the SMs can do at their highest clock; None if unknown."""
+        named = (peak for word, peak in BF16_PEAKS.items() if re.search(rf"{word}(?!\w)", self.name))
+        is_as_named = "Laptop" not in self.name and "Max-Q" not in self.name and " MIG " not in self.name
+        known = next(named, None) if is_as_named else None
+        return known or self._peak_of_cores()
+
+    def _peak_of_cores(self) -> float | None:
+        per_clock = FLOP_PER_CLOCK.get(self.compute_capability[0], 0)
+        if "GeForce" in self.name or "TITAN" in self.name:
+            per_clock //= 2  # they add up in float32 at half speed
+        cores = CORES_PER_SM
+        if self.compute_capability == A100_CAPABILITY:
+            per_clock, cores = 2 * per_clock, cores // 2
+        return self.cores / cores * per_clock * self.clock_hz or None
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,8 @@ def _find_gpus() -> tuple[Gpu, ...]:
                     name=name.decode() if isinstance(name, bytes) else name,
                     memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
                     compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+                    cores=_ask(pynvml.nvmlDeviceGetNumGpuCores, handle),
+                    clock_hz=1e6 * _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
                 )
             )
         return _visible(found)
@@ -165,6 +189,16 @@ def _find_gpus() -> tuple[Gpu, ...]:
         return ()
     finally:
         pynvml.nvmlShutdown()
+
+
+def _ask(question: Callable[..., int], *about: Any) -> int:
+    """Return what the driver answers, 0 if it does not know."""
+    import pynvml
+
+    try:
+        return int(question(*about))
+    except pynvml.NVMLError:
+        return 0
 
 
 def _visible(gpus: list[Gpu]) -> tuple[Gpu, ...]:

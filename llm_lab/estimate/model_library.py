@@ -42,6 +42,12 @@ def _qwen3(hidden: int, layers: int, heads: int, inner: int, tied: bool) -> dict
     return {"model_type": "qwen3", "hidden_act": "silu", "tie_word_embeddings": tied, **sizes}
 
 
+def _qwen2(hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    sizes |= {"intermediate_size": inner, "num_key_value_heads": kv_heads, "vocab_size": 151_936}
+    return {"model_type": "qwen2", "hidden_act": "silu", "tie_word_embeddings": True, **sizes}
+
+
 def _qwen3_5(hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
     sizes |= {"intermediate_size": inner, "num_key_value_heads": kv_heads, "head_dim": 256, "vocab_size": 248_320}
@@ -68,6 +74,8 @@ def _gpt2(hidden: int, layers: int, heads: int) -> dict[str, Any]:
 _LLAMA_3, _SMOLLM2 = {"vocab_size": 128_256}, {"vocab_size": 49_152}
 # Sizes and parameters: one for each architecture and size.
 CONFIGS: dict[str, tuple[Mapping[str, Any], int]] = {
+    "Qwen2.5-0.5B": (_qwen2(896, 24, 14, 2, 4864), 494_032_768),
+    "Qwen2.5-1.5B": (_qwen2(1536, 28, 12, 2, 8960), 1_543_714_304),
     "Qwen3-0.6B": (_qwen3(1024, 28, 16, 3072, True), 596_049_920),
     "Qwen3-1.7B": (_qwen3(2048, 28, 16, 6144, True), 1_720_574_976),
     "Qwen3-4B": (_qwen3(2560, 36, 32, 9728, True), 4_022_468_096),
@@ -94,6 +102,10 @@ CONFIGS: dict[str, tuple[Mapping[str, Any], int]] = {
         _llama(4096, 32, 32, 8, 14_336, vocab_size=32_768, model_type="mistral", tie_word_embeddings=False),
         7_248_023_552,
     ),
+    "OLMo-2-1B": (
+        _llama(2048, 16, 16, 16, 8192, vocab_size=100_352, model_type="olmo2", tie_word_embeddings=False),
+        1_484_916_736,
+    ),
     "GPT-2": (_gpt2(768, 12, 12), 124_439_808),
     "GPT-2-medium": (_gpt2(1024, 24, 16), 354_823_168),
 }
@@ -114,6 +126,10 @@ def _models() -> Iterator[LibraryModel]:
         yield qwen(f"Qwen3-{size}", f"Qwen/Qwen3-{size}", 40_960, chat=True, about=thinks)
         if size == "4B":
             yield qwen("Qwen3-4B", "Qwen/Qwen3-4B-Instruct-2507", 262_144, chat=True)
+    qwen = of("Qwen2.5", "apache-2.0", False)
+    for size in ("0.5B", "1.5B"):
+        yield qwen(f"Qwen2.5-{size}", f"Qwen/Qwen2.5-{size}", 32_768)
+        yield qwen(f"Qwen2.5-{size}", f"Qwen/Qwen2.5-{size}-Instruct", 32_768, chat=True)
     qwen = of("Qwen3.5", "apache-2.0", False, f"{TEXT_ONLY}; {HYBRID}")
     for size in ("0.8B", "2B", "4B"):
         yield qwen(f"Qwen3.5-{size}", f"Qwen/Qwen3.5-{size}-Base", 262_144)
@@ -143,6 +159,10 @@ def _models() -> Iterator[LibraryModel]:
     mistral = of("Mistral", "apache-2.0", None, "its owner may ask to accept terms before the download")
     yield mistral("Mistral-7B", "mistralai/Mistral-7B-v0.3", 32_768)
     yield mistral("Mistral-7B", "mistralai/Mistral-7B-Instruct-v0.3", 32_768, chat=True)
+    olmo = of("OLMo 2", "apache-2.0", False)
+    yield olmo("OLMo-2-1B", "allenai/OLMo-2-0425-1B", 4096)
+    yield olmo("OLMo-2-1B", "allenai/OLMo-2-0425-1B-SFT", 4096, chat=True)
+    yield olmo("OLMo-2-1B", "allenai/OLMo-2-0425-1B-Instruct", 4096, chat=True)
     gpt2 = of("GPT-2", "mit", False)
     yield gpt2("GPT-2", "openai-community/gpt2", 1024)
     yield gpt2("GPT-2-medium", "openai-community/gpt2-medium", 1024)

@@ -199,6 +199,7 @@ def guess_shape(config: Mapping[str, Any]) -> ModelShape | None:
         norm_has_bias=biased,
         attention_bias=biased,
         mlp_bias=biased,
+        qk_norm=str(config.get("model_type")).startswith(("olmo2", "olmo3", "gemma3")),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", True)),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from llm_lab.errors import Problem
+from llm_lab.estimate.cached_models import cached_folder
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import Machine
@@ -398,6 +399,8 @@ def estimate(stage: Stage, work: ToEstimate) -> Estimate:
     checkpoint = values["model"]["checkpoint"]
     known = find_in_library(checkpoint)
     shape = work.shape or guess_shape(read_config_json(checkpoint) or {}) or (known.shape if known else None)
+    if shape is None and (downloaded := cached_folder(checkpoint)):
+        shape = shape_at(downloaded) or guess_shape(read_config_json(downloaded) or {})
     options = values.get(stage.name) or {}
     return estimate_tuning(
         values,

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Tag
 
 from llm_lab.errors import Problem
-from llm_lab.estimate.cost import FULL, Estimate, available_bytes, estimate_pretraining, memory_by_part
+from llm_lab.estimate.cost import (
+    COMPILE_SECONDS,
+    FULL,
+    STEP_SECONDS,
+    Estimate,
+    available_bytes,
+    estimate_pretraining,
+    flops_per_second,
+    memory_by_part,
+)
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, vocabulary_size
 
@@ -40,7 +49,9 @@ CPU_MAX_STEPS = 500
 MAX_LENGTH = {"cpu": 128, "cuda": 1024}
 EVAL_TOKENS = {"cpu": 131_072, "cuda": 1_048_576}
 # Measured: compiling takes half a minute on two CPU cores and saves about 5 ms of a 35 ms step.
-COMPILE_PAYS_AFTER_STEPS = {"cpu": 5000, "cuda": 200}
+COMPILE_PAYS_AFTER_STEPS = 5000  # on a CPU
+COMPILE_SAVES = 0.25  # of the training time on a GPU, at least: fewer kernels, and less memory read and written
+MAX_BATCH_TOKENS = 65_536  # more at once does not make a GPU faster
 
 
 class BpeTokenizer(Group):
@@ -147,7 +158,7 @@ class Train(TrainLoop, TrainSteps):
     compile: Derived[Bool] = option(
         help="use torch.compile",
         question="Compile the model?",
-        derived="true where it pays off: a compiler is available and the run is long enough",
+        derived="true where it saves more time over the run than it takes; on a CPU it requires a C++ compiler",
         advanced=True,
     )
 
@@ -230,7 +241,7 @@ def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelSh
     _derive_steps(recipe, machine, shape)
     fill_intervals(recipe, evaluations=EVALUATIONS)
     recipe.fill("validation.max_tokens", EVAL_TOKENS[device], f"enough to compare models, and fast {where}")
-    _derive_compile(recipe, machine)
+    _derive_compile(recipe, machine, shape)
     derive_score(stage, recipe, shape)
     return shape
 
@@ -278,36 +289,45 @@ def _derive_batch(recipe: PartialRecipe, machine: Machine, shape: ModelShape | N
     if shape is None:
         recipe.fill("train.gradient_checkpointing", False, "the size of the model is not known yet")
     else:
-        recipe.fill("train.gradient_checkpointing", *_needs_checkpointing(recipe, shape, rows, memory))
+        recipe.fill("train.gradient_checkpointing", *_needs_checkpointing(recipe, machine, shape, rows, memory))
     if on_cpu or shape is None:
         recipe.fill("train.per_device_train_batch_size", rows, "usual on a CPU" if on_cpu else "a safe choice")
         recipe.fill("train.gradient_accumulation_steps", 1, "one batch per step")
         return
     length, checkpointing = recipe.get("train.max_length"), recipe.get("train.gradient_checkpointing")
+    wanted = _wanted_tokens(shape)
+    most = min(MAX_BATCH_TOKENS, wanted // machine.processes)
     rows = 1
-    while rows * 2 * length <= 65_536 and _bytes(recipe, shape, rows * 2, checkpointing) <= 0.75 * memory:
+    while rows * 2 * length <= most and _bytes(recipe, machine, shape, rows * 2, checkpointing) <= 0.75 * memory:
         rows *= 2
-    recipe.fill("train.per_device_train_batch_size", rows, f"fits into {memory / 1e9:.0f} GB with a quarter to spare")
+    reason = f"fits into {memory / 1e9:.0f} GB with a quarter to spare"
+    if rows * 2 * length > most:
+        reason = f"{rows * length:,} tokens at once are enough for a GPU, or for a step"
+    recipe.fill("train.per_device_train_batch_size", rows, reason)
     rows = recipe.get("train.per_device_train_batch_size")
-    wanted = 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
     each = rows * length * machine.processes
     recipe.fill("train.gradient_accumulation_steps", max(1, round(wanted / each)), f"about {wanted:,} tokens per step")
 
 
+def _wanted_tokens(shape: ModelShape) -> int:
+    """Return about how many tokens a step on a GPU has, over all processes."""
+    return 2**15 if shape.parameters < 2e7 else 2**17 if shape.parameters < 1e8 else 2**18
+
+
 def _needs_checkpointing(
-    recipe: PartialRecipe, shape: ModelShape, rows: int | None, memory_bytes: int
+    recipe: PartialRecipe, machine: Machine, shape: ModelShape, rows: int | None, memory_bytes: int
 ) -> tuple[bool, str]:
     """Return whether the rows fit only with gradient checkpointing, and the reason."""
     # Derived rows leave a quarter of the memory free; rows that the user set must just fit.
     room = (0.75 if rows is None else FULL) * memory_bytes
-    plain, saved = (_bytes(recipe, shape, rows or 1, checkpointing) for checkpointing in (False, True))
+    plain, saved = (_bytes(recipe, machine, shape, rows or 1, checkpointing) for checkpointing in (False, True))
     counted = "1 sequence" if (rows or 1) == 1 else f"{rows} sequences"
     if plain > room:
         return True, f"{counted} would take {plain / 2**30:.1f} GiB without it, {saved / 2**30:.1f} GiB with it"
     return False, f"{counted} fit without it" if rows is not None and rows != 1 else "it fits without"
 
 
-def _bytes(recipe: PartialRecipe, shape: ModelShape, rows: int, checkpointing: bool) -> int:
+def _bytes(recipe: PartialRecipe, machine: Machine, shape: ModelShape, rows: int, checkpointing: bool) -> int:
     parts = memory_by_part(
         shape,
         rows=rows,
@@ -316,17 +336,28 @@ def _bytes(recipe: PartialRecipe, shape: ModelShape, rows: int, checkpointing: b
         dtype=recipe.get("train.dtype"),
         checkpointing=checkpointing,
         in_pieces=True,
-        compiled=_will_be_compiled(recipe),
+        compiled=_will_be_compiled(recipe, machine, shape),
     )
     return sum(parts.values())
 
 
-def _will_be_compiled(recipe: PartialRecipe) -> bool:
-    """Whether the model will be compiled, before the steps are known: GPU runs are nearly always long enough."""
-    wanted, steps = recipe.get("train.compile"), recipe.get("train.max_steps")
+def _will_be_compiled(recipe: PartialRecipe, machine: Machine, shape: ModelShape) -> bool:
+    """Whether the model will be compiled, before batches and steps are known."""
+    wanted = recipe.get("train.compile")
     if wanted is not None or recipe.get("device") == "cpu":
         return bool(wanted)
-    return steps is None or steps >= COMPILE_PAYS_AFTER_STEPS["cuda"]
+    return _saved_by_compiling(recipe, machine, shape) > COMPILE_SECONDS["cuda"]
+
+
+def _saved_by_compiling(recipe: PartialRecipe, machine: Machine, shape: ModelShape) -> float:
+    """Return about how many seconds compiling saves on a GPU over the run."""
+    get, steps, length = recipe.get, recipe.get("train.max_steps"), recipe.get("train.max_length")
+    rows, batches = get("train.per_device_train_batch_size"), get("train.gradient_accumulation_steps")
+    per_step = rows * batches * length if rows and batches else _wanted_tokens(shape) / machine.processes
+    if steps is None:
+        steps = TOKENS_PER_PARAMETER * shape.parameters / (per_step * machine.processes)
+    step = shape.training_flops_per_token(length) * per_step / flops_per_second("cuda", machine)
+    return COMPILE_SAVES * steps * (STEP_SECONDS["cuda"] * (batches or 1) + step)
 
 
 def _derive_steps(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
@@ -344,13 +375,18 @@ def _derive_steps(recipe: PartialRecipe, machine: Machine, shape: ModelShape | N
         recipe.fill("train.max_steps", wanted, f"20 tokens for each of {shape.parameters:,} parameters")
 
 
-def _derive_compile(recipe: PartialRecipe, machine: Machine) -> None:
-    device: str = recipe.get("device")
-    if device == "cpu" and not machine.has_compiler:
-        recipe.fill("train.compile", False, "no C++ compiler was found")
-        return
-    enough = COMPILE_PAYS_AFTER_STEPS[device]
-    recipe.fill("train.compile", recipe.get("train.max_steps") >= enough, f"pays off from about {enough:,} steps")
+def _derive_compile(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
+    if recipe.get("device") == "cpu":
+        if not machine.has_compiler:
+            recipe.fill("train.compile", False, "no C++ compiler was found")
+        enough = COMPILE_PAYS_AFTER_STEPS
+        recipe.fill("train.compile", recipe.get("train.max_steps") >= enough, f"pays off from about {enough:,} steps")
+    elif shape is None:
+        recipe.fill("train.compile", False, "the size of the model is not known yet")
+    else:
+        saved, costs = _saved_by_compiling(recipe, machine, shape), COMPILE_SECONDS["cuda"]
+        reason = f"it takes about {costs:.0f} s and would save about {saved:,.0f} s"
+        recipe.fill("train.compile", saved > costs, reason)
 
 
 def estimate(stage: Stage, work: ToEstimate) -> Estimate:

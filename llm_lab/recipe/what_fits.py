@@ -28,6 +28,7 @@ ROWS, ACCUMULATION, CHECKPOINTING = (
     f"train.{key}" for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
 )
 FOUR_BITS = "lora.load_in_4bit"
+BUSY_TOKENS = 4096  # in a batch: matrix products with fewer rows use less of a GPU
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def _fit(method: str, costs: list[tuple[_Way, Estimate]], machine: Machine) -> F
 def make_it_fit(resolved: Resolved) -> Resolved:
     """Return a trained stage that does not fit in memory with other values for the keys that the user left out.
 
-    Tried in this order, for all weights, LoRA and QLoRA: gradient checkpointing, then fewer sequences at a time
-    with as many in a step. What fits, and what fits in no way, is returned as it is.
+    Tried in this order, for all weights, LoRA and QLoRA: fewer sequences at a time with as many in a step, as long as
+    they keep the device busy; gradient checkpointing; both. What fits, and what fits in no way, is returned as it is.
     """
     if resolved.estimate.fits or resolved.stage.from_scratch or not resolved.stage.trains:
         return resolved
@@ -172,23 +173,18 @@ def make_it_fit(resolved: Resolved) -> Resolved:
 
 def _ways(resolved: Resolved, *, four_bits: bool) -> Iterator[_Way]:
     """Yield the ways to train that change only what was left out, the best one first."""
-    values, stage = resolved.values, resolved.stage
+    values = resolved.values
     train, lora = values["train"], values.get("lora")
     rows, steps = train["per_device_train_batch_size"], train["gradient_accumulation_steps"]
     sizes = [rows]
-    if stage.measures_loss and _is_left_out(resolved, ROWS) and _is_left_out(resolved, ACCUMULATION):
+    if _is_left_out(resolved, ROWS) and _is_left_out(resolved, ACCUMULATION):
         while sizes[-1] % 2 == 0:
             sizes.append(sizes[-1] // 2)
-    batches: list[tuple[int, bool, dict[str, Any]]] = []
-    for number, smaller in enumerate(sizes):
-        changes = {ROWS: smaller, ACCUMULATION: steps * rows // smaller} if number else {}
-        checkpointing = bool(train["gradient_checkpointing"])
-        if not number:
-            batches.append((smaller, checkpointing, changes))
-        if _is_left_out(resolved, CHECKPOINTING):
-            batches.append((smaller, True, {**changes, CHECKPOINTING: True}))
-        elif number:
-            batches.append((smaller, checkpointing, changes))
+    batches = [(size, bool(train["gradient_checkpointing"])) for size in sizes]
+    if _is_left_out(resolved, CHECKPOINTING) and not train["gradient_checkpointing"]:
+        # Smaller batches cost nothing while they keep the device busy; computing activations again costs a third.
+        kept = [(size, False) for size in sizes if size == rows or size * train["max_length"] >= BUSY_TOKENS]
+        batches = kept + [(size, True) for size in sizes]
     methods: list[tuple[str, dict[str, Any]]] = []
     if lora is None:
         methods.append((FULL, {}))
@@ -202,7 +198,12 @@ def _ways(resolved: Resolved, *, four_bits: bool) -> Iterator[_Way]:
     for method, how in methods:
         if method == QLORA and how and (values["device"] != "cuda" or not four_bits):
             continue
-        for smaller, checkpointing, changes in batches:
+        for smaller, checkpointing in batches:
+            changes: dict[str, Any] = {}
+            if smaller != rows:
+                changes = {ROWS: smaller, ACCUMULATION: steps * rows // smaller}
+            if checkpointing != train["gradient_checkpointing"]:
+                changes[CHECKPOINTING] = checkpointing
             yield _Way(method, {**how, **changes}, smaller, checkpointing)
 
 

@@ -95,7 +95,7 @@ def test_on_a_cpu_a_base_is_never_quantized(base):
     assert method(planned(LAPTOP, device="cpu")) == "lora"
 
 
-def test_dpo_leaves_dropout_off_and_rl_keeps_its_batch(base):
+def test_dpo_leaves_dropout_off_and_rl_keeps_the_outputs_of_a_step(base):
     rows = [json.dumps({"prompt": f"{n}?", "chosen": "yes", "rejected": "no"}) for n in range(40)]
     Path("pairs.jsonl").write_text("\n".join(rows))
     plan = planned(machine(24), stage="dpo", data=[{"path": "pairs.jsonl"}])
@@ -105,8 +105,10 @@ def test_dpo_leaves_dropout_off_and_rl_keeps_its_batch(base):
     prompts = [{"path": "builtin:word-problems"}]
     grpo = planned(machine(24), stage="grpo", data=prompts, rewards=rewards, score=None)
     usual = planned(machine(1000), stage="grpo", data=prompts, rewards=rewards, score=None)
-    key = "per_device_train_batch_size"
-    assert grpo.values["train"][key] == usual.values["train"][key]
+    rows, batches = "per_device_train_batch_size", "gradient_accumulation_steps"
+    small, large = grpo.values["train"], usual.values["train"]
+    assert small[rows] * small[batches] == large[rows] * large[batches]
+    assert small[rows] < large[rows]
     assert method(grpo) != "full"
 
 
