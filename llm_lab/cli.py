@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from llm_lab.commands.argument_parser import parse
@@ -39,7 +40,7 @@ def _run(words: Sequence[str]) -> int:
         if arguments.plain:
             set_plain()
         _complete_rename()
-        return function_of(arguments)(arguments) or DONE
+        return _answer(arguments) if arguments.json else function_of(arguments)(arguments) or DONE
     except Exception as error:
         if _is_closed(error):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,6 +49,10 @@ def _run(words: Sequence[str]) -> int:
             sys.excepthook = _print_traceback
             raise
         for_user = error if isinstance(error, LabError) else file_error(error)
+        if "--json" in words:
+            from llm_lab.commands.documents import error_document
+
+            print(error_document(for_user or error).as_json())  # noqa: T201
         if for_user is None:
             said = shorten(str(error), LONGEST)
             message = f"Internal error: {type(error).__name__}: {said}\nAdd --debug for the traceback."
@@ -55,6 +60,14 @@ def _run(words: Sequence[str]) -> int:
             return INTERNAL_ERROR
         print_error(for_user)
         return for_user.exit_code
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    """Run a command and print its answer as JSON; whatever else it prints goes to standard error."""
+    with redirect_stdout(sys.stderr):
+        document = function_of(arguments)(arguments)
+    print(document.as_json())  # noqa: T201
+    return document.code
 
 
 def _complete_rename() -> None:
@@ -65,7 +78,7 @@ def _complete_rename() -> None:
         complete_rename()
 
 
-def function_of(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+def function_of(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], Any]:
     """Return the function of a command; only its module is imported."""
     module, _, name = arguments.command.partition(".")
     return getattr(importlib.import_module(f"llm_lab.commands.{module}"), name)

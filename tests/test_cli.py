@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import pytest
 import yaml
 from conftest import tiny_recipe, write_text
 
-from llm_lab.cli import main
+from llm_lab.cli import function_of, main
+from llm_lab.commands.argument_parser import commands_of, make_parser, parse
+from llm_lab.commands.documents import Document
 from llm_lab.errors import MachineError
 from llm_lab.estimate.machine import find_machine
 
@@ -208,6 +212,113 @@ def test_version_and_help(capsys):
             main([word])
         assert leaving.value.code == 0
     assert "llm-lab" in capsys.readouterr().out
+
+
+# --- what is said about wrong arguments, and in help
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("chta x", "llm-lab chta: there is no such command. Did you mean chat?"),
+        ("run demo --dryrun", "--dryrun: `llm-lab run` has no such option. Did you mean --dry-run?"),
+        ("list runz", "there is no such choice. Allowed: recipes, data, models, parts, runs. Did you mean runs?"),
+        ("run", "llm-lab run: the argument recipe is missing. For example: llm-lab run stories."),
+        ("web --port x", "--port = x: it is not a whole number."),
+        ("web --port", "--port: requires a value: --port N."),
+        ("show a b", "llm-lab show = b: one argument too many."),
+    ],
+)
+def test_a_wrong_argument_is_one_paragraph_with_a_suggestion(words, said, capsys):
+    assert main(words.split()) == 2
+    printed = capsys.readouterr()
+    assert said in " ".join(printed.err.split())
+    assert "usage:" not in printed.err
+    assert printed.out == ""
+
+
+def test_every_command_has_a_sentence_two_examples_that_parse_and_a_place_in_the_overview(capsys):
+    commands = commands_of(make_parser())
+    for name, parser in commands.items():
+        assert parser.description.endswith("."), name
+        assert len(parser.examples) == 2, name
+        for line in parser.examples:
+            words = shlex.split(line.partition(">")[0].partition("|")[0])[1:]
+            assert callable(function_of(parse(words))), line
+            assert words[0] == name
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = re.findall(r"^  ([a-z]+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(commands)
+
+
+def test_the_help_of_every_command_fits_into_60_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for name, parser in commands_of(make_parser()).items():
+        text = parser.format_help().partition("examples:")[0]
+        assert max(map(len, text.splitlines())) <= 60, name
+
+
+# --- answers as JSON
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "list",
+        "list runs",
+        "list models",
+        "show tiny",
+        "check tiny.yaml",
+        "run tiny.yaml --dry-run",
+        "gc --dry-run",
+        "study",
+    ],
+)
+def test_with_json_standard_output_is_one_document(trained, words, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main([*words.split(), "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+
+
+def test_the_documents_have_the_facts(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    main(["check", "tiny.yaml", "--json"])
+    stage = json.loads(capsys.readouterr().out)["stages"][0]
+    assert stage["recipe"]["train"]["max_steps"] == 4
+    assert stage["origins"]["train.max_steps"]["kind"] == "answer"
+    assert stage["estimate"]["parameters"] > 0
+    main(["show", "tiny", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["run"]["results"]["step"] == 4
+    assert shown["model"]["parameters"] == stage["estimate"]["parameters"]
+    assert [one["run"] for one in shown["lineage"]] == ["checkpoints/tiny"]
+    main(["list", "runs", "--json"])
+    assert json.loads(capsys.readouterr().out)["runs"][0]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "words", ["check tiny.yaml train.max_stepz=1", "show nosuch", "chta", "run tiny.yaml --nosuch"]
+)
+def test_with_json_an_error_is_a_document_too(trained, words, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main([*words.split(), "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["exit_code"] == 2
+    assert set(error["problems"][0]) == {"key", "value", "why", "allowed", "fix", "message"}
+
+
+def test_numbers_that_json_lacks_are_null():
+    assert json.loads(Document({"loss": float("nan"), "more": [float("inf"), 1.5], "path": Path("a")}).as_json()) == {
+        "loss": None, "more": [None, 1.5], "path": "a",
+    }  # fmt: skip
+
+
+def test_a_run_with_json_prints_its_facts_and_keeps_its_progress_apart(trained):
+    done = lab("run", "tiny.yaml", "name=again", "--json", cwd=trained)
+    facts = json.loads(done.stdout)
+    assert (facts["status"], facts["path"], facts["results"]["step"]) == ("done", "checkpoints/again", 4)
+    assert "step 4" in done.stderr
 
 
 def test_a_closed_pipe_is_not_an_error(trained):

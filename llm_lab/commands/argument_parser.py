@@ -212,6 +212,7 @@ def _run(commands: _Commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run of the same name")
     _trust_recipe_argument(parser)
     parser.add_argument("--nproc", type=int, metavar="N", help="train with N processes, one per GPU")
+    _json_argument(parser)
 
 
 def _check(commands: _Commands) -> None:
@@ -223,6 +224,7 @@ def _check(commands: _Commands) -> None:
         "check demo device=cpu",
     )
     _recipe_arguments(parser)
+    _json_argument(parser)
 
 
 def _xray(commands: _Commands) -> None:
@@ -235,6 +237,7 @@ def _xray(commands: _Commands) -> None:
     )
     _recipe_arguments(parser)
     parser.add_argument("--examples", type=int, default=2, metavar="N", help="examples to show per dataset (default 2)")
+    _json_argument(parser)
 
 
 def _copy(commands: _Commands) -> None:
@@ -276,6 +279,7 @@ def _list(commands: _Commands) -> None:
     sorts = ("age", "name", "stage", "status", "size", "disk", "result")
     parser.add_argument("--sort", choices=sorts, default="age", help="order of the runs (default: the newest first)")
     parser.add_argument("--all", action="store_true", help="also the runs inside pipelines, sweeps and studies")
+    _json_argument(parser)
 
 
 def _rm(commands: _Commands) -> None:
@@ -316,6 +320,7 @@ def _gc(commands: _Commands) -> None:
     parser.add_argument("--keep", type=int, metavar="N", help="checkpoints to keep of each run (default 4)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be deleted, with the bytes of each")
     parser.add_argument("--yes", action="store_true", help="delete without asking")
+    _json_argument(parser)
 
 
 def _show(commands: _Commands) -> None:
@@ -327,6 +332,7 @@ def _show(commands: _Commands) -> None:
         "show checkpoints/demo/sft",
     )
     parser.add_argument("path", metavar="model", help="a run, one of its checkpoints, or a Hugging Face folder")
+    _json_argument(parser)
 
 
 def _chat(commands: _Commands) -> None:
@@ -373,6 +379,7 @@ def _eval(commands: _Commands) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="maximum number of documents per task")
     _model_arguments(parser)
     _trust_recipe_argument(parser)
+    _json_argument(parser)
 
 
 def _compare(commands: _Commands) -> None:
@@ -400,6 +407,7 @@ def _compare(commands: _Commands) -> None:
         help="run the code that comes with this model; can be repeated",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the comparison to a .md or .json file")
+    _json_argument(parser)
 
 
 def _export(commands: _Commands) -> None:
@@ -471,6 +479,7 @@ def _sweep(commands: _Commands) -> None:
         "changes the recipe for all; a comma inside [], {} or quotes belongs to its value",
     )
     parser.add_argument("--preset", metavar="NAME", help=f"a grid derived from the recipe: {PRESETS}")
+    _json_argument(parser)
 
 
 def _duel(commands: _Commands) -> None:
@@ -489,6 +498,7 @@ def _duel(commands: _Commands) -> None:
     parser.add_argument(
         "--by", choices=("tokens", "time", "both"), default="both", help="what is held equal (default both)"
     )
+    _json_argument(parser)
 
 
 def _compared_arguments(parser: Parser, metavar: str, what: str) -> None:
@@ -519,6 +529,7 @@ def _study(commands: _Commands) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show what it does and its options, without running it")
     parser.add_argument("--overwrite", action="store_true", help="replace the study of the same name")
     parser.add_argument("--in-folder", type=Path, help=argparse.SUPPRESS)  # the process that a study runs in
+    _json_argument(parser)
 
 
 def _web(commands: _Commands) -> None:
@@ -533,9 +544,10 @@ def _web(commands: _Commands) -> None:
 
 
 def _doctor(commands: _Commands) -> None:
-    commands.add(
+    parser = commands.add(
         "doctor", "show what this machine can do", "machine_commands.examine_machine", "doctor", "doctor --debug"
     )
+    _json_argument(parser)
 
 
 def _recipe_arguments(parser: Parser) -> None:
@@ -570,6 +582,10 @@ def _model_arguments(parser: Parser) -> None:
 def _trust_recipe_argument(parser: Parser) -> None:
     text = "allow the reward functions and task files named in the recipe of a run folder"
     parser.add_argument("--trust-recipe", action="store_true", help=text)
+
+
+def _json_argument(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document; all else to standard error")
 
 
 def _trust_argument(parser: Parser) -> None:

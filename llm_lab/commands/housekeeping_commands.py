@@ -9,8 +9,10 @@ from llm_lab.errors import DONE, Problem, UserError
 from llm_lab.estimate.formatting import size
 from llm_lab.terminal.console import is_terminal, print_text
 
+from .documents import Document, list_document
 
-def list_things(arguments: argparse.Namespace) -> int:
+
+def list_things(arguments: argparse.Namespace) -> int | Document:
     """List recipes, data, models, parts and runs."""
     if arguments.what == "runs":
         return list_runs(arguments)
@@ -21,11 +23,15 @@ def list_things(arguments: argparse.Namespace) -> int:
     from llm_lab.job import list_recipes
     from llm_lab.terminal.listing import print_listing
 
+    if arguments.json:
+        from llm_lab.runs.housekeeping import list_entries
+
+        return list_document(arguments.what, list_recipes(), list_entries())
     print_listing(arguments.what, list_recipes())
     return DONE
 
 
-def list_runs(arguments: argparse.Namespace) -> int:
+def list_runs(arguments: argparse.Namespace) -> int | Document:
     """List the runs, with a filter and in an order."""
     from llm_lab.runs.housekeeping import list_entries, select
     from llm_lab.terminal.run_list import print_runs
@@ -33,7 +39,10 @@ def list_runs(arguments: argparse.Namespace) -> int:
     wanted = {"stage": arguments.stage, "status": arguments.status, "text": arguments.text}
     is_filtered = any(value is not None for value in wanted.values())
     entries = list_entries(inner=arguments.all or is_filtered)
-    print_runs(select(entries, **wanted, sort=arguments.sort), is_filtered=is_filtered)
+    chosen = select(entries, **wanted, sort=arguments.sort)
+    if arguments.json:
+        return list_document("runs", (), chosen)
+    print_runs(chosen, is_filtered=is_filtered)
     return DONE
 
 
@@ -68,7 +77,7 @@ def rename(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def collect_garbage(arguments: argparse.Namespace) -> int:
+def collect_garbage(arguments: argparse.Namespace) -> int | Document:
     """Delete what nothing needs any more, after a yes."""
     from llm_lab.runs.housekeeping import delete_leftovers, find_leftovers
     from llm_lab.terminal.run_list import print_leftovers
@@ -76,6 +85,11 @@ def collect_garbage(arguments: argparse.Namespace) -> int:
     if arguments.keep is not None and arguments.keep < 1:
         raise UserError(Problem("--keep", "the number of checkpoints to keep", arguments.keep, "1 or more"))
     found = find_leftovers(arguments.runs, keep=arguments.keep)
+    if arguments.json:
+        if not arguments.dry_run and found:
+            _agrees("", arguments.yes)
+            delete_leftovers(found)
+        return Document({"bytes": sum(one.bytes for one in found), "deleted": not arguments.dry_run, "found": found})
     print_leftovers(found)
     if arguments.keep is None:
         least = find_leftovers(arguments.runs, keep=1)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from llm_lab.errors import DONE
 from llm_lab.terminal.console import print_text
+
+from .documents import Document, doctor_document
 
 
 def serve_web(arguments: argparse.Namespace) -> int:
@@ -24,16 +27,22 @@ def print_schema(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def examine_machine(arguments: argparse.Namespace) -> int:
+def examine_machine(arguments: argparse.Namespace) -> int | Document:
     """Show what this machine can do."""
-    return print_doctor()
+    return doctor_document(_findings()) if arguments.json else print_doctor()
 
 
 def print_doctor() -> int:
     """Show what this machine can do."""
-    from llm_lab.estimate.machine import Finding, examine
-    from llm_lab.runs.housekeeping import describe_disk_use
     from llm_lab.terminal import listing
 
-    listing.print_doctor([*examine(), Finding("runs", "good", describe_disk_use())])
+    listing.print_doctor(_findings())
     return DONE
+
+
+def _findings() -> list[Any]:
+    """Return what was found out about the machine, and what the runs take on disk."""
+    from llm_lab.estimate.machine import Finding, examine
+    from llm_lab.runs.housekeeping import describe_disk_use
+
+    return [*examine(), Finding("runs", "good", describe_disk_use())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,20 +17,33 @@ from llm_lab.terminal.consent import with_consent
 from llm_lab.terminal.console import print_text
 from llm_lab.terminal.progress import show_progress
 
+from .documents import Document, show_document
 from .recipe_commands import start_job, start_run
 
 
-def show_checkpoint(arguments: argparse.Namespace) -> int:
+def show_checkpoint(arguments: argparse.Namespace) -> int | Document:
     """Show what a checkpoint is and where it comes from."""
+    if arguments.json:
+        return show_document(arguments.path, _folder_named(arguments.path))
     return print_show(arguments.path)
+
+
+def _folder_named(path: str) -> Path | None:
+    """Return the folder that a user names, in checkpoints/ or elsewhere, if it is there."""
+    from llm_lab.runs.folder import find_run
+
+    given = Path(path).expanduser()
+    return given if given.exists() else find_run(path)
 
 
 def print_show(path: str) -> int:
     """Show what a checkpoint is, and its lineage; of a study or a sweep, its results."""
     from llm_lab.estimate.cached_models import cached_folder
-    from llm_lab.runs.folder import ROOT, RunFolder
+    from llm_lab.runs.folder import RunFolder
 
-    for run in map(RunFolder, (Path(path), ROOT / path)):
+    folder_named = _folder_named(path)
+    if folder_named is not None:
+        run = RunFolder(folder_named)
         if run.facts().get("study"):
             from llm_lab.terminal.study_view import print_study
 
@@ -99,7 +113,7 @@ def start_chat(
     return DONE
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
+def evaluate(arguments: argparse.Namespace) -> int | Document:
     """Evaluate a checkpoint and keep the results with it."""
     from llm_lab.job import check
     from llm_lab.recipe.resolve import require_device
@@ -120,7 +134,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     allow(job.code())  # the user named it on the command line
     with trusting_recipes(arguments.trust_recipe):
-        print_evaluation(with_consent(measure))
+        measured = with_consent(measure)
+    if arguments.json:
+        return Document(measured)
+    print_evaluation(measured)
     return DONE
 
 
@@ -148,32 +165,53 @@ def _evaluation_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
     return recipe
 
 
-def compare_models(arguments: argparse.Namespace) -> int:
+def compare_models(arguments: argparse.Namespace) -> int | Document:
     """Compare models side by side."""
-    return start_compare(
-        arguments.checkpoints,
-        prompts=arguments.prompt or (),
-        prompt_set=arguments.prompts,
-        data=arguments.data or (),
-        steps=arguments.steps,
-        adapter_off=arguments.adapter_off,
-        settings=_sampling_settings(arguments),
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-        trust_code_of=arguments.trust_code_of,
-        out=arguments.out,
+    show = _comparison_document if arguments.json else _print_comparison
+    return show(
+        _compare(
+            arguments.checkpoints,
+            prompts=arguments.prompt or (),
+            prompt_set=arguments.prompts,
+            data=arguments.data or (),
+            steps=arguments.steps,
+            adapter_off=arguments.adapter_off,
+            settings=_sampling_settings(arguments),
+            device=arguments.device,
+            trust_remote_code=arguments.trust_remote_code,
+            trust_code_of=arguments.trust_code_of,
+            out=arguments.out,
+        )
     )
 
 
-def start_compare(
+def _comparison_document(comparison: Any) -> Document:
+    from llm_lab.runs.comparison import as_json
+
+    return Document(json.loads(as_json(comparison)))
+
+
+def _print_comparison(comparison: Any) -> int:
+    from llm_lab.terminal.compare_screen import print_comparison
+
+    print_comparison(comparison)
+    return DONE
+
+
+def start_compare(names: Sequence[str], **options: Any) -> int:
+    """Compare checkpoints and show the result. options: as for _compare."""
+    return _print_comparison(_compare(names, **options))
+
+
+def _compare(
     names: Sequence[str],
     *,
     settings: Mapping[str, Any] | None = None,
     device: str | None = None,
     out: Path | None = None,
     **options: Any,
-) -> int:
-    """Compare checkpoints, show the result, and write it to `out`. options: as for evaluation.compare.compare."""
+) -> Any:
+    """Compare checkpoints, and write the result to `out`. options: as for evaluation.compare.compare."""
     from llm_lab.runs.comparison import require_writable, write_comparison
     from llm_lab.terminal.console import print_waiting
 
@@ -182,7 +220,6 @@ def start_compare(
     print_waiting("Preparing ...")
     from llm_lab.evaluation.compare import SETTINGS, compare
     from llm_lab.runner import load
-    from llm_lab.terminal.compare_screen import print_comparison
 
     with show_progress() as listener:
         found = compare(
@@ -192,11 +229,10 @@ def start_compare(
             listener=listener,
             **options,
         )
-    print_comparison(found)
     if out is not None:
         write_comparison(out, found)
-        print_text(f"Saved: {out}")
-    return DONE
+        listener(Notice(f"Saved: {out}"))
+    return found
 
 
 def merge(arguments: argparse.Namespace) -> int:

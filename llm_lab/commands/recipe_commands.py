@@ -16,8 +16,10 @@ from llm_lab.terminal.consent import with_consent
 from llm_lab.terminal.console import print_text
 from llm_lab.terminal.progress import show_progress
 
+from .documents import Document, plan_document, xray_document
 
-def run_recipe(arguments: argparse.Namespace) -> int:
+
+def run_recipe(arguments: argparse.Namespace) -> int | Document:
     """Run a recipe: show the plan, run it, show the results."""
     from llm_lab.job import check
     from llm_lab.runner import Start
@@ -26,9 +28,14 @@ def run_recipe(arguments: argparse.Namespace) -> int:
         return _run_in_processes(arguments)
     job = check(arguments.recipe, arguments.overrides)
     start = Start(arguments.resume, arguments.resume_from, arguments.overwrite)
+    if arguments.dry_run and arguments.json:
+        return plan_document(_what_is_planned(job, start))
     if arguments.dry_run:
         return _dry_run(job, start)
     with trusting_recipes(arguments.trust_recipe):
+        if arguments.json:
+            facts = _run_to_end(job, start)
+            return Document(facts, _exit_code(facts))
         return start_job(job, start)
 
 
@@ -48,6 +55,11 @@ def start_run(
 
 
 def start_job(job: Any, start: Any, *, show_plan: bool = True) -> int:
+    """Show the plan of a job, run it, show the results; returns the exit code."""
+    return _show_results(_run_to_end(job, start, show_plan=show_plan))
+
+
+def _run_to_end(job: Any, start: Any, *, show_plan: bool = True) -> dict[str, Any]:
     from llm_lab.runner import require_trusted, run_job
 
     with_consent(lambda: require_trusted(job))
@@ -57,7 +69,7 @@ def start_job(job: Any, start: Any, *, show_plan: bool = True) -> int:
         with show_progress() as listener:
             return run_job(job, start, listener=listener)
 
-    return _show_results(with_consent(run))
+    return with_consent(run)
 
 
 def _show_plan(job: Any, start: Any) -> Any:
@@ -83,6 +95,10 @@ def _show_results(facts: Mapping[str, Any]) -> int:
 
     if is_first_process():
         print_closing(facts)
+    return _exit_code(facts)
+
+
+def _exit_code(facts: Mapping[str, Any]) -> int:
     return {"stopped": STOPPED, "failed": INTERNAL_ERROR}.get(facts["status"], DONE)
 
 
@@ -98,6 +114,7 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
         with_consent(lambda: require_trusted(job))
     words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]
     words += [flag for flag in ("--resume", "--overwrite") if getattr(arguments, flag[2:])]
+    words += ["--json"] if arguments.json else []
     words += ["--trust-recipe"] if job.is_found else []  # what it names is allowed now
     words += ["--resume-from", str(arguments.resume_from)] if arguments.resume_from is not None else []
     return start_processes(words, arguments.nproc)
@@ -106,10 +123,9 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
 def _dry_run(job: Any, start: Any) -> int:
     """Show the plan of a job, or of the rest of a resumed one. MachineError where this machine can't run it."""
     from llm_lab.recipe.resolve import require_device
-    from llm_lab.runner import what_is_left
     from llm_lab.terminal.plan_panel import print_plan
 
-    job = what_is_left(job, start.resume_from) if start.resumes else job
+    job = _what_is_planned(job, start)
     for resolved in job.stages:
         print_plan(resolved, job.home)
     for resolved in job.stages:
@@ -117,17 +133,25 @@ def _dry_run(job: Any, start: Any) -> int:
     return DONE
 
 
-def check_recipe(arguments: argparse.Namespace) -> int:
+def _what_is_planned(job: Any, start: Any) -> Any:
+    from llm_lab.runner import what_is_left
+
+    return what_is_left(job, start.resume_from) if start.resumes else job
+
+
+def check_recipe(arguments: argparse.Namespace) -> int | Document:
     """Report every problem of a recipe."""
     from llm_lab.job import check
     from llm_lab.terminal.plan_panel import print_checked
 
     job = check(arguments.recipe, arguments.overrides)
+    if arguments.json:
+        return plan_document(job)
     print_checked(job.stages, list(job.remarks), job.home)
     return DONE
 
 
-def xray_recipe(arguments: argparse.Namespace) -> int:
+def xray_recipe(arguments: argparse.Namespace) -> int | Document:
     """Show a recipe's data as tokens, trained and masked."""
     from llm_lab.job import check
     from llm_lab.terminal.console import print_waiting
@@ -139,7 +163,10 @@ def xray_recipe(arguments: argparse.Namespace) -> int:
     from llm_lab.hf.load import quiet_libraries
 
     quiet_libraries()
-    print_xray(xray_stages([resolved.recipe for resolved in job.stages], examples=arguments.examples))
+    found = xray_stages([resolved.recipe for resolved in job.stages], examples=arguments.examples)
+    if arguments.json:
+        return xray_document(found)
+    print_xray(found)
     return DONE
 
 

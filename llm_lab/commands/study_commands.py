@@ -14,7 +14,10 @@ from llm_lab.terminal.consent import with_consent
 from llm_lab.terminal.console import print_text
 from llm_lab.terminal.progress import show_progress
 
+from .documents import Document, results_document, sweep_plan_document
+
 if TYPE_CHECKING:
+    from llm_lab.runs.folder import RunFolder
     from llm_lab.studies.duel_report import DuelResult
     from llm_lab.studies.results import SweepResult
 
@@ -59,7 +62,7 @@ def start_look(checkpoint: str, *, device: str | None = None, **options: Any) ->
     return DONE
 
 
-def study(arguments: argparse.Namespace) -> int:
+def study(arguments: argparse.Namespace) -> int | Document:
     """Run an experiment; without a name, list the experiments."""
     from llm_lab.studies.experiment_files import find_experiment, list_experiments, read_values
     from llm_lab.terminal.study_view import print_experiment, print_experiments
@@ -67,6 +70,10 @@ def study(arguments: argparse.Namespace) -> int:
     if arguments.in_folder is not None:
         return _run_study(arguments.in_folder)
     if arguments.name is None:
+        if arguments.json:
+            known = [(one, one.name, one.title, one.summary, one.error) for one in list_experiments()]
+            names = ("name", "title", "summary", "error")
+            return Document({"experiments": [dict(zip(names, texts, strict=True)) for _, *texts in known]})
         print_experiments(list_experiments())
         return DONE
     experiment = find_experiment(arguments.name)
@@ -74,22 +81,33 @@ def study(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print_experiment(experiment, options)
         return DONE
-    debug = getattr(arguments, "debug", False)
-    return start_study(experiment.name, options, overwrite=arguments.overwrite, debug=debug)
+    folder, code = _run_experiment(experiment.name, options, overwrite=arguments.overwrite, debug=arguments.debug)
+    return results_document(folder.path, code) if arguments.json else _show_study(folder, code)
 
 
-def start_study(name: str, options: Mapping[str, Any], *, overwrite: bool = False, debug: bool = False) -> int:
+def start_study(name: str, options: Mapping[str, Any]) -> int:
     """Run an experiment in a process of its own, and say where its report is. options: all or some, as values."""
+    return _show_study(*_run_experiment(name, options))
+
+
+def _run_experiment(
+    name: str, options: Mapping[str, Any], *, overwrite: bool = False, debug: bool = False
+) -> tuple[RunFolder, int]:
     from llm_lab.studies import study_process
     from llm_lab.studies.experiment_files import check_values, find_experiment
-    from llm_lab.terminal.study_view import print_experiment, print_study_end
+    from llm_lab.terminal.study_view import print_experiment
 
     experiment = find_experiment(name)
     options = check_values(experiment, options)
     folder, resumes = study_process.open_study(experiment, options, overwrite=overwrite)
     print_experiment(experiment, options)
     print_text(f"{'Resumes' if resumes else 'Runs in'} {folder.path}")
-    code = study_process.start_study(folder, debug=debug)
+    return folder, study_process.start_study(folder, debug=debug)
+
+
+def _show_study(folder: RunFolder, code: int) -> int:
+    from llm_lab.terminal.study_view import print_study_end
+
     if code in (DONE, STOPPED) and folder.facts():
         print_study_end(folder)
     return code
@@ -112,7 +130,7 @@ def _run_study(folder: Path) -> int:
 # --- sweeps
 
 
-def sweep(arguments: argparse.Namespace) -> int:
+def sweep(arguments: argparse.Namespace) -> int | Document:
     """Run a recipe for each value of some keys and each seed, and compare the results."""
     from llm_lab.studies.sweep import plan_sweep
 
@@ -125,13 +143,17 @@ def sweep(arguments: argparse.Namespace) -> int:
         preset=arguments.preset,
         command=_command_again(arguments, "sweep", arguments.recipe),
     )
-    return start_sweep(
-        planned,
-        jobs=arguments.jobs,
-        retry_failed=arguments.retry_failed,
-        dry_run=arguments.dry_run,
-        trust_recipe=arguments.trust_recipe,
-    )
+    return _answer(arguments, planned, start_sweep(planned, **_how_to_run(arguments)))
+
+
+def _how_to_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("jobs", "retry_failed", "dry_run", "trust_recipe")}
+
+
+def _answer(arguments: argparse.Namespace, planned: Any, code: int) -> int | Document:
+    if not arguments.json:
+        return code
+    return sweep_plan_document(planned) if arguments.dry_run else results_document(planned.folder, code)
 
 
 def start_sweep(sweep: Any, *, jobs: int = 1, dry_run: bool = False, trust_recipe: bool = False, **options: Any) -> int:
@@ -228,7 +250,7 @@ def _require_runnable(sweep: Any, trust_recipe: bool) -> None:
 # --- duels
 
 
-def duel(arguments: argparse.Namespace) -> int:
+def duel(arguments: argparse.Namespace) -> int | Document:
     """Compare two recipes, or two values of a key, with the same seeds."""
     from llm_lab.studies.duel import plan_duel
 
@@ -247,14 +269,7 @@ def duel(arguments: argparse.Namespace) -> int:
         by=arguments.by,
         command=_command_again(arguments, "duel", arguments.recipe),
     )
-    return start_duel(
-        planned,
-        by=arguments.by,
-        jobs=arguments.jobs,
-        retry_failed=arguments.retry_failed,
-        dry_run=arguments.dry_run,
-        trust_recipe=arguments.trust_recipe,
-    )
+    return _answer(arguments, planned, start_duel(planned, by=arguments.by, **_how_to_run(arguments)))
 
 
 def start_duel(

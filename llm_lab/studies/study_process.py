@@ -76,7 +76,11 @@ def start_study(folder: RunFolder, *, debug: bool = False) -> int:
     words = [sys.executable, "-m", "llm_lab.cli", "study", IN_FOLDER, str(folder.path)]
     words += ["--debug"] if debug else []
     # A session of its own: the terminal's Ctrl-C would reach it in addition to the signal passed on.
-    process = subprocess.Popen(words, env=environment_of(1), stdin=subprocess.PIPE, start_new_session=True)
+    # Not always descriptor 1: with --json, what the study prints goes to standard error.
+    output = sys.stderr.fileno() if sys.stdout is sys.stderr else None
+    process = subprocess.Popen(
+        words, env=environment_of(1), stdin=subprocess.PIPE, stdout=output, start_new_session=True
+    )
     with process, _signals_passed_on(process):
         code = process.wait()
     if code < 0:

@@ -46,6 +46,17 @@ DATA_FORMS = {
 }
 
 
+PARTS: dict[str, Mapping[str, str]] = {
+    "model.size": SIZE_CHOICES,
+    "model.position_embedding": POSITIONS,
+    "model.norm": NORMS,
+    "model.attention": ATTENTIONS,
+    "model.activation": ACTIVATIONS,
+    "optimizer.name": OPTIMIZERS,
+    "scheduler.name": SCHEDULERS,
+}
+
+
 def table(title: str, rows: Iterable[Sequence[Any]]) -> Any:
     """Return a table without lines; only its first column is never wrapped."""
     from rich.table import Table
@@ -109,16 +120,7 @@ def _recipes(recipes: Sequence[Path]) -> Any:
 
 
 def _print_parts(console: Any) -> None:
-    groups = {
-        "model.size": SIZE_CHOICES,
-        "model.position_embedding": POSITIONS,
-        "model.norm": NORMS,
-        "model.attention": ATTENTIONS,
-        "model.activation": ACTIVATIONS,
-        "optimizer.name": OPTIMIZERS,
-        "scheduler.name": SCHEDULERS,
-    }
-    for number, (key, choices) in enumerate(groups.items()):
+    for number, (key, choices) in enumerate(PARTS.items()):
         if number:
             console.print()
         console.print(table(key, choices.items()))
