@@ -47,7 +47,7 @@ class GrpoOptions(Group):
         question="Outputs per prompt (the group)?",
         ge=2,
     )
-    max_completion_length: Int = max_completion_length()
+    max_completion_length: Int | None = max_completion_length()
     temperature: Float = sampling_temperature()
     beta: Float = option(
         0.0,

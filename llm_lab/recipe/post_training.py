@@ -18,7 +18,7 @@ from .fields import Bool, Derived, Float, Group, Int, OneOf, option, value_at
 from .forgetting import Forgetting
 from .optimizers import TUNED, TuneOptimizer, pretraining_rate
 from .parts import ModelCheckpoint
-from .scoring import REWARD_RULES, Columns, RewardTerm, Score, derive_score
+from .scoring import ANSWER_LENGTH, REWARD_RULES, Columns, RewardTerm, Score, derive_score
 from .stage import PartialRecipe, Rule, Stage, StageRecipe, ToEstimate, Values, repeated_sets
 from .train_loop import LOOP_RULES, SPLITS, Scheduler, TrainLoop, faster_dtype, fill_intervals
 
@@ -254,9 +254,9 @@ class RolloutRecipe(TalkRecipe):
 def max_completion_length() -> Any:
     """Return the option of the length of generated answers."""
     return option(
-        256,
         help="maximum length of an output, in tokens",
         question="Maximum length of an output, in tokens?",
+        derived=f"{ANSWER_LENGTH}, at most half of train.max_length",
         ge=1,
     )
 
@@ -353,6 +353,10 @@ def _derive_train(stage: Stage, recipe: PartialRecipe, machine: Machine, shape: 
     if stage.measures_loss:
         most, where = VALIDATION_EXAMPLES[recipe.get("device")], "on a CPU" if on_cpu else "on a GPU"
         recipe.fill("validation.max_examples", most, f"enough to compare models, and fast {where}")
+    if rollouts:
+        most = max(1, recipe.get("train.max_length") // 2)
+        reason = "usual" if most >= ANSWER_LENGTH else "half of train.max_length"
+        recipe.fill(f"{stage.name}.max_completion_length", min(ANSWER_LENGTH, most), reason)
     if rollouts and recipe.get("train.num_train_epochs") is None:
         recipe.fill("train.max_steps", ROLLOUT_STEPS, "enough to see whether the reward rises")
     elif recipe.get("train.max_steps") is None:

@@ -32,7 +32,7 @@ CRITIC_SCALE = 5  # of the model's learning rate
 class PpoOptions(Group):
     """PPO (Schulman et al. 2017), as in RLHF: a reward at the end, a KL penalty at every token, a critic."""
 
-    max_completion_length: Int = max_completion_length()
+    max_completion_length: Int | None = max_completion_length()
     temperature: Float = sampling_temperature()
     kl_coef: Float = option(
         0.05,

@@ -33,6 +33,7 @@ def run(recipe: GrpoRecipe, folder: RunFolder, listener: Listener, *, resume: bo
         Notice("the loss starts at 0, because the advantages of the outputs for a prompt sum to 0: watch the reward")
     )
     options = recipe.grpo
+    assert options.max_completion_length is not None, "derived where it is left out"
     setup = set_up_rollouts(
         recipe,
         folder,

@@ -33,6 +33,7 @@ def run(recipe: PpoRecipe, folder: RunFolder, listener: Listener, *, resume: boo
     """Train a model on the rewards of its own answers, with a critic, into the run folder. recipe: resolved."""
     quiet_libraries()
     options = recipe.ppo
+    assert options.max_completion_length is not None, "derived where it is left out"
     setup = set_up_rollouts(
         recipe,
         folder,

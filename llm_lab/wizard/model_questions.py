@@ -263,13 +263,13 @@ def _why_no_adapter(text: str) -> str | None:
 
 
 def with_model(draft: Draft, path: str) -> Draft:
-    """Return the draft with its model answered, and what follows: a name, and answers that fit its context."""
+    """Return the draft with its model answered, and with the name that follows from it."""
     before = (draft.raw.get("model") or {}).get("checkpoint")
     automatic = draft.raw.get("name") in (first_name(draft.raw["stage"], before), None)
     answered = draft.with_answer("model", {"checkpoint": path})
     if automatic:
         answered = answered.with_answer("name", first_name(draft.raw["stage"], path))
-    return _fit_answers(answered)
+    return answered
 
 
 def first_name(stage: str, checkpoint: str | None) -> str:
@@ -279,15 +279,3 @@ def first_name(stage: str, checkpoint: str | None) -> str:
         return f"my-{ending}"
     words = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(checkpoint).name).strip("-._") or "my"
     return f"{words[:LONGEST_NAME]}-{ending}"
-
-
-def _fit_answers(draft: Draft) -> Draft:
-    """Shorten completions that would leave no room for a prompt: the default length is for larger models."""
-    resolved, problems = draft.look()
-    for stage in STAGES:
-        key = f"{stage}.max_completion_length"
-        if any(getattr(problem, "key", "") == key for problem in problems) and not draft.is_answered(key):
-            longest = resolved.values["train"]["max_length"] if resolved else 2
-            shorter = draft.with_answer(key, max(1, longest // 2))
-            return shorter.with_notice(f"max_completion_length is now {longest // 2}: half of the model's context.")
-    return draft

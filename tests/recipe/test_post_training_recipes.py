@@ -10,6 +10,7 @@ from support.post_runs import write_base
 
 from llm_lab.estimate.machine import Machine
 from llm_lab.job import read_job
+from llm_lab.recipe.fields import value_at
 from llm_lab.recipe.optimizers import TUNED
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
@@ -209,6 +210,13 @@ def test_a_resolved_recipe_resolves_to_itself(stage, length, tmp_path):
     job, problems = read_job(file)
     assert problems == []
     assert job.stages[0].recipe == first.recipe
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_the_length_of_outputs_leaves_room_for_prompts_in_a_small_context(stage):
+    key = f"{stage}.max_completion_length"
+    assert value_at(resolved(stage, **{key: None}), key) == 64  # half of the context of 128
+    assert value_at(resolved(stage, **{key: None, "train.max_length": 40}), key) == 20
 
 
 def test_the_score_defaults_to_the_stages_rewards_and_lengths():

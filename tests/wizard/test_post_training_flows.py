@@ -226,11 +226,6 @@ def test_an_adapter_of_defaults_is_saved_as_one():
     assert resolve(read_recipe_file(Path("sft.yaml"))).recipe.lora.r == 8
 
 
-def test_answers_that_leave_no_room_for_a_prompt_are_shortened_and_it_is_said():
-    visit = answers(flow("grpo"), [MODEL])
-    assert visit.question.notice == "max_completion_length is now 80: half of the model's context."
-
-
 def test_the_review_leads_to_every_question_that_is_more_than_a_key():
     visit = answers(flow("grpo"), [
         *rollouts("grpo"),
