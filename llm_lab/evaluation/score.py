@@ -205,13 +205,15 @@ def own_sampling_off(model: Any) -> Iterator[None]:
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Put a model into eval mode, then restore its mode."""
-    before = model.training
+    """Put a model into eval mode, without cuDNN's attention, which plans each new length; then restore both."""
+    before, cudnn = model.training, torch.backends.cuda.cudnn_sdp_enabled()
     model.eval()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
         model.train(before)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 @contextmanager

@@ -270,6 +270,8 @@ def load_model(
             require_memory(config, str(folder), dtype=dtype, key=key)
         ours = config if config.model_type == "llm_lab" else lab_config(config)
     extra = kernel_options(attn_implementation)
+    if device == "cuda":  # cuDNN's attention plans each new length for about 0.1 s: not for texts that grow
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if is_gguf(folder):
         if load_in_4bit:
             why, fix = "a GGUF file can't be loaded in 4 bits", "Use the model that it was made from."

@@ -59,10 +59,14 @@ def _build_adamw_8bit(model: nn.Module, options: AdamW8bit) -> torch.optim.Optim
 
     # Gradients of embeddings are sparse and uneven; with 8-bit moments they make training unstable (section 2.3).
     manager = GlobalOptimManager.get_instance()
+    manager.initialize()  # without what it keeps of earlier models, by the places of their parameters
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         manager.register_module_override(module, "weight", {"optim_bits": 32})
     groups = _decay_groups(model, options.weight_decay)
-    return AdamW8bitOptimizer(groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps)
+    optimizer = AdamW8bitOptimizer(groups, lr=options.learning_rate, betas=tuple(options.betas), eps=options.eps)
+    optimizer.check_overrides()
+    manager.module_weight_config_triple.clear()  # or the manager would keep these modules in memory forever
+    return optimizer
 
 
 def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
+
+from llm_lab.errors import Problem
 
 from .fields import Bool, Group, option
 from .post_training import POST_TRAINING_RULES, ExampleValidation, TalkRecipe, derive_post_training, estimate
 from .scoring import prompts_are_held_out
-from .stage import Stage
+from .stage import Stage, Values
 
 NAME = "sft"
 ABOUT = "supervised fine-tuning on conversations"
@@ -39,13 +42,25 @@ class SftRecipe(TalkRecipe):
     sft: SftOptions = option(SftOptions(), help="options of SFT")
 
 
+def _kernel_keeps_packed_examples_apart(values: Values) -> Iterator[Problem]:
+    kernel = (values.get("train") or {}).get("attn_implementation")
+    if (values.get(NAME) or {}).get("packing") and kernel == "flash_attention_2":
+        yield Problem(
+            "sft.packing",
+            "FlashAttention does not keep the examples of a sequence apart in batches of several sequences, so each "
+            "would see those before it",
+            value=True,
+            fix="Leave out train.attn_implementation: sdpa, flex_attention and eager keep them apart.",
+        )
+
+
 SFT = Stage(
     name=NAME,
     title="Fine-tune (SFT)",
     label="SFT",
     about=ABOUT,
     recipe=SftRecipe,
-    rules=(*POST_TRAINING_RULES, prompts_are_held_out),
+    rules=(*POST_TRAINING_RULES, prompts_are_held_out, _kernel_keeps_packed_examples_apart),
     derive=derive_post_training,
     estimate=estimate,
     trains=True,

@@ -180,6 +180,13 @@ class TrainLoop(Group):
         derived="true only if the run does not fit without it",
         advanced=True,
     )
+    deterministic: Bool = option(
+        False,
+        help="on a GPU: only kernels that give the same bits in every run on the same machine. Some are slower, and a "
+        "kernel that has no such form ends the run. On a CPU, runs with as many threads are the same anyway",
+        question="The same bits in every run on this GPU?",
+        advanced=True,
+    )
     on_divergence: Annotated[str, OneOf(ON_DIVERGENCE)] = option(
         "stop",
         help="what happens if the loss is not a number or explodes",

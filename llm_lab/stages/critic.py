@@ -16,7 +16,7 @@ from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.ppo import PpoRecipe
 from llm_lab.rewards.classifier import add_head, load_classifier
 from llm_lab.training.loop import find_local
-from llm_lab.training.tuned_run import base_of
+from llm_lab.training.tuned_run import base_of, frozen_dtype
 
 
 class Critic(nn.Module):
@@ -55,10 +55,10 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Critic:
 
     If the recipe has an adapter, the critic gets one too; its head is trained in full.
     """
-    kernel = recipe.train.attn_implementation
+    options: dict[str, Any] = {"attn_implementation": recipe.train.attn_implementation, "dtype": frozen_dtype(recipe)}
     if recipe.ppo.critic is None:
         checkpoint = find_local(recipe.model.checkpoint)
-        start = load_model(checkpoint, device=recipe.device, attn_implementation=kernel, merge=True)
+        start = load_model(checkpoint, device=recipe.device, merge=True, **options)
         resize_for(start, tokenizer, seed=recipe.seed)
         model = add_head(start)
         # A random head would start with random advantages.
@@ -66,7 +66,7 @@ def make_critic(recipe: PpoRecipe, tokenizer: Any) -> Critic:
         model.config._name_or_path = model.name_or_path = checkpoint
     else:
         name = find_local(recipe.ppo.critic)
-        model = load_classifier(name, device=recipe.device, new_head=True, key="ppo.critic", attn_implementation=kernel)
+        model = load_classifier(name, device=recipe.device, new_head=True, key="ppo.critic", **options)
         _require_same_tokens(name, recipe.ppo.critic, tokenizer)
         resize_for(model, tokenizer, seed=recipe.seed)
     if recipe.train.gradient_checkpointing:

@@ -29,6 +29,7 @@ from llm_lab.training.tuned_run import (
     Evaluation,
     dataset_in_order,
     derive_max_steps,
+    drop_right_padding,
     encode_each,
     encode_examples,
     fit,
@@ -178,6 +179,9 @@ def make_trainer(
         **common,
     )
     trainer.sft_weight = options.sft_weight
+    for model in (common["model"], reference):
+        if model is not None:
+            drop_right_padding(model)
     return trainer
 
 

@@ -14,7 +14,7 @@ from llm_lab.data.sources import TextSource
 from llm_lab.data.split import split_documents
 from llm_lab.data.streams import StreamSource
 from llm_lab.errors import UserError
-from llm_lab.evaluation.score import Scorer, own_sampling_off
+from llm_lab.evaluation.score import Scorer, generating, own_sampling_off
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted, progress_of
 from llm_lab.hf.load import (
     build_from_config,
@@ -185,6 +185,7 @@ def fit(
     )
     trainer = PretrainTrainer(
         compile_loss=train.compile,
+        document_mask=train.document_mask,
         dtype=train.dtype,
         curvature_every=getattr(recipe.optimizer, "k", None),
         run=folder,
@@ -289,7 +290,12 @@ class PretrainEvaluation:
         if wanted.temperature > 0:
             sampling = {"do_sample": True, "temperature": wanted.temperature, "top_k": 0}
         kept_state = torch.random.fork_rng(devices=cuda)
-        with kept_state, own_sampling_off(model), autocast(model.device.type, self.recipe.train.dtype):
+        with (
+            kept_state,
+            generating(model),
+            own_sampling_off(model),
+            autocast(model.device.type, self.recipe.train.dtype),
+        ):
             torch.manual_seed(self.recipe.seed)
             output = model.generate(
                 inputs,

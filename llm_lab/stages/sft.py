@@ -24,7 +24,7 @@ from llm_lab.recipe.sft import SftRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first
 from llm_lab.training.loop import Result
-from llm_lab.training.loss import autocast
+from llm_lab.training.loss import autocast, detach_large_head, summed_cross_entropy
 from llm_lab.training.pretrain_trainer import keeps_documents_apart
 from llm_lab.training.trainer import LabTrainerMixin
 from llm_lab.training.tuned_run import (
@@ -32,6 +32,7 @@ from llm_lab.training.tuned_run import (
     base_of,
     dataset_in_order,
     derive_max_steps,
+    drop_right_padding,
     encode_each,
     encode_examples,
     fit,
@@ -151,6 +152,7 @@ class LabSFTTrainer(LabTrainerMixin, SFTTrainer):
 def make_trainer(*, arguments: Callable[..., Any], order: ExampleMix, tokenizer: Any, **common: Any) -> LabSFTTrainer:
     """Return the trainer for rows of one or more examples, in the order of a mix."""
     collate = partial(collate_rows, pad_token_id=tokenizer.pad_token_id)
+    drop_right_padding(common["model"])
     options = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     return LabSFTTrainer(
         args=arguments(kind=SFTConfig, **options),
@@ -217,9 +219,12 @@ def measure_loss(
             some = [unflatten(flatten([examples[i]])) for i in order[start : start + rows]]
             batch = {key: value.to(device) for key, value in collate(some).items()}
             labels = batch.pop("labels")[:, 1:]
-            with autocast(device, dtype):
-                logits = model(**batch, use_cache=False).logits[:, :-1]
             kept = labels != IGNORED
-            nats += F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum").double().cpu()
+            with detach_large_head(model, batch["input_ids"].numel()) as head, autocast(device, dtype):
+                logits = model(**batch, use_cache=False).logits[:, :-1]
+                some_nats = None if head is None else summed_cross_entropy(logits[kept], head, labels[kept])
+            if some_nats is None:
+                some_nats = F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
+            nats += some_nats.double().cpu()
             count += int(kept.sum())
     return {"eval_loss": float(nats) / max(1, count)}

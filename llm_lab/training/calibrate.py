@@ -181,6 +181,7 @@ def _train(resolved: Resolved, model: Any, folder: RunFolder, seconds: float) ->
         mask_documents(model, 0)
     trainer = Trial(
         compile_loss=train.compile,
+        document_mask=train.document_mask,
         dtype=train.dtype,
         curvature_every=getattr(recipe.optimizer, "k", None),
         run=folder,

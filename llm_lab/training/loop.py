@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +48,27 @@ class Evaluates(Protocol):
 
 
 def set_seed_and_precision(recipe: StageRecipe) -> None:
-    """Set the process's random seed, and TF32 for float32 products on a GPU."""
+    """Set the process's random seed, TF32 for float32 products on a GPU, and deterministic kernels on request."""
     import torch
     from transformers import set_seed
 
     set_seed(recipe.seed)
     torch.set_float32_matmul_precision("high" if recipe.device == "cuda" else "highest")
+    use_cudnn_attention(False)
+    torch.use_deterministic_algorithms(bool(getattr(getattr(recipe, "train", None), "deterministic", False)))
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it only finds mistakes of PyTorch
+    # Read when cuBLAS starts, so it is set in runs without the key too: the next stage of a pipeline may have it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def use_cudnn_attention(wanted: bool) -> None:
+    """Let PyTorch use cuDNN's attention: the fastest where all shapes are the same, as in compiled pretraining.
+
+    It plans each new shape for about 0.1 s, so it is off where lengths change: other stages, generation, chat.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(wanted)
 
 
 def find_local(name: str) -> str:

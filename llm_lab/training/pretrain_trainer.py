@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import AttentionMaskInterface, TrainerCallback
+from transformers import AttentionMaskInterface, TrainerCallback, masking_utils
 from transformers.masking_utils import sdpa_mask
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.machine import find_machine
 
 from .cpu import keep_freed_memory, speed_up_products
+from .loop import use_cudnn_attention
 from .loss import autocast, balancing_weight, detach_large_head, linear_cross_entropy, next_token_loss, sample_labels
 from .pretrain_data import DataProgress
 from .trainer import LabTrainer
@@ -46,14 +48,41 @@ def mask_where_needed(**inputs: Any) -> torch.Tensor | None:
     return sdpa_mask(**inputs)
 
 
-def compiled_loss() -> Callable[..., torch.Tensor]:
-    """Return `next_token_loss`, compiled."""
+@contextmanager
+def unpacked_rows() -> Iterator[None]:
+    """Let no model look for several documents in a row.
+
+    Models of transformers make positions of their own, look whether they restart, and can't know while they are
+    compiled: they would build a mask for what is never there.
+    """
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = _find_no_documents
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
+
+
+def _find_no_documents(position_ids: torch.Tensor) -> None:
+    return None
+
+
+def compiled_loss(*, document_mask: bool = False) -> Callable[..., torch.Tensor]:
+    """Return `next_token_loss`, compiled. document_mask: rows hold several documents, marked by positions."""
     # Compiled code is kept per function and not guarded on hooks: without this, a run with document masks would use
     # the code of an earlier run without them in the same process.
     torch.compiler.reset()
     AttentionMaskInterface.register("sdpa", mask_where_needed)
     # dynamic=False: all batches have the same shape, and a second graph would only cost time.
-    return torch.compile(next_token_loss, dynamic=False)
+    compiled = torch.compile(next_token_loss, dynamic=False)
+    if document_mask:
+        return compiled
+
+    def loss_of_rows(*args: Any, **options: Any) -> torch.Tensor:
+        with unpacked_rows():
+            return compiled(*args, **options)
+
+    return loss_of_rows
 
 
 class PretrainTrainer(LabTrainer):
@@ -69,6 +98,7 @@ class PretrainTrainer(LabTrainer):
         self,
         *,
         compile_loss: bool,
+        document_mask: bool,
         dtype: str,
         data_progress: DataProgress | None,
         curvature_every: int | None = None,
@@ -78,7 +108,9 @@ class PretrainTrainer(LabTrainer):
         self._data_progress = data_progress
         if data_progress is not None:
             self.add_callback(data_progress)
-        self._loss = compiled_loss() if compile_loss else next_token_loss
+        self._loss = compiled_loss(document_mask=document_mask) if compile_loss else next_token_loss
+        self._is_compiled = compile_loss
+        use_cudnn_attention(compile_loss)
         self._dtype = dtype
         self._balancing = balancing_weight(self.model)
         if self.args.device.type == "cpu":
@@ -101,6 +133,15 @@ class PretrainTrainer(LabTrainer):
         """Give the optimizer gradients of the loss on labels sampled from the model (Sophia's estimator)."""
         model, ids = self.model_wrapped, self._last_ids
         assert ids is not None  # a step comes first
+        if self._is_compiled:
+            count = self._backward_of_sampled_labels(model, ids)
+        else:
+            count = self._backward_of_own_labels(model, ids)
+        # Gradients are averaged over the processes, so the estimate is over the tokens of all of them.
+        _unwrap(self.optimizer).update_hessian(count * self.args.world_size)
+        model.zero_grad()
+
+    def _backward_of_own_labels(self, model: Any, ids: torch.Tensor) -> int:
         with detach_large_head(self.model, ids.numel()) as head, autocast(self.args.device.type, self._dtype):
             output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
             if head is not None:
@@ -110,9 +151,21 @@ class PretrainTrainer(LabTrainer):
             labels = torch.distributions.Categorical(logits=output.detach().float()).sample()
             loss = F.cross_entropy(output.float(), labels)
         self.accelerator.backward(loss)
-        # Gradients are averaged over the processes, so the estimate is over the tokens of all of them.
-        _unwrap(self.optimizer).update_hessian(labels.numel() * self.args.world_size)
-        model.zero_grad()
+        return labels.numel()
+
+    def _backward_of_sampled_labels(self, model: Any, ids: torch.Tensor) -> int:
+        """Sample first, keeping nothing, then use the compiled step: its memory and speed are those of training."""
+        device, dtype = self.args.device.type, self._dtype
+        with detach_large_head(self.model, ids.numel()) as head:
+            with torch.no_grad(), autocast(device, dtype):
+                output = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+                if head is not None:
+                    labels = sample_labels(output, head)
+                else:
+                    labels = torch.distributions.Categorical(logits=output.float()).sample()
+            loss = self._loss(model, ids, labels.view_as(ids), device, dtype, head)
+        self.accelerator.backward(loss)
+        return labels.numel()
 
     def extra_metrics(self) -> dict[str, Any]:
         optimizer = _unwrap(self.optimizer)

@@ -207,14 +207,13 @@ def load_model_to_train(recipe: TuneRecipe, folder: RunFolder, listener: Listene
     in_4bit = lora is not None and lora.load_in_4bit
     if in_4bit:
         require_4bit(recipe.device)
-    frozen_dtype = train.dtype if lora is not None and recipe.device == "cuda" else "float32"
     if is_gguf(checkpoint):
         why = "its weights are unpacked; what was lost when they were quantized stays lost"
         listener(Notice(f"{checkpoint} is a GGUF file: {why}"))
     model = load_model(
         checkpoint,
         device=recipe.device,
-        dtype=frozen_dtype,
+        dtype=frozen_dtype(recipe),
         attn_implementation=train.attn_implementation,
         merge=True,
         load_in_4bit=in_4bit,
@@ -239,6 +238,28 @@ def prepare_training(model: Any, recipe: TuneRecipe, chosen: ChosenTemplate | No
         return model
     new_ids, control_ids = (chosen.new_ids, chosen.control_ids) if chosen else ((), ())
     return attach_lora(model, recipe.lora, seed=recipe.seed, new_token_ids=new_ids, control_ids=control_ids)
+
+
+def drop_right_padding(model: Any) -> None:
+    """Leave out the mask of batches that are padded on the right: no token sees what comes after it.
+
+    PyTorch's attention has its fastest kernels only without a mask, and transformers waits for the device to look
+    whether anything is padded. Models that balance experts keep it, because they count the tokens by it.
+    """
+    if base_of(model).config._attn_implementation != "sdpa":
+        return
+
+    def drop(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if kwargs.get("fused_lm_head") and not kwargs.get("output_router_logits"):
+            kwargs = {key: value for key, value in kwargs.items() if key != "attention_mask"}
+        return args, kwargs
+
+    model.register_forward_pre_hook(drop, with_kwargs=True)
+
+
+def frozen_dtype(recipe: TuneRecipe) -> str:
+    """Return the precision of weights that are loaded to be trained: float32, or the run's where they are frozen."""
+    return recipe.train.dtype if recipe.lora is not None and recipe.device == "cuda" else "float32"
 
 
 def base_of(model: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny_models import tiny_config
+from support.tiny_models import tiny_config, tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -16,7 +16,7 @@ from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.optim.factory import build_optimizer, split_parameters
 from llm_lab.optim.muon import COEFFICIENTS, MuonWithAdamW
 from llm_lab.optim.schedule import learning_rate_factor
-from llm_lab.recipe.optimizers import Adafactor, AdamW, Lion, Muon, Sophia
+from llm_lab.recipe.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
 from llm_lab.recipe.train_loop import SCHEDULERS
 
 OPTIONS = [AdamW(), Muon(), Lion(), Sophia(), Adafactor(weight_decay=0.1), Adafactor(beta1=0.9)]
@@ -362,3 +362,28 @@ def test_an_adafactor_step_equals_the_paper_and_keeps_rows_and_columns_only():
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
     kept = sum(value.numel() for value in optimizer.state[weight].values() if torch.is_tensor(value))
     assert kept <= 4 + 5 + 1
+
+
+def test_8_bit_adamw_lets_go_of_a_model_and_of_its_exceptions():
+    """A trial's model would stay in GPU memory, and its exceptions would apply to the parameters of the next one."""
+    import gc
+    import weakref
+
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.optim import GlobalOptimManager
+
+    model = tiny_model()
+    optimizer = build_optimizer(model, AdamW8bit())
+    embedding = model.get_input_embeddings().weight
+    places = [
+        (number, place)
+        for number, group in enumerate(optimizer.param_groups)
+        for place, parameter in enumerate(group["params"])
+        if parameter is embedding
+    ]
+    manager = GlobalOptimManager.get_instance()
+    assert [manager.index2config[place]["optim_bits"] for place in places] == [32]
+    kept = weakref.ref(embedding)
+    del model, optimizer, embedding
+    gc.collect()
+    assert kept() is None

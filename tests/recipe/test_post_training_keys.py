@@ -89,6 +89,7 @@ EFFECTS: dict[str, tuple] = {
     "TuneTrain.dtype": ("sft", "bfloat16", "losses"),
     "TuneTrain.attn_implementation": ("sft", "eager", "built"),
     "TuneTrain.gradient_checkpointing": ("sft", True, "built"),
+    "TuneTrain.deterministic": ("sft", True, "deterministic"),
     "TuneTrain.report_to": ("sft", ["tensorboard"], "trackers"),
     "Scheduler.name": ("sft", "none", "learning rates"),
     "Scheduler.warmup_steps": ("sft", 2, "learning rates", RARELY),
@@ -308,6 +309,7 @@ def observe(raw: dict) -> dict[str, Any]:
         return open_text(path, **keys)
 
     def watch(model):
+        seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
         seen["model"] = model
         return model
 

@@ -147,6 +147,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Train.document_mask": (True, "losses", ROWS),
     "Train.gradient_checkpointing": (True, "built"),
     "Train.compile": (True, "compiled"),
+    "Train.deterministic": (True, "deterministic"),
     "Samples.prompts": (["a"], "samples"),
     "Samples.max_new_tokens": (9, "samples"),
     "Samples.temperature": (0.0, "samples"),
@@ -183,6 +184,7 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def watched_build(*args):
         model = build(*args)
         layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+        seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
         seen["built"] = (model.config._attn_implementation, type(layers[0]).__name__, is_checkpointed(model))
         return model
 
@@ -200,9 +202,14 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def build_8bit(model, options):
         seen["optimizers"] += 1
-        manager = SimpleNamespace(register_module_override=lambda module, name, config: None)
+        manager = SimpleNamespace(
+            register_module_override=lambda module, name, config: None,
+            initialize=lambda: None,
+            module_weight_config_triple=[],
+        )
+        optimizer = type("AdamW8bit", (torch.optim.AdamW,), {"check_overrides": lambda self: None})
         stand_in = SimpleNamespace(
-            AdamW8bit=torch.optim.AdamW, GlobalOptimManager=SimpleNamespace(get_instance=lambda: manager)
+            AdamW8bit=optimizer, GlobalOptimManager=SimpleNamespace(get_instance=lambda: manager)
         )
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=stand_in))

@@ -224,6 +224,13 @@ LATER: dict[str, list[tuple[dict, str, dict]]] = {
         (sft(lora={"load_in_4bit": True}), "lora.load_in_4bit", sft(lora={"load_in_4bit": False})),
         (sft(lora={"load_in_4bit": True}), "lora.load_in_4bit", sft(lora={"load_in_4bit": True}, device="cuda")),
     ],
+    "_kernel_keeps_packed_examples_apart": [
+        (
+            sft(device="cuda", sft={"packing": True}, **{"train.attn_implementation": "flash_attention_2"}),
+            "sft.packing",
+            sft(device="cuda", sft={"packing": True}, **{"train.attn_implementation": "flex_attention"}),
+        ),
+    ],
     "adapter_has_no_dropout": [
         (recipe(stage, lora={"dropout": 0.05}), "lora.dropout", recipe(stage, lora={"dropout": 0.0}))
         for stage in ("dpo", "grpo", "ppo")

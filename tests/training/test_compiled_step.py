@@ -1,14 +1,19 @@
 """The compiled training step keeps attention's own causal kernel, whatever the versions of torch and transformers."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AttentionMaskInterface, masking_utils
+from conftest import tiny_recipe, write_text
+from transformers import AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, masking_utils
 from transformers.masking_utils import sdpa_mask
 
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loss import next_token_loss
-from llm_lab.training.pretrain_trainer import mask_where_needed
+from llm_lab.training.pretrain_trainer import mask_where_needed, unpacked_rows
 
 
 def lab_model(**parts) -> LabForCausalLM:
@@ -35,13 +40,20 @@ def attention_calls(model) -> list[dict]:
         return graph.forward
 
     ids = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
-    torch.compile(next_token_loss, dynamic=False, backend=keep_graph)(model.train(), ids, ids, "cpu", "float32")
+    with unpacked_rows():
+        torch.compile(next_token_loss, dynamic=False, backend=keep_graph)(model.train(), ids, ids, "cpu", "float32")
     nodes = [node for graph in graphs for node in graph.graph.nodes if "scaled_dot_product" in str(node.target)]
     return [node.kwargs for node in nodes]
 
 
-def test_a_compiled_step_needs_no_mask_for_causal_attention(versions_that_build_masks):
-    calls = attention_calls(lab_model())
+def llama_model() -> LlamaForCausalLM:
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
+
+
+@pytest.mark.parametrize("model", [lab_model, llama_model])
+def test_a_compiled_step_needs_no_mask_for_causal_attention(versions_that_build_masks, model):
+    calls = attention_calls(model())
     assert len(calls) == 2
     assert all(call["is_causal"] is True and call["attn_mask"] is None for call in calls)
 
@@ -72,3 +84,55 @@ def test_a_mask_that_says_more_than_causal_is_built_as_by_transformers(changes):
     assert (mask is None) == (expected is None)
     if expected is not None:
         assert torch.equal(mask, expected)
+
+
+def losses_of_sophia(monkeypatch, *, compiled: bool) -> tuple[list[float], int]:
+    """Return the losses of a short run, and how often the compiled step ran. Nothing is really compiled."""
+    calls = []
+
+    def watched_compile(function, **options):
+        def watched(*args, **more):
+            calls.append(function)
+            return function(*args, **more)
+
+        return watched
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", watched_compile)
+        train = {"train.max_steps": 4, "train.logging_steps": 1, "train.eval_steps": 4, "train.save_steps": 4}
+        raw = tiny_recipe(**train, **{"train.compile": compiled, "optimizer": {"name": "sophia", "k": 2}})
+        facts = run(raw)
+    return [row["loss"] for row in RunFolder(Path(facts["path"])).metrics() if "loss" in row], len(calls)
+
+
+def test_sophias_curvature_is_estimated_by_the_compiled_step(in_tmp_path, monkeypatch):
+    write_text("text.txt")
+    eager, none = losses_of_sophia(monkeypatch, compiled=False)
+    compiled, calls = losses_of_sophia(monkeypatch, compiled=True)
+    assert none == 0
+    assert calls == 4 + 2  # steps, and estimates after the first and the third
+    assert compiled == pytest.approx(eager, abs=1e-6)
+
+
+def test_cudnn_attention_is_used_only_where_no_shape_changes(in_tmp_path, monkeypatch):
+    """It plans each new length: on in a compiled step, off in generation and in every step that is not compiled."""
+    write_text("text.txt")
+    seen = []
+    forward, generate = LabForCausalLM.forward, LabForCausalLM.generate
+
+    def watched(kind, function):
+        def call(self, *args, **options):
+            seen.append((kind, self.training, torch.backends.cuda.cudnn_sdp_enabled()))
+            return function(self, *args, **options)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(LabForCausalLM, "forward", watched("forward", forward))
+    monkeypatch.setattr(LabForCausalLM, "generate", watched("generate", generate))
+    for compiled in (True, False):
+        seen.clear()
+        steps = {"scheduler": {}, "train.max_steps": 2, "train.eval_steps": 2, "train.save_steps": 2}
+        run(tiny_recipe(**steps, **{"train.compile": compiled}))
+        assert {cudnn for kind, training, cudnn in seen if kind == "forward" and training} == {compiled}
+        assert {cudnn for kind, _, cudnn in seen if kind == "generate"} == {False}
