@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .formatting import plural
 from .machine import Machine
 from .measurements import Measurement, find_measurement
 from .parameters import ModelShape
@@ -160,7 +161,7 @@ def estimate_pretraining(
     checkpoint = 4 * shape.parameters + memory["optimizer"]
     if device == "cpu":
         memory["libraries"] = PROGRAM_BYTES
-    disk = disk_by_part(4 * shape.parameters, checkpoint, train["save_total_limit"])
+    disk = disk_by_part(4 * shape.parameters, checkpoint, train)
     return Estimate(
         parameters=shape.parameters,
         parameters_by_part=shape.parameters_by_part,
@@ -178,12 +179,15 @@ def estimate_pretraining(
     )
 
 
-def disk_by_part(model: int, checkpoint: int, kept: int) -> dict[str, int]:
-    """Return {purpose: bytes} on disk. model, checkpoint: bytes of one; kept: train.save_total_limit.
+def disk_by_part(model: int, checkpoint: int, train: Mapping[str, Any]) -> dict[str, int]:
+    """Return {purpose: bytes} on disk. model, checkpoint: bytes of one; train: the group of a recipe.
 
-    A new checkpoint is written before the oldest is removed.
+    A new checkpoint is written before the oldest is removed. A short run saves fewer than are kept.
     """
-    return {"model": model, f"{kept + 1} checkpoints": checkpoint * (kept + 1)}
+    most = train["save_total_limit"] + 1
+    if train["max_steps"] and train["save_steps"]:
+        most = min(most, occasions(train["save_steps"], train["max_steps"], 0))
+    return {"model": model, plural(most, "checkpoint"): checkpoint * most}
 
 
 def estimate_model(shape: ModelShape | None, machine: Machine, *, device: str, writes_model: bool) -> Estimate:

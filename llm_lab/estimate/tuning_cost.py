@@ -110,7 +110,7 @@ def estimate_tuning(
     if shape is None:
         return Estimate(None, {}, per_step * steps, per_step, None, {}, 0, available, {}, 0, first_step)
     memory, model, checkpoint = _memory(recipe, shape, work, sequences, longest)
-    disk = disk_by_part(model, checkpoint, train["save_total_limit"])
+    disk = disk_by_part(model, checkpoint, train)
     measured = find_measurement(recipe, shape, machine)
     seconds: dict[str, float] = {}
     if steps:

@@ -21,6 +21,7 @@ from llm_lab.errors import Problem, UserError, did_you_mean, one_of
 from llm_lab.recipe.fields import Bool, Float, Group, Int, Key, keys_of
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.validate import validate_as
+from llm_lab.runs.folder import find_checkpoint
 from llm_lab.safe_text import redact
 
 SHIPPED = Path(__file__).resolve().parent / "experiments"
@@ -30,6 +31,7 @@ TYPES: Mapping[str, Any] = {"int": Int, "float": Float, "bool": Bool, "str": str
 # What Field may say about an option, as literals.
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern", "description")
 READABLE = "int, float, bool, str, Literal of texts or numbers, list or tuple of these, or one of these or None"
+MODEL = "model"  # an option of this name is a run, a folder with a model, or a name on the Hub
 _MISSING = object()
 
 
@@ -332,9 +334,19 @@ def check_values(
     as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     checked, found, _ = validate_as(experiment.options, as_tuples)
     found = [problem for problem in found if problem.key not in {getattr(one, "key", "") for one in problems}]
+    if not found and MODEL in model_options(experiment) and isinstance(name := given.get(MODEL), str) and name.strip():
+        try:
+            find_checkpoint(name)
+        except UserError as error:
+            found = [replace(one, key=MODEL, value=name) for one in error.problems if isinstance(one, Problem)]
     if problems or found or checked is None:
         raise UserError(*problems, *found)
     return checked.model_dump()
+
+
+def model_options(experiment: Experiment) -> list[str]:
+    """Return the options that name a model."""
+    return [key.path for key in experiment.option_keys() if key.path == MODEL and key.kind == "text"]
 
 
 def defaults_of(experiment: Experiment) -> dict[str, Any]:

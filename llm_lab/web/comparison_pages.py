@@ -36,9 +36,9 @@ OPTIONS = {
 def recipe_names() -> list[dict[str, str]]:
     """Return what a sweep or a duel can start from: recipes and runs."""
 
-    recipes = [{"value": str(file), "about": recipe_summary(file)} for file in list_recipes()]
+    recipes = [{"name": str(file), "group": "Recipes", "about": recipe_summary(file)} for file in list_recipes()]
     runs = [
-        {"value": str(run.path), "about": f"the recipe of the run {run.path.name}"}
+        {"name": str(run.path), "group": "Runs", "about": "its recipe"}
         for run in list_runs()
         if run.recipe_path.is_file()
     ]
@@ -49,11 +49,16 @@ def comparison_page(request: Request) -> Response:
     """Show the form of a sweep or of a duel."""
 
     kind = request.url.path.rpartition("/")[2]
-    given = request.query_params.get("recipe", "")
+    asked = request.query_params
+    keys = [dict(zip(("key", "values"), text.partition("=")[::2], strict=True)) for text in asked.getlist("key")]
     data = {
         "kind": kind,
         "recipes": recipe_names(),
-        "recipe": given,
+        "given": {
+            "recipe": asked.get("recipe", ""),
+            **{name: asked[name] for name in ("other", *OPTIONS[kind]) if name in asked},
+            "keys": keys or [{"key": "", "values": ""}],
+        },
         "presets": [{"name": name, "about": about} for name, about in PRESETS.items()],
         "seeds": MIN_SEEDS if kind == "duel" else SEEDS_OF_SWEEP,
     }

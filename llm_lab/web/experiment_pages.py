@@ -19,6 +19,7 @@ from llm_lab.studies.experiment_files import (
     defaults_of,
     find_experiment,
     list_experiments,
+    model_options,
     read_value,
     read_values,
     written,
@@ -42,9 +43,11 @@ def experiments_page(request: Request) -> Response:
 def experiment_page(request: Request) -> Response:
     """Show one experiment: what it does, its form, its earlier results."""
     experiment = _known(request.path_params["name"])
-    options = [_option(key) for key in experiment.option_keys()]
+    models = model_options(experiment)
+    options = [{**_option(key), "is_model": key.path in models} for key in experiment.option_keys()]
     earlier = [one for one in list_results() if one["experiment"] == experiment.name][:EARLIER]
-    data = {**_card(experiment), "about": experiment.about, "options": options, "earlier": earlier}
+    given = {option["name"]: value for option in options if (value := request.query_params.get(option["name"]))}
+    data = {**_card(experiment), "about": experiment.about, "options": options, "given": given, "earlier": earlier}
     return page(request, "experiment.html", title=experiment.title or experiment.name, data=data)
 
 

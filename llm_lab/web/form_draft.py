@@ -34,10 +34,9 @@ from llm_lab.wizard.review import answers_of, recipe_text
 from llm_lab.wizard.walk import forget_looks
 
 from .form_fields import as_text, fields_of, optional_groups
-from .launches import command_text
+from .launches import CONFIGS, command_text
 from .responses import problems_of
 
-CONFIGS = Path("configs")
 # Used until the user has chosen a model and data, so that values and a first plan can be shown.
 NO_MODEL = "model"
 NO_DATA = {"text": "builtin:stories"}

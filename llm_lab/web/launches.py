@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from llm_lab.errors import DONE, STOPPED, Problem, UserError
 from llm_lab.runs.folder import ROOT, RunFolder
@@ -27,6 +28,7 @@ COMMANDS = ("run", "study", "sweep", "duel", "look")
 PASSED = frozenset(
     "--resume --overwrite --steps --against --prompt --preset --seeds --measure --name --jobs --by".split()
 )
+CONFIGS = Path("configs")
 LOG_LINES = 200
 KEPT_LOGS = 50
 MAKE_RUNS = ("run", "study", "sweep", "duel")
@@ -158,6 +160,8 @@ class Launches:
                 "title": printable(one.title()),
                 "run": one.run,
                 "command": command_text(one.words),
+                "kind": one.words[0],
+                "form": form_address(one.words),
                 "started": one.started,
                 "error": one.error(),
             }
@@ -189,6 +193,28 @@ def stop_run(run: RunFolder) -> None:
 def command_text(words: Sequence[str]) -> str:
     """Return the command that a user would type."""
     return shlex.join(["llm-lab", *words])
+
+
+def form_address(words: Sequence[str]) -> str | None:
+    """Return the address of the form of a command, with its answers filled in; None where it has none."""
+    if len(words) < 2:
+        return None
+    command, *rest = words
+    if command == "run":
+        recipe = Path(rest[0])
+        return f"/new?recipe={quote(recipe.stem)}" if recipe.suffix == ".yaml" and recipe.parent == CONFIGS else None
+    if command == "study":
+        options = dict(word.split("=", 1) for word in rest[1:] if "=" in word and word[:1] != "-")
+        return f"/experiments/{quote(rest[0], safe='')}" + (f"?{urlencode(options)}" if options else "")
+    if command not in ("sweep", "duel"):
+        return None
+    asked, words_left = [], iter(rest)
+    for word in words_left:
+        if word.startswith("--"):
+            asked.append((word[2:], next(words_left, "")))
+        else:
+            asked.append(("key" if "=" in word else "other" if asked else "recipe", word))
+    return f"/experiments/{command}?{urlencode(asked)}"
 
 
 def recorded_command(text: Any) -> str | None:

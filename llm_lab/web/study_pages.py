@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from llm_lab.runs.describe import headline_results, is_number
 from llm_lab.runs.folder import ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of
 from llm_lab.runs.lock import is_holder
+from llm_lab.safe_text import printable
 from llm_lab.studies import duel_report
 from llm_lab.studies.cells import CellState, commands_at_work, state_of
 from llm_lab.studies.duel import TOKENS, Comparison, compare
@@ -38,7 +40,7 @@ from llm_lab.studies.sweep_report import build_report, describe_sweep
 from .addresses import inside
 from .comparison_pages import form_of, start_again
 from .lab import lab_of
-from .launches import last_lines, recorded_command, stop_run
+from .launches import form_address, last_lines, recorded_command, stop_run
 from .responses import answer, body_of, page
 from .run_index import Stamp, stamp_of
 
@@ -75,6 +77,8 @@ def list_results() -> list[dict[str, Any]]:
         if stamp and facts:
             about = facts["study"]
             results = [f"{key.replace('_', ' ')} {shown(value)}" for key, value in (facts.get("results") or {}).items()]
+            if error := facts.get("error"):
+                results = [printable(str(error))]
             found.append(
                 {
                     "name": file.parent.name,
@@ -83,6 +87,7 @@ def list_results() -> list[dict[str, Any]]:
                     "title": about.get("title"),
                     "status": status_of(file.parent, facts, None),
                     "created_at": facts.get("created_at", 0),
+                    "form": _form_of(about.get("command")),
                     "results": results[:3],
                 }
             )
@@ -159,6 +164,7 @@ def _study(run: RunFolder, status: str) -> dict[str, Any]:
         "status": status,
         "error": facts.get("error"),
         "command": recorded_command(about.get("command")),
+        "form": _form_of(about.get("command")),
         "started": facts.get("created_at"),
         "ended": facts.get("ended_at") if status != "running" else None,
         "results": [[key.replace("_", " "), shown(value)] for key, value in (facts.get("results") or {}).items()],
@@ -167,6 +173,11 @@ def _study(run: RunFolder, status: str) -> dict[str, Any]:
         "blocks": _blocks(run.path),
         "resumable": status in ("stopped", "failed", "interrupted"),
     }
+
+
+def _form_of(recorded: Any) -> str | None:
+    command = recorded_command(recorded)
+    return form_address(shlex.split(command)[1:]) if command else None
 
 
 def _child(run: RunFolder) -> dict[str, Any]:
@@ -233,6 +244,7 @@ def _sweep(sweep: Sweep, status: str) -> dict[str, Any]:
         "status": status,
         "error": None,
         "command": recorded_command(sweep.command),
+        "form": _form_of(sweep.command),
         "started": None,
         "ended": None,
         "results": [],

@@ -80,6 +80,52 @@ def test_options_are_checked_as_the_command_checks_them(server, home):
     assert "Allowed: a whole number from 1 to 9" in problem["text"]
 
 
+def test_a_model_that_is_not_there_is_refused_before_a_study_starts(server, home):
+    (home / "checkpoints" / "small" / "model").mkdir(parents=True)
+    (home / "checkpoints" / "small" / "model" / "config.json").write_text("{}")
+    for model, wrong in (("nonsense", True), ("small", False), ("checkpoints/small", False), ("owner/name", False)):
+        asked = {"name": "probing", "options": {"model": model}}
+        problems = server.api("/api/experiments/check", asked)["problems"]
+        assert [one["key"] for one in problems] == ["model"] * wrong
+        if wrong:
+            assert problems[0]["text"].startswith("model = nonsense: there is no such run or model.")
+            assert server.ask("POST", "/api/experiments/start", asked)[0] == 400
+    option = data_of(server.ask("GET", "/experiments/probing?model=small&steps=20")[2])
+    assert option["given"] == {"model": "small", "steps": "20"}
+    assert [one["name"] for one in option["options"] if one["is_model"]] == ["model"]
+
+
+def test_an_experiment_that_ended_at_once_is_among_the_results_and_leads_back_to_its_form(server, home, page):
+    from playwright.sync_api import expect
+
+    options = {"numbers": "7", "wait_for": "x"}
+    (home / "experiments" / "late.py").write_text(OWN.replace("Sums", "Late").replace("import time", "import tim"))
+    launch = server.api("/api/experiments/start", {"name": "late", "options": options})["launch"]
+    page.goto(server.link)
+    page.goto(f"{server.address}/experiments")
+    line = page.locator("#results tr", has_text="late")
+    expect(line.locator(".status.failed")).to_be_visible(timeout=30_000)
+    expect(line).to_contain_text("No module named 'tim'")
+    line.get_by_role("link", name="Change and start again").click()
+    expect(page.get_by_label("Numbers to add")).to_have_value("7")
+    expect(page.locator("#command")).to_contain_text("llm-lab study late numbers=7 wait_for=x")
+    assert launch
+
+
+def test_a_recipe_is_chosen_from_a_list_that_one_sees(server, home, page):
+    from playwright.sync_api import expect
+
+    page.goto(server.link)
+    page.goto(f"{server.address}/experiments/sweep?recipe=configs/none.yaml&key=seed=1,2&seeds=4")
+    recipe = page.get_by_label("Recipe", exact=True)
+    expect(recipe).to_have_value("configs/none.yaml")
+    expect(page.get_by_label("Values, separated by commas")).to_have_value("1,2")
+    expect(page.get_by_label("Seeds")).to_have_value("4")
+    recipe.click()
+    page.get_by_role("option", name="stories").first.click()
+    expect(page.locator("#command")).to_contain_text("stories")
+
+
 def test_an_experiment_is_started_from_its_form_and_its_results_appear(server, home, page):
     from playwright.sync_api import expect
 

@@ -1,6 +1,6 @@
 // The chat page: choosing models, sending a message, and what runs while an answer comes.
 import { LabError, api, data, el, fill, find, number, showError, stream, toast, withCode } from "./lab.js";
-import { createPicker } from "./chat_picker.js";
+import { createPicker } from "./picker.js";
 import { saveNow, showSaved, showSettings, showSystem } from "./chat_panel.js";
 import { answerOf, keep, keepNow, kept, labelOf, makeSlot, messagesBefore, modelOf, modeOf, newSeed, slots, state, turnsOf } from "./chat_state.js";
 import { announce, announceAnswer, drawSoon, icon, isAtEnd, scrollToEnd, showTurn, showTurns } from "./chat_turns.js";

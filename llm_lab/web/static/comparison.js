@@ -1,18 +1,19 @@
 // The form of a sweep or a duel: what would run is checked as one types, before anything runs.
 import { api, codeBlock, data, el, fill, find, showError } from "./lab.js";
+import { createPicker } from "./picker.js";
 import { goToRun } from "./study_parts.js";
 
 const isDuel = data.kind === "duel";
 const form = find("#form");
 const values = {
-  kind: data.kind, recipe: data.recipe, other: "", preset: "", seeds: String(data.seeds), measure: "", name: "", jobs: "1", by: "both",
-  keys: [{ key: "", values: "" }],
+  kind: data.kind, recipe: "", other: "", preset: "", seeds: String(data.seeds), measure: "", name: "", jobs: "1", by: "both",
+  ...data.given,
 };
 
-const field = (label, input, help) => {
+const field = (label, input, help, element = input) => {
   input.id ||= `field-${label.toLowerCase().replaceAll(/[^a-z]+/g, "-")}`;
   input.setAttribute("aria-describedby", `${input.id}-help`);
-  return el("div.field", {}, el("label", { for: input.id }, label), input, help ? el("p.help", { id: `${input.id}-help` }, help) : null);
+  return el("div.field", {}, el("label", { for: input.id }, label), element, help ? el("p.help", { id: `${input.id}-help` }, help) : null);
 };
 const bound = (name, input, event = "input") => {
   input.value = values[name];
@@ -25,7 +26,21 @@ const bound = (name, input, event = "input") => {
 };
 const text = (name, more = {}) => bound(name, el("input", { type: "text", autocomplete: "off", spellcheck: "false", ...more }));
 
-const recipes = el("datalist", { id: "recipes" }, data.recipes.map((one) => el("option", { value: one.value }, one.about)));
+/** A field with the recipes and runs of this folder to choose from. */
+function recipeField(label, name, placeholder, help) {
+  const take = (value) => {
+    values[name] = value;
+    if (name === "recipe") suggestKeys();
+    check();
+  };
+  const picker = createPicker({
+    letter: name, id: `field-${label.toLowerCase().replaceAll(/[^a-z]+/g, "-")}`, what: "Recipes", placeholder, other: "the path of a recipe, or of a run",
+    find: async () => data.recipes, onPick: take, onType: take,
+  });
+  picker.show(values[name]);
+  return field(label, picker.input, help, picker.element);
+}
+
 const keyNames = el("datalist", { id: "key-names" });
 const rows = el("div.rows");
 
@@ -60,11 +75,9 @@ const by = el("select", {}, el("option", { value: "both" }, "both: at equal toke
   el("option", { value: "tokens" }, "tokens"), el("option", { value: "time" }, "time"));
 
 form.append(
-  recipes, keyNames,
-  field(isDuel ? "First recipe" : "Recipe", text("recipe", { list: "recipes", placeholder: "configs/stories.yaml", required: true }),
-    "A recipe, or the folder of a run, whose recipe is taken."),
-  isDuel ? field("Second recipe", text("other", { list: "recipes", placeholder: "none: two values of a key, below" }),
-    "Leave it empty to compare two values of one key.") : "",
+  keyNames,
+  recipeField(isDuel ? "First recipe" : "Recipe", "recipe", "Choose a recipe", "A recipe, or a run, whose recipe is taken."),
+  isDuel ? recipeField("Second recipe", "other", "none: two values of a key, below", "Leave it empty to compare two values of one key.") : "",
   isDuel ? "" : field("Preset", bound("preset", presets, "change"), "What one compares most often, derived from the recipe."),
   el("fieldset.field", {},
     el("legend.label", {}, isDuel ? "Keys" : "Keys and values"),

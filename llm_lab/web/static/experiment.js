@@ -1,13 +1,14 @@
 // One experiment: its options as a form that is checked as one types, the very command, Start, and earlier results.
 import { api, codeBlock, data, el, fill, find, showError, watch } from "./lab.js";
-import { goToRun, inline, resultList } from "./study_parts.js";
+import { createPicker } from "./picker.js";
+import { goToRun, inline, launched, resultList } from "./study_parts.js";
 
 fill(find("#summary"), data.error ? `It can't run: ${data.error}` : inline(data.summary));
 fill(find("#about"), el("h2", {}, "What it does"), ...data.about.split(/\n\s*\n/).filter(Boolean).map((part) => el("p", {}, inline(part.replace(/\s+/g, " ")))));
 if (!data.about) find("#about").hidden = true;
 
 const form = find("#options");
-const typed = Object.fromEntries(data.options.map((option) => [option.name, option.default]));
+const typed = { ...Object.fromEntries(data.options.map((option) => [option.name, option.default])), ...data.given };
 const fields = new Map();
 
 function control(option) {
@@ -16,11 +17,22 @@ function control(option) {
   if (option.kind === "bool" || option.kind === "choice") {
     const choices = option.kind === "bool" ? ["true", "false"] : option.choices;
     const select = el("select", more, choices.map((one) => el("option", { value: one }, one)));
-    select.value = option.default;
+    select.value = typed[option.name];
     return select;
   }
+  if (option.is_model) {
+    const take = (name) => {
+      typed[option.name] = name || "null";
+      check();
+    };
+    const picker = createPicker({ letter: option.name, id, placeholder: isOpen(option) ? "left out" : "Choose a model", onPick: take, onType: take });
+    picker.show(isOpen(option) && typed[option.name] === "null" ? "" : typed[option.name]);
+    picker.input.name = option.name;
+    picker.input.setAttribute("aria-describedby", more["aria-describedby"]);
+    return picker.input;
+  }
   const mode = { int: "numeric", float: "decimal" }[option.kind];
-  return el("input", { type: "text", inputmode: mode, autocomplete: "off", spellcheck: "false", value: isOpen(option) ? "" : option.default,
+  return el("input", { type: "text", inputmode: mode, autocomplete: "off", spellcheck: "false", value: isOpen(option) && typed[option.name] === "null" ? "" : typed[option.name],
     placeholder: option.required ? "required" : isOpen(option) ? "left out" : option.default, ...more });
 }
 
@@ -30,7 +42,8 @@ function isOpen(option) {
 }
 
 /** What may be typed; a list of choices shows that itself. */
-function helpOf({ kind, allowed }) {
+function helpOf({ kind, allowed, is_model: isModel }) {
+  if (isModel) return "A run, a folder, or a name on the Hub.";
   if (kind === "bool" || kind === "choice") return "";
   return kind === "list" ? "Values separated by commas." : `${allowed[0].toUpperCase()}${allowed.slice(1).replace(", or null", ", or left out")}.`;
 }
@@ -40,11 +53,11 @@ for (const option of data.options) {
   const error = el("p.error", { id: `${input.id}-error` });
   const field = el("div.field", {},
     el("label", { for: input.id }, `${option.help[0]?.toUpperCase() ?? ""}${option.help.slice(1)}`, el("code", {}, option.name)),
-    input,
+    input.closest(".picker") ?? input,
     el("p.help", { id: `${input.id}-help` }, helpOf(option)),
     error,
   );
-  input.addEventListener("input", () => {
+  if (!option.is_model) input.addEventListener("input", () => {
     typed[option.name] = isOpen(option) && !input.value.trim() ? "null" : input.value;
     check();
   });
@@ -116,6 +129,9 @@ async function start() {
 overwrite.addEventListener("change", checkNow);
 if (!data.error) checkNow();
 
-const list = (rows) => fill(find("#results"), resultList(rows, "This experiment has not run here yet."));
-list(data.earlier);
-watch(`results:${data.name}`, (rows) => rows && list(rows));
+let results = data.earlier;
+let commands = [];
+const list = () => fill(find("#results"), resultList([...launched(commands, data.name), ...results], "This experiment has not run here yet."));
+list();
+watch(`results:${data.name}`, (rows) => rows && list((results = rows)));
+watch("launches", (rows) => rows && list((commands = rows)));

@@ -1,6 +1,6 @@
 // All experiments, the sweep and the duel, and what was found so far.
 import { data, el, fill, find, watch } from "./lab.js";
-import { resultList } from "./study_parts.js";
+import { launched, resultList } from "./study_parts.js";
 
 const card = (href, title, text, foot, classes = "") =>
   el(`a.card.experiment${classes}`, { href }, el("h3", {}, title), el("p", {}, text), el("p.foot", {}, foot));
@@ -15,7 +15,10 @@ fill(find("#found"), data.experiments.map((one) =>
   ].filter(Boolean), one.error ? ".broken" : ""),
 ));
 
-const show = (rows) =>
-  fill(find("#results"), resultList(rows, "No results yet. Start an experiment, a sweep or a duel, and it appears here."));
-show(data.results);
-watch("results", (rows) => rows && show(rows));
+let results = data.results;
+let commands = [];
+const show = () =>
+  fill(find("#results"), resultList([...launched(commands), ...results], "No results yet. Start an experiment, a sweep or a duel, and it appears here."));
+show();
+watch("results", (rows) => rows && show((results = rows)));
+watch("launches", (rows) => rows && show((commands = rows)));

@@ -1,6 +1,6 @@
 // Look inside a model: what is asked, measured in a worker of the server; a slider over the checkpoints of its run.
 import { api, codeBlock, data, el, fill, find, showError, stream, withCode } from "./lab.js";
-import { createPicker } from "./chat_picker.js";
+import { createPicker } from "./picker.js";
 import { createViews } from "./look_views.js";
 
 const state = { model: data.model || data.newest || "", against: data.against, points: [], at: null };

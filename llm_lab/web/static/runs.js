@@ -30,7 +30,7 @@ function take({ rows, gone, all }) {
 function takeLaunches(rows) {
   for (const [name, run] of runs) if (run.kind === "launch") runs.delete(name);
   for (const row of rows) {
-    const about = { kind: "launch", label: row.title, created_at: row.started, error: row.error, launch: row.number, command: row.command };
+    const about = { kind: "launch", label: row.title, created_at: row.started, error: row.error, launch: row.number, command: row.command, form: row.form };
     runs.set(` launch ${row.number}`, { ...EMPTY, ...about, name: ` launch ${row.number}`, status: row.error ? "failed" : "starting", numbers: [row.error ?? "loading the libraries and the data"] });
   }
   show();
@@ -142,6 +142,7 @@ function lineOf(run, depth) {
       "td.run-numbers.numeric", {},
       progress && el("div.mini", {}, el("progress", { max: run.max_steps, value: run.step, "aria-label": `Progress of ${run.label}` }), el("span", {}, [steps, left].filter(Boolean).join(", "))),
       run.numbers.slice(0, 2).map((text) => el(isLaunch ? "span.launch-text" : "span.run-number", {}, text)),
+      isLaunch && run.error && run.form && el("a.button.quiet", { href: run.form }, "Change and start again"),
       isLaunch && run.error && el("button.quiet", { type: "button", "aria-label": `Dismiss ${run.label}`, onclick: () => dismiss(run.launch) }, "Dismiss"),
     ),
     el("td.numeric.run-when", {}, el("time", { "data-time": run.created_at, title: run.created_at ? new Date(run.created_at * 1000).toLocaleString() : undefined }, run.created_at ? ago(run.created_at) : "")),

@@ -11,6 +11,7 @@ function actions() {
   const found = [];
   if (study.status === "running") found.push(el("button.danger", { type: "button", onclick: () => act("stop") }, "Stop"));
   if (study.resumable) found.push(el("button.primary", { type: "button", onclick: () => act("resume") }, "Resume"));
+  if (study.form && study.status !== "running") found.push(el("a.button", { href: study.form }, "Change and start again"));
   fill(find("#actions"), status(study.status), ...found);
 }
 

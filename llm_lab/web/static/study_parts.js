@@ -1,20 +1,43 @@
 // What the pages of experiments share: the list of results, tables that sort, texts with code, a started command.
-import { ago, api, el, fill } from "./lab.js";
+import { ago, api, askNow, el, fill, showError } from "./lab.js";
 
 /** A text with what is between backticks as code. */
 export function inline(text) {
   return String(text).split(/`([^`\n]+)`/).map((part, at) => (at % 2 ? el("code", {}, part) : part));
 }
 
+/** The commands of experiments whose folder is not there yet, or that ended before it was, as rows of results. */
+export const launched = (launches, experiment) =>
+  launches
+    .filter(({ kind, form }) => ["study", "sweep", "duel"].includes(kind) && (!experiment || form.split("?")[0] === `/experiments/${encodeURIComponent(experiment)}`))
+    .map((one) => ({
+      name: one.title, kind: one.kind, title: one.command, created_at: one.started, form: one.form, launch: one.number,
+      status: one.error ? "failed" : "running", results: [one.error ?? "loading the libraries"],
+    }));
+
+async function dismiss(number) {
+  try {
+    await api(`/api/launches/${number}/dismiss`, { method: "POST" });
+  } catch (error) {
+    showError(error);
+  }
+  askNow();
+}
+
 /** Studies, sweeps and duels as a table, newest first. */
 export function resultList(rows, empty) {
   if (!rows.length) return el("div.empty", {}, el("p", {}, empty));
-  const lines = rows.map((row) =>
+  const lines = [...rows].sort((one, other) => other.created_at - one.created_at).map((row) =>
     el("tr", {},
-      el("th", { scope: "row" }, el("a", { href: `/experiments/run/${encodePath(row.name)}` }, row.name)),
+      el("th", { scope: "row" },
+        row.launch ? row.name : el("a", { href: `/experiments/run/${encodePath(row.name)}` }, row.name),
+        row.title && el("small.result-title", {}, row.title)),
       el("td", {}, el("span.tag", {}, row.kind)),
       el("td", {}, status(row.status)),
-      el("td.small", {}, row.results.join(" · ")),
+      el("td.small", {}, row.results.join(" · "),
+        row.form && row.status === "failed" && el("div.actions", {},
+          el("a.button.quiet", { href: row.form }, "Change and start again"),
+          row.launch && el("button.quiet", { type: "button", "aria-label": `Dismiss ${row.name}`, onclick: () => dismiss(row.launch) }, "Dismiss"))),
       el("td.soft.small.nowrap", {}, ago(row.created_at)),
     ),
   );

@@ -1,13 +1,23 @@
-// The field that names a model: the runs and the models on this machine to choose from, or any folder, GGUF file or name.
+// A field with a list to choose from, in which anything else can be typed: models, recipes.
 import { api, el, fill } from "./lab.js";
 
+const MODELS = {
+  what: "Models",
+  placeholder: "Choose a model",
+  other: "a folder, a GGUF file or a name on the Hub",
+  find: async () => (await api("/api/chat/models")).models,
+};
+
 /**
- * A combobox. letter: "a" or "b". onPick(name) is called when a model is chosen. Returns {element, show(name), open()}.
+ * A combobox. letter: of its ids. label: where there is no label element. onPick(name) is called when one is chosen; onType:
+ * with what is typed, which counts as it is then. find: gives the list, [{name, about, group}].
+ * Returns {element, input, show(name), open()}.
  */
-export function createPicker({ letter, label, onPick }) {
-  const list = el("div.options", { role: "listbox", id: `options-${letter}`, "aria-label": "Models", hidden: true });
+export function createPicker({ letter, label, onPick, onType, id = `model-${letter}`, ...other }) {
+  const about = { ...MODELS, ...other };
+  const list = el("div.options", { role: "listbox", id: `options-${letter}`, "aria-label": about.what, hidden: true });
   const input = el("input", {
-    id: `model-${letter}`,
+    id,
     type: "text",
     role: "combobox",
     "aria-label": label,
@@ -16,7 +26,7 @@ export function createPicker({ letter, label, onPick }) {
     "aria-autocomplete": "list",
     autocomplete: "off",
     spellcheck: "false",
-    placeholder: "Choose a model",
+    placeholder: about.placeholder,
   });
   const element = el("div.picker", {}, input, list);
   let current = "";
@@ -34,10 +44,10 @@ export function createPicker({ letter, label, onPick }) {
       el("div", { role: "group", "aria-label": name }, el("div.group", { "aria-hidden": "true" }, name), rows.map((row) => option(row.name, row.name, row.about))),
     );
     const given = input.value.trim();
-    if (typed && given && !models.some(({ name }) => name === given)) {
-      children.push(option(given, `Use “${given}”`, "a folder, a GGUF file or a name on the Hub"));
+    if (typed && given && !onType && !models.some(({ name }) => name === given)) {
+      children.push(option(given, `Use “${given}”`, about.other));
     }
-    fill(list, children.length ? children : el("p.none", {}, "No models here yet. Type a folder, a GGUF file or a name on the Hub."));
+    fill(list, children.length ? children : el("p.none", {}, `None here yet. Type ${about.other}.`));
     activate(Math.max(0, options().findIndex((one) => one.dataset.name === (typed ? given : current))));
   }
 
@@ -67,7 +77,7 @@ export function createPicker({ letter, label, onPick }) {
     input.setAttribute("aria-expanded", "true");
     draw();
     try {
-      ({ models } = await api("/api/chat/models"));
+      models = await about.find();
       if (!list.hidden) draw();
     } catch (error) {
       fill(list, el("p.none", {}, error.message));
@@ -101,6 +111,10 @@ export function createPicker({ letter, label, onPick }) {
   });
   input.addEventListener("input", () => {
     typed = true;
+    if (onType) {
+      current = input.value;
+      onType(current);
+    }
     open();
     draw();
   });
@@ -109,7 +123,7 @@ export function createPicker({ letter, label, onPick }) {
       event.preventDefault();
       if (list.hidden) open();
       else activate(active + (event.key === "ArrowDown" ? 1 : -1));
-    } else if (event.key === "Enter") {
+    } else if (event.key === "Enter" && !(onType && (list.hidden || typed))) {
       event.preventDefault();
       if (list.hidden) open();
       else if (options()[active]) pick(options()[active].dataset.name);
@@ -119,7 +133,7 @@ export function createPicker({ letter, label, onPick }) {
       input.value = current;
     }
   });
-  return { element, show, open: () => (input.focus(), open()) };
+  return { element, input, show, open: () => (input.focus(), open()) };
 }
 
 function grouped(rows) {
