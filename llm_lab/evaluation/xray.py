@@ -37,10 +37,12 @@ from llm_lab.training.tuned_run import describe_refused, open_example_sets
 
 # Enough for lengths and shares; all of a large set would take minutes.
 MEASURED_EXAMPLES = 2_000
+SAID_EVERY = 100  # examples between two words on how far it is
 MEASURED_CHARACTERS = 2_000_000
 SHOWN_TOKENS = 400
 Parts = tuple[dict[str, Encoded], tuple[str, ...]]  # {part of an example: tokens}, remarks
 Encode = Callable[[Example], Parts]
+Say = Callable[[str], None]
 Read = Callable[[], Iterator[str]]
 
 
@@ -93,11 +95,11 @@ class StageXray:
     sets: tuple[SetXray, ...]
 
 
-def xray_stages(recipes: Sequence[Any], *, examples: int = 2) -> list[StageXray]:
+def xray_stages(recipes: Sequence[Any], *, examples: int = 2, say: Say = lambda text: None) -> list[StageXray]:
     """Return the data of each stage of a job; stages without data are skipped.
 
     A model that an earlier stage is still to train has the tokenizer of that stage. examples: how many of each set
-    are shown as tokens. Raises UserError if data or a tokenizer can't be read.
+    are shown as tokens. say: told how far it is. Raises UserError if data or a tokenizer can't be read.
     """
     found = []
     tokenizers: dict[str, Any] = {}
@@ -108,13 +110,13 @@ def xray_stages(recipes: Sequence[Any], *, examples: int = 2) -> list[StageXray]
         if not STAGES[recipe.stage].trains:
             continue
         if _kind(recipe) == "text":
-            tokenizer, template, sets = _xray_texts(recipe, tokenizer, examples)
+            tokenizer, template, sets = _xray_texts(recipe, tokenizer, examples, say)
         else:
             local = None
             if tokenizer is None:
                 local = find_local(recipe.model.checkpoint)
                 tokenizer = load_tokenizer(local, key="model.checkpoint")
-            template, sets = _xray_examples(recipe, tokenizer, local, examples)
+            template, sets = _xray_examples(recipe, tokenizer, local, examples, say)
         tokenizers[recipe.name] = tokenizer
         found.append(StageXray(recipe.stage, recipe.name, template, recipe.train.max_length, tuple(sets)))
     return found
@@ -123,14 +125,14 @@ def xray_stages(recipes: Sequence[Any], *, examples: int = 2) -> list[StageXray]
 # Texts
 
 
-def _xray_texts(recipe: Any, tokenizer: Any | None, examples: int) -> tuple[Any, str, list[SetXray]]:
+def _xray_texts(recipe: Any, tokenizer: Any | None, examples: int, say: Say) -> tuple[Any, str, list[SetXray]]:
     """Return (tokenizer, what ends a document, sets); without a given tokenizer, it is the recipe's.
 
     A BPE tokenizer is trained on the start of the texts only, so it is nearly but not exactly the run's.
     """
     texts = [_open_texts(source, f"data.{index}") for index, source in enumerate(recipe.data)]
     tokenizer = tokenizer or _make_tokenizer(recipe, [read for _, read in texts])
-    sets = [_xray_text_set(f"data.{i}", *text, tokenizer, recipe, examples) for i, text in enumerate(texts)]
+    sets = [_xray_text_set(f"data.{i}", *text, tokenizer, recipe, examples, say) for i, text in enumerate(texts)]
     return tokenizer, f"plain text; {tokenizer.eos_token} ends a document", sets
 
 
@@ -162,9 +164,13 @@ def _first_texts(read: Read) -> Iterator[str]:
             return
 
 
-def _xray_text_set(key: str, description: str, read: Read, tokenizer: Any, recipe: Any, examples: int) -> SetXray:
+def _xray_text_set(
+    key: str, description: str, read: Read, tokenizer: Any, recipe: Any, examples: int, say: Say
+) -> SetXray:
     lengths, shown = [], []
     for number, text in enumerate(islice(_first_texts(read), MEASURED_EXAMPLES)):
+        if number % SAID_EVERY == 0:
+            say(f"Turning the data into tokens: {key}, document {number + 1:,}")
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         ids = [*ids, tokenizer.eos_token_id]
         lengths.append(len(ids))
@@ -189,7 +195,9 @@ def _xray_text_set(key: str, description: str, read: Read, tokenizer: Any, recip
 # Examples
 
 
-def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, examples: int) -> tuple[str, list[SetXray]]:
+def _xray_examples(
+    recipe: Any, tokenizer: Any, checkpoint: str | None, examples: int, say: Say
+) -> tuple[str, list[SetXray]]:
     pairs = _scores(recipe) and checkpoint is not None and is_encoder(read_config(checkpoint))
     template = (
         "an encoder: it reads pairs of prompt and answer"
@@ -208,7 +216,7 @@ def _xray_examples(recipe: Any, tokenizer: Any, checkpoint: str | None, examples
         warnings = []
         if fraction and not split.validation:
             warnings.append(f"validation.fraction = {fraction} leaves no validation examples: the run would fail")
-        sets.append(_xray_set(source, split.train, text, warnings, encode, recipe, tokenizer, examples))
+        sets.append(_xray_set(source, split.train, text, warnings, encode, recipe, tokenizer, examples, say))
     return template, sets
 
 
@@ -221,6 +229,7 @@ def _xray_set(
     recipe: Any,
     tokenizer: Any,
     examples: int,
+    say: Say,
 ) -> SetXray:
     limit, eos = _limit(recipe), tokenizer.eos_token_id
     lengths: dict[str, list[int]] = {}
@@ -230,6 +239,8 @@ def _xray_set(
     left_out: dict[str, list[Example]] = {}
     measured = train[:MEASURED_EXAMPLES]
     for number, example in enumerate(measured):
+        if number % SAID_EVERY == 0:
+            say(f"Turning the data into tokens: {source.key}, example {number + 1:,} of {len(measured):,}")
         reference = example.answer if _kind(recipe) == "prompt" else None
         try:
             parts, remarks = encode(example)

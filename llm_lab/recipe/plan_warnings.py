@@ -39,10 +39,17 @@ def _high_learning_rates(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _few_steps(resolved: Resolved) -> Iterator[tuple[str, str]]:
-    """Warn where the usual number of epochs gives few steps because there are few examples."""
+    """Warn of few steps: because there are few examples, or because the recipe asks for few."""
     stage, values, examples = resolved.stage, resolved.values, resolved.examples
-    origin = resolved.origins.get("train.num_train_epochs")
-    if stage.from_scratch or not examples or origin is None or origin.kind != "derived":
+    if stage.from_scratch:
+        return
+    asked, origin = values["train"].get("max_steps"), resolved.origins.get("train.max_steps")
+    if asked is not None and origin is not None and origin.kind != "derived":
+        if asked < FEW_STEPS:
+            text = f"only {plural(asked, 'step')}: they may be too few to learn from"
+            yield "train.max_steps", f"{text}. Use more: train.max_steps = {FEW_STEPS}"
+        return
+    if not examples:
         return
     processes = resolved.machine.processes
     filled, _ = fill_steps(stage, values, examples=examples.training, processes=processes)

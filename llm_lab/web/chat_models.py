@@ -26,8 +26,9 @@ def offered_models() -> list[dict[str, Any]]:
 
 
 def newest_model() -> str | None:
-    """Return the name of the newest run with a model that can generate, or None."""
-    return next((row["name"] for run in list_runs() for row in _rows(run)), None)
+    """Return the name of the newest finished run whose model can generate, else of the newest with one, or None."""
+    rows = [row for run in list_runs() for row in _rows(run)]
+    return next((row["name"] for row in [*(one for one in rows if one["done"]), *rows]), None)
 
 
 def _rows(run: RunFolder) -> Iterator[dict[str, Any]]:
@@ -44,7 +45,8 @@ def _rows(run: RunFolder) -> Iterator[dict[str, Any]]:
         status = one.status()
         about += [] if status == "done" else [status]
         steps = [step for step, _ in one.saved_models()]
-        yield {"name": _name_of(one), "group": "Runs", "about": " · ".join(filter(None, about)), "steps": steps}
+        row = {"name": _name_of(one), "group": "Runs", "about": " · ".join(filter(None, about)), "steps": steps}
+        yield {**row, "done": status == "done"}
 
 
 def describe_model(name: str) -> dict[str, Any]:

@@ -103,7 +103,8 @@ async def start_comparison(request: Request) -> Response:
 async def start_again(request: Request, form: Mapping[str, Any]) -> dict[str, Any]:
     """Check a sweep or duel as the form has it, and start it; returns the launch and the name of the folder."""
     plan = await _plan(request, form)
-    launch = lab_of(request).launches.start(_comparison_words(form), run=plan["name"])
+    start = lab_of(request).launches.start
+    launch = await run_in_threadpool(start, _comparison_words(form), run=plan["name"])
     return {"launch": launch.number, "run": plan["name"]}
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import queue
+import shutil
+import threading
 from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import LabError
+from llm_lab.errors import LabError, Problem
 from llm_lab.job import check
 from llm_lab.wizard.data_questions import FORMS, OPTIONAL, can_ask_columns, columns_of, look_at_examples, look_at_texts
 from llm_lab.wizard.walk import forget_looks
@@ -37,6 +41,8 @@ def look_at_data(source: Mapping[str, Any], kind: str, download: bool = False) -
     forget_looks()
     found: dict[str, Any] = {"on_hub": is_on_hub(source["path"]), "rows": [], "columns": [], "problem": None}
     ask_columns = False
+    if problem := _unpacks_too_far(str(source["path"])):
+        return {**found, "problem": problem, "ask_columns": False}
     try:
         look = look_at_texts(source) if kind == "text" else look_at_examples(source, kind)
         found["description"] = look.description.removeprefix("data.0: ")
@@ -53,6 +59,29 @@ def look_at_data(source: Mapping[str, Any], kind: str, download: bool = False) -
         found["optional"] = list(OPTIONAL[kind])
     found["ask_columns"] = ask_columns
     return found
+
+
+def _unpacks_too_far(path: str) -> str | None:
+    """Return why a Parquet file is not read: its tables are larger than half of the free disk, where they are kept."""
+    if not path.endswith(".parquet") or not Path(path).is_file():
+        return None
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        about = read_metadata(path)
+    except (ArrowException, OSError):
+        return None  # reading it says what is wrong
+    size = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+    free = _free_bytes()
+    if size <= free / 2:
+        return None
+    why = f"it unpacks to {size / 1024**3:.2f} GiB, and {free / 1024**3:.2f} GiB of the disk are free"
+    return str(Problem(path, why, fix="Free some space, or take a part of it."))
+
+
+def _free_bytes() -> int:
+    return shutil.disk_usage(".").free
 
 
 def _first_rows(source: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -88,7 +117,22 @@ def xray(recipe: Mapping[str, Any]) -> Generator[dict[str, Any], None, list[dict
 
     quiet_libraries()
     yield {"step": "Turning the data into tokens"}
-    stages = xray_stages([resolved.recipe for resolved in job.stages], examples=2)
+    said: queue.Queue[str | None] = queue.Queue()
+    done: list[Any] = []
+
+    def work() -> None:
+        try:
+            done.append(xray_stages([one.recipe for one in job.stages], examples=2, say=said.put))
+        except Exception as error:
+            done.append(error)
+        said.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (text := said.get()) is not None:
+        yield {"step": text}
+    if isinstance(done[0], Exception):
+        raise done[0]
+    stages = done[0]
     return [
         {
             "template": stage.template,

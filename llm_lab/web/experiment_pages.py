@@ -130,7 +130,7 @@ async def start_experiment(request: Request) -> Response:
     body = await body_of(request)
     words = await run_in_threadpool(_checked_words, str(body.get("name")), part_of(body, "options", dict))
     more = ["--overwrite"] if body.get("overwrite") else []
-    launch = lab_of(request).launches.start(["study", *words, *more])
+    launch = await run_in_threadpool(lab_of(request).launches.start, ["study", *words, *more])
     return answer({"launch": launch.number})
 
 

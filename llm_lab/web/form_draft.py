@@ -21,7 +21,7 @@ from llm_lab.recipe.forgetting import expand_forgetting
 from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.plan_warnings import plan_warnings
 from llm_lab.recipe.post_training import fill_steps
-from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.registry import STAGES, Stage
 from llm_lab.recipe.resolve import Resolved, diagnose, require_device
 from llm_lab.recipe.validate import find_key, stage_schema
 from llm_lab.recipe.what_fits import make_it_fit
@@ -161,7 +161,7 @@ def look(draft: Draft) -> dict[str, Any]:
         missing.append(Problem("model.checkpoint", "choose the model to start from"))
     has_data = not stage.trains or bool(draft.raw.get("data"))
     if not has_data:
-        seen = replace(seen, raw={**seen.raw, "data": [{"path": NO_DATA.get(stage.examples or "", NO_EXAMPLES)}]})
+        seen = replace(seen, raw={**seen.raw, "data": [_sample_data(stage)]})
         missing.append(Problem("data", "choose a dataset"))
     resolved, problems = seen.look()
     if resolved is not None and has_model and not problems:
@@ -190,6 +190,10 @@ def look(draft: Draft) -> dict[str, Any]:
     return found
 
 
+def _sample_data(stage: Stage) -> dict[str, str]:
+    return {"path": NO_DATA.get(stage.examples or "", NO_EXAMPLES)}
+
+
 def _taken(raw: Mapping[str, Any]) -> str | None:
     """Return what the run will be called where there is one of its name already, or None."""
     name = raw.get("name")
@@ -204,10 +208,17 @@ def check_draft(raw: dict[str, Any]) -> dict[str, Any]:
 
     It reads the data, and asks the Hub.
     """
+    raw = change(raw, ()).raw
+    stage = STAGES[raw["stage"]]
+    has_data = not stage.trains or bool(raw.get("data"))
+    if not has_data:  # what is wrong with the model is known before there is a dataset
+        raw = {**raw, "data": [_sample_data(stage)]}
     try:
-        resolved = require_all(change(raw, ()).raw).stages[0]
+        resolved = require_all(raw).stages[0]
     except UserError as error:
         return {"checked": problems_of(error)["problems"]}
+    if not has_data:
+        return {"checked": []}
     return {**what_follows(resolved), "plan": plan_of(resolved), "cannot_start": cannot_start(resolved), "checked": []}
 
 

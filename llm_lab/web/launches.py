@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class Launches:
 
     def __init__(self) -> None:
         self._launched: dict[int, Launch] = {}
+        self._lock = threading.Lock()  # pages start commands in threads
 
     def start(
         self, words: Sequence[str], *, run: str | None = None, environment: Mapping[str, str] | None = None
@@ -119,6 +121,24 @@ class Launches:
 
         UserError for an option that no page has, and where the system refuses the command, such as a very long text.
         """
+        with self._lock:
+            return self._start(words, run, environment)
+
+    def start_once(self, words: Sequence[str]) -> Launch:
+        """Start a command, or return the one that works on the same now: a second click starts nothing."""
+        with self._lock:
+            return self.working_on(words) or self._start(words, None, None)
+
+    def working_on(self, words: Sequence[str]) -> Launch | None:
+        """Return the command with these words that works now, or None."""
+        same = (one for one in list(self._launched.values()) if one.words == tuple(words))
+        return next((one for one in same if one.process.poll() is None), None)
+
+    def at_work(self, command: str) -> int:
+        """Return how many commands of a kind work now."""
+        return sum(one.words[0] == command and one.process.poll() is None for one in list(self._launched.values()))
+
+    def _start(self, words: Sequence[str], run: str | None, environment: Mapping[str, str] | None) -> Launch:
         assert words[0] in COMMANDS
         if foreign := next((one for one in words if one[:1] == "-" and one.partition("=")[0] not in PASSED), None):
             raise UserError(Problem("command", "a name or value that begins with - can't be used here", value=foreign))
@@ -150,7 +170,7 @@ class Launches:
 
     def newest_of(self, run: str) -> Launch | None:
         """Return the last command that this server started in a run folder, or None."""
-        return next((one for one in reversed(self._launched.values()) if one.run_name() == run), None)
+        return next((one for one in reversed(list(self._launched.values())) if one.run_name() == run), None)
 
     def without_run(self, argument: str, cursor: Any) -> tuple[Any, Any] | None:
         """Return the commands whose run is not there yet, and those that ended before it was: a topic (updates.py)."""
@@ -165,7 +185,7 @@ class Launches:
                 "started": one.started,
                 "error": one.error(),
             }
-            for one in self._launched.values()
+            for one in list(self._launched.values())
             if one.makes_run() and not one.dismissed and (one.error() or one.process.poll() is None)
             if not one.has_folder()
         ]
@@ -173,7 +193,7 @@ class Launches:
 
     def reap(self) -> list[Launch]:
         """Return the commands that still work; let the system forget those that have ended."""
-        return [launch for launch in self._launched.values() if launch.process.poll() is None]
+        return [launch for launch in list(self._launched.values()) if launch.process.poll() is None]
 
 
 def stop_run(run: RunFolder) -> None:

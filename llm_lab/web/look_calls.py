@@ -44,15 +44,15 @@ _repeats: dict[str, Repeats] = {}
 
 
 def measure(
-    model: str, prompt: str = "", against: str | None = None, checkpoint: str | None = None
+    model: str, prompt: str = "", against: str | None = None, checkpoint: str | None = None, chat: bool = False
 ) -> Generator[dict[str, Any], None, dict[str, Any]]:
     """Measure a model, or one checkpoint of its run, over a text; what it does is yielded as {"doing": words}.
 
-    Returns what the page draws. prompt: empty for the built-in text. UserError as `llm-lab look` raises it.
+    Returns what the page draws. prompt: empty for the built-in text. chat: it is what a user says, and is put into the
+    model's chat template. UserError as `llm-lab look` raises it.
     """
-    text = prompt if prompt.strip() else DEFAULT_TEXT
     name = checkpoint or model
-    key = (name, text, against or "")
+    key = (name, f"{chat} {prompt}", against or "")
     if key not in _answers:
         candidates = [find_candidate(one) for one in (name, against) if one]
         if len(candidates) > 1 and candidates[0].folder == candidates[1].folder:
@@ -60,6 +60,7 @@ def measure(
         require_loadable(candidates)
         yield {"doing": f"Loading {candidates[0].name} ..."}
         _open(candidates[0])
+        text = _text_of(candidates[0], prompt, chat)
         yield {"doing": "Measuring ..."}
         looked = _look(candidates[0], text, model)
         difference = None
@@ -73,6 +74,20 @@ def measure(
     _answers.move_to_end(key)
     answer: dict[str, Any] = json.loads(_answers[key])
     return answer
+
+
+def _text_of(candidate: Candidate, prompt: str, chat: bool) -> str:
+    """Return the text that a model reads: the prompt as it is, or as a user's message in its chat template."""
+    if not prompt.strip():
+        return DEFAULT_TEXT
+    tokenizer = _open(candidate)[1]
+    if not chat or not tokenizer.chat_template:
+        return prompt
+    message = [{"role": "user", "content": prompt}]
+    text: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    begin = tokenizer.bos_token or ""
+    adds_it = bool(begin) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(begin) if adds_it else text
 
 
 def _take(looked: _Looked) -> Any:
@@ -190,9 +205,11 @@ def _difference_of(found: Difference, inside: Inside) -> dict[str, Any]:
     }
 
 
-def attribution(model: str, prompt: str, position: int, checkpoint: str | None = None) -> dict[str, Any]:
+def attribution(
+    model: str, prompt: str, position: int, checkpoint: str | None = None, chat: bool = False
+) -> dict[str, Any]:
     """Return which parts of a model write its top prediction after one token of the text."""
-    candidate, looked = _again(model, prompt, checkpoint)
+    candidate, looked = _again(model, prompt, checkpoint, chat)
     network, tokenizer = _open(candidate)
     inside = looked.inside
     if not 0 <= position < len(inside.ids):
@@ -205,9 +222,11 @@ def attribution(model: str, prompt: str, position: int, checkpoint: str | None =
     return answer
 
 
-def ablation(model: str, prompt: str, layer: int, head: int, checkpoint: str | None = None) -> dict[str, Any]:
+def ablation(
+    model: str, prompt: str, layer: int, head: int, checkpoint: str | None = None, chat: bool = False
+) -> dict[str, Any]:
     """Return what the losses of a model rise by without one head, on repeated random tokens and on the text."""
-    candidate, looked = _again(model, prompt, checkpoint)
+    candidate, looked = _again(model, prompt, checkpoint, chat)
     network, tokenizer = _open(candidate)
     inside = looked.inside
     repeats = inside.repeats or repeats_for(network, tokenizer, rows=ROWS)
@@ -221,9 +240,9 @@ def ablation(model: str, prompt: str, layer: int, head: int, checkpoint: str | N
     return answer
 
 
-def _again(model: str, prompt: str, checkpoint: str | None) -> tuple[Candidate, _Looked]:
+def _again(model: str, prompt: str, checkpoint: str | None, chat: bool) -> tuple[Candidate, _Looked]:
     candidate = find_candidate(checkpoint or model)
-    return candidate, _look(candidate, prompt if prompt.strip() else DEFAULT_TEXT, model)
+    return candidate, _look(candidate, _text_of(candidate, prompt, chat), model)
 
 
 CALLS = {"measure": measure, "attribution": attribution, "ablation": ablation}

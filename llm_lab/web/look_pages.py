@@ -18,13 +18,14 @@ from llm_lab.runs.palette import ramps
 
 from .chat_models import describe_model, newest_model
 from .lab import Lab, lab_of
-from .launches import command_text
+from .launches import Launch, Launches, command_text
 from .responses import answer, body_of, lines, page
 from .workers import Worker, WorkerEnded
 
 CALLS = "llm_lab.web.look_calls"
 IDLE_SECONDS = 10 * 60.0
 WORKER = "look:"  # and the model: each has a process of its own, one at a time
+MOST_REPORTS = 2  # written at a time: each loads a model
 LONGEST_PROMPT = 200_000  # characters; a model reads far less
 SHARED = ("maps.js", "maps.css")  # drawn with in the report too
 LOOKING = Path(looking.__file__).parent
@@ -32,7 +33,7 @@ LOOKING = Path(looking.__file__).parent
 
 def look_page(request: Request) -> Response:
     """Show the page: ?model=NAME&against=NAME&prompt=TEXT&step=N."""
-    asked = {name: request.query_params.get(name, "") for name in ("model", "against", "prompt", "step")}
+    asked = {name: request.query_params.get(name, "") for name in ("model", "against", "prompt", "step", "raw")}
     return page(request, "look.html", title="Look inside", data={**asked, "newest": newest_model(), "ramps": ramps()})
 
 
@@ -112,14 +113,24 @@ async def _one(request: Request, call: str, names: tuple[str, ...]) -> Response:
 async def write_report(request: Request) -> Response:
     """Write the standalone report with `llm-lab look`, in a process of its own."""
     body = await body_of(request)
-    launch = lab_of(request).launches.start(_words(_asked(body), steps=body.get("steps") is True))
-    return answer({"launch": launch.number})
+    launches, words = lab_of(request).launches, _words(_asked(body), steps=body.get("steps") is True)
+    return answer({"launch": (await run_in_threadpool(_start_report, launches, words)).number})
+
+
+def _start_report(launches: Launches, words: list[str]) -> Launch:
+    """Start a report. UserError where as many are being written as a machine can take."""
+    launch = launches.start_once(words) if launches.at_work("look") < MOST_REPORTS else launches.working_on(words)
+    if launch is None:
+        why = f"{MOST_REPORTS} reports are being written"
+        raise UserError(Problem("report", why, fix="Wait until one of them is done."))
+    return launch
 
 
 def _asked(body: dict[str, Any]) -> dict[str, Any]:
     """Return what a request asks for. UserError without a model, and for a text that is far too long."""
     found: dict[str, Any] = {"model": _text(body, "model").strip(), "prompt": _text(body, "prompt")}
     found |= {name: _text(body, name).strip() or None for name in ("against", "checkpoint")}
+    found["chat"] = body.get("chat") is True
     if not found["model"]:
         raise UserError(Problem("model", "it is empty", fix="Choose a model."))
     if any(str(found[name] or "").startswith("-") for name in ("model", "against", "checkpoint")):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -14,14 +15,14 @@ from starlette.routing import Route
 
 from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
 from llm_lab.errors import MachineError, Problem, UserError
-from llm_lab.job import list_recipes, read_job
-from llm_lab.recipe.files import read_recipe_file
+from llm_lab.job import Job, list_recipes, read_job
+from llm_lab.recipe.files import parse_yaml, read_recipe_file
 from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import REWARD_OPTIONS
 from llm_lab.recipe.trust import code_in
 from llm_lab.runs.disk import write_atomically
-from llm_lab.runs.folder import ROOT, list_runs
+from llm_lab.runs.folder import ROOT, free_name, list_runs
 from llm_lab.wizard.home import MODELS, describe_run
 from llm_lab.wizard.model_questions import generating_runs, reward_models
 from llm_lab.wizard.recipe_question import recipe_summary
@@ -32,7 +33,7 @@ from .form_draft import CONFIGS, begin, cannot_start, change, look, plan_of, rec
 from .form_fields import describe_form
 from .known_code import require_known
 from .lab import DATA_CALLS, lab_of
-from .launches import command_text
+from .launches import Launch, Launches, command_text
 from .models_pages import library_rows
 from .responses import answer, body_of, lines, page, part_of
 from .uploads import LARGEST_UPLOAD, SUFFIXES, list_uploads, save_upload
@@ -134,16 +135,49 @@ def _sample_sets(kind: str) -> list[dict[str, str]]:
 
 def _pipeline_page(request: Request, file: Path) -> Response:
     job, problems = read_job(file)
-    stages = []
-    for resolved in job.stages if job else ():
-        assert job is not None
-        title, name = resolved.stage.title, resolved.values["name"]
-        stages.append(
-            {"title": title, "name": name, "plan": plan_of(resolved, job.home), "why_not": cannot_start(resolved)}
-        )
-    found = {"recipe": file.stem, "stages": stages, "problems": [str(problem) for problem in problems]}
+    found = {"recipe": file.stem, **_stages_of(job, problems)}
     found |= {"command": command_text(_words(file)), "text": file.read_text(encoding="utf-8")}
     return page(request, "pipeline.html", title=job.name if job else file.stem, data=found, file=str(file))
+
+
+def _stages_of(job: Job | None, problems: Sequence[Problem | str]) -> dict[str, Any]:
+    """Return what each stage of a pipeline does, and what is wrong with it."""
+    home = ROOT / free_name(job.name) if job else ROOT
+    stages = [
+        {
+            "title": resolved.stage.title,
+            "name": resolved.values["name"],
+            "plan": plan_of(resolved, home),
+            "why_not": cannot_start(resolved),
+        }
+        for resolved in (job.stages if job else ())
+    ]
+    return {"stages": stages, "problems": [str(problem) for problem in problems]}
+
+
+async def check_pipeline(request: Request) -> Response:
+    """Answer with the stages of a pipeline as its text is now, or with what is wrong with it."""
+    return answer(await run_in_threadpool(_checked_pipeline, str((await body_of(request)).get("text", ""))))
+
+
+def _checked_pipeline(text: str) -> dict[str, Any]:
+    raw = parse_yaml(text)
+    if not isinstance(raw, dict) or not isinstance(raw.get("stages"), list):
+        raise UserError(Problem("stages", "a pipeline has a list of stages"))
+    return _stages_of(*read_job(raw))
+
+
+async def save_pipeline(request: Request) -> Response:
+    """Write a pipeline as configs/NAME.yaml, as its text is; an existing file only with a yes."""
+    body = await body_of(request)
+    text = str(body.get("text", ""))
+    if problems := (await run_in_threadpool(_checked_pipeline, text))["problems"]:
+        raise UserError(*problems)
+    file = _config_file(str(body.get("name") or ""))
+    if file.exists() and not body.get("replace"):
+        return _exists(file)
+    await run_in_threadpool(write_atomically, file, text)
+    return answer({"file": str(file), "address": f"/new?recipe={quote(file.stem)}"})
 
 
 # --- what the form asks for
@@ -210,13 +244,19 @@ async def save(request: Request) -> Response:
     body = await body_of(request)
     resolved, raw = await run_in_threadpool(_resolved, body)
     name = str(body.get("name") or raw.get("name") or "")
-    file = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
-    if not name or file.parent != CONFIGS or name.startswith(".") or not name.isprintable():
-        raise UserError(Problem("file", "this is not a file name", value=name, allowed="a name without folders"))
+    file = _config_file(name)
     if file.exists() and not body.get("replace"):
         return _exists(file)
     write_atomically(file, recipe_text(raw, resolved, file))
     return answer({"file": str(file)})
+
+
+def _config_file(name: str) -> Path:
+    """Return configs/NAME.yaml. UserError for a name that leads elsewhere."""
+    file = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+    if not name or file.parent != CONFIGS or name.startswith(".") or not name.isprintable():
+        raise UserError(Problem("file", "this is not a file name", value=name, allowed="a name without folders"))
+    return file
 
 
 def _exists(path: Path) -> Response:
@@ -231,9 +271,7 @@ async def start(request: Request) -> Response:
     file = recipe_file(raw, resolved)
     _require_startable(resolved, file, raw)
     await lab_of(request).data.call("check_recipe", recipe=raw)
-    if not file.exists():
-        write_atomically(file, recipe_text(raw, resolved, file))
-    launch = lab_of(request).launches.start(["run", str(file)])
+    launch = await run_in_threadpool(_write_and_start, lab_of(request).launches, file, recipe_text(raw, resolved, file))
     return answer({"launch": launch.number, "command": command_text(launch.words)})
 
 
@@ -246,8 +284,14 @@ async def start_recipe(request: Request) -> Response:
     for resolved in job.stages:
         _require_startable(resolved, file, None)
     await lab_of(request).data.call("check_recipe", recipe=str(file))
-    launch = lab_of(request).launches.start(_words(file))
+    launch = await run_in_threadpool(lab_of(request).launches.start, _words(file))
     return answer({"launch": launch.number, "command": command_text(launch.words)})
+
+
+def _write_and_start(launches: Launches, file: Path, recipe: str) -> Launch:
+    if not file.exists():
+        write_atomically(file, recipe)
+    return launches.start(["run", str(file)])
 
 
 def _words(file: Path) -> list[str]:
@@ -309,6 +353,8 @@ ROUTES = [
     Route("/api/new/save", save, methods=["POST"]),
     Route("/api/new/start", start, methods=["POST"]),
     Route("/api/new/start-recipe", start_recipe, methods=["POST"]),
+    Route("/api/new/pipeline", check_pipeline, methods=["POST"]),
+    Route("/api/new/save-pipeline", save_pipeline, methods=["POST"]),
     Route("/api/new/design", design, methods=["POST"]),
     Route("/api/data/look", look_at_data, methods=["POST"]),
     Route("/api/data/xray", xray, methods=["POST"]),

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from llm_lab.errors import UserError
+from llm_lab.estimate.cost import BASES
 from llm_lab.estimate.formatting import count, duration, size
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.charts import MEASURED_RARELY, PANELS, Panel
@@ -285,11 +286,21 @@ def _plan(
     return {
         "rows": rows,
         "word": word,
-        "basis": printable(str(predicted.get("basis") or "")),
+        "basis": _basis(predicted),
         "parts": [[printable(str(name)), duration(value)] for name, value in parts.items() if is_number(value)],
         "known": [[name, printable(str(value))] for name, value in known.items() if value is not None],
         "data": [[printable(cell) for cell in row] for row in data_rows(facts)],
     }
+
+
+def _basis(predicted: Mapping[str, Any]) -> str:
+    """Return what a prediction is based on, and why it differs from the plan of the form."""
+    basis = printable(str(predicted.get("basis") or ""))
+    if not basis:
+        return ""
+    first = BASES["trial"] in basis
+    why = "At its start a run times a few steps, so its prediction can differ from the plan in the form."
+    return f"Prediction: {basis}. {why}" if first else f"Prediction: {basis}."
 
 
 def inner_runs(run: RunFolder, facts: Mapping[str, Any]) -> list[RunFolder]:

@@ -171,13 +171,13 @@ def compare_data(request: Request) -> Response:
 # Start and stop
 
 
-async def stop(request: Request) -> Response:
+def stop(request: Request) -> Response:
     """Ask a run to save and stop."""
     stop_run(find_run(request.path_params["name"]))
     return answer({})
 
 
-async def resume(request: Request) -> Response:
+def resume(request: Request) -> Response:
     """Start the command that resumes a run, or the pipeline that it is a stage of."""
     run = find_run(request.path_params["name"])
     whole = resumed_as(run)
@@ -186,10 +186,10 @@ async def resume(request: Request) -> Response:
         raise UserError(Problem(str(run.path), "this run belongs to an experiment or a sweep", fix=fix))
     if whole.status() == "running":
         raise UserError(Problem(str(whole.path), "this run is running already"))
-    return answer(lab_of(request).launches.start(["run", str(whole.path), "--resume"]).as_json())
+    return answer(lab_of(request).launches.start_once(["run", str(whole.path), "--resume"]).as_json())
 
 
-async def dismiss(request: Request) -> Response:
+def dismiss(request: Request) -> Response:
     """Leave a command that ended before its run was there out of the list of runs."""
     lab_of(request).launches.get(request.path_params["number"]).dismissed = True
     return answer({})

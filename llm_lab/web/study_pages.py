@@ -281,13 +281,12 @@ def _sweep_status(sweep: Sweep, statuses: list[str]) -> str:
     return "failed" if all(status in ("done", "failed") for status in statuses) else "stopped"
 
 
-async def log_state(request: Request) -> Response:
+def log_state(request: Request) -> Response:
     """Return the end of what the command printed that this server started last in a folder; empty for others."""
     launch = lab_of(request).launches.newest_of(request.path_params["name"])
     if launch is None:
         return answer({"log": "", "exit_code": None})
-    log = await run_in_threadpool(last_lines, launch.log)
-    return answer({"log": log, "exit_code": launch.process.poll(), "error": launch.error()})
+    return answer({"log": last_lines(launch.log), "exit_code": launch.process.poll(), "error": launch.error()})
 
 
 # --- stop and resume
@@ -326,7 +325,7 @@ async def resume_study(request: Request) -> Response:
             raise UserError(Problem(str(folder), why, fix="Start it in a terminal."))
         return answer(await start_again(request, form))
     words = await run_in_threadpool(_words_again, RunFolder(folder))
-    launch = lab_of(request).launches.start(words, run=name)
+    launch = await run_in_threadpool(lab_of(request).launches.start, words, run=name)
     return answer({"launch": launch.number, "run": name})
 
 

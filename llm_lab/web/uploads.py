@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from llm_lab.errors import Problem, UserError
 from .addresses import UPLOADS
 
 LARGEST_UPLOAD = 2 * 1024**3  # bytes
+MOST_UPLOADED = 20 * 1024**3  # bytes of all files in uploads/
+LEFT_FREE = 1024**3  # bytes of the disk that an upload leaves for runs
+LOOK_EVERY = 64 * 1024**2  # bytes between two looks at the disk
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
 LONGEST_STEM, MOST_BYTES = 80, 150  # characters, and bytes: the system allows 255 for a whole name
 
@@ -31,27 +35,44 @@ def safe_name(name: str) -> str:
 async def save_upload(name: str, pieces: AsyncIterator[bytes], *, largest: int | None = None) -> Path:
     """Write an upload as it comes; returns its path. A name that is taken gets a number.
 
-    UserError where it is larger than `largest` bytes (None: 2 GiB) or empty; nothing of it is kept then, nor where the
-    browser stops sending.
+    UserError where it is larger than `largest` bytes (None: 2 GiB) or empty, and where uploads/ or the disk is full;
+    nothing of it is kept then, nor where the browser stops sending.
     """
     limit = LARGEST_UPLOAD if largest is None else largest
     target = UPLOADS / safe_name(name)
     UPLOADS.mkdir(exist_ok=True)
+    known = sum(file.stat().st_size for file in UPLOADS.iterdir() if file.is_file())
     partial = UPLOADS / f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}.part"
     try:
-        size = 0
+        size = looked = 0
+        _require_room(known)
         with open(partial, "xb") as file:
             async for piece in pieces:
                 size += len(piece)
                 if size > limit:
                     fix = "Put the file into a folder on this machine and name its path instead."
                     raise UserError(Problem(name[:100], f"the file is larger than {_size(limit)}", fix=fix))
+                if size - looked >= LOOK_EVERY:
+                    _require_room(known + size)
+                    looked = size
                 file.write(piece)
+        _require_room(known + size)
         if not size:
             raise UserError(Problem(name[:100], "the file is empty"))
         return _publish(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _require_room(used: int) -> None:
+    """Raise UserError where uploads/ holds too much, or the disk has too little left."""
+    if used > MOST_UPLOADED:
+        why = f"it holds {_size(used)}, and at most {_size(MOST_UPLOADED)} are kept"
+        raise UserError(Problem(f"{UPLOADS}/", why, fix="Delete files there that you no longer need."))
+    free = shutil.disk_usage(UPLOADS).free
+    if free < LEFT_FREE:
+        why = f"the disk has only {free / 1024**2:,.0f} MiB left"
+        raise UserError(Problem(f"{UPLOADS}/", why, fix="Free some space, or name a file that is there already."))
 
 
 def _publish(partial: Path, target: Path) -> Path:

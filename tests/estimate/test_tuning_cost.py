@@ -10,6 +10,7 @@ from llm_lab.estimate.measurements import Measurement, find_measurement, keep_me
 from llm_lab.estimate.parameters import guess_shape
 from llm_lab.estimate.tuning_cost import ExampleSizes
 from llm_lab.job import check
+from llm_lab.recipe.resolve import resolve
 
 LAPTOP = Machine((), "a CPU", 2, 16 * 2**30, True, False)
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 1000}
@@ -74,3 +75,12 @@ def test_a_measured_run_predicts_only_runs_with_the_same_adapter(base, monkeypat
     again = planned("sft", lora={"preset": "all"}).estimate
     assert (again.seconds_by_part["training"], again.memory_bytes) == (40.0, 10**9)
     assert find_measurement(whole.recipe.model_dump(by_alias=True), whole.shape, LAPTOP) is None
+
+
+@pytest.mark.parametrize(("train", "saved"), [({"max_steps": 10}, 1), ({"max_steps": 10, "save_steps": 5}, 2), ({}, 5)])
+def test_a_short_run_needs_disk_only_for_the_checkpoints_that_it_saves(train, saved):
+    sft = {"stage": "sft", "device": "cpu", "model": {"checkpoint": "gpt2"}, "data": [{"path": "builtin:instruct"}]}
+    pretrain = {"stage": "pretrain", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    for recipe in (sft, pretrain):
+        parts = resolve({**recipe, "train": train}).estimate.disk_by_part
+        assert list(parts) == ["model", f"{saved} checkpoint{'s' * (saved > 1)}"]

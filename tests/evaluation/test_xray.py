@@ -63,6 +63,14 @@ def xray(*stages, **changes):
     return xray_stages([resolved.recipe for resolved in job.stages])
 
 
+def test_it_says_how_far_it_is():
+    said = []
+    job = check(pipeline("sft"))
+    xray_stages([resolved.recipe for resolved in job.stages], say=said.append)
+    assert said[0] == "Turning the data into tokens: data.0, document 1"
+    assert any(text.startswith("Turning the data into tokens: data.0, example 1 of ") for text in said)
+
+
 def shown(example, **kind):
     return "".join(span.text for span in example.spans if all(getattr(span, k) == v for k, v in kind.items()))
 

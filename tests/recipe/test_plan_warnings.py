@@ -25,9 +25,22 @@ def test_a_fine_tune_of_few_steps_says_so_and_what_to_change():
     assert ("warning", text, "warn") in list(plan_lines(few))
 
 
-@pytest.mark.parametrize(("number", "train"), [(1000, {}), (30, {"num_train_epochs": 1}), (30, {"max_steps": 4})])
-def test_enough_steps_and_a_length_that_the_user_chose_give_no_warning(number, train):
+@pytest.mark.parametrize(("number", "train"), [(1000, {}), (1000, {"num_train_epochs": 1}), (30, {"max_steps": 30})])
+def test_enough_steps_give_no_warning(number, train):
     assert list(plan_warnings(with_examples(number, **train))) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "key", "begins"),
+    [
+        ({"max_steps": 4}, "train.max_steps", "only 4 steps: they may be too few"),
+        ({"num_train_epochs": 1}, "train.num_train_epochs", "only 4 steps, because there are few examples"),
+    ],
+)
+def test_few_steps_that_a_user_asked_for_are_warned_of_too(train, key, begins):
+    ((found, text),) = plan_warnings(with_examples(30, **train))
+    assert found == key
+    assert text.startswith(begins)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from support.adapters import save_base
+from support.web_runs import write_run
 
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
@@ -61,6 +63,37 @@ def looked(server, run, page):
     words = page.locator("#look-heads .look-text [role=option]")
     expect(words).to_have_count(len(make_byte_tokenizer()(TEXT)["input_ids"]) - len(HOSTILE) + 1, timeout=60_000)
     return page
+
+
+def test_a_message_is_read_in_the_chat_template_of_the_model_or_as_bare_text(run, server, monkeypatch, tmp_path):
+    from llm_lab.web import look_calls
+
+    monkeypatch.chdir(server.home)
+    chatty = shutil.copytree(run / "model", tmp_path / "chatty")
+    (chatty / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
+    )
+    for model, chat, text in (
+        (chatty, True, "<user>the fish<answer>"),
+        (chatty, False, "the fish"),
+        (run, True, "the fish"),
+    ):
+        steps = look_calls.measure(str(model), "the fish", chat=chat)
+        assert [list(step) for step in steps] == [["doing"], ["doing"]]
+        kept = look_calls._answers[str(model), f"{chat} the fish", ""]
+        assert json.loads(kept)["text"] == text
+
+
+def test_the_newest_finished_model_is_looked_into_first(monkeypatch, tmp_path):
+    from llm_lab.web.chat_models import newest_model
+
+    monkeypatch.chdir(tmp_path)
+    assert newest_model() is None
+    for created, (name, status) in enumerate((("old", "done"), ("good", "done"), ("half", "stopped"))):
+        folder = write_run(tmp_path, name, status=status, created_at=float(created))
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
+    assert newest_model() == "good"
 
 
 def shown(value):

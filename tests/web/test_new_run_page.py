@@ -84,7 +84,11 @@ def test_what_keeps_a_run_from_starting_is_shown_at_its_field_before_it_starts(f
     page.get_by_role("button", name="A folder or a Hub name").click()
     model = page.locator(".model-choice input[type=text]")
     expect(model).to_have_attribute("aria-invalid", "false")  # nothing was typed yet
+    start = page.get_by_role("button", name="Start", exact=True)
+    start.click()
+    expect(page.get_by_text("Not started: a model is still needed (and 1 more).")).to_be_visible()
     model.fill("asdf-model")
+    expect(model).to_have_attribute("aria-invalid", "true", timeout=60_000)  # no dataset is chosen yet
     page.get_by_role("tab", name="Data").click()
     page.get_by_role("button", name="builtin:instruct").click()
     expect(page.get_by_label("Dataset 1", exact=True)).to_be_focused()
@@ -93,7 +97,7 @@ def test_what_keeps_a_run_from_starting_is_shown_at_its_field_before_it_starts(f
     error = page.locator(f"#{model.get_attribute('aria-describedby').split()[-1]}")
     expect(error).to_contain_text("asdf-model: no such local folder")
     # Start asks again, and the answer is the same.
-    page.get_by_role("button", name="Start", exact=True).click()
+    start.click()
     expect(page.locator("#faults")).to_be_focused(timeout=60_000)
     expect(error).to_contain_text("asdf-model: no such local folder")
 
@@ -108,6 +112,12 @@ def test_an_uploaded_file_is_recognized_and_its_rows_are_shown_as_text(form, ser
     assert "owned" not in page.title()
     assert [file.name for file in (server.home / "uploads").iterdir()] == ["b-my-data.jsonl"]
     expect(page.get_by_label("Plan, recipe and command")).to_contain_text("path: uploads/b-my-data.jsonl")
+    # It is offered here once it is removed, and in the form of the next run.
+    dataset.get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("button", name="uploads/b-my-data.jsonl")).to_be_visible()
+    page.goto(f"{server.address}/new?stage=dpo#tab-data")
+    page.get_by_role("button", name="uploads/b-my-data.jsonl").click()
+    expect(page.get_by_label("Dataset 1", exact=True)).to_contain_text("uploads/b-my-data.jsonl")
 
 
 def test_a_narrow_screen_shows_the_name_of_the_run_and_cuts_nothing_off(form):

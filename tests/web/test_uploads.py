@@ -69,6 +69,35 @@ def test_nothing_is_kept_of_an_upload_that_is_too_large_empty_or_interrupted(tmp
     assert list((tmp_path / "uploads").iterdir()) == []
 
 
+def test_uploads_have_a_limit_together_and_leave_room_on_the_disk(tmp_path, monkeypatch):
+    save("old.txt", b"x" * 80)
+    monkeypatch.setattr(uploads, "MOST_UPLOADED", 100)
+    save("fits.txt", b"x" * 20)
+    with pytest.raises(UserError, match=r"uploads/: it holds 120 bytes, and at most 100 bytes are kept. Delete files"):
+        save("more.txt", b"x" * 20)
+    monkeypatch.setattr(uploads, "MOST_UPLOADED", 1000)
+    monkeypatch.setattr(uploads, "LEFT_FREE", 2**60)
+    with pytest.raises(UserError, match=r"the disk has only [\d,]+ MiB left"):
+        save("more.txt", b"x" * 20)
+    assert sorted(file.name for file in (tmp_path / "uploads").iterdir()) == ["fits.txt", "old.txt"]
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_than_fits_is_not_read(monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    from llm_lab.web import data_calls
+
+    text = pyarrow.array(["a" * 1000] * 50_000)
+    Path("uploads").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), "uploads/bomb.parquet", use_dictionary=False)
+    assert Path("uploads/bomb.parquet").stat().st_size < 5_000_000
+    monkeypatch.setattr(data_calls, "_free_bytes", lambda: 40_000_000)
+    found = data_calls.look_at_data({"path": "uploads/bomb.parquet"}, "text")
+    assert "unpacks to 0.05 GiB" in found["problem"]
+    assert found["rows"] == []
+
+
 def test_a_file_that_says_it_is_too_large_is_refused_before_it_is_read(server):
     headers = {"Content-Type": "application/octet-stream", "Content-Length": str(uploads.LARGEST_UPLOAD + 1)}
     status, _, text = server.ask("POST", "/api/uploads?name=a.txt", None, headers)

@@ -439,7 +439,7 @@ async function showHint() {
   const hint = find("#hint");
   const { a, b } = state.slots;
   const completion = Boolean(a) && modeOf(a) === "completion";
-  box.placeholder = completion ? "The beginning of a text" : a ? `Message ${labelOf(a)}` : "Choose a model first";
+  box.placeholder = completion ? "The beginning of a text" : a ? `Message ${b ? `${labelOf(a)} and ${labelOf(b)}` : labelOf(a)}` : "Choose a model first";
   const globe = find("#search");
   globe.disabled = completion;
   globe.title = completion ? "Base models continue a text: they can't use search results" : "Search the web for this message";
@@ -511,6 +511,10 @@ find("#earlier").addEventListener("click", () => moveTo(Number(find("#time-range
 find("#later").addEventListener("click", () => moveTo(Number(find("#time-range").value) + 1));
 find("#time-range").addEventListener("input", (event) => moveTo(Number(event.target.value)));
 find("#toggle-panel").addEventListener("click", () => togglePanel(find("#panel").hidden));
+find("#show-saved").addEventListener("click", () => {
+  togglePanel(true);
+  find("#saved").click();
+});
 find("#close-panel").addEventListener("click", () => togglePanel(false));
 
 function togglePanel(open) {

@@ -111,16 +111,23 @@ export async function showSaved(open) {
   );
 }
 
+let asking = null; // the conversation that is deleted at the next click, also where the list is drawn again
+
 function savedRow(row, open) {
   const address = `/api/chat/conversations/${encodeURIComponent(row.name)}`;
   const load = async () => open(await api(address), row.name);
-  const remove = el("button.quiet", { type: "button", "aria-label": `Delete “${row.title}”` }, "Delete");
+  const remove = el("button.quiet", { type: "button", "aria-label": `Delete “${row.title}”` }, asking === row.name ? "Really?" : "Delete");
   remove.addEventListener("click", async () => {
-    if (remove.textContent === "Delete") {
+    if (asking !== row.name) {
+      asking = row.name;
       remove.textContent = "Really?";
-      setTimeout(() => (remove.textContent = "Delete"), 4000);
+      setTimeout(() => {
+        if (asking === row.name) asking = null;
+        remove.textContent = "Delete";
+      }, 4000);
       return;
     }
+    asking = null;
     try {
       await api(address, { method: "DELETE" });
       if (state.file === row.name) state.file = null;

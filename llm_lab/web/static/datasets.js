@@ -20,6 +20,8 @@ const COLUMN_NAMES = {
 const current = () => draft.raw.data ?? [];
 const put = (sets) => answer({ path: "data", value: sets });
 
+const RECENT = 5; // uploaded files that are offered at once
+let showUploads = () => {};
 let removed = false;
 let added = null; // the path of a dataset that gets the focus once it is shown
 
@@ -217,9 +219,16 @@ function makeAdder() {
   add.addEventListener("click", addNamed);
   named.addEventListener("keydown", (event) => event.key === "Enter" && addNamed());
   const samples = el("ul.samples", {}, data.samples.map((one) => offered(one.path, one.about)));
-  const earlier = data.uploads.length
-    ? el("details", {}, el("summary", {}, `Uploaded before (${data.uploads.length})`), el("ul.samples", {}, data.uploads.map((one) => offered(one.path, bytes(one.bytes)))))
-    : null;
+  const earlier = el("div", {});
+  showUploads = (fresh) => {
+    if (fresh && !data.uploads.some((one) => one.path === fresh.path)) data.uploads.unshift(fresh);
+    const [first, rest] = [data.uploads.slice(0, RECENT), data.uploads.slice(RECENT)].map((part) => part.map((one) => offered(one.path, bytes(one.bytes))));
+    fill(earlier, first.length > 0 && [
+      el("p.label", {}, "Or take a file that you uploaded"), el("ul.samples", {}, first),
+      rest.length > 0 && el("details", {}, el("summary", {}, `${rest.length} more`), el("ul.samples", {}, rest)),
+    ]);
+  };
+  showUploads();
   return el(
     "div.adder",
     {},
@@ -227,8 +236,8 @@ function makeAdder() {
     zone,
     progress,
     el("div.field", {}, el("label", { for: "data-path" }, "Or name a path or a dataset on the Hub"), el("div.inline", {}, named, add)),
-    data.samples.length ? el("div", {}, el("p.label", {}, "Or try a built-in sample"), samples) : null,
     earlier,
+    data.samples.length ? el("div", {}, el("p.label", {}, "Or try a built-in sample"), samples) : null,
   );
 }
 
@@ -266,6 +275,7 @@ function upload(file, box) {
     }
     if (request.status !== 200) return fail(answered.problems?.map((one) => one.text).join(" ") ?? request.responseText);
     line.remove();
+    showUploads(answered);
     addSet(answered.path);
   });
   request.addEventListener("error", () => fail(`${file.name}: the upload was interrupted.`));

@@ -12,7 +12,10 @@ const checkpoint = () => {
   const point = state.points[state.at];
   return point && state.at !== state.own ? point.folder : undefined;
 };
-const asked = () => ({ model: state.model, against: state.against || undefined, prompt: prompt.value, checkpoint: checkpoint() });
+const asChat = find("#as-chat");
+const asked = () => ({ model: state.model, against: state.against || undefined, prompt: prompt.value, checkpoint: checkpoint(), chat: !find("#chat-line").hidden && asChat.checked });
+/** As `asked`, with the very text that the model read: the command has no chat template. */
+const inTerminal = () => ({ ...asked(), prompt: asked().chat && state.read?.prompt === prompt.value ? state.read.text : prompt.value });
 
 const views = createViews({
   ramps: data.ramps,
@@ -55,7 +58,7 @@ find("#no-against").addEventListener("click", () => {
 async function describe(step) {
   if (!state.model) return;
   const name = state.model;
-  const found = await api("/api/look/model", { body: asked() });
+  const found = await api("/api/look/model", { body: inTerminal() });
   if (name !== state.model) return;
   if (JSON.stringify(found.points) !== JSON.stringify(state.points)) {
     state.points = found.points;
@@ -69,6 +72,11 @@ async function describe(step) {
   const base = find("#base");
   base.hidden = !found.base || state.against === found.base;
   if (found.base) fill(base, "It was trained from ", el("button.link", { type: "button", onclick: () => chooseOther(found.base) }, found.base), ".");
+  if (state.chatOf !== name) {
+    state.chatOf = name;
+    find("#chat-line").hidden = !found.chat;
+    asChat.checked = Boolean(found.chat) && data.raw !== "1";
+  }
   showPrompts(found.prompts);
   showSlider();
 }
@@ -77,6 +85,7 @@ function showPrompts(prompts) {
   find("#prompts").hidden = !prompts.length;
   const take = (text) => {
     prompt.value = text;
+    asChat.checked = true;
     prompt.focus();
     measure();
   };
@@ -132,11 +141,15 @@ async function measureOnce(body) {
 
 function show(found, body) {
   find("#found").hidden = false;
-  if (!prompt.value.trim()) prompt.value = found.text;
+  if (!body.prompt.trim()) {
+    prompt.value = found.text;
+    asChat.checked = false; // the built-in text is no message
+  }
+  state.read = body.chat ? { prompt: body.prompt, text: found.text } : null;
   views.show(found);
   describe().catch(() => {}); // the command is that of this checkpoint and text
   const point = state.points[state.at];
-  const query = new URLSearchParams({ model: body.model, ...(body.against ? { against: body.against } : {}), ...(body.prompt ? { prompt: body.prompt } : {}), ...(point && state.at !== state.own ? { step: point.number } : {}) });
+  const query = new URLSearchParams({ model: body.model, ...(body.against ? { against: body.against } : {}), ...(body.prompt ? { prompt: body.prompt } : {}), ...(!find("#chat-line").hidden && !body.chat ? { raw: "1" } : {}), ...(point && state.at !== state.own ? { step: point.number } : {}) });
   history.replaceState(null, "", `/look?${query}${location.hash}`);
 }
 
@@ -185,7 +198,7 @@ find("#report").addEventListener("click", async () => {
   log.hidden = false;
   log.open = true;
   try {
-    const { launch } = await api("/api/look/report", { body: { ...asked(), steps: state.points.length > 1 } });
+    const { launch } = await api("/api/look/report", { body: { ...inTerminal(), steps: state.points.length > 1 } });
     for (;;) {
       const { log: text, exit_code: code } = await api(`/api/experiments/launch/${launch}`);
       find("pre", log).textContent = text || "Starting …";

@@ -82,6 +82,7 @@ export function makePlan(name, goTo) {
       el("div", {}, el("h3", {}, "Recipe"), codeBlock(seen.recipe ?? ""), el("p.help", {}, `Written to ${seen.file} when you start. Keys that are left out are derived again.`)),
     );
     start.disabled = Boolean(seen.cannot_start) || starting;
+    if (!starting && !find(".ended", state)) fill(state);
     if (!seen.sized) askForSizes();
   });
 
@@ -90,8 +91,12 @@ export function makePlan(name, goTo) {
     try {
       fill(state, el("p.soft", {}, "Checking the recipe and the data ..."));
       await settled();
-      if (draft.seen.problems.length) {
-        fill(state);
+      const open = problems();
+      if (open.length) {
+        const [first] = open;
+        const what = isMissing(first) ? `${missingWord(first)} is still needed` : inLabels(first.text).replace(/\.$/, "");
+        const rest = open.length > 1 ? ` (and ${open.length - 1} more)` : "";
+        fill(state, el("p.error", { role: "alert" }, `Not started: ${what}${rest}. `, first.key && linkTo(first.key, "Show it", goTo)));
         details.open = true;
         find("#faults").focus();
         return;
@@ -162,6 +167,8 @@ function linkTo(key, text, goTo) {
   return link;
 }
 
+const missingWord = ({ key }) => (key === "data" ? "a dataset" : "a model");
+
 function problemList(found, goTo) {
   const missing = found.filter(isMissing);
   const wrong = found.filter((one) => !missing.includes(one));
@@ -169,9 +176,8 @@ function problemList(found, goTo) {
     if (!one.key) return el("li", {}, inLabels(text));
     return el("li", {}, linkTo(one.key, inLabels(text), goTo));
   };
-  const words = (one) => (one.key === "data" ? "a dataset" : "a model");
   return [
-    missing.length ? el("div.notice", {}, el("b", {}, "Still needed: "), el("ul.faults", {}, missing.map((one) => link(one, words(one))))) : null,
+    missing.length ? el("div.notice", {}, el("b", {}, "Still needed: "), el("ul.faults", {}, missing.map((one) => link(one, missingWord(one))))) : null,
     wrong.length ? el("div.notice.bad", { role: "alert" }, el("b", {}, wrong.length === 1 ? "One problem" : `${wrong.length} problems`), el("ul.faults", {}, wrong.map((one) => link(one, one.text)))) : null,
   ];
 }
@@ -179,7 +185,8 @@ function problemList(found, goTo) {
 /** Ask what changes once the data and the models are looked at: the number of examples decides steps and time. */
 function askForSizes() {
   looking?.abort();
-  if (draft.seen.problems.length || !draft.seen.plan || data.form.trains && !draft.raw.data?.length) return;
+  if (!draft.raw.model && !data.form.from_scratch) return;
+  if (!draft.seen.problems.every(isMissing) || !draft.seen.plan) return;
   const control = (looking = new AbortController());
   setTimeout(async () => {
     if (control.signal.aborted) return;

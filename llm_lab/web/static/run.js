@@ -2,8 +2,9 @@
 import { Curves } from "./curves.js";
 import { api, askNow, codeBlock, data, el, fill, find, showError, toast, watch } from "./lab.js";
 import { whyItEnded } from "./launch.js";
-import { write } from "./numbers.js";
 import { reportElements } from "./report.js";
+import { bars, empty, encodeRun, facts, node, recipeCode, showGpus, stage, table } from "./run_parts.js";
+import { showSamples } from "./run_samples.js";
 
 const { name, kind } = data;
 const encoded = name.split("/").map(encodeURIComponent).join("/");
@@ -15,10 +16,6 @@ let head = data.head;
 if (data.outer) {
   const href = data.outer_is_run ? `/runs/${encodeRun(data.outer)}` : `/experiments/run/${encodeRun(data.outer)}`;
   fill(find("#outer"), el("a", { href }, data.outer));
-}
-
-function encodeRun(run) {
-  return run.split("/").map(encodeURIComponent).join("/");
 }
 
 function showHead() {
@@ -147,18 +144,6 @@ async function resume() {
 
 const panel = (id) => find(`#${id}-panel`);
 const shown = new Set();
-const empty = (text) => el("div.empty", {}, el("p", {}, text));
-const facts = (rows) => el("dl.facts", {}, rows.flatMap(([label, text]) => [el("dt", {}, label), el("dd", {}, text)]));
-const table = (headings, rows, numeric = []) =>
-  el(
-    "div.wide", { tabIndex: 0 },
-    el(
-      "table", {},
-      el("thead", {}, el("tr", {}, headings.map((text, at) => el(numeric.includes(at) ? "th.numeric" : "th", { scope: "col" }, text)))),
-      el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, at) => (at ? el(numeric.includes(at) ? "td.numeric" : "td", {}, cell) : el("th", { scope: "row" }, cell)))))),
-    ),
-  );
-
 function once(id, start) {
   if (shown.has(id)) return;
   shown.add(id);
@@ -204,7 +189,7 @@ const TABS = {
   samples() {
     once("samples", () => {
       fill(panel("samples"), empty("No samples yet."));
-      watch(`samples:${name}`, (update) => update && showSamples(update.samples));
+      watch(`samples:${name}`, (update) => update && showSamples(panel("samples"), update.samples, head.status === "running"));
     });
   },
   scores() {
@@ -229,7 +214,7 @@ const TABS = {
       return [
         rows.length ? el("h2", {}, word === "actual" ? "Predicted and actual" : "Predicted, and so far") : null,
         rows.length ? el("div.stack", {}, rows.map((row) => bars(row, word))) : empty("Nothing was predicted for this run."),
-        basis && el("p.soft.small.bar-basis", {}, `Prediction: ${basis}.`),
+        basis && el("p.soft.small.bar-basis", {}, basis),
         parts.length > 0 && [el("h2", {}, "Predicted time by part"), facts(parts)],
         sources.length > 0 && [el("h2", {}, "Data"), table(["data", "fingerprint", "used"], sources)],
         el("h2", {}, "What it ran with"),
@@ -306,80 +291,6 @@ function picture(file, alt) {
   return head.pictures.includes(file) ? el("img.report-picture", { src: `/runs-files/${encoded}/${file}`, alt }) : null;
 }
 
-function stage(one, at) {
-  const title = one.begun ? el("a", { href: `/runs/${encodeRun(one.run)}` }, one.name) : one.name;
-  return el(
-    "li.card.stage", {},
-    el("span.stage-number.numeric", { "aria-hidden": "true" }, String(at + 1)),
-    el("div", {}, el("h3", {}, title), el("p.soft.small", {}, [one.stage, ...one.numbers].filter(Boolean).join(" · "))),
-    el("span.soft.numeric", {}, one.time),
-    el(`span.status.${one.status}`, {}, one.status),
-    one.begun ? el("a.button.quiet", { href: `/runs/${encodeRun(one.run)}#curves`, "aria-label": `Curves of ${one.name}` }, "Curves") : el("span"),
-  );
-}
-
-function bars(row, word) {
-  const [predicted, actual] = row.values;
-  const most = Math.max(predicted ?? 0, actual ?? 0) || 1;
-  const bar = (label, value, text, tone) => {
-    const line = el(`div.bar.${tone}`);
-    line.style.width = `${(100 * (value ?? 0)) / most}%`;
-    return el("div.bar-row", {}, el("span.soft.small", {}, label), el("div.bar-room", {}, line), el("span.numeric", {}, text));
-  };
-  return el(
-    "div.card", {},
-    el("h3", {}, row.name, row.ratio && el("span.tag", {}, `${row.ratio} × predicted`)),
-    bar("predicted", predicted, row.predicted, "planned"),
-    bar(word, actual, row.actual, "actual"),
-  );
-}
-
-function recipeCode(text) {
-  const block = codeBlock(text);
-  const code = block.querySelector("code");
-  fill(
-    code,
-    text.split("\n").flatMap((line, at, lines) => {
-      const [, before, comment] = /^(.*?)((?:^|\s)#.*)?$/.exec(line);
-      const end = at < lines.length - 1 ? "\n" : "";
-      return [before, comment && el("span.comment", {}, comment), end].filter(Boolean);
-    }),
-  );
-  return block;
-}
-
-let prompts = null;
-
-function showSamples(steps) {
-  if (!steps.length) {
-    fill(panel("samples"), empty(head.status === "running" ? "No samples yet. They come with each evaluation." : "This run wrote no samples."));
-    return;
-  }
-  prompts ??= el("select", { "aria-label": "Prompt", onchange: () => drawSamples() });
-  const known = [...new Set(steps.flatMap((step) => step.samples.map((one) => one.prompt)))];
-  const chosen = prompts.value;
-  fill(prompts, el("option", { value: "" }, "All prompts"), known.map((text) => el("option", { value: text }, text || "(no prompt)")));
-  if (known.includes(chosen)) prompts.value = chosen;
-  drawSamples.steps = steps;
-  if (!panel("samples").contains(prompts)) fill(panel("samples"), el("div.samples-tools", {}, known.length > 1 && prompts), el("div.stack", { id: "sample-list" }));
-  drawSamples();
-}
-
-function drawSamples() {
-  const chosen = prompts.value;
-  fill(
-    find("#sample-list"),
-    [...drawSamples.steps].reverse().map((step) => {
-      const pairs = step.samples.filter((one) => !chosen || one.prompt === chosen);
-      return el(
-        "article.card.sample", {},
-        el("h3.numeric", {}, `Step ${step.step.toLocaleString("en-US")}`),
-        pairs.map((one) => el("div", {}, !chosen && el("p.soft", {}, one.prompt || "(no prompt)"), el("blockquote", {}, el("span.prompt", {}, one.text.startsWith(one.prompt) ? one.prompt : ""), one.text.startsWith(one.prompt) ? one.text.slice(one.prompt.length) : one.text))),
-      );
-    }),
-  );
-}
-
 async function showLog() {
   try {
     const { log } = await api(`${path}/log`);
@@ -393,47 +304,6 @@ async function showLog() {
   } catch (error) {
     showError(error);
   }
-}
-
-function node(one, key, here = false) {
-  const title = one.href ? el("a", { href: one.href }, one.name) : el(here ? "b" : "span", {}, one.name);
-  const inner = one.from.map((link) =>
-    link.node
-      ? node(link.node, link.key)
-      : el("li", {}, el("div.tree-node", {}, el("span.tree-key", {}, link.key), el("span", {}, link.place), el("span.tag", {}, link.gone ? "missing" : "changed since"))),
-  );
-  if (one.scratch) inner.push(el("li", {}, el("div.tree-node", {}, el("span.tree-key", {}, "made from"), el("span.soft", {}, "scratch: random weights"))));
-  return el(
-    "li", {},
-    el(
-      "div.tree-node", {},
-      key && el("span.tree-key", {}, key), title, el("span.tag", {}, one.stage),
-      one.step !== null && el("span.soft", {}, `step ${one.step}`),
-      here && el("span.soft", {}, "this run"),
-      one.numbers.length > 0 && el("span.soft.small.numeric", {}, one.numbers.join(" · ")),
-    ),
-    inner.length > 0 && el("ul", {}, inner),
-  );
-}
-
-// --- GPUs
-
-function showGpus({ gpus }) {
-  const box = find("#gpus");
-  box.hidden = !gpus.length || head.status !== "running";
-  fill(
-    box,
-    gpus.map((gpu, at) =>
-      el(
-        "div", {},
-        el("b", {}, gpus.length > 1 ? `GPU ${at}` : "GPU"), el("span.soft", {}, gpu.name),
-        gpu.use !== null && el("span.numeric", {}, `${write("percent", gpu.use)} busy`),
-        gpu.used !== null && el("span.numeric", {}, `${write("size", gpu.used)} of ${write("size", gpu.total)}`),
-        gpu.celsius !== null && el("span.numeric", {}, `${gpu.celsius} °C`),
-        gpu.watts !== null && el("span.numeric", {}, `${Math.round(gpu.watts)} W`),
-      ),
-    ),
-  );
 }
 
 // --- a run that ended before anything was trained: its folder is gone
@@ -485,4 +355,4 @@ watch(
   },
   data.cursor,
 );
-if (kind === "run" && head.status === "running") watch("gpu", (update) => update && showGpus(update));
+if (kind === "run" && head.status === "running") watch("gpu", (update) => update && showGpus(find("#gpus"), head.status === "running" ? update.gpus : []));
