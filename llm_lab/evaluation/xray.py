@@ -99,7 +99,7 @@ def xray_stages(recipes: Sequence[Any], *, examples: int = 2, say: Say = lambda 
     """Return the data of each stage of a job; stages without data are skipped.
 
     A model that an earlier stage is still to train has the tokenizer of that stage. examples: how many of each set
-    are shown as tokens. say: told how far it is. Raises UserError if data or a tokenizer can't be read.
+    are shown as tokens. say: gets how far it is, in words. Raises UserError if data or a tokenizer can't be read.
     """
     found = []
     tokenizers: dict[str, Any] = {}

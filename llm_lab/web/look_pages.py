@@ -34,7 +34,14 @@ LOOKING = Path(looking.__file__).parent
 def look_page(request: Request) -> Response:
     """Show the page: ?model=NAME&against=NAME&prompt=TEXT&step=N."""
     asked = {name: request.query_params.get(name, "") for name in ("model", "against", "prompt", "step", "raw")}
-    return page(request, "look.html", title="Look inside", data={**asked, "newest": newest_model(), "ramps": ramps()})
+    newest = newest_model()
+    body = {"model": asked["model"] or newest or "", "against": asked["against"], "prompt": asked["prompt"]}
+    try:
+        described = _described(_asked(body))
+    except UserError:  # the page asks again, and shows what is wrong
+        described = None
+    data = {**asked, "newest": newest, "described": described, "ramps": ramps()}
+    return page(request, "look.html", title="Look inside", data=data)
 
 
 def shared_file(request: Request) -> FileResponse:
@@ -46,9 +53,11 @@ def shared_file(request: Request) -> FileResponse:
 
 async def describe(request: Request) -> Response:
     """Return the checkpoints of a model's run, its base, and the command that looks into it."""
-    body = _asked(await body_of(request))
-    found = await run_in_threadpool(describe_model, body["model"])
-    return answer({**found, "command": command_text(_words(body))})
+    return answer(await run_in_threadpool(_described, _asked(await body_of(request))))
+
+
+def _described(asked: dict[str, Any]) -> dict[str, Any]:
+    return {**describe_model(asked["model"]), "command": command_text(_words(asked))}
 
 
 async def measure(request: Request) -> Response:

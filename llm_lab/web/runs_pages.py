@@ -120,7 +120,7 @@ def _compared(request: Request) -> dict[str, Any]:
 
 
 def first_curves(request: Request) -> Response:
-    """Return the curves of a run as the topic `metrics` does, and the cursor from which on that goes on."""
+    """Return the curves of a run as the topic `metrics` does, and the cursor for what follows."""
     name, axis = request.path_params["name"], request.query_params.get("axis", AXES[0])
     cursor, data = metrics_topic(f"{axis}:{MOST_POINTS}:{name}", None, FIRST_SECONDS) or (None, {})
     return answer({"cursor": cursor, "data": data})

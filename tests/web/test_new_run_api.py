@@ -120,6 +120,24 @@ def test_every_shipped_recipe_and_a_run_can_be_taken_up(server):
         assert server.ask("GET", f"/new?from={name}")[0] == 200
 
 
+def test_a_pipeline_is_changed_as_text_checked_and_saved_under_another_name(server):
+    text = server.ask("GET", "/new?recipe=demo")[2].split('id="data">')[1].split("</script>")[0]
+    recipe = json.loads(text)["text"]
+    seen = server.api("/api/new/pipeline", {"text": recipe.replace("max_steps: 240,", "max_steps: 241,", 1)})
+    assert seen["problems"] == []
+    assert any(line[1].startswith("241 steps") for stage in seen["stages"] for line in stage["plan"]["lines"])
+    wrong = recipe.replace("max_steps: 240,", "max_steps: 0,", 1)
+    (problem,) = server.api("/api/new/pipeline", {"text": wrong})["problems"]
+    assert "train.max_steps = 0" in problem
+    refusal(server, "/api/new/save-pipeline", {"text": wrong, "name": "my-demo"})
+    refusal(server, "/api/new/save-pipeline", {"text": recipe, "name": "../my-demo"})
+    refusal(server, "/api/new/pipeline", {"text": "stage: sft"})
+    saved = server.api("/api/new/save-pipeline", {"text": recipe, "name": "my-demo"})
+    assert saved == {"file": "configs/my-demo.yaml", "address": "/new?recipe=my-demo"}
+    assert (server.home / "configs/my-demo.yaml").read_text() == recipe
+    refusal(server, "/api/new/save-pipeline", {"text": recipe, "name": "my-demo"}, 409)
+
+
 def test_the_models_page_lists_the_library_and_the_runs(server):
     text = server.ask("GET", "/models")[2]
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])

@@ -1,20 +1,17 @@
 // The chat page: choosing models, sending a message, and what runs while an answer comes.
-import { LabError, api, data, el, fill, find, number, showError, stream, toast, withCode } from "./lab.js";
+import { api, data, el, fill, find, number, showError, stream, toast } from "./lab.js";
+import { box, connect, fit, searching, setSearching, showHint } from "./chat_box.js";
+import { loadModel, showStatus, takeProgress, textOf, unload, withTrust } from "./chat_slots.js";
 import { createPicker } from "./picker.js";
 import { saveNow, showSaved, showSettings, showSystem } from "./chat_panel.js";
 import { answerOf, keep, keepNow, kept, labelOf, makeSlot, messagesBefore, modelOf, modeOf, newSeed, slots, state, turnsOf } from "./chat_state.js";
 import { announce, announceAnswer, drawSoon, icon, isAtEnd, scrollToEnd, showTurn, showTurns } from "./chat_turns.js";
-import { privacyNotice, reasonToSearch, search } from "./search.js";
-import { createMicrophone, speak, stopSpeaking } from "./voice.js";
+import { reasonToSearch, search } from "./search.js";
+import { speak, stopSpeaking } from "./voice.js";
 
-const GONE = "The server does not answer. Start it again with `llm-lab web`: this conversation stays here.";
-const box = find("#message");
 const pickers = {};
-const loads = {}; // slot: the AbortController of a model that loads
 let running = null; // the AbortController of what is being answered
 let finished = Promise.resolve();
-
-const textOf = (error) => (error instanceof LabError ? error.message : error instanceof TypeError ? GONE : error.message);
 
 // --- models
 
@@ -39,75 +36,6 @@ async function choose(key, name, { step = null, load = true } = {}) {
   showModels();
   if (load) loadModel(key);
   return true;
-}
-
-async function loadModel(key) {
-  const slot = state.slots[key];
-  loads[key]?.abort();
-  const { signal } = (loads[key] = new AbortController());
-  setStatus(slot, "loading", "Loading …");
-  try {
-    await withTrust(slot, (trust) => stream("/api/chat/load", { slot: key, model: modelOf(slot), trust }, (line) => takeProgress(slot, line), { signal }));
-  } catch (error) {
-    if (error.name !== "AbortError") setStatus(slot, "failed", textOf(error));
-  }
-}
-
-function takeProgress(slot, { waiting, loading, about, result }) {
-  if (waiting) setStatus(slot, "loading", "Waiting …");
-  if (loading !== undefined) setStatus(slot, "loading", loading ? `Downloading ${number(loading / 1e6, 3)} MB` : "Loading …");
-  if (about ?? result?.mode) {
-    slot.about = about ?? result;
-    const { parameters, context, device, dtype } = slot.about;
-    const facts = [`${short(parameters)} parameters`, context && `context ${number(context)}`, `${dtype} on ${device}`];
-    setStatus(slot, "ready", facts.filter(Boolean).join(" · "));
-    showSystem();
-    showHint();
-  }
-}
-
-const short = (count) => (count >= 1e9 ? `${number(count / 1e9, 3)} B` : count >= 1e6 ? `${number(count / 1e6, 3)} M` : `${number(count / 1e3, 3)} K`);
-
-/** Do something with a model; if it brings code of its own, ask, and do it again with the user's yes. */
-async function withTrust(slot, work) {
-  try {
-    return await work(slot.trust);
-  } catch (error) {
-    if (error.problems?.[0]?.key !== "trust_remote_code" || slot.trust) throw error;
-    const dialog = find("#trust");
-    find("#trust-text").textContent = error.message;
-    dialog.returnValue = "no";
-    dialog.showModal();
-    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-    if (dialog.returnValue !== "yes") throw error;
-    slot.trust = true;
-    return work(true);
-  }
-}
-
-async function unload(key) {
-  loads[key]?.abort();
-  const slot = state.slots[key];
-  await api("/api/chat/unload", { body: { slot: key } });
-  if (slot) setStatus(slot, "idle", "");
-}
-
-function setStatus(slot, status, detail) {
-  Object.assign(slot, { status, detail });
-  const key = slots().find((one) => state.slots[one] === slot);
-  if (key) showStatus(key);
-}
-
-function showStatus(key) {
-  const slot = state.slots[key];
-  const place = find(`#slot-${key}`);
-  if (!place) return;
-  const mode = { chat: "chat model", completion: "base model" }[modeOf(slot)];
-  find(".state", place).className = `state ${slot.status}`;
-  const texts = slot.status === "failed" || slot.status === "loading" ? [slot.detail] : [mode, slot.detail || "not loaded yet"];
-  find(".state", place).title = texts.filter(Boolean).join(" · ");
-  fill(find(".state", place), withCode(find(".state", place).title));
-  find(".eject", place).hidden = slot.status !== "ready";
 }
 
 /** Show the fields of the models, the slider, and everything that depends on them. */
@@ -426,54 +354,8 @@ function newChat() {
   });
 }
 
-// --- the box
+// --- keys of the whole page
 
-const searching = () => find("#search").getAttribute("aria-pressed") === "true";
-
-function setSearching(on) {
-  find("#search").setAttribute("aria-pressed", String(on));
-  showHint();
-}
-
-async function showHint() {
-  const hint = find("#hint");
-  const { a, b } = state.slots;
-  const completion = Boolean(a) && modeOf(a) === "completion";
-  box.placeholder = completion ? "The beginning of a text" : a ? `Message ${b ? `${labelOf(a)} and ${labelOf(b)}` : labelOf(a)}` : "Choose a model first";
-  const globe = find("#search");
-  globe.disabled = completion;
-  globe.title = completion ? "Base models continue a text: they can't use search results" : "Search the web for this message";
-  if (completion) globe.setAttribute("aria-pressed", "false");
-  hint.classList.toggle("warn", searching());
-  if (searching()) hint.textContent = await privacyNotice().catch((error) => error.message);
-  else if (running) hint.textContent = b ? "A answers first, then B. Esc stops." : "Esc stops.";
-  else hint.textContent = completion ? "Enter continues the text, Shift+Enter: new line" : "Enter sends, Shift+Enter: new line";
-}
-
-function fit() {
-  box.style.height = "auto";
-  box.style.height = `${Math.min(box.scrollHeight, innerHeight * 0.4)}px`;
-}
-
-box.addEventListener("input", fit);
-box.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    if (!running) send(box.value);
-  }
-});
-find("#composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  send(box.value).then(() => box.focus());
-});
-find("#stop").addEventListener("click", () => {
-  stop();
-  box.focus();
-});
-find("#search").addEventListener("click", () => {
-  setSearching(!searching());
-  box.focus();
-});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running && !find("#trust").open) stop();
   else if (event.key === "Escape" && !find("#panel").hidden && find("#panel").contains(event.target)) togglePanel(false);
@@ -482,26 +364,6 @@ document.addEventListener("keydown", (event) => {
     moveTo(Number(find("#time-range").value) + (event.key === "ArrowUp" ? 1 : -1));
   }
 });
-
-const microphone = createMicrophone({
-  onText(text) {
-    if (!text) return toast("Nothing was heard.");
-    box.value = `${box.value.trimEnd()} ${text}`.trim();
-    fit();
-    box.focus();
-  },
-  onState(now) {
-    const button = find("#microphone");
-    const label = { asking: "Cancel: asking for the microphone", recording: "Stop the recording", transcribing: "Cancel: transcribing" }[now] ?? "Speak the message";
-    button.className = `quiet icon ${now}`;
-    button.title = label;
-    button.setAttribute("aria-label", label);
-    button.setAttribute("aria-pressed", String(now === "recording"));
-    if (now !== "idle") announce({ asking: "Allow the microphone", recording: "Recording", transcribing: "Transcribing" }[now]);
-  },
-  onError: (error) => toast(error.message, "bad"),
-});
-find("#microphone").addEventListener("click", () => microphone.toggle());
 
 // --- the page
 
@@ -556,4 +418,5 @@ async function start() {
   box.focus();
 }
 
+connect({ send, stop, isRunning: () => Boolean(running) });
 const started = start().catch(showError);

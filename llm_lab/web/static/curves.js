@@ -68,7 +68,7 @@ export class Curves {
     let wanted = true;
     source.end = () => (wanted = false);
     api(early.address)
-      .catch(() => null) // what is wrong is told when it is asked for again
+      .catch(() => null) // the next request says what is wrong
       .then((first) => {
         if (!wanted) return;
         source.end = watch(topic, take, first?.cursor);

@@ -4,6 +4,7 @@ import { createPicker } from "./picker.js";
 import { createViews } from "./look_views.js";
 
 const state = { model: data.model || data.newest || "", against: data.against, points: [], at: null };
+let first = data.described; // nothing moves under the pointer once the page is there
 const prompt = find("#prompt");
 const doing = find("#doing");
 prompt.value = data.prompt;
@@ -58,7 +59,8 @@ find("#no-against").addEventListener("click", () => {
 async function describe(step) {
   if (!state.model) return;
   const name = state.model;
-  const found = await api("/api/look/model", { body: inTerminal() });
+  const found = first ?? (await api("/api/look/model", { body: inTerminal() }));
+  first = null;
   if (name !== state.model) return;
   if (JSON.stringify(found.points) !== JSON.stringify(state.points)) {
     state.points = found.points;
@@ -141,9 +143,9 @@ async function measureOnce(body) {
 
 function show(found, body) {
   find("#found").hidden = false;
-  if (!body.prompt.trim()) {
+  if (!prompt.value.trim()) {
     prompt.value = found.text;
-    asChat.checked = false; // the built-in text is no message
+    asChat.checked = false; // the built-in text is not a message
   }
   state.read = body.chat ? { prompt: body.prompt, text: found.text } : null;
   views.show(found);
