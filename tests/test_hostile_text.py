@@ -23,7 +23,7 @@ from llm_lab.runs.markdown import plain, table
 from llm_lab.runs.report import keep_evaluation, write_report
 from llm_lab.runs.samples import add_samples
 from llm_lab.safe_text import StreamRedactor, redact
-from llm_lab.wizard.home import MENU
+from llm_lab.wizard.home import menu_question
 
 ESCAPES = "\x1b]8;;http://evil\x07\x1b[2J\x9b31m\u202e\r"
 MARKDOWN = "[red]x[/] [link=http://evil]l[/link] ![p](http://evil/p.png) <img src=x> `` <b> ` | # y"
@@ -133,7 +133,7 @@ def test_the_wizard_writes_no_control_character_from_names(hostile_run):
     wizard.logfile_read = seen = io.BytesIO()
     wizard.delaybeforesend = 0.1
     wizard.expect("What would you like to do")
-    wizard.send("\x1b[B" * [entry.flow for entry in MENU].index("checkpoints") + "\r")
+    wizard.send("\x1b[B" * [choice.value for choice in menu_question().choices].index("checkpoints") + "\r")
     wizard.expect("eval_loss|validation loss|Which")
     wizard.send("\r")
     wizard.expect("read|Back|back")

@@ -72,3 +72,14 @@ def about(seconds: float) -> str:
         return f"about {seconds / 60:.0f} min"
     number, name = (seconds / 3_600, "h") if seconds < 172_800 else (seconds / 86_400, "days")
     return f"about {number:.1f} {name}" if number < 9.95 else f"about {number:,.0f} {name}"
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, in its largest unit: 40 s, 5 min, 3 h, 2 days, 6 weeks."""
+    for unit, name in ((7 * 86_400, "week"), (86_400, "day")):
+        if seconds >= 2 * unit:
+            return plural(seconds // unit, name)
+    for unit, name in ((3_600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"

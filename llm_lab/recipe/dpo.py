@@ -88,6 +88,10 @@ DPO = Stage(
     label="DPO",
     about=ABOUT,
     recipe=DpoRecipe,
+    why=(
+        "DPO (direct preference optimization): learns from pairs of a better and a worse answer without a reward "
+        "model: the better one becomes more probable, compared with a frozen copy of the model."
+    ),
     rules=(*POST_TRAINING_RULES, no_adapter_dropout(NAME), prompts_must_be_named(NAME), _robust_loss_has_a_share),
     derive=derive_post_training,
     estimate=estimate,

@@ -16,7 +16,7 @@ from .parts import ModelCheckpoint
 from .stage import PartialRecipe, Stage, StageRecipe, Values
 
 NAME = "export"
-ABOUT = "convert a model to Hugging Face, GGUF or a Space and verify it"
+ABOUT = "convert a model to Hugging Face, GGUF or a Space, verified"
 FORMS = {
     "hf": "a Hugging Face folder: native if the parts allow it, else with its own modeling code",
     "gguf": "one file for llama.cpp, Ollama and LM Studio, with tokenizer and chat template",
@@ -137,6 +137,10 @@ EXPORT = Stage(
     label="Export",
     about=ABOUT,
     recipe=ExportRecipe,
+    why=(
+        "Writes the model for transformers, llama.cpp, Ollama or a Space on the Hub, then loads it again and "
+        "compares its outputs with the original."
+    ),
     rules=(_format_has_the_weights, _only_a_push_is_private, _a_space_is_uploaded_by_hand),
     derive=derive,
     continues=False,

@@ -108,6 +108,10 @@ GRPO = Stage(
     label="GRPO",
     about=ABOUT,
     recipe=GrpoRecipe,
+    why=(
+        "GRPO (group relative policy optimization): reinforcement learning. Several answers to each prompt are "
+        "sampled and scored; those that score above the average of their group become more probable."
+    ),
     rules=(
         *POST_TRAINING_RULES,
         _groups_fill_a_step,

@@ -53,6 +53,10 @@ MERGE = Stage(
     label="Merge",
     about=ABOUT,
     recipe=MergeRecipe,
+    why=(
+        "A LoRA run saves only an adapter. Merging adds it to the weights of its base: one plain model, which "
+        "every tool loads."
+    ),
     derive=derive,
     accepts_reward_model=True,
     made="an adapter merged into its base",

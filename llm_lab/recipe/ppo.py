@@ -119,6 +119,11 @@ PPO = Stage(
     label="PPO",
     about=ABOUT,
     recipe=PpoRecipe,
+    why=(
+        "PPO (proximal policy optimization): reinforcement learning with a second model, the critic, which "
+        "predicts the reward; answers that do better than predicted become more probable. Needs about twice the "
+        "memory of GRPO."
+    ),
     rules=(*POST_TRAINING_RULES, answers_fit_the_context(NAME), no_adapter_dropout(NAME), prompts_are_held_out),
     derive=derive,
     estimate=estimate,

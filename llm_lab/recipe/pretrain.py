@@ -428,6 +428,11 @@ PRETRAIN = Stage(
     label="Pretraining",
     about=ABOUT,
     recipe=PretrainRecipe,
+    why=(
+        "Pretraining: the model learns to predict the next token of raw text. From scratch it starts with random "
+        "weights; continued, from a run or another model. The result continues texts; it does not answer "
+        "questions yet."
+    ),
     rules=(
         *PARTS_RULES,
         *LOOP_RULES,

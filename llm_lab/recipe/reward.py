@@ -38,6 +38,11 @@ REWARD = Stage(
     label="Reward model",
     about=ABOUT,
     recipe=RewardRecipe,
+    why=(
+        "A reward model reads a prompt and an answer and returns a number. It learns from pairs of a better and a "
+        "worse answer (the Bradley-Terry loss). GRPO and PPO can train against it where no rule can check "
+        "answers."
+    ),
     rules=POST_TRAINING_RULES,
     derive=derive_post_training,
     estimate=estimate,

@@ -60,6 +60,11 @@ SFT = Stage(
     label="SFT",
     about=ABOUT,
     recipe=SftRecipe,
+    why=(
+        "SFT (supervised fine-tuning): the model learns to answer, from conversations that show it. Only the "
+        "assistant's tokens are trained. All weights, or a LoRA adapter (low-rank adaptation: small matrices "
+        "added to the frozen weights)."
+    ),
     rules=(*POST_TRAINING_RULES, prompts_are_held_out, _kernel_keeps_packed_examples_apart),
     derive=derive_post_training,
     estimate=estimate,

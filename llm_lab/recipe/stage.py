@@ -122,6 +122,7 @@ class Stage:
     label: str  # in reports: "SFT"
     about: str  # one line, in the schema, the docs and the menu
     recipe: type[StageRecipe]
+    why: str = ""  # what it is for, in a few sentences, where the menu is asked for help
     rules: tuple[Rule, ...] = ()
     derive: Derive = derive_nothing
     estimate: Estimator = estimate_model_only

@@ -96,6 +96,20 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
+def bytes_under(folder: Path) -> int:
+    """Return the bytes of all files in a folder and below; links are not followed."""
+    total, folders = 0, [str(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
 def _hidden(path: Path) -> Path:
     path = path.resolve()
     return path.with_name(f".{path.name}.tmp")

@@ -31,6 +31,12 @@ def ask(question: Question, *, above: int = 0) -> Any:
         if question.kind == "several":
             return []
         raise Back
+    if question.kind in ("path", "paths"):
+        from .path_picker import pick_path, pick_plainly
+
+        if is_plain():
+            return pick_plainly(question, _read_line)
+        return pick_path(question, above, run=_run, style=_style())
     if is_plain():
         return _ask_plainly(question)
     return _ask_list(question, above) if question.kind in ("choice", "several") else _ask_text(question)
@@ -50,12 +56,21 @@ def _ask_list(question: Question, above: int) -> Any:
         )
         for box in boxes
     ]  # fmt: skip
-    options: dict[str, Any] = {"instruction": f"{'(space selects) ' if several else ''}{HINT}", "style": _style()}
+    options: dict[str, Any] = {
+        "instruction": f"{'(space selects) ' if several else ''}{HINT}",
+        "style": _style(),
+    }
     if several:
         prompt = questionary.checkbox(question.text, shown, **options)
     else:
         prompt = questionary.select(question.text, shown, default=chosen[0], **options)
-    footer = lay_out_list(prompt.application, question.why, above=above, describe=_about)
+    footer = lay_out_list(
+        prompt.application,
+        lambda box: box.choice.why or question.why,
+        above=above,
+        describe=_about,
+        side=question.screen.side,
+    )
     prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
     picked = _run(prompt, footer)
     return [box.choice.value for box in picked] if several else picked.choice.value
@@ -90,16 +105,11 @@ def _ask_text(question: Question) -> str:
     """Ask for a text; typing replaces the default."""
     import questionary
 
-    options: dict[str, Any] = {}
-    if question.kind == "path":
-        from prompt_toolkit.completion import PathCompleter
-
-        options = {"completer": PathCompleter(expanduser=True), "complete_while_typing": False}
     text, default = one_line(question.text), str(question.default or "")
     fits = len(text) + len(HINT) + len(default) < COLUMNS - ROOM_TO_TYPE
     # Where it does not, the answer gets a line of its own, and the hint is below.
     instruction, allowed = (HINT, question.allowed) if fits else ("\n ", f"{question.allowed}\n{HINT}")
-    prompt = questionary.text(text, default=default, instruction=instruction, style=_style(), **options)
+    prompt = questionary.text(text, default=default, instruction=instruction, style=_style())
     # A check that takes a while is the driver's, after the prompt.
     check = (lambda text: None) if question.wait else question.problem
     return _run(prompt, lay_out_text(prompt.application, question.why, allowed, check)).strip()
@@ -137,10 +147,16 @@ def _folded(text: str) -> str:
     return "\n".join(textwrap.fill(line, COLUMNS) for line in text.splitlines())
 
 
+def _help_of(question: Question) -> dict[str, str]:
+    """Return {what is typed: its help}: ? for the question, ?3 for the third of its choices."""
+    lines = {f"{PLAIN_HELP}{n}": choice.why or choice.effect for n, choice in enumerate(question.choices, 1)}
+    return {key: text or question.why for key, text in {PLAIN_HELP: question.why, **lines}.items()}
+
+
 def _read_line(question: Question, before: str, default: str) -> str:
-    """Read one line; Enter alone takes the default, ? prints the help. Raises Back."""
-    while (text := input(f"{before} [{default}], {PLAIN_HINT} > ").strip()) == PLAIN_HELP:
-        print(printable(_folded(question.why or NO_HELP)))
+    """Read one line; Enter alone takes the default, ? prints the help, ?3 that of the third choice. Raises Back."""
+    while (text := input(f"{before} [{default}], {PLAIN_HINT} > ").strip()) in _help_of(question):
+        print(printable(_folded(_help_of(question)[text] or NO_HELP)))
     if text == PLAIN_BACK:
         raise Back
     return text or default
@@ -180,7 +196,7 @@ def _run(prompt: Any, footer: Any) -> Any:
         event.app.exit(exception=Back())
 
     # In a text, ? is a letter once something has been typed.
-    untouched = Condition(lambda: footer.is_list or footer.is_untouched())
+    untouched = Condition(lambda: footer.is_untouched())
 
     @keys.add("?", filter=untouched, eager=True)
     def _(event: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, UserError
 from llm_lab.runs.disk import write_atomically
-from llm_lab.wizard.home import LEAVE, MODELS, draft_question, menu_question
+from llm_lab.wizard.home import LEAVE, MODELS, draft_question, menu_question, next_of
 from llm_lab.wizard.questions import (
     CheckpointDetails,
     Compare,
@@ -66,14 +66,14 @@ class Commands:
 def run_wizard(commands: Commands, *, debug: bool = False) -> int:
     """Show the menu until the user leaves; return the exit code. debug: let internal errors through."""
     wizard = Wizard(commands, debug)
-    last: str | None = None
+    last: Any = None
     while last != LEAVE:
         try:
             last = wizard.ask(menu_question(last))
         except (Back, KeyboardInterrupt, EOFError):
             return 0
         if last != LEAVE:
-            wizard.open(Next(last))
+            wizard.open(next_of(last))
     return 0
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from llm_lab.safe_text import one_line
+from llm_lab.wizard.questions import Line
+
 COLUMNS = 79
+WIDE_COLUMNS = 110
 LEAST_LINES = 3
 PAGE = 8  # lines that Page Up and Page Down move
 NO_HELP = "There is no more help for this question."
@@ -16,7 +20,7 @@ MOST_ABOUT = 3  # lines
 class Footer:
     """The lines below a question: what is wrong, the help once it is asked for, what the pointed line means."""
 
-    def __init__(self, app: Any, help: str, *, is_list: bool):
+    def __init__(self, app: Any, help: Callable[[], str], *, is_list: bool):
         from prompt_toolkit.key_binding import KeyBindings
 
         self.app = app
@@ -29,7 +33,9 @@ class Footer:
         self.keys = KeyBindings()
 
     def is_untouched(self) -> bool:
-        """Whether the text is empty or the default still, ready to be typed over."""
+        """Whether nothing has been typed: a ? is then no letter. A default is still there to be typed over."""
+        if self.is_list:
+            return True
         buffer = self.app.current_buffer
         return not buffer.text or buffer.selection_state is not None
 
@@ -40,7 +46,7 @@ class Footer:
         if self.trouble:
             found += [("class:bad", line) for line in _wrap(self.trouble, columns)]
         if self.show_help:
-            found += [("class:help", line) for line in _wrap(self.help or NO_HELP, columns)]
+            found += [("class:help", line) for line in _wrap(self.help() or NO_HELP, columns)]
         if not (self.show_help and self.is_list):  # help and list leave no room for more
             found += [("class:about", line) for line in _wrap(self.about(), columns)[:MOST_ABOUT]]
         return found + [("", "")] * (self.least - len(found))
@@ -62,15 +68,25 @@ def _wrap(text: str, columns: int) -> list[str]:
     return [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, columns)]
 
 
-def lay_out_list(app: Any, help: str, *, above: int, describe: Callable[[Any], str]) -> Footer:
-    """Keep a list within the lines of the terminal, with what the pointed line means below it."""
+def lay_out_list(
+    app: Any,
+    explain: Callable[[Any], str],
+    *,
+    above: int,
+    describe: Callable[[Any], str],
+    side: Sequence[Line] = (),
+) -> Footer:
+    """Keep a list within the lines of the terminal, with what the pointed line means below it.
+
+    explain: the help of a value; describe: what it means. side: shown next to the list where there is room.
+    """
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.layout import ConditionalMargin, Dimension, ScrollbarMargin
     from questionary.prompts.common import InquirerControl
 
     window = next(w for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
     control = window.content
-    footer = Footer(app, help, is_list=True)
+    footer = Footer(app, lambda: explain(control.get_pointed_at().value), is_list=True)
     footer.about = lambda: describe(control.get_pointed_at().value)
     # As many lines as the longest takes: the screen must not jump while the pointer moves.
     footer.least = min(MOST_ABOUT, max(len(_wrap(describe(c.value), COLUMNS)) for c in control.choices))
@@ -94,7 +110,21 @@ def lay_out_list(app: Any, help: str, *, above: int, describe: Callable[[Any], s
     for key, step in (("pagedown", PAGE), ("pageup", -PAGE), ("end", 10**6), ("home", -(10**6))):
         footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
     footer.attach()
+    if side:
+        _attach_side(app, side)
     return footer
+
+
+def _attach_side(app: Any, lines: Sequence[Line]) -> None:
+    """Show lines to the right of a prompt, where the terminal is wide."""
+    from prompt_toolkit.filters import Condition, IsDone
+    from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, VSplit, Window
+
+    text = [(f"class:{line.style}" if line.style else "", f"{one_line(line.text)}\n") for line in lines]
+    window = Window(FormattedTextControl(text), width=max(len(line.text) for line in lines), dont_extend_height=True)
+    is_wide = Condition(lambda: app.output.get_size().columns >= WIDE_COLUMNS) & ~IsDone()
+    layout = app.layout
+    layout.container = VSplit([layout.container, ConditionalContainer(window, filter=is_wide)], padding=2)
 
 
 def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | None]) -> Footer:
@@ -102,7 +132,7 @@ def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | N
     from prompt_toolkit.filters import has_completions, has_selection, to_filter
     from prompt_toolkit.keys import Keys
 
-    footer = Footer(app, help, is_list=False)
+    footer = Footer(app, lambda: help, is_list=False)
     footer.about = lambda: about
     buffer = app.current_buffer
     app.layout.current_window.dont_extend_height = to_filter(True)

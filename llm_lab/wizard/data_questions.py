@@ -115,6 +115,16 @@ def columns_of(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     return tuple(columns_of_set(source["path"], kind=kind, **keys))
 
 
+def built_in(kind: str) -> tuple[Choice, ...]:
+    """Return the built-in datasets of a kind, as choices."""
+    from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
+
+    names = set(BUILTIN if kind == "text" else BUILTIN_EXAMPLES)
+    if kind == "preference":  # only generated problems have worse answers
+        names &= set(BUILTIN)
+    return tuple(Choice(f"builtin:{name}", about) for name, about in ABOUT_BUILTIN.items() if name in names)
+
+
 def is_hub_name(path: str) -> bool:
     """Whether a path names a dataset on the Hub."""
     from llm_lab.data.paths import is_on_hub
@@ -178,7 +188,8 @@ def _ask_set(
             default=str(default["path"]),
             help=f"data.{number}.path: {key.help if key else 'where the data is'}",
             why=WHY[kind],
-            allowed=f"{TEXTS if kind == 'text' else EXAMPLES} is built in. Tab completes paths.",
+            choices=built_in(kind),
+            look_for="texts" if kind == "text" else "examples",
             check=check,
             wait=READING,
         )
@@ -186,7 +197,7 @@ def _ask_set(
     source = source_of(path)
     if is_hub_name(path):
         source |= yield from _ask_hub_keys(draft, source, kind, streams=mixed and kind == "text")
-    return (yield from _recognize(draft, source, kind))
+    return (yield from recognize(draft, source, kind))
 
 
 def _why_not(source: Source, kind: str) -> str | None:
@@ -260,7 +271,7 @@ def _ask_streaming(draft: Draft, source: Source, found: Source) -> Flow[Source]:
     return {"streaming": stream} if stream or before else {}
 
 
-def _recognize(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Found]]:
+def recognize(draft: Draft, source: Source, kind: str) -> Flow[tuple[Source, Found]]:
     """Return a set and what is found in it; where its columns are not recognized, ask for them."""
     yield Wait(READING)
     try:
@@ -381,7 +392,8 @@ def ask_forgetting(draft: Draft) -> Flow[Draft]:
             default=str(now.get("path") or ""),
             help="forgetting: general text that is measured at every evaluation, to see what the model forgets",
             why=FORGETTING_WHY,
-            allowed=f"A file, a folder, {TEXTS} or a Hub name. Tab completes paths.",
+            choices=(Choice("", "none", effect="Forgetting is not measured."), *built_in("text")),
+            look_for="texts",
             check=check,
             wait=READING,
         )
@@ -414,7 +426,9 @@ def ask_score_path(draft: Draft) -> Flow[Draft]:
             draft.ask("score.path", "Which prompts?", kind="path", default=str(now.get("path") or EXAMPLES)),
             help=f"score.path: {Score.model_fields['path'].description}",
             why=SCORE_WHY,
-            allowed="Use prompts that are not in the training data. Tab completes paths.",
+            allowed="Use prompts that are not in the training data.",
+            choices=built_in("prompt"),
+            look_for="examples",
             check=check,
             wait=READING,
         )
@@ -424,6 +438,6 @@ def ask_score_path(draft: Draft) -> Flow[Draft]:
         part = {key: now[key] for key in ("subset", "split") if key in now}
         source = {"path": path}
         source |= yield from _ask_hub_keys(draft, source | part, "prompt", streams=False, split="test")
-    source, _ = yield from _recognize(draft, source, "prompt")
+    source, _ = yield from recognize(draft, source, "prompt")
     kept = {key: now[key] for key in ("prompts", "max_completion_length", "rewards") if key in now}
     return draft.with_answer("score", kept | {k: v for k, v in source.items() if (k, v) != ("split", "test")})

@@ -1,88 +1,216 @@
-"""The home screen: the machine, the runs, and what one can do. It is on the screen first, so it imports little."""
+"""The home screen: what one most likely wants, the rest in groups, and the runs. It is first, so it imports little."""
 
 from __future__ import annotations
 
-import sys
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from llm_lab.estimate.formatting import age, count, plural, size
 from llm_lab.estimate.machine import find_machine
-from llm_lab.runs.folder import RunFolder, list_runs
+from llm_lab.runs.disk import bytes_under
+from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs
 
-from .questions import Choice, Line, Question, Screen
+from .questions import Choice, Line, Next, Question, Screen
 
 MODELS = Path("configs/models")
 LEAVE = "Quit"
-RUNS_SHOWN = 2
-EVALUATE, LOOK, EXPERIMENTS, RUNS, REPLAY = "Evaluate", "Look inside", "Experiments", "Runs", "Run a recipe"
+QUICK, EVALUATE, LOOK, EXPERIMENTS = "Train on my text", "Evaluate", "Look inside", "Experiments"
+RUNS, REPLAY = "Runs", "Run a recipe"
+OFFERED = 2  # runs to resume, and models to chat with
+RECENT_RUNS = 12
+LONGEST_NAME = 24
+UNFINISHED = ("stopped", "interrupted", "failed", "broken")
+NO_TEXT = ("reward", "eval", "export")  # stages whose run leaves no model of its own that writes text
 MENU_WHY = (
-    "The usual order is from top to bottom: design a model's parts, pretrain it on text, fine-tune it on conversations "
-    "(SFT), improve its replies (DPO, GRPO, PPO), chat with it, evaluate it, export it. Every run has a "
-    "recipe file, which also runs without this wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu "
-    "and keeps the answers."
+    "The usual order is: pretrain a model on text, fine-tune it on conversations (SFT), improve its replies (DPO, "
+    "GRPO, PPO), chat with it, evaluate it, export it. Every run has a recipe file, which also runs without this "
+    "wizard: llm-lab run RECIPE. Esc goes back; Ctrl-C returns to this menu and keeps the answers."
 )
+RESUME_WHY = (
+    "The run continues after its last checkpoint, with the same recipe and data: the result is the same as without a "
+    "break. To change a setting, run its recipe again as a new run."
+)
+CHAT_WHY = "The newest runs are offered here. Use a model, Chat lists all of them, and takes any other model."
 
 
 class Entry(NamedTuple):
-    """One line of the menu. flow: its name in FLOWS."""
+    """A line of the home screen or of a group. flow: its name in FLOWS; why: what it is, in a few sentences."""
 
     flow: str
     title: str
     about: str
+    why: str = ""
 
 
-def menu_entries() -> tuple[Entry, ...]:
-    """Return the lines of the menu; stages of other packages come after the built-in ones that train."""
-    registry = sys.modules.get("llm_lab.recipe.registry")  # imported by who registers a stage
-    own = [stage for stage in registry.STAGES.values() if stage not in registry.BUILT_IN] if registry else []
-    return (*MENU[:8], *(Entry(stage.name, stage.title, stage.about) for stage in own), *MENU[8:])
+class Group(NamedTuple):
+    """A line of the home screen that leads to a list of flows: those of menu.entries_of(name)."""
+
+    name: str
+    title: str
+    about: str
+    why: str
 
 
-MENU = (
-    Entry("design", "Design a model", "choose its parts and see what they cost"),
-    # A stage has its title in its record, which takes too long to import here; a test compares them.
-    Entry("pretrain", "Pretrain", "train on raw text, from scratch or from a checkpoint"),
-    Entry("sft", "Fine-tune (SFT)", "supervised fine-tuning on conversations"),
-    Entry("reward", "Reward model", "train a reward model on preference pairs"),
-    Entry("dpo", "DPO", "optimize for preferred answers, from preference pairs"),
-    Entry("grpo", "GRPO", "RL: reinforce outputs that beat their prompt's average"),
-    Entry("ppo", "PPO", "RL with a value model (critic)"),
-    Entry("merge", "Merge LoRA", "merge a LoRA adapter into its base"),
-    Entry("chat", "Chat", "talk to a model"),
-    Entry("evaluate", EVALUATE, "measure a model, or compare several"),
-    Entry("look", LOOK, "attention, heads, what each layer predicts"),
-    Entry("export", "Export", "convert a model to Hugging Face, GGUF or a Space and verify it"),
-    Entry("experiments", EXPERIMENTS, "studies that train small models and show what happens"),
-    Entry("sweep", "Sweep", "compare values of a key, with several seeds"),
-    Entry("checkpoints", RUNS, "status, results, lineage, resume"),
-    Entry("replay", REPLAY, "run a recipe file, with or without changes"),
-    Entry("doctor", "Doctor", "what this machine can do"),
+QUICK_START = Entry(
+    "quick",
+    QUICK,
+    "a model of your own from a text file, in minutes",
+    "Choose text files and a size; everything else has sensible values. The new model writes in the style of the "
+    "text. It learns to continue text, not to answer questions: for that, fine-tune it afterwards (SFT).",
+)
+GROUPS = (
+    Group(
+        "train",
+        "Design and train",
+        "pretrain, SFT, reward model, DPO, GRPO, PPO",
+        "Every setting of every training stage: pretraining on text, supervised fine-tuning (SFT), reward models, "
+        "preferences (DPO), reinforcement learning (GRPO, PPO), merging LoRA adapters; and models from parts.",
+    ),
+    Group(
+        "use",
+        "Use a model",
+        "chat, evaluate, look inside, export",
+        "Any run, a Hugging Face folder, a GGUF file, or a name on the Hub: talk to it, compare it, look at "
+        "its attention, convert it for other tools.",
+    ),
+    Group(
+        "try",
+        "Experiment",
+        "sweeps, studies, recipes",
+        "Compare optimizers or other values over several seeds, run a study that shows how something works, or run a "
+        "recipe file.",
+    ),
+)
+ALONE = (
+    Entry(
+        "checkpoints",
+        RUNS,
+        "status, results, lineage, resume",
+        "Every run is a folder in checkpoints/. Choose one to see its results and where it came from, to resume it, or "
+        "to continue with its model.",
+    ),
+    Entry(
+        "doctor",
+        "Doctor",
+        "what this machine can do",
+        "Device, memory, compiler, attention kernels, disk, Hub, versions; each with a fix where something is wrong.",
+    ),
 )
 
 
-def menu_question(last: str | None = None) -> Question:
-    """Return the menu. last: the entry that was used before."""
-    machine = find_machine()
-    designs = sorted(path.parent.name for path in MODELS.glob("*/config.json"))
+def menu_question(last: Any = None) -> Question:
+    """Return the home screen. last: the answer that was given before."""
     runs = list_runs()
-    texts = [("machine", machine.describe()), ("designs", ", ".join(designs) or "none yet")]
-    texts += [("" if number else "runs", describe_run(run)) for number, run in enumerate(runs[:RUNS_SHOWN])]
-    if not runs:
-        texts.append(("runs", "none yet"))
-    elif len(runs) > RUNS_SHOWN:
-        texts.append(("", f"and {len(runs) - RUNS_SHOWN} more"))
-    lines = [Line(f"{name:<8} {text}", "dim") for name, text in texts]
-    if machine.cuda_problem:
-        lines.append(Line("CPU mode: everything works, for tiny models.", "warn"))
-    choices = [Choice(entry.flow, f"{entry.title:<18} {entry.about}") for entry in menu_entries()]
+    offered = list(_offered(runs))
+    width = max(len(line[1]) for line in (*GROUPS, *ALONE, QUICK_START, *offered)) + 2
+    choices = [line_of(QUICK_START.flow, QUICK_START.title, QUICK_START.about, width, QUICK_START.why)]
+    choices += [line_of([flow, str(run.path)], title, about, width, why) for (flow, run), title, about, why in offered]
+    choices += [line_of(["group", name], title, about, width, why) for name, title, about, why in GROUPS]
+    choices += [line_of(entry.flow, entry.title, entry.about, width, entry.why) for entry in ALONE]
     return Question(
         "menu",
         "What would you like to do?",
         choices=(*choices, Choice(LEAVE, LEAVE)),
         default=last,
         why=MENU_WHY,
-        screen=Screen("build and train language models", lines=(*lines, Line(""))),
+        screen=Screen("build and train language models", lines=tuple(_status(runs)), side=tuple(_recent(runs))),
     )
+
+
+def line_of(value: Any, title: str, about: str, width: int, why: str) -> Choice:
+    """Return a choice with what it is about in a second column."""
+    return Choice(value, f"{title:<{width}}{about}", why=why)
+
+
+def _offered(runs: Sequence[RunFolder]) -> Iterator[tuple[tuple[str, RunFolder], str, str, str]]:
+    """Yield ((flow, run), title, about, why) of what can be resumed and of models to chat with, newest first."""
+    unfinished = (run for run in runs if can_resume(run) and run.has_progress())
+    for run in islice(unfinished, OFFERED):
+        share = progress_of(run)
+        about = " · ".join([*([] if share is None else [f"{100 * share:.0f} %"]), f"{run.status()} {_when(run)}"])
+        yield ("resume", run), f"Resume {_short(run)}", about, RESUME_WHY
+    for run in islice((run for run in runs if run.status() == "done" and _writes_text(run)), OFFERED):
+        yield ("talk", run), f"Chat with {_short(run)}", f"{kind_of_run(run.facts())}, {_when(run)}", CHAT_WHY
+
+
+def can_resume(run: RunFolder) -> bool:
+    """Whether a run ended before its last step, and its recipe is there to continue it."""
+    return run.recipe_path.exists() and not run.facts().get("study") and run.status() in UNFINISHED
+
+
+def progress_of(run: RunFolder) -> float | None:
+    """Return how far a run got, as a share of 1; None where that is not known."""
+    facts = run.facts()
+    steps = facts.get("max_steps")  # those derived from the data; else the recipe has them
+    if not steps and run.recipe_path.exists():
+        found = re.search(r"(?m)^  max_steps: (\d+)", run.recipe_path.read_text(encoding="utf-8", errors="replace"))
+        steps = int(found[1]) if found else None
+    step = (facts.get("results") or {}).get("step")
+    return min(1.0, step / steps) if isinstance(steps, int) and steps and isinstance(step, int) else None
+
+
+def kind_of_run(facts: Mapping[str, Any]) -> str:
+    """Return what a run is, in a word: its stage, a study or a pipeline."""
+    return "study" if facts.get("study") else str(facts.get("stage") or "pipeline")
+
+
+def _writes_text(run: RunFolder) -> bool:
+    """Whether one can chat with the model that a run has trained."""
+    facts = run.facts()
+    if facts.get("study") or facts.get("stage") in NO_TEXT or is_reward_model(run.model_path):
+        return False
+    return bool(run.saved_models() or run.stages())
+
+
+def _short(run: RunFolder) -> str:
+    name = run.path.name
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _when(run: RunFolder) -> str:
+    facts = run.facts()
+    then = facts.get("ended_at") or facts.get("created_at")
+    return f"{age(time.time() - then)} ago" if isinstance(then, int | float) else ""
+
+
+def _status(runs: Sequence[RunFolder]) -> Iterator[Line]:
+    """Yield what is known of the machine and of the runs."""
+    machine = find_machine()
+    mode = "; CPU mode: for tiny models" if machine.cuda_problem else ""
+    yield Line(f"{machine.describe()}{mode}", "dim")
+    used = f"{plural(len(runs), 'run')}, {size(bytes_under(ROOT))}" if runs else "no runs yet"
+    yield Line(f"{ROOT}/: {used}", "dim")
+    yield Line("")
+
+
+def _recent(runs: Sequence[RunFolder]) -> Iterator[Line]:
+    """Yield a line for each of the newest runs: name, stage, size, status, loss, age."""
+    if not runs:
+        return
+    yield Line("Recent runs", "title")
+    for run in runs[:RECENT_RUNS]:
+        facts = run.facts()
+        kind, parameters = kind_of_run(facts), facts.get("parameters")
+        loss = (facts.get("results") or {}).get("eval_loss")
+        shown = f"loss {loss:.2f}" if isinstance(loss, int | float) else ""
+        big = count(parameters) if isinstance(parameters, int | float) else ""
+        status = run.status()
+        yield Line(
+            f"{_short(run):<{LONGEST_NAME}} {kind:<9} {big:>6}  {status:<11} {shown:<9} {_when(run):>11}",
+            "" if status == "done" else "good" if status == "running" else "warn",
+        )
+
+
+def next_of(answer: Any) -> Next:
+    """Return the flow that an answer on the home screen leads to."""
+    if isinstance(answer, str):
+        return Next(answer)
+    flow, what = answer
+    return Next(flow, {"name" if flow == "group" else "path": what})
 
 
 def draft_question() -> Question:

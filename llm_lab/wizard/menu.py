@@ -1,56 +1,48 @@
-"""The flows behind the entries of the menu that set up no run: chat, compare, checkpoints, replay, doctor."""
+"""The groups of the home screen, and the flows that set up no run: chat, compare, replay, doctor."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from llm_lab.errors import LabError
+from llm_lab.recipe.dpo import DPO
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.grpo import GRPO
 from llm_lab.recipe.merge import MERGE
-from llm_lab.recipe.registry import STAGES, stage_of
-from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
+from llm_lab.recipe.ppo import PPO
+from llm_lab.recipe.pretrain import PRETRAIN
+from llm_lab.recipe.registry import BUILT_IN, STAGES
+from llm_lab.recipe.reward import REWARD
+from llm_lab.recipe.sft import SFT
+from llm_lab.recipe.stage import Stage
+from llm_lab.runs.folder import RunFolder
 
-from . import look_inside
-from .home import EVALUATE, REPLAY, RUNS
+from . import look_inside, run_questions
+from .home import EVALUATE, EXPERIMENTS, GROUPS, LOOK, MENU_WHY, REPLAY, Entry, line_of
 from .model_design import design
-from .model_questions import (
-    WHY,
-    generating_runs,
-    is_adapter,
-    model_answers,
-    pick_run,
-    runs_with_a_model,
-    trained_reward_model,
-)
+from .model_questions import WHY, generating_runs, is_adapter, pick_run, runs_with_a_model
 from .questions import (
     BackTo,
-    CheckpointDetails,
     Choice,
     Compare,
     Flow,
     Next,
     OpenChat,
-    Pause,
     Question,
-    RecipePlan,
-    ReplayLineage,
     RunDoctor,
     Screen,
-    StartRun,
-    StartStudy,
 )
+from .quick_start import quick_start
 from .recipe_question import ask_recipe
-from .review import start_question
+from .run_questions import ask_checkpoint
 from .study_questions import experiments
 from .sweep_questions import sweep
 from .training_runs import run_of_stage
 
 MOST_COMPARED = 6
-CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
 EVALUATE_WHY = (
     "Measuring gives numbers that are saved with the model. Comparing shows what they mean: every model gets "
     "the same prompts, and differences between the outputs are marked."
@@ -64,22 +56,80 @@ STEPS_WHY = (
     "this shows when the model learned what."
 )
 REPLAY_WHY = "A recipe describes a whole run. The recipes of your runs are in checkpoints/<name>/recipe.yaml."
-NEXT_WHY = (
-    "Usually: pretrain, SFT, then DPO (from preference pairs) or GRPO or PPO (from scored outputs). A reward model "
-    "scores outputs where no rule can check them. An adapter can be used as it is; merging makes it one full model."
+
+
+def _of_stage(stage: Stage) -> Entry:
+    return Entry(stage.name, stage.title, stage.about, stage.why)
+
+
+DESIGN = Entry(
+    "design",
+    "Design a model",
+    "choose its parts and see what they cost",
+    "Positions, norm, attention, activation, width and depth, each with its effect on parameters, memory and speed. "
+    "The design is a config.json, which Pretrain then trains.",
 )
+USE = (
+    Entry("chat", "Chat", "talk to a model", "With any run, a folder, a GGUF file, or a model of the Hub."),
+    Entry(
+        "evaluate",
+        EVALUATE,
+        "measure a model, or compare several",
+        "Loss on texts, scored outputs, speed and benchmark tasks; or several models on the same prompts.",
+    ),
+    Entry(
+        "look",
+        LOOK,
+        "attention, heads, what each layer predicts",
+        "A report with pictures of one model, of a fine-tune against its base, or of all checkpoints of a run.",
+    ),
+    _of_stage(EXPORT),
+)
+TRY = (
+    Entry(
+        "sweep",
+        "Sweep",
+        "compare values of a key, with several seeds",
+        "Runs a recipe once for each value and seed: two optimizers, five learning rates. The result is a table with "
+        "the spread over the seeds, and a picture.",
+    ),
+    Entry(
+        "experiments",
+        EXPERIMENTS,
+        "studies that train small models and show what happens",
+        "Python files, shipped ones and your own in ./experiments, that train or measure and write a report.",
+    ),
+    Entry(
+        "replay",
+        REPLAY,
+        "run a recipe file, with or without changes",
+        "The recipes shipped with LLM Lab, your own in configs/, and those of your runs.",
+    ),
+)
+
+
+def entries_of(name: str) -> tuple[Entry, ...]:
+    """Return the lines of a group; stages of other packages come after the built-in ones that train."""
+    own = [stage for stage in STAGES.values() if stage not in BUILT_IN]
+    training = (*map(_of_stage, (PRETRAIN, SFT, REWARD, DPO, GRPO, PPO, MERGE, *own)), DESIGN)
+    return {"train": training, "use": USE, "try": TRY}[name]
+
+
+def group(name: str) -> Flow[Next]:
+    """Choose one of the flows of a group."""
+    title, entries = next(group.title for group in GROUPS if group.name == name), entries_of(name)
+    width = max(len(entry.title) for entry in entries) + 2
+    lines = [line_of(entry.flow, entry.title, entry.about, width, entry.why) for entry in entries]
+    picked = yield Question(f"group.{name}", "Which one?", choices=tuple(lines), why=MENU_WHY,
+                            screen=Screen(title))  # fmt: skip
+    return Next(picked, can_return=True)
 
 
 def chat() -> Flow[None]:
     """Choose a model and chat with it."""
-    path = yield from _ask_checkpoint("Chat", "Chat with which model?", runs_with_a_model())
+    path = yield from ask_checkpoint("Chat", "Chat with which model?", runs_with_a_model())
     if not (yield OpenChat(path)):
         yield BackTo("checkpoint")
-
-
-def _ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
-    question = Question("checkpoint", text, why=CHECKPOINT_WHY, screen=Screen(title))
-    return (yield from pick_run(question, runs, "none yet; train one with Pretrain"))
 
 
 def evaluate() -> Flow[Next | None]:
@@ -142,72 +192,7 @@ def _ask_prompts(where: str) -> Flow[tuple[str, ...]]:
     return (text.strip(),) if text.strip() else ()
 
 
-def checkpoints() -> Flow[Next | None]:
-    """Look at runs and models, and choose what to do with one."""
-    path = yield from _ask_checkpoint(RUNS, "Which run or model?", list_runs())
-    run = next((run for run in list_runs() if str(run.path) == path), None)
-    here = "checkpoint.next"
-    picked = yield Question(
-        here,
-        "What next?",
-        choices=tuple(_checkpoint_choices(run)),
-        why="A run's lineage is every run that its model was built from. Replaying it trains all of them again.",
-        screen=Screen(RUNS, path, CheckpointDetails(path)),
-    )
-    if picked in (EVAL.name, EXPORT.name):
-        return Next(picked, answers=model_answers("model.checkpoint", path), can_return=True)
-    if picked == "look":
-        return Next("look", answers=model_answers("look", path), can_return=True)
-    if picked == "next" and run is not None:
-        return Next("next steps", {"path": path}, can_return=True)
-    if picked == "chat":
-        yield OpenChat(path)
-    elif picked == "time":
-        yield Compare((path,), steps=True)
-    elif picked == "lineage":
-        yield ReplayLineage(path)
-    elif picked == "study" and run is not None:
-        about = run.facts()["study"]
-        yield StartStudy(about["experiment"], about["options"])
-        yield Pause()
-    elif picked in ("resume", "replay") and run is not None:
-        yield from _start(str(run.recipe_path), resume=picked == "resume")
-    yield BackTo("checkpoint" if picked == "list" else here)
-    return None
-
-
-def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
-    """Return what can be done with a run, or with a model that is not one of the user's runs (None)."""
-    generates = run is None or (not trained_reward_model(run) and run in runs_with_a_model())
-    choices = [Choice("list", "Back to the list")]
-    if run is not None and run.facts().get("study"):
-        again = "Run it again with the same options" if run.status() == "done" else "Resume this study"
-        return [*choices, Choice("study", again)]
-    choices += [Choice("chat", "Chat with it")] if generates else []
-    if run is not None and next_stages(run) and run.status() == "done":
-        choices.append(Choice("next", "Continue with its model: the next stage"))
-    choices += [Choice("look", "Look inside it")] if generates else []
-    choices += [Choice(EVAL.name, "Evaluate it"), Choice(EXPORT.name, "Export it")] if generates else []
-    if generates and run is not None and run.checkpoints():
-        choices.append(Choice("time", "Compare its checkpoints on one prompt"))
-    if run is not None and run.recipe_path.exists():
-        if run.status() in ("stopped", "interrupted", "failed", "broken"):
-            choices.append(Choice("resume", "Resume this run"))
-        choices.append(Choice("replay", "Run its recipe again as a new run"))
-        choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))
-    return choices
-
-
-def _start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False) -> Flow[bool]:
-    """Show the plan of a recipe file and start it after a yes; return whether it was started."""
-    wanted = yield start_question(RecipePlan(recipe, overrides, resume))
-    if not wanted or not (yield StartRun(recipe, overrides, resume)):
-        return False
-    yield Pause()
-    return True
-
-
-def replay() -> Flow[None]:
+def replay() -> Flow[Next | None]:
     """Run a recipe file, with or without changes."""
     path = yield from ask_recipe(REPLAY, REPLAY_WHY)
     text = yield Question(
@@ -220,8 +205,10 @@ def replay() -> Flow[None]:
         check=lambda text: _why_not_these(path, text),
         screen=Screen(REPLAY, path),
     )
-    if not (yield from _start(path, tuple(shlex.split(text)))):
+    following = yield from run_questions.start(path, tuple(shlex.split(text)))
+    if following is None:
         yield BackTo("overrides")
+    return following
 
 
 def _why_not_these(recipe: str, text: str) -> str | None:
@@ -240,81 +227,22 @@ def doctor() -> Flow[None]:
     yield RunDoctor()
 
 
-def after_a_run(name: str) -> Flow[Next | None]:
-    """Offer what one would do after a run that has just ended under a name."""
-    runs = runs_named(name)
-    if not runs or runs[-1].status() != "done" or not next_stages(runs[-1]):
-        yield Pause()
-        return None
-    return (yield from next_steps(str(runs[-1].path)))
-
-
-def next_steps(path: str) -> Flow[Next | None]:
-    """Ask what to do with a run's result."""
-    run = RunFolder(Path(path))
-    choices = [Choice(stage, _next_line(run, stage)) for stage in next_stages(run)]
-    picked = yield Question(
-        "next",
-        f"What next with {run.path.name}?",
-        choices=(*choices, Choice("menu", "Back to the menu")),
-        why=NEXT_WHY,
-        screen=Screen("next steps", path),
-        below_output=True,
-    )
-    if picked == "menu":
-        return None
-    if picked == "chat":
-        yield OpenChat(path)
-        return None
-    model, reward = start_of(run)
-    known = model_answers("model.checkpoint", model) if model else ()
-    return Next(picked, {"reward": reward} if reward else {}, known, can_return=True)
-
-
-def _next_line(run: RunFolder, stage: str) -> str:
-    if stage == "chat":
-        return "Chat with it"
-    return (
-        f"{STAGES[stage].label} with it as the reward model" if trained_reward_model(run) else STAGES[stage].next_step
-    )
-
-
-def next_stages(run: RunFolder) -> list[str]:
-    """Return what one would do with a run's result, the most usual first."""
-    stage = stage_of(run.facts())
-    if stage is None:
-        return ["chat"]
-    if not stage.trains and is_reward_model(run.model_path):
-        return []
-    found = ["chat", *stage.next] if stage.writes_text and stage.next else list(stage.next)
-    if stage.trains and stage.writes_text and is_adapter(run.path):
-        found.insert(1, MERGE.name)
-    return found
-
-
-def start_of(run: RunFolder) -> tuple[str | None, str | None]:
-    """Return (model, reward model) that the next stage begins with; a reward model's parent is the model."""
-    if not trained_reward_model(run):
-        return str(run.path), None
-    parent = (run.facts().get("parent") or {}).get("path")
-    folder = Path(parent) if parent else None
-    if folder is not None and folder.name == "model" and RunFolder(folder.parent).facts():
-        parent = str(folder.parent)
-    return parent, str(run.path)
-
-
 FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
+    "quick": quick_start,
     "design": design,
     "chat": chat,
     "evaluate": evaluate,
     "look": look_inside.look_inside,
-    "checkpoints": checkpoints,
+    "checkpoints": run_questions.checkpoints,
+    "resume": run_questions.resume,
+    "talk": run_questions.chat_with,
+    "group": group,
     "replay": replay,
     "experiments": experiments,
     "sweep": sweep,
     "doctor": doctor,
-    "after a run": after_a_run,
-    "next steps": next_steps,
+    run_questions.AFTER: run_questions.after_a_run,
+    "next steps": run_questions.next_steps,
 }
 
 

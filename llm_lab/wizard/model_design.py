@@ -158,6 +158,7 @@ def _ask_named(draft: Draft, now: Any) -> Flow[str]:
         help="tokenizer: a folder or a name on the Hub",
         why="It is used unchanged: its entries, its special tokens, its chat template.",
         allowed="A folder with tokenizer.json, one of your runs, or a name on the Hub such as gpt2.",
+        look_for="tokenizers",
         check=_why_no_tokenizer,
     )
     return text.strip()

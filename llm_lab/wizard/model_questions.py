@@ -132,8 +132,9 @@ def pick_run(
             kind="path",
             choices=(),
             default="" if now in known else now or "",
-            allowed="A folder or a Hub name: checkpoints/demo, Qwen/Qwen3-0.6B. Tab completes paths.",
+            allowed="A folder, a GGUF file, or a Hub name: Qwen/Qwen3-0.6B.",
             check=check,
+            look_for="models",
         )
     ).strip()
 
@@ -203,8 +204,9 @@ def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
             kind="path",
             default=str(now.get(picked, "")),
             why=PRETRAIN_WHY,
-            allowed="A folder, a file or a Hub name: checkpoints/demo, path/to/config.json, Qwen/Qwen3-0.6B-Base.",
+            allowed="A folder, a file or a Hub name: Qwen/Qwen3-0.6B-Base.",
             check=why_no_model,
+            look_for="configs" if picked == "config" else "models",
         )
     if key == "model.config":
         return draft.with_answer("model", {"config": path})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Flow = Generator[Any, Any, T]
-Kind = Literal["choice", "several", "text", "path"]
+Kind = Literal["choice", "several", "text", "path", "paths"]
 
 
 def accept(answer: Any) -> str | None:
@@ -27,12 +27,17 @@ def accept(answer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer to choose. why_not: the reason it can't be chosen now; effect: what it means or leads to."""
+    """One answer to choose.
+
+    why_not: the reason it can't be chosen now. effect: what it means or leads to. why: its longer explanation, shown
+    instead of the question's.
+    """
 
     value: Any  # text, a number, true or false, or a list of these
     text: str
     why_not: str | None = None
     effect: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,19 +90,22 @@ Panel = DesignNumbers | RunNumbers | Plan | RecipePlan | CheckpointDetails
 
 @dataclass(frozen=True)
 class Screen:
-    """What is shown above a question."""
+    """What is shown above a question. side: what wide terminals show next to its choices."""
 
     title: str = ""
     where: str = ""
     panel: Panel | None = None
     lines: tuple[Line, ...] = ()
+    side: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
 class Question:
     """One question, with everything a front end needs to ask it.
 
-    key: what is answered, a recipe key or a name within the flow. help: one line above the question. why: the longer
+    kind: one or several of the choices, a text, or one or several paths (or names: a path may be typed). key: what is
+    answered, a recipe key or a name within the flow. choices: for paths, what is offered next to the files. look_for:
+    for paths, which files are listed (a key of places.KINDS). help: one line above the question. why: the longer
     explanation. allowed: what may be typed. check: returns why an answer is refused, or None. wait: what takes a
     while when the answer is checked. screen, notice: what is shown above it; below_output: where an effect has just
     printed something, that stays on the screen instead.
@@ -116,6 +124,7 @@ class Question:
     screen: Screen = Screen()
     notice: str = ""
     below_output: bool = False
+    look_for: str = ""
 
     @property
     def suggested(self) -> Any:
@@ -134,6 +143,9 @@ class Question:
                     return f"{value!r} is not a choice here"
                 if choice.why_not:
                     return choice.why_not
+        elif self.kind == "paths":
+            if not isinstance(answer, list) or not all(isinstance(one, str) for one in answer):
+                return f"{answer!r} is not a list of paths"
         elif not isinstance(answer, str):
             return f"{answer!r} is not a text"
         return self.check(answer)

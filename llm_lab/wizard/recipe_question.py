@@ -25,7 +25,8 @@ def ask_recipe(title: str, why: str) -> Flow[str]:
             "path",
             default="",
             why=why,
-            allowed="A recipe file, or the folder of a run. Tab completes paths.",
+            allowed="A recipe file, or the folder of a run.",
+            look_for="recipes",
             check=lambda text: None if text.strip() and Path(text.strip()).expanduser().exists()
             else f"{text.strip() or 'An empty path'} does not exist.",
             screen=Screen(title),

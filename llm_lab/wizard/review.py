@@ -180,7 +180,7 @@ def _save(draft: Draft, resolved: Resolved) -> Flow[None]:
         kind="path",
         default=f"configs/{draft.raw.get('name') or 'my-run'}.yaml",
         why="`llm-lab list recipes` and Run a recipe list the files in configs/.",
-        allowed="Tab completes paths.",
+        look_for="new file",
         check=_why_no_file,
     )
     path = _with_suffix(Path(text.strip()).expanduser())

@@ -22,7 +22,9 @@ from llm_lab.wizard.review import start_question, value_choices
 from llm_lab.wizard.training_runs import new_draft, run_of_stage
 
 LEAVE = pick("Quit")
-TO_TEXTS = (*pick("Pretrain "), *pick("a preset size"), *pick("nano"))
+PRETRAIN = (*pick("Design and train"), *pick("Pretrain "))
+EVALUATE = (*pick("Use a model"), *pick("Evaluate "))
+TO_TEXTS = (*PRETRAIN, *pick("a preset size"), *pick("nano"))
 TEXT = (*answer("text.txt"), *pick("no, continue"))
 TO_REVIEW = (*TO_TEXTS, *TEXT, *pick("bytes"), *pick("adamw"), Key.ENTER, *pick("cosine"), *answer("32"), *answer("2"),
              *answer("4"), *answer("first"))  # fmt: skip
@@ -163,7 +165,7 @@ def test_escape_and_ctrl_c_leave_the_menu(visit, key):
 def test_ctrl_c_returns_to_the_menu_and_the_draft_continues_where_it_was(visit):
     screens = visit(
         *TO_TEXTS, *TEXT, *pick("bytes"), *pick("adamw"), Key.CTRL_C,
-        *pick("Pretrain "), *pick("continue where I stopped"), Key.CTRL_C, *LEAVE,
+        *PRETRAIN, *pick("continue where I stopped"), Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert "What would you like to do?" in screens[-1]
     kept = screens[max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen) + 1]
@@ -172,30 +174,28 @@ def test_ctrl_c_returns_to_the_menu_and_the_draft_continues_where_it_was(visit):
 
 
 def test_a_draft_can_be_started_over_and_one_without_an_answer_is_not_kept(visit):
-    screens = visit(*TO_TEXTS, Key.CTRL_C, *pick("Pretrain "), *pick("start over"), Key.ESCAPE, *LEAVE)
+    screens = visit(*TO_TEXTS, Key.CTRL_C, *PRETRAIN, *pick("start over"), Key.ESCAPE, Key.ESCAPE, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
     assert "Which model?" in screens[asked + 1]
-    assert not seen(
-        visit(*pick("Pretrain "), Key.ESCAPE, *pick("Pretrain "), Key.ESCAPE, *LEAVE), "Continue your draft"
-    )
+    assert not seen(visit(*PRETRAIN, Key.ESCAPE, *pick("Pretrain "), Key.CTRL_C, *LEAVE), "Continue your draft")
 
 
 def test_a_draft_survives_the_end_of_the_wizard(visit):
     visit(*TO_TEXTS, Key.CTRL_C, *LEAVE)
-    screens = visit(*pick("Pretrain "), *pick("continue"), Key.CTRL_C, *LEAVE)
+    screens = visit(*PRETRAIN, *pick("continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
     assert "Which dataset of texts?" in screens[asked + 1]
 
 
 def test_the_draft_is_kept_from_the_review(visit):
-    screens = visit(*TO_REVIEW, *pick("Back to the menu"), *pick("Pretrain "), *pick("continue"), Key.CTRL_C, *LEAVE)
+    screens = visit(*TO_REVIEW, *pick("Back to the menu"), *PRETRAIN, *pick("continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
     assert "Review: Enter edits a line" in screens[asked + 1]
 
 
 def test_escape_leads_from_a_following_flow_back_to_the_one_before(visit):
-    screens = visit(*pick("Evaluate "), *pick("Measure a model"), Key.ESCAPE, Key.ESCAPE, *LEAVE)
-    order = ["to do?", "Measure or compare", "Which model?", "Measure or compare", "to do?"]
+    screens = visit(*EVALUATE, *pick("Measure a model"), Key.ESCAPE, Key.ESCAPE, Key.ESCAPE, *LEAVE)
+    order = ["to do?", "Which one?", "Measure or", "Which model?", "Measure or", "Which one?", "to do?"]
     shown = [next(text for text in reversed(order) if text in screen) for screen in screens]
     assert [text for at, text in enumerate(shown) if at == 0 or text != shown[at - 1]] == order
 
@@ -223,8 +223,8 @@ def test_an_error_of_a_command_is_shown_and_leads_back_to_the_question(visit):
     def chat(path):
         raise MachineError(Problem(path, "too large for this machine"))
 
-    keys = (*pick("Chat"), *pick("another folder"), *answer("some/where"), Key.ENTER)
-    screens = visit(*keys, Key.ESCAPE, *LEAVE, chat=chat)
+    keys = (*pick("Use a model"), *pick("Chat"), *pick("another folder"), *answer("some/where"), Key.ENTER)
+    screens = visit(*keys, Key.ESCAPE, Key.ESCAPE, *LEAVE, chat=chat)
     shown = max(number for number, screen in enumerate(screens) if "Enter goes back" in screen)
     assert "Chat with which model?" in screens[shown + 1]
 
@@ -242,7 +242,7 @@ def test_ctrl_c_during_a_command_stops_only_the_command(visit):
     def compare(*words, **options):
         raise KeyboardInterrupt
 
-    keys = (*pick("Evaluate "), *pick("Compare"), *pick("another"), *answer("a/b"), *pick("another"), *answer("c/d"))
+    keys = (*EVALUATE, *pick("Compare"), *pick("another"), *answer("a/b"), *pick("another"), *answer("c/d"))
     visit(*keys, *pick("compare these"), Key.ENTER, Key.ENTER, *LEAVE, compare=compare)
 
 
@@ -261,8 +261,9 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
     monkeypatch.setenv("HF_HOME", str(Path("no-login").resolve()))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     screens = visit(
-        *pick("Export "), *pick("checkpoints/base:"), *pick("hf"), Key.ENTER, *pick("yes, to my repository"),
-        *answer("me/mine"), *pick("yes"), *pick("no, the defaults"), *answer("sent"), *pick("Continue to the plan"),
+        *pick("Use a model"), *pick("Export "), *pick("checkpoints/base:"), *pick("hf"), Key.ENTER,
+        *pick("yes, to my repository"), *answer("me/mine"), *pick("yes"), *pick("no, the defaults"),
+        *answer("sent"), *pick("Continue to the plan"),
         *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "me/mine on the Hub (private)")
@@ -275,7 +276,7 @@ def test_models_are_compared_and_the_comparison_is_printed(visit):
 
     shutil.copytree("checkpoints/base/model", "copied")
     screens = visit(
-        *pick("Evaluate "), *pick("Compare models"), *pick("checkpoints/base:"), *pick("another folder"),
+        *EVALUATE, *pick("Compare models"), *pick("checkpoints/base:"), *pick("another folder"),
         *answer("copied"), *pick("compare these"), *answer("Tom has"), Key.ENTER, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "same as A")

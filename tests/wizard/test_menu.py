@@ -1,6 +1,7 @@
 """The menu and its entries that set up no run; Evaluate and Export, whose runs train nothing."""
 
 import dataclasses
+import re
 import shlex
 import shutil
 from functools import partial
@@ -13,49 +14,85 @@ from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtur
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.folder import RunFolder
-from llm_lab.wizard.home import LEAVE, MENU, menu_question
+from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
-from llm_lab.wizard.menu import chat, checkpoints, evaluate, flow_named, replay
-from llm_lab.wizard.questions import Compare, LookInside, OpenChat, Pause, ReplayLineage, StartRun
+from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
+from llm_lab.wizard.questions import Compare, LookInside, Next, OpenChat, ReplayLineage, StartRun
+from llm_lab.wizard.run_questions import after_a_run, checkpoints
 from llm_lab.wizard.training_runs import run_of_stage
 
 pytestmark = pytest.mark.usefixtures("lab")
 
 MODEL = "checkpoints/base:"
 RUN = ["Continue to the plan", "Yes, start"]
+UNLISTED = {"group", "resume", "talk", "after a run", "next steps"}  # reached from a run, not from a line of its own
 EXPORT, MEASURE = partial(run_of_stage, "export"), partial(run_of_stage, "eval")
 
 
-def test_the_menu_shows_the_machine_the_runs_and_the_life_of_a_model():
-    question = menu_question()
-    lines = [line.text for line in question.screen.lines]
-    assert lines[0].startswith("machine  ")
-    assert "runs     checkpoints/base: done, validation loss" in "\n".join(lines)
-    assert [choice.value for choice in question.choices] == [*(entry.flow for entry in MENU), LEAVE]
-    assert all(flow_named(entry.flow) for entry in MENU)
-    assert {entry.flow for entry in MENU} >= STAGES.keys() - {"eval"}
+def entries():
+    return [entry for group in GROUPS for entry in entries_of(group.name)]
 
 
-def test_the_menu_shows_stages_of_other_packages(monkeypatch):
+def test_home_begins_with_the_quick_road_and_reaches_every_flow():
+    values = [choice.value for choice in menu_question().choices]
+    assert values[0] == "quick"
+    assert values[-3:] == ["checkpoints", "doctor", LEAVE]
+    alone = {value for value in values[:-1] if isinstance(value, str)}
+    assert {entry.flow for entry in entries()} | alone >= STAGES.keys() - {"eval"} | set(FLOWS) - UNLISTED
+    for entry in entries():
+        assert answers(partial(flow_named("group"), group_of(entry.flow)), [entry.flow]).result.flow == entry.flow
+        assert flow_named(entry.flow)
+
+
+def group_of(flow):
+    return next(group.name for group in GROUPS if flow in [entry.flow for entry in entries_of(group.name)])
+
+
+def test_home_shows_the_machine_the_disk_use_and_the_recent_runs():
+    screen = menu_question().screen
+    machine, runs = (line.text for line in screen.lines[:2])
+    assert "CPU cores" in machine
+    assert re.fullmatch(r"checkpoints/: 1 run, [\d.]+ [KM]iB", runs)
+    assert re.fullmatch(r"base +pretrain +\S+ \S+ +done +loss \d\.\d\d +\d+ (s|min) ago", screen.side[1].text)
+    shutil.rmtree("checkpoints")
+    assert [line.text for line in menu_question().screen.lines][1] == "checkpoints/: no runs yet"
+
+
+def test_home_offers_to_chat_with_the_newest_model_and_to_resume_a_stopped_run():
+    talk = next(choice for choice in menu_question().choices if choice.text.startswith("Chat with base "))
+    assert answers(partial(flow_named("talk"), path=talk.value[1]), []).effects == [OpenChat("checkpoints/base")]
+    run = RunFolder(Path("checkpoints/base"))
+    run.update(status="stopped", results={**run.facts()["results"], "step": 1})
+    lines = [choice for choice in menu_question().choices if "base" in choice.text]
+    assert [choice.value for choice in lines] == [["resume", "checkpoints/base"]]
+    assert lines[0].text.startswith("Resume base")
+    assert "50 % · stopped" in lines[0].text
+    resumed = answers(partial(flow_named("resume"), path="checkpoints/base"), ["Yes, start"])
+    assert resumed.effects == [StartRun("checkpoints/base/recipe.yaml", (), resume=True)]
+    assert resumed.result == Next("after a run", {"path": "checkpoints/base"})
+
+
+def test_every_line_of_home_and_its_groups_explains_itself():
+    lines = [
+        *menu_question().choices[:-1],
+        *(c for g in GROUPS for c in answers(partial(group, g.name), []).question.choices),
+    ]
+    assert len({choice.why for choice in lines}) >= len(lines) - 1
+    assert all(len(choice.why) > len("a sentence at least, not the line again") for choice in lines)
+    explained = " ".join(choice.why for choice in lines)
+    for name in (
+        "direct preference optimization",
+        "group relative policy optimization",
+        "proximal policy optimization",
+    ):
+        assert name in explained
+
+
+def test_a_group_shows_stages_of_other_packages(monkeypatch):
     own = dataclasses.replace(STAGES["sft"], name="distill", title="Distill")
     monkeypatch.setitem(STAGES, "distill", own)
-    titles = [choice.text.split("  ")[0] for choice in menu_question().choices]
-    assert titles[titles.index("Distill") - 1] == "Merge LoRA"
+    assert [entry.title for entry in entries_of("train")][-3:-1] == ["Merge LoRA", "Distill"]
     assert flow_named("distill").args == ("distill",)
-
-
-def test_the_menu_names_stages_as_their_records_do():
-    shown = {entry.flow: (entry.title, entry.about) for entry in MENU}
-    records = {stage.name: (stage.title, stage.about) for stage in STAGES.values()}
-    assert {name: text for name, text in shown.items() if name in records} == {
-        name: text for name, text in records.items() if name in shown
-    }
-
-
-def test_the_menu_says_where_there_is_nothing_yet():
-    shutil.rmtree("checkpoints")
-    lines = [line.text for line in menu_question().screen.lines]
-    assert {"designs  none yet", "runs     none yet"} <= set(lines)
 
 
 def test_chat_opens_with_the_model_that_was_chosen():
@@ -147,9 +184,27 @@ def test_a_stopped_run_is_resumed_and_any_run_is_replayed_after_a_yes():
     RunFolder(Path("checkpoints/base")).update(status="stopped")
     visit = answers(checkpoints, [MODEL, "Resume this run", "No, go back", "Resume this run", "Yes, start"])
     recipe = "checkpoints/base/recipe.yaml"
-    assert visit.effects == [StartRun(recipe, (), resume=True), Pause()]
+    assert visit.effects == [StartRun(recipe, (), resume=True)]
+    assert visit.result == Next("after a run", {"path": "checkpoints/base"})
     again = answers(checkpoints, [MODEL, "Run its recipe", "Yes, start"])
     assert again.effects[0] == StartRun(recipe)
+    assert again.result == Next("after a run", {"name": "base"})
+
+
+def test_after_a_run_one_chats_first_and_returns_to_the_choices():
+    for after in (partial(after_a_run, name="base"), partial(after_a_run, path="checkpoints/base")):
+        visit = answers(after, [ENTER])
+        assert visit.effects == [OpenChat("checkpoints/base")]
+        assert visit.question.key == "next"
+    assert not any("llm-lab" in choice.text for choice in visit.question.choices)
+
+
+def test_after_a_run_that_was_stopped_one_resumes_it_or_chats_with_its_checkpoint():
+    run = RunFolder(Path("checkpoints/base"))
+    run.update(status="stopped", results={**run.facts()["results"], "step": 1})
+    visit = answers(partial(after_a_run, name="base"), ["Chat with its last checkpoint", "Resume it (50 %)"])
+    assert visit.effects == [OpenChat("checkpoints/base")]
+    assert visit.result == Next("resume", {"path": "checkpoints/base"}, can_return=True)
 
 
 def test_a_recipe_file_is_run_with_changes_that_are_checked():
@@ -159,4 +214,5 @@ def test_a_recipe_file_is_run_with_changes_that_are_checked():
         "another file", Refused("no.yaml", "does not exist"), file, Refused("train.max_steps=x", "max_steps"),
         Refused('name="', "No closing quotation"), changes, "No, go back", changes, "Yes, start",
     ])  # fmt: skip
-    assert visit.effects == [StartRun(file, tuple(shlex.split(changes))), Pause()]
+    assert visit.effects == [StartRun(file, tuple(shlex.split(changes)))]
+    assert visit.result == Next("after a run", {"name": "again"})

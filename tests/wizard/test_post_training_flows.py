@@ -17,9 +17,9 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.wizard import eval_and_export, training_runs
-from llm_lab.wizard.menu import after_a_run
 from llm_lab.wizard.questions import Next, OpenChat, Plan, StartRun
 from llm_lab.wizard.review import value_choices
+from llm_lab.wizard.run_questions import after_a_run
 from llm_lab.wizard.training_runs import advanced_paths, ask_advanced, askers_of, new_draft, own_keys, run_of_stage
 
 pytestmark = pytest.mark.usefixtures("lab")

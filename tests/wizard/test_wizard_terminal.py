@@ -54,6 +54,7 @@ def terminal(in_tmp_path):
 def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tmp_path):
     here = terminal()
     here.at("What would you like to do?", DOWN, ENTER)
+    here.at("Which one?", ENTER)
     here.at("model: what is trained", ENTER)
     here.at("model.size:", ENTER)
     here.at("data.0.path:", "text.txt", ENTER)
@@ -75,6 +76,7 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at("Ctrl-D quits.", "the small", ENTER)
     here.child.expect(r"tokens?(, [\d,]+ tokens\/s)?;")  # a text that ends at once has no speed
     here.at(TAKES_KEYS, END_OF_INPUT)  # before, the terminal itself would take a Ctrl-D
+    here.at("What next with first?", ESCAPE)
     here.at("What would you like to do?", ESCAPE)
     here.child.expect(pexpect.EOF)
     here.child.close()
@@ -84,13 +86,13 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
 
 def test_keys_that_are_typed_ahead_are_not_lost(terminal):
     here = terminal()
-    here.at("What would you like to do?", DOWN, ENTER, ENTER, ENTER)
+    here.at("What would you like to do?", DOWN, ENTER, ENTER, ENTER, ENTER)
     here.at("Which dataset of texts?")
 
 
 def test_no_color_is_sent_with_no_color_set(terminal):
     here = terminal(NO_COLOR="1")
-    here.at("What would you like to do?", DOWN, ENTER)
+    here.at("What would you like to do?", DOWN, ENTER, ENTER)
     here.at("Which model?")
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", here.child.before)
 
@@ -98,12 +100,13 @@ def test_no_color_is_sent_with_no_color_set(terminal):
 def test_a_dumb_terminal_gets_plain_lines(terminal):
     here = terminal(TERM="dumb")
     here.at("What would you like to do?")
+    here.at("Number [1]", "?2\r")
+    here.at("merging LoRA adapters")
     here.at("Number [1]", "2\r")
-    here.at("Which model?")
+    here.at("Which one?")
     here.at("Number [1]", "b\r")
-    here.at("What would you like to do?")
-    here.at("18  Quit")
-    here.at("Number [", "18\r")
+    here.at("7  Quit")
+    here.at("Number [", "7\r")
     here.child.expect(pexpect.EOF)
     assert "\x1b" not in here.child.before
 

@@ -1,0 +1,283 @@
+"""Choosing a file or folder: those that fit are listed below the question; typing filters, or is a path itself."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_lab.wizard.places import places_in
+from llm_lab.wizard.questions import Question, same
+
+from .console import one_line, printable
+
+HINT, SEVERAL_HINT = "(type to filter · Esc back · ? help)", "(Space selects several · Esc back · ? help)"
+WIDEST_NAME = 48
+ABOUT_COLUMNS = 26  # next to a name, at most
+PARENT = ".."
+MARKED, UNMARKED = "● ", "○ "
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the list. answer: what it gives; goes_to: the folder that it leads to instead."""
+
+    title: str
+    answer: str = ""
+    goes_to: str | None = None
+    why_not: str | None = None
+    effect: str = ""
+
+
+@dataclass
+class Place:
+    """Where the list is, and what was typed and marked."""
+
+    question: Question
+    columns: int
+    folder: str = ""
+    typed: str = ""
+    marked: list[str] = field(default_factory=list)
+
+    @property
+    def several(self) -> bool:
+        return self.question.kind == "paths"
+
+    @property
+    def defaults(self) -> list[str]:
+        """The answers that Enter alone gives."""
+        default = self.question.default or []
+        return list(default) if self.several else [str(default)] if default else []
+
+    def rows(self) -> list[Row]:
+        """Return what is listed: fitting files, what is offered, folders, the folder above, and what was typed."""
+        head, slash, wanted = self.typed.rpartition("/")
+        folder = (head or "/") if slash else self.folder
+        there = places_in(folder, self.question.look_for) if Path(folder or ".").expanduser().is_dir() else []
+        places = [place for place in there if _matches(wanted, Path(place.path).name)]
+        offers = [] if slash or self.folder else self.question.choices
+        offered = [choice for choice in offers if _matches(wanted, choice.text) or _matches(wanted, str(choice.value))]
+        names = [place.path for place in places] + [str(choice.value) for choice in offered]
+        width = min(max(map(len, names), default=0), WIDEST_NAME, max(12, self.columns - ABOUT_COLUMNS - 6))
+        rows = [
+            Row(self._title(place.path, place.about, width, place.why_not), place.path, why_not=place.why_not)
+            for place in places
+            if not place.enters
+        ]
+        rows += [
+            Row(
+                self._title(str(one.value), one.text, width, one.why_not), str(one.value), None, one.why_not, one.effect
+            )
+            for one in offered
+        ]
+        if not (self.typed or self.folder):  # an answer that is not in this folder
+            unlisted = [one for one in self.defaults if not any(row.answer == one for row in rows)]
+            rows = [*(Row(self._title(one, "", width, None), one) for one in unlisted), *rows]
+        inner = [place for place in places if place.enters]
+        mark = " " * len(UNMARKED) if self.several else ""
+        rows += [Row(f"{mark}{_fit(p.path, width):<{width}}  {p.about}", goes_to=p.path.rstrip("/")) for p in inner]
+        if not self.typed:
+            rows.append(Row(f"{mark}{PARENT}", goes_to=_parent(self.folder)))
+        elif not any(row.answer == self.typed for row in rows):
+            rows.append(Row(f'{mark}use "{self.typed}" as typed', self.typed))
+        return rows
+
+    def _title(self, path: str, about: str, width: int, why_not: str | None) -> str:
+        # One that can't be chosen has a mark of its own.
+        mark = "" if not self.several or why_not else MARKED if path in self.marked else UNMARKED
+        return one_line(f"{mark}{_fit(path, width):<{width}}  {about}".rstrip())
+
+    def go(self, folder: str) -> None:
+        self.folder, self.typed = folder, ""
+
+    def answer_of(self, row: Row) -> Any:
+        """Return the answer that Enter gives on a row."""
+        return (list(self.marked) or [row.answer]) if self.several else row.answer
+
+    def mark(self, row: Row) -> None:
+        """Select a file, or take it back."""
+        if row.answer in self.marked:
+            self.marked.remove(row.answer)
+        elif row.answer:
+            self.marked.append(row.answer)
+
+
+def _matches(wanted: str, text: str) -> bool:
+    return all(word in text.lower() for word in wanted.lower().split())
+
+
+def _fit(path: str, width: int) -> str:
+    return path if len(path) <= width else f"…{path[len(path) - width + 1 :]}"
+
+
+def _parent(folder: str) -> str:
+    """Return the folder above, as short as it can be written; "" is the current one."""
+    here = Path(folder or ".").expanduser().resolve().parent
+    current = Path.cwd()
+    if here == current:
+        return ""
+    return str(here.relative_to(current)) if here.is_relative_to(current) else str(here)
+
+
+def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any], style: Any) -> Any:
+    """Ask for a path, or several, with a list of what is there. Raises Back.
+
+    above: how many lines are above the question on the screen. run: asks a prompt that has a footer, with the keys of
+    every question. style: of prompts.
+    """
+    import questionary
+    from prompt_toolkit.application import Application, get_app_session
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
+    from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
+    from questionary.prompts.common import InquirerControl
+
+    from .prompt_layout import lay_out_list
+
+    place = Place(question, get_app_session().output.get_size().columns)
+    default = place.defaults
+    place.marked = list(default) if len(default) > 1 else []
+    control = InquirerControl(_choices(place.rows()), pointer="»", use_indicator=False, show_description=False)
+
+    def show(at: str | None = None) -> None:
+        """List again. at: the answer to point at; otherwise the first line that can be taken."""
+        rows = place.rows()
+        control.choices = _choices(rows)
+        possible = [n for n, choice in enumerate(control.choices) if not choice.disabled]
+        exact = at or place.typed
+        wanted = [n for n in possible if exact and control.choices[n].value.answer == exact and n != len(rows) - 1]
+        control.pointed_at = (wanted or possible or [0])[0]
+
+    def header() -> list[tuple[str, str]]:
+        where = [("class:instruction", f"{place.folder}/ ")] if place.folder else []
+        hint = SEVERAL_HINT if place.several else HINT
+        typed = [("", place.typed), ("class:cursor", " ")] if place.typed else [("class:instruction", hint)]
+        return [("class:qmark", "?"), ("class:question", f" {one_line(question.text)} "), *where, *typed]
+
+    keys = KeyBindings()
+
+    def pointed() -> Row:
+        return control.get_pointed_at().value
+
+    @keys.add("up", eager=True)
+    @keys.add("down", eager=True)
+    def _(event: Any) -> None:
+        move = control.select_next if event.key_sequence[0].key == Keys.Down else control.select_previous
+        for _ in control.choices:
+            move()
+            if not control.is_selection_disabled():
+                return
+
+    @keys.add("enter", eager=True)
+    def _(event: Any) -> None:
+        row = pointed()
+        if row.why_not:
+            return
+        if row.goes_to is not None and not place.marked:
+            before = place.folder
+            place.go(row.goes_to)
+            show(before)
+            return
+        answer = place.answer_of(row)
+        footer.trouble = "" if question.wait else question.problem(answer) or ""
+        if not footer.trouble:
+            event.app.exit(result=answer)
+
+    @keys.add("right", eager=True)
+    @keys.add("tab", eager=True)
+    def _(event: Any) -> None:
+        row = pointed()
+        if row.goes_to is not None and row.goes_to != _parent(place.folder):
+            place.go(row.goes_to)
+            show()
+        elif row.answer and event.key_sequence[0].key == Keys.Tab:
+            place.typed = row.answer
+            show()
+
+    @keys.add("left", eager=True)
+    @keys.add("backspace", eager=True)
+    @keys.add("c-u", eager=True)
+    @keys.add("c-w", eager=True)
+    def _(event: Any) -> None:
+        key = event.key_sequence[0].key
+        if place.typed and key != Keys.Left:
+            place.typed = place.typed[:-1] if key == Keys.Backspace else ""
+            show()
+        elif key in (Keys.Left, Keys.Backspace):
+            place.go(_parent(place.folder))
+            show()
+        footer.trouble = ""
+
+    @keys.add(Keys.BracketedPaste, eager=True)
+    @keys.add(Keys.Any)
+    def _(event: Any) -> None:
+        text = event.data.replace("\r\n", " ").replace("\n", " ").strip("\r")
+        if text == " " and place.several and "/" not in place.typed:
+            place.mark(pointed())
+            show(pointed().answer)
+        elif text.isprintable():
+            place.typed += text
+            show()
+        footer.trouble = ""
+
+    @keys.add("c-c", eager=True)
+    def _(event: Any) -> None:
+        event.app.exit(exception=KeyboardInterrupt())
+
+    window = Window(FormattedTextControl(header), dont_extend_height=True, wrap_lines=True, always_hide_cursor=True)
+    layout = Layout(HSplit([window, Window(control, always_hide_cursor=True)]))
+    app: Application[Any] = Application(layout, key_bindings=keys, style=style, erase_when_done=True)
+    footer = lay_out_list(
+        app,
+        lambda row: question.why,
+        above=above,
+        describe=lambda row: "\n".join(text for text in (one_line(row.effect), question.allowed) if text),
+    )
+    footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
+    show(default[0] if default else None)
+    return run(questionary.Question(app), footer)
+
+
+def _choices(rows: Sequence[Row]) -> list[Any]:
+    from questionary import Choice
+
+    return [Choice(row.title, value=row, disabled=row.why_not, shortcut_key=False) for row in rows]
+
+
+def pick_plainly(question: Question, read_line: Callable[[Question, str, str], str]) -> Any:
+    """Ask for a path, or several, with numbered lines; a path may be typed, too. Raises Back.
+
+    read_line: (question, before, default) -> the text that was typed, or the default.
+    """
+    place = Place(question, 79)
+    several = place.several
+    default = " ".join(place.defaults)
+    while True:
+        rows = place.rows()
+        print(printable(question.text))
+        if question.allowed:
+            print(printable(textwrap.fill(question.allowed, 79)))
+        for number, row in enumerate(rows, 1):
+            not_now = f"  (not available: {row.why_not})" if row.why_not else ""
+            title = row.title.removeprefix(UNMARKED).strip()
+            print(f"  {number:>2}  {printable(title)}{not_now}")
+        text = read_line(question, "Numbers or a path" if several else "Number or path", default)
+        words = text.replace(",", " ").split()
+        numbers = [int(word) for word in words if word.isdecimal() and 1 <= int(word) <= len(rows)]
+        if numbers and len(numbers) == len(words) and (several or len(numbers) == 1):
+            picked = [rows[number - 1] for number in numbers]
+            if len(picked) == 1 and picked[0].goes_to is not None:
+                place.go(picked[0].goes_to)
+                continue
+            trouble = next((f"Not available: {row.why_not}." for row in picked if row.why_not), "")
+            paths = [row.answer for row in picked if row.answer]
+            answer: Any = paths if several else paths[0]
+        else:
+            trouble = ""
+            answer = question.default if several and same(text, default) else [text] if several else text
+        trouble = trouble or ("" if question.wait else question.problem(answer) or "")
+        if not trouble:
+            return answer
+        print(printable(trouble))

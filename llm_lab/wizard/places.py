@@ -1,0 +1,180 @@
+"""What a question for a path lists: the files and folders of a place that fit it, and what they hold."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_lab.estimate.formatting import plural, size
+
+LookFor = str  # a key of KINDS, or "" where any file may be meant
+MOST_FILES = 200  # that are listed of a folder
+MOST_LOOKED_AT = 3_000  # names, so that a large folder does not keep a user waiting
+DEPTH = 3  # folders below the one that is listed
+HEAD_BYTES = 4096
+# Folders with many files that are nobody's texts, next to hidden ones.
+SKIPPED = frozenset(("checkpoints", "node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"))
+PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")
+ABOUT_THE_DATA = ("readme", "license", "licence", "notice", "changelog", "requirements")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder in a list. path: the answer that it gives; enters: it is a folder to look into instead."""
+
+    path: str
+    about: str = ""
+    why_not: str | None = None
+    enters: bool = False
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is looked for. files: whether a file name fits; marks: what a folder holds that is an answer as a whole."""
+
+    files: Callable[[str], bool]
+    marks: tuple[str, ...] = ()
+    whole: bool = False  # all files of a folder together are an answer
+    below: bool = False  # the files of the folders below are listed, too
+
+
+def _data(*kinds: str) -> Callable[[str], bool]:
+    def fits(name: str) -> bool:
+        from llm_lab.data.readers import kind_of
+
+        return kind_of(name) in kinds
+
+    return fits
+
+
+def _ends(*suffixes: str) -> Callable[[str], bool]:
+    return lambda name: name.lower().endswith(suffixes)
+
+
+KINDS: dict[LookFor, Kind] = {
+    "texts": Kind(_data("text", "jsonl", "csv", "parquet", "arrow"), whole=True, below=True),
+    "examples": Kind(_data("jsonl", "csv", "parquet", "arrow"), whole=True, below=True),
+    "models": Kind(_ends(".gguf"), ("run.json", "config.json", "adapter_config.json")),
+    "configs": Kind(lambda name: name == "config.json", ("config.json",)),
+    "tokenizers": Kind(lambda name: False, ("tokenizer.json", "run.json")),
+    "recipes": Kind(_ends(".yaml", ".yml"), ("recipe.yaml",)),
+    "new file": Kind(lambda name: True),
+    "": Kind(lambda name: True),
+}
+
+
+def places_in(folder: str, look_for: LookFor) -> list[Place]:
+    """Return what to list of a folder ("" for the current one): the files that fit, then the folders to look into.
+
+    A file that can't be used is listed with the reason.
+    """
+    kind, where = KINDS[look_for], Path(folder or ".").expanduser()
+    files, folders = [], []
+    for path, is_folder in _names(where, DEPTH if kind.below else 1):
+        shown = str(Path(folder) / path.relative_to(where)) if folder else str(path.relative_to(where))
+        if not is_folder:
+            if kind.files(path.name):
+                files.append(_file(path, shown, look_for))
+        elif any((path / mark).is_file() for mark in kind.marks):
+            files.append(Place(shown, "run" if (path / "run.json").is_file() else "model"))
+        elif path.parent == where and path.name not in ("__pycache__", "node_modules"):
+            folders.append(Place(f"{shown}/", _inside(path, kind), enters=True))
+    files.sort(key=_order)
+    usable = [file for file in files if not file.why_not]
+    if folder and kind.whole and len(usable) > 1:
+        together = sum(file.bytes for file in usable)
+        files.insert(0, Place(folder.rstrip("/"), f"the whole folder: {plural(len(usable), 'file')}, {size(together)}"))
+    return [*files[:MOST_FILES], *sorted(folders, key=lambda place: place.path.lower())]
+
+
+def _names(where: Path, depth: int) -> Iterator[tuple[Path, bool]]:
+    """Yield (path, whether it is a folder) of what is in a folder and below, the nearest first."""
+    level, left = [where], MOST_LOOKED_AT
+    for at in range(depth):
+        below: list[Path] = []
+        for folder in level:
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:
+                continue
+            for entry in entries:
+                left -= 1
+                if left < 0:
+                    return
+                if entry.name.startswith("."):
+                    continue
+                is_folder = entry.is_dir()
+                if is_folder and entry.name not in SKIPPED and not (Path(entry.path) / "pyvenv.cfg").exists():
+                    below.append(Path(entry.path))
+                if not is_folder or at == 0:
+                    yield Path(entry.path), is_folder
+        level = below
+
+
+def _order(place: Place) -> tuple[bool, bool, int, bool, str]:
+    """Sort: what can be used, then what is not about other files, the nearest, plain text before tables, by name."""
+    path = Path(place.path)
+    about = path.name.lower().startswith(ABOUT_THE_DATA)
+    is_table = path.suffix.lower() not in PLAIN_TEXT
+    return bool(place.why_not), about, len(path.parts), is_table, place.path.lower()
+
+
+def best_text(places: Sequence[Place]) -> str | None:
+    """Return the path of the text that a user most likely means: the largest of the first ones of its kind."""
+    usable = [place for place in places if not place.enters and not place.why_not]
+    alike = [place for place in usable if _order(place)[:-1] == _order(usable[0])[:-1]]
+    return max(alike, key=lambda place: place.bytes).path if alike else None
+
+
+def _file(path: Path, shown: str, look_for: LookFor) -> Place:
+    try:
+        count = path.stat().st_size
+    except OSError:
+        return Place(shown, why_not="not readable")
+    if look_for == "new file":
+        return Place(shown, size(count), "already exists")
+    if look_for in ("texts", "examples"):
+        return Place(shown, size(count), why_no_data(path), bytes=count)
+    return Place(shown, size(count), bytes=count)
+
+
+def _inside(folder: Path, kind: Kind) -> str:
+    """Return what is in a folder, without a look at the folders below it."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError:
+        return "not readable"
+    fitting = sum(1 for name in names if kind.files(name))
+    return plural(fitting, "file") if fitting else ""
+
+
+def why_no_data(path: Path) -> str | None:
+    """Return why a file has no text to train on, as its first bytes show, or None."""
+    from llm_lab.data.opening import PACKED, strange_beginning
+    from llm_lab.data.readers import TYPED, kind_of
+
+    kind = kind_of(path.name) or "text"
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return "not readable"
+    if not head:
+        return "empty"
+    if path.suffix.lower() in PACKED or kind in TYPED:
+        return None
+    if strange := strange_beginning(head, path.name, kind):
+        return strange[0]
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16 is read
+        return None
+    if b"\0" in head:
+        return "binary, not text"
+    try:  # the last character of a head may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < HEAD_BYTES)
+    except UnicodeDecodeError:
+        return "not UTF-8 text"
+    return None

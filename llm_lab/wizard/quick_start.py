@@ -1,0 +1,275 @@
+"""The quick road: text files, a size, the plan, and the training starts; everything else follows from the text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llm_lab.errors import LabError
+from llm_lab.estimate.formatting import about, count, plural, size
+from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.recipe.parts import SIZES
+from llm_lab.recipe.pretrain import PRETRAIN, TOKENS_PER_PARAMETER
+from llm_lab.recipe.resolve import Resolved, diagnose
+from llm_lab.runs.folder import slug
+
+from .data_questions import READING, TEXTS, can_ask_columns, look_at_texts, recognize
+from .draft import Draft
+from .home import QUICK
+from .places import best_text, places_in
+from .questions import BackTo, Choice, Flow, Line, Next, Plan, Question, Screen, StartRun, Wait
+from .review import review_and_start
+from .run_questions import AFTER
+from .training_runs import askers_of, changes_of, special_asker
+
+CPU_SECONDS = 150  # of training the smallest size on a CPU; larger ones do as many steps, and take longer
+CPU_ROWS, CPU_EVAL_TOKENS = 8, 16_384
+FEWEST_STEPS, MOST_CPU_STEPS = 200, 3_000
+MOST_EPOCHS = 20
+BPE_FROM_BYTES = 100_000  # a vocabulary of whole words needs that much text
+NANO_BPE = 1024  # better text than from bytes in the same time
+BYTES_PER_ENTRY = 200  # of text for each entry of a vocabulary
+BYTES_PER_TOKEN = 2.8  # of a small vocabulary
+SMALL_TEXT_BYTES = 50_000
+STREAMED_FROM_BYTES = 2**30
+LONGEST_DAYS = 2
+FEWEST_PER_PARAMETER = 0.05  # tokens; with fewer, a smaller size writes better text
+BUILT_IN_BYTES = 3_800_000  # of builtin:stories
+LONGER = 2
+TEXT_WHY = (
+    "Listed are the text files (.txt, .md), and the tables with a column of text (.jsonl, .csv, .parquet), of this "
+    "folder and three levels below. Enter takes the line; Space selects several, and Enter then takes all of them. "
+    "Typing filters the list; a path or a name on the Hub (owner/name) can be typed, too. A megabyte of text is a good "
+    "beginning; with less than 100 KB, the model mostly repeats it."
+)
+SIZE_WHY = (
+    "A larger model writes better text, needs more text and time, and more memory. The number of steps follows from "
+    "the size, the text and this machine. The time is estimated from a measurement on this machine where there is one, "
+    "else roughly, from typical speeds; a few steps are measured when the training starts."
+)
+PLAN_WHY = (
+    "Ctrl-C stops the training at any time and saves it; the home screen then offers to resume it. Change settings "
+    "leads to all settings of this run, with their explanations."
+)
+
+
+def quick_start() -> Flow[Next | None]:
+    """Ask for texts and a size, show the plan, and train."""
+    paths = yield text_question()
+    draft = Draft({"stage": PRETRAIN.name, "name": name_of(paths)}, find_machine(), QUICK)
+    sources = []
+    for path in paths:
+        yield Wait(READING)
+        source, _ = yield from recognize(draft, {"path": path}, "text")
+        sources.append(source)
+    found = _with_sizes(sources)
+    picked = yield size_question(found, draft.machine)
+    times = 1
+    while True:
+        raw = recipe_of(picked, found, draft.machine, times=times)
+        draft = Draft(raw, draft.machine, QUICK)
+        resolved, _ = draft.look()
+        assert resolved is not None
+        wanted = yield plan_question(resolved, times)
+        if wanted != "longer":
+            break
+        times *= LONGER
+    if wanted == "settings":
+        askers = askers_of(PRETRAIN.name)
+        changes = changes_of(PRETRAIN.name, askers)
+        return (yield from review_and_start(draft, changes, partial(special_asker, PRETRAIN.name, askers)))
+    if wanted == "back" or not (yield StartRun(raw)):
+        yield BackTo("quick.size")
+    return Next(AFTER, {"name": raw["name"]})
+
+
+def text_question() -> Question:
+    """Return the question which texts: the files of the folder, the built-in stories, or a typed path."""
+    best, lines = best_text(places_in("", "texts")), []
+    if best is None:
+        lines.append(Line(f"No text file in {os.getcwd()} yet.", "warn"))
+        lines.append(Line("Copy one here, type its path, or try the built-in stories first.", "dim"))
+    return Question(
+        "quick.text",
+        "Which text?",
+        "paths",
+        choices=(Choice(TEXTS, "7,000 short stories, 3.8 MB, built in"),),
+        default=[best or TEXTS],
+        why=TEXT_WHY,
+        check=_why_not_texts,
+        wait=READING,
+        screen=Screen(QUICK, lines=tuple(lines)),
+        look_for="texts",
+    )
+
+
+def _why_not_texts(paths: Sequence[str]) -> str | None:
+    """Return why texts can't be read, or None; columns that aren't recognized are asked next."""
+    for path in paths:
+        if not path.strip():
+            return "A path is required."
+        try:
+            look_at_texts({"path": path})
+        except LabError as error:
+            if not can_ask_columns({"path": path}, "text", error):
+                return str(error)
+    return None
+
+
+def name_of(paths: Sequence[str]) -> str:
+    """Return the name of a run on these texts: that of the first one, without its endings."""
+    first = paths[0].removeprefix("builtin:").rstrip("/")
+    return slug(Path(first).name.split(".")[0] or Path(first).resolve().name, "my-text")
+
+
+def _with_sizes(sources: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int | None]]:
+    """Return each source with its bytes; None where they are not known."""
+    return [(source, _bytes_of(source["path"])) for source in sources]
+
+
+def _bytes_of(path: str) -> int | None:
+    if path == TEXTS:
+        return BUILT_IN_BYTES
+    local = Path(path).expanduser()
+    if local.is_file():
+        return local.stat().st_size
+    found = [place.bytes for place in places_in(path, "texts") if place.bytes] if local.is_dir() else []
+    return sum(found) or None
+
+
+def recipe_of(
+    name: str, texts: Sequence[tuple[dict[str, Any], int | None]], machine: Machine, *, times: int = 1
+) -> dict[str, Any]:
+    """Return the recipe of a size for these texts. times: how much longer than usual it trains."""
+    known = [number for _, number in texts if number]
+    whole = sum(known) if len(known) == len(texts) else None
+    data = [dict(source) for source, _ in texts]
+    for (_, number), source in zip(texts, data, strict=True):
+        if len(data) > 1 and whole and number:
+            source["weight"] = round(number / min(known), 2)  # so that each is read equally often
+        if number and number > STREAMED_FROM_BYTES:
+            source["streaming"] = True
+    device = machine.best_device
+    train: dict[str, Any] = {"per_device_train_batch_size": CPU_ROWS} if device == "cpu" else {}
+    raw: dict[str, Any] = {
+        "stage": PRETRAIN.name,
+        "name": name_of([source["path"] for source in data]),
+        "device": device,
+        "model": {"size": name},
+        "tokenizer": _tokenizer(name, whole),
+        "data": data,
+        "scheduler": {"name": "linear", "min_ratio": 0.0},
+        "train": {**train, "max_steps": FEWEST_STEPS},
+    }
+    if device == "cpu":
+        raw["validation"] = {"max_tokens": CPU_EVAL_TOKENS}
+    train = {**train, "max_steps": times * _steps(raw, whole, machine)}
+    return {**raw, "train": train}
+
+
+def _tokenizer(name: str, whole: int | None) -> Any:
+    """Return the tokenizer for this much text: a BPE with a vocabulary that it can fill, else bytes."""
+    entries = SIZES[name].tokenizer
+    entries = NANO_BPE if isinstance(entries, str) else entries
+    if whole is None:
+        return {"bpe": entries}
+    if whole < BPE_FROM_BYTES:
+        return "bytes"
+    fitting = max(512, whole // BYTES_PER_ENTRY // 256 * 256)
+    return {"bpe": min(entries, fitting)}
+
+
+def _steps(raw: dict[str, Any], whole: int | None, machine: Machine) -> int:
+    """Return how many steps train a model well without more epochs than help, in minutes on a CPU."""
+    resolved, _ = diagnose(raw, machine=machine)
+    assert resolved is not None
+    cost = resolved.estimate
+    most: float = MOST_CPU_STEPS
+    if raw["device"] == "cpu":
+        first = next(iter(SIZES))
+        smallest, _ = diagnose(
+            {**raw, "model": {"size": first}, "tokenizer": _tokenizer(first, whole)}, machine=machine
+        )
+        assert smallest is not None
+        each = smallest.estimate.seconds_by_part["training"] / FEWEST_STEPS
+        most = min(most, round(CPU_SECONDS / each, -2) or 100)
+    else:
+        most = TOKENS_PER_PARAMETER * (cost.parameters or 0) // cost.tokens_per_step
+    if whole is not None:
+        most = min(most, round(MOST_EPOCHS * tokens_in(raw["tokenizer"], whole) / cost.tokens_per_step))
+    return int(max(FEWEST_STEPS, most))
+
+
+def tokens_in(tokenizer: Any, whole: int) -> float:
+    """Return about how many tokens of a text are trained on; the rest is held out."""
+    return 0.9 * whole / (1.0 if tokenizer == "bytes" else BYTES_PER_TOKEN)
+
+
+def size_question(texts: Sequence[tuple[dict[str, Any], int | None]], machine: Machine) -> Question:
+    """Return the question how large the model is, with what each size needs here."""
+    whole = sum(number or 0 for _, number in texts)
+    paths = ", ".join(source["path"] for source, _ in texts)
+    lines = [Line(f"{paths}: {size(whole)} of text" if whole else paths, "dim")]
+    if 0 < whole < SMALL_TEXT_BYTES:
+        lines.append(Line("That is little text: the model will mostly repeat it. 100 KiB or more is better.", "warn"))
+    rows = [_size_choice(name, recipe_of(name, texts, machine), whole, machine) for name in SIZES]
+    return Question(
+        "quick.size",
+        "How large should the model be?",
+        choices=tuple(rows),
+        why=SIZE_WHY,
+        screen=Screen(QUICK, paths, lines=(*lines, Line(""))),
+    )
+
+
+def _size_choice(name: str, raw: dict[str, Any], whole: int, machine: Machine) -> Choice:
+    resolved, _ = diagnose(raw, machine=machine)
+    assert resolved is not None
+    cost = resolved.estimate
+    seconds = cost.wall_seconds or 0.0
+    text = f"{name:<8}{count(cost.parameters or 0):>6} parameters  {size(cost.memory_bytes):>8}  {about(seconds)}"
+    why_not = None
+    if not cost.fits:
+        why_not = "not enough memory"
+    elif seconds > LONGEST_DAYS * 86_400:
+        why_not = "too slow here"
+    effect = f"{describe_training(resolved, whole)} Time {_basis(resolved)}."
+    if cost.tokens < FEWEST_PER_PARAMETER * (cost.parameters or 0):
+        effect += " Few tokens for its parameters: a smaller size writes better text."
+    return Choice(name, text, why_not, effect)
+
+
+def describe_training(resolved: Resolved, whole: int) -> str:
+    """Return the steps of a recipe, and how often they read the text, in a sentence."""
+    cost, steps = resolved.estimate, resolved.values["train"]["max_steps"]
+    text = f"{steps:,} steps of {cost.tokens_per_step:,} tokens"
+    if not whole:
+        return f"{text}."
+    epochs = cost.tokens / tokens_in(resolved.values["tokenizer"], whole)
+    if epochs < 0.95:
+        return f"{text}: they read {100 * epochs:.0f} % of the text once."
+    return f"{text}: about {plural(round(epochs) if epochs >= 2 else round(epochs, 1), 'epoch')} of the text."
+
+
+def _basis(resolved: Resolved) -> str:
+    return "measured on this machine" if resolved.estimate.measurement else "roughly estimated from typical speeds"
+
+
+def plan_question(resolved: Resolved, times: int) -> Question:
+    """Return the plan with the question whether to start."""
+    seconds, steps = resolved.estimate.wall_seconds or 0.0, resolved.values["train"]["max_steps"]
+    return Question(
+        "quick.start",
+        "Start training?",
+        choices=(
+            Choice("start", f"Start: {about(seconds)}"),
+            Choice("longer", f"Train longer: {LONGER * steps:,} steps, {about(LONGER * seconds)}"),
+            Choice("settings", "Change settings first"),
+            Choice("back", "Back to the sizes"),
+        ),
+        why=PLAN_WHY,
+        screen=Screen(panel=Plan(resolved)),
+    )

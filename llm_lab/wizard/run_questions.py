@@ -1,0 +1,209 @@
+"""What to do with a run: resume it, chat with it, train the next stage, look at it; also right after it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_lab.recipe.eval import EVAL
+from llm_lab.recipe.export import EXPORT
+from llm_lab.recipe.merge import MERGE
+from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
+
+from .home import RESUME_WHY, RUNS, can_resume, progress_of
+from .model_questions import is_adapter, model_answers, pick_run, runs_with_a_model, trained_reward_model
+from .questions import (
+    BackTo,
+    CheckpointDetails,
+    Choice,
+    Compare,
+    Flow,
+    Next,
+    OpenChat,
+    Pause,
+    Question,
+    RecipePlan,
+    ReplayLineage,
+    Screen,
+    StartRun,
+    StartStudy,
+)
+from .review import start_question
+
+MENU = "menu"
+AFTER = "after a run"
+CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
+LINEAGE_WHY = "A run's lineage is every run that its model was built from. Replaying it trains all of them again."
+NEXT_WHY = (
+    "Usually: pretrain, SFT, then DPO (from preference pairs) or GRPO or PPO (from scored outputs). A reward model "
+    "scores outputs where no rule can check them. An adapter can be used as it is; merging makes it one full model."
+)
+
+
+def ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
+    """Ask for one of the user's runs, or for another model."""
+    question = Question("checkpoint", text, why=CHECKPOINT_WHY, screen=Screen(title))
+    return (yield from pick_run(question, runs, "none yet; start with Train on my text"))
+
+
+def checkpoints() -> Flow[Next | None]:
+    """Look at runs and models, and choose what to do with one."""
+    path = yield from ask_checkpoint(RUNS, "Which run or model?", list_runs())
+    run = next((run for run in list_runs() if str(run.path) == path), None)
+    here = "checkpoint.next"
+    picked = yield Question(
+        here,
+        "What next?",
+        choices=tuple(_checkpoint_choices(run)),
+        why=LINEAGE_WHY,
+        screen=Screen(RUNS, path, CheckpointDetails(path)),
+    )
+    if picked in (EVAL.name, EXPORT.name):
+        return Next(picked, answers=model_answers("model.checkpoint", path), can_return=True)
+    if picked == "look":
+        return Next("look", answers=model_answers("look", path), can_return=True)
+    if picked == "next" and run is not None:
+        return Next("next steps", {"path": path}, can_return=True)
+    if picked == "chat":
+        yield OpenChat(path)
+    elif picked == "time":
+        yield Compare((path,), steps=True)
+    elif picked == "lineage":
+        yield ReplayLineage(path)
+    elif picked == "study" and run is not None:
+        about = run.facts()["study"]
+        yield StartStudy(about["experiment"], about["options"])
+        yield Pause()
+    elif picked in ("resume", "replay") and run is not None:
+        following = yield from start(str(run.recipe_path), resume=picked == "resume")
+        if following:
+            return following
+    yield BackTo("checkpoint" if picked == "list" else here)
+    return None
+
+
+def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
+    """Return what can be done with a run, or with a model that is not one of the user's runs (None)."""
+    generates = run is None or (not trained_reward_model(run) and run in runs_with_a_model())
+    choices = [Choice("list", "Back to the list")]
+    if run is not None and run.facts().get("study"):
+        again = "Run it again with the same options" if run.status() == "done" else "Resume this study"
+        return [*choices, Choice("study", again)]
+    if run is not None and can_resume(run):
+        choices.append(Choice("resume", f"Resume this run{_how_far(run)}", why=RESUME_WHY))
+    choices += [Choice("chat", "Chat with it")] if generates else []
+    if run is not None and next_stages(run) and run.status() == "done":
+        choices.append(Choice("next", "Continue with its model: the next stage", why=NEXT_WHY))
+    choices += [Choice("look", "Look inside it")] if generates else []
+    choices += [Choice(EVAL.name, "Evaluate it"), Choice(EXPORT.name, "Export it")] if generates else []
+    if generates and run is not None and run.checkpoints():
+        choices.append(Choice("time", "Compare its checkpoints on one prompt"))
+    if run is not None and run.recipe_path.exists():
+        choices.append(Choice("replay", "Run its recipe again as a new run"))
+        choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))
+    return choices
+
+
+def _how_far(run: RunFolder) -> str:
+    share = progress_of(run)
+    return "" if share is None else f" ({100 * share:.0f} %)"
+
+
+def resume(path: str) -> Flow[Next | None]:
+    """Show what is left of a run, and resume it after a yes."""
+    return (yield from start(str(RunFolder(Path(path)).recipe_path), resume=True))
+
+
+def chat_with(path: str) -> Flow[None]:
+    """Chat with a model."""
+    yield OpenChat(path)
+
+
+def start(recipe: str, overrides: tuple[str, ...] = (), *, resume: bool = False) -> Flow[Next | None]:
+    """Show the plan of a recipe file and start it after a yes; return what comes after it, None where it was not."""
+    from llm_lab.job import read_job
+
+    wanted = yield start_question(RecipePlan(recipe, overrides, resume))
+    if not wanted or not (yield StartRun(recipe, overrides, resume)):
+        return None
+    if resume:
+        return Next(AFTER, {"path": str(Path(recipe).parent)})
+    job = read_job(recipe, overrides)[0]
+    return Next(AFTER, {"name": job.name if job else ""})
+
+
+def after_a_run(name: str = "", path: str = "") -> Flow[Next | None]:
+    """Offer what one would do after a run that has just ended: the newest of a name, or the one in a folder."""
+    named = [RunFolder(Path(path))] if path else runs_named(name)
+    if not named or not _next_choices(named[-1]):
+        yield Pause()
+        return None
+    return (yield from next_steps(str(named[-1].path)))
+
+
+def next_steps(path: str) -> Flow[Next | None]:
+    """Ask what to do with a run's result."""
+    run = RunFolder(Path(path))
+    picked = yield Question(
+        "next",
+        f"What next with {run.path.name}?",
+        choices=(*_next_choices(run), Choice(MENU, "Back to the menu")),
+        why=NEXT_WHY,
+        screen=Screen("next steps", path),
+        below_output=True,
+    )
+    if picked == MENU:
+        return None
+    if picked == "chat":
+        yield OpenChat(path)
+        yield BackTo("next")
+    if picked == "resume":
+        return Next("resume", {"path": path}, can_return=True)
+    model, reward = start_of(run)
+    known = model_answers("model.checkpoint", model) if model else ()
+    return Next(picked, {"reward": reward} if reward else {}, known, can_return=True)
+
+
+def _next_choices(run: RunFolder) -> list[Choice]:
+    """Return what one would do with a run, the most usual first."""
+    if can_resume(run):
+        choices = [Choice("resume", f"Resume it{_how_far(run)}", why=RESUME_WHY)]
+        stage = stage_of(run.facts())
+        chats = run.saved_models() and (stage is None or stage.writes_text)
+        return [*choices, Choice("chat", "Chat with its last checkpoint")] if chats else choices
+    if run.status() != "done":
+        return []
+    return [Choice(stage, _next_line(run, stage)) for stage in next_stages(run)]
+
+
+def _next_line(run: RunFolder, stage: str) -> str:
+    if stage == "chat":
+        return "Chat with it"
+    return (
+        f"{STAGES[stage].label} with it as the reward model" if trained_reward_model(run) else STAGES[stage].next_step
+    )
+
+
+def next_stages(run: RunFolder) -> Sequence[str]:
+    """Return what one would do with a run's result, the most usual first."""
+    stage = stage_of(run.facts())
+    if stage is None:
+        return ["chat"]
+    if not stage.trains and is_reward_model(run.model_path):
+        return []
+    found = ["chat", *stage.next] if stage.writes_text and stage.next else list(stage.next)
+    if stage.trains and stage.writes_text and is_adapter(run.path):
+        found.insert(1, MERGE.name)
+    return found
+
+
+def start_of(run: RunFolder) -> tuple[str | None, str | None]:
+    """Return (model, reward model) that the next stage begins with; a reward model's parent is the model."""
+    if not trained_reward_model(run):
+        return str(run.path), None
+    parent = (run.facts().get("parent") or {}).get("path")
+    folder = Path(parent) if parent else None
+    if folder is not None and folder.name == "model" and RunFolder(folder.parent).facts():
+        parent = str(folder.parent)
+    return parent, str(run.path)
