@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo lab web test test-all audit lint bench clean
+.PHONY: setup demo lab web test test-all audit lint bench recording clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ test-all: $(VENV)/.installed-test
 
 audit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rs tests/test_audit.py
+
+recording: $(VENV)/.installed-test
+	PYTHONPATH=$(CURDIR) $(BIN)/python docs/record.py
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
