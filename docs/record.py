@@ -146,7 +146,7 @@ def frames_of(seen: Sequence[tuple[float, tuple[Line, ...]]], training: tuple[fl
 
 
 def svg_of(frames: Sequence[Frame]) -> str:
-    """Return an SVG that shows the frames one after the other, forever; every different line stands in it once."""
+    """Return an SVG that shows the frames one after the other, forever; it holds every different line once."""
     width, height = round(COLUMNS * CELL_WIDTH + 2 * MARGIN), ROWS * LINE_HEIGHT + 2 * MARGIN
     names: dict[Line, str] = {}
     for frame in frames:
