@@ -9,7 +9,10 @@ from typing import Any
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
 WRITTEN_FOR = "4.57 and 5"  # the versions of Transformers that a native folder is written for
-NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT-2"}
+# What Llama, Mistral and Qwen3 call the gated activations in hidden_act. Other programs than Transformers know the first.
+HIDDEN_ACTS = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 STRETCHES = {"yarn": "YaRN scaling", "llama3": "Llama 3's RoPE scaling"}
 # YaRN's other settings, and the only values on which the readers of GGUF agree.
 YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
@@ -42,24 +45,56 @@ def what_loads(parts: Mapping[str, Any]) -> Loads:
     elif parts.get("auto_map"):
         architecture, reason = None, "needs its author's modeling code"
     else:
-        architecture, reason = kind, f"native: any tool that supports {NAMES.get(kind, kind)} loads it"
+        architecture, reason = kind, _native_reason(NAMES.get(kind, kind), parts)
     return Loads(architecture, reason, *_gguf(architecture, kind, parts))
 
 
 def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return (llama, mistral, qwen3 or None, the reason) for resolved parts."""
+    """Return (llama, mistral, qwen3, gpt2 or None, the reason) for resolved parts."""
+    if parts.get("position_embedding") == "learned":
+        differs = _unlike_gpt2(parts)
+        if differs:
+            return None, f"needs its own code, saved with it: GPT-2 has no {', no '.join(differs)}"
+        return "gpt2", _native_reason("GPT-2", parts)
     odd = _odd_parts(parts)
     if odd:
         return None, f"needs its own code, saved with it: Llama has no {', no '.join(odd)}"
     if parts.get("qk_norm"):
         if parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Qwen3 has QK-norm, but no mlp_bias"
-        return "qwen3", "native Qwen3: any tool that supports it loads it"
+        return "qwen3", _native_reason("Qwen3", parts)
     if parts.get("sliding_window"):
         if parts.get("attention_bias") or parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Mistral has a sliding window, but no biases"
-        return "mistral", "native Mistral: any tool that supports it loads it"
-    return "llama", "native Llama: any tool that supports it loads it"
+        return "mistral", _native_reason("Mistral", parts)
+    return "llama", _native_reason("Llama", parts)
+
+
+def _native_reason(name: str, parts: Mapping[str, Any]) -> str:
+    found = _hidden_act(parts)
+    if name not in NAMES.values() or found == "silu":
+        return f"native {name}: any tool that supports it loads it"
+    return f"native {name} with hidden_act {found}: Transformers loads it, many other programs have only SwiGLU there"
+
+
+def _hidden_act(parts: Mapping[str, Any]) -> str:
+    """Return the activation of a gated feed-forward by its name in Hugging Face configs."""
+    return str(parts.get("hidden_act") or HIDDEN_ACTS.get(parts.get("activation", ""), "silu"))
+
+
+def _unlike_gpt2(parts: Mapping[str, Any]) -> list[str]:
+    """Return what keeps a model with learned positions from being a GPT-2. Missing biases don't: zeros are saved."""
+    heads, groups, width = (parts.get(key) for key in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
+    shared = parts.get("attention") in ("gqa", "mqa") if groups is None else groups != heads
+    differs = [
+        str(parts.get(key)) for key, own in (("norm", "layernorm"), ("activation", "gelu")) if parts.get(key) != own
+    ]
+    differs += ["shared key-value heads"] if shared else []
+    differs += ["QK-norm"] if parts.get("qk_norm") else []
+    differs += ["sliding window"] if parts.get("sliding_window") else []
+    differs += [] if parts.get("tie_word_embeddings") else ["untied embeddings"]
+    odd_heads = parts.get("head_dim") and heads and width and parts["head_dim"] * heads != width
+    return [*differs, "head size of its own"] if odd_heads else differs
 
 
 def _odd_parts(parts: Mapping[str, Any]) -> list[str]:
@@ -68,7 +103,7 @@ def _odd_parts(parts: Mapping[str, Any]) -> list[str]:
         for key, wanted in (
             ("position_embedding", ("rope", "yarn")),
             ("norm", ("rmsnorm",)),
-            ("activation", ("swiglu",)),
+            ("activation", tuple(HIDDEN_ACTS)),
         )
         if parts.get(key) not in wanted
     ]
@@ -78,16 +113,20 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     """Return (GGUF's architecture or None, the reason, which programs read it)."""
     if architecture is None:
         odd = _odd_parts(parts) if kind in (None, "llm_lab") else []
+        if odd[:1] == ["learned"]:
+            return None, f"GGUF's GPT-2 has no {', no '.join(_unlike_gpt2(parts))}", ()
         why = f"GGUF's Llama has no {', no '.join(odd)}" if odd else "no GGUF architecture has these parts"
         return None, why, ()
     if architecture not in NAMES:
         return None, f"GGUF export supports {', '.join(NAMES.values())} only, and this is {architecture}", ()
+    if architecture == "gpt2":
+        return _gguf_gpt2(parts)
     found = "llama" if architecture == "mistral" else architecture
     name = NAMES[found]
     rope = rope_of(parts)
     window = _window(architecture, parts)
-    if parts.get("hidden_act", "silu") != "silu":
-        return None, f"GGUF's {name} has no {parts['hidden_act']}, SwiGLU only", ()
+    if _hidden_act(parts) != "silu":
+        return None, f"GGUF's {name} has no {_hidden_act(parts)}, SwiGLU only", ()
     if rope["rope_type"] not in ("default", *STRETCHES) or (rope["rope_type"] == "llama3" and found != "llama"):
         return None, f"GGUF export does not support RoPE type {rope['rope_type']}", ()
     odd = [key for key, usual in YARN_DEFAULTS.items() if rope.get(key) not in (None, usual)]
@@ -112,6 +151,19 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     if missing:
         return found, f"{what} for llama.cpp; Transformers' GGUF reader ignores {' and '.join(missing)}", BOTH[:1]
     return found, f"{what} for llama.cpp, Ollama and LM Studio", BOTH
+
+
+def _gguf_gpt2(parts: Mapping[str, Any]) -> tuple[str | None, str, Any]:
+    of_config = parts.get("model_type") == "gpt2"  # else of a recipe, whose GELU is exact
+    activation = parts.get("activation_function", "gelu_new") if of_config else "gelu"
+    if activation not in ("gelu", *TANH_GELU):
+        return None, f"GGUF's GPT-2 has no {activation}, GELU only", ()
+    if parts.get("scale_attn_by_inverse_layer_idx") or not parts.get("scale_attn_weights", True):
+        return None, "GGUF's GPT-2 scales attention by the head size only", ()
+    what = "a GPT-2 file for llama.cpp"
+    if activation in TANH_GELU:
+        return "gpt2", f"{what}, Ollama and LM Studio", BOTH
+    return "gpt2", f"{what}, which computes GELU by its close tanh form; so does Transformers' GGUF reader", BOTH[:1]
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .gguf_header import gguf_config, is_gguf
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
 CHARACTERS_PER_TOKEN = 3.5  # in English, with a usual vocabulary
+GATED = ("swiglu", "geglu", "reglu")  # activations with a gate; a test compares them with the model's
 ASSUMED_HUB_VOCABULARY = 50_257  # GPT-2's, until the tokenizer has been downloaded
 
 
@@ -27,13 +28,14 @@ class ModelShape:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    gated: bool  # SwiGLU: three matrices instead of two
+    gated: bool  # three matrices instead of two: SwiGLU, GeGLU, ReGLU
     norm_has_bias: bool  # LayerNorm
     attention_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = True
     max_position_embeddings: int | None = None
+    learned_positions: bool = False
     other_parameters: int = 0  # of what the other fields don't describe, such as linear attention or an image encoder
 
     @property
@@ -55,6 +57,7 @@ class ModelShape:
             "feed-forward": layers * feed_forward,
             "norms": norms,
             "output": 0 if self.tie_word_embeddings else self.vocab_size * hidden,
+            **({"positions": (self.max_position_embeddings or 0) * hidden} if self.learned_positions else {}),
             **({"other": self.other_parameters} if self.other_parameters else {}),
         }
 
@@ -87,19 +90,29 @@ def shape_of_parts(parts: Mapping[str, Any], vocab_size: int) -> ModelShape | No
     return ModelShape(
         vocab_size=vocab_size,
         **{key: parts[key] for key in (*needed, "num_key_value_heads")},
-        gated=parts.get("activation") == "swiglu",
+        gated=parts.get("activation") in GATED,
         norm_has_bias=parts.get("norm") == "layernorm",
         max_position_embeddings=parts.get("max_position_embeddings"),
+        learned_positions=parts.get("position_embedding") == "learned",
         **{key: bool(parts.get(key)) for key in ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings")},
     )
 
 
 # Per model_type of Hugging Face: what its config does not say.
+_GPT2_BLOCK = {"gated": False, "norm_has_bias": True, "attention_bias": True, "mlp_bias": True}
 _ARCHITECTURES: dict[str, dict[str, bool]] = {
     "llama": {"gated": True, "norm_has_bias": False},
     "mistral": {"gated": True, "norm_has_bias": False},
     "qwen3": {"gated": True, "norm_has_bias": False, "qk_norm": True},
+    "gpt2": {**_GPT2_BLOCK, "learned_positions": True},
     "llm_lab": {},
+}
+# {our name: (GPT-2's, its default in transformers)}
+_GPT2_NAMES = {
+    "hidden_size": ("n_embd", 768),
+    "num_hidden_layers": ("n_layer", 12),
+    "num_attention_heads": ("n_head", 12),
+    "max_position_embeddings": ("n_positions", 1024),
 }
 # The defaults of transformers for keys that a config leaves out.
 _LEFT_OUT: dict[str, dict[str, int]] = {
@@ -154,6 +167,10 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
     kind = _ARCHITECTURES.get(config.get("model_type", ""))
     if kind is None:
         return None
+    if config["model_type"] == "gpt2":
+        config = {**config, **{ours: config.get(theirs, usual) for ours, (theirs, usual) in _GPT2_NAMES.items()}}
+        config.setdefault("tie_word_embeddings", True)
+        config["intermediate_size"] = config.get("n_inner") or 4 * config["hidden_size"]
     config = {**_LEFT_OUT.get(config["model_type"], {}), **config}
     parts = {key: config.get(key) for key in (f.name for f in fields(ModelShape)) if config.get(key) is not None}
     heads = parts.get("num_attention_heads")
@@ -163,7 +180,7 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
     parts.setdefault("head_dim", parts["hidden_size"] // heads)
     parts.setdefault("tie_word_embeddings", False)
     shape = shape_of_parts(
-        {"activation": config.get("activation"), "norm": config.get("norm"), **parts},
+        {**{key: config.get(key) for key in ("activation", "norm", "position_embedding")}, **parts},
         vocab_size or config.get("vocab_size") or 0,
     )
     if shape is None or not kind:

@@ -27,6 +27,20 @@ _LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 _WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_GPT2_LAYER = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+_GPT2_WHOLE = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+}
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types in GGUF
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # GGUF's names of the two kinds of BPE
@@ -45,7 +59,7 @@ PRE_TOKENIZERS = {(GPT2, False): "gpt-2", (LLAMA3, True): "llama-bpe", (QWEN2, F
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, *, weights: str, name: str, key: str = "export.to") -> None:
-    """Write a Llama, Mistral, Qwen2 or Qwen3 causal LM of transformers into one GGUF file.
+    """Write a Llama, Mistral, Qwen2, Qwen3 or GPT-2 causal LM of transformers into one GGUF file.
 
     weights: f32, f16, bf16 or q8_0. name: the model's name in the file. Raises UserError with the reason if GGUF does
     not support the model or its tokenizer.
@@ -59,7 +73,8 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, *, weights: str, name: st
     ends = tuple(end) if isinstance(end, list) else (end,)
     words = read_tokenizer(tokenizer, rows, ends)
     writer = _make_writer(path, loads.gguf)
-    _add_shape(writer, config, name, rows, weights)
+    _add_general(writer, name, rows, weights)
+    (_add_gpt2_shape if loads.gguf == "gpt2" else _add_shape)(writer, config)
     _add_tokenizer(writer, words)
     import torch
 
@@ -90,11 +105,9 @@ def _make_writer(path: Path, architecture: str) -> Any:
     return Writer(path, architecture)
 
 
-def _add_shape(writer: Any, config: dict[str, Any], name: str, rows: int, weights: str) -> None:
+def _add_general(writer: Any, name: str, rows: int, weights: str) -> None:
     import gguf
 
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_type("model")
     # transformers takes a llama file with the exact name "mistral" for another architecture, and fails.
@@ -102,6 +115,22 @@ def _add_shape(writer: Any, config: dict[str, Any], name: str, rows: int, weight
     writer.add_file_type(getattr(gguf.LlamaFileType, types[weights]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(rows)
+
+
+def _add_gpt2_shape(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_block_count(config["n_layer"])
+    writer.add_feed_forward_length(config["n_inner"] or 4 * config["n_embd"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+
+
+def _add_shape(writer: Any, config: dict[str, Any]) -> None:
+    import gguf
+
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -150,20 +179,23 @@ def _add_tokenizer(writer: Any, words: GgufTokenizer) -> None:
 def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, Any]]:
     """Yield (GGUF name, values) of every weight; a tied head is left out, as GGUF then uses the embeddings."""
     config = model.config
+    inner_names, outer_names = (_GPT2_LAYER, _GPT2_WHOLE) if architecture == "gpt2" else (_LAYER, _WHOLE)
     if rope_of(config.to_dict())["rope_type"] == "llama3":
         yield "rope_freqs.weight", _llama3_divisors(config)
     for name, values in model.state_dict().items():
         module, kind = name.rsplit(".", 1)
         if module == "lm_head" and config.tie_word_embeddings:
             continue
-        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
-        inner = _LAYER.get(layer[2]) if layer else None
-        found = f"blk.{layer[1]}.{inner}" if layer and inner else _WHOLE.get(module)
+        layer = re.fullmatch(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)", module)
+        inner = inner_names.get(layer[2]) if layer else None
+        found = f"blk.{layer[1]}.{inner}" if layer and inner else outer_names.get(module)
         if found is None:
             raise UserError(Problem("export.to", f"GGUF does not support the weight {name}", value="gguf"))
         if architecture == "llama" and inner in ("attn_q", "attn_k"):
             heads = config.num_attention_heads if inner == "attn_q" else config.num_key_value_heads
             values = interleave_rotary(values, heads)
+        elif architecture == "gpt2" and inner and values.ndim == 2:
+            values = values.T  # GPT-2 stores its matrices as (inputs, outputs)
         yield f"{found}.{kind}", values
 
 

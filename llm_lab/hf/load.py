@@ -227,6 +227,13 @@ def context_of(model: Any) -> int | None:
     return context_in(model.config.get_text_config().to_dict())
 
 
+def has_learned_positions(model: Any) -> bool:
+    """Return whether a model has a trained vector for each position, and so none beyond its context."""
+    config = model.config.get_text_config()
+    learned = getattr(config, "position_embedding", None) == "learned"
+    return learned or config.model_type in ("gpt2", "opt", "gpt_bigcode")
+
+
 def checkpoint_activations(model: Any) -> None:
     """Enable activation checkpointing: keep only the inputs of blocks and recompute the rest in the backward pass."""
     # transformers is renaming this method; custom code on the Hub may have either name.

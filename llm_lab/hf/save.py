@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llm_lab.estimate.compatibility import native_architecture
+from llm_lab.estimate.adapter_base import read_object
+from llm_lab.estimate.compatibility import HIDDEN_ACTS, native_architecture
 
 from .adapter import save_adapter
+from .gpt2 import from_gpt2_weights, gpt2_config, to_gpt2_weights
 from .tokenizers import save_tokenizer, write_older_names
 
 _SHARED = [
@@ -30,14 +32,17 @@ _SHARED = [
 
 
 def native_config(config: Any) -> Any | None:
-    """Return the Llama, Mistral or Qwen3 config equivalent to a LabConfig, or None."""
+    """Return the Llama, Mistral, Qwen3 or GPT-2 config equivalent to a LabConfig, or None."""
     kind, _ = native_architecture({key: getattr(config, key) for key in _PARTS})
     if kind is None:
         return None
+    if kind == "gpt2":
+        return gpt2_config(config)
     from transformers import LlamaConfig, MistralConfig, Qwen3Config
 
     values = {key: getattr(config, key) for key in _SHARED}
-    values |= {"rms_norm_eps": config.norm_eps, "hidden_act": "silu", "rope_parameters": dict(config.rope_parameters)}
+    values |= {"rms_norm_eps": config.norm_eps, "hidden_act": HIDDEN_ACTS[config.activation]}
+    values["rope_parameters"] = dict(config.rope_parameters)
     if kind == "llama":
         return LlamaConfig(**values, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias)
     if kind == "mistral":
@@ -53,7 +58,20 @@ def native_config(config: Any) -> Any | None:
     )
 
 
-_PARTS = ("position_embedding", "norm", "activation", "qk_norm", "sliding_window", "attention_bias", "mlp_bias")
+_PARTS = (
+    "position_embedding",
+    "norm",
+    "activation",
+    "qk_norm",
+    "sliding_window",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 
 
 def lab_config(config: Any) -> Any | None:
@@ -65,7 +83,8 @@ def lab_config(config: Any) -> Any | None:
     rope_type = rope.get("rope_type", "default")
     if kind not in ("llama", "mistral", "qwen3") or rope_type not in ("default", "yarn"):
         return None
-    if getattr(config, "hidden_act", None) != "silu" or set(rope) - {*ROPE_KEYS, *YARN_KEYS}:
+    activation = {name: ours for ours, name in HIDDEN_ACTS.items()}.get(getattr(config, "hidden_act", None))
+    if activation is None or set(rope) - {*ROPE_KEYS, *YARN_KEYS}:
         return None
     window = getattr(config, "sliding_window", None)
     if kind == "qwen3":
@@ -80,7 +99,7 @@ def lab_config(config: Any) -> Any | None:
         rope_parameters=rope,
         norm="rmsnorm",
         norm_eps=config.rms_norm_eps,
-        activation="swiglu",
+        activation=activation,
         # A config.json may contain any key; only the classes with such biases read these.
         attention_bias=kind != "mistral" and bool(getattr(config, "attention_bias", False)),
         mlp_bias=kind == "llama" and bool(getattr(config, "mlp_bias", False)),
@@ -108,7 +127,10 @@ def set_special_tokens(model: Any, tokenizer: Any) -> None:
 
 
 def to_native(model: Any) -> Any | None:
-    """Return the model as LlamaForCausalLM (or Mistral, Qwen3) with shared weights, or None."""
+    """Return the model as LlamaForCausalLM (or Mistral, Qwen3) with shared weights, or None.
+
+    As GPT2LMHeadModel its matrices are copies: GPT-2 stores them transposed, and query, key and value as one.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -117,11 +139,14 @@ def to_native(model: Any) -> Any | None:
     config = native_config(model.config)
     if config is None:
         return None
-    if model.config.hidden_dropout:
+    weights = model.state_dict()
+    if config.model_type == "gpt2":
+        weights = to_gpt2_weights(weights, config.n_layer)
+    elif model.config.hidden_dropout:
         config.hidden_dropout = model.config.hidden_dropout
     with torch.device("meta"):
         native = AutoModelForCausalLM.from_config(config)
-    native.load_state_dict(model.state_dict(), strict=True, assign=True)
+    native.load_state_dict(weights, strict=True, assign=True)
     native.tie_weights()
     head = native.get_output_embeddings().weight
     assert head.data_ptr() == model.get_output_embeddings().weight.data_ptr(), "tying has replaced the head"
@@ -142,6 +167,19 @@ def save_model(model: Any, folder: str | Path, tokenizer: Any = None, state_dict
     write_older_names(folder / "config.json", older_config)
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
+
+
+def restore_weights(model: Any, folder: str | Path) -> bool:
+    """Load the weights that `save_model` has written with other names into the model; returns whether it did so."""
+    from safetensors.torch import load_file
+
+    saved = read_object(Path(folder) / "config.json") or {}
+    if getattr(getattr(model, "config", None), "model_type", None) != "llm_lab" or saved.get("model_type") != "gpt2":
+        return False
+    wanted = model.state_dict()
+    weights = load_file(Path(folder) / "model.safetensors")
+    model.load_state_dict(from_gpt2_weights(weights, wanted))
+    return True
 
 
 def older_config(config: dict[str, Any]) -> dict[str, Any]:

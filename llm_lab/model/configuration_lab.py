@@ -7,7 +7,7 @@ try:
 except ImportError as error:
     raise ImportError("this model's own code requires transformers 5: pip install -U 'transformers>=5'") from error
 
-from .feed_forward import ACTIVATIONS
+from .feed_forward import ACTIVATIONS, GATED
 from .norms import NORMS
 from .positions import POSITION_EMBEDDINGS
 
@@ -45,7 +45,7 @@ class LabConfig(PreTrainedConfig):
 
     Multi-head, grouped-query and multi-query attention differ only in `num_key_value_heads`. Defaults:
     `num_key_value_heads` is `num_attention_heads`, `head_dim` is `hidden_size / num_attention_heads`, and
-    `intermediate_size` is 4 times `hidden_size`, or for swiglu 8/3 times, rounded up to a multiple of 64.
+    `intermediate_size` is 4 times `hidden_size`, or for gated activations 8/3 times, rounded up to a multiple of 64.
     """
 
     model_type = "llm_lab"
@@ -96,7 +96,7 @@ class LabConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.intermediate_size is None:
-            gated = self.activation == "swiglu"
+            gated = self.activation in GATED
             self.intermediate_size = -(-8 * self.hidden_size // 192) * 64 if gated else 4 * self.hidden_size
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:

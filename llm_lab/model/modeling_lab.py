@@ -25,13 +25,15 @@ from .configuration_lab import LabConfig
 from .feed_forward import FeedForward
 from .masks import alibi_mask_and_bias, refuse_kernel_without_bias, token_positions
 from .norms import make_norm
-from .positions import Alibi, Rope, Sinusoidal, Yarn
+from .positions import Alibi, Learned, Rope, Sinusoidal, Yarn
 
 
-def make_positions(config: LabConfig) -> Sinusoidal | Rope | Yarn | Alibi:
+def make_positions(config: LabConfig) -> Sinusoidal | Learned | Rope | Yarn | Alibi:
     """Return the position embedding of a configuration."""
     if config.position_embedding == "sinusoidal":
         return Sinusoidal(config.hidden_size)
+    if config.position_embedding == "learned":
+        return Learned(config.max_position_embeddings, config.hidden_size)
     if config.position_embedding == "alibi":
         return Alibi(config.num_attention_heads)
     assert config.rope_parameters is not None, "set by LabConfig"
@@ -144,6 +146,8 @@ class LabModel(LabPreTrainedModel):
                 positions = token_positions(x, attention_mask, past_key_values)
             if isinstance(self.positions, Rope):
                 rotary = self.positions(positions, x.dtype)
+            elif isinstance(self.positions, Learned):
+                x = x + self.positions(positions)
             else:
                 x = (x * self.config.hidden_size**0.5 + self.positions(positions)).to(x.dtype)
         if use_cache is None:

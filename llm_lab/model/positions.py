@@ -1,7 +1,7 @@
-"""The four position embeddings: sinusoidal, RoPE, YaRN and ALiBi.
+"""The five position embeddings: sinusoidal, learned, RoPE, YaRN and ALiBi.
 
-They have no buffers. Everything is computed in float32 from integer positions, once per forward pass of the model, so
-it is exact after a cast to bf16, after loading from the meta device, and for longer contexts.
+They have no buffers. All but the learned one are computed in float32 from integer positions, once per forward pass of
+the model, so they are exact after a cast to bf16, after loading from the meta device, and for longer contexts.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import nn
 
-POSITION_EMBEDDINGS = ("sinusoidal", "rope", "alibi", "yarn")
+POSITION_EMBEDDINGS = ("sinusoidal", "rope", "alibi", "yarn", "learned")
 
 
 class Sinusoidal(nn.Module):
@@ -24,6 +24,16 @@ class Sinusoidal(nn.Module):
         channels = torch.arange(0, self.hidden_size, 2, dtype=torch.float32, device=positions.device)
         angles = positions[..., None].float() * 10000.0 ** (-channels / self.hidden_size)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+class Learned(nn.Embedding):
+    """A trained vector for each position of the context, as in GPT-2 (Gehring et al., arXiv:1705.03122)."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """Map positions (batch, length) to (batch, length, hidden_size); ValueError for more than it has."""
+        if positions.shape[-1] > self.num_embeddings:
+            raise ValueError(f"{positions.shape[-1]} tokens, but learned positions only for {self.num_embeddings}")
+        return super().forward(positions)
 
 
 class Rope(nn.Module):

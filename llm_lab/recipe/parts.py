@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from llm_lab.errors import Problem
-from llm_lab.estimate.parameters import ModelShape, context_in, read_config_json, shape_of_config, shape_of_parts
+from llm_lab.estimate.parameters import GATED, ModelShape, context_in, read_config_json, shape_of_config, shape_of_parts
 
 from .fields import Bool, Float, Group, Int, OneOf, option
 from .stage import PartialRecipe, Rule, Values
@@ -19,6 +19,7 @@ POSITIONS = {
     "rope": "rotary: rotates queries and keys by their position; today's standard",
     "yarn": "rotary, extended to contexts longer than the original",
     "alibi": "no position vectors: a penalty that grows with distance; extrapolates",
+    "learned": "a trained vector for each position; GPT-2's, and no longer context than trained",
     "sinusoidal": "fixed sine waves added to the embeddings; the original Transformer",
 }
 NORMS = {
@@ -32,6 +33,9 @@ ATTENTIONS = {
 }
 ACTIVATIONS = {
     "swiglu": "gated SiLU, three matrices; best loss per parameter in most studies",
+    "geglu": "gated GELU, three matrices; close to SwiGLU, used in Gemma",
+    "reglu": "gated ReLU, three matrices; the cheapest gate, with exact zeros",
+    "relu2": "ReLU squared; used in nanochat and in speed records of small models",
     "gelu": "smooth ReLU; used in GPT-2 and BERT",
     "silu": "x times sigmoid(x), ungated",
     "relu": "zero below zero; many exact zeros",
@@ -91,8 +95,10 @@ class ModelParts(Group):
         why="RoPE (Su et al. 2021) encodes relative distance by rotation and is used by Llama, Qwen and "
         "Mistral. YaRN (Peng et al. 2023) rescales its frequencies for longer contexts. ALiBi "
         "(Press et al. 2021) extrapolates without training but is slower in most kernels. Sinusoids "
-        "(Vaswani et al. 2017) are mostly historical. RoPE and YaRN with RMSNorm and SwiGLU load natively "
-        "everywhere; other combinations need their own code, which is saved with the model.",
+        "(Vaswani et al. 2017) are mostly historical. Learned positions cost max_position_embeddings × hidden_size "
+        "parameters; with LayerNorm, GELU, multi-head attention and tied embeddings the model is a GPT-2 (Radford et "
+        "al. 2019). RoPE and YaRN with RMSNorm and SwiGLU load natively everywhere; other combinations need their own "
+        "code, which is saved with the model.",
     )
     rope_theta: Float = option(
         10000.0,
@@ -150,8 +156,10 @@ class ModelParts(Group):
         help="the activation of the feed-forward network",
         question="Which activation?",
         choices=ACTIVATIONS,
-        why="SwiGLU (Shazeer 2020) has three matrices, so its inner width is two thirds as large: the same number of "
-        "parameters, usually a lower loss. ReLU and GELU have two matrices of four times hidden_size.",
+        why="SwiGLU, GeGLU and ReGLU (Shazeer 2020) have three matrices, so their inner width is two thirds as large: "
+        "the same number of parameters, usually a lower loss. The others have two matrices of four times hidden_size. "
+        "Squared ReLU (So et al. 2021) costs no more than ReLU; for one pass over the data published results prefer "
+        "it to SwiGLU, for many passes the reverse.",
     )
     hidden_size: Int | None = option(
         help="width: the size of the hidden states",
@@ -197,7 +205,7 @@ class ModelParts(Group):
     intermediate_size: Int | None = option(
         help="inner width of the feed-forward part",
         question="Inner width of the feed-forward (intermediate_size)?",
-        derived="8/3 × hidden_size for swiglu, 4 × hidden_size otherwise",
+        derived="8/3 × hidden_size for gated activations, 4 × hidden_size otherwise",
         ge=8,
         le=262144,
         advanced=True,
@@ -371,7 +379,7 @@ def derive_model(recipe: PartialRecipe, vocab_size: int) -> ModelShape | None:
     else:
         recipe.fill("model.num_key_value_heads", _kv_heads_for(heads), "gqa: about a quarter of the heads")
     recipe.fill("model.head_dim", max(1, hidden // heads), "hidden_size / num_attention_heads")
-    if recipe.get("model.activation") == "swiglu":
+    if recipe.get("model.activation") in GATED:
         inner = max(8, round(hidden * 8 / 3 / 32) * 32)
         recipe.fill("model.intermediate_size", inner, "8/3 × hidden_size, to a multiple of 32")
     else:

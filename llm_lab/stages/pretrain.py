@@ -21,6 +21,7 @@ from llm_lab.hf.load import (
     checkpoint_activations,
     config_of_parts,
     context_of,
+    has_learned_positions,
     load_model,
     quiet_libraries,
     read_config,
@@ -286,6 +287,10 @@ class PretrainEvaluation:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         inputs = torch.tensor([ids or [start]], device=model.device)
         cuda = [model.device] if model.device.type == "cuda" else []
+        most = wanted.max_new_tokens
+        if has_learned_positions(model):
+            inputs = inputs[:, -(context_of(model) or 1) + 1 :]
+            most = min(most, (context_of(model) or 1) - inputs.shape[1])
         sampling: dict[str, Any] = {"do_sample": False}
         if wanted.temperature > 0:
             sampling = {"do_sample": True, "temperature": wanted.temperature, "top_k": 0}
@@ -300,7 +305,7 @@ class PretrainEvaluation:
             output = model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
-                max_new_tokens=wanted.max_new_tokens,
+                max_new_tokens=most,
                 pad_token_id=tokenizer.eos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 **sampling,

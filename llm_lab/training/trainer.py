@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, RunWarning
 from llm_lab.hf.load import hide_router_logits
+from llm_lab.hf.save import restore_weights
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remove_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.manifest import write_manifest
@@ -262,6 +263,10 @@ class LabTrainerMixin(_Base):
         }  # TRL's standard deviation of one value is NaN
         collected.clear()
         return {name: round(means[key], 6) for key, name in self.logged.items() if key in means}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not restore_weights(self.model, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def restore(self, checkpoint: Path) -> None:
         """Load a checkpoint without training: the weights, the counts of the run and the random state."""

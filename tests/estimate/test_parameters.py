@@ -1,18 +1,19 @@
 """What the plan counts before the build is what the build has."""
 
-import itertools
 import json
 
 import pytest
 import torch
 from conftest import tiny_recipe
-from support.tiny_models import COMBINATIONS, KEY_VALUE_HEADS, tiny_config
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
+from support.tiny_models import FACTORS, KEY_VALUE_HEADS, combinations, named, tiny_config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
+from llm_lab.estimate import parameters
 from llm_lab.estimate.parameters import read_config_json, shape_of_config, vocabulary_size
 from llm_lab.hf.load import config_of_parts
 from llm_lab.hf.save import native_config
 from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
+from llm_lab.model import feed_forward
 from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS, SIZES
 from llm_lab.recipe.resolve import resolve
@@ -38,40 +39,28 @@ def count(model: torch.nn.Module) -> int:
 
 
 def test_the_parts_of_a_recipe_are_the_parts_of_the_model():
-    of_the_model = [set(part) for part in zip(*COMBINATIONS, strict=True)]
-    assert of_the_model == [set(part) for part in (POSITIONS, NORMS, ATTENTIONS, ACTIVATIONS)]
-    assert len(COMBINATIONS) == 120
+    of_the_model = [set(FACTORS[part]) for part in ("position", "norm", "activation")]
+    assert of_the_model == [set(part) for part in (POSITIONS, NORMS, ACTIVATIONS)]
+    assert set(KEY_VALUE_HEADS) == set(ATTENTIONS)
+    assert parameters.GATED == feed_forward.GATED
 
 
-@pytest.mark.parametrize(("position", "norm", "attention", "activation"), COMBINATIONS)
-def test_parameters_counted_before_the_build_are_those_of_the_model(position, norm, attention, activation):
-    variants = itertools.product((True, False), (True, False), (True, False))
-    for tied, biases, qk_norm in variants:
-        parts = {
-            "position_embedding": position,
-            "norm": norm,
-            "attention": attention,
-            "num_key_value_heads": None if attention != "gqa" else 2,
-            "activation": activation,
-            "tie_word_embeddings": tied,
-            "attention_bias": biases,
-            "mlp_bias": biases != qk_norm,
-            "qk_norm": qk_norm,
-            "sliding_window": 5 if qk_norm else None,
-            "num_attention_heads": 4,
-            "head_dim": 10 if biases else None,
-        }
-        raw = tiny_recipe()
-        raw["model"] |= parts
-        resolved = resolve(raw)
-        config = config_of_parts(resolved.recipe.model.model_dump(by_alias=True), 257)
-        model = built(config)
-        assert resolved.shape.parameters == count(model)
-        assert resolved.estimate.parameters_by_part == resolved.shape.parameters_by_part
-        embedding = model.get_input_embeddings().weight.numel()
-        assert resolved.shape.parameters_by_part["embedding"] == embedding
-        assert resolved.shape.parameters_by_part["output"] == (0 if tied else embedding)
-        assert config.num_key_value_heads == KEY_VALUE_HEADS[attention]
+@pytest.mark.parametrize("parts", combinations(2), ids=named)
+def test_parameters_counted_before_the_build_are_those_of_the_model(parts):
+    attention = next(name for name, heads in KEY_VALUE_HEADS.items() if heads == parts["num_key_value_heads"])
+    own = {"position_embedding": parts["position"], "attention": attention, "num_attention_heads": 4}
+    own |= {"num_key_value_heads": None if attention != "gqa" else 2, "head_dim": 10 if parts["mlp_bias"] else None}
+    raw = tiny_recipe()
+    raw["model"] |= {key: value for key, value in parts.items() if key != "position"} | own
+    resolved = resolve(raw)
+    config = config_of_parts(resolved.recipe.model.model_dump(by_alias=True), 257)
+    model = built(config)
+    assert resolved.shape.parameters == count(model)
+    assert resolved.estimate.parameters_by_part == resolved.shape.parameters_by_part
+    embedding = model.get_input_embeddings().weight.numel()
+    assert resolved.shape.parameters_by_part["embedding"] == embedding
+    assert resolved.shape.parameters_by_part["output"] == (0 if parts["tie_word_embeddings"] else embedding)
+    assert config.num_key_value_heads == KEY_VALUE_HEADS[attention]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -82,6 +71,8 @@ def test_parameters_counted_before_the_build_are_those_of_the_model(position, no
         LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, head_dim=12),
         MistralConfig(**SMALL, sliding_window=8),
         Qwen3Config(**SMALL, head_dim=16, attention_bias=True),
+        GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=48),
+        GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_inner=40),
         tiny_config("alibi", norm="layernorm", activation="gelu", attention_bias=True),
         tiny_config("yarn", qk_norm=True, num_key_value_heads=1),
     ],
@@ -105,7 +96,7 @@ def test_keys_missing_from_a_config_have_the_defaults_of_transformers(kind, tmp_
 
 
 def test_the_shape_of_an_unsupported_architecture_is_unknown(tmp_path):
-    assert shape_of_config({"model_type": "gpt2", "n_embd": 32}) is None
+    assert shape_of_config({"model_type": "opt", "hidden_size": 32}) is None
     assert shape_of_config({"model_type": "llama"}) is None
     assert read_config_json(tmp_path) is None
     (tmp_path / "config.json").write_text("{")

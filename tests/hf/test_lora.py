@@ -58,7 +58,7 @@ def from_config(config):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_preset_trains_exactly_its_layers_for_every_activation(preset, activation):
-    feed_forward = [*(["gate_proj"] if activation == "swiglu" else []), "up_proj", "down_proj"]
+    feed_forward = [*(["gate_proj"] if activation in ("swiglu", "geglu", "reglu") else []), "up_proj", "down_proj"]
     layers = {
         "minimal": (ATTENTION[0], ATTENTION[2]),
         "attention_only": ATTENTION,

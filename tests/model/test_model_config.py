@@ -18,7 +18,7 @@ def test_the_feed_forward_width_depends_on_the_activation(activation, width):
     assert LabConfig(hidden_size=128, activation=activation).intermediate_size == width
 
 
-@pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "yarn"])
+@pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "yarn", "learned"])
 def test_a_configuration_is_the_same_after_saving_and_loading(position, tmp_path):
     config = tiny_config(position, sliding_window=7, qk_norm=True, eos_token_id=[1, 2])
     config.save_pretrained(tmp_path)

@@ -6,7 +6,7 @@ from support.sampling import every_pair
 from support.tiny_models import decode_in_chunks, left_padded, tiny_config, tiny_model, tokens
 from transformers import DynamicCache, StaticCache
 
-POSITIONS = ["sinusoidal", "rope", "alibi", "yarn"]
+POSITIONS = ["sinusoidal", "rope", "alibi", "yarn", "learned"]
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from llm_lab.model.feed_forward import FeedForward
+from llm_lab.model.feed_forward import ACTIVATIONS, FeedForward
 from llm_lab.model.masks import alibi_mask_and_bias
 from llm_lab.model.norms import RMSNorm
 from llm_lab.model.positions import Alibi, Rope, Sinusoidal, Yarn, apply_rotary
@@ -199,13 +199,10 @@ def test_rms_norm_equals_llama(dtype):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "gelu", "leaky_relu", "silu", "swiglu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_feed_forward_network_uses_its_activation(activation, bias):
     network, x = FeedForward(6, 10, activation, bias), torch.randn(4, 6)
-    inner = network.up_proj(x)
-    if activation == "swiglu":
-        inner = ACT2FN["silu"](network.gate_proj(x)) * inner
-    else:
-        inner = ACT2FN[activation](inner)
+    inner, gate = network.up_proj(x), {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}.get(activation)
+    inner = ACT2FN[gate](network.gate_proj(x)) * inner if gate else ACT2FN[activation](inner)
     torch.testing.assert_close(network(x), network.down_proj(inner))
-    assert len(list(network.parameters())) == (3 if activation == "swiglu" else 2) * (2 if bias else 1)
+    assert len(list(network.parameters())) == (3 if gate else 2) * (2 if bias else 1)

@@ -93,7 +93,7 @@ def test_loading_initializes_only_missing_weights(tmp_path):
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "yarn"])
+@pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "yarn", "learned"])
 def test_a_model_created_on_the_meta_device_is_correct(position):
     model, ids = tiny_model(position), tokens(2, 9)
     with torch.device("meta"):

@@ -7,7 +7,7 @@ from support.tiny_models import left_padded, tiny_config, tiny_model, tokens
 
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification
 
-POSITIONS = ["sinusoidal", "rope", "alibi", "yarn"]
+POSITIONS = ["sinusoidal", "rope", "alibi", "yarn", "learned"]
 
 
 @pytest.fixture(autouse=True)

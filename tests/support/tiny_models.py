@@ -1,6 +1,7 @@
 """Tiny models with any combination of parts, and inputs for them."""
 
 import itertools
+from typing import Any
 
 import torch
 
@@ -10,26 +11,41 @@ from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.model.norms import NORMS
 from llm_lab.model.positions import POSITION_EMBEDDINGS
 
+from .sampling import covering
+
 VOCABULARY = 61
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
 KEY_VALUE_HEADS = {"mha": 4, "gqa": 2, "mqa": 1}
-PARTS = (POSITION_EMBEDDINGS, NORMS, KEY_VALUE_HEADS, ACTIVATIONS)
-COMBINATIONS = list(itertools.product(*PARTS))
+# The arguments of `tiny_config` that select parts, and their values.
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "position": POSITION_EMBEDDINGS,
+    "norm": NORMS,
+    "num_key_value_heads": tuple(KEY_VALUE_HEADS.values()),
+    "activation": tuple(ACTIVATIONS),
+    "qk_norm": (False, True),
+    "attention_bias": (False, True),
+    "mlp_bias": (False, True),
+    "tie_word_embeddings": (True, False),
+    "sliding_window": (None, 5),
+}
 
 
-def all_pairs(combinations, known=()):
-    """Return few combinations that, with the known ones, contain every pair of values of any two parts."""
+def combinations(strength: int) -> list[dict[str, Any]]:
+    """Return few combinations of parts that contain every pair (2) or triple (3) of them."""
+    return [dict(zip(FACTORS, row, strict=True)) for row in covering(list(FACTORS.values()), strength)]
 
-    def pairs(combination):
-        return set(itertools.combinations(enumerate(combination), 2))
 
-    missing = set().union(*map(pairs, combinations)) - set().union(*map(pairs, known))
-    chosen = []
-    while missing:
-        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
-        chosen.append(best)
-        missing -= pairs(best)
-    return chosen
+def every_combination() -> list[dict[str, Any]]:
+    """Return the full product of the parts with several choices; switches are as by default."""
+    several = {name: values for name, values in FACTORS.items() if len(values) > 2 or name == "norm"}
+    return [dict(zip(several, row, strict=True)) for row in itertools.product(*several.values())]
+
+
+def named(parts: dict[str, Any]) -> str:
+    """Return a combination as the id of a test."""
+    return "-".join(
+        value if isinstance(value, str) else f"{name}={value}" for name, value in parts.items() if value is not False
+    )
 
 
 def tiny_config(position: str = "rope", **changes) -> LabConfig:
