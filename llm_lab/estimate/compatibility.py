@@ -10,7 +10,7 @@ LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
 WRITTEN_FOR = "4.57 and 5"  # the versions of Transformers that a native folder is written for
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT-2"}
-# What Llama, Mistral and Qwen3 call the gated activations in hidden_act. Other programs than Transformers know the first.
+# What Llama, Mistral and Qwen3 call the gated activations in hidden_act. Most other programs know only the first.
 HIDDEN_ACTS = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 STRETCHES = {"yarn": "YaRN scaling", "llama3": "Llama 3's RoPE scaling"}
@@ -161,9 +161,16 @@ def _gguf_gpt2(parts: Mapping[str, Any]) -> tuple[str | None, str, Any]:
     if parts.get("scale_attn_by_inverse_layer_idx") or not parts.get("scale_attn_weights", True):
         return None, "GGUF's GPT-2 scales attention by the head size only", ()
     what = "a GPT-2 file for llama.cpp"
-    if activation in TANH_GELU:
-        return "gpt2", f"{what}, Ollama and LM Studio", BOTH
-    return "gpt2", f"{what}, which computes GELU by its close tanh form; so does Transformers' GGUF reader", BOTH[:1]
+    if activation not in TANH_GELU:
+        return (
+            "gpt2",
+            f"{what}, which computes GELU by its close tanh form; so does Transformers' GGUF reader",
+            BOTH[:1],
+        )
+    width = parts.get("n_embd", 768)
+    if parts.get("n_positions", 1024) != 1024 or (parts.get("n_inner") or 4 * width) != 4 * width:
+        return "gpt2", f"{what}; Transformers' GGUF reader ignores the context and the inner width", BOTH[:1]
+    return "gpt2", f"{what}, Ollama and LM Studio", BOTH
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def lab_config(config: Any) -> Any | None:
     rope_type = rope.get("rope_type", "default")
     if kind not in ("llama", "mistral", "qwen3") or rope_type not in ("default", "yarn"):
         return None
-    activation = {name: ours for ours, name in HIDDEN_ACTS.items()}.get(getattr(config, "hidden_act", None))
+    activation = next((ours for ours, name in HIDDEN_ACTS.items() if name == getattr(config, "hidden_act", None)), None)
     if activation is None or set(rope) - {*ROPE_KEYS, *YARN_KEYS}:
         return None
     window = getattr(config, "sliding_window", None)

@@ -214,7 +214,9 @@ def transformers_model(kind: str, extra_rows: int = 0, **changes):
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA_3 |= {"original_max_position_embeddings": 16}
 NATIVE_MODELS = {
-    "gpt2": ("gpt2", {}),
+    "gpt2": ("gpt2", {"max_position_embeddings": 1024}),
+    "gpt2, another context": ("gpt2", {}),
+    "gpt2, exact GELU": ("gpt2", {"activation_function": "gelu", "max_position_embeddings": 1024}),
     "llama": ("llama", {}),
     "llama, more rows than tokens": ("llama", {"extra_rows": 7}),
     "llama 3": ("llama", {"rope_parameters": LLAMA_3}),
@@ -239,7 +241,8 @@ def test_models_of_transformers_load_in_what_is_claimed(tmp_path):
         name for name in NATIVE_MODELS if "window" in name
     }
     assert all(loads.architecture == NATIVE_MODELS[name][0] for name, loads in claims.items())
-    assert claims["llama 3"].gguf_readers == (LLAMA_CPP,)
+    for name in ("llama 3", "gpt2, another context", "gpt2, exact GELU"):
+        assert claims[name].gguf_readers == (LLAMA_CPP,), name
     assert claims["qwen2"].gguf_readers == (LLAMA_CPP, TRANSFORMERS)
 
 
