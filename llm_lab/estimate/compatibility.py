@@ -63,6 +63,8 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
         if parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Qwen3 has QK-norm, but no mlp_bias"
         return "qwen3", _native_reason("Qwen3", parts)
+    if parts.get("sliding_window_pattern") or len(set(parts.get("layer_types") or ())) > 1:
+        return None, "needs its own code, saved with it: Mistral has a sliding window in every layer"
     if parts.get("sliding_window"):
         if parts.get("attention_bias") or parts.get("mlp_bias"):
             return None, "needs its own code, saved with it: Mistral has a sliding window, but no biases"
@@ -93,12 +95,20 @@ def _unlike_gpt2(parts: Mapping[str, Any]) -> list[str]:
     differs += ["QK-norm"] if parts.get("qk_norm") else []
     differs += ["sliding window"] if parts.get("sliding_window") else []
     differs += [] if parts.get("tie_word_embeddings") else ["untied embeddings"]
+    differs += _own_extras(parts)
     odd_heads = parts.get("head_dim") and heads and width and parts["head_dim"] * heads != width
     return [*differs, "head size of its own"] if odd_heads else differs
 
 
+def _own_extras(parts: Mapping[str, Any]) -> list[str]:
+    """Return the parts that no native architecture here has."""
+    extras = {"final_logit_softcapping": "logit soft-cap", "residual_scalars": "residual scalars"}
+    extras |= {"value_embeddings": "value embeddings"}
+    return [name for key, name in extras.items() if parts.get(key)]
+
+
 def _odd_parts(parts: Mapping[str, Any]) -> list[str]:
-    return [
+    return _own_extras(parts) + [
         str(parts.get(key))
         for key, wanted in (
             ("position_embedding", ("rope", "yarn")),
@@ -113,7 +123,7 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
     """Return (GGUF's architecture or None, the reason, which programs read it)."""
     if architecture is None:
         odd = _odd_parts(parts) if kind in (None, "llm_lab") else []
-        if odd[:1] == ["learned"]:
+        if parts.get("position_embedding") == "learned":
             return None, f"GGUF's GPT-2 has no {', no '.join(_unlike_gpt2(parts))}", ()
         why = f"GGUF's Llama has no {', no '.join(odd)}" if odd else "no GGUF architecture has these parts"
         return None, why, ()

@@ -109,7 +109,7 @@ def memory_by_part(
         "gradients": 4 * parameters,
         "optimizer": moments,
         "activations": activations,
-        "logits": _logits_bytes(shape, tokens, half, in_pieces),
+        "logits": _logits_bytes(shape, tokens, half, in_pieces and not shape.softcap),
     }
 
 
@@ -120,6 +120,7 @@ def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
     if compiled:
         return (20 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
     of_norms = 8 * (heads + keys) if shape.qk_norm else 0
+    of_norms += 4 * hidden if shape.residual_scalars else 0
     if half:
         return 26 * hidden + 4 * (heads + keys) + (8 if shape.gated else 4) * inner + of_norms
     return 24 * hidden + 8 * (heads + keys) + (16 if shape.gated else 8) * inner + of_norms
@@ -127,7 +128,8 @@ def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
 
 def _logits_bytes(shape: ModelShape, tokens: int, half: bool, in_pieces: bool) -> int:
     if not in_pieces or 4 * tokens * shape.vocab_size <= PIECE_OF_LOGITS_BYTES:
-        return tokens * shape.vocab_size * (14 if half else 12)
+        of_cap = (2 if half else 4) if shape.softcap else 0  # the result of its tanh
+        return tokens * shape.vocab_size * ((14 if half else 12) + of_cap)
     # A piece and two temporary copies of it; the gradients of head and hidden states, accumulated and passed on.
     gradients = 2 * shape.hidden_size * (4 * shape.vocab_size + tokens * (2 if half else 4))
     return 3 * PIECE_OF_LOGITS_BYTES + gradients

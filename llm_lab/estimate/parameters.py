@@ -36,6 +36,11 @@ class ModelShape:
     tie_word_embeddings: bool = True
     max_position_embeddings: int | None = None
     learned_positions: bool = False
+    sliding_window: int | None = None
+    full_layers: int = 0  # of those with a sliding window: layers that see everything
+    residual_scalars: bool = False
+    value_embeddings: bool = False
+    softcap: bool = False  # of the logits
     other_parameters: int = 0  # of what the other fields don't describe, such as linear attention or an image encoder
 
     @property
@@ -58,8 +63,14 @@ class ModelShape:
             "norms": norms,
             "output": 0 if self.tie_word_embeddings else self.vocab_size * hidden,
             **({"positions": (self.max_position_embeddings or 0) * hidden} if self.learned_positions else {}),
+            **({"value embeddings": self._value_tables * self.vocab_size * keys} if self.value_embeddings else {}),
+            **({"scalars": 2 * layers} if self.residual_scalars else {}),
             **({"other": self.other_parameters} if self.other_parameters else {}),
         }
+
+    @property
+    def _value_tables(self) -> int:
+        return (self.num_hidden_layers + 1) // 2  # every second layer, and the last
 
     @property
     def parameters(self) -> int:
@@ -74,8 +85,9 @@ class ModelShape:
     def training_flops_per_token(self, length: int) -> float:
         """FLOPs of forward and backward for one token in a row of `length` (Chowdhery et al. 2022, B)."""
         multiplied = self.matrix_parameters + self.vocab_size * self.hidden_size
-        attention = self.num_hidden_layers * self.num_attention_heads * self.head_dim * length
-        return 6.0 * multiplied + 12.0 * attention
+        windows = 0 if self.sliding_window is None else self.num_hidden_layers - self.full_layers
+        seen = (self.num_hidden_layers - windows) * length + windows * min(length, self.sliding_window or length)
+        return 6.0 * multiplied + 12.0 * self.num_attention_heads * self.head_dim * seen
 
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
         """Bytes that generation must remember for each token."""
@@ -94,8 +106,23 @@ def shape_of_parts(parts: Mapping[str, Any], vocab_size: int) -> ModelShape | No
         norm_has_bias=parts.get("norm") == "layernorm",
         max_position_embeddings=parts.get("max_position_embeddings"),
         learned_positions=parts.get("position_embedding") == "learned",
+        sliding_window=parts.get("sliding_window"),
+        full_layers=(layer_types_of(parts) or []).count(FULL),
+        softcap=bool(parts.get("final_logit_softcapping")),
+        **{key: bool(parts.get(key)) for key in ("residual_scalars", "value_embeddings")},
         **{key: bool(parts.get(key)) for key in ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings")},
     )
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # layer types, as in Hugging Face configs
+
+
+def layer_types_of(parts: Mapping[str, Any]) -> list[str] | None:
+    """Return which layers have the sliding window, of a recipe's parts or a config; None: all are alike."""
+    pattern, layers = parts.get("sliding_window_pattern"), parts.get("num_hidden_layers")
+    if not pattern or not layers:
+        return parts.get("layer_types")
+    return [SLIDING if pattern[index % len(pattern)] == "S" else FULL for index in range(layers - 1)] + [FULL]
 
 
 # Per model_type of Hugging Face: what its config does not say.
@@ -107,6 +134,8 @@ _ARCHITECTURES: dict[str, dict[str, bool]] = {
     "gpt2": {**_GPT2_BLOCK, "learned_positions": True},
     "llm_lab": {},
 }
+# Keys of a config from which a shape follows, and which are not its fields.
+_OTHERS = ("activation", "norm", "position_embedding", "layer_types", "final_logit_softcapping")
 # {our name: (GPT-2's, its default in transformers)}
 _GPT2_NAMES = {
     "hidden_size": ("n_embd", 768),
@@ -173,6 +202,8 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
         config["intermediate_size"] = config.get("n_inner") or 4 * config["hidden_size"]
     config = {**_LEFT_OUT.get(config["model_type"], {}), **config}
     parts = {key: config.get(key) for key in (f.name for f in fields(ModelShape)) if config.get(key) is not None}
+    if config.get("use_sliding_window") is False:
+        parts.pop("sliding_window", None)
     heads = parts.get("num_attention_heads")
     if not heads or not parts.get("hidden_size"):
         return None
@@ -180,7 +211,7 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
     parts.setdefault("head_dim", parts["hidden_size"] // heads)
     parts.setdefault("tie_word_embeddings", False)
     shape = shape_of_parts(
-        {**{key: config.get(key) for key in ("activation", "norm", "position_embedding")}, **parts},
+        {**{key: config.get(key) for key in _OTHERS}, **parts},
         vocab_size or config.get("vocab_size") or 0,
     )
     if shape is None or not kind:

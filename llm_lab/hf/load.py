@@ -17,7 +17,7 @@ from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.formatting import size
 from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.estimate.machine import find_machine
-from llm_lab.estimate.parameters import context_in, guess_shape, shape_of_config
+from llm_lab.estimate.parameters import context_in, guess_shape, layer_types_of, shape_of_config
 
 from .adapter import CONFIG, WEIGHTS, attach_adapter, is_adapter, is_full_matrix, merge_into_base, read_adapter
 from .gguf import (
@@ -89,6 +89,7 @@ def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
     return LabConfig(
         vocab_size=vocab_size,
         **same,
+        layer_types=layer_types_of(parts),
         hidden_dropout=parts["dropout"],
         rope_parameters=rope,
     )

@@ -43,6 +43,8 @@ def native_config(config: Any) -> Any | None:
     values = {key: getattr(config, key) for key in _SHARED}
     values |= {"rms_norm_eps": config.norm_eps, "hidden_act": HIDDEN_ACTS[config.activation]}
     values["rope_parameters"] = dict(config.rope_parameters)
+    if config.zero_init:
+        values["zero_init"] = True  # not a key of these classes, but a design is trained with it
     if kind == "llama":
         return LlamaConfig(**values, attention_bias=config.attention_bias, mlp_bias=config.mlp_bias)
     if kind == "mistral":
@@ -53,6 +55,7 @@ def native_config(config: Any) -> Any | None:
         attention_bias=config.attention_bias,
         use_sliding_window=window is not None,
         sliding_window=window,
+        layer_types=config.layer_types,
         # Qwen3 uses the window from layer max_window_layers on: 0 means every layer.
         max_window_layers=0 if window is not None else config.num_hidden_layers,
     )
@@ -71,12 +74,16 @@ _PARTS = (
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
+    "layer_types",
+    "final_logit_softcapping",
+    "residual_scalars",
+    "value_embeddings",
 )
 
 
 def lab_config(config: Any) -> Any | None:
     """Return the LabConfig equivalent to a Llama, Mistral or Qwen3 config, or None if a part is not supported."""
-    from llm_lab.model.configuration_lab import ROPE_KEYS, YARN_KEYS, LabConfig
+    from llm_lab.model.configuration_lab import FULL, ROPE_KEYS, SLIDING, YARN_KEYS, LabConfig
 
     kind = getattr(config, "model_type", None)
     rope = dict(getattr(config, "rope_parameters", None) or {})
@@ -87,11 +94,11 @@ def lab_config(config: Any) -> Any | None:
     if activation is None or set(rope) - {*ROPE_KEYS, *YARN_KEYS}:
         return None
     window = getattr(config, "sliding_window", None)
+    types = None
     if kind == "qwen3":
-        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if len(layers) > 1:
-            return None
-        window = window if layers == {"sliding_attention"} else None
+        types = list(getattr(config, "layer_types", None) or [FULL])
+        window = window if SLIDING in types else None
+        types = types if len(set(types)) > 1 else None
     values = {key: getattr(config, key) for key in _SHARED if hasattr(config, key)}
     return LabConfig(
         **values,
@@ -105,6 +112,8 @@ def lab_config(config: Any) -> Any | None:
         mlp_bias=kind == "llama" and bool(getattr(config, "mlp_bias", False)),
         qk_norm=kind == "qwen3",
         sliding_window=window if kind in ("mistral", "qwen3") else None,
+        layer_types=types,
+        zero_init=bool(getattr(config, "zero_init", False)),
         # Not a key of these classes, but kept in config.json so that resumed training uses it.
         hidden_dropout=float(getattr(config, "hidden_dropout", 0.0) or 0.0),
     )

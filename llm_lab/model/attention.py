@@ -74,13 +74,20 @@ class Attention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
+        value_embedding: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map (batch, length, hidden_size) to the same shape; also return the weights if the function provides them."""
+        """Map (batch, length, hidden_size) to the same shape; also return the weights if the function provides them.
+
+        value_embedding: (batch, length, num_key_value_heads * head_dim), added to the values.
+        """
         batch, length, _ = x.shape
         query = self.q_proj(x).view(batch, length, -1, self.head_dim)
         key = self.k_proj(x).view(batch, length, -1, self.head_dim)
-        value = self.v_proj(x).view(batch, length, -1, self.head_dim)
+        value = self.v_proj(x)
+        if value_embedding is not None:
+            value = value + value_embedding.to(value.dtype)
+        value = value.view(batch, length, -1, self.head_dim)
         if self.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if rotary is not None:

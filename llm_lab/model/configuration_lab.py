@@ -37,7 +37,17 @@ COUNTS = (
 )
 # The first three are None after completion only if the size that they derive from is invalid, which is reported.
 MAY_BE_NONE = ("intermediate_size", "num_key_value_heads", "head_dim", "sliding_window")
-SWITCHES = ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings", "use_cache")
+SWITCHES = (
+    "attention_bias",
+    "mlp_bias",
+    "qk_norm",
+    "zero_init",
+    "residual_scalars",
+    "value_embeddings",
+    "tie_word_embeddings",
+    "use_cache",
+)
+FULL, SLIDING = "full_attention", "sliding_attention"  # the layer types, as in transformers
 
 
 class LabConfig(PreTrainedConfig):
@@ -46,6 +56,7 @@ class LabConfig(PreTrainedConfig):
     Multi-head, grouped-query and multi-query attention differ only in `num_key_value_heads`. Defaults:
     `num_key_value_heads` is `num_attention_heads`, `head_dim` is `hidden_size / num_attention_heads`, and
     `intermediate_size` is 4 times `hidden_size`, or for gated activations 8/3 times, rounded up to a multiple of 64.
+    `layer_types` says which layers have the sliding window; without it, all of them.
     """
 
     model_type = "llm_lab"
@@ -68,6 +79,11 @@ class LabConfig(PreTrainedConfig):
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    final_logit_softcapping: float | None = None
+    zero_init: bool = False
+    residual_scalars: bool = False
+    value_embeddings: bool = False
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     tie_word_embeddings: bool = False
@@ -144,6 +160,9 @@ class LabConfig(PreTrainedConfig):
         for name in ("attention_dropout", "hidden_dropout"):
             if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} = {getattr(self, name)!r} must be at least 0 and less than 1")
+        cap = self.final_logit_softcapping
+        if cap is not None and (not _is_number(cap) or cap <= 0):
+            found.append(f"final_logit_softcapping = {cap!r} must be greater than 0, or null")
         for name in ("norm_eps", "initializer_range"):
             if not _is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 found.append(f"{name} = {getattr(self, name)!r} must be greater than 0")
@@ -160,12 +179,24 @@ class LabConfig(PreTrainedConfig):
             found.append(f"hidden_size = {self.hidden_size} must be even for sinusoidal positions")
         if self.sliding_window == 1:
             found.append("sliding_window = 1 lets a token attend only to itself: it must be at least 2, or null")
+        if self.layer_types is not None:
+            found += self._layer_problems(self.layer_types)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             for token in value if isinstance(value, list | tuple) else [value]:
                 if token is not None and not 0 <= token < self.vocab_size:
                     found.append(f"{name} = {token} is outside the vocabulary of {self.vocab_size}")
         return found
+
+    def _layer_problems(self, types: list[str]) -> list[str]:
+        if len(types) != self.num_hidden_layers:
+            return [f"layer_types has {len(types)} entries, but num_hidden_layers = {self.num_hidden_layers}"]
+        odd = [kind for kind in types if kind not in (FULL, SLIDING)]
+        if odd:
+            return [f"layer_types contains {odd[0]!r}: choose from {FULL}, {SLIDING}"]
+        if SLIDING in types and self.sliding_window is None:
+            return ["layer_types contains sliding_attention, which requires a sliding_window"]
+        return []
 
     def _rope_problems(self) -> list[str]:
         rope, found = self.rope_parameters or {}, []

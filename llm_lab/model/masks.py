@@ -30,15 +30,18 @@ def token_positions(x: torch.Tensor, attention_mask: torch.Tensor | None, cache:
 
 
 def alibi_mask_and_bias(
-    alibi: Alibi, kernel: str, mask: torch.Tensor | None, x: torch.Tensor, cache: Cache | None
+    alibi: Alibi, kernel: str, mask: torch.Tensor | None, x: torch.Tensor, cache: Cache | None, layer_idx: int = 0
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return an additive mask (1 or batch, heads, queries, keys), or for flex attention its block mask and the bias."""
+    """Return an additive mask (1 or batch, heads, queries, keys), or for flex attention its block mask and the bias.
+
+    layer_idx: one of the layers that the mask is for; those with a sliding window cache fewer keys.
+    """
     refuse_kernel_without_bias(kernel)
     batch, length, _ = x.shape
     past, key_count, first_key = 0, length, 0
     if cache is not None:
         past = cache.get_seq_length()
-        key_count, first_key = cache.get_mask_sizes(length, 0)
+        key_count, first_key = cache.get_mask_sizes(length, layer_idx)
     queries = torch.arange(length, device=x.device) + past
     keys = torch.arange(key_count, device=x.device) + first_key
     bias = alibi(queries, keys)

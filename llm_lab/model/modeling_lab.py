@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import Attention, eager_attention
 from .block import Block
-from .configuration_lab import LabConfig
+from .configuration_lab import FULL, SLIDING, LabConfig
 from .feed_forward import FeedForward
 from .masks import alibi_mask_and_bias, refuse_kernel_without_bias, token_positions
 from .norms import make_norm
@@ -42,6 +42,17 @@ def make_positions(config: LabConfig) -> Sinusoidal | Learned | Rope | Yarn | Al
     return {"default": Rope, "yarn": Yarn}[rope.pop("rope_type")](config.head_dim, **rope)
 
 
+def layer_types(config: LabConfig) -> list[str]:
+    """Return for each layer whether its attention is full or has the sliding window."""
+    usual = FULL if config.sliding_window is None else SLIDING
+    return config.layer_types or [usual] * config.num_hidden_layers
+
+
+def has_value_embedding(config: LabConfig, layer_idx: int) -> bool:
+    """Return whether a layer has a value embedding: every second one does, and always the last."""
+    return config.value_embeddings and (config.num_hidden_layers - 1 - layer_idx) % 2 == 0
+
+
 def make_block(config: LabConfig, layer_idx: int) -> Block:
     """Return a decoder block for a configuration."""
     # Derived by LabConfig if not set.
@@ -56,7 +67,7 @@ def make_block(config: LabConfig, layer_idx: int) -> Block:
         layer_idx,
         bias=config.attention_bias,
         qk_norm_eps=config.norm_eps if config.qk_norm else None,
-        sliding_window=config.sliding_window,
+        sliding_window=config.sliding_window if layer_types(config)[layer_idx] == SLIDING else None,
         dropout=config.attention_dropout,
     )
     feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
@@ -87,17 +98,45 @@ class LabPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize with normal weights, scaled by 1/sqrt(2 layers) where they add to the residual, as in GPT-2."""
+        """Initialize with normal weights, scaled by 1/sqrt(2 layers) where they add to the residual, as in GPT-2.
+
+        With `zero_init`, the latter start at zero instead.
+        """
+        if isinstance(module, LabModel) and self.config.residual_scalars:
+            init.ones_(module.residual_scalars)
+            init.zeros_(module.x0_scalars)
         if not getattr(module, "adds_to_residual", False):
             return super()._init_weights(module)
         depth_scale = 1 / math.sqrt(2 * self.config.num_hidden_layers)
-        init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
+        if self.config.zero_init:
+            init.zeros_(module.weight)
+        else:
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
         if module.bias is not None:
             init.zeros_(module.bias)
 
+    def _resize_token_embeddings(self, new_num_tokens: int, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize the value embeddings too: a new token adds nothing to the values."""
+        resized = super()._resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        base: Any = getattr(self, self.base_model_prefix, self)
+        for name, table in getattr(base, "value_embeddings", {}).items():
+            rows = resized.num_embeddings
+            new = nn.Embedding(rows, table.embedding_dim, device=table.weight.device, dtype=table.weight.dtype)
+            kept = min(rows, table.num_embeddings)
+            with torch.no_grad():
+                new.weight.zero_()
+                new.weight[:kept] = table.weight[:kept]
+            base.value_embeddings[name] = new.requires_grad_(table.weight.requires_grad)
+        return resized
+
 
 class LabModel(LabPreTrainedModel):
-    """Embeddings, blocks and the final norm."""
+    """Embeddings, blocks and the final norm.
+
+    With `residual_scalars`, layer i gets residual_scalars[i] * x + x0_scalars[i] * x0, where x0 enters the first layer
+    (modded-nanogpt, nanochat). With `value_embeddings`, every second layer has a table of vectors, one per token, which
+    it adds to its values (modded-nanogpt, nanochat; related: Value Residual Learning, arXiv:2410.17897).
+    """
 
     def __init__(self, config: LabConfig) -> None:
         super().__init__(config)
@@ -107,6 +146,15 @@ class LabModel(LabPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout) if config.hidden_dropout > 0 else nn.Identity()
         self.layers = nn.ModuleList([make_block(config, index) for index in range(config.num_hidden_layers)])
         self.norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        if config.residual_scalars:
+            self.residual_scalars = nn.Parameter(torch.ones(config.num_hidden_layers))
+            self.x0_scalars = nn.Parameter(torch.zeros(config.num_hidden_layers))
+        if config.value_embeddings:
+            assert config.num_key_value_heads is not None
+            assert config.head_dim is not None
+            width = config.num_key_value_heads * config.head_dim
+            having = [index for index in range(config.num_hidden_layers) if has_value_embedding(config, index)]
+            self.value_embeddings = nn.ModuleDict({str(i): nn.Embedding(config.vocab_size, width) for i in having})
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -124,23 +172,30 @@ class LabModel(LabPreTrainedModel):
         """Map token ids (batch, length), or their embeddings, to hidden states (batch, length, hidden_size)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        if input_ids is None and self.config.value_embeddings:
+            raise ValueError("value embeddings require input_ids: they have a vector for each token")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         # The mask is made only from the caller's arguments: a cache created here would disable masking between packed
         # documents, and positions created here would disable the is_causal kernel.
-        make_mask = create_causal_mask if self.config.sliding_window is None else create_sliding_window_causal_mask
-        mask = make_mask(
-            config=self.config,
-            inputs_embeds=x,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        kernel = self.config._attn_implementation
+        types, kernel = layer_types(self.config), self.config._attn_implementation
+        masks: dict[str, dict[str, Any]] = {}
+        for kind in dict.fromkeys(types):
+            make_mask = create_causal_mask if kind == FULL else create_sliding_window_causal_mask
+            mask = make_mask(
+                config=self.config,
+                inputs_embeds=x,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+            masks[kind] = {"attention_mask": mask}
+            if isinstance(self.positions, Alibi):
+                mask, bias = alibi_mask_and_bias(
+                    self.positions, kernel, mask, x, past_key_values, layer_idx=types.index(kind)
+                )
+                masks[kind] = {"attention_mask": mask, "position_bias": bias}
         rotary = None
-        if isinstance(self.positions, Alibi):
-            mask, bias = alibi_mask_and_bias(self.positions, kernel, mask, x, past_key_values)
-            kwargs["position_bias"] = bias
-        else:
+        if not isinstance(self.positions, Alibi):
             positions = position_ids
             if positions is None:
                 positions = token_positions(x, attention_mask, past_key_values)
@@ -157,15 +212,21 @@ class LabModel(LabPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
-        x = self.dropout(x)
-        for layer in self.layers:
+        x = x0 = self.dropout(x)
+        for index, layer in enumerate(self.layers):
+            if self.config.residual_scalars:
+                x = self.residual_scalars[index] * x + self.x0_scalars[index] * x0
+            added = {}
+            if has_value_embedding(self.config, index):
+                added["value_embedding"] = self.value_embeddings[str(index)](input_ids)
             x = layer(
                 x,
                 attention_function=attention_function,
-                attention_mask=mask,
                 rotary=rotary,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
+                **masks[types[index]],
+                **added,
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
@@ -207,6 +268,9 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        cap = self.config.final_logit_softcapping
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)  # as in Gemma 2 (arXiv:2408.00118)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
 from llm_lab.errors import Problem
 from llm_lab.estimate.parameters import GATED, ModelShape, context_in, read_config_json, shape_of_config, shape_of_parts
@@ -241,6 +241,46 @@ class ModelParts(Group):
         question="Sliding window, in tokens (empty: none)?",
         why="As in Mistral: the cost of attention stays linear in the context, and layers pass information along.",
         ge=2,
+        advanced=True,
+    )
+    sliding_window_pattern: Annotated[str, Field(pattern="^[SL]+$")] | None = option(
+        help="which layers have the sliding window: S has it, L sees everything; repeated over the layers, of which "
+        "the last is always L; null: all have it",
+        question="Pattern of windows, as SSSL (empty: a window in every layer)?",
+        why="Most layers need little context, and a few long ones carry it on: as in Gemma 2 and GPT-3, and SSSL in "
+        "nanochat. Long contexts get cheaper and the KV cache smaller; at short ones there is nothing to gain.",
+        advanced=True,
+    )
+    final_logit_softcapping: Float | None = option(
+        help="limit logits to plus and minus this number, by tanh, as in Gemma 2; null: no limit",
+        question="Soft-cap of the logits (empty: none)?",
+        why="30 in Gemma 2 (2024), 15 to 20 in nanochat and modded-nanogpt, with slightly lower losses there. It keeps "
+        "the model from growing overconfident. It costs memory: the logits of a whole batch are held at once.",
+        gt=0.0,
+        advanced=True,
+    )
+    zero_init: Bool = option(
+        False,
+        help="start the output projections of attention and feed-forward at zero, so each block starts as the identity",
+        question="Start output projections at zero?",
+        why="As in muP and in the speed records of modded-nanogpt: it helps in short runs over new data. It costs "
+        "nothing. For many passes over little data, published results found it slightly worse.",
+        advanced=True,
+    )
+    residual_scalars: Bool = option(
+        False,
+        help="two learned numbers per layer: how much of the residual stream, and of the embeddings, enters it",
+        question="Learned scalars for the residual stream and the embeddings?",
+        why="As in modded-nanogpt and nanochat, which gained 0.4 to 1 % of the loss at 12 to 20 layers, more in small "
+        "models. It costs two numbers per layer, and the model needs its own code.",
+        advanced=True,
+    )
+    value_embeddings: Bool = option(
+        False,
+        help="every second layer adds a learned vector of each token to its attention values",
+        question="Value embeddings?",
+        why="As in modded-nanogpt and nanochat: many parameters (vocabulary × key-value width for every second layer), "
+        "but nearly no computing time. They help most in small models. The model needs its own code.",
         advanced=True,
     )
     dropout: Float = option(
@@ -500,7 +540,17 @@ def _rows_fit_the_context(values: Values) -> Iterator[Problem]:
         )
 
 
+def _pattern_requires_a_window(values: Values) -> Iterator[Problem]:
+    pattern = parts_of(values).get("sliding_window_pattern")
+    if pattern and not parts_of(values).get("sliding_window"):
+        why = "a pattern of windows requires the length of the window"
+        yield Problem(
+            "model.sliding_window_pattern", why, value=pattern, fix="Set model.sliding_window too, to 256 for example."
+        )
+
+
 PARTS_RULES: tuple[Rule, ...] = (
+    _pattern_requires_a_window,
     _heads_divide_width,
     _kv_heads_divide_heads,
     _sinusoids_come_in_pairs,

@@ -78,6 +78,7 @@ def detach_large_head(model: Any, tokens: int) -> Iterator[nn.Linear | None]:
     """
     head = model.get_output_embeddings()
     known = model.config.model_type in PLAIN_HEADS and type(head) in (nn.Linear, OneDnnLinear) and head.bias is None
+    known = known and not getattr(model.config, "final_logit_softcapping", None)
     if not known or 4 * tokens * head.out_features <= PIECE_OF_LOGITS_BYTES:
         yield None
         return

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import tiny_recipe
-from support.tiny_models import FACTORS, KEY_VALUE_HEADS, combinations, named, tiny_config
+from support.tiny_models import FACTORS, KEY_VALUE_HEADS, combinations, named, recipe_keys, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
 
 from llm_lab.estimate import parameters
@@ -48,10 +48,10 @@ def test_the_parts_of_a_recipe_are_the_parts_of_the_model():
 @pytest.mark.parametrize("parts", combinations(2), ids=named)
 def test_parameters_counted_before_the_build_are_those_of_the_model(parts):
     attention = next(name for name, heads in KEY_VALUE_HEADS.items() if heads == parts["num_key_value_heads"])
-    own = {"position_embedding": parts["position"], "attention": attention, "num_attention_heads": 4}
+    own = {"attention": attention, "num_attention_heads": 4}
     own |= {"num_key_value_heads": None if attention != "gqa" else 2, "head_dim": 10 if parts["mlp_bias"] else None}
     raw = tiny_recipe()
-    raw["model"] |= {key: value for key, value in parts.items() if key != "position"} | own
+    raw["model"] |= recipe_keys(parts) | own
     resolved = resolve(raw)
     config = config_of_parts(resolved.recipe.model.model_dump(by_alias=True), 257)
     model = built(config)

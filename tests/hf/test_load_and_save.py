@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_models import LOAD_WITHOUT_LLM_LAB, combinations, named, tiny_config, tiny_model, tokens
+from support.tiny_models import LOAD_WITHOUT_LLM_LAB, combinations, named, recipe_keys, tiny_config, tiny_model, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig, Qwen3Config
 
 from llm_lab.errors import UserError
@@ -25,11 +25,14 @@ NATIVE = {
     "mistral": {"sliding_window": 5, "num_key_value_heads": 2},
     "mistral-yarn-head": {"position_embedding": "yarn", "sliding_window": 5, "head_dim": 12},
     "qwen3": {"qk_norm": True, "num_key_value_heads": 1, "norm_eps": 1e-3},
+    "qwen3-windows-geglu": {"qk_norm": True, "sliding_window": "SL", "activation": "geglu", "zero_init": True},
     "qwen3-window-bias": {"qk_norm": True, "sliding_window": 5, "attention_bias": True, "tie_word_embeddings": True},
 }
 OWN = {
     "layernorm": {"norm": "layernorm"},
     "alibi": {"position_embedding": "alibi", "activation": "gelu"},
+    "windows": {"sliding_window": "SL"},
+    "extras": {"final_logit_softcapping": 3.0, "residual_scalars": True, "value_embeddings": True},
     "window-bias": {"sliding_window": 5, "attention_bias": True},
 }
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -77,8 +80,7 @@ def test_a_saved_folder_is_loaded_as_a_lab_model(name, tmp_path):
 @pytest.mark.parametrize("parts", [*combinations(3), {"position": "learned", **GPT2}], ids=named)
 def test_the_predicted_architecture_is_the_one_that_is_saved(parts):
     config = tiny_config(**parts)
-    shared = {"num_attention_heads": 4, **parts, "position_embedding": parts["position"]}
-    kind, reason = native_architecture(shared)
+    kind, reason = native_architecture({"num_attention_heads": 4} | recipe_keys(parts))
     native = native_config(config)
     assert (native.model_type if native is not None else None) == kind
     assert (kind or "own code") in reason.lower().replace("gpt-2", "gpt2")
@@ -119,7 +121,7 @@ def test_models_with_unsupported_parts_are_not_loaded_as_lab_models():
     assert lab_config(LlamaConfig(**small, hidden_act="gelu")).activation == "geglu"
     assert lab_config(GPT2Config()) is None
     some = Qwen3Config(**small, num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    assert lab_config(some) is None
+    assert lab_config(some).layer_types == some.layer_types == ["full_attention", "sliding_attention"]
     none = lab_config(Qwen3Config(**small, head_dim=8, num_key_value_heads=2, sliding_window=4))
     assert none.sliding_window is None
 

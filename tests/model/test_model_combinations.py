@@ -94,6 +94,10 @@ def test_a_sample_of_three_switches_is_smaller_than_their_product():
         {"attention_bias": True},
         {"mlp_bias": True},
         {"tie_word_embeddings": True},
+        {"final_logit_softcapping": 3.0},
+        {"zero_init": True},
+        {"residual_scalars": True},
+        {"value_embeddings": True},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -69,6 +69,13 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
             {"model.attention": "mqa"},
         ),
     ],
+    "_pattern_requires_a_window": [
+        (
+            {"model.sliding_window_pattern": "SSSL"},
+            "model.sliding_window_pattern",
+            {"model.sliding_window_pattern": "SSSL", "model.sliding_window": 8},
+        ),
+    ],
     "_sinusoids_come_in_pairs": [
         (
             {"model.position_embedding": "sinusoidal", "model.hidden_size": 33, "model.num_attention_heads": 1},

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from llm_lab.estimate.parameters import layer_types_of
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.feed_forward import ACTIVATIONS
 from llm_lab.model.modeling_lab import LabForCausalLM
@@ -26,7 +27,10 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, True),
     "mlp_bias": (False, True),
     "tie_word_embeddings": (True, False),
-    "sliding_window": (None, 5),
+    "sliding_window": (None, 5, "SL"),  # or a pattern of windows of 5
+    "final_logit_softcapping": (None, 3.0),
+    "residual_scalars": (False, True),
+    "value_embeddings": (False, True),
 }
 
 
@@ -41,10 +45,20 @@ def every_combination() -> list[dict[str, Any]]:
     return [dict(zip(several, row, strict=True)) for row in itertools.product(*several.values())]
 
 
+def recipe_keys(parts: dict[str, Any]) -> dict[str, Any]:
+    """Return a combination as `model` keys of a recipe."""
+    keys = {"position_embedding" if name == "position" else name: value for name, value in parts.items()}
+    if isinstance(pattern := keys.get("sliding_window"), str):
+        keys |= {"sliding_window": 5, "sliding_window_pattern": pattern}
+    return keys
+
+
 def named(parts: dict[str, Any]) -> str:
     """Return a combination as the id of a test."""
     return "-".join(
-        value if isinstance(value, str) else f"{name}={value}" for name, value in parts.items() if value is not False
+        value if isinstance(value, str) else f"{name}={value}"
+        for name, value in parts.items()
+        if value not in (False, None)
     )
 
 
@@ -62,6 +76,8 @@ def tiny_config(position: str = "rope", **changes) -> LabConfig:
         "position_embedding": position,
         "rope_parameters": YARN if position == "yarn" else None,
     }
+    if isinstance(pattern := changes.get("sliding_window"), str):
+        changes |= {"sliding_window": 5, "layer_types": layer_types_of({**sizes, "sliding_window_pattern": pattern})}
     return LabConfig(**(sizes | changes))
 
 

@@ -381,6 +381,8 @@ def test_gradient_checkpointing_saves_only_activation_memory():
         {"activation": "gelu", "norm": "layernorm", "position_embedding": "alibi"},
         {"activation": "relu", "attention": "mha"},
         {"qk_norm": True},
+        {"activation": "relu2", "residual_scalars": True, "value_embeddings": True},
+        {"activation": "geglu", "position_embedding": "learned"},
     ],
 )
 def test_estimated_activations_match_what_autograd_keeps(parts, dtype):
