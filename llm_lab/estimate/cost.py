@@ -82,12 +82,15 @@ def memory_by_part(
     checkpointing: bool,
     in_pieces: bool = False,
     compiled: bool = False,
+    cautious: bool = False,
+    averaged: bool = False,
 ) -> dict[str, int]:
     """Return {purpose: bytes} on each device.
 
     Master weights, gradients and moments are float32. Activations are what autograd saves per layer (a test counts
     them); a compiled model recomputes the cheap ones, about as in Korthikanti et al. (2022).
-    in_pieces: large logits are never materialized at once, as in pretraining.
+    in_pieces: large logits are never materialized at once, as in pretraining. cautious: weight decay is, and copies the
+    weights that decay. averaged: an average of the weights is kept.
     """
     parameters, matrices = shape.parameters, shape.matrix_parameters
     moments = {
@@ -110,6 +113,8 @@ def memory_by_part(
         "optimizer": moments,
         "activations": activations,
         "logits": _logits_bytes(shape, tokens, half, in_pieces and not shape.softcap),
+        **({"averaged weights": 4 * parameters} if averaged else {}),
+        **({"cautious decay": 4 * matrices} if cautious else {}),
     }
 
 
@@ -159,8 +164,10 @@ def estimate_pretraining(
         checkpointing=bool(train["gradient_checkpointing"]),
         in_pieces=True,
         compiled=bool(train.get("compile")),
+        cautious=bool(recipe["optimizer"].get("cautious_weight_decay")),
+        averaged=bool(train.get("ema_decay")),
     )
-    checkpoint = 4 * shape.parameters + memory["optimizer"]
+    checkpoint = 4 * shape.parameters + memory["optimizer"] + memory.get("averaged weights", 0)
     if device == "cpu":
         memory["libraries"] = PROGRAM_BYTES
     disk = disk_by_part(4 * shape.parameters, checkpoint, train)
@@ -242,7 +249,7 @@ def _seconds_by_part(
     evaluations = occasions(train["eval_steps"], train["max_steps"], first_step)
     saves = occasions(train["save_steps"], train["max_steps"], first_step)
     found = {"training": step * max(0, train["max_steps"] - first_step)}
-    found["evaluation"] = evaluation * _held_out_tokens(recipe) * evaluations
+    found["evaluation"] = evaluation * _held_out_tokens(recipe) * evaluations * (2 if train.get("ema_decay") else 1)
     written = len(samples.get("prompts") or ()) * (samples.get("max_new_tokens") or 0)
     found["samples"] = sample * written * evaluations
     found["saving"] = (SAVE_SECONDS + checkpoint_bytes / SAVE_BYTES_PER_SECOND) * saves

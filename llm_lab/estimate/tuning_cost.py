@@ -148,6 +148,7 @@ def _memory(
         optimizer=recipe["optimizer"]["name"],
         dtype=train["dtype"],
         checkpointing=bool(train["gradient_checkpointing"]),
+        cautious=bool(recipe["optimizer"].get("cautious_weight_decay")),
     )
     if not work.has_head:
         memory["logits"] = 0

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llm_lab.recipe.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
 
+from .decay import decay_cautiously
 from .muon import MuonWithAdamW
 from .sophia import Sophia as SophiaOptimizer
 
@@ -88,6 +89,7 @@ def _build_muon(model: nn.Module, options: Muon) -> torch.optim.Optimizer:
                 "momentum": options.momentum,
                 "nesterov": options.nesterov,
                 "ns_steps": options.ns_steps,
+                "neuron_beta": options.neuron_beta if options.normalized else None,
                 "weight_decay": options.weight_decay,
             },
             {
@@ -150,4 +152,7 @@ BUILDERS: dict[str, Callable[[nn.Module, Any], torch.optim.Optimizer]] = {
 
 def build_optimizer(model: nn.Module, options: Any) -> torch.optim.Optimizer:
     """Build the optimizer that a recipe names. Weight decay applies to hidden matrices only."""
-    return BUILDERS[options.name](model, options)
+    optimizer = BUILDERS[options.name](model, options)
+    if getattr(options, "cautious_weight_decay", False):
+        decay_cautiously(optimizer)
+    return optimizer

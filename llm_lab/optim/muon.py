@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 # The quintic polynomial of Jordan et al. (2024): steepest at zero, so five steps are enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 EPS = 1e-7
+NEURON_EPS = 1e-8
 
 
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -53,6 +54,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     A Muon step equals torch.optim.Muon's (adjust_lr_fn="original"): momentum, Newton-Schulz, decoupled
     weight decay, and an update scaled by sqrt(max(1, outputs / inputs)). Gradients are left untouched.
 
+    neuron_beta (of a group): if set, NorMuon (Li et al. 2025, arXiv:2510.05491): the orthogonal update of each row (of
+    each output neuron) is divided by a moving root mean square of its entries, and the matrix scaled back to the norm
+    that it had, as in modded-nanogpt, so that learning rates keep their meaning.
+
     transposed (of a group): for each of its parameters, whether it is stored as (inputs, outputs); default: none is.
     """
 
@@ -63,6 +68,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             "momentum": 0.95,
             "nesterov": True,
             "ns_steps": 5,
+            "neuron_beta": None,
             "betas": (0.9, 0.95),
             "eps": 1e-8,
         }
@@ -107,10 +113,26 @@ class MuonWithAdamW(torch.optim.Optimizer):
             dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
             stacked = torch.stack(updates)
             directions = orthogonalize(stacked.flatten(0, -3), group["ns_steps"], dtype).to(alike[0].dtype)
+            beta = group.get("neuron_beta")  # which checkpoints of earlier versions don't have
+            if beta is not None:
+                directions = self._normalize(alike, directions.view_as(stacked), beta, is_transposed)
             torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])
             outputs, inputs = reversed(shape[-2:]) if is_transposed else shape[-2:]
             scale = math.sqrt(max(1.0, outputs / inputs))
             torch._foreach_add_(alike, list(directions.view_as(stacked).unbind()), alpha=-lr * scale)
+
+    def _normalize(self, params: list[Tensor], directions: Tensor, beta: float, is_transposed: bool) -> Tensor:
+        """Return NorMuon's directions; updates the moving mean square of each row."""
+        inputs = -2 if is_transposed else -1
+        squares = directions.square().mean(dim=inputs, keepdim=True)
+        for p, square in zip(params, squares, strict=True):
+            state = self.state[p]
+            if "neuron_square" not in state:
+                state["neuron_square"] = torch.zeros_like(square)
+            state["neuron_square"].lerp_(square, 1 - beta)
+        roots = torch.stack([self.state[p]["neuron_square"] for p in params]).sqrt().add_(NEURON_EPS)
+        scaled, axes = directions / roots, (-2, -1)
+        return scaled * (directions.norm(dim=axes, keepdim=True) / scaled.norm(dim=axes, keepdim=True).clamp(min=EPS))
 
     def _buffer(self, p: Tensor) -> Tensor:
         state = self.state[p]

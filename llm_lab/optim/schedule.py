@@ -45,9 +45,16 @@ def factor_of(scheduler: Mapping[str, Any], max_steps: int, *, scale: float = 1.
 
     scale: on all factors, for a run that has returned to a checkpoint with a smaller learning rate.
     """
-    options = {key: value for key, value in scheduler.items() if key != "warmup_ratio"}
+    options = {key: value for key, value in scheduler.items() if key not in ("warmup_ratio", "weight_decay")}
 
     def factor(update: int) -> float:
         return scale * learning_rate_factor(update, max_steps=max_steps, **options)
 
     return factor
+
+
+def decay_factor_of(scheduler: Mapping[str, Any], max_steps: int) -> Callable[[int], float] | None:
+    """Return a function update -> share of the weight decay, or None if it is constant."""
+    if scheduler["weight_decay"] == "constant":
+        return None
+    return lambda update: max(0.0, 1.0 - update / max_steps)

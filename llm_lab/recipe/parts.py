@@ -92,13 +92,10 @@ class ModelParts(Group):
         help="how the model encodes the order of tokens",
         question="Which position encoding?",
         choices=POSITIONS,
-        why="RoPE (Su et al. 2021) encodes relative distance by rotation and is used by Llama, Qwen and "
-        "Mistral. YaRN (Peng et al. 2023) rescales its frequencies for longer contexts. ALiBi "
-        "(Press et al. 2021) extrapolates without training but is slower in most kernels. Sinusoids "
-        "(Vaswani et al. 2017) are mostly historical. Learned positions cost max_position_embeddings × hidden_size "
-        "parameters; with LayerNorm, GELU, multi-head attention and tied embeddings the model is a GPT-2 (Radford et "
-        "al. 2019). RoPE and YaRN with RMSNorm and SwiGLU load natively everywhere; other combinations need their own "
-        "code, which is saved with the model.",
+        why="RoPE (Su et al. 2021) is used by Llama, Qwen and Mistral; YaRN (Peng et al. 2023) rescales it for longer "
+        "contexts. ALiBi (Press et al. 2021) extrapolates, but is slower in most kernels. Learned positions with "
+        "LayerNorm, GELU, multi-head attention and tied embeddings make a GPT-2. RoPE and YaRN with RMSNorm and SwiGLU "
+        "load natively everywhere; most others need their own code, saved with the model.",
     )
     rope_theta: Float = option(
         10000.0,
@@ -156,10 +153,9 @@ class ModelParts(Group):
         help="the activation of the feed-forward network",
         question="Which activation?",
         choices=ACTIVATIONS,
-        why="SwiGLU, GeGLU and ReGLU (Shazeer 2020) have three matrices, so their inner width is two thirds as large: "
-        "the same number of parameters, usually a lower loss. The others have two matrices of four times hidden_size. "
-        "Squared ReLU (So et al. 2021) costs no more than ReLU; for one pass over the data published results prefer "
-        "it to SwiGLU, for many passes the reverse.",
+        why="Gated ones (Shazeer 2020) have three matrices and two thirds of the inner width: as many parameters, "
+        "usually a lower loss. Squared ReLU (So et al. 2021) is as cheap as ReLU; published results prefer it to "
+        "SwiGLU for one pass over the data, not for many.",
     )
     hidden_size: Int | None = option(
         help="width: the size of the hidden states",

@@ -155,6 +155,17 @@ class Train(TrainLoop, TrainSteps):
         "than max_length.",
         advanced=True,
     )
+    ema_decay: Float | None = option(
+        help="evaluate and save an exponential moving average of the weights with this decay; null: the weights "
+        "themselves",
+        question="Decay of the moving average of the weights (empty: none)?",
+        why="An average over the last 1 / (1 - decay) steps has less noise than the last weights: published runs with "
+        "many passes over little data gained about 0.5 % of the loss, others nothing, most with a learning rate that "
+        "stays high. It costs a copy of the weights, and a second evaluation each time. Checkpoints keep both.",
+        gt=0.0,
+        lt=1.0,
+        advanced=True,
+    )
     compile: Derived[Bool] = option(
         help="use torch.compile",
         question="Compile the model?",
@@ -337,6 +348,8 @@ def _bytes(recipe: PartialRecipe, machine: Machine, shape: ModelShape, rows: int
         checkpointing=checkpointing,
         in_pieces=True,
         compiled=_will_be_compiled(recipe, machine, shape),
+        cautious=bool(recipe.get("optimizer.cautious_weight_decay")),
+        averaged=bool(recipe.get("train.ema_decay")),
     )
     return sum(parts.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from llm_lab.hf.load import (
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, save_tokenizer, train_bpe
 from llm_lab.optim.factory import build_optimizer
-from llm_lab.optim.schedule import factor_of
+from llm_lab.optim.schedule import decay_factor_of, factor_of
 from llm_lab.recipe.pretrain import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.disk import staged_folder
 from llm_lab.runs.folder import RunFolder
@@ -46,7 +47,7 @@ from llm_lab.training.loop import (
     write_model,
     write_samples,
 )
-from llm_lab.training.loss import autocast, total_loss
+from llm_lab.training.loss import TotalLoss, autocast, total_loss
 from llm_lab.training.pretrain_data import (
     TokenizedData,
     open_sources,
@@ -58,6 +59,7 @@ from llm_lab.training.pretrain_trainer import PretrainTrainer, mask_documents
 from llm_lab.training.seat_belts import learning_rate_scale
 from llm_lab.training.tracking import Tracking
 from llm_lab.training.trainer import Interruption, training_arguments
+from llm_lab.training.weight_average import WeightAverage
 
 BPE_STREAM_CHARACTERS = 50_000_000
 
@@ -176,7 +178,8 @@ def fit(
     train = train.model_copy(update={"max_steps": progress.steps})
     if progress.exhausted and is_first_process():
         folder.update(exhausted=progress.exhausted)
-    evaluation = PretrainEvaluation(recipe, folder, listener, data, model)
+    average = None if train.ema_decay is None else WeightAverage(model, train.ema_decay)
+    evaluation = PretrainEvaluation(recipe, folder, listener, data, model, average)
     arguments = training_arguments(
         folder.steps_path,
         device=recipe.device,
@@ -189,6 +192,7 @@ def fit(
         document_mask=train.document_mask,
         dtype=train.dtype,
         curvature_every=getattr(recipe.optimizer, "k", None),
+        average=average,
         run=folder,
         listener=listener,
         interruption=Interruption(),
@@ -201,6 +205,7 @@ def fit(
         save=partial(save_model, model, tokenizer=data.tokenizer),
         build_optimizer=partial(build_optimizer, options=recipe.optimizer),
         learning_rate_factor=factor_of(progress.scheduler, train.max_steps, scale=learning_rate_scale(folder)),
+        weight_decay_factor=decay_factor_of(progress.scheduler, train.max_steps),
         data_progress=progress,
         model=model,
         args=arguments,
@@ -227,7 +232,8 @@ def fit(
         if progress.exhausted:
             folder.update(exhausted=progress.exhausted)
         folder.update(mix=progress.facts(trainer.state.global_step))
-        write_model(folder, partial(save_model, model, tokenizer=data.tokenizer))
+        with average.applied() if average else nullcontext():
+            write_model(folder, partial(save_model, model, tokenizer=data.tokenizer))
     return Result("done" if finished else "stopped", folder.results_at(trainer.state.global_step))
 
 
@@ -235,8 +241,15 @@ class PretrainEvaluation:
     """Validation loss, scores on held-out prompts, and samples of a pretraining run."""
 
     def __init__(
-        self, recipe: PretrainRecipe, folder: RunFolder, listener: Listener, data: TokenizedData, model: Any
+        self,
+        recipe: PretrainRecipe,
+        folder: RunFolder,
+        listener: Listener,
+        data: TokenizedData,
+        model: Any,
+        average: WeightAverage | None = None,
     ) -> None:
+        self.average = average
         self.recipe, self.folder, self.listener, self.model = recipe, folder, listener, model
         self.tokenizer = data.tokenizer
         self.held_out, self.held_out_bytes = validation_tokens(data.tokens, recipe.validation.max_tokens)
@@ -255,20 +268,36 @@ class PretrainEvaluation:
             )
 
     def measure(self, step: int) -> dict[str, float] | None:
-        """Return eval_loss (nats per token), bits_per_byte and scores, and write the samples."""
+        """Return eval_loss (nats per token), bits_per_byte and scores, and write the samples.
+
+        With an average of the weights all of them are the average's, and raw_eval_loss is that of the weights.
+        """
+        if self.average is None:
+            return self._measure(step)
+        raw = {}
+        if self.held_out:
+            total = self._loss()
+            raw = {"raw_eval_loss": total.nats / total.tokens}
+        with self.average.applied():
+            return (self._measure(step) or {}) | raw or None
+
+    def _loss(self) -> TotalLoss:
+        train = self.recipe.train
+        return total_loss(
+            self.model,
+            self.held_out,
+            max_length=train.max_length,
+            rows=train.per_device_train_batch_size,
+            device=self.recipe.device,
+            dtype=train.dtype,
+            separator=self.tokenizer.eos_token_id,
+            progress=progress_of(self.listener, "evaluating"),
+        )
+
+    def _measure(self, step: int) -> dict[str, float] | None:
         row: dict[str, float] = {}
         if self.held_out:
-            train = self.recipe.train
-            total = total_loss(
-                self.model,
-                self.held_out,
-                max_length=train.max_length,
-                rows=train.per_device_train_batch_size,
-                device=self.recipe.device,
-                dtype=train.dtype,
-                separator=self.tokenizer.eos_token_id,
-                progress=progress_of(self.listener, "evaluating"),
-            )
+            total = self._loss()
             bits = total.text_nats / math.log(2)
             row = {"eval_loss": total.nats / total.tokens, "bits_per_byte": bits / self.held_out_bytes}
         if self.scorer is not None:

@@ -21,6 +21,7 @@ from .loop import use_cudnn_attention
 from .loss import autocast, balancing_weight, detach_large_head, linear_cross_entropy, next_token_loss, sample_labels
 from .pretrain_data import DataProgress
 from .trainer import LabTrainer
+from .weight_average import WeightAverage
 
 OFFSETS = ("q_offset", "kv_offset")
 
@@ -89,7 +90,7 @@ class PretrainTrainer(LabTrainer):
     """Trains on blocks of equal length, so the mean of the batch means is the mean over all tokens.
 
     data_progress: what is read over the run. curvature_every: steps between two estimates of the Hessian's diagonal,
-    for Sophia.
+    for Sophia. average: of the weights, kept in checkpoints.
     """
 
     loss_is_cross_entropy = True
@@ -102,6 +103,7 @@ class PretrainTrainer(LabTrainer):
         dtype: str,
         data_progress: DataProgress | None,
         curvature_every: int | None = None,
+        average: WeightAverage | None = None,
         **kwargs: Any,
     ):
         super().__init__(data_collator=collate, **kwargs)
@@ -118,6 +120,9 @@ class PretrainTrainer(LabTrainer):
             if dtype == "float32" and not compile_loss:
                 speed_up_products(self.model, find_machine().cpu_name)
         self._last_ids: torch.Tensor | None = None
+        self._average = average
+        if average is not None:
+            self.add_callback(average)
         if curvature_every is not None:
             self.add_callback(_CurvatureCallback(self, curvature_every))
 
@@ -178,6 +183,13 @@ class PretrainTrainer(LabTrainer):
         super()._save(output_dir, state_dict)
         if self._data_progress is not None and self.is_world_process_zero():
             self._data_progress.write_stream_states(Path(str(output_dir)), self.state.global_step)
+        if self._average is not None and self.is_world_process_zero():
+            self._average.save(Path(str(output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._average is not None:
+            self._average.load(Path(resume_from_checkpoint))
 
 
 class _CurvatureCallback(TrainerCallback):

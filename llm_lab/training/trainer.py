@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 from llm_lab.events import CheckpointSaved, Listener, MetricsLogged, Notice, RunWarning
 from llm_lab.hf.load import hide_router_logits
 from llm_lab.hf.save import restore_weights
+from llm_lab.optim.decay import fade_decay
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remove_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.manifest import write_manifest
@@ -114,6 +115,7 @@ class LabTrainerMixin(_Base):
         save: Callable[[Path], None],
         build_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
         learning_rate_factor: Callable[[int], float],
+        weight_decay_factor: Callable[[int], float] | None = None,
         tracking: Tracking | None = None,
         **kwargs: Any,
     ):
@@ -125,6 +127,7 @@ class LabTrainerMixin(_Base):
         self.tokens_per_step = tokens_per_step
         self._evaluate_step, self._save_to = evaluate_step, save
         self._build_optimizer, self._factor = build_optimizer, learning_rate_factor
+        self._decay_factor = weight_decay_factor
         self._started = time.perf_counter() - wall_seconds_before
         self._clock = _StepClock()
         self._staging: Path | None = None
@@ -149,9 +152,10 @@ class LabTrainerMixin(_Base):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                getattr(optimizer, "optimizer", optimizer), self._factor
-            )
+            optimizer = getattr(optimizer, "optimizer", optimizer)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+            if (factor := self._decay_factor) is not None:
+                fade_decay(optimizer, lambda: factor(self.lr_scheduler.last_epoch))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -22,7 +22,7 @@ from llm_lab.hf.lora_layers import attach_lora, describe_trainable
 from llm_lab.hf.rendering import DATE, Refused
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.optim.schedule import factor_of
+from llm_lab.optim.schedule import decay_factor_of, factor_of
 from llm_lab.recipe.post_training import TuneRecipe, fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.folder import RunFolder, is_reward_model
@@ -367,6 +367,7 @@ def fit(
         learning_rate_factor=factor_of(
             recipe.scheduler.model_dump(), train.max_steps, scale=learning_rate_scale(folder)
         ),
+        weight_decay_factor=decay_factor_of(recipe.scheduler.model_dump(), train.max_steps),
         model=model,
     )
     trainer.stops_on_collapse = getattr(getattr(recipe, recipe.stage, None), "on_collapse", "warn") == STOP

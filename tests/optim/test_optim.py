@@ -13,13 +13,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.optim.decay import fade_decay
 from llm_lab.optim.factory import build_optimizer, split_parameters
 from llm_lab.optim.muon import COEFFICIENTS, MuonWithAdamW
-from llm_lab.optim.schedule import learning_rate_factor
+from llm_lab.optim.schedule import decay_factor_of, learning_rate_factor
 from llm_lab.recipe.optimizers import Adafactor, AdamW, AdamW8bit, Lion, Muon, Sophia
 from llm_lab.recipe.train_loop import SCHEDULERS
 
 OPTIONS = [AdamW(), Muon(), Lion(), Sophia(), Adafactor(weight_decay=0.1), Adafactor(beta1=0.9)]
+CAUTIOUS = [kind(cautious_weight_decay=True, weight_decay=0.3) for kind in (AdamW, Muon, Lion, Sophia)]
 SHAPES = [(8, 8), (16, 4), (4, 16), (8, 8), (1, 6)]
 
 
@@ -153,7 +155,7 @@ def test_the_adamw_part_equals_torchs_adamw_bitwise():
     assert all(torch.equal(parameter, other) for parameter, other in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
+@pytest.mark.parametrize("options", [*OPTIONS, CAUTIOUS[0], Muon(normalized=True)], ids=lambda options: options.name)
 def test_a_saved_optimizer_resumes_bitwise(options, tmp_path):
     whole = LabForCausalLM(tiny_config())
     first = copy.deepcopy(whole)
@@ -193,10 +195,95 @@ def test_a_state_loaded_on_the_cpu_moves_to_the_device_of_the_parameters(options
     assert bool(counts) == (options.name in ("adamw", "muon"))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_normuon_step_equals_the_published_algorithm(transposed, monkeypatch):
+    """Algorithm 1 of arXiv:2510.05491, one row at a time, with modded-nanogpt's scale: the norm before normalizing."""
+    monkeypatch.setattr("llm_lab.optim.muon._multiplies_bf16", lambda device_type: False)
+    lr, momentum, beta = 0.02, 0.9, 0.8
+    rows = [parameter.detach().clone() for parameter in matrices()]
+    mine = [nn.Parameter(matrix.T.clone() if transposed else matrix.clone()) for matrix in rows]
+    buffers, squares = [torch.zeros_like(m) for m in rows], [torch.zeros(len(m)) for m in rows]
+    group = {"params": mine, "algorithm": "muon", "lr": lr, "momentum": momentum, "neuron_beta": beta}
+    optimizer = MuonWithAdamW([{**group, "transposed": [transposed] * len(mine)}])
+    for step in range(4):
+        give_gradients(mine, step)
+        optimizer.step()
+        for matrix, parameter, buffer, square in zip(rows, mine, buffers, squares, strict=True):
+            grad = parameter.grad.T if transposed else parameter.grad
+            buffer.mul_(momentum).add_(grad, alpha=1 - momentum)
+            direction = newton_schulz((1 - momentum) * grad + momentum * buffer, 5)
+            scaled = torch.empty_like(direction)
+            for row in range(len(matrix)):
+                square[row] = beta * square[row] + (1 - beta) * (direction[row] ** 2).mean()
+                scaled[row] = direction[row] / (square[row].sqrt() + 1e-8)
+            scaled *= direction.norm() / scaled.norm()
+            matrix.sub_(lr * math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1])) * scaled)
+    for parameter, expected in zip(mine, rows, strict=True):
+        torch.testing.assert_close(parameter.T if transposed else parameter, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", CAUTIOUS, ids=lambda options: options.name)
+def test_cautious_decay_equals_the_published_rule(options):
+    """x <- x - lr * (u + decay * x where u * x >= 0), with u from a twin without decay (arXiv:2510.12402)."""
+    model = LabForCausalLM(tiny_config())
+    optimizer = build_optimizer(model, options)
+    hidden = {id(p) for p in split_parameters(model)[0]}
+    spared = decayed = 0
+    for step in range(3):
+        before = copy.deepcopy(model)
+        twin = build_optimizer(before, options.model_copy(update={"cautious_weight_decay": False, "weight_decay": 0.0}))
+        state = copy.deepcopy(optimizer.state_dict())
+        for group in state["param_groups"]:
+            group["weight_decay"] = 0.0
+        twin.load_state_dict(state)
+        start = [p.detach().clone() for p in model.parameters()]
+        give_gradients(model.parameters(), step)
+        give_gradients(before.parameters(), step)
+        optimizer.step()
+        twin.step()
+        for x, parameter, plain in zip(start, model.parameters(), before.parameters(), strict=True):
+            expected = plain.detach().clone()
+            if id(parameter) in hidden:
+                update = (x - plain) / options.learning_rate
+                allowed = (update * x >= 0).float()
+                spared, decayed = spared + int((allowed == 0).sum()), decayed + int(allowed.sum())
+                expected -= options.learning_rate * 0.3 * allowed * x
+            torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=1e-7)
+    assert min(spared, decayed) > 1000
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+def test_a_fading_decay_is_a_share_of_the_full_one_also_after_a_resume(cautious):
+    options, shares = AdamW(weight_decay=0.4, cautious_weight_decay=cautious), iter([1.0, 0.5, 0.25])
+    model = LabForCausalLM(tiny_config())
+    key = "cautious_decay" if cautious else "weight_decay"
+
+    def one_step(optimizer):
+        give_gradients(model.parameters(), 0)
+        optimizer.step()
+        return [group[key] for group in optimizer.param_groups]
+
+    first = build_optimizer(model, options)
+    fade_decay(first, lambda: next(shares))
+    assert one_step(first) == [0.4, 0.0]
+    assert one_step(first) == [0.2, 0.0]
+    resumed = build_optimizer(model, options)
+    fade_decay(resumed, lambda: next(shares))
+    resumed.load_state_dict(first.state_dict())
+    assert one_step(resumed) == [0.1, 0.0]
+
+
+def test_the_decay_falls_to_zero_in_a_straight_line():
+    factor = decay_factor_of({"weight_decay": "linear"}, 4)
+    assert [factor(update) for update in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert decay_factor_of({"weight_decay": "constant"}, 4) is None
+
+
 MODELS = {
     "tied": lambda: LabForCausalLM(tiny_config(tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
     "untied": lambda: LabForCausalLM(tiny_config(tie_word_embeddings=False, norm="layernorm", qk_norm=True)),
     "gpt2": gpt2,
+    "extras": lambda: LabForCausalLM(tiny_config("learned", residual_scalars=True, value_embeddings=True)),
 }
 
 
@@ -210,10 +297,16 @@ def test_embeddings_and_head_are_not_hidden_matrices(kind):
         "tied": {"model.embed_tokens.weight"},
         "untied": {"model.embed_tokens.weight", "lm_head.weight"},
         "gpt2": {"transformer.wte.weight", "transformer.wpe.weight"},
+        "extras": {
+            "model.embed_tokens.weight",
+            "model.positions.weight",
+            "model.value_embeddings.1.weight",
+            "lm_head.weight",
+        },
     }
     assert set(embeddings) == expected[kind]
     assert all(".layers." in name or ".h." in name for name in hidden)
-    assert all("norm" in name or "ln_" in name or name.endswith("bias") for name in vectors)
+    assert all("norm" in name or "ln_" in name or name.endswith(("bias", "scalars")) for name in vectors)
 
 
 @pytest.mark.parametrize("kind", MODELS)
