@@ -10,6 +10,8 @@ LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
 WRITTEN_FOR = "4.57 and 5"  # the versions of Transformers that a native folder is written for
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT-2"}
+NAMES |= {"mixtral": "Mixtral", "qwen3_moe": "Qwen3-MoE"}
+GGUF_NAMES = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
 # What Llama, Mistral and Qwen3 call the gated activations in hidden_act. Most other programs know only the first.
 HIDDEN_ACTS = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -56,6 +58,9 @@ def native_architecture(parts: Mapping[str, Any]) -> tuple[str | None, str]:
         if differs:
             return None, f"needs its own code, saved with it: GPT-2 has no {', no '.join(differs)}"
         return "gpt2", _native_reason("GPT-2", parts)
+    if parts.get("num_experts"):
+        kind = "qwen3_moe" if parts.get("qk_norm") else "mixtral"
+        return kind, _native_reason(NAMES[kind], parts)
     odd = _odd_parts(parts)
     if odd:
         return None, f"needs its own code, saved with it: Llama has no {', no '.join(odd)}"
@@ -131,8 +136,8 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
         return None, f"GGUF export supports {', '.join(NAMES.values())} only, and this is {architecture}", ()
     if architecture == "gpt2":
         return _gguf_gpt2(parts)
-    found = "llama" if architecture == "mistral" else architecture
-    name = NAMES[found]
+    found = GGUF_NAMES.get(architecture, architecture)
+    name = NAMES["llama" if found == "llama" else architecture]
     rope = rope_of(parts)
     window = _window(architecture, parts)
     if _hidden_act(parts) != "silu":
@@ -146,15 +151,21 @@ def _gguf(architecture: str | None, kind: str | None, parts: Mapping[str, Any]) 
         return None, f"GGUF export does not support a custom {odd[0]}", ()
     if window and window < (parts.get("max_position_embeddings") or window + 1):
         return None, f"GGUF's {name} has no sliding window, and {window:,} tokens is less than the context", ()
-    if found == "qwen3" and parts.get("attention_bias"):
-        return None, "GGUF's Qwen3 has no biases in attention", ()
+    if found in ("qwen3", "qwen3moe") and parts.get("attention_bias"):
+        return None, f"GGUF's {name} has no biases in attention", ()
+    if found == "qwen3moe" and (parts.get("mlp_only_layers") or parts.get("decoder_sparse_step", 1) != 1):
+        return None, "GGUF export requires experts in every layer", ()
+    if found == "qwen3moe" and parts.get("model_type") and not parts.get("norm_topk_prob"):
+        return None, "GGUF's Qwen3-MoE normalizes the weights of the experts", ()
     what = f"a {name} file"
-    missing = []
+    missing = ["experts"] if architecture == "mixtral" else []
+    if found == "qwen3moe" and (parts.get("moe_intermediate_size") or parts.get("intermediate_size")) != 768:
+        missing.append("the width of experts")
     if rope["rope_type"] in STRETCHES:
         missing.append(STRETCHES[rope["rope_type"]])
     missing += [words for key, words in (("attention_bias", "biases"), ("mlp_bias", "biases")) if parts.get(key)][:1]
     head_dim = parts.get("head_dim")
-    if found == "qwen3" and head_dim != 128:
+    if found in ("qwen3", "qwen3moe") and head_dim != 128:
         missing.append("head sizes other than 128")
     if found == "qwen2" and head_dim and head_dim * parts["num_attention_heads"] != parts["hidden_size"]:
         missing.append("the head size")
@@ -197,7 +208,7 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _window(architecture: str, config: Mapping[str, Any]) -> int | None:
     """Return the sliding window of the layers that have one, or None."""
-    if config.get("model_type") in ("qwen2", "qwen3"):
+    if config.get("model_type") in ("qwen2", "qwen3", "qwen3_moe"):
         slides = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
         return config.get("sliding_window") if slides else None
     return config.get("sliding_window", 4096 if config.get("model_type") == "mistral" else None)

@@ -112,7 +112,7 @@ def memory_by_part(
         "gradients": 4 * parameters,
         "optimizer": moments,
         "activations": activations,
-        "logits": _logits_bytes(shape, tokens, half, in_pieces and not shape.softcap),
+        "logits": _logits_bytes(shape, tokens, half, in_pieces and not (shape.softcap or shape.num_experts)),
         **({"averaged weights": 4 * parameters} if averaged else {}),
         **({"cautious decay": 4 * matrices} if cautious else {}),
     }
@@ -126,6 +126,10 @@ def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
         return (20 * hidden + (6 if shape.gated else 4) * inner) * (1 if half else 2)
     of_norms = 8 * (heads + keys) if shape.qk_norm else 0
     of_norms += 4 * hidden if shape.residual_scalars else 0
+    if shape.num_experts:  # the inputs of the experts, their inner states and outputs, and the softmax of the router
+        used, number = shape.num_experts_per_tok, 2 if half else 4
+        of_experts = used * (number * (4 * inner + 3 * hidden) + 24) + 16 * shape.num_experts
+        return (22 if half else 24) * hidden + (4 if half else 8) * keys + of_experts + of_norms
     if half:
         return 26 * hidden + 4 * (heads + keys) + (8 if shape.gated else 4) * inner + of_norms
     return 24 * hidden + 8 * (heads + keys) + (16 if shape.gated else 8) * inner + of_norms

@@ -41,6 +41,8 @@ class ModelShape:
     residual_scalars: bool = False
     value_embeddings: bool = False
     softcap: bool = False  # of the logits
+    num_experts: int = 0  # each of intermediate_size; 0: no experts
+    num_experts_per_tok: int = 0
     other_parameters: int = 0  # of what the other fields don't describe, such as linear attention or an image encoder
 
     @property
@@ -52,6 +54,8 @@ class ModelShape:
         if self.attention_bias:
             attention += query + 2 * keys + hidden
         feed_forward = (3 if self.gated else 2) * hidden * inner
+        if self.num_experts:
+            feed_forward = feed_forward * self.num_experts + hidden * self.num_experts  # and the router
         if self.mlp_bias:
             feed_forward += (2 if self.gated else 1) * inner + hidden
         norm = hidden * (2 if self.norm_has_bias else 1)
@@ -82,9 +86,16 @@ class ModelShape:
         parts = self.parameters_by_part
         return parts["attention"] + parts["feed-forward"]
 
+    @property
+    def active_matrix_parameters(self) -> int:
+        """Parameters of the hidden matrices that a token is multiplied with: of the experts, those that it uses."""
+        idle = max(0, self.num_experts - self.num_experts_per_tok)
+        expert = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
+        return self.matrix_parameters - self.num_hidden_layers * idle * expert
+
     def training_flops_per_token(self, length: int) -> float:
         """FLOPs of forward and backward for one token in a row of `length` (Chowdhery et al. 2022, B)."""
-        multiplied = self.matrix_parameters + self.vocab_size * self.hidden_size
+        multiplied = self.active_matrix_parameters + self.vocab_size * self.hidden_size
         windows = 0 if self.sliding_window is None else self.num_hidden_layers - self.full_layers
         seen = (self.num_hidden_layers - windows) * length + windows * min(length, self.sliding_window or length)
         return 6.0 * multiplied + 12.0 * self.num_attention_heads * self.head_dim * seen
@@ -110,6 +121,8 @@ def shape_of_parts(parts: Mapping[str, Any], vocab_size: int) -> ModelShape | No
         full_layers=(layer_types_of(parts) or []).count(FULL),
         softcap=bool(parts.get("final_logit_softcapping")),
         **{key: bool(parts.get(key)) for key in ("residual_scalars", "value_embeddings")},
+        num_experts=parts.get("num_experts") or 0,
+        num_experts_per_tok=(parts.get("num_experts_per_tok") or 0) if parts.get("num_experts") else 0,
         **{key: bool(parts.get(key)) for key in ("attention_bias", "mlp_bias", "qk_norm", "tie_word_embeddings")},
     )
 
@@ -131,6 +144,8 @@ _ARCHITECTURES: dict[str, dict[str, bool]] = {
     "llama": {"gated": True, "norm_has_bias": False},
     "mistral": {"gated": True, "norm_has_bias": False},
     "qwen3": {"gated": True, "norm_has_bias": False, "qk_norm": True},
+    "mixtral": {"gated": True, "norm_has_bias": False},
+    "qwen3_moe": {"gated": True, "norm_has_bias": False, "qk_norm": True},
     "gpt2": {**_GPT2_BLOCK, "learned_positions": True},
     "llm_lab": {},
 }
@@ -146,6 +161,8 @@ _GPT2_NAMES = {
 # The defaults of transformers for keys that a config leaves out.
 _LEFT_OUT: dict[str, dict[str, int]] = {
     "mistral": {"num_key_value_heads": 8},
+    "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
 }
 
@@ -201,6 +218,11 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
         config.setdefault("tie_word_embeddings", True)
         config["intermediate_size"] = config.get("n_inner") or 4 * config["hidden_size"]
     config = {**_LEFT_OUT.get(config["model_type"], {}), **config}
+    if config["model_type"] in ("mixtral", "qwen3_moe"):
+        if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+            return None  # some layers have no experts
+        config["num_experts"] = config.get("num_local_experts") or config.get("num_experts")
+        config["intermediate_size"] = config.get("moe_intermediate_size") or config.get("intermediate_size")
     parts = {key: config.get(key) for key in (f.name for f in fields(ModelShape)) if config.get(key) is not None}
     if config.get("use_sliding_window") is False:
         parts.pop("sliding_window", None)

@@ -22,6 +22,7 @@ _LAYER = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp",  # the router of experts
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -59,7 +60,7 @@ PRE_TOKENIZERS = {(GPT2, False): "gpt-2", (LLAMA3, True): "llama-bpe", (QWEN2, F
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, *, weights: str, name: str, key: str = "export.to") -> None:
-    """Write a Llama, Mistral, Qwen2, Qwen3 or GPT-2 causal LM of transformers into one GGUF file.
+    """Write a Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE or GPT-2 causal LM of transformers into one GGUF file.
 
     weights: f32, f16, bf16 or q8_0. name: the model's name in the file. Raises UserError with the reason if GGUF does
     not support the model or its tokenizer.
@@ -80,7 +81,8 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, *, weights: str, name: st
 
     with torch.no_grad():
         for tensor, values in _tensors(model, loads.gguf):
-            kept, kind = _pack(values.float().cpu().numpy(), weights)
+            precise = "f32" if "ffn_gate_inp" in tensor else weights  # llama.cpp's routers are always f32
+            kept, kind = _pack(values.float().cpu().numpy(), precise)
             writer.add_tensor(tensor, kept, raw_dtype=kind)
         try:
             writer.write_header_to_file()
@@ -135,6 +137,10 @@ def _add_shape(writer: Any, config: dict[str, Any]) -> None:
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
+    if experts := config.get("num_local_experts") or config.get("num_experts"):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config.get("moe_intermediate_size") or config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
     writer.add_key_length(head_dim)
@@ -184,6 +190,9 @@ def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, Any]]:
         yield "rope_freqs.weight", _llama3_divisors(config)
     for name, values in model.state_dict().items():
         module, kind = name.rsplit(".", 1)
+        if module.endswith(".mlp.experts"):
+            yield from _experts(f"blk.{module.split('.')[2]}", kind, values)
+            continue
         if module == "lm_head" and config.tie_word_embeddings:
             continue
         layer = re.fullmatch(r"(?:model\.layers|transformer\.h)\.(\d+)\.(.+)", module)
@@ -197,6 +206,16 @@ def _tensors(model: Any, architecture: str) -> Iterator[tuple[str, Any]]:
         elif architecture == "gpt2" and inner and values.ndim == 2:
             values = values.T  # GPT-2 stores its matrices as (inputs, outputs)
         yield f"{found}.{kind}", values
+
+
+def _experts(block: str, kind: str, values: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the matrices of all experts of a layer: (experts, outputs, inputs)."""
+    if kind == "down_proj":
+        yield f"{block}.ffn_down_exps.weight", values
+        return
+    gate, up = values.chunk(2, dim=1)
+    yield f"{block}.ffn_gate_exps.weight", gate.contiguous()
+    yield f"{block}.ffn_up_exps.weight", up.contiguous()
 
 
 def _llama3_divisors(config: Any) -> Any:

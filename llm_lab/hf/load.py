@@ -30,7 +30,7 @@ from .gguf import (
     restore_rope_scaling,
 )
 from .hub import files_of
-from .save import lab_config, native_config
+from .save import lab_config, native_config, with_experts
 from .tokenizers import load_tokenizer, make_byte_tokenizer
 
 # Architectures that are not causal LMs. transformers would load them as one, with random or unsuitable weights.
@@ -72,7 +72,7 @@ def quiet_libraries() -> None:
 
 
 def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
-    """Return the LabConfig for the resolved parts of a recipe."""
+    """Return the config for the resolved parts of a recipe: a LabConfig, or with experts that of a native mixture."""
     from llm_lab.model.configuration_lab import LabConfig
 
     same = {key: value for key, value in parts.items() if key in LabConfig.__annotations__}
@@ -86,13 +86,14 @@ def config_of_parts(parts: Mapping[str, Any], vocab_size: int) -> Any:
             "factor": parts["yarn_factor"],
             "original_max_position_embeddings": parts["original_max_position_embeddings"],
         }
-    return LabConfig(
+    config = LabConfig(
         vocab_size=vocab_size,
         **same,
         layer_types=layer_types_of(parts),
         hidden_dropout=parts["dropout"],
         rope_parameters=rope,
     )
+    return with_experts(config, parts) if parts.get("num_experts") else config
 
 
 def read_config(name: str, *, key: str = "model.config", trust_remote_code: bool = False) -> Any:
@@ -213,6 +214,17 @@ def build_from_config(config: Any, *, attn_implementation: str = "sdpa") -> Any:
         return AutoModelForCausalLM.from_config(config, **kernel_options(attn_implementation))
     except (ValueError, ImportError) as error:
         raise UserError(Problem("model", f"this model can't be built: {error}")) from None
+
+
+def scale_residual_projections(model: Any) -> None:
+    """Scale what adds to the residual of a new mixture of experts by 1/sqrt(2 layers), as our own models start."""
+    import torch
+
+    scale = (2 * model.config.num_hidden_layers) ** -0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "experts.down_proj")):
+                parameter.mul_(scale)
 
 
 def kernel_options(kernel: str | None) -> dict[str, str]:
@@ -551,7 +563,7 @@ def write_design(folder: Path, values: Mapping[str, Any]) -> Path:
 
     quiet_libraries()
     lab = config_of_parts(values["model"], _vocabulary_size(values["tokenizer"]))
-    native = native_config(lab)
+    native = native_config(lab) if lab.model_type == "llm_lab" else None
     config = native if native is not None else lab
     config.lab_tokenizer = values["tokenizer"]  # so that pretraining this design uses the same tokenizer
     folder.mkdir(parents=True, exist_ok=True)

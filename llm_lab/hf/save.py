@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,26 @@ _PARTS = (
     "residual_scalars",
     "value_embeddings",
 )
+
+
+def with_experts(config: Any, parts: Mapping[str, Any]) -> Any:
+    """Return the MixtralConfig (Qwen3MoeConfig with QK-norm) of a LabConfig, with the experts of a recipe's parts."""
+    from transformers import MixtralConfig, Qwen3MoeConfig
+
+    values = {key: getattr(config, key) for key in _SHARED}
+    values |= {"rms_norm_eps": config.norm_eps, "hidden_act": HIDDEN_ACTS[config.activation]}
+    values |= {"rope_parameters": dict(config.rope_parameters), "sliding_window": config.sliding_window}
+    values |= {key: parts[key] for key in ("num_experts_per_tok", "router_aux_loss_coef")}
+    if not config.qk_norm:
+        return MixtralConfig(**values, num_local_experts=parts["num_experts"])
+    return Qwen3MoeConfig(
+        **values,
+        num_experts=parts["num_experts"],
+        moe_intermediate_size=config.intermediate_size,
+        norm_topk_prob=True,
+        attention_bias=config.attention_bias,
+        use_sliding_window=config.sliding_window is not None,
+    )
 
 
 def lab_config(config: Any) -> Any | None:
@@ -182,6 +203,11 @@ def restore_weights(model: Any, folder: str | Path) -> bool:
     """Load the weights that `save_model` has written with other names into the model; returns whether it did so."""
     from safetensors.torch import load_file
 
+    if any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters()):
+        # transformers stores each expert by itself, under the names of the first releases.
+        weights = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+        model.load_state_dict(weights)
+        return True
     saved = read_object(Path(folder) / "config.json") or {}
     if getattr(getattr(model, "config", None), "model_type", None) != "llm_lab" or saved.get("model_type") != "gpt2":
         return False
@@ -197,6 +223,8 @@ def older_config(config: dict[str, Any]) -> dict[str, Any]:
     Version 4.57 ignores dtype and rope_parameters; without rope_theta it uses 10,000.
     """
     added: dict[str, Any] = {"torch_dtype": config["dtype"]} if config.get("dtype") else {}
+    if config.get("model_type") == "qwen3_moe":
+        added["num_experts"] = config["num_local_experts"]
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:  # not one dictionary per kind of layer, for which 4.57 has no common names
         added["rope_theta"] = rope["rope_theta"]

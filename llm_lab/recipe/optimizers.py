@@ -124,11 +124,10 @@ class Muon(Group):
     )
     neuron_beta: Float = option(
         0.95,
-        help="NorMuon: decay rate of the moving average of each neuron's update",
+        help="with normalized: decay rate of the moving average of each neuron's update",
         question="NorMuon: decay rate?",
         ge=0.0,
         lt=1.0,
-        when={"optimizer.normalized": (True,)},
         advanced=True,
     )
     adamw_learning_rate: Float = option(

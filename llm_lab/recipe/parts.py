@@ -279,6 +279,36 @@ class ModelParts(Group):
         "but nearly no computing time. They help most in small models. The model needs its own code.",
         advanced=True,
     )
+    num_experts: Int | None = option(
+        help="number of experts in each feed-forward, of which a router picks some for each token; null: no experts",
+        question="How many experts (empty: none)?",
+        why="A mixture of experts (Shazeer et al. 2017; Mixtral, Jiang et al. 2024) has many more parameters at the "
+        "computing cost of a small model: lower loss per FLOP, but more memory. Saved as a native Mixtral, or with "
+        "QK-norm as Qwen3-MoE.",
+        ge=2,
+        le=1024,
+        advanced=True,
+    )
+    num_experts_per_tok: Int = option(
+        2,
+        help="experts that each token uses",
+        question="How many experts per token?",
+        why="2 in Mixtral, 8 of 128 in Qwen3. With intermediate_size left out, each expert is as much narrower, so "
+        "that a token costs as much as without experts.",
+        ge=1,
+        le=1024,
+        advanced=True,
+    )
+    router_aux_loss_coef: Float = option(
+        0.01,
+        help="weight of the loss that balances the use of experts; in training only",
+        question="Weight of the loss that balances the experts?",
+        why="Without it, a router sends most tokens to few experts (Fedus et al. 2021). The metrics busiest_expert "
+        "and idle_experts show how it goes.",
+        ge=0.0,
+        le=10.0,
+        advanced=True,
+    )
     dropout: Float = option(
         0.0,
         help="dropout on embeddings and on each block's output",
@@ -415,9 +445,11 @@ def derive_model(recipe: PartialRecipe, vocab_size: int) -> ModelShape | None:
     else:
         recipe.fill("model.num_key_value_heads", _kv_heads_for(heads), "gqa: about a quarter of the heads")
     recipe.fill("model.head_dim", max(1, hidden // heads), "hidden_size / num_attention_heads")
+    used = recipe.get("model.num_experts_per_tok") if recipe.get("model.num_experts") else 1
     if recipe.get("model.activation") in GATED:
-        inner = max(8, round(hidden * 8 / 3 / 32) * 32)
-        recipe.fill("model.intermediate_size", inner, "8/3 × hidden_size, to a multiple of 32")
+        inner = max(32 if used > 1 else 8, round(hidden * 8 / 3 / used / 32) * 32)
+        reason = "8/3 × hidden_size" + (f" / {used} experts per token" if used > 1 else "")
+        recipe.fill("model.intermediate_size", inner, f"{reason}, to a multiple of 32")
     else:
         recipe.fill("model.intermediate_size", 4 * hidden, "4 × hidden_size")
     recipe.fill("model.tie_word_embeddings", size.tie_word_embeddings, preset)
@@ -545,7 +577,41 @@ def _pattern_requires_a_window(values: Values) -> Iterator[Problem]:
         )
 
 
+def _experts_are_those_of_mixtral(values: Values) -> Iterator[Problem]:
+    """A mixture of experts is always native: Mixtral, or Qwen3-MoE with QK-norm."""
+    model = parts_of(values)
+    experts, used = model.get("num_experts"), model.get("num_experts_per_tok")
+    if not experts:
+        return
+    if used and used > experts:
+        key = "model.num_experts_per_tok"
+        yield Problem(key, f"there are only {experts} experts", value=used, fix=f"Set it to at most {experts}.")
+    name = "Qwen3-MoE" if model.get("qk_norm") else "Mixtral"
+    for key, allowed in MIXTRAL.items():
+        value = model.get(key)
+        biased = key == "attention_bias" and model.get("qk_norm")
+        if key in model and value not in allowed and not biased:
+            why = f"experts are saved as a native {name}, which does not have this"
+            fix = f"Set it to {allowed[0]}, or leave out num_experts."
+            yield Problem(f"model.{key}", why, value=value, fix=fix)
+
+
+MIXTRAL: dict[str, tuple[Any, ...]] = {  # {key: the values that it has}
+    "position_embedding": ("rope", "yarn"),
+    "norm": ("rmsnorm",),
+    "activation": GATED,
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "sliding_window_pattern": (None,),
+    "final_logit_softcapping": (None,),
+    "zero_init": (False,),
+    "residual_scalars": (False,),
+    "value_embeddings": (False,),
+    "dropout": (0.0,),
+}
+
 PARTS_RULES: tuple[Rule, ...] = (
+    _experts_are_those_of_mixtral,
     _pattern_requires_a_window,
     _heads_divide_width,
     _kv_heads_divide_heads,

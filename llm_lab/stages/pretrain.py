@@ -26,15 +26,18 @@ from llm_lab.hf.load import (
     load_model,
     quiet_libraries,
     read_config,
+    scale_residual_projections,
 )
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, save_tokenizer, train_bpe
 from llm_lab.optim.factory import build_optimizer
 from llm_lab.optim.schedule import decay_factor_of, factor_of
+from llm_lab.recipe.parts import ModelParts
 from llm_lab.recipe.pretrain import BpeTokenizer, PretrainRecipe
 from llm_lab.runs.disk import staged_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import first_process_first, is_first_process, process_count
+from llm_lab.training.expert_use import counting_experts, expert_metrics
 from llm_lab.training.loop import (
     Result,
     describe_parent,
@@ -152,8 +155,11 @@ def build(recipe: PretrainRecipe, tokenizer: Any, listener: Listener) -> Any:
             config.vocab_size = len(tokenizer)
         built = build_from_config(config, attn_implementation=kernel)
     else:
-        config = config_of_parts(recipe.model.model_dump(by_alias=True), len(tokenizer))
+        assert isinstance(model, ModelParts)
+        config = config_of_parts(model.model_dump(by_alias=True), len(tokenizer))
         built = build_from_config(config, attn_implementation=kernel)
+        if model.num_experts:
+            scale_residual_projections(built)
     if built.get_input_embeddings().num_embeddings < len(tokenizer):
         raise UserError(
             f"model: its vocabulary has {built.get_input_embeddings().num_embeddings:,} entries, "
@@ -297,9 +303,11 @@ class PretrainEvaluation:
     def _measure(self, step: int) -> dict[str, float] | None:
         row: dict[str, float] = {}
         if self.held_out:
-            total = self._loss()
+            with counting_experts(self.model) as counts:
+                total = self._loss()
             bits = total.text_nats / math.log(2)
             row = {"eval_loss": total.nats / total.tokens, "bits_per_byte": bits / self.held_out_bytes}
+            row |= expert_metrics(counts)
         if self.scorer is not None:
             row |= self.scorer.measure(self.model)[0]
         self.measured_at = step

@@ -21,6 +21,7 @@ from llm_lab.recipe.parts import ACTIVATIONS, ATTENTIONS, NORMS, POSITIONS
 pytestmark = pytest.mark.usefixtures("quick_verification")
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 CLASSES |= {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+CLASSES |= {"mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 GPT2 = {"position": "learned", "norm": "layernorm", "num_key_value_heads": 4, "activation": "gelu"}
 
 
@@ -213,9 +214,14 @@ def transformers_model(kind: str, extra_rows: int = 0, **changes):
 
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA_3 |= {"original_max_position_embeddings": 16}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 NATIVE_MODELS = {
     "gpt2": ("gpt2", {"max_position_embeddings": 1024}),
     "gpt2, another context": ("gpt2", {}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "mixtral, a window": ("mixtral", {"num_local_experts": 4, "sliding_window": 8}),
+    "qwen3-moe": ("qwen3_moe", {"num_experts": 4, **EXPERTS, "head_dim": 128}),
+    "qwen3-moe, small heads": ("qwen3_moe", {"num_experts": 4, **EXPERTS, "head_dim": 8}),
     "gpt2, exact GELU": ("gpt2", {"activation_function": "gelu", "max_position_embeddings": 1024}),
     "llama": ("llama", {}),
     "llama, more rows than tokens": ("llama", {"extra_rows": 7}),
@@ -261,7 +267,9 @@ CONFIGS = [
     ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "gpt2", None, "scales attention"),
     ({"model_type": "opt"}, "opt", None, "this is opt"),
     ({"model_type": "qwen2_moe"}, "qwen2_moe", None, "this is qwen2_moe"),
-    ({"model_type": "mixtral"}, "mixtral", None, "this is mixtral"),
+    ({"model_type": "mixtral", "max_position_embeddings": 99}, "mixtral", "llama", "ignores experts"),
+    ({"model_type": "qwen3_moe", "norm_topk_prob": False}, "qwen3_moe", None, "normalizes"),
+    ({"model_type": "qwen3_moe", "mlp_only_layers": [0], "norm_topk_prob": True}, "qwen3_moe", None, "in every layer"),
     ({"model_type": "odd", "auto_map": {"AutoModelForCausalLM": "odd.Odd"}}, None, None, "no GGUF architecture"),
 ]
 

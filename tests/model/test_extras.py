@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from support.tiny_models import tiny_config, tiny_model, tokens
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from support.tiny_models import EXTRAS, tiny_config, tiny_model, tokens
+from transformers import Qwen3ForCausalLM
 
 from llm_lab.estimate.parameters import layer_types_of, shape_of_config
-from llm_lab.hf.save import native_config, to_native
+from llm_lab.hf.save import native_config
+from llm_lab.looking.recording import record
 from llm_lab.model.modeling_lab import LabForCausalLM
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -88,15 +89,19 @@ def test_new_tokens_get_value_embeddings_of_zero():
 
 def test_windows_by_layer_equal_those_of_qwen3():
     model, ids = tiny_model(qk_norm=True, sliding_window="SL", num_key_value_heads=2), tokens(2, 16)
-    native = to_native(model)
-    assert isinstance(native, Qwen3ForCausalLM)
-    assert native_config(model.config).layer_types == ["sliding_attention", "full_attention"]
+    config = native_config(model.config)
+    assert config.layer_types == ["sliding_attention", "full_attention"]
+    native = Qwen3ForCausalLM(config).eval()
+    native.load_state_dict(model.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, native(ids).logits, **CLOSE)
         cache = model(ids, use_cache=True).past_key_values
     assert [layer.keys.shape[-2] for layer in cache.layers] == [4, 16], "short layers keep fewer keys"
-    uniform = Qwen3Config(**{**native.config.to_dict(), "layer_types": ["sliding_attention"] * 2})
-    assert not torch.allclose(Qwen3ForCausalLM(uniform).eval()(ids).logits, native(ids).logits, **CLOSE)
+
+
+def test_the_parts_of_a_layer_sum_up_when_looked_at_from_inside():
+    model = tiny_model("learned", **EXTRAS)
+    assert record(model, tokens(1, 9)[0]).error < 1e-4
 
 
 def test_a_pattern_is_repeated_and_ends_with_a_layer_that_sees_everything():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.sampling import every_pair
-from support.tiny_models import decode_in_chunks, left_padded, tiny_config, tiny_model, tokens
+from support.tiny_models import EXTRAS, decode_in_chunks, left_padded, tiny_config, tiny_model, tokens
 from transformers import DynamicCache, StaticCache
 
 POSITIONS = ["sinusoidal", "rope", "alibi", "yarn", "learned"]
@@ -16,13 +16,14 @@ def position(request):
 
 
 KERNELS = ["sdpa", "eager"]
-WINDOWS = [None, 2, 5, 64]
+WINDOWS = [None, 2, 5, 64, "SL"]
 EVERY_MODEL = pytest.mark.parametrize(("position", "kernel", "window"), every_pair(POSITIONS, KERNELS, WINDOWS))
 
 
 @pytest.fixture
 def model(position, kernel, window):
-    return tiny_model(position, attn_implementation=kernel, sliding_window=window, num_key_value_heads=2)
+    extras = EXTRAS if window == "SL" else {}
+    return tiny_model(position, attn_implementation=kernel, sliding_window=window, num_key_value_heads=2, **extras)
 
 
 def caches(config):
@@ -95,7 +96,7 @@ def test_a_sliding_window_has_exactly_its_width(position, kernel):
     assert not torch.allclose(model(inside).logits[0, -1], plain, **CLOSE)
 
 
-@pytest.mark.parametrize("width", [None, 5])
+@pytest.mark.parametrize("width", [None, "SL"])
 @pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}, {"num_beams": 1}])
 def test_generation_is_the_same_with_every_cache(position, width, options):
     model = tiny_model(position, sliding_window=width, num_key_value_heads=2)
@@ -128,7 +129,7 @@ def test_beam_search_is_the_same_with_and_without_a_cache(position):
 
 
 def test_chunked_prefill_does_not_change_generation(position):
-    model = tiny_model(position)
+    model = tiny_model(position, **EXTRAS)
     ids = tokens(1, 13)
     whole = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(whole, model.generate(ids, max_new_tokens=8, do_sample=False, prefill_chunk_size=4))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support.tiny_models import left_padded, tiny_config, tiny_model, tokens
+from support.tiny_models import EXTRAS, left_padded, tiny_config, tiny_model, tokens
 
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification
 
@@ -76,7 +76,7 @@ def test_alibi_shares_one_mask_between_layers_and_rows(sdpa_calls):
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing_gives_the_same_gradients(position, reentrant):
-    model, ids = tiny_model(position, qk_norm=True), tokens(2, 12)
+    model, ids = tiny_model(position, qk_norm=True, sliding_window="SL", **EXTRAS), tokens(2, 12)
     expected = gradients(model, ids)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     for name, gradient in gradients(model, ids).items():
@@ -106,7 +106,10 @@ def test_the_whole_forward_is_one_graph(position, backend):
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("position", "changes"),
-    [("rope", {"num_key_value_heads": 2}), ("alibi", {"norm": "layernorm", "activation": "gelu"})],
+    [
+        ("rope", {"num_key_value_heads": 2, "sliding_window": "SL", **EXTRAS}),
+        ("alibi", {"norm": "layernorm", "activation": "relu2"}),
+    ],
     ids=["rope", "alibi"],
 )
 def test_compiled_gradients_equal_eager_gradients(position, changes, backend):
@@ -120,7 +123,7 @@ def test_compiled_gradients_equal_eager_gradients(position, changes, backend):
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_autocast_and_bf16_weights_are_close_to_float32(position, kernel):
-    model = tiny_model(position, qk_norm=True, num_key_value_heads=2, attn_implementation=kernel)
+    model = tiny_model(position, qk_norm=True, num_key_value_heads=2, attn_implementation=kernel, **EXTRAS)
     ids, mask = left_padded((12, 7), 12)
     real = mask.bool()
     with torch.no_grad():
@@ -162,9 +165,9 @@ def test_training_with_autocast_gives_no_warning(recwarn):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads it
-@pytest.mark.parametrize("position", ["rope", "alibi"])
+@pytest.mark.parametrize("position", ["rope", "learned"])
 def test_a_lora_adapter_trains_and_merges(position):
-    model, ids = tiny_model(position, num_key_value_heads=2), tokens(2, 12)
+    model, ids = tiny_model(position, num_key_value_heads=2, **EXTRAS), tokens(2, 12)
     before = model(ids).logits.detach()
     settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, settings).train()

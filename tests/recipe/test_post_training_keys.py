@@ -96,6 +96,12 @@ EFFECTS: dict[str, tuple] = {
     "Scheduler.warmup_ratio": ("sft", 0.5, "learning rates", RARELY | {"scheduler": {}}),
     "Scheduler.min_ratio": ("sft", 0.9, "learning rates"),
     "Scheduler.power": ("sft", 3.0, "learning rates", RARELY | {"scheduler": {"name": "polynomial"}}),
+    "Scheduler.weight_decay": (
+        "sft",
+        "linear",
+        "losses",
+        {"optimizer": {"name": "adamw", "learning_rate": 0.01, "weight_decay": 9.0}},
+    ),
     "Scheduler.decay_ratio": ("sft", 0.9, "learning rates", RARELY | {"scheduler": {"name": "wsd"}}),
     "Score.path": ("sft", "other.jsonl", "scores", {"score": JUDGED}),
     "Score.subset": ("sft", "part", "sources", SCORED),

@@ -69,6 +69,23 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
             {"model.attention": "mqa"},
         ),
     ],
+    "_experts_are_those_of_mixtral": [
+        (
+            {"model.num_experts": 2, "model.num_experts_per_tok": 3},
+            "model.num_experts_per_tok",
+            {"model.num_experts": 3},
+        ),
+        (
+            {"model.num_experts": 4, "model.activation": "gelu"},
+            "model.activation",
+            {"model.num_experts": 4, "model.activation": "geglu"},
+        ),
+        (
+            {"model.num_experts": 4, "model.attention_bias": True},
+            "model.attention_bias",
+            {"model.num_experts": 4, "model.attention_bias": True, "model.qk_norm": True},
+        ),
+    ],
     "_pattern_requires_a_window": [
         (
             {"model.sliding_window_pattern": "SSSL"},

@@ -34,6 +34,9 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 }
 
 
+EXTRAS: dict[str, Any] = {"final_logit_softcapping": 3.0, "residual_scalars": True, "value_embeddings": True}
+
+
 def combinations(strength: int) -> list[dict[str, Any]]:
     """Return few combinations of parts that contain every pair (2) or triple (3) of them."""
     return [dict(zip(FACTORS, row, strict=True)) for row in covering(list(FACTORS.values()), strength)]
@@ -41,7 +44,7 @@ def combinations(strength: int) -> list[dict[str, Any]]:
 
 def every_combination() -> list[dict[str, Any]]:
     """Return the full product of the parts with several choices; switches are as by default."""
-    several = {name: values for name, values in FACTORS.items() if len(values) > 2 or name == "norm"}
+    several = {name: FACTORS[name] for name in ("position", "norm", "num_key_value_heads", "activation")}
     return [dict(zip(several, row, strict=True)) for row in itertools.product(*several.values())]
 
 
