@@ -129,7 +129,7 @@ def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
     if shape.num_experts:  # the inputs of the experts, their inner states and outputs, and the softmax of the router
         used, number = shape.num_experts_per_tok, 2 if half else 4
         of_experts = used * (number * (4 * inner + 3 * hidden) + 24) + 16 * shape.num_experts
-        return (22 if half else 24) * hidden + (4 if half else 8) * keys + of_experts + of_norms
+        return (18 if half else 16) * hidden + (4 if half else 8) * (heads + keys) + of_experts + of_norms
     if half:
         return 26 * hidden + 4 * (heads + keys) + (8 if shape.gated else 4) * inner + of_norms
     return 24 * hidden + 8 * (heads + keys) + (16 if shape.gated else 8) * inner + of_norms

@@ -383,6 +383,7 @@ def test_gradient_checkpointing_saves_only_activation_memory():
         {"qk_norm": True},
         {"activation": "relu2", "residual_scalars": True, "value_embeddings": True},
         {"activation": "geglu", "position_embedding": "learned"},
+        {"num_experts": 8},
     ],
 )
 def test_estimated_activations_match_what_autograd_keeps(parts, dtype):
