@@ -23,6 +23,7 @@ from llm_lab.recipe.stage import Stage, StageRecipe
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.runs.glossary import glossary_page
 from llm_lab.studies.experiment_files import SHIPPED, Experiment, read_experiment, written
+from llm_lab.studies.verdict import decide
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = Machine((), "", 2, 2**40, False, False)
@@ -260,6 +261,52 @@ def templates_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+DUELS_PAGE = """# Duels
+
+Which parts learn better, measured by `llm-lab duel`: two values of one key of `configs/duels/nano.yaml`, the same seeds
+for both, and the same number of tokens. The runs are short, so that anyone can repeat them on a CPU within minutes: the
+loss is still falling fast, and what wins here need not win in a long run or a large model. What published sources found
+is beside it, with their regime: one pass over much data, or many passes over little.
+
+A difference is that of the validation losses in nats per token, the second value minus the first: below zero, the
+second is better. A verdict needs at least six seeds and a sign-flip test with p of at most 5 %.
+
+The figures are those of `docs/duels.json`, which `docs/record_duel.py` writes from the folder of a finished duel.
+`python docs/generate.py` makes this page.
+
+| question | change | loss of both | difference (95 % interval) | verdict | published |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+def duels_page() -> str:
+    """Return the page of the duels that were run, with their verdicts, and of those that were not run yet."""
+    import yaml
+
+    duels = yaml.safe_load((ROOT / "configs" / "duels" / "duels.yaml").read_text(encoding="utf-8"))
+    results = json.loads((ROOT / "docs" / "duels.json").read_text(encoding="utf-8"))
+    lines = []
+    for name, duel in duels.items():
+        found = results.get(name)
+        measured = _measured(found) if found else "- | - | not run yet"
+        lines.append(f"| {duel['question']} | `{duel['change']}` | {measured} | {duel['published'].strip()} |")
+    return DUELS_PAGE + "\n".join(lines) + "\n"
+
+
+def _measured(found: dict[str, Any]) -> str:
+    one, two = found["sides"]
+    seeds = sorted(one["values"], key=int)
+    verdict = decide([two["values"][seed] - one["values"][seed] for seed in seeds])
+    means = [sum(side["values"].values()) / len(seeds) for side in (one, two)]
+    better = (two if verdict.mean < 0 else one)["value"] if verdict.is_significant else ""
+    words = f"`{better}` is better" if better else "no difference shown"
+    return (
+        f"{means[0]:.4f}, {means[1]:.4f} | {verdict.mean:+.4f} ({verdict.low:+.4f} to {verdict.high:+.4f}) | {words} "
+        f"(p = {verdict.p:.3f}, {len(seeds)} seeds, {found['tokens']:,} tokens, "
+        f"{one['seconds']:.0f} and {two['seconds']:.0f} s a run, {found['date']})"
+    )
+
+
 def experiments_table() -> str:
     """Return the shipped experiments, with a link to the page of each."""
     lines = ["| experiment | what it shows |", "| --- | --- |"]
@@ -305,6 +352,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "glossary.md": glossary_page(),
         ROOT / "docs" / "chat-templates.md": templates_page(),
         ROOT / "docs" / "studies.md": studies,
+        ROOT / "docs" / "duels.md": duels_page(),
         **{ROOT / "docs" / "experiments" / f"{one.name}.md": experiment_page(one) for one in shipped_experiments()},
         ROOT / "docs" / "recipe.schema.json": json.dumps(schema, indent=1, ensure_ascii=False) + "\n",
         ROOT / "tests" / "support" / "recipe_structure.json": public_format + "\n",

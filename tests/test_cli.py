@@ -19,7 +19,8 @@ from llm_lab.commands.documents import Document
 from llm_lab.errors import MachineError
 from llm_lab.estimate.machine import find_machine
 
-SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
+SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), CONFIGS / "duels" / "nano.yaml"]
 
 
 @pytest.fixture

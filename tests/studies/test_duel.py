@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import tiny_recipe, write_text
 from support.measured_sweeps import fill_cells
 
@@ -169,3 +170,13 @@ def test_a_slower_model_is_trained_again_in_the_time_of_the_faster_one(capsys):
     facts = [json.loads((path / "run.json").read_text()) for path in shorter]
     assert {one["recipe"]["train"]["max_steps"] for one in facts} < set(range(4, 45))
     assert all(one["results"]["step"] == one["recipe"]["train"]["max_steps"] for one in facts)
+
+
+def test_every_duel_of_the_page_can_be_planned_and_is_about_one_key():
+    folder = Path(__file__).parents[2] / "configs" / "duels"
+    duels = yaml.safe_load((folder / "duels.yaml").read_text())
+    for name, duel in duels.items():
+        planned = plan_duel(folder / "nano.yaml", [duel["change"]], by="tokens")
+        first, second = (planned.jobs[one.name].stages[0].values for one in planned.configurations)
+        assert first["train"]["max_steps"] == second["train"]["max_steps"], name
+        assert planned.measure == "eval_loss", name
