@@ -82,7 +82,7 @@ def target_modules(model: Any, preset: str, custom: Sequence[str] | None = None)
     missing = []
     if preset != "ffn_only" and not attention:
         missing.append("attention")
-    if preset in ("ffn_only", "all") and (not feed_forward or _has_fused_experts(model)):
+    if preset in ("ffn_only", "all") and not feed_forward and not expert_matrices(model):
         missing.append("feed-forward")
     if preset == "minimal" and attention and not chosen:
         missing.append("query and value")
@@ -116,9 +116,10 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _has_fused_experts(model: Any) -> bool:
-    """Return whether blocks store the matrices of several experts in one tensor, not as linear layers."""
-    return any(parameter.ndim == 3 and "expert" in name for name, parameter in model.named_parameters())
+def expert_matrices(model: Any) -> list[str]:
+    """Return the ends of the names of tensors that hold a matrix of each expert, which are not linear layers."""
+    fused = [name for name, parameter in model.named_parameters() if parameter.ndim == 3 and "expert" in name]
+    return list(dict.fromkeys(".".join(name.split(".")[-3:]) for name in fused))
 
 
 def _suffixes(chosen: Iterable[_Layer], layers: Iterable[_Layer]) -> list[str]:
@@ -188,6 +189,12 @@ def attach_lora(
     targets = target_modules(model, options.preset, options.target_modules)
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    experts = expert_matrices(model) if options.preset in ("ffn_only", "all") else []
+    for key, value, off in (("dropout", options.dropout, 0), ("use_dora", options.use_dora, False)):
+        if experts and value:
+            why = "adapters on the experts of a mixture don't support it"
+            fix = f"Set it to {str(off).lower()}, or use lora.preset=attention_only."
+            raise UserError(Problem(f"lora.{key}", why, value=value, fix=fix))
     is_classifier = hasattr(model, "score")
     config = LoraConfig(
         r=options.r,
@@ -196,6 +203,7 @@ def attach_lora(
         use_rslora=options.use_rslora,
         use_dora=options.use_dora,
         target_modules=targets,
+        target_parameters=experts or None,
         modules_to_save=["score"] if is_classifier else None,
         trainable_token_indices=_rows_to_train(model, new_token_ids, control_ids, targets),
         task_type=TaskType.SEQ_CLS if is_classifier else TaskType.CAUSAL_LM,

@@ -109,6 +109,9 @@ class LabConfig(PreTrainedConfig):
         """Derive missing sizes; return problems."""
         if not (_is_count(self.hidden_size) and _is_count(self.num_attention_heads)):
             return []
+        if self.layer_types is None and _is_count(self.num_hidden_layers):
+            # Always a list: transformers reads it if it is there.
+            self.layer_types = [FULL if self.sliding_window is None else SLIDING] * self.num_hidden_layers
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.intermediate_size is None:

@@ -19,7 +19,9 @@ def refuse_kernel_without_bias(kernel: str) -> None:
         )
 
 
-def token_positions(x: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+def token_positions(
+    x: torch.Tensor, attention_mask: torch.Tensor | dict[str, torch.Tensor] | None, cache: Cache | None
+) -> torch.Tensor:
     """Return positions (1 or batch, length), counted after the cached tokens and without those masked by a 2-D mask."""
     past = cache.get_seq_length() if cache is not None else 0
     index = torch.arange(x.shape[1], device=x.device) + past

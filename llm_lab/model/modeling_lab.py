@@ -42,12 +42,6 @@ def make_positions(config: LabConfig) -> Sinusoidal | Learned | Rope | Yarn | Al
     return {"default": Rope, "yarn": Yarn}[rope.pop("rope_type")](config.head_dim, **rope)
 
 
-def layer_types(config: LabConfig) -> list[str]:
-    """Return for each layer whether its attention is full or has the sliding window."""
-    usual = FULL if config.sliding_window is None else SLIDING
-    return config.layer_types or [usual] * config.num_hidden_layers
-
-
 def has_value_embedding(config: LabConfig, layer_idx: int) -> bool:
     """Return whether a layer has a value embedding: every second one does, and always the last."""
     return config.value_embeddings and (config.num_hidden_layers - 1 - layer_idx) % 2 == 0
@@ -59,6 +53,7 @@ def make_block(config: LabConfig, layer_idx: int) -> Block:
     assert config.num_key_value_heads is not None
     assert config.head_dim is not None
     assert config.intermediate_size is not None
+    assert config.layer_types is not None
     attention = Attention(
         config.hidden_size,
         config.num_attention_heads,
@@ -67,7 +62,7 @@ def make_block(config: LabConfig, layer_idx: int) -> Block:
         layer_idx,
         bias=config.attention_bias,
         qk_norm_eps=config.norm_eps if config.qk_norm else None,
-        sliding_window=config.sliding_window if layer_types(config)[layer_idx] == SLIDING else None,
+        sliding_window=config.sliding_window if config.layer_types[layer_idx] == SLIDING else None,
         dropout=config.attention_dropout,
     )
     feed_forward = FeedForward(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
@@ -162,7 +157,7 @@ class LabModel(LabPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -177,17 +172,21 @@ class LabModel(LabPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         # The mask is made only from the caller's arguments: a cache created here would disable masking between packed
         # documents, and positions created here would disable the is_causal kernel.
-        types, kernel = layer_types(self.config), self.config._attn_implementation
+        types, kernel = self.config.layer_types, self.config._attn_implementation
+        assert types is not None, "set by LabConfig"
         masks: dict[str, dict[str, Any]] = {}
         for kind in dict.fromkeys(types):
             make_mask = create_causal_mask if kind == FULL else create_sliding_window_causal_mask
-            mask = make_mask(
-                config=self.config,
-                inputs_embeds=x,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
+            if isinstance(attention_mask, dict):  # with a static cache, `generate` has made the masks already
+                mask = attention_mask[kind]
+            else:
+                mask = make_mask(
+                    config=self.config,
+                    inputs_embeds=x,
+                    attention_mask=attention_mask,
+                    past_key_values=past_key_values,
+                    position_ids=position_ids,
+                )
             masks[kind] = {"attention_mask": mask}
             if isinstance(self.positions, Alibi):
                 mask, bias = alibi_mask_and_bias(

@@ -121,14 +121,47 @@ def test_the_layers_of_other_model_families_are_recognized_by_role(config, minim
     [
         (MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40), "minimal"),
         (MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=40), "all"),
-        (MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2), "ffn_only"),
-        (MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2), "all"),
     ],
 )
 def test_the_error_for_an_unsupported_preset_lists_the_layers(config, preset):
     model = from_config(config)
     with pytest.raises(UserError, match=rf"lora.preset = {preset}.*are not recognized by name.*_proj.*preset=custom"):
         target_modules(model, preset)
+
+
+@pytest.mark.parametrize("preset", ["ffn_only", "all"])
+def test_the_experts_of_a_mixture_get_adapters_that_merge_and_their_router_does_not(preset, tmp_path):
+    tokenizer = make_byte_tokenizer()
+    sizes = {**SMALL, "vocab_size": 257, "num_key_value_heads": 1, "num_local_experts": 3}
+    torch.manual_seed(0)
+    save_model(from_config(MixtralConfig(**sizes)), tmp_path / "base", tokenizer)
+    adapted = attach_lora(load_model(tmp_path / "base"), lora(preset=preset, dropout=0.0), seed=1)
+    names = describe_trainable(adapted).names
+    assert {name.partition("layers.0.")[2].partition(".lora_")[0] for name in names if "layers.0" in name} >= {
+        "mlp.experts",
+        "mlp.experts.base_layer",
+    }
+    assert any("self_attn" in name for name in names) == (preset == "all")
+    assert not any("mlp.gate" in name for name in names)
+    ids = torch.randint(0, 257, (2, 12))
+    adapted.train()(input_ids=ids, labels=ids).loss.backward()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            parameter.data += torch.randn_like(parameter) * 0.3
+    expected = adapted.eval()(input_ids=ids).logits
+    save_model(adapted, tmp_path / "adapter", tokenizer)
+    for merge in (False, True):
+        loaded = load_model(tmp_path / "adapter", merge=merge)
+        torch.testing.assert_close(loaded(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(load_model(tmp_path / "base")(ids).logits, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dropout", 0.1), ("use_dora", True)])
+def test_what_adapters_on_experts_do_not_support_is_refused(key, value):
+    model = from_config(MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=2))
+    with pytest.raises(UserError, match=rf"lora.{key} = .*adapters on the experts of a mixture"):
+        attach_lora(model, lora(preset="all", **{"dropout": 0.0, key: value}), seed=1)
 
 
 def test_custom_names_are_used_as_given_and_all_wrong_ones_are_reported():

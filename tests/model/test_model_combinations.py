@@ -103,4 +103,6 @@ def test_a_sample_of_three_switches_is_smaller_than_their_product():
 )
 def test_changing_a_part_changes_nothing_else(change):
     plain, changed = tiny_config().to_dict(), tiny_config(**change).to_dict()
+    if "sliding_window" in change:
+        assert changed.pop("layer_types") == ["sliding_attention"] * 2
     assert {name for name in changed if changed[name] != plain.get(name)} == set(change)

@@ -100,7 +100,7 @@ EFFECTS: dict[str, tuple] = {
         "sft",
         "linear",
         "losses",
-        {"optimizer": {"name": "adamw", "learning_rate": 0.01, "weight_decay": 9.0}},
+        {"train.max_steps": 4, "optimizer": {"name": "adamw", "learning_rate": 0.01, "weight_decay": 9.0}},
     ),
     "Scheduler.decay_ratio": ("sft", 0.9, "learning rates", RARELY | {"scheduler": {"name": "wsd"}}),
     "Score.path": ("sft", "other.jsonl", "scores", {"score": JUDGED}),
