@@ -24,6 +24,7 @@ from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as
 from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, slug
+from llm_lab.runs.recipe_paths import with_paths_of
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
 # Names on the Hub without an owner. A run whose name begins like that needs its whole name.
@@ -138,6 +139,8 @@ def read_job(
         require_no_links(path if path.is_dir() else path.parent)
         raw = read_recipe_file(path)
         home = path if path.is_dir() else path.parent
+        if (home / "run.json").is_file() and (path.is_dir() or path.name == "recipe.yaml"):
+            raw = with_paths_of(raw, home)
         stem = path.name if path.is_dir() else path.parent.name if path.name == "recipe.yaml" else path.stem
     raw, overridden = apply_overrides(raw, overrides)
     name = slug(stem, "run")

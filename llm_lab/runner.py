@@ -26,6 +26,7 @@ from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, require_no_links, runs_named, unstarted_runs
 from llm_lab.runs.lock import in_progress, this_process
 from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
+from llm_lab.runs.recipe_paths import with_paths_of
 from llm_lab.runs.report import collect_scores, write_pipeline_report
 from llm_lab.runs.resume import (
     MANIFESTS_FROM,
@@ -201,7 +202,7 @@ def _folder_to_resume(job: Job, root: Path) -> RunFolder:
 
 def _require_same_recipe(job: Job, folder: RunFolder, fix: str) -> None:
     """UserError with every key that has another value in the recipe of a run."""
-    before = folder.facts().get("recipe") or read_recipe_file(folder.recipe_path)
+    before = with_paths_of(folder.facts().get("recipe") or read_recipe_file(folder.recipe_path), folder.path)
     problems = [
         Problem(key, f"the run in {folder.path} started with {then}", value=wanted, fix=fix)
         for key, then, wanted in different_keys(job, before)

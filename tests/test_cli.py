@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from llm_lab.commands.argument_parser import commands_of, make_parser, parse
 from llm_lab.commands.documents import Document
 from llm_lab.errors import MachineError
 from llm_lab.estimate.machine import find_machine
+from llm_lab.recipe.files import read_recipe_file
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), CONFIGS / "duels" / "nano.yaml"]
@@ -340,3 +342,94 @@ def test_ctrl_c_while_the_arguments_are_read_stops_without_a_traceback(monkeypat
     monkeypatch.setattr("llm_lab.cli.parse", interrupt)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "\nStopped.\n"
+
+
+# --- a run's recipe from another folder
+
+
+def test_a_runs_recipe_replays_resumes_and_evaluates_from_any_folder(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = trained / "checkpoints/tiny"
+    for path in (str(run), str(run / "recipe.yaml")):
+        assert main(["run", path, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["data"][0]["path"] == str(trained / "text.txt")
+    again = Path("checkpoints/tiny-2").resolve()
+    assert read_recipe_file(again)["data"][0]["path"] == str(trained / "text.txt")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "elsewhere/checkpoints/tiny", "--dry-run", "--resume"]) == 0  # one with absolute paths
+    assert main(["run", str(run), "--resume", "--json"]) == 0  # one with relative paths, that has nothing left to do
+    assert json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["path"] == str(run)
+    assert main(["eval", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["texts"][0]["own"] is True
+    assert main(["check", str(run), "data.0.path=text.txt"]) == 2  # an override is relative to the working folder
+
+
+# --- new, design, completion
+
+
+def test_new_writes_a_recipe_that_is_valid_and_never_overwrites(in_tmp_path, capsys):
+    write_text("text.txt")
+    words = ["new", "pretrain", "data.0.path=text.txt", "train.max_steps=7", "--out", "mine.yaml"]
+    assert main(words) == 0
+    assert "llm-lab run mine.yaml" in capsys.readouterr().out
+    assert read_recipe_file(Path("mine.yaml"))["train"] == {"max_steps": 7}
+    assert main(["check", "mine.yaml"]) == 0
+    assert main(words) == 2
+    assert main(["new", "pretrain", "data.0.path=nosuch.txt"]) == 2
+    assert main(["new", "pretain"]) == 2
+    said = capsys.readouterr()
+    assert "Did you mean pretrain?" in said.err
+    assert main(words[:-2]) == 0  # without a terminal the recipe is printed
+    assert yaml.safe_load(capsys.readouterr().out)["train"]["max_steps"] == 7
+
+
+def test_design_writes_a_config_that_can_be_pretrained(in_tmp_path, capsys):
+    write_text("text.txt")
+    assert main(["design", "hidden_size=32", "num_attention_heads=2", "num_hidden_layers=3", "--out", "small"]) == 0
+    assert json.loads(Path("small/config.json").read_text())["num_hidden_layers"] == 3
+    assert main(["new", "pretrain", "model.config=small", "data.0.path=text.txt"]) == 0
+    assert main(["design", "hidden_siz=32", "--out", "other"]) == 2
+    assert "Did you mean hidden_size?" in capsys.readouterr().err
+
+
+COMPLETIONS = {
+    "c": {"check", "copy", "chat", "compare", "completion"},
+    "run --re": {"--resume", "--resume-from"},
+    "run tin": {"tiny", "tiny.yaml"},
+    "run own": {"own-recipe"},
+    "run demo train.max_st": {"train.max_steps="},
+    "chat t": {"tiny", "tiny.yaml", "text.txt"},
+    "list runs --sort d": {"disk"},
+    "export tiny --to ": {"hf", "gguf", "space"},
+    "new g": {"grpo"},
+    "web --port ": set(),
+}
+
+
+def test_bash_completes_commands_options_values_recipes_runs_and_keys(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    Path("configs").mkdir(exist_ok=True)
+    Path("configs/own-recipe.yaml").write_text("")
+    assert main(["completion", "bash"]) == 0
+    Path("completion.bash").write_text(capsys.readouterr().out)
+    lines = ["source completion.bash"]
+    for words in COMPLETIONS:
+        typed = " ".join(shlex.quote(word) for word in ["llm-lab", *words.split(" ")])
+        lines.append(
+            f'COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _llm_lab; echo "${{COMPREPLY[*]}}"'
+        )
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert dict(zip(COMPLETIONS, map(set, map(str.split, done.stdout.split("\n"))), strict=False)) == COMPLETIONS
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_get_every_command_and_option(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name, parser in commands_of(make_parser()).items():
+        assert name in script
+        assert all(option.removeprefix("--") in script for option in parser.options if option != "--in-folder")
+    if which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True).returncode == 0

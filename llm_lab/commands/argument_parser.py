@@ -15,11 +15,11 @@ PRESETS = "learning-rate, lora-rank, optimizer, position-embedding, seeds"  # a 
 MODEL = "a run, a Hugging Face folder, a GGUF file, or a name on the Hub"
 RECIPE = "a recipe's name or file, or a run"
 GROUPS = {
-    "Train": ("run", "sweep", "duel", "merge", "replay"),
+    "Train": ("new", "run", "sweep", "duel", "merge", "replay"),
     "Recipes": ("check", "xray", "copy", "schema"),
-    "Models": ("chat", "show", "eval", "compare", "look", "export"),
+    "Models": ("chat", "show", "eval", "compare", "look", "export", "design"),
     "Runs": ("list", "rm", "mv", "gc"),
-    "The lab": ("study", "web", "doctor"),
+    "The lab": ("study", "web", "doctor", "completion"),
 }
 PLAIN = "lines only, without frames, colors and redrawing, for screen readers (or LLM_LAB_PLAIN=1)"
 # What argparse says about a value, and what we say.
@@ -134,11 +134,11 @@ def make_parser() -> Parser:
     parser.set_defaults(command="wizard_commands.open_wizard", json=False)
     commands = _Commands(parser.add_subparsers(prog="llm-lab", metavar="command", parser_class=Parser))
     for add in (
-        *(_run, _sweep, _duel, _merge, _replay),
+        *(_new, _run, _sweep, _duel, _merge, _replay),
         *(_check, _xray, _copy, _schema),
-        *(_chat, _show, _eval, _compare, _look, _export),
+        *(_chat, _show, _eval, _compare, _look, _export, _design),
         *(_list, _rm, _mv, _gc),
-        *(_study, _web, _doctor),
+        *(_study, _web, _doctor, _completion),
     ):
         add(commands)
     return parser
@@ -213,6 +213,45 @@ def _run(commands: _Commands) -> None:
     _trust_recipe_argument(parser)
     parser.add_argument("--nproc", type=int, metavar="N", help="train with N processes, one per GPU")
     _json_argument(parser)
+
+
+def _new(commands: _Commands) -> None:
+    parser = commands.add(
+        "new",
+        "set up a run in the wizard, or write its recipe",
+        "wizard_commands.new_recipe",
+        "new pretrain",
+        "new sft model.checkpoint=stories data.0.path=chats.jsonl --out chats.yaml",
+        more="In a terminal it opens the wizard at the stage, with the given values. With --out it writes a recipe and "
+        "asks nothing; without a terminal it prints the recipe.",
+    )
+    parser.add_argument("stage", help="pretrain, sft, reward, dpo, grpo, ppo, merge, eval or export")
+    _override_argument(parser, "data.0.path=my-text.txt")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the recipe to this new file")
+
+
+def _design(commands: _Commands) -> None:
+    parser = commands.add(
+        "design",
+        "design a model from parts in the wizard, or write its config",
+        "wizard_commands.new_design",
+        "design",
+        "design hidden_size=128 num_hidden_layers=4 --out configs/models/small",
+    )
+    _override_argument(parser, "num_hidden_layers=4")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write config.json to this new folder, without asking")
+
+
+def _completion(commands: _Commands) -> None:
+    parser = commands.add(
+        "completion",
+        "print a script that completes commands, options, recipes and runs in a shell",
+        "machine_commands.print_completion",
+        "completion bash > ~/.local/share/bash-completion/completions/llm-lab",
+        "completion zsh > ~/.zfunc/_llm-lab",
+        more="fish reads it from ~/.config/fish/completions/llm-lab.fish.",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
 
 def _check(commands: _Commands) -> None:

@@ -27,6 +27,21 @@ def print_schema(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def print_completion(arguments: argparse.Namespace) -> int:
+    """Print the script that completes commands in a shell."""
+    from llm_lab.job import SHIPPED_RECIPES
+    from llm_lab.recipe.fields import leaf_keys
+    from llm_lab.recipe.registry import STAGES
+
+    from .completion import completion_script
+
+    found = {key.path for stage in STAGES.values() for key, _ in leaf_keys(stage.recipe)}
+    keys = sorted(path.replace(".N.", ".0.") for path in found)
+    recipes = sorted(file.stem for file in SHIPPED_RECIPES.glob("*.yaml"))
+    print(completion_script(arguments.shell, keys, recipes, sorted(STAGES)), end="")  # noqa: T201
+    return DONE
+
+
 def examine_machine(arguments: argparse.Namespace) -> int | Document:
     """Show what this machine can do."""
     return doctor_document(_findings()) if arguments.json else print_doctor()

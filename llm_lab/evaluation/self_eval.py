@@ -13,13 +13,13 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, progress_of
 from llm_lab.hf.load import context_of
 from llm_lab.recipe.eval import EvalOptions
-from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.post_training import TalkRecipe, TuneRecipe
 from llm_lab.recipe.pretrain import PretrainRecipe
 from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.stage import StageRecipe
 from llm_lab.recipe.validate import validate
 from llm_lab.runs.folder import RunFolder, run_of
+from llm_lab.runs.recipe_paths import read_run_recipe
 from llm_lab.training.loop import require_same_data
 from llm_lab.training.loss import total_loss
 
@@ -37,7 +37,7 @@ def read_run(folder: str | Path) -> tuple[RunFolder, StageRecipe] | None:
         run = run_of(parent) if parent and Path(parent).is_dir() else None
     if run is None or not run.recipe_path.is_file():
         return None
-    raw = read_recipe_file(run.recipe_path)
+    raw = read_run_recipe(run)
     recipe, problems, _ = validate(raw) if "stage" in raw else (None, [], set())
     return None if recipe is None or problems else (run, recipe)
 

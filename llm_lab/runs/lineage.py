@@ -14,12 +14,12 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, places_after_move, read_object
 from llm_lab.estimate.cached_models import cached_files, changed_files
 from llm_lab.estimate.gguf_header import is_gguf
-from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import named_in
 
 from .evaluations import evaluations_of
 from .folder import ROOT, RunFolder, find_checkpoint, find_model, require_no_links, run_of
+from .recipe_paths import read_run_recipe
 
 Digest = Callable[[str | Path], str | None]
 Files = Callable[[str], Mapping[str, str]]
@@ -233,6 +233,6 @@ class _Tracer:
 
 def _recipe_of(run: RunFolder) -> Mapping[str, Any]:
     try:
-        return read_recipe_file(run.recipe_path)
+        return read_run_recipe(run)
     except UserError:
         return {}

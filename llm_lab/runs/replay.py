@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.cached_models import cached_files
-from llm_lab.recipe.files import read_recipe_file, to_yaml
+from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.registry import PipelineRecipe
 
 from .disk import write_atomically
@@ -29,6 +29,7 @@ from .lineage import (
     line_of,
     trace,
 )
+from .recipe_paths import read_run_recipe
 
 STAGE = "stage:"  # how a pipeline refers to the result of one of its stages
 HEADER = "Made by `llm-lab replay`"
@@ -131,7 +132,7 @@ def _name(run: RunFolder, root: Path) -> str:
 
 def _stage(node: Node, run: RunFolder, label: str, labels: Mapping[Path, str]) -> dict[str, Any]:
     """Return a run's recipe as a stage, which refers to the results of other stages by name."""
-    values = read_recipe_file(run.recipe_path)
+    values = read_run_recipe(run)
     before = (values.get("model") or {}).get("checkpoint")
     if before is not None and values.get("tokenizer") == before:
         del values["tokenizer"]  # the checkpoint's own tokenizer, which is the default

@@ -63,9 +63,14 @@ class Commands:
     sweep: Callable[..., int]  # (recipe, words, seeds=, preset=)
 
 
-def run_wizard(commands: Commands, *, debug: bool = False) -> int:
-    """Show the menu until the user leaves; return the exit code. debug: let internal errors through."""
+def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = None) -> int:
+    """Show the menu until the user leaves; return the exit code.
+
+    debug: let internal errors through. start: the flow that is opened before the menu.
+    """
     wizard = Wizard(commands, debug)
+    if start is not None:
+        wizard.open(start)
     last: Any = None
     while last != LEAVE:
         try:
