@@ -46,7 +46,7 @@ def new_recipe(arguments: argparse.Namespace) -> int:
     require_stage({"stage": arguments.stage})
     values, _ = apply_overrides({}, arguments.overrides)
     if arguments.out is None and is_terminal():
-        return _open(arguments, arguments.stage, values)
+        return _open(arguments, arguments.stage, {"values": values})
     from llm_lab.job import check
     from llm_lab.runs.folder import slug
     from llm_lab.wizard.review import recipe_text

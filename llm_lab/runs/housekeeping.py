@@ -16,7 +16,7 @@ from llm_lab.estimate.formatting import size
 from llm_lab.estimate.measurements import cache_folder
 
 from .describe import HEADLINES, is_number
-from .disk import TEMPORARY, remove_folder
+from .disk import TEMPORARY, bytes_under, remove_folder
 from .folder import ROOT, RunFolder, find_run, no_such_run, status_of
 from .lock import hold, in_progress, is_at_work
 from .record import read_facts
@@ -53,40 +53,11 @@ def runs_in(folder: Path) -> Iterator[RunFolder]:
                 yield from runs_in(path)
 
 
-def folder_bytes(folder: Path, until: float = float("inf")) -> tuple[int, bool]:
-    """Return the size of everything in a folder, and whether it is complete: False where the clock reached `until`.
-
-    until: of time.monotonic().
-    """
-    total, waiting = 0, [os.fspath(folder)]
-    while waiting:
-        if time.monotonic() > until:
-            return total, False
-        try:
-            entries = list(os.scandir(waiting.pop()))
-        except OSError:  # deleted meanwhile, or not readable
-            continue
-        for entry in entries:
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    total += entry.stat(follow_symlinks=False).st_size
-            except OSError:
-                continue
-    return total, True
-
-
-def disk_use(root: Path = ROOT, *, seconds: float = 0.05) -> tuple[int, bool]:
-    """Return the bytes of all runs, and whether that is all: counting ends after some seconds."""
-    return folder_bytes(root, time.monotonic() + seconds)
-
-
 def describe_disk_use(root: Path = ROOT) -> str:
     """Return on one line what the runs and the caches take on disk."""
     runs = sum(1 for path in root.iterdir() if kind_of(path)) if root.is_dir() else 0
-    cached = sum(folder_bytes(cache_folder(name))[0] for name in CACHES)
-    return f"{runs} {_runs(runs)}, {size(folder_bytes(root)[0])}; caches {size(cached)}"
+    cached = sum(bytes_under(cache_folder(name)) for name in CACHES)
+    return f"{runs} {_runs(runs)}, {size(bytes_under(root))}; caches {size(cached)}"
 
 
 # --- the list
@@ -124,7 +95,7 @@ def _describe(
         "status": _status_of_sweep(sweep, parts) if sweep else status_of(path, facts, damage),
         "created_at": created if is_number(created) else 0.0,
         "parameters": facts.get("parameters") or next(filter(None, _parameters(parts)), None),
-        "bytes": folder_bytes(path)[0],
+        "bytes": bytes_under(path),
         "step": results.get("step"),
         "results": {key: value for key, value in results.items() if is_number(value) or isinstance(value, str)},
         "parent": (facts.get("parent") or {}).get("path"),
@@ -273,7 +244,7 @@ def plan_removal(name: str, *, root: Path = ROOT) -> Removal:
     inner = [run for run in runs_in(path) if run.path != path]
     if inner:
         notes.append(f"with the {len(inner)} {_runs(len(inner))} in it")
-    return Removal(path, kind, folder_bytes(path)[0], tuple(notes))
+    return Removal(path, kind, bytes_under(path), tuple(notes))
 
 
 def _runs(count: int) -> str:
@@ -393,7 +364,7 @@ def _caches(*, is_busy: bool) -> Iterator[Leftover]:
 
 def _leftover(path: Path, what: str) -> Leftover:
     is_folder = path.is_dir() and not path.is_symlink()
-    return Leftover(path, what, folder_bytes(path)[0] if is_folder else path.lstat().st_size)
+    return Leftover(path, what, bytes_under(path) if is_folder else path.lstat().st_size)
 
 
 def delete_leftovers(leftovers: Sequence[Leftover]) -> int:

@@ -76,11 +76,20 @@ GROUP_NAMES = {
 ADVANCED_WHY = "Choose a group to go through its settings one by one; Esc returns here. All have defaults."
 
 
-def new_draft(stage: str, *, model: str | None = None, reward: str | None = None, **answers: Any) -> Draft:
+def new_draft(
+    stage: str,
+    *,
+    model: str | None = None,
+    reward: str | None = None,
+    values: Mapping[str, Any] | None = None,
+    **answers: Any,
+) -> Draft:
     """Return the draft that a stage begins with.
 
-    model: what it continues from. reward: a reward model to score with. answers: top-level keys that are known.
+    model: what it continues from. reward: a reward model to score with. values: of a recipe, by top-level key, as
+    answers are.
     """
+    answers |= values or {}
     machine, facts = find_machine(), STAGES[stage]
     name = "my-run" if facts.from_scratch else first_name(stage, None)
     raw: dict[str, Any] = {"stage": stage, "name": name, "device": machine.best_device}

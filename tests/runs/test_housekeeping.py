@@ -14,7 +14,7 @@ from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import find_base
 from llm_lab.runs.folder import RunFolder, find_checkpoint, find_model
-from llm_lab.runs.housekeeping import disk_use, find_leftovers, list_entries, plan_removal, remove, select
+from llm_lab.runs.housekeeping import find_leftovers, list_entries, plan_removal, remove, select
 from llm_lab.runs.lineage import line_of, trace
 from llm_lab.runs.lock import this_process
 from llm_lab.runs.manifest import find_damage, write_manifest
@@ -74,12 +74,6 @@ def test_each_order_of_the_list_is_the_one_it_is_named_after(lab):
     assert {entry["name"] for entry in select(entries, stage=None, status="stopped", text=None)} == {
         "tiny-stopped", "tiny-dpo-stopped", "tiny-grpo-stopped",
     }  # fmt: skip
-
-
-def test_disk_use_is_the_sum_of_all_files_and_says_where_it_was_not_counted_to_the_end(lab):
-    everything = sum(path.stat().st_size for path in Path("checkpoints").rglob("*") if path.is_file())
-    assert disk_use(seconds=60) == (everything, True)
-    assert disk_use(seconds=-1) == (0, False)
 
 
 # --- names
