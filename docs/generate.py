@@ -5,6 +5,7 @@ A test checks that all of it is current.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from functools import cache
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llm_lab.commands.argument_parser import GROUPS, commands_of, make_parser
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.fields import Key, groups_of, leaf_keys
 from llm_lab.recipe.files import format_value
@@ -339,11 +341,38 @@ def fill(text: str, name: str, body: str) -> str:
     return filled
 
 
+def commands_text() -> str:
+    """Return every command: its sentence, its arguments, and its examples."""
+    known = commands_of(make_parser())
+    parts = []
+    for group, names in GROUPS.items():
+        parts.append(f"### {group}\n")
+        for name in names:
+            parser = known[name]
+            parts += [f"#### `{name}`\n", f"{parser.description}\n"]
+            parts.append("\n".join(["```", *parser.examples, "```\n"]))
+            rows = [f"| `{_as_typed(action)}` | {action.help} |" for action in parser._actions if _is_own(action)]
+            if rows:
+                parts.append("\n".join(["| argument | what it does |", "| --- | --- |", *rows]) + "\n")
+    return "\n".join(parts).rstrip()
+
+
+def _is_own(action: argparse.Action) -> bool:
+    return action.dest not in ("help", "debug", "plain") and action.help != argparse.SUPPRESS
+
+
+def _as_typed(action: argparse.Action) -> str:
+    value = str(action.metavar or "|".join(map(str, action.choices or ())) or action.dest)
+    text = f"{action.option_strings[-1]} {value}" if action.option_strings else value
+    return (action.option_strings[-1] if action.nargs == 0 else text).replace("|", "\\|")
+
+
 def pages() -> dict[Path, str]:
     """Return {file: text} of everything that is generated."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = fill(fill(readme, "parts", parts_table()), "sizes", sizes_table())
     studies = fill((ROOT / "docs" / "studies.md").read_text(encoding="utf-8"), "experiments", experiments_table())
+    commands = fill((ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), "commands", commands_text())
     schema = json_schema()
     public_format = json.dumps(structure(schema), indent=1, sort_keys=True, ensure_ascii=False)
     return {
@@ -353,6 +382,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "chat-templates.md": templates_page(),
         ROOT / "docs" / "studies.md": studies,
         ROOT / "docs" / "duels.md": duels_page(),
+        ROOT / "docs" / "commands.md": commands,
         **{ROOT / "docs" / "experiments" / f"{one.name}.md": experiment_page(one) for one in shipped_experiments()},
         ROOT / "docs" / "recipe.schema.json": json.dumps(schema, indent=1, ensure_ascii=False) + "\n",
         ROOT / "tests" / "support" / "recipe_structure.json": public_format + "\n",

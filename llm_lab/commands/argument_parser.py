@@ -479,7 +479,7 @@ def _replay(commands: _Commands) -> None:
         "replay stories --name stories-again --dry-run",
     )
     parser.add_argument("checkpoint", metavar="model", help="a run, its name, or its model's folder")
-    parser.add_argument("--name", help="name of the new run (default <name>-replay)")
+    parser.add_argument("--name", metavar="NAME", help="name of the new run (default <name>-replay)")
     parser.add_argument("--dry-run", action="store_true", help="write the recipe and show its plan, without running it")
     parser.add_argument("--resume", action="store_true", help="resume an interrupted replay")
     _trust_recipe_argument(parser)
@@ -547,7 +547,7 @@ def _compared_arguments(parser: Parser, metavar: str, what: str) -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each configuration: seed, seed + 1, ...")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; they share the cores")
     parser.add_argument("--measure", metavar="NAME", help="the result to compare by; default: the held-out one")
-    parser.add_argument("--name", help="name of its folder in checkpoints/; the same name continues it")
+    parser.add_argument("--name", metavar="NAME", help="name of its folder in checkpoints/; the same name continues it")
     parser.add_argument("--dry-run", action="store_true", help="check all recipes and show the plan only")
     parser.add_argument("--retry-failed", action="store_true", help="also run again what failed before")
     _trust_recipe_argument(parser)
