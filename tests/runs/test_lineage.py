@@ -13,7 +13,7 @@ from llm_lab.runs.folder import RunFolder, create_run
 from llm_lab.runs.lineage import describe_line, find_traced, line_of, main_line, trace
 from llm_lab.runs.report import keep_evaluation, write_report
 from llm_lab.terminal.results_view import print_closing
-from llm_lab.wizard.menu import next_stages
+from llm_lab.wizard.run_questions import next_stages
 
 CONFIG = {"model_type": "llama", "vocab_size": 257, "hidden_size": 16, "max_position_embeddings": 64}
 
@@ -168,7 +168,7 @@ def test_no_chat_is_offered_for_a_merged_reward_model(line, capsys):
     assert "llm-lab chat" in capsys.readouterr().out
     config = CONFIG | {"architectures": ["LlamaForSequenceClassification"]}
     (run.model_path / "config.json").write_text(json.dumps(config))
-    assert next_stages(run) == []
+    assert not next_stages(run)
     print_closing(run.facts() | {"path": str(run.path)})
     assert "llm-lab chat" not in capsys.readouterr().out
 
