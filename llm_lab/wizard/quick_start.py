@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .training_runs import askers_of, changes_of, special_asker
 
 CPU_SECONDS = 150  # of training the smallest size on a CPU; larger ones do as many steps, and take longer
 CPU_ROWS, CPU_EVAL_TOKENS = 8, 16_384
-FEWEST_STEPS, MOST_CPU_STEPS = 200, 3_000
+FEWEST_STEPS, USEFUL_STEPS, MOST_CPU_STEPS = 200, 1_000, 3_000
 MOST_EPOCHS = 20
 BPE_FROM_BYTES = 100_000  # a vocabulary of whole words needs that much text
 NANO_BPE = 1024  # better text than from bytes in the same time
@@ -153,7 +154,6 @@ def recipe_of(
         if number and number > STREAMED_FROM_BYTES:
             source["streaming"] = True
     device = machine.best_device
-    train: dict[str, Any] = {"per_device_train_batch_size": CPU_ROWS} if device == "cpu" else {}
     raw: dict[str, Any] = {
         "stage": PRETRAIN.name,
         "name": name_of([source["path"] for source in data]),
@@ -162,12 +162,11 @@ def recipe_of(
         "tokenizer": _tokenizer(name, whole),
         "data": data,
         "scheduler": {"name": "linear", "min_ratio": 0.0},
-        "train": {**train, "max_steps": FEWEST_STEPS},
     }
     if device == "cpu":
         raw["validation"] = {"max_tokens": CPU_EVAL_TOKENS}
-    train = {**train, "max_steps": times * _steps(raw, whole, machine)}
-    return {**raw, "train": train}
+    train = _batch(raw, whole, machine)
+    return {**raw, "train": {**train, "max_steps": times * _steps({**raw, "train": train}, whole, machine)}}
 
 
 def _tokenizer(name: str, whole: int | None) -> Any:
@@ -182,25 +181,38 @@ def _tokenizer(name: str, whole: int | None) -> Any:
     return {"bpe": min(entries, fitting)}
 
 
+def _batch(raw: dict[str, Any], whole: int | None, machine: Machine) -> dict[str, int]:
+    """Return the batch: small on a CPU, and on a GPU where a large one would read a small text in too few steps."""
+    if raw["device"] == "cpu":
+        return {"per_device_train_batch_size": CPU_ROWS}
+    resolved = _resolved(raw, machine)
+    most = MOST_EPOCHS * tokens_in(raw["tokenizer"], whole) / USEFUL_STEPS if whole else inf
+    if resolved.estimate.tokens_per_step <= most:
+        return {}
+    rows = max(CPU_ROWS, int(most / resolved.values["train"]["max_length"]))
+    rows = min(rows, resolved.values["train"]["per_device_train_batch_size"])
+    return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}
+
+
 def _steps(raw: dict[str, Any], whole: int | None, machine: Machine) -> int:
     """Return how many steps train a model well without more epochs than help, in minutes on a CPU."""
-    resolved, _ = diagnose(raw, machine=machine)
-    assert resolved is not None
-    cost = resolved.estimate
-    most: float = MOST_CPU_STEPS
+    cost = _resolved(raw, machine).estimate
+    most: float = TOKENS_PER_PARAMETER * (cost.parameters or 0) // cost.tokens_per_step
     if raw["device"] == "cpu":
         first = next(iter(SIZES))
-        smallest, _ = diagnose(
-            {**raw, "model": {"size": first}, "tokenizer": _tokenizer(first, whole)}, machine=machine
-        )
-        assert smallest is not None
-        each = smallest.estimate.seconds_by_part["training"] / FEWEST_STEPS
-        most = min(most, round(CPU_SECONDS / each, -2) or 100)
-    else:
-        most = TOKENS_PER_PARAMETER * (cost.parameters or 0) // cost.tokens_per_step
+        smallest = {**raw, "model": {"size": first}, "tokenizer": _tokenizer(first, whole)}
+        seconds = _resolved(smallest, machine).estimate.seconds_by_part["training"] / FEWEST_STEPS
+        most = min(most, MOST_CPU_STEPS, round(CPU_SECONDS / seconds, -2) or 100)
     if whole is not None:
         most = min(most, round(MOST_EPOCHS * tokens_in(raw["tokenizer"], whole) / cost.tokens_per_step))
     return int(max(FEWEST_STEPS, most))
+
+
+def _resolved(raw: dict[str, Any], machine: Machine) -> Resolved:
+    steps = {"max_steps": FEWEST_STEPS, **raw.get("train", {})}
+    resolved, problems = diagnose({**raw, "train": steps}, machine=machine)
+    assert resolved is not None, problems
+    return resolved
 
 
 def tokens_in(tokenizer: Any, whole: int) -> float:
@@ -226,8 +238,7 @@ def size_question(texts: Sequence[tuple[dict[str, Any], int | None]], machine: M
 
 
 def _size_choice(name: str, raw: dict[str, Any], whole: int, machine: Machine) -> Choice:
-    resolved, _ = diagnose(raw, machine=machine)
-    assert resolved is not None
+    resolved = _resolved(raw, machine)
     cost = resolved.estimate
     seconds = cost.wall_seconds or 0.0
     text = f"{name:<8}{count(cost.parameters or 0):>6} parameters  {size(cost.memory_bytes):>8}  {about(seconds)}"

@@ -1,0 +1,171 @@
+"""Train on my text: from the files of a folder to a recipe that starts, in four screens; and the list of files."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from support.wizard_answers import BACK, ENTER, Refused, answers
+from support.wizard_keys import Key, keyboard, pick
+
+from llm_lab.commands.wizard_commands import wizard_commands
+from llm_lab.estimate.machine import Gpu, Machine
+from llm_lab.job import check
+from llm_lab.terminal.driver import Wizard, run_wizard
+from llm_lab.wizard.places import best_text, places_in
+from llm_lab.wizard.questions import Choice, Next, Question, StartRun
+from llm_lab.wizard.quick_start import quick_start, recipe_of, size_question, text_question, tokens_in
+
+SENTENCE = "The old house is on a hill, and the wind went around it every night.\n"
+CPU = Machine((), "a CPU", 2, 16 * 2**30, False, False)
+GPU = dataclasses.replace(CPU, gpus=(Gpu("NVIDIA A100-SXM4-80GB", 80 * 2**30, (8, 0)),))
+PATH = Question("p", "Which file?", "path", default="", look_for="texts")
+
+
+@pytest.fixture(autouse=True)
+def folder(in_tmp_path, monkeypatch):
+    """A folder with a large and a small text, texts in a folder, a table, and files that can't be read."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    Path("book.txt").write_text(SENTENCE * 3000)
+    Path("note.md").write_text(SENTENCE * 20)
+    Path("more/deep").mkdir(parents=True)
+    Path("more/one.txt").write_text(SENTENCE)
+    Path("more/deep/two.txt").write_text(SENTENCE)
+    Path("rows.jsonl").write_text('{"text": "a row of text"}\n')
+    Path("empty.txt").touch()
+    Path("latin.txt").write_bytes("Stra\xdfe".encode("latin-1"))
+    Path("photo.txt").write_bytes(bytes(range(256)))
+    Path("README.md").write_text("# About\n")
+    Path("program.py").touch()
+
+
+def press(question, monkeypatch, *steps):
+    with keyboard(steps, monkeypatch) as keys:
+        return Wizard(wizard_commands(), debug=True).ask(question), keys.screens
+
+
+def test_texts_are_listed_nearest_first_and_what_can_not_be_read_says_why():
+    listed = places_in("", "texts")
+    usable = [place.path for place in listed if not place.why_not and not place.enters]
+    assert usable == ["book.txt", "note.md", "rows.jsonl", "more/one.txt", "more/deep/two.txt", "README.md"]
+    assert {place.path: place.why_not for place in listed if place.why_not} == {
+        "empty.txt": "empty",
+        "latin.txt": "not UTF-8 text",
+        "photo.txt": "binary, not text",
+    }
+    assert [place.path for place in listed if place.enters] == ["more/"]
+    assert best_text(listed) == "book.txt"
+
+
+def test_enter_alone_leads_from_home_to_the_training_in_at_most_five_screens(monkeypatch, capsys):
+    started = []
+    commands = dataclasses.replace(
+        wizard_commands(), start=lambda recipe, overrides, **options: started.append((recipe, options))
+    )
+    steps = [Key.ENTER, Key.ENTER, Key.ENTER, Key.ENTER, Key.ENTER, *pick("Quit")]
+    with keyboard(steps, monkeypatch, lambda: capsys.readouterr().out) as keys:
+        assert run_wizard(commands, debug=True) == 0
+    recipe, options = started[0]
+    assert options["show_plan"] is False
+    assert (recipe["name"], recipe["data"]) == ("book", [{"path": "book.txt"}])
+    assert ["What would you like to do?" in keys.screens[0], "Which text?" in keys.screens[1]] == [True, True]
+    assert "How large should the model be?" in keys.screens[2]
+    assert "Start training?" in keys.screens[3]
+    assert check(recipe).stages[0].values["train"]["max_steps"] == recipe["train"]["max_steps"]
+
+
+def test_several_texts_are_read_in_proportion_to_their_size():
+    visit = answers(quick_start, [["book.txt", "note.md"], "nano", ENTER])
+    recipe = visit.effects[0].recipe
+    assert recipe["data"] == [{"path": "book.txt", "weight": 150.0}, {"path": "note.md", "weight": 1.0}]
+    assert visit.result == Next("after a run", {"name": "book"})
+
+
+def test_the_way_back_longer_training_and_all_settings_are_reached_from_the_plan():
+    usual = answers(quick_start, [ENTER, ENTER, ENTER]).effects[0].recipe["train"]["max_steps"]
+    visit = answers(quick_start, [ENTER, ENTER, "Train longer", BACK, "Train longer", "Start"])
+    assert visit.effects == [StartRun(visit.effects[0].recipe)]
+    assert visit.effects[0].recipe["train"]["max_steps"] == 2 * usual
+    assert answers(quick_start, [ENTER, ENTER, "Back to the sizes"]).question.key == "quick.size"
+    settings = answers(quick_start, [ENTER, "micro", "Change settings"])
+    assert settings.question.screen.title == "Train on my text"
+    assert "quick" not in settings.question.key
+
+
+def test_without_a_text_file_the_built_in_stories_are_offered_and_a_path_can_be_typed():
+    for file in Path().rglob("*.*"):
+        file.unlink() if file.is_file() else None
+    question = text_question()
+    assert question.suggested == ["builtin:stories"]
+    assert "No text file in" in question.screen.lines[0].text
+    visit = answers(quick_start, [Refused(["nothing.txt"], "nothing.txt"), ["builtin:stories"]])
+    assert visit.question.key == "quick.size"
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["CPU", "GPU"])
+def test_every_size_says_what_it_needs_and_the_steps_follow_from_the_text(machine):
+    texts = [({"path": "book.txt"}, Path("book.txt").stat().st_size)]
+    question = size_question(texts, machine)
+    assert "parameters" in question.choices[0].text
+    assert max(len(choice.text) for choice in question.choices) <= 56
+    assert "epochs of the text. Time roughly estimated" in question.choices[0].effect
+    small, large = (recipe_of("nano", [({"path": "a.txt"}, size)], machine) for size in (20_000, 10**9))
+    assert small["train"]["max_steps"] < large["train"]["max_steps"]
+    tiny = recipe_of("micro", [({"path": "a.txt"}, 5_000)], machine)
+    assert (tiny["tokenizer"], tiny["train"]["max_steps"]) == ("bytes", 200)
+    book = check(recipe_of("nano", texts, machine), machine=machine).stages[0].estimate
+    assert book.tokens <= 21 * tokens_in({"bpe": 1024}, texts[0][1])
+
+
+def test_a_file_is_picked_with_the_arrow_keys_and_several_with_the_space_bar(monkeypatch):
+    assert press(PATH, monkeypatch, Key.DOWN, Key.ENTER)[0] == "note.md"
+    several = dataclasses.replace(PATH, kind="paths", default=["book.txt"])
+    assert press(several, monkeypatch, Key.ENTER)[0] == ["book.txt"]
+    assert press(several, monkeypatch, " ", Key.DOWN, " ", Key.ENTER)[0] == ["book.txt", "note.md"]
+
+
+def test_typing_filters_the_files_and_is_an_answer_itself_where_none_fits(monkeypatch):
+    picked, screens = press(PATH, monkeypatch, "t", "w", Key.ENTER)
+    assert picked == "more/deep/two.txt"
+    assert "book.txt" not in screens[-1]
+    assert press(PATH, monkeypatch, "owner/name", Key.ENTER)[0] == "owner/name"
+    assert press(PATH, monkeypatch, "boo", "\t", Key.ENTER)[0] == "book.txt"
+    strict = dataclasses.replace(PATH, check=lambda path: None if Path(path).exists() else f"there is no {path}")
+    assert press(strict, monkeypatch, "zzz", Key.ENTER, Key.ERASE_LINE, Key.ENTER)[0] == "book.txt"
+
+
+def test_folders_are_entered_and_left_again_and_can_be_an_answer_as_a_whole(monkeypatch):
+    picked, screens = press(PATH, monkeypatch, *pick("more/  "), Key.ENTER)
+    assert picked == "more"
+    assert "the whole folder: 2 files" in screens[-1]
+    assert press(PATH, monkeypatch, *pick("more/  "), *pick(".."), *pick("note.md"))[0] == "note.md"
+    assert press(PATH, monkeypatch, "more/", Key.DOWN, Key.ENTER)[0] == "more/one.txt"
+
+
+def test_offered_data_and_an_answer_from_elsewhere_are_in_the_list(monkeypatch):
+    offered = dataclasses.replace(PATH, choices=(Choice("builtin:stories", "stories"),), default="/elsewhere/a.txt")
+    assert press(offered, monkeypatch, Key.ENTER)[0] == "/elsewhere/a.txt"
+    assert press(offered, monkeypatch, *pick("builtin:stories"))[0] == "builtin:stories"
+
+
+def test_models_recipes_and_new_files_are_listed_by_what_fits():
+    Path("tuned").mkdir()
+    Path("tuned/config.json").write_text("{}")
+    Path("a.yaml").write_text("stage: sft\n")
+    assert [(p.path, p.enters) for p in places_in("", "models")] == [("tuned", False), ("more/", True)]
+    assert [p.path for p in places_in("", "recipes") if not p.enters] == ["a.yaml"]
+    assert next(p for p in places_in("", "new file") if p.path == "a.yaml").why_not == "already exists"
+
+
+def test_plain_terminals_pick_files_by_number_or_path(monkeypatch, capsys):
+    monkeypatch.setenv("LLM_LAB_PLAIN", "1")
+    typed = iter(["2", "9 ", "10", "3", "owner/name", "1 2", "", "7"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
+    wizard = Wizard(wizard_commands(), debug=True)
+    assert wizard.ask(PATH) == "note.md"
+    several = dataclasses.replace(PATH, kind="paths", default=["book.txt"])
+    assert wizard.ask(dataclasses.replace(PATH, check=lambda text: None)) is not None
+    assert wizard.ask(PATH) == "owner/name"
+    assert wizard.ask(several) == ["book.txt", "note.md"]
+    assert wizard.ask(several) == ["book.txt"]
+    assert "binary, not text" in capsys.readouterr().out
