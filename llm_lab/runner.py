@@ -34,6 +34,7 @@ from llm_lab.runs.resume import (
     require_same_beginning,
     resume_command,
     set_aside_after,
+    what_is_saved,
 )
 
 MIN_STEPS_TO_MEASURE = 100  # shorter runs say too little about the speed
@@ -349,6 +350,8 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
             with suppress(OSError):  # a full disk may have ended the run
                 folder.update(ended_at=now(), **_how_it_ended(error))
                 write_report(folder)
+            if isinstance(error, KeyboardInterrupt):
+                listener(Notice(what_is_saved(folder)))
         raise
     if first:
         folder.update(status=result.status, ended_at=now(), results=results, error=None)
@@ -378,13 +381,20 @@ def _run_or_roll_back(module: Any, resolved: Resolved, folder: RunFolder, listen
 def _write_report_and_card(folder: RunFolder) -> None:
     """Write report.md and the model's card, unless they are newer than the facts that they show."""
     from llm_lab.runs.card import write_card
+    from llm_lab.runs.card_answers import read_answers
     from llm_lab.runs.report import write_report
 
     with suppress(FileNotFoundError):
         if folder.report_path.stat().st_mtime_ns > folder.run_json.stat().st_mtime_ns:
             return
     if folder.model_path.is_dir() and not folder.facts().get("proof"):  # an export writes a card with its proof
-        write_card(folder.model_path)
+        try:
+            answers = read_answers(folder)
+        except UserError as error:  # the run is done: its card must not fail it
+            answers = {}
+            warning = f"The model card has no author and no license: {error}"
+            folder.update(warnings=list(dict.fromkeys([*folder.facts().get("warnings", ()), warning])))
+        write_card(folder.model_path, answers=answers)
     write_report(folder)
 
 

@@ -455,7 +455,7 @@ def _export(commands: _Commands) -> None:
         "export a model to Hugging Face, GGUF or a Space and verify it",
         "model_commands.export",
         "export stories --to gguf --weights q8_0",
-        "export stories --push me/stories --dry-run",
+        "export stories --push me/stories --author 'Ada Lovelace' --license apache-2.0",
     )
     parser.add_argument("checkpoint", metavar="model", help=MODEL)
     _override_argument(parser, "export.weights=q8_0")
@@ -464,6 +464,10 @@ def _export(commands: _Commands) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write; default: a new run in checkpoints/")
     parser.add_argument("--push", metavar="OWNER/NAME", help="push to this Hub repository")
     parser.add_argument("--public", action="store_true", help="create the repository as public")
+    parser.add_argument("--author", metavar="NAME", help="for the model cards; kept, so given once")
+    parser.add_argument("--license", metavar="ID", help="for the model cards, such as apache-2.0 or mit; kept")
+    parser.add_argument("--intended-use", metavar="TEXT", help="for the card of this model; kept")
+    parser.add_argument("--limitations", metavar="TEXT", help="for the card of this model; kept")
     parser.add_argument(
         "--dry-run", action="store_true", help="show compatibility and the files, without writing anything"
     )

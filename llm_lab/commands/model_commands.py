@@ -283,6 +283,7 @@ def export(arguments: argparse.Namespace) -> int:
     recipe: Any = job.stages[0].recipe
     if arguments.dry_run:
         return _preview_export(recipe, arguments)
+    _keep_card_answers(recipe.model.checkpoint, arguments)
     if arguments.out is None:
         return start_job(job, Start(resume=_push_is_pending(job)))
     if recipe.export.push:
@@ -308,6 +309,16 @@ def export(arguments: argparse.Namespace) -> int:
     require_verified(exported)
     print_text(f"Exported, {VERDICTS[exported.verification.verdict]}: {exported.record()['path']}")
     return DONE
+
+
+def _keep_card_answers(checkpoint: str, arguments: argparse.Namespace) -> None:
+    """Keep what the arguments say of the author, the license and the model, for this card and later ones."""
+    from llm_lab.runs.card_answers import KEYS, keep_answers
+    from llm_lab.runs.folder import run_of
+
+    keep_answers(
+        {key: getattr(arguments, key) for key in KEYS}, run_of(checkpoint) if Path(checkpoint).is_dir() else None
+    )
 
 
 def _export_recipe(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -30,6 +31,11 @@ def plural(number: float, noun: str) -> str:
 
 def _two_digits(number: float) -> str:
     return f"{number:.0f}" if number >= 9.95 else f"{number:.1f}"
+
+
+def significant(number: float) -> str:
+    """Return a number with three significant digits: 0.02, 0.00148, 2e-5."""
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].replace("+", ""), f"{number:.3g}")
 
 
 def percent(share: float) -> str:

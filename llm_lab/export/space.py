@@ -15,7 +15,9 @@ from llm_lab.estimate.formatting import count
 from llm_lab.estimate.model_library import find_in_library
 from llm_lab.estimate.parameters import context_in, read_config_json
 from llm_lab.runs.card import hub_base
+from llm_lab.runs.card_answers import license_facts, read_answers
 from llm_lab.runs.disk import write_atomically
+from llm_lab.runs.folder import run_of
 from llm_lab.runs.lineage import trace
 from llm_lab.runs.loading import count_parameters
 from llm_lab.runs.markdown import plain, table
@@ -40,7 +42,8 @@ def write_space(folder: Path, *, source: str, name: str, own_code: bool, merged:
     model = folder / MODEL
     base = hub_base(trace(source, digest_of=lambda path: None))
     known = find_in_library(base) if base else None
-    license = known.license if known else None
+    own = read_answers(run_of(source) if Path(source).is_dir() else None).get("license")
+    license = own or (known.license if known else None)
     context = context_in(read_config_json(model) or {})
     facts: dict[str, Any] = {
         "title": name,
@@ -67,7 +70,7 @@ def _front_matter(name: str, base: str | None, license: str | None) -> str:
     """Return the block of YAML that the Hub reads."""
     facts: dict[str, Any] = {"title": name, "emoji": "💬", "colorFrom": "blue", "colorTo": "indigo"}
     facts |= {"sdk": "gradio", "sdk_version": GRADIO, "app_file": APP, "pinned": False}
-    facts |= {"license": license} if license else {}
+    facts |= license_facts(license) if license else {}
     facts |= {"models": [base]} if base else {}
     facts["tags"] = ["llm-lab"]
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n\n"

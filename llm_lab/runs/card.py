@@ -10,12 +10,14 @@ from typing import Any
 import yaml
 
 from llm_lab.errors import UserError
-from llm_lab.estimate.formatting import duration
+from llm_lab.estimate.formatting import count, duration
+from llm_lab.estimate.model_library import find_in_library
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.registry import STAGES
 from llm_lab.safe_text import redact
 
+from .card_answers import OF_ALL_MODELS, license_facts, read_answers
 from .describe import VERDICTS, data_rows, headline_results, is_number, name_program, versions, warnings_of
 from .disk import write_atomically
 from .glossary import OF_THE_MACHINE, name_of
@@ -41,16 +43,23 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def write_card(
-    folder: Path, *, source: str | Path | None = None, proof: Mapping[str, Any] | None = None, repo: str | None = None
+    folder: Path,
+    *,
+    source: str | Path | None = None,
+    proof: Mapping[str, Any] | None = None,
+    repo: str | None = None,
+    answers: Mapping[str, str] | None = None,
 ) -> str:
     """Write README.md into a model folder; returns its text.
 
     source: the folder of the weights (or a name on the Hub) from which `folder` was made, if another. proof: the
-    outcome of loading it, as run.json has it. repo: owner/name on the Hub, where it is pushed.
+    outcome of loading it, as run.json has it. repo: owner/name on the Hub, where it is pushed. answers: author, license
+    and the like; by default, what the user has given before (UserError where that can't be read).
     """
     model = inspect_folder(folder)
     node = trace(str(source or folder), digest_of=lambda path: None)
-    text = front_matter(model, node) + "\n".join(_body(model, node, proof, repo))
+    answers = read_answers(node.run) if answers is None else answers
+    text = front_matter(model, node, answers) + "\n".join(_body(model, node, proof, repo, answers))
     text = redact(without_paths(text, tuple(_known_paths(node))))
     write_atomically(folder / NAME, text)
     return text
@@ -59,13 +68,15 @@ def write_card(
 # The front matter, which the Hub reads
 
 
-def front_matter(folder: ModelFolder, node: Node) -> str:
+def front_matter(folder: ModelFolder, node: Node, answers: Mapping[str, str]) -> str:
     """Return the block of YAML at the head of a model card."""
     facts: dict[str, Any] = {
         "library_name": LIBRARIES[folder.kind],
         "pipeline_tag": "text-classification" if folder.is_reward_model else "text-generation",
         "tags": ["llm-lab", *([node.stage] if node.stage else []), *(["lora"] if folder.kind == ADAPTER else [])],
     }
+    if answers.get("license"):
+        facts |= license_facts(answers["license"])
     base = hub_base(node)
     if base is not None:
         facts["base_model"] = base
@@ -105,7 +116,9 @@ def _relation(folder: ModelFolder, node: Node) -> str | None:
 # The text, which people read
 
 
-def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo: str | None) -> Iterator[str]:
+def _body(
+    folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo: str | None, answers: Mapping[str, str]
+) -> Iterator[str]:
     facts = node.facts
     step = f", checkpoint of step {node.step:,}" if node.step is not None else ""
     name = (repo or "").rpartition("/")[2] or (_name(node) if node.run else Path(node.place).name)
@@ -115,7 +128,8 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
         yield f"A language model made with LLM Lab: {stage.made}{step}.\n"
     else:
         yield "A language model, converted by LLM Lab.\n"
-    yield from _section("Model", table(("", ""), _model_rows(folder, node)))
+    yield from _section("Model", table(("", ""), _model_rows(folder, node, answers)))
+    yield from _section("Intended use", _texts(answers, "intended_use"))
     snippets = loading_code(folder, repo or ".", in_transformers=_is_proven(proof, "Transformers"))
     where = "" if repo else "From this folder:"
     lines = [where, *(fence(text, language) for language, text in snippets), *_requirements(folder)]
@@ -126,8 +140,14 @@ def _body(folder: ModelFolder, node: Node, proof: Mapping[str, Any] | None, repo
     rows = [[code(path), code(fingerprint), amount] for path, fingerprint, amount in data_rows(facts)]
     yield from _section("Data", table(("data", "fingerprint", "used"), rows))
     yield from _section("Lineage", table(("stage", "model", "made from", "results"), _lineage(node)))
-    yield from _section("Limitations", [f"- {plain(line)}" for line in (warnings_of(node.run) if node.run else [])])
+    recorded = [f"- {plain(line)}" for line in (warnings_of(node.run) if node.run else [])]
+    yield from _section("Limitations", [*_texts(answers, "limitations"), *recorded])
     yield from _section("Training", _training(node))
+
+
+def _texts(answers: Mapping[str, str], key: str) -> list[str]:
+    """Return an answer as paragraphs."""
+    return [f"{plain(part)}\n" for part in answers.get(key, "").splitlines() if part.strip()]
 
 
 def _requirements(folder: ModelFolder) -> list[str]:
@@ -146,8 +166,12 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
         yield ""
 
 
-def _model_rows(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
+def _model_rows(folder: ModelFolder, node: Node, answers: Mapping[str, str]) -> Iterator[list[str]]:
     facts, config = node.facts, folder.config
+    yield from ([key, answers[key]] for key in OF_ALL_MODELS if answers.get(key))
+    known = find_in_library(base) if (base := hub_base(node)) else None
+    if known:
+        yield ["license of the base", known.license]
     if node.stage == PRETRAIN.name and facts.get("model"):
         yield ["parts", facts["model"]]
     yield ["format", describe_form(folder)]
@@ -162,10 +186,19 @@ def _model_rows(folder: ModelFolder, node: Node) -> Iterator[list[str]]:
             yield [word, f"{config[key]:,} tokens"]
     parameters = count_parameters(folder.path)
     if parameters:
-        yield ["adapter parameters" if folder.kind == ADAPTER else name_of("parameters"), f"{parameters:,}"]
+        yield ["adapter parameters" if folder.kind == ADAPTER else name_of("parameters"), _counted(parameters)]
+    trained, of_all = facts.get("trained_parameters"), facts.get("parameters")
+    if trained and of_all:
+        share = "all" if trained == of_all else f"{_counted(trained)} of {count(of_all)}"
+        yield ["parameters trained in this stage", share]
     tokens = _results(node).get("train_tokens")
     if tokens:
-        yield ["tokens trained on in this stage", f"{tokens:,}"]
+        yield ["tokens trained on in this stage", _counted(tokens)]
+
+
+def _counted(number: int) -> str:
+    """Return a count for people, and in all its digits where these say more."""
+    return f"{count(number)} ({number:,})" if number >= 10_000 else f"{number:,}"
 
 
 def _results(node: Node) -> dict[str, Any]:

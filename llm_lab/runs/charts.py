@@ -8,7 +8,7 @@ from typing import Any
 
 from .axis import SMALLEST, Axis, axis_of, draw_flat, draw_upright, number, tick_labels
 from .figure import TITLE_SIZE, is_number
-from .glossary import name_of
+from .glossary import name_of, quantity, write
 from .palette import SERIES
 from .svg import WIDTH, bar, curve, dot, fit, line, picture, ring, width_of, words
 
@@ -24,6 +24,7 @@ TOP, GAP, BOTTOM = 36, 60, 44
 WIDE, SMALL = 240, 130  # heights
 # Above this ratio of largest to smallest value, a curve of positive values is drawn on a logarithmic scale.
 WIDE_RANGE = 30.0
+LEAST_SPAN = 1e-3  # of an axis, as a share of its values: 0.6925 to 0.6935, and not 0.6930925 to 0.6931
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Panel:
         """The words that the names of the panel's metrics share."""
         names = [_words_of(key) for key in self.keys]
         return " ".join(word for word in names[0] if all(word in other for other in names))
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether the metrics are shares."""
+        return quantity(self.keys[0]).form == "percent"
 
     @property
     def labels(self) -> dict[str, str]:
@@ -150,7 +156,7 @@ def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
     under = top - GAP
     parts.append(words(WIDTH - RIGHT, under + 34, "step", "end"))
     last = [
-        f"{' '.join((panel.title, panel.labels[key]))} {number(points[-1][1])}"
+        f"{' '.join((panel.title, panel.labels[key]))} {write(key, points[-1][1])}"
         for panel, series in panels
         for key, points in series.items()
     ]
@@ -158,29 +164,40 @@ def draw_panels(panels: Sequence[tuple[Panel, Series]]) -> str:
 
 
 def _panel(panel: Panel, series: Series, steps: Sequence[float], box: Box) -> list[str]:
-    values = [y for points in series.values() for _, y in points]
+    scale = 100 if panel.is_percent else 1
+    values = [scale * y for points in series.values() for _, y in points]
     right, bottom = box.left + box.width, box.top + box.height
     logarithmic = min(values) > SMALLEST and max(values) / min(values) > WIDE_RANGE and not panel.linear
+    if not (logarithmic or panel.from_zero):
+        values = _with_span(values)
     upright = axis_of(values, bottom, box.top, log=logarithmic, room=0.06, zero=panel.from_zero)
     flat = axis_of(steps, box.left, right, room=0.0)
     parts = draw_upright(upright, upright.marks(max(4, int(box.height // 45))), box.left, right)
     whole = [step for step in flat.marks(max(2, int(box.width // 70))) if step == int(step)]
     parts += draw_flat(flat, whole, bottom)
-    parts.append(words(box.left - NUMBERS, box.top - 12, panel.title, color="ink", bold=True))
+    title = f"{panel.title} (%)" if panel.is_percent else panel.title
+    parts.append(words(box.left - NUMBERS, box.top - 12, title, color="ink", bold=True))
     # A color belongs to a metric, whether the panel's other curves are drawn or not.
     colors = dict(zip(panel.keys, SERIES, strict=False))
-    offset, start = right, box.left - NUMBERS + width_of(panel.title, bold=True) + 10
+    offset, start = right, box.left - NUMBERS + width_of(title, bold=True) + 10
     for key, points in reversed(list(series.items())):
-        label = fit(f"{panel.labels[key]} {number(points[-1][1])}", max(offset - start, 30))
+        label = fit(f"{panel.labels[key]} {write(key, points[-1][1])}", max(offset - start, 30))
         parts.append(words(offset, box.top - 12, label, "end", colors[key]))
         offset -= width_of(label) + 12
     for key, points in series.items():
-        pixels = [(flat.place(x), upright.place(y)) for x, y in points]
+        pixels = [(flat.place(x), upright.place(scale * y)) for x, y in points]
         rare = key.startswith(MEASURED_RARELY)
         parts.append(curve(pixels, colors[key], width=1.3 if len(series) > 1 and not rare else 1.8))
         dotted = len(points) <= 30 and rare
         parts += [dot(*pixel, colors[key]) for pixel in (pixels if dotted else pixels[-1:])]
     return parts
+
+
+def _with_span(values: Sequence[float]) -> list[float]:
+    """Return values with ends added where they differ too little for numbers that people read."""
+    low, high = min(values), max(values)
+    missing = LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
+    return [*values, low - missing / 2, high + missing / 2] if missing > 0 else list(values)
 
 
 # Scores of a pipeline, and predictions

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from llm_lab.estimate.formatting import clock, count, decimal, percent, size
+from llm_lab.estimate.formatting import clock, count, decimal, percent, significant, size
 
 _FORMATS: Mapping[str, Callable[[float], str]] = {
     "decimal": decimal,
@@ -21,7 +21,7 @@ _FORMATS: Mapping[str, Callable[[float], str]] = {
     "size": size,
     "clock": clock,
     "milliseconds": lambda seconds: f"{1000 * seconds:,.1f} ms",
-    "significant": lambda number: f"{number:#.3g}" if number else "0",
+    "significant": significant,
     "compact": lambda number: f"{number:,.2f}" if number < 1e6 else f"{number:.3g}",
 }
 
@@ -42,8 +42,9 @@ class Quantity:
     more_is_better: bool | None = None
 
     def write(self, value: float) -> str:
-        """Return a value for people."""
-        return _FORMATS.get(self.form, self.form.format)(value)
+        """Return a value for people; one that rounds to 0 has no sign."""
+        text = _FORMATS.get(self.form, self.form.format)(value)
+        return text.lstrip("-") if not any(digit in text for digit in "123456789ni") else text
 
 
 def _read_glossary() -> dict[str, dict[str, Quantity]]:
@@ -105,7 +106,14 @@ def glossary_page() -> str:
         "# Glossary",
         "",
         "The numbers that training, evaluation and comparison show, with the keys they have in `metrics.jsonl` and",
-        "`run.json`. Press `?` while a run is shown in a terminal to see the ones on the screen.",
+        "`run.json`.",
+        "",
+        "While a run is shown in a terminal, `?` explains the numbers on the screen and says of each whether it",
+        "looks healthy, from its own recent values; one that needs attention has the mark `!`. `c` turns to the next",
+        "curve, `s` shows the samples, `l` the log, and Ctrl-C saves a checkpoint and stops. What goes wrong is said",
+        "once, with what to do: spikes of the gradient, overfitting, a loss that no longer falls, outputs without a",
+        "signal, a lost entropy. With `--plain` (or `LLM_LAB_PLAIN=1`, or `TERM=dumb`) all screens are plain lines, for",
+        "screen readers.",
     ]
     for title, entries in GLOSSARY.items():
         lines += [

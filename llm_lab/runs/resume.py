@@ -32,6 +32,14 @@ def resume_command(run: RunFolder, options: str = "--resume") -> str:
     return f"llm-lab run {named.recipe_path} {options}{nproc}"
 
 
+def what_is_saved(run: RunFolder) -> str:
+    """Return what is left of a run that was stopped at once, and how to resume it."""
+    step = max((step for step, _ in run.checkpoints()), default=START)
+    if step == START:
+        return f"Stopped at once. {run.path} has no checkpoint yet. Start again: {resume_command(run)}"
+    return f"Stopped at once. The checkpoint of step {step:,} is saved. Resume: {resume_command(run)}"
+
+
 def require_resume_point(run: RunFolder, step: int | None = None) -> tuple[int, list[str]]:
     """Return the step from which a run resumes, and remarks on its checkpoint. Step 0 is the start.
 

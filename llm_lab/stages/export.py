@@ -17,6 +17,7 @@ from llm_lab.hf.adapter import is_adapter
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
+from llm_lab.runs.card_answers import read_answers
 from llm_lab.runs.disk import is_disk_error, remove_folder, staged_folder
 from llm_lab.runs.folder import RunFolder, now, run_of
 from llm_lab.training.loop import Result, describe_parent, not_written
@@ -127,6 +128,7 @@ def export_into(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(Problem("--out", "the folder is not empty", value=out, fix="Name a new folder."))
     plan = plan_export(checkpoint, to=to, weights=weights, trust_remote_code=trust_remote_code, key=key)
+    answers = read_answers(run_of(plan.folder) if Path(plan.folder).is_dir() else None)
     listener(Notice(f"exporting {plan.folder} as {plan.to}, {plan.weights}: {plan.describe()}"))
     for remark in plan.remarks:
         listener(Notice(remark))
@@ -154,7 +156,7 @@ def export_into(
             if verification.verdict == FAILED:
                 shutil.rmtree(staged)
             else:
-                write_card(made, source=plan.folder, proof=verification.as_dict(), repo=repo)
+                write_card(made, source=plan.folder, proof=verification.as_dict(), repo=repo, answers=answers)
             if plan.to == "space" and verification.verdict != FAILED:
                 merged = is_adapter(plan.folder)
                 write_space(staged, source=plan.folder, name=plan.name, own_code=plan.own_code, merged=merged)

@@ -18,7 +18,7 @@ from llm_lab.runs.comparison import (
     verdict,
 )
 
-from .console import make_console, one_line, printable
+from .console import has_colors, make_console, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,9 +40,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     if comparison.over_time:
         console.print(Text(f"{len(names)} checkpoints, first to last. Differences from the previous one are marked."))
     else:
-        for name, model in zip(names, comparison.models, strict=True):
-            line = Text.assemble((f"{name}  ", "title"), one_line(model.name), (f"  {MODES[model.mode]}", "dim"))
-            console.print(line, overflow="fold")
+        _print_models(comparison, console)
         console.print(Text("Differences from A are marked, word by word. " + _signs(console), style="dim"))
     console.print(Text(f"Outputs: {comparison.drawn}.", style="dim"))
     for number, prompt in enumerate(comparison.prompts):
@@ -50,6 +48,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(Text.assemble(("> ", "title"), printable(prompt) or ("(empty)", "dim")), overflow="fold")
         print_answers(comparison, number, console)
     keys = _shown(comparison)
+    if keys and comparison.prompts and not comparison.over_time:  # the answers may have scrolled the letters away
+        console.print()
+        _print_models(comparison, console, modes=False)
     for table in _tables(comparison, keys, console.width):
         console.print()
         console.print(table)
@@ -57,6 +58,21 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(Text("* best value", style="dim"))
     for remark in comparison.remarks:
         console.print(Text(printable(remark), style="help"), overflow="fold")
+
+
+def _print_models(comparison: Comparison, console: Console, *, modes: bool = True) -> None:
+    """Print the letter of each model."""
+    from rich.text import Text
+
+    for name, model in zip(letters(comparison), comparison.models, strict=True):
+        mode = f"  {MODES[model.mode]}" if modes else ""
+        line = Text.assemble((f"{name}  ", "title"), one_line(model.name), (mode, "dim"))
+        console.print(line, overflow="fold")
+
+
+def _marks_by_style(console: Console) -> bool:
+    """Whether differences are marked by color; elsewhere by signs."""
+    return console.is_terminal and has_colors(console)
 
 
 def print_side_by_side(comparison: Comparison, console: Console) -> None:
@@ -140,7 +156,7 @@ def _marked(comparison: Comparison, number: int, model: int, console: Console) -
     if first is None or first.problem or first.text == answer.text:
         return Text(printable(answer.text))
     text = Text()
-    open_sign, close_sign = ("", "") if console.is_terminal else ("{+", "+}")
+    open_sign, close_sign = ("", "") if _marks_by_style(console) else ("{+", "+}")
     for part in differences(first.text, answer.text):
         if part.kind == "same":
             text.append(printable(part.text))
@@ -154,7 +170,7 @@ def _marked(comparison: Comparison, number: int, model: int, console: Console) -
 
 
 def _signs(console: Console) -> str:
-    return "[-]: words of A missing here." if console.is_terminal else "{+new+}; [-]: words of A missing here."
+    return "[-]: words of A missing here." if _marks_by_style(console) else "{+new+}; [-]: words of A missing here."
 
 
 def _details(comparison: Comparison, number: int, model: int) -> Text:

@@ -40,6 +40,7 @@ from llm_lab.wizard.walk import Walk, read_drafts, write_drafts
 
 from .ask import Back, ask, wait_for_enter
 from .console import make_console, one_line, print_error, print_waiting, printable
+from .keyboard import ignored_keys
 from .screens import begin_screen, print_design_numbers, print_run_numbers
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class Wizard:
         answer = ask(question, above=self._draw(question))
         if question.wait:
             print_waiting(question.wait)
-        trouble = question.problem(answer)
+        with ignored_keys() if question.wait else contextlib.nullcontext():
+            trouble = question.problem(answer)
         return self.ask(replace(question, default=answer, notice=trouble)) if trouble else answer
 
     def _begin(self, start: Next) -> tuple[Next, Walk]:
@@ -315,7 +317,8 @@ def _show_tokens(effect: ShowTokens) -> None:
     from .xray_view import page_xray
 
     quiet_libraries()
-    stages = xray_stages([effect.resolved.recipe], examples=1)
+    with ignored_keys():
+        stages = xray_stages([effect.resolved.recipe], examples=1)
     with contextlib.suppress(Back):
         page_xray(stages, lambda: begin_screen(effect.title, "the data as tokens"), end="Enter goes back to the review")
 

@@ -360,9 +360,8 @@ def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) 
     if not panels or columns < 20 or lines < 3:
         return []
     panel = panels[track.curve % len(panels)]
-    as_percent = quantity(panel.keys[0]).form == "percent"
-    series = [[(x, 100 * y if as_percent else y) for x, y in track.history.get(key, ())] for key in panel.keys]
-    unit = " (%)" if as_percent else ""
+    scale, unit = (100, " (%)") if panel.is_percent else (1, "")
+    series = [[(x, scale * y) for x, y in track.history.get(key, ())] for key in panel.keys]
     legend = Text(" " * (_LABEL + 1))
     # The second curve has marks where there are no colors, and where it has no line yet.
     dotted = tuple(index for index, points in enumerate(series) if index and (not colors or len(points) == 1))

@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Signals that end a process which does not handle them. The terminal is restored first.
@@ -93,6 +93,17 @@ class Keyboard:
         finally:
             with contextlib.suppress(Exception):
                 self._resume()
+
+
+@contextlib.contextmanager
+def ignored_keys() -> Iterator[None]:
+    """Ignore what is typed while something works: it is not shown, and does not answer the next question."""
+    keyboard = Keyboard()
+    keyboard.open()
+    try:
+        yield
+    finally:
+        keyboard.close()
 
 
 def _restore(before: list[Any] | None) -> None:

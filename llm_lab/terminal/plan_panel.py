@@ -13,20 +13,20 @@ from llm_lab.recipe.resolve import Resolved
 from llm_lab.runs.folder import ROOT, free_name
 from llm_lab.runs.plan_lines import BANNER, plan_lines
 
-from .console import make_console, one_line
+from .console import columns, make_console, one_line
 
 if TYPE_CHECKING:
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-MAX_COLUMNS = 80
-TEXT_COLUMNS = 64
+MAX_COLUMNS = 110  # longer lines are hard to read
+BESIDE_TEXT = 16  # columns of the frame and of the names
 VALUE_COLUMNS = 20
 
 
 def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) -> Panel:
-    """Return the plan as a panel of at most 80 columns and about 20 lines.
+    """Return the plan as a panel as wide as the terminal, of about 20 lines at 80 columns.
 
     home: the folder in which the run folder is created; for a stage, its pipeline's folder. is_new: False where the run
     has its folder already, as when it resumes.
@@ -36,32 +36,32 @@ def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     from rich.table import Table
     from rich.text import Text
 
-    values = resolved.values
+    values, width = resolved.values, min(MAX_COLUMNS, columns())
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text, style in plan_lines(resolved, home, is_new=is_new):
-        table.add_row(name, Text(_wrapped(one_line(text)), style=style))
+        table.add_row(name, Text(_wrapped(one_line(text), max(20, width - BESIDE_TEXT)), style=style))
     banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
     name, stage = one_line(str(values.get("name"))), values["stage"]
     if is_new and home == ROOT:
         name = free_name(name, root=home)
     title = Text(f"Plan: {name}" if name == stage else f"Plan: {name} · {stage}", style="title")
-    return Panel(Group(*banner, table), title=title, title_align="left", width=MAX_COLUMNS, border_style="dim")
+    return Panel(Group(*banner, table), title=title, title_align="left", width=width, border_style="dim")
 
 
-def _wrapped(text: str) -> str:
+def _wrapped(text: str, width: int) -> str:
     """Wrap text to the panel, keeping each number with its unit."""
-    text = " ".join(_in_pieces(word, TEXT_COLUMNS).replace("\n", " ") for word in text.split(" "))
+    text = " ".join(_in_pieces(word, width).replace("\n", " ") for word in text.split(" "))
     joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
-    return "\n".join(textwrap.wrap(joined, TEXT_COLUMNS, break_on_hyphens=False)).replace("\u00a0", " ")
+    return "\n".join(textwrap.wrap(joined, width, break_on_hyphens=False)).replace("\u00a0", " ")
 
 
-def _in_pieces(text: str, columns: int) -> str:
+def _in_pieces(text: str, width: int) -> str:
     """Wrap text after slashes and spaces, so that names in a path are cut only if they alone are too long."""
     lines, line = [], ""
     for piece in re.findall(r"[^/ ]*[/ ]+|[^/ ]+", text):
-        if line and len(line + piece.rstrip()) > columns:
+        if line and len(line + piece.rstrip()) > width:
             lines.append(line.rstrip())
             line = ""
         line += piece

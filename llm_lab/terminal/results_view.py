@@ -11,9 +11,10 @@ from llm_lab.estimate.formatting import clock
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.registry import stage_of
+from llm_lab.runs.card_answers import read_answers
 from llm_lab.runs.describe import VERDICTS, collapse_of, describe_collapse, headline_results
 from llm_lab.runs.evaluations import numbers_of
-from llm_lab.runs.folder import is_reward_model
+from llm_lab.runs.folder import RunFolder, is_reward_model
 from llm_lab.runs.glossary import name_of, quantity, write
 
 from .console import make_console, one_line
@@ -114,6 +115,9 @@ def _close_export(console: Console, facts: Mapping[str, Any]) -> None:
         console.print(f"  chat         llama-cli -m {export['path']}", soft_wrap=True)
     console.print(f"  usage        {_card_of(export)}", soft_wrap=True)
     console.print(f"  details      llm-lab show {path}", soft_wrap=True)
+    if "license" not in read_answers(RunFolder(Path(path))):
+        text = "  license      not set; llm-lab export --author NAME --license ID ... keeps both for all model cards"
+        console.print(text, soft_wrap=True)
 
 
 def _card_of(export: Mapping[str, Any]) -> str:

@@ -152,6 +152,12 @@ def test_up_to_three_models_fit_side_by_side_into_80_columns():
         assert [line.count("┼") + 1 for line in rules] == columns
 
 
+def test_the_letters_are_explained_again_below_the_answers():
+    shown = screen(comparison_of("word\n" * 50, "other\n" * 50, numbers=({"loss:a.txt": 2.0}, {"loss:a.txt": 1.5})))
+    below = shown[shown.rindex("other") :]
+    assert below.index("A  model0") < below.index("B  model1") < below.index("2.0000")
+
+
 def test_equal_answers_have_no_marked_differences():
     shown = screen(comparison_of("a bird sings", "a bird sings", "a fish sings"))
     assert shown.count("same as A") == 1

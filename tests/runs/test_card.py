@@ -16,11 +16,14 @@ from support.post_runs import post_recipe, write_base
 from transformers import AutoModelForCausalLM
 
 from llm_lab import runner
+from llm_lab.cli import main
 from llm_lab.errors import UserError
+from llm_lab.estimate.formatting import count
 from llm_lab.export.gguf_file import write_gguf
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.runs.card import write_card
+from llm_lab.runs.card_answers import keep_answers, license_facts, read_answers
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.report import keep_evaluation
 
@@ -79,7 +82,7 @@ def test_a_finished_run_has_a_card_with_its_record(pretrained):
         "pipeline_tag": "text-generation",
         "tags": ["llm-lab", "pretrain"],
     }
-    assert f"| parameters | {facts['parameters']:,} |" in text
+    assert f"| parameters | {count(facts['parameters'])} ({facts['parameters']:,}) |" in text
     assert f"| parts | {facts['model']} |" in text
     assert f"| tokens trained on in this stage | {facts['results']['train_tokens']:,} |" in text
     assert f"| validation loss | {facts['results']['eval_loss']:.4f} | nats per token" in text
@@ -89,6 +92,47 @@ def test_a_finished_run_has_a_card_with_its_record(pretrained):
     assert "Trained in CPU mode" in text
     recipe = pretrained.recipe_path.read_text()
     assert yaml.safe_load(codes(text, "yaml")[0][1]) == yaml.safe_load(recipe)
+
+
+@pytest.mark.usefixtures("in_tmp_path")
+def test_author_license_and_use_are_given_once_and_are_in_every_card_after_that():
+    model, other = pretend_run("checkpoints/mine"), pretend_run("checkpoints/other")
+    words = ["--author", "Ada *Lovelace*", "--license", "Apache-2.0", "--intended-use", "My shop.\nNo more."]
+    assert main(["export", "mine", "--out", "exported", *words]) == 0
+    card = Path("exported/README.md").read_text()
+    assert front(card)["license"] == "apache-2.0"
+    assert "| author | Ada \\*Lovelace\\* |" in card
+    assert "## Intended use\n\nMy shop.\n\nNo more.\n" in card
+    text = write_card(other)
+    assert front(text)["license"] == "apache-2.0"
+    assert "Ada" in text
+    assert "My shop" not in text, "the intended use is that of one model"
+    keep_answers({"license": "", "limitations": "English only."}, RunFolder(model.parent))
+    text = write_card(model)
+    assert "license" not in front(text)
+    assert "## Limitations\n\nEnglish only." in text
+
+
+def test_a_license_that_the_hub_does_not_know_is_named_as_other():
+    assert license_facts("MIT") == {"license": "mit"}
+    assert license_facts("My own 1.0") == {"license": "other", "license_name": "my-own-1.0"}
+
+
+@pytest.mark.parametrize("text", ["- a list", "author: [1]", "licence: mit", "a: b: c"])
+def test_answers_that_can_not_be_read_stop_an_export_but_not_a_run(in_tmp_path, text):
+    model = pretend_run("checkpoints/mine")
+    Path("checkpoints/card.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"card.yaml.*author, license, intended_use, limitations"):
+        read_answers(RunFolder(model.parent))
+    runner._write_report_and_card(RunFolder(model.parent))
+    assert "The model card has no author and no license" in RunFolder(model.parent).report_path.read_text()
+    assert (model / "README.md").is_file()
+
+
+@pytest.mark.usefixtures("in_tmp_path")
+def test_a_card_says_how_many_parameters_were_trained():
+    text = write_card(pretend_run("checkpoints/mine", parameters=1_234_567, trained_parameters=12_345))
+    assert "| parameters trained in this stage | 12 k (12,345) of 1.2 M |" in text
 
 
 def test_the_code_of_a_card_runs_as_it_is(in_tmp_path, run_without_llm_lab):
@@ -270,7 +314,7 @@ def test_the_card_of_a_gguf_file_describes_the_file(in_tmp_path):
     text = Path("checkpoints/file/gguf/README.md").read_text()
     # Its adapter is merged, and its chat template is only in the file.
     whole = sum(p.numel() for p in load_model("checkpoints/sft/model", merge=True).parameters())
-    assert f"| parameters | {whole:,} |" in text
+    assert f"| parameters | {count(whole)} ({whole:,}) |" in text
     assert " -cnv\n" in text
     assert "create_chat_completion" in text
 

@@ -47,6 +47,9 @@ def test_keys_with_a_subject_are_named_after_it():
 
 def test_values_are_formatted_by_their_quantity():
     assert write("exact_match", 0.625) == "62.5 %"
-    assert write("learning_rate", 2e-5) == "2.00e-05"
+    assert [write("learning_rate", rate) for rate in (2e-5, 0.02, 0.0014812, 0.0, 3e10)] == [
+        *("2e-5", "0.02", "0.00148", "0", "3e10")
+    ]
     assert write("memory_bytes", 3 * 2**30) == "3.0 GiB"
     assert write("kl", None) == "-"
+    assert [write("margin", value) for value in (-1e-5, -0.5, float("-inf"))] == ["0.000", "-0.500", "-inf"]

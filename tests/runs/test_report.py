@@ -78,16 +78,34 @@ def test_rewards_and_exact_match_are_drawn():
         {"step": 2, **scores},
     ]
     words = texts(picture_of(rows))
-    assert {"reward", "training 0.4", "held-out sampled 0.5", "exact match", "greedy 0.7", "sampled 0.6", "KL"} <= set(
-        words
-    )
+    wanted = [
+        "reward",
+        "training 0.400",
+        "held-out sampled 0.500",
+        "exact match (%)",
+        "greedy 70.0 %",
+        "sampled 60.0 %",
+    ]
+    assert {*wanted, "KL"} <= set(words)
+    titles = [word for word in words if word.split(" (")[0] in {panel.title for panel in PANELS}]
+    assert titles == ["reward", "exact match (%)", "KL", "loss", "learning rate", "gradient norm"], "the reward leads"
+
+
+def test_a_loss_that_hardly_moves_has_numbers_that_people_read():
+    rows = [{"step": step, "loss": 0.6931 - 1e-7 * step, "margin": -1e-7 * step} for step in range(100)]
+    words = texts(picture_of(rows))
+    at_the_axis = {word for word in words if word.startswith("0.69")}
+    assert len(at_the_axis) >= 3
+    assert max(map(len, at_the_axis)) == len("0.6931")
+    assert "-0.000" not in words
+    assert "training 0.000" in words
 
 
 def test_a_single_point_gets_no_panel_next_to_curves():
     rows = [metrics_row(1), metrics_row(2), {"step": 2, "exact_match": 0.5, "eval_loss": 1.0}]
     words = texts(picture_of(rows))
     assert "exact match" not in words
-    assert "validation 1" in words
+    assert "validation 1.0000" in words
 
 
 def test_a_curve_is_drawn_where_its_numbers_are():

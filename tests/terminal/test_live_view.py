@@ -84,7 +84,7 @@ def test_a_plain_log_line_holds_every_number_of_the_row():
         now.seconds += 1.0
         display(MetricsLogged(full_row(step)))
     last = display.console.file.getvalue().splitlines()[-1]
-    numbers = "training loss 2.1030, learning rate 0.0200, gradient norm 0.41, tokens/s 31,204"
+    numbers = "training loss 2.1030, learning rate 0.02, gradient norm 0.41, tokens/s 31,204"
     assert last == f"step 250 of 2,000: {numbers}, 0:12 elapsed, 2:55 left"
 
 
@@ -174,7 +174,7 @@ def test_the_frame_shows_all_numbers_the_curve_and_the_sample_at_80_by_24():
         "step 600/2,000",
         "validation loss 2.2000",
         "bits per byte 3.1700",
-        "learning rate 0.0200",
+        "learning rate 0.02",
         "gradient norm 0.41",
         "tokens/s 31,204",
         "MFU 31.2 %",
@@ -498,7 +498,7 @@ def test_keys_open_and_close_the_help_and_leave_the_terminal_as_it_was():
     child.expect("2[.]5000")
     seen = child.before + child.after
     child.send("l")
-    child.expect("training loss 2[.]5000, learning rate 0[.]0100, gradient norm")
+    child.expect("training loss 2[.]5000, learning rate 0[.]01, gradient norm")
     child.sendintr()
     child.expect("saved")
     seen += child.before

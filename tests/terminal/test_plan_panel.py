@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.theme import Theme
 
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
@@ -19,8 +20,6 @@ WORKSTATION = Machine((Gpu("NVIDIA H100", 80 * 2**30, (9, 0)),), "a CPU", 16, 12
 
 
 def fake_console():
-    from rich.theme import Theme
-
     return Console(file=io.StringIO(), force_terminal=False, width=80, height=24, theme=Theme(PALETTE), highlight=False)
 
 
@@ -39,6 +38,18 @@ def test_the_plan_fits_the_screen(machine, model):
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
     assert all(len(line) <= 80 for line in shown(derived_table(resolved)).splitlines())
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_plan_is_as_wide_as_the_terminal_and_cuts_no_word(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    resolved = resolve({"stage": "pretrain", "data": [{"path": "my.txt"}], "device": "cpu"}, machine=LAPTOP)
+    console = Console(file=io.StringIO(), width=width, theme=Theme(PALETTE))
+    console.print(plan_panel(resolved))
+    lines = console.file.getvalue().splitlines()
+    assert {len(line) for line in lines} == {min(width, 110)}
+    words = " ".join(line.strip("│ ") for line in lines)
+    assert "771 k: feed-forward 541 k, attention 197 k, embedding 33 k, norms 1,152" in " ".join(words.split())
 
 
 def test_the_plan_shows_what_is_made_and_what_it_costs():
