@@ -112,8 +112,9 @@ def glossary_page() -> str:
         "looks healthy, from its own recent values; one that needs attention has the mark `!`. `c` turns to the next",
         "curve, `s` shows the samples, `l` the log, and Ctrl-C saves a checkpoint and stops. What goes wrong is said",
         "once, with what to do: spikes of the gradient, overfitting, a loss that no longer falls, outputs without a",
-        "signal, a lost entropy. With `--plain` (or `LLM_LAB_PLAIN=1`, or `TERM=dumb`) all screens are plain lines, for",
-        "screen readers.",
+        "signal, a lost entropy.",
+        "",
+        "With `--plain` (or `LLM_LAB_PLAIN=1`, or `TERM=dumb`) all screens are plain lines, for screen readers.",
     ]
     for title, entries in GLOSSARY.items():
         lines += [
