@@ -95,7 +95,7 @@ def read_conversation(file: Path, *, why: str = "this is not a saved conversatio
 
 
 def _side(found: dict[str, Any]) -> dict[str, Any]:
-    kept = ("role", "content", "ended", "sources")
+    kept = ("role", "content", "ended", "stopped", "sources")
     messages = [{key: message[key] for key in kept if key in message} for message in found["messages"]]
     return {"mode": found["mode"], "model": str(found.get("model") or ""), "messages": messages}
 
@@ -129,6 +129,7 @@ def are_messages(messages: Any) -> bool:
             and message.get("role") == ("assistant" if index % 2 else "user")
             and isinstance(message.get("content"), str)
             and isinstance(message.get("ended", True), bool)
+            and isinstance(message.get("stopped", True), bool)
             and are_sources(message.get("sources", []))
             for index, message in enumerate(messages)
         )

@@ -51,7 +51,7 @@ def turn_with(text: str, sources: Sequence[Mapping[str, Any]]) -> str:
 def seen(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message of a conversation as the model gets it."""
     sources = message.get("sources", ())
-    rest = {key: value for key, value in message.items() if key != "sources"}
+    rest = {key: value for key, value in message.items() if key not in ("sources", "stopped")}
     return {**rest, "content": turn_with(message["content"], sources)} if sources else rest
 
 

@@ -17,7 +17,7 @@ from llm_lab.safe_text import valid_text
 from .conversation_files import read_conversation, write_conversation
 from .decoding import REPLACEMENT, ChatSettings, Predictor, TextStream, end_tokens, make_sampler
 from .search_results import BUDGET, seen, turn_with, with_results
-from .web_search import Hit
+from .web_search import Hit, hits_from
 
 __all__ = ["ChatSession", "ChatSettings", "ReplyStats"]
 
@@ -115,9 +115,28 @@ class ChatSession:
             if pieces or stop != "stopped":
                 self.messages.append({"role": "user", "content": text, **({"sources": sources} if sources else {})})
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
+                if stop == "stopped":
+                    self.messages[-1]["stopped"] = True
                 if stop == "end" and self.mode == "completion":
                     self.messages[-1]["ended"] = True
                 self._tokens = _Tokens(self._so_far(), ids, new_text, stop == "end")
+
+    def regenerate(self, text: str | None = None) -> Generator[str, None, None]:
+        """Yield the pieces of another reply to the last message, which then replaces the last reply.
+
+        text: the message to send in place of the last one. Raises UserError if there is none. Where the new reply fails
+        or is stopped before its first piece, the conversation stays as it was.
+        """
+        if not self.messages:
+            raise UserError(Problem("message", "the conversation is empty", fix="Write a message first."))
+        *before, asked, _ = old = self.messages
+        self.messages = before
+        hits = hits_from(asked.get("sources", ())) if text is None else ()
+        try:
+            yield from self.reply(asked["content"] if text is None else text, hits)
+        finally:
+            if len(self.messages) < len(old):
+                self.messages, self.last_stats = old, None
 
     @property
     def tokenizer(self) -> Any:

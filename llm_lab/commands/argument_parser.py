@@ -384,7 +384,13 @@ def _chat(commands: _Commands) -> None:
     )
     parser.add_argument("checkpoint", metavar="model", help=MODEL)
     parser.add_argument("--prompt", metavar="TEXT", help="reply to this prompt and exit")
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt, for a model that was trained to chat")
     _sampling_arguments(parser)
+    parser.add_argument("--top-p", type=float, metavar="X", help="sample from the top tokens up to this probability")
+    parser.add_argument("--top-k", type=int, metavar="N", help="sample from the N most likely tokens; 0: off")
+    parser.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="above 1: repeated tokens are less likely; 1: off"
+    )
     _model_arguments(parser)
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def chat(arguments: argparse.Namespace) -> int:
     return start_chat(
         arguments.checkpoint,
         prompt=arguments.prompt,
+        system=arguments.system,
         settings=_sampling_settings(arguments),
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
@@ -76,40 +77,63 @@ def chat(arguments: argparse.Namespace) -> int:
 
 
 def _sampling_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "seed")
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    from llm_lab.chat.decoding import SETTINGS
+
+    return {name: value for name in SETTINGS if (value := getattr(arguments, name, None)) is not None}
 
 
 def start_chat(
     checkpoint: str,
     *,
     prompt: str | None = None,
+    system: str | None = None,
     settings: dict[str, Any] | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> int:
-    """Load a model and chat with it; with a prompt, answer once."""
-    from llm_lab.terminal.console import print_waiting
+    """Chat with a model; with a prompt, answer once. system: the system prompt.
 
-    print_waiting(f"Loading {checkpoint} ...")
-    from llm_lab.chat.session import ChatSession, ChatSettings
-    from llm_lab.evaluation.side_by_side import SideBySide
-    from llm_lab.runner import load
+    A model on this machine is loaded while the user types.
+    """
+    from llm_lab.chat.decoding import ChatSettings
+    from llm_lab.runs.folder import find_checkpoint
+    from llm_lab.terminal.chat_prompt import Loading
     from llm_lab.terminal.chat_screen import answer_once, run_chat
+    from llm_lab.terminal.console import is_plain, is_terminal, print_waiting
 
     chosen = ChatSettings(**(settings or {}))
+    is_here = Path(find_checkpoint(checkpoint)).exists()
 
-    def open_session(name: str) -> ChatSession:
+    def open_session(name: str) -> Any:
+        from llm_lab.chat.session import ChatSession
+        from llm_lab.runner import load
+
         # The user's yes is for the model that they named, not for those that the chat opens later.
         trusted = trust_remote_code and name == checkpoint
         model, tokenizer = load(name, device=device, trust_remote_code=trusted)
         return ChatSession(model, tokenizer, name=name, settings=chosen)
 
-    session = open_session(checkpoint)
+    def open_first() -> Any:
+        session = open_session(checkpoint)
+        if system:
+            session.set_system(system)
+        return session
+
+    @cache
+    def side_by_side() -> Any:
+        from llm_lab.evaluation.side_by_side import SideBySide
+
+        return SideBySide(open_session)
+
+    if is_here and prompt is None and is_terminal() and not is_plain():
+        first = Loading(checkpoint, open_first)
+    else:  # a download and its errors come before the prompt
+        print_waiting(f"Loading {checkpoint} ...")
+        first = open_first()
     if prompt is not None:
-        answer_once(session, prompt)
+        answer_once(first, prompt)
     else:
-        run_chat(session, load=open_session, side_by_side=SideBySide(open_session))
+        run_chat(first, load=open_session, side_by_side=side_by_side)
     return DONE
 
 

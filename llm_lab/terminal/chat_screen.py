@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_lab.chat.decoding import SETTINGS
@@ -15,13 +15,19 @@ from llm_lab.chat.search_words import search_reason
 from llm_lab.chat.web_search import Hit, check_backend, default_backend, describe_privacy, search
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error
 from llm_lab.events import Event, Listener, Notice, RunWarning
-from llm_lab.safe_text import StreamRedactor, valid_text
+from llm_lab.safe_text import valid_text
 
+from .chat_prompt import PROMPT, Loading, typed_lines
+from .clipboard import copy
 from .compare_screen import print_side_by_side
-from .console import is_terminal, make_console, one_line, print_error, printable
+from .console import is_plain, is_terminal, make_console, one_line, print_error, printable
+from .streamed_text import stopped_by_escape, stream
 
 COMMANDS = {
-    "help": ("", "this list"),
+    "help": ("[COMMAND]", "the commands, or what one of them does"),
+    "edit": ("[TEXT]", "change your last message, and send it again"),
+    "regenerate": ("", "get another reply to your last message"),
+    "copy": ("", "copy the last reply to the clipboard"),
     "reset": ("", "forget all messages"),
     "system": ("TEXT", "set the system prompt; without TEXT: remove it"),
     **{name: ("N" if setting.kind is int else "X", setting.help) for name, setting in SETTINGS.items()},
@@ -36,38 +42,67 @@ COMMANDS = {
     "time": ("[TEXT]", "compare all saved checkpoints of this run"),
     "quit": ("", "quit (or Ctrl-D)"),
 }
+# One page of 60 columns and 20 rows, with the prompt below it. A test compares it with COMMANDS.
+HELP = """\
+  /edit            change your last message
+  /regenerate      another reply to it
+  /copy            copy the last reply
+  /system TEXT     set the system prompt; no TEXT: remove it
+  /reset           forget all messages
+  /save FILE       save the conversation; /load opens it
+  /settings        show all settings. To change one:
+                   /temperature /top_p /top_k /seed
+                   /max_new_tokens /repetition_penalty
+  /model PATH      chat with another model
+  /compare OTHER   compare with another model
+  /time            compare the checkpoints of this run
+  /search TEXT     search the web, then reply; see also
+                   /search_with and /auto_search
+  /help COMMAND    what a command does; /quit quits
+  Alt-Enter, or \\ before Enter: new line. // sends a slash.
+  Esc stops a reply. Tab completes. ↑ earlier messages."""
 MODES = {
     "chat": "chat mode: you write a message, the model replies",
     "completion": "completion mode: a base model continues your text; Enter alone continues it further",
+}
+# The line below the prompt: what does not fit is left out, part by part.
+STATUS = {
+    "chat": "chat mode; Esc stops a reply; Tab completes",
+    "completion": "completion mode; Enter alone continues the text; Esc stops it; Tab completes",
 }
 STOPS = {
     "end": "end of turn",
     "length": "stopped at max_new_tokens",
     "context": "stopped: the context is full",
-    "stopped": "stopped",
+    "stopped": "stopped by you: the reply is incomplete",
 }
 REQUIRE_ARGUMENT = ("save", "load", "model", "compare", "search", "search_with")
 ENDED = ("end", "completion")
-LEAVING = "Press Ctrl-C again, or Ctrl-D, to quit."
-PROMPT = "> "
 
 
 def answer_once(session: Any, prompt: str) -> None:
     """Stream one reply to standard output, and nothing else."""
-    _stream(session, prompt)
+    stream(session.reply(prompt))
 
 
-def run_chat(session: Any, *, load: Callable[[str], Any], side_by_side: Any, interactive: bool | None = None) -> None:
+def run_chat(
+    session: Any,
+    *,
+    load: Callable[[str], Any],
+    side_by_side: Callable[[], Any],
+    interactive: bool | None = None,
+) -> None:
     """Run a chat until the user leaves.
 
-    load: opens another checkpoint as a session. side_by_side: compares with other models (evaluation/side_by_side.py).
-    interactive: whether a user types; detected by default.
+    session: a chat session, or one that is still loading. load: opens another checkpoint as a session. side_by_side:
+    makes what compares with other models (evaluation/side_by_side.py). interactive: whether a user types; detected by
+    default. Raises what goes wrong with the loading.
     """
     interactive = is_terminal() if interactive is None else interactive
     screen = _Screen(session, load, side_by_side, interactive)
     if interactive:
         screen.show_header()
-    for text in _typed_lines() if interactive else _piped_lines():
+    for text in screen.typed_lines() if interactive else _piped_lines():
         if not screen.take(text):
             return
 
@@ -75,24 +110,61 @@ def run_chat(session: Any, *, load: Callable[[str], Any], side_by_side: Any, int
 class _Screen:
     """Handles the lines of input."""
 
-    def __init__(self, session: Any, load: Callable[[str], Any], side_by_side: Any, interactive: bool):
-        self.session = session
+    def __init__(self, session: Any, load: Callable[[str], Any], side_by_side: Callable[[], Any], interactive: bool):
+        self._loading = session if isinstance(session, Loading) else None
+        self._session = None if self._loading else session
+        self._name = session.name
         self._load, self._side_by_side = load, side_by_side
         self._interactive = interactive
+        self._draft = ""  # what the next prompt begins with
+        self._edits = False  # the next message replaces the last one
         self._backend: str | None = None  # of web searches; None: the default
         self._auto_search = False
         self._privacy_shown: set[str] = set()  # backends
         # In a pipe, standard output is only for replies.
         self._console = make_console(stderr=not interactive)
 
+    @property
+    def session(self) -> Any:
+        """The chat session; waits until it is loaded."""
+        if self._session is None:
+            assert self._loading is not None
+            self._session = self._loading.wait()
+        return self._session
+
+    def typed_lines(self) -> Iterator[str]:
+        """Prompt for the lines of input."""
+        return typed_lines(
+            COMMANDS, status=self._status, draft=self._take_draft, give_up=self._end_edit, loading=self._loading
+        )
+
+    def _status(self) -> str:
+        if self._edits:
+            return "Enter sends the changed message in place of the old one; Ctrl-C keeps the old one"
+        return STATUS[self.session.mode]
+
+    def _take_draft(self) -> str:
+        draft, self._draft = self._draft, ""
+        return draft
+
+    def _end_edit(self) -> bool:
+        """Leave the last message as it is; return whether it was being changed."""
+        edits, self._edits = self._edits, False
+        return edits
+
     def take(self, text: str) -> bool:
-        """Answer a message or run a command; return False to leave."""
+        """Answer a message or run a command; return False to leave. Esc stops it, as Ctrl-C does."""
         text = valid_text(text)
+        edits = self._end_edit()
         try:
-            if text.startswith("/") and not text.startswith("//"):
-                return self._command(text[1:])
-            text = text.removeprefix("/")
-            self._reply(text, self._hits_for(text))
+            with stopped_by_escape() if self._interactive else contextlib.nullcontext():
+                if text.startswith("/") and not text.startswith("//"):
+                    return self._command(text[1:])
+                text = text.removeprefix("/")
+                if edits:
+                    self._replace(text)
+                else:
+                    self._reply(text, self._hits_for(text))
         except LabError as error:
             print_error(error)
         except OSError as error:  # a name that no file can have
@@ -104,26 +176,42 @@ class _Screen:
         return True
 
     def show_header(self) -> None:
-        self._say(one_line(self.session.name), "title")
-        self._say(MODES[self.session.mode])
-        self._say("/help lists the commands. Ctrl-C stops a reply. Ctrl-D quits.", "dim")
+        self._say(one_line(self._name), "title")
+        if self._session is not None:
+            self._say(MODES[self._session.mode])
+        self._say("/help lists the commands. Ctrl-D quits.", "dim")
 
     def _reply(self, text: str, hits: Sequence[Hit] = ()) -> None:
-        if not text.strip() and (self.session.mode == "chat" or not self._interactive):
+        if not text.strip() and (not self._interactive or self.session.mode == "chat"):
             return
-        before = len(self.session.messages) if hits else 0
+        self._show(self.session.reply(text, hits))
+
+    def _replace(self, text: str) -> None:
+        """Send a changed message in place of the last one."""
+        if not text.strip():
+            self._say("The last message is unchanged.", "dim")
+            return
+        self._show(self.session.regenerate(text))
+
+    def _show(self, reply: Generator[str, None, None]) -> None:
+        """Stream a reply, and show what is to be said of it."""
+        last = self.session.messages[-1:]
         with contextlib.suppress(KeyboardInterrupt):
-            _stream(self.session, text, hits)
-        if hits and len(self.session.messages) > before:
+            stream(reply, wrap=self._interactive)
+        if self.session.messages[-1:] != last:
             self._show_sources(self.session.messages[-2].get("sources", ()))
         stats = self.session.last_stats
         if self.session.notice:
             self._say(self.session.notice, "warn")
-        if stats and self._interactive:
-            speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
-            many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
-            next_text = ", the next message starts a new text" if (stats.stop, self.session.mode) == ENDED else ""
-            self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}]", "dim")
+        if not self._interactive:
+            return
+        if stats is None or (stats.stop == "stopped" and not stats.tokens):
+            self._say("[stopped before the first word; the conversation is as it was]", "dim")
+            return
+        speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
+        many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
+        next_text = ", the next message starts a new text" if (stats.stop, self.session.mode) == ENDED else ""
+        self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}]", "dim")
 
     def _hits_for(self, text: str) -> list[Hit]:
         """Return search results for a message that asks about the present, if the user chose /auto_search."""
@@ -154,10 +242,7 @@ class _Screen:
         name, argument = name.lower(), argument.strip()
         if name in ("quit", "exit", "q"):
             return False
-        if name not in COMMANDS:
-            near = did_you_mean(name, COMMANDS)
-            fix = (near.replace("mean ", "mean /") if near else "/help lists all commands.") + " Use // to send /."
-            raise UserError(Problem(f"/{name}", "unknown command", fix=fix))
+        _require_known(name)
         if name in SETTINGS:
             if argument:
                 self.session.change_setting(name, argument)
@@ -168,11 +253,44 @@ class _Screen:
             getattr(self, f"_do_{name}")(argument)
         return True
 
-    def _do_help(self, _: str) -> None:
-        for name, (argument, what) in COMMANDS.items():
-            self._say(f"  /{name} {argument}".ljust(26) + what)
-        self._say("  //text                  send a text that starts with /")
-        self._say("  Alt-Enter, or \\ at the end of a line: new line in the message", "dim")
+    def _do_help(self, name: str) -> None:
+        name = name.removeprefix("/").lower()
+        if not name:
+            self._say(HELP)
+        else:
+            _require_known(name)
+            argument, what = COMMANDS[name]
+            self._say(f"/{name} {argument}".rstrip() + f": {what}")
+            if name in SETTINGS:
+                self._say(f"Allowed: {SETTINGS[name].allowed}. Now: {self._written(name)}.", "dim")
+
+    def _do_edit(self, text: str) -> None:
+        if not self.session.messages:
+            raise UserError(Problem("/edit", "the conversation is empty", fix="Write a message first."))
+        if text:
+            self._replace(text)
+            return
+        if not self._interactive:
+            raise UserError(Problem("/edit", "it requires the new text, where nobody types: /edit TEXT"))
+        self._edits, last = True, self.session.messages[-2]["content"]
+        if is_plain():
+            self._say("Your last message follows. What you type now replaces it; an empty line keeps it.")
+            self._say(last)
+        else:
+            self._draft = f"/{last}" if last.startswith("/") else last
+
+    def _do_regenerate(self, _: str) -> None:
+        settings = self.session.settings
+        if settings.temperature == 0:
+            self._say("temperature is 0 (greedy): the reply can't differ. /temperature 0.8 samples.", "dim")
+        elif settings.seed is not None:
+            self._say(f"seed is {settings.seed}: the reply can't differ. /seed none draws at random.", "dim")
+        self._show(self.session.regenerate())
+
+    def _do_copy(self, _: str) -> None:
+        if not self.session.messages:
+            raise UserError(Problem("/copy", "there is no reply yet"))
+        self._say(copy(self.session.messages[-1]["content"]), "good")
 
     def _do_settings(self, _: str) -> None:
         for field in dataclasses.fields(self.session.settings):
@@ -220,18 +338,18 @@ class _Screen:
         self._say(f"loading {one_line(path)} ...", "dim")
         new = self._load(path)
         new.settings = self.session.settings
-        self.session = new
+        self._session, self._name = new, new.name
         self.show_header()
         self._say("The conversation is empty; the settings are unchanged.", "good")
 
     def _do_compare(self, argument: str) -> None:
         quoted = re.fullmatch(r'"([^"]+)"\s*(.*)', argument, re.DOTALL)
         name, text = (quoted[1], quoted[2]) if quoted else (argument.split()[0], " ".join(argument.split(None, 1)[1:]))
-        found = self._side_by_side.compare(self.session, name, text, _show_notices(self._say))
+        found = self._side_by_side().compare(self.session, name, text, _show_notices(self._say))
         print_side_by_side(found, self._console)
 
     def _do_time(self, text: str) -> None:
-        print_side_by_side(self._side_by_side.over_time(self.session, text, _show_notices(self._say)), self._console)
+        print_side_by_side(self._side_by_side().over_time(self.session, text, _show_notices(self._say)), self._console)
 
     def _written(self, name: str) -> str:
         value = getattr(self.session.settings, name)
@@ -241,6 +359,14 @@ class _Screen:
         from rich.text import Text
 
         self._console.print(Text(printable(text), style=style))
+
+
+def _require_known(name: str) -> None:
+    """Raise UserError for a command that does not exist."""
+    if name not in COMMANDS:
+        near = did_you_mean(name, COMMANDS)
+        fix = (near.replace("mean ", "mean /") if near else "/help lists all commands.") + " Use // to send /."
+        raise UserError(Problem(f"/{name}", "unknown command", fix=fix))
 
 
 def _show_notices(say: Callable[[str, str], None]) -> Listener:
@@ -253,79 +379,8 @@ def _show_notices(say: Callable[[str, str], None]) -> Listener:
     return listener
 
 
-def _stream(session: Any, text: str, hits: Sequence[Hit] = ()) -> None:
-    """Stream a reply to standard output, with a newline at the end."""
-    make_console()  # makes standard output accept any character
-    reply, redactor = session.reply(text, hits), StreamRedactor()
-    line_end = ""
-    try:
-        for piece in reply:
-            sys.stdout.write(printable(redactor.push(piece)))
-            sys.stdout.flush()
-            line_end = "\n"
-        line_end = "\n"
-    except KeyboardInterrupt:
-        reply.close()
-        line_end = "\n"
-        raise
-    finally:
-        sys.stdout.write(printable(redactor.rest()) + line_end)
-        sys.stdout.flush()
-
-
 def _piped_lines() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the conversation
     for line in sys.stdin:
         yield line.rstrip("\r\n")
-
-
-def _typed_lines() -> Iterator[str]:
-    """Prompt for messages until Ctrl-D, or Ctrl-C twice."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-
-    prompt: PromptSession[str] = PromptSession(
-        multiline=True,
-        key_bindings=_keys(),
-        prompt_continuation=lambda width, *_: "." * (width - 1) + " ",
-        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
-        complete_while_typing=False,
-        reserve_space_for_menu=0,
-    )
-    interrupted = False
-    while True:
-        try:
-            text = prompt.prompt(PROMPT)
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            if interrupted:
-                return
-            interrupted = True
-            make_console().print(LEAVING, style="dim")
-            continue
-        interrupted = False
-        yield text
-
-
-def _keys() -> Any:
-    """Enter sends; Alt-Enter, or a backslash before Enter, adds a new line."""
-    from prompt_toolkit.key_binding import KeyBindings
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def _(event: Any) -> None:
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    def _(event: Any) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return keys

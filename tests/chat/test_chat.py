@@ -267,8 +267,27 @@ def test_a_stopped_reply_keeps_its_text():
     reply = session.reply("hello")
     said = next(reply) + next(reply)
     reply.close()
-    assert session.messages == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": said}]
+    stopped = {"role": "assistant", "content": said, "stopped": True}
+    assert session.messages == [{"role": "user", "content": "hello"}, stopped]
     assert session.last_stats.stop == "stopped"
+
+
+def test_a_new_reply_that_is_stopped_before_its_first_word_leaves_the_old_one():
+    session = open_session(chat=True)
+    say(session, "hello")
+    before = list(session.messages)
+    session._predictor.logits = lambda ids: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(session.regenerate())
+    assert session.messages == before
+
+
+def test_a_base_model_continues_again_from_the_same_text():
+    session = open_session()
+    first = say(session, "hello")
+    assert "".join(session.regenerate()) == first
+    assert "".join(session.regenerate("and")) == session.messages[-1]["content"]
+    assert [m["content"] for m in session.messages[::2]] == ["and"]
 
 
 def test_a_reply_interrupted_inside_the_model_does_not_corrupt_the_cache():

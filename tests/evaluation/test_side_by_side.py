@@ -152,7 +152,7 @@ def test_time_is_refused_for_a_model_without_a_run(models, capsys):
 def test_in_a_pipe_comparisons_are_not_written_to_standard_output(models, capsys, monkeypatch):
     session, opener = open_session("checkpoints/tiny"), Opener()
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"the old\n/compare {TINY_60}\n"))
-    run_chat(session, load=opener, side_by_side=SideBySide(opener))
+    run_chat(session, load=opener, side_by_side=lambda: SideBySide(opener))
     captured = capsys.readouterr()
     assert "differs from A" not in captured.out
     assert "differs from A" in captured.err

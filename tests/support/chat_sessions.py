@@ -77,4 +77,4 @@ def type_into_chat(session: Any, keys: str, load: Any = no_checkpoint, side_by_s
     """Run the chat screen on the keys that a user types."""
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(keys)
-        run_chat(session, load=load, side_by_side=side_by_side, interactive=True)
+        run_chat(session, load=load, side_by_side=lambda: side_by_side, interactive=True)

@@ -1,16 +1,25 @@
 """The chat screen: what a user types, what is shown, and how a reply is stopped."""
 
+import base64
 import io
+import json
+import os
+import re
 import sys
 import textwrap
+import time
 
 import pytest
 from conftest import spawn_program
 from support.chat_sessions import GREEDY, no_checkpoint, open_session, type_into_chat
 
 from llm_lab.chat.session import ChatSettings
-from llm_lab.terminal.chat_screen import COMMANDS, answer_once, run_chat
+from llm_lab.errors import Problem, UserError
+from llm_lab.terminal.chat_prompt import Loading, history_path
+from llm_lab.terminal.chat_screen import COMMANDS, HELP, answer_once, run_chat
+from llm_lab.terminal.clipboard import copy
 from llm_lab.terminal.console import printable
+from llm_lab.terminal.streamed_text import WordWrap
 
 
 def test_a_conversation_is_typed_and_ended_with_ctrl_d(capsys):
@@ -48,7 +57,6 @@ def test_commands_change_the_session(capsys, tmp_path):
     assert len(session.messages) == 2
     out = capsys.readouterr().out
     assert "be kind" in out
-    assert all(len(line) <= 80 for line in out.split("/help    ")[1].splitlines())
 
 
 def test_an_invalid_command_shows_an_error_and_changes_nothing(capsys):
@@ -96,7 +104,7 @@ def test_a_single_answer_is_the_only_output(capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a Unix terminal")
-def test_ctrl_c_stops_a_reply_and_the_conversation_continues():
+def test_ctrl_c_and_esc_stop_a_reply_and_the_conversation_continues():
     import pexpect
 
     program = textwrap.dedent(
@@ -106,7 +114,7 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_continues():
         from llm_lab.terminal.chat_screen import run_chat
 
         class Endless:
-            name, mode, notice, context_length = "endless", "chat", None, None
+            name, mode, notice, context_length, messages = "endless", "chat", None, None, []
             last_stats = SimpleNamespace(tokens=3, tokens_per_second=None, stop="stopped")
 
             def reply(self, text, hits=()):
@@ -122,7 +130,14 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_continues():
     child.send("continue\r")
     child.expect("word word")
     child.sendintr()
-    child.expect(r"3 tokens; stopped")
+    child.expect(r"3 tokens; stopped by you")
+    child.expect(">")
+    child.send("again\r")
+    child.expect("word word")
+    child.send("\x1b[A")  # an arrow key, which begins as Esc does
+    child.expect("word word")
+    child.send("\x1b")
+    child.expect(r"3 tokens; stopped by you")
     child.expect(">")
     child.sendeof()
     child.expect(pexpect.EOF)
@@ -130,10 +145,149 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_continues():
     assert child.exitstatus == 0
 
 
-def test_each_command_has_one_line_of_help():
-    for name, (argument, what) in COMMANDS.items():
-        assert len(f"  /{name} {argument}".ljust(26) + what) <= 80
-        assert len(f"  /{name} {argument}") < 26
+def test_the_help_has_every_command_on_one_page_of_60_columns_and_20_rows():
+    lines = HELP.split("\n")
+    assert len(lines) <= 18, "the prompt is below"
+    assert max(map(len, lines)) <= 60
+    assert set(re.findall(r"/([a-z_]+)", HELP)) == COMMANDS.keys()
+
+
+def test_help_of_a_command_says_what_it_does_and_what_is_allowed(capsys):
+    type_into_chat(open_session(chat=True), "/help top_p\r/help hlp\r/quit\r")
+    said = capsys.readouterr()
+    assert "/top_p X: nucleus sampling" in said.out
+    assert "Allowed: above 0, at most 1 (off). Now: 0.95." in said.out
+    assert "Did you mean /help?" in said.err
+
+
+def test_the_last_message_is_changed_and_sent_again():
+    session = open_session(chat=True)
+    type_into_chat(session, "first\rhelo\r/edit\r\x7fllo\r/edit other\r/quit\r")
+    assert [m["content"] for m in session.messages[::2]] == ["first", "other"]
+    session = open_session(chat=True)
+    type_into_chat(session, "helo\r/edit\r\x7flo\r/quit\r")
+    assert [m["content"] for m in session.messages[::2]] == ["hello"]
+    before = list(session.messages)
+    type_into_chat(session, "/edit\rmore\x03/edit\r\x15/settings\r/quit\r")
+    assert session.messages == before, "Ctrl-C, or a command, keeps the message"
+
+
+def test_a_reply_is_generated_again_in_place_of_the_last_one(capsys):
+    session = open_session(chat=True, settings=ChatSettings(temperature=1.0, max_new_tokens=8))
+    type_into_chat(session, "/regenerate\rone\rtwo\r/quit\r")
+    first = [dict(message) for message in session.messages]
+    assert "the conversation is empty" in capsys.readouterr().err
+    type_into_chat(session, "/regenerate\r/quit\r")
+    assert session.messages[:3] == first[:3]
+    assert session.messages[3]["content"] != first[3]["content"]
+    type_into_chat(session, "/seed 3\r/regenerate\r/quit\r")
+    assert "the reply can't differ" in capsys.readouterr().out
+
+
+def test_esc_then_a_slash_begins_a_command():
+    session = open_session(chat=True)
+    type_into_chat(session, "\x1b/top_k 7\r/quit\r")
+    assert session.settings.top_k == 7
+
+
+def test_a_pasted_text_of_several_lines_is_one_message():
+    session = open_session(chat=True)
+    type_into_chat(session, "\x1b[200~one\r\n  two\nthree\x1b[201~\r/quit\r")
+    assert [m["content"] for m in session.messages[::2]] == ["one\n  two\nthree"]
+
+
+def test_what_was_typed_is_kept_for_the_next_chat_but_no_secret_and_for_nobody_else():
+    secret = "my token is hf_" + "a1" * 12
+    type_into_chat(open_session(chat=True), f"hello\r{secret}\r/quit\r")
+    session = open_session(chat=True)
+    type_into_chat(session, "\x1b[A\x1b[A\r/quit\r")  # /quit, then hello
+    assert [m["content"] for m in session.messages[::2]] == ["hello"]
+    kept = history_path().read_text()
+    assert json.loads(kept.splitlines()[0]) == "hello"
+    assert secret not in kept
+    assert history_path().stat().st_mode & 0o777 == 0o600
+
+
+def test_tab_completes_commands_and_runs(finished_run):
+    session, named = open_session(chat=True), []
+
+    def load(name):
+        named.append(name)
+        return session
+
+    type_into_chat(session, "/repe\t 1.1\r/model check\t\r/quit\r", load=load)
+    assert session.settings.repetition_penalty == 1.1
+    assert named == ["checkpoints/tiny"]
+
+
+def test_a_model_is_loaded_while_the_user_types(capsys):
+    def load():
+        until = time.monotonic() + 20
+        while not history_path().exists():  # written with the first line that is sent
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return session
+
+    session = open_session(chat=True)
+    type_into_chat(Loading("slow", load), "/help quit\rhello\r/quit\r")
+    assert [m["content"] for m in session.messages[::2]] == ["hello"]
+    assert "/quit: quit" in capsys.readouterr().out
+
+
+def test_a_model_that_can_not_be_loaded_ends_the_prompt():
+    def load():
+        raise UserError(Problem("model", "its weights are missing"))
+
+    with pytest.raises(UserError, match="weights are missing"):
+        type_into_chat(Loading("broken", load), "half a mess")
+
+
+def test_plain_mode_reads_lines_and_draws_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("LLM_LAB_PLAIN", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("helo\n/edit\nhello \\\nyou\n"))
+    session = open_session(chat=True)
+    run_chat(session, load=no_checkpoint, side_by_side=None, interactive=True)
+    assert [m["content"] for m in session.messages[::2]] == ["hello \nyou"]
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "What you type now replaces it" in out
+
+
+def test_the_last_reply_is_copied_through_the_terminal_where_there_is_no_tool(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SSH_CONNECTION", "here there")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    session = open_session(chat=True)
+    type_into_chat(session, "/copy\rhello\r/copy\r/quit\r")
+    said = capsys.readouterr()
+    assert "there is no reply yet" in said.err
+    sent = re.search(r"\x1b\]52;c;([^\a]+)\a", said.out)[1]
+    assert base64.b64decode(sent).decode() == printable(session.messages[-1]["content"])
+
+
+def test_the_last_reply_is_copied_with_the_tool_of_the_system(monkeypatch, tmp_path):
+    tool = tmp_path / "pbcopy"
+    tool.write_text(f"#!/bin/sh\ncat > {tmp_path}/copied\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    assert copy("grün\x1b[2J") == "Copied 8 characters with pbcopy."
+    assert (tmp_path / "copied").read_text() == "grün␛[2J"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (["one two", " three four"], "one two \nthree four"),
+        (["a", "b ", "cde", "fghij"], "ab \ncdefghij"),
+        (["x" * 25, " y"], "x" * 25 + " y"),
+        (["  code\n", "    more\n"], "  code\n    more\n"),
+        (["日本語日本語"], "日本語日本\n語"),
+    ],
+    ids=["between words", "in pieces", "a long word", "indented", "without spaces"],
+)
+def test_a_reply_is_wrapped_between_words(pieces, shown):
+    wrap = WordWrap(10)
+    assert "".join(wrap.push(piece) for piece in pieces) + wrap.rest() == shown
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a Unix terminal")
@@ -153,7 +307,7 @@ def test_ctrl_c_while_another_model_answers_returns_to_the_conversation():
                 time.sleep(60)
 
         session = SimpleNamespace(name="a", mode="chat", notice=None, context_length=None, settings=None, messages=[])
-        run_chat(session, load=None, side_by_side=Slow())
+        run_chat(session, load=None, side_by_side=Slow)
         """
     )
     child = spawn_program(program)
