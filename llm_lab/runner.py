@@ -363,18 +363,25 @@ def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, res
 
 
 def _run_or_roll_back(module: Any, resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> Any:
-    """Run a stage; if its loss diverges and the recipe allows that, resume it with a smaller learning rate."""
+    """Run a stage; resume it at a smaller learning rate if its loss diverges, in smaller batches if memory is out."""
     if not resolved.stage.trains:
         return module.run(resolved.recipe, folder, listener, resume=resume)
+    from llm_lab.training.out_of_memory import OutOfMemory, halve_batch, with_remembered_batch
     from llm_lab.training.seat_belts import ROLL_BACK, Diverged, roll_back
 
+    recipe = with_remembered_batch(resolved.recipe, folder)
     while True:
+        full = None
         try:
-            return module.run(resolved.recipe, folder, listener, resume=resume)
+            return module.run(recipe, folder, listener, resume=resume)
         except Diverged as error:
             allowed = resolved.values["train"].get("on_divergence") == ROLL_BACK
             if not (allowed and roll_back(folder, error, listener)):
                 raise
+        except OutOfMemory as error:
+            full = OutOfMemory(error.step, in_update=error.in_update)  # without the frames, which hold the model
+        if full:
+            recipe = halve_batch(recipe, resolved, folder, full, listener)
         resume = True
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
+
 from llm_lab.events import Listener
 from llm_lab.hf.load import quiet_libraries
 from llm_lab.recipe.ppo import PpoRecipe
@@ -19,6 +21,13 @@ from .rollouts import LOGGED, LabRolloutTrainer, set_up_rollouts
 
 class LabPPOTrainer(LabRolloutTrainer, PPOTrainer):
     """PPO for one run folder."""
+
+    def loss_of_longest_batch(self) -> torch.Tensor:
+        loss = super().loss_of_longest_batch()  # while its activations are kept, as in a step
+        shape = (self.args.per_device_train_batch_size, self.longest_tokens // self.args.per_device_train_batch_size)
+        ids = torch.zeros(shape, dtype=torch.long, device=self.args.device)
+        with self.accelerator.autocast():
+            return loss + self.critic(ids, torch.ones_like(ids), self.max_completion_length).mean()
 
     logged: ClassVar[dict[str, str]] = LOGGED | {
         "clip_fraction": "clip_fraction",

@@ -232,16 +232,31 @@ class RolloutTrainer(GRPOTrainer):
         file = self._rollout_file(checkpoint) if checkpoint is not None else None
         if file is None or not file.exists():
             return
-        batches: list[dict[str, torch.Tensor]] = [{} for _ in range(self.args.steps_per_generation)]
+        found: dict[int, dict[str, torch.Tensor]] = {}
         with safe_open(file, framework="pt") as stored:
-            self._step = int(stored.metadata()["step"])
+            step = int(stored.metadata()["step"])
             for key in stored.keys():  # noqa: SIM118 (not a dict)
                 index, name = key.split(".", 1)
-                batches[int(index)][name] = stored.get_tensor(key).to(self.accelerator.device)
-        self._buffered_inputs = batches
+                found.setdefault(int(index), {})[name] = stored.get_tensor(key).to(self.accelerator.device)
+        batches, wanted = [found[index] for index in sorted(found)], self.args.steps_per_generation
+        self._step = step * wanted // len(batches)
+        self._buffered_inputs = batches if len(batches) == wanted else _split_again(batches, wanted)
 
     def _rollout_file(self, folder: str) -> Path:
         return Path(folder) / f"rollout-{self.accelerator.process_index}.safetensors"
+
+
+def _split_again(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
+    """Return the rows of a rollout in another number of batches, in the same order."""
+    split: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+    for name, first in batches[0].items():
+        if first.ndim:
+            parts = torch.cat([batch[name] for batch in batches]).chunk(count)
+        else:
+            parts = (first,) * count  # of the whole rollout
+        for batch, part in zip(split, parts, strict=True):
+            batch[name] = part
+    return split
 
 
 class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):
@@ -257,6 +272,16 @@ class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):
 
     def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [encode_prompt(self.processing_class, prompt) for prompt in prompts], None, {}
+
+    def loss_of_longest_batch(self) -> torch.Tensor:
+        rows, answer = self.args.per_device_train_batch_size, self.max_completion_length
+        shape = (rows, self.run.facts()["recipe"]["train"]["max_length"])
+        self.longest_tokens = rows * shape[1]
+        ids = torch.randint(0, self.model.config.get_text_config().vocab_size, shape, device=self.args.device)
+        logps, _, _ = self._get_per_token_logps_and_entropies(
+            self.model, ids, torch.ones_like(ids), answer, compute_entropy=True
+        )
+        return logps.mean()
 
     def record(self, row: dict[str, Any]) -> None:
         super().record(row)

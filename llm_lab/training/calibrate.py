@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from llm_lab.errors import MachineError, Problem
 from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement
 from llm_lab.events import Listener, Notice, ignore
 from llm_lab.recipe.pretrain import PretrainRecipe
@@ -36,13 +35,19 @@ def calibrate(resolved: Resolved, listener: Listener) -> Resolved:
     """Return the plan with its time and memory predicted from measurements on this machine.
 
     Runs a trial first if there is no measurement yet and the run is long enough. The random state of the run is
-    restored afterwards. MachineError if a step needs more memory than there is.
+    restored afterwards.
     """
     seconds = from_first_process(trial_seconds(resolved))
     if not seconds:
         return resolved
+    from .out_of_memory import free_memory
+
     listener(Notice(f"measuring a few training steps, for about {max(1, round(seconds))} s"))
     measurement = run_trial(resolved, seconds)
+    if measurement is None:
+        free_memory(resolved.values["device"])
+        listener(Notice("a trial step needed more memory than there is: the run starts with smaller batches"))
+        return resolved
     if is_first_process():
         keep_measurement(measurement, resolved.recipe.model_dump(by_alias=True), resolved.shape, resolved.machine)
     after = estimate_again(resolved)
@@ -67,8 +72,11 @@ def trial_seconds(resolved: Resolved) -> float:
     return min(MAX_SECONDS, MAX_SHARE * cost.wall_seconds)
 
 
-def run_trial(resolved: Resolved, seconds: float) -> Measurement:
-    """Train, evaluate and generate on random tokens for about `seconds`, with the run's own trainer."""
+def run_trial(resolved: Resolved, seconds: float) -> Measurement | None:
+    """Train, evaluate and generate on random tokens for about `seconds`, with the run's own trainer.
+
+    None where a step needs more memory than there is: the run itself finds the batch that fits.
+    """
     import torch
 
     from llm_lab.hf.load import build_from_config, checkpoint_activations, quiet_libraries
@@ -87,15 +95,7 @@ def run_trial(resolved: Resolved, seconds: float) -> Measurement:
             evaluation = _time_evaluation(recipe, model, config.vocab_size)
             sample = _time_generation(recipe, model)
         except torch.OutOfMemoryError:
-            raise MachineError(
-                Problem(
-                    "train.per_device_train_batch_size",
-                    "a trial step needed more memory than the GPU has",
-                    value=recipe.train.per_device_train_batch_size,
-                    fix="Use a smaller batch size with more train.gradient_accumulation_steps, a shorter "
-                    "train.max_length, or train.gradient_checkpointing=true.",
-                )
-            ) from None
+            return None
         peak = peak_memory_bytes(recipe.device)
         del model
     _free(recipe)

@@ -131,11 +131,18 @@ def run_loop(
 
     measure_start: evaluate before the first step. has_ended: whether the data ends after a step.
     """
+    from .out_of_memory import noticing_out_of_memory, try_longest_batch
     from .seat_belts import sample_weights, warn_of_standstill
 
     before = sample_weights(trainer.model) if start.step == 0 else None
     try:
-        with trainer.tracking, trainer.interruption.listen(listener):
+        with (
+            trainer.tracking,
+            trainer.interruption.listen(listener),
+            noticing_out_of_memory(trainer),
+        ):
+            if trainer.args.device.type == "cuda" and start.step < max_steps:
+                try_longest_batch(trainer, listener)
             if measure_start and start.step == 0 and not evaluation.done_at(0):
                 if is_first_process():
                     trainer.run.update(**{EVALUATES_FIRST: now()})

@@ -29,6 +29,7 @@ from llm_lab.runs.manifest import write_manifest
 from llm_lab.runs.processes import any_process, process_count, wait_for_all
 from llm_lab.runs.retention import steps_to_keep
 
+from .out_of_memory import BeforeStep
 from .seat_belts import HealthWatch, LossWatch, learning_rate_scale
 from .tracking import Tracking
 
@@ -136,6 +137,8 @@ class LabTrainerMixin(_Base):
         self._watch = self._watch_loss()
         self._health: HealthWatch | None = None
         self.remove_callback(PrinterCallback)
+        self.before_step = BeforeStep(self)
+        self.add_callback(self.before_step)
         self.add_callback(_StepCallback(interruption, eval_every, self))
 
     def begin_clock(self) -> None:
@@ -183,6 +186,21 @@ class LabTrainerMixin(_Base):
         vocabulary = getattr(self.model.config, "vocab_size", None) if self.loss_is_cross_entropy else None
         rows = self.args.per_device_train_batch_size * batches * process_count()
         return LossWatch(math.log(vocabulary) if vocabulary else None, batches, rows)
+
+    longest_tokens = 0  # of the longest batch, with its padding
+
+    def loss_of_longest_batch(self) -> torch.Tensor | None:
+        """Return the loss of the rows that are longest, as one batch; None where all rows have the same length."""
+        dataset = self.train_dataset
+        lengths = {name: dataset[name] for name in getattr(dataset, "column_names", ()) if name.endswith("ids")}
+        if not lengths:
+            return None
+        sizes = [sum(map(len, row)) for row in zip(*lengths.values(), strict=True)]
+        longest = sorted(range(len(sizes)), key=sizes.__getitem__)[-self.args.per_device_train_batch_size :]
+        batch = self._prepare_inputs(self.data_collator([dataset[index] for index in longest]))
+        self.longest_tokens = batch["input_ids"].numel()
+        with self.compute_loss_context_manager():
+            return self.compute_loss(self.model, batch)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

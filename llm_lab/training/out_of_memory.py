@@ -1,0 +1,229 @@
+"""When memory runs out in training: keep what was trained, halve the batch, and continue from the same step.
+
+A step keeps its rows: half as many at a time, twice as many times. The gradient is their sum in either case.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from llm_lab.errors import MachineError, Problem
+from llm_lab.estimate.formatting import size
+from llm_lab.events import Listener, Notice, RunWarning
+from llm_lab.recipe.resolve import Resolved
+from llm_lab.recipe.what_fits import ACCUMULATION, CHECKPOINTING, ROWS, memory_with
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.processes import process_count
+
+BATCH = "batch"  # in run.json: rows and batches of a step, where they are no longer those of the recipe
+ON_A_CPU = "can't allocate memory"  # PyTorch's words; it has no error of its own for this
+
+
+class OutOfMemory(Exception):
+    """Memory ran out in a step after `step`. in_update: while the optimizer changed the weights, which are lost."""
+
+    def __init__(self, step: int, *, in_update: bool):
+        super().__init__(f"out of memory after step {step}")
+        self.step, self.in_update = step, in_update
+
+
+@contextmanager
+def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
+    """Save a trainer that runs out of memory as it was before the step, and raise OutOfMemory.
+
+    With several processes, the error is raised as it is: the others wait in the middle of the step.
+    """
+    failed = False
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if process_count() > 1 or not _is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
+        failed = True
+    if failed:
+        trainer.before_step.restore()
+        in_update = trainer.before_step.in_update
+        if not in_update:
+            _save(trainer)
+        raise OutOfMemory(trainer.state.global_step, in_update=in_update)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ON_A_CPU in str(error)
+
+
+def _save(trainer: Any) -> None:
+    step = trainer.state.global_step
+    if step == 0 or step in dict(trainer.run.checkpoints()):
+        return
+    trainer.model.zero_grad(set_to_none=True)
+    if steps := step - trainer._globalstep_last_logged:  # a resumed run does not know the losses before it
+        trainer.log({"loss": (trainer._tr_loss / steps).item(), "learning_rate": trainer._get_learning_rate()})
+    trainer._save_checkpoint(trainer.model, None)
+
+
+class BeforeStep(TrainerCallback):
+    """Remembers what a step changes before its end: random states and counts."""
+
+    def __init__(self, trainer: Any):
+        self.trainer, self.in_update = trainer, False
+        self._counts: dict[str, Any] = {}
+        self._random: tuple[Any, ...] | None = None
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        self._counts = {"_tr_loss": trainer._tr_loss.clone()}
+        if hasattr(trainer, "_step"):  # TRL's count of batches
+            self._counts["_step"] = trainer._step
+        self._tokens = trainer.state.num_input_tokens_seen
+        on_gpu = trainer.args.device.type == "cuda"
+        gpu = torch.cuda.get_rng_state() if on_gpu else None
+        self._random = (random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu)
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.in_update = True
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.in_update = False
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._random = None  # what fails from here on is an evaluation, which leaves the random state as it was
+
+    def restore(self) -> None:
+        """Set the trainer back to the beginning of the step, if it is within one."""
+        if self._random is None:
+            return
+        for name, value in self._counts.items():
+            setattr(self.trainer, name, value)
+        self.trainer.state.num_input_tokens_seen = self._tokens
+        python, numbers, torches, gpu = self._random
+        random.setstate(python)
+        np.random.set_state(numbers)
+        torch.set_rng_state(torches)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu)
+
+
+# --- the run
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How the rows of a step are read: `rows` at a time, `batches` times."""
+
+    rows: int
+    batches: int
+
+    def smaller(self) -> Batch | None:
+        """Return the next smaller batch with as many rows in a step, None if it has one row."""
+        factor = next((n for n in range(2, self.rows + 1) if self.rows % n == 0), None)
+        return Batch(self.rows // factor, self.batches * factor) if factor else None
+
+
+def batch_of(recipe: Any) -> Batch:
+    """Return the batch of a recipe."""
+    return Batch(recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps)
+
+
+def with_remembered_batch(recipe: Any, folder: RunFolder) -> Any:
+    """Return the recipe with the smaller batch that an earlier part of the run found to fit."""
+    known = folder.facts().get(BATCH)
+    return _with_batch(recipe, Batch(known["rows"], known["batches"])) if isinstance(known, Mapping) else recipe
+
+
+def _with_batch(recipe: Any, batch: Batch) -> Any:
+    sizes = {"per_device_train_batch_size": batch.rows, "gradient_accumulation_steps": batch.batches}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=sizes)})
+
+
+def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOfMemory, listener: Listener) -> Any:
+    """Return the recipe with a smaller batch, remember it in run.json, and report it.
+
+    MachineError with what to change where no smaller batch would help.
+    """
+    batch = batch_of(recipe)
+    smaller = None if error.in_update or _depends_on_the_batch(recipe) else batch.smaller()
+    if smaller is None:
+        raise MachineError(_advice(recipe, resolved, error))
+    listener(
+        RunWarning(
+            f"Out of memory in step {error.step + 1:,} with {batch.rows} sequences at a time. Continuing from step "
+            f"{error.step:,} with {smaller.rows} at a time, {smaller.batches} times in a step: the same rows and "
+            f"gradients. For the next run: {ROWS}={smaller.rows} {ACCUMULATION}={smaller.batches}"
+        )
+    )
+    folder.update(**{BATCH: {"rows": smaller.rows, "batches": smaller.batches, "from_step": error.step}})
+    free_memory(recipe.device)
+    return _with_batch(recipe, smaller)
+
+
+def _depends_on_the_batch(recipe: Any) -> bool:
+    """Whether the loss is a mean over the tokens of a batch, so that a smaller batch weighs them differently."""
+    return recipe.stage == "grpo" and recipe.grpo.loss_type == "bnpo"
+
+
+def free_memory(device: str) -> None:
+    """Free what nothing refers to any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
+    """Return what to change, and what each change saves by the plan."""
+    train, now = recipe.train, resolved.estimate.memory_bytes
+    tries: dict[str, dict[str, Any]] = {}
+    if error.in_update:
+        why = f"memory ran out in the update of step {error.step + 1:,}, which no batch size changes"
+    else:
+        why = f"memory ran out in step {error.step + 1:,}, and the batch can't be smaller"
+        if not train.gradient_checkpointing:
+            tries[f"{CHECKPOINTING}=true"] = {CHECKPOINTING: True}
+        tries[f"train.max_length={train.max_length // 2}"] = {"train.max_length": train.max_length // 2}
+    if hasattr(recipe, "lora") and recipe.lora is None:
+        tries["lora.preset=all"] = {"lora.preset": "all"}
+    elif recipe.device == "cuda" and hasattr(recipe, "lora") and not recipe.lora.load_in_4bit:
+        tries["lora.load_in_4bit=true"] = {"lora.load_in_4bit": True}
+    elif recipe.device == "cuda" and recipe.optimizer.name in ("adamw", "sophia"):
+        tries["optimizer.name=adamw_8bit"] = {"optimizer.name": "adamw_8bit"}
+    saved = {}
+    for text, changes in tries.items():
+        then = memory_with(resolved, {ROWS: train.per_device_train_batch_size, **changes})
+        if then and then < now:
+            saved[text] = f"{text} (about {size(now - then)} less)"
+    known = ", or ".join(saved.values()) or "a smaller model"
+    return Problem(ROWS, why, value=train.per_device_train_batch_size, fix=f"Set {known}.")
+
+
+# --- the longest batch
+
+
+def try_longest_batch(trainer: Any, listener: Listener) -> None:
+    """Compute the loss of the longest batch of the run and its gradient, and forget both.
+
+    So a batch that does not fit fails now, and not after an hour. The random state is kept.
+    """
+    devices = [torch.cuda.current_device()] if trainer.args.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        loss = trainer.loss_of_longest_batch()
+        if loss is None:
+            return
+        trainer.accelerator.backward(loss)
+    tokens = trainer.longest_tokens
+    trainer.model.zero_grad(set_to_none=True)
+    with suppress(AttributeError):
+        trainer.critic.zero_grad(set_to_none=True)
+    for found in getattr(trainer, "_metrics", {}).values():
+        found.clear()
+    listener(Notice(f"the longest batch, of {tokens:,} tokens, fits into memory"))
