@@ -56,7 +56,7 @@ def start_run(
 
 def start_job(job: Any, start: Any, *, show_plan: bool = True) -> int:
     """Show the plan of a job, run it, show the results; returns the exit code."""
-    return _show_results(_run_to_end(job, start, show_plan=show_plan))
+    return _show_results(_run_to_end(job, start, show_plan=show_plan), in_wizard=not show_plan)
 
 
 def _run_to_end(job: Any, start: Any, *, show_plan: bool = True) -> dict[str, Any]:
@@ -88,13 +88,13 @@ def _show_plan(job: Any, start: Any) -> Any:
     return job
 
 
-def _show_results(facts: Mapping[str, Any]) -> int:
+def _show_results(facts: Mapping[str, Any], *, in_wizard: bool = False) -> int:
     """Show the results of a run; returns the exit code."""
     from llm_lab.runs.processes import is_first_process
     from llm_lab.terminal.results_view import print_closing
 
     if is_first_process():
-        print_closing(facts)
+        print_closing(facts, in_wizard=in_wizard)
     return _exit_code(facts)
 
 

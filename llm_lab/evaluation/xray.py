@@ -40,6 +40,7 @@ MEASURED_EXAMPLES = 2_000
 SAID_EVERY = 100  # examples between two words on how far it is
 MEASURED_CHARACTERS = 2_000_000
 SHOWN_TOKENS = 400
+MOST_BYTES_OF_A_CHARACTER = 4
 Parts = tuple[dict[str, Encoded], tuple[str, ...]]  # {part of an example: tokens}, remarks
 Encode = Callable[[Example], Parts]
 Say = Callable[[str], None]
@@ -57,7 +58,10 @@ class Span:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One example as tokens. reference: the answer that rewards compare with, if there is one."""
+    """One example as tokens. reference: the answer that rewards compare with, if there is one.
+
+    by_token: whether each span is one token, as in plain text, where all of them are trained.
+    """
 
     label: str
     spans: tuple[Span, ...]
@@ -65,6 +69,7 @@ class TokenizedExample:
     trained_tokens: int
     cut: int  # tokens beyond train.max_length
     reference: str | None = None
+    by_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ def _xray_text_set(
         lengths.append(len(ids))
         if number < examples:
             whole = Encoded(ids, [1] * len(ids), len(ids))
-            shown.append(_as_spans(tokenizer, f"document {number + 1}", whole, None))
+            shown.append(_as_spans(tokenizer, f"document {number + 1}", whole, None, by_token=True))
     return SetXray(
         key=key,
         description=description,
@@ -380,8 +385,13 @@ def _render(example: Example, tokenizer: Any) -> str | None:
         return None
 
 
-def _as_spans(tokenizer: Any, label: str, whole: Encoded, reference: str | None) -> TokenizedExample:
-    """Return an example as spans of tokens; of a long one, the beginning and the end."""
+def _as_spans(
+    tokenizer: Any, label: str, whole: Encoded, reference: str | None, *, by_token: bool = False
+) -> TokenizedExample:
+    """Return an example as spans of tokens; of a long one, the beginning and the end.
+
+    by_token: a span for each token; tokens that are parts of one character share a span.
+    """
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     rows = list(zip(whole.input_ids, whole.labels_mask, strict=True))
     spans: list[tuple[list[int], bool, bool]] = []
@@ -393,7 +403,8 @@ def _as_spans(tokenizer: Any, label: str, whole: Encoded, reference: str | None)
                 spans.append(([], False, False))
             continue
         kind = (bool(mask), token in special)
-        if spans and spans[-1][0] and spans[-1][1:] == kind and not kind[1]:
+        joins = not by_token or (spans and _is_cut(tokenizer, spans[-1][0]))
+        if joins and spans and spans[-1][0] and spans[-1][1:] == kind and not kind[1]:
             spans[-1][0].append(token)
         else:
             spans.append(([token], *kind))
@@ -404,4 +415,9 @@ def _as_spans(tokenizer: Any, label: str, whole: Encoded, reference: str | None)
         for ids, trained, control in spans
     )
     cut = whole.length - len(whole.input_ids)
-    return TokenizedExample(label, texts, len(rows), whole.trained_tokens, cut, reference)
+    return TokenizedExample(label, texts, len(rows), whole.trained_tokens, cut, reference, by_token)
+
+
+def _is_cut(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether tokens end within a character."""
+    return len(ids) < MOST_BYTES_OF_A_CHARACTER and tokenizer.decode(ids).endswith("\ufffd")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import MachineError, Problem, UserError
+from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
 from llm_lab.estimate.cost import Estimate
 from llm_lab.estimate.gguf_header import SUFFIX
 from llm_lab.estimate.machine import Machine, find_machine
@@ -194,8 +194,16 @@ def _missing_models(values: Values) -> Iterator[Problem]:
         looks_local = name.startswith(LOCAL_PREFIXES) or name.count("/") > 1 or name.endswith((".json", SUFFIX))
         if looks_local and name not in reported and not Path(name).expanduser().exists():
             reported.add(name)
-            fix = "`llm-lab list runs` lists your runs; Design a model in the wizard writes configs."
-            yield Problem(key, "there is no such file or folder", value=name, fix=fix)
+            usual = "`llm-lab list runs` lists your runs; Design a model in the wizard writes configs."
+            yield Problem(key, "there is no such file or folder", value=name, fix=similar_path(name) or usual)
+
+
+def similar_path(name: str) -> str | None:
+    """Return 'Did you mean X?' with the file or folder next to a missing one whose name is most similar, or None."""
+    try:
+        return did_you_mean(name, [str(path) for path in Path(name).expanduser().parent.iterdir()])
+    except OSError:
+        return None
 
 
 def _without_idle_keys(values: dict[str, Any]) -> dict[str, Any]:

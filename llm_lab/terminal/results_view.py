@@ -37,8 +37,11 @@ SPEEDS = ("seconds_to_first_token", "tokens_per_second")
 # The end of a run
 
 
-def print_closing(facts: Mapping[str, Any]) -> None:
-    """Print the end of a run: its status, its main results, and the commands for what comes next."""
+def print_closing(facts: Mapping[str, Any], *, in_wizard: bool = False) -> None:
+    """Print the end of a run: its status, its main results, and the commands for what comes next.
+
+    in_wizard: what comes next is then asked in a menu, and no command is shown.
+    """
     from rich.text import Text
 
     console = make_console()
@@ -54,10 +57,11 @@ def print_closing(facts: Mapping[str, Any]) -> None:
     if facts["status"] == "stopped":
         text = f"Stopped at step {results.get('step', 0):,}; the checkpoint is saved in {path}/"
         console.print(Text(text, style="warn"))
-        console.print(f"Resume with:  llm-lab run {path}/recipe.yaml --resume", soft_wrap=True)
+        if not in_wizard:
+            console.print(f"Resume with:  llm-lab run {path}/recipe.yaml --resume", soft_wrap=True)
         return
     if facts.get("stage") == EXPORT.name:
-        return _close_export(console, facts)
+        return _close_export(console, facts, in_wizard)
     if facts["status"] == "failed":
         console.print(Text(f"The run failed; what it wrote is in {path}/", style="bad"))
         return
@@ -71,6 +75,9 @@ def print_closing(facts: Mapping[str, Any]) -> None:
         return
     if shown := _main_results(results):
         console.print("Results: " + ", ".join(shown))
+    if in_wizard:
+        console.print(f"Report:  {path}/report.md", soft_wrap=True)
+        return
     console.print("What next:", style="title")
     stage = stage_of(facts)
     if (stage is None or stage.writes_text) and not is_reward_model(Path(path) / "model"):
@@ -91,7 +98,7 @@ def _main_results(results: Mapping[str, Any]) -> list[str]:
     return shown
 
 
-def _close_export(console: Console, facts: Mapping[str, Any]) -> None:
+def _close_export(console: Console, facts: Mapping[str, Any], in_wizard: bool) -> None:
     """Print the end of an export: whether the written model loads and equals its source."""
     from rich.text import Text
 
@@ -105,7 +112,8 @@ def _close_export(console: Console, facts: Mapping[str, Any]) -> None:
     console.print(Text(f"Exported, {VERDICTS[verdict]}: {export['path']}", style=style))
     console.print("What next:", style="title")
     if export["to"] == "hf":
-        console.print(f"  chat         llm-lab chat {path}", soft_wrap=True)
+        if not in_wizard:
+            console.print(f"  chat         llm-lab chat {path}", soft_wrap=True)
     elif export["to"] == "space":
         console.print(
             f"  try it       cd {export['path']}; pip install -r requirements.txt; python app.py", soft_wrap=True
@@ -114,6 +122,8 @@ def _close_export(console: Console, facts: Mapping[str, Any]) -> None:
     else:
         console.print(f"  chat         llama-cli -m {export['path']}", soft_wrap=True)
     console.print(f"  usage        {_card_of(export)}", soft_wrap=True)
+    if in_wizard:
+        return
     console.print(f"  details      llm-lab show {path}", soft_wrap=True)
     if "license" not in read_answers(RunFolder(Path(path))):
         text = "  license      not set; llm-lab export --author NAME --license ID ... keeps both for all model cards"

@@ -93,10 +93,12 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
     if not cost.fits:
         console.print(Text("This does not fit in memory.", style="bad"))
     schedule, optimizer, steps = values["scheduler"], values["optimizer"], train["max_steps"]
-    label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
-    console.print(Text(one_line(label), style="dim"))
-    if steps is None:
-        return  # they depend on the number of examples
+    if steps is None:  # they depend on the number of examples
+        label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
+        console.print(Text(one_line(label), style="dim"))
+        return
+    label = f"Learning rate over {steps:,} steps; 1.0 is {optimizer['learning_rate']:g}"
+    console.print(Text(one_line(f"{label} ({optimizer['name']}, {schedule['name']})"), style="dim"))
     updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
     factor = factor_of(schedule, steps)
     points = [(0.0, 0.0), *((update + 1.0, factor(update)) for update in updates)]

@@ -49,7 +49,8 @@ def print_xray(stages: Sequence[Any], console: Any = None) -> None:
             _print_set(console, found, marks)
         console.print()
     if stages:
-        console.print(_legend(marks))
+        shown = [example for stage in stages for found in stage.sets for example in found.examples]
+        console.print(_legend(marks, by_token=bool(shown) and all(example.by_token for example in shown)))
 
 
 def _print_set(console: Any, found: Any, marks: tuple[str, ...] | None) -> None:
@@ -78,7 +79,7 @@ def _print_set(console: Any, found: Any, marks: tuple[str, ...] | None) -> None:
         trained = "" if found.trained_share is None else f", {example.trained_tokens:,} trained"
         text = f"{example.label}: {example.tokens:,} tokens{trained}{cut}"
         console.print(Text(text, style="help"))
-        console.print(_tokens(example.spans, marks))
+        console.print((_apart if example.by_token else _tokens)(example.spans, marks))
         if example.reference is not None:
             console.print(Text(f"reference answer: {one_line(example.reference)}", style="help"))
 
@@ -104,15 +105,41 @@ def _tokens(spans: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
     return text
 
 
+def _apart(spans: Sequence[Any], marks: tuple[str, ...] | None) -> Any:
+    """Return tokens with their boundaries: every second one is underlined, or a line is between them."""
+    from rich.text import Text
+
+    text = Text()
+    for number, span in enumerate(spans):
+        shown = printable(span.text)
+        if marks:
+            text.append(f"{marks[4] if number else ''}{marks[2]}{shown}{marks[3]}" if span.special else
+                        f"{marks[4] if number else ''}{shown}")  # fmt: skip
+        elif span.special:
+            text.append(shown, style=TRAINED_SPECIAL)
+        else:
+            text.append(shown, style=f"{TRAINED} underline" if number % 2 else TRAINED)
+    return text
+
+
 def _style(span: Any) -> str:
     if span.special:
         return TRAINED_SPECIAL if span.trained else SPECIAL
     return f"{TRAINED} underline" if span.trained else MASKED
 
 
-def _legend(marks: tuple[str, ...] | None) -> Any:
+def _legend(marks: tuple[str, ...] | None, *, by_token: bool) -> Any:
     from rich.text import Text
 
+    if by_token and marks:
+        return Text(f"{marks[4]} between tokens; all are trained  {marks[2]}special token{marks[3]}")
+    if by_token:
+        return Text.assemble(
+            ("one token", TRAINED),
+            ("the next", f"{TRAINED} underline"),
+            "; all are trained  ",
+            ("special token", TRAINED_SPECIAL),
+        )
     if marks:
         return Text(f"{marks[0]}trained{marks[1]}  masked  {marks[2]}special token{marks[3]}")
     return Text.assemble(
@@ -127,7 +154,7 @@ def _legend(marks: tuple[str, ...] | None) -> Any:
 
 
 def _brackets(console: Any) -> tuple[str, ...]:
-    return ("⟦", "⟧", "‹", "›") if supports_unicode(console) else ("[[", "]]", "{{", "}}")
+    return ("⟦", "⟧", "‹", "›", "│") if supports_unicode(console) else ("[[", "]]", "{{", "}}", "|")
 
 
 def _in_words(lengths: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,7 +73,7 @@ class Found:
 
     def text(self) -> str:
         """Return it on a few short lines."""
-        lines = [line if len(line) <= 78 else line[:77] + "…" for line in self.example.splitlines() if line.strip()]
+        lines = [textwrap.shorten(line, 76, placeholder=" …") for line in self.example.splitlines() if line.strip()]
         more = ["..."] if len(lines) > EXAMPLE_LINES else []
         return "\n".join([self.description, *(f"  {line}" for line in lines[:EXAMPLE_LINES]), *more])
 

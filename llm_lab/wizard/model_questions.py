@@ -13,6 +13,7 @@ from llm_lab.estimate.model_library import MODELS as LIBRARY_MODELS
 from llm_lab.estimate.model_library import find_in_library
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.recipe.resolve import LOCAL_PREFIXES, similar_path
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
 from llm_lab.runs.folder import RunFolder, list_runs
 
@@ -91,9 +92,9 @@ def why_no_model(text: str) -> str | None:
     text = text.strip()
     if not text:
         return "A path or a name is required."
-    looks_local = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith(".json")
+    looks_local = text.startswith(LOCAL_PREFIXES) or text.count("/") > 1 or text.endswith(".json")
     if looks_local and not Path(text).expanduser().exists():
-        return f"{text} does not exist."
+        return " ".join([f"{text} does not exist.", *filter(None, [similar_path(text)])])
     return None
 
 

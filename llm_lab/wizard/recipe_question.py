@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from llm_lab.errors import UserError
@@ -10,12 +11,16 @@ from llm_lab.recipe.files import read_recipe_file
 from .model_questions import ANOTHER
 from .questions import Choice, Flow, Question, Screen
 
+LINE_COLUMNS = 74  # of a choice at 80 columns
+
 
 def ask_recipe(title: str, why: str) -> Flow[str]:
     """Ask for a recipe file; returns its path."""
     from llm_lab.job import list_recipes
 
-    choices = [Choice(str(file), f"{file.stem:<14} {recipe_summary(file)}") for file in list_recipes()]
+    files = list_recipes()
+    width = max((len(file.stem) for file in files), default=0) + 2
+    choices = [_recipe_choice(file, width) for file in files]
     path = yield Question("recipe", "Which recipe?", choices=(*choices, Choice(ANOTHER, "another file")),
                           why=why, screen=Screen(title))  # fmt: skip
     if path == ANOTHER:
@@ -33,6 +38,13 @@ def ask_recipe(title: str, why: str) -> Flow[str]:
         )  # fmt: skip
         path = path.strip()
     return path
+
+
+def _recipe_choice(file: Path, width: int) -> Choice:
+    """Return a recipe on one line, cut after a whole word; its effect is the rest of the comment at its top."""
+    summary = recipe_summary(file)
+    shown = textwrap.shorten(summary, LINE_COLUMNS - width, placeholder=" …")
+    return Choice(str(file), f"{file.stem:<{width}}{shown}", effect=f"{file}: {summary}")
 
 
 def recipe_summary(file: Path) -> str:

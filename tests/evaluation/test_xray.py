@@ -215,3 +215,15 @@ def test_unreadable_data_is_the_same_error_as_in_a_run(capsys):
     Path("life.yaml").write_text(yaml.safe_dump(pipeline("sft")))
     assert main(["xray", "life.yaml"]) == 2
     assert "are not recognized: foo" in capsys.readouterr().err
+
+
+def test_plain_text_shows_where_each_token_ends(capsys, monkeypatch):
+    Path("accents.txt").write_text("Été à Köln\n")
+    recipe = tiny_recipe(tokenizer="bytes", data=[{"path": "accents.txt"}])
+    example = xray_stages([check(recipe).stages[0].recipe], examples=1)[0].sets[0].examples[0]
+    assert example.by_token
+    assert [span.text for span in example.spans[:5]] == ["É", "t", "é", " ", "à"]
+    monkeypatch.setenv("NO_COLOR", "1")
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["xray", "recipe.yaml"]) == 0
+    assert "É│t│é│ │à" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Train on my text: from the files of a folder to a recipe that starts, in four screens; and the list of files."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,16 @@ from support.wizard_answers import BACK, ENTER, Refused, answers
 from support.wizard_keys import Key, keyboard, pick
 
 from llm_lab.commands.wizard_commands import wizard_commands
+from llm_lab.errors import UserError
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
 from llm_lab.terminal.driver import Wizard, run_wizard
+from llm_lab.terminal.results_view import print_closing
+from llm_lab.wizard.model_questions import why_no_model
 from llm_lab.wizard.places import best_text, places_in
 from llm_lab.wizard.questions import Choice, Next, Question, StartRun
 from llm_lab.wizard.quick_start import quick_start, recipe_of, size_question, text_question, tokens_in
+from llm_lab.wizard.recipe_question import ask_recipe, recipe_summary
 
 SENTENCE = "The old house is on a hill, and the wind went around it every night.\n"
 CPU = Machine((), "a CPU", 2, 16 * 2**30, False, False)
@@ -155,6 +160,31 @@ def test_models_recipes_and_new_files_are_listed_by_what_fits():
     assert [(p.path, p.enters) for p in places_in("", "models")] == [("tuned", False), ("more/", True)]
     assert [p.path for p in places_in("", "recipes") if not p.enters] == ["a.yaml"]
     assert next(p for p in places_in("", "new file") if p.path == "a.yaml").why_not == "already exists"
+
+
+def test_a_mistyped_model_is_refused_with_the_one_that_was_meant():
+    Path("checkpoints/shakespeare").mkdir(parents=True)
+    why = why_no_model("checkpoints/shakspeare")
+    assert why == "checkpoints/shakspeare does not exist. Did you mean checkpoints/shakespeare?"
+    with pytest.raises(UserError, match="Did you mean checkpoints/shakespeare"):
+        check({"stage": "export", "device": "cpu", "model": {"checkpoint": "checkpoints/shakspeare"}})
+
+
+def test_a_run_that_ends_in_the_wizard_shows_no_commands(capsys):
+    for facts in ({"status": "stopped"}, {"status": "done", "stage": "pretrain", "results": {"eval_loss": 1.0}}):
+        print_closing({"path": "checkpoints/a", **facts}, in_wizard=True)
+        assert "checkpoints/a" in (printed := capsys.readouterr().out)
+        assert "llm-lab" not in printed
+
+
+def test_recipes_are_listed_in_two_columns_and_cut_after_whole_words():
+    visit = answers(partial(ask_recipe, "Sweep", ""), [])
+    lines = [choice.text for choice in visit.question.choices[:-1]]
+    column = lines[0].index(recipe_summary(Path(visit.question.choices[0].value))[:9])
+    for choice, line in zip(visit.question.choices, lines, strict=False):
+        assert len(line) <= 74
+        assert line[column - 1] == " " != line[column]
+        assert recipe_summary(Path(choice.value)).startswith(line[column:].removesuffix(" …"))
 
 
 def test_plain_terminals_pick_files_by_number_or_path(monkeypatch, capsys):
