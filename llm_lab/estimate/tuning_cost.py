@@ -297,5 +297,7 @@ def adapter_parameters(shape: ModelShape, lora: Mapping[str, Any]) -> int:
     heads, kv = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     sides = {"minimal": 2 * hidden + heads + kv, "attention_only": 4 * hidden + 2 * heads + 2 * kv}
     sides["ffn_only"] = (3 if shape.gated else 2) * (hidden + inner)
+    if shape.num_experts:  # gate and up are one matrix of each expert
+        sides["ffn_only"] = shape.num_experts * ((hidden + 2 * inner) + (inner + hidden))
     sides["all"] = sides["custom"] = sides["attention_only"] + sides["ffn_only"]
     return lora["r"] * sides[lora["preset"]] * shape.num_hidden_layers

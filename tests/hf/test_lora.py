@@ -37,6 +37,7 @@ from llm_lab.cli import main
 from llm_lab.errors import MachineError, UserError
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.estimate.parameters import read_config_json, shape_of_config
+from llm_lab.estimate.tuning_cost import adapter_parameters
 from llm_lab.hf.adapter import is_adapter, read_adapter
 from llm_lab.hf.load import load_model, require_4bit
 from llm_lab.hf.lora_layers import attach_lora, describe_trainable, target_modules
@@ -142,6 +143,8 @@ def test_the_experts_of_a_mixture_get_adapters_that_merge_and_their_router_does_
         "mlp.experts.base_layer",
     }
     assert any("self_attn" in name for name in names) == (preset == "all")
+    shape = shape_of_config(read_config_json(tmp_path / "base"))
+    assert adapter_parameters(shape, {"r": 4, "preset": preset}) == describe_trainable(adapted).parameters
     assert not any("mlp.gate" in name for name in names)
     ids = torch.randint(0, 257, (2, 12))
     adapted.train()(input_ids=ids, labels=ids).loss.backward()
