@@ -267,8 +267,8 @@ DUELS_PAGE = """# Duels
 
 Which parts learn better, measured by `llm-lab duel`: two values of one key of `configs/duels/nano.yaml`, the same seeds
 for both, and the same number of tokens. The runs are short, so that anyone can repeat them on a CPU within minutes: the
-loss is still falling fast, and what wins here need not win in a long run or a large model. What published sources found
-is beside it, with their regime: one pass over much data, or many passes over little.
+loss is still falling fast, and what wins here need not win in a long run or a large model. The last column has what
+published sources found, with their regime: one pass over much data, or many passes over little.
 
 A difference is that of the validation losses in nats per token, the second value minus the first: below zero, the
 second is better. A verdict needs at least six seeds and a sign-flip test with p of at most 5 %.
