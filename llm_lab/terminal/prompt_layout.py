@@ -10,7 +10,7 @@ from llm_lab.safe_text import one_line
 from llm_lab.wizard.questions import Line
 
 COLUMNS = 79
-WIDE_COLUMNS = 110
+WIDE_COLUMNS = 118
 LEAST_LINES = 3
 PAGE = 8  # lines that Page Up and Page Down move
 NO_HELP = "There is no more help for this question."

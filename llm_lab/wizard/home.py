@@ -22,7 +22,7 @@ QUICK, EVALUATE, LOOK, EXPERIMENTS = "Train on my text", "Evaluate", "Look insid
 RUNS, REPLAY = "Runs", "Run a recipe"
 OFFERED = 2  # runs to resume, and models to chat with
 RECENT_RUNS = 12
-LONGEST_NAME = 24
+LONGEST_NAME, SIDE_NAME = 24, 13
 UNFINISHED = ("stopped", "interrupted", "failed", "broken")
 NO_TEXT = ("reward", "eval", "export")  # stages whose run leaves no model of its own that writes text
 MENU_WHY = (
@@ -58,7 +58,7 @@ class Group(NamedTuple):
 QUICK_START = Entry(
     "quick",
     QUICK,
-    "a model of your own from a text file, in minutes",
+    "a model of your own text, in minutes",
     "Choose text files and a size; everything else has sensible values. The new model writes in the style of the "
     "text. It learns to continue text, not to answer questions: for that, fine-tune it afterwards (SFT).",
 )
@@ -66,7 +66,7 @@ GROUPS = (
     Group(
         "train",
         "Design and train",
-        "pretrain, SFT, reward model, DPO, GRPO, PPO",
+        "pretrain, SFT, rewards, DPO, GRPO, PPO",
         "Every setting of every training stage: pretraining on text, supervised fine-tuning (SFT), reward models, "
         "preferences (DPO), reinforcement learning (GRPO, PPO), merging LoRA adapters; and models from parts.",
     ),
@@ -128,7 +128,7 @@ def line_of(value: Any, title: str, about: str, width: int, why: str) -> Choice:
 
 def _offered(runs: Sequence[RunFolder]) -> Iterator[tuple[tuple[str, RunFolder], str, str, str]]:
     """Yield ((flow, run), title, about, why) of what can be resumed and of models to chat with, newest first."""
-    unfinished = (run for run in runs if can_resume(run) and run.has_progress())
+    unfinished = (run for run in runs if can_resume(run) and run.status() != "broken" and run.has_progress())
     for run in islice(unfinished, OFFERED):
         share = progress_of(run)
         about = " · ".join([*([] if share is None else [f"{100 * share:.0f} %"]), f"{run.status()} {_when(run)}"])
@@ -166,9 +166,9 @@ def _writes_text(run: RunFolder) -> bool:
     return bool(run.saved_models() or run.stages())
 
 
-def _short(run: RunFolder) -> str:
+def _short(run: RunFolder, longest: int = LONGEST_NAME) -> str:
     name = run.path.name
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def _when(run: RunFolder) -> str:
@@ -188,19 +188,18 @@ def _status(runs: Sequence[RunFolder]) -> Iterator[Line]:
 
 
 def _recent(runs: Sequence[RunFolder]) -> Iterator[Line]:
-    """Yield a line for each of the newest runs: name, stage, size, status, loss, age."""
+    """Yield a line for each of the newest runs: name, stage, size, loss or status, age."""
     if not runs:
         return
-    yield Line("Recent runs", "title")
+    yield Line(f"{'Recent runs':<{SIDE_NAME}} {'stage':<9}{'size':>6}{'loss':>12}{'age':>9}", "title")
     for run in runs[:RECENT_RUNS]:
-        facts = run.facts()
-        kind, parameters = kind_of_run(facts), facts.get("parameters")
-        loss = (facts.get("results") or {}).get("eval_loss")
-        shown = f"loss {loss:.2f}" if isinstance(loss, int | float) else ""
+        facts, status = run.facts(), run.status()
+        parameters, loss = facts.get("parameters"), (facts.get("results") or {}).get("eval_loss")
         big = count(parameters) if isinstance(parameters, int | float) else ""
-        status = run.status()
+        shown = status if status != "done" else f"{loss:.2f}" if isinstance(loss, int | float) else ""
+        name = f"{_short(run, SIDE_NAME):<{SIDE_NAME}}"
         yield Line(
-            f"{_short(run):<{LONGEST_NAME}} {kind:<9} {big:>6}  {status:<11} {shown:<9} {_when(run):>11}",
+            f"{name} {kind_of_run(facts):<9}{big:>6}{shown:>12}{_when(run).removesuffix(' ago'):>9}",
             "" if status == "done" else "good" if status == "running" else "warn",
         )
 

@@ -1,0 +1,50 @@
+"""The home screen and the list of text files, as they look in a narrow, a usual and a wide terminal."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from support.screens import Terminal, assert_matches_snapshot
+
+HOURS = 3600
+RUNS = {
+    "shakespeare": {"stage": "pretrain", "status": "stopped", "results": {"step": 300, "eval_loss": 1.72}},
+    "support-desk": {"stage": "sft", "status": "done", "results": {"step": 90, "eval_loss": 1.31}},
+    "heads": {"status": "done", "study": {"experiment": "heads", "options": {}}},
+}
+
+
+def make_runs() -> None:
+    for number, (name, facts) in enumerate(RUNS.items()):
+        folder = Path("checkpoints", name)
+        (folder / "model").mkdir(parents=True)
+        (folder / "model/config.json").write_text("{}")
+        (folder / "metrics.jsonl").write_text('{"step": 300, "loss": 1.5}\n')
+        (folder / "recipe.yaml").write_text("stage: pretrain\ntrain:\n  max_steps: 1000\n")
+        then = time.time() - (2.5 + number) * HOURS
+        about = {"name": name, "created_at": then, "ended_at": then, "parameters": 870_000, **facts}
+        (folder / "run.json").write_text(json.dumps(about))
+
+
+def make_texts() -> None:
+    for name, count in (("letters.txt", 20_000), ("notes/2024.md", 3_000), ("notes/long/deep.txt", 900)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("Dear Anna, the days are long.\n" * (count // 30))
+    Path("empty.txt").touch()
+    Path("scan.txt").write_bytes(b"\x00\x01" * 100)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
+def test_home_and_the_texts_fit_every_terminal(in_tmp_path, columns, rows):
+    make_runs()
+    make_texts()
+    with Terminal(columns=columns, rows=rows, NO_COLOR="1") as terminal:
+        terminal.wait_for("What would you like to do?")
+        machine, home = terminal.lines[1], [*terminal.lines[:1], *terminal.lines[2:]]
+        terminal.press("\r")
+        terminal.wait_for("Which text?")
+        texts = terminal.lines
+    assert "CPU core" in machine
+    assert_matches_snapshot(f"home-{columns}x{rows}", [line.split(" runs,")[0] for line in home])
+    assert_matches_snapshot(f"texts-{columns}x{rows}", texts)
