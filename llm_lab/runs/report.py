@@ -90,9 +90,14 @@ def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each result: name, value, unit, meaning. What depends on the machine comes last."""
     keys = [key for key, value in results.items() if is_number(value)]
     return [
-        [plain(name_of(key)), write(key, results[key]), quantity(key).unit, quantity(key).meaning]
+        [plain(name_of(key)), write(key, results[key]), _unit_of(key), quantity(key).meaning]
         for key in sorted(keys, key=lambda key: (key in OF_THE_MACHINE, rank(key)))
     ]
+
+
+def _unit_of(key: str) -> str:
+    """Return the unit of a written value: none where the value has it already, as in 62.5 % and 3:41."""
+    return "" if quantity(key).form in ("percent", "clock", "milliseconds") else quantity(key).unit
 
 
 def _samples(run: RunFolder) -> list[str]:

@@ -79,6 +79,7 @@ class Track:
     ) -> None:
         """Start, or resume after first_step. earlier: the rows of metrics.jsonl from before."""
         self.begun, self.facts, self.max_steps, self.step = True, dict(facts), max_steps, first_step
+        self.saved_step = first_step or None
         for row in earlier:
             add_row(self.history, row)
             self.latest.update({key: value for key, value in row.items() if key not in AXES})

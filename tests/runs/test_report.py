@@ -51,6 +51,7 @@ def test_predicted_and_actual_are_compared_with_their_ratio(in_tmp_path):
     write_report(run)
     text = run.report_path.read_text()
     assert "| training time | 100 s | 110 s | 1.10 |" in text
+    assert "| training time | 1:50 |  | Time spent" in text, "the value has its unit already"
     assert "| peak memory | 4.0 GiB | 3.0 GiB | 0.75 |" in text
     assert "Prediction: measured here." in text
     run.update(status="stopped")
