@@ -171,6 +171,7 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
                 return
 
     @keys.add("enter", eager=True)
+    @keys.add("c-j", eager=True)  # an Enter that was pressed before the terminal was set up
     def _(event: Any) -> None:
         row = pointed()
         if row.why_not:

@@ -28,8 +28,8 @@ from .training_runs import askers_of, changes_of, special_asker
 
 CPU_SECONDS = 150  # of training the smallest size on a CPU; larger ones do as many steps, and take longer
 CPU_ROWS, CPU_EVAL_TOKENS = 8, 16_384
-FEWEST_STEPS, USEFUL_STEPS, MOST_CPU_STEPS = 200, 1_000, 3_000
-MOST_EPOCHS = 20
+FEWEST_STEPS, USEFUL_STEPS, MOST_CPU_STEPS = 150, 1_000, 3_000
+MOST_EPOCHS = 10  # of a small text: with more, the validation loss rises
 BPE_FROM_BYTES = 100_000  # a vocabulary of whole words needs that much text
 NANO_BPE = 1024  # better text than from bytes in the same time
 BYTES_PER_ENTRY = 200  # of text for each entry of a vocabulary
