@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture
 def cap(monkeypatch):
-    """Set the number of rows that fit, after so many forward passes; None: any."""
+    """Set the number of rows that fit, after a number of forward passes; None: any."""
     limits = {"rows": None, "after": 0, "passes": 0}
 
     def limited(forward):
