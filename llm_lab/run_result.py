@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.runs.describe import headline_results, warnings_of
-from llm_lab.runs.folder import ROOT, RunFolder, list_runs
+from llm_lab.runs.folder import RunFolder, find_run, no_such_run
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.safe_text import printable
 
@@ -24,16 +24,14 @@ if TYPE_CHECKING:
 class Run:
     """A run, read from its folder each time: its facts, numbers and pictures. It can be named wherever a model is.
 
-    path: the folder, or its name in checkpoints/. UserError where there is no run.
+    path: the folder, or its name in checkpoints/ or a short prefix of it. UserError where there is no run.
     """
 
     def __init__(self, path: str | Path):
-        found = next((one for one in (Path(path), ROOT / path) if RunFolder(one).run_json.is_file()), None)
-        if found is None:
-            from llm_lab.errors import did_you_mean
-
-            fix = did_you_mean(str(path), [str(run.path) for run in list_runs()])
-            raise UserError(Problem(str(path), "there is no run", fix=fix or "`llm-lab list runs` lists your runs."))
+        given = Path(path)
+        found = given if RunFolder(given).run_json.is_file() else find_run(str(path))
+        if found is None or not RunFolder(found).run_json.is_file():
+            raise no_such_run(str(path))
         self.path = found
         self._folder = RunFolder(found)
 

@@ -14,7 +14,7 @@ from llm_lab.hf.load import has_own_code, read_config, require_causal_lm, requir
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.stage import StageRecipe
-from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, is_reward_model, list_runs, run_of
+from llm_lab.runs.folder import ROOT, RunFolder, find_checkpoint, find_run, is_reward_model, list_runs, run_of
 from llm_lab.runs.samples import last_prompts
 
 from .self_eval import read_run
@@ -107,6 +107,8 @@ def _run_named(name: str) -> RunFolder:
         if folder.is_dir() and (run := run_of(folder.resolve())):
             path = run.path
             return RunFolder(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if not given.is_dir() and (found := find_run(name)):
+        return RunFolder(found)
     if given.is_dir():
         raise UserError(Problem(name, "this folder is not a run of LLM Lab, so it has no earlier checkpoints"))
     fix = did_you_mean(name, [run.path.name for run in list_runs()]) or "`llm-lab list runs` lists your runs."

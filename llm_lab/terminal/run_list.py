@@ -15,14 +15,15 @@ from .console import make_console, one_line
 
 STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "broken"), "bad")}
 STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
-NARROW = 75  # columns: below it the sizes of models and the age are left out
+NARROW = 75  # columns: below it sizes and the age are left out
+LONGEST_NAME = 28  # columns: a longer name is wrapped
 SHORT_NAMES = {
     "eval_loss": "loss",
     "eval_accuracy": "accuracy",
     "exact_match": "exact match",
     "exact_match_sampled": "exact match",
     "eval_reward_sampled": "reward",
-    "relative_logit_difference": "logits off by",
+    "relative_logit_difference": "logits differ",
 }
 SHOWN = 30  # leftovers
 
@@ -39,10 +40,16 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
     is_narrow = console.width < NARROW
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     heads = ("run", "stage", "size", "disk", "age", "status", "result")
-    shown = [head for head in heads if not (is_narrow and head in ("size", "age"))]
+    shown = [head for head in heads if not (is_narrow and head in ("size", "disk", "age"))]
     for head in shown:
-        is_number_column = head in ("size", "disk", "age")
-        table.add_column(head, justify="right" if is_number_column else "left", no_wrap=head != "run", overflow="fold")
+        justify: Any = "right" if head in ("size", "disk", "age") else "left"
+        least = (
+            min(LONGEST_NAME, console.width // 3, max(len(entry["name"]) for entry in entries))
+            if head == "run"
+            else None
+        )
+        can_wrap = head in ("run", "result")
+        table.add_column(head, justify=justify, no_wrap=not can_wrap, min_width=least, overflow="fold")
     for entry in entries:
         status = str(entry["status"])
         cells = {

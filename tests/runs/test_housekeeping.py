@@ -5,10 +5,12 @@ import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from support.old_runs import copy_to, unpack
+from support.screens import assert_matches_snapshot
 
 from llm_lab.cli import main
 from llm_lab.errors import UserError
@@ -19,6 +21,7 @@ from llm_lab.runs.lineage import line_of, trace
 from llm_lab.runs.lock import this_process
 from llm_lab.runs.manifest import find_damage, write_manifest
 from llm_lab.runs.rename import JOURNAL, complete_rename, rename_run
+from llm_lab.terminal.run_list import print_runs
 
 
 @pytest.fixture(scope="module")
@@ -274,3 +277,14 @@ def digest(folder: Path | str) -> str:
     from llm_lab.hf.adapter import weights_digest
 
     return weights_digest(folder) or hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
+def test_the_list_looks_as_in_its_snapshot(columns, rows, lab, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    minutes, now = {"tiny": 3, "life": 200, "tiny-sft-merged-gguf": 9000}, time.time()
+    entries = [{**one, "created_at": now - 60 * minutes.get(one["name"], 30_000)} for one in list_entries()]
+    print_runs(select(entries, stage=None, status=None, text=None, sort="name"))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    assert_matches_snapshot(f"list-runs-{columns}x{rows}", lines)

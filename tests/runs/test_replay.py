@@ -206,7 +206,7 @@ def test_a_parent_that_has_changed_or_is_gone_is_reported(capsys):
 
 
 class StopInSecondStage(Handlers):
-    def begin(self, *, max_steps, first_step, facts):
+    def begin(self, *, max_steps, first_step, facts, **_):
         self.stage = facts["stage"]
 
     def log(self, row):
