@@ -85,7 +85,7 @@ def start_study(folder: RunFolder, *, debug: bool = False) -> int:
         code = process.wait()
     if code < 0:
         why = f"the process of the study was ended by signal {-code}"
-        raise ExperimentRaised(Problem(str(folder.path), why, fix="Start it again with the same command: it resumes."))
+        raise ExperimentRaised(Problem(str(folder.path), why, fix="Start it again with the same options: it resumes."))
     return code
 
 
@@ -178,5 +178,5 @@ def _record_end(folder: RunFolder, error: BaseException) -> None:
 def _explained(folder: RunFolder, file: Path, error: BaseException) -> ExperimentRaised:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
     where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
-    fix = f"The traceback is in {folder.path / TRACEBACK}. Started again with the same command, the study resumes"
+    fix = f"The traceback is in {folder.path / TRACEBACK}. Started again with the same options, the study resumes"
     return ExperimentRaised(Problem(where, f"the experiment raised {type(error).__name__}: {error}", fix=fix))

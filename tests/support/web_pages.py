@@ -2,6 +2,7 @@
 
 import pytest
 
+from .old_runs import unpack
 from .web_server import CHROMIUM_ARGUMENTS, find_chromium, serving
 
 
@@ -14,9 +15,18 @@ def server(tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def lived_in(tmp_path_factory):
+    """One server for the tests of several files, with a few small runs to start from."""
+    home = tmp_path_factory.mktemp("lived-in")
+    unpack(home)
+    with serving(home) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def chromium():
-    """One browser for the tests of a file. While Playwright is open, nothing else can use asyncio in its thread."""
+    """One browser for all tests. While Playwright is open, asyncio needs a thread of its own: see run_apart."""
     path = find_chromium()
     if path is None:
         pytest.skip("Chromium is not installed")

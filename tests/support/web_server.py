@@ -1,5 +1,6 @@
 """A real `llm-lab web` in a folder of its own, and a real Chromium that looks at it."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +29,12 @@ CHROMIUM_ARGUMENTS = [
 def find_chromium():
     """Return the path of Debian's Chromium, or of another one; None where there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def run_apart(coroutine):
+    """Return the result of a coroutine, run in a thread of its own: Playwright keeps an event loop in the main one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 class WebServer:

@@ -1,6 +1,5 @@
 """Requests and files that someone made to do harm: the page answers each with a reason, and does nothing else."""
 
-import asyncio
 import json
 import os
 import random
@@ -14,6 +13,7 @@ import time
 import pytest
 from starlette.routing import Mount
 from support.web_runs import write_run
+from support.web_server import run_apart
 
 from llm_lab.errors import UserError
 from llm_lab.runs.folder import RunFolder
@@ -93,7 +93,7 @@ def test_every_address_refuses_what_does_not_come_from_its_own_page(server):
                         answered.append((why, method, path))
         return answered
 
-    assert asyncio.run(ask_all()) == []
+    assert run_apart(ask_all()) == []
     assert server.ask("GET", "/static/lab.js")[0] == 200
 
 

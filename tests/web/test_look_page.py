@@ -109,7 +109,7 @@ def words_of(weights, tokens, row):
     return f"“{tokens[row]}” ({row}) attends to: {parts}"
 
 
-def test_the_row_under_the_mouse_is_what_was_measured(looked, measured):
+def test_the_row_under_the_mouse_is_what_was_measured_and_hostile_tokens_are_text(looked, measured):
     from playwright.sync_api import expect
 
     model, tokenizer, ids = measured
@@ -129,11 +129,6 @@ def test_the_row_under_the_mouse_is_what_was_measured(looked, measured):
     expect(looked.locator("#look-heads .look-row")).to_have_text(words_of(attention[0][3], tokens, last))
     canvas.press("ArrowUp")
     expect(looked.locator("#look-heads .look-row")).to_have_text(words_of(attention[0][3], tokens, last - 1))
-
-
-def test_hostile_tokens_and_prompts_are_text(looked):
-    from playwright.sync_api import expect
-
     expect(looked.get_by_role("option", name=AS_TOKEN).first).to_be_visible()
     looked.get_by_role("tab", name="Logit lens").click()
     expect(looked.locator("#look-lens").get_by_role("columnheader", name=AS_TOKEN)).to_be_visible()
@@ -175,7 +170,10 @@ def test_a_prompt_of_the_run_is_read_with_a_click_and_a_long_picture_says_how_mu
     assert box.evaluate("box => box.scrollTop") > 300  # the chosen row is in view
 
 
-def test_the_slider_and_the_views_stay_in_reach_together(looked):
+def test_both_models_are_on_one_line_and_the_slider_and_the_views_stay_in_reach_together(looked):
+    first, second = (looked.get_by_role("combobox", name=name).bounding_box() for name in ("Model", "Compare with"))
+    looked.locator("#base").evaluate("base => { base.hidden = false; base.textContent = 'It was trained from base.'; }")
+    assert looked.get_by_role("combobox", name="Model").bounding_box()["y"] == first["y"] == second["y"]
     looked.mouse.move(640, 500)
     looked.mouse.wheel(0, 900)
     slider, tab = looked.locator("#steps"), looked.get_by_role("tab", name="Heads")
@@ -186,12 +184,6 @@ def test_the_slider_and_the_views_stay_in_reach_together(looked):
     before = looked.evaluate("scrollY")
     tab.click()  # Playwright clicks only what nothing covers
     assert looked.evaluate("scrollY") <= before
-
-
-def test_the_fields_of_both_models_are_on_one_line(looked):
-    first, second = (looked.get_by_role("combobox", name=name).bounding_box() for name in ("Model", "Compare with"))
-    looked.locator("#base").evaluate("base => { base.hidden = false; base.textContent = 'It was trained from base.'; }")
-    assert looked.get_by_role("combobox", name="Model").bounding_box()["y"] == first["y"] == second["y"]
 
 
 def test_all_of_it_works_by_keyboard_and_a_head_is_ablated_on_demand(looked, measured):

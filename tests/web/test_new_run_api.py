@@ -4,20 +4,16 @@ import json
 import shutil
 
 import pytest
-from support.old_runs import unpack
 from support.web_runs import row, write_run
-from support.web_server import serving
 
 from llm_lab.runs.lock import hold
 from llm_lab.web.launches import Launches
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    home = tmp_path_factory.mktemp("new-run-api")
-    unpack(home)
-    with serving(home) as running:
-        yield running
+@pytest.fixture
+def server(lived_in):
+    """A server with a few small runs to start from."""
+    return lived_in
 
 
 PRETRAIN = {"stage": "pretrain", "name": "first", "device": "cpu", "data": [{"path": "builtin:stories"}]}

@@ -3,21 +3,16 @@
 import json
 
 import pytest
-from support.old_runs import unpack
-from support.web_server import serving
 
 HOSTILE = "<img src=x onerror=alert(1)> ![](https://evil.example/a.png) <script>document.title='owned'</script>"
 ROWS = [{"question": f"What is {i} + 1?", "answer": f"It is {i + 1}."} for i in range(40)]
 FILE = "\n".join(json.dumps(row) for row in [{"question": HOSTILE, "answer": "Text."}, *ROWS]).encode()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture
+def server(lived_in):
     """A server with a few small runs to start from."""
-    home = tmp_path_factory.mktemp("new-run")
-    unpack(home)
-    with serving(home) as running:
-        yield running
+    return lived_in
 
 
 @pytest.fixture

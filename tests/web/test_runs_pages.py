@@ -367,6 +367,7 @@ def test_the_page_writes_numbers_as_the_glossary_does(opened):
     assert not wrong, json.dumps(wrong, indent=1)
 
 
+@pytest.mark.slow
 def test_a_command_is_in_the_list_before_its_run_is_and_says_why_where_it_ended_without_one(opened, server):
     recipe = {"stage": "pretrain", "name": "hopeless", "device": "cpu", "data": [{"path": "no/such-data"}]}
     recipe |= {"model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, "tokenizer": "bytes"}

@@ -1,9 +1,9 @@
 """Uploads stay inside uploads/, under a limit, and never replace a file."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
+from support.web_server import run_apart
 
 from llm_lab.errors import UserError
 from llm_lab.web import uploads
@@ -21,7 +21,7 @@ async def pieces(*parts):
 
 
 def save(name, *parts, **options):
-    return asyncio.run(save_upload(name, pieces(*parts), **options))
+    return run_apart(save_upload(name, pieces(*parts), **options))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_nothing_is_kept_of_an_upload_that_is_too_large_empty_or_interrupted(tmp
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        asyncio.run(save_upload("data.txt", broken()))
+        run_apart(save_upload("data.txt", broken()))
     assert list((tmp_path / "uploads").iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import sys
 
 import psutil
 import pytest
+from support.web_server import run_apart
 
 from llm_lab.errors import UserError
 from llm_lab.web.workers import Worker, WorkerEnded
@@ -57,7 +58,7 @@ def with_worker(tmp_path, monkeypatch):
             finally:
                 await worker.close()
 
-        return asyncio.run(main())
+        return run_apart(main())
 
     return run
 

@@ -143,7 +143,7 @@ async function measureOnce(body) {
 
 function show(found, body) {
   find("#found").hidden = false;
-  if (!prompt.value.trim()) {
+  if (!prompt.value.trim() && document.activeElement !== prompt) {
     prompt.value = found.text;
     asChat.checked = false; // the built-in text is not a message
   }
