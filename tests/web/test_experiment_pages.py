@@ -215,7 +215,10 @@ def recipe(home):
     return "tiny.yaml"
 
 
-def test_a_sweep_is_planned_before_anything_runs(server, home, recipe):
+def test_a_sweep_is_planned_before_anything_runs(lived_in, home, recipe):
+    server = lived_in  # its worker has loaded the libraries
+    for file in (recipe, "text.txt"):
+        (server.home / file).write_text((home / file).read_text())
     form = {"kind": "sweep", "recipe": recipe, "seeds": "2"}
     rates = [{"key": "optimizer.learning_rate", "values": "0.001,0.01"}]
     found = server.api("/api/experiments/compare/check", {**form, "keys": rates})
@@ -233,7 +236,7 @@ def test_a_sweep_is_planned_before_anything_runs(server, home, recipe):
     assert dict(named["plan"]["rows"])["runs"] == "4 of 4, 2 at a time"
     assert duel["command"] == "llm-lab duel tiny.yaml optimizer.learning_rate=0.001,0.01 --seeds 6"
     assert "shorter runs of the slower one" in dict(duel["plan"]["rows"])["then"]
-    assert not list((home / "checkpoints").glob("*/sweep.json"))
+    assert not list((server.home / "checkpoints").glob("*/sweep.json"))
     names = [key["name"] for key in server.api("/api/experiments/keys", {"recipe": recipe})["keys"]]
     assert {"optimizer.learning_rate", "model.hidden_size", "train.max_steps"} <= set(names)
 
