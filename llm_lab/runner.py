@@ -25,7 +25,14 @@ from llm_lab.runs.describe import installed
 from llm_lab.runs.disk import remove_folder
 from llm_lab.runs.folder import ROOT, RunFolder, create_run, now, require_no_links, runs_named, unstarted_runs
 from llm_lab.runs.lock import in_progress, this_process
-from llm_lab.runs.processes import connected, from_first_process, is_first_process, process_count, wait_for_all
+from llm_lab.runs.processes import (
+    connected,
+    from_first_process,
+    is_first_process,
+    process_count,
+    using_threads,
+    wait_for_all,
+)
 from llm_lab.runs.recipe_paths import with_paths_of
 from llm_lab.runs.report import collect_scores, write_pipeline_report
 from llm_lab.runs.resume import (
@@ -306,6 +313,14 @@ def _run_pipeline(job: Job, outer: RunFolder, listener: Listener, *, resume: boo
 
 
 def _run_stage(resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:
+    if resolved.values["device"] != "cpu" or not resolved.stage.trains:
+        return _run_stage_here(resolved, folder, listener, resume=resume)
+    before = folder.facts().get("threads") if resume else None
+    with using_threads(resolved.values["train"].get("threads"), before, listener):
+        return _run_stage_here(resolved, folder, listener, resume=resume)
+
+
+def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *, resume: bool) -> dict[str, Any]:
     from llm_lab.runs.processes import peak_memory_bytes, reset_peak_memory
     from llm_lab.runs.report import write_report
 

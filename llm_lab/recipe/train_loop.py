@@ -195,6 +195,14 @@ class TrainLoop(Group):
         derived="true only if the run does not fit without it",
         advanced=True,
     )
+    threads: Int | None = option(
+        help="CPU threads; without it, as many as cores are free when the run starts, or what OMP_NUM_THREADS says",
+        question="How many CPU threads (empty: as many as cores are free)?",
+        when={"device": ("cpu",)},
+        ge=1,
+        le=4096,
+        advanced=True,
+    )
     deterministic: Bool = option(
         False,
         help="on a GPU: only kernels that give the same bits in every run on the same machine. Some are slower, and a "

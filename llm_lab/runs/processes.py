@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import STOPPED
+from llm_lab.estimate.formatting import plural
+from llm_lab.estimate.machine import find_machine
+from llm_lab.events import Listener, Notice
 
 # The others wait while the first process tokenizes a large text; if one fails, the parent ends all of them.
 PATIENCE = timedelta(days=1)
 GRACE_SECONDS = 10.0
+LOOK_SECONDS = 0.25
+SMALL_LOAD = 0.35  # of a core: it costs less than a thread left out
 _PACKAGE_HOME = str(Path(__file__).resolve().parents[2])  # where llm_lab is imported from, installed or not
 
 
@@ -189,3 +195,53 @@ def peak_memory_bytes(device: str) -> int:
 
     process = psutil.Process().memory_info()
     return getattr(process, "peak_wset", process.rss)
+
+
+# --- threads of a run on a CPU
+
+
+@contextmanager
+def using_threads(wanted: int | None, before: int | None, listener: Listener) -> Iterator[None]:
+    """Train with a number of CPU threads: `wanted`; `before`, that of the run to resume; or what is free.
+
+    OMP_NUM_THREADS decides in a new run where it is set. PyTorch's threads wait for each other by spinning: one thread
+    more than there are free cores can cost most of the speed. The number is fixed for the run: sums are rounded
+    differently with another one.
+    """
+    name, threads = "OMP_NUM_THREADS", wanted or before
+    if threads is None and name in os.environ:
+        yield
+        return
+    if threads is None:
+        cores = find_machine().cpu_cores
+        threads = free_threads(cores, busy_cores())
+        others = f": {cores - threads} of {cores} cores are busy" if threads < cores else ""
+        listener(Notice(f"training with {plural(threads, 'thread')}{others} (train.threads sets it)"))
+    old = os.environ.get(name)
+    os.environ[name] = str(threads)  # read when PyTorch is imported, and by estimates
+    torch: Any = sys.modules.get("torch")
+    old_threads = torch.get_num_threads() if torch else None
+    if torch:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if old is not None:
+            os.environ[name] = old
+        if old_threads:
+            torch.set_num_threads(old_threads)
+
+
+def free_threads(cores: int, busy: float) -> int:
+    """Return how many threads to train with on some cores, of which `busy` are in use; a small load does not count."""
+    return max(1, min(cores, int(cores - busy + SMALL_LOAD)))
+
+
+def busy_cores() -> float:
+    """Return how many of this process's cores are in use, measured for a quarter of a second."""
+    import psutil
+
+    each = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(each))
+    return sum(each[core] for core in own if core < len(each)) / 100

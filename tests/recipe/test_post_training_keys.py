@@ -89,6 +89,7 @@ EFFECTS: dict[str, tuple] = {
     "TuneTrain.dtype": ("sft", "bfloat16", "losses"),
     "TuneTrain.attn_implementation": ("sft", "eager", "built"),
     "TuneTrain.gradient_checkpointing": ("sft", True, "built"),
+    "TuneTrain.threads": ("sft", 2, "threads"),
     "TuneTrain.deterministic": ("sft", True, "deterministic"),
     "TuneTrain.report_to": ("sft", ["tensorboard"], "trackers"),
     "Scheduler.name": ("sft", "none", "learning rates"),
@@ -315,6 +316,7 @@ def observe(raw: dict) -> dict[str, Any]:
         return open_text(path, **keys)
 
     def watch(model):
+        seen["threads"] = torch.get_num_threads()
         seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
         seen["model"] = model
         return model

@@ -172,6 +172,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Train.document_mask": (True, "losses", ROWS),
     "Train.gradient_checkpointing": (True, "built"),
     "Train.compile": (True, "compiled"),
+    "Train.threads": (2, "threads"),
     "Train.deterministic": (True, "deterministic"),
     "Samples.prompts": (["a"], "samples"),
     "Samples.max_new_tokens": (9, "samples"),
@@ -209,6 +210,7 @@ def observe(raw: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def watched_build(*args):
         model = build(*args)
         layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+        seen["threads"] = torch.get_num_threads()
         seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
         seen["built"] = (model.config._attn_implementation, type(layers[0]).__name__, is_checkpointed(model))
         return model

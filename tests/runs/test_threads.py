@@ -1,0 +1,55 @@
+"""A run on a CPU takes as many threads as cores are free, and keeps their number."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe, write_text
+
+from llm_lab.events import Notice
+from llm_lab.runner import run
+from llm_lab.runs import processes
+from llm_lab.runs.folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("cores", "busy", "threads"),
+    [(2, 0.0, 2), (2, 0.2, 2), (2, 1.0, 1), (2, 2.0, 1), (1, 1.0, 1), (16, 0.3, 16), (16, 3.1, 13), (8, 9.5, 1)],
+)
+def test_a_busy_core_gets_no_thread(cores, busy, threads):
+    assert processes.free_threads(cores, busy) == threads
+
+
+def test_the_cores_in_use_are_measured():
+    assert 0 <= processes.busy_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_a_run_says_its_threads_and_is_resumed_with_as_many(in_tmp_path, monkeypatch):
+    write_text("text.txt")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(processes, "busy_cores", lambda: 100.0)
+    said: list[str] = []
+    steps = {"scheduler": {}, "train.max_steps": 2, "train.eval_steps": 1, "train.save_steps": 1}
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        facts = run(tiny_recipe(**steps), listener=lambda e: said.append(e.text) if isinstance(e, Notice) else None)
+        assert facts["threads"] == 1
+        assert any(text.startswith("training with 1 thread: ") and "cores are busy" in text for text in said)
+        assert torch.get_num_threads() == before + 1
+        assert "OMP_NUM_THREADS" not in os.environ
+
+        folder = RunFolder(Path(facts["path"]))
+        folder.update(status="stopped", threads=before + 2)
+        monkeypatch.setattr(processes, "busy_cores", lambda: 0.0)
+        seen = []
+        run(
+            str(folder.recipe_path),
+            resume=True,
+            resume_from=1,
+            listener=lambda event: seen.append(torch.get_num_threads()),
+        )
+        assert set(seen[len(seen) // 2 :]) == {before + 2}
+    finally:
+        torch.set_num_threads(before)
