@@ -312,7 +312,7 @@ def _list(commands: _Commands) -> None:
     parser.add_argument(
         "what", nargs="?", choices=("recipes", "data", "models", "parts", "runs"), help="what to list; default: all"
     )
-    parser.add_argument("text", nargs="?", help="only runs with this in their name, stage or data")
+    parser.add_argument("text", nargs="?", help="only runs with this in their name or stage")
     parser.add_argument("--stage", metavar="NAME", help="only runs of this stage: pretrain, sft, pipeline, sweep ...")
     parser.add_argument("--status", metavar="NAME", help="only runs that are done, running, stopped, failed ...")
     sorts = ("age", "name", "stage", "status", "size", "disk", "result")

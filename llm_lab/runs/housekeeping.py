@@ -150,7 +150,7 @@ SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 def select(
     entries: Sequence[Mapping[str, Any]], *, stage: str | None, status: str | None, text: str | None, sort: str = "age"
 ) -> list[Mapping[str, Any]]:
-    """Return the entries of a stage, of a status, and with a text in their name, stage or data, in an order.
+    """Return the entries of a stage, of a status, and with a text in their name or stage, in an order.
 
     UserError for a stage or status that none of them has; it says which there are.
     """
@@ -167,9 +167,7 @@ def select(
         for entry in entries
         if (stage is None or entry["stage"] == stage)
         and (status is None or entry["status"] == status)
-        and (
-            text is None or any(text.lower() in one.lower() for one in (entry["name"], entry["stage"], *entry["data"]))
-        )
+        and (text is None or any(text.lower() in one.lower() for one in (entry["name"], entry["stage"])))
     ]
     return sorted(found, key=SORTS[sort])
 
