@@ -57,7 +57,8 @@ class Place:
         folder = (head or "/") if slash else self.folder
         there = places_in(folder, self.question.look_for) if Path(folder or ".").expanduser().is_dir() else []
         places = [place for place in there if _matches(wanted, Path(place.path).name)]
-        offers = [] if slash or self.folder else self.question.choices
+        listed = {place.path for place in there}
+        offers = [] if slash or self.folder else [one for one in self.question.choices if one.value not in listed]
         offered = [choice for choice in offers if _matches(wanted, choice.text) or _matches(wanted, str(choice.value))]
         names = [place.path for place in places] + [str(choice.value) for choice in offered]
         width = min(max(map(len, names), default=0), WIDEST_NAME, max(12, self.columns - ABOUT_COLUMNS - 6))

@@ -13,6 +13,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.scoring import Columns, Score
 
 from .draft import Draft
+from .places import is_hub_name, offered
 from .questions import Choice, Flow, Wait, yes_no
 from .walk import remember
 
@@ -116,23 +117,6 @@ def columns_of(source: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     return tuple(columns_of_set(source["path"], kind=kind, **keys))
 
 
-def built_in(kind: str) -> tuple[Choice, ...]:
-    """Return the built-in datasets of a kind, as choices."""
-    from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
-
-    names = set(BUILTIN if kind == "text" else BUILTIN_EXAMPLES)
-    if kind == "preference":  # only generated problems have worse answers
-        names &= set(BUILTIN)
-    return tuple(Choice(f"builtin:{name}", about) for name, about in ABOUT_BUILTIN.items() if name in names)
-
-
-def is_hub_name(path: str) -> bool:
-    """Whether a path names a dataset on the Hub."""
-    from llm_lab.data.paths import is_on_hub
-
-    return path.count("/") == 1 and is_on_hub(path)
-
-
 def ask_data(draft: Draft, kind: str, *, mixed: bool = True) -> Flow[Draft]:
     """Ask for one set after the other, show what was found in each, and ask for the weights of a mix.
 
@@ -189,7 +173,7 @@ def _ask_set(
             default=str(default["path"]),
             help=f"data.{number}.path: {key.help if key else 'where the data is'}",
             why=WHY[kind],
-            choices=built_in(kind),
+            choices=offered(kind),
             look_for="texts" if kind == "text" else "examples",
             check=check,
             wait=READING,
@@ -393,7 +377,7 @@ def ask_forgetting(draft: Draft) -> Flow[Draft]:
             default=str(now.get("path") or ""),
             help="forgetting: general text that is measured at every evaluation, to see what the model forgets",
             why=FORGETTING_WHY,
-            choices=(Choice("", "none", effect="Forgetting is not measured."), *built_in("text")),
+            choices=(Choice("", "none", effect="Forgetting is not measured."), *offered("text")),
             look_for="texts",
             check=check,
             wait=READING,
@@ -428,7 +412,7 @@ def ask_score_path(draft: Draft) -> Flow[Draft]:
             help=f"score.path: {Score.model_fields['path'].description}",
             why=SCORE_WHY,
             allowed="Use prompts that are not in the training data.",
-            choices=built_in("prompt"),
+            choices=offered("prompt"),
             look_for="examples",
             check=check,
             wait=READING,

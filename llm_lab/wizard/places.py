@@ -1,4 +1,4 @@
-"""What a question for a path lists: the files and folders of a place that fit it, and what they hold."""
+"""What a question for a path lists: the files and folders of a place that fit it, recent and built-in data."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import codecs
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from llm_lab.estimate.formatting import plural, size
+from llm_lab.recipe.registry import stage_of
+from llm_lab.runs.folder import list_runs
+
+from .questions import Choice
+from .walk import remember
 
 LookFor = str  # a key of KINDS, or "" where any file may be meant
 MOST_FILES = 200  # that are listed of a folder
 MOST_LOOKED_AT = 3_000  # names, so that a large folder does not keep a user waiting
 DEPTH = 3  # folders below the one that is listed
 HEAD_BYTES = 4096
+RECENT = 4  # sets of data that are offered again
 # Folders with many files that are nobody's texts, next to hidden ones.
 SKIPPED = frozenset(("checkpoints", "node_modules", "__pycache__", "site-packages", "venv", "env", "build", "dist"))
 PLAIN_TEXT = (".txt", ".text", ".md", ".markdown")
@@ -178,3 +185,42 @@ def why_no_data(path: Path) -> str | None:
     except UnicodeDecodeError:
         return "not UTF-8 text"
     return None
+
+
+def built_in(kind: str) -> tuple[Choice, ...]:
+    """Return the built-in datasets of a kind, as choices."""
+    from llm_lab.data.builtin import ABOUT_BUILTIN, BUILTIN, BUILTIN_EXAMPLES
+
+    names = set(BUILTIN if kind == "text" else BUILTIN_EXAMPLES)
+    if kind == "preference":  # only generated problems have worse answers
+        names &= set(BUILTIN)
+    return tuple(Choice(f"builtin:{name}", about) for name, about in ABOUT_BUILTIN.items() if name in names)
+
+
+@remember
+def recent_data(kind: str) -> tuple[Choice, ...]:
+    """Return what the newest runs read of a kind, as choices: local data that is still there, and names on the Hub."""
+    found: dict[str, str] = {}
+    for run in list_runs():
+        facts = run.facts()
+        stage = stage_of(facts)
+        if stage is None or stage.examples != kind:
+            continue
+        for source in facts.get("data") or ():
+            path = str(source.get("path") or "")
+            there = Path(path).expanduser().exists() or is_hub_name(path)
+            if path and there and not path.startswith("builtin:"):
+                found.setdefault(path, f"used by {run.path.name}")
+    return tuple(Choice(path, about) for path, about in islice(found.items(), RECENT))
+
+
+def offered(kind: str) -> tuple[Choice, ...]:
+    """Return the data of a kind that is offered next to the files: recent and built-in."""
+    return (*recent_data(kind), *built_in(kind))
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path names a dataset on the Hub."""
+    from llm_lab.data.paths import is_on_hub
+
+    return path.count("/") == 1 and is_on_hub(path)

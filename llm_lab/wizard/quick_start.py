@@ -20,7 +20,7 @@ from llm_lab.runs.folder import slug
 from .data_questions import READING, TEXTS, can_ask_columns, look_at_texts, recognize
 from .draft import Draft
 from .home import QUICK
-from .places import best_text, places_in
+from .places import best_text, places_in, recent_data
 from .questions import BackTo, Choice, Flow, Line, Next, Plan, Question, Screen, StartRun, Wait
 from .review import review_and_start
 from .run_questions import AFTER
@@ -35,6 +35,7 @@ NANO_BPE = 1024  # better text than from bytes in the same time
 BYTES_PER_ENTRY = 200  # of text for each entry of a vocabulary
 BYTES_PER_TOKEN = 2.8  # of a small vocabulary
 SMALL_TEXT_BYTES = 50_000
+LEAST_BYTES, LEAST_BYTES_IN_A_MIX = 1_500, 4_000  # a tenth of it must fill a sequence of tokens
 STREAMED_FROM_BYTES = 2**30
 LONGEST_DAYS = 2
 FEWEST_PER_PARAMETER = 0.05  # tokens; with fewer, a smaller size writes better text
@@ -97,7 +98,7 @@ def text_question() -> Question:
         "quick.text",
         "Which text?",
         "paths",
-        choices=(Choice(TEXTS, "7,000 short stories, 3.8 MB, built in"),),
+        choices=(*recent_data("text"), Choice(TEXTS, "7,000 short stories, 3.8 MB, built in")),
         default=[best or TEXTS],
         why=TEXT_WHY,
         check=_why_not_texts,
@@ -117,6 +118,9 @@ def _why_not_texts(paths: Sequence[str]) -> str | None:
         except LabError as error:
             if not can_ask_columns({"path": path}, "text", error):
                 return str(error)
+        number, least = _bytes_of(path), LEAST_BYTES if len(paths) == 1 else LEAST_BYTES_IN_A_MIX
+        if number is not None and number < least:
+            return f"{path} has {number:,} bytes of text; at least {least:,} are needed to train and to validate."
     return None
 
 

@@ -12,6 +12,7 @@ from llm_lab.commands.wizard_commands import wizard_commands
 from llm_lab.errors import UserError
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
+from llm_lab.runs.folder import RunFolder
 from llm_lab.terminal.driver import Wizard, run_wizard
 from llm_lab.terminal.results_view import print_closing
 from llm_lab.wizard.model_questions import why_no_model
@@ -19,6 +20,7 @@ from llm_lab.wizard.places import best_text, places_in
 from llm_lab.wizard.questions import Choice, Next, Question, StartRun
 from llm_lab.wizard.quick_start import quick_start, recipe_of, size_question, text_question, tokens_in
 from llm_lab.wizard.recipe_question import ask_recipe, recipe_summary
+from llm_lab.wizard.walk import forget_looks
 
 SENTENCE = "The old house is on a hill, and the wind went around it every night.\n"
 CPU = Machine((), "a CPU", 2, 16 * 2**30, False, False)
@@ -32,7 +34,7 @@ def folder(in_tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")
     Path("book.txt").write_text(SENTENCE * 3000)
-    Path("note.md").write_text(SENTENCE * 20)
+    Path("note.md").write_text(SENTENCE * 60)
     Path("more/deep").mkdir(parents=True)
     Path("more/one.txt").write_text(SENTENCE)
     Path("more/deep/two.txt").write_text(SENTENCE)
@@ -80,9 +82,10 @@ def test_enter_alone_leads_from_home_to_the_training_in_at_most_five_screens(mon
 
 
 def test_several_texts_are_read_in_proportion_to_their_size():
-    visit = answers(quick_start, [["book.txt", "note.md"], "nano", ENTER])
+    short = Refused(["book.txt", "more/one.txt"], "at least 4,000 are needed")
+    visit = answers(quick_start, [short, ["book.txt", "note.md"], "nano", ENTER])
     recipe = visit.effects[0].recipe
-    assert recipe["data"] == [{"path": "book.txt", "weight": 150.0}, {"path": "note.md", "weight": 1.0}]
+    assert recipe["data"] == [{"path": "book.txt", "weight": 50.0}, {"path": "note.md", "weight": 1.0}]
     assert visit.result == Next("after a run", {"name": "book"})
 
 
@@ -152,6 +155,21 @@ def test_offered_data_and_an_answer_from_elsewhere_are_in_the_list(monkeypatch):
     offered = dataclasses.replace(PATH, choices=(Choice("builtin:stories", "stories"),), default="/elsewhere/a.txt")
     assert press(offered, monkeypatch, Key.ENTER)[0] == "/elsewhere/a.txt"
     assert press(offered, monkeypatch, *pick("builtin:stories"))[0] == "builtin:stories"
+
+
+def test_data_of_recent_runs_that_is_still_there_is_offered_again(tmp_path_factory):
+    kept = tmp_path_factory.mktemp("elsewhere") / "kept.txt"
+    kept.write_text(SENTENCE)
+    paths = (str(kept), "/no/longer/there.txt", "builtin:stories", "me/corpus")
+    data = [{"path": path, "fingerprint": "0"} for path in paths]
+    RunFolder(Path("checkpoints/first")).update(stage="pretrain", created_at=1, data=data)
+    RunFolder(Path("checkpoints/tuned")).update(
+        stage="sft", created_at=2, data=[{"path": "me/talks", "fingerprint": "0"}]
+    )
+    forget_looks()
+    choices = {choice.value: choice.text for choice in text_question().choices}
+    assert list(choices) == [str(kept), "me/corpus", "builtin:stories"]
+    assert choices["me/corpus"] == "used by first"
 
 
 def test_models_recipes_and_new_files_are_listed_by_what_fits():
