@@ -95,7 +95,8 @@ def make_console(stderr: bool = False) -> Console:
             stream.reconfigure(errors="replace")  # a character that the terminal can't show must not raise
     options: dict[str, Any] = {"file": stream} if stderr else {}
     if is_plain():
-        options |= {"color_system": None, "width": columns()}
+        # With both, rich does not take a dumb terminal for one of 80 columns.
+        options |= {"color_system": None, "width": columns(), "height": rows()}
     console = SafeConsole(markup=False, highlight=False, emoji=False, theme=Theme(PALETTE), **options)
     console.on_broken_pipe = partial(_silence, console)  # rich's own handler exits with code 1
     return console
@@ -131,9 +132,9 @@ def _table_lines(table: Table) -> Iterator[Text]:
         yield Text(str(table.title))
     heads = [str(column.header) if table.show_header else "" for column in table.columns]
     for row in zip(*(column.cells for column in table.columns), strict=True):
-        first, *others = (str(cell).strip() for cell in row)
-        named = [f"{head} {cell}".strip() for head, cell in zip(heads[1:], others, strict=True) if cell]
-        yield Text((": " if first and named else "").join([first, ", ".join(named)]))
+        cells = [(head, str(cell).strip()) for head, cell in zip(heads, row, strict=True) if str(cell).strip()]
+        named = [f"{head} {cell}".strip() for head, cell in cells[1:]]
+        yield Text(": ".join([*(cell for _, cell in cells[:1]), *([", ".join(named)] if named else [])]))
 
 
 def _silence(console: Console) -> None:

@@ -80,3 +80,17 @@ def test_plain_mode_prints_tables_and_titles_as_lines(monkeypatch, capsys, words
 def test_the_width_is_that_of_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "61")
     assert columns() == 61
+
+
+def test_a_dumb_terminal_has_its_own_width_and_rows_without_a_name_are_read_as_well(monkeypatch, capsys):
+    from rich.table import Table
+
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "61")
+    console = console_module.make_console()
+    assert console.width == 61
+    table = Table.grid()
+    for row in (("a", "b", "c"), ("", "status", "done"), ("alone", "", "")):
+        table.add_row(*row)
+    console.print(table)
+    assert capsys.readouterr().out == "a: b, c\nstatus: done\nalone\n"
