@@ -148,7 +148,8 @@ class PlainDisplay:
     def _say(self, text: str) -> None:
         from rich.text import Text
 
-        self.console.print(Text(printable(text)), soft_wrap=True)
+        # A log keeps each line whole; a terminal would break it within a word.
+        self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
 
 
 class TerminalDisplay:

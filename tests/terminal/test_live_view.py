@@ -128,6 +128,14 @@ def test_long_plain_lines_are_not_folded():
     assert len(display.console.file.getvalue().splitlines()) == 1
 
 
+def test_a_terminal_without_redrawing_gets_lines_folded_between_words():
+    display = PlainDisplay(fake_console(terminal=True, columns=60))
+    display(Notice("twelve chars " * 10))
+    lines = display.console.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert all(line.split()[-1] in ("twelve", "chars") for line in lines)
+
+
 def test_the_display_is_plain_without_a_terminal(monkeypatch):
     assert isinstance(make_display(fake_console(terminal=False)).display, PlainDisplay)
     assert isinstance(
