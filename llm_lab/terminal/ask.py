@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 from llm_lab.wizard.questions import Choice, Question, same
 
-from .console import is_plain, one_line, printable, prompt_styles
-from .prompt_layout import COLUMNS, NO_HELP, lay_out_list, lay_out_text
+from . import prompt_layout
+from .console import is_plain, one_line, printable
+from .prompt_layout import NO_HELP, Back, Finish, fit_words, lay_out_list, lay_out_text, style, text_columns
 
 HINT = "(Esc back · ? help)"
+HINT_TO_FINISH = "(Esc back · ? help · Ctrl-F finish)"
 ROOM_TO_TYPE = 16
-ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
+ANOTHER = "another value ..."
 PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
-
-
-class Back(Exception):
-    """The user wants the question before this one."""
 
 
 def ask(question: Question, *, above: int = 0) -> Any:
@@ -36,9 +35,13 @@ def ask(question: Question, *, above: int = 0) -> Any:
 
         if is_plain():
             return pick_plainly(question, _read_line)
-        return pick_path(question, above, run=_run, style=_style())
+        return pick_path(question, above, run=_run, style=style())
     if is_plain():
         return _ask_plainly(question)
+    if question.kind == "text" and question.choices:
+        another = Choice(ANOTHER, ANOTHER, effect=question.allowed)
+        picked = _ask_list(replace(question, kind="choice", choices=(*question.choices, another)), above)
+        return _ask_text(question) if picked == ANOTHER else picked
     return _ask_list(question, above) if question.kind in ("choice", "several") else _ask_text(question)
 
 
@@ -56,14 +59,12 @@ def _ask_list(question: Question, above: int) -> Any:
         )
         for box in boxes
     ]  # fmt: skip
-    options: dict[str, Any] = {
-        "instruction": f"{'(space selects) ' if several else ''}{HINT}",
-        "style": _style(),
-    }
+    hint = f"(space selects) {_hint(question)}" if several else _hint(question)
+    options: dict[str, Any] = {"instruction": hint, "style": style()}
     if several:
         prompt = questionary.checkbox(question.text, shown, **options)
     else:
-        prompt = questionary.select(question.text, shown, default=chosen[0], **options)
+        prompt = questionary.select(question.text, shown, default=chosen[0], use_jk_keys=False, **options)
     footer = lay_out_list(
         prompt.application,
         lambda box: box.choice.why or question.why,
@@ -71,6 +72,7 @@ def _ask_list(question: Question, above: int) -> Any:
         describe=_about,
         side=question.screen.side,
     )
+    footer.can_finish = question.can_finish
     prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
     picked = _run(prompt, footer)
     return [box.choice.value for box in picked] if several else picked.choice.value
@@ -89,16 +91,17 @@ def _about(box: _Boxed) -> str:
     return "\n".join(text for text in (whole, one_line(choice.effect)) if text)
 
 
+def _hint(question: Question) -> str:
+    return HINT_TO_FINISH if question.can_finish else HINT
+
+
 def _fitted(choice: Choice) -> str:
-    return _cut(one_line(choice.text), COLUMNS - 5)
+    return fit_words(one_line(choice.text), text_columns() - 5)
 
 
 def _reason(choice: Choice) -> str | None:
-    return _cut(one_line(choice.why_not), max(12, COLUMNS - 8 - len(_fitted(choice)))) if choice.why_not else None
-
-
-def _cut(text: str, columns: int) -> str:
-    return text if len(text) <= columns else text[: columns - 1] + "…"
+    room = max(12, text_columns() - 8 - len(_fitted(choice)))
+    return fit_words(one_line(choice.why_not), room) if choice.why_not else None
 
 
 def _ask_text(question: Question) -> str:
@@ -106,13 +109,16 @@ def _ask_text(question: Question) -> str:
     import questionary
 
     text, default = one_line(question.text), str(question.default or "")
-    fits = len(text) + len(HINT) + len(default) < COLUMNS - ROOM_TO_TYPE
+    hint = _hint(question)
+    fits = len(text) + len(hint) + len(default) < text_columns() - ROOM_TO_TYPE
     # Where it does not, the answer gets a line of its own, and the hint is below.
-    instruction, allowed = (HINT, question.allowed) if fits else ("\n ", f"{question.allowed}\n{HINT}")
-    prompt = questionary.text(text, default=default, instruction=instruction, style=_style())
+    instruction, allowed = (hint, question.allowed) if fits else ("\n ", f"{question.allowed}\n{hint}")
+    prompt = questionary.text(text, default=default, instruction=instruction, style=style())
     # A check that takes a while is the driver's, after the prompt.
     check = (lambda text: None) if question.wait else question.problem
-    return _run(prompt, lay_out_text(prompt.application, question.why, allowed, check)).strip()
+    footer = lay_out_text(prompt.application, question.why, allowed, check)
+    footer.can_finish = question.can_finish
+    return _run(prompt, footer).strip()
 
 
 def wait_for_enter(message: str = "Enter goes back") -> None:
@@ -123,7 +129,7 @@ def wait_for_enter(message: str = "Enter goes back") -> None:
             return
         import questionary
 
-        prompt = questionary.text(message, qmark="", instruction="", style=_style())
+        prompt = questionary.text(message, qmark="", instruction="", style=style())
         _run(prompt, lay_out_text(prompt.application, "", "", lambda text: None))
 
 
@@ -144,7 +150,7 @@ def _ask_plainly(question: Question) -> Any:
 
 
 def _folded(text: str) -> str:
-    return "\n".join(textwrap.fill(line, COLUMNS) for line in text.splitlines())
+    return "\n".join(textwrap.fill(line, text_columns()) for line in text.splitlines())
 
 
 def _help_of(question: Question) -> dict[str, str]:
@@ -193,6 +199,9 @@ def _run(prompt: Any, footer: Any) -> Any:
 
     @keys.add("escape", eager=footer.is_list)
     def _(event: Any) -> None:
+        if footer.filter:
+            footer.set_filter("")
+            return
         event.app.exit(exception=Back())
 
     # In a text, ? is a letter once something has been typed.
@@ -206,21 +215,12 @@ def _run(prompt: Any, footer: Any) -> Any:
     def _(event: Any) -> None:
         event.app.exit(exception=Back())
 
+    if footer.can_finish:
+
+        @keys.add("c-f", eager=True)
+        def _(event: Any) -> None:
+            event.app.exit(exception=Finish())
+
     app.key_bindings = merge_key_bindings([*([app.key_bindings] if app.key_bindings else []), footer.keys, keys])
-    app.ttimeoutlen = app.timeoutlen = ESCAPE_SECONDS
+    app.ttimeoutlen = app.timeoutlen = prompt_layout.ESCAPE_SECONDS
     return prompt.unsafe_ask()
-
-
-def _style() -> Any:
-    from questionary import Style
-
-    return Style(
-        [
-            *(styles := dict(prompt_styles())).items(),
-            ("question", "bold"),
-            ("selected", "reverse"),
-            ("answer", styles["help"]),
-            *((name, styles["accent"]) for name in ("qmark", "pointer", "highlighted")),
-            *((name, styles["dim"]) for name in ("instruction", "disabled", "separator", "about")),
-        ]
-    )

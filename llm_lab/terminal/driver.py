@@ -20,6 +20,7 @@ from llm_lab.wizard.questions import (
     LookInside,
     Next,
     OpenChat,
+    Panel,
     Pause,
     Plan,
     Question,
@@ -39,8 +40,9 @@ from llm_lab.wizard.questions import (
 from llm_lab.wizard.walk import Walk, read_drafts, write_drafts
 
 from .ask import Back, ask, wait_for_enter
-from .console import make_console, one_line, print_error, print_waiting, printable
+from .console import is_plain, make_console, one_line, print_error, print_waiting, printable
 from .keyboard import ignored_keys
+from .prompt_layout import Finish
 from .screens import begin_screen, print_design_numbers, print_run_numbers
 
 if TYPE_CHECKING:
@@ -116,8 +118,18 @@ class Wizard:
                     self._keep(*walks[-1])
                 return
 
-    def ask(self, question: Question) -> Any:
-        """Draw the screen of a question and ask until the answer is accepted. Raises Back."""
+    def ask(self, question: Question, keep: Callable[[Question], None] = lambda page: None) -> Any:
+        """Draw the screen of a question and ask until the answer is accepted. Raises Back.
+
+        keep: gets a page after each change.
+        """
+        if question.form is not None:
+            from .form_page import ask_form
+            from .plain_form import ask_plain_form
+
+            if is_plain():
+                return ask_plain_form(question, ask_one=self.ask, keep=keep, draw=self._draw)
+            return ask_form(question, ask_one=self.ask, keep=keep, numbers=_numbers)
         answer = ask(question, above=self._draw(question))
         if question.wait:
             print_waiting(question.wait)
@@ -143,7 +155,7 @@ class Wizard:
         """Keep the answers of a flow as a draft."""
         from llm_lab.wizard.menu import is_kept
 
-        answers = tuple(walk.answers[:-1] if without_last else walk.answers)
+        answers = tuple(walk.kept[:-1] if without_last else walk.kept)
         if is_kept(start.flow) and len(answers) > len(start.answers):
             self.drafts[start.flow] = replace(start, answers=answers)
             write_drafts(self.drafts)
@@ -184,10 +196,12 @@ class Wizard:
             walk.finish_effect(self._execute(walk.item))
             return
         try:
-            answer = self.ask(walk.question)
+            answer = self.ask(walk.question, walk.keep)
         except Back:
             if not walk.back():
                 raise
+        except Finish:
+            walk.finish()
         else:
             walk.answer(answer)
 
@@ -273,9 +287,32 @@ class Wizard:
             _write_recipe(effect)
 
 
+def _numbers(question: Question, columns: int, most: int) -> list[Any]:
+    """Return the first lines of a page's panel, as lists of (style, text); of a curve all lines or none."""
+    from prompt_toolkit.formatted_text import ANSI, to_formatted_text
+    from prompt_toolkit.formatted_text.utils import split_lines
+
+    console = make_console()
+    console.width = columns
+    with console.capture() as captured:
+        if isinstance(panel := question.screen.panel, RunNumbers):
+            print_run_numbers(console, panel.resolved, about=False)
+        else:
+            _print_panel(console, panel)
+    lines = list(split_lines(to_formatted_text(ANSI(captured.get().rstrip("\n")))))
+    return lines[: min(most, 2)] if isinstance(panel, RunNumbers) and len(lines) > most else lines[:most]
+
+
 def _print_screen(console: Console, screen: Screen) -> None:
     """Print what is between the title and a question."""
-    panel = screen.panel
+    _print_panel(console, screen.panel)
+    if isinstance(screen.panel, DesignNumbers | RunNumbers):
+        console.print()
+    for line in screen.lines:
+        console.print(one_line(line.text), style=line.style or None, overflow="ellipsis", no_wrap=True)
+
+
+def _print_panel(console: Console, panel: Panel | None) -> None:
     if isinstance(panel, DesignNumbers):
         print_design_numbers(console, panel.resolved)
     elif isinstance(panel, RunNumbers):
@@ -290,10 +327,6 @@ def _print_screen(console: Console, screen: Screen) -> None:
         job = _job_of(panel)
         for resolved in job.stages:
             console.print(plan_panel(resolved, job.home, is_new=not panel.resume))
-    if isinstance(panel, DesignNumbers | RunNumbers):
-        console.print()
-    for line in screen.lines:
-        console.print(one_line(line.text), style=line.style or None, overflow="ellipsis", no_wrap=True)
 
 
 def _job_of(plan: RecipePlan) -> Any:

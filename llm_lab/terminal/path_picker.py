@@ -236,6 +236,7 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
         lambda row: question.why,
         above=above,
         describe=lambda row: "\n".join(text for text in (one_line(row.effect), question.allowed) if text),
+        filters=False,
     )
     footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
     show(default[0] if default else None)

@@ -9,12 +9,45 @@ from typing import Any
 from llm_lab.safe_text import one_line
 from llm_lab.wizard.questions import Line
 
-COLUMNS = 79
+from .console import columns, prompt_styles
+
+MOST_COLUMNS = 119  # longer lines are hard to read
 WIDE_COLUMNS = 118
 LEAST_LINES = 3
+LONG_LIST = 8  # choices from which typing filters them
 PAGE = 8  # lines that Page Up and Page Down move
 NO_HELP = "There is no more help for this question."
 MOST_ABOUT = 3  # lines
+ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of an arrow key; more over slow ssh
+
+
+class Back(Exception):
+    """The user wants the question before this one."""
+
+
+class Finish(Exception):
+    """The user wants the defaults of this and all further questions."""
+
+
+def style() -> Any:
+    """Return the palette as prompt_toolkit takes it."""
+    from prompt_toolkit.styles import Style
+
+    styles = dict(prompt_styles())
+    return Style(
+        [
+            *styles.items(),
+            ("question", "bold"),
+            ("heading", "bold"),
+            ("bar", "bold"),
+            ("edited", "underline"),
+            ("answer", styles["help"]),
+            ("selected", "reverse"),
+            ("pointed", f"{styles['accent']} reverse"),
+            *((name, styles["accent"]) for name in ("qmark", "pointer", "highlighted")),
+            *((name, styles["dim"]) for name in ("instruction", "disabled", "separator", "about")),
+        ]
+    )
 
 
 class Footer:
@@ -26,10 +59,12 @@ class Footer:
         self.app = app
         self.help = help
         self.is_list = is_list
-        self.show_help = False
+        self.show_help = self.can_finish = False
         self.trouble = ""
         self.about: Callable[[], str] = lambda: ""
         self.least = 0
+        self.filter = ""
+        self.set_filter: Callable[[str], None] = lambda text: None
         self.keys = KeyBindings()
 
     def is_untouched(self) -> bool:
@@ -41,14 +76,14 @@ class Footer:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return (style, line) of what is shown now."""
-        columns = min(COLUMNS, self.app.output.get_size().columns - 1)
-        found = []
+        width = min(MOST_COLUMNS, self.app.output.get_size().columns - 1)
+        found = [("class:help", f"Filter: {self.filter}")] if self.filter else []
         if self.trouble:
-            found += [("class:bad", line) for line in _wrap(self.trouble, columns)]
+            found += [("class:bad", line) for line in _wrap(self.trouble, width)]
         if self.show_help:
-            found += [("class:help", line) for line in _wrap(self.help() or NO_HELP, columns)]
+            found += [("class:help", line) for line in _wrap(self.help() or NO_HELP, width)]
         if not (self.show_help and self.is_list):  # help and list leave no room for more
-            found += [("class:about", line) for line in _wrap(self.about(), columns)[:MOST_ABOUT]]
+            found += [("class:about", line) for line in _wrap(self.about(), width)[:MOST_ABOUT]]
         return found + [("", "")] * (self.least - len(found))
 
     def attach(self) -> None:
@@ -64,6 +99,19 @@ class Footer:
         layout.container = HSplit([layout.container, ConditionalContainer(window, filter=~IsDone())])
 
 
+def text_columns() -> int:
+    """Return how wide a line of text may be; the last column stays empty."""
+    return min(MOST_COLUMNS, columns() - 1)
+
+
+def fit_words(text: str, room: int) -> str:
+    """Return as many whole words of a line as fit; "…" says that there are more. A word that is too long is cut."""
+    if len(text) <= room:
+        return text
+    kept = text[: room - 1].rpartition(" ")[0].rstrip() if " " in text[: room - 1].strip() else ""
+    return f"{kept} …" if kept.strip() else f"{text[: room - 1]}…"
+
+
 def _wrap(text: str, columns: int) -> list[str]:
     return [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, columns)]
 
@@ -75,12 +123,15 @@ def lay_out_list(
     above: int,
     describe: Callable[[Any], str],
     side: Sequence[Line] = (),
+    filters: bool = True,
 ) -> Footer:
-    """Keep a list within the lines of the terminal, with what the pointed line means below it.
+    """Keep a list within the lines of the terminal, filtered by what is typed, with what a line means below it.
 
     explain: the help of a value; describe: what it means. side: shown next to the list where there is room.
+    filters: whether typing filters a long list.
     """
     from prompt_toolkit.filters import Condition
+    from prompt_toolkit.keys import Keys
     from prompt_toolkit.layout import ConditionalMargin, Dimension, ScrollbarMargin
     from questionary.prompts.common import InquirerControl
 
@@ -89,7 +140,7 @@ def lay_out_list(
     footer = Footer(app, lambda: explain(control.get_pointed_at().value), is_list=True)
     footer.about = lambda: describe(control.get_pointed_at().value)
     # As many lines as the longest takes: the screen must not jump while the pointer moves.
-    footer.least = min(MOST_ABOUT, max(len(_wrap(describe(c.value), COLUMNS)) for c in control.choices))
+    footer.least = min(MOST_ABOUT, max(len(_wrap(describe(c.value), text_columns())) for c in control.choices))
 
     def room() -> int:
         free = app.output.get_size().rows - above - 1 - len(footer.lines())
@@ -109,6 +160,28 @@ def lay_out_list(
 
     for key, step in (("pagedown", PAGE), ("pageup", -PAGE), ("end", 10**6), ("home", -(10**6))):
         footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
+    every = list(control.choices)
+
+    def set_filter(text: str) -> None:
+        words = text.lower().split()
+        found = [choice for choice in every if all(word in choice.title.lower() for word in words)]
+        possible = [number for number, choice in enumerate(found) if not choice.disabled]
+        footer.trouble = "" if possible else f"Nothing contains {text}."
+        if possible:
+            footer.filter, control.choices, control.pointed_at = text, found, possible[0]
+
+    if filters and len(every) >= LONG_LIST and not any(choice.checked for choice in every):
+        footer.set_filter = set_filter
+
+        @footer.keys.add(Keys.Any)
+        def _(event: Any) -> None:
+            if event.data.isprintable():
+                set_filter(footer.filter + event.data)
+
+        @footer.keys.add("backspace", eager=True)
+        def _(event: Any) -> None:
+            set_filter(footer.filter[:-1])
+
     footer.attach()
     if side:
         _attach_side(app, side)

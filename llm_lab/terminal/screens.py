@@ -46,33 +46,36 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
         for part, number in sorted(parts.items(), key=lambda item: -item[1])
         if number * 200 > shape.parameters
     )
-    table.add_row("parameters", Text(f"{count(shape.parameters)}", style="bold"))
-    table.add_row("by part", shares)
+    state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
+    flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
+    memory = f"{size(state)} of memory + {size(cost.memory_bytes - state)} per batch"
+    # The most important first: a low screen shows only the first lines.
+    table.add_row("parameters", Text.assemble((count(shape.parameters), "bold"), f": {shares}"))
+    table.add_row("training", f"{memory}, {count(flops)}FLOPs per token")
     if "hidden_size" in model:
+        loads = what_loads(model)
+        table.add_row("saved as", Text(loads.native_reason, style="good" if loads.architecture else "warn"))
+        table.add_row("GGUF", Text(loads.gguf_reason, style="good" if loads.gguf else "warn"))
         table.add_row(
             "shape",
             f"{model['num_hidden_layers']} layers × {model['hidden_size']}, {model['num_attention_heads']} heads "
             f"({model['num_key_value_heads']} KV) of {model['head_dim']}, FFN {model['intermediate_size']}, "
             f"context {model['max_position_embeddings']:,}",
         )
-        loads = what_loads(model)
-        table.add_row("saved as", Text(loads.native_reason, style="good" if loads.architecture else "warn"))
-        table.add_row("GGUF", Text(loads.gguf_reason, style="good" if loads.gguf else "warn"))
-    state = sum(cost.memory_by_part[part] for part in ("weights", "gradients", "optimizer"))
-    flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
-    memory = f"{size(state)} of memory + {size(cost.memory_bytes - state)} per batch"
-    table.add_row("training", f"{memory}, {count(flops)}FLOPs per token")
     table.add_row(
         "generating", f"{size(4 * shape.parameters)} + {shape.cache_bytes_per_token():,} bytes per token of context"
     )
     console.print(table)
 
 
-def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
-    """Print the numbers of a run: parameters, tokens, memory, time, and the learning-rate curve."""
+def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = True) -> None:
+    """Print the numbers of a run: parameters, tokens, memory, time, and the learning-rate curve.
+
+    about: first what the stage does.
+    """
     from rich.text import Text
 
-    from llm_lab.estimate.formatting import about
+    from llm_lab.estimate.formatting import about as about_time
     from llm_lab.optim.schedule import factor_of
     from llm_lab.recipe.registry import STAGES
 
@@ -82,12 +85,13 @@ def print_run_numbers(console: Any, resolved: Resolved | None) -> None:
         console.print("No estimates: some of the values don't fit together.", style="dim")
         return
     values, cost = resolved.values, resolved.estimate
-    console.print(Text(STAGES[values["stage"]].about, style="dim"))
+    if about:
+        console.print(Text(STAGES[values["stage"]].about, style="dim"))
     train = values.get("train")
     if train is None:
         return
     parameters = f"{count(cost.parameters)} parameters, " if cost.parameters else ""
-    seconds = f", {about(cost.wall_seconds)}" if cost.wall_seconds else ""
+    seconds = f", {about_time(cost.wall_seconds)}" if cost.wall_seconds else ""
     memory = f", {size(cost.memory_bytes)} of memory" if cost.memory_bytes else ""
     console.print(Text(f"{parameters}{_length(values, cost)}{memory}{seconds}"))
     if not cost.fits:

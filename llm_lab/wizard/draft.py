@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import applies, find_key, stage_schema
 
-from .questions import DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
+from .questions import UNSET, DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
 from .walk import remember
 
 # A choice that needs another key brings it; when the choice is taken back, that key goes too.
@@ -51,7 +51,8 @@ class Draft:
     """The answers so far. Each answer gives a new draft.
 
     title: of the screen. is_design: whether a model is designed instead of a run. notice: what the last answer
-    changed in addition, shown above the next question.
+    changed in addition, shown above the next question. is_complete: whether what must be chosen is chosen, so that the
+    defaults can be taken for the rest.
     """
 
     raw: dict[str, Any]
@@ -59,6 +60,7 @@ class Draft:
     title: str
     is_design: bool = False
     notice: str = ""
+    is_complete: bool = False
 
     def look(self) -> tuple[Resolved | None, list[Problem | str]]:
         """Resolve the draft as far as possible."""
@@ -75,7 +77,8 @@ class Draft:
 
     def ask(self, key: str, text: str, **more: Any) -> Question:
         """Return a question about this draft, below its numbers and what its last answer changed."""
-        return Question(key, text, **{"screen": self.screen, "notice": self.notice, **more})
+        shown = {"screen": self.screen, "notice": self.notice, "can_finish": self.is_complete}
+        return Question(key, text, **{**shown, **more})
 
     def with_answer(self, path: str, value: Any) -> Draft:
         """Return the draft with one key answered (None: left out, so that it is derived)."""
@@ -87,12 +90,27 @@ class Draft:
         _set(raw, path, value)
         dropped = _drop_idle_answers(raw, path, value)
         dropped += _drop_answers(raw, DECIDES.get(path, ())) if value is not None else []
+        group = path.split(".")[0]
+        field = stage_schema(raw).model_fields.get(group)
+        if raw.get(group) == {} and field is not None and field.default is not None and value is None:
+            del raw[group]  # empty, it means nothing; an empty group that is off by default would switch it on
         notice = f"Removed, because it has no effect now: {', '.join(dropped)}." if dropped else brought
         return replace(self, raw=raw, notice=notice)
 
     def with_none(self, path: str) -> Draft:
         """Return the draft with a top-level group switched off, whatever its default."""
         return replace(self, raw={**copy.deepcopy(self.raw), path: None}, notice="")
+
+    def changes_since(self, start: Draft) -> dict[str, Any]:
+        """Return {dotted key: value} of what is new since an earlier draft; UNSET: no longer answered."""
+        return dict(_difference(start.raw, self.raw))
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Draft:
+        """Return the draft with what changes_since returned."""
+        raw = copy.deepcopy(self.raw)
+        for path, value in changes.items():
+            _put(raw, path, copy.deepcopy(value))
+        return replace(self, raw=raw, notice="")
 
     def with_notice(self, notice: str) -> Draft:
         """Return the draft with what to show above the next question."""
@@ -144,6 +162,31 @@ class Draft:
 
 
 Ask = Callable[[Draft], Flow[Draft]]
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    yield from ((prefix + key, UNSET) for key in before if key not in after)
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            yield from _difference(old, value, f"{prefix}{key}.")
+        elif key not in before or old != value:
+            yield prefix + key, value
+
+
+def _put(node: dict[str, Any], path: str, value: Any) -> None:
+    """Set a key to a value as it is, None and {} included; UNSET removes it."""
+    step, _, rest = path.partition(".")
+    if rest:
+        if not isinstance(node.get(step), dict):
+            if value == UNSET:
+                return
+            node[step] = {}
+        _put(node[step], rest, value)
+    elif value == UNSET:
+        node.pop(step, None)
+    else:
+        node[step] = value
 
 
 def _set(node: Any, path: str, value: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from llm_lab.errors import UserError
@@ -12,28 +13,46 @@ from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.resolve import Resolved
 
 from .draft import Draft
-from .questions import Choice, Flow, Question
+from .questions import UNSET, Choice, Flow, Question
 
 OFFERED = 9  # numbers in a list, so that panel and list fit 24 lines
-OTHER = "another number ..."
-DERIVE = "derive it"  # takes an answer back, so that the key follows the others again
 
 
 def ask_key(draft: Draft, path: str) -> Flow[Draft]:
     """Ask one key; return the draft with the answer. A key without an effect is skipped."""
     if not draft.applies(path):
         return draft
+    return answer_key(draft, path, (yield key_question(draft, path)))
+
+
+def key_question(draft: Draft, path: str) -> Question:
+    """Return the question of a key: a choice, or a text whose choices are suggestions."""
     key = draft.key(path)
     assert key is not None, path
-    answer = DERIVE
+    now = draft.value(path)
+    why = "\n".join(part for part in (key.help[:1].upper() + key.help[1:] + ".", key.why or "") if part)
+    question = draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.help}", why=why)
     if key.kind == "bool" or key.choices:
-        answer = yield _choice_question(draft, path, key)
-    elif key.meta.get("candidates"):
-        answer = yield _number_question(draft, path, key)
-    if answer == OTHER or not (key.choices or key.meta.get("candidates")):
-        answer = _parse(draft, path, key, (yield _text_question(draft, path, key)))
+        choices = [*_left_open(key, now), *_choices(draft, path, key), *_derive_again(draft, path, key)]
+        return replace(question, choices=tuple(choices), default=UNSET if now is None else now)
+    return replace(
+        question,
+        kind="text",
+        choices=tuple(_numbers(draft, path, key, now)) if key.meta.get("candidates") else (),
+        default="" if now is None else str(now) if key.kind == "text" else format_value(now),
+        allowed=f"{allowed(key, empty=False)}{_if_empty(draft, path, key)}",
+        check=partial(_why_not_text, draft, path, key),
+    )
+
+
+def answer_key(draft: Draft, path: str, answer: Any) -> Draft:
+    """Return the draft with the answer to a key's question; UNSET, or an empty text: what it is without an answer."""
+    key = draft.key(path)
+    assert key is not None, path
+    if isinstance(answer, str) and not (key.kind == "bool" or key.choices):
+        answer = _parse(key, answer)
     draft = draft.with_notice("")
-    if answer == DERIVE:
+    if answer == UNSET:
         return draft.with_answer(path, None)
     # Enter on a default or derived value leaves it one: it continues to follow the other answers.
     return draft if is_value(draft, path, answer) and not draft.is_answered(path) else draft.with_answer(path, answer)
@@ -45,58 +64,39 @@ def is_value(draft: Draft, path: str, answer: Any) -> bool:
     return answer == (list(now) if isinstance(now, tuple) else now)
 
 
-def ask_keys(draft: Draft, paths: Iterable[str]) -> Flow[Draft]:
-    """Ask several keys one after the other."""
-    for path in paths:
-        draft = yield from ask_key(draft, path)
-    return draft
+def _why_not_text(draft: Draft, path: str, key: Key, text: str) -> str | None:
+    try:
+        value = _parse(key, text)
+    except UserError:
+        return f"{text} can't be read."
+    if value == UNSET:
+        return "A value is required." if key.required else None
+    if (wrong := _type_problem(key, value)) is not None:
+        return wrong
+    why_not = draft.why_not(path, value)
+    return f"{format_value(value)}: {why_not}." if why_not else None
 
 
-def key_question(draft: Draft, path: str, key: Key, **more: Any) -> Question:
-    """Return the question of a key without its choices."""
-    why = "\n".join(part for part in (key.help[:1].upper() + key.help[1:] + ".", key.why or "") if part)
-    return draft.ask(path, key.question or f"{path}?", help=f"{path}: {key.help}", why=why, **more)
-
-
-def _choice_question(draft: Draft, path: str, key: Key) -> Question:
-    now = draft.value(path)
-    choices = [*_left_open(key, now), *_choices(draft, path, key), *_derive_again(draft, path, key)]
-    return key_question(draft, path, key, choices=tuple(choices), default=DERIVE if now is None else now)
-
-
-def _number_question(draft: Draft, path: str, key: Key) -> Question:
-    now = draft.value(path)
-    choices = [*_numbers(draft, path, key, now), Choice(OTHER, OTHER, effect=allowed(key))]
-    choices += _derive_again(draft, path, key)
-    return key_question(draft, path, key, choices=tuple(choices), default=now)
-
-
-def _text_question(draft: Draft, path: str, key: Key) -> Question:
-    now = draft.value(path)
-
-    def check(text: str) -> str | None:
-        try:
-            value = _parse(draft, path, key, text)
-        except UserError:
-            return f"{text} can't be read."
-        if value == DERIVE:
-            return None
-        if (wrong := _type_problem(key, value)) is not None:
-            return wrong
-        why_not = draft.why_not(path, value)
-        return f"{format_value(value)}: {why_not}." if why_not else None
-
-    shown = "" if now is None else str(now) if key.kind == "text" else format_value(now)
-    return key_question(draft, path, key, kind="text", default=shown, allowed=allowed(key), check=check)
-
-
-def _parse(draft: Draft, path: str, key: Key, text: str) -> Any:
-    """Return the value of a typed text, DERIVE where it is left open. UserError where it is not YAML."""
+def _parse(key: Key, text: str) -> Any:
+    """Return the value of a typed text, UNSET where it is left open. UserError where it is not YAML."""
     text = text.strip()
     if not text:
-        return DERIVE if _is_optional(key) else draft.value(path)
+        return UNSET
     value = text if key.kind == "text" else parse_yaml(text)
-    return DERIVE if value is None and _is_optional(key) else value
+    return UNSET if value is None else value
+
+
+def _if_empty(draft: Draft, path: str, key: Key) -> str:
+    """Return what a key is without an answer."""
+    if key.required:
+        return ""
+    open_ = draft.with_answer(path, None)
+    value, (resolved, _) = open_.value(path), open_.look()
+    origin = resolved.origins.get(path) if resolved else None
+    if value is None:
+        return f" Empty: derived ({key.derived})." if key.derived else " Empty: none."
+    shown = value if key.kind == "text" else format_value(value)
+    return f" Empty: {shown} ({origin or 'default'})."
 
 
 def _choices(draft: Draft, path: str, key: Key) -> list[Choice]:
@@ -133,32 +133,28 @@ def effect(resolved: Resolved | None) -> str:
 def _derive_again(draft: Draft, path: str, key: Key) -> list[Choice]:
     if not key.derived or not draft.is_answered(path):
         return []
-    return [Choice(DERIVE, "use the derived value again", effect=f"Derived: {key.derived}.")]
+    return [Choice(UNSET, "use the derived value again", effect=f"Derived: {key.derived}.")]
 
 
 def _left_open(key: Key, now: Any) -> list[Choice]:
     """A value that is derived only when the run starts is None until then; Enter leaves it so."""
     if now is not None or not _is_optional(key):
         return []
-    return [Choice(DERIVE, "leave unset", effect=f"Derived: {key.derived}." if key.derived else "")]
+    return [Choice(UNSET, "leave unset", effect=f"Derived: {key.derived}." if key.derived else "")]
 
 
 def _numbers(draft: Draft, path: str, key: Key, now: Any) -> list[Choice]:
-    """Offer numbers near the present one; impossible ones are shown with the reason."""
+    """Offer numbers near the present one, as texts; impossible ones are shown with the reason."""
     numbers = sorted({*key.meta["candidates"], *([now] if isinstance(now, int) else [])})
     centre = min(range(len(numbers)), key=lambda i: abs(numbers[i] - (now or numbers[0])))
     start = max(0, min(centre - OFFERED // 2, len(numbers) - OFFERED))
-    width = max(len(f"{n:,}") for n in numbers) + 2
-    resolved, _ = draft.look()
-    origin = resolved.origins.get(path) if resolved else None
-    choices = []
-    for number in numbers[start : start + OFFERED]:
-        reason = str(origin) if number == now and origin and origin.kind == "derived" else ""
-        choices.append(_choice(draft, path, number, f"{number:<{width},}", reason))
-    return choices
+    return [
+        replace(_choice(draft, path, number, f"{number:,}"), value=format_value(number))
+        for number in numbers[start : start + OFFERED]
+    ]
 
 
-def allowed(key: Key) -> str:
+def allowed(key: Key, *, empty: bool = True) -> str:
     """Return what may be typed for a key, and what an empty answer means."""
     example = ""
     if key.kind == "list":
@@ -167,8 +163,12 @@ def allowed(key: Key) -> str:
             if key.entries
             else ' Written as a list: ["first", "second"].'
         )
-    empty = f" Empty: derived ({key.derived})." if key.derived else " Empty: none." if _is_optional(key) else ""
-    return f"Allowed: {_expected(key)}.{example}{empty}"
+    words = f"Allowed: {_expected(key)}.{example}"
+    if not empty:
+        return words
+    return words + (
+        f" Empty: derived ({key.derived})." if key.derived else " Empty: none." if _is_optional(key) else ""
+    )
 
 
 def _expected(key: Key) -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.fields import keys_of
 from llm_lab.recipe.parts import ModelParts
-from llm_lab.recipe.pretrain import PRETRAIN, PretrainRecipe
+from llm_lab.recipe.pretrain import PRETRAIN
 
 from .data_questions import TEXTS
-from .draft import Ask, Draft
+from .draft import Draft
+from .draft_page import Page, ask_page
 from .home import MODELS
-from .key_questions import ask_keys, is_value
-from .questions import Answer, BackTo, Choice, Flow, Leave, Line, Next, Question, Screen, WriteDesign, yes_no
-from .review import Action, require_no_problem, review
+from .key_questions import is_value, key_question
+from .questions import Answer, Choice, Flow, Leave, Line, Next, Question, Screen, WriteDesign, yes_no
+from .review import draft_recipe, require_no_problem
 
 TITLE = "Design a model"
 SAVE, MENU = "save", "menu"
@@ -41,51 +42,57 @@ def new_design() -> Draft:
     return Draft(raw, machine, TITLE, is_design=True)
 
 
-def design_paths(*, advanced: bool) -> list[str]:
-    """Return the model's keys that are asked, in order; the advanced ones only on request."""
+def design_paths(*, advanced: bool) -> tuple[str, ...]:
+    """Return the model's keys that are asked, in order: those shown at first, or the advanced ones."""
     keys = [key for key in keys_of(ModelParts, "model.") if key.question]
-    return [key.path for key in keys if bool(key.meta.get("advanced")) == advanced]
+    return tuple(key.path for key in keys if bool(key.meta.get("advanced")) == advanced)
+
+
+def design_actions(draft: Draft) -> tuple[Choice, ...]:
+    """Return what ends the page of a design."""
+    return (Choice(SAVE, "Save this design", require_no_problem(draft)), Choice(MENU, "Menu, keep the draft"))
+
+
+def design_page() -> Page:
+    """Return the page with all parts of a model."""
+    return Page(
+        "design",
+        lambda draft: {"Model": ("name", "tokenizer"), "Parts": design_paths(advanced=False)},
+        design_actions,
+        asker_of=lambda path: ask_tokenizer if path.split(".")[0] == "tokenizer" else None,
+        questions={"name": name_question},
+        only=("name", "tokenizer", "model."),
+        recipe=draft_recipe,
+    )
 
 
 def design() -> Flow[Next | None]:
-    """Ask for the parts, review, write the config, and offer to pretrain the design."""
-    draft = new_design()
-    for ask in (ask_name, ask_tokenizer):
-        draft = yield from ask(draft)
-    draft = yield from ask_keys(draft, design_paths(advanced=False))
-    more = yield yes_no(
-        "advanced",
-        "Change advanced settings?",
-        default=False,
-        yes="yes, one by one",
-        no="no, the defaults are fine",
-        help="Biases, dropout, QK-norm, sliding window, head_dim and others",
-        why="All of them have sensible defaults and can be changed in the review.",
-        screen=draft.screen,
-    )
-    if more:
-        draft = yield from ask_keys(draft, design_paths(advanced=True))
-    askers: dict[str, Ask] = {"name": ask_name, "tokenizer": ask_tokenizer}
-    actions = (Action(SAVE, "Save this design", require_no_problem), Action(MENU, "Back to the menu, keep the draft"))
-    action, draft = yield from review(
-        draft, actions, only=("name", "tokenizer", "model."), asker_of=lambda path: askers.get(path.split(".")[0])
-    )
-    if action == MENU:
-        yield Leave()
-    return (yield from _save(draft))
+    """Ask for the parts on one page, write the config, and offer to pretrain the design."""
+    start, page = new_design(), design_page()
+    draft = start
+    while True:
+        action, draft = yield from ask_page(start, draft, page)
+        if action == MENU:
+            yield Leave()
+        if (yield from _save(draft)):
+            return (yield from _next(draft))
 
 
-def _save(draft: Draft) -> Flow[Next | None]:
-    name = draft.raw["name"]
-    folder = MODELS / name
+def _save(draft: Draft) -> Flow[bool]:
+    """Write the config; return whether it was written."""
+    folder = MODELS / draft.raw["name"]
     if folder.exists():
         replaced = yield yes_no("replace", f"{folder} exists. Replace it?", default=False, screen=draft.screen)
         if not replaced:
-            yield BackTo("review")
+            return False
     resolved, _ = draft.look()
     assert resolved is not None
-    if not (yield WriteDesign(name, resolved.values)):
-        yield BackTo("review")
+    return (yield WriteDesign(draft.raw["name"], resolved.values))
+
+
+def _next(draft: Draft) -> Flow[Next | None]:
+    name = draft.raw["name"]
+    folder = MODELS / name
     picked = yield Question(
         "design.next",
         "What next?",
@@ -100,20 +107,15 @@ def _save(draft: Draft) -> Flow[Next | None]:
     return Next(PRETRAIN.name, {"name": name, "tokenizer": draft.value("tokenizer")}, known, can_return=True)
 
 
-def ask_name(draft: Draft) -> Flow[Draft]:
-    """Ask for the design's name."""
-    pattern = next(m.pattern for m in PretrainRecipe.model_fields["name"].metadata if hasattr(m, "pattern"))
-    name = yield draft.ask(
-        "name",
-        "Name of the model?",
-        kind="text",
-        default=draft.raw.get("name") or "my-model",
+def name_question(draft: Draft) -> Question:
+    """Return the question for the design's name."""
+    return replace(
+        key_question(draft, "name"),
+        text="Name of the model?",
         help=f"The design is written to {MODELS}/<name>/config.json.",
         why="Used for its folder, and suggested as the name of runs that train it.",
         allowed="Letters, digits, '.', '_' and '-', beginning with a letter or digit.",
-        check=lambda text: None if re.match(pattern, text.strip()) else f'"{text.strip()}" is not a valid name.',
     )
-    return draft.with_answer("name", name.strip())
 
 
 def ask_tokenizer(draft: Draft) -> Flow[Draft]:

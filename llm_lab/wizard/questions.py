@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from llm_lab.recipe.resolve import Resolved
 
 T = TypeVar("T")
+UNSET = "derive it"  # takes an answer back, so that the key is derived, or its default, again
 Flow = Generator[Any, Any, T]
-Kind = Literal["choice", "several", "text", "path", "paths"]
+Kind = Literal["choice", "several", "text", "path", "paths", "form"]
 
 
 def accept(answer: Any) -> str | None:
@@ -100,6 +101,64 @@ class Screen:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of a page.
+
+    label, value: as shown. section: under which heading. origin: yours, default, derived, or ""; reason: why a derived
+    value is what it is. question: makes the question that changes the value in place, whose default is the value now;
+    None: Enter asks for it in a flow of its own. is_default: whether there is nothing to set back.
+    """
+
+    key: str
+    label: str
+    value: str
+    section: str = ""
+    origin: str = ""
+    reason: str = ""
+    help: str = ""
+    question: Callable[[], Question] | None = None
+    is_default: bool = True
+
+
+@dataclass(frozen=True)
+class Form:
+    """A page: rows that are changed in place, and actions that end it.
+
+    Its answer is {"changes": {key: value}, "action": name of an action, or key of a row with a flow of its own}.
+    essentials: the rows shown at first; rows: all of them, by section; sections: {section: what it is about}. actions:
+    the first is what finishing means. changes: since the page began. change: (key of a row, answer to its question)
+    gives the page after it; UNSET sets a value back. fill: gives the page with these changes instead. command: the
+    equal command line; recipe: makes the text of the recipe.
+    """
+
+    essentials: tuple[Row, ...]
+    rows: tuple[Row, ...]
+    actions: tuple[Choice, ...]
+    changes: Mapping[str, Any]
+    change: Callable[[str, Any], Question]
+    fill: Callable[[Mapping[str, Any]], Question]
+    sections: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    recipe: Callable[[], str] | None = None
+
+    def answer(self, action: Any) -> dict[str, Any]:
+        """Return the answer that ends the page."""
+        return {"changes": dict(self.changes), "action": action}
+
+    def row(self, key: str) -> Row | None:
+        """Return the row with a key, or None."""
+        return next((row for row in (*self.essentials, *self.rows) if row.key == key), None)
+
+    def problem(self, action: Any) -> str | None:
+        """Return why an action can't end the page, or None."""
+        choice = next((choice for choice in self.actions if choice.value == action), None)
+        if choice is not None:
+            return choice.why_not
+        row = self.row(str(action))
+        return None if row and row.question is None else f"{action!r} is not an action here"
+
+
+@dataclass(frozen=True)
 class Question:
     """One question, with everything a front end needs to ask it.
 
@@ -108,7 +167,8 @@ class Question:
     for paths, which files are listed (a key of places.KINDS). help: one line above the question. why: the longer
     explanation. allowed: what may be typed. check: returns why an answer is refused, or None. wait: what takes a
     while when the answer is checked. screen, notice: what is shown above it; below_output: where an effect has just
-    printed something, that stays on the screen instead.
+    printed something, that stays on the screen instead. form: the page, where kind is form. can_finish: whether the
+    defaults of this and all further questions, up to the end of the page, can be taken at once.
     """
 
     key: str
@@ -125,10 +185,14 @@ class Question:
     notice: str = ""
     below_output: bool = False
     look_for: str = ""
+    form: Form | None = None
+    can_finish: bool = False
 
     @property
     def suggested(self) -> Any:
-        """The answer that Enter gives: the default, or the first choice that is possible."""
+        """The answer that Enter gives: the default, the first choice that is possible, or a page's first action."""
+        if self.form is not None:
+            return self.form.answer(self.form.actions[0].value)
         if self.kind != "choice":
             return self.default
         possible = [choice.value for choice in self.choices if not choice.why_not]
@@ -136,6 +200,11 @@ class Question:
 
     def problem(self, answer: Any) -> str | None:
         """Return why an answer can't be taken, or None."""
+        if self.form is not None:
+            if not isinstance(answer, Mapping) or set(answer) != {"changes", "action"}:
+                return f"{answer!r} is not the answer of a page"
+            page = self.form.fill(answer["changes"]).form
+            return page.problem(answer["action"]) if page else None
         if self.kind in ("choice", "several"):
             for value in answer if self.kind == "several" else [answer]:
                 choice = next((choice for choice in self.choices if same(choice.value, value)), None)
@@ -282,12 +351,17 @@ class Leave:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer or an effect's result. is_default: Enter was pressed, so the default of the next time counts."""
+    """An answer or an effect's result.
+
+    is_default: Enter was pressed, so the default of the next time counts. is_open: of a page that was left without an
+    action; it is shown again with its changes.
+    """
 
     key: str
     value: Any
     is_default: bool = False
     is_effect: bool = False
+    is_open: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from .draft import Draft
 from .home import QUICK
 from .places import best_text, places_in, recent_data
 from .questions import BackTo, Choice, Flow, Line, Next, Plan, Question, Screen, StartRun, Wait
-from .review import review_and_start
+from .review import settings_and_start
 from .run_questions import AFTER
-from .training_runs import askers_of, changes_of, special_asker
+from .training_runs import run_page
 
 CPU_SECONDS = 150  # of training the smallest size on a CPU; larger ones do as many steps, and take longer
 CPU_ROWS, CPU_EVAL_TOKENS = 8, 16_384
@@ -80,9 +79,7 @@ def quick_start() -> Flow[Next | None]:
             break
         times *= LONGER
     if wanted == "settings":
-        askers = askers_of(PRETRAIN.name)
-        changes = changes_of(PRETRAIN.name, askers)
-        return (yield from review_and_start(draft, changes, partial(special_asker, PRETRAIN.name, askers)))
+        return (yield from settings_and_start(draft, run_page(PRETRAIN.name)))
     if wanted == "back" or not (yield StartRun(raw)):
         yield BackTo("quick.size")
     return Next(AFTER, {"name": raw["name"]})

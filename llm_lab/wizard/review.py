@@ -1,26 +1,22 @@
-"""The end of a run's questions: the review, the data as tokens, saving, the plan, the start."""
+"""The end of a run's questions: the page of its settings, the data as tokens, saving, the plan, the start."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import MachineError
-from llm_lab.recipe.fields import flatten
-from llm_lab.recipe.files import format_value, to_yaml
+from llm_lab.recipe.files import to_yaml
+from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, require_device
 
-from .draft import Ask, Draft
-from .key_questions import ask_key, effect
+from .draft import Draft
+from .draft_page import Page, ask_page
 from .questions import (
-    BackTo,
     Choice,
     Flow,
     Leave,
-    Line,
     Next,
     Plan,
     Question,
@@ -33,26 +29,9 @@ from .questions import (
     yes_no,
 )
 
-COLUMNS = 79
-VALUE_COLUMNS = 14
-LINE_COLUMNS = 73
-REVIEW = "review"
-WHY = (
-    "answer: you chose it. default: the built-in default. derived: computed from the other values, for the reason "
-    "given, and updated with them. Enter edits a line; Page Up and Page Down move faster."
-)
 PLAN_WHY = (
     "Ctrl-C stops the run at any time and saves it; resume it from the menu entry Runs."  # one line: the screen is full
 )
-
-
-@dataclass(frozen=True)
-class Action:
-    """A line above the values. why_not: why it isn't possible now, or None."""
-
-    name: str
-    line: str
-    why_not: Callable[[Draft], str | None] = lambda draft: None
 
 
 def require_no_problem(draft: Draft) -> str | None:
@@ -60,97 +39,49 @@ def require_no_problem(draft: Draft) -> str | None:
     return "first fix the problem above" if draft.look()[1] else None
 
 
-def review(
-    draft: Draft,
-    actions: Sequence[Action],
-    *,
-    only: tuple[str, ...] = ("",),
-    asker_of: Callable[[str], Ask | None] = lambda path: None,
-    changes: Mapping[str, Ask] | None = None,
-) -> Flow[tuple[str, Draft]]:
-    """Show all values, each of which can be changed, until an action is chosen; return (action, draft).
-
-    only: how the shown keys begin. asker_of: the question of a key that has its own, else None. changes: {action:
-    question} of actions that only change the draft.
-    """
-    changes = changes or {}
-    done = [action.name for action in actions if action.name not in changes]
-    at = actions[0].name
-    while (picked := (yield _review_question(draft, actions, only, at))) not in done:
-        at = picked
-        asker = changes.get(picked) or asker_of(picked)
-        draft = draft.with_notice("")
-        draft = yield from asker(draft) if asker else ask_key(draft, picked)
-    return picked, draft.with_notice("")
+def run_actions(draft: Draft) -> tuple[Choice, ...]:
+    """Return what ends the page of a run."""
+    stage, why_not = STAGES[draft.raw["stage"]], require_no_problem(draft)
+    tokens = [Choice("xray", "See the data as tokens", why_not)] if stage.makes is not None and stage.trains else []
+    return (
+        Choice("start", "Continue to the plan", why_not_start(draft)),
+        *tokens,
+        Choice("save", "Save the recipe", why_not),
+        Choice("menu", "Menu, keep the draft"),
+    )
 
 
-def _review_question(draft: Draft, actions: Sequence[Action], only: tuple[str, ...], at: str) -> Question:
+def draft_recipe(draft: Draft) -> str:
+    """Return what the recipe of a draft says, or its problems."""
     resolved, problems = draft.look()
-    texts = [(str(problem), "bad") for problem in problems] + [(draft.notice, "warn"), (effect(resolved), "dim")]
-    lines = tuple(Line(line, style) for text, style in texts for line in textwrap.wrap(text, COLUMNS))
-    choices = [Choice(action.name, action.line, action.why_not(draft)) for action in actions]
-    return Question(
-        REVIEW,
-        "Review: Enter edits a line",
-        choices=(*choices, *value_choices(draft, only)),
-        default=at,
-        why=WHY,
-        screen=Screen(draft.title, "review", lines=lines),
-    )
+    if resolved is None:
+        return "\n".join(map(str, problems))
+    return to_yaml(answers_of(draft.raw, resolved), type(resolved.recipe), lambda _, help_text: help_text)
 
 
-def value_choices(draft: Draft, only: tuple[str, ...] = ("",)) -> list[Choice]:
-    """Return one line for each value, with its origin; its effect is the whole of it and its help."""
-    resolved, _ = draft.look()
-    choices = []
-    for path, value in flatten(resolved.values if resolved else draft.raw):
-        if not path.startswith(only) or path == "stage":
-            continue
-        origin = str(resolved.origins.get(path)) if resolved else "answer"
-        shown = format_value(value).replace("\n", "⏎")
-        key = draft.key(path)
-        about = f"{path} = {shown} ({origin})" + (f": {key.help}." if key else "")
-        line = f"{path:<33} {_cut(shown, VALUE_COLUMNS):<{VALUE_COLUMNS}} {origin}"
-        choices.append(Choice(path, _cut(line, LINE_COLUMNS), effect=about))
-    return choices
+def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
+    """Show the page of a run, the data as tokens, the plan; save, and run."""
+    start = draft
+    while True:
+        action, draft = yield from ask_page(start, draft, page)
+        if action == "menu":
+            yield Leave()
+        resolved, _ = draft.look()
+        assert resolved is not None
+        if action == "xray":
+            yield ShowTokens(resolved, draft.title)
+        elif action == "save":
+            yield from _save(draft, resolved)
+        elif (yield from _start(draft, resolved)):
+            return Next("after a run", {"name": draft.raw["name"]})
 
 
-def _cut(text: str, columns: int) -> str:
-    return text if len(text) <= columns else text[: columns - 1] + "…"
-
-
-def review_and_start(
-    draft: Draft, changes: Mapping[str, tuple[str, Ask]], asker_of: Callable[[str], Ask | None]
-) -> Flow[Next]:
-    """Review, look at the data, save, show the plan, and run.
-
-    changes: {name: (line, question)} of what can be changed at once. asker_of: the question of a key that has its own.
-    """
-    actions = [Action("start", "Continue to the plan", why_not_start)]
-    if "data" in changes:
-        actions.append(Action("xray", "Look at the data as tokens (X-ray)", require_no_problem))
-    actions.append(Action("save", "Save the recipe to a file", require_no_problem))
-    actions += [Action(name, line) for name, (line, _) in changes.items()]
-    actions.append(Action("menu", "Back to the menu, keep the draft"))
-    action, draft = yield from review(
-        draft, actions, asker_of=asker_of, changes={name: ask for name, (_, ask) in changes.items()}
-    )
-    if action == "menu":
-        yield Leave()
-    resolved, _ = draft.look()
-    assert resolved is not None
-    if action == "xray":
-        yield ShowTokens(resolved, draft.title)
-        yield BackTo(REVIEW)
-    if action == "save":
-        yield from _save(draft, resolved)
-        yield BackTo(REVIEW)
+def _start(draft: Draft, resolved: Resolved) -> Flow[bool]:
+    """Show the plan and start after a yes; return whether it was started."""
     from llm_lab.job import with_sizes
 
     yield Wait("Reading the data ...")
-    if not (yield start_question(Plan(with_sizes(resolved)))) or not (yield StartRun(draft.raw)):
-        yield BackTo(REVIEW)
-    return Next("after a run", {"name": draft.raw["name"]})
+    return (yield start_question(Plan(with_sizes(resolved)))) and (yield StartRun(draft.raw))
 
 
 def why_not_start(draft: Draft) -> str | None:

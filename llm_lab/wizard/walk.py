@@ -78,17 +78,44 @@ class Walk:
 
     @property
     def question(self) -> Question:
-        """The question to ask now; an answer that was taken back before is its default."""
+        """The question to ask now; an answer that was taken back before is its default, or fills the page."""
         undone = self._undone.get(self.item.key)
+        if undone is not None and self.item.form is not None:
+            return self.item.form.fill(undone.value["changes"])
         if undone is None or undone.is_default or self.item.problem(undone.value):
             return self.item
         return replace(self.item, default=undone.value)
 
+    @property
+    def kept(self) -> list[Answer]:
+        """The answers so far, with those of the page that is shown now."""
+        page = self._undone.get(self.item.key) if isinstance(self.item, Question) and self.item.form else None
+        return [*self.answers, *([replace(page, is_open=True)] if page else [])]
+
     def answer(self, value: Any) -> None:
         """Answer the question and go to the next item."""
         self._undone.pop(self.item.key, None)
-        self._take(Answer(self.item.key, value, is_default=same(value, self.item.suggested)))
+        is_default = self.item.form is None and same(value, self.item.suggested)
+        self._take(Answer(self.item.key, value, is_default=is_default))
         self._follow()
+
+    def keep(self, page: Question) -> None:
+        """Keep the changes of the page that is shown now: for the way back to it, and for a draft."""
+        assert page.form is not None
+        if page.form.changes or page.key in self._undone:
+            self._undone[page.key] = Answer(page.key, page.form.answer(None))
+
+    def finish(self) -> None:
+        """Take the defaults of this and all further questions, up to the first action of the next page."""
+        has_ended = False
+        while not has_ended and isinstance(self.item, Question):
+            question = self.question
+            if question.problem(question.suggested):
+                return
+            has_ended = question.form is not None
+            self.answer(question.suggested)
+            while isinstance(self.item, Wait) and not has_ended:
+                self.finish_effect(None)
 
     def finish_effect(self, result: Any) -> None:
         """Send the result of an effect into the flow."""
@@ -115,7 +142,9 @@ class Walk:
         for answer in answers:
             while isinstance(self.item, Wait):
                 self._advance(None)
-            if not self._fits(answer):
+            if answer.is_open:
+                self._undone[answer.key] = answer
+            if answer.is_open or not self._fits(answer):
                 break
             self._take(answer)
         self._follow()
@@ -136,7 +165,12 @@ class Walk:
             self.item, self.result, self.ended = None, end.value, True
 
     def _follow(self) -> None:
-        """Go back where the flow says so."""
+        """Go back where the flow says so; where a page comes again, forget what was asked from within it."""
+        if isinstance(self.item, Question) and self.item.form is not None:
+            asked = [number for number, answer in enumerate(self.answers) if answer.key == self.item.key]
+            if asked:
+                del self.answers[asked[0] :]
+                self.keep(self.item)
         if isinstance(self.item, BackTo):
             at = max(number for number, answer in enumerate(self.answers) if answer.key == self.item.key)
             self._undone[self.item.key] = self.answers[at]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from llm_lab.wizard.menu import flow_named
-from llm_lab.wizard.questions import Effect, Leave, Next, Question, Wait, same
+from llm_lab.wizard.questions import UNSET, Effect, Leave, Next, Question, Row, Wait, same
 from llm_lab.wizard.walk import Walk
 
 
@@ -19,7 +19,18 @@ class Move:
     name: str
 
 
-ENTER, BACK = Move("enter"), Move("back")
+ENTER, BACK, STAY = Move("enter"), Move("back"), Move("stay")
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Answers to rows of a page, and what ends it: an action, the key of a row that is asked more, or its first action.
+
+    STAY: the page is not ended.
+    """
+
+    answers: Mapping[str, Any]
+    action: Any = ENTER
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,9 @@ class Visit:
         parts: list[str] = []
         for question in self.questions:
             parts += [question.text, question.help, question.notice, *(line.text for line in question.screen.lines)]
-            parts += [f"{choice.text} ({choice.why_not}) {choice.effect}" for choice in question.choices]
+            choices = (*question.choices, *(question.form.actions if question.form else ()))
+            parts += [f"{choice.text} ({choice.why_not}) {choice.effect}" for choice in choices]
+            parts += [f"{row.key} {row.value} {row.origin} {row.reason}" for row in rows_of(question)]
         return "\n".join(parts)
 
 
@@ -81,8 +94,21 @@ def answers(
     return visit
 
 
+def rows_of(question: Question) -> list[Row]:
+    """The rows of a page."""
+    return [*question.form.essentials, *question.form.rows] if question.form else []
+
+
 def _give(visit: Visit, answer: Any) -> None:
     question = visit.walk.question
+    if isinstance(answer, Fill):
+        for key, given in answer.answers.items():
+            question = _fill(question, key, given)
+            visit.walk.keep(question)
+            visit.questions.append(question)
+        if answer.action is STAY:
+            return
+        answer = answer.action
     if answer is BACK:
         assert visit.walk.back(), f"nothing to go back to from {question.text}"
     elif isinstance(answer, Refused):
@@ -96,7 +122,29 @@ def _give(visit: Visit, answer: Any) -> None:
         visit.walk.answer(value)
 
 
+def _fill(page: Question, key: str, answer: Any) -> Question:
+    row = page.form.row(key)
+    assert row is not None, f"no row {key}"
+    assert row.question is not None, f"{key} is asked in a flow of its own"
+    question = row.question()
+    if isinstance(answer, Refused):
+        problem = question.problem(_value(question, answer.answer))
+        assert answer.reason in (problem or ""), f"{key}: {problem}"
+        return page
+    value = _value(question, answer)
+    problem = None if value == UNSET else question.problem(value)
+    assert problem is None, f"{key} refuses {value!r}: {problem}"
+    return page.form.change(key, value)
+
+
 def _value(question: Question, answer: Any) -> Any:
+    if question.form is not None:
+        if isinstance(answer, dict):
+            return answer
+        named = [choice.value for choice in question.form.actions if str(answer) in (choice.value, choice.text)]
+        return question.form.answer(named[0] if named else answer)
+    if answer == UNSET:
+        return answer
     if question.kind != "choice" or any(same(choice.value, answer) for choice in question.choices):
         return answer
     found = [choice.value for choice in question.choices if str(answer) in choice.text]

@@ -15,6 +15,7 @@ from prompt_toolkit.output import DummyOutput
 from questionary.prompts.common import InquirerControl
 
 ROWS, COLUMNS = 24, 80
+LONGEST_LIST = 100
 
 
 class Key(StrEnum):
@@ -27,6 +28,13 @@ class Key(StrEnum):
     PAGE_DOWN = "\x1b[6~"
     PAGE_UP = "\x1b[5~"
     HELP = "?"
+    LEFT = "\x1b[D"
+    RIGHT = "\x1b[C"
+    TAB = "\t"
+    FINISH = "\x06"
+    RECIPE = "\x12"
+    BACKSPACE = "\x7f"
+    DELETE = "\x1b[3~"
     CTRL_C = "\x03"
     CTRL_D = "\x04"
     ERASE_LINE = "\x15"
@@ -89,12 +97,15 @@ class Keyboard:
         if step is None:
             app.exit(exception=AssertionError(f"No key is left for this question:\n{self.screens[-1]}"))
             return
-        self._leaving = step in (Key.ESCAPE, Key.CTRL_C)
+        # On a page, Escape may lead from one view to another.
+        self._leaving = step == Key.CTRL_C or (step == Key.ESCAPE and not app.full_screen)
         self.pipe.send_text(str(step))
 
     def _look(self, app: Application) -> None:
         screen = app.renderer.last_rendered_screen
         rows = ["".join(screen.data_buffer[y][x].char for x in range(COLUMNS)).rstrip() for y in range(screen.height)]
+        if app.full_screen:
+            self._printed = ""
         self.screens.append(self._printed + "\n".join(rows))
         lines = self.screens[-1].split("\n")
         if any(question in rows[0] for question in ("Enter goes back", "What next")):
@@ -104,16 +115,21 @@ class Keyboard:
 
     def _next(self, app: Application) -> str | None:
         if self.steps and isinstance(self.steps[0], To):
-            control = next(w.content for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
-            if self.steps[0].text not in control.get_pointed_at().title:
+            if self.steps[0].text not in self._pointed_at(app):
                 self._downs += 1
-                lines = [choice.title for choice in control.choices if not choice.disabled]
-                if self._downs > 2 * len(lines):
+                if self._downs > 2 * LONGEST_LIST:
                     app.exit(exception=AssertionError(f"{self.steps[0]} can't be reached:\n{self.screens[-1]}"))
                 return Key.DOWN
             self.steps.pop(0)
         self._downs = 0
         return self.steps.pop(0) if self.steps else None
+
+    def _pointed_at(self, app: Application) -> str:
+        """The line with the pointer."""
+        controls = [w.content for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl)]
+        if controls:
+            return controls[0].get_pointed_at().title
+        return next((line for line in self.screens[-1].split("\n") if line.startswith("» ")), "")
 
 
 def flat(steps: tuple[Any, ...] | list[Any]) -> Iterator[Any]:
@@ -138,7 +154,7 @@ def keyboard(steps: Any, monkeypatch: Any, read_printed: Callable[[], str] = lam
             return run(app, *args, **options)
 
         monkeypatch.setattr(Application, "run", attached)
-        monkeypatch.setattr("llm_lab.terminal.ask.ESCAPE_SECONDS", 0.01)
+        monkeypatch.setattr("llm_lab.terminal.prompt_layout.ESCAPE_SECONDS", 0.01)
         yield keys
         monkeypatch.setattr(Application, "run", run)
     assert not keys.steps, f"never pressed: {keys.steps}"

@@ -1,13 +1,11 @@
 """The wizard in a terminal: every kind of question at the keyboard, the way back, drafts, errors, and 80 by 24."""
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import write_text
-from support.wizard_answers import answers
-from support.wizard_keys import Key, answer, keyboard, pick
+from support.wizard_keys import Key, To, answer, keyboard, pick
 from support.wizard_lab import base, lab  # noqa: F401 - fixtures
 
 from llm_lab.commands.wizard_commands import wizard_commands
@@ -16,18 +14,18 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.terminal import ask as prompts
 from llm_lab.terminal.ask import Back
 from llm_lab.terminal.driver import Wizard, run_wizard
-from llm_lab.wizard.key_questions import ask_key
+from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.questions import Choice, Plan, Question, ShowTokens, WriteRecipe, yes_no
-from llm_lab.wizard.review import start_question, value_choices
-from llm_lab.wizard.training_runs import new_draft, run_of_stage
+from llm_lab.wizard.review import start_question
+from llm_lab.wizard.training_runs import new_draft, run_page
 
 LEAVE = pick("Quit")
 PRETRAIN = (*pick("Design and train"), *pick("Pretrain "))
 EVALUATE = (*pick("Use a model"), *pick("Evaluate "))
 TO_TEXTS = (*PRETRAIN, *pick("a preset size"), *pick("nano"))
 TEXT = (*answer("text.txt"), *pick("no, continue"))
-TO_REVIEW = (*TO_TEXTS, *TEXT, *pick("bytes"), *pick("adamw"), Key.ENTER, *pick("cosine"), *answer("32"), *answer("2"),
-             *answer("4"), *answer("first"))  # fmt: skip
+TO_PAGE = (*TO_TEXTS, *TEXT)
+FILLED = (To("name "), *answer("first"), To("max_steps"), *answer("4"))
 CHOICE = Question("a", "Which?", choices=(Choice(1, "one"), Choice(2, "two"), Choice(3, "three", "not now")),
                   why="The reason.")  # fmt: skip
 TYPED = Question("b", "Name?", "text", default="x", why="The reason.", allowed="Allowed: anything.")
@@ -131,6 +129,17 @@ def test_a_long_list_scrolls_within_the_terminal(press):
     assert press(long, Key.END, Key.HOME, Key.ENTER)[0] == 0
 
 
+def test_typing_filters_a_long_list(press):
+    choices = tuple(Choice(n, f"number {n}", "odd" if n % 2 else None) for n in range(30))
+    long = Question("n", "Which number?", choices=choices)
+    value, screens = press(long, "2", "4", "x", Key.ENTER)
+    assert value == 24
+    assert "Filter: 2" in screens[1]
+    assert "number 3" not in screens[1]
+    assert "Nothing contains 24x." in screens[3]
+    assert press(long, "8", Key.BACKSPACE, Key.HOME, Key.ENTER)[0] == 0
+
+
 def test_no_text_of_a_question_steers_the_terminal(press):
     strange = Question("e", "Which?", choices=(Choice(1, "a\x1b[2Jb\nc", effect="\x1b]0;title\x07"),), notice="\x1b[2J",
                        help="[bold]no markup[/bold]")  # fmt: skip
@@ -162,15 +171,12 @@ def test_escape_and_ctrl_c_leave_the_menu(visit, key):
     visit(key)
 
 
-def test_ctrl_c_returns_to_the_menu_and_the_draft_continues_where_it_was(visit):
-    screens = visit(
-        *TO_TEXTS, *TEXT, *pick("bytes"), *pick("adamw"), Key.CTRL_C,
-        *PRETRAIN, *pick("continue where I stopped"), Key.CTRL_C, *LEAVE,
-    )  # fmt: skip
+def test_ctrl_c_keeps_what_was_changed_on_a_page(visit):
+    screens = visit(*TO_PAGE, *FILLED, Key.CTRL_C, *PRETRAIN, *pick("continue where I"), Key.CTRL_C, *LEAVE)
     assert "What would you like to do?" in screens[-1]
     kept = screens[max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen) + 1]
-    assert "Learning rate?" in kept
-    assert "adamw" in kept
+    assert "first" in line_of(kept, "name")
+    assert "4 " in line_of(kept, "max_steps")
 
 
 def test_a_draft_can_be_started_over_and_one_without_an_answer_is_not_kept(visit):
@@ -187,10 +193,52 @@ def test_a_draft_survives_the_end_of_the_wizard(visit):
     assert "Which dataset of texts?" in screens[asked + 1]
 
 
-def test_the_draft_is_kept_from_the_review(visit):
-    screens = visit(*TO_REVIEW, *pick("Back to the menu"), *PRETRAIN, *pick("continue"), Key.CTRL_C, *LEAVE)
+def test_the_draft_is_kept_from_the_page(visit):
+    to_menu = (Key.LEFT, Key.RIGHT, Key.RIGHT, Key.RIGHT, Key.ENTER)
+    screens = visit(*TO_PAGE, *to_menu, *PRETRAIN, *pick("continue"), Key.CTRL_C, *LEAVE)
     asked = max(number for number, screen in enumerate(screens) if "Continue your draft?" in screen)
-    assert "Review: Enter edits a line" in screens[asked + 1]
+    assert "[Continue to the plan]" in screens[asked + 1]
+
+
+def line_of(screen, label):
+    return next(line for line in screen.split("\n") if line[2:].startswith(f"{label} "))
+
+
+def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
+    page = page_of("pretrain")
+    steps = (To("optimizer "), Key.RIGHT, To("max_steps"), "abc", Key.ENTER, Key.ERASE_LINE, *answer("40"))
+    value, screens = press(page, *steps, Key.FINISH)
+    assert value == {"changes": {"optimizer": {"name": "adamw"}, "train": {"max_steps": 40}}, "action": "start"}
+    assert any('"abc" is not a whole number.' in screen for screen in screens)
+    assert "yours" in line_of(screens[-1], "optimizer")
+    assert "optimizer.name=adamw train.max_steps=40" in screens[-1]
+
+
+def test_a_page_shows_its_groups_filters_all_values_and_sets_them_back(press):
+    filtered = ("/", "eps", Key.ENTER, *answer("1e-6"), Key.ESCAPE)
+    steps = (*filtered, Key.TAB, Key.TAB, Key.TAB, Key.END, Key.RIGHT, Key.ENTER)
+    value, screens = press(page_of("pretrain"), *steps, Key.ESCAPE, "/", "eps", Key.DELETE, Key.FINISH)
+    assert value["changes"] == {}
+    titles = [screen.split("\n")[0] for screen in screens]
+    for title in ('filter "eps"', "your values", "all values", "model"):
+        assert any(title in line for line in titles), title
+
+
+def test_a_page_shows_its_recipe_and_its_help(press):
+    _, screens = press(page_of("pretrain"), Key.RECIPE, Key.ESCAPE, To("scheduler"), Key.HELP, Key.FINISH)
+    assert any("stage: pretrain" in screen for screen in screens)
+    assert seen(screens, "A wsd run can be continued")
+
+
+def test_a_choice_of_a_page_opens_as_a_list_with_effects(press):
+    value, _ = press(page_of("pretrain"), To("scheduler"), Key.ENTER, *pick("wsd"), Key.FINISH)
+    assert value["changes"] == {"scheduler": {"name": "wsd"}}
+
+
+def test_escape_on_a_page_keeps_what_was_changed(visit):
+    screens = visit(*TO_PAGE, *FILLED, Key.ESCAPE, Key.ENTER, Key.CTRL_C, *LEAVE)
+    page = [screen for screen in screens if "[Continue to the plan]" in screen][-1]
+    assert "first" in line_of(page, "name")
 
 
 def test_escape_leads_from_a_following_flow_back_to_the_one_before(visit):
@@ -203,20 +251,20 @@ def test_escape_leads_from_a_following_flow_back_to_the_one_before(visit):
 def test_a_run_is_started_without_its_plan_a_second_time_and_can_be_left(visit):
     started = []
     visit(
-        *TO_REVIEW, *pick("Continue to the plan"), *pick("Yes"), Key.ENTER, *LEAVE,
+        *TO_PAGE, *FILLED, Key.FINISH, *pick("Yes"), Key.ENTER, *LEAVE,
         start=lambda recipe, overrides, **options: started.append((recipe["name"], options)),
     )  # fmt: skip
     assert started == [("first", {"resume": False, "show_plan": False})]
 
 
-def test_a_run_that_can_not_start_leads_back_to_the_review(visit, capsys):
+def test_a_run_that_can_not_start_leads_back_to_the_page(visit):
     def start(*words, **options):
         raise MachineError(Problem("device", "too small for it"))
 
-    keys = (*TO_REVIEW, *pick("Continue to the plan"), *pick("Yes"), Key.ENTER)
+    keys = (*TO_PAGE, Key.ENTER, *pick("Yes"), Key.ENTER)
     screens = visit(*keys, Key.CTRL_C, *LEAVE, start=start)
     refused = max(number for number, screen in enumerate(screens) if "Enter goes back" in screen)
-    assert "Review: Enter edits a line" in screens[refused + 1]
+    assert "[Continue to the plan]" in screens[refused + 1]
 
 
 def test_an_error_of_a_command_is_shown_and_leads_back_to_the_question(visit):
@@ -261,10 +309,8 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
     monkeypatch.setenv("HF_HOME", str(Path("no-login").resolve()))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     screens = visit(
-        *pick("Use a model"), *pick("Export "), *pick("checkpoints/base:"), *pick("hf"), Key.ENTER,
-        *pick("yes, to my repository"), *answer("me/mine"), *pick("yes"), *pick("no, the defaults"),
-        *answer("sent"), *pick("Continue to the plan"),
-        *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
+        *pick("Use a model"), *pick("Export "), *pick("checkpoints/base:"), To("name "), *answer("sent"), To("push"),
+        *answer("me/mine"),        Key.FINISH, *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "me/mine on the Hub (private)")
     assert not Path("checkpoints/sent").exists()
@@ -298,30 +344,16 @@ def test_a_recipe_is_written_and_a_full_or_read_only_disk_is_reported(monkeypatc
     assert Path("configs/a.yaml").read_text() == "stage: sft\n"
 
 
-@pytest.mark.parametrize(("size", "positions"), [("nano", "rope"), ("7b", "yarn")])
-def test_every_key_question_fits_the_terminal_with_its_help_whatever_the_model(press, size, positions):
-    parts = {"size": size, "position_embedding": positions, "activation": "gelu"}
-    large = new_draft("pretrain").with_answer("model", parts)
-    for is_design in (False, True):
-        draft = dataclasses.replace(large, is_design=is_design)
-        for choice in value_choices(draft)[:: 1 if is_design else 3]:
-            if not is_design or choice.value.startswith("model."):
-                question = answers(partial(ask_key, draft, choice.value), []).question
-                assert len(press(question, Key.HELP, Key.ENTER)[1]) == 2  # the keyboard has measured them
+def page_of(stage, **known):
+    draft = new_draft(stage, **known)
+    return page_question(draft, draft, run_page(stage))
 
 
 @pytest.mark.usefixtures("lab")
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_question_of_a_stage_fits_the_terminal_with_its_help(press, stage):
-    known = {} if stage in ("pretrain", "merge") else {"model": "checkpoints/base"}
-    visit = answers(partial(run_of_stage, stage, **known), [])
-    while visit.question.key != "review" and stage != "merge":
-        question = visit.question
-        press(question, Key.HELP, Key.ENTER)
-        visit.walk.answer(question.suggested)
-        while not isinstance(visit.walk.item, Question):
-            visit.walk.finish_effect(True)
-    press(visit.question, Key.HELP, Key.ENTER)
+def test_every_row_of_a_page_fits_the_terminal_with_its_help(press, stage):
+    page = page_of(stage, **({} if stage == "pretrain" else {"model": "checkpoints/base"}))
+    press(page, Key.TAB, Key.TAB, *[Key.DOWN] * len(page.form.rows), Key.HELP, Key.FINISH)  # the keyboard measures
 
 
 def test_the_plan_of_a_large_run_fits_the_terminal_with_its_question(press):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.wizard_answers import BACK, ENTER, Refused, answers, follow
+from support.wizard_answers import BACK, ENTER, STAY, Fill, Refused, answers, follow
 from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtures
 
 from llm_lab.recipe.files import read_recipe_file
@@ -24,7 +24,7 @@ from llm_lab.wizard.training_runs import run_of_stage
 pytestmark = pytest.mark.usefixtures("lab")
 
 MODEL = "checkpoints/base:"
-RUN = ["Continue to the plan", "Yes, start"]
+START = "Yes, start"
 UNLISTED = {"group", "resume", "talk", "after a run", "next steps"}  # reached from a run, not from a line of its own
 EXPORT, MEASURE = partial(run_of_stage, "export"), partial(run_of_stage, "eval")
 
@@ -102,17 +102,15 @@ def test_chat_opens_with_the_model_that_was_chosen():
 
 
 def test_a_run_is_measured_on_what_it_held_out():
-    answers(MEASURE, [MODEL, "the validation data of the run", "no, the defaults", "again", *RUN], execute=run_it)
+    answers(MEASURE, [MODEL, Fill({"name": "again"}), START], execute=run_it)
     assert results("again")["eval_loss"] == pytest.approx(results("base")["eval_loss"], rel=1e-5)
 
 
 def test_texts_and_prompts_are_named_changed_and_removed():
     Path("own.txt").write_text("Some words to predict, and then some more of them.\n" * 20)
-    prompts = ["outputs for prompts, scored", ENTER, "Done", []]
     visit = answers(MEASURE, [
-        MODEL, "the loss on texts", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
-        *prompts, "outputs for prompts, scored: builtin:word-problems", "remove it", ENTER, "no, the defaults", "own",
-        *RUN,
+        MODEL, "data", Refused("nowhere.txt", "nowhere.txt"), "own.txt", "no, continue",
+        "score", ENTER, "Done", "score", "remove it", Fill({"name": "own"}), START,
     ], execute=run_it)  # fmt: skip
     assert "exact_number × 1" in visit.texts()
     recipe = read_recipe_file(Path("checkpoints/own/recipe.yaml"))
@@ -151,15 +149,16 @@ def test_the_time_machine_asks_for_a_run_and_a_prompt():
 
 @pytest.mark.usefixtures("quick_verification")
 def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
-    keys = [MODEL, "gguf", "f32", "no, only on this machine", "no, the defaults", "file", *RUN]
-    visit = answers(EXPORT, keys, execute=run_it)
-    assert "a Llama file for llama.cpp, Ollama and LM Studio" in visit.texts()
+    changes = {"export.to": "gguf", "export.weights": "f32", "name": "file"}
+    visit = answers(EXPORT, [MODEL, Fill(changes), START], execute=run_it)
+    form = visit.questions[-2].form.row("export.to").question()
+    assert any("a Llama file for llama.cpp, Ollama and LM Studio" in choice.effect for choice in form.choices)
     assert [file.suffix for file in Path("checkpoints/file/gguf").iterdir() if file.suffix != ".md"] == [".gguf"]
 
 
 def test_a_repository_on_the_hub_is_named_as_owner_and_name():
-    repository = ["yes, to my repository", Refused("two words", '"two words" is not allowed.'), "me/mine", "yes"]
-    visit = answers(EXPORT, [MODEL, "hf", ENTER, *repository, "no, the defaults", "sent", *RUN])
+    wrong = Fill({"export.push": Refused("two words", '"two words" is not allowed.')}, STAY)
+    visit = answers(EXPORT, [MODEL, wrong, Fill({"export.push": "me/mine", "name": "sent"}), START])
     assert visit.effects[0].recipe["export"] == {"push": "me/mine"}
 
 
@@ -172,7 +171,7 @@ def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
     ):
         assert answers(checkpoints, [MODEL, line]).result.flow == flow
     exported = follow(answers(checkpoints, [MODEL, "Export it"]).result, [])
-    assert exported.question.key == "export.to"
+    assert exported.question.form.row("export.to")
     assert exported.question.screen.where == "base-export"
     visit = answers(checkpoints, [MODEL, "Chat", "Compare its checkpoints", "Replay its whole", "Back to the list"])
     path = "checkpoints/base"

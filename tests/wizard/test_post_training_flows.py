@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.recipe_keys import every_key
-from support.wizard_answers import BACK, ENTER, Refused, answers, ask, follow
+from support.wizard_answers import BACK, ENTER, STAY, Fill, Refused, answers, ask, follow, rows_of
 from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtures
 
 from llm_lab.estimate.machine import Machine, find_machine
@@ -16,38 +16,35 @@ from llm_lab.recipe.optimizers import TUNED
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
-from llm_lab.wizard import eval_and_export, training_runs
+from llm_lab.wizard import training_runs
+from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.questions import Next, OpenChat, Plan, StartRun
-from llm_lab.wizard.review import value_choices
 from llm_lab.wizard.run_questions import after_a_run
-from llm_lab.wizard.training_runs import advanced_paths, ask_advanced, askers_of, new_draft, own_keys, run_of_stage
+from llm_lab.wizard.training_runs import askers_of, new_draft, run_of_stage, run_page
 
 pytestmark = pytest.mark.usefixtures("lab")
 
 MODEL = "checkpoints/base:"
 POST_TRAINING = [stage for stage in STAGES if stage != "pretrain"]
 DATA = [ENTER, "no, continue"]
-RUN = ["Continue to the plan", "Yes, start"]
-STEPS = ["in steps", "2", "2"]
-HEAD = {"sft": ["yes"], "reward": [], "dpo": [ENTER, "sigmoid", ENTER]}
-LORA = ["LoRA: an", "all  ", "4", "8"]
+START = "Yes, start"
+TWO = {"name": "first", "optimizer.name": "adamw", "train.max_steps": "2", "train.per_device_train_batch_size": "2"}
+SHORT = {"lora": "all weights", **TWO}
+LORA = {"lora": "LoRA: an", "lora.preset": "all  ", "lora.r": "4", "lora.alpha": "8", **TWO}
 
 
 def flow(stage, **known):
     return partial(run_of_stage, stage, **known)
 
 
-def questions(stage, *, data=DATA, lora=("all weights",), score=("no",), name="first"):
-    """The answers from a stage's model to its review."""
-    options = [MODEL, *data, *lora, *HEAD[stage], "adamw", ENTER, *STEPS]
-    return [*options, *(() if stage == "reward" else score), "no, the defaults", name]
+def rollouts(stage):
+    own = {"grpo.num_generations": "2", "grpo.max_completion_length": "8"} if stage == "grpo" else {}
+    return {**own, **({"ppo.max_completion_length": "8"} if stage == "ppo" else {}), **SHORT}
 
 
-def rollouts(stage, *rewards):
-    own = {"grpo": ["2", "8", ENTER, ENTER], "ppo": ["8", ENTER, ENTER, ENTER]}[stage]
-    rows = "2     1 prompt" if stage == "grpo" else "2"
-    head = [MODEL, *DATA, *rewards, "Done", "all weights", *own, "adamw", ENTER]
-    return [*head, "in steps", "2", rows, "no", "no, the defaults", "first"]
+def without_scores(*steps):
+    """On the page: no held-out score, then further steps."""
+    return ["score", "no", *steps]
 
 
 def recipe_of(visit):
@@ -55,7 +52,7 @@ def recipe_of(visit):
 
 
 def test_sft_runs_and_leads_to_the_chat():
-    visit = answers(flow("sft"), [*questions("sft"), *RUN], execute=run_it)
+    visit = answers(flow("sft"), [MODEL, *DATA, *without_scores(Fill(SHORT)), START], execute=run_it)
     assert results("first")["step"] == 2
     for text in ("prompt/completion (columns: prompt,", "2,000 of 2,000 rows", "assistant: So "):
         assert text in visit.texts()
@@ -64,9 +61,9 @@ def test_sft_runs_and_leads_to_the_chat():
 
 
 def test_an_adapter_is_trained_and_merged():
-    visit = answers(flow("sft"), [*questions("sft", lora=LORA), *RUN], execute=run_it)
+    visit = answers(flow("sft"), [MODEL, *DATA, *without_scores(Fill(LORA)), START], execute=run_it)
     merge = follow(visit.result, ["Merge the adapter"]).result
-    assert follow(merge, [ENTER, *RUN], execute=run_it).result == Next("after a run", {"name": "first-merged"})
+    assert follow(merge, [ENTER, START], execute=run_it).result == Next("after a run", {"name": "first-merged"})
     recipe = read_recipe_file(Path("checkpoints/first/recipe.yaml"))
     assert (recipe["lora"]["preset"], recipe["lora"]["r"], recipe["lora"]["alpha"]) == ("all", 4, 8.0)
     assert results("first-merged")["relative_logit_difference"] < 1e-4
@@ -74,18 +71,18 @@ def test_an_adapter_is_trained_and_merged():
 
 
 def test_a_reward_model_leads_to_grpo_with_it_as_the_reward():
-    visit = answers(flow("reward"), [*questions("reward"), *RUN], execute=run_it)
+    visit = answers(flow("reward"), [MODEL, *DATA, Fill(SHORT), START], execute=run_it)
     assert results("first")["step"] == 2
     after = follow(visit.result, ["GRPO with it as the reward model"])
     assert "Chat with it" not in after.texts()
-    grpo = follow(after.result, [*DATA, "Add a reward model", "checkpoints/first", ENTER])
+    grpo = follow(after.result, [*DATA, "rewards", "Add a reward model", "checkpoints/first", ENTER])
     assert grpo.question.screen.title == "GRPO"
     assert grpo.question.screen.where == "base-grpo"
     assert [choice.text for choice in grpo.question.choices][:3] == ["Done, use these", *["checkpoints/first × 1"] * 2]
 
 
 def test_dpo_runs_from_preference_pairs():
-    visit = answers(flow("dpo"), [*questions("dpo"), *RUN], execute=run_it)
+    visit = answers(flow("dpo"), [MODEL, *DATA, *without_scores(Fill(SHORT)), START], execute=run_it)
     (plan,) = (question.screen.panel for question in visit.questions if isinstance(question.screen.panel, Plan))
     assert 1700 < plan.resolved.examples.training <= 1800  # of 2,000 rows, a tenth is held out
     assert results("first")["step"] == 2
@@ -94,8 +91,9 @@ def test_dpo_runs_from_preference_pairs():
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
 def test_rl_runs_with_a_sum_of_rewards(stage):
-    added = ["Add a built-in function", "length", "40", "0.5"]
-    visit = answers(flow(stage), [*rollouts(stage, *added), *RUN], execute=run_it)
+    added = ["rewards", "Add a built-in function", "length", "40", "0.5", "Done"]
+    keys = [MODEL, *DATA, *added, *without_scores(Fill(rollouts(stage))), START]
+    visit = answers(flow(stage), keys, execute=run_it)
     assert results("first")["step"] == 2
     rewards = read_recipe_file(Path("checkpoints/first/recipe.yaml"))["rewards"]
     assert rewards == [{"name": "exact_number", "weight": 1.0}, {"name": "length", "weight": 0.5, "length": 40}]
@@ -121,7 +119,7 @@ def test_columns_that_are_not_recognized_are_chosen():
     Path("small.jsonl").write_text('{"q": "Hi?"}\n')  # a column too few to choose from
     columns.insert(1, Refused("small.jsonl", "are not recognized: q"))
     data = [*columns, "good", "bad", "no, continue"]
-    visit = answers(flow("dpo"), [*questions("dpo", data=data), *RUN])
+    visit = answers(flow("dpo"), [MODEL, *data, *without_scores(ENTER), START])
     assert "q, good, bad" in visit.texts()
     assert "chosen: yes 0" in visit.texts()
     named = {"prompt": "q", "chosen": "good", "rejected": "bad"}
@@ -137,39 +135,38 @@ def test_rows_that_are_dropped_are_counted_by_reason():
 def test_several_sets_are_weighed_and_none_is_taken_twice():
     Path("mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
     data = [ENTER, "yes", Refused("builtin:word-problems", "data.1.path"), "mine.jsonl", "no, continue", "3", "1"]
-    visit = answers(flow("sft"), [*questions("sft", data=data), *RUN])
+    visit = answers(flow("sft"), [MODEL, *data, ENTER, START])
     assert [source["weight"] for source in recipe_of(visit)["data"]] == [3.0, 1.0]
 
 
 def test_four_bits_and_eight_bit_moments_say_that_they_need_cuda():
-    visit = answers(flow("sft"), [MODEL, *DATA, "all weights", ENTER])
+    form = answers(flow("sft"), [MODEL, *DATA]).question.form
+    optimizer = form.row("optimizer.name").question()
     if find_machine().best_device == "cpu":
-        lora = next(question for question in visit.questions if question.key == "lora")
-        assert "CUDA" in lora.problem("qlora")
-        assert next(c for c in visit.question.choices if c.value == "adamw_8bit").why_not
-    assert "(for pretraining only)" in visit.texts()
+        assert "CUDA" in form.row("lora").question().problem("qlora")
+        assert optimizer.problem("adamw_8bit")
+    assert "for pretraining only" in [choice.why_not for choice in optimizer.choices]
 
 
 def test_another_optimizer_offers_its_own_learning_rate():
-    visit = answers(flow("sft"), [MODEL, *DATA, "all weights", "yes", "lion"])
+    visit = answers(flow("sft"), [MODEL, *DATA, Fill({"optimizer.name": "lion"}, STAY)])
     assert "lion has its own scale: its learning rate is now 0.000128; for adamw it was 0.00064." in visit.texts()
 
 
 def test_choices_that_require_another_key_bring_it():
-    lora = ["LoRA: an", "custom", '["q_proj", "o_proj"]', ENTER, ENTER]
-    keys = [MODEL, *DATA, *lora, ENTER, "robust", ENTER, "adamw", ENTER, *STEPS, "no", "no, the defaults", "two", *RUN]
-    visit = answers(flow("dpo"), keys)
+    changes = {"lora": "LoRA: an", "lora.preset": "custom", "lora.target_modules": '["q_proj", "o_proj"]'}
+    visit = answers(flow("dpo"), [MODEL, *DATA, Fill({**changes, "dpo.loss_type": "robust"}), START])
     assert recipe_of(visit)["lora"] == {"preset": "custom", "target_modules": ["q_proj", "o_proj"]}
     assert recipe_of(visit)["dpo"] == {"loss_type": "robust", "label_smoothing": 0.1}
     assert "dpo.label_smoothing is now 0.1, because robust requires it." in visit.texts()
 
 
 def test_grpo_offers_only_rows_that_hold_whole_groups_and_refuses_others():
-    keys = [MODEL, *DATA, "Done", "all weights", "3", ENTER, ENTER, ENTER, "adamw", ENTER, "in steps", ENTER]
-    visit = answers(flow("grpo"), keys)
-    offered = [choice.value for choice in visit.question.choices if "outputs each" in choice.text]
-    assert offered == [3, 6, 9, 12, 18, 24, 36, 48]
-    answers(flow("grpo"), [*keys, "another number", Refused("4", "4: ")])
+    rows = "train.per_device_train_batch_size"
+    changes = {"grpo.num_generations": "3", rows: Refused("4", "4: ")}
+    form = answers(flow("grpo"), [MODEL, *DATA, Fill(changes, STAY)]).question.form
+    offered = [choice.value for choice in form.row(rows).question().choices if "outputs each" in choice.text]
+    assert offered == [str(rows) for rows in (3, 6, 9, 12, 18, 24, 36, 48)]
 
 
 def test_a_python_function_is_run_only_after_a_yes_to_its_path():
@@ -182,7 +179,8 @@ def test_a_python_function_is_run_only_after_a_yes_to_its_path():
         ENTER,
         "yes, I wrote",
     ]
-    visit = answers(flow("grpo"), [*rollouts("grpo", *function, Refused("0", "not a number other than 0"), "-2"), *RUN])
+    weight = [Refused("0", "not a number other than 0"), "-2", "Done"]
+    visit = answers(flow("grpo"), [MODEL, *DATA, "rewards", *function, *weight, ENTER, START])
     trust = next(question for question in visit.questions if question.key == "rewards.python.trusted")
     assert trust.suggested is False
     assert trust.help == str(Path("mine.py").resolve())
@@ -192,18 +190,18 @@ def test_a_python_function_is_run_only_after_a_yes_to_its_path():
 def test_rewards_are_changed_and_removed_and_at_least_one_stays():
     pattern = [Refused("(", "not a valid regular expression"), "[0-9]", ENTER]
     visit = answers(flow("ppo"), [
-        MODEL, *DATA, "exact_number", "Remove", Refused("done", "add at least one"), "Add a built-in", "regex",
-        *pattern, "regex", "Change its settings", "[1-9]",
+        MODEL, *DATA, "rewards", "exact_number", "Remove", Refused("done", "add at least one"), "Add a built-in",
+        "regex", *pattern, "regex", "Change its settings", "[1-9]",
     ])  # fmt: skip
     assert "regex (pattern [1-9]) × 1" in visit.texts()
 
 
 def test_held_out_prompts_can_be_named_and_switched_off():
     named = ["yes, other prompts", Refused("nosuch.jsonl", "nosuch.jsonl"), "builtin:sums"]
-    dpo = answers(flow("dpo"), [*questions("dpo", score=named), *RUN])
+    dpo = answers(flow("dpo"), [MODEL, *DATA, "score", *named, ENTER, START])
     assert "(the data has no prompts to score on)" in dpo.texts()
     assert recipe_of(dpo)["score"] == {"path": "builtin:sums"}
-    ppo = answers(flow("ppo"), [*rollouts("ppo"), "Save the recipe", "ppo.yaml", *RUN])
+    ppo = answers(flow("ppo"), [MODEL, *DATA, *without_scores("save", "ppo.yaml", ENTER, START)])
     assert recipe_of(ppo)["score"] is None
     Path("ppo.yaml").write_text(ppo.effects[0].text)
     saved = resolve(read_recipe_file(Path("ppo.yaml")))
@@ -212,43 +210,42 @@ def test_held_out_prompts_can_be_named_and_switched_off():
 
 def test_a_text_to_measure_forgetting_on_is_named_changed_and_removed():
     Path("general.txt").write_text("Some words that the model knows.\n" * 20)
-    asked = ["Measure what it forgets", Refused("nowhere.txt", "no such file"), "general.txt"]
-    changed = ["forgetting.threshold", "0.3", "forgetting.path", "builtin:stories"]
-    visit = answers(flow("sft"), [*questions("sft"), *asked, *changed, *RUN])
+    asked = ["forgetting", Refused("nowhere.txt", "no such file"), "general.txt"]
+    changed = [Fill({"forgetting.threshold": "0.3"}, "forgetting.path"), "builtin:stories"]
+    visit = answers(flow("sft"), [MODEL, *DATA, *asked, *changed, ENTER, START])
     assert recipe_of(visit)["forgetting"] == {"path": "builtin:stories", "threshold": 0.3}
-    assert "forgetting" not in recipe_of(answers(flow("sft"), [*questions("sft"), *asked, "forgetting.path", "", *RUN]))
+    removed = answers(flow("sft"), [MODEL, *DATA, *asked, "forgetting", "", ENTER, START])
+    assert "forgetting" not in recipe_of(removed)
 
 
 def test_an_adapter_of_defaults_is_saved_as_one():
-    lora = ["LoRA: an", ENTER, ENTER, ENTER]
-    visit = answers(flow("sft"), [*questions("sft", lora=lora), "Save the recipe", "sft.yaml"])
+    visit = answers(flow("sft"), [MODEL, *DATA, Fill({"lora": "LoRA: an"}, "save"), "sft.yaml"])
     Path("sft.yaml").write_text(visit.effects[0].text)
     assert resolve(read_recipe_file(Path("sft.yaml"))).recipe.lora.r == 8
 
 
-def test_the_review_leads_to_every_question_that_is_more_than_a_key():
+def test_the_page_leads_to_every_question_that_is_more_than_a_key():
+    rows = {"grpo.num_generations": "2", "train.per_device_train_batch_size": "2", "train.max_steps": "2"}
     visit = answers(flow("grpo"), [
-        *rollouts("grpo"),
-        "Change the rewards", "exact_number", "Change its weight", "2", "Done",
-        "Change the held-out score", "yes, prompts held out",
-        "Choose between all weights", "LoRA: an", ENTER, ENTER, ENTER,
-        "train.max_steps", "in epochs", "2",
-        "grpo.num_generations", "3",
-        "score.rewards.0.name", "exact_number", "Change its weight", "3", "Done",
-        "model.checkpoint", MODEL,
-        *RUN,
+        MODEL, *DATA,
+        Fill(rows, "rewards"), "exact_number", "Change its weight", "2", "Done",
+        "score", "yes, prompts held out",
+        Fill({"lora": "LoRA: an", "train.num_train_epochs": "2", "grpo.num_generations": "3"}, "score.rewards.0.name"),
+        "exact_number", "Change its weight", "3", "Done",
+        "model", MODEL,
+        ENTER, START,
     ])  # fmt: skip
     recipe = recipe_of(visit)
     assert recipe["rewards"] == [{"name": "exact_number", "weight": 2.0}]
     assert recipe["score"] == {"prompts": 100, "rewards": [{"name": "exact_number", "weight": 3.0}]}
     assert recipe["lora"] == {"preset": "minimal"}
-    assert recipe["train"] == {"num_train_epochs": 2.0}  # two rows hold no group of three answers
+    assert recipe["train"] == {"num_train_epochs": 2}  # not in steps; two rows hold no group of three answers
     assert recipe["grpo"]["num_generations"] == 3
 
 
-def test_going_back_leads_through_the_questions_to_the_first():
-    visit = answers(flow("sft"), [MODEL, *DATA, "all weights", "no", *[BACK] * 5])
-    assert visit.keys[-5:] == ["sft.assistant_only_loss", "lora", "data.1", "data.0.path", "model.checkpoint"]
+def test_going_back_leads_from_the_page_to_the_questions_before_it():
+    visit = answers(flow("sft"), [MODEL, *DATA, "score", "no", *[BACK] * 3])
+    assert visit.keys[-4:] == ["settings", "data.1", "data.0.path", "model.checkpoint"]
 
 
 def drafts_of(stage):
@@ -270,26 +267,12 @@ def drafts_of(stage):
 
 
 @pytest.mark.parametrize("stage", POST_TRAINING)
-def test_every_question_of_a_stage_is_reachable_in_the_review(stage):
-    lines = [choice.value for draft in drafts_of(stage) for choice in value_choices(draft)]
-    reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
+def test_every_question_of_a_stage_is_on_its_page(stage):
+    page = run_page(stage)
+    rows = [row for draft in drafts_of(stage) for row in rows_of(page_question(draft, draft, page))]
+    reachable = {".".join(step for step in row.key.split(".") if not step.isdigit()) for row in rows}
     asked = {key.path for key in every_key(STAGES[stage].recipe) if key.question}
     assert asked <= reachable
-
-
-@pytest.mark.parametrize("stage", POST_TRAINING)
-def test_every_question_of_a_stage_is_asked_or_among_the_advanced_settings(stage):
-    own = own_keys(stage) if STAGES[stage].trains else eval_and_export.ASKED
-    asked = (*training_runs.ASKED, *own, "data.path")
-    found = {path for draft in drafts_of(stage) for paths in advanced_paths(draft, asked).values() for path in paths}
-    assert {key.path for key in every_key(STAGES[stage].recipe) if key.question} <= {*asked, *found}
-
-
-def test_advanced_settings_are_asked_by_group():
-    draft = new_draft("sft", model="checkpoints/base")
-    keys = ["Advanced SFT settings (1)", "yes", "no, continue"]
-    answered, _ = ask(draft, ask_advanced, keys, asked=(*training_runs.ASKED, *own_keys("sft")), askers={})
-    assert answered.raw["sft"] == {"packing": True}
 
 
 def test_a_second_model_is_chosen_from_the_runs_or_left_open():
@@ -322,9 +305,9 @@ def test_where_all_weights_do_not_fit_an_adapter_is_suggested_and_all_weights_st
     small = Machine((), "a CPU", 8, 7 * 2**30, True, False)
     monkeypatch.setattr(training_runs, "find_machine", lambda: small)
     draft = new_draft("sft", model="HuggingFaceTB/SmolLM2-360M")
-    answered, visit = ask(draft, training_runs.ask_lora, [ENTER, ENTER, ENTER, ENTER])
-    assert answered.raw["lora"] is not None
-    assert "Does not fit: about" in visit.texts()
-    answered, _ = ask(draft, training_runs.ask_lora, ["all weights"])
+    question = training_runs.lora_question(draft)
+    assert question.suggested != "all"
+    assert "Does not fit: about" in question.choices[0].effect
+    answered = training_runs.change(draft, "lora", "all")
     assert answered.raw["lora"] is None
     assert "lora" in answered.raw

@@ -1,30 +1,32 @@
-"""Pretrain in the wizard: its questions, the review, the saved recipe, and the run."""
+"""Pretrain in the wizard: its questions, the page of settings, the saved recipe, and the run."""
 
+import shlex
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import write_text
 from support.recipe_keys import every_key
-from support.wizard_answers import BACK, ENTER, Refused, answers
+from support.wizard_answers import BACK, ENTER, STAY, Fill, Refused, answers
 from support.wizard_lab import results, run_it
 
 from llm_lab.estimate.machine import find_machine
-from llm_lab.recipe.files import read_recipe_file
+from llm_lab.recipe.files import apply_overrides, read_recipe_file
 from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
-from llm_lab.wizard.questions import ShowTokens, StartRun, WriteRecipe
-from llm_lab.wizard.review import value_choices
-from llm_lab.wizard.training_runs import new_draft, run_of_stage
+from llm_lab.wizard.draft_page import page_question
+from llm_lab.wizard.questions import UNSET, ShowTokens, StartRun, WriteRecipe
+from llm_lab.wizard.training_runs import new_draft, run_of_stage, run_page
 
 PRETRAIN = partial(run_of_stage, "pretrain")
 TO_TEXTS = ["a preset size", "nano"]
 TEXT = ["text.txt", "no, continue"]
-KEYS = ["adamw", ENTER, "cosine", "32", "2", "4", "first"]
-TO_REVIEW = [*TO_TEXTS, *TEXT, "bytes", *KEYS]
-START = ["Continue to the plan", "Yes, start"]
+SHORT = {"optimizer.name": "adamw", "train.max_length": "32", "train.per_device_train_batch_size": "2"}
+SHORT |= {"train.max_steps": "4", "name": "first"}
+TO_PAGE = [*TO_TEXTS, *TEXT]
+START = [ENTER, "Yes, start"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,41 +38,48 @@ def started(visit):
     return [effect.recipe for effect in visit.effects if isinstance(effect, StartRun)]
 
 
+def row(question, key):
+    return question.form.row(key)
+
+
 def test_pretraining_runs_and_leads_to_its_next_steps():
-    visit = answers(PRETRAIN, [*TO_REVIEW, *START], execute=run_it)
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill(SHORT), "Yes, start"], execute=run_it)
     assert results("first")["train_tokens"] == 4 * 2 * 32
     assert (visit.result.flow, visit.result.arguments) == ("after a run", {"name": "first"})
 
 
-def test_the_questions_come_in_order_and_lead_back_to_the_first():
-    visit = answers(PRETRAIN, [*TO_REVIEW, *[BACK] * len(TO_REVIEW)])
-    there = visit.keys[: len(TO_REVIEW)]
-    assert there == [
-        "model", "model.size", "data.0.path", "data.1", "tokenizer", "optimizer.name", "optimizer.learning_rate",
-        "scheduler.name", "train.max_length", "train.per_device_train_batch_size", "train.max_steps", "name",
-    ]  # fmt: skip
-    assert visit.keys[len(TO_REVIEW) + 1 :] == there[::-1]
+def test_after_the_model_and_the_data_one_page_leads_to_the_plan():
+    visit = answers(PRETRAIN, [*TO_PAGE, ENTER, *[BACK] * 5])
+    there = ["model", "model.size", "data.0.path", "data.1", "settings", "start"]
+    assert visit.keys == [*there, *there[-2::-1]]
 
 
-def test_answers_are_kept_on_the_way_back_and_forward():
-    visit = answers(PRETRAIN, [*TO_REVIEW, *[BACK] * 6, *[ENTER] * 6, *START])
-    assert started(visit) == [started(answers(PRETRAIN, [*TO_REVIEW, *START]))[0]]
+def test_the_answers_of_a_page_are_kept_on_the_way_back_and_forward():
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill(SHORT, STAY), BACK, BACK, ENTER, ENTER, *START])
+    assert started(visit) == started(answers(PRETRAIN, [*TO_PAGE, Fill(SHORT), "Yes, start"]))
 
 
-def test_the_review_shows_where_every_value_comes_from_and_changes_any():
+def test_changes_of_a_page_follow_another_answer_before_it():
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill(SHORT, STAY), BACK, BACK, BACK, "micro", ENTER, ENTER, *START])
+    assert started(visit)[0]["model"] == {"size": "micro"}
+    assert started(visit)[0]["train"]["max_steps"] == 4
+
+
+def test_the_page_shows_where_every_value_comes_from_and_changes_any():
+    changes = {
+        "train.max_steps": "40",  # a number
+        "model.attention": "mha",  # a choice
+        "train.gradient_checkpointing": "yes",  # yes or no
+        "model.hidden_size": "64",  # a number with suggestions
+        "optimizer.name": "adamw",
+        "optimizer.betas": "[0.8, 0.99]",  # a list
+        "samples.prompts": '["Once"]',
+        "model.sliding_window": "8",  # a value that may be missing
+        "scheduler.min_ratio": "0.2",
+    }
     visit = answers(PRETRAIN, [
-        *TO_REVIEW,
-        "train.max_steps", "40",  # a number
-        "model.attention ", "mha",  # a choice
-        "train.gradient_checkpointing", "yes",  # yes or no
-        "model.hidden_size", "64 ",  # a number from a list
-        "optimizer.betas", "[0.8, 0.99]",  # a list
-        "samples.prompts", '["Once"]',
-        "model.sliding_window", "8",  # a value that may be missing
-        "model.sliding_window", "",
-        "tokenizer", "a BPE", "300",
-        "data.0.path", "builtin:stories", "no, continue",
-        "Continue to the plan", "No, go back", *START,
+        *TO_PAGE, Fill(changes, "tokenizer"), "a BPE", "300", Fill({"model.sliding_window": ""}, "data"),
+        "builtin:stories", "no, continue", ENTER, "No, go back", *START,
     ])  # fmt: skip
     (recipe,) = started(visit)
     resolved = resolve(recipe, machine=find_machine())
@@ -85,57 +94,79 @@ def test_the_review_shows_where_every_value_comes_from_and_changes_any():
     assert values["model"]["sliding_window"] is None
     assert values["tokenizer"] == {"bpe": 300}
     assert values["data"][0]["path"] == "builtin:stories"
-    lines = [choice.text for choice in visit.questions[len(TO_REVIEW)].choices]
-    for origin in ("answer", "default", "derived: "):
-        assert any(origin in line for line in lines)
+    page = visit.questions[-2]
+    origins = [row(page, key).origin for key in ("train.max_steps", "seed", "train.eval_steps")]
+    assert origins == ["yours", "default", "derived"]
 
 
-def test_going_back_in_the_review_undoes_the_last_change():
-    visit = answers(PRETRAIN, [*TO_REVIEW, "train.max_steps", "40", BACK, BACK])
-    line = next(choice.text for choice in visit.question.choices if choice.value == "train.max_steps")
-    assert " 4 " in line
-    assert visit.question.suggested == "train.max_steps"
+def test_a_flow_within_a_page_returns_to_it_and_back_from_there_is_the_page_before():
+    changed = Fill({"train.max_steps": "40"}, "tokenizer")
+    visit = answers(PRETRAIN, [*TO_PAGE, changed, BACK, "tokenizer", "a BPE", "300", BACK])
+    assert visit.questions[-2].form.changes == {"train": {"max_steps": 40}, "tokenizer": {"bpe": 300}}
+    assert visit.question.key == "data.1"
 
 
-def test_a_mistake_is_shown_in_the_review_until_it_is_fixed():
-    visit = answers(PRETRAIN, [*TO_REVIEW, "model.hidden_size", "another number", Refused("33", "33: ")])
-    assert visit.question.key == "model.hidden_size"
+def test_finishing_takes_the_defaults_of_all_that_is_left_and_leads_to_the_plan():
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "40"}, "tokenizer"), "a BPE"])
+    assert visit.question.can_finish
+    visit.walk.finish()
+    visit.walk.finish_effect(None)
+    assert visit.question.key == "start"
+    values = visit.question.screen.panel.resolved.values
+    assert (values["tokenizer"], values["train"]["max_steps"]) == ({"bpe": 4096}, 40)
 
 
-def test_the_optimizer_is_changed_in_the_review_with_all_its_keys():
-    visit = answers(PRETRAIN, [*TO_REVIEW, "optimizer.betas", "[0.8, 0.9]", "optimizer.name", "muon", *START])
-    assert started(visit)[0]["optimizer"] == {"name": "muon"}
-    assert "muon has its own scale" in visit.texts()
+def test_a_value_is_set_back_to_what_it_was_without_an_answer():
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "40", "optimizer.learning_rate": "0.5"}, STAY)])
+    back = visit.question.form.change("optimizer.learning_rate", "").form
+    back = back.change("train.max_steps", UNSET).form
+    assert back.changes == {}
+    assert [back.row(key).origin for key in ("train.max_steps", "optimizer.learning_rate")] == ["derived", "default"]
+    assert "Empty: 0.02 (default)." in back.row("optimizer.learning_rate").question().allowed
+
+
+def test_a_wrong_value_is_refused_with_the_reason():
+    answers(PRETRAIN, [*TO_PAGE, Fill({"model.hidden_size": Refused("33", "33: ")}, STAY)])
+
+
+def test_the_optimizer_is_changed_with_all_its_keys():
+    visit = answers(
+        PRETRAIN, [*TO_PAGE, Fill({"optimizer.adamw_betas": "[0.8, 0.9]", "optimizer.name": "lion"}), "Yes"]
+    )
+    assert started(visit)[0]["optimizer"] == {"name": "lion"}
+    assert "lion has its own scale: its learning rate is now 0.0002; for muon it was 0.02." in visit.texts()
 
 
 def test_a_run_that_this_machine_can_not_do_is_not_started_but_saved():
     if find_machine().cuda_problem is None:
         pytest.skip("this machine has a GPU")
-    visit = answers(PRETRAIN, [*TO_REVIEW, "device", "cuda", Refused("start", "this machine"), "Save the", "a"])
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill({"device": "cuda"}, Refused("start", "this machine")), "save", "a"])
     assert [type(effect) for effect in visit.effects] == [WriteRecipe]
 
 
-def test_a_saved_recipe_replays_to_the_same_values():
-    visit = answers(PRETRAIN, [*TO_REVIEW, "Save the recipe", "mine", *START])
+def test_a_saved_recipe_and_the_command_in_the_footer_replay_to_the_same_values():
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill(SHORT, "save"), "mine", *START])
     saved = visit.effects[0]
     saved.path.write_text(saved.text)
     assert saved.path == Path("mine.yaml")
     machine = find_machine()
-    assert resolve(read_recipe_file(saved.path), machine=machine).values == (
-        resolve(started(visit)[0], machine=machine).values
-    )
+    values = resolve(started(visit)[0], machine=machine).values
+    assert resolve(read_recipe_file(saved.path), machine=machine).values == values
+    llm_lab, new, stage, *overrides = shlex.split(visit.questions[-2].form.command)
+    assert (llm_lab, new) == ("llm-lab", "new")
+    assert resolve(apply_overrides({"stage": stage}, overrides)[0], machine=machine).values == values
 
 
 def test_a_recipe_is_not_saved_over_another():
     Path("old.yaml").write_text("stage: pretrain\n")
-    save = [*TO_REVIEW, "Save the recipe", Refused("old.yaml", "already exists"), Refused("old", "already exists")]
+    save = [*TO_PAGE, "save", Refused("old.yaml", "already exists"), Refused("old", "already exists")]
     answers(PRETRAIN, [*save, Refused("no/such/old.yaml", "There is no folder"), Refused(" ", "required")])
 
 
-def test_the_data_are_shown_as_tokens_and_the_review_comes_back():
-    visit = answers(PRETRAIN, [*TO_REVIEW, "Look at the data as tokens"])
+def test_the_data_are_shown_as_tokens_and_the_page_comes_back():
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "4"}, "xray")])
     assert [type(effect) for effect in visit.effects] == [ShowTokens]
-    assert visit.question.key == "review"
+    assert visit.question.form.changes == {"train": {"max_steps": 4}}
 
 
 def test_a_text_that_does_not_exist_is_refused():
@@ -146,7 +177,7 @@ def test_several_texts_are_weighed_and_none_is_taken_twice():
     write_text("more.txt", seed=1)
     visit = answers(PRETRAIN, [
         *TO_TEXTS, "text.txt", "yes", Refused("text.txt", "data.1.path"), "more.txt", "no, continue",
-        Refused("0", "not a number above 0"), "2", ENTER, "bytes", *KEYS, *START,
+        Refused("0", "not a number above 0"), "2", ENTER, *START,
     ])  # fmt: skip
     sources = [(source["path"], source["weight"]) for source in started(visit)[0]["data"]]
     assert sources == [("text.txt", 2.0), ("more.txt", 1.0)]
@@ -154,7 +185,7 @@ def test_several_texts_are_weighed_and_none_is_taken_twice():
 
 def test_a_set_on_the_hub_can_be_streamed():
     visit = answers(PRETRAIN, [
-        *TO_TEXTS, "owner/name", "sample", "text", "yes", "no, continue", "bytes", *KEYS, *START,
+        *TO_TEXTS, "owner/name", "sample", "text", "yes", "no, continue", *START,
     ])  # fmt: skip
     assert started(visit)[0]["data"] == [
         {"path": "owner/name", "subset": "sample", "text_column": "text", "streaming": True}
@@ -171,15 +202,15 @@ def test_a_config_or_a_checkpoint_is_named_and_what_does_not_exist_is_refused():
     named = answers(PRETRAIN, ["another config.json", Refused("./no/such", "does not exist"), "owner/name"])
     assert named.question.key == "data.0.path"
     continued = answers(PRETRAIN, ["continue from another model", "owner/name", *TEXT])
-    assert continued.question.key == "optimizer.name"  # the tokenizer is the checkpoint's own
+    assert row(continued.question, "tokenizer").value == "owner/name"  # the checkpoint's own
 
 
-def test_every_key_with_a_question_is_reachable_in_the_review():
-    draft = new_draft("pretrain")
+def test_every_key_with_a_question_is_on_the_page():
+    draft, page = new_draft("pretrain"), run_page("pretrain")
     drafts = [draft, draft.with_answer("model.position_embedding", "yarn")]
     drafts += [draft.with_answer("optimizer.name", name) for name in OPTIMIZERS]
     drafts += [draft.with_answer("scheduler.name", name) for name in SCHEDULERS]
     drafts.append(draft.with_answer("score", {"path": "builtin:sums"}))
-    lines = [choice.value for each in drafts for choice in value_choices(each)]
-    reachable = {".".join(step for step in line.split(".") if not step.isdigit()) for line in lines}
+    rows = [row.key for each in drafts for row in page_question(each, each, page).form.rows]
+    reachable = {".".join(step for step in key.split(".") if not step.isdigit()) for key in rows}
     assert {key.path for key in every_key(STAGES["pretrain"].recipe) if key.question} <= reachable

@@ -11,7 +11,7 @@ from conftest import write_text
 
 WIZARD = [sys.executable, "-m", "llm_lab"]
 TAKES_KEYS = "\x1b[?2004h"  # what a prompt sends once it reads keys itself
-ENTER, DOWN, ESCAPE, END_OF_INPUT = "\r", "\x1b[B", "\x1b", "\x04"
+ENTER, DOWN, RIGHT, ESCAPE, FINISH, END_OF_INPUT = "\r", "\x1b[B", "\x1b[C", "\x1b", "\x06", "\x04"
 
 
 class Terminal:
@@ -59,15 +59,10 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at("model.size:", ENTER)
     here.at("data.0.path:", "text.txt", ENTER)
     here.at("Add another dataset", ENTER)
-    here.at("Which tokenizer?", ENTER)
-    here.at("optimizer.name:", DOWN, ENTER)
-    here.at("optimizer.learning_rate:", ENTER)
-    here.at("scheduler.name:", ENTER)
-    here.at("train.max_length:", "32", ENTER)
-    here.at("train.per_device_train_batch_size:", "2", ENTER)
-    here.at("train.max_steps:", "10", ENTER)
-    here.at("name:", "first", ENTER)
-    here.at("Review", ENTER)
+    name = (DOWN, "first", ENTER)
+    optimizer = (*[DOWN] * 4, RIGHT)
+    numbers = (*[DOWN] * 3, "32", ENTER, DOWN, "2", ENTER, DOWN, "10", ENTER)
+    here.at("[Continue to the plan]", *name, *optimizer, *numbers, FINISH)
     here.at("Start now?", ENTER)
     here.at("Preparing")
     here.at("Done: checkpoints/first/")

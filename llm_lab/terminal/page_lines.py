@@ -1,0 +1,323 @@
+"""The lines of a page on the screen: title and costs, the rows, then help, the equal command and the keys."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from llm_lab.wizard.questions import UNSET, Question, Row, same
+
+from .console import one_line
+from .page_state import ACTIONS, MORE, FormPage
+
+WIDE = 120  # columns from which the help is next to the page
+SIDE_COLUMNS = 44
+LEAST_ROWS = 4
+MOST_ABOUT = 3
+USUAL_ROWS = 13  # that the numbers leave for the rows
+BOTTOM_LINES = 6
+TITLES = {"essentials": "", "yours": "your values", "all": "all values"}
+Fragment = tuple[str, str]  # (style, text)
+Lines = list[list[Fragment]]
+
+
+@dataclass
+class Place:
+    """Where a value is being typed: the row, and its position on the screen."""
+
+    row: Row | None = None
+    line: int = 0
+    column: int = 0
+
+
+def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
+    """Return the lines of the screen; note where the value that is being typed is."""
+    columns -= 1  # nothing is written into the last column, where some terminals wrap
+    top = _top(page, columns, rows)
+    bottom = _bottom(page, columns, wide=columns + 1 >= WIDE)
+    room = max(LEAST_ROWS, rows - len(top) - len(bottom))
+    if page.show_recipe:
+        return [*top, *_recipe(page, columns, room), *bottom]
+    if columns + 1 < WIDE:
+        body, at = _scrolled(*_list(page, columns), room)
+        place.line, place.column = len(top) + at, _value_column(page, columns)
+        return [*top, *body, *bottom]
+    left = columns - SIDE_COLUMNS - 3
+    body, at = _scrolled(*_list(page, left), room)
+    place.line, place.column = len(top) + at, _value_column(page, left)
+    side = _side(page, SIDE_COLUMNS)[:room]
+    side += [[("", "")]] * (room - len(side))
+    return [*top, *(_next_to(line, right, left) for line, right in zip(body, side, strict=True)), *bottom]
+
+
+def _next_to(line: list[Fragment], right: list[Fragment], columns: int) -> list[Fragment]:
+    used = sum(_width(text) for _, text in line)
+    return [*line, ("", " " * max(0, columns - used)), ("class:dim", " │ "), *right]
+
+
+def _top(page: FormPage, columns: int, rows: int) -> Lines:
+    """Return the title, the costs, what is wrong, and what the last change did."""
+    screen = page.question.screen
+    names = ["LLM Lab", *(one_line(text) for text in (screen.title, screen.where, _view_title(page)) if text)]
+    title = _fit(" · ".join(names[1:]), columns - len(names[0]) - 4)
+    rule = "─" * max(0, columns - len(names[0]) - 3 - _width(title) - 1)
+    lines: Lines = [[("class:title", names[0]), ("", f" · {title} "), ("class:dim", rule)]]
+    said = [(line.text, f"class:{line.style}") for line in screen.lines]
+    said += [(page.question.notice, "class:warn")] if page.question.notice else []
+    notes = [[(style, part)] for text, style in said for part in _wrap(text, columns)]
+    free = rows - BOTTOM_LINES - 1 - len(notes)
+    numbers = page.numbers(page.question, columns, max(1, free - min(USUAL_ROWS, len(page.rows()) + 4)))
+    return [*lines, *numbers, *notes[:6]]
+
+
+def _view_title(page: FormPage) -> str:
+    if page.show_recipe:
+        return "recipe"
+    return f'filter "{page.filter}"' if page.filter is not None else TITLES.get(page.view, page.view)
+
+
+def _list(page: FormPage, columns: int) -> tuple[Lines, int]:
+    """Return the actions, the rows under their headings, and the further sections; and the line that is pointed at."""
+    lines = _bar(page, ACTIONS, [choice.text for choice in page.form.actions], page.action, columns)
+    at, section = 0, ""
+    widths = _columns_of(page, columns)
+    rows = page.rows()
+    if not rows:
+        text = "No value was chosen by you." if page.view == "yours" else "Nothing contains this text."
+        lines += [[("", "")], [("class:dim", f"  {text}")]]
+    for row in rows:
+        if row.section != section:
+            section = row.section
+            lines.append(_heading(section, page.form.sections.get(section, ""), columns))
+        if row.key == page.at:
+            at = len(lines)
+        lines.append(_row_line(page, row, widths))
+    if MORE in page.places():
+        lines.append(_heading("All settings, by group", "", columns))
+        if page.at == MORE:
+            at = len(lines)
+        lines += _bar(page, MORE, page.sections, page.section, columns)
+    return lines, at
+
+
+def _heading(name: str, about: str, columns: int) -> list[Fragment]:
+    shown = _fit(one_line(about), columns - len(name) - 4)
+    return [("class:heading", f" {name}"), ("class:dim", f"  {shown}" if shown else "")]
+
+
+def _bar(page: FormPage, place: str, names: list[str], at: int, columns: int) -> Lines:
+    """Return names next to each other, wrapped between them; the chosen one is marked."""
+    pointed = page.at == place
+    lines: Lines = [[_pointer(pointed)]]
+    used = 2
+    for number, name in enumerate(names):
+        chosen = number == at
+        text = f"[{name}]" if chosen else f" {name} "
+        if used + len(text) > columns and used > 2:
+            lines.append([("", "  ")])
+            used = 2
+        style = "class:pointed" if chosen and pointed else "class:bar" if chosen else "class:dim" if not pointed else ""
+        lines[-1].append((style, text))
+        used += len(text)
+    return lines
+
+
+def _pointer(pointed: bool) -> Fragment:
+    return ("class:accent", "» ") if pointed else ("", "  ")
+
+
+def _columns_of(page: FormPage, columns: int) -> tuple[int, int, int]:
+    """Return the widths of label, value and origin."""
+    rows = page.rows()
+    label = max((_width(row.label) for row in rows), default=0)
+    label = min(label, columns // 2 - 4)
+    longest = max((_width(row.value) for row in rows), default=0) + 4
+    rest = columns - 2 - label - 2
+    value = min(max(longest, 10), max(rest // 2, 12))
+    return label, value, max(0, rest - value - 1)
+
+
+def _value_column(page: FormPage, columns: int) -> int:
+    return 2 + _columns_of(page, columns)[0] + 2
+
+
+def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fragment]:
+    label, value, rest = widths
+    pointed = row.key == page.at
+    shown, origin = _value_of(row, pointed), f"{row.origin}: {one_line(row.reason)}" if row.reason else row.origin
+    if _width(shown) > value:  # the reason gives way to the value
+        room = value + rest - len(row.origin) - 1
+        shown, origin = _cut(shown, max(value, room)), row.origin
+        value, rest = max(value, min(room, _width(shown))), len(row.origin)
+    style = {"yours": "class:accent", "default": "class:dim", "derived": ""}.get(row.origin, "")
+    return [
+        _pointer(pointed),
+        ("class:pointed" if pointed else "", _pad(_cut(row.label, label), label)),
+        ("", "  "),
+        (style, _pad(shown, value)),
+        ("", " "),
+        (style, _fit(origin, rest)),
+    ]
+
+
+def _value_of(row: Row, pointed: bool) -> str:
+    value = one_line(row.value)
+    if not pointed or row.question is None:
+        return f"{value} ..." if row.question is None and pointed else value
+    return f"‹ {value} ›" if row.question().choices else value
+
+
+def _scrolled(lines: Lines, at: int, room: int) -> tuple[Lines, int]:
+    """Return as many lines as there is room for, with the pointed one among them, and where that is."""
+    first = max(0, min(at - room // 2, len(lines) - room))
+    shown = lines[first : first + room]
+    if first > 0:
+        shown[0] = [("class:dim", f"  ↑ {first + 1} more lines")]
+    if first + room < len(lines):
+        shown[-1] = [("class:dim", f"  ↓ {len(lines) - first - room + 1} more lines")]
+    return shown + [[("", "")]] * (room - len(shown)), at - first
+
+
+def _bottom(page: FormPage, columns: int, *, wide: bool) -> Lines:
+    """Return the help of the row (next to the page where it is wide), the equal command and the keys."""
+    lines: Lines = [[("class:dim", "─" * columns)]]
+    if page.trouble:
+        lines += [[("class:bad", line)] for line in _wrap(page.trouble, columns)[:3]]
+    elif page.show_help and not wide:
+        lines += [[("class:help", line)] for text in help_texts(page) for line in _wrap(text, columns)]
+    elif not wide:
+        about = [(style, line) for style, text in _about(page) for line in _wrap(text, columns)][:MOST_ABOUT]
+        lines += [[fragment] for fragment in about] + [[("", "")]] * (2 - len(about))
+    lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - 2))])
+    keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "Tab yours/all", "/ filter"]
+    keys += ["Ctrl-R recipe", "? help", "Esc back"]
+    if page.show_recipe:
+        keys = ["↑↓ scroll", "Esc back to the page"]
+    return [*lines, *([("class:dim", line)] for line in _wrap_keys(keys, columns))]
+
+
+def _finish(page: FormPage) -> str:
+    return {"start": "to the plan"}.get(page.form.actions[0].value, "finish")
+
+
+def _wrap_keys(keys: list[str], columns: int) -> list[str]:
+    lines = [""]
+    for key in keys:
+        joined = f"{lines[-1]} · {key}" if lines[-1] else key
+        if len(joined) > columns:
+            lines.append(key)
+        else:
+            lines[-1] = joined
+    return lines
+
+
+def _about(page: FormPage) -> list[Fragment]:
+    """Return what the pointed line is about: (style, text)."""
+    row = page.row
+    if row is None:
+        choices = page.form.actions
+        why_not = choices[page.action].why_not if page.at == ACTIONS else None
+        return [("class:bad", f"Not possible: {why_not}.")] if why_not else []
+    reason = f" ({row.reason})" if row.reason else ""
+    found = [("class:help", row.help), ("class:dim", f"{row.origin}: {one_line(row.value)}{reason}")]
+    if row.question is not None:
+        question = row.question()
+        choice = next((choice for choice in question.choices if same(choice.value, question.default)), None)
+        about = choice.effect or choice.text if choice else question.allowed
+        found.append(("class:dim", one_line(about)))
+    return found
+
+
+def help_texts(page: FormPage) -> list[str]:
+    """Return the longer help of the pointed row, or of the page."""
+    row = page.row
+    if row is None or row.question is None:
+        return [*([row.help] if row else []), *page.question.why.splitlines()]
+    question = row.question()
+    return [question.text, *question.why.splitlines(), question.allowed]
+
+
+def _side(page: FormPage, columns: int) -> Lines:
+    """Return the panel next to the page: what the row means, its choices with their effects, and why."""
+    row = page.row
+    if row is None or row.question is None:
+        lines: Lines = [[(style, line)] for style, text in _about(page) for line in _wrap(text, columns)]
+        return lines + [[("", line)] for text in page.question.why.splitlines() for line in _wrap(text, columns)]
+    question = row.question()
+    lines = [[("class:heading", line)] for line in _wrap(question.text, columns)]
+    lines += [[("class:help", line)] for line in _wrap(row.help, columns)]
+    origin = f"{row.origin}: {row.reason}" if row.reason else row.origin
+    lines += [[("", line)] for line in _wrap(f"Now {one_line(row.value)} ({origin}).", columns)]
+    lines += _choice_lines(question, columns)
+    texts = [*question.why.splitlines()[1:], question.allowed]
+    return lines + [[("class:dim", line)] for text in texts if text for line in ["", *_wrap(text, columns)]]
+
+
+def _choice_lines(question: Question, columns: int) -> Lines:
+    lines: Lines = []
+    for choice in question.choices:
+        now = same(choice.value, question.default)
+        style = "class:accent" if now else "class:dim" if choice.why_not else ""
+        text = " ".join(choice.text.split())
+        text = f"{text} (not possible: {choice.why_not})" if choice.why_not else text
+        for number, part in enumerate(_wrap(one_line(text), columns - 2)):
+            lines.append([(style, ("» " if now else "- ") if number == 0 else "  "), (style, part)])
+        if choice.effect and choice.value != UNSET:
+            lines += [[("class:dim", f"  {part}")] for part in _wrap(one_line(choice.effect), columns - 2)]
+    return [[("", "")], *lines] if lines else []
+
+
+def _recipe(page: FormPage, columns: int, room: int) -> Lines:
+    text = page.form.recipe() if page.form.recipe else ""
+    lines = [_cut_at_word(one_line(line), columns) for line in text.splitlines()]
+    page.scrolled = min(page.scrolled, max(0, len(lines) - room))
+    shown = lines[page.scrolled : page.scrolled + room]
+    return [[("", line)] for line in shown] + [[("", "")]] * (room - len(shown))
+
+
+def _wrap(text: str, columns: int) -> list[str]:
+    return [line for part in text.splitlines() for line in textwrap.wrap(one_line(part), max(10, columns))]
+
+
+def _fit(text: str, columns: int) -> str:
+    """Return as many whole words as fit; " …" says that there are more."""
+    if _width(text) <= columns:
+        return text
+    words = text.split(" ")
+    while words and _width(" ".join(words)) > columns - 2:
+        words.pop()
+    return f"{' '.join(words)} …" if words else ""
+
+
+def _fit_command(text: str, columns: int) -> str:
+    """Return a command that is too long without words in its middle: its last keys are the last that changed."""
+    words = text.split(" ")
+    head, tail = words[:3], words[3:]
+    while tail and _width(" ".join([*head, "…", *tail])) > columns and _width(text) > columns:
+        tail.pop(0)
+    return text if len(tail) == len(words) - 3 else _fit(" ".join([*head, "…", *tail]), columns)
+
+
+def _cut_at_word(text: str, columns: int) -> str:
+    indent = text[: len(text) - len(text.lstrip())]
+    fitting = _fit(text.strip(), columns - len(indent))
+    return indent + (fitting or _cut(text.strip(), columns - len(indent)))
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return a value within its column; of a longer one, the beginning and the end."""
+    if _width(text) <= columns:
+        return text
+    half = max(1, (columns - 1) // 2)
+    return f"{text[: columns - 1 - half]}…{text[-half:]}"
+
+
+def _pad(text: str, columns: int) -> str:
+    return text + " " * max(0, columns - _width(text))
+
+
+def _width(text: Any) -> int:
+    from prompt_toolkit.utils import get_cwidth
+
+    return get_cwidth(str(text))

@@ -1,0 +1,123 @@
+"""The state of a page of rows on the screen: which rows are shown, what is pointed at, and what has been changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from llm_lab.wizard.questions import UNSET, Form, Question, Row, same
+
+from .console import one_line
+
+ACTIONS, MORE = "(actions)", "(more)"  # what else the pointer can be at: the actions, the further sections
+ESSENTIALS, YOURS, ALL = "essentials", "yours", "all"
+VIEWS = (ESSENTIALS, YOURS, ALL)
+
+
+def filtered(rows: Iterable[Row], text: str) -> list[Row]:
+    """Return the rows whose key or value contains a text; without any, those whose help does."""
+    words = text.lower().split()
+    found = [row for row in rows if all(word in f"{row.key} {row.value}".lower() for word in words)]
+    return found or [row for row in rows if all(word in row.help.lower() for word in words)]
+
+
+class FormPage:
+    """The state of a page on the screen: what is shown, where the pointer is, what is typed."""
+
+    def __init__(self, question: Question, numbers: Callable[[Question, int, int], list[Any]]):
+        assert question.form is not None
+        self.question, self.numbers = question, numbers
+        self.view, self.at = ESSENTIALS, ACTIONS
+        self.filter: str | None = None  # None: all rows of the view are shown
+        self.is_filtering = False  # what is typed goes to the filter
+        self.action = self.section = 0
+        self.trouble = ""
+        self.show_help = self.show_recipe = False
+        self.scrolled = 0  # lines of the recipe
+
+    @property
+    def form(self) -> Form:
+        assert self.question.form is not None
+        return self.question.form
+
+    @property
+    def sections(self) -> list[str]:
+        return list(dict.fromkeys(row.section for row in self.form.rows))
+
+    def rows(self) -> list[Row]:
+        """Return the rows of the view that is shown."""
+        if self.filter is not None:
+            return filtered(self.form.rows, self.filter)
+        if self.view == ESSENTIALS:
+            return list(self.form.essentials)
+        if self.view == ALL:
+            return list(self.form.rows)
+        if self.view == YOURS:
+            return [row for row in self.form.rows if row.origin == "yours"]
+        return [row for row in self.form.rows if row.section == self.view]
+
+    def places(self) -> list[str]:
+        """Return what the pointer can be at: the actions, the key of a row, the further sections."""
+        more = [MORE] if self.view == ESSENTIALS and self.filter is None else []
+        return [ACTIONS, *(row.key for row in self.rows()), *more]
+
+    @property
+    def row(self) -> Row | None:
+        """The row that is pointed at."""
+        return next((row for row in self.rows() if row.key == self.at), None)
+
+    def move(self, by: int) -> None:
+        """Move the pointer."""
+        places = self.places()
+        now = places.index(self.at) if self.at in places else 0
+        self.at = places[max(0, min(len(places) - 1, now + by))]
+        self.trouble, self.is_filtering = "", False
+
+    def show(self, view: str) -> None:
+        """Show other rows, from the top."""
+        self.view, self.filter, self.is_filtering, self.trouble = view, None, False, ""
+        if self.at not in self.places():
+            places = self.places()
+            self.at = places[min(1, len(places) - 1)]
+
+    def type_filter(self, text: str | None) -> None:
+        """Filter all rows by a text; None: no longer."""
+        self.filter, self.is_filtering, self.trouble = text, text is not None, ""
+        places = self.places()
+        if self.at not in places or self.at == ACTIONS:
+            self.at = places[min(1, len(places) - 1)]
+
+    def change(self, row: Row, answer: Any) -> str | None:
+        """Change a row; return why the answer is refused, or None."""
+        if answer != UNSET and row.question is not None and (why_not := row.question().problem(answer)):
+            self.trouble = why_not
+            return why_not
+        self.trouble = ""
+        self.question = self.form.change(row.key, answer)
+        if self.at not in self.places():
+            self.at = ACTIONS
+        return None
+
+    def step(self, by: int) -> None:
+        """Go to the next possible value of a row, action or section."""
+        self.trouble = ""
+        if self.at == ACTIONS:
+            self.action = max(0, min(len(self.form.actions) - 1, self.action + by))
+        elif self.at == MORE:
+            self.section = max(0, min(len(self.sections) - 1, self.section + by))
+        elif (row := self.row) and row.question is not None:
+            self._step_row(row, row.question(), by)
+
+    def _step_row(self, row: Row, question: Question, by: int) -> None:
+        choices = [choice for choice in question.choices if choice.value != UNSET]
+        if question.kind == "several" or not choices:
+            self.trouble = "Type a value, or press Enter." if question.kind == "text" else "Press Enter."
+            return
+        at = next((n for n, choice in enumerate(choices) if same(choice.value, question.default)), -1)
+        for number in range(at + by, len(choices) if by > 0 else -1, by):
+            if choices[number].why_not is None:
+                self.change(row, choices[number].value)
+                return
+        refused = next((c for c in choices[::by][::-1] if c.why_not), None) if at >= 0 else None
+        if refused is not None:
+            self.trouble = f"{one_line(refused.text.split('  ')[0].strip())}: {refused.why_not}."

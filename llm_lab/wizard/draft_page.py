@@ -1,0 +1,179 @@
+"""The page of a draft: its values as rows, changed in place or by a flow of their own, until an action ends it."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llm_lab.recipe.fields import flatten, groups_of
+from llm_lab.recipe.files import format_value
+from llm_lab.recipe.resolve import Resolved
+from llm_lab.recipe.scoring import describe_term
+from llm_lab.recipe.validate import stage_schema
+
+from .draft import Ask, Draft
+from .key_questions import answer_key, key_question
+from .questions import Choice, Flow, Form, Line, Question, Row
+
+COLUMNS = 79
+RUN = "run"  # the section of the keys that are in no group
+WHY = (
+    "yours: you chose it. default: the built-in default. derived: computed from the other values, for the reason "
+    "given, and updated with them. Delete sets a value back. Tab shows the values you chose, then all values."
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page of a draft consists of.
+
+    essentials: {section: paths} shown at first. actions: the choices that end it, the first one the usual. asker_of:
+    the flow of a row that is asked more than one question. questions: those of rows that differ from their keys'.
+    change: (draft, path, answer) gives the draft with an answer. only: how the keys of the other rows begin.
+    """
+
+    key: str
+    essentials: Callable[[Draft], Mapping[str, tuple[str, ...]]]
+    actions: Callable[[Draft], tuple[Choice, ...]]
+    asker_of: Callable[[str], Ask | None] = lambda path: None
+    questions: Mapping[str, Callable[[Draft], Question]] = field(default_factory=dict)
+    change: Callable[[Draft, str, Any], Draft] = answer_key
+    only: tuple[str, ...] = ("",)
+    recipe: Callable[[Draft], str] | None = None
+
+
+def ask_page(start: Draft, draft: Draft, page: Page) -> Flow[tuple[str, Draft]]:
+    """Show the page until an action ends it; return (action, draft).
+
+    start: the draft that the page began with; where the page is shown again after an action, still that one.
+    """
+    start, draft = replace(start, is_complete=True), replace(draft, is_complete=True)
+    while True:
+        answer = yield page_question(start, draft, page)
+        draft = start.with_changes(answer["changes"])
+        asker = page.asker_of(answer["action"])
+        if asker is None:
+            return answer["action"], draft
+        draft = yield from asker(draft)
+
+
+def page_question(start: Draft, draft: Draft, page: Page) -> Question:
+    """Return the page of a draft. start: the draft it began with."""
+    resolved, problems = draft.look()
+    lines = [Line(line, "bad") for problem in problems for line in textwrap.wrap(str(problem), COLUMNS)]
+    rows = list(_rows(draft, page))
+    paths_of_rows = {row.key for row in rows}
+    essentials = [
+        _row(draft, page, path, section)
+        for section, paths in page.essentials(draft).items()
+        for path in paths
+        if path in paths_of_rows or page.asker_of(path) or path in page.questions
+    ]
+
+    def change(path: str, answer: Any) -> Question:
+        return page_question(start, page.change(draft, path, answer), page)
+
+    def fill(changes: Mapping[str, Any]) -> Question:
+        return page_question(start, start.with_changes(changes), page)
+
+    form = Form(
+        tuple(essentials),
+        tuple(rows),
+        page.actions(draft),
+        draft.changes_since(start),
+        change,
+        fill,
+        sections=_sections(draft, rows),
+        command=command_line(draft, resolved),
+        recipe=(lambda: page.recipe(draft)) if page.recipe else None,  # type: ignore[misc]
+    )
+    screen = draft.screen
+    return draft.ask(
+        page.key,
+        "Settings",
+        kind="form",
+        form=form,
+        why=WHY,
+        screen=replace(screen, lines=tuple(lines)),
+    )
+
+
+def _rows(draft: Draft, page: Page) -> Iterator[Row]:
+    """Yield a row for each value of the draft that has an effect, group by group."""
+    resolved, _ = draft.look()
+    sections: dict[str, list[str]] = {}
+    for path, _ in flatten(resolved.values if resolved else draft.raw):
+        if path.startswith(page.only) and path != "stage":
+            group, _, rest = path.partition(".")
+            sections.setdefault(group if rest else RUN, []).append(path)
+    for section, paths in sections.items():
+        yield from (_row(draft, page, path, section) for path in paths)
+
+
+def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
+    """Return the row of a key or a group."""
+    resolved, _ = draft.look()
+    key = draft.key(path)
+    group, _, rest = path.partition(".")
+    origin = resolved.origins.get(path) if resolved else None
+    kind = origin.kind if origin else "answer" if draft.is_answered(path) else "default"
+    label = rest or path if section == group else path
+    if section not in (group, RUN):
+        label = group if path.endswith(".name") else path.rpartition(".")[2]
+
+    def question() -> Question:
+        return page.questions[path](draft) if path in page.questions else key_question(draft, path)
+
+    asked = page.questions[path](draft) if path in page.questions else None
+    named = [choice.text for choice in asked.choices if choice.value == asked.default] if asked else []
+    return Row(
+        path,
+        label,
+        " ".join(named[0].split()) if named and asked and asked.kind == "choice" else summary(draft, path),
+        section,
+        "yours" if kind in ("answer", "override") else kind,
+        origin.reason if origin else "",
+        f"{path}: {key.help}" if key else path,
+        None if page.asker_of(path) else question,
+        is_default=not draft.is_answered(path),
+    )
+
+
+def summary(draft: Draft, path: str) -> str:
+    """Return a value, or a group, on one line."""
+    value = draft.value(path)
+    if value is None:
+        return "none"
+    if path == "data":
+        return ", ".join(source["path"] for source in value)
+    if path == "rewards" or path.endswith(".rewards"):
+        return " + ".join(map(describe_term, value))
+    if path in ("score", "forgetting"):
+        return value.get("path") or "held-out prompts"
+    if path == "model":
+        return value.get("checkpoint") or value.get("config") or f"preset size {value.get('size', 'nano')}"
+    if path == "tokenizer" and isinstance(value, Mapping):
+        return f"a BPE of {value['bpe']:,} entries"
+    if path == "lora":
+        return "QLoRA" if value.get("load_in_4bit") else "LoRA"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (str(value) if isinstance(value, str) else format_value(value)).replace("\n", "⏎")
+
+
+def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
+    fields = stage_schema(draft.raw).model_fields
+    about = {name: info.description or "" for name, info in fields.items() if groups_of(info)}
+    return {row.section: about.get(row.section, "") for row in rows}
+
+
+def command_line(draft: Draft, resolved: Resolved | None) -> str:
+    """Return the command that is equal to a draft."""
+    words = []
+    for path, value in flatten(draft.raw):
+        if path != "stage" and value is not None and value != {}:
+            words.append(f"{path}={shlex.quote(format_value(value))}")
+    return shlex.join(["llm-lab", "new", draft.raw["stage"]]) + "".join(f" {word}" for word in words)
