@@ -18,8 +18,8 @@ from llm_lab.errors import DONE
 from llm_lab.runs.folder import ROOT, list_runs
 from llm_lab.safe_text import has_secret, one_line
 
-from .ask import ESCAPE_SECONDS
 from .console import columns, is_plain, print_waiting, prompt_styles
+from .prompt_layout import ESCAPE_SECONDS
 
 PROMPT = "> "
 LEAVING = "Press Ctrl-C again, or Ctrl-D, to quit."
