@@ -40,7 +40,7 @@ def run(tuned, monkeypatch):
 
 def test_the_plan_is_printed_before_the_training(tuned):
     printed = tuned[1]
-    assert printed.index("Plan: tuned · sft") < printed.index("step 1/2")
+    assert printed.index("Plan: tuned · sft") < printed.index("step 1 of 2")
     assert "builtin:support-chat" in printed
 
 
