@@ -15,17 +15,17 @@ SLOW = {"pydantic", "yaml", "psutil", "llm_lab.events", "llm_lab.job", "llm_lab.
 SCREENS = {"prompt_toolkit", "questionary", "rich"}
 MODULES = 'print("\\nMODULES", *sorted({*sys.modules, *(name.partition(".")[0] for name in sys.modules)}))'
 CPU = 'print("\\nSECONDS", time.process_time())'
-TO_THE_PROMPT = f"""
+TO_A_PROMPT = f"""
 import sys, time
 from prompt_toolkit.application import Application
 from llm_lab import cli
 sys.stdin.isatty = sys.stdout.isatty = lambda: True
-def stop(self):
+def stop(self, **options):
     {MODULES}
     {CPU}
     sys.exit(0)
 Application.run = stop
-cli.main([])
+cli.main(sys.argv[1:])
 """
 LIBRARIES = f"""
 import sys, time
@@ -42,10 +42,10 @@ for words in (["--help"], ["run", "--help"]):
 """
 
 
-def output_of(program: str) -> str:
+def output_of(program: str, *words: str) -> str:
     """Run a program in a new process, with compiled modules as every user has them from the second start on."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": "compiled"}
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", program, *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
@@ -59,13 +59,19 @@ def seconds_in(output: str) -> float:
 
 def test_the_first_prompt_needs_little_more_than_the_libraries_that_draw_it(finished_run):
     """With a run in the folder; measured in CPU time, in which both take longer on a busy machine."""
-    wizard = output_of(TO_THE_PROMPT)
+    wizard = output_of(TO_A_PROMPT)
     modules = modules_in(wizard)
     assert modules >= SCREENS
     assert not modules & (HEAVY | SLOW)
-    fastest = min(seconds_in(wizard), seconds_in(output_of(TO_THE_PROMPT)))
+    fastest = min(seconds_in(wizard), seconds_in(output_of(TO_A_PROMPT)))
     libraries = min(seconds_in(output_of(LIBRARIES)) for _ in range(2))
     assert fastest < 2.2 * libraries, f"{fastest:.2f} s of CPU, the libraries {libraries:.2f} s"
+
+
+def test_a_chat_prompts_before_anything_is_imported_that_its_model_needs(finished_run):
+    modules = modules_in(output_of(TO_A_PROMPT, "chat", "tiny"))
+    assert "llm_lab.terminal.chat_prompt" in modules
+    assert not modules & (HEAVY | {"pydantic"})
 
 
 def test_help_imports_neither_the_libraries_of_screens_nor_the_recipes(in_tmp_path):

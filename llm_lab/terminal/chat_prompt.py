@@ -106,6 +106,8 @@ def typed_lines(
         except EOFError:
             return
         except KeyboardInterrupt:
+            if is_plain():
+                make_console().print()  # the terminal has written ^C
             if give_up():
                 continue
             if interrupted:
