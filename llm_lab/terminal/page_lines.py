@@ -157,7 +157,7 @@ def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fr
         ("", "  "),
         (style, _pad(shown, value)),
         ("", " "),
-        (style, _fit(origin, rest)),
+        (style, _fit(origin, rest).removesuffix(": …")),
     ]
 
 

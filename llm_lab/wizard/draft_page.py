@@ -10,11 +10,11 @@ from typing import Any
 
 from llm_lab.recipe.fields import flatten, groups_of
 from llm_lab.recipe.files import format_value
-from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import describe_term
 from llm_lab.recipe.validate import stage_schema
 
 from .draft import Ask, Draft
+from .home import MODELS
 from .key_questions import answer_key, key_question
 from .questions import Choice, Flow, Form, Line, Question, Row
 
@@ -62,7 +62,7 @@ def ask_page(start: Draft, draft: Draft, page: Page) -> Flow[tuple[str, Draft]]:
 
 def page_question(start: Draft, draft: Draft, page: Page) -> Question:
     """Return the page of a draft. start: the draft it began with."""
-    resolved, problems = draft.look()
+    _, problems = draft.look()
     lines = [Line(line, "bad") for problem in problems for line in textwrap.wrap(str(problem), COLUMNS)]
     rows = list(_rows(draft, page))
     paths_of_rows = {row.key for row in rows}
@@ -87,7 +87,7 @@ def page_question(start: Draft, draft: Draft, page: Page) -> Question:
         change,
         fill,
         sections=_sections(draft, rows),
-        command=command_line(draft, resolved),
+        command=command_line(draft),
         recipe=(lambda: page.recipe(draft)) if page.recipe else None,  # type: ignore[misc]
     )
     screen = draft.screen
@@ -170,10 +170,14 @@ def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
     return {row.section: about.get(row.section, "") for row in rows}
 
 
-def command_line(draft: Draft, resolved: Resolved | None) -> str:
+def command_line(draft: Draft) -> str:
     """Return the command that is equal to a draft."""
-    words = []
-    for path, value in flatten(draft.raw):
-        if path != "stage" and value is not None and value != {}:
-            words.append(f"{path}={shlex.quote(format_value(value))}")
-    return shlex.join(["llm-lab", "new", draft.raw["stage"]]) + "".join(f" {word}" for word in words)
+    words = [
+        f"{path}={shlex.quote(format_value(value))}"
+        for path, value in flatten(draft.raw)
+        if path != "stage" and value is not None and value != {}
+    ]
+    if not draft.is_design:
+        return " ".join(["llm-lab", "new", draft.raw["stage"], *words])
+    parts = [word.removeprefix("model.") for word in words if word.startswith(("model.", "tokenizer"))]
+    return " ".join(["llm-lab", "design", *parts, "--out", f"{MODELS}/{draft.raw['name']}"])

@@ -78,11 +78,12 @@ def new_draft(
 def run_of_stage(stage: str, **known: Any) -> Flow[Next]:
     """Ask for the model and the data of a run, then for its settings on one page, and start it.
 
-    known: as new_draft takes it.
+    known: as new_draft takes it; a model or data among its values are not asked for.
     """
     draft, askers = new_draft(stage, **known), askers_of(stage)
     for group in ("model", "data") if STAGES[stage].trains else ("model",):
-        draft = yield from askers[group](draft)
+        if group not in (known.get("values") or {}):
+            draft = yield from askers[group](draft)
     return (yield from settings_and_start(draft, run_page(stage)))
 
 

@@ -61,6 +61,8 @@ def test_the_numbers_of_a_design_follow_the_answers():
     shapes = [question.screen.panel.resolved.shape.parameters for question in visit.questions]
     assert round(shapes[0], -3) == 771_000
     assert round(shapes[-1], -5) == 2_800_000
+    command = "llm-lab design size=micro position_embedding=yarn --out configs/models/my-model"
+    assert visit.question.form.command == command
 
 
 def test_every_part_of_a_model_is_on_the_page():

@@ -54,6 +54,13 @@ def test_after_the_model_and_the_data_one_page_leads_to_the_plan():
     assert visit.keys == [*there, *there[-2::-1]]
 
 
+def test_a_model_and_data_that_are_given_are_not_asked_for():
+    given = {"model": {"size": "micro"}, "data": [{"path": "text.txt"}]}
+    visit = answers(partial(run_of_stage, "pretrain", values=given), [])
+    assert visit.keys == ["settings"]
+    assert (row(visit.question, "model").value, row(visit.question, "data").value) == ("preset size micro", "text.txt")
+
+
 def test_the_answers_of_a_page_are_kept_on_the_way_back_and_forward():
     visit = answers(PRETRAIN, [*TO_PAGE, Fill(SHORT, STAY), BACK, BACK, ENTER, ENTER, *START])
     assert started(visit) == started(answers(PRETRAIN, [*TO_PAGE, Fill(SHORT), "Yes, start"]))

@@ -1,0 +1,29 @@
+"""The page of a run's settings, as it looks in a narrow, a usual and a wide terminal."""
+
+import pytest
+from support.screens import assert_matches_snapshot
+
+from llm_lab.estimate.machine import Machine
+from llm_lab.recipe.registry import STAGES
+from llm_lab.terminal.page_lines import Place, lay_out
+from llm_lab.terminal.page_state import FormPage
+from llm_lab.wizard.draft import Draft
+from llm_lab.wizard.draft_page import page_question
+from llm_lab.wizard.training_runs import run_page
+
+CPU = Machine((), "a CPU", 8, 7 * 2**30, True, False)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
+def test_a_page_fits_every_terminal(in_tmp_path, columns, rows):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
+    row = page.form.row("optimizer.name")
+    assert row is not None
+    page.at = row.key
+    page.change(row, "adamw")
+    lines = ["".join(text for _, text in line) for line in lay_out(page, columns, rows, Place())]
+    assert len(lines) <= rows
+    assert max(map(len, lines)) < columns
+    assert_matches_snapshot(f"page-{columns}x{rows}", lines)
