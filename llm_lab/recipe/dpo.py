@@ -37,9 +37,17 @@ class DpoOptions(Group):
         help="how strongly the model is kept close to the reference model",
         question="Beta?",
         gt=0.0,
+        why="Small values let the model move far from the reference, large ones keep it close. 0.1 is usual; "
+        "0.01 to 0.5 is the range worth trying. If outputs get long or odd, raise it.",
     )
     loss_type: Annotated[str, OneOf(DPO_LOSSES)] = option(
-        "sigmoid", help="the loss", question="Which loss?", choices=DPO_LOSSES
+        "sigmoid",
+        help="the loss",
+        question="Which loss?",
+        choices=DPO_LOSSES,
+        why="All of them raise the probability of the chosen answer over that of the rejected one. sigmoid is"
+        " the usual one; ipo where the pairs are few and repeated; robust where some preferences are "
+        "wrong.",
     )
     label_smoothing: Float = option(
         0.0,

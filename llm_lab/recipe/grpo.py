@@ -46,6 +46,9 @@ class GrpoOptions(Group):
         help="outputs per prompt; together they are a group, within which rewards are compared",
         question="Outputs per prompt (the group)?",
         ge=2,
+        why="Group Relative Policy Optimization learns from differences within a group: a group whose outputs"
+        " all get the same reward teaches nothing. More outputs give more of these differences, and cost "
+        "as much more time. 4 to 16 is usual.",
     )
     max_completion_length: Int | None = max_completion_length()
     temperature: Float = sampling_temperature()
@@ -55,15 +58,35 @@ class GrpoOptions(Group):
         "model in memory",
         question="Weight of the KL penalty?",
         ge=0.0,
+        why="0 is usual where a rule checks the outputs. With a reward model, 0.01 to 0.1 keeps the model "
+        "from exploiting it, at the memory of a second model.",
     )
     epsilon: Float = option(
-        0.2, help="clip ratios at 1 ± epsilon", question="Clip range (epsilon)?", gt=0.0, lt=1.0, advanced=True
+        0.2,
+        help="clip ratios at 1 ± epsilon",
+        question="Clip range (epsilon)?",
+        gt=0.0,
+        lt=1.0,
+        advanced=True,
+        why="It limits how far one update may change the probability of a token. With one update on each batch of "
+        "outputs it has almost no effect.",
     )
     num_iterations: Int = option(
-        1, help="updates on each batch of outputs", question="Updates on each batch of outputs?", ge=1, advanced=True
+        1,
+        help="updates on each batch of outputs",
+        question="Updates on each batch of outputs?",
+        ge=1,
+        advanced=True,
+        why="Sampling is the slow part; several updates on the same outputs use them more often, but the "
+        "outputs no longer come from the model that learns from them.",
     )
     loss_type: Annotated[str, OneOf(GRPO_LOSSES)] = option(
-        "dapo", help="how tokens are averaged", question="How are tokens averaged?", choices=GRPO_LOSSES, advanced=True
+        "dapo",
+        help="how tokens are averaged",
+        question="How are tokens averaged?",
+        choices=GRPO_LOSSES,
+        advanced=True,
+        why="It decides how much long and short outputs count. dapo is a good default; grpo is the loss of the paper.",
     )
     scale_rewards: Annotated[str, OneOf(REWARD_SCALES)] = option(
         "group",
@@ -71,6 +94,7 @@ class GrpoOptions(Group):
         question="How are rewards scaled?",
         choices=REWARD_SCALES,
         advanced=True,
+        why="Scaled by group, prompts on which almost all outputs agree count as much as others. none avoids that.",
     )
     mask_truncated_completions: Bool = option(
         False,

@@ -256,6 +256,8 @@ def max_completion_length() -> Any:
     return option(
         help="maximum length of an output, in tokens",
         question="Maximum length of an output, in tokens?",
+        why="Most of the time of a step goes into sampling outputs, and it grows with this length. An output that is "
+        "cut off never reaches its answer, so its reward is usually 0.",
         derived=f"{ANSWER_LENGTH}, at most half of train.max_length",
         ge=1,
     )
@@ -267,6 +269,8 @@ def sampling_temperature() -> Any:
         1.0,
         help="sampling temperature, also used for log-probabilities",
         question="Temperature?",
+        why="1 samples as the model is. Lower values give outputs that differ less, and with them less to learn from; "
+        "above 1.2 outputs become odd.",
         gt=0.0,
         le=10.0,
     )

@@ -39,6 +39,9 @@ class PpoOptions(Group):
         help="per-token KL penalty to the reference model (the model it starts from)",
         question="KL coefficient?",
         ge=0.0,
+        why="Proximal Policy Optimization subtracts it, times the distance to the reference model, from the "
+        "reward of every token. Too small, and the model exploits the reward; too large, and it learns "
+        "nothing. 0.01 to 0.2 is usual.",
     )
     gamma: Float = option(
         1.0,
@@ -55,9 +58,16 @@ class PpoOptions(Group):
         ge=0.0,
         le=1.0,
         advanced=True,
+        why="Values near 1 are noisy and unbiased; smaller ones trust the critic, which has to learn first.",
     )
     cliprange: Float = option(
-        0.2, help="clip ratios at 1 ± cliprange", question="Clip range?", gt=0.0, lt=1.0, advanced=True
+        0.2,
+        help="clip ratios at 1 ± cliprange",
+        question="Clip range?",
+        gt=0.0,
+        lt=1.0,
+        advanced=True,
+        why="It limits how far the updates on one batch of outputs may change the probability of a token.",
     )
     cliprange_value: Float = option(
         0.2,
@@ -71,6 +81,8 @@ class PpoOptions(Group):
         help="epochs over each batch of sampled outputs (a rollout)",
         question="Epochs over each batch of outputs?",
         ge=1,
+        why="Sampling is the slow part; more epochs use the outputs more often. With too many, the model "
+        "moves so far that clipping stops the updates.",
     )
     num_mini_batches: Int = option(1, help="updates per epoch", question="Updates per epoch?", ge=1, advanced=True)
     critic: str | None = option(
@@ -80,6 +92,8 @@ class PpoOptions(Group):
         min_length=1,
         advanced=True,
         names="model",
+        why="The critic estimates the reward that is still to come. A reward model is a good start: it has "
+        "learned to score outputs.",
     )
     critic_learning_rate: Derived[Float] = option(
         help="learning rate of the critic",

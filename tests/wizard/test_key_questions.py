@@ -8,7 +8,7 @@ from llm_lab.recipe.files import format_value
 from llm_lab.recipe.registry import STAGES
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.key_questions import ask_key, key_question
-from llm_lab.wizard.training_runs import change, new_draft
+from llm_lab.wizard.training_runs import change, new_draft, own_keys
 
 
 @pytest.fixture
@@ -157,3 +157,9 @@ def test_enter_leaves_open_what_only_the_run_can_derive(in_tmp_path):
     opened, visit = ask(draft, ask_key, [ENTER], path="chat_template")
     assert "chat_template" not in opened.raw
     assert "Derived: " in visit.questions[0].choices[0].effect
+
+
+@pytest.mark.parametrize("stage", ["dpo", "grpo", "ppo"])
+def test_the_help_of_what_is_special_to_a_stage_says_more_than_its_question(stage):
+    keys = {key.path: key for key in every_key(STAGES[stage].recipe)}
+    assert [path for path in own_keys(stage) if not keys[path].why] == []
