@@ -246,7 +246,10 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
 def _choices(rows: Sequence[Row]) -> list[Any]:
     from questionary import Choice
 
-    return [Choice(row.title, value=row, disabled=row.why_not, shortcut_key=False) for row in rows]
+    from .prompt_layout import fit_words, text_columns
+
+    room = text_columns() - 5
+    return [Choice(fit_words(row.title, room), row, disabled=row.why_not, shortcut_key=False) for row in rows]
 
 
 def pick_plainly(question: Question, read_line: Callable[[Question, str, str], str]) -> Any:
