@@ -362,7 +362,7 @@ def _chat(folder: Path, lines: Sequence[str]) -> int:
 
     sys.stdin = io.StringIO("\n".join(lines) + "\n")
     session = ChatSession(load_model(folder), load_tokenizer(folder), name=str(folder))
-    run_chat(session, load=load, side_by_side=SideBySide(load), interactive=False)
+    run_chat(session, load=load, side_by_side=lambda: SideBySide(load), interactive=False)
     return 0
 
 

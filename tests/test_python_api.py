@@ -54,7 +54,7 @@ def test_a_run_reads_its_folder(run):
     (Path(run) / "run.json").write_text(json.dumps(run.facts | {"results": {"step": 7}}))
     assert run.results == {"step": 7}
     with pytest.raises(UserError, match="Did you mean checkpoints/tuned"):
-        Run("checkpoints/tune")
+        Run("checkpoints/tunned")
 
 
 def test_the_base_and_the_tuned_model_answer_side_by_side(run):

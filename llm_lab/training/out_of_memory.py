@@ -170,7 +170,7 @@ def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOf
 
 def _depends_on_the_batch(recipe: Any) -> bool:
     """Whether the loss is a mean over the tokens of a batch, so that a smaller batch weighs them differently."""
-    return recipe.stage == "grpo" and recipe.grpo.loss_type == "bnpo"
+    return getattr(getattr(recipe, recipe.stage, None), "loss_type", None) == "bnpo"
 
 
 def free_memory(device: str) -> None:

@@ -349,18 +349,19 @@ def save_llama(folder: str, tokenizer, extra_rows: int = 0, **changes) -> str:
 
 @pytest.mark.skipif(not GPT2_TOKENIZER.is_dir(), reason="GPT-2's tokenizer is not there")
 def test_a_hugging_face_folder_is_exported_with_its_own_tokenizer(in_tmp_path, capsys):
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(GPT2_TOKENIZER)
     folder = save_llama("theirs", tokenizer)
     assert main(["export", folder, "--to", "gguf", "--out", "files"]) == 0
     assert "Exported, verified: files/theirs-f32.gguf" in capsys.readouterr().out
-    GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=1, n_positions=64)).save_pretrained("gpt2")
-    tokenizer.save_pretrained("gpt2")
-    assert main(["export", "gpt2", "--out", "again"]) == 0
-    assert json.loads(Path("again/config.json").read_text())["model_type"] == "gpt2"
-    assert main(["export", "gpt2", "--to", "gguf"]) == 2
-    assert "this is gpt2" in capsys.readouterr().err
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, max_position_embeddings=64)).save_pretrained("neox")
+    tokenizer.save_pretrained("neox")
+    assert main(["export", "neox", "--out", "again"]) == 0
+    assert json.loads(Path("again/config.json").read_text())["model_type"] == "gpt_neox"
+    assert main(["export", "neox", "--to", "gguf"]) == 2
+    assert "this is gpt_neox" in capsys.readouterr().err
 
 
 def edit(folder: str, change) -> None:

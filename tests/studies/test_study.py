@@ -18,8 +18,8 @@ from llm_lab.events import Notice, Progress, ignore
 from llm_lab.runs.folder import RunFolder
 from llm_lab.studies.experiment_files import check_values, find_experiment
 from llm_lab.studies.study_process import open_study, run_study
-from llm_lab.wizard.menu import checkpoints
 from llm_lab.wizard.questions import Pause, StartStudy
+from llm_lab.wizard.run_questions import checkpoints
 from llm_lab.wizard.study_questions import experiments
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -260,7 +260,7 @@ def test_a_child_with_another_recipe_is_trained_again_and_a_study_confuses_no_ot
     assert RunFolder(folder.path / "steps-2").facts()["recipe"]["train"]["max_length"] == 16
 
     assert main(["list", "runs"]) == 0
-    assert re.search(r"checkpoints/trains +done +study trains", capsys.readouterr().out)
+    assert re.search(r"trains +study .* done +1 run", capsys.readouterr().out)
     assert main(["show", "checkpoints/trains/steps-2"]) == 0
     capsys.readouterr()
     assert main(["show", "trains"]) == 0

@@ -24,9 +24,9 @@ def lived_in(tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """One browser for all tests. While Playwright is open, asyncio needs a thread of its own: see run_apart."""
+    """One browser for the tests of a file: while Playwright is open, no other event loop can run in this thread."""
     path = find_chromium()
     if path is None:
         pytest.skip("Chromium is not installed")

@@ -1,4 +1,4 @@
-"""A long run takes no more memory than a short one, and its records cost next to nothing."""
+"""A long run needs as much memory as a short one, and its records cost next to nothing."""
 
 import time
 from pathlib import Path

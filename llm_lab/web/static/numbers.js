@@ -43,7 +43,7 @@ const FORMS = {
     return hour ? `${hour}:${two(minute)}:${two(second)}` : `${minute}:${two(second)}`;
   },
   milliseconds: (value) => `${fixed(1000 * value, 1)} ms`,
-  significant: (value) => (value === 0 ? "0" : general(value, 3, true)),
+  significant: (value) => general(value, 3, false).replace(/e([+-])0*/, (_, sign) => `e${sign === "+" ? "" : sign}`),
   compact: (value) => (value < 1e6 ? fixed(value, 2) : general(value, 3, false)),
 };
 
