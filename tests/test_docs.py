@@ -108,7 +108,7 @@ def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys)
         wanted = 3 if "gpu-124m" in line else 0  # tests run without a GPU
         assert code == wanted, f"{line}: {printed.err}"
     made = sorted(path.name for path in Path("checkpoints").iterdir())
-    assert made == ["demo", "demo-ppo-gguf", "shakespeare", "stories", "stories-2"]
+    assert made == ["demo", "demo-ppo-gguf", "first-stories", "shakespeare"]
 
 
 def test_the_python_of_the_readme_works(tmp_path, monkeypatch):
