@@ -53,7 +53,7 @@ SCROLLED_LINES = 12  # above a question that is asked below what was printed, wh
 
 @dataclass(frozen=True)
 class Commands:
-    """What the wizard runs of commands.py, which is above this folder."""
+    """What the wizard runs of the commands, whose folder is above this one."""
 
     start: Callable[..., int]  # (recipe, overrides, resume=, show_plan=)
     chat: Callable[[str], int]
