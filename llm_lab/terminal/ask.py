@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from .prompt_layout import NO_HELP, Back, Finish, fit_words, lay_out_list, lay_o
 HINT = "(Esc back · ? help)"
 HINT_TO_FINISH = "(Esc back · ? help · Ctrl-F finish)"
 ROOM_TO_TYPE = 16
+BESIDE_TITLE, BESIDE_REASON = 5, 8  # columns of the pointer, and of the mark and the brackets of a reason
 ANOTHER = "another value ..."
 PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
@@ -54,7 +56,7 @@ def _ask_list(question: Question, above: int) -> Any:
     chosen = [box for box in boxes if not box.choice.why_not and any(same(box.choice.value, w) for w in wanted)]
     shown = [
         questionary.Choice(
-            _fitted(box.choice), value=box, disabled=_reason(box.choice), checked=several and box in chosen,
+            title_of(box.choice), value=box, disabled=reason_of(box.choice), checked=several and box in chosen,
             shortcut_key=False,
         )
         for box in boxes
@@ -87,7 +89,8 @@ class _Boxed:
 
 def _about(box: _Boxed) -> str:
     choice = box.choice
-    whole = one_line(choice.text.strip()) if _fitted(choice) != one_line(choice.text) else ""
+    text = one_line(choice.text)
+    whole = "" if choice.why_not or title_of(choice) == text else re.sub(r"\s{2,}", ": ", text.strip(), count=1)
     return "\n".join(text for text in (whole, one_line(choice.effect)) if text)
 
 
@@ -95,12 +98,21 @@ def _hint(question: Question) -> str:
     return HINT_TO_FINISH if question.can_finish else HINT
 
 
-def _fitted(choice: Choice) -> str:
-    return fit_words(one_line(choice.text), text_columns() - 5)
+def title_of(choice: Choice) -> str:
+    """Return a choice as it fits on its line. One that can't be chosen leaves room for the reason."""
+    text = one_line(choice.text)
+    if not choice.why_not:
+        return fit_words(text, text_columns() - BESIDE_TITLE)
+    text = re.sub(r"(\S {2,}) {2}", r"\1", text, count=1)  # its mark takes two columns: those after stay in line
+    room = text_columns() - BESIDE_REASON - min(len(one_line(choice.why_not)), text_columns() // 2)
+    while len(text) > room and "  " in text:
+        text = text.rpartition("  ")[0].rstrip()
+    return fit_words(text, room)
 
 
-def _reason(choice: Choice) -> str | None:
-    room = max(12, text_columns() - 8 - len(_fitted(choice)))
+def reason_of(choice: Choice) -> str | None:
+    """Return why a choice can't be chosen, as it fits on the line; None where it can."""
+    room = text_columns() - BESIDE_REASON - len(title_of(choice))
     return fit_words(one_line(choice.why_not), room) if choice.why_not else None
 
 
@@ -140,7 +152,7 @@ def _ask_plainly(question: Question) -> Any:
         print(printable(_folded(question.allowed)))
     for number, choice in enumerate(question.choices, 1):
         not_now = f"  (not available: {one_line(choice.why_not)})" if choice.why_not else ""
-        print(f"  {number:>2}  {one_line(choice.text)}{not_now}")
+        print(_folded(f"  {number:>2}  {one_line(choice.text)}{not_now}", indent=6))
     read = _read_numbers if question.choices else _read_text
     answer, trouble = read(question)
     while trouble:
@@ -149,8 +161,9 @@ def _ask_plainly(question: Question) -> Any:
     return answer
 
 
-def _folded(text: str) -> str:
-    return "\n".join(textwrap.fill(line, text_columns()) for line in text.splitlines())
+def _folded(text: str, indent: int = 0) -> str:
+    more = " " * indent
+    return "\n".join(textwrap.fill(line, text_columns(), subsequent_indent=more) for line in text.splitlines())
 
 
 def _help_of(question: Question) -> dict[str, str]:

@@ -42,7 +42,7 @@ from llm_lab.wizard.walk import Walk, read_drafts, write_drafts
 from .ask import Back, ask, wait_for_enter
 from .console import is_plain, make_console, one_line, print_error, print_waiting, printable
 from .keyboard import ignored_keys
-from .prompt_layout import Finish
+from .prompt_layout import Finish, wrapped
 from .screens import begin_screen, print_design_numbers, print_run_numbers
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Wizard:
 
             if is_plain():
                 return ask_plain_form(question, ask_one=self.ask, keep=keep, draw=self._draw)
-            return ask_form(question, ask_one=self.ask, keep=keep, numbers=_numbers)
+            return ask_form(question, ask_one=self.ask, keep=keep, numbers=numbers_of)
         answer = ask(question, above=self._draw(question))
         if question.wait:
             print_waiting(question.wait)
@@ -287,20 +287,30 @@ class Wizard:
             _write_recipe(effect)
 
 
-def _numbers(question: Question, columns: int, most: int) -> list[Any]:
-    """Return the first lines of a page's panel, as lists of (style, text); of a curve all lines or none."""
+def numbers_of(question: Question, columns: int, most: int) -> list[Any]:
+    """Return the first lines of a page's panel, as lists of (style, text): whole rows, and of a curve all or none."""
     from prompt_toolkit.formatted_text import ANSI, to_formatted_text
-    from prompt_toolkit.formatted_text.utils import split_lines
+    from prompt_toolkit.formatted_text.utils import fragment_list_to_text, split_lines
 
-    console = make_console()
+    console, panel = make_console(), question.screen.panel
     console.width = columns
-    with console.capture() as captured:
-        if isinstance(panel := question.screen.panel, RunNumbers):
-            print_run_numbers(console, panel.resolved, about=False)
-        else:
-            _print_panel(console, panel)
-    lines = list(split_lines(to_formatted_text(ANSI(captured.get().rstrip("\n")))))
-    return lines[: min(most, 2)] if isinstance(panel, RunNumbers) and len(lines) > most else lines[:most]
+
+    def lines(*, curve: bool) -> list[Any]:
+        with console.capture() as captured:
+            if isinstance(panel, RunNumbers):
+                print_run_numbers(console, panel.resolved, about=False, curve=curve)
+            else:
+                _print_panel(console, panel)
+        return list(split_lines(to_formatted_text(ANSI(captured.get().rstrip("\n")))))
+
+    shown = lines(curve=True)
+    if len(shown) <= most:
+        return shown
+    if isinstance(panel, RunNumbers):
+        return lines(curve=False)
+    while most < len(shown) and fragment_list_to_text(shown[most]).startswith(" "):
+        most += 1  # the rest of a row
+    return shown[:most]
 
 
 def _print_screen(console: Console, screen: Screen) -> None:
@@ -309,7 +319,7 @@ def _print_screen(console: Console, screen: Screen) -> None:
     if isinstance(screen.panel, DesignNumbers | RunNumbers):
         console.print()
     for line in screen.lines:
-        console.print(one_line(line.text), style=line.style or None, overflow="ellipsis", no_wrap=True)
+        console.print(wrapped(one_line(line.text), console.width), style=line.style or None)
 
 
 def _print_panel(console: Console, panel: Panel | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,9 @@ def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
     left = columns - SIDE_COLUMNS - 3
     body, at = _scrolled(*_list(page, left), room)
     place.line, place.column = len(top) + at, _value_column(page, left)
-    side = _side(page, SIDE_COLUMNS)[:room]
+    side = _side(page, SIDE_COLUMNS)
+    if len(side) > room:
+        side = [*side[: room - 1], [("class:dim", "…")]]
     side += [[("", "")]] * (room - len(side))
     return [*top, *(_next_to(line, right, left) for line, right in zip(body, side, strict=True)), *bottom]
 
@@ -184,10 +187,15 @@ def _bottom(page: FormPage, columns: int, *, wide: bool) -> Lines:
     lines: Lines = [[("class:dim", "─" * columns)]]
     if page.trouble:
         lines += [[("class:bad", line)] for line in _wrap(page.trouble, columns)[:3]]
+    elif page.show_recipe:  # which has no row that is pointed at
+        pass
     elif page.show_help and not wide:
         lines += [[("class:help", line)] for text in help_texts(page) for line in _wrap(text, columns)]
     elif not wide:
-        about = [(style, line) for style, text in _about(page) for line in _wrap(text, columns)][:MOST_ABOUT]
+        about = [(style, line) for style, text in _about(page) for line in _wrap(text, columns)]
+        if len(about) > MOST_ABOUT:  # ? shows all
+            style, last = about[MOST_ABOUT - 1]
+            about = [*about[: MOST_ABOUT - 1], (style, _fit(f"{last} …", columns))]
         lines += [[fragment] for fragment in about] + [[("", "")]] * (2 - len(about))
     lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - 2))])
     keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "Tab yours/all", "/ filter"]
@@ -286,6 +294,8 @@ def _fit(text: str, columns: int) -> str:
         return text
     words = text.split(" ")
     while words and _width(" ".join(words)) > columns - 2:
+        words.pop()
+    while words and re.fullmatch(r"[\d.,]+", words[-1]):  # no number without its unit
         words.pop()
     return f"{' '.join(words)} …" if words else ""
 

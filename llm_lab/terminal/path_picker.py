@@ -11,9 +11,10 @@ from typing import Any
 from llm_lab.wizard.places import places_in
 from llm_lab.wizard.questions import Question, same
 
-from .console import one_line, printable
+from .console import columns, one_line, printable
 
-HINT, SEVERAL_HINT = "(type to filter · Esc back · ? help)", "(Space selects several · Esc back · ? help)"
+HINTS = ("(type to filter · Esc back · ? help)", "(Esc back · ? help)", "")  # the longest that fits
+SEVERAL_HINTS = ("(Space selects several · Esc back · ? help)", "(Space selects several · ? help)", *HINTS[1:])
 WIDEST_NAME = 48
 ABOUT_COLUMNS = 26  # next to a name, at most
 PARENT = ".."
@@ -110,7 +111,11 @@ def _matches(wanted: str, text: str) -> bool:
 
 
 def _fit(path: str, width: int) -> str:
-    return path if len(path) <= width else f"…{path[len(path) - width + 1 :]}"
+    """Return a path as it fits; of a longer one the end, from a folder on where there is one."""
+    if len(path) <= width:
+        return path
+    end = path[len(path) - width + 1 :]
+    return f"…{end[max(0, end.find('/', 0, -1)) :]}"
 
 
 def _parent(folder: str) -> str:
@@ -135,7 +140,7 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
     from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
     from questionary.prompts.common import InquirerControl
 
-    from .prompt_layout import lay_out_list
+    from .prompt_layout import lay_out_list, text_columns
 
     place = Place(question, get_app_session().output.get_size().columns)
     default = place.defaults
@@ -153,7 +158,8 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
 
     def header() -> list[tuple[str, str]]:
         where = [("class:instruction", f"{place.folder}/ ")] if place.folder else []
-        hint = SEVERAL_HINT if place.several else HINT
+        room = text_columns() - len(f"? {one_line(question.text)} ") - sum(len(text) for _, text in where)
+        hint = next((hint for hint in (SEVERAL_HINTS if place.several else HINTS) if len(hint) <= room), "")
         typed = [("", place.typed), ("class:cursor", " ")] if place.typed else [("class:instruction", hint)]
         return [("class:qmark", "?"), ("class:question", f" {one_line(question.text)} "), *where, *typed]
 
@@ -268,7 +274,9 @@ def pick_plainly(question: Question, read_line: Callable[[Question, str, str], s
         for number, row in enumerate(rows, 1):
             not_now = f"  (not available: {row.why_not})" if row.why_not else ""
             title = row.title.removeprefix(UNMARKED).strip()
-            print(f"  {number:>2}  {printable(title)}{not_now}")
+            print(
+                textwrap.fill(f"  {number:>2}  {printable(title)}{not_now}", columns() - 1, subsequent_indent=" " * 6)
+            )
         text = read_line(question, "Numbers or a path" if several else "Number or path", default)
         words = text.replace(",", " ").split()
         numbers = [int(word) for word in words if word.isdecimal() and 1 <= int(word) <= len(rows)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from llm_lab.runs.folder import ROOT, free_name
 from llm_lab.runs.plan_lines import BANNER, plan_lines
 
 from .console import columns, make_console, one_line
+from .prompt_layout import in_pieces, wrapped
 
 if TYPE_CHECKING:
     from rich.panel import Panel
@@ -41,31 +40,13 @@ def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text, style in plan_lines(resolved, home, is_new=is_new):
-        table.add_row(name, Text(_wrapped(one_line(text), max(20, width - BESIDE_TEXT)), style=style))
+        table.add_row(name, Text(wrapped(one_line(text), max(20, width - BESIDE_TEXT)), style=style))
     banner = [Text(BANNER, style="warn")] if values.get("device") == "cpu" else []
     name, stage = one_line(str(values.get("name"))), values["stage"]
     if is_new and home == ROOT:
         name = free_name(name, root=home)
     title = Text(f"Plan: {name}" if name == stage else f"Plan: {name} · {stage}", style="title")
     return Panel(Group(*banner, table), title=title, title_align="left", width=width, border_style="dim")
-
-
-def _wrapped(text: str, width: int) -> str:
-    """Wrap text to the panel, keeping each number with its unit."""
-    text = " ".join(_in_pieces(word, width).replace("\n", " ") for word in text.split(" "))
-    joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
-    return "\n".join(textwrap.wrap(joined, width, break_on_hyphens=False)).replace("\u00a0", " ")
-
-
-def _in_pieces(text: str, width: int) -> str:
-    """Wrap text after slashes and spaces, so that names in a path are cut only if they alone are too long."""
-    lines, line = [], ""
-    for piece in re.findall(r"[^/ ]*[/ ]+|[^/ ]+", text):
-        if line and len(line + piece.rstrip()) > width:
-            lines.append(line.rstrip())
-            line = ""
-        line += piece
-    return "\n".join([*lines, line])
 
 
 def derived_table(resolved: Resolved) -> Table:
@@ -96,7 +77,7 @@ def _format_value(value: Any) -> Text:
 
     if isinstance(value, bool) or value is None:
         return Text({True: "true", False: "false", None: "null"}[value])
-    return Text(f"{value:g}" if isinstance(value, float) else _in_pieces(one_line(str(value)), VALUE_COLUMNS))
+    return Text(f"{value:g}" if isinstance(value, float) else in_pieces(one_line(str(value)), VALUE_COLUMNS))
 
 
 def print_plan(resolved: Resolved, home: Path = ROOT, *, derived: bool = True, is_new: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -109,7 +110,26 @@ def fit_words(text: str, room: int) -> str:
     if len(text) <= room:
         return text
     kept = text[: room - 1].rpartition(" ")[0].rstrip() if " " in text[: room - 1].strip() else ""
+    kept = re.sub(r"( +[\d.,]+)+$", "", kept)  # no number without its unit
     return f"{kept} …" if kept.strip() else f"{text[: room - 1]}…"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Wrap text, keeping each number with its unit."""
+    text = " ".join(in_pieces(word, width).replace("\n", " ") for word in text.split(" "))
+    joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
+    return "\n".join(textwrap.wrap(joined, width, break_on_hyphens=False)).replace("\u00a0", " ")
+
+
+def in_pieces(text: str, width: int) -> str:
+    """Wrap text after slashes and spaces, so that names in a path are cut only if they alone are too long."""
+    lines, line = [], ""
+    for piece in re.findall(r"[^/ ]*[/ ]+|[^/ ]+", text):
+        if line and len(line + piece.rstrip()) > width:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece
+    return "\n".join([*lines, line])
 
 
 def _wrap(text: str, columns: int) -> list[str]:
@@ -140,7 +160,9 @@ def lay_out_list(
     footer = Footer(app, lambda: explain(control.get_pointed_at().value), is_list=True)
     footer.about = lambda: describe(control.get_pointed_at().value)
     # As many lines as the longest takes: the screen must not jump while the pointer moves.
-    footer.least = min(MOST_ABOUT, max(len(_wrap(describe(c.value), text_columns())) for c in control.choices))
+    footer.least = min(
+        MOST_ABOUT, max(len(_wrap(describe(c.value), text_columns())) for c in control.choices if not c.disabled)
+    )
 
     def room() -> int:
         free = app.output.get_size().rows - above - 1 - len(footer.lines())

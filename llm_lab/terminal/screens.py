@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from llm_lab.recipe.resolve import Resolved
 
 
+BESIDE_NUMBERS = 12  # columns of the names and the space after them
+
+
 def begin_screen(title: str, where: str = "") -> Any:
     """Clear the terminal, print the title line (none without a title), and return the console."""
     console = make_console()
@@ -20,7 +23,10 @@ def begin_screen(title: str, where: str = "") -> Any:
     if title:
         from rich.text import Text
 
-        where = f" · {one_line(where)}" if where else ""
+        from .prompt_layout import fit_words
+
+        room = console.width - len(f"LLM Lab · {one_line(title)} ·  ─")
+        where = f" · {fit_words(one_line(where), room)}" if where else ""
         heading = Text.assemble(("LLM Lab", "title"), f" · {one_line(title)}", (where, "dim"))
         console.rule(heading, align="left", style="dim")
     return console
@@ -33,6 +39,8 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
 
     from llm_lab.estimate.compatibility import what_loads
 
+    from .prompt_layout import wrapped
+
     if resolved is None or resolved.shape is None:
         console.print("No estimates: some of the values don't fit together.", style="dim")
         return
@@ -42,7 +50,7 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     shares = ", ".join(
-        f"{part} {count(number)} {100 * number / shape.parameters:.0f} %"
+        f"{part} {count(number)} ({100 * number / shape.parameters:.0f} %)"
         for part, number in sorted(parts.items(), key=lambda item: -item[1])
         if number * 200 > shape.parameters
     )
@@ -50,7 +58,10 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
     memory = f"{size(state)} of memory + {size(cost.memory_bytes - state)} per batch"
     # The most important first: a low screen shows only the first lines.
-    table.add_row("parameters", Text.assemble((count(shape.parameters), "bold"), f": {shares}"))
+    total = count(shape.parameters)
+    text = Text(wrapped(f"{total}: {shares}", max(20, console.width - BESIDE_NUMBERS)))
+    text.stylize("bold", 0, len(total))
+    table.add_row("parameters", text)
     table.add_row("training", f"{memory}, {count(flops)}FLOPs per token")
     if "hidden_size" in model:
         loads = what_loads(model)
@@ -68,10 +79,10 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     console.print(table)
 
 
-def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = True) -> None:
+def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = True, curve: bool = True) -> None:
     """Print the numbers of a run: parameters, tokens, memory, time, and the learning-rate curve.
 
-    about: first what the stage does.
+    about: first what the stage does. curve: whether there is room for the curve; a plain screen has none.
     """
     from rich.text import Text
 
@@ -96,10 +107,14 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
     console.print(Text(f"{parameters}{_length(values, cost)}{memory}{seconds}"))
     if not cost.fits:
         console.print(Text("This does not fit in memory.", style="bad"))
+    if not curve:
+        return
     schedule, optimizer, steps = values["scheduler"], values["optimizer"], train["max_steps"]
     if steps is None:  # they depend on the number of examples
         label = f"{optimizer['name']}, learning rate {optimizer['learning_rate']:g}, {schedule['name']}"
         console.print(Text(one_line(label), style="dim"))
+        return
+    if is_plain():
         return
     label = f"Learning rate over {steps:,} steps; 1.0 is {optimizer['learning_rate']:g}"
     console.print(Text(one_line(f"{label} ({optimizer['name']}, {schedule['name']})"), style="dim"))

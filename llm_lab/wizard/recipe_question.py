@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 from llm_lab.errors import UserError
@@ -10,8 +9,6 @@ from llm_lab.recipe.files import read_recipe_file
 
 from .model_questions import ANOTHER
 from .questions import Choice, Flow, Question, Screen
-
-LINE_COLUMNS = 74  # of a choice at 80 columns
 
 
 def ask_recipe(title: str, why: str) -> Flow[str]:
@@ -41,10 +38,8 @@ def ask_recipe(title: str, why: str) -> Flow[str]:
 
 
 def _recipe_choice(file: Path, width: int) -> Choice:
-    """Return a recipe on one line, cut after a whole word; its effect is the rest of the comment at its top."""
-    summary = recipe_summary(file)
-    shown = textwrap.shorten(summary, LINE_COLUMNS - width, placeholder=" …")
-    return Choice(str(file), f"{file.stem:<{width}}{shown}", effect=f"{file}: {summary}")
+    """Return a recipe with the comment at its top; its effect says where it is."""
+    return Choice(str(file), f"{file.stem:<{width}}{recipe_summary(file)}", effect=str(file))
 
 
 def recipe_summary(file: Path) -> str:

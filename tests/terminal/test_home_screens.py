@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from support.screens import Terminal, assert_matches_snapshot
 
+from llm_lab.terminal import ask
+from llm_lab.wizard.questions import Choice
+
 HOURS = 3600
 RUNS = {
     "shakespeare": {"stage": "pretrain", "status": "stopped", "results": {"step": 300, "eval_loss": 1.72}},
@@ -48,3 +51,14 @@ def test_home_and_the_texts_fit_every_terminal(in_tmp_path, columns, rows):
     assert "CPU core" in machine
     assert_matches_snapshot(f"home-{columns}x{rows}", [line.split(" runs,")[0] for line in home])
     assert_matches_snapshot(f"texts-{columns}x{rows}", texts)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_choice_that_is_not_possible_shows_its_reason_and_stays_in_its_columns(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    possible = Choice("nano", "nano     771 k parameters   615 MiB  about 90 s")
+    too_large = Choice("3b", "3b       2.6 B parameters    35 GiB  about 2.3 days", "not enough memory")
+    line = f"   - {ask.title_of(too_large)} ({ask.reason_of(too_large)})"
+    assert len(line) < columns
+    assert line.endswith("(not enough memory)")
+    assert line.index("parameters") == f"   {ask.title_of(possible)}".index("parameters")

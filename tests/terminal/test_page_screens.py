@@ -5,6 +5,7 @@ from support.screens import assert_matches_snapshot
 
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.registry import STAGES
+from llm_lab.terminal.driver import numbers_of
 from llm_lab.terminal.page_lines import Place, lay_out
 from llm_lab.terminal.page_state import FormPage
 from llm_lab.wizard.draft import Draft
@@ -27,3 +28,14 @@ def test_a_page_fits_every_terminal(in_tmp_path, columns, rows):
     assert len(lines) <= rows
     assert max(map(len, lines)) < columns
     assert_matches_snapshot(f"page-{columns}x{rows}", lines)
+
+
+@pytest.mark.parametrize(("columns", "lines", "is_whole"), [(59, 1, False), (79, 3, False), (119, 20, True)])
+def test_the_numbers_above_a_page_are_whole_sentences(in_tmp_path, columns, lines, is_whole):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    question = page_question(start, start, run_page("pretrain"))
+    shown = ["".join(text for _, text, *_ in line) for line in numbers_of(question, columns, lines)]
+    text = " ".join(line.strip() for line in shown)
+    assert text.startswith("771 k parameters, 500 steps = 1.0 M tokens, ")
+    assert ("of memory" in text, "┤" in text, "Learning rate" in text) == (True, is_whole, is_whole)

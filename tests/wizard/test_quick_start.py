@@ -13,6 +13,7 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.job import check
 from llm_lab.runs.folder import RunFolder
+from llm_lab.terminal.ask import title_of
 from llm_lab.terminal.driver import Wizard, run_wizard
 from llm_lab.terminal.results_view import print_closing
 from llm_lab.wizard.model_questions import why_no_model
@@ -198,7 +199,7 @@ def test_a_run_that_ends_in_the_wizard_shows_no_commands(capsys):
 
 def test_recipes_are_listed_in_two_columns_and_cut_after_whole_words():
     visit = answers(partial(ask_recipe, "Sweep", ""), [])
-    lines = [choice.text for choice in visit.question.choices[:-1]]
+    lines = [title_of(choice) for choice in visit.question.choices[:-1]]
     column = lines[0].index(recipe_summary(Path(visit.question.choices[0].value))[:9])
     for choice, line in zip(visit.question.choices, lines, strict=False):
         assert len(line) <= 74
