@@ -18,6 +18,7 @@ LEAST_ROWS = 4
 MOST_ABOUT = 3
 USUAL_ROWS = 13  # that the numbers leave for the rows
 BOTTOM_LINES = 6
+LONGEST_ORIGIN, LEAST_WITH_REASONS = len("derived"), 32  # columns
 TITLES = {"essentials": "", "yours": "your values", "all": "all values"}
 Fragment = tuple[str, str]  # (style, text)
 Lines = list[list[Fragment]]
@@ -135,9 +136,13 @@ def _columns_of(page: FormPage, columns: int) -> tuple[int, int, int]:
     rows = page.rows()
     label = max((_width(row.label) for row in rows), default=0)
     label = min(label, columns // 2 - 4)
-    longest = max((_width(row.value) for row in rows), default=0) + 4
+    longest = max((_width(one_line(row.value)) for row in rows), default=0)
     rest = columns - 2 - label - 2
-    value = min(max(longest, 10), max(rest // 2, 12))
+    value = min(max(longest + 4, 10), max(rest // 2, 12))
+    # Where there is no room for reasons, the values take all but that of the origin's name.
+    most = rest - LONGEST_ORIGIN - 1 if rest < LEAST_WITH_REASONS else rest * 3 // 5
+    if value < longest <= most:
+        value = longest
     return label, value, max(0, rest - value - 1)
 
 
