@@ -191,16 +191,17 @@ def _bottom(page: FormPage, columns: int, *, wide: bool) -> Lines:
     """Return the help of the row (next to the page where it is wide), the equal command and the keys."""
     lines: Lines = [[("class:dim", "─" * columns)]]
     if page.trouble:
-        lines += [[("class:bad", line)] for line in _wrap(page.trouble, columns)[:3]]
+        trouble = _wrap(page.trouble, columns)[:MOST_ABOUT]
+        lines += [[("class:bad", line)] for line in trouble]
+        if page.is_refused and (row := page.row) is not None and row.question is not None:
+            allowed = _first_lines(row.question().allowed, columns, MOST_ABOUT - len(trouble))
+            lines += [[("class:dim", line)] for line in allowed]
     elif page.show_recipe:  # which has no row that is pointed at
         pass
     elif page.show_help and not wide:
         lines += [[("class:help", line)] for text in help_texts(page) for line in _wrap(text, columns)]
     elif not wide:
-        about = [(style, line) for style, text in _about(page) for line in _wrap(text, columns)]
-        if len(about) > MOST_ABOUT:  # ? shows all
-            style, last = about[MOST_ABOUT - 1]
-            about = [*about[: MOST_ABOUT - 1], (style, _fit(f"{last} …", columns))]
+        about = _shortened(_about(page), columns)
         lines += [[fragment] for fragment in about] + [[("", "")]] * (2 - len(about))
     lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - 2))])
     keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "Tab yours/all", "/ filter"]
@@ -208,6 +209,23 @@ def _bottom(page: FormPage, columns: int, *, wide: bool) -> Lines:
     if page.show_recipe:
         keys = ["↑↓ scroll", "Esc back to the page"]
     return [*lines, *([("class:dim", line)] for line in _wrap_keys(keys, columns))]
+
+
+def _shortened(texts: list[Fragment], columns: int) -> list[Fragment]:
+    """Return the first lines of texts; each text gets at least one, and " …" says that there is more of it."""
+    found: list[Fragment] = []
+    texts = [(style, text) for style, text in texts if text][:MOST_ABOUT]
+    for number, (style, text) in enumerate(texts):
+        room = MOST_ABOUT - len(found) - (len(texts) - number - 1)
+        found += [(style, line) for line in _first_lines(text, columns, room)]
+    return found
+
+
+def _first_lines(text: str, columns: int, most: int) -> list[str]:
+    lines = _wrap(text, columns)
+    if len(lines) <= most or most < 1:
+        return lines[: max(0, most)]
+    return [*lines[: most - 1], _fit(" ".join(lines[most - 1 :]), columns)]
 
 
 def _finish(page: FormPage) -> str:

@@ -32,6 +32,7 @@ class FormPage:
         self.is_filtering = False  # what is typed goes to the filter
         self.action = self.section = 0
         self.trouble = ""
+        self._refused = ""  # why the last typed value was refused
         self.show_help = self.show_recipe = False
         self.scrolled = 0  # lines of the recipe
 
@@ -62,6 +63,11 @@ class FormPage:
         return [ACTIONS, *(row.key for row in self.rows()), *more]
 
     @property
+    def is_refused(self) -> bool:
+        """Whether the trouble is a value that was typed."""
+        return bool(self.trouble) and self.trouble == self._refused
+
+    @property
     def row(self) -> Row | None:
         """The row that is pointed at."""
         return next((row for row in self.rows() if row.key == self.at), None)
@@ -90,7 +96,7 @@ class FormPage:
     def change(self, row: Row, answer: Any) -> str | None:
         """Change a row; return why the answer is refused, or None."""
         if answer != UNSET and row.question is not None and (why_not := row.question().problem(answer)):
-            self.trouble = why_not
+            self.trouble = self._refused = why_not
             return why_not
         self.trouble = ""
         self.question = self.form.change(row.key, answer)

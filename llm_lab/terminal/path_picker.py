@@ -62,6 +62,7 @@ class Place:
         offers = [] if slash or self.folder else [one for one in self.question.choices if one.value not in listed]
         offered = [choice for choice in offers if _matches(wanted, choice.text) or _matches(wanted, str(choice.value))]
         names = [place.path for place in places] + [str(choice.value) for choice in offered]
+        names += self.defaults if not (self.typed or self.folder) else []
         width = min(max(map(len, names), default=0), WIDEST_NAME, max(12, self.columns - ABOUT_COLUMNS - 6))
         rows = [
             Row(self._title(place.path, place.about, width, place.why_not), place.path, why_not=place.why_not)

@@ -170,12 +170,18 @@ def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
     return {row.section: about.get(row.section, "") for row in rows}
 
 
+def _switches(path: str, value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether null switches a group off, or an empty group switches it on with its defaults."""
+    return path in fields and bool(groups_of(fields[path])) and (value is None or fields[path].default is None)
+
+
 def command_line(draft: Draft) -> str:
     """Return the command that is equal to a draft."""
+    fields = stage_schema(draft.raw).model_fields
     words = [
         f"{path}={shlex.quote(format_value(value))}"
         for path, value in flatten(draft.raw)
-        if path != "stage" and value is not None and value != {}
+        if path != "stage" and ((value is not None and value != {}) or _switches(path, value, fields))
     ]
     if not draft.is_design:
         return " ".join(["llm-lab", "new", draft.raw["stage"], *words])

@@ -83,6 +83,8 @@ def _parse(key: Key, text: str) -> Any:
     if not text:
         return UNSET
     value = text if key.kind == "text" else parse_yaml(text)
+    if key.kind == "int" and isinstance(value, float) and value.is_integer() and "e" in text.lower():
+        value = int(value)  # 1e6
     return UNSET if value is None else value
 
 

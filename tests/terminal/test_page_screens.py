@@ -39,3 +39,27 @@ def test_the_numbers_above_a_page_are_whole_sentences(in_tmp_path, columns, line
     text = " ".join(line.strip() for line in shown)
     assert text.startswith("771 k parameters, 500 steps = 1.0 M tokens, ")
     assert ("of memory" in text, "┤" in text, "Learning rate" in text) == (True, is_whole, is_whole)
+
+
+def test_a_refused_value_says_what_is_allowed(in_tmp_path):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
+    page.show("all")
+    row = page.form.row("scheduler.warmup_steps")
+    assert row is not None
+    page.at = row.key
+    page.change(row, "-1")
+    lines = ["".join(text for _, text in line) for line in lay_out(page, 80, 24, Place())]
+    at = lines.index("-1 is not allowed.")
+    assert lines[at + 1].startswith("Allowed: a whole number of at least 0.")
+
+
+def test_help_that_has_no_room_ends_with_an_ellipsis(in_tmp_path):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
+    page.at = "train.max_steps"
+    lines = ["".join(text for _, text in line) for line in lay_out(page, 60, 24, Place())]
+    allowed = next(line for line in lines if line.startswith("Allowed:"))
+    assert allowed.endswith(" …")

@@ -1,5 +1,7 @@
 """Questions made from recipe keys: defaults, help, what is allowed, what an answer leads to and takes along."""
 
+from dataclasses import replace
+
 import pytest
 from support.recipe_keys import every_key
 from support.wizard_answers import ENTER, Refused, ask
@@ -7,6 +9,7 @@ from support.wizard_answers import ENTER, Refused, ask
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.registry import STAGES
 from llm_lab.wizard.draft import Draft
+from llm_lab.wizard.draft_page import command_line
 from llm_lab.wizard.key_questions import ask_key, key_question
 from llm_lab.wizard.training_runs import change, new_draft, own_keys
 
@@ -163,3 +166,14 @@ def test_enter_leaves_open_what_only_the_run_can_derive(in_tmp_path):
 def test_the_help_of_what_is_special_to_a_stage_says_more_than_its_question(stage):
     keys = {key.path: key for key in every_key(STAGES[stage].recipe)}
     assert [path for path in own_keys(stage) if not keys[path].why] == []
+
+
+def test_a_whole_number_may_be_written_with_an_exponent(draft):
+    assert answered(draft, "train.max_steps", "1e3").value("train.max_steps") == 1000
+
+
+@pytest.mark.parametrize(("group", "value", "word"), [("score", None, "score=null"), ("lora", {}, "lora='{}'")])
+def test_the_command_in_the_footer_switches_groups_as_the_draft_does(in_tmp_path, group, value, word):
+    draft = new_draft("grpo")
+    assert word not in command_line(draft)
+    assert word in command_line(replace(draft, raw={**draft.raw, group: value}))
