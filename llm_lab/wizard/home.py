@@ -131,10 +131,17 @@ def _offered(runs: Sequence[RunFolder]) -> Iterator[tuple[tuple[str, RunFolder],
     unfinished = (run for run in runs if can_resume(run) and run.status() != "broken" and run.has_progress())
     for run in islice(unfinished, OFFERED):
         share = progress_of(run)
-        about = " · ".join([*([] if share is None else [f"{100 * share:.0f} %"]), f"{run.status()} {_when(run)}"])
-        yield ("resume", run), f"Resume {_short(run)}", about, RESUME_WHY
+        about = " · ".join(
+            [*([] if share is None else [f"{100 * share:.0f} %"]), f"{run.status()} {when_last_active(run)}"]
+        )
+        yield ("resume", run), f"Resume {short_name(run)}", about, RESUME_WHY
     for run in islice((run for run in runs if run.status() == "done" and _writes_text(run)), OFFERED):
-        yield ("talk", run), f"Chat with {_short(run)}", f"{kind_of_run(run.facts())}, {_when(run)}", CHAT_WHY
+        yield (
+            ("talk", run),
+            f"Chat with {short_name(run)}",
+            f"{kind_of_run(run.facts())}, {when_last_active(run)}",
+            CHAT_WHY,
+        )
 
 
 def can_resume(run: RunFolder) -> bool:
@@ -166,12 +173,14 @@ def _writes_text(run: RunFolder) -> bool:
     return bool(run.saved_models() or run.stages())
 
 
-def _short(run: RunFolder, longest: int = LONGEST_NAME) -> str:
+def short_name(run: RunFolder, longest: int = LONGEST_NAME) -> str:
+    """Return the name of a run, cut where it is long."""
     name = run.path.name
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
-def _when(run: RunFolder) -> str:
+def when_last_active(run: RunFolder) -> str:
+    """Return how long ago a run ended, or was made: 3 h ago."""
     facts = run.facts()
     then = facts.get("ended_at") or facts.get("created_at")
     return f"{age(time.time() - then)} ago" if isinstance(then, int | float) else ""
@@ -197,9 +206,9 @@ def _recent(runs: Sequence[RunFolder]) -> Iterator[Line]:
         parameters, loss = facts.get("parameters"), (facts.get("results") or {}).get("eval_loss")
         big = count(parameters) if isinstance(parameters, int | float) else ""
         shown = status if status != "done" else f"{loss:.2f}" if isinstance(loss, int | float) else ""
-        name = f"{_short(run, SIDE_NAME):<{SIDE_NAME}}"
+        name = f"{short_name(run, SIDE_NAME):<{SIDE_NAME}}"
         yield Line(
-            f"{name} {kind_of_run(facts):<9}{big:>6}{shown:>12}{_when(run).removesuffix(' ago'):>9}",
+            f"{name} {kind_of_run(facts):<9}{big:>6}{shown:>12}{when_last_active(run).removesuffix(' ago'):>9}",
             "" if status == "done" else "good" if status == "running" else "warn",
         )
 

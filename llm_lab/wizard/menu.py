@@ -36,7 +36,7 @@ from .questions import (
     Screen,
 )
 from .quick_start import quick_start
-from .recipe_question import ask_recipe
+from .recipe_question import ask_recipe, recipe_name
 from .run_questions import ask_checkpoint
 from .study_questions import experiments
 from .sweep_questions import sweep
@@ -89,7 +89,7 @@ TRY = (
     Entry(
         "sweep",
         "Sweep",
-        "compare values of a key, with several seeds",
+        "compare optimizers, learning rates or other settings",
         "Runs a recipe once for each value and seed: two optimizers, five learning rates. The result is a table with "
         "the spread over the seeds, and a picture.",
     ),
@@ -203,7 +203,7 @@ def replay() -> Flow[Next | None]:
         why="Changes are written as on the command line: train.max_steps=200 data.0.path=my-text.txt name=again.",
         allowed="key=value, separated by spaces; empty: no changes.",
         check=lambda text: _why_not_these(path, text),
-        screen=Screen(REPLAY, path),
+        screen=Screen(REPLAY, recipe_name(path)),
     )
     following = yield from run_questions.start(path, tuple(shlex.split(text)))
     if following is None:

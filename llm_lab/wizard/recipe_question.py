@@ -1,23 +1,30 @@
-"""The question which recipe: those that there are, each with what it does, or another file."""
+"""The question which recipe: those of the newest runs, and the others with what they do; or another file."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from llm_lab.errors import UserError
 from llm_lab.recipe.files import read_recipe_file
+from llm_lab.runs.folder import RunFolder, list_runs
 
+from .home import kind_of_run, short_name, when_last_active
 from .model_questions import ANOTHER
 from .questions import Choice, Flow, Question, Screen
 
+OFFERED_RUNS = 3
+
 
 def ask_recipe(title: str, why: str) -> Flow[str]:
-    """Ask for a recipe file; returns its path."""
+    """Ask for a recipe: returns the path of its file, or the folder of a run."""
     from llm_lab.job import list_recipes
 
     files = list_recipes()
-    width = max((len(file.stem) for file in files), default=0) + 2
-    choices = [_recipe_choice(file, width) for file in files]
+    with_recipe = (run for run in list_runs() if (run.path / "recipe.yaml").is_file() and not run.facts().get("study"))
+    runs = list(islice(with_recipe, OFFERED_RUNS))
+    width = max(len(name) for name in (*(file.stem for file in files), *map(short_name, runs), "")) + 2
+    choices = [_run_choice(run, width) for run in runs] + [_recipe_choice(file, width) for file in files]
     path = yield Question("recipe", "Which recipe?", choices=(*choices, Choice(ANOTHER, "another file")),
                           why=why, screen=Screen(title))  # fmt: skip
     if path == ANOTHER:
@@ -35,6 +42,18 @@ def ask_recipe(title: str, why: str) -> Flow[str]:
         )  # fmt: skip
         path = path.strip()
     return path
+
+
+def _run_choice(run: RunFolder, width: int) -> Choice:
+    about = ", ".join(filter(None, ("the recipe of your run", kind_of_run(run.facts()), when_last_active(run))))
+    return Choice(str(run.path), f"{short_name(run):<{width}}{about}", effect=str(run.path / "recipe.yaml"))
+
+
+def recipe_name(path: str) -> str:
+    """Return what a recipe is called on a screen: a shipped one by its name, any other by its path."""
+    from llm_lab.job import list_recipes
+
+    return next((file.stem for file in list_recipes() if str(file) == path), path)
 
 
 def _recipe_choice(file: Path, width: int) -> Choice:

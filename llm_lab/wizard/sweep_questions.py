@@ -7,7 +7,7 @@ import shlex
 from llm_lab.errors import LabError
 
 from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartSweep, yes_no
-from .recipe_question import ask_recipe
+from .recipe_question import ask_recipe, recipe_name
 
 TITLE = "Sweep"
 OWN = "own"
@@ -23,8 +23,9 @@ def sweep() -> Flow[None]:
     from llm_lab.studies.presets import PRESETS
 
     recipe = yield from ask_recipe(TITLE, WHY)
+    where = recipe_name(recipe)
     choices = [Choice(name, f"{name:<20}{about}", _why_not_preset(recipe, name)) for name, about in PRESETS.items()]
-    picked = yield Question("sweep.what", "What should be compared?", why=WHY, screen=Screen(TITLE, recipe),
+    picked = yield Question("sweep.what", "What should be compared?", why=WHY, screen=Screen(TITLE, where),
                             choices=(*choices, Choice(OWN, "other keys          with values of your own")))  # fmt: skip
     preset = None if picked == OWN else picked
     words = yield Question(
@@ -37,7 +38,7 @@ def sweep() -> Flow[None]:
         allowed="key=v1,v2, separated by spaces" + ("." if preset is None else "; empty: no changes."),
         check=lambda text: _why_not(recipe, text, preset),
         wait="Checking all recipes ...",
-        screen=Screen(TITLE, recipe),
+        screen=Screen(TITLE, where),
     )
     least = 2 if preset == "seeds" else 1
     seeds = yield Question(
@@ -46,10 +47,10 @@ def sweep() -> Flow[None]:
         choices=tuple(Choice(n, str(n)) for n in SEEDS if n >= least),
         default=3,
         why=WHY,
-        screen=Screen(TITLE, recipe),
+        screen=Screen(TITLE, where),
     )
     start = yield yes_no("sweep.start", "Start the sweep?", default=True, yes="Yes, start", no="No, change it",
-                         why=WHY, screen=Screen(TITLE, recipe, lines=_plan(recipe, words, seeds, preset)))  # fmt: skip
+                         why=WHY, screen=Screen(TITLE, where, lines=_plan(recipe, words, seeds, preset)))  # fmt: skip
     if not start:
         yield BackTo("sweep.words")
     if not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):

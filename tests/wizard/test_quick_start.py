@@ -207,6 +207,26 @@ def test_recipes_are_listed_in_two_columns_and_cut_after_whole_words():
         assert recipe_summary(Path(choice.value)).startswith(line[column:].removesuffix(" …"))
 
 
+def test_the_recipes_of_the_newest_runs_are_offered_first():
+    for number in range(5):
+        run = Path(f"checkpoints/plays-{number}")
+        run.mkdir(parents=True)
+        RunFolder(run).update(stage="pretrain", status="done", created_at=number)
+        (run / "recipe.yaml").write_text("stage: pretrain\n")
+    (Path("checkpoints/plays-4") / "recipe.yaml").unlink()
+    choices = answers(partial(ask_recipe, "Sweep", ""), []).question.choices
+    assert [choice.value for choice in choices[:3]] == [f"checkpoints/plays-{number}" for number in (3, 2, 1)]
+    assert "the recipe of your run, pretrain" in choices[0].text
+    assert Path(choices[3].value).name == "demo.yaml"
+
+
+def test_a_shipped_recipe_is_named_on_the_screen_without_its_folder():
+    from llm_lab.wizard.sweep_questions import sweep
+
+    stories = next(one.value for one in answers(sweep, []).question.choices if one.text.startswith("stories "))
+    assert answers(sweep, [stories]).question.screen.where == "stories"
+
+
 def test_plain_terminals_pick_files_by_number_or_path(monkeypatch, capsys):
     monkeypatch.setenv("LLM_LAB_PLAIN", "1")
     typed = iter(["2", "9 ", "10", "3", "owner/name", "1 2", "", "7"])
