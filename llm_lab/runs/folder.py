@@ -25,6 +25,8 @@ from .lock import hold, is_at_work
 from .record import read_facts, row_of
 
 ROOT = Path("checkpoints")
+# Models on the Hub that have no owner in their name; new ones always have one.
+OLD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 EVALUATES_FIRST = "first_evaluation_at"  # in run.json: when a stage began to measure its model before the first step
 # Columns of metrics.jsonl that describe the progress of a run and are not results.
 _NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
@@ -379,7 +381,8 @@ def _has_record(folder: Path) -> bool:
 def find_checkpoint(name: str, *, root: Path = ROOT) -> str:
     """Return the Hugging Face folder that a user means, or the name itself if it can only be a name on the Hub."""
     local = Path(name).expanduser()
-    looks_like_hub = name.count("/") == 1 and not local.exists() and not name.startswith((".", "~", "/"))
+    looks_like_hub = (name.count("/") == 1 and not name.startswith((".", "~", "/"))) or name in OLD_HUB_NAMES
+    looks_like_hub = looks_like_hub and not local.exists()
     is_run = (root / name).parent.is_dir() and find_run(name, root=root) is not None
     if not looks_like_hub or is_run or name.startswith(f"{root}/"):
         return str(find_model(name, root=root))

@@ -88,6 +88,7 @@ def test_a_short_unique_prefix_names_a_run_and_an_ambiguous_one_lists_the_runs(l
     assert find_model("tiny") == Path("checkpoints/tiny/model")  # an exact name wins
     assert find_checkpoint("life/sf") == "checkpoints/life/sft/model"
     assert find_checkpoint("someone/life") == "someone/life"  # a name on the Hub
+    assert find_checkpoint("gpt2") == "gpt2"
     with pytest.raises(UserError, match="tiny-dpo, tiny-dpo-stopped"):
         find_model("tiny-dp")
     assert main(["show", "tiny-p"]) == 0
