@@ -81,8 +81,8 @@ ENDED = ("end", "completion")
 
 
 def answer_once(session: Any, prompt: str) -> None:
-    """Stream one reply to standard output, and nothing else."""
-    stream(session.reply(prompt))
+    """Stream one reply to standard output, and nothing else; wrapped only where a terminal shows it."""
+    stream(session.reply(prompt), wrap=is_terminal())
 
 
 def run_chat(

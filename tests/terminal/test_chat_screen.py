@@ -103,6 +103,20 @@ def test_a_single_answer_is_the_only_output(capsys):
     assert captured.err == ""
 
 
+def test_a_single_answer_is_wrapped_between_words_only_on_a_terminal(capsys, monkeypatch):
+    class InPieces:
+        def reply(self, text, hits=()):
+            yield from ("one two th", "ree four five")
+
+    monkeypatch.setenv("COLUMNS", "10")
+    for on_a_terminal, shown in ((False, "one two three four five\n"), (True, "one two \nthree four\nfive\n")):
+        monkeypatch.setattr(
+            "llm_lab.terminal.chat_screen.is_terminal", lambda on_a_terminal=on_a_terminal: on_a_terminal
+        )
+        answer_once(InPieces(), "x")
+        assert capsys.readouterr().out == shown
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a Unix terminal")
 def test_ctrl_c_and_esc_stop_a_reply_and_the_conversation_continues():
     import pexpect
