@@ -22,6 +22,21 @@ GROUPS = {
     "The lab": ("study", "web", "doctor", "completion"),
 }
 PLAIN = "lines only, without frames, colors and redrawing, for screen readers (or LLM_LAB_PLAIN=1)"
+# What other programs call a command.
+SAID_ELSEWHERE = {
+    "train": "run RECIPE",
+    "finetune": "run RECIPE",
+    "resume": "run RUN --resume",
+    "generate": "chat MODEL --prompt TEXT",
+    "evaluate": "eval MODEL",
+    "info": "show MODEL",
+    "runs": "list runs",
+    "find": "list runs TEXT",
+    "rename": "mv RUN NAME",
+    "delete": "rm RUN",
+    "remove": "rm RUN",
+    "help": "--help",
+}
 # What argparse says about a value, and what we say.
 NOT_OF_A_TYPE = {"int": "it is not a whole number", "float": "it is not a number"}
 
@@ -40,7 +55,9 @@ class Parser(argparse.ArgumentParser):
         how = f"`{self.prog} --help` shows its arguments."
         if missing := re.fullmatch(r"the following arguments are required: (.+)", message):
             fix = f"For example: {self.examples[0]}" if self.examples else how
-            return Problem(self.prog, f"the argument {missing[1]} is missing", fix=fix)
+            names = missing[1].split(", ")
+            are = f"the argument {names[0]} is" if len(names) == 1 else f"the arguments {' and '.join(names)} are"
+            return Problem(self.prog, f"{are} missing", fix=fix)
         found = re.fullmatch(r"argument ([^:]+): (.+)", message, re.DOTALL)
         if not found:
             return Problem(self.prog, message, fix=how)
@@ -99,7 +116,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     commands = commands_of(parser)
     name = next((word for word in words if not word.startswith("-")), None)
     if name is not None and name not in commands:
-        fix = did_you_mean(name, commands) or "`llm-lab --help` lists the commands."
+        meant = f"That is `llm-lab {SAID_ELSEWHERE[name]}`." if name in SAID_ELSEWHERE else did_you_mean(name, commands)
+        fix = meant or "`llm-lab --help` lists the commands."
         raise UserError(Problem(f"llm-lab {name}", "there is no such command", fix=fix))
     arguments, rest = parser.parse_known_args(words)
     # argparse takes all key=value arguments or none: those after an option (run R --resume a=1) are left over.
