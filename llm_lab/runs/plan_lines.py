@@ -82,20 +82,14 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     if cost.wall_seconds is not None:
         yield "time", _time(cost), ""
     if cost.disk_bytes:
-        taken = _if_taken(values, home) if is_new else ""
-        where = f"{home / str(values.get('name'))}/{taken}"
+        name = str(values.get("name"))
+        folder = free_name(name, root=home) if is_new else name
+        taken = f"; {home / name}/ is taken" if folder != name else ""
         kinds = f" ({' and '.join(cost.disk_by_part)})" if cost.disk_by_part else ""
-        yield "disk", f"{size(cost.disk_bytes)} in {where}{kinds}", ""
+        yield "disk", f"{size(cost.disk_bytes)} in {home / folder}/{kinds}{taken}", ""
     for _, text in plan_warnings(resolved):
         yield "warning", text, "warn"
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
-
-
-def _if_taken(values: Mapping[str, Any], home: Path) -> str:
-    """Return which folder a run gets whose name is taken."""
-    name = str(values.get("name"))
-    free = free_name(name, root=home)
-    return "" if free == name else f" (there is a run of that name: this one becomes {home / free}/)"
 
 
 def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

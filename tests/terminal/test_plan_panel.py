@@ -113,11 +113,11 @@ def test_the_plan_shows_steps_time_and_what_is_dropped_of_examples_that_are_at_h
     assert f"steps {steps}: 3 epochs of {train} examples, 8 sequences per step" in text
     assert "dropped 1 of 101 rows of mine.jsonl: " in text
     assert "time a few seconds (based on typical values): " in text
-    assert "this one becomes checkpoints/mine-2/" in text
+    assert "in checkpoints/mine-2/ " in text
     assert "Plan: mine-2 · sft" in text
     text = " ".join(shown(plan_panel(resolved, is_new=False)).split())  # it resumes
     assert "Plan: mine · sft" in text
-    assert "this one becomes" not in text
+    assert "is taken" not in text
     assert resolved.values["train"].get("max_steps") is None  # the recipe still counts in epochs
 
 
