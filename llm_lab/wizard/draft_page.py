@@ -170,9 +170,9 @@ def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
     return {row.section: about.get(row.section, "") for row in rows}
 
 
-def _switches(path: str, value: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether null switches a group off, or an empty group switches it on with its defaults."""
-    return path in fields and bool(groups_of(fields[path])) and (value is None or fields[path].default is None)
+def _is_off(path: str, fields: Mapping[str, Any]) -> bool:
+    """Whether a group is off by default, so that an empty one switches it on."""
+    return path in fields and bool(groups_of(fields[path])) and fields[path].default is None
 
 
 def command_line(draft: Draft) -> str:
@@ -181,7 +181,7 @@ def command_line(draft: Draft) -> str:
     words = [
         f"{path}={shlex.quote(format_value(value))}"
         for path, value in flatten(draft.raw)
-        if path != "stage" and ((value is not None and value != {}) or _switches(path, value, fields))
+        if path != "stage" and value is not None and (value != {} or _is_off(path, fields))
     ]
     if not draft.is_design:
         return " ".join(["llm-lab", "new", draft.raw["stage"], *words])
