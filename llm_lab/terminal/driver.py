@@ -14,6 +14,7 @@ from llm_lab.wizard.home import LEAVE, MODELS, draft_question, menu_question, ne
 from llm_lab.wizard.questions import (
     CheckpointDetails,
     Compare,
+    DeleteRun,
     DesignNumbers,
     Effect,
     Leave,
@@ -25,6 +26,7 @@ from llm_lab.wizard.questions import (
     Plan,
     Question,
     RecipePlan,
+    RenameRun,
     ReplayLineage,
     RunDoctor,
     RunNumbers,
@@ -281,6 +283,10 @@ class Wizard:
             wait_for_enter()
         elif isinstance(effect, ShowTokens):
             _show_tokens(effect)
+        elif isinstance(effect, RenameRun):
+            _rename_run(effect)
+        elif isinstance(effect, DeleteRun):
+            _delete_run(effect)
         elif isinstance(effect, WriteDesign):
             _write_design(effect)
         elif isinstance(effect, WriteRecipe):
@@ -364,6 +370,22 @@ def _show_tokens(effect: ShowTokens) -> None:
         stages = xray_stages([effect.resolved.recipe], examples=1)
     with contextlib.suppress(Back):
         page_xray(stages, lambda: begin_screen(effect.title, "the data as tokens"), end="Enter goes back to the review")
+
+
+def _rename_run(effect: RenameRun) -> None:
+    from llm_lab.runs.rename import rename_run
+
+    done = rename_run(effect.run, effect.name.strip())
+    make_console().print(one_line(f"{done.old}/ is now {done.new}/"), style="good")
+    wait_for_enter()
+
+
+def _delete_run(effect: DeleteRun) -> None:
+    from llm_lab.runs.housekeeping import plan_removal, remove
+
+    remove(plan_removal(effect.run))
+    make_console().print(one_line(f"Deleted {effect.run}/"), style="good")
+    wait_for_enter()
 
 
 def _write_design(effect: WriteDesign) -> None:

@@ -76,6 +76,10 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         assert row.question is not None
         place.row = row
         buffer.text = str(row.question().default or "") if typed is None else typed
+        buffer.cursor_position = 0
+        if typed is None and buffer.text:  # the first key typed replaces the value; an arrow key keeps it
+            buffer.start_selection()
+            buffer.selection_state.enter_shift_mode()
         buffer.cursor_position = len(buffer.text)
         app.layout.focus(field)
 
@@ -125,12 +129,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
             _end(event.app, page, page.form.actions[page.action])
         elif page.at == MORE:
             page.show(page.sections[page.section])
-        elif (
-            row is not None
-            and row.question is not None
-            and row.question().kind == "text"
-            and not row.question().choices
-        ):
+        elif row is not None and _is_typed(row):
             begin(row, None)
         elif row is not None:
             event.app.exit(result=row)

@@ -302,6 +302,7 @@ def _choice_lines(question: Question, columns: int) -> Lines:
 def _recipe(page: FormPage, columns: int, room: int) -> Lines:
     text = page.form.recipe() if page.form.recipe else ""
     lines = [_cut_at_word(one_line(line), columns) for line in text.splitlines()]
+    lines += ["", "The same as a command:", *_wrap(page.form.command, columns)]
     page.scrolled = min(page.scrolled, max(0, len(lines) - room))
     shown = lines[page.scrolled : page.scrolled + room]
     return [[("", line)] for line in shown] + [[("", "")]] * (room - len(shown))

@@ -49,7 +49,7 @@ def ask_plain_form(
         elif text == "?":
             print(_folded(question.why))
         elif text == "r":
-            print(printable(form.recipe() if form.recipe else ""))
+            print(printable(form.recipe() if form.recipe else ""), printable(f"\n{form.command}"), sep="")
         elif text == "" or text.isdigit():
             number = int(text or 1)
             if 1 <= number <= len(form.actions):

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llm_lab.errors import UserError
 from llm_lab.recipe.fields import flatten, groups_of
-from llm_lab.recipe.files import format_value
+from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.scoring import describe_term
 from llm_lab.recipe.validate import stage_schema
 
@@ -175,11 +176,20 @@ def _is_off(path: str, fields: Mapping[str, Any]) -> bool:
     return path in fields and bool(groups_of(fields[path])) and fields[path].default is None
 
 
+def _typed(value: Any) -> str:
+    """Return a value as one types it: a text without quotes, where it is read as that text."""
+    text = value if isinstance(value, str) and value.strip() == value else ""
+    try:
+        return text if text and parse_yaml(text) == text else format_value(value)
+    except UserError:
+        return format_value(value)
+
+
 def command_line(draft: Draft) -> str:
     """Return the command that is equal to a draft."""
     fields = stage_schema(draft.raw).model_fields
     words = [
-        f"{path}={shlex.quote(format_value(value))}"
+        f"{path}={shlex.quote(_typed(value))}"
         for path, value in flatten(draft.raw)
         if path != "stage" and value is not None and (value != {} or _is_off(path, fields))
     ]

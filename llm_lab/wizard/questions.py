@@ -330,6 +330,21 @@ class WriteDesign(Effect):
 
 
 @dataclass(frozen=True)
+class RenameRun(Effect):
+    """Give a run another name; what was made from it follows."""
+
+    run: str
+    name: str
+
+
+@dataclass(frozen=True)
+class DeleteRun(Effect):
+    """Delete a run."""
+
+    run: str
+
+
+@dataclass(frozen=True)
 class WriteRecipe(Effect):
     """Write a recipe file."""
 

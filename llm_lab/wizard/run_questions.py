@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from llm_lab.estimate.formatting import size
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES, stage_of
-from llm_lab.runs.folder import RunFolder, is_reward_model, list_runs, runs_named
+from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs, runs_named
+from llm_lab.runs.housekeeping import plan_removal
 
 from .home import RESUME_WHY, RUNS, can_resume, progress_of
 from .model_questions import is_adapter, model_answers, pick_run, runs_with_a_model, trained_reward_model
@@ -18,20 +21,28 @@ from .questions import (
     CheckpointDetails,
     Choice,
     Compare,
+    DeleteRun,
     Flow,
+    Line,
     Next,
     OpenChat,
     Pause,
     Question,
     RecipePlan,
+    RenameRun,
     ReplayLineage,
     Screen,
     StartRun,
     StartStudy,
+    yes_no,
 )
 from .review import start_question
 
+COLUMNS = 79
 MENU = "menu"
+KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
+RENAME_WHY = "What was made from the run follows: its lineage, adapters and recipes name it by the new name after that."
+DELETE_WHY = "The folder is deleted, with the model and its checkpoints. There is no way to get it back."
 AFTER = "after a run"
 CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
 LINEAGE_WHY = "A run's lineage is every run that its model was built from. Replaying it trains all of them again."
@@ -75,6 +86,14 @@ def checkpoints() -> Flow[Next | None]:
         about = run.facts()["study"]
         yield StartStudy(about["experiment"], about["options"])
         yield Pause()
+    elif picked == "rename" and run is not None:
+        name = yield Question("rename", "New name?", "text", default=run.path.name, why=RENAME_WHY,
+                              allowed=f"A folder name in {ROOT}/.", screen=Screen(RUNS, path))  # fmt: skip
+        yield BackTo("checkpoint" if (yield RenameRun(path, name)) else "rename")
+    elif picked == "delete" and run is not None:
+        if (yield _delete_question(path)):
+            yield DeleteRun(path)
+            yield BackTo("checkpoint")
     elif picked in ("resume", "replay") and run is not None:
         following = yield from start(str(run.recipe_path), resume=picked == "resume")
         if following:
@@ -89,7 +108,7 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     choices = [Choice("list", "Back to the list")]
     if run is not None and run.facts().get("study"):
         again = "Run it again with the same options" if run.status() == "done" else "Resume this study"
-        return [*choices, Choice("study", again)]
+        return [*choices, Choice("study", again), *KEEPING]
     if run is not None and can_resume(run):
         choices.append(Choice("resume", f"Resume this run{_how_far(run)}", why=RESUME_WHY))
     choices += [Choice("chat", "Chat with it")] if generates else []
@@ -102,7 +121,16 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     if run is not None and run.recipe_path.exists():
         choices.append(Choice("replay", "Run its recipe again as a new run"))
         choices.append(Choice("lineage", "Replay its whole lineage: this run and all before it"))
-    return choices
+    return [*choices, *KEEPING] if run is not None else choices
+
+
+def _delete_question(path: str) -> Question:
+    """Return the question whether to delete a run, below what that means. UserError where it is running."""
+    removal = plan_removal(path)
+    notes = [line for note in removal.notes for line in textwrap.wrap(f"{note[0].upper()}{note[1:]}.", COLUMNS)]
+    lines = [f"{removal.path}/: {size(removal.bytes)}", *notes, ""]
+    return yes_no("delete", "Delete it?", default=False, why=DELETE_WHY,
+                  screen=Screen(RUNS, path, lines=tuple(map(Line, lines))))  # fmt: skip
 
 
 def _how_far(run: RunFolder) -> str:

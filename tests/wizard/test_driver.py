@@ -206,7 +206,8 @@ def line_of(screen, label):
 
 def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
     page = page_of("pretrain")
-    steps = (To("optimizer "), Key.RIGHT, To("max_steps"), "abc", Key.ENTER, Key.ERASE_LINE, *answer("40"))
+    steps = (To("optimizer "), Key.RIGHT, To("max_steps"), "abc", Key.ENTER, Key.ERASE_LINE, *answer("7"))
+    steps = (*steps, Key.ENTER, *answer("40"))  # what is typed into an opened row replaces its value
     value, screens = press(page, *steps, Key.FINISH)
     assert value == {"changes": {"optimizer": {"name": "adamw"}, "train": {"max_steps": 40}}, "action": "start"}
     assert any('"abc" is not a whole number.' in screen for screen in screens)
@@ -228,6 +229,7 @@ def test_a_page_shows_its_recipe_and_its_help(press):
     _, screens = press(page_of("pretrain"), Key.RECIPE, Key.ESCAPE, To("scheduler"), Key.HELP, Key.FINISH)
     assert any("stage: pretrain" in screen for screen in screens)
     assert seen(screens, "A wsd run can be continued")
+    assert seen(screens, "The same as a command: llm-lab new pretrain")
 
 
 def test_a_choice_of_a_page_opens_as_a_list_with_effects(press):
@@ -302,6 +304,17 @@ def test_a_checkpoint_is_shown_and_the_plan_of_its_recipe_too(visit):
     )  # fmt: skip
     assert seen(screens, "What next?")
     assert seen(screens, "╭─ Plan: base")
+
+
+def test_a_run_is_renamed_and_deleted_from_its_page(visit, finished_run):
+    of_run = (*pick("Runs"), *pick("checkpoints/tiny:"))
+    taken = (*pick("Rename it"), *answer("tiny"), Key.ENTER)
+    renamed = (*answer("small"), Key.ENTER, *pick("checkpoints/small:"))
+    kept = (*pick("Delete it"), Key.ENTER)
+    screens = visit(*of_run, *taken, *renamed, *kept, *pick("Delete it"), *pick("yes"), Key.ENTER, Key.CTRL_C, *LEAVE)
+    assert seen(screens, "checkpoints/tiny/ is now checkpoints/small/")
+    assert seen(screens, "Deleted checkpoints/small/")
+    assert not list(Path("checkpoints").glob("[!.]*"))
 
 
 @pytest.mark.usefixtures("lab")
