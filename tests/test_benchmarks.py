@@ -111,9 +111,8 @@ def test_without_its_text_the_shakespeare_benchmark_says_that_it_was_not_measure
     assert "Not measured" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "name", ["ours", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "ours")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_each_implementation_trains_and_reports_time_and_memory(name):
     done = command("benchmarks.candidates", name, "40")
     assert done.returncode == 0, done.stderr

@@ -96,6 +96,8 @@ def collect_garbage(arguments: argparse.Namespace) -> int | Document:
         more = sum(one.bytes for one in least) - sum(one.bytes for one in found)
         if more > 0:
             print_text(f"With --keep 1, which leaves only the last checkpoint of each run: {size(more)} more.")
+    if arguments.dry_run and found:
+        print_text("Nothing was deleted: --dry-run only shows.")
     if arguments.dry_run or not found:
         return DONE
     if _agrees(f"Delete {size(sum(one.bytes for one in found))}?", arguments.yes):

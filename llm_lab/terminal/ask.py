@@ -215,6 +215,9 @@ def _run(prompt: Any, footer: Any) -> Any:
         if footer.filter:
             footer.set_filter("")
             return
+        if footer.show_help:
+            footer.show_help = False
+            return
         event.app.exit(exception=Back())
 
     # In a text, ? is a letter once something has been typed.

@@ -48,7 +48,8 @@ class FormPage:
     def rows(self) -> list[Row]:
         """Return the rows of the view that is shown."""
         if self.filter is not None:
-            return filtered(self.form.rows, self.filter)
+            essentials = {row.key for row in self.form.essentials}
+            return sorted(filtered(self.form.rows, self.filter), key=lambda row: row.key not in essentials)
         if self.view == ESSENTIALS:
             return list(self.form.essentials)
         if self.view == ALL:

@@ -137,6 +137,7 @@ def test_all_tasks_in_a_folder_are_run(in_tmp_path):
     assert set(tasks_of("base", names=["mine"])) == {"words", "other_words"}
 
 
+@pytest.mark.slow
 def test_few_shot_results_are_those_of_the_harness_itself(in_tmp_path):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM

@@ -26,6 +26,7 @@ def table(folder: RunFolder, name: str) -> list[dict]:
     return json.loads((folder.path / "tables" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_diverges_is_shown_next_to_one_that_learns(capfd):
     folder = study("learning_rate", "learning_rates=1e-2,10", "widths=32", "layers=1", "steps=12", "batch=2")
     right, large = table(folder, "losses")
