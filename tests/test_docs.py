@@ -47,7 +47,14 @@ def test_every_file_the_readme_links_to_exists():
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "lab", "web", "test", "test-all", "bench"])
+def test_the_recorded_session_is_small_and_shows_a_training_and_a_reply():
+    recording = (ROOT / "docs" / "images" / "wizard.svg").read_text(encoding="utf-8")
+    assert len(recording.encode()) < 500_000
+    for text in ("Train on my text", "my-stories.txt", "validation loss", "completion mode"):
+        assert text in recording, text
+
+
+@pytest.mark.parametrize("target", ["setup", "demo", "lab", "web", "test", "test-all", "bench", "recording"])
 def test_the_makefile_has_every_documented_target(target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
