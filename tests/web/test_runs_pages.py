@@ -349,6 +349,12 @@ def test_a_request_for_live_values_of_a_deleted_run_is_an_error_of_that_topic_al
     assert again["updates"] == {}
 
 
+def test_a_duration_has_no_sixtieth_minute_or_second(opened):
+    script = "async (times) => { const { duration } = await import('/static/lab.js'); return times.map(duration); }"
+    written = opened("/").evaluate(script, [0.4, 59.7, 119.8, 3599.9, 50_399.0, 200_000.0])
+    assert written == ["0 s", "1 min 0 s", "2 min 0 s", "1 h 0 min", "13 h 59 min", "2 days"]
+
+
 def test_the_page_writes_numbers_as_the_glossary_does(opened):
     from llm_lab.runs.glossary import QUANTITIES
 

@@ -137,11 +137,12 @@ export const number = (value, digits = 4) =>
         ? value.toExponential(2).replace("e+", "e")
         : Number(value.toPrecision(digits)).toLocaleString("en-US", { maximumFractionDigits: 8 });
 
-export function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  if (seconds < 86400 * 2) return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+export function duration(exact) {
+  if (exact === null || exact === undefined) return "–";
+  const seconds = Math.round(exact);
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+  if (seconds < 86400 * 2) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
   return `${Math.round(seconds / 86400)} days`;
 }
 
