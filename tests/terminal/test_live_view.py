@@ -432,10 +432,10 @@ def test_escape_leaves_what_a_key_shows_and_other_keys_do_nothing():
 
 def test_a_wide_terminal_has_the_numbers_next_to_the_curve_and_more_of_the_sample():
     lines = shown_lines(busy_track(), 120, 40)
-    beside = [line for line in lines if " │ " in line]
-    assert len(beside) == 18
-    assert beside[0].split("│")[0].split() == ["training", "loss", "4.4100"]
-    assert any("┤" in line for line in beside)
+    side_by_side = [line for line in lines if " │ " in line]
+    assert len(side_by_side) == 18
+    assert side_by_side[0].split("│")[0].split() == ["training", "loss", "4.4100"]
+    assert any("┤" in line for line in side_by_side)
     assert sum("upon a time" in line for line in lines) > 8
 
 
