@@ -75,6 +75,7 @@ PLACES = [
     *sorted((ROOT / "tests").glob("**/*.py")),
     *sorted((ROOT / "benchmarks").glob("**/*.py")),
     *sorted((ROOT / "docs").glob("*.*")),
+    *sorted((ROOT / "docs").glob("images/*.svg")),
     *sorted((ROOT / "configs").glob("*.yaml")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml")),
     *sorted((ROOT / "benchmarks").glob("*.md")),
