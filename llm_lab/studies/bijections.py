@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .bayes import word_tokenizer
+
 
 @dataclass(frozen=True)
 class Bijections:
@@ -26,9 +28,53 @@ class Bijections:
     repeated: bool = False
 
     @property
+    def position(self) -> str:
+        return "pair"
+
+    @property
+    def answer(self) -> str:
+        return "next value"
+
+    @property
+    def why_it_falls(self) -> str:
+        return "Uncertainty about the value of each pair's key. Bayes' entropy falls as values are used up."
+
+    @property
     def vocab_size(self) -> int:
         """Keys, values, and the end-of-text token that every tokenizer has."""
         return 2 * self.values + 1
+
+    @property
+    def key_tokens(self) -> int:
+        return self.values
+
+    @property
+    def answers(self) -> range:
+        return range(self.values, 2 * self.values)
+
+    @property
+    def context(self) -> int:
+        return 2 * self.pairs
+
+    @property
+    def asked(self) -> slice:
+        return slice(0, None, 2)
+
+    @property
+    def length(self) -> int:
+        return self.pairs
+
+    @property
+    def longer(self) -> tuple[Bijections, ...]:
+        return ()
+
+    def inputs(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what a model reads: all but the last value."""
+        return tokens[:, :-1]
+
+    def labels(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what it is trained on, (count, pairs): the value after each key."""
+        return tokens[:, 1::2]
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Return `count` random sequences, token ids (count, 2 * pairs)."""
@@ -60,76 +106,18 @@ class Bijections:
             free[rows, values[:, pair]] = 0
         return found
 
-    def blind_error(self) -> float:
+    def blind_error(self) -> float | None:
         """Return the error of a model without memory: log2 of the values minus the mean entropy of Bayes, in bits.
 
         It can only give each value the same probability, and both its mean absolute error of the entropy and its
-        KL divergence from Bayes have this value. For keys that occur once. The entropy of Bayes falls as
-        log2(values - pairs so far).
+        KL divergence from Bayes have this value. The entropy of Bayes falls as log2(values - pairs so far). None where
+        keys are repeated: then it has no such formula.
         """
+        if self.repeated:
+            return None
         mean = sum(math.log2(self.values - seen) for seen in range(self.pairs)) / self.pairs
         return math.log2(self.values) - mean
 
     def tokenizer(self) -> Any:
         """Return a tokenizer for texts such as "x3 y7 x1 y0 x9", so that the models open like any other."""
-        from tokenizers import Tokenizer, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-
-        words = [f"{kind}{number}" for kind in "xy" for number in range(self.values)] + ["<|endoftext|>"]
-        backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[-1]))
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=words[-1], unk_token=words[-1])
-
-
-def entropy_bits(probabilities: torch.Tensor) -> torch.Tensor:
-    """Return the entropy over the last axis in bits."""
-    return torch.special.entr(probabilities).sum(-1) / math.log(2)
-
-
-def kl_bits(wanted: torch.Tensor, log_probabilities: torch.Tensor) -> torch.Tensor:
-    """Return KL(wanted || model) over the last axis in bits. log_probabilities: the model's, natural logarithm."""
-    cross = -(wanted * log_probabilities.masked_fill(wanted == 0, 0.0)).sum(-1) / math.log(2)
-    return cross - entropy_bits(wanted)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model against Bayes on the same sequences. Entropies and KL: (sequences, pairs), in bits."""
-
-    entropy: torch.Tensor
-    bayes_entropy: torch.Tensor
-    kl: torch.Tensor
-
-    @property
-    def errors(self) -> torch.Tensor:
-        """The absolute error of the entropy, averaged over the positions of each sequence: (sequences,).
-
-        Not the error of the mean curve: there, too sure in one sequence and too unsure in another would cancel.
-        """
-        return (self.entropy - self.bayes_entropy).abs().mean(1)
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The figures of a report: means over sequences, and the curves over positions."""
-        return {
-            "mae_bits": float(self.errors.mean()),
-            "kl_bits": float(self.kl.mean()),
-            "mae_of_means_bits": float((self.entropy.mean(0) - self.bayes_entropy.mean(0)).abs().mean()),
-            "entropy_by_position": self.entropy.mean(0).tolist(),
-            "bayes_by_position": self.bayes_entropy.mean(0).tolist(),
-            "kl_by_position": self.kl.mean(0).tolist(),
-        }
-
-
-def compare_with_bayes(task: Bijections, tokens: torch.Tensor, logits: torch.Tensor) -> Comparison:
-    """Compare a model's logits at the keys, (count, pairs, vocab_size), with the exact posterior.
-
-    The model's entropy is over its whole vocabulary: probability on keys or on values that are taken counts against it.
-    """
-    posterior = task.posterior(tokens)
-    log_probabilities = logits.double().log_softmax(-1)
-    wanted = torch.zeros_like(log_probabilities)
-    wanted[..., task.values : 2 * task.values] = posterior
-    return Comparison(
-        entropy_bits(log_probabilities.exp()), entropy_bits(posterior), kl_bits(wanted, log_probabilities)
-    )
+        return word_tokenizer([f"{kind}{number}" for kind in "xy" for number in range(self.values)])

@@ -18,6 +18,7 @@ from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.recipe.optimizers import AdamW
 from llm_lab.runs.disk import write_atomically
 
+from .bayes import word_tokenizer
 from .short_training import train_model
 
 RESULT = "result.json"
@@ -86,13 +87,7 @@ def build_sum_model(plan: SumPlan) -> LabForCausalLM:
 
 def number_tokenizer(modulus: int) -> Any:
     """Return a tokenizer for texts such as "12 40"."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = [*map(str, range(modulus)), "<|endoftext|>"]
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[-1]))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=words[-1], unk_token=words[-1])
+    return word_tokenizer([*map(str, range(modulus))])
 
 
 def logits_of_sums(model: Any, pairs: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from llm_lab.errors import UserError
 from llm_lab.events import Notice
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
-from llm_lab.studies.bijection_geometry import read_states
-from llm_lab.studies.bijection_models import NAMES, Plan, build_model, held_out, measure, parameters_of
+from llm_lab.studies.bayes_geometry import read_states
+from llm_lab.studies.bayes_models import NAMES, Plan, build_model, held_out, measure, parameters_of
 from llm_lab.studies.bijections import Bijections
 from llm_lab.studies.experiment_files import find_experiment
 from llm_lab.studies.sequence_models import PositionModel, logits_of
@@ -97,3 +97,21 @@ def test_the_states_are_those_that_the_model_reports():
     added = found.layers[1] - found.layers[0] - found.attended
     middle = found.layers[0] + found.attended
     assert torch.allclose(added, block.mlp(block.post_attention_layernorm(middle)), atol=1e-6)
+
+
+def test_the_hidden_markov_task_reports_the_distance_at_other_lengths_too(tmp_path):
+    sizes = {"hidden_size": 16, "layers": 1, "heads": 1, "steps": 4, "batch_size": 4}
+    experiment = find_experiment("bayesian_geometry")
+    folder, _ = open_study(experiment, sizes | {"task": "hidden_markov", "states": 2, "observations": 4}, root=tmp_path)
+    run_study(folder, lambda event: None)
+    head, first, *_ = (folder.path / "tables/lengths.csv").read_text().splitlines()
+    assert head.endswith("6 symbols,10 symbols")
+    error = float(first.split(",")[-3])
+    assert error == pytest.approx(folder.facts()["results"]["transformer_mae_bits"])
+    assert "shown Bayes' answers" in folder.report_path.read_text()
+    assert "cosine" not in (folder.path / "tables/checkpoints.csv").read_text()
+
+
+def test_an_option_of_the_other_task_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"pairs = 3: it does nothing with task=hidden_markov"):
+        run_tiny(tmp_path, task="hidden_markov", values=10, pairs=3)

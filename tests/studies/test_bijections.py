@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from llm_lab.studies.bijections import Bijections, compare_with_bayes, entropy_bits, kl_bits
+from llm_lab.studies.bayes import compare_with_bayes, entropy_bits, kl_bits
+from llm_lab.studies.bijections import Bijections
 
 
 def by_enumeration(task: Bijections, row: list[int], pair: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Inside a Transformer trained on the bijection task: its keys, the output of its attention, the entropy axis."""
+"""Inside a Transformer trained on such a task: its keys, the output of its attention, the entropy axis."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from llm_lab.looking.recording import without_heads
 
-from .bijection_models import measure
-from .bijections import Bijections, entropy_bits
+from .bayes import Task, entropy_bits
+from .bayes_models import measure
 from .geometry import (
     fit_axis,
     mean_absolute_cosine,
@@ -27,10 +27,10 @@ RANDOM_DIRECTIONS = 5
 
 @dataclass(frozen=True)
 class States:
-    """What passes through a model at the keys of sequences.
+    """What passes through a model where a task asks.
 
-    layers: the residual stream after each layer, (sequences, pairs, size) each. attended: the output of the last
-    attention, of the same shape. entropy: of Bayes, (sequences, pairs), in bits.
+    layers: the residual stream after each layer, (sequences, length, size) each. attended: the output of the last
+    attention, of the same shape. entropy: of Bayes, (sequences, length), in bits.
     """
 
     layers: list[torch.Tensor]
@@ -39,16 +39,16 @@ class States:
 
 
 @torch.no_grad()
-def read_states(model: Any, task: Bijections, tokens: torch.Tensor) -> States:
-    """Run sequences through a model of our architecture and keep what it has at the keys."""
+def read_states(model: Any, task: Task, tokens: torch.Tensor) -> States:
+    """Run sequences through a model of our architecture and keep what it has where the task asks."""
     layers: list[torch.Tensor] = []
     attended: list[torch.Tensor] = []
     blocks = model.model.layers
-    hooks = [block.register_forward_hook(lambda *call: layers.append(call[2][:, 0::2])) for block in blocks]
-    hooks.append(blocks[-1].self_attn.register_forward_hook(lambda *call: attended.append(call[2][0][:, 0::2])))
+    hooks = [block.register_forward_hook(lambda *call: layers.append(call[2][:, task.asked])) for block in blocks]
+    hooks.append(blocks[-1].self_attn.register_forward_hook(lambda *call: attended.append(call[2][0][:, task.asked])))
     model.eval()
     try:
-        model(tokens[:, :-1], use_cache=False)
+        model(task.inputs(tokens), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -56,12 +56,17 @@ def read_states(model: Any, task: Bijections, tokens: torch.Tensor) -> States:
 
 
 @torch.no_grad()
-def key_cosines(model: Any, task: Bijections) -> list[float]:
-    """Return per head of the first layer how orthogonal the keys of the key tokens are: the mean |cosine| of pairs."""
+def key_cosines(model: Any, task: Task) -> list[float]:
+    """Return per head of the first layer how orthogonal the keys of the key tokens are: the mean |cosine| of pairs.
+
+    [] for a task without keys.
+    """
+    if not task.key_tokens:
+        return []
     block = model.model.layers[0]
-    states = block.input_layernorm(model.model.embed_tokens(torch.arange(task.values)))
+    states = block.input_layernorm(model.model.embed_tokens(torch.arange(task.key_tokens)))
     heads = model.config.num_key_value_heads
-    keys = block.self_attn.k_proj(states).view(task.values, heads, -1)
+    keys = block.self_attn.k_proj(states).view(task.key_tokens, heads, -1)
     return [mean_absolute_cosine(keys[:, head]) for head in range(heads)]
 
 
@@ -113,7 +118,7 @@ class EntropyAxis:
     without_random: float
 
 
-def entropy_axis(model: Any, task: Bijections, tokens: torch.Tensor, layer: int, states: States) -> EntropyAxis:
+def entropy_axis(model: Any, task: Task, tokens: torch.Tensor, layer: int, states: States) -> EntropyAxis:
     """Find the entropy axis after a layer on the first half of the sequences and test it on the second half."""
     half = len(tokens) // 2
     vectors, entropy = states.layers[layer], states.entropy
@@ -142,19 +147,19 @@ def _within_position(entropy: torch.Tensor, read: torch.Tensor) -> float | None:
 
 
 def _error_without(
-    model: Any, task: Bijections, tokens: torch.Tensor, layer: int, direction: torch.Tensor, mean: torch.Tensor
+    model: Any, task: Task, tokens: torch.Tensor, layer: int, direction: torch.Tensor, mean: torch.Tensor
 ) -> float:
-    with _changed_after(model, layer, direction, mean):
+    with _changed_after(model, task.asked, layer, direction, mean):
         return float(measure(model, task, tokens).errors.mean())
 
 
 @contextmanager
-def _changed_after(model: Any, layer: int, direction: torch.Tensor, mean: torch.Tensor) -> Iterator[None]:
-    """Remove a direction from the residual stream after a layer, at the keys."""
+def _changed_after(model: Any, asked: slice, layer: int, direction: torch.Tensor, mean: torch.Tensor) -> Iterator[None]:
+    """Remove a direction from the residual stream after a layer, where the task asks."""
 
     def change(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
-        output[:, 0::2] = without_direction(output[:, 0::2], direction, mean)
+        output[:, asked] = without_direction(output[:, asked], direction, mean)
         return output
 
     hook = model.model.layers[layer].register_forward_hook(change)
@@ -164,7 +169,7 @@ def _changed_after(model: Any, layer: int, direction: torch.Tensor, mean: torch.
         hook.remove()
 
 
-def errors_without_heads(model: Any, task: Bijections, tokens: torch.Tensor) -> list[list[float]]:
+def errors_without_heads(model: Any, task: Task, tokens: torch.Tensor) -> list[list[float]]:
     """Return the model's error of the entropy in bits with one head's output set to zero: [layer][head]."""
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     found = []

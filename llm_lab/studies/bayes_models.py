@@ -1,4 +1,4 @@
-"""Train one model on the bijection task and compare it with Bayes: a Transformer, an LSTM, or no attention at all."""
+"""Train one model on a task and compare it with Bayes: a Transformer, an LSTM, or no attention at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_lab.model.modeling_lab import LabForCausalLM
 from llm_lab.recipe.optimizers import AdamW, Muon
 from llm_lab.runs.disk import write_atomically
 
-from .bijections import Bijections, Comparison, compare_with_bayes
+from .bayes import Comparison, Task, compare_with_bayes
 from .sequence_models import LstmModel, PositionModel, logits_of
 from .short_training import train_model
 
@@ -40,7 +40,7 @@ class Plan:
 
     kind: str
     seed: int
-    task: Bijections
+    task: Task
     hidden_size: int
     layers: int
     heads: int
@@ -63,7 +63,7 @@ def build_model(plan: Plan) -> nn.Module:
             hidden_size=width,
             num_hidden_layers=layers,
             num_attention_heads=plan.heads,
-            max_position_embeddings=2 * task.pairs,
+            max_position_embeddings=max(one.context for one in (task, *task.longer)),
         )
     )
     if plan.kind == TRANSFORMER:
@@ -84,16 +84,16 @@ def parameters_of(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, task: Bijections, tokens: torch.Tensor) -> Comparison:
-    """Compare a model with Bayes on sequences (count, 2 * pairs)."""
+def measure(model: nn.Module, task: Task, tokens: torch.Tensor) -> Comparison:
+    """Compare a model with Bayes on sequences (count, context)."""
     training = model.training
     model.eval()
-    logits = logits_of(model, tokens[:, :-1])[:, 0::2]
+    logits = logits_of(model, task.inputs(tokens))[:, task.asked]
     model.train(training)
     return compare_with_bayes(task, tokens, logits)
 
 
-def held_out(task: Bijections) -> torch.Tensor:
+def held_out(task: Task) -> torch.Tensor:
     """Return the sequences that every model is measured on; training draws from other seeds."""
     return task.draw(TEST_ROWS, torch.Generator().manual_seed(TEST_SEED))
 
@@ -121,7 +121,7 @@ def train_and_measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> d
     test, tokenizer = held_out(task), task.tokenizer()
     generator = torch.Generator().manual_seed(plan.seed)
     moments = {round(share * plan.steps) for share in MOMENTS}
-    tokens_per_step = plan.batch_size * (2 * task.pairs - 1)
+    tokens_per_step = plan.batch_size * task.inputs(test).shape[1]
     curve: list[dict[str, float]] = []
     start = time.process_time()
 
@@ -140,8 +140,8 @@ def train_and_measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> d
 
     def loss_of_batch(step: int) -> torch.Tensor:
         batch = task.draw(plan.batch_size, generator)
-        logits = logits_of(model, batch[:, :-1])[:, 0::2]
-        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1::2].flatten())
+        logits = logits_of(model, task.inputs(batch))[:, task.asked]
+        return F.cross_entropy(logits.flatten(0, 1), task.labels(batch).flatten(0, 1))
 
     figures = look(0)
 
@@ -160,12 +160,13 @@ def train_and_measure(plan: Plan, folder: Path, say: Callable[[str], None]) -> d
     )
     if plan.kind == TRANSFORMER:
         _save(model, tokenizer, folder / "model")
+    longer = {one.length: float(measure(model, one, held_out(one)).errors.mean()) for one in task.longer}
     result = {
         "plan": asdict(plan),
         "parameters": parameters_of(model),
         "tokens": plan.steps * tokens_per_step,
         "cpu_seconds": time.process_time() - start,
-        "figures": figures,
+        "figures": figures | ({"mae_bits_by_length": longer} if longer else {}),
         "curve": curve,
     }
     write_atomically(folder / RESULT, json.dumps(result, indent=1) + "\n")
