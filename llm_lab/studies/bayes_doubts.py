@@ -69,7 +69,10 @@ def report_bijection_doubts(study: Study, task: Bijections, results: Results, in
                 "position can't be distinguished here."
             ),
         ),
-        ("The model has an axis that represents its uncertainty", _about_axis(inside)),
+        (
+            "The model has an axis that represents its uncertainty",
+            f"{_about_axis(inside)} The authors' later notes report R² = 1.00 and no effect.",
+        ),
     ):
         study.text(f"Claim: {claim}. {seen}")
     study.text(
@@ -207,6 +210,5 @@ def _about_axis(inside: Inside) -> str:
     return (
         f"The entropy can be read from the last layer with R² = {last.r2:.2f}; from the untrained model already with "
         f"{before.r2:.2f}. That it can be read does not mean that the model uses it. The error of the entropy changes "
-        f"as follows when the axis is removed (in bits, next to a random direction) after {changes}. The authors' "
-        "later notes report R² = 1.00 and no effect."
+        f"as follows when the axis is removed (in bits, next to a random direction) after {changes}."
     )
