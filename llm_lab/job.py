@@ -21,7 +21,7 @@ from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
 from llm_lab.recipe.trust import Code, code_in
-from llm_lab.recipe.validate import validate_as
+from llm_lab.recipe.validate import validate_as, with_groups_off
 from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, slug
 from llm_lab.runs.recipe_paths import with_paths_of
@@ -145,9 +145,11 @@ def read_job(
     raw, overridden = apply_overrides(raw, overrides)
     name = slug(stem, "run")
     if isinstance(raw.get("stages"), list):
-        raw["stages"] = [_with_full_names(one) if isinstance(one, dict) else one for one in raw["stages"]]
+        raw["stages"] = [
+            _with_full_names(with_groups_off(one)) if isinstance(one, dict) else one for one in raw["stages"]
+        ]
     else:
-        raw = _with_full_names(raw)
+        raw = _with_full_names(with_groups_off(raw))
     if "stages" in raw:
         job, problems = _read_pipeline(raw, name, overridden, machine)
     else:

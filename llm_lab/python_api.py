@@ -205,7 +205,7 @@ def recipe_of(stage: Stage, given: Mapping[str, Any], keys: Keys, options: Mappi
     if problems:
         raise UserError(*problems)
     if "name" not in raw:
-        from llm_lab.wizard.model_questions import first_name
+        from llm_lab.wizard.draft import first_name
 
         raw["name"] = first_name(stage.name, (raw.get("model") or {}).get("checkpoint"))
     return raw

@@ -41,10 +41,11 @@ def _open(arguments: argparse.Namespace, flow: str | None = None, answers: Mappi
 def new_recipe(arguments: argparse.Namespace) -> int:
     """Open the wizard at a stage; with --out, or without a terminal, write its recipe."""
     from llm_lab.recipe.files import apply_overrides
-    from llm_lab.recipe.resolve import require_stage
+    from llm_lab.recipe.validate import require_stage, with_groups_off
 
     require_stage({"stage": arguments.stage})
-    values, _ = apply_overrides({}, arguments.overrides)
+    values = with_groups_off({"stage": arguments.stage, **apply_overrides({}, arguments.overrides)[0]})
+    del values["stage"]
     if arguments.out is None and is_terminal():
         return _open(arguments, arguments.stage, {"values": values})
     from llm_lab.job import check

@@ -132,7 +132,8 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> tuple[dict
     """Return a copy of `raw` with `dotted.key=value` applied, and the dotted keys that were set.
 
     Values are typed as in a recipe file. `data.0.path` sets a key of a list item; the index after the last adds an
-    item. `key=null` removes a key, so that it is derived again; `data.0=null` removes an item.
+    item. `key=null` removes a key, so that it is derived again; `data.0=null` removes an item. (`key=off`, which makes
+    a group null, is a text here: validate.with_groups_off.)
     """
     result = copy.deepcopy(raw)
     touched: set[str] = set()

@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -18,6 +18,7 @@ from .registry import STAGES, stage_of
 from .stage import Stage, StageRecipe, Values
 
 AnyGroup = TypeVar("AnyGroup", bound=Group)
+OFF, NULL = "off", {type(None)}
 _UNIONS = ("model", "optimizer", "tokenizer")
 
 
@@ -83,6 +84,20 @@ def require_stage(raw: Values) -> Stage:
 def stage_schema(raw: Values) -> type[StageRecipe]:
     """Return the schema of the stage that a recipe names. UserError where it names none that exists."""
     return require_stage(raw).recipe
+
+
+def with_groups_off(raw: Values) -> dict[str, Any]:
+    """Return a stage's values with null for each group that is `off`; on a command line, null removes a key."""
+    groups = optional_groups(raw) if stage_of(raw) else ()
+    return {key: None if value == OFF and key in groups else value for key, value in raw.items()}
+
+
+def optional_groups(raw: Values) -> list[str]:
+    """Return the groups of a stage's recipe that null switches off as a whole, such as lora."""
+    found = stage_schema(raw).model_fields.items()
+    return [
+        name for name, info in found if groups_of(info) and {*get_args(info.annotation)} - {*groups_of(info)} == NULL
+    ]
 
 
 def validate(raw: dict[str, Any]) -> tuple[StageRecipe | None, list[Problem], set[str]]:

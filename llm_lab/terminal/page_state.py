@@ -35,6 +35,16 @@ class FormPage:
         self._refused = ""  # why the last typed value was refused
         self.show_help = self.show_recipe = False
         self.scrolled = 0  # lines of the recipe
+        self._point_at(self.form.at)
+
+    def _point_at(self, at: Any) -> None:
+        """Point at the action or the row that ended the page before; at the first action where it is gone."""
+        values = [choice.value for choice in self.form.actions]
+        if at in values:
+            self.action = values.index(at)
+        elif (row := self.form.row(str(at))) is not None:
+            self.view = ESSENTIALS if row in self.form.essentials else row.section
+            self.at = row.key
 
     @property
     def form(self) -> Form:

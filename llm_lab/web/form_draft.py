@@ -23,17 +23,17 @@ from llm_lab.recipe.plan_warnings import plan_warnings
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES, Stage
 from llm_lab.recipe.resolve import Resolved, diagnose, require_device
-from llm_lab.recipe.validate import find_key, stage_schema
+from llm_lab.recipe.validate import find_key, optional_groups, stage_schema
 from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.folder import ROOT, free_name, slug
 from llm_lab.runs.plan_lines import BANNER, plan_lines
-from llm_lab.wizard.draft import Draft
+from llm_lab.wizard.draft import Draft, first_name
 from llm_lab.wizard.key_questions import effect
-from llm_lab.wizard.model_questions import first_name, with_model
+from llm_lab.wizard.model_questions import with_model
 from llm_lab.wizard.review import answers_of, recipe_text
 from llm_lab.wizard.walk import forget_looks
 
-from .form_fields import as_text, fields_of, optional_groups
+from .form_fields import as_text, fields_of
 from .launches import CONFIGS, command_text
 from .responses import problems_of
 
@@ -47,8 +47,7 @@ SHOWN_EFFECT = "model."  # the parts of a model: what a choice does to its size
 def begin(stage: str, model: str | None = None) -> dict[str, Any]:
     """Return the answers that the form of a stage begins with."""
     facts = STAGES[stage]
-    name = "my-run" if facts.from_scratch else first_name(stage, None)
-    raw: dict[str, Any] = {"stage": stage, "name": name, "device": "auto"}
+    raw: dict[str, Any] = {"stage": stage, "name": first_name(stage, None), "device": "auto"}
     if facts.trains:
         raw["data"] = []
     if facts.has("rewards"):
@@ -121,7 +120,7 @@ def _leads_somewhere(node: Any, path: str) -> bool:
 
 def _change(draft: Draft, path: str, one: Mapping[str, Any]) -> Draft:
     if one.get("off"):
-        if path not in optional_groups(draft.raw["stage"]):
+        if path not in optional_groups(draft.raw):
             raise UserError(Problem("changes", "this is not a group that can be off", value=path))
         return draft.with_none(path)
     value = _parsed(draft, path, str(one["text"])) if "text" in one else one.get("value")
@@ -253,7 +252,7 @@ def what_follows(resolved: Resolved) -> dict[str, Any]:
     return {
         "values": {path: as_text(value) for path, value in flatten(values)},
         "reasons": reasons,
-        "off": [group for group in optional_groups(resolved.stage.name) if value_at(values, group) is None],
+        "off": [group for group in optional_groups(resolved.values) if value_at(values, group) is None],
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from llm_lab.recipe.fields import Group, Key, groups_of, keys_of
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.registry import STAGES
-from llm_lab.recipe.validate import find_key
+from llm_lab.recipe.validate import find_key, optional_groups
 from llm_lab.wizard.key_questions import allowed
 
 TABS = ("model", "data", "training", "testing")
@@ -95,7 +95,7 @@ def _sections(stage: str, fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for field in fields:
         found.setdefault(field["section"], []).append(field)
     keys = {key.name: key for key in keys_of(STAGES[stage].recipe)}
-    sections, optional = [], optional_groups(stage)
+    sections, optional = [], optional_groups({"stage": stage})
     for name, own in sorted(found.items(), key=lambda item: _rank(item[0])):
         key = keys.get(name)
         stage_name = STAGES[name].label if name in STAGES else name.capitalize()
@@ -126,20 +126,6 @@ def _about_list(stage: str, path: str) -> dict[str, Any]:
 
 def _rank(section: str) -> int:
     return -1 if section in STAGES else ORDER.index(section) if section in ORDER else len(ORDER)
-
-
-def optional_groups(stage: str) -> list[str]:
-    """Return the groups of a stage's recipe that can be null as a whole, such as lora."""
-    keys = keys_of(STAGES[stage].recipe)
-    return [
-        key.name
-        for key in keys
-        if groups_of(key.info) and key.kind == "group" and key.name != TOKENIZER and _may_be_null(key)
-    ]
-
-
-def _may_be_null(key: Key) -> bool:
-    return type(None) in getattr(key.info.annotation, "__args__", ())
 
 
 @cache

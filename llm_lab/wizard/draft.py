@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.fields import Key, flatten, groups_of, value_at
 from llm_lab.recipe.files import format_value
+from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import applies, find_key, stage_schema
@@ -19,6 +21,7 @@ from llm_lab.recipe.validate import applies, find_key, stage_schema
 from .questions import UNSET, DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
 from .walk import remember
 
+LONGEST_NAME = 80  # characters, of a run that was not named
 # A choice that needs another key brings it; when the choice is taken back, that key goes too.
 BRINGS = {
     ("lora.preset", "custom"): ("lora.target_modules", ["q_proj", "v_proj"]),
@@ -52,7 +55,8 @@ class Draft:
 
     title: of the screen. is_design: whether a model is designed instead of a run. notice: what the last answer
     changed in addition, shown above the next question. is_complete: whether what must be chosen is chosen, so that the
-    defaults can be taken for the rest.
+    defaults can be taken for the rest. automatic: {key: (value, reason)} of answers that the user did not give; they
+    are derived as long as they are these, or a default where there is no reason.
     """
 
     raw: dict[str, Any]
@@ -61,6 +65,7 @@ class Draft:
     is_design: bool = False
     notice: str = ""
     is_complete: bool = False
+    automatic: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
 
     def look(self) -> tuple[Resolved | None, list[Problem | str]]:
         """Resolve the draft as far as possible."""
@@ -125,6 +130,19 @@ class Draft:
         """Whether the user answered a key."""
         return value_at(self.raw, path) is not None
 
+    def origin(self, path: str) -> tuple[str, str]:
+        """Return where a value comes from (yours, default or derived), and why it is what it is."""
+        for start, (value, reason) in self.automatic.items():
+            if f"{path}.".startswith(f"{start}.") and value_at(self.raw, start) == value:
+                return "derived" if reason else "default", reason
+        if path == "name" and not self.is_design and self.raw.get("name") == self._first_name():
+            return ("derived", "from the model's name") if self.raw.get("model") else ("default", "")
+        resolved, _ = self.look()
+        found = resolved.origins.get(path) if resolved else None
+        if found is None:
+            return "yours" if self.is_answered(path) else "default", ""
+        return "yours" if found.kind in ("answer", "override") else found.kind, found.reason
+
     def key(self, path: str) -> Key | None:
         """Return a recipe key as the schema has it, or None."""
         resolved, _ = self.look()
@@ -151,6 +169,9 @@ class Draft:
                 return problem.why if problem.key == path else f"{problem.key.rsplit('.', 1)[-1]}: {problem.why}"
         return None
 
+    def _first_name(self) -> str:
+        return first_name(self.raw["stage"], (self.raw.get("model") or {}).get("checkpoint"))
+
     def _is_another_kind(self, path: str, value: Any) -> bool:
         group, _, last = path.rpartition(".")
         key = find_key(stage_schema(self.raw), group) if group and last == "name" else None
@@ -162,6 +183,17 @@ class Draft:
 
 
 Ask = Callable[[Draft], Flow[Draft]]
+
+
+def first_name(stage: str, checkpoint: str | None) -> str:
+    """Return the name that a run has before the user gives one: its model's and the stage's."""
+    if STAGES[stage].from_scratch:
+        return "my-run"
+    ending = "merged" if stage == MERGE.name else stage
+    if not checkpoint:
+        return f"my-{ending}"
+    words = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(checkpoint).name).strip("-._") or "my"
+    return f"{words[:LONGEST_NAME]}-{ending}"
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

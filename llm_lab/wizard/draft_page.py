@@ -12,7 +12,7 @@ from llm_lab.errors import UserError
 from llm_lab.recipe.fields import flatten, groups_of
 from llm_lab.recipe.files import format_value, parse_yaml
 from llm_lab.recipe.scoring import describe_term
-from llm_lab.recipe.validate import stage_schema
+from llm_lab.recipe.validate import OFF, optional_groups, stage_schema
 
 from .draft import Ask, Draft
 from .home import MODELS
@@ -116,11 +116,9 @@ def _rows(draft: Draft, page: Page) -> Iterator[Row]:
 
 def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
     """Return the row of a key or a group."""
-    resolved, _ = draft.look()
     key = draft.key(path)
     group, _, rest = path.partition(".")
-    origin = resolved.origins.get(path) if resolved else None
-    kind = origin.kind if origin else "answer" if draft.is_answered(path) else "default"
+    origin, reason = draft.origin(path)
     label = rest or path if section == group else path
     if section not in (group, RUN):
         label = group if path.endswith(".name") else path.rpartition(".")[2]
@@ -135,8 +133,8 @@ def _row(draft: Draft, page: Page, path: str, section: str) -> Row:
         label,
         " ".join(named[0].split()) if named and asked and asked.kind == "choice" else summary(draft, path),
         section,
-        "yours" if kind in ("answer", "override") else kind,
-        origin.reason if origin else "",
+        origin,
+        reason,
         f"{path}: {key.help}" if key else path,
         None if page.asker_of(path) else question,
         is_default=not draft.is_answered(path),
@@ -171,11 +169,6 @@ def _sections(draft: Draft, rows: list[Row]) -> dict[str, str]:
     return {row.section: about.get(row.section, "") for row in rows}
 
 
-def _is_off(path: str, fields: Mapping[str, Any]) -> bool:
-    """Whether a group is off by default, so that an empty one switches it on."""
-    return path in fields and bool(groups_of(fields[path])) and fields[path].default is None
-
-
 def _typed(value: Any) -> str:
     """Return a value as one types it: a text without quotes, where it is read as that text."""
     text = value if isinstance(value, str) and value.strip() == value else ""
@@ -187,11 +180,13 @@ def _typed(value: Any) -> str:
 
 def command_line(draft: Draft) -> str:
     """Return the command that is equal to a draft."""
-    fields = stage_schema(draft.raw).model_fields
+    fields, groups = stage_schema(draft.raw).model_fields, optional_groups(draft.raw)
     words = [
-        f"{path}={shlex.quote(_typed(value))}"
+        f"{path}={OFF if value is None else shlex.quote(_typed(value))}"
         for path, value in flatten(draft.raw)
-        if path != "stage" and value is not None and (value != {} or _is_off(path, fields))
+        # Null is what any other key is without an answer. An empty group switches on what is off by default.
+        if path != "stage"
+        and (value not in (None, {}) or (path in groups and (value is None or fields[path].default is None)))
     ]
     if not draft.is_design:
         return " ".join(["llm-lab", "new", draft.raw["stage"], *words])

@@ -39,7 +39,7 @@ def new_design() -> Draft:
     """Return the draft that a design begins with: the preset size nano."""
     machine = find_machine()
     raw = {"stage": PRETRAIN.name, "name": "my-model", "device": machine.best_device, "data": [{"path": TEXTS}]}
-    return Draft(raw, machine, TITLE, is_design=True)
+    return Draft(raw, machine, TITLE, is_design=True, automatic={"name": (raw["name"], "")})
 
 
 def design_paths(*, advanced: bool) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from llm_lab.recipe.resolve import LOCAL_PREFIXES, similar_path
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
 from llm_lab.runs.folder import RunFolder, list_runs
 
-from .draft import Draft
+from .draft import Draft, first_name
 from .home import MODELS, describe_run
 from .key_questions import ask_key
 from .questions import Answer, Choice, Flow, Question
@@ -42,7 +42,6 @@ WHY = (
 )
 ADAPTER_WHY = "A LoRA run saves an adapter: small matrices added to a base model. Merging gives one plain model."
 REWARD_WHY = "A reward model scores an output with a number. Train one with the menu entry Reward model."
-LONGEST_NAME = 80
 
 
 def runs_with_a_model() -> list[RunFolder]:
@@ -268,17 +267,6 @@ def _why_no_adapter(text: str) -> str | None:
 def with_model(draft: Draft, path: str) -> Draft:
     """Return the draft with its model answered, and with the name that follows from it."""
     before = (draft.raw.get("model") or {}).get("checkpoint")
-    automatic = draft.raw.get("name") in (first_name(draft.raw["stage"], before), None)
-    answered = draft.with_answer("model", {"checkpoint": path})
-    if automatic:
-        answered = answered.with_answer("name", first_name(draft.raw["stage"], path))
-    return answered
-
-
-def first_name(stage: str, checkpoint: str | None) -> str:
-    """Return the name that a run has before the user gives one: its model's and the stage's."""
-    ending = "merged" if stage == MERGE.name else stage
-    if not checkpoint:
-        return f"my-{ending}"
-    words = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(checkpoint).name).strip("-._") or "my"
-    return f"{words[:LONGEST_NAME]}-{ending}"
+    is_automatic = draft.raw.get("name") in (first_name(draft.raw["stage"], before), None)
+    answered, name = draft.with_answer("model", {"checkpoint": path}), first_name(draft.raw["stage"], path)
+    return answered.with_answer("name", name) if is_automatic else answered

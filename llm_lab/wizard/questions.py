@@ -128,7 +128,8 @@ class Form:
     essentials: the rows shown at first; rows: all of them, by section; sections: {section: what it is about}. actions:
     the first is what finishing means. changes: since the page began. change: (key of a row, answer to its question)
     gives the page after it; UNSET sets a value back. fill: gives the page with these changes instead. command: the
-    equal command line; recipe: makes the text of the recipe.
+    equal command line; recipe: makes the text of the recipe. at: the action, or the key of the row, that ended the page
+    before it came again.
     """
 
     essentials: tuple[Row, ...]
@@ -140,6 +141,7 @@ class Form:
     sections: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     recipe: Callable[[], str] | None = None
+    at: Any = None
 
     def answer(self, action: Any) -> dict[str, Any]:
         """Return the answer that ends the page."""

@@ -11,6 +11,7 @@ from typing import Any
 from llm_lab.errors import LabError
 from llm_lab.estimate.formatting import about, count, plural, size
 from llm_lab.estimate.machine import Machine, find_machine
+from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.parts import SIZES
 from llm_lab.recipe.pretrain import PRETRAIN, TOKENS_PER_PARAMETER
 from llm_lab.recipe.resolve import Resolved, diagnose
@@ -71,7 +72,7 @@ def quick_start() -> Flow[Next | None]:
     times = 1
     while True:
         raw = recipe_of(picked, found, draft.machine, times=times)
-        draft = Draft(raw, draft.machine, QUICK)
+        draft = Draft(raw, draft.machine, QUICK, automatic=_automatic(raw, times))
         resolved, _ = draft.look()
         assert resolved is not None
         wanted = yield plan_question(resolved, times)
@@ -83,6 +84,14 @@ def quick_start() -> Flow[Next | None]:
     if wanted == "back" or not (yield StartRun(raw)):
         yield BackTo("quick.size")
     return Next(AFTER, {"name": raw["name"]})
+
+
+def _automatic(raw: dict[str, Any], times: int) -> dict[str, tuple[Any, str]]:
+    """Return what of a recipe the user did not answer."""
+    reason = "for this text, size and machine"
+    chosen = ("stage", "model.size", *([] if times == 1 else ["train.max_steps"]))
+    paths = {path: (value, reason) for path, value in flatten(raw) if path not in chosen}
+    return {path: found for path, found in paths.items() if not path.startswith("data.") or path.endswith(".weight")}
 
 
 def text_question() -> Question:

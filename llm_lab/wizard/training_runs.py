@@ -15,11 +15,11 @@ from llm_lab.recipe.what_fits import FULL, LORA, QLORA, fits_in
 
 from . import eval_and_export
 from .data_questions import EXAMPLES, TEXTS, ask_data, ask_forgetting, ask_score, is_score_source
-from .draft import Ask, Draft
+from .draft import Ask, Draft, first_name
 from .draft_page import Page
 from .key_questions import answer_key, key_question
 from .model_design import ask_tokenizer
-from .model_questions import ask_model, ask_model_to_pretrain, ask_other_model, first_name, with_model
+from .model_questions import ask_model, ask_model_to_pretrain, ask_other_model, with_model
 from .questions import UNSET, Choice, Flow, Next, Question
 from .review import draft_recipe, run_actions, settings_and_start
 from .reward_questions import ask_rewards
@@ -65,13 +65,13 @@ def new_draft(
     """
     answers |= values or {}
     machine, facts = find_machine(), STAGES[stage]
-    name = "my-run" if facts.from_scratch else first_name(stage, None)
-    raw: dict[str, Any] = {"stage": stage, "name": name, "device": machine.best_device}
+    raw: dict[str, Any] = {"stage": stage, "name": first_name(stage, None), "device": machine.best_device}
     if facts.trains:
         raw["data"] = [{"path": TEXTS if facts.examples == "text" else EXAMPLES}]
     if facts.has("rewards"):
         raw["rewards"] = [{"model": reward} if reward else {"name": FIRST_REWARD}]
-    draft = Draft(raw | answers, machine, facts.title)
+    automatic = {"device": (machine.best_device, "the best device here"), "rewards": (raw.get("rewards"), "")}
+    draft = Draft(raw | answers, machine, facts.title, automatic=automatic)
     return draft if model is None else with_model(draft, model)
 
 
@@ -199,7 +199,7 @@ def length_question(draft: Draft, path: str, other: str) -> Question:
 def lora_question(draft: Draft) -> Question:
     """Return the question whether all weights are trained, or an adapter."""
     now = draft.raw.get("lora")
-    with_adapter = draft if now is not None else draft.with_answer("lora", {"preset": "minimal"})
+    with_adapter = draft if now is not None else draft.with_answer("lora", {})
     resolved, _ = draft.look()
     fits = fits_in(resolved) if resolved else {}
     effects = {method: f"{fit.reason[0].upper()}{fit.reason[1:]}." for method, fit in fits.items() if fit.memory_bytes}
@@ -227,7 +227,7 @@ def _with_lora(draft: Draft, picked: str) -> Draft:
         return draft.with_answer("lora", None)
     if picked == "all":
         return draft.with_none("lora")  # left out, it would become an adapter where all weights do not fit
-    adapter = draft if draft.raw.get("lora") is not None else draft.with_answer("lora", {"preset": "minimal"})
+    adapter = draft if draft.raw.get("lora") is not None else draft.with_answer("lora", {})
     return adapter.with_answer("lora.load_in_4bit", True if picked == "qlora" else None)
 
 

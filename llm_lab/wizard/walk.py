@@ -81,7 +81,8 @@ class Walk:
         """The question to ask now; an answer that was taken back before is its default, or fills the page."""
         undone = self._undone.get(self.item.key)
         if undone is not None and self.item.form is not None:
-            return self.item.form.fill(undone.value["changes"])
+            page = self.item.form.fill(undone.value["changes"])
+            return replace(page, form=replace(page.form, at=undone.value["action"]))
         if undone is None or undone.is_default or self.item.problem(undone.value):
             return self.item
         return replace(self.item, default=undone.value)
@@ -169,8 +170,9 @@ class Walk:
         if isinstance(self.item, Question) and self.item.form is not None:
             asked = [number for number, answer in enumerate(self.answers) if answer.key == self.item.key]
             if asked:
+                ended = self.answers[asked[-1]].value["action"]
                 del self.answers[asked[0] :]
-                self.keep(self.item)
+                self._undone[self.item.key] = Answer(self.item.key, self.item.form.answer(ended))
         if isinstance(self.item, BackTo):
             at = max(number for number, answer in enumerate(self.answers) if answer.key == self.item.key)
             self._undone[self.item.key] = self.answers[at]

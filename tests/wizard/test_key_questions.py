@@ -1,16 +1,22 @@
 """Questions made from recipe keys: defaults, help, what is allowed, what an answer leads to and takes along."""
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from support.recipe_keys import every_key
 from support.wizard_answers import ENTER, Refused, ask
 
+from llm_lab.job import read_job
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.registry import STAGES
 from llm_lab.wizard.draft import Draft
 from llm_lab.wizard.draft_page import command_line
 from llm_lab.wizard.key_questions import ask_key, key_question
+from llm_lab.wizard.model_questions import with_model
+from llm_lab.wizard.review import recipe_text
 from llm_lab.wizard.training_runs import change, new_draft, own_keys
 
 
@@ -172,7 +178,40 @@ def test_a_whole_number_may_be_written_with_an_exponent(draft):
     assert answered(draft, "train.max_steps", "1e3").value("train.max_steps") == 1000
 
 
-def test_the_command_in_the_footer_switches_on_a_group_that_is_empty(in_tmp_path):
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [({"lora": {}}, ["lora={}"]), ({"score": None, "lora": None, "forgetting": None}, ["score=off", "lora=off"])],
+    ids=["empty", "off"],
+)
+def test_the_command_in_the_footer_and_its_recipe_switch_groups_as_the_draft_does(in_tmp_path, groups, words):
     draft = new_draft("grpo")
     assert "lora=" not in command_line(draft)
-    assert "lora='{}'" in command_line(replace(draft, raw={**draft.raw, "lora": {}}))
+    draft = replace(draft, raw={**draft.raw, **groups, "model": {"checkpoint": "gpt2"}})
+    _, _, stage, *overrides = shlex.split(command_line(draft))
+    assert set(words) <= set(overrides)
+    job, problems = read_job({"stage": stage}, overrides, machine=draft.machine)
+    assert problems == []
+    assert job.stages[0].values == draft.look()[0].values
+    written = recipe_text(draft.raw, draft.look()[0], Path("mine.yaml"))
+    again = read_job(yaml.safe_load(written), machine=draft.machine)[0]
+    assert again.stages[0].values == job.stages[0].values
+
+
+def test_a_group_is_off_by_name_on_every_command_line_and_in_a_pipeline(in_tmp_path):
+    stages = [{"stage": "sft", "model": {"checkpoint": "gpt2"}, "data": [{"path": "builtin:instruct"}], "lora": {}}]
+    job, problems = read_job({"stages": stages}, ["stages.0.lora=off", "device=cpu"])
+    assert problems == []
+    assert job.stages[0].values["lora"] is None
+
+
+def test_a_value_is_the_users_only_if_the_user_chose_it(in_tmp_path):
+    draft = with_model(new_draft("sft"), "gpt2")
+    assert draft.origin("name") == ("derived", "from the model's name")
+    assert draft.origin("device")[0] == "derived"
+    assert draft.origin("model.checkpoint")[0] == "yours"
+    assert draft.with_answer("name", "mine").origin("name")[0] == "yours"
+    adapted = change(draft, "lora", "lora")
+    assert [adapted.origin(path)[0] for path in ("lora", "lora.preset", "lora.r")] == ["yours", "default", "default"]
+    assert change(adapted, "lora.r", "16").origin("lora.r")[0] == "yours"
+    reward = new_draft("grpo")
+    assert reward.origin("rewards.0.name")[0] == "default"

@@ -238,7 +238,7 @@ def test_the_page_leads_to_every_question_that_is_more_than_a_key():
     recipe = recipe_of(visit)
     assert recipe["rewards"] == [{"name": "exact_number", "weight": 2.0}]
     assert recipe["score"] == {"prompts": 100, "rewards": [{"name": "exact_number", "weight": 3.0}]}
-    assert recipe["lora"] == {"preset": "minimal"}
+    assert recipe["lora"] == {}
     assert recipe["train"] == {"num_train_epochs": 2}  # not in steps; two rows hold no group of three answers
     assert recipe["grpo"]["num_generations"] == 3
 

@@ -16,6 +16,7 @@ from llm_lab.recipe.optimizers import OPTIMIZERS
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
+from llm_lab.terminal.page_state import ACTIONS, FormPage
 from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.questions import UNSET, ShowTokens, StartRun, WriteRecipe
 from llm_lab.wizard.training_runs import new_draft, run_of_stage, run_page
@@ -111,6 +112,19 @@ def test_a_flow_within_a_page_returns_to_it_and_back_from_there_is_the_page_befo
     visit = answers(PRETRAIN, [*TO_PAGE, changed, BACK, "tokenizer", "a BPE", "300", BACK])
     assert visit.questions[-2].form.changes == {"train": {"max_steps": 40}, "tokenizer": {"bpe": 300}}
     assert visit.question.key == "data.1"
+
+
+@pytest.mark.parametrize(
+    ("given", "at"),
+    [(["tokenizer", "a BPE", "300"], "tokenizer"), (["tokenizer", BACK], "tokenizer"), (["xray"], "xray"),
+     ([ENTER, "No, go back"], "start")],
+    ids=["answered", "went back", "action", "declined"],
+)  # fmt: skip
+def test_a_page_that_comes_again_points_at_the_line_that_was_left(given, at):
+    visit = answers(PRETRAIN, [*TO_PAGE, Fill({"train.max_steps": "40"}, given[0]), *given[1:]])
+    page = FormPage(visit.question, lambda question, columns, most: [])
+    pointed = page.form.actions[page.action].value if page.at == ACTIONS else page.at
+    assert pointed == at
 
 
 def test_finishing_takes_the_defaults_of_all_that_is_left_and_leads_to_the_plan():

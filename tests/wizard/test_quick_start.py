@@ -99,6 +99,10 @@ def test_the_way_back_longer_training_and_all_settings_are_reached_from_the_plan
     settings = answers(quick_start, [ENTER, "micro", "Change settings"])
     assert settings.question.screen.title == "Train on my text"
     assert "quick" not in settings.question.key
+    origins = {row.key: row.origin for row in settings.question.form.rows}
+    assert (origins["model.size"], origins["data.0.path"]) == ("yours", "yours")
+    computed = ("name", "device", "tokenizer.bpe", "scheduler.name", "train.max_steps")
+    assert {origins[key] for key in computed} == {"derived"}
 
 
 def test_without_a_text_file_the_built_in_stories_are_offered_and_a_path_can_be_typed():
