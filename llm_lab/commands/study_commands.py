@@ -296,6 +296,14 @@ def start_duel(
     return _exit_code(outcome)
 
 
+def plan_and_start_duel(recipe: str, words: Sequence[str], *, seeds: int, other: str | None = None) -> int:
+    """Plan and run a duel, as the command does."""
+    from llm_lab.studies.duel import plan_duel
+
+    command = shlex.join(["llm-lab", "duel", recipe, *([other] if other else []), *words, "--seeds", str(seeds)])
+    return start_duel(plan_duel(recipe, words, other=other, seeds=seeds, command=command))
+
+
 def duel_from_python(
     recipe: Any,
     words: Sequence[Any],

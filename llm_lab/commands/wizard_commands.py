@@ -114,6 +114,7 @@ def wizard_commands() -> Any:
         study=_later("study_commands", "start_study"),
         look=_later("study_commands", "start_look"),
         sweep=_later("study_commands", "plan_and_start_sweep"),
+        duel=_later("study_commands", "plan_and_start_duel"),
     )
 
 

@@ -32,6 +32,7 @@ from llm_lab.wizard.questions import (
     RunNumbers,
     Screen,
     ShowTokens,
+    StartDuel,
     StartRun,
     StartStudy,
     StartSweep,
@@ -66,6 +67,7 @@ class Commands:
     study: Callable[..., int]  # (experiment, options)
     look: Callable[..., int]  # (checkpoint, text=, against=, steps=)
     sweep: Callable[..., int]  # (recipe, words, seeds=, preset=)
+    duel: Callable[..., int]  # (recipe, words, seeds=, other=)
 
 
 def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = None) -> int:
@@ -276,6 +278,10 @@ class Wizard:
             begin_screen("Sweep", effect.recipe)
             print_waiting("Checking all recipes ...")
             self.commands.sweep(effect.recipe, effect.words, seeds=effect.seeds, preset=effect.preset)
+        elif isinstance(effect, StartDuel):
+            begin_screen("Duel", effect.recipe)
+            print_waiting("Checking both recipes ...")
+            self.commands.duel(effect.recipe, effect.words, seeds=effect.seeds, other=effect.other)
         elif isinstance(effect, RunDoctor):
             begin_screen("Doctor")
             print_waiting("Reading ...")
@@ -325,7 +331,7 @@ def _print_screen(console: Console, screen: Screen) -> None:
     if isinstance(screen.panel, DesignNumbers | RunNumbers):
         console.print()
     for line in screen.lines:
-        console.print(wrapped(one_line(line.text), console.width), style=line.style or None)
+        console.print(wrapped(one_line(line.text), console.width, line.hang), style=line.style or None)
 
 
 def _print_panel(console: Console, panel: Panel | None) -> None:

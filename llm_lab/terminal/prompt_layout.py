@@ -114,11 +114,12 @@ def fit_words(text: str, room: int) -> str:
     return f"{kept} …" if kept.strip() else f"{text[: room - 1]}…"
 
 
-def wrapped(text: str, width: int) -> str:
-    """Wrap text, keeping each number with its unit."""
-    text = " ".join(in_pieces(word, width).replace("\n", " ") for word in text.split(" "))
+def wrapped(text: str, width: int, hang: int = 0) -> str:
+    """Wrap text, keeping each number with its unit. hang: the columns before all lines but the first."""
+    text = " ".join(in_pieces(word, width - hang).replace("\n", " ") for word in text.split(" "))
     joined = re.sub(r"(\d) (?=([KMGT]iB|[kMBT%])(\W|$))", "\\1\u00a0", text)
-    return "\n".join(textwrap.wrap(joined, width, break_on_hyphens=False)).replace("\u00a0", " ")
+    lines = textwrap.wrap(joined, width, break_on_hyphens=False, subsequent_indent=" " * hang)
+    return "\n".join(lines).replace("\u00a0", " ")
 
 
 def in_pieces(text: str, width: int) -> str:

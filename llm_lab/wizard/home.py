@@ -80,9 +80,9 @@ GROUPS = (
     Group(
         "try",
         "Experiment",
-        "sweeps, studies, recipes",
-        "Compare optimizers or other values over several seeds, run a study that shows how something works, or run a "
-        "recipe file.",
+        "sweeps, duels, studies, recipes",
+        "Compare optimizers or other values over several seeds, let two recipes duel, run a study that shows how "
+        "something works, or run a recipe file.",
     ),
 )
 ALONE = (

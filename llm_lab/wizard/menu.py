@@ -39,7 +39,7 @@ from .quick_start import quick_start
 from .recipe_question import ask_recipe, recipe_name
 from .run_questions import ask_checkpoint
 from .study_questions import experiments
-from .sweep_questions import sweep
+from .sweep_questions import duel, sweep
 from .training_runs import run_of_stage
 
 MOST_COMPARED = 6
@@ -92,6 +92,13 @@ TRY = (
         "compare optimizers, learning rates or other settings",
         "Runs a recipe once for each value and seed: two optimizers, five learning rates. The result is a table with "
         "the spread over the seeds, and a picture.",
+    ),
+    Entry(
+        "duel",
+        "Duel",
+        "two recipes or values: is one really better?",
+        "Runs two recipes, or one recipe with two values of a key, with the same seeds, at equal tokens and at equal "
+        "time. The result is a verdict: whether the difference is more than chance.",
     ),
     Entry(
         "experiments",
@@ -240,6 +247,7 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "replay": replay,
     "experiments": experiments,
     "sweep": sweep,
+    "duel": duel,
     "doctor": doctor,
     run_questions.AFTER: run_questions.after_a_run,
     "next steps": run_questions.next_steps,

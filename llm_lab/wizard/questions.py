@@ -43,10 +43,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Line:
-    """A line on the screen. style: good, warn, bad, dim, or "" for plain text."""
+    """A line on the screen.
+
+    style: good, warn, bad, dim, or "" for plain text. hang: the columns before its further lines.
+    """
 
     text: str
     style: str = ""
+    hang: int = 0
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,16 @@ class StartSweep(Effect):
     words: tuple[str, ...]
     seeds: int
     preset: str | None = None
+
+
+@dataclass(frozen=True)
+class StartDuel(Effect):
+    """Run two recipes, or two values of a key, with the same seeds. words: as on the command line."""
+
+    recipe: str
+    words: tuple[str, ...]
+    seeds: int
+    other: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .questions import Choice, Flow, Question, Screen
 OFFERED_RUNS = 3
 
 
-def ask_recipe(title: str, why: str) -> Flow[str]:
+def ask_recipe(title: str, why: str, *, key: str = "recipe", text: str = "Which recipe?") -> Flow[str]:
     """Ask for a recipe: returns the path of its file, or the folder of a run."""
     from llm_lab.job import list_recipes
 
@@ -25,11 +25,11 @@ def ask_recipe(title: str, why: str) -> Flow[str]:
     runs = list(islice(with_recipe, OFFERED_RUNS))
     width = max(len(name) for name in (*(file.stem for file in files), *map(short_name, runs), "")) + 2
     choices = [_run_choice(run, width) for run in runs] + [_recipe_choice(file, width) for file in files]
-    path = yield Question("recipe", "Which recipe?", choices=(*choices, Choice(ANOTHER, "another file")),
+    path = yield Question(key, text, choices=(*choices, Choice(ANOTHER, "another file")),
                           why=why, screen=Screen(title))  # fmt: skip
     if path == ANOTHER:
         path = yield Question(
-            "recipe.path",
+            f"{key}.path",
             "Which file?",
             "path",
             default="",

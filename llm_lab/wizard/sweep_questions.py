@@ -1,21 +1,40 @@
-"""Sweep: choose a recipe, what to compare, and the number of seeds; start it."""
+"""Sweep and duel: choose a recipe, what to compare, and the number of seeds; start it."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from llm_lab.errors import LabError
+from llm_lab.errors import LabError, Problem
+from llm_lab.studies.verdict import MIN_SEEDS
 
-from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartSweep, yes_no
+from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartDuel, StartSweep, yes_no
 from .recipe_question import ask_recipe, recipe_name
+
+if TYPE_CHECKING:
+    from llm_lab.studies.sweep import Sweep
 
 TITLE = "Sweep"
 OWN = "own"
+NAMES = 10  # columns
 WHY = (
     "A sweep runs a recipe once for each value and seed, and puts the results into one table with a picture. What is "
     "done is skipped when it is started again. One seed shows large differences; for small ones, use three or more."
 )
 SEEDS = (1, 3, 5, 8)
+DUEL = "Duel"
+RECIPE, VALUES = "recipe", "values"
+DUEL_WHY = (
+    "A duel runs two recipes with the same seeds, at equal tokens and at equal time, and says whether the difference "
+    "is more than chance. What is done is skipped when it is started again."
+)
+DUEL_SEEDS_WHY = (
+    f"With fewer than {MIN_SEEDS} pairs of runs, no difference can be told from chance. Small differences need more: a "
+    "duel says at its end how many."
+)
+DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 
 
 def sweep() -> Flow[None]:
@@ -36,7 +55,7 @@ def sweep() -> Flow[None]:
         why="Values are separated by commas: optimizer.learning_rate=0.001,0.003. Several keys make a grid. A key "
         "with one value changes the recipe for all runs: train.max_steps=200 data.0.path=my-text.txt.",
         allowed="key=v1,v2, separated by spaces" + ("." if preset is None else "; empty: no changes."),
-        check=lambda text: _why_not(recipe, text, preset),
+        check=partial(_problem_of, partial(_planned_sweep, recipe, preset)),
         wait="Checking all recipes ...",
         screen=Screen(TITLE, where),
     )
@@ -49,24 +68,69 @@ def sweep() -> Flow[None]:
         why=WHY,
         screen=Screen(TITLE, where),
     )
+    planned = _planned_sweep(recipe, preset, words, seeds)
     start = yield yes_no("sweep.start", "Start the sweep?", default=True, yes="Yes, start", no="No, change it",
-                         why=WHY, screen=Screen(TITLE, where, lines=_plan(recipe, words, seeds, preset)))  # fmt: skip
-    if not start:
-        yield BackTo("sweep.words")
-    if not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
+                         why=WHY, screen=Screen(TITLE, where, lines=_plan(planned)))  # fmt: skip
+    if not start or not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
         yield BackTo("sweep.words")
     yield Pause()
 
 
-def _plan(recipe: str, words: str, seeds: int, preset: str | None) -> tuple[Line, ...]:
-    """Return what the sweep will do, in lines."""
-    from llm_lab.studies.cells import state_of
+def duel() -> Flow[None]:
+    """Choose two recipes, or one and a key with two values, and start the duel."""
+    recipe = yield from ask_recipe(DUEL, DUEL_WHY)
+    where, other = recipe_name(recipe), None
+    choices = (
+        Choice(VALUES, "itself with one key changed", effect="For example optimizer.name=adamw,muon."),
+        Choice(RECIPE, "another recipe", effect="Both train on as many tokens as the one that has fewer."),
+    )
+    against = yield Question("duel.against", f"Compare {where} with what?", choices=choices, why=DUEL_WHY,
+                             screen=Screen(DUEL, where))  # fmt: skip
+    if against == RECIPE:
+        other = yield from ask_recipe(DUEL, DUEL_WHY, key="duel.other", text=f"Compare {where} with which recipe?")
+        where = f"{where} against {recipe_name(other)}"
+    words = yield Question(
+        "duel.words",
+        "Anything to change for both?" if other else "Which key, and which two values?",
+        "text",
+        default="",
+        why="One key gets two values, separated by a comma: optimizer.name=adamw,muon. A key with one value changes "
+        "both: train.max_steps=200.",
+        allowed="key=value, separated by spaces; empty: no changes." if other else "key=v1,v2, separated by spaces.",
+        check=partial(_problem_of, partial(_planned_duel, recipe, other)),
+        wait="Checking both recipes ...",
+        screen=Screen(DUEL, where),
+    )
+    seeds = yield Question("duel.seeds", "How many seeds?", choices=tuple(Choice(n, str(n)) for n in DUEL_SEEDS),
+                           why=DUEL_SEEDS_WHY, screen=Screen(DUEL, where))  # fmt: skip
+    planned = _planned_duel(recipe, other, words, seeds=seeds)
+    then = f"up to {seeds} shorter runs of the slower one, at equal time"
+    start = yield yes_no("duel.start", "Start the duel?", default=True, yes="Yes, start", no="No, change it",
+                         why=DUEL_WHY, screen=Screen(DUEL, where, lines=_plan(planned, then)))  # fmt: skip
+    if not start or not (yield StartDuel(recipe, tuple(shlex.split(words)), seeds, other)):
+        yield BackTo("duel.words")
+    yield Pause()
+
+
+def _planned_sweep(recipe: str, preset: str | None, words: str, seeds: int | None = None) -> Sweep:
     from llm_lab.studies.sweep import plan_sweep
+
+    return plan_sweep(recipe, shlex.split(words), seeds=seeds, preset=preset)
+
+
+def _planned_duel(recipe: str, other: str | None, words: str, seeds: int | None = None) -> Sweep:
+    from llm_lab.studies.duel import plan_duel
+
+    return plan_duel(recipe, shlex.split(words), seeds=seeds, other=other)
+
+
+def _plan(planned: Sweep, then: str = "") -> tuple[Line, ...]:
+    """Return what a sweep or a duel will do, in lines."""
+    from llm_lab.studies.cells import state_of
     from llm_lab.studies.sweep_report import plan_rows
 
-    planned = plan_sweep(recipe, shlex.split(words), seeds=seeds, preset=preset)
-    rows = plan_rows(planned, [state_of(cell, planned.measure) for cell in planned.cells_to_run()])
-    return tuple(Line(f"{name:<10}{text}", "warn" if name == "note" else "") for name, text in rows)
+    rows = plan_rows(planned, [state_of(cell, planned.measure) for cell in planned.cells_to_run()], then=then)
+    return tuple(Line(f"{name:<{NAMES}}{text}", "warn" if name == "note" else "", NAMES) for name, text in rows)
 
 
 def _why_not_preset(recipe: str, preset: str) -> str | None:
@@ -81,16 +145,15 @@ def _why_not_preset(recipe: str, preset: str) -> str | None:
         if job is not None and not job.is_pipeline:
             preset_grid(preset, job.stages[0])
     except LabError as error:
-        return str(error)
-    return "a preset is for a recipe of one stage" if job is None or job.is_pipeline else None
+        problem = error.problems[0]
+        return problem.why if isinstance(problem, Problem) else problem
+    return "for a recipe of one stage" if job is None or job.is_pipeline else None
 
 
-def _why_not(recipe: str, text: str, preset: str | None) -> str | None:
-    """Return why these values can't be compared, or None."""
-    from llm_lab.studies.sweep import plan_sweep
-
+def _problem_of(plan: Callable[[str], Any], words: str) -> str | None:
+    """Return why these words can't be planned, or None."""
     try:
-        plan_sweep(recipe, shlex.split(text), preset=preset)
+        plan(words)
     except (LabError, ValueError) as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Sweep in the wizard: a recipe, what to compare, how many seeds."""
+"""Sweep and duel in the wizard: a recipe, what to compare, how many seeds."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny_recipe, write_text
 from support.wizard_answers import ENTER, Refused, answers
 
-from llm_lab.wizard.questions import Pause, StartSweep
-from llm_lab.wizard.sweep_questions import sweep
+from llm_lab.wizard.questions import Pause, StartDuel, StartSweep
+from llm_lab.wizard.sweep_questions import duel, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -32,5 +32,22 @@ def test_a_preset_is_offered_where_the_recipe_has_its_key():
     visit = answers(sweep, ["mine", "learning-rate", ENTER, "5", "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", (), 5, "learning-rate")
     presets = {choice.value: choice.why_not for choice in visit.questions[1].choices}
-    assert "no such key" in presets["lora-rank"]
+    assert presets["lora-rank"] == "the recipe (pretrain) has no such key"
     assert presets["optimizer"] is None
+
+
+def test_a_duel_is_between_two_values_of_a_key():
+    one = Refused("optimizer.learning_rate=0.01", "two")
+    visit = answers(duel, ["mine", "one key changed", one, "optimizer.learning_rate=0.01,0.02", ENTER, "Yes"])
+    plan = "\n".join(line.text for line in visit.questions[-1].screen.lines)
+    assert "12 of 12, one after the other" in plan
+    assert "time      about" in plan
+    assert visit.effects == [StartDuel("configs/mine.yaml", ("optimizer.learning_rate=0.01,0.02",), 6), Pause()]
+
+
+def test_a_duel_is_between_two_recipes():
+    raw = tiny_recipe()
+    Path("configs/yours.yaml").write_text(json.dumps(raw | {"name": "yours", "optimizer": {"name": "lion"}}))
+    visit = answers(duel, ["mine", "another recipe", "yours", ENTER, "8", "Yes"])
+    assert visit.effects[0] == StartDuel("configs/mine.yaml", (), 8, "configs/yours.yaml")
+    assert visit.questions[-1].screen.where == "mine against yours"
