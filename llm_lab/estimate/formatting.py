@@ -89,3 +89,11 @@ def age(seconds: float) -> str:
         if seconds >= 2 * unit:
             return f"{seconds // unit:.0f} {name}"
     return f"{max(0.0, seconds):.0f} s"
+
+
+def short_age(seconds: float) -> str:
+    """Return how long ago something was for a narrow column, in one word: now, 12m, 5h, 3d, 8mo."""
+    for unit, name in ((365 * 86_400, "y"), (30 * 86_400, "mo"), (86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= unit:
+            return f"{seconds // unit:.0f}{name}"
+    return "now"

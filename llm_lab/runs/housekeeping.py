@@ -18,6 +18,7 @@ from llm_lab.estimate.measurements import cache_folder
 from .describe import HEADLINES, is_number
 from .disk import TEMPORARY, bytes_under, remove_folder
 from .folder import ROOT, RunFolder, find_run, no_such_run, status_of
+from .glossary import name_of, write
 from .lock import hold, in_progress, is_at_work
 from .record import read_facts
 from .retention import steps_to_keep
@@ -123,9 +124,25 @@ def _planned(sweep: Mapping[str, Any]) -> int:
     return len(sweep.get("configurations") or ()) * len(sweep.get("seeds") or ())
 
 
+SHORT_NAMES = {
+    "eval_loss": "loss",
+    "eval_accuracy": "accuracy",
+    "exact_match": "exact match",
+    "exact_match_sampled": "exact match",
+    "eval_reward_sampled": "reward",
+    "relative_logit_difference": "logits differ",
+}
+
+
 def headline_of(results: Mapping[str, Any]) -> tuple[str, float] | None:
     """Return the result that sums up a run: its name and its value."""
     return next(((key, results[key]) for key in HEADLINES if is_number(results.get(key))), None)
+
+
+def short_result(results: Mapping[str, Any]) -> str:
+    """Return the result that sums up a run in two words, "" where there is none."""
+    found = headline_of(results)
+    return f"{SHORT_NAMES.get(found[0], name_of(found[0]))} {write(*found)}" if found else ""
 
 
 def _by_result(entry: Mapping[str, Any]) -> tuple[int, float]:

@@ -5,20 +5,36 @@ from __future__ import annotations
 import contextlib
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llm_lab.wizard.questions import Choice, Question, same
 
 from . import prompt_layout
 from .console import is_plain, one_line, printable
-from .prompt_layout import NO_HELP, Back, Finish, fit_words, lay_out_list, lay_out_text, style, text_columns
+from .prompt_layout import (
+    NO_HELP,
+    Back,
+    Finish,
+    fit_words,
+    lay_out_list,
+    lay_out_text,
+    list_columns,
+    style,
+    text_columns,
+)
+from .side_panel import side_of
 
 HINT = "(Esc back · ? help)"
 HINT_TO_FINISH = "(Esc back · ? help · Ctrl-F finish)"
 ROOM_TO_TYPE = 16
 BESIDE_TITLE, BESIDE_REASON = 5, 8  # columns of the pointer, and of the mark and the brackets of a reason
 ANOTHER = "another value ..."
+LEFT_OUT_FIRST = ("size", "age", "stage")  # columns of a table that is too wide
+NUMBERS = ("size", "age")  # columns whose entries are aligned to the right
+LEAST_NAME = 12
 PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 
@@ -51,16 +67,20 @@ def _ask_list(question: Question, above: int) -> Any:
     import questionary
 
     several = question.kind == "several"
+    side = None if question.screen.side else side_of(question)
+    room = list_columns(side is not None)
+    head, titles = titles_of(question, room)
     boxes = [_Boxed(choice) for choice in question.choices]
     wanted = question.default if several else [question.suggested]
     chosen = [box for box in boxes if not box.choice.why_not and any(same(box.choice.value, w) for w in wanted)]
     shown = [
         questionary.Choice(
-            title_of(box.choice), value=box, disabled=reason_of(box.choice), checked=several and box in chosen,
+            title, value=box, disabled=reason_of(box.choice, room), checked=several and box in chosen,
             shortcut_key=False,
         )
-        for box in boxes
+        for title, box in zip(titles, boxes, strict=True)
     ]  # fmt: skip
+    shown = [*([questionary.Separator(head)] if head else []), *shown]
     hint = f"(space selects) {_hint(question)}" if several else _hint(question)
     options: dict[str, Any] = {"instruction": hint, "style": style()}
     if several:
@@ -71,8 +91,8 @@ def _ask_list(question: Question, above: int) -> Any:
         prompt.application,
         lambda box: box.choice.why or question.why,
         above=above,
-        describe=_about,
-        side=question.screen.side,
+        describe=(lambda box: "") if side else partial(_about, room=room),
+        side=(lambda box: question.screen.side) if side is None else lambda box: side(box.choice),
     )
     footer.can_finish = question.can_finish
     prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
@@ -87,10 +107,37 @@ class _Boxed:
         self.choice = choice
 
 
-def _about(box: _Boxed) -> str:
+def titles_of(question: Question, room: int) -> tuple[str, list[str]]:
+    """Return the heads of the columns ("" without any), and each choice as it fits on its line.
+
+    Where there is no room for all columns, those that say least are left out.
+    """
+    table = [choice.cells for choice in question.choices if choice.cells]
+    if not table:
+        return "", [title_of(choice, room) for choice in question.choices]
+    heads, kept = question.heads, list(range(len(question.heads)))
+    widths = [max(len(one_line(row[n])) for row in [heads, *table]) for n in kept]
+    for head in LEFT_OUT_FIRST:
+        if sum(widths[n] + 2 for n in kept) - 2 > room - BESIDE_TITLE and head in heads:
+            kept.remove(heads.index(head))
+    widths[0] = min(widths[0], max(LEAST_NAME, room - BESIDE_TITLE - sum(widths[n] + 2 for n in kept[1:])))
+
+    def line(cells: Sequence[str]) -> str:
+        texts = [one_line(cells[n]) for n in kept]
+        texts[0] = texts[0] if len(texts[0]) <= widths[0] else f"{texts[0][: widths[0] - 1]}…"
+        padded = [text.rjust(widths[n]) if heads[n] in NUMBERS else text.ljust(widths[n])
+                  for n, text in zip(kept, texts, strict=True)]  # fmt: skip
+        return fit_words("  ".join(padded).rstrip(), room - BESIDE_TITLE)
+
+    return line(heads), [line(one.cells) if one.cells else title_of(one, room) for one in question.choices]
+
+
+def _about(box: _Boxed, room: int) -> str:
     choice = box.choice
+    if choice.cells:
+        return one_line(choice.effect)
     text = one_line(choice.text)
-    whole = "" if choice.why_not or title_of(choice) == text else re.sub(r"\s{2,}", ": ", text.strip(), count=1)
+    whole = "" if choice.why_not or title_of(choice, room) == text else re.sub(r"\s{2,}", ": ", text.strip(), count=1)
     return "\n".join(text for text in (whole, one_line(choice.effect)) if text)
 
 
@@ -98,21 +145,21 @@ def _hint(question: Question) -> str:
     return HINT_TO_FINISH if question.can_finish else HINT
 
 
-def title_of(choice: Choice) -> str:
+def title_of(choice: Choice, columns: int | None = None) -> str:
     """Return a choice as it fits on its line. One that can't be chosen leaves room for the reason."""
-    text = one_line(choice.text)
+    text, columns = one_line(choice.text), columns or text_columns()
     if not choice.why_not:
-        return fit_words(text, text_columns() - BESIDE_TITLE)
+        return fit_words(text, columns - BESIDE_TITLE)
     text = re.sub(r"(\S {2,}) {2}", r"\1", text, count=1)  # its mark takes two columns: those after stay in line
-    room = text_columns() - BESIDE_REASON - min(len(one_line(choice.why_not)), text_columns() // 2)
+    room = columns - BESIDE_REASON - min(len(one_line(choice.why_not)), columns // 2)
     while len(text) > room and "  " in text:
         text = text.rpartition("  ")[0].rstrip()
     return fit_words(text, room)
 
 
-def reason_of(choice: Choice) -> str | None:
+def reason_of(choice: Choice, columns: int | None = None) -> str | None:
     """Return why a choice can't be chosen, as it fits on the line; None where it can."""
-    room = text_columns() - BESIDE_REASON - len(title_of(choice))
+    room = (columns or text_columns()) - BESIDE_REASON - len(title_of(choice, columns))
     return fit_words(one_line(choice.why_not), room) if choice.why_not else None
 
 

@@ -18,6 +18,7 @@ SEVERAL_HINTS = ("(Space selects several · Esc back · ? help)", "(Space select
 WIDEST_NAME = 48
 ABOUT_COLUMNS = 26  # next to a name, at most
 PARENT = ".."
+SHOWN_NEXT_TO_LIST = ("texts", "examples", "recipes")  # kinds of files whose beginning says what they are
 MARKED, UNMARKED = "● ", "○ "
 
 
@@ -141,17 +142,20 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
     from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
     from questionary.prompts.common import InquirerControl
 
-    from .prompt_layout import lay_out_list, text_columns
+    from .prompt_layout import lay_out_list, list_columns, text_columns
+    from .side_panel import head_of
 
-    place = Place(question, get_app_session().output.get_size().columns)
+    has_side = question.look_for in SHOWN_NEXT_TO_LIST
+    room = list_columns(has_side) if has_side else get_app_session().output.get_size().columns
+    place = Place(question, room)
     default = place.defaults
     place.marked = list(default) if len(default) > 1 else []
-    control = InquirerControl(_choices(place.rows()), pointer="»", use_indicator=False, show_description=False)
+    control = InquirerControl(_choices(place.rows(), room), pointer="»", use_indicator=False, show_description=False)
 
     def show(at: str | None = None) -> None:
         """List again. at: the answer to point at; otherwise the first line that can be taken."""
         rows = place.rows()
-        control.choices = _choices(rows)
+        control.choices = _choices(rows, room)
         possible = [n for n, choice in enumerate(control.choices) if not choice.disabled]
         exact = at or place.typed
         wanted = [n for n in possible if exact and control.choices[n].value.answer == exact and n != len(rows) - 1]
@@ -243,6 +247,7 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
         lambda row: question.why,
         above=above,
         describe=lambda row: "\n".join(text for text in (one_line(row.effect), question.allowed) if text),
+        side=lambda row: list(head_of(row.answer)) if has_side and row.answer and not row.why_not else [],
         filters=False,
     )
     footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
@@ -250,12 +255,12 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
     return run(questionary.Question(app), footer)
 
 
-def _choices(rows: Sequence[Row]) -> list[Any]:
+def _choices(rows: Sequence[Row], columns: int) -> list[Any]:
     from questionary import Choice
 
     from .prompt_layout import fit_words, text_columns
 
-    room = text_columns() - 5
+    room = min(columns, text_columns()) - 5
     return [Choice(fit_words(row.title, room), row, disabled=row.why_not, shortcut_key=False) for row in rows]
 
 

@@ -7,13 +7,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llm_lab.safe_text import one_line
+from llm_lab.safe_text import printable
 from llm_lab.wizard.questions import Line
 
 from .console import columns, prompt_styles
 
 MOST_COLUMNS = 119  # longer lines are hard to read
 WIDE_COLUMNS = 118
+SIDE_COLUMNS = 46  # of the panel next to a list
 LEAST_LINES = 3
 LONG_LIST = 8  # choices from which typing filters them
 PAGE = 8  # lines that Page Up and Page Down move
@@ -143,17 +144,18 @@ def lay_out_list(
     *,
     above: int,
     describe: Callable[[Any], str],
-    side: Sequence[Line] = (),
+    side: Callable[[Any], Sequence[Line]] = lambda value: (),
     filters: bool = True,
 ) -> Footer:
     """Keep a list within the lines of the terminal, filtered by what is typed, with what a line means below it.
 
-    explain: the help of a value; describe: what it means. side: shown next to the list where there is room.
-    filters: whether typing filters a long list.
+    explain: the help of a value; describe: what it means. side: what of a value is shown next to the list where there
+    is room. filters: whether typing filters a long list.
     """
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.keys import Keys
     from prompt_toolkit.layout import ConditionalMargin, Dimension, ScrollbarMargin
+    from questionary import Separator
     from questionary.prompts.common import InquirerControl
 
     window = next(w for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
@@ -187,7 +189,7 @@ def lay_out_list(
 
     def set_filter(text: str) -> None:
         words = text.lower().split()
-        found = [choice for choice in every if all(word in choice.title.lower() for word in words)]
+        found = [one for one in every if isinstance(one, Separator) or all(word in one.title.lower() for word in words)]
         possible = [number for number, choice in enumerate(found) if not choice.disabled]
         footer.trouble = "" if possible else f"Nothing contains {text}."
         if possible:
@@ -206,21 +208,34 @@ def lay_out_list(
             set_filter(footer.filter[:-1])
 
     footer.attach()
-    if side:
-        _attach_side(app, side)
+    if any(side(choice.value) for choice in control.choices if not choice.disabled):
+        _attach_side(app, lambda: side(control.get_pointed_at().value)[: app.output.get_size().rows - above - 2])
     return footer
 
 
-def _attach_side(app: Any, lines: Sequence[Line]) -> None:
+def is_wide(columns: int) -> bool:
+    """Whether there is room for a panel next to a list."""
+    return columns >= WIDE_COLUMNS
+
+
+def list_columns(has_side: bool) -> int:
+    """Return how wide the lines of a list may be, with or without a panel next to it."""
+    return columns() - SIDE_COLUMNS - 3 if has_side and is_wide(columns()) else text_columns()
+
+
+def _attach_side(app: Any, lines: Callable[[], Sequence[Line]]) -> None:
     """Show lines to the right of a prompt, where the terminal is wide."""
     from prompt_toolkit.filters import Condition, IsDone
     from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, VSplit, Window
 
-    text = [(f"class:{line.style}" if line.style else "", f"{one_line(line.text)}\n") for line in lines]
-    window = Window(FormattedTextControl(text), width=max(len(line.text) for line in lines), dont_extend_height=True)
-    is_wide = Condition(lambda: app.output.get_size().columns >= WIDE_COLUMNS) & ~IsDone()
+    def text() -> list[tuple[str, str]]:
+        return [(f"class:{line.style}" if line.style else "", f"{printable(line.text)}\n") for line in lines()]
+
+    width = max([SIDE_COLUMNS, *(len(line.text) for line in lines())])
+    window = Window(FormattedTextControl(text), width=width, dont_extend_height=True)
+    shown = Condition(lambda: is_wide(app.output.get_size().columns)) & ~IsDone()
     layout = app.layout
-    layout.container = VSplit([layout.container, ConditionalContainer(window, filter=is_wide)], padding=2)
+    layout.container = VSplit([layout.container, ConditionalContainer(window, filter=shown)], padding=2)
 
 
 def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | None]) -> Footer:

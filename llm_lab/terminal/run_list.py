@@ -6,10 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_lab.estimate.formatting import count, size
+from llm_lab.estimate.formatting import count, short_age, size
 from llm_lab.runs.describe import is_number
-from llm_lab.runs.glossary import name_of, write
-from llm_lab.runs.housekeeping import PIPELINE, RUN, STUDY, Leftover, Removal, headline_of
+from llm_lab.runs.housekeeping import PIPELINE, RUN, STUDY, Leftover, Removal, short_result
 
 from .console import make_console, one_line
 
@@ -17,14 +16,6 @@ STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "b
 STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 NARROW = 75  # columns: below it sizes and the age are left out
 LONGEST_NAME = 28  # columns: a longer name is wrapped
-SHORT_NAMES = {
-    "eval_loss": "loss",
-    "eval_accuracy": "accuracy",
-    "exact_match": "exact match",
-    "exact_match_sampled": "exact match",
-    "eval_reward_sampled": "reward",
-    "relative_logit_difference": "logits differ",
-}
 SHOWN = 30  # leftovers
 
 
@@ -57,7 +48,7 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
             "stage": one_line(entry["stage"]),
             "size": count(entry["parameters"]) if entry["parameters"] else "",
             "disk": size(entry["bytes"]),
-            "age": age(time.time() - entry["created_at"]),
+            "age": short_age(time.time() - entry["created_at"]),
             "status": Text(one_line(status), style=STATUS_STYLE.get(status, "")),
             "result": result_of(entry),
         }
@@ -70,22 +61,13 @@ def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = Fals
 
 def result_of(entry: Mapping[str, Any]) -> str:
     """Return what a run reached, in two words; of a sweep, how many of its runs are done."""
-    found = headline_of(entry["results"])
-    if found is not None:
-        return f"{SHORT_NAMES.get(found[0], name_of(found[0]))} {write(*found)}"
+    if found := short_result(entry["results"]):
+        return found
     if entry["kind"] not in (RUN, PIPELINE, STUDY):
         return f"{entry['parts_done']} of {entry['parts_planned']} runs done"
     if entry["parts"]:
         return f"{entry['parts']} run{'' if entry['parts'] == 1 else 's'}"
     return f"step {entry['step']:,}" if is_number(entry["step"]) else ""
-
-
-def age(seconds: float) -> str:
-    """Return how long ago something was, in one word: now, 12m, 5h, 3d, 8mo."""
-    for unit, name in ((365 * 86_400, "y"), (30 * 86_400, "mo"), (86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= unit:
-            return f"{seconds // unit:.0f}{name}"
-    return "now"
 
 
 def print_removals(removals: Sequence[Removal]) -> None:

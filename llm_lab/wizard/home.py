@@ -80,7 +80,7 @@ GROUPS = (
     Group(
         "try",
         "Experiment",
-        "sweeps, duels, studies, recipes",
+        "sweep, duel, study, recipe",
         "Compare optimizers or other values over several seeds, let two recipes duel, run a study that shows how "
         "something works, or run a recipe file.",
     ),

@@ -33,6 +33,7 @@ from .questions import (
     OpenChat,
     Question,
     RunDoctor,
+    RunSummary,
     Screen,
 )
 from .quick_start import quick_start
@@ -157,7 +158,9 @@ def evaluate() -> Flow[Next | None]:
         if not (yield Compare(tuple(names), prompts, adapter_off=len(names) == 1)):
             yield BackTo("prompt")
         return None
-    named = tuple(Choice(str(run.path), f"{run.path}: {_steps(run)}") for run in kept)
+    named = tuple(
+        Choice(str(run.path), f"{run.path}: {_steps(run)}", next_to=RunSummary(str(run.path))) for run in kept
+    )
     name = yield Question("time.run", "Which run?", choices=named, why=STEPS_WHY,
                           screen=Screen(EVALUATE, "compare checkpoints"))  # fmt: skip
     if not (yield Compare((name,), (yield from _ask_prompts(f"compare checkpoints: {name}")), steps=True)):

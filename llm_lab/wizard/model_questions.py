@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from llm_lab.estimate.adapter_base import read_adapter_json
-from llm_lab.estimate.formatting import count
+from llm_lab.estimate.formatting import count, short_age
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.model_library import MODELS as LIBRARY_MODELS
 from llm_lab.estimate.model_library import find_in_library
@@ -15,16 +16,18 @@ from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.resolve import LOCAL_PREFIXES, similar_path
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
-from llm_lab.runs.folder import RunFolder, list_runs
+from llm_lab.runs.folder import ROOT, RunFolder, list_runs
+from llm_lab.runs.housekeeping import short_result
 
 from .draft import Draft, first_name
-from .home import MODELS, describe_run
+from .home import MODELS, describe_run, kind_of_run
 from .key_questions import ask_key
-from .questions import Answer, Choice, Flow, Question
+from .questions import Answer, Choice, Flow, Question, RunSummary
 from .walk import remember
 
 ANOTHER = "another"
 LIBRARY = "library"
+RUN_HEADS = ("run", "stage", "size", "age", "status", "result")
 LIBRARY_CHOICE = Choice(LIBRARY, f"a model from the library ({len(LIBRARY_MODELS)}), downloaded from the Hub")
 ANOTHER_CHOICE = Choice(ANOTHER, "another folder, a GGUF file, or a name on the Hub")
 LIBRARY_WHY = (
@@ -81,9 +84,26 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def run_choices(runs: Sequence[RunFolder]) -> list[Choice]:
-    """Return a choice for each run."""
+    """Return a choice for each run, with the columns RUN_HEADS."""
     described = {run.path: text for run, _, text in _stage_runs()}
-    return [Choice(str(run.path), described.get(run.path) or describe_run(run)) for run in runs]
+    return [
+        Choice(str(run.path), described.get(run.path) or describe_run(run), cells=_cells_of(run),
+               next_to=RunSummary(str(run.path)))
+        for run in runs
+    ]  # fmt: skip
+
+
+def _cells_of(run: RunFolder) -> tuple[str, ...]:
+    facts = run.facts()
+    then, parameters = facts.get("ended_at") or facts.get("created_at"), facts.get("parameters")
+    return (
+        run.path.relative_to(ROOT).as_posix() if run.path.is_relative_to(ROOT) else str(run.path),
+        kind_of_run(facts),
+        count(parameters) if isinstance(parameters, int | float) else "",
+        short_age(time.time() - then) if isinstance(then, int | float) else "",
+        run.status(),
+        short_result(facts.get("results") or {}),
+    )
 
 
 def why_no_model(text: str) -> str | None:
@@ -117,8 +137,9 @@ def pick_run(
     now, known = question.default, [choice.value for choice in choices]
     elsewhere = LIBRARY if machine and find_in_library(now or "") else ANOTHER
     picked = yield replace(
-        question, choices=tuple(choices), default=now if now in known else elsewhere if now else None
-    )
+        question, choices=tuple(choices), heads=RUN_HEADS,
+        default=now if now in known else elsewhere if now else None,
+    )  # fmt: skip
     if picked == LIBRARY:
         assert machine is not None
         return (yield _library_question(question, machine))
@@ -196,7 +217,8 @@ def ask_model_to_pretrain(draft: Draft) -> Flow[Draft]:
         path = yield draft.ask(key, "Which design?", choices=named, default=now.get("config"), why=PRETRAIN_WHY)
     elif picked == "run":
         named = tuple(run_choices(runs_with_a_model()))
-        path = yield draft.ask(key, "Which run?", choices=named, default=now.get("checkpoint"), why=PRETRAIN_WHY)
+        path = yield draft.ask(key, "Which run?", choices=named, heads=RUN_HEADS, default=now.get("checkpoint"),
+                               why=PRETRAIN_WHY)  # fmt: skip
     else:
         path = yield draft.ask(
             key,

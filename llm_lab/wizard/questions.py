@@ -31,7 +31,8 @@ class Choice:
     """One answer to choose.
 
     why_not: the reason it can't be chosen now. effect: what it means or leads to. why: its longer explanation, shown
-    instead of the question's.
+    instead of the question's. cells: its columns under the question's heads, instead of the text. next_to: what a wide
+    terminal shows next to the list.
     """
 
     value: Any  # text, a number, true or false, or a list of these
@@ -39,6 +40,8 @@ class Choice:
     why_not: str | None = None
     effect: str = ""
     why: str = ""
+    cells: tuple[str, ...] = ()
+    next_to: NextTo | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,22 @@ class CheckpointDetails:
     checkpoint: str
 
 
+@dataclass(frozen=True)
+class RunSummary:
+    """A run in a few lines: what it is, its curve, its last sample."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class FileHead:
+    """The beginning of a text file, or what a folder holds."""
+
+    path: str
+
+
 Panel = DesignNumbers | RunNumbers | Plan | RecipePlan | CheckpointDetails
+NextTo = RunSummary | FileHead  # what a wide terminal shows next to a list
 
 
 @dataclass(frozen=True)
@@ -174,7 +192,8 @@ class Question:
     explanation. allowed: what may be typed. check: returns why an answer is refused, or None. wait: what takes a
     while when the answer is checked. screen, notice: what is shown above it; below_output: where an effect has just
     printed something, that stays on the screen instead. form: the page, where kind is form. can_finish: whether the
-    defaults of this and all further questions, up to the end of the page, can be taken at once.
+    defaults of this and all further questions, up to the end of the page, can be taken at once. heads: of the columns
+    of its choices.
     """
 
     key: str
@@ -193,6 +212,7 @@ class Question:
     look_for: str = ""
     form: Form | None = None
     can_finish: bool = False
+    heads: tuple[str, ...] = ()
 
     @property
     def suggested(self) -> Any:

@@ -11,7 +11,7 @@ from llm_lab.runs.folder import RunFolder, list_runs
 
 from .home import kind_of_run, short_name, when_last_active
 from .model_questions import ANOTHER
-from .questions import Choice, Flow, Question, Screen
+from .questions import Choice, FileHead, Flow, Question, Screen
 
 OFFERED_RUNS = 3
 
@@ -46,7 +46,8 @@ def ask_recipe(title: str, why: str, *, key: str = "recipe", text: str = "Which 
 
 def _run_choice(run: RunFolder, width: int) -> Choice:
     about = ", ".join(filter(None, ("the recipe of your run", kind_of_run(run.facts()), when_last_active(run))))
-    return Choice(str(run.path), f"{short_name(run):<{width}}{about}", effect=str(run.path / "recipe.yaml"))
+    return Choice(str(run.path), f"{short_name(run):<{width}}{about}", effect=str(run.path / "recipe.yaml"),
+                  next_to=FileHead(str(run.path / "recipe.yaml")))  # fmt: skip
 
 
 def recipe_name(path: str) -> str:
@@ -58,7 +59,9 @@ def recipe_name(path: str) -> str:
 
 def _recipe_choice(file: Path, width: int) -> Choice:
     """Return a recipe with the comment at its top; its effect says where it is."""
-    return Choice(str(file), f"{file.stem:<{width}}{recipe_summary(file)}", effect=str(file))
+    return Choice(
+        str(file), f"{file.stem:<{width}}{recipe_summary(file)}", effect=str(file), next_to=FileHead(str(file))
+    )
 
 
 def recipe_summary(file: Path) -> str:

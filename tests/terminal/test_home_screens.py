@@ -8,7 +8,7 @@ import pytest
 from support.screens import Terminal, assert_matches_snapshot
 
 from llm_lab.terminal import ask
-from llm_lab.wizard.questions import Choice
+from llm_lab.wizard.questions import Choice, Question
 
 HOURS = 3600
 RUNS = {
@@ -62,3 +62,27 @@ def test_a_choice_that_is_not_possible_shows_its_reason_and_stays_in_its_columns
     assert len(line) < columns
     assert line.endswith("(not enough memory)")
     assert line.index("parameters") == f"   {ask.title_of(possible)}".index("parameters")
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24), (120, 40)])
+def test_the_runs_are_listed_in_columns_with_the_pointed_one_next_to_them(in_tmp_path, columns, rows):
+    make_runs()
+    with Terminal(columns=columns, rows=rows, NO_COLOR="1") as terminal:
+        terminal.wait_for("What would you like to do?")
+        terminal.press("\x1b[F", "\x1b[A", "\x1b[A", "\r")
+        terminal.wait_for("Which run or model?")
+        lines = terminal.lines
+    assert_matches_snapshot(f"runs-{columns}x{rows}", lines)
+
+
+def test_columns_without_room_are_left_out_the_least_important_first():
+    heads = ("run", "stage", "size", "age", "status", "result")
+    cells = ("a-run-with-a-rather-long-name", "pretrain", "870 k", "3 h", "stopped", "loss 1.7200")
+    question = Question("q", "Which?", choices=(Choice("a", "a", cells=cells),), heads=heads)
+    assert [ask.titles_of(question, room)[0].split() for room in (80, 74, 66, 58)] == [
+        list(heads),
+        [head for head in heads if head != "size"],
+        [head for head in heads if head not in ("size", "age")],
+        [head for head in heads if head not in ("size", "age", "stage")],
+    ]
+    assert all(len(ask.titles_of(question, room)[1][0]) <= room for room in (80, 74, 66, 58))
