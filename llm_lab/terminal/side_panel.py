@@ -58,7 +58,7 @@ def _wrapped(text: str, style: str = "") -> Iterator[Line]:
 
 
 def head_of(path: str) -> Iterator[Line]:
-    """Yield the first lines of a text file: of a text wrapped, of others cut at the width of the panel."""
+    """Yield the first lines of a text file: wrapped where it is prose, else cut at the width."""
     try:
         with Path(path).expanduser().open("rb") as file:
             text = file.read(HEAD_BYTES).decode("utf-8", errors="replace")

@@ -31,8 +31,8 @@ DUEL_WHY = (
     "is more than chance. What is done is skipped when it is started again."
 )
 DUEL_SEEDS_WHY = (
-    f"With fewer than {MIN_SEEDS} pairs of runs, a difference is never more than chance. Small differences need more: a "
-    "duel says at its end how many."
+    f"With fewer than {MIN_SEEDS} pairs of runs, a difference is never more than chance. Small differences need more: "
+    "a duel says at its end how many."
 )
 DUEL_SEEDS = (MIN_SEEDS, 8, 12, 20)
 
