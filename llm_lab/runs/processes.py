@@ -30,6 +30,7 @@ PATIENCE = timedelta(days=1)
 GRACE_SECONDS = 10.0
 LOOK_SECONDS = 0.25
 SMALL_LOAD = 0.35  # of a core: it costs less than a thread left out
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait: set by the user, they decide
 _PACKAGE_HOME = str(Path(__file__).resolve().parents[2])  # where llm_lab is imported from, installed or not
 
 
@@ -206,29 +207,37 @@ def using_threads(wanted: int | None, before: int | None, listener: Listener) ->
 
     OMP_NUM_THREADS decides in a new run where it is set. PyTorch's threads wait for each other by spinning: one thread
     more than there are free cores can cost most of the speed. The number is fixed for the run: sums are rounded
-    differently with another one.
+    differently with another one. How they wait changes no result, so it follows the load at each start.
     """
-    name, threads = "OMP_NUM_THREADS", wanted or before
-    if threads is None and name in os.environ:
-        yield
-        return
-    if threads is None:
-        cores = find_machine().cpu_cores
-        threads = free_threads(cores, busy_cores())
-        others = f": {cores - threads} of {cores} cores are busy" if threads < cores else ""
-        listener(Notice(f"training with {plural(threads, 'thread')}{others} (train.threads sets it)"))
-    old = os.environ.get(name)
-    os.environ[name] = str(threads)  # read when PyTorch is imported, and by estimates
     torch: Any = sys.modules.get("torch")
+    cores = find_machine().cpu_cores
+    busy = busy_cores() if process_count() == 1 else 0.0  # each of several processes would count the others
+    threads, given = wanted or before, os.environ.get("OMP_NUM_THREADS")
+    chosen, said = {}, ""
+    if threads is None and given is None:
+        threads = free_threads(cores, busy)
+        said = f"training with {plural(threads, 'thread')}"
+    if threads:
+        chosen["OMP_NUM_THREADS"] = str(threads)  # read when PyTorch is imported, and by estimates
+    several = chosen.get("OMP_NUM_THREADS", given) != "1"
+    if several and busy > SMALL_LOAD and not torch and not any(name in os.environ for name in WAITING):
+        chosen["OMP_WAIT_POLICY"] = "passive"  # GNU's OpenMP, which PyTorch has on Linux, reads it when it is loaded
+        said = f"{said or 'threads'} that sleep while they wait"
+    if said:
+        others = f": {max(1, round(busy))} of {cores} cores are busy" if busy > SMALL_LOAD else ""
+        listener(Notice(f"{said}{others} (train.threads sets the number)"))
+    old = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
     old_threads = torch.get_num_threads() if torch else None
-    if torch:
+    if torch and threads:
         torch.set_num_threads(threads)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        if old is not None:
-            os.environ[name] = old
+        for name, value in old.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
         if old_threads:
             torch.set_num_threads(old_threads)
 

@@ -41,16 +41,18 @@ class OutOfMemory(Exception):
 def noticing_out_of_memory(trainer: Any) -> Iterator[None]:
     """Save a trainer that runs out of memory as it was before the step, and raise OutOfMemory.
 
-    With several processes, the error is raised as it is: the others wait in the middle of the step.
+    With several processes nothing is saved: the others wait in the middle of the step.
     """
     failed = False
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if process_count() > 1 or not _is_out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
         failed = True
+    if failed and process_count() > 1:
+        raise OutOfMemory(trainer.state.global_step, in_update=trainer.before_step.in_update)
     if failed:
         trainer.before_step.restore()
         in_update = trainer.before_step.in_update
@@ -153,7 +155,7 @@ def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOf
     MachineError with what to change where no smaller batch would help.
     """
     batch = batch_of(recipe)
-    smaller = None if error.in_update or _depends_on_the_batch(recipe) else batch.smaller()
+    smaller = None if error.in_update or _obstacle(recipe) else batch.smaller()
     if smaller is None:
         raise MachineError(_advice(recipe, resolved, error))
     listener(
@@ -168,9 +170,13 @@ def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOf
     return _with_batch(recipe, smaller)
 
 
-def _depends_on_the_batch(recipe: Any) -> bool:
-    """Whether the loss is a mean over the tokens of a batch, so that a smaller batch weighs them differently."""
-    return getattr(getattr(recipe, recipe.stage, None), "loss_type", None) == "bnpo"
+def _obstacle(recipe: Any) -> str | None:
+    """Return why a run can't continue with smaller batches, None if it can."""
+    if process_count() > 1:
+        return "with several processes, a run can't change its batch while it runs"
+    if getattr(getattr(recipe, recipe.stage, None), "loss_type", None) == "bnpo":
+        return "with grpo.loss_type = bnpo, a smaller batch would weigh its tokens differently"
+    return None
 
 
 def free_memory(device: str) -> None:
@@ -183,6 +189,11 @@ def free_memory(device: str) -> None:
 def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
     """Return what to change, and what each change saves by the plan."""
     train, now = recipe.train, resolved.estimate.memory_bytes
+    obstacle, smaller = _obstacle(recipe), batch_of(recipe).smaller()
+    if obstacle and smaller and not error.in_update:
+        why = f"memory ran out in step {error.step + 1:,}; {obstacle}"
+        fix = f"Start the run again with {ROWS}={smaller.rows} {ACCUMULATION}={smaller.batches}."
+        return Problem(ROWS, why, value=train.per_device_train_batch_size, fix=fix)
     tries: dict[str, dict[str, Any]] = {}
     if error.in_update:
         why = f"memory ran out in the update of step {error.step + 1:,}, which no batch size changes"

@@ -1,6 +1,8 @@
 """A run on a CPU takes as many threads as cores are free, and keeps their number."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,36 @@ def test_a_busy_core_gets_no_thread(cores, busy, threads):
 
 def test_the_cores_in_use_are_measured():
     assert 0 <= processes.busy_cores() <= len(os.sched_getaffinity(0))
+
+
+WAITS = """
+import ctypes, importlib.util
+from llm_lab.runs import processes
+processes.busy_cores = lambda: {busy}
+with processes.using_threads({threads}, None, lambda notice: print(notice.text)):
+    home = importlib.util.find_spec("torch").submodule_search_locations[0]
+    ctypes.CDLL(home + "/lib/libgomp.so.1")  # PyTorch's own OpenMP, which it loads when it is imported
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has another OpenMP here")
+@pytest.mark.parametrize(
+    ("busy", "threads", "sleeps", "environment"),
+    [(1.0, 2, True, {}), (0.0, 2, False, {}), (1.0, 1, False, {}), (1.0, 2, False, {"GOMP_SPINCOUNT": "300000"})],
+)
+def test_threads_next_to_other_work_sleep_while_they_wait_for_each_other(busy, threads, sleeps, environment):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    code = WAITS.format(busy=busy, threads=threads)
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | {"OMP_DISPLAY_ENV": "verbose"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"OMP_NUM_THREADS = '{threads}'" in found.stderr
+    assert f"GOMP_SPINCOUNT = '{0 if sleeps else 300000}'" in found.stderr
+    assert ("threads that sleep while they wait: 1 of" in found.stdout) is sleeps
 
 
 def test_a_run_says_its_threads_and_is_resumed_with_as_many(in_tmp_path, monkeypatch):

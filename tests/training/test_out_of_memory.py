@@ -14,11 +14,12 @@ from transformers import LlamaModel
 
 from llm_lab.errors import MachineError
 from llm_lab.events import RunWarning
+from llm_lab.job import check
 from llm_lab.model.modeling_lab import LabModel
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.stages.sft import LabSFTTrainer
-from llm_lab.training.out_of_memory import Batch, try_longest_batch
+from llm_lab.training.out_of_memory import Batch, OutOfMemory, halve_batch, try_longest_batch
 
 TOLERANCE = 1e-4
 
@@ -115,6 +116,28 @@ def test_a_single_row_that_does_not_fit_is_an_error_with_a_way_out(in_tmp_path, 
     message = str(caught.value)
     assert "per_device_train_batch_size = 1: memory ran out in step 1, and the batch can't be smaller" in message
     assert "train.max_length=8 (about" in message
+
+
+@pytest.mark.parametrize(
+    ("processes", "reason"),
+    [
+        ("1", "with grpo.loss_type = bnpo, a smaller batch would weigh its tokens differently"),
+        ("2", "with several processes, a run can't change its batch while it runs"),
+    ],
+)
+def test_a_run_that_cannot_change_its_batch_says_why_and_how_to_start_again(
+    processes, reason, in_tmp_path, monkeypatch
+):
+    write_base()
+    raw = post_recipe("grpo")
+    raw["grpo"] |= {"loss_type": "bnpo", "num_generations": 2}
+    resolved = check(raw).stages[0]
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(MachineError) as caught:
+        halve_batch(resolved.recipe, resolved, RunFolder(Path("run")), OutOfMemory(6, in_update=False), pytest.fail)
+    message = str(caught.value)
+    assert f"memory ran out in step 7; {reason}" in message
+    assert "per_device_train_batch_size=2 train.gradient_accumulation_steps=2" in message
 
 
 def test_a_batch_gets_smaller_by_its_smallest_factor():
