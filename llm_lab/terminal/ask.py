@@ -24,6 +24,7 @@ from .prompt_layout import (
     list_columns,
     style,
     text_columns,
+    wrap_lines,
 )
 from .side_panel import side_of
 
@@ -39,10 +40,11 @@ PLAIN_BACK, PLAIN_HELP, PLAIN_EMPTY = "b", "?", "none"
 PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 
 
-def ask(question: Question, *, above: int = 0) -> Any:
+def ask(question: Question, *, above: int = 0, pane: str = "") -> Any:
     """Ask a question and return the answer. Raises Back.
 
-    above: how many lines are above the question on the screen, so that all of it fits the terminal.
+    above: how many lines are above the question on the screen, so that all of it fits the terminal. pane: a text that
+    is scrolled above its choices.
     """
     if question.kind in ("choice", "several") and all(choice.why_not for choice in question.choices):
         if question.kind == "several":
@@ -60,10 +62,15 @@ def ask(question: Question, *, above: int = 0) -> Any:
         another = Choice(ANOTHER, ANOTHER, effect=question.allowed)
         picked = _ask_list(replace(question, kind="choice", choices=(*question.choices, another)), above)
         return _ask_text(question) if picked == ANOTHER else picked
-    return _ask_list(question, above) if question.kind in ("choice", "several") else _ask_text(question)
+    return _ask_list(question, above, pane) if question.kind in ("choice", "several") else _ask_text(question)
 
 
-def _ask_list(question: Question, above: int) -> Any:
+def needed_lines(question: Question) -> int:
+    """Return how many lines a question with choices needs below what is above it."""
+    return 1 + len(question.choices) + max((len(wrap_lines(choice.effect)) for choice in question.choices), default=0)
+
+
+def _ask_list(question: Question, above: int, pane: str = "") -> Any:
     import questionary
 
     several = question.kind == "several"
@@ -93,6 +100,7 @@ def _ask_list(question: Question, above: int) -> Any:
         above=above,
         describe=(lambda box: "") if side else partial(_about, room=room),
         side=(lambda box: question.screen.side) if side is None else lambda box: side(box.choice),
+        pane=pane,
     )
     footer.can_finish = question.can_finish
     prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped

@@ -8,6 +8,7 @@ from typing import TypeVar
 from llm_lab.recipe.trust import Code, UntrustedCode, allow
 
 from .console import is_terminal, make_console, one_line
+from .keyboard import shown_keys
 
 T = TypeVar("T")
 
@@ -34,4 +35,5 @@ def confirm_code(codes: Iterable[Code]) -> bool:
         for line in code.first_lines():
             console.print(Text(f"    {one_line(line)}", style="dim"))
     console.print("The recipe was found in a folder, and may be someone else's.")
-    return input("Run this code? [y/N] ").strip().lower() in ("y", "yes")
+    with shown_keys():
+        return input("Run this code? [y/N] ").strip().lower() in ("y", "yes")

@@ -181,6 +181,37 @@ def safe_errors() -> Iterator[None]:
         sys.stderr = before
 
 
+class _Captured(io.StringIO):
+    """Standard output that is kept; it has the colors of the terminal that it stands for."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self.inner = inner
+
+    def isatty(self) -> bool:
+        return self.inner.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.inner.encoding
+
+
+@contextlib.contextmanager
+def captured_output() -> Iterator[io.StringIO]:
+    """Keep what is printed, as it would look in the terminal, instead of printing it."""
+    captured = _Captured(sys.stdout)
+    with contextlib.redirect_stdout(captured):
+        yield captured
+
+
+def clear_screen(console: Console) -> None:
+    """Clear the terminal; in plain mode nothing is cleared."""
+    global _waiting
+    _waiting = ""
+    if is_terminal() and not is_plain():
+        console.clear()
+
+
 def is_terminal() -> bool:
     """Whether standard input and output are both terminals."""
     try:
@@ -189,9 +220,14 @@ def is_terminal() -> bool:
         return False  # closed
 
 
+_waiting = ""  # the last line of print_waiting on the screen
+
+
 def print_waiting(text: str) -> None:
-    """Print a "please wait" line to standard error, in a terminal only."""
-    if is_terminal():
+    """Print a "please wait" line to standard error, in a terminal only; one that is on the screen not again."""
+    global _waiting
+    if is_terminal() and text != _waiting:
+        _waiting = text
         make_console(stderr=True).print(one_line(text), style="dim")
 
 

@@ -42,8 +42,17 @@ from llm_lab.wizard.questions import (
 )
 from llm_lab.wizard.walk import Walk, read_drafts, write_drafts
 
-from .ask import Back, ask, wait_for_enter
-from .console import is_plain, make_console, one_line, print_error, print_waiting, printable
+from .ask import Back, ask, needed_lines, wait_for_enter
+from .console import (
+    captured_output,
+    is_plain,
+    make_console,
+    one_line,
+    print_error,
+    print_waiting,
+    printable,
+    rows,
+)
 from .keyboard import ignored_keys
 from .prompt_layout import Finish, wrapped
 from .screens import begin_screen, print_design_numbers, print_run_numbers
@@ -51,6 +60,7 @@ from .screens import begin_screen, print_design_numbers, print_run_numbers
 if TYPE_CHECKING:
     from rich.console import Console
 
+READ_AT_ONCE = (Compare, LookInside, ReplayLineage, RunDoctor, RenameRun, DeleteRun, WriteRecipe)
 SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
 
 
@@ -134,7 +144,8 @@ class Wizard:
             if is_plain():
                 return ask_plain_form(question, ask_one=self.ask, keep=keep, draw=self._draw)
             return ask_form(question, ask_one=self.ask, keep=keep, numbers=numbers_of)
-        answer = ask(question, above=self._draw(question))
+        above, pane = self._draw(question)
+        answer = ask(question, above=above, pane=pane)
         if question.wait:
             print_waiting(question.wait)
         with ignored_keys() if question.wait else contextlib.nullcontext():
@@ -209,23 +220,29 @@ class Wizard:
         else:
             walk.answer(answer)
 
-    def _draw(self, question: Question) -> int:
-        """Draw what is above a question; return how many lines that is."""
+    def _draw(self, question: Question) -> tuple[int, str]:
+        """Draw what is above a question; return how many lines that is, and what has to be scrolled with the question.
+
+        That is the text of a panel that is higher than the terminal; it has not been drawn then.
+        """
         if question.below_output and self._has_printed:
-            return SCROLLED_LINES
+            return SCROLLED_LINES, ""
         self._has_printed = False
         screen = question.screen
         console = begin_screen(screen.title, screen.where)
-        if isinstance(screen.panel, CheckpointDetails):
-            self.commands.show(screen.panel.checkpoint)
-            return SCROLLED_LINES
-        with console.capture() as captured:
+        with captured_output() as output:
+            if isinstance(screen.panel, CheckpointDetails):
+                self.commands.show(screen.panel.checkpoint)
             _print_screen(console, screen)
             for text, style in ((question.notice, "warn"), (question.help, "help")):
                 if text:
                     console.print(printable(text), style=style)
-        print(captured.get(), end="")
-        return captured.get().count("\n") + bool(screen.title)
+        text, title = output.getvalue(), bool(screen.title)
+        height = text.count("\n") + title
+        if screen.panel and question.kind == "choice" and not is_plain() and height + needed_lines(question) > rows():
+            return title, text
+        print(text, end="")
+        return height, ""
 
     def _execute(self, effect: Effect) -> bool:
         """Execute an effect; return whether it could be done."""
@@ -234,7 +251,18 @@ class Wizard:
             return True
         self._has_printed = True
         try:
-            self._run(effect)
+            if isinstance(effect, Pause):
+                wait_for_enter()
+            elif isinstance(effect, OpenChat):
+                begin_screen("Chat", effect.checkpoint)
+                self.commands.chat(effect.checkpoint)
+            elif isinstance(effect, ShowTokens):
+                _show_tokens(effect)
+            else:
+                with ignored_keys():
+                    self._run(effect)
+                if isinstance(effect, READ_AT_ONCE):
+                    wait_for_enter()
         except LabError as error:
             print_error(error)
             wait_for_enter()
@@ -253,24 +281,16 @@ class Wizard:
         if isinstance(effect, StartRun):
             print_waiting("Preparing ...")
             self.commands.start(effect.recipe, effect.overrides, resume=effect.resume, show_plan=False)
-        elif isinstance(effect, Pause):
-            wait_for_enter()
-        elif isinstance(effect, OpenChat):
-            begin_screen("Chat", effect.checkpoint)
-            self.commands.chat(effect.checkpoint)
         elif isinstance(effect, Compare):
             begin_screen("Evaluate", "side by side")
             names, options = effect.checkpoints, {"steps": effect.steps, "adapter_off": effect.adapter_off}
             self.commands.compare(names, prompts=effect.prompts, **options)
-            wait_for_enter()
         elif isinstance(effect, LookInside):
             begin_screen("Look inside", effect.checkpoint)
             self.commands.look(effect.checkpoint, text=effect.text, against=effect.against, steps=effect.steps)
-            wait_for_enter()
         elif isinstance(effect, ReplayLineage):
             begin_screen("Replay", effect.checkpoint)
             self.commands.replay(effect.checkpoint)
-            wait_for_enter()
         elif isinstance(effect, StartStudy):
             begin_screen("Experiments", effect.experiment)
             self.commands.study(effect.experiment, effect.options)
@@ -286,9 +306,6 @@ class Wizard:
             begin_screen("Doctor")
             print_waiting("Reading ...")
             self.commands.doctor()
-            wait_for_enter()
-        elif isinstance(effect, ShowTokens):
-            _show_tokens(effect)
         elif isinstance(effect, RenameRun):
             _rename_run(effect)
         elif isinstance(effect, DeleteRun):
@@ -383,7 +400,6 @@ def _rename_run(effect: RenameRun) -> None:
 
     done = rename_run(effect.run, effect.name.strip())
     make_console().print(one_line(f"{done.old}/ is now {done.new}/"), style="good")
-    wait_for_enter()
 
 
 def _delete_run(effect: DeleteRun) -> None:
@@ -391,7 +407,6 @@ def _delete_run(effect: DeleteRun) -> None:
 
     remove(plan_removal(effect.run))
     make_console().print(one_line(f"Deleted {effect.run}/"), style="good")
-    wait_for_enter()
 
 
 def _write_design(effect: WriteDesign) -> None:
@@ -405,4 +420,3 @@ def _write_recipe(effect: WriteRecipe) -> None:
     write_atomically(effect.path, effect.text)
     text = f"Written: {effect.path}    run it with: llm-lab run {effect.path}"
     make_console().print(one_line(text), style="good")
-    wait_for_enter("Enter goes back to the review")

@@ -14,6 +14,7 @@ from typing import Any
 
 # Signals that end a process which does not handle them. The terminal is restored first.
 ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
+_open: list[Keyboard] = []  # keyboards, the last within those before it
 
 
 class Keyboard:
@@ -37,7 +38,9 @@ class Keyboard:
         if self.is_open or not owns_terminal():
             return
         with contextlib.suppress(*_terminal_errors()):
-            self._before = _silence()
+            found = _silence()
+            self._before = _open[0]._before if _open else found
+            _open.append(self)
             atexit.register(self.close)
             self._handle_signals()
 
@@ -61,7 +64,10 @@ class Keyboard:
                 signal.signal(number, handler)
         self._handlers = {}
         atexit.unregister(self.close)
-        _restore(before)
+        if self in _open:
+            _open.remove(self)
+        if not _open:
+            _restore(before)
 
     def _handle_signals(self) -> None:
         """Handle the signals that nobody handles; a training run has handlers of its own and puts these back."""
@@ -70,7 +76,9 @@ class Keyboard:
         wanted: dict[str, Callable[..., None]] = {**dict.fromkeys(ENDING, self._end), "SIGTSTP": self._stop}
         for name, handler in wanted.items():
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            before = signal.getsignal(number) if number is not None else None
+            is_free = before == signal.SIG_DFL or isinstance(getattr(before, "__self__", None), Keyboard)
+            if number is not None and is_free:
                 self._handlers[number] = signal.signal(number, handler)
 
     def _end(self, signum: int, frame: Any) -> None:
@@ -104,6 +112,20 @@ def ignored_keys() -> Iterator[None]:
         yield
     finally:
         keyboard.close()
+
+
+@contextlib.contextmanager
+def shown_keys() -> Iterator[None]:
+    """Show what is typed, within ignored_keys, for a question that is read as a line."""
+    if not _open:
+        yield
+        return
+    _restore(_open[0]._before)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(*_terminal_errors()):
+            _silence()
 
 
 def _restore(before: list[Any] | None) -> None:

@@ -23,7 +23,7 @@ def ask_plain_form(
     *,
     ask_one: Callable[[Question], Any],
     keep: Callable[[Question], None],
-    draw: Callable[[Question], int],
+    draw: Callable[[Question], object],
 ) -> Any:
     """Ask a page with lines until an action ends it; return its answer. Raises Back.
 

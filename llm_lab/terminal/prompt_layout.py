@@ -81,11 +81,11 @@ class Footer:
         width = min(MOST_COLUMNS, self.app.output.get_size().columns - 1)
         found = [("class:help", f"Filter: {self.filter}")] if self.filter else []
         if self.trouble:
-            found += [("class:bad", line) for line in _wrap(self.trouble, width)]
+            found += [("class:bad", line) for line in wrap_lines(self.trouble, width)]
         if self.show_help:
-            found += [("class:help", line) for line in _wrap(self.help() or NO_HELP, width)]
+            found += [("class:help", line) for line in wrap_lines(self.help() or NO_HELP, width)]
         if not (self.show_help and self.is_list):  # help and list leave no room for more
-            found += [("class:about", line) for line in _wrap(self.about(), width)[:MOST_ABOUT]]
+            found += [("class:about", line) for line in wrap_lines(self.about(), width)[:MOST_ABOUT]]
         return found + [("", "")] * (self.least - len(found))
 
     def attach(self) -> None:
@@ -134,8 +134,9 @@ def in_pieces(text: str, width: int) -> str:
     return "\n".join([*lines, line])
 
 
-def _wrap(text: str, columns: int) -> list[str]:
-    return [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, columns)]
+def wrap_lines(text: str, columns: int | None = None) -> list[str]:
+    """Return the lines of a text within some columns, those of the terminal if not given."""
+    return [line for part in text.splitlines() for line in textwrap.wrap(part, columns or text_columns())]
 
 
 def lay_out_list(
@@ -146,11 +147,12 @@ def lay_out_list(
     describe: Callable[[Any], str],
     side: Callable[[Any], Sequence[Line]] = lambda value: (),
     filters: bool = True,
+    pane: str = "",
 ) -> Footer:
     """Keep a list within the lines of the terminal, filtered by what is typed, with what a line means below it.
 
     explain: the help of a value; describe: what it means. side: what of a value is shown next to the list where there
-    is room. filters: whether typing filters a long list.
+    is room. filters: whether typing filters a long list. pane: a text that is scrolled above it.
     """
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.keys import Keys
@@ -164,12 +166,14 @@ def lay_out_list(
     footer.about = lambda: describe(control.get_pointed_at().value)
     # As many lines as the longest takes: the screen must not jump while the pointer moves.
     footer.least = min(
-        MOST_ABOUT, max(len(_wrap(describe(c.value), text_columns())) for c in control.choices if not c.disabled)
+        MOST_ABOUT, max(len(wrap_lines(describe(c.value), text_columns())) for c in control.choices if not c.disabled)
     )
 
+    def free() -> int:
+        return app.output.get_size().rows - above - 1 - len(footer.lines())
+
     def room() -> int:
-        free = app.output.get_size().rows - above - 1 - len(footer.lines())
-        return min(len(control.choices), max(LEAST_LINES, free))
+        return min(len(control.choices), max(LEAST_LINES, free() // 3 if pane else free()))
 
     window.height = lambda: Dimension.exact(room())
     is_long = Condition(lambda: room() < len(control.choices))
@@ -183,7 +187,11 @@ def lay_out_list(
             at += back
         control.pointed_at = at
 
-    for key, step in (("pagedown", PAGE), ("pageup", -PAGE), ("end", 10**6), ("home", -(10**6))):
+    moves = {"pagedown": PAGE, "pageup": -PAGE, "end": 10**6, "home": -(10**6)}
+    if pane:
+        del moves["pagedown"], moves["pageup"]
+        _attach_pane(app, footer, pane, lambda: max(LEAST_LINES, free() - room() - 1))
+    for key, step in moves.items():
         footer.keys.add(key, eager=True)(lambda event, step=step: move(step))
     every = list(control.choices)
 
@@ -211,6 +219,35 @@ def lay_out_list(
     if any(side(choice.value) for choice in control.choices if not choice.disabled):
         _attach_side(app, lambda: side(control.get_pointed_at().value)[: app.output.get_size().rows - above - 2])
     return footer
+
+
+def _attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int]) -> None:
+    """Show a text above a prompt, a part at a time, and below it which part."""
+    from prompt_toolkit.filters import IsDone
+    from prompt_toolkit.formatted_text import ANSI, to_formatted_text
+    from prompt_toolkit.formatted_text.utils import split_lines
+    from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
+
+    lines = list(split_lines(to_formatted_text(ANSI(text.rstrip("\n")))))
+    first = 0
+
+    def shown() -> list[Any]:
+        return [one for line in lines[first : first + height()] for one in (*line, ("", "\n"))]
+
+    def where() -> list[tuple[str, str]]:
+        last = min(len(lines), first + height())
+        keys = "Page Down: more" if last < len(lines) else "Page Up: back"
+        return [("class:accent", f" lines {first + 1} to {last} of {len(lines)} · {keys}")]
+
+    def scroll(by: int) -> None:
+        nonlocal first
+        first = max(0, min(len(lines) - height(), first + by * max(1, height() - 1)))
+
+    footer.keys.add("pagedown", eager=True)(lambda event: scroll(1))
+    footer.keys.add("pageup", eager=True)(lambda event: scroll(-1))
+    body = Window(FormattedTextControl(shown), height=lambda: Dimension.exact(height()), wrap_lines=False)
+    above = HSplit([body, Window(FormattedTextControl(where), height=1)])
+    app.layout.container = HSplit([ConditionalContainer(above, filter=~IsDone()), app.layout.container])
 
 
 def is_wide(columns: int) -> bool:

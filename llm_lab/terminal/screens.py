@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.estimate.formatting import count, plural, size
 
-from .console import is_plain, is_terminal, make_console, one_line
+from .console import clear_screen, is_plain, make_console, one_line
 
 if TYPE_CHECKING:
     from llm_lab.recipe.resolve import Resolved
@@ -18,8 +18,7 @@ BESIDE_NUMBERS = 12  # columns of the names and the space after them
 def begin_screen(title: str, where: str = "") -> Any:
     """Clear the terminal, print the title line (none without a title), and return the console."""
     console = make_console()
-    if is_terminal() and not is_plain():
-        console.clear()
+    clear_screen(console)
     if title:
         from rich.text import Text
 

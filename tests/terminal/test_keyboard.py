@@ -170,3 +170,44 @@ def test_ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back(tmp_path):
     shell.expect("shell> ")
     assert " -icanon " not in shell.before.replace(";", " ")
     shell.sendline("exit")
+
+
+WORK = """
+import time
+from llm_lab.terminal.keyboard import Keyboard, ignored_keys, shown_keys
+
+with ignored_keys():
+    print("preparing", flush=True)
+    time.sleep(0.5)
+    inner = Keyboard()
+    inner.open()
+    print("training", flush=True)
+    time.sleep(0.5)
+    inner.close()
+    with shown_keys():
+        print("sure: " + repr(input("sure? ")))
+    print("ending", flush=True)
+    time.sleep(0.5)
+print("name: " + repr(input("name? ")))
+"""
+
+
+def test_keys_are_ignored_for_as_long_as_something_works_and_a_question_within_is_seen():
+    child = spawn(sys.executable, ["-c", WORK])
+    usual = modes(child)
+    for moment in ("preparing", "training"):
+        child.expect(moment)
+        child.send("early\r")
+    child.expect("sure[?]")
+    assert "early" not in child.before
+    wait_for_modes(child, usual)
+    child.send("yes\r")
+    child.expect("sure: 'yes'")
+    child.expect("ending")
+    wait_for_modes(child, 0)
+    child.send("late\r")
+    child.expect("name[?]")
+    assert "late" not in child.before
+    wait_for_modes(child, usual)
+    child.send("me\r")
+    child.expect("name: 'me'")

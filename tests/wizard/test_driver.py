@@ -13,9 +13,20 @@ from llm_lab.errors import MachineError, Problem
 from llm_lab.recipe.registry import STAGES
 from llm_lab.terminal import ask as prompts
 from llm_lab.terminal.ask import Back
+from llm_lab.terminal.console import print_waiting
 from llm_lab.terminal.driver import Wizard, run_wizard
+from llm_lab.terminal.screens import begin_screen
 from llm_lab.wizard.draft_page import page_question
-from llm_lab.wizard.questions import Choice, Plan, Question, ShowTokens, WriteRecipe, yes_no
+from llm_lab.wizard.questions import (
+    CheckpointDetails,
+    Choice,
+    Plan,
+    Question,
+    Screen,
+    ShowTokens,
+    WriteRecipe,
+    yes_no,
+)
 from llm_lab.wizard.review import start_question
 from llm_lab.wizard.training_runs import new_draft, run_page
 
@@ -377,3 +388,32 @@ def test_the_plan_of_a_large_run_fits_the_terminal_with_its_question(press):
     started, screens = press(start_question(Plan(resolved)), Key.ENTER)
     assert started
     assert "╭─ Plan" in screens[0]
+
+
+def test_a_panel_that_is_higher_than_the_terminal_is_scrolled_below_its_title(monkeypatch, capsys):
+    def show(checkpoint):
+        print("\n".join(f"line {number}." for number in range(40)))
+
+    commands = dataclasses.replace(wizard_commands(), show=show)
+    page = Screen("Runs", "checkpoints/x", CheckpointDetails("checkpoints/x"))
+    question = Question("q", "And now?", choices=(Choice(1, "one"), Choice(2, "two")), screen=page)
+    steps = [Key.PAGE_DOWN, Key.PAGE_DOWN, Key.PAGE_UP, Key.ENTER]
+    with keyboard(steps, monkeypatch, lambda: capsys.readouterr().out) as keys:
+        assert Wizard(commands, debug=True).ask(question) == 1
+    assert all("LLM Lab · Runs · checkpoints/x" in screen for screen in keys.screens)
+    assert "line 0." in keys.screens[0]
+    assert "of 40 · Page Down: more" in keys.screens[0]
+    assert "line 39." not in keys.screens[0]
+    assert "line 39." in keys.screens[2]
+    assert "Page Up: back" in keys.screens[2]
+    assert "line 39." not in keys.screens[3]
+
+
+def test_what_takes_a_while_is_said_once_on_a_screen(monkeypatch, capsys):
+    monkeypatch.setattr("llm_lab.terminal.console.is_terminal", lambda: True)
+    begin_screen("Runs")
+    for _ in range(2):
+        print_waiting("Reading ...")
+    begin_screen("Runs")
+    print_waiting("Reading ...")
+    assert capsys.readouterr().err.count("Reading ...") == 2
