@@ -18,8 +18,10 @@ from llm_lab.recipe.export import unsupported_formats
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
 from llm_lab.recipe.parts import expand_model
+from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
 from llm_lab.recipe.resolve import Resolved, diagnose, estimate_again
+from llm_lab.recipe.train_loop import LENGTH_RULES
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as, with_groups_off
 from llm_lab.recipe.what_fits import make_it_fit
@@ -124,6 +126,11 @@ def check(
     if problems or job is None:
         raise UserError(*problems)
     stages = tuple(make_it_fit(with_sizes(resolved)) for resolved in job.stages)
+    for index, resolved in enumerate(stages):
+        for problem in problems_of_length(resolved):
+            problems.append(within_stage(index, problem) if job.is_pipeline else problem)
+    if problems:
+        raise UserError(*problems)
     return replace(job, stages=stages, remarks=tuple(remarks))
 
 
@@ -232,6 +239,15 @@ def hub_models(resolved: Resolved) -> list[tuple[str, str]]:
         and not Path(name).exists()
         and not (ROOT / name).exists()
     ]
+
+
+def problems_of_length(resolved: Resolved) -> list[Problem]:
+    """Return what does not fit the number of steps that a run in epochs has once its examples are counted."""
+    if not resolved.examples:
+        return []
+    examples, processes = resolved.examples.training, resolved.machine.processes
+    values, _ = fill_steps(resolved.stage, resolved.values, examples=examples, processes=processes)
+    return [problem for rule in LENGTH_RULES for problem in rule(values)]
 
 
 def with_sizes(resolved: Resolved) -> Resolved:

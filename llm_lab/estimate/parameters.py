@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_base import base_circle, find_base, read_adapter_json, read_object
+from .formatting import count
 from .gguf_header import gguf_config, is_gguf
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
@@ -92,6 +93,16 @@ class ModelShape:
         idle = max(0, self.num_experts - self.num_experts_per_tok)
         expert = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
         return self.matrix_parameters - self.num_hidden_layers * idle * expert
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that a token is computed with: all but those of the experts that it does not use."""
+        return self.parameters - self.matrix_parameters + self.active_matrix_parameters
+
+    def describe_parameters(self) -> str:
+        """Return how many parameters there are, and how many are active where that differs: 8.1 M, 2.3 M active."""
+        active = f", {count(self.active_parameters)} active" if self.active_parameters < self.parameters else ""
+        return f"{count(self.parameters)}{active}"
 
     def training_flops_per_token(self, length: int) -> float:
         """FLOPs of forward and backward for one token in a row of `length` (Chowdhery et al. 2022, B)."""

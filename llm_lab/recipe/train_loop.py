@@ -306,6 +306,10 @@ def _warmup_leaves_room_for_the_decay(values: Values) -> Iterator[Problem]:
         )
 
 
+# Also checked once the steps of a run in epochs are known.
+LENGTH_RULES = (_warmup_ends_within_the_run, _warmup_leaves_room_for_the_decay)
+
+
 def _warmup_is_set_once(values: Values) -> Iterator[Problem]:
     scheduler, steps = values.get("scheduler") or {}, _train(values).get("max_steps")
     ratio, warmup = scheduler.get("warmup_ratio"), scheduler.get("warmup_steps")
@@ -364,8 +368,7 @@ def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:
 
 
 LOOP_RULES: tuple[Rule, ...] = (
-    _warmup_ends_within_the_run,
-    _warmup_leaves_room_for_the_decay,
+    *LENGTH_RULES,
     _warmup_is_set_once,
     _flash_attention_has_no_alibi,
     _kernel_runs_on_the_device,

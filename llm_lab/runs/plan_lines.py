@@ -43,7 +43,9 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     if cost.parameters:
         parts = sorted(cost.parameters_by_part.items(), key=lambda item: -item[1])
         many = ", ".join(f"{part} {count(number)}" for part, number in parts if number)
-        yield "parameters", f"{_at_most(values)}{count(cost.parameters)}: {many}", ""
+        shape = resolved.shape if resolved.shape and resolved.shape.parameters == cost.parameters else None
+        total = shape.describe_parameters() if shape else count(cost.parameters)
+        yield "parameters", f"{_at_most(values)}{total}: {many}", ""
     if values.get("tokenizer") is not None:
         yield "tokenizer", _tokenizer(values["tokenizer"]), ""
     for index, line in enumerate(_data(values.get("data") or ())):

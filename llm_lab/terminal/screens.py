@@ -57,7 +57,7 @@ def print_design_numbers(console: Any, resolved: Resolved | None) -> None:
     flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
     memory = f"{size(state)} of memory + {size(cost.memory_bytes - state)} per batch"
     # The most important first: a low screen shows only the first lines.
-    total = count(shape.parameters)
+    total = shape.describe_parameters()
     text = Text(wrapped(f"{total}: {shares}", max(20, console.width - BESIDE_NUMBERS)))
     text.stylize("bold", 0, len(total))
     table.add_row("parameters", text)
@@ -119,7 +119,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
     console.print(Text(one_line(f"{label} ({optimizer['name']}, {schedule['name']})"), style="dim"))
     updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
     factor = factor_of(schedule, steps)
-    points = [(0.0, 0.0), *((update + 1.0, factor(update)) for update in updates)]
+    points = [(update + 1.0, factor(update)) for update in updates]
     for line in draw_curve(points, 60, 3):
         console.print(Text(line, style="dim"))
 

@@ -125,7 +125,8 @@ def effect(resolved: Resolved | None) -> str:
     if resolved is None or not resolved.estimate.parameters or "train" not in resolved.values:
         return ""
     cost, shape = resolved.estimate, resolved.shape
-    text = f"→ {count(cost.parameters or 0)} parameters, {size(cost.memory_bytes)} of memory to train"
+    parameters = shape.describe_parameters() if shape is not None else count(cost.parameters or 0)
+    text = f"→ {parameters} parameters, {size(cost.memory_bytes)} of memory to train"
     if shape is not None:
         flops = shape.training_flops_per_token(resolved.values["train"]["max_length"])
         text += f", {count(flops)}FLOPs per token"

@@ -49,8 +49,8 @@ TEXT_WHY = (
 )
 SIZE_WHY = (
     "A larger model writes better text, needs more text and time, and more memory. The number of steps follows from "
-    "the size, the text and this machine. The time is estimated from a measurement on this machine where there is one, "
-    "else roughly, from typical speeds; a few steps are measured when the training starts."
+    "the size, the text and this machine. A time with 'about' follows from a measurement on this machine, one with "
+    "'roughly' from typical speeds; a few steps are measured when the training starts."
 )
 PLAN_WHY = (
     "Ctrl-C stops the training at any time and saves it; the home screen then offers to resume it. Change settings "
@@ -251,7 +251,8 @@ def _size_choice(name: str, raw: dict[str, Any], whole: int, machine: Machine) -
     resolved = _resolved(raw, machine)
     cost = resolved.estimate
     seconds = cost.wall_seconds or 0.0
-    text = f"{name:<8}{count(cost.parameters or 0):>6} parameters  {size(cost.memory_bytes):>8}  {about(seconds)}"
+    text = f"{name:<8}{count(cost.parameters or 0):>6} parameters  {size(cost.memory_bytes):>8}"
+    text = f"{text}  {_time(resolved, seconds)}"
     why_not = None
     if not cost.fits:
         why_not = "not enough memory"
@@ -275,6 +276,11 @@ def describe_training(resolved: Resolved, whole: int) -> str:
     return f"{text}: about {plural(round(epochs) if epochs >= 2 else round(epochs, 1), 'epoch')} of the text."
 
 
+def _time(resolved: Resolved, seconds: float) -> str:
+    """Return an estimated time: about 3 min, or roughly 3 min where the speed was not measured here."""
+    return about(seconds) if resolved.estimate.measurement else about(seconds).replace("about", "roughly", 1)
+
+
 def _basis(resolved: Resolved) -> str:
     return "measured on this machine" if resolved.estimate.measurement else "roughly estimated from typical speeds"
 
@@ -286,8 +292,8 @@ def plan_question(resolved: Resolved, times: int) -> Question:
         "quick.start",
         "Start training?",
         choices=(
-            Choice("start", f"Start: {about(seconds)}"),
-            Choice("longer", f"Train longer: {LONGER * steps:,} steps, {about(LONGER * seconds)}"),
+            Choice("start", f"Start: {_time(resolved, seconds)}"),
+            Choice("longer", f"Train longer: {LONGER * steps:,} steps, {_time(resolved, LONGER * seconds)}"),
             Choice("settings", "Change settings first"),
             Choice("back", "Back to the sizes"),
         ),

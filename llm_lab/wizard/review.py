@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_lab.errors import MachineError
+from llm_lab.errors import MachineError, UserError
 from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, require_device
@@ -78,10 +78,13 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
 
 def _start(draft: Draft, resolved: Resolved) -> Flow[bool]:
     """Show the plan and start after a yes; return whether it was started."""
-    from llm_lab.job import with_sizes
+    from llm_lab.job import problems_of_length, with_sizes
 
     yield Wait("Reading the data ...")
-    return (yield start_question(Plan(with_sizes(resolved)))) and (yield StartRun(draft.raw))
+    resolved = with_sizes(resolved)
+    if problems := problems_of_length(resolved):
+        raise UserError(*problems)
+    return (yield start_question(Plan(resolved))) and (yield StartRun(draft.raw))
 
 
 def why_not_start(draft: Draft) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llm_lab.estimate.tuning_cost import ExampleSizes
+from llm_lab.job import problems_of_length
 from llm_lab.recipe.plan_warnings import plan_warnings
 from llm_lab.recipe.resolve import resolve
 from llm_lab.runs.plan_lines import plan_lines
@@ -58,3 +59,15 @@ def test_the_usual_rate_of_a_fine_tune_is_its_own():
     for times, warned in ((20, 0), (40, 1)):
         found = list(plan_warnings(resolve({**recipe, "optimizer": {"learning_rate": times * usual}})))
         assert len(found) == warned
+
+
+def test_a_warm_up_that_is_longer_than_a_run_in_epochs_is_a_problem_once_its_examples_are_counted():
+    ((problem,), fitting) = [problems_of_length(with_warmup(steps)) for steps in (11, 10)]
+    assert str(problem).startswith("scheduler.warmup_steps = 11: the warm-up must be shorter than the run of")
+    assert "train.max_steps = 11" in str(problem)
+    assert fitting == []
+
+
+def with_warmup(steps):
+    found = with_examples(30)
+    return replace(resolve({**found.given, "scheduler": {"warmup_steps": steps}}), examples=found.examples)

@@ -63,3 +63,14 @@ def test_help_that_has_no_room_ends_with_an_ellipsis(in_tmp_path):
     lines = ["".join(text for _, text in line) for line in lay_out(page, 60, 24, Place())]
     allowed = next(line for line in lines if line.startswith("Allowed:"))
     assert allowed.endswith(" …")
+
+
+@pytest.mark.parametrize(("warmup", "rises"), [(0, False), (100, True)])
+def test_the_curve_of_the_learning_rate_begins_as_the_schedule_does(in_tmp_path, warmup, rises):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    raw |= {"scheduler": {"name": "linear", "warmup_steps": warmup}}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    question = page_question(start, start, run_page("pretrain"))
+    shown = ["".join(text for _, text, *_ in line) for line in numbers_of(question, 119, 20)]
+    highest, lowest = [line.partition("┤")[2] for line in shown if "┤" in line]
+    assert [highest[0] != " ", lowest[0] != " "] == [not rises, rises]

@@ -1,13 +1,19 @@
 """Design a model in the wizard: parts, numbers, the config that is written, and its pretraining."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import write_text
 from support.wizard_answers import ENTER, STAY, Fill, Refused, answers, follow, rows_of
 
+from llm_lab.estimate.formatting import count
 from llm_lab.recipe.fields import keys_of
 from llm_lab.recipe.parts import ModelParts
+from llm_lab.runs.plan_lines import plan_lines
+from llm_lab.terminal.console import make_console
+from llm_lab.terminal.screens import print_design_numbers
 from llm_lab.wizard.home import MODELS
-from llm_lab.wizard.model_design import design
+from llm_lab.wizard.model_design import design, new_design
 from llm_lab.wizard.questions import WriteDesign
 
 
@@ -86,3 +92,19 @@ def test_wrong_names_and_tokenizers_are_refused():
 
 def test_the_draft_is_kept_on_the_way_to_the_menu():
     assert answers(design, [Fill({"name": "a"}, "menu")]).left
+
+
+def test_a_design_with_experts_shows_all_and_active_parameters(in_tmp_path, capsys):
+    parts = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    raw = {**new_design().raw, "model": {**parts, "num_experts": 4, "num_experts_per_tok": 1}}
+    resolved, problems = replace(new_design(), raw=raw).look()
+    assert problems == []
+    shape = resolved.shape
+    assert shape.parameters - shape.active_parameters == 2 * 3 * (3 * 32 * 48)  # layers, idle experts, matrices of one
+    print_design_numbers(make_console(), resolved)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{count(shape.parameters)}, {count(shape.active_parameters)} active: feed-forward" in shown
+    assert (
+        f"{count(shape.parameters)}, {count(shape.active_parameters)} active"
+        in dict((name, text) for name, text, _ in plan_lines(resolved))["parameters"]
+    )

@@ -13,7 +13,7 @@ from llm_lab.errors import MachineError, Problem
 from llm_lab.recipe.registry import STAGES
 from llm_lab.terminal import ask as prompts
 from llm_lab.terminal.ask import Back
-from llm_lab.terminal.console import print_waiting
+from llm_lab.terminal.console import make_console, print_waiting
 from llm_lab.terminal.driver import Wizard, run_wizard
 from llm_lab.terminal.screens import begin_screen
 from llm_lab.wizard.draft_page import page_question
@@ -392,7 +392,7 @@ def test_the_plan_of_a_large_run_fits_the_terminal_with_its_question(press):
 
 def test_a_panel_that_is_higher_than_the_terminal_is_scrolled_below_its_title(monkeypatch, capsys):
     def show(checkpoint):
-        print("\n".join(f"line {number}." for number in range(40)))
+        make_console().print("\n".join(f"line {number}." for number in range(40)))
 
     commands = dataclasses.replace(wizard_commands(), show=show)
     page = Screen("Runs", "checkpoints/x", CheckpointDetails("checkpoints/x"))
