@@ -182,7 +182,7 @@ def safe_errors() -> Iterator[None]:
 
 
 class _Captured(io.StringIO):
-    """Standard output that is kept; it has the colors of the terminal that it stands for."""
+    """Standard output that is kept; it has the colors of the real one."""
 
     def __init__(self, inner: Any):
         super().__init__()
