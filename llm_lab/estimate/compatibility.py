@@ -8,7 +8,17 @@ from typing import Any
 
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "Transformers"
 BOTH = (LLAMA_CPP, TRANSFORMERS)
-WRITTEN_FOR = "4.57 and 5"  # the versions of Transformers that a native folder is written for
+# The versions of Transformers that a folder is written for, and the classes with which that was tried.
+WRITTEN_FOR = "4.57 and 5"
+WRITTEN_CLASSES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen3ForCausalLM",
+    "GPT2LMHeadModel",
+    "MixtralForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "LabForCausalLM",
+)
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT-2"}
 NAMES |= {"mixtral": "Mixtral", "qwen3_moe": "Qwen3-MoE"}
 GGUF_NAMES = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}

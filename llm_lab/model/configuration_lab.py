@@ -2,13 +2,9 @@
 
 from typing import Any, TypeGuard
 
-try:
-    from transformers import PreTrainedConfig
-except ImportError as error:
-    raise ImportError("this model's own code requires transformers 5: pip install -U 'transformers>=5'") from error
-
 from .feed_forward import ACTIVATIONS, GATED
 from .norms import NORMS
+from .older_transformers import PreTrainedConfig
 from .positions import POSITION_EMBEDDINGS
 
 ROTARY = ("rope", "yarn")

@@ -3,6 +3,7 @@
 import torch
 from transformers.cache_utils import Cache
 
+from .older_transformers import mask_sizes
 from .positions import Alibi
 
 # Far below any score and far from overflow in bf16, so a fully masked row stays finite.
@@ -43,7 +44,7 @@ def alibi_mask_and_bias(
     past, key_count, first_key = 0, length, 0
     if cache is not None:
         past = cache.get_seq_length()
-        key_count, first_key = cache.get_mask_sizes(length, layer_idx)
+        key_count, first_key = mask_sizes(cache, length, layer_idx)
     queries = torch.arange(length, device=x.device) + past
     keys = torch.arange(key_count, device=x.device) + first_key
     bias = alibi(queries, keys)

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import Attention, eager_attention
 from .block import Block
@@ -25,6 +23,7 @@ from .configuration_lab import FULL, SLIDING, LabConfig
 from .feed_forward import FeedForward
 from .masks import alibi_mask_and_bias, refuse_kernel_without_bias, token_positions
 from .norms import make_norm
+from .older_transformers import capture_outputs, find_attention, init, make_attention_mask
 from .positions import Alibi, Learned, Rope, Sinusoidal, Yarn
 
 
@@ -176,15 +175,16 @@ class LabModel(LabPreTrainedModel):
         assert types is not None, "set by LabConfig"
         masks: dict[str, dict[str, Any]] = {}
         for kind in dict.fromkeys(types):
-            make_mask = create_causal_mask if kind == FULL else create_sliding_window_causal_mask
+            make = create_causal_mask if kind == FULL else create_sliding_window_causal_mask
             if isinstance(attention_mask, dict):  # with a static cache, `generate` has made the masks already
                 mask = attention_mask[kind]
             else:
-                mask = make_mask(
-                    config=self.config,
-                    inputs_embeds=x,
+                mask = make_attention_mask(
+                    make,
+                    self.config,
+                    x,
+                    past_key_values,
                     attention_mask=attention_mask,
-                    past_key_values=past_key_values,
                     position_ids=position_ids,
                 )
             masks[kind] = {"attention_mask": mask}
@@ -210,7 +210,7 @@ class LabModel(LabPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        attention_function = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
+        attention_function = find_attention(kernel, eager_attention)
         x = x0 = self.dropout(x)
         for index, layer in enumerate(self.layers):
             if self.config.residual_scalars:

@@ -9,7 +9,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeGuard
 
-from llm_lab.estimate.compatibility import TRANSFORMERS, WRITTEN_FOR
+from llm_lab.estimate.compatibility import TRANSFORMERS, WRITTEN_CLASSES, WRITTEN_FOR
 from llm_lab.estimate.formatting import percent
 from llm_lab.recipe.registry import stage_of
 
@@ -158,8 +158,8 @@ def describe_evaluation(row: Mapping[str, Any], most: int | None = None) -> str:
 def name_program(check: Mapping[str, Any]) -> str:
     """Return the program of a check of an export with its version, and the versions that the folder is written for."""
     name, version = check["program"], check.get("version")
-    own_code = str(check.get("loaded_as")).startswith("Lab")  # it imports names that only version 5 has
-    written_for = f", written for {'5' if own_code else WRITTEN_FOR}" if name == TRANSFORMERS else ""
+    tested = name == TRANSFORMERS and str(check.get("loaded_as")) in WRITTEN_CLASSES
+    written_for = f", written for {WRITTEN_FOR}" if tested else ""
     return f"{name} {version}{written_for}" if version else name
 
 

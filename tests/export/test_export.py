@@ -88,7 +88,7 @@ def test_custom_parts_are_exported_with_their_code(in_tmp_path, capsys):
     version = importlib.metadata.version("transformers")
     assert check["version"] == version
     for shown in (Path("checkpoints/born-hf/report.md"), find_model("born-hf") / "README.md"):
-        assert f"Transformers {version}, written for 5" in shown.read_text()
+        assert f"Transformers {version}, written for 4.57 and 5" in shown.read_text()
     assert (check["verdict"], check["loaded_as"], check["logit_difference"]) == ("proven", "LabForCausalLM", 0.0)
     assert facts["export"]["loads"]["architecture"] is None
     assert "trust_remote_code" in capsys.readouterr().out

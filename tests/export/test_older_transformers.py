@@ -1,13 +1,13 @@
-"""A native folder is the same model in transformers 4.57 as in the version that wrote it."""
+"""A folder is the same model in transformers 4.57 as in the version that wrote it."""
 
+import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import tiny_recipe
 from support.post_runs import post_recipe, write_base
-from support.tiny_models import tiny_model
+from support.tiny_models import combinations, recipe_keys, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_lab.estimate.compatibility import TRANSFORMERS
@@ -102,9 +102,18 @@ def test_older_transformers_loads_every_native_folder_with_the_same_logits_token
         assert theirs["version"].startswith("4.57")
 
 
-def test_older_transformers_says_that_a_folder_with_its_own_code_requires_version_5(in_tmp_path):
-    write_parts("alibi", position_embedding="alibi")
-    program = "from transformers import AutoConfig; AutoConfig.from_pretrained('alibi', trust_remote_code=True)"
-    done = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "requires transformers 5" in done.stderr.splitlines()[-1]
+def test_older_transformers_loads_every_folder_with_its_own_code_with_the_same_logits_and_tokens(in_tmp_path):
+    asked, jobs = [], []
+    for number, parts in enumerate(combinations(2)):
+        folder = write_parts(f"own-{number}", **recipe_keys(parts) | {"sliding_window": parts["sliding_window"]})
+        own = json.loads(Path(folder, "config.json").read_text())["model_type"] == "llm_lab"
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
+        probe = make_probe(model, tokenizer)
+        asked.append(ask(model, tokenizer, probe))
+        jobs.append(({"loader": TRANSFORMERS, "folder": folder, "file": None, "trust_remote_code": own}, probe))
+    assert sum(job["trust_remote_code"] for job, _ in jobs) > 20
+    for (job, _), ours, theirs in zip(jobs, asked, ask_others(jobs, python=PYTHON), strict=True):
+        check = compare_answers(ours, theirs, TOLERANCES[TRANSFORMERS]["f32"], 0.99)
+        assert check.verdict == "proven", (job["folder"], check.describe())
+        assert check.continuation_agreement == 1.0, job["folder"]
+        assert theirs["version"].startswith("4.57")
