@@ -68,14 +68,15 @@ class Work:
 
     in_pairs: an example is a chosen and a rejected answer. has_reference: a frozen copy of the model is needed; with an
     adapter it is the model without it. has_critic: a second model of the same size is trained. generates: answers
-    are generated, of at most this many tokens, and trained on in `epochs` epochs. whole_logits: the logits of a batch
-    exist at once. has_head: the model predicts tokens.
+    are generated, of at most this many tokens, and trained on in `epochs` epochs. answers: to each prompt.
+    whole_logits: the logits of a batch exist at once. has_head: the model predicts tokens.
     """
 
     in_pairs: bool = False
     has_reference: bool = False
     has_critic: bool = False
     generates: int = 0
+    answers: int = 1
     epochs: int = 1
     updates_per_epoch: int = 1
     whole_logits: bool = False
@@ -101,7 +102,9 @@ def estimate_tuning(
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
     width, longest = (examples.width(rows, length), examples.longest(length)) if examples else (length, length)
-    if work.generates and examples:
+    if work.generates and examples:  # the prompts of a whole rollout are padded to the longest of them
+        at_once = rows * train["gradient_accumulation_steps"] * work.updates_per_epoch
+        width = examples.width(max(1, at_once // work.answers), length)
         width, longest = (min(length, prompt + work.generates) for prompt in (width, longest))
     sequences = rows * (2 if work.in_pairs else 1)
     per_step = round(sequences * width) * train["gradient_accumulation_steps"] * machine.processes
@@ -227,24 +230,26 @@ def _seconds(
     rollouts = steps / work.updates_per_rollout
     rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
     speed = matmul_flops(machine) * EFFICIENCY[train["dtype"]] if device == "cpu" else flops_per_second(device, machine)
-    flops = shape.training_flops_per_token(int(width)) / 3
-    if not work.has_head:
-        flops -= 2 * shape.vocab_size * shape.hidden_size
-    forward = flops / speed
+    flops, head = shape.training_flops_per_token(int(width)) / 3, 2 * shape.vocab_size * shape.hidden_size
+    # The head computes logits of what is scored only: of the answers that were generated.
+    scored = min(1.0, work.generates / width) if work.generates else 1.0 if work.has_head else 0.0
+    forward = (flops - head * (1 - scored)) / speed
     tokens = rows * (2 if work.in_pairs else 1) * width
     backward = 1.0 if recipe.get("lora") else 2.0  # the frozen weights need no gradients of their own
     passes = (1 + backward + (1 if train["gradient_checkpointing"] else 0)) * (2 if work.has_critic else 1)
     found = {"training": steps * (STEP_SECONDS[device] + passes * forward * tokens)}
     if work.has_head:
-        logits = tokens * shape.vocab_size * (steps + (rollouts if work.has_reference else 0))
+        logits = scored * tokens * shape.vocab_size * (steps + (rollouts if work.has_reference else 0))
         found["training"] += logits * SECONDS_PER_LOGIT[device]
     # Of what was generated or compared: probabilities under the reference model and this one, and values.
     before = (1 if work.has_reference else 0) + (2 if work.has_critic else 0)
     found["training"] += rollouts * before * forward * tokens * work.updates_per_epoch
     token = DECODE_SECONDS_PER_LAYER * shape.num_hidden_layers + 4 * shape.parameters / READ_BYTES_PER_SECOND[device]
-    decode = forward / 2  # no attention over what comes after, and no padding
+    decode = flops / speed / 2  # no attention over what comes after, and no padding
     if work.generates:
-        found["generation"] = rollouts * work.generates * (token + work.updates_per_epoch * rows * decode)
+        answers = work.updates_per_epoch * rows
+        prompts = max(0.0, width - work.generates) * (flops - head) / speed  # each is read once for each answer
+        found["generation"] = rollouts * (work.generates * (token + answers * decode) + answers * prompts)
     evaluations = occasions(train["eval_steps"], train["max_steps"], first_step) + (first_step == 0)
     validation = recipe.get("validation") or {}
     if examples and validation.get("max_examples"):

@@ -419,6 +419,7 @@ def estimate(stage: Stage, work: ToEstimate) -> Estimate:
             has_reference=stage.estimates_reference(values),
             has_critic=stage.has_critic,
             generates=0 if stage.measures_loss else options["max_completion_length"],
+            answers=options.get("num_generations", 1),
             epochs=options.get("num_ppo_epochs", 1),
             updates_per_epoch=options.get("num_mini_batches", 1),
             whole_logits=stage.examples == "conversation",

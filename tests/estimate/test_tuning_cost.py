@@ -8,7 +8,7 @@ import pytest
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement
 from llm_lab.estimate.parameters import guess_shape
-from llm_lab.estimate.tuning_cost import ExampleSizes
+from llm_lab.estimate.tuning_cost import ExampleSizes, Work, estimate_tuning
 from llm_lab.job import check
 from llm_lab.recipe.resolve import resolve
 
@@ -65,6 +65,33 @@ def test_a_batch_is_as_wide_as_its_longest_example():
     sizes = ExampleSizes(100, 0, [10, 20, 30, 400])
     assert sizes.width(1, 100) == pytest.approx((10 + 20 + 30 + 100) / 4)
     assert sizes.width(1, 100) < sizes.width(4, 100) < sizes.width(1000, 100) <= 100 == sizes.longest(100)
+
+
+def cost_of(work, lengths, **config):
+    """Return the estimate of 20 steps of 8 rows, of a model with the config, on examples with these lengths."""
+    values = planned("grpo").recipe.model_dump(by_alias=True)
+    values["train"] |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 20}
+    shape = guess_shape(LLAMA | config)
+    return estimate_tuning(values, shape, LAPTOP, work, ExampleSizes(100, 0, lengths))
+
+
+def test_a_rollout_is_as_wide_as_the_longest_of_its_prompts_which_are_fewer_than_its_rows(base):
+    lengths = [10, 20, 30, 90]
+    of_two, of_eight = (ExampleSizes(100, 0, lengths).width(prompts, 128) for prompts in (2, 8))
+    assert cost_of(Work(generates=32, answers=4), lengths).tokens_per_step == round(8 * (of_two + 32))
+    assert cost_of(Work(generates=32), lengths).tokens_per_step == round(8 * (of_eight + 32))
+    train = {"max_steps": 20, "max_length": 128, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    two, eight = (
+        planned("grpo", grpo={"num_generations": answers, "max_completion_length": 32}, train=train).estimate
+        for answers in (2, 8)
+    )
+    assert eight.tokens_per_step < two.tokens_per_step
+
+
+def test_logits_of_prompts_that_are_not_scored_cost_nothing(base):
+    answers = cost_of(Work(generates=32), [96], vocab_size=100_000).seconds_by_part["training"]
+    everything = cost_of(Work(), [128], vocab_size=100_000).seconds_by_part["training"]
+    assert answers < 0.4 * everything
 
 
 def test_a_measured_run_predicts_only_runs_with_the_same_adapter(base, monkeypatch):
