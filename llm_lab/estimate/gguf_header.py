@@ -35,6 +35,19 @@ def is_gguf(name: str | Path) -> bool:
     return path.suffix.lower() == SUFFIX and path.is_file()
 
 
+def how_to_download(repository: str, file: str) -> str:
+    """Say how a GGUF file of the Hub becomes one that can be named here."""
+    return f"For example: hf download {repository} {file} --local-dir . Its name is then ./{file}"
+
+
+def file_on_the_hub(name: str) -> tuple[str, str] | None:
+    """Return (repository, file) of a name such as owner/name/file.gguf, or None for anything else."""
+    parts = name.split("/")
+    if len(parts) < 3 or not parts[0].strip(".~") or not name.endswith(SUFFIX):
+        return None
+    return "/".join(parts[:2]), "/".join(parts[2:])
+
+
 def read_gguf_header(path: str | Path) -> dict[str, Any] | None:
     """Return {key: value} of a GGUF file, and its tensors as {name: shape} under "tensors"; None if it is not one.
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def gguf_source(name: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     The folder holds nothing else: transformers would also read a tokenizer.json or a config.json next to the file,
     which may belong to another model.
     """
+    from tqdm.auto import tqdm
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    reader.tqdm = partial(tqdm, disable=True)  # transformers' own switch does not reach this bar
     file = Path(name).expanduser().resolve()
     with tempfile.TemporaryDirectory() as alone:
         try:

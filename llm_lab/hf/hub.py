@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.estimate.cached_models import cached_files, is_model_file
+from llm_lab.estimate.gguf_header import SUFFIX, how_to_download
 from llm_lab.estimate.machine import HUB_SECONDS
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file that was not downloaded begins
@@ -54,7 +55,7 @@ def _answers(endpoint: str) -> bool:
 def look_at_model(name: str, *, key: str) -> str | None:
     """Check that a model exists on the Hub, without downloading it; return a remark if that can't be known.
 
-    Raises UserError if the Hub reports that it does not exist.
+    Raises UserError if the Hub reports that it does not exist, or that it has GGUF files only.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -64,13 +65,26 @@ def look_at_model(name: str, *, key: str) -> str | None:
             return None
     silent = go_offline_without_hub()
     try:
-        HfApi().model_info(name, timeout=10)
+        info = HfApi().model_info(name, timeout=10)
     except RepositoryNotFoundError as error:
         raise UserError(hub_problem(error, key, name, "model")) from None
     except Exception:  # network errors depend on the HTTP client, which changes between releases
         why = "the Hub can't be reached" if silent else "the Hub did not answer, or is disabled"
         return f"{key}: {name} is not a local folder and was not checked: {why}. {near_folder(name) or ''}".strip()
+    if problem := _gguf_only(name, [file.rfilename for file in info.siblings or ()], key):
+        raise UserError(problem)
     return None
+
+
+def _gguf_only(name: str, files: Iterable[str], key: str) -> Problem | None:
+    """Return the problem with a model on the Hub that consists of GGUF files: which of them is not said."""
+    files = sorted(files)
+    ggufs = [file for file in files if file.endswith(SUFFIX)]
+    if not ggufs or "config.json" in files or "adapter_config.json" in files:
+        return None
+    listed = ", ".join(ggufs[:8]) + (f" and {len(ggufs) - 8} more" if len(ggufs) > 8 else "")
+    fix = f"Download one of them, then name the file. {how_to_download(name, ggufs[0])}"
+    return Problem(key, f"on the Hub it has GGUF files only: {listed}", value=name, fix=fix)
 
 
 def require_models(names: Iterable[tuple[str, str]]) -> None:
@@ -116,6 +130,18 @@ def lfs_pointers(folder: str | Path) -> list[str]:
     return found
 
 
+def _look_for_gguf(name: str, key: str) -> Problem | None:
+    """Return the problem with a model without config.json that has GGUF files on the Hub, or None."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE or Path(name).expanduser().exists():
+        return None
+    with suppress(Exception):  # it is not a name, or the Hub does not answer
+        info = HfApi().model_info(name, timeout=10)
+        return _gguf_only(name, [file.rfilename for file in info.siblings or ()], key)
+    return None
+
+
 @contextmanager
 def files_of(name: str | Path, *, key: str, what: str = "model") -> Iterator[None]:
     """Turn everything that libraries raise while they read somebody's files into a UserError that names them.
@@ -140,6 +166,8 @@ def hub_problem(error: BaseException, key: str, name: str, what: str) -> Problem
         return Problem(key, why, value=name, fix="Download it: git lfs pull, in that folder.")
     text = str(error)
     lowered = text.lower()
+    if "config.json" in lowered and (problem := _look_for_gguf(name, key)):
+        return problem
     if "gated" in lowered or "401" in text or "403" in text:
         why = f"this {what} is gated or private"
         fix = "Accept its terms on its page, then `hf auth login` or set HF_TOKEN."

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_lab.errors import MachineError, Problem, UserError, did_you_mean
 from llm_lab.estimate.cost import Estimate
-from llm_lab.estimate.gguf_header import SUFFIX
+from llm_lab.estimate.gguf_header import SUFFIX, file_on_the_hub, how_to_download
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.estimate.parameters import ModelShape
 from llm_lab.estimate.tuning_cost import ExampleSizes
@@ -195,7 +195,9 @@ def _missing_models(values: Values) -> Iterator[Problem]:
         if looks_local and name not in reported and not Path(name).expanduser().exists():
             reported.add(name)
             usual = "`llm-lab list runs` lists your runs; Design a model in the wizard writes configs."
-            yield Problem(key, "there is no such file or folder", value=name, fix=similar_path(name) or usual)
+            remote = file_on_the_hub(name)
+            fix = f"If it is a file on the Hub, download it. {how_to_download(*remote)}" if remote else usual
+            yield Problem(key, "there is no such file or folder", value=name, fix=similar_path(name) or fix)
 
 
 def similar_path(name: str) -> str | None:

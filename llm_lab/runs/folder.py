@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError, did_you_mean
-from llm_lab.estimate.gguf_header import SUFFIX, is_gguf
+from llm_lab.estimate.gguf_header import SUFFIX, file_on_the_hub, how_to_download, is_gguf
 from llm_lab.safe_text import redact_values
 
 from . import manifest
@@ -295,7 +295,10 @@ def no_such_run(name: str, *, root: Path = ROOT) -> UserError:
     """Return the error for a name that no run has."""
     names = [path.name for path in (root.iterdir() if root.is_dir() else ()) if _is_work(path)]
     known = [*(f"{root}/{one}" for one in names), *names]
-    fix = did_you_mean(name, known) or f"Your runs are in {root}/; `llm-lab list runs` lists them."
+    fix = did_you_mean(name, known)
+    if not fix and (remote := file_on_the_hub(name)):
+        fix = f"If it is a file on the Hub, download it. {how_to_download(*remote)}"
+    fix = fix or f"Your runs are in {root}/; `llm-lab list runs` lists them."
     return UserError(Problem(name, "there is no such run or model", fix=fix))
 
 

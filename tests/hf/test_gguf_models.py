@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.listeners import Handlers
-from support.post_runs import post_recipe, write_rows
+from support.post_runs import post_recipe, weights_of, write_rows
 from support.tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -25,6 +25,7 @@ from llm_lab.hf.save import save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.rewards.classifier import load_classifier
 from llm_lab.runner import run
+from llm_lab.runs.folder import RunFolder
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ':' + m['content'] + eos_token }}{% endfor %}"
@@ -70,9 +71,10 @@ def file(in_tmp_path):
         ("f32", {"position_embedding": "yarn"}),
     ],
 )
-def test_the_model_in_a_gguf_file_computes_what_it_computed_before(weights, parts, in_tmp_path):
+def test_the_model_in_a_gguf_file_computes_what_it_computed_before(weights, parts, in_tmp_path, capfd):
     original = write_file("tiny.gguf", weights, **parts)
     model = load_model("tiny.gguf")
+    assert "de-quantizing" not in capfd.readouterr().err, "the library's progress bar would be in the live view"
     expected = logits(original)
     tolerance = {"f32": 1e-5, "f16": 2e-3, "q8_0": 0.2}[weights] * expected.abs().max()
     assert (logits(model) - expected).abs().max() < tolerance
@@ -215,3 +217,31 @@ def test_a_damaged_header_is_never_more_than_unreadable(file):
         found = read_gguf_header("broken.gguf")
         assert found is None or isinstance(found, dict)
     assert to_native(tiny_model("rope")) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dpo", "grpo", "ppo", "reward"])
+@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["all weights", "adapter"])
+def test_a_gguf_file_is_the_start_of_every_stage_and_its_reference(stage, lora, file):
+    """It learns like a run from a folder with the same weights, and resumed it ends bit for bit as before."""
+    losses = {}
+    for start in (file, "tiny"):
+        name = f"{stage}-{Path(start).suffix[1:] or 'folder'}"
+        changes = {"model": {"checkpoint": start}, "name": name, "train.save_total_limit": 5}
+        raw = post_recipe(stage, **changes, **({"lora": lora} if lora else {}))
+        facts = run(raw)
+        path = Path(facts["path"])
+        losses[start] = [row.get("loss") for row in RunFolder(path).metrics() if "loss" in row]
+        final = weights_of(str(path))
+        newest = max((path / "steps").glob("checkpoint-*"), key=lambda one: int(one.name.split("-")[1]))
+        shutil.rmtree(newest)
+        RunFolder(path).update(status="stopped")
+        assert run(raw, resume=True)["status"] == "done"
+        again = weights_of(str(path))
+        assert final.keys() == again.keys()
+        assert all(torch.equal(final[key], again[key]) for key in final)
+    if stage != "reward":  # its new head is random
+        assert losses[file] == pytest.approx(losses["tiny"], abs=1e-5)
+        out = f"{stage}-out"
+        assert main(["export", f"checkpoints/{stage}-gguf", "--to", "gguf", "--out", out]) == 0
+        assert list(Path(out).glob("*.gguf"))

@@ -4,11 +4,15 @@ import socket
 import time
 
 import pytest
+from support.local_hub import LocalHub
 
 from llm_lab.errors import UserError
 from llm_lab.hf import hub
 from llm_lab.hf.hub import go_offline_without_hub, look_at_model, near_folder
 from llm_lab.hf.load import read_config
+from llm_lab.job import check
+from llm_lab.model.modeling_lab import register
+from llm_lab.runs.folder import find_model
 
 
 @pytest.fixture
@@ -26,6 +30,7 @@ def silent_hub(monkeypatch):
 
 def test_an_unknown_name_is_refused_in_seconds_if_the_hub_does_not_answer(silent_hub, in_tmp_path):
     (in_tmp_path / "mymodel").mkdir()
+    register()  # its imports are not part of the answer
     started = time.monotonic()
     with pytest.raises(UserError, match=r"the Hub can't be reached. Did you mean mymodel\?"):
         read_config("mymodl/x", key="checkpoint")
@@ -52,6 +57,35 @@ def test_a_hub_that_answers_is_used(monkeypatch):
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
         assert not go_offline_without_hub()
         assert endpoint not in hub._SILENT
+
+
+FILES = {"README.md": b"", "tiny-Q4_K_M.gguf": b"GGUF", "tiny-f16.gguf": b"GGUF"}
+
+
+def test_a_model_on_the_hub_that_has_gguf_files_only_is_refused_with_their_names(silent_hub, in_tmp_path, monkeypatch):
+    with LocalHub({}) as there:
+        there.make_repository("ann/tiny-GGUF", private=False, files=FILES)
+        there.make_repository("ann/both", private=False, files={**FILES, "config.json": b"{}"})
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", there.url)
+        template = there.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for ask in (look_at_model, read_config):
+            with pytest.raises(UserError) as caught:
+                ask("ann/tiny-GGUF", key="model.checkpoint")
+            text = str(caught.value)
+            assert "it has GGUF files only: tiny-Q4_K_M.gguf, tiny-f16.gguf" in text
+            assert "hf download ann/tiny-GGUF tiny-Q4_K_M.gguf --local-dir ." in text
+        assert look_at_model("ann/both", key="model.checkpoint") is None
+
+
+def test_a_gguf_file_that_is_named_by_its_place_on_the_hub_is_refused_with_the_command_that_downloads_it(in_tmp_path):
+    name = "ann/tiny-GGUF/tiny-f16.gguf"
+    for ask in (
+        lambda: check({"stage": "sft", "model": name, "data": [{"path": "builtin:sums"}]}),
+        lambda: find_model(name),
+    ):
+        with pytest.raises(UserError, match=r"hf download ann/tiny-GGUF tiny-f16.gguf --local-dir \."):
+            ask()
 
 
 def test_a_check_says_that_a_model_was_not_checked(silent_hub, in_tmp_path):
