@@ -59,7 +59,8 @@ class ChatSession:
         self.mode = "chat" if getattr(tokenizer, "chat_template", None) else "completion"
         self.messages: list[dict[str, Any]] = []
         self.system: str | None = None
-        self.notice: str | None = None  # what no longer fitted into the context of the last reply
+        self.unseen: str | None = None  # what no longer fitted into the context of the last reply
+        self.has_unseen_results = False  # of a web search
         self.last_stats: ReplyStats | None = None
         self._tokens: _Tokens | None = None
         self.model = model
@@ -83,8 +84,7 @@ class ChatSession:
         text = valid_text(text)
         sources = self._fitting(text, hits)
         ids = self._prompt(turn_with(text, sources))
-        if hits and not sources:
-            self.notice = f"{self.notice or ''} The model does not see the search results: there is no room.".strip()
+        self.has_unseen_results = bool(hits) and not sources
         prompt_tokens = len(ids)
         room = settings.max_new_tokens
         if self.context_length:
@@ -139,6 +139,14 @@ class ChatSession:
                 self.messages, self.last_stats = old, None
 
     @property
+    def notice(self) -> str | None:
+        """What the model did not see for the last reply, in sentences."""
+        full = f"The context of {self.context_length:,} tokens is full: the model no longer sees {self.unseen}."
+        results = "The model does not see the search results: there is no room."
+        said = [text for text, holds in ((full, self.unseen), (results, self.has_unseen_results)) if holds]
+        return " ".join(said) or None
+
+    @property
     def tokenizer(self) -> Any:
         return self._tokenizer
 
@@ -150,7 +158,7 @@ class ChatSession:
     def reset(self) -> None:
         """Forget all messages; keep the system prompt and the settings."""
         self.messages = []
-        self.notice = None
+        self.unseen, self.has_unseen_results = None, False
 
     def set_system(self, text: str) -> None:
         """Set the system prompt; an empty text removes it. Raises UserError if the model does not support one."""
@@ -218,7 +226,7 @@ class ChatSession:
 
     def _prompt(self, text: str) -> list[int]:
         """Return the prompt tokens, shortened to fit into the context."""
-        self.notice = None
+        self.unseen = None
         limit = self.context_length
         # Reserve at most half of the context for the reply: the messages need room too.
         longest = limit - min(self.settings.max_new_tokens, limit // 2) if limit else None
@@ -237,7 +245,7 @@ class ChatSession:
         else:
             self._require_room(len(ids))
         if dropped:
-            self._note_full_context(f"the first {dropped} messages")
+            self.unseen = f"the first {dropped} messages"
         return ids
 
     def _text_prompt(self, text: str, longest: int | None) -> list[int]:
@@ -257,11 +265,8 @@ class ChatSession:
             self._require_room(new)
             if len(ids) > max(longest, new):
                 ids = ids[-max(longest, new) :]
-                self._note_full_context("the beginning of the text")
+                self.unseen = "the beginning of the text"
         return ids
-
-    def _note_full_context(self, dropped: str) -> None:
-        self.notice = f"The context of {self.context_length:,} tokens is full: the model no longer sees {dropped}."
 
     def _so_far(self) -> str:
         """Return the text that a base model continues: everything since the last end token."""

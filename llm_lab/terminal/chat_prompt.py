@@ -231,7 +231,7 @@ def _completer(commands: Mapping[str, tuple[str, str]]) -> Any:
 
     words: dict[str, Callable[[], Iterable[str]]] = {
         "help": lambda: commands,
-        "auto_search": lambda: ("on", "off"),
+        **dict.fromkeys(("auto_search", "plain"), lambda: ("on", "off")),
         "model": _run_names,
         "compare": lambda: ("base", *_run_names()),
     }

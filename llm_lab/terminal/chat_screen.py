@@ -34,6 +34,7 @@ COMMANDS = {
     "search": ("TEXT", "search the web for TEXT, and reply with the results"),
     "search_with": ("BACKEND", "ddgs, or the address of a SearXNG"),
     "auto_search": ("on|off", "search if a message says: latest, today, news ..."),
+    "plain": ("on|off", "show replies without bold text and colors"),
     "settings": ("", "show the settings"),
     "save": ("FILE", "save the conversation (JSON)"),
     "load": ("FILE", "load a saved conversation"),
@@ -53,6 +54,7 @@ HELP = """\
   /settings        show all settings. To change one:
                    /temperature /top_p /top_k /seed
                    /max_new_tokens /repetition_penalty
+  /plain on        replies without bold text and colors
   /model PATH      chat with another model
   /compare OTHER   compare with another model
   /time            compare the checkpoints of this run
@@ -120,6 +122,8 @@ class _Screen:
         self._edits = False  # the next message replaces the last one
         self._backend: str | None = None  # of web searches; None: the default
         self._auto_search = False
+        self._styles_replies = True
+        self._knows_full_context = False  # whether the user has been told
         self._privacy_shown: set[str] = set()  # backends
         # In a pipe, standard output is only for replies.
         self._console = make_console(stderr=not interactive)
@@ -141,7 +145,9 @@ class _Screen:
     def _status(self) -> str:
         if self._edits:
             return "Enter sends the changed message in place of the old one; Ctrl-C keeps the old one"
-        return STATUS[self.session.mode]
+        unseen = self.session.unseen
+        full = f"context full: the model does not see {unseen}; " if unseen else ""
+        return full + STATUS[self.session.mode]
 
     def _take_draft(self) -> str:
         draft, self._draft = self._draft, ""
@@ -197,12 +203,12 @@ class _Screen:
         """Stream a reply, and show what is to be said of it."""
         last = self.session.messages[-1:]
         with contextlib.suppress(KeyboardInterrupt):
-            stream(reply, wrap=self._interactive)
+            markdown = self._styles_replies and self.session.mode == "chat"
+            stream(reply, wrap=self._interactive, markdown=markdown)
         if self.session.messages[-1:] != last:
             self._show_sources(self.session.messages[-2].get("sources", ()))
         stats = self.session.last_stats
-        if self.session.notice:
-            self._say(self.session.notice, "warn")
+        full = self._show_notice()
         if not self._interactive:
             return
         if stats is None or (stats.stop == "stopped" and not stats.tokens):
@@ -211,7 +217,22 @@ class _Screen:
         speed = f", {stats.tokens_per_second:,.0f} tokens/s" if stats.tokens_per_second else ""
         many = "1 token" if stats.tokens == 1 else f"{stats.tokens:,} tokens"
         next_text = ", the next message starts a new text" if (stats.stop, self.session.mode) == ENDED else ""
-        self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}]", "dim")
+        self._say(f"[{many}{speed}; {STOPS[stats.stop]}{next_text}{full}]", "dim")
+
+    def _show_notice(self) -> str:
+        """Show what the model did not see; of a context that stays full, only the first time.
+
+        Returns what is then added to the numbers of the reply.
+        """
+        session = self.session
+        if not session.notice:
+            self._knows_full_context = False
+            return ""
+        if self._knows_full_context and not session.has_unseen_results:
+            return "; context full"
+        self._say(session.notice, "warn")
+        self._knows_full_context = session.unseen is not None
+        return ""
 
     def _hits_for(self, text: str) -> list[Hit]:
         """Return search results for a message that asks about the present, if the user chose /auto_search."""
@@ -319,10 +340,18 @@ class _Screen:
         self._say(f"search_with = {self._backend}", "good")
 
     def _do_auto_search(self, text: str) -> None:
+        self._auto_search = self._switch("auto_search", text, self._auto_search)
+
+    def _do_plain(self, text: str) -> None:
+        self._styles_replies = not self._switch("plain", text, not self._styles_replies)
+
+    def _switch(self, name: str, text: str, is_on: bool) -> bool:
+        """Return whether something is on after /name text, and show it. UserError for anything but on and off."""
         if text and text.lower() not in ("on", "off"):
-            raise UserError(Problem("auto_search", "invalid value", value=text, allowed="on or off"))
-        self._auto_search = text.lower() == "on" if text else self._auto_search
-        self._say(f"auto_search = {'on' if self._auto_search else 'off'}", "good" if text else "")
+            raise UserError(Problem(f"/{name}", "invalid value", value=text, allowed="on or off"))
+        is_on = text.lower() == "on" if text else is_on
+        self._say(f"{name} = {'on' if is_on else 'off'}", "good" if text else "")
+        return is_on
 
     def _do_save(self, path: str) -> None:
         self._say(f"Saved: {self.session.save(path)}", "good")

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 
 from llm_lab.safe_text import StreamRedactor
 
-from .console import columns, is_plain, make_console, printable
+from .console import PALETTE, columns, has_colors, is_plain, make_console, printable
 from .keyboard import Keyboard
 
 WATCH_SECONDS = 0.05
@@ -19,14 +19,17 @@ WATCH_SECONDS = 0.05
 _SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|O.|[^\x1b\[O])")
 
 
-def stream(pieces: Generator[str, None, None], *, wrap: bool = False) -> None:
+def stream(pieces: Generator[str, None, None], *, wrap: bool = False, markdown: bool = False) -> None:
     """Write the pieces of a reply to standard output as they come, with a newline at the end.
 
-    wrap: between words, at the width of the terminal. Ctrl-C closes the reply and is raised again.
+    wrap: between words, at the width of the terminal. markdown: also with its Markdown in styles. Ctrl-C closes the
+    reply and is raised again.
     """
-    make_console()  # makes standard output accept any character
-    redactor, wrapper = StreamRedactor(), WordWrap(columns()) if wrap and not is_plain() else None
-    line_end = ""
+    console = make_console()  # makes standard output accept any character
+    redactor, line_end = StreamRedactor(), ""
+    wrapper: WordWrap | StyledMarkdown | None = WordWrap(columns()) if wrap and not is_plain() else None
+    if markdown and wrapper:
+        wrapper = StyledMarkdown(wrapper, has_colors=has_colors(console))
 
     def write(text: str) -> None:
         shown = printable(text)
@@ -87,10 +90,99 @@ class WordWrap:
         return f"\n{word}" if breaks else word
 
 
+class StyledMarkdown:
+    """Gives the Markdown of a text that arrives in pieces its styles: headings, bold text, code, quotes.
+
+    Every character is shown as the model wrote it, and nothing is drawn a second time: what looks like Markdown and is
+    none only gets a style up to the end of its line. Links stay text. Lines of code are not wrapped.
+    """
+
+    _STARTS = re.compile(r"[ \t]*(`{0,2}|~{0,2}|#{0,6})")  # what may become a fence or a heading
+    _FENCE = re.compile(r"[ \t]*(```|~~~)")
+    _HEADING = re.compile(r" {0,3}#{1,6} ")
+    _QUOTE = re.compile(r" {0,3}>")
+    _MARKS = re.compile(r"(`+|\*+)")
+
+    def __init__(self, wrap: WordWrap, *, has_colors: bool):
+        self._wrap, self._has_colors = wrap, has_colors
+        self._text = ""  # that is held back
+        self._fence = ""  # that the code block began with
+        self._line: str | None = None  # what kind of line this is, once that is known
+        self._code, self._is_bold = "", False  # the backticks that the code began with
+        self._before = ""  # the character before
+
+    def push(self, text: str) -> str:
+        """Take the next piece; returns what can be shown now."""
+        self._text += text
+        shown = []
+        while self._text:
+            if self._line is None and self._STARTS.fullmatch(self._text):
+                break
+            self._line = self._line or self._kind_of_line()
+            part, end, rest = self._text.partition("\n")
+            if not end and self._line == "text":
+                held = re.search(r"[`*]+\Z", part)
+                part, rest = (part[: held.start()], held[0]) if held else (part, "")
+            self._text = rest
+            shown.append(self._styled_line(part))
+            if not end:
+                break
+            shown.append("\n" if self._line in ("code", "fence") else self._wrap.push("\n"))
+            self._line, self._code, self._is_bold, self._before = None, "", False, ""
+        return "".join(shown)
+
+    def rest(self) -> str:
+        """Return what was held back."""
+        text, self._text = self._text, ""
+        self._line = self._line or "text"
+        return self._styled_line(text) + self._wrap.rest()
+
+    def _kind_of_line(self) -> str:
+        fence = self._FENCE.match(self._text)
+        if fence and self._fence in ("", fence[1]):
+            self._fence = "" if self._fence else fence[1]
+            return "fence"
+        if self._fence:
+            return "code"
+        return "title" if self._HEADING.match(self._text) else "quote" if self._QUOTE.match(self._text) else "text"
+
+    def _styled_line(self, part: str) -> str:
+        """Return a part of the current line with its styles, wrapped where that is right."""
+        if self._line in ("code", "fence"):
+            return self._painted(part, "help" if self._line == "code" else "dim")
+        if self._line != "text":
+            return self._wrap.push(self._painted(part, "title" if self._line == "title" else "dim"))
+        shown = []
+        pieces = [piece for piece in self._MARKS.split(part) if piece]
+        for piece, after in zip(pieces, [*pieces, " "][1:], strict=True):
+            was_code, was_bold = bool(self._code), self._is_bold
+            if piece[0] == "`" and self._code in ("", piece):
+                self._code = "" if self._code else piece
+            elif piece in ("**", "***") and not self._code:
+                opens = not self._is_bold and not self._before.isalnum() and not after[0].isspace()
+                self._is_bold = opens or (self._is_bold and self._before.isspace())
+            style = "help" if self._code or was_code else "bold" if self._is_bold or was_bold else ""
+            shown.append(self._painted(piece, style))
+            self._before = piece[-1]
+        return self._wrap.push("".join(shown))
+
+    def _painted(self, text: str, style: str) -> str:
+        from rich.color import ColorSystem
+        from rich.style import Style
+
+        if not text or not style:
+            return text
+        found = Style.parse(PALETTE.get(style, style))
+        return (found if self._has_colors else found.without_color).render(text, color_system=ColorSystem.STANDARD)
+
+
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def _width_of(text: str) -> int:
     from prompt_toolkit.utils import get_cwidth
 
-    return get_cwidth(text)
+    return get_cwidth(_STYLE.sub("", text) if "\x1b" in text else text)
 
 
 @contextlib.contextmanager

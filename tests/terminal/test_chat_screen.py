@@ -8,10 +8,11 @@ import re
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import spawn_program
-from support.chat_sessions import GREEDY, no_checkpoint, open_session, type_into_chat
+from support.chat_sessions import GREEDY, llama, loud, no_checkpoint, open_session, type_into_chat
 
 from llm_lab.chat.session import ChatSettings
 from llm_lab.errors import Problem, UserError
@@ -19,7 +20,7 @@ from llm_lab.terminal.chat_prompt import Loading, history_path
 from llm_lab.terminal.chat_screen import COMMANDS, HELP, answer_once, run_chat
 from llm_lab.terminal.clipboard import copy
 from llm_lab.terminal.console import printable
-from llm_lab.terminal.streamed_text import WordWrap
+from llm_lab.terminal.streamed_text import StyledMarkdown, WordWrap
 
 
 def test_a_conversation_is_typed_and_ended_with_ctrl_d(capsys):
@@ -128,7 +129,7 @@ def test_ctrl_c_and_esc_stop_a_reply_and_the_conversation_continues():
         from llm_lab.terminal.chat_screen import run_chat
 
         class Endless:
-            name, mode, notice, context_length, messages = "endless", "chat", None, None, []
+            name, mode, notice, unseen, context_length, messages = "endless", "chat", None, None, None, []
             last_stats = SimpleNamespace(tokens=3, tokens_per_second=None, stop="stopped")
 
             def reply(self, text, hits=()):
@@ -304,6 +305,61 @@ def test_a_reply_is_wrapped_between_words(pieces, shown):
     assert "".join(wrap.push(piece) for piece in pieces) + wrap.rest() == shown
 
 
+MARKDOWN = """# A heading
+Some **bold text** and `some code`, 2**3, [a link](https://a.example).
+- an `unclosed one
+- the next
+```python
+x = "a line that is not wrapped"
+```
+> quoted
+**end"""
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_markdown_gets_styles_that_end_with_the_line_and_loses_no_character(size):
+    styled = StyledMarkdown(WordWrap(20), has_colors=True)
+    shown = "".join(styled.push(MARKDOWN[at : at + size]) for at in range(0, len(MARKDOWN), size)) + styled.rest()
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "".join(bare.split()) == "".join(MARKDOWN.split())
+    assert max(len(line) for line in bare.split("\n") if "=" not in line and "http" not in line) <= 21
+    assert 'x = "a line that is not wrapped"' in bare
+    styles: dict[str, str] = {}
+    now = ""
+    for style, text in re.findall(r"\x1b\[([0-9;]*)m|([^\x1b]+)", shown):
+        now = now if text else "" if style == "0" else style
+        styles |= dict.fromkeys(text.split(), now)
+    assert styles["heading"] == "1;36"
+    assert styles["text**"] == styles["**end"] == "1"
+    assert styles["code`"] == styles["`unclosed"] == styles['wrapped"'] == "36"
+    assert styles["quoted"] == "2"
+    assert styles["Some"] == styles["2**3,"] == styles["next"] == styles["-"] == ""
+
+
+def test_markdown_is_shown_without_styles_after_plain_on(capsys):
+    class Bold:
+        name, mode, notice, unseen, context_length, messages = "bold", "chat", None, None, None, ()
+        last_stats = SimpleNamespace(tokens=1, tokens_per_second=None, stop="end")
+
+        def reply(self, text, hits=()):
+            yield "**so**"
+
+    type_into_chat(Bold(), "hi\r/plain on\rhi\r/plain maybe\r/quit\r")
+    said = capsys.readouterr()
+    assert said.out.count("\x1b[1m**so**\x1b[0m") == 1
+    assert said.out.count("**so**") == 2
+    assert "/plain = maybe: invalid value. Allowed: on or off." in " ".join(said.err.split())
+
+
+def test_a_context_that_stays_full_is_said_once_and_then_only_in_the_numbers_of_the_reply(capsys):
+    session = open_session(loud(llama(max_position_embeddings=64)), chat=True)
+    type_into_chat(session, "".join(f"message {number}\r" for number in range(5)) + "/reset\ragain\r/quit\r")
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("is full: the model no longer sees") == 1
+    assert said.count("; context full]") >= 2
+    assert not said.endswith("; context full]")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pexpect needs a Unix terminal")
 def test_ctrl_c_while_another_model_answers_returns_to_the_conversation():
     import pexpect
@@ -320,7 +376,9 @@ def test_ctrl_c_while_another_model_answers_returns_to_the_conversation():
                 listener(Notice("loading " + name))
                 time.sleep(60)
 
-        session = SimpleNamespace(name="a", mode="chat", notice=None, context_length=None, settings=None, messages=[])
+        session = SimpleNamespace(
+            name="a", mode="chat", notice=None, unseen=None, context_length=None, settings=None, messages=[]
+        )
         run_chat(session, load=None, side_by_side=Slow)
         """
     )
