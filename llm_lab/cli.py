@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with safe_errors():
         try:
             return _run(sys.argv[1:] if argv is None else list(argv))
-        except KeyboardInterrupt:
-            print("\nStopped.", file=sys.stderr)  # noqa: T201
+        except KeyboardInterrupt as stopped:
+            print(f"\n{str(stopped) or 'Stopped.'}", file=sys.stderr)  # noqa: T201
             return STOPPED
 
 
@@ -39,7 +39,6 @@ def _run(words: Sequence[str]) -> int:
         arguments = parse(words)
         if arguments.plain:
             set_plain()
-        _complete_rename()
         return _answer(arguments) if arguments.json else function_of(arguments)(arguments) or DONE
     except Exception as error:
         if _is_closed(error):
@@ -68,14 +67,6 @@ def _answer(arguments: argparse.Namespace) -> int:
         document = function_of(arguments)(arguments)
     print(document.as_json())  # noqa: T201
     return document.code
-
-
-def _complete_rename() -> None:
-    """Complete the rename of a run that was killed, before anything reads the runs."""
-    if os.path.exists("checkpoints/.renaming.json"):
-        from llm_lab.runs.rename import complete_rename
-
-        complete_rename()
 
 
 def function_of(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], Any]:

@@ -25,7 +25,7 @@ from llm_lab.recipe.train_loop import LENGTH_RULES
 from llm_lab.recipe.trust import Code, code_in
 from llm_lab.recipe.validate import validate_as, with_groups_off
 from llm_lab.recipe.what_fits import make_it_fit
-from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, slug
+from llm_lab.runs.folder import ROOT, RunFolder, find_model, find_run, list_runs, require_no_links, settle, slug
 from llm_lab.runs.recipe_paths import with_paths_of
 
 SHIPPED_RECIPES = Path(__file__).resolve().parent.parent / "configs"
@@ -139,6 +139,7 @@ def read_job(
 ) -> tuple[Job | None, list[Problem | str]]:
     """Read and resolve a recipe as far as possible, without a look at its data; returns the job and every problem."""
     machine = machine or find_machine()
+    settle()
     if isinstance(recipe, Mapping):
         raw, stem, home = dict(recipe), "run", None
     else:

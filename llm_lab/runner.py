@@ -366,7 +366,7 @@ def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *
                 folder.update(ended_at=now(), **_how_it_ended(error))
                 write_report(folder)
             if isinstance(error, KeyboardInterrupt):
-                listener(Notice(what_is_saved(folder)))
+                raise KeyboardInterrupt(what_is_saved(folder)) from None
         raise
     if first:
         folder.update(status=result.status, ended_at=now(), results=results, error=None)

@@ -97,6 +97,23 @@ def test_a_mistyped_recipe_name_gets_a_suggestion(in_tmp_path, capsys):
     assert "Did you mean demo?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "fix"),
+    [
+        ("plays.txt", "To be, or not to be: that is the question\n", "llm-lab new pretrain data.0.path=plays.txt"),
+        ("one line.txt", "Scene: one\n", "llm-lab new pretrain data.0.path='one line.txt'"),
+        ("chats.jsonl", '{"messages": []}\n{"messages": []}\n', "llm-lab new sft data.0.path=chats.jsonl"),
+        ("tiny.gguf", "GGUF\0", "llm-lab chat tiny.gguf"),
+    ],
+)
+def test_a_file_that_is_no_recipe_gets_the_command_for_it(name, text, fix, in_tmp_path, capsys):
+    Path(name).write_text(text)
+    assert main(["run", name]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "not a recipe" in said
+    assert f"`{fix}`" in said
+
+
 @pytest.mark.skipif(find_machine().cuda_problem is None, reason="this machine has a GPU")
 def test_a_cuda_recipe_without_cuda_exits_with_3_and_a_fix(recipe, capsys):
     assert main(["run", recipe, "device=cuda"]) == MachineError.exit_code == 3
@@ -225,7 +242,10 @@ def test_version_and_help(capsys):
     [
         ("chta x", "llm-lab chta: there is no such command. Did you mean chat?"),
         ("run demo --dryrun", "--dryrun: `llm-lab run` has no such option. Did you mean --dry-run?"),
-        ("list runz", "there is no such choice. Allowed: recipes, data, models, parts, runs. Did you mean runs?"),
+        (
+            "list runz",
+            "llm-lab list runz: there is no such kind. Allowed: recipes, data, models, parts, runs. Did you mean runs?",
+        ),
         ("run", "llm-lab run: the argument recipe is missing. For example: llm-lab run stories."),
         ("mv a", "llm-lab mv: the argument name is missing."),
         ("mv", "llm-lab mv: the arguments run and name are missing. For example: llm-lab mv stories-2 stories-long."),

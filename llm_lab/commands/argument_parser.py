@@ -68,6 +68,9 @@ class Parser(argparse.ArgumentParser):
         if choice := re.match(r"invalid choice: (.*) \(choose from", why):
             known = [str(one) for one in action.choices or ()] if action else []
             value = choice[1].strip("'\"")
+            if action and not action.option_strings:
+                why = f"there is no such {label}"
+                return Problem(f"{self.prog} {value}", why, allowed=one_of(known), fix=did_you_mean(value, known))
             return Problem(key, "there is no such choice", value, one_of(known), did_you_mean(value, known))
         if typed := re.fullmatch(r"invalid (\w+) value: (.*)", why):
             return Problem(key, NOT_OF_A_TYPE.get(typed[1], f"it is not a {typed[1]}"), typed[2].strip("'\""), fix=how)
@@ -328,7 +331,11 @@ def _list(commands: _Commands) -> None:
         "list recipes",
     )
     parser.add_argument(
-        "what", nargs="?", choices=("recipes", "data", "models", "parts", "runs"), help="what to list; default: all"
+        "what",
+        nargs="?",
+        metavar="kind",
+        choices=("recipes", "data", "models", "parts", "runs"),
+        help="recipes, data, models, parts or runs; default: all",
     )
     parser.add_argument("text", nargs="?", help="only runs with this in their name or stage")
     parser.add_argument("--stage", metavar="NAME", help="only runs of this stage: pretrain, sft, pipeline, sweep ...")
@@ -345,9 +352,10 @@ def _rm(commands: _Commands) -> None:
         "delete runs, after showing how large they are and what depends on them",
         "housekeeping_commands.remove_runs",
         "rm stories-2",
-        "rm stories-2 old-sweep --yes",
+        "rm stories-2 old-sweep --dry-run",
     )
     parser.add_argument("runs", nargs="+", metavar="run", help="a run, a pipeline or its stage, a sweep, a study")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be deleted, without deleting it")
     parser.add_argument("--yes", action="store_true", help="delete without asking")
 
 

@@ -58,6 +58,8 @@ def remove_runs(arguments: argparse.Namespace) -> int:
     inner = [path for path in removals if any(other in path.parents for other in removals)]
     chosen = [removal for path, removal in removals.items() if path not in inner]
     print_removals(chosen)
+    if arguments.dry_run:
+        return _say_dry_run()
     if not _agrees(f"Delete {size(sum(one.bytes for one in chosen))}?", arguments.yes):
         return DONE
     for removal in chosen:
@@ -96,12 +98,17 @@ def collect_garbage(arguments: argparse.Namespace) -> int | Document:
         more = sum(one.bytes for one in least) - sum(one.bytes for one in found)
         if more > 0:
             print_text(f"With --keep 1, which leaves only the last checkpoint of each run: {size(more)} more.")
-    if arguments.dry_run and found:
-        print_text("Nothing was deleted: --dry-run only shows.")
-    if arguments.dry_run or not found:
+    if not found:
         return DONE
+    if arguments.dry_run:
+        return _say_dry_run()
     if _agrees(f"Delete {size(sum(one.bytes for one in found))}?", arguments.yes):
         print_text(f"Freed {size(delete_leftovers(found))}.")
+    return DONE
+
+
+def _say_dry_run() -> int:
+    print_text("Nothing was deleted: --dry-run only shows.")
     return DONE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,25 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
         ) from None
 
 
+# What other files are, by how their names end, and the command for them.
+NOT_RECIPES = {
+    **dict.fromkeys((".txt", ".md"), ("a text", "To train on it: `llm-lab new pretrain data.0.path={}`")),
+    **dict.fromkeys(
+        (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"),
+        ("data", "To train on it, for example: `llm-lab new sft data.0.path={}`"),
+    ),
+    **dict.fromkeys((".gguf", ".safetensors"), ("a model", "To chat with it: `llm-lab chat {}`")),
+}
+
+
+def _not_a_recipe(path: Path) -> UserError | None:
+    """Return the error for a file whose name says that it is no recipe; None for one that may be."""
+    what, command = NOT_RECIPES.get(path.suffix.lower(), ("", ""))
+    if not what:
+        return None
+    return UserError(Problem(str(path), f"this is {what}, not a recipe", fix=command.format(shlex.quote(str(path)))))
+
+
 def read_recipe_file(path: Path) -> dict[str, Any]:
     """Read a recipe file into a dict. UserError where it does not exist or is not a mapping."""
     if not path.exists():
@@ -114,13 +134,17 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         path = path / "recipe.yaml"
         if not path.exists():
             raise UserError(Problem(str(path.parent), "this folder contains no recipe.yaml"))
+    if not path.is_file():
+        raise UserError(Problem(str(path), "this is not a regular file"))
     try:
-        if not path.is_file():
-            raise UserError(Problem(str(path), "this is not a regular file"))
-        text = path.read_text(encoding="utf-8")
+        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise UserError(Problem(str(path), f"not UTF-8 text (byte {error.start})")) from None
-    raw = parse_yaml(text, str(path))
+        raise _not_a_recipe(path) or UserError(Problem(str(path), f"not UTF-8 text (byte {error.start})")) from None
+    except UserError as error:
+        raise _not_a_recipe(path) or error from None
+    is_recipe = isinstance(raw, dict) and raw.keys() & {"stage", "stages"}
+    if not is_recipe and (found := _not_a_recipe(path)):
+        raise found
     if not isinstance(raw, dict):
         raise UserError(
             Problem(str(path), "a recipe is a mapping of keys to values", fix="Start with `stage: pretrain`.")

@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,21 @@ from .lock import hold, is_at_work
 from .record import read_facts, row_of
 
 ROOT = Path("checkpoints")
+RENAMING = ".renaming.json"  # in ROOT: the rename that is in progress
 # Models on the Hub that have no owner in their name; new ones always have one.
 OLD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 EVALUATES_FIRST = "first_evaluation_at"  # in run.json: when a stage began to measure its model before the first step
 # Columns of metrics.jsonl that describe the progress of a run and are not results.
 _NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epochs", "mix"}
+
+
+def settle(root: Path = ROOT) -> None:
+    """Complete a rename that was killed: whatever finds runs by their names calls this first."""
+    if (root / RENAMING).exists():
+        from .rename import complete_rename
+
+        with suppress(OSError):  # runs that one may only read are read as they are
+            complete_rename(root)
 
 
 def free_names(path: Path) -> Iterator[Path]:
@@ -261,6 +271,7 @@ def unstarted_runs(name: str, *, root: Path = ROOT) -> list[RunFolder]:
 
 def list_runs(root: Path = ROOT) -> list[RunFolder]:
     """Return every run under a folder, newest first."""
+    settle(root)
     runs = [RunFolder(path) for path in root.iterdir() if (path / "run.json").is_file()] if root.is_dir() else []
     return sorted(runs, key=lambda run: -run.facts().get("created_at", 0))
 
@@ -270,6 +281,7 @@ def find_run(name: str, *, root: Path = ROOT) -> Path | None:
 
     An exact name wins. None where there is no such folder; UserError where a prefix is that of several runs.
     """
+    settle(root)
     folder = root
     for part in Path(name).relative_to(root).parts if Path(name).is_relative_to(root) else Path(name).parts:
         if part in ("/", "..") or not folder.is_dir():
@@ -308,6 +320,7 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
     A GGUF file is its own.
     UserError if there is nothing to load.
     """
+    settle(root)
     given = Path(path).expanduser()
     candidates = [given] if given.exists() else [given, root / given]
     if not any(candidate.exists() for candidate in candidates) and (run := find_run(str(path), root=root)):

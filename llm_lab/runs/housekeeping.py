@@ -17,13 +17,14 @@ from llm_lab.estimate.measurements import cache_folder
 
 from .describe import HEADLINES, is_number
 from .disk import TEMPORARY, bytes_under, remove_folder
-from .folder import ROOT, RunFolder, find_run, no_such_run, status_of
+from .folder import ROOT, RunFolder, find_run, no_such_run, settle, status_of
 from .glossary import name_of, write
 from .lock import hold, in_progress, is_at_work
 from .record import read_facts
 from .retention import steps_to_keep
 
 RUN, PIPELINE, STUDY = "run", "pipeline", "study"  # kinds of folders; a sweep's is in its sweep.json
+CHECKPOINT = "checkpoint"  # what a Leftover is
 KEPT = 4  # checkpoints of a run; the default of train.save_total_limit
 STALE_SECONDS = 600.0  # after which a half-written file is nobody's any more
 CACHES = {
@@ -70,6 +71,7 @@ def list_entries(root: Path = ROOT, *, inner: bool = False) -> list[dict[str, An
     inner: also of the runs inside pipelines, sweeps and studies. Keys: name, path, kind, stage, status, created_at,
     parameters, bytes, step, results, parent, part_of, parts, parts_done, parts_planned, data.
     """
+    settle(root)
     found: list[dict[str, Any]] = []
     for path in root.iterdir() if root.is_dir() else ():
         if not path.is_dir() or path.name.startswith(".") or (kind := kind_of(path)) is None:
@@ -356,7 +358,7 @@ def _of_run(run: RunFolder, keep: int | None, used: Collection[Path]) -> Iterato
     kept = steps_to_keep(points.keys(), most, last if isinstance(last, int) else max(points, default=0))
     for step, folder in points.items():
         if step not in kept and folder.resolve() not in used:
-            yield _leftover(folder, "checkpoint")
+            yield _leftover(folder, CHECKPOINT)
     for place in (run.path, run.steps_path):
         for path in place.glob("*.set-aside*"):
             yield _leftover(path, "set aside when the run was resumed from an earlier step")

@@ -1,7 +1,8 @@
 """Rename a run so that everything that names it follows: runs made from it, adapters, recipes, its own reports.
 
 A file in checkpoints/ says what is being renamed. It is written before anything is changed and deleted at the end, and
-every step can be repeated: after a kill, the next command completes the rename.
+every step can be repeated: after a kill, whatever finds runs next (`folder.settle`) completes the rename. The process
+holds the lock of checkpoints/, so that nobody completes a rename that is still being made.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, read_object
 
 from . import lock, manifest
 from .disk import write_atomically
-from .folder import ROOT, RunFolder
+from .folder import RENAMING, ROOT, RunFolder
 from .housekeeping import find_folder, kind_of, require_idle, runs_in, users_of
-from .lock import hold
+from .lock import hold, is_at_work, this_process
 
-JOURNAL = ".renaming.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 IN_A_RUN = ("run.json", "recipe.yaml", "sweep.json", "results.json", "cells.csv", "evaluations.jsonl", "report.md")
 IN_A_MODEL = (CONFIG, BASE_RECORD, "README.md")  # config.json is not: its digest says whether a parent has changed
@@ -61,26 +61,31 @@ def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
     require_idle(old)
     for run, _ in users_of(old, root=root):
         require_idle(run.path)
-    with hold(old):
-        write_atomically(root / JOURNAL, json.dumps({"old": old.name, "new": new.name}) + "\n")
-        old.rename(new)
-    (new / lock.NAME).unlink(missing_ok=True)  # the lock was taken under the old name
-    return Renamed(old, new, _complete(root, old.name, new.name))
+    with hold(root):
+        with hold(old):
+            record = {"old": old.name, "new": new.name, "process": this_process()}
+            write_atomically(root / RENAMING, json.dumps(record) + "\n")
+            old.rename(new)
+        (new / lock.NAME).unlink(missing_ok=True)  # the lock was taken under the old name
+        return Renamed(old, new, _complete(root, old.name, new.name))
 
 
 def complete_rename(root: Path = ROOT) -> Renamed | None:
-    """Complete a rename that was killed; returns it, or None without one."""
-    known = read_object(root / JOURNAL)
-    if not known:
+    """Complete a rename that was killed; returns it, or None without one, and while another process works on it."""
+    known = read_object(root / RENAMING)
+    if not known or ((root / lock.NAME).exists() and is_at_work(root, known.get("process") or {})):
         return None
     old, new = str(known.get("old")), str(known.get("new"))
     if not (NAME.fullmatch(old) and NAME.fullmatch(new)):
-        raise UserError(Problem(str(root / JOURNAL), "it names no runs", fix="Delete it."))
-    if (root / old).is_dir() and not (root / new).exists():
-        (root / old).rename(root / new)
-    with suppress(OSError):
-        (root / new / lock.NAME).unlink()
-    return Renamed(root / old, root / new, _complete(root, old, new))
+        return None  # not what `rename_run` writes
+    with hold(root):
+        if not (root / RENAMING).exists():
+            return None  # another process has completed it
+        if (root / old).is_dir() and not (root / new).exists():
+            (root / old).rename(root / new)
+        with suppress(OSError):
+            (root / new / lock.NAME).unlink()
+        return Renamed(root / old, root / new, _complete(root, old, new))
 
 
 def _complete(root: Path, old: str, new: str) -> tuple[Path, ...]:
@@ -90,7 +95,7 @@ def _complete(root: Path, old: str, new: str) -> tuple[Path, ...]:
         if _change(file, root, old, new) and not file.is_relative_to(root / new):
             changed.append(file)
     _change_own_name(root / new, old, new)
-    (root / JOURNAL).unlink(missing_ok=True)
+    (root / RENAMING).unlink(missing_ok=True)
     return tuple(changed)
 
 

@@ -42,5 +42,12 @@ def preset_grid(name: str, resolved: Resolved) -> dict[str, tuple[str, ...]]:
         return {"optimizer.name": tuple(usable)}
     if name == "position-embedding" and "position_embedding" in (values.get("model") or {}):
         return {"model.position_embedding": tuple(POSITIONS)}
-    why = f"the recipe ({stage.name}) has no such key"
-    raise UserError(Problem("--preset", why, value=name, fix="Write the keys and values: key=v1,v2."))
+    raise UserError(
+        Problem("preset", _why_not(name, stage.name), value=name, fix="Write the keys and values: key=v1,v2.")
+    )
+
+
+def _why_not(name: str, stage: str) -> str:
+    """Return why a stage has nothing for a preset."""
+    lacks = {"lora-rank": "LoRA", "position-embedding": "new model", "optimizer": "choice of an optimizer"}
+    return f"a recipe of the stage {stage} has no {lacks.get(name, 'learning rate')}"

@@ -271,8 +271,8 @@ class Wizard:
             make_console(stderr=True).print(printable(str(error)), style="bad")
             wait_for_enter()
             return False
-        except KeyboardInterrupt:
-            make_console().print("\nStopped.", style="warn")
+        except KeyboardInterrupt as stopped:
+            make_console().print(f"\n{str(stopped) or 'Stopped.'}", style="warn")
             if not isinstance(effect, StartRun):
                 wait_for_enter()
         return True

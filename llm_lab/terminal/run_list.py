@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llm_lab.estimate.formatting import count, short_age, size
 from llm_lab.runs.describe import is_number
-from llm_lab.runs.housekeeping import PIPELINE, RUN, STUDY, Leftover, Removal, short_result
+from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.housekeeping import CHECKPOINT, PIPELINE, RUN, STUDY, Leftover, Removal, short_result
 
 from .console import make_console, one_line
 
@@ -16,7 +18,7 @@ STATUS_STYLE = {"done": "good", "running": "help", **dict.fromkeys(("failed", "b
 STATUS_STYLE |= dict.fromkeys(("interrupted", "stopped"), "warn")
 NARROW = 75  # columns: below it sizes and the age are left out
 LONGEST_NAME = 28  # columns: a longer name is wrapped
-SHOWN = 30  # leftovers
+SHOWN = 30  # lines of leftovers
 
 
 def print_runs(entries: Sequence[Mapping[str, Any]], *, is_filtered: bool = False) -> None:
@@ -82,7 +84,7 @@ def print_removals(removals: Sequence[Removal]) -> None:
 
 
 def print_leftovers(leftovers: Sequence[Leftover]) -> None:
-    """Print what `gc` deletes, with the bytes of each."""
+    """Print what `gc` deletes: a line for each run and kind of thing in it, the largest first, with its bytes."""
     from rich.table import Table
 
     console = make_console()
@@ -92,10 +94,38 @@ def print_leftovers(leftovers: Sequence[Leftover]) -> None:
     table = Table.grid(padding=(0, 2))
     for justify in ("right", "left"):
         table.add_column(justify=justify, no_wrap=justify == "right", overflow="fold")
-    for one in leftovers[:SHOWN]:
-        table.add_row(size(one.bytes), f"{one_line(str(one.path))}: {one.what}")
-    if len(leftovers) > SHOWN:
-        rest = leftovers[SHOWN:]
-        table.add_row(size(sum(one.bytes for one in rest)), f"{len(rest)} more")
-    table.add_row(size(sum(one.bytes for one in leftovers)), "together")
+    groups: dict[tuple[Path, str], list[Leftover]] = {}
+    for one in leftovers:
+        groups.setdefault((_home_of(one), one.what), []).append(one)
+    lines = [
+        (_bytes(group), f"{one_line(str(home))}: {_describe(what, group)}") for (home, what), group in groups.items()
+    ]
+    lines.sort(key=lambda line: -line[0])
+    if rest := lines[SHOWN:]:
+        lines[SHOWN:] = [(sum(number for number, _ in rest), f"{len(rest)} more")]
+    for number, text in (*lines, (_bytes(leftovers), "together")):
+        table.add_row(size(number), text)
     console.print(table)
+
+
+def _bytes(leftovers: Sequence[Leftover]) -> int:
+    return sum(one.bytes for one in leftovers)
+
+
+def _home_of(leftover: Leftover) -> Path:
+    """Return what a leftover is listed under: the run of a checkpoint, the folder of other files."""
+    path = leftover.path
+    return path.parents[1] if leftover.what == CHECKPOINT else path
+
+
+def _describe(what: str, group: Sequence[Leftover]) -> str:
+    """Return what a group of leftovers is; of checkpoints, which go and which stay."""
+    if what != CHECKPOINT:
+        return what
+    gone = {one.path for one in group}
+    points = RunFolder(_home_of(group[0])).checkpoints()
+    steps = [step for step, path in points if path in gone]
+    kept = [f"{step:,}" for step, path in points if path not in gone]
+    which = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,} to {steps[-1]:,}"
+    stay = f"{', '.join(kept) or 'none'} stay{'s' if len(kept) == 1 else ''}"
+    return f"{len(steps)} of {len(points)} checkpoints, {which}; {stay}"

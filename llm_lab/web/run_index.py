@@ -21,7 +21,7 @@ from llm_lab.estimate.formatting import count
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.describe import headline_results, is_number
-from llm_lab.runs.folder import EVALUATES_FIRST, ROOT, RunFolder, status_of
+from llm_lab.runs.folder import EVALUATES_FIRST, ROOT, RunFolder, settle, status_of
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.runs.record import read_facts, row_of
 from llm_lab.safe_text import printable, redact_values
@@ -153,6 +153,7 @@ class RunIndex:
     def _look(self) -> None:
         if time.monotonic() - self._looked < AT_MOST_EVERY:
             return
+        settle(self.root)
         found: dict[str, Row] = {}
         for path in _folders(self.root):
             self._add(found, path, path.name, None, 1)

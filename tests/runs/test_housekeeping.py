@@ -15,13 +15,15 @@ from support.screens import assert_matches_snapshot
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import find_base
-from llm_lab.runs.folder import RunFolder, find_checkpoint, find_model
+from llm_lab.job import read_job
+from llm_lab.runs.folder import RENAMING, RunFolder, find_checkpoint, find_model, find_run, list_runs
 from llm_lab.runs.housekeeping import find_leftovers, list_entries, plan_removal, remove, select
 from llm_lab.runs.lineage import line_of, trace
-from llm_lab.runs.lock import this_process
+from llm_lab.runs.lock import hold, this_process
 from llm_lab.runs.manifest import find_damage, write_manifest
-from llm_lab.runs.rename import JOURNAL, complete_rename, rename_run
+from llm_lab.runs.rename import complete_rename, rename_run
 from llm_lab.terminal.run_list import print_runs
+from llm_lab.web.run_index import RunIndex
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,9 @@ def test_a_removal_says_what_was_made_from_a_run_and_what_it_is_part_of(lab, cap
     assert main(["rm", "tiny"]) == 2  # nobody can be asked
     assert main(["rm", "tiny-p", "--yes"]) == 2  # not in full
     assert Path("checkpoints/tiny-parts").is_dir()
+    assert main(["rm", "tiny", "life/sft", "--dry-run"]) == 0
+    assert "Nothing was deleted" in capsys.readouterr().out
+    assert Path("checkpoints/tiny").is_dir()
     assert main(["rm", "tiny", "life/sft", "--yes"]) == 0
     assert not Path("checkpoints/tiny").exists()
     assert not Path("checkpoints/life/sft").exists()
@@ -169,6 +174,8 @@ def test_gc_keeps_the_first_the_last_two_milestones_and_what_another_run_was_mad
     printed = capsys.readouterr().out
     assert "tokens of texts" in printed
     assert "Nothing was deleted" in printed
+    gone = "4.9 KiB checkpoints/many: 5 of 10 checkpoints, steps 30 to 80; 10, 20, 50, 90, 100 stay"
+    assert gone in " ".join(printed.split())
     assert all(folder.is_dir() for folder in folders.values())
     assert main(["gc", "--yes"]) == 0
     assert [step for step, folder in folders.items() if folder.is_dir()] == [10, 20, 50, 90, 100]
@@ -256,24 +263,51 @@ def test_a_rename_that_is_killed_at_any_moment_is_completed_by_the_next_command(
             rename_run(name, new)
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert Path("checkpoints", JOURNAL).exists() == (ended == 9 and kills > 0)
+        assert Path("checkpoints", RENAMING).exists() == (ended == 9 and kills > 0)
         complete_rename()
         name = new if kills else name
         line = models_of(line_of(trace("checkpoints/tiny-sft", digest_of=digest)))
         assert line[0][0] == f"checkpoints/{name}"
         assert line[1][1] != "gone"
         assert RunFolder(Path("checkpoints", name)).facts()["name"] == name
-        assert not Path("checkpoints", JOURNAL).exists()
+        assert not Path("checkpoints", RENAMING).exists()
         if ended == 0:
             break
         kills += 1
     assert 5 < kills < 60
 
 
-def test_a_command_completes_a_killed_rename_first(lab, capsys):
-    Path("checkpoints", JOURNAL).write_text(json.dumps({"old": "tiny", "new": "little"}))
-    assert main(["show", "little"]) == 0
-    assert "checkpoints/little: pretrain, done" in capsys.readouterr().out
+def find_by_recipe() -> None:
+    Path("chats.yaml").write_text("stage: sft\nmodel: {checkpoint: checkpoints/tiny}\ndata: [{path: builtin:sums}]\n")
+    job, _ = read_job("chats.yaml")
+    assert job.stages[0].values["model"]["checkpoint"] == "checkpoints/little"
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        pytest.param(lambda: find_model("little"), id="a model by its name"),
+        pytest.param(lambda: find_run("litt"), id="a run by a prefix"),
+        pytest.param(lambda: [run.path.name for run in list_runs()].index("little"), id="Python and the wizard"),
+        pytest.param(lambda: [one["name"] for one in list_entries()].index("little"), id="the list of a command"),
+        pytest.param(lambda: RunIndex().rows()["little"], id="the page"),
+        pytest.param(find_by_recipe, id="a recipe"),
+    ],
+)
+def test_whatever_finds_runs_completes_a_killed_rename_first(find, lab):
+    Path("checkpoints", RENAMING).write_text(json.dumps({"old": "tiny", "new": "little"}))
+    found = find()
+    assert found is None or "tiny" not in str(found)
+    assert RunFolder(Path("checkpoints/little")).facts()["name"] == "little"
+    assert not Path("checkpoints/tiny").exists()
+    assert not Path("checkpoints", RENAMING).exists()
+
+
+def test_nobody_completes_a_rename_on_which_another_process_works(lab):
+    Path("checkpoints", RENAMING).write_text(json.dumps({"old": "tiny", "new": "little"}))
+    with hold(Path("checkpoints")):
+        assert "tiny" in [run.path.name for run in list_runs()]
+    assert "little" in [run.path.name for run in list_runs()]
 
 
 def digest(folder: Path | str) -> str:

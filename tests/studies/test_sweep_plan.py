@@ -172,7 +172,7 @@ def test_presets_are_derived_from_the_recipe():
     assert {"muon", "sophia"} <= {c.values["optimizer.name"] for c in optimizers.configurations}
     assert "adamw_8bit" not in {c.values["optimizer.name"] for c in optimizers.configurations}  # needs a GPU
     assert len(plan_sweep(tiny_recipe(), preset="position-embedding").configurations) == 5
-    assert "no such key" in refused(preset="lora-rank")
+    assert "has no LoRA" in refused(preset="lora-rank")
     assert "Did you mean seeds?" in refused(preset="seed")
 
 

@@ -32,7 +32,7 @@ def test_a_preset_is_offered_where_the_recipe_has_its_key():
     visit = answers(sweep, ["mine", "learning-rate", ENTER, "5", "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", (), 5, "learning-rate")
     presets = {choice.value: choice.why_not for choice in visit.questions[1].choices}
-    assert presets["lora-rank"] == "the recipe (pretrain) has no such key"
+    assert presets["lora-rank"] == "a recipe of the stage pretrain has no LoRA"
     assert presets["optimizer"] is None
 
 
