@@ -59,6 +59,10 @@ class Start:
     resume_from: int | None = None
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        if self.resumes and self.overwrite:
+            raise UserError(Problem("overwrite", "a run is either resumed or replaced", fix="Leave out one of them."))
+
     @property
     def resumes(self) -> bool:
         """Whether a run is resumed."""

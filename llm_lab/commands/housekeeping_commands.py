@@ -85,7 +85,7 @@ def collect_garbage(arguments: argparse.Namespace) -> int | Document:
     from llm_lab.terminal.run_list import print_leftovers
 
     if arguments.keep is not None and arguments.keep < 1:
-        raise UserError(Problem("--keep", "the number of checkpoints to keep", arguments.keep, "1 or more"))
+        raise UserError(Problem("--keep", "at least one checkpoint of each run is kept", arguments.keep))
     found = find_leftovers(arguments.runs, keep=arguments.keep)
     if arguments.json:
         if not arguments.dry_run and found:

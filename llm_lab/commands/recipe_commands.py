@@ -108,7 +108,7 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
     from llm_lab.runs.processes import start_processes
 
     if arguments.nproc < 1:
-        raise UserError(Problem("--nproc", "the number of processes", value=arguments.nproc, allowed="1 or more"))
+        raise UserError(Problem("--nproc", "there must be at least one process", value=arguments.nproc))
     job = check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
     with trusting_recipes(arguments.trust_recipe):
         with_consent(lambda: require_trusted(job))

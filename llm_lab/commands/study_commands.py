@@ -78,6 +78,9 @@ def study(arguments: argparse.Namespace) -> int | Document:
         return DONE
     experiment = find_experiment(arguments.name)
     options = read_values(experiment, arguments.overrides)
+    if arguments.dry_run and arguments.json:
+        shown = {"name": experiment.name, "title": experiment.title, "summary": experiment.summary}
+        return Document({**shown, "options": options})
     if arguments.dry_run:
         print_experiment(experiment, options)
         return DONE
@@ -213,7 +216,7 @@ def _show_sweep_plan(sweep: Any, jobs: int, trust_recipe: bool, *, then: str = "
     from llm_lab.terminal.sweep_screen import print_sweep_plan
 
     if jobs < 1:
-        raise UserError(Problem("--jobs", "the number of runs at a time", value=jobs, allowed="1 or more"))
+        raise UserError(Problem("--jobs", "there must be at least one run at a time", value=jobs))
     print_sweep_plan(sweep, [state_of(cell, sweep.measure) for cell in sweep.cells_to_run()], jobs=jobs, then=then)
     _require_runnable(sweep, trust_recipe)
 

@@ -341,6 +341,8 @@ def find_model(path: str | Path, *, root: Path = ROOT) -> Path:
         return files[0]
     if existing is not None:
         why, fix = "no model has been saved here yet", "A run has a model once it has saved its first checkpoint."
+        if existing.is_dir() and not any((existing / name).exists() for name in ("run.json", "recipe.yaml")):
+            why, fix = "this folder is neither a run nor a model", "`llm-lab list runs` lists your runs."
         if inner := [run.path for run in list_runs(existing) if run.saved_models()]:
             why = "this folder holds several runs, such as those of a study, and no model of its own"
             fix = f"Name one of them: {', '.join(map(str, inner))}."

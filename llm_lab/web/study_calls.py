@@ -32,7 +32,7 @@ def plan_comparison(
     command: the same in a terminal.
     """
     if jobs < 1:
-        raise UserError(Problem("--jobs", "the number of runs at a time", value=jobs, allowed="1 or more"))
+        raise UserError(Problem("--jobs", "there must be at least one run at a time", value=jobs))
     if kind == "duel":
         planned = plan_duel(recipe, words, other=other, seeds=seeds, name=name, measure=measure, by=by)
     else:
