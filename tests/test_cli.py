@@ -298,6 +298,7 @@ def test_the_help_of_every_command_fits_into_60_columns(monkeypatch):
         "check tiny.yaml",
         "run tiny.yaml --dry-run",
         "gc --dry-run",
+        "study attention --dry-run",
         "study",
     ],
 )
@@ -356,6 +357,23 @@ def test_a_closed_pipe_is_not_an_error(trained):
 def test_an_argument_that_no_file_could_have_as_its_name_is_refused(capsys):
     assert main(["merge", "adapter", "--out", "a\ud800"]) == 2
     assert "half of a character" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("merge tiny", "this folder is not an adapter: it is a full model"),
+        ("run tiny.yaml --resume --overwrite", "a run is either resumed or replaced"),
+        ("show .", "this folder is neither a run nor a model"),
+        ("gc --keep 0", "at least one checkpoint of each run is kept"),
+    ],
+)
+def test_what_can_not_be_done_is_said_before_anything_is_shown(words, said, trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main(words.split()) == 2
+    printed = capsys.readouterr()
+    assert said in " ".join(printed.err.split())
+    assert printed.out == ""
 
 
 def test_ctrl_c_while_the_arguments_are_read_stops_without_a_traceback(monkeypatch, capsys):

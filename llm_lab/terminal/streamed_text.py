@@ -27,9 +27,8 @@ def stream(pieces: Generator[str, None, None], *, wrap: bool = False, markdown: 
     """
     console = make_console()  # makes standard output accept any character
     redactor, line_end = StreamRedactor(), ""
-    wrapper: WordWrap | StyledMarkdown | None = WordWrap(columns()) if wrap and not is_plain() else None
-    if markdown and wrapper:
-        wrapper = StyledMarkdown(wrapper, has_colors=has_colors(console))
+    words = WordWrap(columns()) if wrap and not is_plain() else None
+    wrapper = StyledMarkdown(words, has_colors=has_colors(console)) if words and markdown else words
 
     def write(text: str) -> None:
         shown = printable(text)
