@@ -19,13 +19,13 @@ _SHORTEST_SECRET = 8
 _SECRETS = (
     # Tokens of the Hub, OpenAI and others, GitHub, GitLab, AWS, Slack and W&B.
     (
-        r"\b(?:hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]*\d)[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+        r"\b(?:hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]{0,200}\d)[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
         r"|glpat-[\w-]{16,}|A[KS]IA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|wandb_v1_\w{16,})",
         HIDDEN,
     ),
     (r"(?i)\b(bearer\s+)(?=\S*\d)[\w.~+/=-]{12,}", rf"\1{HIDDEN}"),
     (r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\",}]+", rf"\1{HIDDEN}"),
-    (r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"<>]+@", rf"\1{HIDDEN}@"),
+    (r"(?<=[A-Za-z0-9+.-])://[^\s/@'\"<>]+@", f"://{HIDDEN}@"),
     (r"(?i)([?&][\w-]*(?:token|key|secret|password|passwd|signature|sig|credential)=)[^&\s'\"#]+", rf"\1{HIDDEN}"),
 )
 _COMPILED = [(re.compile(pattern), by) for pattern, by in _SECRETS]
@@ -75,7 +75,10 @@ class StreamRedactor:
     """Removes secrets from a text that arrives in pieces, such as a reply: a word is passed on when it is complete."""
 
     _LONGEST_WORD = 200
-    _WORD = re.compile(rf"[\w.~+/=:@?&%*-]{{0,{_LONGEST_WORD}}}\Z", re.ASCII)
+    _IN_WORDS = r"\w.~+/=:@?&%*-"
+    _WORD = re.compile(rf"[{_IN_WORDS}]{{0,{_LONGEST_WORD}}}\Z", re.ASCII)
+    _BREAK = re.compile(rf"[^{_IN_WORDS}]", re.ASCII)
+    _LONGEST_LINE, _CONTEXT = 1_000, 400  # what comes before is done with: a long line takes no longer than short ones
 
     def __init__(self) -> None:
         self._line, self._shown = "", ""
@@ -94,8 +97,11 @@ class StreamRedactor:
         safe = redact(text)
         new = safe[len(os.path.commonprefix([safe, self._shown])) :]  # noqa: RUF071 (characters are meant)
         self._shown = safe
-        end = text.rfind("\n") + 1
-        if end:  # lines are independent of each other
+        end = text.rfind("\n") + 1  # lines are independent of each other
+        if not end and len(text) > self._LONGEST_LINE:
+            found = self._BREAK.search(text, len(text) - self._CONTEXT)
+            end = found.end() if found else 0
+        if end:
             self._line, self._shown = self._line[end:], redact(text[end:])
         return new
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pexpect
@@ -251,6 +252,23 @@ def test_secrets_are_removed_from_a_streamed_reply_and_nothing_else_is(size):
     assert "".join(shown) + redactor.rest() == redact(text)
     if size == 1:
         assert "".join(shown[:12]) == "The key is ", "words are shown as they come"
+
+
+@pytest.mark.parametrize("text", ["a." * 50_000, "sk-" * 30_000, "a://b" * 20_000])
+def test_looking_for_secrets_in_a_long_text_takes_a_moment(text):
+    started = time.process_time()
+    assert redact(text) == text
+    assert time.process_time() - started < 3
+
+
+def test_a_streamed_line_takes_no_longer_the_longer_it_gets():
+    redactor, seconds = StreamRedactor(), []
+    for _ in range(10):
+        started = time.process_time()
+        for _ in range(200):
+            redactor.push("word ")
+        seconds.append(time.process_time() - started)
+    assert min(seconds[-3:]) < 3 * max(seconds[:2])
 
 
 def test_ordinary_text_is_not_taken_for_a_secret():

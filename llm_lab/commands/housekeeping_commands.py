@@ -70,7 +70,7 @@ def remove_runs(arguments: argparse.Namespace) -> int:
 
 def rename(arguments: argparse.Namespace) -> int:
     """Give a run another name."""
-    from llm_lab.runs.rename import rename_run
+    from llm_lab.runs.housekeeping import rename_run
 
     done = rename_run(arguments.run, arguments.name)
     print_text(f"{done.old}/ is now {done.new}/")

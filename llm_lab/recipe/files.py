@@ -112,7 +112,7 @@ NOT_RECIPES = {
 
 
 def _not_a_recipe(path: Path) -> UserError | None:
-    """Return the error for a file whose name says that it is no recipe; None for one that may be."""
+    """Return the error for a file that is something else by its name; None for one that may be a recipe."""
     what, command = NOT_RECIPES.get(path.suffix.lower(), ("", ""))
     if not what:
         return None

@@ -23,9 +23,9 @@ from . import manifest
 from .disk import TEMPORARY, append_line, remove_folder, write_atomically
 from .lock import hold, is_at_work
 from .record import read_facts, row_of
+from .rename import RENAMING, complete_rename
 
 ROOT = Path("checkpoints")
-RENAMING = ".renaming.json"  # in ROOT: the rename that is in progress
 # Models on the Hub that have no owner in their name; new ones always have one.
 OLD_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 EVALUATES_FIRST = "first_evaluation_at"  # in run.json: when a stage began to measure its model before the first step
@@ -36,8 +36,6 @@ _NOT_RESULTS = {"step", "learning_rate", "grad_norm", "tokens_per_second", "epoc
 def settle(root: Path = ROOT) -> None:
     """Complete a rename that was killed: whatever finds runs by their names calls this first."""
     if (root / RENAMING).exists():
-        from .rename import complete_rename
-
         with suppress(OSError):  # runs that one may only read are read as they are
             complete_rename(root)
 

@@ -1,7 +1,8 @@
-"""The disk that runs use: what each of them takes, deleting one, and what can be deleted without loss."""
+"""The runs on disk: what each of them takes, deleting and renaming one, and what can be deleted without loss."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -16,11 +17,13 @@ from llm_lab.estimate.formatting import size
 from llm_lab.estimate.measurements import cache_folder
 
 from .describe import HEADLINES, is_number
-from .disk import TEMPORARY, bytes_under, remove_folder
+from .disk import TEMPORARY, bytes_under, remove_folder, write_atomically
 from .folder import ROOT, RunFolder, find_run, no_such_run, settle, status_of
 from .glossary import name_of, write
-from .lock import hold, in_progress, is_at_work
-from .record import read_facts
+from .lock import NAME as LOCK
+from .lock import hold, in_progress, is_at_work, this_process
+from .record import WEIGHTS, read_facts
+from .rename import NAME, RENAMING, Renamed, change_name
 from .retention import steps_to_keep
 
 RUN, PIPELINE, STUDY = "run", "pipeline", "study"  # kinds of folders; a sweep's is in its sweep.json
@@ -31,7 +34,6 @@ CACHES = {
     "tokens": "tokens of texts, made again when a run needs them",
     "measurements": "measured speeds, measured again when a run starts",
 }
-WEIGHTS = ("model", "steps", "logs", "pictures")  # folders of a run in which there are no runs
 
 
 def kind_of(folder: Path) -> str | None:
@@ -310,6 +312,39 @@ def in_root(text: str, root: Path) -> Path | None:
         place = root.joinpath(*path.parts[path.parts.index(root.name) + 1 :])
         return place if place.exists() else None
     return None
+
+
+# --- renaming
+
+
+def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
+    """Give a run, a pipeline, a sweep or a study another name.
+
+    UserError where it is running or used by a running one, where the name is taken, or where it is part of another.
+    """
+    settle(root)
+    old, _ = find_folder(name, root=root)
+    new = root / Path(new_name).name
+    if Path(new_name) not in (Path(new.name), new) or not NAME.fullmatch(new.name):
+        why = "this is not a name for a run"
+        allowed = f"letters, digits and ._=-; the run stays in {root}/"
+        raise UserError(Problem("the new name", why, value=new_name, allowed=allowed))
+    if old.parent != root:
+        outer = next(folder for folder in old.parents if folder.parent == root)
+        why = f"it is a part of {outer}, whose recipe names its parts"
+        raise UserError(Problem(str(old), why, fix=f"Rename {outer} instead."))
+    if new.exists():
+        raise UserError(Problem(str(new), "this name is taken", fix="Choose another name."))
+    require_idle(old)
+    for run, _ in users_of(old, root=root):
+        require_idle(run.path)
+    with hold(root):
+        with hold(old):
+            record = {"old": old.name, "new": new.name, "process": this_process()}
+            write_atomically(root / RENAMING, json.dumps(record) + "\n")
+            old.rename(new)
+        (new / LOCK).unlink(missing_ok=True)  # the lock was taken under the old name
+        return Renamed(old, new, change_name(root, old.name, new.name))
 
 
 # --- what can be deleted without loss

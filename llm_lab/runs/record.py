@@ -14,6 +14,8 @@ _COUNTED = ("wall_seconds", "train_tokens", "tokens_per_second", "loss", "eval_l
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 _LATEST = 2**35  # seconds since the epoch
 
+WEIGHTS = ("model", "steps", "logs", "pictures")  # folders of a run in which there are no runs
+
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)

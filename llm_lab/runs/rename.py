@@ -1,4 +1,4 @@
-"""Rename a run so that everything that names it follows: runs made from it, adapters, recipes, its own reports.
+"""Change a run's name in everything that has it: runs made from it, adapters, recipes, its own reports.
 
 A file in checkpoints/ says what is being renamed. It is written before anything is changed and deleted at the end, and
 every step can be repeated: after a kill, whatever finds runs next (`folder.settle`) completes the rename. The process
@@ -16,15 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import BASE_RECORD, CONFIG, read_object
 
 from . import lock, manifest
 from .disk import write_atomically
-from .folder import RENAMING, ROOT, RunFolder
-from .housekeeping import find_folder, kind_of, require_idle, runs_in, users_of
-from .lock import hold, is_at_work, this_process
+from .lock import hold, is_at_work
+from .record import WEIGHTS, read_facts
 
+RENAMING = ".renaming.json"  # in checkpoints/: the rename that is in progress
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*")
 IN_A_RUN = ("run.json", "recipe.yaml", "sweep.json", "results.json", "cells.csv", "evaluations.jsonl", "report.md")
 IN_A_MODEL = (CONFIG, BASE_RECORD, "README.md")  # config.json is not: its digest says whether a parent has changed
@@ -40,37 +39,7 @@ class Renamed:
     files: tuple[Path, ...]
 
 
-def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
-    """Give a run, a pipeline, a sweep or a study another name.
-
-    UserError where it is running or used by a running one, where the name is taken, or where it is part of another.
-    """
-    complete_rename(root)
-    old, _ = find_folder(name, root=root)
-    new = root / Path(new_name).name
-    if Path(new_name) not in (Path(new.name), new) or not NAME.fullmatch(new.name):
-        why = "this is not a name for a run"
-        allowed = f"letters, digits and ._=-; the run stays in {root}/"
-        raise UserError(Problem("the new name", why, value=new_name, allowed=allowed))
-    if old.parent != root:
-        outer = next(folder for folder in old.parents if folder.parent == root)
-        why = f"it is a part of {outer}, whose recipe names its parts"
-        raise UserError(Problem(str(old), why, fix=f"Rename {outer} instead."))
-    if new.exists():
-        raise UserError(Problem(str(new), "this name is taken", fix="Choose another name."))
-    require_idle(old)
-    for run, _ in users_of(old, root=root):
-        require_idle(run.path)
-    with hold(root):
-        with hold(old):
-            record = {"old": old.name, "new": new.name, "process": this_process()}
-            write_atomically(root / RENAMING, json.dumps(record) + "\n")
-            old.rename(new)
-        (new / lock.NAME).unlink(missing_ok=True)  # the lock was taken under the old name
-        return Renamed(old, new, _complete(root, old.name, new.name))
-
-
-def complete_rename(root: Path = ROOT) -> Renamed | None:
+def complete_rename(root: Path) -> Renamed | None:
     """Complete a rename that was killed; returns it, or None without one, and while another process works on it."""
     known = read_object(root / RENAMING)
     if not known or ((root / lock.NAME).exists() and is_at_work(root, known.get("process") or {})):
@@ -85,10 +54,10 @@ def complete_rename(root: Path = ROOT) -> Renamed | None:
             (root / old).rename(root / new)
         with suppress(OSError):
             (root / new / lock.NAME).unlink()
-        return Renamed(root / old, root / new, _complete(root, old, new))
+        return Renamed(root / old, root / new, change_name(root, old, new))
 
 
-def _complete(root: Path, old: str, new: str) -> tuple[Path, ...]:
+def change_name(root: Path, old: str, new: str) -> tuple[Path, ...]:
     """Change the name in all files, then forget that a rename is under way. May be repeated."""
     changed = []
     for file in files_that_name_runs(root):
@@ -101,9 +70,7 @@ def _complete(root: Path, old: str, new: str) -> tuple[Path, ...]:
 
 def files_that_name_runs(root: Path) -> Iterator[Path]:
     """Yield the files that may name a run: in all runs and sweeps, and the user's recipes."""
-    places = {run.path for run in runs_in(root)}
-    places |= {path for path in root.iterdir() if path.is_dir() and kind_of(path)}
-    for place in sorted(places):
+    for place in sorted(_homes(root)):
         yield from _existing(place, IN_A_RUN)
         models = [place / "model", place / "space" / "model", *sorted(place.glob("steps/checkpoint-*"))]
         for folder in models:
@@ -111,6 +78,15 @@ def files_that_name_runs(root: Path) -> Iterator[Path]:
     home = root.parent
     for folder in (home, home / "configs"):
         yield from (file for file in sorted(folder.glob("*.y*ml")) if file.is_file() and not file.is_symlink())
+
+
+def _homes(folder: Path) -> Iterator[Path]:
+    """Yield the folders of runs and sweeps in a folder, at any depth."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name[0] != "." and path.name not in WEIGHTS:
+            if any((path / name).is_file() for name in ("run.json", "sweep.json")):
+                yield path
+            yield from _homes(path)
 
 
 def _existing(folder: Path, names: Iterable[str]) -> Iterator[Path]:
@@ -173,18 +149,18 @@ def _record(file: Path) -> None:
 
 def _change_own_name(folder: Path, old: str, new: str) -> None:
     """Change the name in what a run says about itself, and in the command of a sweep."""
-    run = RunFolder(folder)
-    facts = run.facts()
+    run_json, recipe_yaml = folder / "run.json", folder / "recipe.yaml"
+    facts = read_facts(run_json)[0]
     if facts.get("name") == old:
         recipe = facts.get("recipe")
         if isinstance(recipe, dict) and recipe.get("name"):
             facts["recipe"] = {**recipe, "name": new}
-        write_atomically(run.run_json, json.dumps({**facts, "name": new}, indent=2, ensure_ascii=False) + "\n")
-    if run.recipe_path.is_file():
-        text = run.recipe_path.read_text(encoding="utf-8")
+        write_atomically(run_json, json.dumps({**facts, "name": new}, indent=2, ensure_ascii=False) + "\n")
+    if recipe_yaml.is_file():
+        text = recipe_yaml.read_text(encoding="utf-8")
         after = re.sub(rf"(?m)^name:([ ]*)([\"']?){re.escape(old)}\2(?=\s|$)", rf"name:\g<1>{new}", text, count=1)
         if after != text:
-            write_atomically(run.recipe_path, after)
+            write_atomically(recipe_yaml, after)
     sweep = folder / "sweep.json"
     known = read_object(sweep)
     if known and str(known.get("command")).startswith("llm-lab "):

@@ -396,7 +396,7 @@ def _show_tokens(effect: ShowTokens) -> None:
 
 
 def _rename_run(effect: RenameRun) -> None:
-    from llm_lab.runs.rename import rename_run
+    from llm_lab.runs.housekeeping import rename_run
 
     done = rename_run(effect.run, effect.name.strip())
     make_console().print(one_line(f"{done.old}/ is now {done.new}/"), style="good")

@@ -16,12 +16,11 @@ from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import find_base
 from llm_lab.job import read_job
-from llm_lab.runs.folder import RENAMING, RunFolder, find_checkpoint, find_model, find_run, list_runs
-from llm_lab.runs.housekeeping import find_leftovers, list_entries, plan_removal, remove, select
+from llm_lab.runs.folder import RENAMING, RunFolder, find_checkpoint, find_model, find_run, list_runs, settle
+from llm_lab.runs.housekeeping import find_leftovers, list_entries, plan_removal, remove, rename_run, select
 from llm_lab.runs.lineage import line_of, trace
 from llm_lab.runs.lock import hold, this_process
 from llm_lab.runs.manifest import find_damage, write_manifest
-from llm_lab.runs.rename import complete_rename, rename_run
 from llm_lab.terminal.run_list import print_runs
 from llm_lab.web.run_index import RunIndex
 
@@ -264,7 +263,7 @@ def test_a_rename_that_is_killed_at_any_moment_is_completed_by_the_next_command(
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert Path("checkpoints", RENAMING).exists() == (ended == 9 and kills > 0)
-        complete_rename()
+        settle()
         name = new if kills else name
         line = models_of(line_of(trace("checkpoints/tiny-sft", digest_of=digest)))
         assert line[0][0] == f"checkpoints/{name}"

@@ -324,16 +324,20 @@ def test_markdown_gets_styles_that_end_with_the_line_and_loses_no_character(size
     assert "".join(bare.split()) == "".join(MARKDOWN.split())
     assert max(len(line) for line in bare.split("\n") if "=" not in line and "http" not in line) <= 21
     assert 'x = "a line that is not wrapped"' in bare
-    styles: dict[str, str] = {}
-    now = ""
+    styles, now = [], ""
     for style, text in re.findall(r"\x1b\[([0-9;]*)m|([^\x1b]+)", shown):
         now = now if text else "" if style == "0" else style
-        styles |= dict.fromkeys(text.split(), now)
-    assert styles["heading"] == "1;36"
-    assert styles["text**"] == styles["**end"] == "1"
-    assert styles["code`"] == styles["`unclosed"] == styles['wrapped"'] == "36"
-    assert styles["quoted"] == "2"
-    assert styles["Some"] == styles["2**3,"] == styles["next"] == styles["-"] == ""
+        styles += [now] * len(text)
+
+    def style_of(text: str) -> str:
+        (found,) = {styles[at] for at in range(bare.index(text), bare.index(text) + len(text))}
+        return found
+
+    assert style_of("heading") == "1;36"
+    assert style_of("text**") == style_of("**end") == "1"
+    assert style_of("code`") == style_of("`unclosed") == style_of('x = "a line that') == "36"
+    assert style_of("quoted") == "2"
+    assert style_of("Some") == style_of("2**3") == style_of("next") == style_of("example") == ""
 
 
 def test_markdown_is_shown_without_styles_after_plain_on(capsys):
