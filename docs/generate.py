@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llm_lab.commands.argument_parser import GROUPS, commands_of, make_parser
+from llm_lab.commands.argument_parser import commands_of
+from llm_lab.commands.arguments import GROUPS, make_parser
 from llm_lab.estimate.machine import Machine
 from llm_lab.recipe.fields import Key, groups_of, leaf_keys
 from llm_lab.recipe.files import format_value

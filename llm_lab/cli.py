@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from llm_lab.commands.argument_parser import parse
+from llm_lab.commands.arguments import parse
 from llm_lab.errors import DONE, INTERNAL_ERROR, LONGEST, STOPPED, LabError, Problem, UserError, file_error
 from llm_lab.safe_text import shorten, valid_text
 from llm_lab.terminal.console import SafeStream, print_error, safe_errors, set_plain

@@ -15,7 +15,8 @@ import yaml
 from conftest import tiny_recipe, write_text
 
 from llm_lab.cli import function_of, main
-from llm_lab.commands.argument_parser import commands_of, make_parser, parse
+from llm_lab.commands.argument_parser import commands_of
+from llm_lab.commands.arguments import make_parser, parse
 from llm_lab.commands.documents import Document
 from llm_lab.errors import MachineError
 from llm_lab.estimate.machine import find_machine

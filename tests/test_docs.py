@@ -30,7 +30,7 @@ def test_generated_tables_are_current():
 
 
 def test_every_command_of_the_readme_exists():
-    from llm_lab.commands.argument_parser import parse
+    from llm_lab.commands.arguments import parse
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^llm-lab ([^#\n>]+)", readme, flags=re.MULTILINE)

@@ -187,7 +187,7 @@ RECIPES = "studies/experiments/"  # an experiment names the stage of its recipe,
 ALLOWED = {
     "studies/small_runs.py": "the recipe that experiments pretrain small models with",
     "__init__.py": "the names of the functions in Python",
-    "commands/argument_parser.py": "eval and export are commands too; the parser imports no recipe",
+    "commands/arguments.py": "eval and export are commands too; the parser imports no recipe",
     "wizard/home.py": "the first screen imports no recipe",
 }
 UNAMBIGUOUS = {"pretrain", "sft", "dpo", "grpo", "ppo"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import os
 import queue
+import re
 import threading
 import time
 import unicodedata
@@ -32,7 +34,29 @@ SECONDS = 10.0
 # Joins letters in Persian, Indic scripts and emoji; all other format characters are invisible or reverse text.
 _JOINERS = "\u200c\u200d"
 _BACKENDS = "ddgs, or the address of a SearXNG, such as http://127.0.0.1:8888"
+# Words that show that a message asks about the present, which a model can't know. Listed in docs/chat.md. "now" and
+# "current" alone are too common: "How many nuts does Tom have now?".
+WORDS = (
+    *("latest", "newest", "most recent", "up to date", "up-to-date", "right now", "at the moment", "currently"),
+    *("today", "tonight", "tomorrow", "yesterday", "this week", "this month", "this year", "last week", "last month"),
+    *("news", "headlines", "breaking", "weather", "forecast"),
+    *("stock price", "share price", "exchange rate", "release date", "who won"),
+    *("search the web", "search for", "look up"),
+)
+YEARS_BEFORE, YEARS_AFTER = 3, 1  # of the current year
+_PATTERN = re.compile(r"\b(?:" + "|".join(r"\s+".join(map(re.escape, word.split())) for word in WORDS) + r")\b", re.I)
 _CAPTCHA = ("captcha", "are you a robot", "unusual traffic", "not a robot", "challenge")
+
+
+def search_reason(text: str, year: int | None = None) -> str | None:
+    """Return the first word of a message that asks for a search, as written, or None.
+
+    A recent year counts too. year: the current year; by default that of this machine's clock.
+    """
+    year = year or datetime.date.today().year
+    years = "|".join(str(one) for one in range(year - YEARS_BEFORE, year + YEARS_AFTER + 1))
+    found = [match for match in (_PATTERN.search(text), re.search(rf"\b(?:{years})\b", text)) if match]
+    return min(found, key=lambda match: match.start())[0] if found else None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from .argument_parser import Parser, commands_of, make_parser
+from .argument_parser import Parser, commands_of
+from .arguments import make_parser
 
 RECIPES, RUNS, FILES = "recipes", "runs", "files"
 # What a positional argument takes, by its name.
@@ -24,7 +26,18 @@ def completion_script(shell: str, keys: Sequence[str], recipes: Sequence[str], s
     commands = commands_of(parser)
     next(one for one in commands["new"]._actions if one.dest == "stage").choices = stages
     write = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
-    return "\n".join(write(commands, parser.options, keys, recipes)) + "\n"
+    lines = write(_Known(commands, parser.options, " ".join(f"{key}=" for key in keys), shlex.join(recipes)))
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a script completes. own: the options of llm-lab itself. keys, recipes: as words of a shell."""
+
+    commands: Mapping[str, Parser]
+    own: Sequence[str]
+    keys: str
+    recipes: str
 
 
 def _options(parser: Parser) -> list[tuple[str, argparse.Action]]:
@@ -54,9 +67,7 @@ def _takes_models(action: argparse.Action) -> bool:
 # --- bash
 
 
-def _bash(
-    commands: Mapping[str, Parser], own: Sequence[str], keys: Sequence[str], recipes: Sequence[str]
-) -> Iterator[str]:
+def _bash(known: _Known) -> Iterator[str]:
     yield "# Completion of llm-lab for bash. Use it now: source <(llm-lab completion bash)"
     yield "_llm_lab_runs() {"
     yield "    local file"
@@ -69,7 +80,7 @@ def _bash(
     yield "    for file in configs/*.yaml; do"
     yield '        [[ -f $file ]] && file=${file##*/} && printf "%s\n" "${file%.yaml}"'
     yield "    done"
-    yield f"    printf '%s\\n' {' '.join(map(shlex.quote, recipes))}"
+    yield f"    printf '%s\\n' {known.recipes}"
     yield "}"
     yield "_llm_lab() {"
     yield "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command= given=0 i words= kind="
@@ -79,11 +90,11 @@ def _bash(
     yield "    done"
     yield "    COMPREPLY=()"
     yield "    if [[ -z $command ]]; then"
-    yield f'        COMPREPLY=($(compgen -W "{" ".join([*commands, *own])}" -- "$cur"))'
+    yield f'        COMPREPLY=($(compgen -W "{" ".join([*known.commands, *known.own])}" -- "$cur"))'
     yield "        return"
     yield "    fi"
     yield '    case "$command $prev" in'
-    for name, parser in commands.items():
+    for name, parser in known.commands.items():
         for option, action in _options(parser):
             if action.choices:
                 yield f'        "{name} {option}") words="{" ".join(map(str, action.choices))}" ;;'
@@ -96,12 +107,12 @@ def _bash(
     yield "    esac"
     yield "    if [[ -z $words$kind && $cur == -* ]]; then"
     yield "        case $command in"
-    for name, parser in commands.items():
+    for name, parser in known.commands.items():
         yield f'            {name}) words="{" ".join(option for option, _ in _options(parser))}" ;;'
     yield "        esac"
     yield "    elif [[ -z $words$kind ]]; then"
     yield '        case "$command $given" in'
-    for name, parser in commands.items():
+    for name, parser in known.commands.items():
         takes = _takes(parser)
         for number, (kind, action) in enumerate(takes):
             many = action.nargs in ("*", "+")
@@ -115,7 +126,7 @@ def _bash(
     yield "    case $kind in"
     yield '        runs) words="$(_llm_lab_runs "$cur")" ;;'
     yield '        recipes) words="$(_llm_lab_recipes) $(_llm_lab_runs "$cur")" ;;'
-    yield f'        keys) words="{" ".join(f"{key}=" for key in keys)}"; compopt -o nospace 2>/dev/null ;;'
+    yield f'        keys) words="{known.keys}"; compopt -o nospace 2>/dev/null ;;'
     yield "    esac"
     yield '    COMPREPLY=($(compgen -W "$words" -- "$cur"))'
     yield '    [[ $kind == keys || -z $kind ]] || COMPREPLY+=($(compgen -f -- "$cur"))'
@@ -126,9 +137,7 @@ def _bash(
 # --- zsh
 
 
-def _zsh(
-    commands: Mapping[str, Parser], own: Sequence[str], keys: Sequence[str], recipes: Sequence[str]
-) -> Iterator[str]:
+def _zsh(known: _Known) -> Iterator[str]:
     functions = {RUNS: "_llm_lab_runs", RECIPES: "_llm_lab_recipes", FILES: "_files", "keys": "_llm_lab_keys"}
     yield "#compdef llm-lab"
     yield "# Completion of llm-lab for zsh. Use it now: source <(llm-lab completion zsh)"
@@ -140,23 +149,23 @@ def _zsh(
     yield "_llm_lab_recipes() {"
     yield "    local -a found"
     yield "    found=(configs/*.yaml(N:t:r))"
-    yield f'    compadd -- "${{found[@]}}" {" ".join(map(shlex.quote, recipes))}; _llm_lab_runs'
+    yield f'    compadd -- "${{found[@]}}" {known.recipes}; _llm_lab_runs'
     yield "}"
-    yield f"_llm_lab_keys() {{ compadd -S '' -- {' '.join(f'{key}=' for key in keys)} }}"
+    yield f"_llm_lab_keys() {{ compadd -S '' -- {known.keys} }}"
     yield "_llm_lab() {"
     yield "    local -a commands"
     yield "    commands=("
-    for name, parser in commands.items():
+    for name, parser in known.commands.items():
         yield f"        {_quoted(name + ':' + str(parser.description))}"
     yield "    )"
     yield "    if (( CURRENT == 2 )); then"
-    yield f"        _describe command commands; compadd -- {' '.join(own)}"
+    yield f"        _describe command commands; compadd -- {' '.join(known.own)}"
     yield "        return"
     yield "    fi"
     yield "    local command=$words[2]"
     yield "    shift words; (( CURRENT-- ))"
     yield "    case $command in"
-    for name, parser in commands.items():
+    for name, parser in known.commands.items():
         specs = [_zsh_option(option, action, functions) for option, action in _options(parser)]
         for number, (kind, action) in enumerate(_takes(parser), 1):
             what = f"({' '.join(map(str, action.choices))})" if action.choices else functions.get(kind, "")
@@ -189,9 +198,7 @@ def _quoted(text: str) -> str:
 # --- fish
 
 
-def _fish(
-    commands: Mapping[str, Parser], own: Sequence[str], keys: Sequence[str], recipes: Sequence[str]
-) -> Iterator[str]:
+def _fish(known: _Known) -> Iterator[str]:
     yield "# Completion of llm-lab for fish. Use it now: llm-lab completion fish | source"
     yield "function __llm_lab_runs"
     yield "    for file in checkpoints/*/run.json checkpoints/*/sweep.json checkpoints/*/*/run.json"
@@ -202,11 +209,11 @@ def _fish(
     yield "    for file in configs/*.yaml"
     yield "        string replace -r '^configs/(.*)\\.yaml$' '$1' -- $file"
     yield "    end"
-    yield f"    printf '%s\\n' {' '.join(map(shlex.quote, recipes))}"
+    yield f"    printf '%s\\n' {known.recipes}"
     yield "    __llm_lab_runs"
     yield "end"
     yield "complete -c llm-lab -e"
-    for name, parser in commands.items():
+    for name, parser in known.commands.items():
         about = _quoted(str(parser.description))
         yield f"complete -c llm-lab -f -n __fish_use_subcommand -a {name} -d {about}"
         when = f"-n '__fish_seen_subcommand_from {name}'"
@@ -225,6 +232,6 @@ def _fish(
             elif kind in (RUNS, RECIPES):
                 yield f"complete -c llm-lab {when} -a '(__llm_lab_{kind})'"
             elif kind == "keys":
-                yield f"complete -c llm-lab {when} -f -a '{' '.join(f'{key}=' for key in keys)}'"
-    for option in own:
+                yield f"complete -c llm-lab {when} -f -a '{known.keys}'"
+    for option in known.own:
         yield f"complete -c llm-lab -f -n __fish_use_subcommand -l {option[2:]}"

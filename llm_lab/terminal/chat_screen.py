@@ -11,8 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_lab.chat.decoding import SETTINGS
-from llm_lab.chat.search_words import search_reason
-from llm_lab.chat.web_search import Hit, check_backend, default_backend, describe_privacy, search
+from llm_lab.chat.web_search import Hit, check_backend, default_backend, describe_privacy, search, search_reason
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error
 from llm_lab.events import Event, Listener, Notice, RunWarning
 from llm_lab.safe_text import valid_text

@@ -11,10 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llm_lab.chat.search_words import search_reason
 from llm_lab.chat.speech_to_text import LARGEST_WAV, default_whisper, too_long
 from llm_lab.chat.text_to_speech import default_voice, why_no_piper
-from llm_lab.chat.web_search import INSTALL, check_backend, default_backend, describe_privacy
+from llm_lab.chat.web_search import INSTALL, check_backend, default_backend, describe_privacy, search_reason
 from llm_lab.estimate.cached_models import cached_folder
 
 from .lab import lab_of

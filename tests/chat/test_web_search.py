@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from support.searxng import running
 
-from llm_lab.chat.search_words import WORDS, search_reason
-from llm_lab.chat.web_search import Hit, default_backend, describe_privacy, search
+from llm_lab.chat.web_search import WORDS, Hit, default_backend, describe_privacy, search, search_reason
 from llm_lab.errors import MachineError, UserError
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_lab import cli, job
 from llm_lab.commands import model_commands as commands
-from llm_lab.commands.argument_parser import parse
+from llm_lab.commands.arguments import parse
 from llm_lab.errors import LabError, MachineError, UserError
 from llm_lab.events import ignore
 from llm_lab.export.push import describe_push, files_of, find_destination, push_folder

@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_recipe, write_text
 from support.post_runs import post_recipe, write_base
 
-from llm_lab.commands.argument_parser import PRESETS as NAMED
+from llm_lab.commands.arguments import PRESETS as NAMED
 from llm_lab.errors import UserError
 from llm_lab.studies.grid import read_grid, short_keys, split_values
 from llm_lab.studies.presets import PRESETS
