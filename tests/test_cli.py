@@ -436,6 +436,8 @@ def test_design_writes_a_config_that_can_be_pretrained(in_tmp_path, capsys):
 
 
 COMPLETIONS = {
+    "study at": {"attention"},
+    "study attention st": set(),
     "c": {"check", "copy", "chat", "compare", "completion"},
     "run --re": {"--resume", "--resume-from"},
     "run tin": {"tiny", "tiny.yaml"},

@@ -448,7 +448,7 @@ def _study(commands: Commands) -> None:
     )
     parser.add_argument("name", nargs="?", help="an experiment's name; default: list all")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="options of the experiment to change"
+        "overrides", nargs="*", default=[], metavar="option=value", help="options of the experiment to change"
     )
     parser.flag("--dry-run", "show what it does and its options, without running it")
     parser.flag("--overwrite", "replace the study of the same name")

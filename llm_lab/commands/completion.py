@@ -20,11 +20,18 @@ KINDS = {"recipe": RECIPES, "recipe | key=a,b": "keys", "file": FILES, "text": "
 KINDS |= {"key=v1,v2": "keys", **dict.fromkeys(("model", "run", "adapter"), RUNS)}
 
 
-def completion_script(shell: str, keys: Sequence[str], recipes: Sequence[str], stages: Sequence[str]) -> str:
-    """Return the script. keys: dotted keys of recipes. recipes: names of those shipped with LLM Lab."""
+def completion_script(
+    shell: str, keys: Sequence[str], recipes: Sequence[str], values: Mapping[tuple[str, str], Sequence[str]]
+) -> str:
+    """Return the script.
+
+    keys: dotted keys of recipes. recipes: names of those shipped with LLM Lab. values: what an argument of a command
+    may be, by (command, argument), where the parser does not know it.
+    """
     parser = make_parser()
     commands = commands_of(parser)
-    next(one for one in commands["new"]._actions if one.dest == "stage").choices = stages
+    for (name, argument), choices in values.items():
+        next(one for one in commands[name]._actions if one.dest == argument).choices = choices
     write = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
     lines = write(_Known(commands, parser.options, " ".join(f"{key}=" for key in keys), shlex.join(recipes)))
     return "\n".join(lines) + "\n"

@@ -32,13 +32,16 @@ def print_completion(arguments: argparse.Namespace) -> int:
     from llm_lab.job import SHIPPED_RECIPES
     from llm_lab.recipe.fields import leaf_keys
     from llm_lab.recipe.registry import STAGES
+    from llm_lab.studies.experiment_files import list_experiments
 
     from .completion import completion_script
 
     found = {key.path for stage in STAGES.values() for key, _ in leaf_keys(stage.recipe)}
     keys = sorted(path.replace(".N.", ".0.") for path in found)
     recipes = sorted(file.stem for file in SHIPPED_RECIPES.glob("*.yaml"))
-    print(completion_script(arguments.shell, keys, recipes, sorted(STAGES)), end="")  # noqa: T201
+    experiments = [one.name for one in list_experiments()]
+    values = {("new", "stage"): sorted(STAGES), ("study", "name"): experiments}
+    print(completion_script(arguments.shell, keys, recipes, values), end="")  # noqa: T201
     return DONE
 
 
