@@ -78,7 +78,7 @@ class StreamRedactor:
     _IN_WORDS = r"\w.~+/=:@?&%*-"
     _WORD = re.compile(rf"[{_IN_WORDS}]{{0,{_LONGEST_WORD}}}\Z", re.ASCII)
     _BREAK = re.compile(rf"[^{_IN_WORDS}]", re.ASCII)
-    _LONGEST_LINE, _CONTEXT = 1_000, 400  # what comes before is done with: a long line takes no longer than short ones
+    _LONGEST_LINE, _CONTEXT = 1_000, 400  # what comes before is not looked at again, so that a long line stays fast
 
     def __init__(self) -> None:
         self._line, self._shown = "", ""

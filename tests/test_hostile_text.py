@@ -261,7 +261,7 @@ def test_looking_for_secrets_in_a_long_text_takes_a_moment(text):
     assert time.process_time() - started < 3
 
 
-def test_a_streamed_line_takes_no_longer_the_longer_it_gets():
+def test_a_long_streamed_line_stays_fast():
     redactor, seconds = StreamRedactor(), []
     for _ in range(10):
         started = time.process_time()

@@ -122,7 +122,7 @@ class _Screen:
         self._backend: str | None = None  # of web searches; None: the default
         self._auto_search = False
         self._styles_replies = True
-        self._knows_full_context = False  # whether the user has been told
+        self._knows_full_context = False  # whether the user has seen that it is full
         self._privacy_shown: set[str] = set()  # backends
         # In a pipe, standard output is only for replies.
         self._console = make_console(stderr=not interactive)
