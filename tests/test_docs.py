@@ -84,10 +84,10 @@ def small_demo() -> list[str]:
 def write_first_rows(source: dict[str, str], kind: str, file: str) -> None:
     name = source["path"].removeprefix("builtin:")
     if kind == "text":
-        rows = ({"text": text} for text in builtin_documents(name))
+        rows, limit = ({"text": text} for text in builtin_documents(name)), 400
     else:
-        rows = BUILTIN_EXAMPLES[name](kind, source.get("split", "train"))
-    Path(file).write_text("".join(json.dumps(row) + "\n" for row in islice(rows, 400)), encoding="utf-8")
+        rows, limit = BUILTIN_EXAMPLES[name](kind, source.get("split", "train")), 120
+    Path(file).write_text("".join(json.dumps(row) + "\n" for row in islice(rows, limit)), encoding="utf-8")
 
 
 def test_the_commands_of_the_readme_work_in_order(tmp_path, monkeypatch, capsys):
