@@ -17,6 +17,7 @@ from llm_lab.wizard.questions import (
     DeleteRun,
     DesignNumbers,
     Effect,
+    KeepCard,
     Leave,
     LookInside,
     Next,
@@ -312,6 +313,8 @@ class Wizard:
             _delete_run(effect)
         elif isinstance(effect, WriteDesign):
             _write_design(effect)
+        elif isinstance(effect, KeepCard):
+            _keep_card(effect)
         elif isinstance(effect, WriteRecipe):
             _write_recipe(effect)
 
@@ -414,6 +417,13 @@ def _write_design(effect: WriteDesign) -> None:
     from llm_lab.hf.load import write_design
 
     write_design(MODELS / effect.name, effect.values)
+
+
+def _keep_card(effect: KeepCard) -> None:
+    from llm_lab.runs.card_answers import keep_answers
+    from llm_lab.runs.folder import run_of
+
+    keep_answers(effect.answers, run_of(effect.checkpoint))
 
 
 def _write_recipe(effect: WriteRecipe) -> None:

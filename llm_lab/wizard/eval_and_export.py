@@ -12,11 +12,13 @@ from llm_lab.estimate.compatibility import what_loads
 from llm_lab.estimate.parameters import read_config_json
 from llm_lab.recipe.eval import EVAL, TEXT_SCORES
 from llm_lab.recipe.export import EXPORT
+from llm_lab.runs.card_answers import OF_ALL_MODELS, read_answers
+from llm_lab.runs.folder import run_of
 
 from .data_questions import EXAMPLES, TEXTS, ask_data, ask_score_path
 from .draft import Ask, Draft
 from .key_questions import key_question
-from .questions import Choice, Flow, Question
+from .questions import Choice, Flow, KeepCard, Question
 from .reward_questions import ask_rewards
 
 DATA_WHY = (
@@ -34,6 +36,19 @@ TASKS_WHY = (
     "Tasks of lm-evaluation-harness, for example arc_easy, hellaswag: the benchmarks of model cards. They are "
     "downloaded from the Hub and can take hours on a CPU; tasks.limit takes a part of each."
 )
+# {what of the model card: what it is, the question, why}
+CARD = {
+    "author": ("who made the model", "Author?", "A name, a team, or an account on the Hub. Kept for all your models."),
+    "license": (
+        "what others may do with it",
+        "License?",
+        "A fine-tune inherits what the license of its base demands. Names of the Hub are offered; any other can be "
+        "typed. Kept for all your models.",
+    ),
+    "intended_use": ("what it is for", "What is it for?", "A sentence, for example: answers questions about our shop."),
+    "limitations": ("what it can't do", "What can't it do?", "A sentence, for example: English only, short answers."),
+}
+USUAL_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0")
 PUSH_WHY = (
     "The token is read from the environment (HF_TOKEN) or the login (hf auth login), and never written anywhere. "
     "Only the exported folder is uploaded."
@@ -161,3 +176,31 @@ def form_question(draft: Draft) -> Question:
 def push_question(draft: Draft) -> Question:
     """Return the question for the repository on the Hub, if any."""
     return replace(key_question(draft, "export.push"), why=PUSH_WHY)
+
+
+def ask_card(draft: Draft, *keys: str) -> Flow[KeepCard]:
+    """Ask for what only a person knows of a model; returns the effect that keeps it. The last answers are offered."""
+    checkpoint = (draft.raw.get("model") or {}).get("checkpoint") or ""
+    known = read_answers(run_of(checkpoint))
+    found = {}
+    for key in keys:
+        about, text, why = CARD[key]
+        choices = [Choice("", "leave it open"), *(Choice(name, name) for name in USUAL_LICENSES)]
+        found[key] = yield draft.ask(
+            f"card.{key}",
+            text,
+            kind="text",
+            choices=tuple(choices) if key == "license" else (),
+            default=known.get(key, ""),
+            help=f"model card: {about}",
+            why=why,
+            allowed="Empty: left open.",
+            can_finish=False,
+        )
+    return KeepCard({key: text.strip() for key, text in found.items()}, checkpoint)
+
+
+def is_card_open(draft: Draft) -> bool:
+    """Whether neither an author nor a license is known for the model card of an export."""
+    checkpoint = (draft.raw.get("model") or {}).get("checkpoint") or ""
+    return draft.raw["stage"] == EXPORT.name and not {*OF_ALL_MODELS} & {*read_answers(run_of(checkpoint))}

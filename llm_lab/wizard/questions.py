@@ -381,6 +381,14 @@ class DeleteRun(Effect):
 
 
 @dataclass(frozen=True)
+class KeepCard(Effect):
+    """Keep what only a person knows of a model for its card and for later ones."""
+
+    answers: Mapping[str, str]
+    checkpoint: str
+
+
+@dataclass(frozen=True)
 class WriteRecipe(Effect):
     """Write a recipe file."""
 

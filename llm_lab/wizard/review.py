@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import MachineError, UserError
+from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, require_device
+from llm_lab.runs.card_answers import OF_ALL_MODELS
 
 from .draft import Draft
 from .draft_page import Page, ask_page
+from .eval_and_export import CARD, ask_card, is_card_open
 from .questions import (
     Choice,
     Flow,
@@ -46,6 +49,7 @@ def run_actions(draft: Draft) -> tuple[Choice, ...]:
     return (
         Choice("start", "Continue to the plan", why_not_start(draft)),
         *tokens,
+        *([Choice("card", "Author, license, use")] if stage is EXPORT else []),
         Choice("save", "Save the recipe", why_not),
         Choice("menu", "Menu, keep the draft"),
     )
@@ -70,6 +74,8 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
         assert resolved is not None
         if action == "xray":
             yield ShowTokens(resolved, draft.title)
+        elif action == "card":
+            yield (yield from ask_card(draft, *CARD))
         elif action == "save":
             yield from _save(draft, resolved)
         elif (yield from _start(draft, resolved)):
@@ -84,7 +90,12 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[bool]:
     resolved = with_sizes(resolved)
     if problems := problems_of_length(resolved):
         raise UserError(*problems)
-    return (yield start_question(Plan(resolved))) and (yield StartRun(draft.raw))
+    card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None
+    if not (yield start_question(Plan(resolved))):
+        return False
+    if card is not None:
+        yield card
+    return (yield StartRun(draft.raw))
 
 
 def why_not_start(draft: Draft) -> str | None:

@@ -334,7 +334,7 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
     monkeypatch.delenv("HF_TOKEN", raising=False)
     screens = visit(
         *pick("Use a model"), *pick("Export "), *pick("checkpoints/base:"), To("name "), *answer("sent"), To("push"),
-        *answer("me/mine"),        Key.FINISH, *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
+        *answer("me/mine"), Key.FINISH, Key.ENTER, Key.ENTER, *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "me/mine on the Hub (private)")
     assert not Path("checkpoints/sent").exists()

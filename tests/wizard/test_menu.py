@@ -13,11 +13,12 @@ from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtur
 
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
+from llm_lab.runs.card_answers import keep_answers
 from llm_lab.runs.folder import RunFolder
 from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
-from llm_lab.wizard.questions import Compare, LookInside, Next, OpenChat, ReplayLineage, StartRun
+from llm_lab.wizard.questions import Compare, KeepCard, LookInside, Next, OpenChat, ReplayLineage, StartRun
 from llm_lab.wizard.run_questions import after_a_run, checkpoints
 from llm_lab.wizard.training_runs import run_of_stage
 
@@ -150,16 +151,29 @@ def test_the_time_machine_asks_for_a_run_and_a_prompt():
 @pytest.mark.usefixtures("quick_verification")
 def test_an_export_says_beforehand_what_can_load_it_and_verifies_it():
     changes = {"export.to": "gguf", "export.weights": "f32", "name": "file"}
-    visit = answers(EXPORT, [MODEL, Fill(changes), START], execute=run_it)
-    form = visit.questions[-2].form.row("export.to").question()
+    visit = answers(EXPORT, [MODEL, Fill(changes), "Jo", "mit", START], execute=keep_or_run)
+    form = visit.questions[1].form.row("export.to").question()
     assert any("a Llama file for llama.cpp, Ollama and LM Studio" in choice.effect for choice in form.choices)
     assert [file.suffix for file in Path("checkpoints/file/gguf").iterdir() if file.suffix != ".md"] == [".gguf"]
+    card = Path("checkpoints/file/gguf/README.md").read_text()
+    assert "license: mit" in card
+    assert "Jo" in card
+    again = answers(EXPORT, [MODEL, ENTER, "No, go back", "card"])  # known, so only asked for
+    assert (again.question.key, again.question.default) == ("card.author", "Jo")
+    assert "card.author" not in again.keys[:-1]
+
+
+def keep_or_run(effect):
+    if isinstance(effect, KeepCard):
+        keep_answers(effect.answers, RunFolder(Path(effect.checkpoint)))
+        return True
+    return run_it(effect)
 
 
 def test_a_repository_on_the_hub_is_named_as_owner_and_name():
     wrong = Fill({"export.push": Refused("two words", '"two words" is not allowed.')}, STAY)
-    visit = answers(EXPORT, [MODEL, wrong, Fill({"export.push": "me/mine", "name": "sent"}), START])
-    assert visit.effects[0].recipe["export"] == {"push": "me/mine"}
+    visit = answers(EXPORT, [MODEL, wrong, Fill({"export.push": "me/mine", "name": "sent"}), "", "", START])
+    assert visit.effects[1].recipe["export"] == {"push": "me/mine"}
 
 
 def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
