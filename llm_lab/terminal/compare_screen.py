@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_lab.runs.comparison import (
@@ -17,8 +18,11 @@ from llm_lab.runs.comparison import (
     reference_of,
     verdict,
 )
+from llm_lab.runs.folder import RunFolder, run_of
+from llm_lab.runs.glossary import name_of
 
-from .console import has_colors, make_console, one_line, printable
+from .console import has_colors, make_console, one_line, printable, supports_unicode
+from .prompt_layout import MOST_COLUMNS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 
 NARROWEST = 22  # columns: an answer is hard to read in fewer
 STEP_WIDTH = 16
+CURVES = ("reward", "eval_loss", "loss")  # the first that all runs have is shown
+CURVE_LINES = 10
+CURVE_STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 MARK = "bold yellow"
 MODES = {"chat": "chat mode", "completion": "completion mode: continues the text"}
 SAME_OVER_TIME = ("parameters", "tokens_per_second", "agreement")
@@ -56,6 +63,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         console.print(table)
     if any(best_of(comparison, key) for key in keys):
         console.print(Text("* best value", style="dim"))
+    for line in _curves(comparison, console):
+        console.print(line, no_wrap=True, overflow="crop")
     for remark in comparison.remarks:
         console.print(Text(printable(remark), style="help"), overflow="fold")
 
@@ -68,6 +77,56 @@ def _print_models(comparison: Comparison, console: Console, *, modes: bool = Tru
         mode = f"  {MODES[model.mode]}" if modes else ""
         line = Text.assemble((f"{name}  ", "title"), one_line(model.name), (mode, "dim"))
         console.print(line, overflow="fold")
+
+
+def _curves(comparison: Comparison, console: Console) -> Iterator[Text]:
+    """Yield one picture with the curve of each run: of the quantity that says most, and that all of them have.
+
+    A letter per curve where there are no colors. Nothing for one run, or for runs of different stages.
+    """
+    from rich.text import Text
+
+    from .frame import ceiling, draw_curves
+
+    runs = {} if comparison.over_time else _runs_of(comparison)
+    if len(runs) < 2 or len({run.facts().get("stage") for run in runs.values()}) > 1:
+        return
+    metrics = {letter: run.metrics() for letter, run in runs.items()}
+    for key in CURVES:
+        series = [
+            [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+            for rows in metrics.values()
+        ]
+        if all(len(points) > 1 for points in series):
+            break
+    else:
+        return
+    colored = _marks_by_style(console)
+    styles = [CURVE_STYLES[index % len(CURVE_STYLES)] if colored else "" for index in range(len(series))]
+    yield Text("")
+    legend = Text(f"{name_of(key)} of each run, by step: ", style="title")
+    for letter, style in zip(runs, styles, strict=True):
+        legend.append(f" {letter} ", style=style)
+    yield legend
+    tops = [top for points in series if (top := ceiling(points)) is not None] if key != CURVES[0] else []
+    shape = min(console.width - 1, MOST_COLUMNS), CURVE_LINES
+    ascii_only = not colored or not supports_unicode(console)
+    for row in draw_curves(series, *shape, ascii_only=ascii_only, y_max=max(tops, default=None)):
+        line = Text()
+        for text, index in row:
+            is_mark = index is not None and text != " " and not colored
+            line.append(list(runs)[index or 0] if is_mark else text, style="dim" if index is None else styles[index])
+        yield line
+
+
+def _runs_of(comparison: Comparison) -> dict[str, RunFolder]:
+    """Return {letter: run} of the models that are a run's."""
+    found = {
+        letter: run_of(model.checkpoint)
+        for letter, model in zip(letters(comparison), comparison.models, strict=True)
+        if Path(model.checkpoint).exists()
+    }
+    return {letter: run for letter, run in found.items() if run is not None}
 
 
 def _marks_by_style(console: Console) -> bool:

@@ -375,7 +375,7 @@ def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) 
     legend.rstrip()
     if len(panels) > 1 and legend.cell_len + 2 + len(where) <= columns:
         legend.append(where.rjust(columns - legend.cell_len), style="dim")
-    y_max = _ceiling(series[0]) if panel.keys[0] == "loss" and "reward" not in track.history else None
+    y_max = ceiling(series[0]) if panel.keys[0] == "loss" and "reward" not in track.history else None
     drawn = [legend]
     for row in draw_curves(series, columns, lines, ascii_only=not unicode, y_max=y_max, dotted=dotted):
         marked = ((HELD_OUT if index in dotted and text.strip() else text, CURVE_STYLES[index]) for text, index in row)
@@ -383,7 +383,7 @@ def _curve(track: Track, columns: int, lines: int, unicode: bool, colors: bool) 
     return drawn
 
 
-def _ceiling(points: Points) -> float | None:
+def ceiling(points: Points) -> float | None:
     """Return the greatest loss after the first steps, whose fall would flatten all the rest."""
     if len(points) <= 20:
         return None

@@ -1,15 +1,21 @@
 """Text and numbers on the screen: nothing in them controls the terminal, and people can read them."""
 
 import io
+import json
 import re
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from llm_lab.cli import main
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.formatting import about, clock, count, size
+from llm_lab.runs.comparison import Answer, Compared, Comparison
 from llm_lab.terminal import console as console_module
+from llm_lab.terminal.compare_screen import print_comparison
 from llm_lab.terminal.console import columns, is_plain, print_error, printable
 from llm_lab.terminal.screens import begin_screen
 
@@ -94,3 +100,24 @@ def test_a_dumb_terminal_has_its_own_width_and_rows_without_a_name_are_read_as_w
         table.add_row(*row)
     console.print(table)
     assert capsys.readouterr().out == "a: b, c\nstatus: done\nalone\n"
+
+
+def test_the_curves_of_compared_runs_are_drawn_in_one_picture_with_a_letter_each(in_tmp_path):
+    for name, last in (("low", 1.0), ("high", 3.0)):
+        folder = Path("checkpoints", name)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text('{"stage": "pretrain"}')
+        rows = [{"step": step, "loss": last + 2 / step} for step in range(1, 30)]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    models = [Compared(name, f"checkpoints/{name}", "chat", (Answer("x"),), {}) for name in ("low", "high")]
+    console = Console(file=io.StringIO(), width=60)
+    print_comparison(Comparison(("a",), tuple(models), "greedy"), console)
+    shown = console.file.getvalue().splitlines()
+    at = next(number for number, line in enumerate(shown) if line.startswith("training loss of each run"))
+    curve = [line.partition("|")[2] or line.partition("+")[2] for line in shown[at + 1 : -1]]
+    assert "A" in curve[-1]
+    assert "B" not in curve[-1]
+    assert "B" in "".join(curve[:5])
+    alone = Console(file=io.StringIO(), width=60)
+    print_comparison(Comparison(("a",), (models[0], replace(models[1], checkpoint="gpt2")), "greedy"), alone)
+    assert "of each run" not in alone.file.getvalue()
