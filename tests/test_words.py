@@ -55,6 +55,9 @@ WORDS = {
     r"albeit|notwithstanding|whilst|amongst|(?<!once )upon(?! a time)|hereby|herewith": "although, while, among, on",
     r"in sight": "shown",
     r"whose word": "",
+    # One name for each quantity: that of the glossary.
+    r"val loss|eval loss|held-out loss": "validation loss",
+    r"bits/byte|bits a byte|bpb": "bits per byte",
 }
 PATTERN = re.compile(r"\b(?:" + "|".join(f"(?:{words})" for words in WORDS) + r")\b(?!-)", re.IGNORECASE)
 # The built-in training texts are data: a changed word would be other data.

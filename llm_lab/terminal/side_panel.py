@@ -10,10 +10,7 @@ from pathlib import Path
 
 from llm_lab.estimate.formatting import age, count
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.glossary import name_of
-from llm_lab.runs.housekeeping import short_result
 from llm_lab.wizard.home import kind_of_run
-from llm_lab.wizard.places import PLAIN_TEXT
 from llm_lab.wizard.questions import Choice, FileHead, Line, Question, RunSummary
 
 from .console import columns, make_console, one_line, supports_unicode
@@ -59,6 +56,8 @@ def _wrapped(text: str, style: str = "") -> Iterator[Line]:
 
 def head_of(path: str) -> Iterator[Line]:
     """Yield the first lines of a text file: wrapped where it is prose, else cut at the width."""
+    from llm_lab.wizard.places import PLAIN_TEXT
+
     try:
         with Path(path).expanduser().open("rb") as file:
             text = file.read(HEAD_BYTES).decode("utf-8", errors="replace")
@@ -75,6 +74,8 @@ def head_of(path: str) -> Iterator[Line]:
 
 def _of_run(run: RunFolder) -> Iterator[Line]:
     """Yield what a run is, its curve and its last sample."""
+    from llm_lab.runs.housekeeping import short_result
+
     facts = run.facts()
     then, parameters = facts.get("ended_at") or facts.get("created_at"), facts.get("parameters")
     yield from _wrapped(str(run.path), "title")
@@ -101,6 +102,8 @@ def _of_run(run: RunFolder) -> Iterator[Line]:
 
 
 def _curve_of(run: RunFolder) -> Iterator[Line]:
+    from llm_lab.runs.glossary import name_of
+
     from .frame import draw_curve
 
     if not run.metrics_path.is_file() or run.metrics_path.stat().st_size > LARGEST_METRICS:
