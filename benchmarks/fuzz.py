@@ -457,6 +457,8 @@ def _run_batch(kind: str, numbers: range, seed: int, place: Place, folder: Path,
         os.waitpid(child, 0)
         lines = [json.loads(line) for line in results.read_text().splitlines()]
         for number, code, raised, shown in lines:
+            if raised:  # a campaign may be stopped before it prints its findings
+                print(f"{kind} {number}: {raised}", file=sys.stderr, flush=True)
             count_case(findings, kind, number, code, raised, shown)
         at += len(lines)
         if at < numbers.stop:
