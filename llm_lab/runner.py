@@ -344,7 +344,9 @@ def _run_stage_here(resolved: Resolved, folder: RunFolder, listener: Listener, *
         known, step = folder.facts(), max((step for step, _ in folder.checkpoints()), default=0)
         again = {"status": "running", "process": this_process(), "resumed_at": [*known.get("resumed_at", []), now()]}
         # An older version recorded less, and a damaged record is begun again.
-        folder.update(**{**_first_facts(resolved, folder), MANIFESTS_FROM: step + 1, **known, **again})
+        first_facts = _first_facts(resolved, folder)
+        again["peak_flops"] = first_facts["peak_flops"]  # of all processes, which may be others now
+        folder.update(**{**first_facts, MANIFESTS_FROM: step + 1, **known, **again})
         if resolved.stage.trains:
             folder.forget_after(step)
             folder.keep_results(step)
@@ -388,7 +390,7 @@ def _run_or_roll_back(module: Any, resolved: Resolved, folder: RunFolder, listen
     from llm_lab.training.out_of_memory import OutOfMemory, halve_batch, with_remembered_batch
     from llm_lab.training.seat_belts import ROLL_BACK, Diverged, roll_back
 
-    recipe = with_remembered_batch(resolved.recipe, folder)
+    recipe = with_remembered_batch(resolved.recipe, folder, listener) if resume else resolved.recipe
     while True:
         full = None
         try:

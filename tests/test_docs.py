@@ -41,6 +41,47 @@ def test_every_command_of_the_readme_exists():
         parse(shlex.split(line))
 
 
+def test_the_commands_and_files_of_the_page_on_scaling_are_valid():
+    """Those of launchers by the launchers' own parsers; Slurm's and SkyPilot's files as shell and YAML."""
+    import shlex
+    import subprocess
+
+    import yaml
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    from llm_lab.commands.argument_parser import parse
+
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(\w*)\n(.*?)```", page, flags=re.DOTALL)
+    scripts = [text for kind, text in blocks if kind != "yaml"]
+    tasks = [yaml.safe_load(text) for kind, text in blocks if kind == "yaml"]
+    assert [(task["num_nodes"], task["resources"]["accelerators"]) for task in tasks] == [(2, "H100:8")]
+    scripts += [task[part] for task in tasks for part in ("setup", "run")]
+    found = []
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        for line in script.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.replace("$resume", "--resume"))
+            words = words[1:] if words[:1] == ["srun"] else words
+            if words[:1] == ["llm-lab"]:
+                parse(words[1:])
+            elif words[:1] == ["torchrun"]:
+                known = get_args_parser().parse_args([re.sub(r"\$\w+", "1", word) for word in words[1:]])
+                assert (known.module, known.training_script) == (True, "llm_lab.cli")
+                parse(known.training_script_args)
+            elif words[:2] == ["accelerate", "launch"]:
+                launched = launch_command_parser().parse_args(words[2:])
+                assert (launched.module, launched.training_script) == (True, "llm_lab.cli")
+                parse(launched.training_script_args)
+            else:
+                continue
+            found.append(words[0])
+    assert [found.count(name) for name in ("llm-lab", "torchrun", "accelerate")] == [4, 4, 1]
+    for config in re.findall(r"configs/[\w-]+\.yaml", page):
+        assert (ROOT / config).exists(), config
+
+
 def test_every_file_the_readme_links_to_exists():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", readme):

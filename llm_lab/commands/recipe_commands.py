@@ -21,11 +21,20 @@ from .documents import Document, plan_document, xray_document
 
 def run_recipe(arguments: argparse.Namespace) -> int | Document:
     """Run a recipe: show the plan, run it, show the results."""
+    from llm_lab.runs.processes import planning_for
+
+    if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
+        if arguments.nproc < 1:
+            raise UserError(Problem("--nproc", "there must be at least one process", value=arguments.nproc))
+        with planning_for(arguments.nproc):
+            return _run_in_processes(arguments) if not arguments.dry_run else _run(arguments)
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int | Document:
     from llm_lab.job import check
     from llm_lab.runner import Start
 
-    if arguments.nproc is not None and "WORLD_SIZE" not in os.environ:
-        return _run_in_processes(arguments)
     job = check(arguments.recipe, arguments.overrides)
     start = Start(arguments.resume, arguments.resume_from, arguments.overwrite)
     if arguments.dry_run and arguments.json:
@@ -107,8 +116,6 @@ def _run_in_processes(arguments: argparse.Namespace) -> int:
     from llm_lab.runner import require_trusted
     from llm_lab.runs.processes import start_processes
 
-    if arguments.nproc < 1:
-        raise UserError(Problem("--nproc", "there must be at least one process", value=arguments.nproc))
     job = check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
     with trusting_recipes(arguments.trust_recipe):
         with_consent(lambda: require_trusted(job))

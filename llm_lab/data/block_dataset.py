@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -190,11 +190,20 @@ class BlockStream:
     """The training part of a stream, repeated, in blocks: block k starts at token k * max_length.
 
     Blocks must be requested in increasing order; blocks in between (read by another process) are skipped.
-    A thread reads and encodes ahead. state: the result of `state()`, to resume from it.
+    A thread reads and encodes ahead. state: the result of `state()`, to resume from it. share: with several processes,
+    takes what one would read and yields what the first one has read, until the event says that no more is needed.
     """
 
-    def __init__(self, source: StreamSource, tokenizer: Any, *, max_length: int, state: dict[str, Any] | None = None):
-        self.source, self.max_length = source, max_length
+    def __init__(
+        self,
+        source: StreamSource,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        state: dict[str, Any] | None = None,
+        share: Callable[[Iterator[Any], threading.Event], Iterator[Any]] = lambda chunks, stopped: chunks,
+    ):
+        self.source, self.max_length, self._share = source, max_length, share
         self._encoder = Encoder(tokenizer)
         mark = Mark(**state) if state else Mark(source.start)
         self._epoch_tokens = mark.epoch_tokens
@@ -270,7 +279,7 @@ class BlockStream:
 
     def _read(self, mark: Mark) -> None:
         try:
-            for chunk in self._chunks(mark):
+            for chunk in self._share(self._chunks(mark), self._stopped):
                 while not self._stopped.is_set():
                     try:
                         self._ready.put(chunk, timeout=0.1)

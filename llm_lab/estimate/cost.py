@@ -118,6 +118,28 @@ def memory_by_part(
     }
 
 
+def memory_of_each(
+    memory: Mapping[str, int], shape: ModelShape, train: Mapping[str, Any], processes: int, *, trained: float = 1.0
+) -> dict[str, int]:
+    """Return {purpose: bytes} on each device of a run in several processes, from that of one process.
+
+    trained: the share of the weights that is trained. DDP divides nothing. Sharding (FSDP2) divides weights, gradients
+    and moments; of two layers and of the embeddings and the head there are whole weights, and of one layer and these
+    whole gradients, in the precision of the run. Before the first step the model is whole on every device.
+    """
+    if processes == 1 or train.get("distributed") != "fsdp":
+        return dict(memory)
+    parameters, ends = shape.parameters, shape.parameters - shape.matrix_parameters
+    layer = shape.matrix_parameters // shape.num_hidden_layers
+    number = 2 if train["dtype"] == "bfloat16" else 4
+    stored = min(memory["weights"], 4 * parameters)  # without the copies of autocast: what is gathered is cast already
+    gathered = number * (2 * layer + ends) + int((number + 4) * (layer + ends) * trained)
+    divided = {"weights": stored, **{part: memory[part] for part in ("gradients", "optimizer")}}
+    each = {**memory, **{part: -(-size // processes) for part, size in divided.items()}, "gathered layers": gathered}
+    missing = stored - sum(each.values())
+    return {**each, **({"whole model at the start": missing} if missing > 0 else {})}
+
+
 def _bytes_kept_per_token(shape: ModelShape, half: bool, compiled: bool) -> int:
     """Bytes that a layer saves per token for the backward pass."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
@@ -172,6 +194,7 @@ def estimate_pretraining(
         averaged=bool(train.get("ema_decay")),
     )
     checkpoint = 4 * shape.parameters + memory["optimizer"] + memory.get("averaged weights", 0)
+    memory = memory_of_each(memory, shape, train, machine.processes)
     if device == "cpu":
         memory["libraries"] = PROGRAM_BYTES
     disk = disk_by_part(4 * shape.parameters, checkpoint, train)

@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -143,7 +143,9 @@ class Machine:
 def find_machine() -> Machine:
     """Return this machine. Takes a few milliseconds, or as long as the GPU's driver; nothing heavy is imported."""
     with _FINDING:
-        return _find_machine()
+        found = _find_machine()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return found if found.processes == processes else replace(found, processes=processes)
 
 
 @functools.lru_cache(maxsize=1)
@@ -154,7 +156,6 @@ def _find_machine() -> Machine:
         cpu_cores=_usable_cores(),
         memory_bytes=_memory_bytes(),
         has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++")),
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
         has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
         has_bitsandbytes=importlib.util.find_spec("bitsandbytes") is not None,
         cpu_bf16_is_fast=any(flag in _cpu_flags().split() for flag in ("amx_bf16", "avx512_bf16")),

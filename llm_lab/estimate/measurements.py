@@ -118,6 +118,7 @@ def _settings(recipe: Mapping[str, Any], shape: ModelShape, machine: Machine) ->
         "optimizer": {key: recipe["optimizer"].get(key) for key in _OPTIMIZER_KEYS},
         "train": {key: recipe["train"].get(key) for key in _TRAIN_KEYS},
         **({"tuning": _of_tuning(recipe)} if "lora" in recipe else {}),
+        **({"sharded": True} if machine.processes > 1 and recipe["train"].get("distributed") == "fsdp" else {}),
     }
 
 

@@ -18,6 +18,7 @@ from .cost import (
     disk_by_part,
     flops_per_second,
     memory_by_part,
+    memory_of_each,
     occasions,
 )
 from .machine import Machine
@@ -113,6 +114,8 @@ def estimate_tuning(
     if shape is None:
         return Estimate(None, {}, per_step * steps, per_step, None, {}, 0, available, {}, 0, first_step)
     memory, model, checkpoint = _memory(recipe, shape, work, sequences, longest)
+    share = model / (4 * shape.parameters)
+    memory = memory_of_each(memory, shape, train, machine.processes, trained=share)
     disk = disk_by_part(model, checkpoint, train)
     measured = find_measurement(recipe, shape, machine)
     seconds: dict[str, float] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.adamw import adamw
 
 # The quintic polynomial of Jordan et al. (2024): steepest at zero, so five steps are enough.
@@ -48,6 +49,17 @@ def _multiplies_bf16(device_type: str) -> bool:
     return device_type == "cuda"
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _part_of(whole: Tensor, parameter: Tensor) -> Tensor:
+    """Return the part of a whole tensor that this process has of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """Groups with algorithm "muon" take hidden matrices, also several in one 3-D tensor; "adamw" takes anything.
 
@@ -57,6 +69,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     neuron_beta (of a group): if set, NorMuon (Li et al. 2025, arXiv:2510.05491): the orthogonal update of each row (of
     each output neuron) is divided by a moving root mean square of its entries, and the matrix scaled back to the norm
     that it had, as in modded-nanogpt, so that learning rates keep their meaning.
+
+    Of sharded matrices, every process gathers the momentum, orthogonalizes all of it, and takes its part.
 
     transposed (of a group): for each of its parameters, whether it is stored as (inputs, outputs); default: none is.
     """
@@ -111,7 +125,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
             dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
-            stacked = torch.stack(updates)
+            stacked = torch.stack([_whole(update) for update in updates])
             directions = orthogonalize(stacked.flatten(0, -3), group["ns_steps"], dtype).to(alike[0].dtype)
             beta = group.get("neuron_beta")  # which checkpoints of earlier versions don't have
             if beta is not None:
@@ -119,7 +133,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(alike, 1 - lr * group["weight_decay"])
             outputs, inputs = reversed(shape[-2:]) if is_transposed else shape[-2:]
             scale = math.sqrt(max(1.0, outputs / inputs))
-            torch._foreach_add_(alike, list(directions.view_as(stacked).unbind()), alpha=-lr * scale)
+            moves = [_part_of(move, p) for move, p in zip(directions.view_as(stacked), alike, strict=True)]
+            torch._foreach_add_(alike, moves, alpha=-lr * scale)
 
     def _normalize(self, params: list[Tensor], directions: Tensor, beta: float, is_transposed: bool) -> Tensor:
         """Return NorMuon's directions; updates the moving mean square of each row."""

@@ -17,6 +17,7 @@ from llm_lab.estimate.cost import (
     estimate_pretraining,
     flops_per_second,
     memory_by_part,
+    memory_of_each,
 )
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape, read_config_json, vocabulary_size
@@ -351,13 +352,14 @@ def _bytes(recipe: PartialRecipe, machine: Machine, shape: ModelShape, rows: int
         cautious=bool(recipe.get("optimizer.cautious_weight_decay")),
         averaged=bool(recipe.get("train.ema_decay")),
     )
-    return sum(parts.values())
+    train = {key: recipe.get(f"train.{key}") for key in ("distributed", "dtype")}
+    return sum(memory_of_each(parts, shape, train, machine.processes).values())
 
 
 def _will_be_compiled(recipe: PartialRecipe, machine: Machine, shape: ModelShape) -> bool:
     """Whether the model will be compiled, before batches and steps are known."""
     wanted = recipe.get("train.compile")
-    if wanted is not None or recipe.get("device") == "cpu":
+    if wanted is not None or recipe.get("device") == "cpu" or recipe.get("train.distributed") == "fsdp":
         return bool(wanted)
     return _saved_by_compiling(recipe, machine, shape) > COMPILE_SECONDS["cuda"]
 
@@ -389,7 +391,9 @@ def _derive_steps(recipe: PartialRecipe, machine: Machine, shape: ModelShape | N
 
 
 def _derive_compile(recipe: PartialRecipe, machine: Machine, shape: ModelShape | None) -> None:
-    if recipe.get("device") == "cpu":
+    if recipe.get("train.distributed") == "fsdp":
+        recipe.fill("train.compile", False, "not supported with fsdp")
+    elif recipe.get("device") == "cpu":
         if not machine.has_compiler:
             recipe.fill("train.compile", False, "no C++ compiler was found")
         enough = COMPILE_PAYS_AFTER_STEPS

@@ -47,6 +47,12 @@ ON_DIVERGENCE = {
     "stop": "stop and keep the last checkpoint",
     "roll_back": "return to the last checkpoint with half the learning rate, at most three times",
 }
+DISTRIBUTED = {
+    "ddp": "each process has the whole model; the fastest where it fits",
+    "fsdp": "each process has a part of every weight, gradient and moment (FSDP2)",
+    "deepspeed": "not supported yet; fsdp divides the same as ZeRO 3",
+}
+SHARDED_OPTIMIZERS = ("adamw", "muon", "lion")  # whose steps with sharded weights are tested
 FLASH_MAX_HEAD_DIM = 256
 # Measured on an AMD CPU with AVX-512 BF16: 12 x 64 tokens at width 128 take 21 ms in float32 and 25 in bf16,
 # 16 x 128 tokens at width 384 take 548 and 400.
@@ -210,6 +216,15 @@ class TrainLoop(Group):
         question="The same bits in every run on this GPU?",
         advanced=True,
     )
+    distributed: Annotated[str, OneOf(DISTRIBUTED)] = option(
+        "ddp",
+        help="what several processes divide among them; without effect in one process",
+        question="How do several processes share the model?",
+        choices=DISTRIBUTED,
+        why="With ddp, every GPU holds the whole model and its optimizer, and only the batch is divided. fsdp divides "
+        "these too, so that larger models fit, and sends all weights three times per batch.",
+        advanced=True,
+    )
     on_divergence: Annotated[str, OneOf(ON_DIVERGENCE)] = option(
         "stop",
         help="what happens if the loss is not a number or explodes",
@@ -367,7 +382,34 @@ def _there_is_a_sample_prompt(values: Values) -> Iterator[Problem]:
         )
 
 
+def _sharding_supports_the_run(values: Values) -> Iterator[Problem]:
+    """Yield a problem for each part of a recipe whose result with a sharded model would be wrong, or was not tested."""
+    train, optimizer = _train(values), (values.get("optimizer") or {}).get("name")
+    key, fix = "train.distributed", "Set train.distributed=ddp"
+    if train.get("distributed") == "deepspeed":
+        why = "not supported yet: nothing here was tested with DeepSpeed's engine"
+        yield Problem(key, why, value="deepspeed", allowed="ddp, fsdp", fix="fsdp divides the same as its ZeRO 3.")
+    if train.get("distributed") != "fsdp":
+        return
+    if values.get("stage") == "ppo":
+        why = "PPO trains two models at once, the policy and the critic, and accelerate shards one"
+        yield Problem(key, why, value="fsdp", fix=f"{fix}, or use GRPO, which has no critic.")
+    if optimizer not in (None, *SHARDED_OPTIMIZERS):
+        why = f"fsdp is not supported with {optimizer}, whose step needs whole weights"
+        yield Problem("optimizer.name", why, value=optimizer, allowed=", ".join(SHARDED_OPTIMIZERS), fix=f"Or: {fix}.")
+    if train.get("compile"):
+        why = "fsdp is not supported in a compiled step"
+        yield Problem("train.compile", why, value=True, fix=f"Leave the key out. Or: {fix}.")
+    if train.get("ema_decay"):
+        why = "fsdp is not supported with an average of the weights, which would be whole in each process"
+        yield Problem("train.ema_decay", why, value=train["ema_decay"], fix=f"Leave the key out. Or: {fix}.")
+    if (values.get("lora") or {}).get("load_in_4bit"):
+        why = "fsdp is not supported with 4-bit weights, which can't be divided"
+        yield Problem("lora.load_in_4bit", why, value=True, fix=f"Leave the key out. Or: {fix}.")
+
+
 LOOP_RULES: tuple[Rule, ...] = (
+    _sharding_supports_the_run,
     *LENGTH_RULES,
     _warmup_is_set_once,
     _flash_attention_has_no_alibi,

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_lab.errors import STOPPED
 from llm_lab.estimate.formatting import plural
 from llm_lab.estimate.machine import find_machine
 from llm_lab.events import Listener, Notice
 
+T = TypeVar("T")
 # The others wait while the first process tokenizes a large text; if one fails, the parent ends all of them.
 PATIENCE = timedelta(days=1)
 GRACE_SECONDS = 10.0
@@ -71,6 +75,16 @@ def start_processes(command: Sequence[str], count: int) -> int:
             signal.signal(number, handler)
 
 
+@contextmanager
+def planning_for(count: int) -> Iterator[None]:
+    """Make plans for a run in `count` processes, which this process is none of."""
+    os.environ["WORLD_SIZE"] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ["WORLD_SIZE"]
+
+
 def environment_of(count: int) -> dict[str, str]:
     """Return the environment of our Python processes, `count` of which run at the same time on this machine."""
     found = dict(os.environ)
@@ -108,14 +122,35 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def forget_launcher_settings() -> None:
+    """Drop what `accelerate launch` or an earlier stage has put into the environment: the recipe decides."""
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        del os.environ[name]
+
+
+def shares(count: int) -> Iterator[tuple[int, bool]]:
+    """Yield (number, whether it counts) of this process's share of `count` pieces of work.
+
+    It is the same number of them in each process, because the processes of a sharded model compute together: the last
+    ones repeat a piece that does not count.
+    """
+    world, rank = process_count(), int(os.environ.get("RANK", "0"))
+    for first in range(0, count, world):
+        yield min(first + rank, count - 1), first + rank < count
+
+
 @contextmanager
 def connected(device: str) -> Iterator[None]:
-    """Connect the processes; Trainer uses the connection."""
+    """Connect the processes, if they are not connected yet; Trainer uses the connection."""
+    forget_launcher_settings()
     if process_count() == 1:
         yield
         return
     import torch
 
+    if torch.distributed.is_initialized():
+        yield
+        return
     backend = "gloo"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -164,6 +199,50 @@ def first_process_first() -> Iterator[None]:
     yield
     if is_first_process():
         wait_for_all()
+
+
+def read_once() -> Callable[[Iterator[T], threading.Event], Iterator[T]]:
+    """Return a function that yields what the first process reads, in every process; the others read nothing.
+
+    All processes must call this. The function may run in a thread. It takes what this process would read, and an event
+    that ends the waiting for more. An error in reading is raised in every process.
+    """
+    world = process_count()
+    if world == 1:
+        return lambda pieces, stopped: pieces
+    from torch.distributed import TCPStore
+
+    address, first = os.environ["MASTER_ADDR"], is_first_process()
+    own = TCPStore(address, 0, is_master=True, wait_for_workers=False) if first else None
+    port = from_first_process(own and own.port)
+    store = own or TCPStore(address, port, is_master=False)
+
+    def hand_out(pieces: Iterator[T], stopped: threading.Event) -> Iterator[T]:
+        done = 0
+        try:
+            for piece in pieces:
+                store.set(str(done), pickle.dumps(piece))
+                done += 1
+                yield piece
+        except Exception as error:
+            store.set(str(done), pickle.dumps(error))
+            raise
+
+    def receive(pieces: Iterator[T], stopped: threading.Event) -> Iterator[T]:
+        for number in itertools.count():
+            key = str(number)
+            while not store.check([key]):
+                if stopped.wait(0.02):
+                    return
+            piece = pickle.loads(store.get(key))
+            if store.add(f"read {key}", 1) == world - 1:
+                store.delete_key(key)
+                store.delete_key(f"read {key}")
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+    return hand_out if first else receive
 
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -1,12 +1,14 @@
 """Whether a run can resume, and where: at its newest checkpoint or an earlier one.
 
-Every file of the checkpoint must be as it was written, and what the run began with must be the same: the number of
-processes, the model that it started from, and the other models and files that its recipe names.
+Every file of the checkpoint must be as it was written, and what the run began with must be the same: the model that it
+started from, and the other models and files that its recipe names. The number of processes may be another one if it
+can share the rows of a step evenly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,42 @@ from .processes import process_count
 
 MANIFESTS_FROM = "manifests_from_step"  # in run.json: from this step on, every checkpoint has a manifest
 START = 0
+BATCH = "batch"  # in run.json: rows and batches of a step in each process, where they are no longer the recipe's
+ROWS, BATCHES = "per_device_train_batch_size", "gradient_accumulation_steps"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How a process reads its rows of a step: `rows` at a time, `batches` times."""
+
+    rows: int
+    batches: int
+
+    def smaller(self) -> Batch | None:
+        """Return the next smaller batch with as many rows in a step, None if it has one row."""
+        factor = next((n for n in range(2, self.rows + 1) if self.rows % n == 0), None)
+        return Batch(self.rows // factor, self.batches * factor) if factor else None
+
+    def shared(self, before: int, now: int) -> Batch | None:
+        """Return the batch of `now` processes that read the same rows in a step as `before` of this one; None: can't.
+
+        At most as many rows at a time, and a divisor of them, so that a rollout can be divided too.
+        """
+        each, rest = divmod(self.rows * self.batches * before, now)
+        fitting = [rows for rows in range(1, self.rows + 1) if self.rows % rows == 0 and each % rows == 0]
+        return Batch(fitting[-1], each // fitting[-1]) if not rest and fitting else None
+
+
+def batch_to_resume(run: RunFolder, recipe: Batch) -> tuple[Batch | None, int]:
+    """Return (the batch of each process in what is left of a run, the number of processes before).
+
+    recipe: the recipe's batch. None where these processes can't share the rows of a step.
+    """
+    facts = run.facts()
+    known, before = facts.get(BATCH), facts.get("processes", process_count())
+    if isinstance(known, Mapping):
+        recipe, before = Batch(known["rows"], known["batches"]), known.get("processes", before)
+    return recipe.shared(before, process_count()), before
 
 
 def resume_command(run: RunFolder, options: str = "--resume") -> str:
@@ -73,11 +111,13 @@ def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[
     """
     facts, fix = run.facts(), "Restore it, or start a new run without --resume."
     problems = []
-    before = facts.get("processes", process_count())
-    if before != process_count():
-        why = f"the run in {run.path} began with {before}, and batches and random states are divided among them"
-        how = f"Resume with --nproc {before}." if before > 1 else "Resume without --nproc."
-        problems.append(Problem("--nproc", why, value=process_count(), fix=how))
+    train = (facts.get("recipe") or {}).get("train") or {}
+    if train.get(ROWS) and train.get(BATCHES):
+        batch, before = batch_to_resume(run, Batch(train[ROWS], train[BATCHES]))
+        if batch is None:
+            why = f"{process_count()} processes can't share the rows of a step evenly; the run was in {before}"
+            how = f"Resume with --nproc {before}." if before > 1 else "Resume without --nproc."
+            problems.append(Problem("--nproc", why, value=process_count(), fix=how))
     for key, known in _recorded(facts):
         if known.get("files") and (changed := changed_files(known["files"], files_of(known["path"]))):
             why = f"{', '.join(changed[:3])} changed on the Hub since the run in {run.path} began"

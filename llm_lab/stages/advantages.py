@@ -57,8 +57,14 @@ def whiten(x: torch.Tensor, mask: torch.Tensor, total: Sum = lambda x: x) -> tor
     return (centred * torch.rsqrt(variance + 1e-8)).masked_fill(~mask, 0.0)
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float | None:
+def explained_variance(
+    values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Sum = lambda x: x
+) -> float | None:
     """Return the share of the variance of the returns that the values predict; None without variance."""
-    found, predicted = returns[mask].double(), values[mask].double()
-    variance = found.var(correction=0) if len(found) > 1 else 0.0
-    return float(1 - (found - predicted).var(correction=0) / variance) if variance > 0 else None
+
+    def variance(x: torch.Tensor) -> torch.Tensor:
+        centred = x - masked_mean(x, mask, total)
+        return masked_mean(centred.square(), mask, total)
+
+    found, missed = variance(returns.double()), variance((returns - values).double())
+    return float(1 - missed / found) if found > 0 else None

@@ -119,7 +119,7 @@ class PPOTrainer(RolloutTrainer):
         if self.beta:
             metrics["kl"].append(masked_mean(kl, mask, self._total).item())
         metrics["return_mean"].append(masked_mean(returns, mask, self._total).item())
-        explained = explained_variance(values, returns, mask)
+        explained = explained_variance(values, returns, mask, self._total)
         if explained is not None:
             metrics["explained_variance"].append(explained)
         return rollout

@@ -60,6 +60,7 @@ from llm_lab.training.pretrain_data import (
 )
 from llm_lab.training.pretrain_trainer import PretrainTrainer, mask_documents
 from llm_lab.training.seat_belts import learning_rate_scale
+from llm_lab.training.sharding import is_sharded
 from llm_lab.training.tracking import Tracking
 from llm_lab.training.trainer import Interruption, training_arguments
 from llm_lab.training.weight_average import WeightAverage
@@ -238,8 +239,8 @@ def fit(
         if progress.exhausted:
             folder.update(exhausted=progress.exhausted)
         folder.update(mix=progress.facts(trainer.state.global_step))
-        with average.applied() if average else nullcontext():
-            write_model(folder, partial(save_model, model, tokenizer=data.tokenizer))
+    with average.applied() if average else nullcontext():
+        write_model(folder, model, partial(save_model, model, tokenizer=data.tokenizer))
     return Result("done" if finished else "stopped", folder.results_at(trainer.state.global_step))
 
 
@@ -311,7 +312,7 @@ class PretrainEvaluation:
         if self.scorer is not None:
             row |= self.scorer.measure(self.model)[0]
         self.measured_at = step
-        if is_first_process():
+        if is_first_process() or is_sharded(self.model):
             samples = {prompt: self._generate(prompt) for prompt in self.recipe.samples.prompts}
             write_samples(self.folder, self.listener, step, samples, whole=True)
         return row or None

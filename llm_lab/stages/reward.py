@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -27,7 +28,7 @@ from llm_lab.recipe.reward import RewardRecipe
 from llm_lab.rewards.classifier import is_encoder, load_classifier
 from llm_lab.rewards.models import RewardModel
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import first_process_first
+from llm_lab.runs.processes import first_process_first, process_count, shares
 from llm_lab.training.loop import Result, find_local, set_seed_and_precision
 from llm_lab.training.loss import autocast
 from llm_lab.training.trainer import LabTrainerMixin
@@ -249,19 +250,15 @@ def measure_pairs(
 
     With several processes, each computes its share of the batches.
     """
-    rank, world = 0, 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     totals = torch.zeros(4, dtype=torch.float64)
-    for number, start in enumerate(range(0, len(pairs), rows)):
-        if number % world != rank:
-            continue
+    for number, counts in shares(math.ceil(len(pairs) / rows)):
+        start = number * rows
         batch = collate_pairs(pairs[start : start + rows], pad_token_id)
         moved = {key: value.to(device) for key, value in batch.items()}
         output = score_batch(model, {**moved, "use_cache": False}, model.config, device, dtype)
         chosen, rejected = output.logits.squeeze(-1).cpu().double().chunk(2)
         margins = chosen - rejected
-        totals += torch.stack(
+        totals += counts * torch.stack(
             [
                 -F.logsigmoid(margins).sum(),
                 (margins > 0).double().sum(),
@@ -269,7 +266,7 @@ def measure_pairs(
                 torch.tensor(len(margins), dtype=torch.float64),
             ]
         )
-    if world > 1:
+    if process_count() > 1:
         totals = totals.to(device)
         torch.distributed.all_reduce(totals)
     loss, right, margin, count = totals.tolist()

@@ -8,16 +8,19 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from transformers import LogitsProcessor
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
@@ -36,6 +39,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import any_process, first_process_first, process_count
 from llm_lab.training.loop import find_local
 from llm_lab.training.seat_belts import RewardWatch
+from llm_lab.training.sharding import is_sharded
 from llm_lab.training.trainer import LabTrainerMixin
 from llm_lab.training.tuned_run import (
     Evaluation,
@@ -205,11 +209,14 @@ class RolloutTrainer(GRPOTrainer):
             seed=self.args.seed,
         )
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
         # TRL would fill in what it leaves out, such as a min_p, from the model's own generation config.
-        model = self.accelerator.unwrap_model(self.model)
-        with own_sampling_off(model), self.accelerator.autocast():  # PEFT's generate() bypasses the wrapper's autocast
-            return super()._generate_single_turn(*args, **kwargs)
+        model, rows = self.accelerator.unwrap_model(self.model), len(prompt_ids)
+        first = self.accelerator.process_index * rows
+        draws = Draws(self.args.seed, self.state.global_step, range(first, first + rows), self.temperature)
+        # PEFT's generate() bypasses the wrapper's autocast
+        with own_sampling_off(model), drawing(model, draws), self.accelerator.autocast():
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     # Checkpoints
 
@@ -229,34 +236,92 @@ class RolloutTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        file = self._rollout_file(checkpoint) if checkpoint is not None else None
-        if file is None or not file.exists():
+        files = sorted(Path(checkpoint).glob("rollout-*.safetensors"), key=_process_of) if checkpoint else []
+        if not files:
             return
-        found: dict[int, dict[str, torch.Tensor]] = {}
-        with safe_open(file, framework="pt") as stored:
-            step = int(stored.metadata()["step"])
-            for key in stored.keys():  # noqa: SIM118 (not a dict)
-                index, name = key.split(".", 1)
-                found.setdefault(int(index), {})[name] = stored.get_tensor(key).to(self.accelerator.device)
-        batches, wanted = [found[index] for index in sorted(found)], self.args.steps_per_generation
-        self._step = step * wanted // len(batches)
-        self._buffered_inputs = batches if len(batches) == wanted else _split_again(batches, wanted)
+        of_each, step = [], 0
+        for file in files:
+            found: dict[int, dict[str, torch.Tensor]] = {}
+            with safe_open(file, framework="pt") as stored:
+                step = int(stored.metadata()["step"])
+                for key in stored.keys():  # noqa: SIM118 (not a dict)
+                    index, name = key.split(".", 1)
+                    found.setdefault(int(index), {})[name] = stored.get_tensor(key).to(self.accelerator.device)
+            of_each.append([found[index] for index in sorted(found)])
+        wanted, processes = self.args.steps_per_generation, self.accelerator.num_processes
+        self._step = step * wanted // len(of_each[0])
+        batches = _divide([batch for some in zip(*of_each, strict=True) for batch in some], wanted * processes)
+        self._buffered_inputs = batches[self.accelerator.process_index :: processes]
 
     def _rollout_file(self, folder: str) -> Path:
         return Path(folder) / f"rollout-{self.accelerator.process_index}.safetensors"
 
 
-def _split_again(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
-    """Return the rows of a rollout in another number of batches, in the same order."""
-    split: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+class Draws(LogitsProcessor):
+    """Draws the next token of each row with a random number that depends on the seed, the step, the row and the place.
+
+    So a step has the same outputs in any number of processes. rows: their numbers among those of all processes.
+    temperature: of the distribution that is drawn from; it has no filters.
+    """
+
+    def __init__(self, seed: int, step: int, rows: Sequence[int], temperature: float):
+        self._sources = [np.random.Generator(np.random.PCG64([seed, step, row])) for row in rows]
+        self._temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        numbers = torch.tensor([[source.random()] for source in self._sources], dtype=torch.float64)
+        # In float64: sums over a large vocabulary are rounded to much more than the chance of a rare token.
+        sums = (scores.float() / self._temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+        places = numbers.to(scores.device, non_blocking=True) * sums[:, -1:]
+        drawn = torch.searchsorted(sums, places, right=True).clamp(max=scores.shape[1] - 1)
+        # The only token that is left for `generate` to choose.
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+@contextmanager
+def drawing(model: Any, draws: Draws) -> Iterator[None]:
+    """Let a model's `generate` draw its tokens so.
+
+    The processes of a sharded model compute together: each continues until all of them have ended their outputs.
+    """
+    own, together = model.generate, is_sharded(model)
+
+    def generate(*args: Any, **options: Any) -> Any:
+        return own(*args, **options, logits_processor=[draws], synced_gpus=together)
+
+    model.generate = generate
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+def _process_of(file: Path) -> int:
+    return int(file.stem.removeprefix("rollout-"))
+
+
+def _divide(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
+    """Return the rows of a rollout in another number of batches, in the same order.
+
+    Processes pad to their own lengths: prompts on the left, everything else on the right. Here all have the same.
+    """
+    divided: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
     for name, first in batches[0].items():
         if first.ndim:
-            parts = torch.cat([batch[name] for batch in batches]).chunk(count)
+            width = max(batch[name].shape[-1] for batch in batches) if first.ndim > 1 else 0
+            on_the_left = name.startswith("prompt")
+            rows = [_padded(batch[name], width, on_the_left) for batch in batches]
+            parts = torch.cat(rows).chunk(count) if len(rows) != count else rows
         else:
             parts = (first,) * count  # of the whole rollout
-        for batch, part in zip(split, parts, strict=True):
+        for batch, part in zip(divided, parts, strict=True):
             batch[name] = part
-    return split
+    return divided
+
+
+def _padded(rows: torch.Tensor, width: int, on_the_left: bool) -> torch.Tensor:
+    missing = width - rows.shape[-1] if rows.ndim > 1 else 0
+    return nn.functional.pad(rows, (missing, 0) if on_the_left else (0, missing)) if missing else rows
 
 
 class LabRolloutTrainer(LabTrainerMixin, RolloutTrainer):

@@ -65,6 +65,8 @@ def trial_seconds(resolved: Resolved) -> float:
     cost, values = resolved.estimate, resolved.recipe.model_dump(by_alias=True)
     if not isinstance(resolved.recipe, PretrainRecipe) or resolved.shape is None or not cost.wall_seconds:
         return 0.0
+    if resolved.recipe.train.distributed == "fsdp":
+        return 0.0  # a trial with whole weights would measure something else
     if cost.wall_seconds < MIN_RUN_SECONDS or find_measurement(values, resolved.shape, resolved.machine):
         return 0.0
     if cost.seconds_by_part.get("compiling", 0.0) > MAX_SHARE * cost.wall_seconds:

@@ -174,8 +174,19 @@ def _write_rows(trainer: Any) -> None:
         raise MachineError(Problem(str(trainer.run.metrics_path), why, fix=fix)) from error
 
 
-def write_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
-    """Write model/, which appears complete or not at all. MachineError where the disk is full."""
+def write_model(folder: RunFolder, model: Any, save: Callable[[Path], None]) -> None:
+    """Write model/, which appears complete or not at all; all processes call this. MachineError where the disk is full.
+
+    save: writes `model` into a folder.
+    """
+    from .sharding import whole_weights
+
+    with whole_weights(model):
+        if is_first_process():
+            _write_whole_model(folder, save)
+
+
+def _write_whole_model(folder: RunFolder, save: Callable[[Path], None]) -> None:
     try:
         with staged_folder(folder.model_path) as staged:
             save(staged)

@@ -21,8 +21,10 @@ from torch.nn import functional as F
 
 from llm_lab.data.block_dataset import ValidationBlocks
 from llm_lab.estimate.cost import PIECE_OF_LOGITS_BYTES
+from llm_lab.runs.processes import process_count, shares
 
 from .cpu import OneDnnLinear, multiply
+from .sharding import plain_type
 
 IGNORED = -100
 GPU_TILE = 128  # a vocabulary of 50,257 multiplies 5 to 8 times slower than one of 50,304 on an H100
@@ -77,7 +79,9 @@ def detach_large_head(model: Any, tokens: int) -> Iterator[nn.Linear | None]:
     The model is still called as a whole, so wrappers (data parallelism, compilation) see a complete forward pass.
     """
     head = model.get_output_embeddings()
-    known = model.config.model_type in PLAIN_HEADS and type(head) in (nn.Linear, OneDnnLinear) and head.bias is None
+    known = (
+        model.config.model_type in PLAIN_HEADS and plain_type(head) in (nn.Linear, OneDnnLinear) and head.bias is None
+    )
     known = known and not getattr(model.config, "final_logit_softcapping", None)
     if not known or 4 * tokens * head.out_features <= PIECE_OF_LOGITS_BYTES:
         yield None
@@ -244,28 +248,25 @@ def total_loss(
     With several processes, each computes its share of the batches. progress: called with (tokens done, tokens in
     total) if the evaluation takes more than two seconds.
     """
-    rank, world = 0, 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     total = torch.zeros(3, dtype=torch.float64)
     count, done, started = sum(len(tokens) for tokens in texts), 0, time.perf_counter()
     for tokens in texts:
         blocks = ValidationBlocks(tokens, max_length)
-        for number, start in enumerate(range(0, len(blocks), rows)):
-            if number % world != rank:
-                continue
+        for number, counts in shares(math.ceil(len(blocks) / rows)):
+            start = number * rows
             items = [blocks[i] for i in range(start, min(start + rows, len(blocks)))]
             ids = torch.from_numpy(np.stack([item["input_ids"] for item in items])).to(device)
             labels = torch.from_numpy(np.stack([item["shift_labels"] for item in items])).to(device)
             nats, of_separators = summed_nats(model, ids, labels, device, dtype, separator)
             count_here = (labels != IGNORED).sum()
-            total += torch.tensor([nats.item(), count_here.item(), of_separators.item()], dtype=torch.float64)
+            sums = torch.tensor([nats.item(), count_here.item(), of_separators.item()], dtype=torch.float64)
+            total += counts * sums
             if time.perf_counter() - started > PATIENCE_SECONDS:
                 progress(min(done + (start + rows) * max_length, count - 1), count)
         done += len(tokens)
     if time.perf_counter() - started > PATIENCE_SECONDS:
         progress(count, count)
-    if world > 1:
+    if process_count() > 1:
         total = total.to(device)
         torch.distributed.all_reduce(total)
     return TotalLoss(nats=float(total[0]), tokens=int(total[1]), text_nats=float(total[0] - total[2]))

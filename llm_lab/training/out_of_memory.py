@@ -8,9 +8,8 @@ from __future__ import annotations
 import gc
 import random
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from llm_lab.events import Listener, Notice, RunWarning
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.what_fits import ACCUMULATION, CHECKPOINTING, ROWS, memory_with
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.processes import process_count
+from llm_lab.runs.processes import is_first_process, process_count
+from llm_lab.runs.resume import BATCH, Batch, batch_to_resume
 
-BATCH = "batch"  # in run.json: rows and batches of a step, where they are no longer those of the recipe
 ON_A_CPU = "can't allocate memory"  # PyTorch's words; it has no error of its own for this
 
 
@@ -120,28 +119,31 @@ class BeforeStep(TrainerCallback):
 # --- the run
 
 
-@dataclass(frozen=True)
-class Batch:
-    """How the rows of a step are read: `rows` at a time, `batches` times."""
-
-    rows: int
-    batches: int
-
-    def smaller(self) -> Batch | None:
-        """Return the next smaller batch with as many rows in a step, None if it has one row."""
-        factor = next((n for n in range(2, self.rows + 1) if self.rows % n == 0), None)
-        return Batch(self.rows // factor, self.batches * factor) if factor else None
-
-
 def batch_of(recipe: Any) -> Batch:
     """Return the batch of a recipe."""
     return Batch(recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps)
 
 
-def with_remembered_batch(recipe: Any, folder: RunFolder) -> Any:
-    """Return the recipe with the smaller batch that an earlier part of the run found to fit."""
-    known = folder.facts().get(BATCH)
-    return _with_batch(recipe, Batch(known["rows"], known["batches"])) if isinstance(known, Mapping) else recipe
+def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) -> Any:
+    """Return the recipe with the batch of a resumed run.
+
+    It is the smaller one that was found to fit, or that of another number of processes, which is remembered and
+    reported. The rows of a step are the same.
+    """
+    batch, before = batch_to_resume(folder, batch_of(recipe))
+    assert batch is not None  # require_same_beginning() has looked
+    if before != process_count():
+        if is_first_process():
+            known = {"rows": batch.rows, "batches": batch.batches, "processes": process_count()}
+            folder.update(**{BATCH: {"from_step": max((step for step, _ in folder.checkpoints()), default=0), **known}})
+        listener(
+            Notice(
+                f"The run continues in {process_count()} instead of {before} processes: each step reads the same rows, "
+                f"{batch.rows} at a time and {batch.batches} times in each process. Sums are rounded in "
+                "another order, and dropout is drawn again."
+            )
+        )
+    return _with_batch(recipe, batch) if batch != batch_of(recipe) else recipe
 
 
 def _with_batch(recipe: Any, batch: Batch) -> Any:
@@ -165,7 +167,8 @@ def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOf
             f"gradients. For the next run: {ROWS}={smaller.rows} {ACCUMULATION}={smaller.batches}"
         )
     )
-    folder.update(**{BATCH: {"rows": smaller.rows, "batches": smaller.batches, "from_step": error.step}})
+    known = folder.facts().get(BATCH) or {}
+    folder.update(**{BATCH: {**known, "rows": smaller.rows, "batches": smaller.batches, "from_step": error.step}})
     free_memory(recipe.device)
     return _with_batch(recipe, smaller)
 
@@ -223,8 +226,11 @@ def _advice(recipe: Any, resolved: Resolved, error: OutOfMemory) -> Problem:
 def try_longest_batch(trainer: Any, listener: Listener) -> None:
     """Compute the loss of the longest batch of the run and its gradient, and forget both.
 
-    So a batch that does not fit fails now, and not after an hour. The random state is kept.
+    So a batch that does not fit fails now, and not after an hour. The random state is kept. Not for a model that is to
+    be sharded: it is still whole.
     """
+    if trainer.args.fsdp:
+        return
     devices = [torch.cuda.current_device()] if trainer.args.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         loss = trainer.loss_of_longest_batch()

@@ -29,7 +29,7 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Notice, RunWarning, progress_of
 from llm_lab.recipe.pretrain import DataSource, PretrainRecipe
 from llm_lab.runs.disk import write_atomically
-from llm_lab.runs.processes import process_count
+from llm_lab.runs.processes import process_count, read_once
 
 STREAMS_FILE = "streams.json"
 
@@ -142,7 +142,13 @@ def plan_reading(
     dataset = BlockDataset(
         order,
         [
-            BlockStream(tokens.source, data.tokenizer, max_length=train.max_length, state=states.get(str(number)))
+            BlockStream(
+                tokens.source,
+                data.tokenizer,
+                max_length=train.max_length,
+                state=states.get(str(number)),
+                share=read_once(),
+            )
             if isinstance(tokens, StreamTokens)
             else tokens.train
             for number, tokens in enumerate(data.tokens)

@@ -22,6 +22,8 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.health import ALL_ALIKE, ENTROPY_LEFT, MOST_CUT_OFF, MOST_KL, add_row, concerns
 from llm_lab.runs.processes import is_first_process, wait_for_all
 
+from .sharding import whole_weights
+
 ROLL_BACK, STOP = "roll_back", "stop"  # values of train.on_divergence and train.on_collapse
 MAX_ROLLBACKS, ROLLBACK_SCALE = 3, 0.5
 WORSE_THAN_A_GUESS = 1.5  # times the loss of a uniform guess, ln(vocabulary)
@@ -315,10 +317,15 @@ def why_nothing_moved(rows: Sequence[Mapping[str, Any]], *, weights_changed: boo
 
 def warn_of_standstill(trainer: Any, before: Sequence[torch.Tensor] | None, listener: Listener) -> None:
     """Warn of a complete run that learned nothing, and record it. before: weights at step 0."""
-    changed = before is None or any(
-        not torch.allclose(one, other, rtol=1e-6, atol=1e-12)
-        for one, other in zip(before, sample_weights(trainer.model), strict=True)
-    )
+    with whole_weights(trainer.model):
+        changed = (
+            before is None
+            or not is_first_process()
+            or any(
+                not torch.allclose(one.cpu(), other.cpu(), rtol=1e-6, atol=1e-12)
+                for one, other in zip(before, sample_weights(trainer.model), strict=True)
+            )
+        )
     folder = trainer.run
     why = why_nothing_moved(folder.metrics(), weights_changed=changed)
     if not is_first_process() or (why is None and "unmoved" not in folder.facts()):

@@ -26,11 +26,22 @@ from llm_lab.optim.decay import fade_decay
 from llm_lab.runs.disk import describe_disk_error, is_disk_error, publish, remove_folder
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.manifest import write_manifest
-from llm_lab.runs.processes import any_process, process_count, wait_for_all
+from llm_lab.runs.processes import any_process, forget_launcher_settings, process_count, wait_for_all
 from llm_lab.runs.retention import steps_to_keep
 
 from .out_of_memory import BeforeStep
 from .seat_belts import HealthWatch, LossWatch, learning_rate_scale
+from .sharding import (
+    as_tensor,
+    is_sharded,
+    reshard,
+    set_precision,
+    shard_loaded_state,
+    shard_on_a_cpu,
+    sharding_options,
+    whole_state,
+    whole_weights,
+)
 from .tracking import Tracking
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -101,6 +112,7 @@ class LabTrainerMixin(_Base):
     optimizer: Any
     lr_scheduler: Any
     control: Any
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -141,8 +153,16 @@ class LabTrainerMixin(_Base):
         self.add_callback(self.before_step)
         self.add_callback(_StepCallback(interruption, eval_every, self))
 
-    def begin_clock(self) -> None:
-        """Start to measure the speed from the current step."""
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # without a second copy of all gradients
+        if self.args.fsdp and self.args.device.type == "cpu":
+            shard_on_a_cpu(self)
+
+    def begin(self) -> None:
+        """Start to measure the speed from the current step; the model is as it is trained."""
+        assert is_sharded(self.model) == bool(self.args.fsdp), "train.distributed has no effect"
         self._clock.begin(self.train_tokens)
 
     # Optimizer, schedule and data order
@@ -150,6 +170,7 @@ class LabTrainerMixin(_Base):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = self._build_optimizer(self.model)
+            shard_loaded_state(self.optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -169,8 +190,27 @@ class LabTrainerMixin(_Base):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # Trainer's own count iterates over all parameters at every batch
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with self._as_one_process():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    @contextmanager
+    def _as_one_process(self) -> Iterator[None]:
+        """Let Trainer save and load the optimizer of a sharded model as it does with one process."""
+        if not self.is_fsdp_enabled:
+            yield
+            return
+        optimizer, whole = self.optimizer, whole_state(self.optimizer)
+        self.is_fsdp_enabled, optimizer.state_dict = False, lambda: whole
+        try:
+            yield
+        finally:
+            self.is_fsdp_enabled = True
+            del optimizer.state_dict
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with self._as_one_process():
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or learning_rate_scale(self.run) == 1.0:
             return
         # The checkpoint has the learning rate of its next step, from before the run returned to it.
@@ -208,7 +248,7 @@ class LabTrainerMixin(_Base):
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)
+        norm = as_tensor(super()._get_grad_norm(*args, **kwargs))
         if norm is not None:
             self._watch.saw_gradient(norm)
         return norm
@@ -287,8 +327,11 @@ class LabTrainerMixin(_Base):
         return {name: round(means[key], 6) for key, name in self.logged.items() if key in means}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not restore_weights(self.model, resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        sharded, self.is_fsdp_enabled = self.is_fsdp_enabled, False
+        with whole_weights(self.model, write=True):
+            if not restore_weights(self.model, resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.is_fsdp_enabled = sharded
 
     def restore(self, checkpoint: Path) -> None:
         """Load a checkpoint without training: the weights, the counts of the run and the random state."""
@@ -316,6 +359,7 @@ class LabTrainerMixin(_Base):
             self.model.eval()
             row = self._evaluate_step(self.state.global_step)
             self.model.train()
+            reshard(self.model)
             if row:
                 self.record(row)
 
@@ -378,6 +422,10 @@ class LabTrainerMixin(_Base):
             return "A resumed run repeats the steps since then."
         return f"Training continues. Free disk space before step {step + self.args.save_steps}."
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with whole_weights(self.model):
+            self._save(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Always a plain Hugging Face folder, so that every checkpoint can be loaded and chatted with.
         # transformers calls this in every process: all but the first would overwrite its files.
@@ -427,7 +475,7 @@ class _StepCallback(TrainerCallback):
         self.interruption, self.eval_every, self.trainer = interruption, eval_every, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.begin_clock()
+        self.trainer.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.global_step >= state.max_steps
@@ -463,6 +511,7 @@ def training_arguments(
         known = {field.name for field in fields(kind)}
         name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
         options[name] = False
+    forget_launcher_settings()
     arguments = kind(
         output_dir=str(steps_path),
         max_steps=train.max_steps,
@@ -488,7 +537,9 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         # loss.autocast is used instead: accelerate's makes a float32 copy of all logits.
         **{"bf16": False, "fp16": False, **options},
+        **sharding_options(train.distributed),
     )
+    set_precision(arguments, train.dtype)
     # One process per GPU: Trainer would otherwise spread a batch over all GPUs with the slow DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

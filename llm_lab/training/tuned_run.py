@@ -377,6 +377,5 @@ def fit(
     step = trainer.state.global_step
     if not finished and getattr(trainer, "collapsed", False):
         step = return_to_best(trainer, folder, listener)
-    if trainer.is_world_process_zero():
-        write_model(folder, partial(save, model, tokenizer=tokenizer))
+    write_model(folder, model, partial(save, model, tokenizer=tokenizer))
     return Result("done" if finished else "stopped", folder.results_at(step))

@@ -154,3 +154,21 @@ def test_every_model_of_a_shipped_recipe_is_known_before_its_download():
     names = {read_recipe_file(SHIPPED_RECIPES / f"{name}.yaml").get("model") for name in RECIPES if "lora" in name}
     assert names
     assert all(find_in_library(name) for name in names)
+
+
+def test_a_sharded_plan_divides_weights_gradients_and_moments_and_counts_what_is_whole():
+    """7 B parameters in float32 with AdamW: 16 bytes each on one GPU, 2 on each of eight."""
+    raw = {"stage": "pretrain", "device": "cuda", "model": {"size": "7b"}, "data": [{"path": "a.txt"}]}
+    raw |= {"optimizer": {"name": "adamw"}, "train": {"per_device_train_batch_size": 1, "max_length": 2048}}
+    eight = replace(machine(CARDS["H100"]), gpus=(CARDS["H100"],) * 8, processes=8)
+    whole = resolve(raw, machine=eight).estimate
+    raw["train"]["distributed"] = "fsdp"
+    shared = resolve(raw, machine=eight).estimate
+    assert whole.memory_by_part["optimizer"] == 8 * whole.parameters
+    of = shared.memory_by_part
+    for part, each in (("weights", 4), ("gradients", 4), ("optimizer", 8)):
+        assert of[part] == pytest.approx(each * shared.parameters / 8, rel=0.01)
+    assert 2**30 < of["gathered layers"] < 6 * 2**30
+    assert whole.memory_bytes > CARDS["H100"].memory_bytes > shared.memory_bytes
+    # A checkpoint is whole.
+    assert shared.disk_by_part == whole.disk_by_part

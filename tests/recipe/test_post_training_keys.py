@@ -196,8 +196,9 @@ def is_an_optimizers(key: str) -> bool:
     return group is not None and issubclass(group, GROUPS)
 
 
-# Keys about runs that go wrong, which training/test_seat_belts.py tests.
-SEAT_BELTS = {"TuneTrain.on_divergence", "GrpoOptions.on_collapse", "PpoOptions.on_collapse"}
+# Of runs that go wrong (training/test_seat_belts.py), and of several processes (stages/test_processes_agree.py).
+TESTED_ELSEWHERE = {f"TuneTrain.{key}" for key in ("on_divergence", "distributed")}
+TESTED_ELSEWHERE |= {"GrpoOptions.on_collapse", "PpoOptions.on_collapse"}
 
 
 def test_every_key_has_a_visible_effect_listed():
@@ -205,7 +206,7 @@ def test_every_key_has_a_visible_effect_listed():
     assert {key.removeprefix("Tune") for key in others} <= {
         f"{owner}.{key.name}" for key, owner in leaf_keys(PRETRAIN.recipe)
     }
-    assert set(EFFECTS) == set(PLACES) - others - SEAT_BELTS
+    assert set(EFFECTS) == set(PLACES) - others - TESTED_ELSEWHERE
 
 
 MINE = """

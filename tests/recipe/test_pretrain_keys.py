@@ -185,12 +185,13 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
 }
 # Groups that the stages after pretraining share and test.
 SHOWN_BY_OTHERS = ("Columns.", "RewardTerm.")
-SEAT_BELTS = {"Train.on_divergence"}  # about a run that goes wrong; training/test_seat_belts.py tests it
+# Of runs that go wrong (training/test_seat_belts.py), and of several processes (stages/test_processes_agree.py).
+TESTED_ELSEWHERE = {"Train.on_divergence", "Train.distributed"}
 LEAVES = {f"{owner}.{key.name}": key.path for key, owner in leaf_keys(PretrainRecipe) if key.path != "stage"}
 
 
 def test_every_key_has_a_visible_effect_listed():
-    assert set(EFFECTS) == {key for key in LEAVES if not key.startswith(SHOWN_BY_OTHERS)} - SEAT_BELTS
+    assert set(EFFECTS) == {key for key in LEAVES if not key.startswith(SHOWN_BY_OTHERS)} - TESTED_ELSEWHERE
 
 
 def test_each_stage_has_a_module_that_runs_it():

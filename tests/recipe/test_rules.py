@@ -46,7 +46,14 @@ def export(**options: Any) -> dict:
 
 
 # {rule: [(changes of a pretraining recipe that break it, the key that is reported, changes that pass)]}
+SHARDED = {"train.distributed": "fsdp"}
 PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
+    "_sharding_supports_the_run": [
+        ({"train.distributed": "deepspeed"}, "train.distributed", SHARDED),
+        ({**SHARDED, "optimizer": {"name": "sophia"}}, "optimizer.name", {**SHARDED, "optimizer": {"name": "lion"}}),
+        ({**SHARDED, "train.compile": True}, "train.compile", SHARDED),
+        ({**SHARDED, "train.ema_decay": 0.9}, "train.ema_decay", {"train.ema_decay": 0.9}),
+    ],
     "_heads_divide_width": [
         ({"model.num_attention_heads": 3}, "model.num_attention_heads", {"model.num_attention_heads": 4}),
         ({"model.num_attention_heads": 32}, "model.num_attention_heads", {"model.num_attention_heads": 16}),
@@ -193,6 +200,7 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
 }
 # {rule: [(a recipe that breaks it, the key that is reported, a recipe that passes)]}
 LATER: dict[str, list[tuple[dict, str, dict]]] = {
+    "_sharding_supports_the_run": [(recipe("ppo", **SHARDED), "train.distributed", recipe("grpo", **SHARDED))],
     "_reward_terms_are_complete": [
         (rewarded({"weight": 2.0}), "rewards.0", rewarded({"name": "exact_match", "weight": 2.0})),
         (

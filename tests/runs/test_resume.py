@@ -10,7 +10,14 @@ from llm_lab.estimate.adapter_base import settings_digest, weights_digest
 from llm_lab.runs.folder import RunFolder, create_run
 from llm_lab.runs.lineage import file_digest
 from llm_lab.runs.manifest import write_manifest
-from llm_lab.runs.resume import require_resume_point, require_same_beginning, resume_command, set_aside_after
+from llm_lab.runs.resume import (
+    Batch,
+    batch_to_resume,
+    require_resume_point,
+    require_same_beginning,
+    resume_command,
+    set_aside_after,
+)
 
 
 @pytest.fixture
@@ -110,10 +117,30 @@ def test_changed_files_are_listed_together(run):
     assert [problem.key for problem in caught.value.problems] == list(files)
 
 
-def test_a_run_goes_by_the_number_of_processes_that_it_began_with(run, monkeypatch):
-    run.update(processes=1)
+def test_a_run_resumes_in_as_many_processes_as_can_share_its_steps(run, monkeypatch):
+    run.update(processes=2, recipe={"train": {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1}})
     require_same_beginning(run)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"--nproc = 2: .* began with 1, .* Resume without --nproc"):
+    assert batch_to_resume(run, Batch(3, 1)) == (Batch(3, 2), 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=r"--nproc = 4: 4 processes can't share the rows .* Resume with --nproc 2"):
         require_same_beginning(run)
-    assert resume_command(run).endswith("--resume --nproc 2")
+    assert resume_command(run).endswith("--resume --nproc 4")
+    # It has continued in one process, with a smaller batch.
+    run.update(batch={"rows": 1, "batches": 6, "from_step": 5, "processes": 1})
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert batch_to_resume(run, Batch(3, 1)) == (Batch(1, 2), 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "before", "now", "shared"),
+    [
+        (Batch(4, 1), 2, 1, Batch(4, 2)),
+        (Batch(4, 2), 1, 2, Batch(4, 1)),
+        (Batch(4, 1), 1, 2, Batch(2, 1)),
+        (Batch(6, 1), 2, 4, Batch(3, 1)),
+        (Batch(3, 1), 1, 2, None),
+        (Batch(6, 1), 1, 4, None),
+    ],
+)
+def test_the_rows_of_a_step_are_shared_evenly_or_not_at_all(batch, before, now, shared):
+    assert batch.shared(before, now) == shared

@@ -9,6 +9,7 @@ from support.post_runs import post_recipe, rows_of, write_base, write_questions
 from llm_lab.hf.load import load_model
 from llm_lab.runner import run
 from llm_lab.stages.grpo import LabGRPOTrainer
+from llm_lab.stages.rollouts import Draws
 
 QUICK = {"train.max_steps": 2, "train.eval_steps": 2, "train.save_steps": 1, "train.per_device_train_batch_size": 8}
 POSITIONS = ["rope", "alibi", "sinusoidal"]
@@ -115,3 +116,23 @@ def test_grpo_learns_toy_verifiable_task():
     assert trained[-1] > 0.85
     assert held_out[0] < 0.45
     assert held_out[-1] > 0.85
+
+
+def test_each_row_draws_its_own_tokens_in_the_right_proportions():
+    """A row draws the same in any batch, so a step has the same outputs in any number of processes."""
+    wanted = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    scores = wanted.log().expand(4000, 4) * 2  # at a temperature of 2
+
+    def draw(rows: range, step: int = 7) -> list[list[int]]:
+        draws = Draws(1, step, rows, temperature=2.0)
+        prompt = torch.zeros(len(rows), 3, dtype=torch.long)
+        chosen = [draws(prompt, scores[: len(rows)]) for _ in range(2)]
+        assert all((each > -torch.inf).sum(dim=1).eq(1).all() for each in chosen)
+        return torch.stack([each.argmax(dim=1) for each in chosen], dim=1).tolist()
+
+    whole = draw(range(4000))
+    assert draw(range(1000)) + draw(range(1000, 4000)) == whole
+    assert draw(range(1000), step=8) != whole[:1000]
+    counts = torch.tensor(whole).flatten().bincount(minlength=4) / 8000
+    assert torch.allclose(counts, wanted, atol=0.02)
+    assert counts[3] == 0

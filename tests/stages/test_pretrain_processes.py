@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,7 +45,8 @@ def run_with_two(raw: dict, *words: str) -> dict:
     process = start(raw, *words)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    return {**TINY.facts(), "path": str(TINY.path)}
+    folder = RunFolder(Path("checkpoints") / raw["name"])
+    return {**folder.facts(), "path": str(folder.path)}
 
 
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch():
@@ -71,6 +73,38 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch():
         "rng_state_0.pth",
         "rng_state_1.pth",
     ]
+
+
+def launched(*words: str) -> list[str]:
+    return [sys.executable, *words, "llm_lab.cli", "run", "recipe.yaml"]
+
+
+def test_two_machines_that_meet_run_the_same_program_as_nproc():
+    """Two agents of torchrun, which meet at an address, as on two machines."""
+    theirs = weights(run_with_two(tiny_recipe(name="two")))
+    Path("recipe.yaml").write_text(json.dumps(tiny_recipe()))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--rdzv-id", "lab", "--nnodes", "2"]
+    command = launched("-m", "torch.distributed.run", *meeting, "--nproc-per-node", "1", "-m")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    agents = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    outputs = [agent.communicate(timeout=240)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert TINY.facts()["processes"] == 2
+    found = weights({**TINY.facts(), "path": str(TINY.path)})
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in found.items())
+
+
+def test_the_settings_of_accelerate_launch_change_nothing():
+    one = run(tiny_recipe(name="one"))
+    Path("recipe.yaml").write_text(json.dumps(tiny_recipe()))
+    settings = ["--num_processes", "1", "--cpu", "--mixed_precision", "bf16", "--dynamo_backend", "no"]
+    command = launched("-m", "accelerate.commands.launch", *settings, "--module")
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert losses({**TINY.facts(), "path": str(TINY.path)}) == losses(one)
 
 
 def test_two_processes_run_all_stages_of_a_pipeline():

@@ -323,12 +323,6 @@ def test_a_recipe_edited_in_its_run_is_compared_with_what_the_run_began_with(fin
     assert f"Restore it in {path}, or start a new run without --resume" in said
 
 
-def test_a_run_is_not_resumed_with_another_number_of_processes(finished_run):
-    TINY.update(processes=2)
-    with pytest.raises(UserError, match=r"--nproc = 1: the run in checkpoints/tiny began with 2.*--nproc 2"):
-        run(tiny_recipe(), resume=True)
-
-
 def test_a_run_with_a_damaged_record_is_resumed_and_the_record_is_kept(finished_run):
     expected, rows = weights(finished_run), losses(finished_run)
     shutil.rmtree(TINY.steps_path / "checkpoint-20")

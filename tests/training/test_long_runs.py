@@ -6,19 +6,34 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import tiny_recipe, write_text
+from support.post_runs import post_recipe, write_base
 
 from llm_lab.events import MetricsLogged
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.trainer import LabTrainerMixin
 
-STEPS = 5000
+STEPS = {"pretrain": 5000, "sft": 2000, "reward": 2000, "dpo": 1500, "grpo": 1000, "ppo": 1000}
 GROWTH_BYTES = 8 * 2**20  # over the second half of the run
 
 
+def recipe_of(stage: str) -> dict:
+    if stage == "pretrain":
+        write_text("text.txt")
+        raw = tiny_recipe()
+    else:
+        write_base()
+        raw = post_recipe(stage)
+        # A reward that keeps its spread, so that the run neither collapses nor stops to learn.
+        raw["optimizer"]["learning_rate"] = 1e-4
+    steps = STEPS[stage]
+    raw["train"] |= {"max_steps": steps, "eval_steps": steps, "save_steps": steps, "logging_steps": 50}
+    return raw
+
+
 @pytest.mark.slow
-def test_memory_stays_flat_and_records_cost_under_a_percent_of_a_step(in_tmp_path, monkeypatch):
-    write_text("text.txt")
+@pytest.mark.parametrize("stage", STEPS)
+def test_memory_stays_flat_and_records_cost_under_a_percent_of_a_step(stage, in_tmp_path, monkeypatch):
     sizes, spent, process = [], [0.0], psutil.Process()
     record = LabTrainerMixin.record
 
@@ -32,9 +47,9 @@ def test_memory_stays_flat_and_records_cost_under_a_percent_of_a_step(in_tmp_pat
             sizes.append(process.memory_info().rss)
 
     monkeypatch.setattr(LabTrainerMixin, "record", timed)
-    steps = {"train.max_steps": STEPS, "train.eval_steps": STEPS, "train.save_steps": STEPS, "train.logging_steps": 50}
-    facts = run(tiny_recipe(**steps), listener=listener)
+    facts = run(recipe_of(stage), listener=listener)
     seconds = RunFolder(Path(facts["path"])).metrics()[-1]["wall_seconds"]
     later = sizes[len(sizes) // 2 :]
+    assert len(later) >= 10
     assert max(later) - later[0] < GROWTH_BYTES
     assert spent[0] < 0.01 * seconds

@@ -1,0 +1,145 @@
+"""A model sharded over the processes of a run (FSDP2, through accelerate), and how it becomes whole to be saved.
+
+Each process has a part of every weight, of its gradient and of its moments. Checkpoints always hold whole tensors, in
+the form of a run with one process, so that any number of processes can resume them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+
+from llm_lab.runs.processes import is_first_process, process_count
+
+FSDP = "fsdp"  # of train.distributed
+
+
+def sharding_options(distributed: str) -> dict[str, Any]:
+    """Return the TrainingArguments that shard a model, {} where it is not sharded."""
+    if distributed != FSDP or process_count() == 1:
+        return {}
+    return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+
+
+def set_precision(arguments: Any, dtype: str) -> None:
+    """Gather weights in the precision of the run, and sum gradients in float32; what a process owns is float32 too."""
+    if arguments.fsdp_plugin_args is not None:
+        gathered = torch.bfloat16 if dtype == "bfloat16" else None
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+
+
+def shard_on_a_cpu(trainer: Any) -> None:
+    """Let accelerate shard on a CPU too: by itself it copies the whole model to each process there, without a word."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = trainer.accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether a model is sharded."""
+    return isinstance(model, FSDPModule)
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module as it was before it was sharded."""
+    kind = type(module)
+    return kind.__mro__[2] if issubclass(kind, FSDPModule) else kind  # FSDP2 derives from FSDPModule and from it
+
+
+def reshard(model: Any) -> None:
+    """Drop the whole weights that the last forward pass of a sharded model has kept for a backward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def as_tensor(value: Any) -> Any:
+    """Return a number of all processes as a plain tensor."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@contextmanager
+def whole_weights(model: Any, *, write: bool = False) -> Iterator[None]:
+    """Make a sharded model a plain one for a while, with whole weights on the CPU. Every process must enter.
+
+    Only the first process gets the values. write: all get them, and what they change is kept; each must make the same
+    changes.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    reshard(model)
+    whole: dict[int, tuple[DTensor, nn.Parameter]] = {}
+    places: list[tuple[nn.Module, str, DTensor]] = []
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if not isinstance(parameter, DTensor):
+                    continue
+                if id(parameter) not in whole:  # tied weights stay tied
+                    full = parameter.full_tensor().to("cpu" if write or is_first_process() else "meta")
+                    whole[id(parameter)] = parameter, nn.Parameter(full, requires_grad=parameter.requires_grad)
+                places.append((module, name, parameter))
+    classes = [(module, type(module)) for module in model.modules() if isinstance(module, FSDPModule)]
+    for module, name, parameter in places:
+        module._parameters[name] = whole[id(parameter)][1]
+    for module, _ in classes:
+        module.__class__ = plain_type(module)
+    try:
+        yield
+    finally:
+        for module, kind in classes:
+            module.__class__ = kind
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
+    if write:
+        with torch.no_grad():
+            for parameter, full in whole.values():
+                parameter.to_local().copy_(_shard_like(full.detach(), parameter).to_local())
+
+
+def whole_state(optimizer: Any) -> dict[str, Any]:
+    """Return the state of an optimizer with whole tensors on the CPU, in the first process; all must call this."""
+
+    def whole(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        return value.full_tensor().to("cpu" if is_first_process() else "meta")
+
+    return tree_map(whole, optimizer.state_dict())
+
+
+def shard_loaded_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer of a sharded model load a state of whole tensors: each process takes its part."""
+
+    def shard(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parts = {
+            index: {name: _shard_like(value, parameters[index]) for name, value in of_one.items()}
+            for index, of_one in state["state"].items()
+        }
+        return {**state, "state": parts}
+
+    optimizer.register_load_state_dict_pre_hook(shard)
+
+
+def _shard_like(value: Any, parameter: torch.Tensor) -> Any:
+    """Return this process's part of a whole tensor of a parameter's shape; anything else as it is."""
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
+        return value
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+        return value
+    whole = value.to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
