@@ -37,11 +37,14 @@ from llm_lab.runs.recipe_paths import with_paths_of
 from llm_lab.runs.report import collect_scores, write_pipeline_report
 from llm_lab.runs.resume import (
     MANIFESTS_FROM,
+    batch_of,
+    batch_to_resume,
     require_resume_point,
     require_same_beginning,
     resume_command,
     set_aside_after,
     what_is_saved,
+    with_batch,
 )
 
 MIN_STEPS_TO_MEASURE = 100  # shorter runs say too little about the speed
@@ -264,7 +267,13 @@ def what_is_left(job: Job, resume_from: int | None = None) -> Job:
         step = max((step for step, _ in own.checkpoints()), default=0)
         if resume_from is not None and own == interrupted:
             step = resume_from
-        stages.append(estimate_again(resolved, first_step=step) if step else resolved)
+        if step and resolved.stage.trains:
+            batch, _ = batch_to_resume(own, batch_of(resolved.recipe))
+            shared = replace(resolved, recipe=with_batch(resolved.recipe, batch)) if batch else resolved
+            resolved = replace(resolved, estimate=estimate_again(shared, first_step=step).estimate)
+        elif step:
+            resolved = estimate_again(resolved, first_step=step)
+        stages.append(resolved)
     return replace(job, stages=tuple(stages))
 
 

@@ -65,6 +65,17 @@ def test_run_trains_and_saves_the_model(trained, capfd):
     assert (trained / "checkpoints/tiny/model/config.json").is_file()
 
 
+def test_a_dry_run_of_several_processes_plans_for_them_and_starts_none(recipe, capsys):
+    tokens = []
+    for words in ([], ["--nproc", "2"]):
+        assert main(["run", recipe, "--dry-run", "--json", *words]) == 0
+        tokens.append(json.loads(capsys.readouterr().out)["stages"][0]["estimate"]["tokens"])
+    assert tokens[1] == 2 * tokens[0]
+    assert not Path("checkpoints").exists()
+    assert "WORLD_SIZE" not in os.environ
+    assert main(["run", recipe, "--nproc", "0", "--dry-run"]) == 2
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(recipe, capsys):
     assert main(["run", recipe, "--dry-run", "train.max_steps=7"]) == 0
     said = capsys.readouterr().out

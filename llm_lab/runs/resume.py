@@ -50,6 +50,17 @@ class Batch:
         return Batch(fitting[-1], each // fitting[-1]) if not rest and fitting else None
 
 
+def batch_of(recipe: Any) -> Batch:
+    """Return the batch of a trained stage's recipe."""
+    return Batch(recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps)
+
+
+def with_batch(recipe: Any, batch: Batch) -> Any:
+    """Return a recipe with another batch."""
+    train = recipe.train.model_copy(update={ROWS: batch.rows, BATCHES: batch.batches})
+    return recipe.model_copy(update={"train": train})
+
+
 def batch_to_resume(run: RunFolder, recipe: Batch) -> tuple[Batch | None, int]:
     """Return (the batch of each process in what is left of a run, the number of processes before).
 

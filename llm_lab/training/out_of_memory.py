@@ -23,7 +23,7 @@ from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.what_fits import ACCUMULATION, CHECKPOINTING, ROWS, memory_with
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.processes import is_first_process, process_count
-from llm_lab.runs.resume import BATCH, Batch, batch_to_resume
+from llm_lab.runs.resume import BATCH, batch_of, batch_to_resume, with_batch
 
 ON_A_CPU = "can't allocate memory"  # PyTorch's words; it has no error of its own for this
 
@@ -119,11 +119,6 @@ class BeforeStep(TrainerCallback):
 # --- the run
 
 
-def batch_of(recipe: Any) -> Batch:
-    """Return the batch of a recipe."""
-    return Batch(recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps)
-
-
 def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) -> Any:
     """Return the recipe with the batch of a resumed run.
 
@@ -143,12 +138,7 @@ def with_remembered_batch(recipe: Any, folder: RunFolder, listener: Listener) ->
                 "another order, and dropout is drawn again."
             )
         )
-    return _with_batch(recipe, batch) if batch != batch_of(recipe) else recipe
-
-
-def _with_batch(recipe: Any, batch: Batch) -> Any:
-    sizes = {"per_device_train_batch_size": batch.rows, "gradient_accumulation_steps": batch.batches}
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=sizes)})
+    return with_batch(recipe, batch) if batch != batch_of(recipe) else recipe
 
 
 def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOfMemory, listener: Listener) -> Any:
@@ -170,7 +160,7 @@ def halve_batch(recipe: Any, resolved: Resolved, folder: RunFolder, error: OutOf
     known = folder.facts().get(BATCH) or {}
     folder.update(**{BATCH: {**known, "rows": smaller.rows, "batches": smaller.batches, "from_step": error.step}})
     free_memory(recipe.device)
-    return _with_batch(recipe, smaller)
+    return with_batch(recipe, smaller)
 
 
 def _obstacle(recipe: Any) -> str | None:

@@ -151,6 +151,18 @@ def test_two_processes_agree_with_other_options_too(variant, distributed):
 
 
 @SLOW
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_two_processes_that_share_the_model_train_in_bf16_as_one_does(stage):
+    """Weights are gathered in bf16, so norms and the residual stream are rounded more than in one process."""
+    run(recipe_of(stage, 4, "one", dtype="bfloat16"))
+    run_in_processes([recipe_of(stage, 2, "two", dtype="bfloat16", distributed="fsdp")])
+    losses, others = (
+        [row["loss"] for row in rows_of(f"checkpoints/{name}") if "loss" in row] for name in ("one", "two")
+    )
+    assert others == pytest.approx(losses, rel=0.01)
+
+
+@SLOW
 @pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 def test_a_loss_in_pieces_is_shared_too(distributed, monkeypatch):
     """The head is then multiplied outside of the model."""

@@ -18,8 +18,9 @@ from llm_lab.job import check
 from llm_lab.model.modeling_lab import LabModel
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.resume import Batch
 from llm_lab.stages.sft import LabSFTTrainer
-from llm_lab.training.out_of_memory import Batch, OutOfMemory, halve_batch, try_longest_batch
+from llm_lab.training.out_of_memory import OutOfMemory, halve_batch, try_longest_batch
 
 TOLERANCE = 1e-4
 
