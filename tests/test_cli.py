@@ -353,11 +353,13 @@ def test_numbers_that_json_lacks_are_null():
     }  # fmt: skip
 
 
-def test_a_run_with_json_prints_its_facts_and_keeps_its_progress_apart(trained):
-    done = lab("run", "tiny.yaml", "name=again", "--json", cwd=trained)
-    facts = json.loads(done.stdout)
+def test_a_run_with_json_prints_its_facts_and_keeps_its_progress_apart(trained, capfd, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert main(["run", "tiny.yaml", "name=again", "--json"]) == 0
+    done = capfd.readouterr()
+    facts = json.loads(done.out)
     assert (facts["status"], facts["path"], facts["results"]["step"]) == ("done", "checkpoints/again", 4)
-    assert "step 4" in done.stderr
+    assert "step 4" in done.err
 
 
 def test_a_closed_pipe_is_not_an_error(trained):

@@ -70,7 +70,7 @@ def hostile_run(in_tmp_path):
 
 
 @pytest.mark.parametrize("width", ["80", pytest.param("400", marks=pytest.mark.slow)])
-def test_no_command_writes_a_raw_control_character(hostile_run, capfd, monkeypatch, width):
+def test_no_command_writes_a_raw_control_character(hostile_run, capfd, monkeypatch, quick_verification, width):
     monkeypatch.setenv("COLUMNS", width)
     monkeypatch.setenv("FORCE_COLOR", "")
     name, data = str(hostile_run), "rows.jsonl"

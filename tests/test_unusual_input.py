@@ -123,7 +123,7 @@ def test_show_reports_missing_weights_and_refuses_a_broken_config(in_tmp_path, c
     assert "not a model config" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["list"], ["run", "demo", "--dry-run", "device=cpu"]])
+@pytest.mark.parametrize("words", [["list"], ["schema"]])
 def test_a_pipe_closed_while_printing_is_not_an_error(words, in_tmp_path):
     read, write = os.pipe()
     os.close(read)

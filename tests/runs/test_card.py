@@ -95,7 +95,7 @@ def test_a_finished_run_has_a_card_with_its_record(pretrained):
 
 
 @pytest.mark.usefixtures("in_tmp_path")
-def test_author_license_and_use_are_given_once_and_are_in_every_card_after_that():
+def test_author_license_and_use_are_given_once_and_are_in_every_card_after_that(quick_verification):
     model, other = pretend_run("checkpoints/mine"), pretend_run("checkpoints/other")
     words = ["--author", "Ada *Lovelace*", "--license", "Apache-2.0", "--intended-use", "My shop.\nNo more."]
     assert main(["export", "mine", "--out", "exported", *words]) == 0
