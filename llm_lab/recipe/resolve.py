@@ -204,7 +204,7 @@ def similar_path(name: str) -> str | None:
     """Return 'Did you mean X?' with the file or folder next to a missing one whose name is most similar, or None."""
     try:
         return did_you_mean(name, [str(path) for path in Path(name).expanduser().parent.iterdir()])
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL character in the name
         return None
 
 

@@ -107,6 +107,8 @@ def test_every_missing_model_is_reported_whatever_its_role():
     assert list(problems_of(recipe("grpo", rewards=[there, gone]))) == ["rewards.1.model"]
     assert list(problems_of(recipe("sft", score={"rewards": [gone]}))) == ["score.rewards.0.model"]
     assert "there is no such file or folder" in problems_of(recipe("grpo", rewards=[gone]))["rewards.0.model"]
+    nul = recipe("sft", model={"checkpoint": "./a\0b/c"})
+    assert "there is no such file or folder" in problems_of(nul)["model.checkpoint"]
 
 
 def test_label_smoothing_belongs_to_the_robust_loss():
