@@ -179,7 +179,8 @@ def _data_in(folder: Path) -> tuple[list[Path], list[Path]]:
     for place, folders, names in os.walk(folder):  # unlike rglob, it leaves out what disappears or can't be read
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
-    files = [file for file in sorted(found, key=lambda file: file.relative_to(folder).as_posix()) if file.is_file()]
+    # os.path.isfile, because Path.is_file raises for links to what can't be looked at.
+    files = [file for file in sorted(found, key=lambda one: one.relative_to(folder).as_posix()) if os.path.isfile(file)]
     known = [file for file in files if kind_of(file.name)]
     about = {file for file in files if file.stem.lower().startswith(_ABOUT) or file.name in _DESCRIPTIONS}
     data = [file for file in known if file not in about] or known
@@ -188,7 +189,7 @@ def _data_in(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _in_glob(path: str, key: str, pattern: Path) -> LocalFiles:
     matches = sorted(glob.glob(str(pattern), recursive=True))
-    files = [Path(match) for match in matches if Path(match).is_file()]
+    files = [Path(match) for match in matches if os.path.isfile(match)]
     if not files:
         raise UserError(
             Problem(

@@ -189,6 +189,12 @@ def test_a_column_that_is_not_text_is_refused():
     assert "No column contains text. Columns: n." in refusal("a.parquet")
 
 
+def test_a_link_that_cannot_be_followed_is_left_out_of_a_folder_and_a_glob():
+    write_file("corpus/a.txt", "first")
+    Path("corpus/b.txt").symlink_to("x" * 300)  # too long for a file: looking at it raises
+    assert documents("corpus") == documents("corpus/*.txt") == ["first"]
+
+
 def test_the_error_for_conversations_names_the_stage_for_them():
     write_jsonl("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
     assert "'messages' looks like conversations: use stage sft for those" in refusal("a.jsonl")
