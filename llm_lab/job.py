@@ -17,7 +17,6 @@ from llm_lab.recipe.eval import measures_itself
 from llm_lab.recipe.export import unsupported_formats
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import apply_overrides, read_recipe_file, to_yaml
-from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.parts import expand_model
 from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import PipelineRecipe, named_in, stage_of
@@ -202,7 +201,7 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
     if stage.makes is None and measures_itself(resolved.values) and checkpoint and Path(checkpoint).exists():
         looks.append(lambda: require_own_data(str(find_model(checkpoint))))
-    if stage is MERGE and checkpoint and Path(checkpoint).exists():
+    if stage.takes_adapter and checkpoint and Path(checkpoint).exists():
         looks.append(lambda: read_adapter(find_model(checkpoint), key="model.checkpoint"))
     looks += [partial(look_at_model, name, key=key) for key, name in hub_models(resolved)]
     for index, source in enumerate(getattr(recipe, "data", None) or ()):

@@ -59,6 +59,7 @@ MERGE = Stage(
     ),
     derive=derive,
     accepts_reward_model=True,
+    takes_adapter=True,
     made="an adapter merged into its base",
     next_step="Merge the adapter into its base",
     next=("sft", "dpo", "grpo", "ppo", "eval", "export"),

@@ -132,6 +132,7 @@ class Stage:
     examples: str | None = None  # what data holds: text, conversation, preference or prompt
     makes: str | None = "model"  # model, reward model, or None where it leaves no model behind
     accepts_reward_model: bool = False  # as the model it starts from
+    takes_adapter: bool = False  # the model it starts from must be one
     continues: bool = True  # in a pipeline, the next stage starts from the result by default
     made: str = ""  # what a model card says of the result
     loss_unit: str = ""  # "nats per token" where the loss is the cross-entropy of text
