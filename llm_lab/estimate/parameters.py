@@ -163,7 +163,7 @@ _ARCHITECTURES: dict[str, dict[str, bool]] = {
 # Keys of a config from which a shape follows, and which are not its fields.
 _OTHERS = ("activation", "norm", "position_embedding", "layer_types", "final_logit_softcapping")
 # {our name: (GPT-2's, its default in transformers)}
-_GPT2_NAMES = {
+GPT2_NAMES = {
     "hidden_size": ("n_embd", 768),
     "num_hidden_layers": ("n_layer", 12),
     "num_attention_heads": ("n_head", 12),
@@ -225,7 +225,7 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
     if kind is None:
         return None
     if config["model_type"] == "gpt2":
-        config = {**config, **{ours: config.get(theirs, usual) for ours, (theirs, usual) in _GPT2_NAMES.items()}}
+        config = {**config, **{ours: config.get(theirs, usual) for ours, (theirs, usual) in GPT2_NAMES.items()}}
         config.setdefault("tie_word_embeddings", True)
         config["intermediate_size"] = config.get("n_inner") or 4 * config["hidden_size"]
     config = {**_LEFT_OUT.get(config["model_type"], {}), **config}

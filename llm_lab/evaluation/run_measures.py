@@ -7,7 +7,6 @@ from typing import Any
 
 from llm_lab.data.examples import Example
 from llm_lab.events import Listener
-from llm_lab.hf.load import context_of
 from llm_lab.recipe.post_training import TalkRecipe
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loop import write_samples
@@ -31,17 +30,8 @@ def answer_measures(
     measures: list[Measure] = []
     if recipe.forgetting is not None:
         measures.append(forgetting_measure(recipe, recipe.forgetting, folder, listener, model, tokenizer))
-    if recipe.score is not None:
-        scorer = Scorer(
-            recipe.score,
-            held_out,
-            tokenizer,
-            context=context_of(model),
-            device=device,
-            dtype=dtype,
-            seed=recipe.seed,
-            listener=listener,
-        )
+    scorer = Scorer.of(recipe, held_out, tokenizer, model, device=device, dtype=dtype, listener=listener)
+    if scorer is not None:
         measures.append(lambda step: scorer.measure(model)[0])
     samples = recipe.samples
     if samples.prompts is not None:

@@ -15,6 +15,7 @@ from llm_lab.data.paths import default_split
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, RunWarning, progress_of
 from llm_lab.hf.conversations import encode_prompt
+from llm_lab.hf.load import context_of
 from llm_lab.hf.rendering import Refused
 from llm_lab.recipe.scoring import Score
 from llm_lab.rewards.build import build_rewards
@@ -34,6 +35,24 @@ class Scorer:
     held_out: the stage's own prompts, used if the recipe names none. Prompts that leave no room for an answer in the
     context are skipped with a warning. Raises UserError if no prompt is left.
     """
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Any,
+        held_out: Sequence[Example],
+        tokenizer: Any,
+        model: Any,
+        *,
+        device: str,
+        dtype: str,
+        listener: Listener,
+    ) -> Scorer | None:
+        """Return the scorer of a recipe's `score` for a model, None where it has none."""
+        if recipe.score is None:
+            return None
+        settings = {"device": device, "dtype": dtype, "seed": recipe.seed, "listener": listener}
+        return cls(recipe.score, held_out, tokenizer, context=context_of(model), **settings)
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ from llm_lab.data.examples import open_examples
 from llm_lab.data.split import split_examples
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, progress_of
-from llm_lab.hf.load import context_of
 from llm_lab.recipe.eval import EvalOptions
 from llm_lab.recipe.post_training import TalkRecipe, TuneRecipe
 from llm_lab.recipe.pretrain import PretrainRecipe
@@ -123,16 +122,8 @@ def run_scorer(
         sets = open_example_sets(recipe)
         parts = split_examples(sets, fraction=recipe.validation.fraction, take=recipe.validation.from_)
         held_out = [example for part in parts for example in part.validation]
-    scorer = Scorer(
-        score,
-        held_out,
-        tokenizer,
-        context=context_of(model),
-        device=device,
-        dtype=dtype,
-        seed=recipe.seed,
-        listener=listener,
-    )
+    scorer = Scorer.of(recipe, held_out, tokenizer, model, device=device, dtype=dtype, listener=listener)
+    assert scorer is not None
     scorer.fingerprint = scorer.fingerprint or _joint_fingerprint(sets)
     return scorer
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llm_lab.estimate.parameters import GPT2_NAMES
+
 # {our module: (GPT-2's module, whether it is a matrix, which GPT-2 stores as (inputs, outputs))}
 _LAYER = {
     "input_layernorm": ("ln_1", False),
@@ -22,22 +24,16 @@ def gpt2_config(config: Any) -> Any:
     """Return the GPT2Config of a LabConfig with GPT-2's parts."""
     from transformers import GPT2Config
 
-    special = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    same = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "use_cache")
     return GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.max_position_embeddings,
-        n_embd=config.hidden_size,
-        n_layer=config.num_hidden_layers,
-        n_head=config.num_attention_heads,
+        **{name: getattr(config, name) for name in same},
+        **{theirs: getattr(config, ours) for ours, (theirs, _) in GPT2_NAMES.items()},
         n_inner=config.intermediate_size,
         activation_function="gelu",
         resid_pdrop=config.hidden_dropout,
         embd_pdrop=config.hidden_dropout,
         attn_pdrop=config.attention_dropout,
         layer_norm_epsilon=config.norm_eps,
-        initializer_range=config.initializer_range,
-        use_cache=config.use_cache,
-        **special,
     )
 
 

@@ -16,7 +16,7 @@ from llm_lab.evaluation.self_eval import measure_validation, read_run, require_o
 from llm_lab.evaluation.speed import measure_speed
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import context_of, load_model, quiet_libraries, read_config
+from llm_lab.hf.load import load_model, quiet_libraries, read_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.eval import EvalRecipe, EvalTasks, measures_itself
 from llm_lab.recipe.stage import StageRecipe
@@ -170,19 +170,7 @@ def _measure_texts(
             stride=options.stride,
         )
         rows.append(row)
-    if recipe.score is None:
-        return rows, None
-    scorer = Scorer(
-        recipe.score,
-        (),
-        tokenizer,
-        context=context_of(model),
-        device=device,
-        dtype=dtype,
-        seed=recipe.seed,
-        listener=listener,
-    )
-    return rows, scorer
+    return rows, Scorer.of(recipe, (), tokenizer, model, device=device, dtype=dtype, listener=listener)
 
 
 def _measure_answers(recipe: EvalRecipe, subject: _Subject, scorer: Scorer) -> dict[str, Any]:

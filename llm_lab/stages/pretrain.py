@@ -261,18 +261,8 @@ class PretrainEvaluation:
         self.tokenizer = data.tokenizer
         self.held_out, self.held_out_bytes = validation_tokens(data.tokens, recipe.validation.max_tokens)
         self.measured_at: int | None = None
-        self.scorer: Scorer | None = None
-        if recipe.score is not None:
-            self.scorer = Scorer(
-                recipe.score,
-                (),
-                data.tokenizer,
-                context=context_of(model),
-                device=recipe.device,
-                dtype=recipe.train.dtype,
-                seed=recipe.seed,
-                listener=listener,
-            )
+        device, dtype = recipe.device, recipe.train.dtype
+        self.scorer = Scorer.of(recipe, (), data.tokenizer, model, device=device, dtype=dtype, listener=listener)
 
     def measure(self, step: int) -> dict[str, float] | None:
         """Return eval_loss (nats per token), bits_per_byte and scores, and write the samples.
