@@ -290,6 +290,20 @@ def test_every_command_has_a_sentence_two_examples_that_parse_and_a_place_in_the
     assert sorted(listed) == sorted(commands)
 
 
+def test_the_help_of_chat_and_compare_has_the_defaults():
+    from llm_lab.chat.decoding import ChatSettings
+    from llm_lab.evaluation.compare import SETTINGS
+
+    commands = commands_of(make_parser())
+    for name, settings in (("chat", ChatSettings()), ("compare", SETTINGS)):
+        shown = dict(
+            re.findall(r"--([a-z-]+) \w+ [^-]*?\(default ([\d.]+)", " ".join(commands[name].format_help().split()))
+        )
+        assert {"temperature", "max-new-tokens"} <= shown.keys()
+        for option, value in shown.items():
+            assert float(value) == getattr(settings, option.replace("-", "_")), (name, option)
+
+
 def test_the_help_of_every_command_fits_into_60_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     for name, parser in commands_of(make_parser()).items():

@@ -235,8 +235,8 @@ def _gc(commands: Commands) -> None:
         "housekeeping_commands.collect_garbage",
         "gc --dry-run",
         "gc stories --keep 1",
-        more="Of each run it keeps the first checkpoint, the last two and those in between as "
-        "train.save_total_limit does, and every checkpoint that another run was made from. Models are never deleted.",
+        more="Of each run it keeps four checkpoints (see --keep): the last two, the first, and one in the middle; and "
+        "every checkpoint that another run was made from. Models are never deleted.",
     )
     parser.add_argument("runs", nargs="*", metavar="run", help="only these runs; default: all, and the caches")
     parser.option("--keep", "N", "checkpoints to keep of each run (default 4)", type=int)
@@ -268,10 +268,10 @@ def _chat(commands: Commands) -> None:
     parser.add_argument("checkpoint", metavar="model", help=MODEL)
     parser.option("--prompt", "TEXT", "reply to this prompt and exit")
     parser.option("--system", "TEXT", "the system prompt, for a model that was trained to chat")
-    _sampling_arguments(parser)
-    parser.option("--top-p", "X", "sample from the top tokens up to this probability", type=float)
-    parser.option("--top-k", "N", "sample from the N most likely tokens; 0: off", type=int)
-    parser.option("--repetition-penalty", "X", "above 1: repeated tokens are less likely; 1: off", type=float)
+    _sampling_arguments(parser, temperature="0.8", tokens=256)
+    parser.option("--top-p", "X", "sample from the top tokens up to this probability (default 0.95)", type=float)
+    parser.option("--top-k", "N", "sample from the N most likely tokens (default 0: off)", type=int)
+    parser.option("--repetition-penalty", "X", "above 1: repeated tokens are less likely (default 1: off)", type=float)
     _model_arguments(parser)
 
 
@@ -319,7 +319,7 @@ def _compare(commands: Commands) -> None:
     _measure_arguments(parser)
     parser.flag("--steps", "compare all saved checkpoints of one run")
     parser.flag("--adapter-off", "also compare with the base model, without the adapter")
-    _sampling_arguments(parser)
+    _sampling_arguments(parser, temperature="0", tokens=128)
     _model_arguments(parser)
     parser.add_argument(
         "--trust-code-of",
@@ -492,9 +492,10 @@ def _measure_arguments(parser: Parser) -> None:
     parser.option("--prompts", "PATH", "dataset of prompts; the outputs are scored")
 
 
-def _sampling_arguments(parser: Parser) -> None:
-    parser.option("--max-new-tokens", "N", "maximum length of an output, in tokens", type=int)
-    parser.option("--temperature", "X", "sampling temperature; 0: greedy", type=float)
+def _sampling_arguments(parser: Parser, temperature: str, tokens: int) -> None:
+    """Add how outputs are sampled. temperature, tokens: the defaults, for the help."""
+    parser.option("--max-new-tokens", "N", f"maximum length of an output, in tokens (default {tokens})", type=int)
+    parser.option("--temperature", "X", f"sampling temperature; 0: greedy (default {temperature})", type=float)
     parser.option("--seed", "N", "random seed; the same seed gives the same output", type=int)
 
 
