@@ -3,8 +3,7 @@
 import importlib.metadata
 import json
 import os
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -399,17 +398,16 @@ def test_config_keys_that_the_model_class_ignores_have_no_effect(keys, in_tmp_pa
         torch.testing.assert_close(exported(ids).logits, theirs(ids).logits, atol=1e-5, rtol=0)
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing_behind(in_tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_nothing_behind(in_tmp_path, capsys):
     write_base("base")
-    # Limit the file size in a new process, so that this one is not affected.
-    program = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
-        "from llm_lab.cli import main;"
-        "print([main(['export', 'base', '--to', form, '--out', 'out']) for form in ('hf', 'gguf')], file=sys.stderr)"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ended.stderr.rstrip().endswith("[3, 3]")
-    assert ended.stderr.count("out: the model could not be written") == 2
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    try:
+        codes = [main(["export", "base", "--to", form, "--out", "out"]) for form in ("hf", "gguf")]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert codes == [3, 3]
+    assert capsys.readouterr().err.count("out: the model could not be written") == 2
     assert {path.name for path in Path().iterdir()} == {"base"}
 
 

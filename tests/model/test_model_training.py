@@ -93,7 +93,10 @@ def test_dropout_is_applied_in_training_only():
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(
+    "position",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("yarn", "sinusoidal") else []) for name in POSITIONS],
+)
 def test_the_whole_forward_is_one_graph(position, backend):
     model, ids = tiny_model(position, num_key_value_heads=2, sliding_window=5), tokens(2, 12)
     mask = left_padded((12, 7), 12)[1]
