@@ -310,7 +310,7 @@ def test_ctrl_c_during_a_command_stops_only_the_command(visit):
 @pytest.mark.usefixtures("lab")
 def test_a_checkpoint_is_shown_and_the_plan_of_its_recipe_too(visit):
     screens = visit(
-        *pick("Runs"), *pick("checkpoints/base:"), *pick("Run its recipe"), *pick("No, go back"),
+        *pick("Runs"), *pick("base "), *pick("Run its recipe"), *pick("No, go back"),
         *pick("Back to the list"), Key.ESCAPE, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "What next?")
@@ -318,7 +318,7 @@ def test_a_checkpoint_is_shown_and_the_plan_of_its_recipe_too(visit):
 
 
 def test_a_run_is_renamed_and_deleted_from_its_page(visit, finished_run):
-    of_run = (*pick("Runs"), *pick("checkpoints/tiny:"))
+    of_run = (*pick("Runs"), *pick("tiny "))
     taken = (*pick("Rename it"), *answer("tiny"), Key.ENTER)
     renamed = (*answer("small"), Key.ENTER, *pick("checkpoints/small:"))
     kept = (*pick("Delete it"), Key.ENTER)
@@ -333,7 +333,7 @@ def test_a_push_without_a_token_is_refused_before_anything_is_written(visit, mon
     monkeypatch.setenv("HF_HOME", str(Path("no-login").resolve()))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     screens = visit(
-        *pick("Use a model"), *pick("Export "), *pick("checkpoints/base:"), To("name "), *answer("sent"), To("push"),
+        *pick("Use a model"), *pick("Export "), *pick("base "), To("name "), *answer("sent"), To("push"),
         *answer("me/mine"), Key.FINISH, Key.ENTER, Key.ENTER, *pick("Yes, start"), Key.ENTER, Key.CTRL_C, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "me/mine on the Hub (private)")
@@ -346,7 +346,7 @@ def test_models_are_compared_and_the_comparison_is_printed(visit):
 
     shutil.copytree("checkpoints/base/model", "copied")
     screens = visit(
-        *EVALUATE, *pick("Compare models"), *pick("checkpoints/base:"), *pick("another folder"),
+        *EVALUATE, *pick("Compare models"), *pick("base "), *pick("another folder"),
         *answer("copied"), *pick("compare these"), *answer("Tom has"), Key.ENTER, *LEAVE,
     )  # fmt: skip
     assert seen(screens, "same as A")
