@@ -13,7 +13,8 @@ from llm_lab.errors import MachineError, UserError
 from llm_lab.export.push import files_of
 from llm_lab.hf import adapter as adapters
 from llm_lab.hf import rendering
-from llm_lab.hf.load import load_model, read_config
+from llm_lab.hf.configs import read_config
+from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.recipe.files import parse_yaml
 from llm_lab.rewards import functions

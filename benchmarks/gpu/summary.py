@@ -32,7 +32,8 @@ def bench_training(machine: Any) -> None:
     """Time the compiled bf16 step of the recipe on random tokens and compare it with the plan."""
     import torch
 
-    from llm_lab.hf.load import build_from_config, config_of_parts
+    from llm_lab.hf.configs import config_of_parts
+    from llm_lab.hf.load import build_from_config
     from llm_lab.optim.factory import build_optimizer
     from llm_lab.recipe.files import read_recipe_file
     from llm_lab.recipe.resolve import resolve

@@ -117,8 +117,9 @@ class Transcriber:
         """Return the model and its processor."""
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+        from llm_lab.hf.configs import read_config
         from llm_lab.hf.hub import files_of
-        from llm_lab.hf.load import first_names, quiet_libraries, read_config
+        from llm_lab.hf.load import first_names, quiet_libraries
 
         quiet_libraries()
         path = Path(self.name).expanduser()

@@ -10,7 +10,8 @@ from typing import Any
 
 from llm_lab.errors import LabError, Problem, UserError, did_you_mean
 from llm_lab.hf.adapter import is_adapter, read_adapter, require_base
-from llm_lab.hf.load import has_own_code, read_config, require_causal_lm, require_removable_adapter
+from llm_lab.hf.configs import has_own_code, read_config, require_causal_lm
+from llm_lab.hf.load import require_removable_adapter
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.stage import StageRecipe

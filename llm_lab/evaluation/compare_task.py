@@ -13,7 +13,7 @@ from llm_lab.data.sources import TextSource
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.parameters import context_in
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import read_config
+from llm_lab.hf.configs import read_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.eval import EvalText
 from llm_lab.recipe.scoring import RewardTerm, Score

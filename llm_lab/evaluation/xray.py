@@ -15,6 +15,7 @@ from llm_lab.data.sources import open_source
 from llm_lab.data.split import split_examples
 from llm_lab.data.streams import open_stream
 from llm_lab.hf.chat_templates import apply_chat_template_choice
+from llm_lab.hf.configs import read_config
 from llm_lab.hf.conversations import (
     TEMPLATED,
     Encoded,
@@ -26,7 +27,6 @@ from llm_lab.hf.conversations import (
     is_templated,
     render_conversation,
 )
-from llm_lab.hf.load import read_config
 from llm_lab.hf.rendering import Refused
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer, train_bpe
 from llm_lab.recipe.pretrain import BpeTokenizer

@@ -11,7 +11,8 @@ from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.compatibility import BOTH, Loads, what_loads
 from llm_lab.estimate.parameters import shape_at
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import quiet_libraries, read_config, require_causal_lm
+from llm_lab.hf.configs import read_config, require_causal_lm
+from llm_lab.hf.load import quiet_libraries
 from llm_lab.hf.save import lab_config, native_config
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.export import gguf_weights

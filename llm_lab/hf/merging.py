@@ -11,7 +11,8 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 
 from .adapter import Adapter, attach_adapter, is_adapter, merge_into_base, read_adapter
-from .load import context_of, load_model, read_config
+from .configs import read_config
+from .load import context_of, load_model
 from .save import save_model
 from .tokenizers import load_tokenizer
 

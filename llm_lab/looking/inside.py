@@ -11,7 +11,8 @@ import torch
 from llm_lab.errors import Problem, UserError
 from llm_lab.events import Listener, Progress, ignore
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import context_of, read_config
+from llm_lab.hf.configs import read_config
+from llm_lab.hf.load import context_of
 from llm_lab.safe_text import one_line
 
 from .anatomy import base_of

@@ -25,7 +25,6 @@ from llm_lab.estimate.parameters import ModelShape, read_config_json, vocabulary
 from .fields import Bool, Derived, Float, Group, Int, OneOf, option
 from .optimizers import Muon, Optimizer
 from .parts import (
-    PARTS_RULES,
     SIZES,
     Model,
     ModelParts,
@@ -34,6 +33,7 @@ from .parts import (
     named_context,
     position_embedding_of,
 )
+from .parts_rules import PARTS_RULES
 from .scoring import REWARD_RULES, Score, derive_score, prompts_must_be_named
 from .stage import PartialRecipe, Stage, StageRecipe, ToEstimate, Values, repeated_sets
 from .train_loop import FLASH_MAX_HEAD_DIM, LOOP_RULES, SPLITS, Scheduler, TrainLoop, faster_dtype, fill_intervals

@@ -10,16 +10,9 @@ from typing import Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.gguf_header import is_gguf
 from llm_lab.hf.adapter import attach_adapter, is_adapter, read_adapter
+from llm_lab.hf.configs import read_config
 from llm_lab.hf.hub import hub_problem
-from llm_lab.hf.load import (
-    first_names,
-    kernel_options,
-    load_model,
-    quantization_4bit,
-    read_config,
-    require_4bit,
-    weights_left_out,
-)
+from llm_lab.hf.load import first_names, kernel_options, load_model, quantization_4bit, require_4bit, weights_left_out
 from llm_lab.hf.save import to_native
 
 # Encoders without a classification head have no pooler either.

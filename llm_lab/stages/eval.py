@@ -16,7 +16,8 @@ from llm_lab.evaluation.self_eval import measure_validation, read_run, require_o
 from llm_lab.evaluation.speed import measure_speed
 from llm_lab.events import Listener, Notice
 from llm_lab.hf.adapter import is_adapter, read_adapter
-from llm_lab.hf.load import load_model, quiet_libraries, read_config
+from llm_lab.hf.configs import read_config
+from llm_lab.hf.load import load_model, quiet_libraries
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.recipe.eval import EvalRecipe, EvalTasks, measures_itself
 from llm_lab.recipe.stage import StageRecipe

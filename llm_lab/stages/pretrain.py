@@ -17,15 +17,14 @@ from llm_lab.data.streams import StreamSource
 from llm_lab.errors import UserError
 from llm_lab.evaluation.score import Scorer, generating, own_sampling_off
 from llm_lab.events import Listener, Notice, RunWarning, TrainingStarted, progress_of
+from llm_lab.hf.configs import config_of_parts, read_config
 from llm_lab.hf.load import (
     build_from_config,
     checkpoint_activations,
-    config_of_parts,
     context_of,
     has_learned_positions,
     load_model,
     quiet_libraries,
-    read_config,
     scale_residual_projections,
 )
 from llm_lab.hf.save import save_model, set_special_tokens

@@ -121,7 +121,7 @@ def _vocab_size(resolved: Resolved) -> int:
 
 def _config(resolved: Resolved) -> Any:
     """Return the config of a model of the run's shape; its weights are random."""
-    from llm_lab.hf.load import config_of_parts, read_config
+    from llm_lab.hf.configs import config_of_parts, read_config
     from llm_lab.runs.folder import find_model
 
     model = _pretrain_recipe(resolved).model

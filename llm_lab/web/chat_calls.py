@@ -19,7 +19,7 @@ from llm_lab.chat.web_search import hits_from
 from llm_lab.errors import Problem, UserError
 from llm_lab.evaluation.compare import release_memory
 from llm_lab.hf.adapter import is_adapter
-from llm_lab.hf.load import has_own_code
+from llm_lab.hf.configs import has_own_code
 from llm_lab.runner import load as load_checkpoint
 from llm_lab.runs.folder import find_checkpoint
 from llm_lab.safe_text import StreamRedactor, redact

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 
 from llm_lab.estimate import parameters
 from llm_lab.estimate.parameters import read_config_json, shape_of_config, vocabulary_size
-from llm_lab.hf.load import config_of_parts
+from llm_lab.hf.configs import config_of_parts
 from llm_lab.hf.save import native_config
 from llm_lab.hf.tokenizers import make_byte_tokenizer, train_bpe
 from llm_lab.model import feed_forward

@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_lab.estimate.compatibility import TRANSFORMERS
 from llm_lab.export.verify import TOLERANCES, ask, ask_others, compare_answers, make_probe
-from llm_lab.hf.load import build_from_config, config_of_parts, load_model
+from llm_lab.hf.configs import config_of_parts
+from llm_lab.hf.load import build_from_config, load_model
 from llm_lab.hf.save import save_model, set_special_tokens
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.recipe.resolve import resolve

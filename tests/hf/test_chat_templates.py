@@ -6,8 +6,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llm_lab.errors import UserError
 from llm_lab.hf.chat_templates import CHAT_TEMPLATES, PAD, apply_chat_template_choice, resize_for
+from llm_lab.hf.configs import config_of_parts
 from llm_lab.hf.conversations import encode_conversation, encode_prompt
-from llm_lab.hf.load import build_from_config, config_of_parts, load_model
+from llm_lab.hf.load import build_from_config, load_model
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.recipe.post_training import CHAT_TEMPLATES as CHOICES

@@ -19,8 +19,9 @@ from llm_lab.estimate.gguf_header import read_gguf_header
 from llm_lab.estimate.parameters import read_config_json, shape_at
 from llm_lab.export.gguf_file import write_gguf
 from llm_lab.hf.adapter import weights_digest
+from llm_lab.hf.configs import read_config
 from llm_lab.hf.conversations import encode_prompt
-from llm_lab.hf.load import load_model, read_config
+from llm_lab.hf.load import load_model
 from llm_lab.hf.save import save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.rewards.classifier import load_classifier

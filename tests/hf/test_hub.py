@@ -8,8 +8,8 @@ from support.local_hub import LocalHub
 
 from llm_lab.errors import UserError
 from llm_lab.hf import hub
+from llm_lab.hf.configs import read_config
 from llm_lab.hf.hub import go_offline_without_hub, look_at_model, near_folder
-from llm_lab.hf.load import read_config
 from llm_lab.job import check
 from llm_lab.model.modeling_lab import register
 from llm_lab.runs.folder import find_model

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT
 from llm_lab.errors import UserError
 from llm_lab.estimate.compatibility import native_architecture
 from llm_lab.estimate.parameters import context_in
-from llm_lab.hf.load import build_from_config, context_of, load_model, read_config
+from llm_lab.hf.configs import read_config
+from llm_lab.hf.load import build_from_config, context_of, load_model
 from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
 from llm_lab.hf.tokenizers import load_tokenizer, make_byte_tokenizer
 from llm_lab.model.configuration_lab import LabConfig

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from llm_lab.estimate.parameters import read_config_json, shape_of_config
-from llm_lab.hf.load import build_from_config, config_of_parts
+from llm_lab.hf.configs import config_of_parts
+from llm_lab.hf.load import build_from_config
 from llm_lab.optim.factory import build_optimizer, split_parameters
 from llm_lab.recipe.optimizers import Muon
 from llm_lab.recipe.resolve import resolve

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from support.listeners import Handlers
 
-from llm_lab.hf.load import build_from_config, config_of_parts
+from llm_lab.hf.configs import config_of_parts
+from llm_lab.hf.load import build_from_config
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import make_byte_tokenizer
 from llm_lab.recipe.parts import ModelParts

@@ -19,7 +19,8 @@ from llm_lab.errors import MachineError
 from llm_lab.estimate.cost import COMPILE_SECONDS, FULL, estimate_pretraining, memory_by_part
 from llm_lab.estimate.machine import Gpu, Machine, find_machine
 from llm_lab.estimate.measurements import Measurement, find_measurement, keep_measurement, measurements_folder
-from llm_lab.hf.load import build_from_config, config_of_parts
+from llm_lab.hf.configs import config_of_parts
+from llm_lab.hf.load import build_from_config
 from llm_lab.recipe.resolve import estimate_again, require_device, resolve
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
