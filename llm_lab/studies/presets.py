@@ -12,11 +12,11 @@ from llm_lab.recipe.validate import find_key
 LORA_RANKS = (4, 8, 16, 32, 64)
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 PRESETS = {
-    "learning-rate": "a quarter, half, one, two and four times the recipe's learning rate",
+    "learning-rate": "from a quarter to four times the recipe's rate, five values",
     "lora-rank": "LoRA adapters of rank 4 to 64",
-    "optimizer": "every optimizer that this stage has, each with its own default learning rate",
+    "optimizer": "every optimizer of the stage, each with its default rate",
     "position-embedding": "every position embedding, for a new model",
-    "seeds": "the recipe as it is: how much its result varies with the seed",
+    "seeds": "the recipe as it is: how much the seed changes",
 }
 
 

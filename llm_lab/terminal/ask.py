@@ -286,6 +286,11 @@ def _run(prompt: Any, footer: Any) -> Any:
     def _(event: Any) -> None:
         event.app.exit(exception=Back())
 
+    @keys.add("c-r", eager=True)
+    @keys.add("c-s", eager=True)
+    def _(event: Any) -> None:
+        """There is no history to search."""
+
     if footer.can_finish:
 
         @keys.add("c-f", eager=True)

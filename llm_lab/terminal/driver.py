@@ -333,7 +333,8 @@ def numbers_of(question: Question, columns: int, most: int) -> list[Any]:
                 print_run_numbers(console, panel.resolved, about=False, curve=curve)
             else:
                 _print_panel(console, panel)
-        return list(split_lines(to_formatted_text(ANSI(captured.get().rstrip("\n")))))
+        text = captured.get().rstrip("\n")
+        return list(split_lines(to_formatted_text(ANSI(text)))) if text else []
 
     shown = lines(curve=True)
     if len(shown) <= most:

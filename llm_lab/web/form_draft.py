@@ -24,7 +24,6 @@ from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES, Stage
 from llm_lab.recipe.resolve import Resolved, diagnose, require_device
 from llm_lab.recipe.validate import find_key, optional_groups, stage_schema
-from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.folder import ROOT, free_name, slug
 from llm_lab.runs.plan_lines import BANNER, plan_lines
 from llm_lab.wizard.draft import Draft, first_name
@@ -163,8 +162,6 @@ def look(draft: Draft) -> dict[str, Any]:
         seen = replace(seen, raw={**seen.raw, "data": [_sample_data(stage)]})
         missing.append(Problem("data", "choose a dataset"))
     resolved, problems = seen.look()
-    if resolved is not None and has_model and not problems:
-        resolved = make_it_fit(resolved)
     problems = [*missing, *problems]
     file = recipe_file(draft.raw, resolved)
     found: dict[str, Any] = {

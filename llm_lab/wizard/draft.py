@@ -17,6 +17,7 @@ from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, diagnose
 from llm_lab.recipe.validate import applies, find_key, stage_schema
+from llm_lab.recipe.what_fits import make_it_fit
 
 from .questions import UNSET, DesignNumbers, Flow, Panel, Question, RunNumbers, Screen
 from .walk import remember
@@ -46,7 +47,7 @@ DECIDES = {
 @remember
 def _look(raw: dict[str, Any], machine: Machine) -> tuple[Resolved | None, list[Problem | str]]:
     resolved, problems = diagnose(raw, machine=machine)
-    return resolved, list(problems)
+    return make_it_fit(resolved) if resolved and not problems else resolved, list(problems)
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,20 @@ class Draft:
         resolved, _ = self.look()
         found = resolved.origins.get(path) if resolved else None
         if found is None:
-            return "yours" if self.is_answered(path) else "default", ""
+            return self._origin_of_group(path)
         return "yours" if found.kind in ("answer", "override") else found.kind, found.reason
+
+    def _origin_of_group(self, path: str) -> tuple[str, str]:
+        """Return where a group comes from: the user, unless all of its answers are automatic."""
+        answer, (resolved, _) = value_at(self.raw, path), self.look()
+        if answer is not None:
+            found = [self.origin(leaf) for leaf, _ in flatten({path: answer}) if leaf != path]
+            return found[0] if found and all(kind != "yours" for kind, _ in found) else ("yours", "")
+        field = stage_schema(self.raw).model_fields.get(path)
+        if resolved and field is not None and field.default is None:  # switched on, because memory requires it
+            reasons = (one.reason for key, one in resolved.origins.items() if key.startswith(f"{path}.") and one.reason)
+            return next((("derived", reason) for reason in reasons), ("default", ""))
+        return "default", ""
 
     def key(self, path: str) -> Key | None:
         """Return a recipe key as the schema has it, or None."""

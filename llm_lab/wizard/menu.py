@@ -44,6 +44,7 @@ from .sweep_questions import duel, sweep
 from .training_runs import run_of_stage
 
 MOST_COMPARED = 6
+MOST_STEPS = 4  # that are listed one by one
 EVALUATE_WHY = (
     "Measuring gives numbers that are saved with the model. Comparing shows what they mean: every model gets "
     "the same prompts, and differences between the outputs are marked."
@@ -193,6 +194,8 @@ def _ask_compared() -> Flow[list[str]]:
 
 def _steps(run: RunFolder) -> str:
     steps = [f"{step:,}" for step, _ in run.checkpoints()]
+    if len(steps) > MOST_STEPS:
+        return f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}"
     return f"step{'' if len(steps) == 1 else 's'} {', '.join(steps)} and the end"
 
 

@@ -11,6 +11,7 @@ from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.files import to_yaml
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, require_device
+from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.runs.card_answers import OF_ALL_MODELS
 
 from .draft import Draft
@@ -87,7 +88,7 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[bool]:
     from llm_lab.job import problems_of_length, with_sizes
 
     yield Wait("Reading the data ...")
-    resolved = with_sizes(resolved)
+    resolved = make_it_fit(with_sizes(resolved))
     if problems := problems_of_length(resolved):
         raise UserError(*problems)
     card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None

@@ -9,14 +9,16 @@ import yaml
 from support.recipe_keys import every_key
 from support.wizard_answers import ENTER, Refused, ask
 
+from llm_lab.estimate.machine import Machine
 from llm_lab.job import read_job
 from llm_lab.recipe.files import format_value
 from llm_lab.recipe.registry import STAGES
+from llm_lab.recipe.what_fits import make_it_fit
 from llm_lab.wizard.draft import Draft
-from llm_lab.wizard.draft_page import command_line
+from llm_lab.wizard.draft_page import command_line, summary
 from llm_lab.wizard.key_questions import ask_key, key_question
 from llm_lab.wizard.model_questions import with_model
-from llm_lab.wizard.review import recipe_text
+from llm_lab.wizard.review import recipe_text, why_not_start
 from llm_lab.wizard.training_runs import change, new_draft, own_keys
 
 
@@ -191,7 +193,7 @@ def test_the_command_in_the_footer_and_its_recipe_switch_groups_as_the_draft_doe
     assert set(words) <= set(overrides)
     job, problems = read_job({"stage": stage}, overrides, machine=draft.machine)
     assert problems == []
-    assert job.stages[0].values == draft.look()[0].values
+    assert make_it_fit(job.stages[0]).values == draft.look()[0].values
     written = recipe_text(draft.raw, draft.look()[0], Path("mine.yaml"))
     again = read_job(yaml.safe_load(written), machine=draft.machine)[0]
     assert again.stages[0].values == job.stages[0].values
@@ -215,3 +217,23 @@ def test_a_value_is_the_users_only_if_the_user_chose_it(in_tmp_path):
     assert change(adapted, "lora.r", "16").origin("lora.r")[0] == "yours"
     reward = new_draft("grpo")
     assert reward.origin("rewards.0.name")[0] == "default"
+
+
+def test_a_model_that_fits_only_as_an_adapter_can_start_and_says_why():
+    machine = Machine((), "a CPU", 8, 24 * 2**30, True, False)
+    draft = with_model(replace(new_draft("sft"), machine=machine), "Qwen/Qwen3-4B-Base")
+    assert why_not_start(draft) is None
+    assert summary(draft, "lora") == "LoRA"
+    kind, reason = draft.origin("lora")
+    assert kind == "derived"
+    assert reason.startswith("training all weights needs at least")
+    assert draft.origin("train.gradient_checkpointing")[0] == "derived"
+    assert "lora" not in draft.raw
+    assert change(draft, "lora", "all").look()[0].estimate.fits is False
+
+
+def test_a_group_whose_answers_are_all_automatic_is_not_the_users(in_tmp_path):
+    draft = replace(new_draft("pretrain"), automatic={"tokenizer.bpe": (512, "for this text")})
+    draft = replace(draft, raw={**draft.raw, "tokenizer": {"bpe": 512}})
+    assert draft.origin("tokenizer") == ("derived", "for this text")
+    assert draft.with_answer("tokenizer", {"bpe": 600}).origin("tokenizer") == ("yours", "")
