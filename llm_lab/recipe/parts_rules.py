@@ -8,6 +8,7 @@ from typing import Any
 from llm_lab.errors import Problem
 from llm_lab.estimate.parameters import GATED
 
+from .files import format_value
 from .parts import parts_of
 from .stage import Rule, Values
 
@@ -118,7 +119,7 @@ def _experts_are_those_of_mixtral(values: Values) -> Iterator[Problem]:
         biased = key == "attention_bias" and model.get("qk_norm")
         if key in model and value not in allowed and not biased:
             why = f"experts are saved as a native {name}, which does not have this"
-            fix = f"Set it to {allowed[0]}, or leave out num_experts."
+            fix = f"Set it to {format_value(allowed[0])}, or leave out num_experts."
             yield Problem(f"model.{key}", why, value=value, fix=fix)
 
 

@@ -364,3 +364,10 @@ def test_rules_of_data_and_scores_hold_in_every_stage_that_has_them():
         if stage.has("score") and not stage.has_prompts and not stage.from_scratch:
             assert problems_of(recipe(stage.name, score={"prompts": 3})) == ["score.path"], stage.name
     assert problems_of(tiny_recipe(score={"prompts": 3})) == ["score.path"]
+
+
+def test_the_fix_for_a_part_that_a_mixture_of_experts_lacks_is_written_as_yaml():
+    broken = tiny_recipe(model={"num_experts": 4, "residual_scalars": True})
+    values, _, _ = derive(STAGES["pretrain"], validate(broken)[0], CPU)
+    rule = next(rule for rule in STAGES["pretrain"].rules if rule.__name__ == "_experts_are_those_of_mixtral")
+    assert [problem.fix for problem in rule(values)] == ["Set it to false, or leave out num_experts."]
