@@ -36,6 +36,7 @@ def recipes() -> dict[str, dict[str, Any]]:
         "DPO, own 7 M": _recipe("dpo", OWN, 8, 12),
         "GRPO, own 7 M": _recipe("grpo", OWN, 16, 8, grpo),
         "PPO, own 7 M": _recipe("ppo", OWN, 16, 8, ppo),
+        "reward model, own 7 M": _recipe("reward", OWN, 8, 12),
         "SFT, GPT-2 of 19 M": _recipe("sft", GPT2, 8, 10),
         "SFT with LoRA, SmolLM2 135 M": _recipe("sft", SMOL, 4, 4, adapter),
         "SFT, SmolLM2 135 M": _recipe("sft", SMOL, 2, 4),
