@@ -102,9 +102,11 @@ def parse_yaml(text: str, where: str = "recipe") -> Any:
 
 # What other files are, by how their names end, and the command for them.
 NOT_RECIPES = {
-    **dict.fromkeys((".txt", ".md"), ("a text", "To train on it: `llm-lab new pretrain data.0.path={}`")),
     **dict.fromkeys(
-        (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"),
+        (".txt", ".text", ".md", ".markdown"), ("a text", "To train on it: `llm-lab new pretrain data.0.path={}`")
+    ),
+    **dict.fromkeys(
+        (".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".parquet", ".arrow"),
         ("data", "To train on it, for example: `llm-lab new sft data.0.path={}`"),
     ),
     **dict.fromkeys((".gguf", ".safetensors"), ("a model", "To chat with it: `llm-lab chat {}`")),

@@ -319,6 +319,7 @@ class _Screen:
             self._say(f"  {'system':<20}{one_line(self.session.system or 'none')}")
             self._say(f"  {'search_with':<20}{one_line(self._backend or default_backend())}")
             self._say(f"  {'auto_search':<20}{'on' if self._auto_search else 'off'}")
+            self._say(f"  {'plain':<20}{'off' if self._styles_replies else 'on'}")
         if self.session.context_length:
             self._say(f"  {'context':<20}{self.session.context_length:,} tokens", "dim")
 

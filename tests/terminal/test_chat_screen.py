@@ -58,6 +58,7 @@ def test_commands_change_the_session(capsys, tmp_path):
     assert len(session.messages) == 2
     out = capsys.readouterr().out
     assert "be kind" in out
+    assert re.search(r"plain +off", out)
 
 
 def test_an_invalid_command_shows_an_error_and_changes_nothing(capsys):
