@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.errors import Problem, UserError
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.runs.describe import headline_results, warnings_of
-from llm_lab.runs.folder import RunFolder, find_run, no_such_run
+from llm_lab.runs.folder import RunFolder, find_run, no_such_run, settle
 from llm_lab.runs.glossary import name_of, write
 from llm_lab.safe_text import printable
 
@@ -28,6 +28,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path):
+        settle()
         given = Path(path)
         found = given if RunFolder(given).run_json.is_file() else find_run(str(path))
         if found is None or not RunFolder(found).run_json.is_file():

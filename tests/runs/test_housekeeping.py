@@ -16,6 +16,7 @@ from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import find_base
 from llm_lab.job import read_job
+from llm_lab.run_result import Run
 from llm_lab.runs.folder import RENAMING, RunFolder, find_checkpoint, find_model, find_run, list_runs, settle
 from llm_lab.runs.housekeeping import find_leftovers, list_entries, plan_removal, remove, rename_run, select
 from llm_lab.runs.lineage import line_of, trace
@@ -287,7 +288,8 @@ def find_by_recipe() -> None:
     [
         pytest.param(lambda: find_model("little"), id="a model by its name"),
         pytest.param(lambda: find_run("litt"), id="a run by a prefix"),
-        pytest.param(lambda: [run.path.name for run in list_runs()].index("little"), id="Python and the wizard"),
+        pytest.param(lambda: [run.path.name for run in list_runs()].index("little"), id="the wizard"),
+        pytest.param(lambda: Run("checkpoints/little").facts["name"], id="Python"),
         pytest.param(lambda: [one["name"] for one in list_entries()].index("little"), id="the list of a command"),
         pytest.param(lambda: RunIndex().rows()["little"], id="the page"),
         pytest.param(find_by_recipe, id="a recipe"),
