@@ -464,6 +464,7 @@ def test_design_writes_a_config_that_can_be_pretrained(in_tmp_path, capsys):
 
 COMPLETIONS = {
     "study at": {"attention"},
+    "rm t": {"tiny"},
     "study attention st": set(),
     "c": {"check", "copy", "chat", "compare", "completion"},
     "run --re": {"--resume", "--resume-from"},

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from .argument_parser import Parser, commands_of
 from .arguments import make_parser
 
-RECIPES, RUNS, FILES = "recipes", "runs", "files"
+RECIPES, RUNS, NAMES, FILES = "recipes", "runs", "names", "files"  # names: of runs only
 # What a positional argument takes, by its name.
 KINDS = {"recipe": RECIPES, "recipe | key=a,b": "keys", "file": FILES, "text": "", "name": "", "key=value": "keys"}
-KINDS |= {"key=v1,v2": "keys", **dict.fromkeys(("model", "run", "adapter"), RUNS)}
+KINDS |= {"key=v1,v2": "keys", **dict.fromkeys(("model", "adapter"), RUNS), "run": NAMES}
 
 
 def completion_script(
@@ -131,12 +131,12 @@ def _bash(known: _Known) -> Iterator[str]:
     yield "        esac"
     yield "    fi"
     yield "    case $kind in"
-    yield '        runs) words="$(_llm_lab_runs "$cur")" ;;'
+    yield '        runs|names) words="$(_llm_lab_runs "$cur")" ;;'
     yield '        recipes) words="$(_llm_lab_recipes) $(_llm_lab_runs "$cur")" ;;'
     yield f'        keys) words="{known.keys}"; compopt -o nospace 2>/dev/null ;;'
     yield "    esac"
     yield '    COMPREPLY=($(compgen -W "$words" -- "$cur"))'
-    yield '    [[ $kind == keys || -z $kind ]] || COMPREPLY+=($(compgen -f -- "$cur"))'
+    yield '    [[ $kind == keys || $kind == names || -z $kind ]] || COMPREPLY+=($(compgen -f -- "$cur"))'
     yield "}"
     yield "complete -F _llm_lab llm-lab"
 
@@ -145,14 +145,21 @@ def _bash(known: _Known) -> Iterator[str]:
 
 
 def _zsh(known: _Known) -> Iterator[str]:
-    functions = {RUNS: "_llm_lab_runs", RECIPES: "_llm_lab_recipes", FILES: "_files", "keys": "_llm_lab_keys"}
+    functions = {
+        RUNS: "_llm_lab_runs",
+        NAMES: "_llm_lab_names",
+        RECIPES: "_llm_lab_recipes",
+        FILES: "_files",
+        "keys": "_llm_lab_keys",
+    }
     yield "#compdef llm-lab"
     yield "# Completion of llm-lab for zsh. Use it now: source <(llm-lab completion zsh)"
-    yield "_llm_lab_runs() {"
+    yield "_llm_lab_names() {"
     yield "    local -a found"
     yield "    found=(checkpoints/*/(run|sweep).json(N:h) checkpoints/*/*/run.json(N:h))"
-    yield '    compadd -- "${found[@]#checkpoints/}"; _files'
+    yield '    compadd -- "${found[@]#checkpoints/}"'
     yield "}"
+    yield "_llm_lab_runs() { _llm_lab_names; _files }"
     yield "_llm_lab_recipes() {"
     yield "    local -a found"
     yield "    found=(configs/*.yaml(N:t:r))"
@@ -236,8 +243,9 @@ def _fish(known: _Known) -> Iterator[str]:
         for kind, action in _takes(parser):
             if action.choices:
                 yield f"complete -c llm-lab {when} -f -a '{' '.join(map(str, action.choices))}'"
-            elif kind in (RUNS, RECIPES):
-                yield f"complete -c llm-lab {when} -a '(__llm_lab_{kind})'"
+            elif kind in (RUNS, RECIPES, NAMES):
+                files, name = (" -f", RUNS) if kind == NAMES else ("", kind)
+                yield f"complete -c llm-lab {when}{files} -a '(__llm_lab_{name})'"
             elif kind == "keys":
                 yield f"complete -c llm-lab {when} -f -a '{known.keys}'"
     for option in known.own:
