@@ -88,7 +88,10 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
         for title, box in zip(titles, boxes, strict=True)
     ]  # fmt: skip
     shown = [*([questionary.Separator(head)] if head else []), *shown]
-    hint = f"(space selects) {_hint(question)}" if several else _hint(question)
+    hints = [_hint(question), HINT, ""]
+    hints = [f"(space selects) {hint}".rstrip() for hint in hints] if several else hints
+    left = room - len(f"? {one_line(question.text)} ")
+    hint = next((hint for hint in hints if len(hint) <= left), " ")  # questionary has its own for an empty one
     options: dict[str, Any] = {"instruction": hint, "style": style()}
     if several:
         prompt = questionary.checkbox(question.text, shown, **options)

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 READ_AT_ONCE = (Compare, LookInside, ReplayLineage, RunDoctor, RenameRun, DeleteRun, WriteRecipe)
+ROWS_WITH_CURVE = 24  # of a terminal; a lower one has no room for it
 SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
 
 
@@ -236,8 +237,9 @@ class Wizard:
                 self.commands.show(screen.panel.checkpoint)
             _print_screen(console, screen)
             for text, style in ((question.notice, "warn"), (question.help, "help")):
-                if text:
-                    console.print(printable(text), style=style)
+                for line in printable(text).splitlines():
+                    indent = len(line) - len(line.lstrip())
+                    console.print(wrapped(line, console.width, indent and indent + 2), style=style)
         text, title = output.getvalue(), bool(screen.title)
         height = text.count("\n") + title
         if screen.panel and question.kind == "choice" and not is_plain() and height + needed_lines(question) > rows():
@@ -359,7 +361,7 @@ def _print_panel(console: Console, panel: Panel | None) -> None:
     if isinstance(panel, DesignNumbers):
         print_design_numbers(console, panel.resolved)
     elif isinstance(panel, RunNumbers):
-        print_run_numbers(console, panel.resolved)
+        print_run_numbers(console, panel.resolved, curve=rows() >= ROWS_WITH_CURVE)
     elif isinstance(panel, Plan):
         from .plan_panel import plan_panel
 

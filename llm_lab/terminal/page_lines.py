@@ -159,13 +159,14 @@ def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fr
         shown, origin = _cut(shown, max(value, room)), row.origin
         value, rest = max(value, min(room, _width(shown))), len(row.origin)
     style = {"yours": "class:accent", "default": "class:dim", "derived": ""}.get(row.origin, "")
+    from_where = _fit(origin, rest).removesuffix(": …") or (row.origin if _width(row.origin) <= rest else "")
     return [
         _pointer(pointed),
         ("class:pointed" if pointed else "", _pad(_cut(row.label, label), label)),
         ("", "  "),
         (style, _pad(shown, value)),
         ("", " "),
-        (style, _fit(origin, rest).removesuffix(": …")),
+        (style, from_where),
     ]
 
 

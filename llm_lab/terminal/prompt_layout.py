@@ -85,7 +85,10 @@ class Footer:
         if self.show_help:
             found += [("class:help", line) for line in wrap_lines(self.help() or NO_HELP, width)]
         if not (self.show_help and self.is_list):  # help and list leave no room for more
-            found += [("class:about", line) for line in wrap_lines(self.about(), width)[:MOST_ABOUT]]
+            about = wrap_lines(self.about(), width)
+            if len(about) > MOST_ABOUT:
+                about = [*about[: MOST_ABOUT - 1], fit_words(" ".join(about[MOST_ABOUT - 1 :]), width)]
+            found += [("class:about", line) for line in about]
         return found + [("", "")] * (self.least - len(found))
 
     def attach(self) -> None:
@@ -173,7 +176,8 @@ def lay_out_list(
         return app.output.get_size().rows - above - 1 - len(footer.lines())
 
     def room() -> int:
-        return min(len(control.choices), max(LEAST_LINES, free() // 3 if pane else free()))
+        least = max(free() // 3, free() - pane.count("\n") - 1) if pane else free()
+        return min(len(control.choices), max(LEAST_LINES, least))
 
     window.height = lambda: Dimension.exact(room())
     is_long = Condition(lambda: room() < len(control.choices))
@@ -236,6 +240,8 @@ def _attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int])
 
     def where() -> list[tuple[str, str]]:
         last = min(len(lines), first + height())
+        if last - first == len(lines):
+            return []
         keys = "Page Down: more" if last < len(lines) else "Page Up: back"
         return [("class:accent", f" lines {first + 1} to {last} of {len(lines)} · {keys}")]
 
@@ -272,7 +278,8 @@ def _attach_side(app: Any, lines: Callable[[], Sequence[Line]]) -> None:
     window = Window(FormattedTextControl(text), width=width, dont_extend_height=True)
     shown = Condition(lambda: is_wide(app.output.get_size().columns)) & ~IsDone()
     layout = app.layout
-    layout.container = VSplit([layout.container, ConditionalContainer(window, filter=shown)], padding=2)
+    side = VSplit([Window(width=2), window])
+    layout.container = VSplit([layout.container, ConditionalContainer(side, filter=shown)])
 
 
 def lay_out_text(app: Any, help: str, about: str, check: Callable[[str], str | None]) -> Footer:

@@ -120,7 +120,7 @@ def print_run_numbers(console: Any, resolved: Resolved | None, *, about: bool = 
     updates = sorted({*range(0, steps, max(1, steps // 120)), steps - 1})
     factor = factor_of(schedule, steps)
     points = [(update + 1.0, factor(update)) for update in updates]
-    for line in draw_curve(points, 60, 3):
+    for line in draw_curve(points, min(60, console.width), 3):
         console.print(Text(line, style="dim"))
 
 

@@ -417,3 +417,19 @@ def test_what_takes_a_while_is_said_once_on_a_screen(monkeypatch, capsys):
     begin_screen("Runs")
     print_waiting("Reading ...")
     assert capsys.readouterr().err.count("Reading ...") == 2
+
+
+def test_a_hint_that_has_no_room_is_shortened_or_left_out(press, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "44")
+    for text, shown in (
+        ("Which one of these?", "? Which one of these? (Esc back · ? help)"),
+        ("W" * 38, f"? {'W' * 38}"),
+    ):
+        _, screens = press(dataclasses.replace(CHOICE, text=text, can_finish=True), Key.ENTER)
+        assert shown in [line.rstrip() for line in screens[0].split("\n")]
+
+
+def test_a_list_has_no_history_to_search(press):
+    answered, screens = press(CHOICE, Key.RECIPE, Key.DOWN, Key.ENTER)
+    assert answered == 2
+    assert not any("search" in screen for screen in screens)
