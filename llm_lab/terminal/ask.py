@@ -88,7 +88,7 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
         for title, box in zip(titles, boxes, strict=True)
     ]  # fmt: skip
     shown = [*([questionary.Separator(head)] if head else []), *shown]
-    hints = [_hint(question), HINT, ""]
+    hints = [_hint(question), HINT]
     hints = [f"(space selects) {hint}".rstrip() for hint in hints] if several else hints
     left = room - len(f"? {one_line(question.text)} ")
     hint = next((hint for hint in hints if len(hint) <= left), " ")  # questionary has its own for an empty one
