@@ -64,6 +64,7 @@ class Footer:
         self.show_help = self.can_finish = False
         self.trouble = ""
         self.about: Callable[[], str] = lambda: ""
+        self.columns = lambda: self.app.output.get_size().columns - 1
         self.least = 0
         self.filter = ""
         self.set_filter: Callable[[str], None] = lambda text: None
@@ -78,7 +79,7 @@ class Footer:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return (style, line) of what is shown now."""
-        width = min(MOST_COLUMNS, self.app.output.get_size().columns - 1)
+        width = min(MOST_COLUMNS, self.columns())
         found = [("class:help", f"Filter: {self.filter}")] if self.filter else []
         if self.trouble:
             found += [("class:bad", line) for line in wrap_lines(self.trouble, width)]
@@ -221,7 +222,7 @@ def lay_out_list(
 
     footer.attach()
     if any(side(choice.value) for choice in control.choices if not choice.disabled):
-        _attach_side(app, lambda: side(control.get_pointed_at().value)[: app.output.get_size().rows - above - 2])
+        _attach_side(app, footer, lambda: side(control.get_pointed_at().value)[: free() + len(footer.lines()) - 1])
     return footer
 
 
@@ -266,7 +267,7 @@ def list_columns(has_side: bool) -> int:
     return columns() - SIDE_COLUMNS - 3 if has_side and is_wide(columns()) else text_columns()
 
 
-def _attach_side(app: Any, lines: Callable[[], Sequence[Line]]) -> None:
+def _attach_side(app: Any, footer: Footer, lines: Callable[[], Sequence[Line]]) -> None:
     """Show lines to the right of a prompt, where the terminal is wide."""
     from prompt_toolkit.filters import Condition, IsDone
     from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, VSplit, Window
@@ -277,7 +278,8 @@ def _attach_side(app: Any, lines: Callable[[], Sequence[Line]]) -> None:
     width = max([SIDE_COLUMNS, *(len(line.text) for line in lines())])
     window = Window(FormattedTextControl(text), width=width, dont_extend_height=True)
     shown = Condition(lambda: is_wide(app.output.get_size().columns)) & ~IsDone()
-    layout = app.layout
+    layout, whole = app.layout, footer.columns
+    footer.columns = lambda: whole() - width - 2 if shown() else whole()
     side = VSplit([Window(width=2), window])
     layout.container = VSplit([layout.container, ConditionalContainer(side, filter=shown)])
 

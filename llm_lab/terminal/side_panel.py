@@ -45,7 +45,8 @@ def _lines_of(choice: Choice) -> Iterator[Line]:
         yield Line("")
         yield from head_of(choice.next_to.path)
         return
-    yield from _wrapped(re.sub(r"\s{2,}", ": ", choice.text.strip(), count=1), "title")
+    name, _, about = re.sub(r"\s{2,}", "\n", choice.text.strip()).partition("\n")
+    yield from _wrapped(": ".join(filter(None, (name, about.replace("\n", ", ")))), "title")
     for text in filter(None, (choice.effect, choice.why)):
         yield from _wrapped(text)
 

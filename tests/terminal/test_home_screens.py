@@ -45,10 +45,13 @@ def test_home_and_the_texts_fit_every_terminal(in_tmp_path, columns, rows):
     with Terminal(columns=columns, rows=rows, NO_COLOR="1") as terminal:
         terminal.wait_for("What would you like to do?")
         machine, home = terminal.lines[1], [*terminal.lines[:1], *terminal.lines[2:]]
-        terminal.press("\r")
+        terminal.press("?")
+        help_text = " ".join(" ".join(terminal.lines).split())
+        terminal.press("?", "\r")
         terminal.wait_for("Which text?")
         texts = terminal.lines
     assert "CPU core" in machine
+    assert "It learns to continue text, not to answer questions: for that, fine-tune it afterwards (SFT)." in help_text
     assert_matches_snapshot(f"home-{columns}x{rows}", [line.split(" runs,")[0] for line in home])
     assert_matches_snapshot(f"texts-{columns}x{rows}", texts)
 
