@@ -113,10 +113,13 @@ def _exit_code(facts: Mapping[str, Any]) -> int:
 
 def _run_in_processes(arguments: argparse.Namespace) -> int:
     from llm_lab.job import check
+    from llm_lab.recipe.resolve import require_device
     from llm_lab.runner import require_trusted
     from llm_lab.runs.processes import start_processes
 
     job = check(arguments.recipe, arguments.overrides)  # report problems once, not once per process
+    for resolved in job.stages:
+        require_device(resolved)
     with trusting_recipes(arguments.trust_recipe):
         with_consent(lambda: require_trusted(job))
     words = [sys.executable, "-m", "llm_lab.cli", "run", arguments.recipe, *arguments.overrides]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,6 +145,10 @@ def require_device(resolved: Resolved) -> None:
     if values["device"] == "cuda":
         fix = "Set device=cpu for CPU mode, or device=auto to use what is available."
         require_cuda(resolved.machine, fix)
+        gpus, processes = len(resolved.machine.gpus), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if processes > gpus:
+            why = f"each process needs a GPU of its own, and this machine has {gpus}"
+            raise MachineError(Problem("--nproc", why, value=processes, fix=f"Use at most {gpus}."))
     problems = [*_missing_packages(values, resolved.machine)] or [*_memory_problem(resolved)]
     if problems:
         raise MachineError(*problems)

@@ -78,11 +78,13 @@ def start_processes(command: Sequence[str], count: int) -> int:
 @contextmanager
 def planning_for(count: int) -> Iterator[None]:
     """Make plans for a run in `count` processes, which this process is none of."""
-    os.environ["WORLD_SIZE"] = str(count)
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    os.environ |= dict.fromkeys(names, str(count))
     try:
         yield
     finally:
-        del os.environ["WORLD_SIZE"]
+        for name in names:
+            del os.environ[name]
 
 
 def environment_of(count: int) -> dict[str, str]:

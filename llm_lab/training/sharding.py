@@ -6,6 +6,7 @@ the form of a run with one process, so that any number of processes can resume t
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,8 +94,10 @@ def whole_weights(model: Any, *, write: bool = False) -> Iterator[None]:
                     whole[id(parameter)] = parameter, nn.Parameter(full, requires_grad=parameter.requires_grad)
                 places.append((module, name, parameter))
     classes = [(module, type(module)) for module in model.modules() if isinstance(module, FSDPModule)]
+    hooks = {module: module._load_state_dict_post_hooks for module, _, _ in places}
     for module, name, parameter in places:
         module._parameters[name] = whole[id(parameter)][1]
+        module._load_state_dict_post_hooks = OrderedDict()  # FSDP2 would look for its part of what was loaded
     for module, _ in classes:
         module.__class__ = plain_type(module)
     try:
@@ -104,6 +107,7 @@ def whole_weights(model: Any, *, write: bool = False) -> Iterator[None]:
             module.__class__ = kind
         for module, name, parameter in places:
             module._parameters[name] = parameter
+            module._load_state_dict_post_hooks = hooks[module]
     if write:
         with torch.no_grad():
             for parameter, full in whole.values():

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from llm_lab.errors import MachineError
 from llm_lab.estimate.machine import Gpu, Machine
 from llm_lab.estimate.model_library import find_in_library
 from llm_lab.job import SHIPPED_RECIPES
 from llm_lab.recipe.files import apply_overrides, read_recipe_file
-from llm_lab.recipe.resolve import resolve
+from llm_lab.recipe.resolve import require_device, resolve
 from llm_lab.recipe.what_fits import make_it_fit
 
 CARDS = {
@@ -172,3 +173,11 @@ def test_a_sharded_plan_divides_weights_gradients_and_moments_and_counts_what_is
     assert whole.memory_bytes > CARDS["H100"].memory_bytes > shared.memory_bytes
     # A checkpoint is whole.
     assert shared.disk_by_part == whole.disk_by_part
+
+
+def test_more_processes_than_gpus_are_refused_before_they_start(monkeypatch):
+    resolved = resolve({**pretraining(model={"size": "nano"})}, machine=machine(CARDS["H100"]))
+    require_device(resolved)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(MachineError, match="--nproc = 2: each process needs a GPU of its own, and this machine has 1"):
+        require_device(resolved)

@@ -200,7 +200,10 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
 }
 # {rule: [(a recipe that breaks it, the key that is reported, a recipe that passes)]}
 LATER: dict[str, list[tuple[dict, str, dict]]] = {
-    "_sharding_supports_the_run": [(recipe("ppo", **SHARDED), "train.distributed", recipe("grpo", **SHARDED))],
+    "_sharding_supports_the_run": [
+        (recipe("ppo", **SHARDED), "train.distributed", recipe("grpo", **SHARDED)),
+        (sft(**SHARDED, **{"lora.r": 4}), "train.distributed", sft(**{"lora.r": 4})),
+    ],
     "_reward_terms_are_complete": [
         (rewarded({"weight": 2.0}), "rewards.0", rewarded({"name": "exact_match", "weight": 2.0})),
         (

@@ -13,7 +13,7 @@ from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.trainer import LabTrainerMixin
 
-STEPS = {"pretrain": 5000, "sft": 2000, "reward": 2000, "dpo": 1500, "grpo": 1000, "ppo": 1000}
+STEPS = {"pretrain": 5000, "sft": 2000, "reward": 1500, "dpo": 1200, "grpo": 1000, "ppo": 1000}
 GROWTH_BYTES = 8 * 2**20  # over the second half of the run
 
 
