@@ -49,6 +49,15 @@ def _multiplies_bf16(device_type: str) -> bool:
     return device_type == "cuda"
 
 
+def _ahead(grads: list[Tensor], buffers: list[Tensor], momentum: float) -> list[Tensor]:
+    """Return Nesterov's momentum: between the gradients and their moving means."""
+    if not isinstance(grads[0], DTensor):
+        return list(torch._foreach_lerp(grads, buffers, momentum))
+    ahead = [grad.clone() for grad in grads]  # sharded tensors have this operation only in place
+    torch._foreach_lerp_(ahead, buffers, momentum)
+    return ahead
+
+
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -123,7 +132,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             grads = [p.grad for p in alike]
             buffers = [self._buffer(p) for p in alike]
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
-            updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+            updates = _ahead(grads, buffers, momentum) if group["nesterov"] else buffers
             dtype = torch.bfloat16 if _multiplies_bf16(device.type) else torch.float32
             stacked = torch.stack([_whole(update) for update in updates])
             directions = orthogonalize(stacked.flatten(0, -3), group["ns_steps"], dtype).to(alike[0].dtype)
