@@ -126,10 +126,13 @@ def test_a_shared_model_is_really_divided(monkeypatch):
     assert json.loads((step / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
+CAUTIOUS = {"learning_rate": 0.003, "weight_decay": 0.1, "cautious_weight_decay": True}
 VARIANTS = {
     "an adapter": ("sft", {"lora": LORA}),
     "packed rows": ("sft", {"sft": {"packing": True}}),
     "Muon": ("pretrain", {"optimizer": {"name": "muon", "learning_rate": 0.01}}),
+    "cautious NorMuon": ("pretrain", {"optimizer": CAUTIOUS | {"name": "muon", "normalized": True}}),
+    "cautious AdamW": ("sft", {"optimizer": CAUTIOUS | {"name": "adamw"}}),
     "Lion": ("pretrain", {"optimizer": {"name": "lion", "learning_rate": 1e-4}}),
     "an adapter and its base as the reference": ("grpo", {"lora": LORA, "grpo": {"beta": 0.1}}),
     "a reference": ("grpo", {"grpo": {"beta": 0.1}}),
