@@ -50,7 +50,7 @@ def test_the_commands_and_files_of_the_page_on_scaling_are_valid():
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
 
-    from llm_lab.commands.argument_parser import parse
+    from llm_lab.commands.arguments import parse
 
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(\w*)\n(.*?)```", page, flags=re.DOTALL)
