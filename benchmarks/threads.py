@@ -1,6 +1,6 @@
 """Training speed on a CPU next to other work: the threads that a run chooses against the fixed choices.
 
-python -m benchmarks.threads [--rounds N]    (about two minutes; on an otherwise idle machine)
+python -m benchmarks.threads [--rounds N]    (about four minutes; on an otherwise idle machine)
 
 Each round runs all variants once, in another order, without and with a process that keeps one core busy. Tokens/s are
 those of the run's own log, the median of its last rows; the table has the median and the range over the rounds.
@@ -20,13 +20,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ALL, SPINS = {"OMP_NUM_THREADS": str(os.cpu_count())}, "GOMP_SPINCOUNT"  # 300,000 unless set: about 3 ms
 VARIANTS: dict[str, dict[str, str]] = {
     "chosen by the run": {},
-    "all cores": {"OMP_NUM_THREADS": str(os.cpu_count())},
-    "all cores, passive waiting": {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "passive"},
+    "all cores, the run chooses how they wait": ALL,
+    "all cores, spinning": ALL | {SPINS: "300000"},
+    "all cores, spinning shortly": ALL | {SPINS: "1000"},
+    "all cores, sleeping": ALL | {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-STEPS = 150
+STEPS = 80
 RECIPE = {
     "stage": "pretrain", "name": "threads", "device": "cpu", "model": {"size": "nano"},
     "data": [{"path": "builtin:stories"}], "samples": {"max_new_tokens": 1},
@@ -48,7 +51,7 @@ def busy_process(wanted: bool) -> Iterator[None]:
 
 def speed_of(environment: dict[str, str]) -> float:
     """Return the tokens/s of a run in a process of its own."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     clean["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), clean.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "threads.yaml").write_text(json.dumps(RECIPE))  # JSON is YAML
@@ -62,7 +65,7 @@ def speed_of(environment: dict[str, str]) -> float:
 def main() -> None:
     """Print a table for the idle machine and one with a busy core."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     rounds = parser.parse_args().rounds
     found: dict[tuple[str, bool], list[float]] = {}
     for number in range(rounds):

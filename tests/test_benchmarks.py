@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,15 @@ def test_without_a_gpu_the_gpu_session_exits_with_one_line(tmp_path):
 def test_the_gpu_session_runs_every_gpu_script_and_the_readme_describes_it():
     for text in ((ROOT / "benchmarks/gpu" / file).read_text() for file in ("run.sh", "README.md")):
         assert all(name in text for name in GPU_SCRIPTS if name != "cuda")
+
+
+def test_the_wheels_for_a_gpu_machine_have_the_tested_versions():
+    listed = (ROOT / "benchmarks/gpu/README.md").read_text().split("lacks these")[1].split("```")[1]
+    wheels = dict(re.findall(r"([a-z][\w-]*) +([\d.]+)", listed))
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    assert len(wheels) == 17
+    assert wheels.keys() - tested.keys() == {"bitsandbytes"}  # of the extra `cuda`
+    assert {name: tested.get(name, version) for name, version in wheels.items()} == wheels
 
 
 def test_muon_makes_the_same_step_after_its_state_was_saved_and_loaded():

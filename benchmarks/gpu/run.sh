@@ -49,10 +49,12 @@ measure() {
     "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$TEMPORARY/wheels" "$WHEELS"/*.whl || return 1
   fi
   "$PYTHON" -c 'from benchmarks.gpu.cuda import require_gpu; require_gpu()' || return
-  nvidia-smi --query-gpu=timestamp,clocks.sm,power.draw,temperature.gpu,utilization.gpu,memory.used --format=csv -l 4 \
-    >"$OUT/nvidia-smi.csv" 2>&1 &
-  trap "kill $!" EXIT
-  nvidia-smi --query-gpu=name,memory.total,driver_version,power.limit --format=csv,noheader
+  if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=timestamp,clocks.sm,power.draw,temperature.gpu,utilization.gpu,memory.used --format=csv \
+      -l 4 >"$OUT/nvidia-smi.csv" 2>&1 &
+    trap "kill $!" EXIT
+    nvidia-smi --query-gpu=name,memory.total,driver_version,power.limit --format=csv,noheader
+  fi
   part versions 60 "$PYTHON" -m benchmarks.gpu.cuda
   part doctor 60 "$PYTHON" -m llm_lab doctor
   part muon-resume 60 "$PYTHON" -m benchmarks.gpu.muon_resume

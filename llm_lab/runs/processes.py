@@ -282,43 +282,52 @@ def peak_memory_bytes(device: str) -> int:
 # --- threads of a run on a CPU
 
 
+def sleep_where_busy() -> None:
+    """Let PyTorch's threads sleep while they wait for each other, if cores are busy: called before PyTorch is imported.
+
+    GNU's OpenMP, which PyTorch has on Linux, reads this once, when it is loaded. Its threads spin otherwise, which is
+    faster on an idle machine, but takes the time of the threads that they wait for where there are fewer free cores
+    than threads. No result depends on it, unlike on their number.
+    """
+    decided = any(name in os.environ for name in WAITING) or os.environ.get("OMP_NUM_THREADS") == "1"
+    # Each of several processes would count the others.
+    if not decided and "torch" not in sys.modules and process_count() == 1 and busy_cores() > SMALL_LOAD:
+        os.environ[WAITING[0]] = "passive"
+
+
 @contextmanager
 def using_threads(wanted: int | None, before: int | None, listener: Listener) -> Iterator[None]:
     """Train with a number of CPU threads: `wanted`; `before`, that of the run to resume; or what is free.
 
-    OMP_NUM_THREADS decides in a new run where it is set. PyTorch's threads wait for each other by spinning: one thread
-    more than there are free cores can cost most of the speed. The number is fixed for the run: sums are rounded
-    differently with another one. How they wait changes no result, so it follows the load at each start.
+    OMP_NUM_THREADS decides in a new run where it is set. One thread more than there are free cores can cost most of
+    the speed. The number is fixed for the run: sums are rounded differently with another one.
     """
+    name, threads = "OMP_NUM_THREADS", wanted or before
+    if threads is None and name in os.environ:
+        yield
+        return
+    sleep = os.environ.get(WAITING[0], "").lower() == "passive" and threads != 1
+    said, others = "", ""
+    if threads is None:
+        cores = find_machine().cpu_cores
+        threads = free_threads(cores, busy_cores())
+        others = f": {cores - threads} of {cores} cores are busy" if threads < cores else ""
+        said, sleep = "training with ", sleep and threads > 1
+    if said or sleep:
+        how = ", which sleep while they wait for each other" if sleep else ""
+        listener(Notice(f"{said}{plural(threads, 'thread')}{how}{others} (train.threads sets the number)"))
+    old = os.environ.get(name)
+    os.environ[name] = str(threads)  # read when PyTorch is imported, and by estimates
     torch: Any = sys.modules.get("torch")
-    cores = find_machine().cpu_cores
-    busy = busy_cores() if process_count() == 1 else 0.0  # each of several processes would count the others
-    threads, given = wanted or before, os.environ.get("OMP_NUM_THREADS")
-    chosen, said = {}, ""
-    if threads is None and given is None:
-        threads = free_threads(cores, busy)
-        said = f"training with {plural(threads, 'thread')}"
-    if threads:
-        chosen["OMP_NUM_THREADS"] = str(threads)  # read when PyTorch is imported, and by estimates
-    several = chosen.get("OMP_NUM_THREADS", given) != "1"
-    if several and busy > SMALL_LOAD and not torch and not any(name in os.environ for name in WAITING):
-        chosen["OMP_WAIT_POLICY"] = "passive"  # GNU's OpenMP, which PyTorch has on Linux, reads it when it is loaded
-        said = f"{said or 'threads'} that sleep while they wait"
-    if said:
-        others = f": {max(1, round(busy))} of {cores} cores are busy" if busy > SMALL_LOAD else ""
-        listener(Notice(f"{said}{others} (train.threads sets the number)"))
-    old = {name: os.environ.get(name) for name in chosen}
-    os.environ.update(chosen)
     old_threads = torch.get_num_threads() if torch else None
-    if torch and threads:
+    if torch:
         torch.set_num_threads(threads)
     try:
         yield
     finally:
-        for name, value in old.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.pop(name)
+        if old is not None:
+            os.environ[name] = old
         if old_threads:
             torch.set_num_threads(old_threads)
 

@@ -1,5 +1,6 @@
 """A run on a CPU takes as many threads as cores are free, and keeps their number."""
 
+import json
 import os
 import subprocess
 import sys
@@ -27,34 +28,53 @@ def test_the_cores_in_use_are_measured():
     assert 0 <= processes.busy_cores() <= len(os.sched_getaffinity(0))
 
 
-WAITS = """
-import ctypes, importlib.util
+RUN = """
+import ctypes, sys
+from importlib.machinery import PathFinder
+from llm_lab.cli import main
 from llm_lab.runs import processes
+
+class Torch:
+    def find_spec(name, path=None, target=None):
+        if name == "torch":  # the first import of it: only its OpenMP is loaded
+            home = PathFinder.find_spec("torch").submodule_search_locations[0]
+            ctypes.CDLL(home + "/lib/libgomp.so.1")
+            raise SystemExit
+
 processes.busy_cores = lambda: {busy}
-with processes.using_threads({threads}, None, lambda notice: print(notice.text)):
-    home = importlib.util.find_spec("torch").submodule_search_locations[0]
-    ctypes.CDLL(home + "/lib/libgomp.so.1")  # PyTorch's own OpenMP, which it loads when it is imported
+sys.meta_path.insert(0, Torch)
+main(["run", "recipe.yaml"])
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has another OpenMP here")
 @pytest.mark.parametrize(
-    ("busy", "threads", "sleeps", "environment"),
-    [(1.0, 2, True, {}), (0.0, 2, False, {}), (1.0, 1, False, {}), (1.0, 2, False, {"GOMP_SPINCOUNT": "300000"})],
+    ("busy", "sleeps", "environment"),
+    [(1.0, True, {}), (0.0, False, {}), (1.0, False, {"GOMP_SPINCOUNT": "300000"})],
+    ids=["busy", "idle", "set-by-hand"],
 )
-def test_threads_next_to_other_work_sleep_while_they_wait_for_each_other(busy, threads, sleeps, environment):
+def test_threads_next_to_other_work_sleep_while_they_wait_for_each_other(busy, sleeps, environment, in_tmp_path):
+    write_text("text.txt")
+    Path("recipe.yaml").write_text(json.dumps(tiny_recipe()))
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
-    code = WAITS.format(busy=busy, threads=threads)
     found = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", RUN.format(busy=busy)],
         env=clean | {"OMP_DISPLAY_ENV": "verbose"} | environment,
         capture_output=True,
         text=True,
-        check=True,
     )
-    assert f"OMP_NUM_THREADS = '{threads}'" in found.stderr
     assert f"GOMP_SPINCOUNT = '{0 if sleeps else 300000}'" in found.stderr
-    assert ("threads that sleep while they wait: 1 of" in found.stdout) is sleeps
+
+
+def test_a_run_whose_threads_sleep_says_so(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    said = []
+    for threads in (torch.get_num_threads() + 1, 1):
+        with processes.using_threads(threads, None, lambda notice: said.append(notice.text)):
+            pass
+    assert [text.partition(", ")[2] for text in said] == [
+        "which sleep while they wait for each other (train.threads sets the number)"
+    ]
 
 
 def test_a_run_says_its_threads_and_is_resumed_with_as_many(in_tmp_path, monkeypatch):
