@@ -166,6 +166,8 @@ def lay_out_list(
 
     window = next(w for w in app.layout.find_all_windows() if isinstance(w.content, InquirerControl))
     control = window.content
+    if not control.use_indicator:  # the default of a list is where the pointer begins, and no selection
+        control.selected_options = []
     footer = Footer(app, lambda: explain(control.get_pointed_at().value), is_list=True)
     footer.about = lambda: describe(control.get_pointed_at().value)
     # As many lines as the longest takes: the screen must not jump while the pointer moves.

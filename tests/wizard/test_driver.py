@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_text
+from questionary.prompts.common import InquirerControl
 from support.wizard_keys import Key, To, answer, keyboard, pick
 from support.wizard_lab import base, lab  # noqa: F401 - fixtures
 
@@ -433,3 +434,17 @@ def test_a_list_has_no_history_to_search(press):
     answered, screens = press(CHOICE, Key.RECIPE, Key.DOWN, Key.ENTER)
     assert answered == 2
     assert not any("search" in screen for screen in screens)
+
+
+def test_only_the_line_with_the_pointer_is_highlighted(press, monkeypatch):
+    styles = []
+    tokens = InquirerControl._get_choice_tokens
+
+    def seen(control):
+        styles.append({name for name, text in tokens(control) if text in ("one", "two")})
+        return tokens(control)
+
+    monkeypatch.setattr(InquirerControl, "_get_choice_tokens", seen)
+    assert press(dataclasses.replace(CHOICE, default=1), Key.DOWN, Key.ENTER)[0] == 2
+    assert styles
+    assert all(found == {"class:highlighted", "class:text"} for found in styles[1:])
