@@ -63,6 +63,10 @@ def read_adapter(folder: str | Path, *, key: str = "adapter") -> Adapter:
         raise UserError(
             Problem(key, f"adapter type {config.get('peft_type')} is not supported, only LoRA", value=folder)
         )
+    if config.get("alora_invocation_tokens") is not None:
+        # PEFT finds the place in the tokens of one call, so an answer that is decoded with a cache would lack it.
+        why = "activated LoRA, which works only after certain tokens of the prompt, is not supported"
+        raise UserError(Problem(key, why, value=folder, fix="Use an ordinary LoRA adapter."))
     if not (path / WEIGHTS).is_file():
         raise _no_weights(path, key)
     record = read_object(path / BASE_RECORD) or {}

@@ -436,6 +436,10 @@ def test_broken_and_unsupported_adapters_are_reported(tmp_path):
         read_adapter(tmp_path)
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text())
+    for tokens in ([5, 6], -0.5):
+        path.write_text(json.dumps({**config, "alora_invocation_tokens": tokens}))
+        with pytest.raises(UserError, match="activated LoRA, .*is not supported"):
+            load_model(tmp_path / "adapter")
     path.write_text(json.dumps({**config, "peft_type": "IA3"}))
     with pytest.raises(UserError, match="type IA3 is not supported, only LoRA"):
         read_adapter(tmp_path / "adapter")
