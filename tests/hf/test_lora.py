@@ -438,7 +438,7 @@ def test_broken_and_unsupported_adapters_are_reported(tmp_path):
     config = json.loads(path.read_text())
     for tokens in ([5, 6], -0.5):
         path.write_text(json.dumps({**config, "alora_invocation_tokens": tokens}))
-        with pytest.raises(UserError, match="activated LoRA, .*is not supported"):
+        with pytest.raises(UserError, match=r"activated LoRA, .*is not supported"):
             load_model(tmp_path / "adapter")
     path.write_text(json.dumps({**config, "peft_type": "IA3"}))
     with pytest.raises(UserError, match="type IA3 is not supported, only LoRA"):
