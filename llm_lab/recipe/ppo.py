@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
+from llm_lab.errors import Problem
 from llm_lab.estimate.machine import Machine
 from llm_lab.estimate.parameters import ModelShape
 
@@ -22,7 +24,7 @@ from .post_training import (
     sampling_temperature,
 )
 from .scoring import prompts_are_held_out
-from .stage import PartialRecipe, Stage
+from .stage import PartialRecipe, Stage, Values
 
 NAME = "ppo"
 ABOUT = "RL with a value model (critic)"
@@ -127,6 +129,13 @@ def derive(stage: Stage, recipe: PartialRecipe, machine: Machine, known: ModelSh
     return shape
 
 
+def _two_models_are_not_sharded(values: Values) -> Iterator[Problem]:
+    if (values.get("train") or {}).get("distributed") == "fsdp":
+        why = "PPO trains two models at once, the policy and the critic, and accelerate shards one"
+        fix = "Set train.distributed=ddp, or use GRPO, which has no critic."
+        yield Problem("train.distributed", why, value="fsdp", fix=fix)
+
+
 PPO = Stage(
     name=NAME,
     title="PPO",
@@ -138,7 +147,13 @@ PPO = Stage(
         "predicts the reward; answers that do better than predicted become more probable. Needs about twice the "
         "memory of GRPO."
     ),
-    rules=(*POST_TRAINING_RULES, answers_fit_the_context(NAME), no_adapter_dropout(NAME), prompts_are_held_out),
+    rules=(
+        *POST_TRAINING_RULES,
+        answers_fit_the_context(NAME),
+        no_adapter_dropout(NAME),
+        prompts_are_held_out,
+        _two_models_are_not_sharded,
+    ),
     derive=derive,
     estimate=estimate,
     trains=True,

@@ -391,9 +391,6 @@ def _sharding_supports_the_run(values: Values) -> Iterator[Problem]:
         yield Problem(key, why, value="deepspeed", allowed="ddp, fsdp", fix="fsdp divides the same as its ZeRO 3.")
     if train.get("distributed") != "fsdp":
         return
-    if values.get("stage") == "ppo":
-        why = "PPO trains two models at once, the policy and the critic, and accelerate shards one"
-        yield Problem(key, why, value="fsdp", fix=f"{fix}, or use GRPO, which has no critic.")
     if optimizer not in (None, *SHARDED_OPTIMIZERS):
         why = f"fsdp is not supported with {optimizer}, whose step needs whole weights"
         yield Problem("optimizer.name", why, value=optimizer, allowed=", ".join(SHARDED_OPTIMIZERS), fix=f"Or: {fix}.")
