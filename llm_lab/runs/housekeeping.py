@@ -85,6 +85,12 @@ def list_entries(root: Path = ROOT, *, inner: bool = False) -> list[dict[str, An
     return sorted(found, key=lambda entry: (-entry["created_at"], entry["name"]))
 
 
+def list_sweeps(root: Path = ROOT) -> list[dict[str, Any]]:
+    """Return a description of each sweep and duel in a folder, as list_entries does."""
+    folders = sorted(file.parent for file in root.glob("*/sweep.json"))
+    return [_describe(path, kind_of(path) or "sweep", list(runs_in(path)), root) for path in folders]
+
+
 def _describe(
     path: Path, kind: str, parts: Sequence[RunFolder], root: Path, *, part_of: Path | None = None
 ) -> dict[str, Any]:

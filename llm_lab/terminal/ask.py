@@ -210,7 +210,8 @@ def _ask_plainly(question: Question) -> Any:
         print(printable(_folded(question.allowed)))
     for number, choice in enumerate(question.choices, 1):
         not_now = f"  (not available: {one_line(choice.why_not)})" if choice.why_not else ""
-        print(_folded(f"  {number:>2}  {one_line(choice.text)}{not_now}", indent=6))
+        text = f"{choice.cells[0]}: {', '.join(filter(None, choice.cells[1:]))}" if choice.cells else choice.text
+        print(_folded(f"  {number:>2}  {one_line(text)}{not_now}", indent=6))
     read = _read_numbers if question.choices else _read_text
     answer, trouble = read(question)
     while trouble:

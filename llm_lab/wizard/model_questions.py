@@ -17,7 +17,7 @@ from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.resolve import LOCAL_PREFIXES, similar_path
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
 from llm_lab.runs.folder import ROOT, RunFolder, list_runs
-from llm_lab.runs.housekeeping import short_result
+from llm_lab.runs.housekeeping import list_sweeps, short_result
 
 from .draft import Draft, first_name
 from .home import MODELS, describe_run, kind_of_run
@@ -93,6 +93,17 @@ def run_choices(runs: Sequence[RunFolder]) -> list[Choice]:
     ]  # fmt: skip
 
 
+def sweep_choices() -> list[Choice]:
+    """Return a choice for each sweep and duel, with the columns RUN_HEADS."""
+    found = []
+    for one in list_sweeps():
+        done = f"{one['parts_done']} of {one['parts_planned']} runs done"
+        parameters = count(one["parameters"]) if one["parameters"] else ""
+        cells = (one["name"], one["kind"], parameters, short_age(time.time() - one["created_at"]), one["status"], done)
+        found.append(Choice(one["path"], f"{one['path']}: {one['kind']}, {done}", cells=cells))
+    return found
+
+
 def _cells_of(run: RunFolder) -> tuple[str, ...]:
     facts = run.facts()
     then, parameters = facts.get("ended_at") or facts.get("created_at"), facts.get("parameters")
@@ -124,13 +135,14 @@ def pick_run(
     *,
     check: Callable[[str], str | None] = why_no_model,
     machine: Machine | None = None,
+    more: Sequence[Choice] = (),
 ) -> Flow[str]:
     """Return the run that was chosen, or the folder or name that was typed.
 
     none: why there is no run to choose. check: of what is typed. machine: also offer the models of the library, with
-    what fits on it.
+    what fits on it. more: choices after the runs.
     """
-    choices = [*question.choices, *run_choices(runs)]
+    choices = [*question.choices, *run_choices(runs), *more]
     if not choices:
         choices.append(Choice("", "one of my runs", none))
     choices += [*([LIBRARY_CHOICE] if machine else []), ANOTHER_CHOICE]

@@ -15,7 +15,7 @@ from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs, run
 from llm_lab.runs.housekeeping import plan_removal
 
 from .home import RESUME_WHY, RUNS, can_resume, progress_of
-from .model_questions import is_adapter, model_answers, pick_run, runs_with_a_model, trained_reward_model
+from .model_questions import is_adapter, model_answers, pick_run, runs_with_a_model, sweep_choices, trained_reward_model
 from .questions import (
     BackTo,
     CheckpointDetails,
@@ -44,6 +44,7 @@ KEEPING = (Choice("rename", "Rename it"), Choice("delete", "Delete it"))
 RENAME_WHY = "What was made from the run follows: its lineage, adapters and recipes name it by the new name after that."
 DELETE_WHY = "The folder is deleted, with the model and its checkpoints. There is no way to get it back."
 AFTER = "after a run"
+NO_RUNS = "none yet; start with Train on my text"
 CHECKPOINT_WHY = "Any of your runs, a folder or GGUF file with a causal language model, or a name on the Hub."
 LINEAGE_WHY = "A run's lineage is every run that its model was built from. Replaying it trains all of them again."
 NEXT_WHY = (
@@ -55,13 +56,15 @@ NEXT_WHY = (
 def ask_checkpoint(title: str, text: str, runs: list[RunFolder]) -> Flow[str]:
     """Ask for one of the user's runs, or for another model."""
     question = Question("checkpoint", text, why=CHECKPOINT_WHY, screen=Screen(title))
-    return (yield from pick_run(question, runs, "none yet; start with Train on my text"))
+    return (yield from pick_run(question, runs, NO_RUNS))
 
 
 def checkpoints() -> Flow[Next | None]:
     """Look at runs and models, and choose what to do with one."""
-    path = yield from ask_checkpoint(RUNS, "Which run or model?", list_runs())
-    run = next((run for run in list_runs() if str(run.path) == path), None)
+    question = Question("checkpoint", "Which run or model?", why=CHECKPOINT_WHY, screen=Screen(RUNS))
+    path = yield from pick_run(question, list_runs(), NO_RUNS, more=sweep_choices())
+    is_sweep = (Path(path) / "sweep.json").is_file()
+    run = next((run for run in list_runs() if str(run.path) == path), RunFolder(Path(path)) if is_sweep else None)
     here = "checkpoint.next"
     picked = yield Question(
         here,
@@ -106,6 +109,8 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     """Return what can be done with a run, or with a model that is not one of the user's runs (None)."""
     generates = run is None or (not trained_reward_model(run) and run in runs_with_a_model())
     choices = [Choice("list", "Back to the list")]
+    if run is not None and (run.path / "sweep.json").is_file():
+        return [*choices, *KEEPING]
     if run is not None and run.facts().get("study"):
         again = "Run it again with the same options" if run.status() == "done" else "Resume this study"
         return [*choices, Choice("study", again), *KEEPING]

@@ -1,6 +1,7 @@
 """The menu and its entries that set up no run; Evaluate and Export, whose runs train nothing."""
 
 import dataclasses
+import json
 import re
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from llm_lab.runs.folder import RunFolder
 from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
-from llm_lab.wizard.questions import Compare, KeepCard, LookInside, Next, OpenChat, ReplayLineage, StartRun
+from llm_lab.wizard.questions import Compare, DeleteRun, KeepCard, LookInside, Next, OpenChat, ReplayLineage, StartRun
 from llm_lab.wizard.run_questions import after_a_run, checkpoints
 from llm_lab.wizard.training_runs import run_of_stage
 
@@ -229,3 +230,16 @@ def test_a_recipe_file_is_run_with_changes_that_are_checked():
     ])  # fmt: skip
     assert visit.effects == [StartRun(file, tuple(shlex.split(changes)))]
     assert visit.result == Next("after a run", {"name": "again"})
+
+
+def test_a_sweep_is_among_the_runs_with_how_far_it_is_and_can_be_deleted():
+    folder = Path("checkpoints/rates")
+    folder.mkdir()
+    about = {"kind": "sweep", "created_at": 1e9, "configurations": [{}, {}], "seeds": [1, 2, 3]}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    shutil.copytree("checkpoints/base", folder / "cell")
+    visit = answers(checkpoints, ["checkpoints/rates", "Delete it", "yes"])
+    cells = next(choice.cells for choice in visit.questions[0].choices if choice.value == "checkpoints/rates")
+    assert (cells[:2], cells[4:]) == (("rates", "sweep"), ("stopped", "1 of 6 runs done"))
+    assert [choice.value for choice in visit.questions[1].choices] == ["list", "rename", "delete"]
+    assert visit.effects == [DeleteRun("checkpoints/rates")]
