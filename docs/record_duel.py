@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from llm_lab.studies.duel import open_duel
+from llm_lab.studies.grid import read_grid
 from llm_lab.studies.results import summarize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,10 +19,10 @@ RESULTS = ROOT / "docs" / "duels.json"
 
 
 def read_results(name: str, folder: str) -> dict[str, Any]:
-    """Return what the page needs of a duel: the values of every seed, tokens, and the seconds of a run."""
+    """Return what the page needs of a duel: the values of every seed, and the tokens of a run."""
     duel = open_duel(Path(folder).name, root=Path(folder).parent)
     known = yaml.safe_load((ROOT / "configs" / "duels" / "duels.yaml").read_text(encoding="utf-8"))
-    key, _, values = known[name]["change"].partition("=")
+    ((key, values),) = read_grid([known[name]["change"]]).values.items()
     assert list(duel.keys) == [key], f"{folder} compares {duel.keys}, not {key}"
     rows = {row.configuration.name: row for row in summarize(duel)}
     sides = [rows[one.name] for one in duel.configurations[:2]]
@@ -31,8 +32,8 @@ def read_results(name: str, folder: str) -> dict[str, Any]:
         "measure": duel.measure,
         "tokens": round(sides[0].tokens),
         "sides": [
-            {"value": value, "seconds": round(row.seconds, 1), "values": {str(k): v for k, v in row.values.items()}}
-            for value, row in zip(values.split(","), sides, strict=True)
+            {"value": value, "values": {str(seed): loss for seed, loss in row.values.items()}}
+            for value, row in zip(values, sides, strict=True)
         ],
     }
 

@@ -23,7 +23,7 @@ from llm_lab.estimate.machine import find_machine
 from llm_lab.recipe.files import read_recipe_file
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), CONFIGS / "duels" / "nano.yaml"]
+SHIPPED = [*sorted(CONFIGS.glob("*.yaml")), *(CONFIGS / "duels" / f"{name}.yaml" for name in ("nano", "optimizers"))]
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def recipe_of(
         "stage": PRETRAIN.name,
         "name": name_of([source["path"] for source in data]),
         "device": device,
-        "model": {"size": name},
+        "model": {"size": name, "qk_norm": True},  # docs/duels.md, "Defaults"
         "tokenizer": _tokenizer(name, whole),
         "data": data,
         "scheduler": {"name": "linear", "min_ratio": 0.0},
@@ -210,7 +210,7 @@ def _steps(raw: dict[str, Any], whole: int | None, machine: Machine) -> int:
     most: float = TOKENS_PER_PARAMETER * (cost.parameters or 0) // cost.tokens_per_step
     if raw["device"] == "cpu":
         first = next(iter(SIZES))
-        smallest = {**raw, "model": {"size": first}, "tokenizer": _tokenizer(first, whole)}
+        smallest = {**raw, "model": {**raw["model"], "size": first}, "tokenizer": _tokenizer(first, whole)}
         seconds = _resolved(smallest, machine).estimate.seconds_by_part["training"] / FEWEST_STEPS
         most = min(most, MOST_CPU_STEPS, round(CPU_SECONDS / seconds, -2) or 100)
     if whole is not None:
