@@ -128,7 +128,10 @@ def _library_ways(machine: Machine) -> tuple[tuple[_Way, Mapping[str, Any]], ...
 def fits_in(resolved: Resolved) -> dict[str, Fit]:
     """Return {method: whether it fits} of a recipe, whatever it says about LoRA; {} for one with problems."""
     given = {key: value for key, value in resolved.given.items() if key != "lora"}
-    open_recipe = replace(resolved, given=given)
+    opened, _ = diagnose(given, machine=resolved.machine, name=resolved.values["name"])  # not yet made to fit
+    if opened is None:
+        return {}
+    open_recipe = replace(opened, examples=resolved.examples)
     costs = []
     for way in _ways(open_recipe, four_bits=True):
         found = _resolve(open_recipe, way)

@@ -321,7 +321,7 @@ def test_a_checkpoint_is_shown_and_the_plan_of_its_recipe_too(visit):
 def test_a_run_is_renamed_and_deleted_from_its_page(visit, finished_run):
     of_run = (*pick("Runs"), *pick("tiny "))
     taken = (*pick("Rename it"), *answer("tiny"), Key.ENTER)
-    renamed = (*answer("small"), Key.ENTER, *pick("checkpoints/small:"))
+    renamed = (*answer("small"), Key.ENTER, *pick("small "))
     kept = (*pick("Delete it"), Key.ENTER)
     screens = visit(*of_run, *taken, *renamed, *kept, *pick("Delete it"), *pick("yes"), Key.ENTER, Key.CTRL_C, *LEAVE)
     assert seen(screens, "checkpoints/tiny/ is now checkpoints/small/")
