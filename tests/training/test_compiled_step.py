@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe, write_text
+from torch._inductor.utils import run_and_get_code
 from transformers import AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, masking_utils
 from transformers.masking_utils import sdpa_mask
 
 from llm_lab.model.configuration_lab import LabConfig
 from llm_lab.model.modeling_lab import LabForCausalLM
+from llm_lab.model.positions import Rope, Yarn
 from llm_lab.runner import run
 from llm_lab.runs.folder import RunFolder
 from llm_lab.training.loss import next_token_loss
-from llm_lab.training.pretrain_trainer import mask_where_needed, unpacked_rows
+from llm_lab.training.pretrain_trainer import compiled_loss, mask_where_needed, unpacked_rows
 
 
 def lab_model(**parts) -> LabForCausalLM:
@@ -62,6 +64,27 @@ def test_a_compiled_step_has_a_mask_where_attention_is_not_only_causal(versions_
     calls = attention_calls(lab_model(sliding_window=8))
     assert len(calls) == 2
     assert all(call["is_causal"] is False and call["attn_mask"] is not None for call in calls)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_positions_equal_the_others_to_the_digit(dtype):
+    positions = torch.arange(40)[None]
+    for rope in (Rope(16, 10_000.0), Yarn(16, 10_000.0, factor=4.0, original_max_position_embeddings=8)):
+        compiled = torch.compile(rope, backend="aot_eager", dynamic=False)
+        for one, other in zip(compiled(positions, dtype), rope(positions, dtype), strict=True):
+            assert one.dtype == dtype
+            assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_computes_sines_and_cosines_once_for_all_layers():
+    """They would be computed again for each element of every q and k, forward and backward."""
+    ids = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
+    model, step = lab_model().train(), compiled_loss()
+    _, code = run_and_get_code(lambda: step(model, ids, ids, "cpu", "float32").backward())
+    kernels = "".join(code).split("async_compile.")
+    assert len(kernels) > 5
+    assert sum("cos(" in kernel for kernel in kernels) == 1
 
 
 PLAIN = {"batch_size": 1, "q_length": 4, "kv_length": 4, "q_offset": 0, "kv_offset": 0, "allow_is_causal_skip": True}
