@@ -60,6 +60,8 @@ def head_of(path: str) -> Iterator[Line]:
     from llm_lab.wizard.places import PLAIN_TEXT
 
     try:
+        if not Path(path).expanduser().is_file():  # a pipe would wait
+            return
         with Path(path).expanduser().open("rb") as file:
             text = file.read(HEAD_BYTES).decode("utf-8", errors="replace")
     except OSError:

@@ -1,6 +1,7 @@
 """The home screen and the list of text files, as they look in a narrow, a usual and a wide terminal."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from support.screens import Terminal, assert_matches_snapshot
 
 from llm_lab.terminal import ask
+from llm_lab.terminal.prompt_layout import SIDE_COLUMNS
+from llm_lab.terminal.side_panel import head_of
 from llm_lab.wizard.questions import Choice, Question
 
 HOURS = 3600
@@ -89,3 +92,13 @@ def test_columns_without_room_are_left_out_the_least_important_first():
         [head for head in heads if head not in ("size", "age", "stage")],
     ]
     assert all(len(ask.titles_of(question, room)[1][0]) <= room for room in (80, 74, 66, 58))
+
+
+def test_next_to_a_list_is_the_beginning_of_a_file_and_nothing_of_what_is_none(in_tmp_path):
+    Path("a.txt").write_text("First line.\n\n" + "many words " * 20 + "\x1b[2Jend\n")
+    os.mkfifo("pipe.txt")
+    lines = [line.text for line in head_of("a.txt")]
+    assert lines[0] == "First line."
+    assert max(map(len, lines)) <= SIDE_COLUMNS
+    assert "\x1b" not in "".join(lines)
+    assert [*head_of("pipe.txt"), *head_of("missing.txt"), *head_of(".")] == []
