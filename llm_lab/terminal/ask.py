@@ -15,6 +15,7 @@ from llm_lab.wizard.questions import Choice, Question, same
 from . import prompt_layout
 from .console import is_plain, one_line, printable
 from .prompt_layout import (
+    BESIDE_TITLE,
     NO_HELP,
     Back,
     Finish,
@@ -31,7 +32,7 @@ from .side_panel import side_of
 HINT = "(Esc back · ? help)"
 HINT_TO_FINISH = "(Esc back · ? help · Ctrl-F finish)"
 ROOM_TO_TYPE = 16
-BESIDE_TITLE, BESIDE_REASON = 5, 8  # columns of the pointer, and of the mark and the brackets of a reason
+BESIDE_REASON = 8  # columns of the mark and the brackets of a reason
 ANOTHER = "another value ..."
 LEFT_OUT_FIRST = ("size", "age", "stage")  # columns of a table that is too wide
 NUMBERS = ("size", "age")  # columns whose entries are aligned to the right

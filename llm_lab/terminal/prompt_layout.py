@@ -14,6 +14,7 @@ from .console import columns, prompt_styles
 
 MOST_COLUMNS = 119  # longer lines are hard to read
 WIDE_COLUMNS = 118
+BESIDE_TITLE = 5  # columns of the pointer
 SIDE_COLUMNS = 46  # of the panel next to a list
 LEAST_LINES = 3
 LONG_LIST = 8  # choices from which typing filters them

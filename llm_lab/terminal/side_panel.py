@@ -14,7 +14,7 @@ from llm_lab.wizard.home import kind_of_run
 from llm_lab.wizard.questions import Choice, FileHead, Line, Question, RunSummary
 
 from .console import columns, make_console, one_line, supports_unicode
-from .prompt_layout import SIDE_COLUMNS, is_wide, wrapped
+from .prompt_layout import BESIDE_TITLE, SIDE_COLUMNS, is_wide, list_columns, wrapped
 
 CURVES = ("reward", "loss")  # the first that a run has is shown
 CURVE_LINES = 9
@@ -45,6 +45,8 @@ def _lines_of(choice: Choice) -> Iterator[Line]:
         yield Line("")
         yield from head_of(choice.next_to.path)
         return
+    if not (choice.effect or choice.why) and len(choice.text) < list_columns(True) - BESIDE_TITLE:
+        return  # the list says it all
     name, _, about = re.sub(r"\s{2,}", "\n", choice.text.strip()).partition("\n")
     yield from _wrapped(": ".join(filter(None, (name, about.replace("\n", ", ")))), "title")
     for text in filter(None, (choice.effect, choice.why)):
