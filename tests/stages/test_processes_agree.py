@@ -67,7 +67,7 @@ def recipe_of(stage: str, rows: int, name: str, **changes: object) -> dict:
     return raw
 
 
-def compare(one: str, other: str, *, tolerance: float = TOLERANCE) -> None:
+def compare(one: str, other: str, *, tolerance: float = TOLERANCE, of_weights: float = 5e-4) -> None:
     """Every row of metrics and all weights of two runs must agree."""
     rows, others = rows_of(f"checkpoints/{one}"), rows_of(f"checkpoints/{other}")
     assert [row["step"] for row in others] == [row["step"] for row in rows]
@@ -77,7 +77,7 @@ def compare(one: str, other: str, *, tolerance: float = TOLERANCE) -> None:
     weights, same = weights_of(f"checkpoints/{one}"), weights_of(f"checkpoints/{other}")
     assert weights.keys() == same.keys()
     for name, tensor in weights.items():
-        assert (tensor - same[name]).abs().max() < 5e-4, name
+        assert (tensor - same[name]).abs().max() < of_weights, name
 
 
 def test_two_processes_train_as_one_does():
@@ -155,7 +155,9 @@ def test_two_processes_agree_with_other_options_too(variant, distributed):
 
     run(raw(4, "one"))
     run_in_processes([raw(2, "two", distributed=distributed)])
-    compare("one", "two", tolerance=1e-4)  # the divergence from a reference is small, and so are its digits
+    # The divergence from a reference is small, and so are its digits. Muon orthogonalizes in bf16.
+    in_bf16 = changes.get("optimizer", {}).get("name") == "muon"
+    compare("one", "two", tolerance=5e-4 if in_bf16 else 1e-4, of_weights=3e-3 if in_bf16 else 5e-4)
 
 
 @SLOW
