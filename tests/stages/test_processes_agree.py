@@ -24,7 +24,7 @@ TOLERANCE = 2e-5  # of losses and gradient norms, relative; each step adds to it
 STAGES = ("pretrain", "sft", "reward", "dpo", "grpo", "ppo")
 SLOW = pytest.mark.slow
 STEPS = 6
-LORA = {"preset": "all", "r": 4}
+LORA = {"preset": "all", "r": 4, "dropout": 0.0}  # each process would draw its own
 
 
 @pytest.fixture(autouse=True)
