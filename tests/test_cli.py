@@ -71,6 +71,8 @@ def test_a_dry_run_of_several_processes_plans_for_them_and_starts_none(recipe, c
         assert main(["run", recipe, "--dry-run", "--json", *words]) == 0
         tokens.append(json.loads(capsys.readouterr().out)["stages"][0]["estimate"]["tokens"])
     assert tokens[1] == 2 * tokens[0]
+    assert main(["run", recipe, "--dry-run", "--nproc", "2", "train.distributed=fsdp"]) == 0
+    assert "2, with fsdp: each process has a part of every weight" in capsys.readouterr().out
     assert not Path("checkpoints").exists()
     assert "WORLD_SIZE" not in os.environ
     assert main(["run", recipe, "--nproc", "0", "--dry-run"]) == 2

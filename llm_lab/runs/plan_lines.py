@@ -18,6 +18,7 @@ from llm_lab.recipe.post_training import fill_steps
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved
 from llm_lab.recipe.scoring import describe_term
+from llm_lab.recipe.train_loop import DISTRIBUTED
 
 from .folder import ROOT, free_name
 
@@ -92,6 +93,9 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     for _, text in plan_warnings(resolved):
         yield "warning", text, "warn"
     yield "device", f"{values.get('device')}: {resolved.machine.describe()}", ""
+    if resolved.stage.trains and (processes := resolved.machine.processes) > 1:
+        how = values["train"]["distributed"]
+        yield "processes", f"{processes}, with {how}: {DISTRIBUTED[how]}", ""
 
 
 def _trained_part(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
