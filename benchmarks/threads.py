@@ -1,6 +1,6 @@
 """Training speed on a CPU next to other work: the threads that a run chooses against the fixed choices.
 
-python -m benchmarks.threads [--rounds N]    (about four minutes; on an otherwise idle machine)
+python -m benchmarks.threads [--rounds N]    (about four minutes a round; on an otherwise idle machine)
 
 Each round runs all variants once, in another order, without and with a process that keeps one core busy. Tokens/s are
 those of the run's own log, the median of its last rows; the table has the median and the range over the rounds.
@@ -65,7 +65,7 @@ def speed_of(environment: dict[str, str]) -> float:
 def main() -> None:
     """Print a table for the idle machine and one with a busy core."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.threads")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     rounds = parser.parse_args().rounds
     found: dict[tuple[str, bool], list[float]] = {}
     for number in range(rounds):
