@@ -162,6 +162,10 @@ class Place:
 Case = Callable[[], Any]
 
 
+class TooLong(Exception):
+    """A case took too long. Not a TimeoutError, which is an OSError and so means that a file can't be read."""
+
+
 def recipe_case(place: Place, draw: random.Random) -> tuple[Case, str]:
     """A recipe with changed values or bytes, through `check` or a dry run."""
     value: Any = place.recipes[draw.choice(list(place.recipes))]
@@ -405,7 +409,7 @@ def run_case(kind: str, number: int, seed: int, place: Place) -> tuple[str, str,
     from llm_lab.errors import LabError
 
     def too_long(*_: Any) -> None:
-        raise TimeoutError(f"more than {PATIENCE_SECONDS} s")
+        raise TooLong(f"more than {PATIENCE_SECONDS} s")
 
     draw = random.Random(f"{seed}/{kind}/{number}")
     case, shown = KINDS[kind](place, draw)

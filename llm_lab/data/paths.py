@@ -28,6 +28,7 @@ _PLAIN = frozenset(
     .tex .tokens .toml .ts .tsx .v .vb .vhd .vim .vtt .vue .wiki .xml .yaml .yml .zig .zsh""".split()
 )
 SNIFFED_ROWS = 20
+MOST_FILES = 1_000_000  # that are looked at in a folder
 _HUB_HINT = "Hub datasets are named owner/name."
 
 
@@ -101,7 +102,7 @@ def default_split(path: str, split: str | None) -> str:
     if path.startswith("builtin:") or is_on_hub(path):
         return "test"
     local = Path(path).expanduser()
-    return "test" if local.is_dir() and "test" in find_splits(local, _data_in(local)[0]) else "train"
+    return "test" if local.is_dir() and "test" in find_splits(local, _data_in(local, path, "score")[0]) else "train"
 
 
 def suggest_path(path: str) -> str | None:
@@ -145,7 +146,7 @@ def _missing(path: str, key: str, local: Path) -> Problem:
 
 def _in_folder(path: str, key: str, folder: Path, split: str) -> LocalFiles:
     saved = find_saved_splits(folder, key, path)
-    data, others = ([], []) if saved else _data_in(folder)
+    data, others = ([], []) if saved else _data_in(folder, path, key)
     if not data and not saved:
         found = sorted({file.suffix or file.name for file in others})
         raise UserError(
@@ -173,18 +174,25 @@ def _in_folder(path: str, key: str, folder: Path, split: str) -> LocalFiles:
     return replace(chosen, split=split if len(splits) > 1 else None, splits=tuple(splits), left_out=left_out)
 
 
-def _data_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return (the data files of a folder, the others that are not about the data), without hidden ones."""
+def _data_in(folder: Path, path: str, key: str) -> tuple[list[Path], list[Path]]:
+    """Return (the data files of a folder, the others that are not about the data), without hidden ones.
+
+    UserError for a folder with too many files, such as /, which would take hours to go through.
+    """
     found = []
     for place, folders, names in os.walk(folder):  # unlike rglob, it leaves out what disappears or can't be read
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
+        if len(found) > MOST_FILES:
+            fix = "Name the folder with the data, or files by a glob such as 'data/**/*.txt'."
+            raise UserError(Problem(f"{key}.path", f"This folder has more than {MOST_FILES:,} files", path, fix=fix))
     # os.path.isfile, because Path.is_file raises for links to what can't be looked at.
     files = [file for file in sorted(found, key=lambda one: one.relative_to(folder).as_posix()) if os.path.isfile(file)]
     known = [file for file in files if kind_of(file.name)]
     about = {file for file in files if file.stem.lower().startswith(_ABOUT) or file.name in _DESCRIPTIONS}
     data = [file for file in known if file not in about] or known
-    return data, [file for file in files if file not in about and file not in known]
+    read = about.union(known)
+    return data, [file for file in files if file not in read]
 
 
 def _in_glob(path: str, key: str, pattern: Path) -> LocalFiles:

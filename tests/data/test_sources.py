@@ -195,6 +195,14 @@ def test_a_link_that_cannot_be_followed_is_left_out_of_a_folder_and_a_glob():
     assert documents("corpus") == documents("corpus/*.txt") == ["first"]
 
 
+def test_a_folder_with_too_many_files_to_go_through_is_refused(monkeypatch):
+    monkeypatch.setattr("llm_lab.data.paths.MOST_FILES", 2)
+    for number in range(3):
+        write_file(f"corpus/{number}/a.txt", "text")
+    assert "data.0.path = corpus: This folder has more than 2 files. Name the folder" in refusal("corpus")
+    assert documents("corpus/0") == ["text"]
+
+
 def test_the_error_for_conversations_names_the_stage_for_them():
     write_jsonl("a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
     assert "'messages' looks like conversations: use stage sft for those" in refusal("a.jsonl")
