@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_lab.chat.decoding import SETTINGS
 from llm_lab.chat.web_search import Hit, check_backend, default_backend, describe_privacy, search, search_reason
-from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error
+from llm_lab.errors import LabError, Problem, UserError, did_you_mean, file_error, one_of
 from llm_lab.events import Event, Listener, Notice, RunWarning
 from llm_lab.safe_text import valid_text
 
@@ -260,9 +260,11 @@ class _Screen:
     def _command(self, line: str) -> bool:
         name, _, argument = line.strip().partition(" ")
         name, argument = name.lower(), argument.strip()
-        if name in ("quit", "exit", "q"):
+        if name in ("exit", "q"):
             return False
-        _require_known(name)
+        name = _full_name(name)
+        if name == "quit":
+            return False
         if name in SETTINGS:
             if argument:
                 self.session.change_setting(name, argument)
@@ -278,7 +280,7 @@ class _Screen:
         if not name:
             self._say(HELP)
         else:
-            _require_known(name)
+            name = _full_name(name)
             argument, what = COMMANDS[name]
             self._say(f"/{name} {argument}".rstrip() + f": {what}")
             if name in SETTINGS:
@@ -390,12 +392,16 @@ class _Screen:
         self._console.print(Text(printable(text), style=style))
 
 
-def _require_known(name: str) -> None:
-    """Raise UserError for a command that does not exist."""
-    if name not in COMMANDS:
-        near = did_you_mean(name, COMMANDS)
-        fix = (near.replace("mean ", "mean /") if near else "/help lists all commands.") + " Use // to send /."
-        raise UserError(Problem(f"/{name}", "unknown command", fix=fix))
+def _full_name(name: str) -> str:
+    """Return the command that a name means: its own, or the only one that begins so. UserError where there is none."""
+    begun = [command for command in COMMANDS if name and command.startswith(name)]
+    if name in COMMANDS or len(begun) == 1:
+        return name if name in COMMANDS else begun[0]
+    if begun:
+        raise UserError(Problem(f"/{name}", "several commands begin so", allowed=one_of([f"/{one}" for one in begun])))
+    near = did_you_mean(name, COMMANDS)
+    fix = (near.replace("mean ", "mean /") if near else "/help lists all commands.") + " Use // to send /."
+    raise UserError(Problem(f"/{name}", "unknown command", fix=fix))
 
 
 def _show_notices(say: Callable[[str, str], None]) -> Listener:

@@ -72,6 +72,16 @@ def test_an_invalid_command_shows_an_error_and_changes_nothing(capsys):
         assert word in " ".join(errors.split()), word
 
 
+def test_the_beginning_of_a_command_is_that_command_if_it_is_the_only_one(capsys):
+    session = open_session(chat=True)
+    type_into_chat(session, "/temp 0.5\r/top 3\r/help regen\r/qui\r")
+    said = capsys.readouterr()
+    assert session.settings.temperature == 0.5
+    assert "/regenerate: get another reply" in said.out
+    assert "several commands begin so" in said.err
+    assert "/top_p, /top_k" in " ".join(said.err.split())
+
+
 def test_another_model_is_opened_with_the_same_settings(capsys):
     session, other = open_session(chat=True), open_session(name="the other", settings=ChatSettings())
     type_into_chat(session, "/model there\rhello\r/quit\r", load=lambda path: other)
