@@ -35,10 +35,10 @@ BUILTIN = {
 ABOUT_BUILTIN = {
     "stories": "short English stories for pretraining, generated on this machine",
     "word-problems": "word problems with checkable answers, for every stage, generated on this machine",
-    "sums": "the same problems, always in the same words",
-    "support-chat": "49 conversations of a support desk, of several turns each, for SFT",
-    "instruct": "72 short instructions of many kinds with their answers, for SFT",
-    "email-subjects": "216 e-mails with their subject lines, for SFT and scoring",
+    "sums": "the problems of word-problems, but always in the same words; for every stage",
+    "support-chat": "40 conversations of a support desk, of several turns each, for SFT",
+    "instruct": "60 short instructions of many kinds with their answers, for SFT",
+    "email-subjects": "180 e-mails with their subject lines, for SFT and scoring",
 }
 
 

@@ -255,7 +255,9 @@ def measure_examples(
         for why, count in source.counts.dropped.items()
     ]
     held_out = sum(len(split.validation) for split in splits)
-    return ExampleSizes(len(train), held_out, [_tokens_of(one, count_tokens) for one in some], tuple(dropped))
+    repeated = sum(split.duplicates for split in splits)
+    lengths = [_tokens_of(one, count_tokens) for one in some]
+    return ExampleSizes(len(train), held_out, lengths, tuple(dropped), repeated)
 
 
 def _tokens_of(example: Example, count_tokens: Callable[[str], int]) -> int:

@@ -44,13 +44,22 @@ PIECE_TOKENS = 1024  # whose logits the stages that compare probabilities hold a
 class ExampleSizes:
     """What a look at the data found: number of examples, and the tokens of some of them (of prompts, in RL).
 
-    dropped: in words, what will not be trained on.
+    dropped: in words, what will not be trained on. repeated: how many were left out of validation, because training
+    has their prompts.
     """
 
     training: int
     held_out: int
     lengths: Sequence[int]
     dropped: tuple[str, ...] = ()
+    repeated: int = 0
+
+    def describe(self) -> str:
+        """Return how many examples there are, and what each part is for."""
+        parts = [f"{self.training:,} to train on", f"{self.held_out:,} held out for validation"]
+        if self.repeated:
+            parts.append(f"{self.repeated:,} left out: training has their prompts")
+        return f"{self.training + self.held_out + self.repeated:,}: {', '.join(parts)}"
 
     def width(self, rows: int, max_length: int) -> float:
         """Return the mean length of the longest of `rows` examples, to which the others are padded."""

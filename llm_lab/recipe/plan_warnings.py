@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from llm_lab.estimate.formatting import plural
 
@@ -21,6 +24,8 @@ def plan_warnings(resolved: Resolved) -> Iterator[tuple[str, str]]:
     if resolved.stage.trains:
         yield from _high_learning_rates(resolved)
         yield from _few_steps(resolved)
+        yield from _long_examples(resolved)
+        yield from _never_answered(resolved)
 
 
 def _high_learning_rates(resolved: Resolved) -> Iterator[tuple[str, str]]:
@@ -40,23 +45,69 @@ def _high_learning_rates(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 def _few_steps(resolved: Resolved) -> Iterator[tuple[str, str]]:
     """Warn of few steps: because there are few examples, or because the recipe asks for few."""
-    stage, values, examples = resolved.stage, resolved.values, resolved.examples
-    if stage.from_scratch:
+    if resolved.stage.from_scratch:
         return
-    asked, origin = values["train"].get("max_steps"), resolved.origins.get("train.max_steps")
-    if asked is not None and origin is not None and origin.kind != "derived":
-        if asked < FEW_STEPS:
+    if _asks_for_steps(resolved):
+        if (asked := resolved.values["train"]["max_steps"]) < FEW_STEPS:
             text = f"only {plural(asked, 'step')}: they may be too few to learn from"
             yield "train.max_steps", f"{text}. Use more: train.max_steps = {FEW_STEPS}"
+    elif (epochs := enough_epochs(resolved)) is not None:
+        steps = plural(_steps(resolved), "step")
+        text = f"only {steps}, because there are few examples: they may be too few to learn from"
+        yield "train.num_train_epochs", f"{text}. Use more data or more epochs: train.num_train_epochs = {epochs}"
+
+
+def _asks_for_steps(resolved: Resolved) -> bool:
+    """Whether a recipe sets its steps itself."""
+    asked, origin = resolved.values["train"].get("max_steps"), resolved.origins.get("train.max_steps")
+    return asked is not None and origin is not None and origin.kind != "derived"
+
+
+def enough_epochs(resolved: Resolved) -> int | None:
+    """Return how many epochs give a fine-tune on few examples enough steps; None where it has them."""
+    stage, values, examples = resolved.stage, resolved.values, resolved.examples
+    if not examples or stage.from_scratch or _asks_for_steps(resolved) or _steps(resolved) >= FEW_STEPS:
+        return None
+    train = values["train"]
+    rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * resolved.machine.processes
+    return math.ceil(FEW_STEPS * rows / max(1, examples.training * rows_per_example(stage, values)))
+
+
+def _steps(resolved: Resolved) -> int:
+    assert resolved.examples is not None
+    examples, processes = resolved.examples.training, resolved.machine.processes
+    filled, _ = fill_steps(resolved.stage, resolved.values, examples=examples, processes=processes)
+    return filled["train"]["max_steps"]
+
+
+def _long_examples(resolved: Resolved) -> Iterator[tuple[str, str]]:
+    """Warn of examples whose end is cut off; their lengths are estimated."""
+    examples, length = resolved.examples, resolved.values["train"].get("max_length")
+    if not examples or resolved.stage.examples not in ("conversation", "preference") or not examples.lengths:
         return
-    if not examples:
+    long = sum(tokens > length for tokens in examples.lengths)
+    if long:
+        share = 100 * long / len(examples.lengths)
+        text = f"about {share:.0f} % of the examples are longer than {length:,} tokens: their end is cut off"
+        yield "train.max_length", f"{text}. Use shorter ones, or a model with a longer context"
+
+
+def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
+    """Warn where rewards are to improve the answers of a model that has only continued text so far."""
+    if resolved.stage.examples != "prompt":
         return
-    processes = resolved.machine.processes
-    filled, _ = fill_steps(stage, values, examples=examples.training, processes=processes)
-    steps, train = filled["train"]["max_steps"], values["train"]
-    if steps >= FEW_STEPS:
-        return
-    rows = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] * processes
-    epochs = math.ceil(FEW_STEPS * rows / max(1, examples.training * rows_per_example(stage, values)))
-    text = f"only {plural(steps, 'step')}, because there are few examples: they may be too few to learn from"
-    yield "train.num_train_epochs", f"{text}. Use more data or more epochs: train.num_train_epochs = {epochs}"
+    run = Path(str(resolved.values["model"]["checkpoint"])).expanduser()
+    parent = _facts(next((one for one in (run, run.parent) if (one / "run.json").is_file()), run))
+    sets = {source.get("path") for source in resolved.values.get("data") or ()}
+    has_seen = sets & {source.get("path") for source in parent.get("data") or () if isinstance(source, dict)}
+    if parent.get("stage") == "pretrain" and not parent.get("parent") and not has_seen:
+        text = "the model was only pretrained, and never on these prompts: its outputs will hardly ever get a reward"
+        yield "model.checkpoint", f"{text}, and then nothing is learned. Fine-tune it on answers first (SFT)"
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

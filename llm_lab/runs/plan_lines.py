@@ -51,6 +51,8 @@ def plan_lines(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
         yield "tokenizer", _tokenizer(values["tokenizer"]), ""
     for index, line in enumerate(_data(values.get("data") or ())):
         yield "" if index else "data", line, ""
+    if examples:
+        yield "examples", examples.describe(), ""
     if values["stage"] == EVAL.name and measures_itself(values):
         yield "evaluated on", "the validation data of the run that trained it", ""
     for line in examples.dropped if examples else ():

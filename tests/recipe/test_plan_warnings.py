@@ -1,5 +1,6 @@
 """A plan warns of settings that are allowed, and rarely give a useful model."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -71,3 +72,34 @@ def test_a_warm_up_that_is_longer_than_a_run_in_epochs_is_a_problem_once_its_exa
 def with_warmup(steps):
     found = with_examples(30)
     return replace(resolve({**found.given, "scheduler": {"warmup_steps": steps}}), examples=found.examples)
+
+
+def test_examples_that_are_cut_off_are_in_the_plan():
+    long = replace(with_examples(1000), examples=ExampleSizes(1000, 0, (10, 10, 10, 5000)))
+    ((key, text),) = plan_warnings(long)
+    assert key == "train.max_length"
+    assert text.startswith("about 25 % of the examples are longer than 1,024 tokens")
+
+
+def test_a_plan_accounts_for_every_example():
+    few = replace(with_examples(1000), examples=ExampleSizes(31, 4, (10,), repeated=5))
+    (said,) = [text for name, text, _ in plan_lines(few) if name == "examples"]
+    assert said == "40: 31 to train on, 4 held out for validation, 5 left out: training has their prompts"
+
+
+@pytest.mark.parametrize(
+    ("stage", "parent", "data", "warned"),
+    [
+        ("pretrain", None, "builtin:stories", True),
+        ("pretrain", None, "builtin:word-problems", False),  # it has seen such answers
+        ("pretrain", {"path": "gpt2"}, "builtin:stories", False),  # what it continued may have been fine-tuned
+        ("sft", None, "builtin:instruct", False),
+    ],
+)
+def test_rewards_for_a_model_that_only_continues_text_are_warned_of(stage, parent, data, warned, tmp_path):
+    facts = {"stage": stage, "parent": parent, "data": [{"path": data}]}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    recipe = {"stage": "grpo", "device": "cpu", "model": {"checkpoint": str(tmp_path)}}
+    recipe |= {"data": [{"path": "builtin:word-problems"}], "rewards": [{"name": "exact_number"}]}
+    found = [text for key, text in plan_warnings(resolve(recipe)) if key == "model.checkpoint"]
+    assert ["SFT" in text for text in found] == [True] * warned
