@@ -54,6 +54,7 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
 OPTIONAL: dict[str, tuple[str, ...]] = {"conversation": (), "preference": ("prompt",), "prompt": ("answer",)}
 NO_COLUMN = ""  # no column is called this
 EXAMPLE_LINES = 5
+NOT_CHECKABLE = "No rule can check these answers: score them with a reward model."
 SCORE_WHY = (
     "The loss and the reward show how well the model fits its training data. Held-out prompts show whether it got "
     "better: with reference answers, the share that is right. Each prompt gets a greedy and a sampled output."
@@ -173,7 +174,7 @@ def _ask_set(
             default=str(default["path"]),
             help=f"data.{number}.path: {key.help if key else 'where the data is'}",
             why=WHY[kind],
-            choices=offered(kind),
+            choices=_in_training(kind),
             look_for="texts" if kind == "text" else "examples",
             check=check,
             wait=READING,
@@ -183,6 +184,22 @@ def _ask_set(
     if is_hub_name(path):
         source |= yield from _ask_hub_keys(draft, source, kind, streams=mixed and kind == "text")
     return (yield from recognize(draft, source, kind))
+
+
+def _in_training(kind: str) -> tuple[Choice, ...]:
+    """Return the data that is offered to train on; of prompts first those whose answers a rule can check."""
+    from llm_lab.data.builtin import BUILTIN
+
+    if kind != "prompt":
+        return offered(kind)
+    checkable = {f"builtin:{name}" for name in BUILTIN}
+    marked = [
+        replace(one, text=f"for a reward model: {one.text}", effect=NOT_CHECKABLE)
+        if str(one.value).startswith("builtin:") and one.value not in checkable
+        else one
+        for one in offered(kind)
+    ]
+    return tuple(sorted(marked, key=lambda one: one.value not in checkable))
 
 
 def _why_not(source: Source, kind: str) -> str | None:

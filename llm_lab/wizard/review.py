@@ -9,6 +9,7 @@ from typing import Any
 from llm_lab.errors import MachineError, UserError
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.files import to_yaml
+from llm_lab.recipe.plan_warnings import enough_epochs
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import Resolved, require_device
 from llm_lab.recipe.what_fits import make_it_fit
@@ -30,8 +31,9 @@ from .questions import (
     StartRun,
     Wait,
     WriteRecipe,
-    yes_no,
 )
+
+EPOCHS = "train.num_train_epochs"
 
 PLAN_WHY = (
     "Ctrl-C stops the run at any time and saves it; resume it from the menu entry Runs."  # one line: the screen is full
@@ -92,7 +94,12 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[bool]:
     if problems := problems_of_length(resolved):
         raise UserError(*problems)
     card = (yield from ask_card(draft, *OF_ALL_MODELS)) if is_card_open(draft) else None
-    if not (yield start_question(Plan(resolved))):
+    while (answer := (yield start_question(Plan(resolved), enough_epochs(resolved)))) == EPOCHS:
+        draft = draft.with_answer(EPOCHS, float(enough_epochs(resolved) or 0))
+        longer, _ = draft.look()
+        assert longer is not None
+        resolved = make_it_fit(with_sizes(longer))
+    if not answer:
         return False
     if card is not None:
         yield card
@@ -112,10 +119,11 @@ def why_not_start(draft: Draft) -> str | None:
     return None
 
 
-def start_question(plan: Plan | RecipePlan) -> Question:
-    """Return the question that shows a plan and asks for the start."""
-    return yes_no("start", "Start now?", default=True, yes="Yes, start", no="No, go back", why=PLAN_WHY,
-                  screen=Screen(panel=plan))  # fmt: skip
+def start_question(plan: Plan | RecipePlan, epochs: int | None = None) -> Question:
+    """Return the question that shows a plan and asks for the start. epochs: with how many there are enough steps."""
+    more = [Choice(EPOCHS, f"Use {epochs} epochs: more steps to learn from")] if epochs else []
+    choices = (Choice(True, "Yes, start"), *more, Choice(False, "No, go back"))
+    return Question("start", "Start now?", choices=choices, default=True, why=PLAN_WHY, screen=Screen(panel=plan))
 
 
 def _save(draft: Draft, resolved: Resolved) -> Flow[None]:

@@ -13,6 +13,7 @@ from support.wizard_lab import base, lab, results, run_it  # noqa: F401 - fixtur
 from llm_lab.estimate.machine import Machine, find_machine
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.optimizers import TUNED
+from llm_lab.recipe.plan_warnings import enough_epochs
 from llm_lab.recipe.registry import STAGES
 from llm_lab.recipe.resolve import resolve
 from llm_lab.recipe.train_loop import SCHEDULERS
@@ -58,6 +59,20 @@ def test_sft_runs_and_leads_to_the_chat():
         assert text in visit.texts()
     after = follow(visit.result, ["Chat with it"])
     assert after.effects == [OpenChat("checkpoints/first")]
+
+
+def test_a_plan_with_few_steps_offers_the_epochs_that_give_enough():
+    visit = answers(flow("sft"), [MODEL, "builtin:instruct", "no, continue", *without_scores(ENTER), "Use", START])
+    plans = [question.screen.panel.resolved for question in visit.questions if question.key == "start"]
+    assert [bool(enough_epochs(plan)) for plan in plans] == [True, False]
+    assert recipe_of(visit)["train"] == {"num_train_epochs": float(enough_epochs(plans[0]))}
+
+
+def test_prompts_that_no_rule_can_check_come_last_and_say_so():
+    visit = answers(flow("grpo"), [MODEL])
+    listed = [choice.value for choice in visit.question.choices]
+    assert listed[:2] == ["builtin:word-problems", "builtin:sums"]
+    assert all("for a reward model" in choice.text for choice in visit.question.choices[2:])
 
 
 def test_an_adapter_is_trained_and_merged():
