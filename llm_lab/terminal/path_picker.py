@@ -13,8 +13,18 @@ from llm_lab.wizard.questions import Question, same
 
 from .console import columns, one_line, printable
 
-HINTS = ("(type to filter · Esc back · ? help)", "(Esc back · ? help)", "")  # the longest that fits
-SEVERAL_HINTS = ("(Space selects several · Esc back · ? help)", "(Space selects several · ? help)", *HINTS[1:])
+HINTS = (  # the longest that fits
+    "(type to filter, or a path · Esc back · ? help)",
+    "(type to filter · Esc back · ? help)",
+    "(Esc back · ? help)",
+    "",
+)
+SEVERAL_HINTS = (
+    "(type to filter, or a path · Space: several · Esc back · ? help)",
+    "(type to filter, or a path · Space: several · ? help)",
+    "(Space: several · Esc back · ? help)",
+    *HINTS[2:],
+)
 WIDEST_NAME = 48
 ABOUT_COLUMNS = 26  # next to a name, at most
 PARENT = ".."
@@ -42,6 +52,7 @@ class Place:
     folder: str = ""
     typed: str = ""
     marked: list[str] = field(default_factory=list)
+    was_refused: bool = False  # what is typed: the next letter replaces it, as in a text
 
     @property
     def several(self) -> bool:
@@ -53,8 +64,11 @@ class Place:
         default = self.question.default or []
         return list(default) if self.several else [str(default)] if default else []
 
-    def rows(self) -> list[Row]:
-        """Return what is listed: fitting files, what is offered, folders, the folder above, and what was typed."""
+    def rows(self, *, known: bool = False) -> list[Row]:
+        """Return what is listed: fitting files, what is offered, folders, the folder above, and what was typed.
+
+        known: without a default that is not among them.
+        """
         head, slash, wanted = self.typed.rpartition("/")
         folder = (head or "/") if slash else self.folder
         there = places_in(folder, self.question.look_for) if Path(folder or ".").expanduser().is_dir() else []
@@ -76,7 +90,7 @@ class Place:
             )
             for one in offered
         ]
-        if not (self.typed or self.folder):  # an answer that is not in this folder
+        if not (self.typed or self.folder or known):  # an answer that is not in this folder
             unlisted = [one for one in self.defaults if not any(row.answer == one for row in rows)]
             rows = [*(Row(self._title(one, "", width, None), one) for one in unlisted), *rows]
         inner = [place for place in places if place.enters]
@@ -165,7 +179,11 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
         where = [("class:instruction", f"{place.folder}/ ")] if place.folder else []
         room = text_columns() - len(f"? {one_line(question.text)} ") - sum(len(text) for _, text in where)
         hint = next((hint for hint in (SEVERAL_HINTS if place.several else HINTS) if len(hint) <= room), "")
-        typed = [("", place.typed), ("class:cursor", " ")] if place.typed else [("class:instruction", hint)]
+        typed = (
+            [("class:selected" if place.was_refused else "", place.typed), ("class:cursor", " ")]
+            if place.typed
+            else [("class:instruction", hint)]
+        )
         return [("class:qmark", "?"), ("class:question", f" {one_line(question.text)} "), *where, *typed]
 
     keys = KeyBindings()
@@ -214,7 +232,7 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
     @keys.add("c-u", eager=True)
     @keys.add("c-w", eager=True)
     def _(event: Any) -> None:
-        key = event.key_sequence[0].key
+        key, place.was_refused = event.key_sequence[0].key, False
         if place.typed and key != Keys.Left:
             place.typed = place.typed[:-1] if key == Keys.Backspace else ""
             show()
@@ -231,7 +249,8 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
             place.mark(pointed())
             show(pointed().answer)
         elif text.isprintable():
-            place.typed += text
+            place.typed = text if place.was_refused else place.typed + text
+            place.was_refused = False
             show()
         footer.trouble = ""
 
@@ -251,6 +270,8 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
         filters=False,
     )
     footer.is_untouched = lambda: not place.typed  # type: ignore[method-assign]
+    if question.notice and len(default) == 1 and not any(row.answer == default[0] for row in place.rows(known=True)):
+        place.typed, place.was_refused = default[0], True
     show(default[0] if default else None)
     return run(questionary.Question(app), footer)
 

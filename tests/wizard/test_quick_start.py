@@ -138,6 +138,21 @@ def test_a_file_is_picked_with_the_arrow_keys_and_several_with_the_space_bar(mon
     assert press(several, monkeypatch, " ", Key.DOWN, " ", Key.ENTER)[0] == ["book.txt", "note.md"]
 
 
+def test_a_path_that_was_refused_is_there_to_be_corrected(monkeypatch):
+    refused = dataclasses.replace(PATH, default="/nope", notice="/nope: No such file.")
+    picked, screens = press(refused, monkeypatch, Key.ENTER)
+    assert picked == "/nope"
+    assert press(refused, monkeypatch, "no", Key.ENTER)[0] == "note.md"  # a letter replaces it
+    assert 'use "/nope" as typed' in screens[0]
+    assert text_question().problem(["/nope"]).startswith("/nope: ")
+
+
+def test_the_expected_epochs_are_those_that_the_vocabulary_gives():
+    measured = {512: 1.94, 1024: 2.43, 2048: 2.87, 4096: 3.24}  # of 1.1 MB of Shakespeare, a BPE trained on it
+    for entries, bytes_per_token in measured.items():
+        assert tokens_in({"bpe": entries}, 10**6) == pytest.approx(0.9e6 / bytes_per_token, rel=0.03)
+
+
 def test_typing_filters_the_files_and_is_an_answer_itself_where_none_fits(monkeypatch):
     picked, screens = press(PATH, monkeypatch, "t", "w", Key.ENTER)
     assert picked == "more/deep/two.txt"
