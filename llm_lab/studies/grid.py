@@ -17,6 +17,7 @@ from llm_lab.recipe.validate import find_key
 from llm_lab.runs.folder import slug
 
 LONGEST_NAME = 80
+MOST_NAMED = 3  # of the keys in a remark
 _OPENING, _CLOSING = "[{", "]}"
 
 
@@ -142,10 +143,11 @@ def with_words(raw: Mapping[str, Any], words: Iterable[str], remarks: dict[str, 
         if last == "name" and group and (own := _named_part(raw, group)) not in (None, text):
             given = {name: value for name, value in (value_at(raw, group) or {}).items() if name != "name"}
             if given:
-                keys = one_of([f"{group}.{name} = {value}" for name, value in given.items()])
-                remarks[
-                    f"The recipe's {keys} belong{'s' if len(given) == 1 else ''} to {own}: not used for others."
-                ] = None
+                written = [f"{group}.{name} = {value}" for name, value in given.items()]
+                more = [f"{len(written) - MOST_NAMED} more"] if len(written) > MOST_NAMED else []
+                keys = one_of([*written[:MOST_NAMED], *more])
+                verb = "belongs" if len(given) == 1 else "belong"
+                remarks[f"The recipe's {keys} {verb} to {own}: not used for others."] = None
             word = f"{group}={{name: {text}}}"
         translated.append(word)
     return apply_overrides(dict(raw), translated)[0]

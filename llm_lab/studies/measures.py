@@ -69,7 +69,7 @@ def caveats(keys: Iterable[str], jobs: Mapping[str, Job], measure: str) -> list[
     if any(key.endswith("optimizer.name") for key in keys):
         found.append(
             "Each optimizer has its default learning rate, or the recipe's. With a rate that was not tuned, one looks "
-            "worse than it is: find the best rate of each with --preset learning-rate first."
+            "worse than it is: find the best rate of each first, with a sweep of learning-rate."
         )
     tokens = {sum(one.estimate.tokens for one in job.stages) for job in jobs.values()}
     if len(tokens) > 1:

@@ -170,8 +170,8 @@ def how_to_read(sweep: Sweep, rows: Sequence[Row]) -> str:
     if len({row.n for row in rows}) > 1:
         text += " Not all have the same number of runs."
     if len(rows) > 1:
-        text += f" The best of {len(rows)} looks better than it is, because it was picked: llm-lab duel compares two "
-        text += "on new seeds."
+        text += f" The best of {len(rows)} looks better than it is, because it was picked: a duel compares two on "
+        text += "new seeds."
     return text
 
 

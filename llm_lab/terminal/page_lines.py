@@ -37,7 +37,7 @@ def lay_out(page: FormPage, columns: int, rows: int, place: Place) -> Lines:
     """Return the lines of the screen; note where the value that is being typed is."""
     columns -= 1  # nothing is written into the last column, where some terminals wrap
     top = _top(page, columns, rows)
-    bottom = _bottom(page, columns, wide=columns + 1 >= WIDE)
+    bottom = _bottom(page, columns, wide=columns + 1 >= WIDE, edits=place.row is not None)
     room = max(LEAST_ROWS, rows - len(top) - len(bottom))
     if page.show_recipe:
         return [*top, *_recipe(page, columns, room), *bottom]
@@ -159,7 +159,8 @@ def _row_line(page: FormPage, row: Row, widths: tuple[int, int, int]) -> list[Fr
         shown, origin = _cut(shown, max(value, room)), row.origin
         value, rest = max(value, min(room, _width(shown))), len(row.origin)
     style = {"yours": "class:accent", "default": "class:dim", "derived": ""}.get(row.origin, "")
-    from_where = _fit(origin, rest).removesuffix(": …") or (row.origin if _width(row.origin) <= rest else "")
+    whole = _width(origin) <= rest  # the reason of the pointed row is below, so none is cut
+    from_where = origin if whole else row.origin if _width(row.origin) <= rest else ""
     return [
         _pointer(pointed),
         ("class:pointed" if pointed else "", _pad(_cut(row.label, label), label)),
@@ -188,7 +189,7 @@ def _scrolled(lines: Lines, at: int, room: int) -> tuple[Lines, int]:
     return shown + [[("", "")]] * (room - len(shown)), at - first
 
 
-def _bottom(page: FormPage, columns: int, *, wide: bool) -> Lines:
+def _bottom(page: FormPage, columns: int, *, wide: bool, edits: bool) -> Lines:
     """Return the help of the row (next to the page where it is wide), the equal command and the keys."""
     lines: Lines = [[("class:dim", "─" * columns)]]
     if page.trouble:
@@ -209,7 +210,11 @@ def _bottom(page: FormPage, columns: int, *, wide: bool) -> Lines:
     keys += ["Ctrl-R recipe", "? help", "Esc back"]
     if page.show_recipe:
         keys = ["↑↓ scroll", "Esc back to the page"]
-    return [*lines, *([("class:dim", line)] for line in _wrap_keys(keys, columns))]
+    said = _wrap_keys(keys, columns)
+    if edits:
+        typing = _wrap_keys(["Type the value", "Enter takes it", "Esc keeps the old one"], columns)
+        said = typing + [""] * (len(said) - len(typing))  # the page must not jump
+    return [*lines, *([("class:dim" if not edits else "class:accent", line)] for line in said)]
 
 
 def _shortened(texts: list[Fragment], columns: int) -> list[Fragment]:

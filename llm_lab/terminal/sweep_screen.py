@@ -176,7 +176,8 @@ def _print_end(console: Console, sweep: Sweep, outcome: Outcome) -> None:
         if state.status == "failed":
             console.print(Text(f"{state.cell.label}: {state.error}", style="bad"), soft_wrap=True)
     report = sweep.folder / "report.html"
-    console.print(f"Report: {report} (also report.md, results.csv, results.json)", soft_wrap=True)
+    console.print(f"Report: {report}", soft_wrap=True)
+    console.print("Next to it: report.md, results.csv, results.json")
     if outcome.stopped:
         console.print(f"Stopped; the work is saved. Resume: {sweep.command}", soft_wrap=True)
     elif outcome.count("running"):
