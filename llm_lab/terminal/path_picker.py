@@ -177,8 +177,8 @@ def pick_path(question: Question, above: int, *, run: Callable[[Any, Any], Any],
 
     def header() -> list[tuple[str, str]]:
         where = [("class:instruction", f"{place.folder}/ ")] if place.folder else []
-        room = text_columns() - len(f"? {one_line(question.text)} ") - sum(len(text) for _, text in where)
-        hint = next((hint for hint in (SEVERAL_HINTS if place.several else HINTS) if len(hint) <= room), "")
+        free = min(room, text_columns()) - len(f"? {one_line(question.text)} ") - sum(len(text) for _, text in where)
+        hint = next((hint for hint in (SEVERAL_HINTS if place.several else HINTS) if len(hint) <= free), "")
         typed = (
             [("class:selected" if place.was_refused else "", place.typed), ("class:cursor", " ")]
             if place.typed
