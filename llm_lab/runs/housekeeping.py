@@ -323,8 +323,8 @@ def in_root(text: str, root: Path) -> Path | None:
 # --- renaming
 
 
-def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
-    """Give a run, a pipeline, a sweep or a study another name.
+def check_rename(name: str, new_name: str, *, root: Path = ROOT) -> tuple[Path, Path]:
+    """Return (the folder of a run, the one that it gets with another name); nothing is changed.
 
     UserError where it is running or used by a running one, where the name is taken, or where it is part of another.
     """
@@ -344,6 +344,12 @@ def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
     require_idle(old)
     for run, _ in users_of(old, root=root):
         require_idle(run.path)
+    return old, new
+
+
+def rename_run(name: str, new_name: str, *, root: Path = ROOT) -> Renamed:
+    """Give a run, a pipeline, a sweep or a study another name. UserError as in check_rename."""
+    old, new = check_rename(name, new_name, root=root)
     with hold(root):
         with hold(old):
             record = {"old": old.name, "new": new.name, "process": this_process()}

@@ -412,8 +412,8 @@ class Leave:
 class Answer:
     """An answer or an effect's result.
 
-    is_default: Enter was pressed, so the default of the next time counts. is_open: of a page that was left without an
-    action; it is shown again with its changes.
+    is_default: Enter was pressed: where the question is asked again, its default of then is offered. is_open: of a page
+    that was left without an action; it is shown again with its changes.
     """
 
     key: str

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from llm_lab.errors import LabError
 from llm_lab.estimate.formatting import size
 from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs, runs_named
-from llm_lab.runs.housekeeping import plan_removal
+from llm_lab.runs.housekeeping import check_rename, plan_removal
 
 from .home import RESUME_WHY, RUNS, can_resume, progress_of
 from .model_questions import is_adapter, model_answers, pick_run, runs_with_a_model, sweep_choices, trained_reward_model
@@ -65,7 +67,7 @@ def checkpoints() -> Flow[Next | None]:
     path = yield from pick_run(question, list_runs(), NO_RUNS, more=sweep_choices())
     is_sweep = (Path(path) / "sweep.json").is_file()
     run = next((run for run in list_runs() if str(run.path) == path), RunFolder(Path(path)) if is_sweep else None)
-    here = "checkpoint.next"
+    here = f"next for {path}"  # keys have the name, so that no answer about one run is taken for another
     picked = yield Question(
         here,
         "What next?",
@@ -90,9 +92,10 @@ def checkpoints() -> Flow[Next | None]:
         yield StartStudy(about["experiment"], about["options"])
         yield Pause()
     elif picked == "rename" and run is not None:
-        name = yield Question("rename", "New name?", "text", default=run.path.name, why=RENAME_WHY,
-                              allowed=f"A folder name in {ROOT}/.", screen=Screen(RUNS, path))  # fmt: skip
-        yield BackTo("checkpoint" if (yield RenameRun(path, name)) else "rename")
+        name = yield Question(f"rename {path}", "New name?", "text", default=run.path.name, why=RENAME_WHY,
+                              allowed=f"A folder name in {ROOT}/.", screen=Screen(RUNS, path),
+                              check=partial(_why_no_rename, path))  # fmt: skip
+        yield BackTo("checkpoint" if (yield RenameRun(path, name)) else f"rename {path}")
     elif picked == "delete" and run is not None:
         if (yield _delete_question(path)):
             yield DeleteRun(path)
@@ -134,8 +137,17 @@ def _delete_question(path: str) -> Question:
     removal = plan_removal(path)
     notes = [line for note in removal.notes for line in textwrap.wrap(f"{note[0].upper()}{note[1:]}.", COLUMNS)]
     lines = [f"{removal.path}/: {size(removal.bytes)}", *notes, ""]
-    return yes_no("delete", "Delete it?", default=False, why=DELETE_WHY,
+    return yes_no(f"delete {path}", "Delete it?", default=False, why=DELETE_WHY,
                   screen=Screen(RUNS, path, lines=tuple(map(Line, lines))))  # fmt: skip
+
+
+def _why_no_rename(path: str, name: str) -> str | None:
+    """Return why a run can't get a name, or None."""
+    try:
+        check_rename(path, name.strip())
+    except LabError as error:
+        return str(error)
+    return None
 
 
 def _how_far(run: RunFolder) -> str:

@@ -96,7 +96,8 @@ class Walk:
     def answer(self, value: Any) -> None:
         """Answer the question and go to the next item."""
         self._undone.pop(self.item.key, None)
-        is_default = self.item.form is None and same(value, self.item.suggested)
+        # Without a default, Enter takes the first choice, and that may be another one the next time.
+        is_default = self.item.form is None and self.item.default is not None and same(value, self.item.suggested)
         self._take(Answer(self.item.key, value, is_default=is_default))
         self._follow()
 
@@ -152,12 +153,13 @@ class Walk:
 
     def _fits(self, answer: Answer) -> bool:
         if isinstance(self.item, Question):
-            return self.item.key == answer.key and (answer.is_default or self.item.problem(answer.value) is None)
+            is_checked = answer.is_default and same(answer.value, self.item.suggested)
+            return self.item.key == answer.key and (is_checked or self.item.problem(answer.value) is None)
         return isinstance(self.item, Effect) and type(self.item).__name__ == answer.key
 
     def _take(self, answer: Answer) -> None:
         self.answers.append(answer)
-        self._advance(self.item.suggested if answer.is_default else answer.value)
+        self._advance(answer.value)
 
     def _advance(self, value: Any) -> None:
         try:

@@ -194,6 +194,19 @@ def test_a_checkpoint_leads_to_all_that_can_be_done_with_it():
     assert visit.question.key == "checkpoint"
 
 
+def test_the_page_of_a_run_stays_its_page_when_another_run_begins_meanwhile():
+    walk = answers(checkpoints, [ENTER, "delete"]).walk
+    shutil.copytree("checkpoints/base", "checkpoints/newer")
+    RunFolder(Path("checkpoints/newer")).update(created_at=RunFolder(Path("checkpoints/base")).facts()["ended_at"] + 9)
+    walk.answer(False)
+    assert (walk.question.screen.where, walk.question.suggested) == ("checkpoints/base", "delete")
+    walk.back()
+    assert [choice.value for choice in walk.question.choices][:2] == ["checkpoints/newer", "checkpoints/base"]
+    assert walk.question.suggested == "checkpoints/base"
+    walk.answer("checkpoints/newer")
+    assert walk.question.suggested == "list"  # not what was chosen for the other run
+
+
 def test_a_stopped_run_is_resumed_and_any_run_is_replayed_after_a_yes():
     RunFolder(Path("checkpoints/base")).update(status="stopped")
     visit = answers(checkpoints, [MODEL, "Resume this run", "No, go back", "Resume this run", "Yes, start"])

@@ -62,6 +62,24 @@ def test_a_default_that_was_taken_follows_the_other_answers():
     assert walk.question.suggested == "my-small"
 
 
+def test_an_answer_given_with_enter_still_means_the_same_when_the_list_has_grown_meanwhile():
+    names = ["b", "a"]
+
+    def of_a_list():
+        name = yield Question("name", "Which?", choices=tuple(Choice(name, name) for name in names))
+        yield Question("what", f"What with {name}?", "text", default="")
+
+    walk = Walk(of_a_list)
+    walk.answer("b")  # Enter
+    walk.answer("x")
+    names.insert(0, "c")
+    walk.back()
+    assert walk.item.text == "What with b?"
+    walk.back()
+    assert walk.question.suggested == "b"
+    assert Walk(of_a_list, (Answer("name", "gone", is_default=True),)).item.key == "name"
+
+
 def test_the_first_question_has_nothing_to_go_back_to():
     assert not Walk(flow).back()
 
