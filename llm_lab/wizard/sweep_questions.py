@@ -23,6 +23,10 @@ WHY = (
     "A sweep runs a recipe once for each value and seed, and puts the results into one table with a picture. What is "
     "done is skipped when it is started again. One seed shows large differences; for small ones, use three or more."
 )
+STEPS_WHY = (
+    "train.max_steps: the optimizer steps of every run of the sweep. Short runs show which values are far off; close "
+    "ones need the length that you want to train with."
+)
 SEEDS = (1, 3, 5, 8)
 DUEL = "Duel"
 RECIPE, VALUES = "recipe", "values"
@@ -46,16 +50,22 @@ def sweep() -> Flow[None]:
     choices = [Choice(name, f"{name:<20}{about}", _why_not_preset(recipe, name)) for name, about in PRESETS.items()]
     picked = yield Question("sweep.what", "What should be compared?", why=WHY, screen=Screen(TITLE, where),
                             choices=(*choices, Choice(OWN, "other keys          with values of your own")))  # fmt: skip
-    preset = None if picked == OWN else picked
+    preset, known, more = None if picked == OWN else picked, "", ""
+    if preset is not None:
+        compared = yield from _ask_values(recipe, preset, where)
+        steps, more = yield from _ask_steps(recipe, where)
+        known, preset = " ".join([*compared, *steps]), None if compared else preset
     words = yield Question(
         "sweep.words",
-        "Which values?" if preset is None else "Anything to change for all runs?",
+        "Which values?" if picked == OWN else "Anything to change for all runs?",
         "text",
-        default="",
+        default=more,
         why="Values are separated by commas: optimizer.learning_rate=0.001,0.003. Several keys make a grid. A key "
         "with one value changes the recipe for all runs: train.max_steps=200 data.0.path=my-text.txt.",
-        allowed="key=v1,v2, separated by spaces" + ("." if preset is None else "; empty: no changes."),
-        check=partial(_problem_of, partial(_planned_sweep, recipe, preset)),
+        allowed="key=v1,v2, separated by spaces."
+        if picked == OWN
+        else "key=value, separated by spaces: train.max_length=64 data.0.path=my.txt; empty: no changes.",
+        check=lambda text: _problem_of(partial(_planned_sweep, recipe, preset), f"{known} {text}"),
         wait="Checking all recipes ...",
         screen=Screen(TITLE, where),
     )
@@ -68,12 +78,73 @@ def sweep() -> Flow[None]:
         why=WHY,
         screen=Screen(TITLE, where),
     )
+    words = f"{known} {words}"
     planned = _planned_sweep(recipe, preset, words, seeds)
     start = yield yes_no("sweep.start", "Start the sweep?", default=True, yes="Yes, start", no="No, change it",
                          why=WHY, screen=Screen(TITLE, where, lines=_plan(planned)))  # fmt: skip
     if not start or not (yield StartSweep(recipe, tuple(shlex.split(words)), seeds, preset)):
         yield BackTo("sweep.words")
     yield Pause()
+
+
+def _ask_values(recipe: str, preset: str, where: str) -> Flow[list[str]]:
+    """Ask which values of a preset are compared; return ["key=v1,v2"], [] for all of them."""
+    from llm_lab.job import read_job
+    from llm_lab.recipe.optimizers import OPTIMIZERS
+    from llm_lab.studies.presets import preset_grid
+
+    job, _ = read_job(recipe)
+    grid = preset_grid(preset, job.stages[0]) if job is not None and preset != "seeds" else {}
+    found = []
+    for key, values in grid.items():
+        picked = yield Question(
+            f"sweep.{key}",
+            f"Which values of {key}?",
+            "several",
+            choices=tuple(Choice(value, value, effect=OPTIMIZERS.get(value, "")) for value in values),
+            default=list(values),
+            why=WHY,
+            check=lambda picked: None if len(picked) > 1 else "At least two are compared. Space selects one.",
+            screen=Screen(TITLE, where),
+        )
+        found += [f"{key}={','.join(picked)}"] if list(picked) != list(values) else []
+    return found
+
+
+def _ask_steps(recipe: str, where: str) -> Flow[tuple[list[str], str]]:
+    """Ask for the steps of each run.
+
+    Return (["train.max_steps=N"], or [] where they are those of the recipe; a shorter warm-up where the recipe's own is
+    too long for them, or "").
+    """
+    from llm_lab.job import read_job
+
+    job, _ = read_job(recipe)
+    values = job.stages[0].values if job is not None and not job.is_pipeline else {}
+    if not values.get("train"):
+        return [], ""
+    own = values["train"]["max_steps"]
+    now = "" if own is None else str(own)
+    steps = yield Question(
+        "sweep.steps",
+        "How many steps for each run?",
+        "text",
+        default=now,
+        why=STEPS_WHY,
+        allowed=f"A whole number above 0. Empty: as in the recipe{f', {now}' if now else ''}.",
+        check=_why_not_steps,
+        screen=Screen(TITLE, where),
+    )
+    if steps.strip() in ("", now):
+        return [], ""
+    warmup = (values.get("scheduler") or {}).get("warmup_steps") or 0
+    fits = warmup < int(steps) or not own
+    return [f"train.max_steps={int(steps)}"], "" if fits else f"scheduler.warmup_steps={warmup * int(steps) // own}"
+
+
+def _why_not_steps(text: str) -> str | None:
+    is_number = text.strip().isdecimal() and int(text) > 0
+    return None if not text.strip() or is_number else f'"{text}" is not a whole number above 0.'
 
 
 def duel() -> Flow[None]:

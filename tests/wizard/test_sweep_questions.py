@@ -29,11 +29,27 @@ def test_values_of_ones_own_are_checked_before_the_sweep_starts():
 
 
 def test_a_preset_is_offered_where_the_recipe_has_its_key():
-    visit = answers(sweep, ["mine", "learning-rate", ENTER, "5", "Yes"])
+    visit = answers(sweep, ["mine", "learning-rate", ENTER, ENTER, ENTER, "5", "Yes"])
     assert visit.effects[0] == StartSweep("configs/mine.yaml", (), 5, "learning-rate")
     presets = {choice.value: choice.why_not for choice in visit.questions[1].choices}
     assert presets["lora-rank"] == "a recipe of the stage pretrain has no LoRA"
     assert presets["optimizer"] is None
+
+
+def test_some_values_of_a_preset_are_compared_for_as_many_steps_as_one_says():
+    values, steps = ["adamw", "muon"], Refused("many", "not a whole number")
+    visit = answers(sweep, ["mine", "optimizer", Refused(["muon"], "two"), values, steps, "4", ENTER, "1", "Yes"])
+    assert visit.effects[0] == StartSweep("configs/mine.yaml", ("optimizer.name=adamw,muon", "train.max_steps=4"), 1)
+    assert any("2 of 2, one after the other" in line.text for line in visit.questions[-1].screen.lines)
+
+
+def test_fewer_steps_than_the_warm_up_of_the_recipe_come_with_a_shorter_one():
+    raw = tiny_recipe() | {"scheduler": {"name": "linear", "warmup_steps": 10}}
+    raw["train"] = {**raw["train"], "max_steps": 40}
+    Path("configs/mine.yaml").write_text(json.dumps(raw))
+    visit = answers(sweep, ["mine", "seeds", "8", ENTER, ENTER, "Yes"])
+    words = ("train.max_steps=8", "scheduler.warmup_steps=2")
+    assert visit.effects[0] == StartSweep("configs/mine.yaml", words, 3, "seeds")
 
 
 def test_a_duel_is_between_two_values_of_a_key():
