@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import sys
 import threading
@@ -35,7 +36,9 @@ def _open(arguments: argparse.Namespace, flow: str | None = None, answers: Mappi
         from llm_lab.wizard.questions import Next
 
         start = Next(flow, dict(answers or {}))
-    return run_wizard(wizard_commands(), debug=arguments.debug, start=start)
+    code = run_wizard(wizard_commands(), debug=arguments.debug, start=start)
+    gc.freeze()  # nothing is left to free, and without a last search for cycles the shell is back at once
+    return code
 
 
 def new_recipe(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from .prompt_layout import (
     NO_HELP,
     Back,
     Finish,
+    Resized,
     fit_words,
     lay_out_list,
     lay_out_text,
@@ -42,7 +43,7 @@ PLAIN_HINT = f"{PLAIN_BACK} back · {PLAIN_HELP} help"
 
 
 def ask(question: Question, *, above: int = 0, pane: str = "") -> Any:
-    """Ask a question and return the answer. Raises Back.
+    """Ask a question and return the answer. Raises Back, and Resized.
 
     above: how many lines are above the question on the screen, so that all of it fits the terminal. pane: a text that
     is scrolled above its choices.
@@ -108,7 +109,14 @@ def _ask_list(question: Question, above: int, pane: str = "") -> Any:
     )
     footer.can_finish = question.can_finish
     prompt.application.erase_when_done = True  # or a long line that was picked would be wrapped
-    picked = _run(prompt, footer)
+    control = next(w.content for w in prompt.application.layout.find_all_windows() if hasattr(w.content, "pointed_at"))
+
+    def so_far() -> Any:
+        if several:
+            return [box.choice.value for box in control.selected_options]
+        return control.get_pointed_at().value.choice.value
+
+    picked = _run(prompt, footer, so_far)
     return [box.choice.value for box in picked] if several else picked.choice.value
 
 
@@ -189,7 +197,7 @@ def _ask_text(question: Question) -> str:
     check = (lambda text: None) if question.wait else question.problem
     footer = lay_out_text(prompt.application, question.why, allowed, check)
     footer.can_finish = question.can_finish
-    return _run(prompt, footer).strip()
+    return _run(prompt, footer, lambda: prompt.application.current_buffer.text).strip()
 
 
 def wait_for_enter(message: str = "Enter goes back") -> None:
@@ -262,8 +270,8 @@ def _read_text(question: Question) -> tuple[str, str | None]:
     return text, None if question.wait else question.problem(text)
 
 
-def _run(prompt: Any, footer: Any) -> Any:
-    """Run a prompt of questionary with our keys."""
+def _run(prompt: Any, footer: Any, so_far: Callable[[], Any] | None = None) -> Any:
+    """Run a prompt of questionary with our keys. so_far: returns the answer as it is; a new size ends the prompt."""
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings, merge_key_bindings
 
@@ -303,5 +311,13 @@ def _run(prompt: Any, footer: Any) -> Any:
             event.app.exit(exception=Finish())
 
     app.key_bindings = merge_key_bindings([*([app.key_bindings] if app.key_bindings else []), footer.keys, keys])
+    if so_far is not None:
+        size = app.output.get_size()
+
+        def look(_: Any) -> None:
+            if app.output.get_size() != size and not app.is_done:
+                app.exit(exception=Resized(so_far()))
+
+        app.after_render += look
     app.ttimeoutlen = app.timeoutlen = prompt_layout.ESCAPE_SECONDS
     return prompt.unsafe_ask()

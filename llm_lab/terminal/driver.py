@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_lab.errors import LabError, UserError
 from llm_lab.runs.disk import write_atomically
-from llm_lab.wizard.home import LEAVE, MODELS, draft_question, menu_question, next_of
+from llm_lab.wizard.home import DRAFT, LEAVE, MODELS, draft_question, menu_question, next_of
 from llm_lab.wizard.questions import (
     CheckpointDetails,
     Compare,
@@ -46,6 +46,7 @@ from llm_lab.wizard.walk import Walk, read_drafts, write_drafts
 from .ask import Back, ask, needed_lines, wait_for_enter
 from .console import (
     captured_output,
+    clear_screen,
     is_plain,
     make_console,
     one_line,
@@ -54,13 +55,15 @@ from .console import (
     printable,
     rows,
 )
-from .keyboard import ignored_keys
-from .prompt_layout import Finish, wrapped
+from .keyboard import Keyboard, ignored_keys
+from .prompt_layout import Finish, Resized, wrapped
 from .screens import begin_screen, print_design_numbers, print_run_numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+ESC_AGAIN = "Press Esc again to quit."
+KEPT = "Your answers are kept as a draft."
 READ_AT_ONCE = (Compare, LookInside, ReplayLineage, RunDoctor, RenameRun, DeleteRun, WriteRecipe)
 ROWS_WITH_CURVE = 24  # of a terminal; a lower one has no room for it
 SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
@@ -92,26 +95,30 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
         wizard.open(start)
     last: Any = None
     while last != LEAVE:
-        try:
-            last = wizard.ask(menu_question(last))
-        except (Back, KeyboardInterrupt, EOFError):
-            return 0
-        if last != LEAVE:
-            wizard.open(next_of(last))
+        last = wizard.ask_menu(last)
+        if last == LEAVE:
+            continue
+        known = wizard.drafts.get(last[1]) if last[0] == DRAFT else None
+        wizard.open(known or next_of(last))
+        last = [DRAFT, wizard.kept] if wizard.kept else last
+    clear_screen(make_console())
+    Keyboard().open()  # until the process ends, so that one more Esc is not echoed at the shell
     return 0
 
 
 @dataclass
 class Wizard:
-    """The front end of the flows. drafts: flows that were left, with their answers, by name."""
+    """The front end of the flows. drafts: flows that were left, with their answers, by name, the last one last."""
 
     commands: Commands
     debug: bool = False
     drafts: dict[str, Next] = field(default_factory=read_drafts)
+    kept: str = ""  # the flow that was left last, if its draft was kept
     _has_printed: bool = False  # an effect's output is on the screen
 
     def open(self, start: Next) -> None:
         """Walk through a flow and those that follow it, until the user is back at the menu."""
+        self.kept = ""
         walks: list[tuple[Next, Walk]] = []  # the last one is walked through; Esc returns to the one before it
         upcoming: Next | None = start
         while upcoming or walks:
@@ -134,6 +141,19 @@ class Wizard:
                     self._keep(*walks[-1])
                 return
 
+    def ask_menu(self, last: Any) -> Any:
+        """Ask what to do; Esc must be pressed twice to quit, as it leads here from everywhere else."""
+        notice = KEPT if self.kept else ""
+        while True:
+            try:
+                return self.ask(replace(menu_question(last, tuple(self.drafts)), notice=notice))
+            except Back:
+                if notice == ESC_AGAIN:
+                    return LEAVE
+                notice = ESC_AGAIN
+            except (KeyboardInterrupt, EOFError):
+                return LEAVE
+
     def ask(self, question: Question, keep: Callable[[Question], None] = lambda page: None) -> Any:
         """Draw the screen of a question and ask until the answer is accepted. Raises Back.
 
@@ -147,7 +167,10 @@ class Wizard:
                 return ask_plain_form(question, ask_one=self.ask, keep=keep, draw=self._draw)
             return ask_form(question, ask_one=self.ask, keep=keep, numbers=numbers_of)
         above, pane = self._draw(question)
-        answer = ask(question, above=above, pane=pane)
+        try:
+            answer = ask(question, above=above, pane=pane)
+        except Resized as resized:
+            return self.ask(replace(question, default=resized.answer), keep)
         if question.wait:
             print_waiting(question.wait)
         with ignored_keys() if question.wait else contextlib.nullcontext():
@@ -173,8 +196,10 @@ class Wizard:
         from llm_lab.wizard.menu import is_kept
 
         answers = tuple(walk.kept[:-1] if without_last else walk.kept)
-        if is_kept(start.flow) and len(answers) > len(start.answers):
+        if is_kept(start.flow) and answers and answers != start.answers:
+            self.drafts.pop(start.flow, None)
             self.drafts[start.flow] = replace(start, answers=answers)
+            self.kept = start.flow
             write_drafts(self.drafts)
 
     def _forget(self, flow: str) -> None:

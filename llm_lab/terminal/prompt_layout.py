@@ -17,6 +17,7 @@ WIDE_COLUMNS = 118
 BESIDE_TITLE = 5  # columns of the pointer
 SIDE_COLUMNS = 46  # of the panel next to a list
 LEAST_LINES = 3
+LEAST_PANE = 8  # lines of a text above a list that are shown, where the list needs the others
 LONG_LIST = 8  # choices from which typing filters them
 PAGE = 8  # lines that Page Up and Page Down move
 NO_HELP = "There is no more help for this question."
@@ -26,6 +27,13 @@ ESCAPE_SECONDS = 0.1  # how long to wait whether an Escape is the beginning of a
 
 class Back(Exception):
     """The user wants the question before this one."""
+
+
+class Resized(Exception):
+    """The terminal has another size: what is above the question has to be drawn again. answer: as it is so far."""
+
+    def __init__(self, answer: Any):
+        self.answer = answer
 
 
 class Finish(Exception):
@@ -161,7 +169,7 @@ def lay_out_list(
     """
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.keys import Keys
-    from prompt_toolkit.layout import ConditionalMargin, Dimension, ScrollbarMargin
+    from prompt_toolkit.layout import ConditionalMargin, Dimension
     from questionary import Separator
     from questionary.prompts.common import InquirerControl
 
@@ -180,12 +188,12 @@ def lay_out_list(
         return app.output.get_size().rows - above - 1 - len(footer.lines())
 
     def room() -> int:
-        least = max(free() // 3, free() - pane.count("\n") - 1) if pane else free()
+        least = max(free() // 3, free() - min(LEAST_PANE, pane.count("\n")) - 1) if pane else free()
         return min(len(control.choices), max(LEAST_LINES, least))
 
     window.height = lambda: Dimension.exact(room())
     is_long = Condition(lambda: room() < len(control.choices))
-    window.right_margins = [ConditionalMargin(ScrollbarMargin(display_arrows=True), is_long)]
+    window.right_margins = [ConditionalMargin(_scrollbar(), is_long)]
 
     def move(step: int) -> None:
         last = len(control.choices) - 1
@@ -227,6 +235,20 @@ def lay_out_list(
     if any(side(choice.value) for choice in control.choices if not choice.disabled):
         _attach_side(app, footer, lambda: side(control.get_pointed_at().value)[: free() + len(footer.lines()) - 1])
     return footer
+
+
+def _scrollbar() -> Any:
+    """Return a scroll bar that shows an arrow only where there is more."""
+    from prompt_toolkit.layout import ScrollbarMargin
+
+    class Scrollbar(ScrollbarMargin):
+        def create_margin(self, window_render_info: Any, width: int, height: int) -> Any:
+            info, first = window_render_info, window_render_info.vertical_scroll
+            self.up_arrow_symbol = "^" if first > 0 else " "
+            self.down_arrow_symbol = "v" if first + info.window_height < info.content_height else " "
+            return super().create_margin(info, width, height)
+
+    return Scrollbar(display_arrows=True)
 
 
 def _attach_pane(app: Any, footer: Footer, text: str, height: Callable[[], int]) -> None:

@@ -17,7 +17,7 @@ from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs
 from .questions import Choice, Line, Next, Question, Screen
 
 MODELS = Path("configs/models")
-LEAVE = "Quit"
+LEAVE, DRAFT = "Quit", "draft"
 QUICK, EVALUATE, LOOK, EXPERIMENTS = "Train on my text", "Evaluate", "Look inside", "Experiments"
 RUNS, REPLAY = "Runs", "Run a recipe"
 OFFERED = 2  # runs to resume, and models to chat with
@@ -34,6 +34,7 @@ RESUME_WHY = (
     "The run continues after its last checkpoint, with the same recipe and data: the result is the same as without a "
     "break. To change a setting, run its recipe again as a new run."
 )
+DRAFT_WHY = "What you had answered and set was kept when you left. Esc goes back through the answers."
 CHAT_WHY = "The newest runs are offered here. Use a model, Chat lists all of them, and takes any other model."
 
 
@@ -102,12 +103,17 @@ ALONE = (
 )
 
 
-def menu_question(last: Any = None) -> Question:
-    """Return the home screen. last: the answer that was given before."""
+def menu_question(last: Any = None, drafts: Sequence[str] = ()) -> Question:
+    """Return the home screen. last: the answer that was given before. drafts: flows that were left, the last one last.
+
+    One draft is offered here; each is where its flow begins.
+    """
     runs = list_runs()
     offered = list(_offered(runs))
-    width = max(len(line[1]) for line in (*GROUPS, *ALONE, QUICK_START, *offered)) + 2
-    choices = [line_of(QUICK_START.flow, QUICK_START.title, QUICK_START.about, width, QUICK_START.why)]
+    kept = [([DRAFT, name], "Continue your draft", QUICK if name == QUICK_START.flow else name) for name in drafts[-1:]]
+    width = max(len(line[1]) for line in (*GROUPS, *ALONE, QUICK_START, *offered, *kept)) + 2
+    choices = [line_of(value, title, about, width, DRAFT_WHY) for value, title, about in kept]
+    choices += [line_of(QUICK_START.flow, QUICK_START.title, QUICK_START.about, width, QUICK_START.why)]
     choices += [line_of([flow, str(run.path)], title, about, width, why) for (flow, run), title, about, why in offered]
     choices += [line_of(["group", name], title, about, width, why) for name, title, about, why in GROUPS]
     choices += [line_of(entry.flow, entry.title, entry.about, width, entry.why) for entry in ALONE]

@@ -267,4 +267,4 @@ def flow_named(name: str) -> Callable[..., Flow[Next | None]]:
 
 def is_kept(name: str) -> bool:
     """Whether the answers of a flow are kept as a draft when the user leaves it."""
-    return name in STAGES or name == "design"
+    return name in STAGES or name in ("design", "quick")

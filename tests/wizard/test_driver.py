@@ -21,6 +21,7 @@ from llm_lab.wizard.draft_page import page_question
 from llm_lab.wizard.questions import (
     CheckpointDetails,
     Choice,
+    Line,
     Plan,
     Question,
     Screen,
@@ -141,6 +142,27 @@ def test_a_long_list_scrolls_within_the_terminal(press):
     assert press(long, Key.END, Key.HOME, Key.ENTER)[0] == 0
 
 
+def test_the_arrows_of_a_long_list_say_whether_there_is_more(press):
+    long = Question("n", "Which number?", choices=tuple(Choice(n, f"number {n}") for n in range(100)))
+    _, (first, middle, last) = press(long, Key.PAGE_DOWN * 5, Key.END, Key.ENTER)
+    arrows = [{line[-1:] for line in screen.split("\n") if line[-1:] in ("^", "v")} for screen in (first, middle, last)]
+    assert arrows == [{"v"}, {"^", "v"}, {"^"}]
+
+
+@pytest.mark.parametrize(("question", "key"), [(CHOICE, Key.DOWN), (TYPED, "z")], ids=["choice", "text"])
+def test_a_terminal_of_another_size_is_drawn_again_with_the_answer_so_far(press, monkeypatch, question, key):
+    class Narrower:
+        def __str__(self):
+            monkeypatch.setattr("support.wizard_keys.COLUMNS", 50)  # so wide may a screen be from now on
+            monkeypatch.setenv("COLUMNS", "50")
+            return key
+
+    wide = dataclasses.replace(question, screen=Screen("Title", lines=(Line("many words " * 7),)))
+    value, screens = press(wide, Narrower(), Key.ENTER)
+    assert value == {Key.DOWN: 2, "z": "z"}[key]
+    assert ["many words " * 5 in screen for screen in screens] == [True, False]
+
+
 def test_typing_filters_a_long_list(press):
     choices = tuple(Choice(n, f"number {n}", "odd" if n % 2 else None) for n in range(30))
     long = Question("n", "Which number?", choices=choices)
@@ -178,9 +200,19 @@ def test_a_dumb_terminal_gets_numbered_lists(monkeypatch, capsys):
         assert text in printed
 
 
-@pytest.mark.parametrize("key", [Key.ESCAPE, Key.CTRL_C])
-def test_escape_and_ctrl_c_leave_the_menu(visit, key):
-    visit(key)
+def test_ctrl_c_leaves_the_menu_and_escape_does_when_it_is_pressed_again(visit):
+    visit(Key.CTRL_C)
+    screens = visit(Key.ESCAPE, Key.ESCAPE)
+    assert [("Press Esc again to quit." in screen) for screen in screens] == [False, True]
+    assert "Press Esc again" not in visit(Key.ESCAPE, *pick("Use a model"), Key.ESCAPE, *LEAVE)[-1]
+
+
+def test_settings_of_the_quick_start_are_kept_and_the_menu_offers_them(visit):
+    quick = (*pick("Train on my text"), *answer("text.txt"), *pick("nano"), *pick("Change settings"))
+    screens = visit(*quick, To("max_steps"), *answer("4"), Key.CTRL_C, *pick("Continue your draft"), Key.CTRL_C, *LEAVE)
+    at = next(number for number, screen in enumerate(screens) if "Your answers are kept as a draft." in screen)
+    assert "» Continue your draft" in screens[at]
+    assert "4 " in line_of(screens[at + 1], "max_steps")
 
 
 def test_ctrl_c_keeps_what_was_changed_on_a_page(visit):
@@ -320,10 +352,12 @@ def test_a_checkpoint_is_shown_and_the_plan_of_its_recipe_too(visit):
 
 def test_a_run_is_renamed_and_deleted_from_its_page(visit, finished_run):
     of_run = (*pick("Runs"), *pick("tiny "))
-    taken = (*pick("Rename it"), *answer("tiny"), Key.ENTER)
+    taken = (*pick("Rename it"), *answer("tiny"), Key.ERASE_LINE)
     renamed = (*answer("small"), Key.ENTER, *pick("small "))
     kept = (*pick("Delete it"), Key.ENTER)
     screens = visit(*of_run, *taken, *renamed, *kept, *pick("Delete it"), *pick("yes"), Key.ENTER, Key.CTRL_C, *LEAVE)
+    refused = next(screen for screen in screens if "this name is taken" in screen)
+    assert "New name?" in refused
     assert seen(screens, "checkpoints/tiny/ is now checkpoints/small/")
     assert seen(screens, "Deleted checkpoints/small/")
     assert not list(Path("checkpoints").glob("[!.]*"))
