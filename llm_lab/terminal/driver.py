@@ -62,7 +62,6 @@ from .screens import begin_screen, print_design_numbers, print_run_numbers
 if TYPE_CHECKING:
     from rich.console import Console
 
-ESC_AGAIN = "Press Esc again to quit."
 KEPT = "Your answers are kept as a draft."
 READ_AT_ONCE = (Compare, LookInside, ReplayLineage, RunDoctor, RenameRun, DeleteRun, WriteRecipe)
 ROWS_WITH_CURVE = 24  # of a terminal; a lower one has no room for it
@@ -143,14 +142,14 @@ class Wizard:
 
     def ask_menu(self, last: Any) -> Any:
         """Ask what to do; Esc must be pressed twice to quit, as it leads here from everywhere else."""
-        notice = KEPT if self.kept else ""
+        notice, is_sure = KEPT if self.kept else "", False
         while True:
             try:
                 return self.ask(replace(menu_question(last, tuple(self.drafts)), notice=notice))
             except Back:
-                if notice == ESC_AGAIN:
+                if is_sure:
                     return LEAVE
-                notice = ESC_AGAIN
+                notice, is_sure = "Enter b again to quit." if is_plain() else "Press Esc again to quit.", True
             except (KeyboardInterrupt, EOFError):
                 return LEAVE
 
