@@ -73,6 +73,8 @@ def test_a_person_trains_a_model_in_the_wizard_and_chats_with_it(terminal, in_tm
     here.at(TAKES_KEYS, END_OF_INPUT)  # before, the terminal itself would take a Ctrl-D
     here.at("What next with first?", ESCAPE)
     here.at("What would you like to do?", ESCAPE)
+    here.at("Press Esc again to quit.")
+    here.at("What would you like to do?", ESCAPE)
     here.child.expect(pexpect.EOF)
     here.child.close()
     assert here.child.exitstatus == 0
@@ -108,6 +110,8 @@ def test_a_dumb_terminal_gets_plain_lines(terminal):
 
 def test_the_terminal_is_never_asked_for_its_cursor_position(terminal):
     here = terminal()
+    here.at("What would you like to do?", ESCAPE)
+    here.at("Press Esc again to quit.")
     here.at("What would you like to do?", ESCAPE)
     here.child.expect(pexpect.EOF)
     assert "What would you like to do?" in here.seen.getvalue()
