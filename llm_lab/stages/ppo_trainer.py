@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class PPOTrainer(RolloutTrainer):
         disable_dropout(critic)
         self.critic = self.accelerator.prepare_model(critic.train())
         self.critic_optimizer = self._create_critic_optimizer(critic)
+        self._sums_of_step: Counter[str] = Counter()
 
     # The rollout
 
@@ -164,9 +166,8 @@ class PPOTrainer(RolloutTrainer):
             "step_kl": ratio - 1 - log_ratio,
         }
         sums = torch.stack([x.detach().float().masked_fill(~mask, 0.0).sum() for x in [*measured.values(), mask]])
-        *sums, count = self._total(sums).tolist()
-        for name, total in zip(measured, sums, strict=True):
-            self._metrics["train"][name].append(total / max(count, 1))
+        for name, total in zip([*measured, "tokens"], self._total(sums).tolist(), strict=True):
+            self._sums_of_step[name] += total
 
         per_token = (policy_loss + self.args.vf_coef * value_loss).masked_fill(~mask, 0.0)
         return per_token.sum() / self._tokens_per_step(inputs)
@@ -193,8 +194,16 @@ class PPOTrainer(RolloutTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
+            self._record_step()
             self._step_critic()
         return loss
+
+    def _record_step(self) -> None:
+        """Record the means over the tokens of an optimizer step, however these are divided into batches."""
+        tokens = max(self._sums_of_step.pop("tokens"), 1)
+        for name, total in self._sums_of_step.items():
+            self._metrics["train"][name].append(total / tokens)
+        self._sums_of_step.clear()
 
     def _step_critic(self) -> None:
         base, now = self.lr_scheduler.base_lrs[0], self.lr_scheduler.get_last_lr()[0]
