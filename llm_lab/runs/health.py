@@ -147,7 +147,7 @@ def _gradient(history: History, values: list[float]) -> Health:
 
 def _rate(history: History, values: list[float]) -> Health:
     direction = trend(values[-FEW:])
-    return Health(None, {1: "warming up", -1: "decaying"}.get(direction or 0, "constant"))
+    return EARLY if direction is None else Health(None, {1: "warming up", -1: "decaying"}.get(direction, "constant"))
 
 
 def _speed(history: History, values: list[float]) -> Health:

@@ -115,7 +115,8 @@ class LossWatch:
             f"scheduler.warmup_steps, or train.on_divergence: {ROLL_BACK}, which returns to the checkpoint with half "
             "the learning rate."
         )
-        return Diverged(Problem("optimizer.learning_rate", what, value=learning_rate, fix=fix), step)
+        rate = float(f"{learning_rate:.3g}")  # at this step: the schedule's
+        return Diverged(Problem("optimizer.learning_rate", what, value=rate, fix=fix), step)
 
 
 class HealthWatch:

@@ -44,6 +44,7 @@ FALLING = noisy(3.0, 2.0)
         ("learning_rate", {"learning_rate": noisy(0.0, 1.0, noise=0)}, None, "warming up"),
         ("learning_rate", {"learning_rate": noisy(1.0, 0.5, noise=0)}, None, "decaying"),
         ("learning_rate", {"learning_rate": [0.1] * 9}, None, "constant"),
+        ("learning_rate", {"learning_rate": [0.0007, 0.002]}, None, "too early"),
         ("tokens_per_second", {"tokens_per_second": noisy(9e3, 9e3)}, True, "steady"),
         ("tokens_per_second", {"tokens_per_second": [9e3] * 20 + [4e3] * 5}, False, "slower than before"),
         ("reward", {"reward": noisy(0.1, 0.9)}, True, "rising"),
