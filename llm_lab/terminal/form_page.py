@@ -48,7 +48,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
     """Show the page on the whole screen until an action or a row is taken."""
     from prompt_toolkit.application import Application
     from prompt_toolkit.buffer import Buffer
-    from prompt_toolkit.filters import Condition
+    from prompt_toolkit.filters import Condition, has_selection
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.keys import Keys
     from prompt_toolkit.layout import BufferControl, Float, FloatContainer, FormattedTextControl, Layout, Window
@@ -137,6 +137,10 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
     @on("enter", when=editing)
     def _(event: Any) -> None:
         take()
+
+    @on("c-u", "c-k", "c-w", "delete", when=editing & has_selection)
+    def _(event: Any) -> None:
+        buffer.cut_selection()
 
     @on("escape", "c-d")
     def _(event: Any) -> None:

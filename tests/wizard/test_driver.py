@@ -259,6 +259,12 @@ def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
     assert "optimizer.name=adamw train.max_steps=40" in screens[-1]
 
 
+def test_a_value_is_erased_as_soon_as_its_row_is_open(press):
+    steps = (To("max_steps"), *answer("7"), Key.ENTER, Key.ERASE_LINE, Key.ENTER, Key.FINISH)
+    value, _ = press(page_of("pretrain"), *steps)
+    assert value == {"changes": {}, "action": "start"}
+
+
 def test_a_page_shows_its_groups_filters_all_values_and_sets_them_back(press):
     filtered = ("/", "eps", Key.ENTER, *answer("1e-6"), Key.ESCAPE)
     steps = (*filtered, Key.TAB, Key.TAB, Key.TAB, Key.END, Key.RIGHT, Key.ENTER)
