@@ -18,6 +18,7 @@ LEAST_ROWS = 4
 MOST_ABOUT = 3
 USUAL_ROWS = 13  # that the numbers leave for the rows
 BOTTOM_LINES = 6
+BESIDE_COMMAND = len("$ ")
 LONGEST_ORIGIN, LEAST_WITH_REASONS = len("derived"), 32  # columns
 TITLES = {"essentials": "", "yours": "your values", "all": "all values"}
 Fragment = tuple[str, str]  # (style, text)
@@ -205,7 +206,7 @@ def _bottom(page: FormPage, columns: int, *, wide: bool, edits: bool) -> Lines:
     elif not wide:
         about = _shortened(_about(page), columns)
         lines += [[fragment] for fragment in about] + [[("", "")]] * (2 - len(about))
-    lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - 2))])
+    lines.append([("class:dim", "$ "), ("", _fit_command(one_line(page.form.command), columns - BESIDE_COMMAND))])
     keys = ["↑↓ move", "←→ change", "Enter open", f"Ctrl-F {_finish(page)}", "Tab yours/all", "/ filter"]
     keys += ["Ctrl-R recipe", "? help", "Esc back"]
     if page.show_recipe:
@@ -305,10 +306,17 @@ def _choice_lines(question: Question, columns: int) -> Lines:
     return [[("", "")], *lines] if lines else []
 
 
+def _fits_below(page: FormPage, columns: int) -> bool:
+    """Whether the line below the page has the whole command."""
+    command = one_line(page.form.command)
+    return _fit_command(command, columns - BESIDE_COMMAND) == command
+
+
 def _recipe(page: FormPage, columns: int, room: int) -> Lines:
     text = page.form.recipe() if page.form.recipe else ""
     lines = [_cut_at_word(one_line(line), columns) for line in text.splitlines()]
-    lines += ["", "The same as a command:", *_wrap(page.form.command, columns)]
+    if not _fits_below(page, columns):
+        lines += ["", "The same as a command:", *_wrap(page.form.command, columns)]
     page.scrolled = min(page.scrolled, max(0, len(lines) - room))
     shown = lines[page.scrolled : page.scrolled + room]
     return [[("", line)] for line in shown] + [[("", "")]] * (room - len(shown))

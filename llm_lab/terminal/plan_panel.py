@@ -46,6 +46,7 @@ def plan_panel(resolved: Resolved, home: Path = ROOT, *, is_new: bool = True) ->
     if is_new and home == ROOT:
         name = free_name(name, root=home)
     title = Text(f"Plan: {name}" if name == stage else f"Plan: {name} · {stage}", style="title")
+    title.stylize("not dim")  # else it is as dim as the frame
     return Panel(Group(*banner, table), title=title, title_align="left", width=width, border_style="dim")
 
 

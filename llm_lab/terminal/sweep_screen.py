@@ -37,6 +37,7 @@ def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int, th
     for name, text in rows:
         table.add_row(name, Text(one_line(text), style="warn" if name == "note" else ""))
     title = Text(f"{sweep.kind.capitalize()}: {sweep.folder.name}", style="title")
+    title.stylize("not dim")  # else it is as dim as the frame
     console = make_console()
     if first.values.get("device") == "cpu":
         console.print(Text(BANNER, style="warn"))

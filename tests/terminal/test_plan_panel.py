@@ -124,3 +124,10 @@ def test_the_plan_shows_steps_time_and_what_is_dropped_of_examples_that_are_at_h
 @pytest.mark.parametrize(("name", "title"), [("sft", "Plan: sft ─"), ("tuned", "Plan: tuned · sft ─")])
 def test_the_plan_names_the_stage_once(name, title):
     assert title in shown(plan_panel(resolve(UNKNOWN | {"name": name}, machine=LAPTOP)))
+
+
+def test_the_title_of_the_plan_is_not_as_dim_as_its_frame():
+    panel = plan_panel(resolve(UNKNOWN | {"name": "tuned"}, machine=LAPTOP))
+    styles = {part.text.strip(): part.style for part in fake_console().render(panel) if part.style}
+    assert styles["Plan: tuned · sft"].dim is False
+    assert styles["Plan: tuned · sft"].bold
