@@ -160,6 +160,8 @@ class _Screen:
     def take(self, text: str) -> bool:
         """Answer a message or run a command; return False to leave. Esc stops it, as Ctrl-C does."""
         text = valid_text(text)
+        if self._interactive and text.strip() == "?":  # the key for help on every other screen
+            text = "/help"
         edits = self._end_edit()
         try:
             with stopped_by_escape() if self._interactive else contextlib.nullcontext():

@@ -179,8 +179,11 @@ def test_the_help_has_every_command_on_one_page_of_60_columns_and_20_rows():
 
 
 def test_help_of_a_command_says_what_it_does_and_what_is_allowed(capsys):
-    type_into_chat(open_session(chat=True), "/help top_p\r/help hlp\r/quit\r")
+    session = open_session(chat=True)
+    type_into_chat(session, "/help top_p\r/help hlp\r?\r/quit\r")
+    assert session.messages == []
     said = capsys.readouterr()
+    assert HELP.splitlines()[1] in said.out
     assert "/top_p X: nucleus sampling" in said.out
     assert "Allowed: above 0, at most 1 (off). Now: 0.95." in said.out
     assert "Did you mean /help?" in said.err
