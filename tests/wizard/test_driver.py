@@ -278,7 +278,7 @@ def test_a_page_shows_its_groups_filters_all_values_and_sets_them_back(press):
 def test_a_page_shows_its_recipe_and_its_help(press):
     _, screens = press(page_of("pretrain"), Key.RECIPE, Key.ESCAPE, To("scheduler"), Key.HELP, Key.FINISH)
     recipe = next(screen for screen in screens if "stage: pretrain" in screen)
-    assert recipe.count("llm-lab new pretrain") == 1, "a command that fits below the page stands there alone"
+    assert recipe.count("llm-lab new pretrain") == 1, "a command that fits below the page is shown only there"
     assert seen(screens, "A wsd run can be continued")
 
 
