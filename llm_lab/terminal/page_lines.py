@@ -306,6 +306,13 @@ def _choice_lines(question: Question, columns: int) -> Lines:
     return [[("", "")], *lines] if lines else []
 
 
+def with_remarks_near(lines: list[str]) -> list[str]:
+    """Return the lines of a recipe with their remarks two columns after the longest of them."""
+    parts = [(line.rstrip(), remark) for line, _, remark in (line.partition("  # ") for line in lines)]
+    column = max((_width(line) for line, remark in parts if remark), default=0) + 2
+    return [f"{_pad(line, column)}# {remark}" if remark else line for line, remark in parts]
+
+
 def _fits_below(page: FormPage, columns: int) -> bool:
     """Whether the line below the page has the whole command."""
     command = one_line(page.form.command)
@@ -314,7 +321,7 @@ def _fits_below(page: FormPage, columns: int) -> bool:
 
 def _recipe(page: FormPage, columns: int, room: int) -> Lines:
     text = page.form.recipe() if page.form.recipe else ""
-    lines = [_cut_at_word(one_line(line), columns) for line in text.splitlines()]
+    lines = [_cut_at_word(line, columns) for line in with_remarks_near([*map(one_line, text.splitlines())])]
     if not _fits_below(page, columns):
         lines += ["", "The same as a command:", *_wrap(page.form.command, columns)]
     page.scrolled = min(page.scrolled, max(0, len(lines) - room))

@@ -30,6 +30,17 @@ def test_a_page_fits_every_terminal(in_tmp_path, columns, rows):
     assert_matches_snapshot(f"page-{columns}x{rows}", lines)
 
 
+@pytest.mark.parametrize(("columns", "rows"), [(60, 20), (80, 24)])
+def test_the_recipe_of_a_page_fits_a_narrow_terminal(in_tmp_path, columns, rows):
+    raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
+    start = Draft(raw, CPU, STAGES["pretrain"].title)
+    page = FormPage(page_question(start, start, run_page("pretrain")), lambda question, columns, most: [])
+    page.show_recipe = True
+    lines = ["".join(text for _, text in line) for line in lay_out(page, columns, rows, Place())]
+    assert max(map(len, lines)) < columns
+    assert_matches_snapshot(f"recipe-{columns}x{rows}", lines)
+
+
 @pytest.mark.parametrize(("columns", "lines", "is_whole"), [(59, 1, False), (79, 3, False), (119, 20, True)])
 def test_the_numbers_above_a_page_are_whole_sentences(in_tmp_path, columns, lines, is_whole):
     raw = {"stage": "pretrain", "name": "tales", "device": "cpu", "data": [{"path": "builtin:stories"}]}
