@@ -111,9 +111,9 @@ def test_a_final_model_that_cannot_be_written_is_named_with_the_way_out(disk, mo
     """The disk fills up between the last checkpoint and the model."""
     save = pretrain.write_model
 
-    def on_a_full_disk(folder, write):
+    def on_a_full_disk(folder, model, write):
         fill(FILLER)
-        save(folder, write)
+        save(folder, model, write)
 
     monkeypatch.setattr(pretrain, "write_model", on_a_full_disk)
     with pytest.raises(MachineError) as caught:

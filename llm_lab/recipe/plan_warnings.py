@@ -12,6 +12,7 @@ from llm_lab.estimate.formatting import plural
 
 from .optimizers import pretraining_rate
 from .post_training import fill_steps, learning_rate_scale, rounded, rows_per_example
+from .registry import STAGES
 from .resolve import Resolved
 from .stage import PartialRecipe
 
@@ -100,7 +101,8 @@ def _never_answered(resolved: Resolved) -> Iterator[tuple[str, str]]:
     parent = _facts(next((one for one in (run, run.parent) if (one / "run.json").is_file()), run))
     sets = {source.get("path") for source in resolved.values.get("data") or ()}
     has_seen = sets & {source.get("path") for source in parent.get("data") or () if isinstance(source, dict)}
-    if parent.get("stage") == "pretrain" and not parent.get("parent") and not has_seen:
+    stage = STAGES.get(str(parent.get("stage")))
+    if stage and stage.from_scratch and not parent.get("parent") and not has_seen:
         text = "the model was only pretrained, and never on these prompts: its outputs will hardly ever get a reward"
         yield "model.checkpoint", f"{text}, and then nothing is learned. Fine-tune it on answers first (SFT)"
 

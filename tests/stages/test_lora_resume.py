@@ -35,6 +35,8 @@ def make_trainer(folder: Path, base: Path, *, use_dora: bool = False, resumed: b
                 if parameter.requires_grad:
                     parameter.normal_()
     train = SimpleNamespace(
+        distributed="ddp",
+        dtype="float32",
         max_steps=STEPS,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=1,
