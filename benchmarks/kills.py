@@ -3,14 +3,16 @@
 python -m benchmarks kills [--trials N] [--seed S] [--only STAGE,...]     (a trial takes a few seconds)
 
 Each trial runs a toy recipe with `llm-lab run` in its own process, forked so that it need not import torch again. It is
-ended up to three times: at a random moment, in the middle of a file operation, or while a chosen folder is
-being written. Then it is resumed to its end. The same must come out as without kills: weights bit for bit, the rows of
-metrics.jsonl without times, samples, results, the same files, and no temporary ones.
+ended up to three times: at a random moment, in the middle of a file operation, while a chosen folder is being
+written, or while an evaluation runs. Then it is resumed to its end. The same must come out as without kills: weights
+bit for bit, the rows of metrics.jsonl without times, samples, results, the same files, and no temporary ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import random
@@ -29,7 +31,9 @@ from typing import Any
 CLOCK = {"wall_seconds", "tokens_per_second", "memory_bytes", "seconds", "seconds_to_first_token"}
 OF_A_RESUME = {"resumed_at", "warnings"}  # keys of run.json that a resumed run may have in addition
 SIGNALS = [signal.SIGKILL] * 7 + [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-PLACES = ("steps/.saving", ".model.tmp", ".tokenizer.tmp", "steps/checkpoint-2", "model", "recipe.yaml", "run.json")
+EVALUATING = "evaluating-"  # a file with this name and a number is there while an evaluation runs
+WRITING = {"steps/.saving": "a checkpoint", ".model.tmp": "the model", ".tokenizer.tmp": "the tokenizer"}
+PLACES = (*WRITING, "steps/checkpoint-2", "model", "recipe.yaml", "run.json")
 MAX_KILLS, PATIENCE_SECONDS = 3, 300.0
 SAVING = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -45,6 +49,7 @@ class Outcome:
     kills: Counter[str] = field(default_factory=Counter)
     signals: Counter[str] = field(default_factory=Counter)
     places: Counter[str] = field(default_factory=Counter)
+    inside: Counter[str] = field(default_factory=Counter)  # what was half done after the kill
     failures: list[str] = field(default_factory=list)
 
 
@@ -127,6 +132,8 @@ def start(
     kill_at: the file operation in the run folder before which it kills itself. count: write how many there were.
     """
     home.mkdir(parents=True, exist_ok=True)
+    for left in home.glob(f"{EVALUATING}*"):
+        left.unlink()
     (home / "recipe.json").write_text(json.dumps(recipe))
     sys.stdout.flush()
     child = os.fork()
@@ -146,6 +153,7 @@ def start(
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         operations = watch_files(home / "checkpoints", kill_at)
+        mark_evaluations(home)
         from llm_lab.cli import main
 
         code = main(["run", "recipe.json", "name=run", "--debug", *(["--resume"] if resume else [])])
@@ -178,6 +186,29 @@ def watch_files(folder: Path, kill_at: int | None) -> list[int]:
 
     sys.addaudithook(hook)
     return seen
+
+
+def mark_evaluations(home: Path) -> None:
+    """Keep a file in `home` while an evaluation of this process runs."""
+    from llm_lab.stages import eval as eval_stage
+    from llm_lab.training.trainer import LabTrainerMixin
+
+    count = itertools.count(1)
+
+    def marked(function: Any) -> Any:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            mark = home / f"{EVALUATING}{next(count)}"
+            mark.touch()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                mark.unlink()
+
+        return run
+
+    LabTrainerMixin.evaluate_now = marked(LabTrainerMixin.evaluate_now)  # type: ignore[method-assign]
+    eval_stage.evaluate = marked(eval_stage.evaluate)
 
 
 def wait(child: int, *, timeout: float = PATIENCE_SECONDS) -> int:
@@ -214,11 +245,15 @@ class Whole:
 
 def disturb(
     recipe: Mapping[str, Any], home: Path, whole: Whole, draw: random.Random, *, resume: bool
-) -> tuple[str, str] | None:
-    """Start or resume a run and end it somewhere; returns (signal, place), or None if it ended before."""
-    kind = draw.choice(("moment", "operation", "operation", "place"))
+) -> tuple[str, str, str] | None:
+    """Start or resume a run and end it somewhere.
+
+    Returns (signal, moment, what was half done), or None if it ended before.
+    """
+    kind = draw.choice(("moment", "operation", "operation", "place", "evaluation"))
     number = draw.choice(SIGNALS) if kind != "operation" else signal.SIGKILL
     at = draw.randrange(whole.operations) if kind == "operation" else None
+    before = set(_half_done(home))
     child = start(recipe, home, resume=resume, kill_at=at)
     place = kind
     if kind == "moment":
@@ -228,6 +263,10 @@ def disturb(
         path = _places(home, place, draw)
         ended = _wait_until(child, lambda begun: any(p.exists() for p in path()), True)
         time.sleep(draw.choice((0.0, 0.0, 0.002, 0.01)))
+    elif kind == "evaluation":
+        mark = home / f"{EVALUATING}{draw.randint(1, 2)}"
+        ended = _wait_until(child, lambda begun: mark.exists(), True)
+        time.sleep(draw.choice((0.0, 0.002, 0.01, 0.03)))
     else:
         ended = None
     if kind != "operation" and ended is None:
@@ -238,7 +277,15 @@ def disturb(
         return None
     if code not in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, 130):
         raise AssertionError(f"exit code {code} after {signal.Signals(number).name} at {place}")
-    return signal.Signals(number).name, place
+    half_done = [what for what, inode in _half_done(home) if (what, inode) not in before]
+    return signal.Signals(number).name, place, half_done[0] if half_done else "nothing of these"
+
+
+def _half_done(home: Path) -> list[tuple[str, int]]:
+    """Return what an ended process has left half done, each with the inode of what it left."""
+    runs = home / "checkpoints" / "run"
+    found = [(what, path.stat().st_ino) for place, what in WRITING.items() for path in _matching(runs, place)]
+    return found + [("an evaluation", path.stat().st_ino) for path in home.glob(f"{EVALUATING}*")]
 
 
 def _places(home: Path, place: str, draw: random.Random) -> Any:
@@ -276,6 +323,7 @@ def trial(
         outcome.kills[name] += 1
         outcome.signals[ended[0]] += 1
         outcome.places[ended[1]] += 1
+        outcome.inside[ended[2]] += 1
         # Before there is a run folder, there is nothing to resume.
         resume = (home / "checkpoints" / "run").is_dir()
     code, _ = run_to_end(recipe, home, resume=(home / "checkpoints" / "run").is_dir())
@@ -405,7 +453,12 @@ def bench(full: bool, *, trials: int | None = None, seed: int = 0, only: str | N
     outcome = campaign(trials or (260 if full else 10), seed, wanted, keep=keep)
     kills, failures = sum(outcome.kills.values()), len(outcome.failures)
     print(f"{kills} kills in {outcome.trials} trials (seed {seed}), {failures} failures")
-    for counts in (outcome.kills, outcome.signals, outcome.places):
-        print(", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    for title, counts in (
+        ("run", outcome.kills),
+        ("signal", outcome.signals),
+        ("moment", outcome.places),
+        ("half done", outcome.inside),
+    ):
+        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
     for failure in outcome.failures:
         print(failure)
