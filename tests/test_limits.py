@@ -89,13 +89,14 @@ def test_a_chat_template_that_never_ends_is_refused(template, monkeypatch):
 
 
 def test_a_pattern_of_an_adapter_that_never_ends_is_refused(tmp_path, monkeypatch):
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     monkeypatch.setattr(adapters, "PATTERN_SECONDS", 0.5)
     base = tiny_model()
     base.save_pretrained(tmp_path / "base")
     base.config._name_or_path = base.name_or_path = str(tmp_path / "base")
-    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(tmp_path / "a")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    adapters.make_peft_model(base, config).save_pretrained(tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
     for key, value in (("target_modules", "([a-z0-9._]+)+!"), ("rank_pattern", {"([a-z0-9._]+)+!": 2})):
         file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,13 +14,17 @@ from .argument_parser import PLAIN, Commands, Parser, parse_with
 PRESETS = "learning-rate, lora-rank, optimizer, position-embedding, seeds"  # a test compares them
 MODEL = "a run, a Hugging Face folder, a GGUF file, or a name on the Hub"
 RECIPE = "a recipe's name or file, or a run"
-GROUPS = {
-    "Train": ("new", "run", "sweep", "duel", "merge", "replay"),
-    "Recipes": ("check", "xray", "copy", "schema"),
-    "Models": ("chat", "show", "eval", "compare", "look", "export", "design"),
-    "Runs": ("list", "rm", "mv", "gc"),
-    "The lab": ("study", "web", "doctor", "completion"),
-}
+
+
+def _groups() -> dict[str, tuple[Callable[[Commands], None], ...]]:
+    """Return the commands in the groups of the help; each function is named after its command."""
+    return {
+        "Train": (_new, _run, _sweep, _duel, _merge, _replay),
+        "Recipes": (_check, _xray, _copy, _schema),
+        "Models": (_chat, _show, _eval, _compare, _look, _export, _design),
+        "Runs": (_list, _rm, _mv, _gc),
+        "The lab": (_study, _web, _doctor, _completion),
+    }
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -37,14 +41,9 @@ def make_parser() -> Parser:
     parser.flag("--plain", PLAIN)
     parser.set_defaults(command="wizard_commands.open_wizard", json=False)
     commands = Commands(parser.add_subparsers(prog="llm-lab", metavar="command", parser_class=Parser))
-    for add in (
-        *(_new, _run, _sweep, _duel, _merge, _replay),
-        *(_check, _xray, _copy, _schema),
-        *(_chat, _show, _eval, _compare, _look, _export, _design),
-        *(_list, _rm, _mv, _gc),
-        *(_study, _web, _doctor, _completion),
-    ):
-        add(commands)
+    for group in _groups().values():
+        for add in group:
+            add(commands)
     return parser
 
 
@@ -67,7 +66,8 @@ def _overview(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield "usage: llm-lab [command] [options]\n"
     text = "Build a language model from parts, train it, evaluate it, chat with it, export it."
     yield textwrap.fill(f"{text} Without a command, the wizard opens.", width)
-    rows = {group: {name: about[name] for name in names} for group, names in GROUPS.items()}
+    groups = {title: [add.__name__.removeprefix("_") for add in group] for title, group in _groups().items()}
+    rows = {title: {name: about[name] for name in names} for title, names in groups.items()}
     for group, lines in {**rows, "Options": options}.items():
         yield f"\n{group}"
         for name, what in lines.items():

@@ -84,17 +84,6 @@ def _yarn_context_is_the_product(values: Values) -> Iterator[Problem]:
         )
 
 
-def _rows_fit_the_context(values: Values) -> Iterator[Problem]:
-    longest, length = parts_of(values).get("max_position_embeddings"), (values.get("train") or {}).get("max_length")
-    if longest and length and length > longest:
-        yield Problem(
-            "train.max_length",
-            f"sequences are longer than the model's context, model.max_position_embeddings = {longest}",
-            value=length,
-            fix=f"Set train.max_length to at most {longest}, or the model's context to {length}.",
-        )
-
-
 def _pattern_requires_a_window(values: Values) -> Iterator[Problem]:
     pattern = parts_of(values).get("sliding_window_pattern")
     if pattern and not parts_of(values).get("sliding_window"):
@@ -144,5 +133,4 @@ PARTS_RULES: tuple[Rule, ...] = (
     _kv_heads_divide_heads,
     _sinusoids_come_in_pairs,
     _yarn_context_is_the_product,
-    _rows_fit_the_context,
 )

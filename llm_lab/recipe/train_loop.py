@@ -418,16 +418,15 @@ LOOP_RULES: tuple[Rule, ...] = (
 
 
 def rows_longer_than_context(values: Values, shape: ModelShape | None) -> Iterator[Problem]:
-    """Yield a problem where rows exceed the context of a model that a config or a checkpoint defines."""
+    """Yield a problem where sequences exceed the model's context. shape: of the resolved model, if it is known."""
     longest = (shape and shape.max_position_embeddings) or named_context(values)
     length = _train(values).get("max_length")
-    if model_source(values) != "parts" and longest and length and length > longest:
-        yield Problem(
-            "train.max_length",
-            f"sequences are longer than the model's context of {longest} tokens",
-            value=length,
-            fix=f"Set it to at most {longest}, or leave it out.",
-        )
+    if longest and length and length > longest:
+        other = "leave it out"
+        if model_source(values) == "parts":
+            other = f"the model's context, model.max_position_embeddings, to {length}"
+        why = f"sequences are longer than the model's context of {longest} tokens"
+        yield Problem("train.max_length", why, value=length, fix=f"Set it to at most {longest}, or {other}.")
 
 
 def missing_trackers(values: Values) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from llm_lab.estimate.formatting import age, count
+from llm_lab.estimate.formatting import count
 from llm_lab.runs.folder import RunFolder
-from llm_lab.wizard.home import kind_of_run
+from llm_lab.wizard.home import kind_of_run, when_last_active
 from llm_lab.wizard.questions import Choice, FileHead, Line, Question, RunSummary
 
 from .console import columns, make_console, one_line, supports_unicode
@@ -82,14 +81,13 @@ def _of_run(run: RunFolder) -> Iterator[Line]:
     from llm_lab.runs.housekeeping import short_result
 
     facts = run.facts()
-    then, parameters = facts.get("ended_at") or facts.get("created_at"), facts.get("parameters")
+    parameters = facts.get("parameters")
     yield from _wrapped(str(run.path), "title")
-    ended = f"{age(time.time() - then)} ago" if isinstance(then, int | float) else ""
     big = f"{count(parameters)} parameters" if isinstance(parameters, int | float) else ""
     parent = (facts.get("parent") or {}).get("path")
     data = [str(source.get("path")) for source in facts.get("data") or ()]
     lines = [
-        [kind_of_run(facts), run.status(), ended],
+        [kind_of_run(facts), run.status(), when_last_active(run)],
         [big, short_result(facts.get("results") or {})],
         [f"from {parent}" if parent else ""],
         [f"data {', '.join(data)}" if data else ""],

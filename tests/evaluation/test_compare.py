@@ -25,6 +25,7 @@ from llm_lab.chat.session import ChatSession, ChatSettings
 from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.evaluation.compare import compare as compare_models
+from llm_lab.hf.adapter import make_peft_model
 from llm_lab.hf.load import load_model, without_adapter
 from llm_lab.hf.save import save_model
 from llm_lab.hf.tokenizers import load_tokenizer
@@ -358,13 +359,12 @@ def test_switching_off_gives_the_bases_logits_and_restores_the_adapter(tied, tmp
     assert model.generation_config.eos_token_id == ends == tokenizer.eos_token_id
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_that_replaces_the_embeddings_can_not_be_switched_off(models, tmp_path):
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     base = load_model("plain")
     base.resize_token_embeddings(260)
-    tuned = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    tuned = make_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
     with warnings.catch_warnings(action="ignore"):
         tuned.save_pretrained(tmp_path / "grown")  # PEFT saves the embeddings whole if the vocabulary has grown
     load_tokenizer("plain").save_pretrained(tmp_path / "grown")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GPT
 from llm_lab.errors import UserError
 from llm_lab.estimate.compatibility import native_architecture
 from llm_lab.estimate.parameters import context_in
+from llm_lab.hf.adapter import make_peft_model
 from llm_lab.hf.configs import read_config
 from llm_lab.hf.load import build_from_config, context_of, load_model
 from llm_lab.hf.save import lab_config, native_config, save_model, set_special_tokens, to_native
@@ -219,12 +220,12 @@ def test_kernels_that_a_config_names_are_never_loaded(tmp_path):
 
 
 def test_modules_that_an_adapter_names_are_never_imported(tmp_path, monkeypatch):
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     base = tiny_model()
     base.save_pretrained(tmp_path / "base")
     base.config._name_or_path = base.name_or_path = str(tmp_path / "base")
-    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(tmp_path / "a")
+    make_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(tmp_path / "a")
     (tmp_path / "evil.py").write_text("raise SystemExit('the module was imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "a" / "adapter_config.json"

@@ -17,7 +17,7 @@ from llm_lab.cli import main
 from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import settings_digest
 from llm_lab.events import ignore
-from llm_lab.hf.adapter import read_adapter
+from llm_lab.hf.adapter import make_peft_model, read_adapter
 from llm_lab.hf.load import load_model
 from llm_lab.hf.lora_layers import attach_lora
 from llm_lab.hf.merging import TOLERANCES, merge_adapter
@@ -142,9 +142,8 @@ def test_a_merged_folder_loads_without_llm_lab(tmp_path, run_without_llm_lab):
         torch.testing.assert_close(loaded, logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_made_with_peft_merges(tmp_path):
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(GPT2Config(**{**GPT2, "vocab_size": 257, "n_positions": 32}))
@@ -153,7 +152,7 @@ def test_an_adapter_made_with_peft_merges(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model.resize_token_embeddings(260)  # PEFT saves the embeddings in full
     config = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
-    model = perturb(get_peft_model(model, config))
+    model = perturb(make_peft_model(model, config))
     with pytest.warns(UserWarning, match="embedding layer has been resized"):
         model.save_pretrained(tmp_path / "adapter")
     merged = merge_adapter(tmp_path / "adapter", tmp_path / "merged")
@@ -282,14 +281,14 @@ def test_a_folder_that_is_not_an_adapter_is_refused(tmp_path):
 
 def made_with_peft(tmp_path: Path, **options) -> Path:
     """An adapter by PEFT alone, on a base without biases."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     save_base(tmp_path / "base")
     base = load_model(tmp_path / "base")
     base.config._name_or_path = base.name_or_path = str(tmp_path / "base")
     make_byte_tokenizer().save_pretrained(tmp_path / "base")
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **options)
-    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    make_peft_model(base, config).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from support.tiny_models import EXTRAS, left_padded, tiny_config, tiny_model, tokens
 
+from llm_lab.hf.adapter import make_peft_model
 from llm_lab.model.modeling_lab import LabForCausalLM, LabForSequenceClassification
 
 POSITIONS = ["sinusoidal", "rope", "alibi", "yarn", "learned"]
@@ -167,13 +168,12 @@ def test_training_with_autocast_gives_no_warning(recwarn):
     assert not [str(warning.message) for warning in recwarn]
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT reads it
 @pytest.mark.parametrize("position", ["rope", "learned"])
 def test_a_lora_adapter_trains_and_merges(position):
     model, ids = tiny_model(position, num_key_value_heads=2, **EXTRAS), tokens(2, 12)
     before = model(ids).logits.detach()
     settings = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, settings).train()
+    adapted = make_peft_model(model, settings).train()
     assert adapted.get_base_model() is model
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(2):

@@ -114,7 +114,6 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
             {"model.position_embedding": "yarn", "model.original_max_position_embeddings": 8},
         ),
     ],
-    "_rows_fit_the_context": [({"train.max_length": 33}, "train.max_length", {"train.max_length": 32})],
     "_warmup_is_set_once": [
         ({"scheduler.warmup_ratio": 0.5}, "scheduler.warmup_ratio", {"scheduler.warmup_ratio": 0.1})
     ],
@@ -357,6 +356,13 @@ def test_each_case_breaks_the_rule_that_it_is_listed_under(rule, broken, key):
     function = next(function for function in stage.rules if function.__name__ == rule)
     values, _, _ = derive(stage, validate(broken)[0], CPU)
     assert [problem.key for problem in function(values)] == [key]
+
+
+def test_sequences_fit_the_context_of_a_model_made_of_parts():
+    _, problems = diagnose(tiny_recipe(**{"train.max_length": 33}), machine=CPU)
+    assert [(problem.key, problem.value) for problem in problems] == [("train.max_length", 33)]
+    assert problems[0].fix == "Set it to at most 32, or the model's context, model.max_position_embeddings, to 33."
+    assert problems_of(tiny_recipe(**{"train.max_length": 32})) == []
 
 
 def test_rules_of_data_and_scores_hold_in_every_stage_that_has_them():

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from llm_lab.hf.lora_layers import attach_lora, describe_trainable
 from llm_lab.hf.save import save_model
 from llm_lab.optim.factory import build_optimizer
 from llm_lab.recipe.optimizers import AdamW
+from llm_lab.recipe.resolve import resolve
 from llm_lab.runs.folder import RunFolder, find_model
 from llm_lab.training.trainer import Interruption, LabTrainer, training_arguments
 
@@ -34,16 +34,10 @@ def make_trainer(folder: Path, base: Path, *, use_dora: bool = False, resumed: b
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.normal_()
-    train = SimpleNamespace(
-        distributed="ddp",
-        dtype="float32",
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=1,
-        max_grad_norm=1.0,
-        logging_steps=5,
-        save_steps=10,
-    )
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_length": 12}
+    steps = {"max_steps": STEPS, "logging_steps": 5, "save_steps": 10}
+    raw = {"stage": "sft", "device": "cpu", "model": {"checkpoint": str(base)}, "data": [{"path": "rows.jsonl"}]}
+    recipe = resolve({**raw, "train": {"dtype": "float32", **sizes, **steps}}).recipe
     run = RunFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return LabTrainer(
@@ -59,7 +53,7 @@ def make_trainer(folder: Path, base: Path, *, use_dora: bool = False, resumed: b
         build_optimizer=partial(build_optimizer, options=AdamW(learning_rate=0.01)),
         learning_rate_factor=lambda step: 1 - step / STEPS,
         model=model,
-        args=training_arguments(run.steps_path, device="cpu", seed=3, train=train),
+        args=training_arguments(run.steps_path, device=recipe.device, seed=3, train=recipe.train),
         train_dataset=rows(),
     )
 
