@@ -50,7 +50,6 @@ ON_DIVERGENCE = {
 DISTRIBUTED = {
     "ddp": "each process has the whole model; the fastest where it fits",
     "fsdp": "each process has a part of every weight, gradient and moment (FSDP2)",
-    "deepspeed": "not supported yet; fsdp divides the same as ZeRO 3",
 }
 SHARDED_OPTIMIZERS = ("adamw", "muon", "lion")  # whose steps with sharded weights are tested
 FLASH_MAX_HEAD_DIM = 256
@@ -218,7 +217,8 @@ class TrainLoop(Group):
     )
     distributed: Annotated[str, OneOf(DISTRIBUTED)] = option(
         "ddp",
-        help="what several processes divide among them; without effect in one process",
+        help="what several processes divide (not by DeepSpeed: fsdp does what its ZeRO 3 does); no effect in one "
+        "process",
         question="How do several processes share the model?",
         choices=DISTRIBUTED,
         why="With ddp, every GPU holds the whole model and its optimizer, and only the batch is divided. fsdp divides "
@@ -386,9 +386,6 @@ def _sharding_supports_the_run(values: Values) -> Iterator[Problem]:
     """Yield a problem for each part of a recipe whose result with a sharded model would be wrong, or was not tested."""
     train, optimizer = _train(values), (values.get("optimizer") or {}).get("name")
     key, fix = "train.distributed", "Set train.distributed=ddp"
-    if train.get("distributed") == "deepspeed":
-        why = "not supported yet: nothing here was tested with DeepSpeed's engine"
-        yield Problem(key, why, value="deepspeed", allowed="ddp, fsdp", fix="fsdp divides the same as its ZeRO 3.")
     if train.get("distributed") != "fsdp":
         return
     if optimizer not in (None, *SHARDED_OPTIMIZERS):

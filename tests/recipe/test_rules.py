@@ -49,7 +49,6 @@ def export(**options: Any) -> dict:
 SHARDED = {"train.distributed": "fsdp"}
 PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
     "_sharding_supports_the_run": [
-        ({"train.distributed": "deepspeed"}, "train.distributed", SHARDED),
         ({**SHARDED, "optimizer": {"name": "sophia"}}, "optimizer.name", {**SHARDED, "optimizer": {"name": "lion"}}),
         ({**SHARDED, "train.compile": True}, "train.compile", SHARDED),
         ({**SHARDED, "train.ema_decay": 0.9}, "train.ema_decay", {"train.ema_decay": 0.9}),
