@@ -17,7 +17,7 @@ from llm_lab.errors import Problem, UserError
 
 from .advantages import explained_variance, generalized_advantages, masked_mean, token_rewards, whiten
 from .critic import Critic
-from .rollouts import RolloutTrainer, disable_dropout
+from .rollouts import RolloutTrainer, disable_dropout, divide
 
 CRITIC_FILE, CRITIC_OPTIMIZER_FILE = "critic.safetensors", "critic_optimizer.pt"
 
@@ -118,6 +118,8 @@ class PPOTrainer(RolloutTrainer):
             "loss_mask": mask,
             "num_items_in_batch": self._total(mask.sum()),
         }
+        if self._minibatches > 1:
+            rollout["row"] = self._own_rows(rows)
         if self.beta:
             metrics["kl"].append(masked_mean(kl, mask, self._total).item())
         metrics["return_mean"].append(masked_mean(returns, mask, self._total).item())
@@ -129,15 +131,37 @@ class PPOTrainer(RolloutTrainer):
     def _total(self, x: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(x, reduction="sum")
 
+    @property
+    def _minibatches(self) -> int:
+        return self.args.steps_per_generation // self.args.gradient_accumulation_steps
+
+    def _own_rows(self, count: int) -> torch.Tensor:
+        """Return the numbers of this process's rows among those of all processes."""
+        return torch.arange(count, device=self.accelerator.device) + self.accelerator.process_index * count
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """Return the next batch of the rollout, with the rows shuffled among the minibatches before every pass."""
-        per_pass = self.args.steps_per_generation
-        starts_a_pass = self._step % per_pass == 0 and self._step % (per_pass * self.num_iterations) > 0
-        has_minibatches = per_pass > self.args.gradient_accumulation_steps
-        if self._buffered_inputs is not None and starts_a_pass and has_minibatches:
-            # Seeded by the step, so that a resumed run draws the same order.
-            self._buffered_inputs = _shuffle_rows(self._buffered_inputs, self.args.seed + self.state.global_step)
-        return super()._prepare_inputs(generation_batch)
+        """Return the next batch of the rollout, whose rows are divided into other minibatches in every pass."""
+        starts_a_pass = self._step % self.args.steps_per_generation == 0
+        inputs = super()._prepare_inputs(generation_batch)
+        if not (starts_a_pass and self._minibatches > 1):
+            return inputs
+        (rollout,) = divide(self._buffered_inputs, 1)
+        numbers = rollout.setdefault("row", self._own_rows(len(rollout["completion_ids"])))  # older checkpoints
+        total = len(numbers) * self.accelerator.num_processes
+        # Seeded by the step, so that a resumed run draws the same minibatches.
+        drawn = draw_minibatches(total, self._minibatches, self.args.seed + self.state.global_step)
+        order = numbers.argsort()
+        order = order[drawn.to(order.device)[numbers[order]].argsort(stable=True)]
+        self._buffered_inputs = divide([_select(rollout, order)], self.args.steps_per_generation)
+        return self._buffered_inputs[0]
+
+    def _share_of(self, rollout: list[dict[str, Any]], share: int, shares: int) -> list[dict[str, Any]]:
+        """Return a process's batches of a rollout: of the rows that it would have sampled, in their minibatches."""
+        if shares == 1 or "row" not in rollout[0]:
+            return super()._share_of(rollout, share, shares)
+        (whole,) = divide(rollout, 1)
+        own = whole["row"] * shares // len(whole["row"]) == share
+        return divide([_select(whole, own.nonzero()[:, 0])], self.args.steps_per_generation)
 
     # The loss
 
@@ -258,19 +282,19 @@ def clipped_value_loss(
     return 0.5 * torch.maximum(free, clipped), clipped > free
 
 
-def _shuffle_rows(batches: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Return batches of the same size with the rows of all of them in another order; scalars stay."""
-    rows = len(batches[0]["completion_ids"])
-    order = torch.randperm(rows * len(batches), generator=torch.Generator().manual_seed(seed))
-    shuffled: list[dict[str, Any]] = [{} for _ in batches]
-    for name, first in batches[0].items():
-        if isinstance(first, torch.Tensor) and first.ndim > 0:
-            parts = torch.cat([batch[name] for batch in batches])[order.to(first.device)].split(rows)
-        else:
-            parts = [batch[name] for batch in batches]
-        for batch, part in zip(shuffled, parts, strict=True):
-            batch[name] = part
-    return shuffled
+def draw_minibatches(rows: int, count: int, seed: int) -> torch.Tensor:
+    """Return the minibatch of each row, `rows` numbers below `count`.
+
+    Of any `count` rows that are sampled one after the other, each minibatch gets one. So processes have equally many
+    rows of a minibatch, and it has the same rows whatever their number.
+    """
+    draws = torch.rand(rows // count, count, generator=torch.Generator().manual_seed(seed))
+    return draws.argsort(dim=1).flatten()
+
+
+def _select(rollout: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return some rows of a rollout; what it has one of stays."""
+    return {name: value[rows] if value.ndim else value for name, value in rollout.items()}
 
 
 def _join(rollout: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:

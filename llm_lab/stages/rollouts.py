@@ -239,6 +239,9 @@ class RolloutTrainer(GRPOTrainer):
         files = sorted(Path(checkpoint).glob("rollout-*.safetensors"), key=_process_of) if checkpoint else []
         if not files:
             return
+        share, shares = self.accelerator.process_index, self.accelerator.num_processes
+        if len(files) == shares:  # as many processes as before: each takes its own rows, padded as they were
+            files, share, shares = files[share : share + 1], 0, 1
         of_each, step = [], 0
         for file in files:
             found: dict[int, dict[str, torch.Tensor]] = {}
@@ -248,10 +251,13 @@ class RolloutTrainer(GRPOTrainer):
                     index, name = key.split(".", 1)
                     found.setdefault(int(index), {})[name] = stored.get_tensor(key).to(self.accelerator.device)
             of_each.append([found[index] for index in sorted(found)])
-        wanted, processes = self.args.steps_per_generation, self.accelerator.num_processes
-        self._step = step * wanted // len(of_each[0])
-        batches = _divide([batch for some in zip(*of_each, strict=True) for batch in some], wanted * processes)
-        self._buffered_inputs = batches[self.accelerator.process_index :: processes]
+        self._step = step * self.args.steps_per_generation // len(of_each[0])
+        in_order = [batch for some in zip(*of_each, strict=True) for batch in some]
+        self._buffered_inputs = self._share_of(in_order, share, shares)
+
+    def _share_of(self, rollout: list[dict[str, Any]], share: int, shares: int) -> list[dict[str, Any]]:
+        """Return a process's batches of a rollout that `shares` processes divide among them."""
+        return divide(rollout, self.args.steps_per_generation * shares)[share::shares]
 
     def _rollout_file(self, folder: str) -> Path:
         return Path(folder) / f"rollout-{self.accelerator.process_index}.safetensors"
@@ -300,7 +306,7 @@ def _process_of(file: Path) -> int:
     return int(file.stem.removeprefix("rollout-"))
 
 
-def _divide(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
+def divide(batches: list[dict[str, torch.Tensor]], count: int) -> list[dict[str, torch.Tensor]]:
     """Return the rows of a rollout in another number of batches, in the same order.
 
     Processes pad to their own lengths: prompts on the left, everything else on the right. Here all have the same.

@@ -13,7 +13,7 @@ from llm_lab.errors import UserError
 from llm_lab.hf.load import load_model
 from llm_lab.hf.tokenizers import load_tokenizer
 from llm_lab.stages.critic import Critic
-from llm_lab.stages.ppo_trainer import PPOConfig, PPOTrainer, clipped_policy_loss, clipped_value_loss
+from llm_lab.stages.ppo_trainer import PPOConfig, PPOTrainer, clipped_policy_loss, clipped_value_loss, draw_minibatches
 from llm_lab.stages.reward import save_reward_model
 from llm_lab.training.tuned_run import prepare_training
 
@@ -72,6 +72,17 @@ def test_every_pass_over_a_rollout_has_other_minibatches_of_the_same_rows(one_st
     passes = [[rows(batch) for batch in trainer.seen[start : start + 2]] for start in (0, 2, 4)]
     assert passes[0][0] | passes[0][1] == passes[1][0] | passes[1][1] == passes[2][0] | passes[2][1]
     assert len({frozenset(batches[0]) for batches in passes}) > 1
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_process_has_equally_many_rows_of_each_minibatch(count):
+    """So that a minibatch has the same rows in any number of processes, none of which sends a row to another."""
+    drawn = draw_minibatches(12, count, seed=3)
+    for processes in (1, 2, 12 // count):
+        for rows in drawn.chunk(processes):
+            assert rows.bincount(minlength=count).unique().tolist() == [12 // processes // count]
+    others = [draw_minibatches(12, count, seed) for seed in range(20)]
+    assert all(any(other[row] != drawn[row] for other in others) for row in range(12))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

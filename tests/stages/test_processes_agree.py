@@ -24,6 +24,7 @@ TOLERANCE = 2e-5  # of losses and gradient norms, relative; each step adds to it
 STAGES = ("pretrain", "sft", "reward", "dpo", "grpo", "ppo")
 SLOW = pytest.mark.slow
 STEPS = 6
+NOT_SHARED = ("ppo", "ppo with minibatches", "sft with an adapter")  # refused with fsdp
 LORA = {"preset": "all", "r": 4, "dropout": 0.0}  # each process would draw its own
 
 
@@ -45,7 +46,7 @@ def _data(in_tmp_path):
 
 def recipe_of(stage: str, rows: int, name: str, **changes: object) -> dict:
     """A recipe with two batches of `rows` rows in each step."""
-    stage, _, adapter = stage.partition(" with ")
+    stage, _, option = stage.partition(" with ")
     if stage == "pretrain":
         raw = tiny_recipe()
     else:
@@ -54,7 +55,7 @@ def recipe_of(stage: str, rows: int, name: str, **changes: object) -> dict:
     train = {"dtype": "float32", "max_steps": STEPS, "eval_steps": 3, "save_steps": 3, "logging_steps": 1}
     raw["train"] |= train | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 2}
     raw["name"] = name
-    if adapter:
+    if option == "an adapter":
         raw["lora"] = LORA
     if stage == "dpo":
         raw["dpo"] = {"sft_weight": 0.5}
@@ -62,7 +63,7 @@ def recipe_of(stage: str, rows: int, name: str, **changes: object) -> dict:
         raw[stage] |= {"temperature": 0.7, "max_completion_length": 12}
         raw["rewards"] = [{"name": "length", "length": 11}]
     if stage == "ppo":
-        raw["ppo"] |= {"num_ppo_epochs": 2}
+        raw["ppo"] |= {"num_ppo_epochs": 2, "num_mini_batches": 2 if option == "minibatches" else 1}
     raw["train"] |= changes
     return raw
 
@@ -87,7 +88,7 @@ def test_two_processes_train_as_one_does():
 
 
 @SLOW
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "sft"])
+@pytest.mark.parametrize("stage", [*(stage for stage in STAGES if stage != "sft"), "ppo with minibatches"])
 def test_two_processes_train_each_stage_as_one_does(stage):
     run(recipe_of(stage, 4, "one"))
     run_in_processes([recipe_of(stage, 2, "two")])
@@ -95,7 +96,7 @@ def test_two_processes_train_each_stage_as_one_does(stage):
 
 
 @SLOW
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "ppo"])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in NOT_SHARED])
 def test_two_processes_that_share_the_model_train_each_stage_as_one_does(stage):
     run(recipe_of(stage, 4, "one"))
     run_in_processes([recipe_of(stage, 2, "two", distributed="fsdp")])
@@ -191,10 +192,10 @@ def interrupt(name: str) -> None:
 
 
 @SLOW
-@pytest.mark.parametrize("stage", [*STAGES, "sft with an adapter"])
+@pytest.mark.parametrize("stage", [*STAGES, "ppo with minibatches", "sft with an adapter"])
 @pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
 def test_a_run_resumes_in_more_processes_and_in_fewer(stage, distributed):
-    if stage in ("ppo", "sft with an adapter") and distributed == "fsdp":
+    if stage in NOT_SHARED and distributed == "fsdp":
         pytest.skip("refused")
     changes = {"distributed": distributed, "max_steps": STEPS}
     run(recipe_of(stage, 2, "one", **changes))
