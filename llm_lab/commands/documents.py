@@ -152,8 +152,8 @@ def show_document(path: str, found: Path | None) -> Document:
     found: its folder where it is one of the user's runs, sweeps or studies.
     """
     from llm_lab.hf.adapter import weights_digest
+    from llm_lab.runs.entries import kind_of
     from llm_lab.runs.folder import ROOT, RunFolder
-    from llm_lab.runs.housekeeping import kind_of
     from llm_lab.runs.lineage import find_traced, trace
 
     kind = kind_of(found) if found is not None else None
@@ -211,8 +211,8 @@ def _lineage(node: Any) -> Iterator[dict[str, Any]]:
 
 def results_document(folder: Path, code: int = DONE) -> Document:
     """Return what a sweep, a duel or a study has found, as its folder records it."""
+    from llm_lab.runs.entries import list_entries
     from llm_lab.runs.folder import RunFolder
-    from llm_lab.runs.housekeeping import list_entries
 
     entry = next((one for one in list_entries(folder.parent) if one["path"] == str(folder)), {})
     names = ["name", "kind", "status", "created_at", "bytes", "parts_done", "parts_planned"]

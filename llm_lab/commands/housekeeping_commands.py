@@ -24,7 +24,7 @@ def list_things(arguments: argparse.Namespace) -> int | Document:
     from llm_lab.terminal.listing import print_listing
 
     if arguments.json:
-        from llm_lab.runs.housekeeping import list_entries
+        from llm_lab.runs.entries import list_entries
 
         return list_document(arguments.what, list_recipes(), list_entries())
     print_listing(arguments.what, list_recipes())
@@ -33,7 +33,8 @@ def list_things(arguments: argparse.Namespace) -> int | Document:
 
 def list_runs(arguments: argparse.Namespace) -> int | Document:
     """List the runs, with a filter and in an order."""
-    from llm_lab.runs.housekeeping import list_entries, select
+    from llm_lab.runs.entries import list_entries
+    from llm_lab.runs.housekeeping import select
     from llm_lab.terminal.run_list import print_runs
 
     wanted = {"stage": arguments.stage, "status": arguments.status, "text": arguments.text}

@@ -167,7 +167,7 @@ def start_sweep(sweep: Any, *, jobs: int = 1, dry_run: bool = False, trust_recip
     from llm_lab.studies.sweep_report import write_sweep_report
     from llm_lab.terminal.sweep_screen import print_sweep_end
 
-    _show_sweep_plan(sweep, jobs, trust_recipe)
+    _show_sweep_plan(sweep, jobs, trust_recipe, **options)
     if dry_run:
         return DONE
     outcome = _run_cells(sweep, jobs, **options)
@@ -183,6 +183,18 @@ def plan_and_start_sweep(recipe: str, words: Sequence[str], *, seeds: int, prese
     options = ["--preset", preset] if preset else []
     command = shlex.join(["llm-lab", "sweep", recipe, *words, *options, "--seeds", str(seeds)])
     return start_sweep(plan_sweep(recipe, words, seeds=seeds, preset=preset, command=command))
+
+
+def resume_sweep(folder: str) -> int:
+    """Run what is left of a sweep or a duel, the failed runs again, as its command does with --retry-failed."""
+    from llm_lab.studies.sweep import open_to_resume
+
+    found = open_to_resume(folder)
+    if found.kind == "sweep":
+        return start_sweep(found, retry_failed=True)
+    words = shlex.split(found.command)
+    by = words[words.index("--by") + 1] if "--by" in words[:-1] else "both"
+    return start_duel(found, by=by, retry_failed=True)
 
 
 def sweep_from_python(
@@ -211,13 +223,13 @@ def _as_words(words: Sequence[Any]) -> list[str]:
     return found
 
 
-def _show_sweep_plan(sweep: Any, jobs: int, trust_recipe: bool, *, then: str = "") -> None:
+def _show_sweep_plan(sweep: Any, jobs: int, trust_recipe: bool, **more: Any) -> None:
     from llm_lab.studies.cells import state_of
     from llm_lab.terminal.sweep_screen import print_sweep_plan
 
     if jobs < 1:
         raise UserError(Problem("--jobs", "there must be at least one run at a time", value=jobs))
-    print_sweep_plan(sweep, [state_of(cell, sweep.measure) for cell in sweep.cells_to_run()], jobs=jobs, then=then)
+    print_sweep_plan(sweep, [state_of(cell, sweep.measure) for cell in sweep.cells_to_run()], jobs=jobs, **more)
     _require_runnable(sweep, trust_recipe)
 
 
@@ -285,7 +297,7 @@ def start_duel(
 
     count = len(duel.cells_to_run()) // 2
     then = f"up to {count} shorter runs of the slower one, for the comparison at equal time" if by != TOKENS else ""
-    _show_sweep_plan(duel, jobs, trust_recipe, then=then)
+    _show_sweep_plan(duel, jobs, trust_recipe, then=then, **options)
     if dry_run:
         return DONE
     outcome = _run_cells(duel, jobs, **options)

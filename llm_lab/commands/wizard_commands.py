@@ -118,6 +118,7 @@ def wizard_commands() -> Any:
         look=_later("study_commands", "start_look"),
         sweep=_later("study_commands", "plan_and_start_sweep"),
         duel=_later("study_commands", "plan_and_start_duel"),
+        resume_sweep=_later("study_commands", "resume_sweep"),
     )
 
 

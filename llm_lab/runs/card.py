@@ -18,7 +18,7 @@ from llm_lab.recipe.registry import STAGES
 from llm_lab.safe_text import redact
 
 from .card_answers import OF_ALL_MODELS, license_facts, read_answers
-from .describe import VERDICTS, data_rows, headline_results, is_number, name_program, versions, warnings_of
+from .describe import VERDICTS, data_rows, headline_results, name_program, versions, warnings_of
 from .disk import write_atomically
 from .glossary import OF_THE_MACHINE, name_of
 from .lineage import Node, main_line, trace
@@ -33,6 +33,7 @@ from .loading import (
     loading_code,
 )
 from .markdown import Markdown, code, fence, is_absolute, plain, table, texts_in, without_paths
+from .record import is_number
 from .report import RESULT_HEAD, result_rows
 
 NAME = "README.md"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeGuard
+from typing import Any
 
 from llm_lab.estimate.compatibility import TRANSFORMERS, WRITTEN_CLASSES, WRITTEN_FOR
 from llm_lab.estimate.formatting import percent
@@ -15,6 +15,7 @@ from llm_lab.recipe.registry import stage_of
 
 from .folder import RunFolder
 from .glossary import name_of, rank, write
+from .record import is_number
 
 # How the verdict of an export in run.json is shown.
 VERDICTS = {"proven": "verified", "failed": "verification failed", "not tried": "not verified"}
@@ -36,10 +37,6 @@ def headline_results(results: Mapping[str, Any]) -> list[str]:
 
 def _repeats_exact_match(results: Mapping[str, Any]) -> bool:
     return results.get("eval_reward_sampled") == results.get("exact_match_sampled")
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def data_rows(facts: Mapping[str, Any]) -> list[list[str]]:

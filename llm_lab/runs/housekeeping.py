@@ -16,17 +16,17 @@ from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.formatting import size
 from llm_lab.estimate.measurements import cache_folder
 
-from .describe import HEADLINES, is_number
+from .describe import HEADLINES
 from .disk import TEMPORARY, bytes_under, remove_folder, write_atomically
-from .folder import ROOT, RunFolder, find_run, no_such_run, settle, status_of
+from .entries import RUN, claims, describe_count, kind_of, runs_in
+from .folder import ROOT, RunFolder, find_run, no_such_run, settle
 from .glossary import name_of, write
 from .lock import NAME as LOCK
-from .lock import hold, in_progress, is_at_work, this_process
-from .record import WEIGHTS, read_facts
+from .lock import hold, in_progress, this_process
+from .record import is_number
 from .rename import NAME, RENAMING, Renamed, change_name
 from .retention import steps_to_keep
 
-RUN, PIPELINE, STUDY = "run", "pipeline", "study"  # kinds of folders; a sweep's is in its sweep.json
 CHECKPOINT = "checkpoint"  # what a Leftover is
 KEPT = 4  # checkpoints of a run; the default of train.save_total_limit
 STALE_SECONDS = 600.0  # after which a half-written file is nobody's any more
@@ -36,102 +36,13 @@ CACHES = {
 }
 
 
-def kind_of(folder: Path) -> str | None:
-    """Return what a folder is: run, pipeline, sweep, duel or study; None where LLM Lab did not make it."""
-    if (folder / "sweep.json").is_file():
-        kind = (read_object(folder / "sweep.json") or {}).get("kind")
-        return kind if isinstance(kind, str) else "sweep"
-    facts, damage = read_facts(folder / "run.json")
-    if not facts and not damage:
-        return None
-    return STUDY if facts.get("study") else PIPELINE if facts.get("stages") else RUN
-
-
-def runs_in(folder: Path) -> Iterator[RunFolder]:
-    """Yield the run of a folder, and those in it: stages, cells of a sweep, models of a study."""
-    if (folder / "run.json").is_file():
-        yield RunFolder(folder)
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.is_symlink() and path.name[0] != "." and path.name not in WEIGHTS:
-                yield from runs_in(path)
-
-
 def describe_disk_use(root: Path = ROOT) -> str:
     """Return on one line what the runs and the caches take on disk."""
-    runs = sum(1 for path in root.iterdir() if kind_of(path)) if root.is_dir() else 0
     cached = sum(bytes_under(cache_folder(name)) for name in CACHES)
-    return f"{runs} {_runs(runs)}, {size(bytes_under(root))}; caches {size(cached)}"
+    return f"{describe_count(root)}, {size(bytes_under(root))}; caches {size(cached)}"
 
 
 # --- the list
-
-
-def list_entries(root: Path = ROOT, *, inner: bool = False) -> list[dict[str, Any]]:
-    """Return a description of each run, pipeline, sweep and study in a folder, newest first.
-
-    inner: also of the runs inside pipelines, sweeps and studies. Keys: name, path, kind, stage, status, created_at,
-    parameters, bytes, step, results, parent, part_of, parts, parts_done, parts_planned, data.
-    """
-    settle(root)
-    found: list[dict[str, Any]] = []
-    for path in root.iterdir() if root.is_dir() else ():
-        if not path.is_dir() or path.name.startswith(".") or (kind := kind_of(path)) is None:
-            continue
-        parts = [run for run in runs_in(path) if run.path != path]
-        found.append(_describe(path, kind, parts, root))
-        if inner:
-            found += [_describe(run.path, kind_of(run.path) or RUN, (), root, part_of=path) for run in parts]
-    return sorted(found, key=lambda entry: (-entry["created_at"], entry["name"]))
-
-
-def list_sweeps(root: Path = ROOT) -> list[dict[str, Any]]:
-    """Return a description of each sweep and duel in a folder, as list_entries does."""
-    folders = sorted(file.parent for file in root.glob("*/sweep.json"))
-    return [_describe(path, kind_of(path) or "sweep", list(runs_in(path)), root) for path in folders]
-
-
-def _describe(
-    path: Path, kind: str, parts: Sequence[RunFolder], root: Path, *, part_of: Path | None = None
-) -> dict[str, Any]:
-    facts, damage = read_facts(path / "run.json")
-    sweep = read_object(path / "sweep.json") or {}
-    created = sweep.get("created_at") or facts.get("created_at") or path.stat().st_mtime
-    results = facts.get("results") or {}
-    return {
-        "name": path.relative_to(root).as_posix(),
-        "path": str(path),
-        "kind": kind,
-        "stage": facts.get("stage") or kind,
-        "status": _status_of_sweep(sweep, parts) if sweep else status_of(path, facts, damage),
-        "created_at": created if is_number(created) else 0.0,
-        "parameters": facts.get("parameters") or next(filter(None, _parameters(parts)), None),
-        "bytes": bytes_under(path),
-        "step": results.get("step"),
-        "results": {key: value for key, value in results.items() if is_number(value) or isinstance(value, str)},
-        "parent": (facts.get("parent") or {}).get("path"),
-        "part_of": None if part_of is None else part_of.relative_to(root).as_posix(),
-        "parts": len(parts),
-        "parts_done": sum(run.status() == "done" for run in parts),
-        "parts_planned": _planned(sweep) if sweep else len(parts),
-        "data": [source["path"] for source in facts.get("data") or ()],
-    }
-
-
-def _parameters(parts: Sequence[RunFolder]) -> Iterator[int | None]:
-    return (run.facts().get("parameters") for run in reversed(parts))
-
-
-def _status_of_sweep(sweep: Mapping[str, Any], parts: Sequence[RunFolder]) -> str:
-    statuses = [run.status() for run in parts]
-    for status in ("running", "failed"):
-        if status in statuses:
-            return status
-    return "done" if statuses.count("done") >= _planned(sweep) else "stopped"
-
-
-def _planned(sweep: Mapping[str, Any]) -> int:
-    return len(sweep.get("configurations") or ()) * len(sweep.get("seeds") or ())
 
 
 SHORT_NAMES = {
@@ -249,9 +160,8 @@ def require_idle(path: Path) -> None:
         if run.status() == "running":
             raise in_progress(run.path, run.facts().get("process") or {})
     for folder in (path, *path.parents):
-        for claim in folder.glob(".claims/*/.lock"):
-            if is_at_work(claim.parent, read_object(claim) or {}) and folder in (path, path.parent):
-                raise in_progress(claim.parent, read_object(claim) or {})
+        for claim in claims(folder) if folder in (path, path.parent) else ():
+            raise in_progress(claim, read_object(claim / LOCK) or {})
 
 
 def plan_removal(name: str, *, root: Path = ROOT) -> Removal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llm_lab.limits import parse_json
 
@@ -120,3 +120,8 @@ def row_of(line: bytes) -> dict[str, Any] | None:
         return None
     known = isinstance(row, dict) and all(type(row.get(key, 0)) in (int, float) for key in _COUNTED)
     return row if known and type(row.get("step")) is int else None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a recorded value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,13 +14,14 @@ from llm_lab.recipe.registry import stage_of
 from llm_lab.safe_text import redact, redact_values
 
 from .charts import draw_curves, draw_predictions, draw_scores
-from .describe import data_rows, describe_evaluation, describe_proof, headline_results, is_number, versions, warnings_of
+from .describe import data_rows, describe_evaluation, describe_proof, headline_results, versions, warnings_of
 from .disk import append_line, write_atomically
 from .evaluations import evaluations_of, evaluations_path
 from .folder import ROOT, RunFolder, require_no_links
 from .glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from .lineage import describe_line
 from .markdown import Markdown, code, fence, plain, table
+from .record import is_number
 
 RESULT_HEAD = ("result", "value", "unit", "what it is")
 Scores = Mapping[str, Mapping[str, float]]

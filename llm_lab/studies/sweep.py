@@ -346,6 +346,14 @@ def _differences(before: Sweep, sweep: Sweep) -> list[Problem]:
     return list(problems.values())
 
 
+def open_to_resume(folder: str | Path, *, root: Path = ROOT) -> Sweep:
+    """Read a sweep or a duel with all that it compares checked again, to run what is left. UserError as check_all."""
+    sweep = open_sweep(folder, root=root)
+    # The folder may be someone else's: code that it names is not the user's own.
+    jobs = {name: replace(job, is_found=True) for name, job in check_all(sweep.configurations, sweep.base).items()}
+    return replace(sweep, jobs=jobs, wanted=(frozenset(jobs), frozenset(sweep.seeds)))
+
+
 def list_sweeps(root: Path = ROOT) -> list[Path]:
     """Return the folders of all sweeps and duels, newest first."""
     return sorted((file.parent for file in root.glob(f"*/{FILE}")), key=lambda folder: -folder.stat().st_mtime)

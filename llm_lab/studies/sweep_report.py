@@ -77,9 +77,11 @@ def _ranges(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def plan_rows(sweep: Sweep, states: Sequence[CellState], *, jobs: int = 1, then: str = "") -> list[tuple[str, str]]:
+def plan_rows(
+    sweep: Sweep, states: Sequence[CellState], *, jobs: int = 1, then: str = "", retry_failed: bool = False
+) -> list[tuple[str, str]]:
     """Return what a sweep will do, as (name, text): runs, time, disk, and what to know. then: what follows."""
-    left = [state for state in states if state.status not in ("done", "failed")]
+    left = [state for state in states if state.status != "done" and (retry_failed or state.status != "failed")]
     done, failed = (sum(state.status == status for state in states) for status in ("done", "failed"))
     costs = [one.estimate for state in left for one in sweep.jobs[state.cell.configuration.name].stages]
     seconds = sum(cost.wall_seconds or 0.0 for cost in costs) / jobs

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llm_lab.errors import LabError, UserError
+from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.runs.disk import write_atomically
 from llm_lab.wizard.home import DRAFT, LEAVE, MODELS, draft_question, menu_question, next_of
 from llm_lab.wizard.questions import (
@@ -17,6 +17,7 @@ from llm_lab.wizard.questions import (
     DeleteRun,
     DesignNumbers,
     Effect,
+    Form,
     KeepCard,
     Leave,
     LookInside,
@@ -29,6 +30,7 @@ from llm_lab.wizard.questions import (
     RecipePlan,
     RenameRun,
     ReplayLineage,
+    ResumeSweep,
     RunDoctor,
     RunNumbers,
     Screen,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KEPT = "Your answers are kept as a draft."
+IGNORED = "Keys pressed while you waited were ignored."
 READ_AT_ONCE = (Compare, LookInside, ReplayLineage, RunDoctor, RenameRun, DeleteRun, WriteRecipe)
 ROWS_WITH_CURVE = 24  # of a terminal; a lower one has no room for it
 SCROLLED_LINES = 12  # above a question that is asked below what was printed, which may scroll
@@ -82,6 +85,7 @@ class Commands:
     look: Callable[..., int]  # (checkpoint, text=, against=, steps=)
     sweep: Callable[..., int]  # (recipe, words, seeds=, preset=)
     duel: Callable[..., int]  # (recipe, words, seeds=, other=)
+    resume_sweep: Callable[[str], int]
 
 
 def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = None) -> int:
@@ -89,6 +93,8 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
 
     debug: let internal errors through. start: the flow that is opened before the menu.
     """
+    if not is_plain():  # which reads lines
+        Keyboard().open()  # until the process ends: no key is echoed between two pages, or later at the shell
     wizard = Wizard(commands, debug)
     if start is not None:
         wizard.open(start)
@@ -101,7 +107,6 @@ def run_wizard(commands: Commands, *, debug: bool = False, start: Next | None = 
         wizard.open(known or next_of(last))
         last = [DRAFT, wizard.kept] if wizard.kept else last
     clear_screen(make_console())
-    Keyboard().open()  # until the process ends, so that one more Esc is not echoed at the shell
     return 0
 
 
@@ -114,10 +119,12 @@ class Wizard:
     drafts: dict[str, Next] = field(default_factory=read_drafts)
     kept: str = ""  # the flow that was left last, if its draft was kept
     _has_printed: bool = False  # an effect's output is on the screen
+    _has_ignored: bool = False  # keys were pressed while no page was there to take them
+    _faults: tuple[str, ...] = ()  # keys of a recipe that the last error was about
 
     def open(self, start: Next) -> None:
         """Walk through a flow and those that follow it, until the user is back at the menu."""
-        self.kept = ""
+        self.kept, self._faults = "", ()
         walks: list[tuple[Next, Walk]] = []  # the last one is walked through; Esc returns to the one before it
         upcoming: Next | None = start
         while upcoming or walks:
@@ -158,7 +165,11 @@ class Wizard:
 
         keep: gets a page after each change.
         """
+        if self._has_ignored:
+            notice = "\n".join(filter(None, (question.notice, IGNORED)))
+            question, self._has_ignored = replace(question, notice=notice), False
         if question.form is not None:
+            question = self._at_fault(question, question.form)
             from .form_page import ask_form
             from .plain_form import ask_plain_form
 
@@ -170,11 +181,34 @@ class Wizard:
             answer = ask(question, above=above, pane=pane)
         except Resized as resized:
             return self.ask(replace(question, default=resized.answer), keep)
-        if question.wait:
-            print_waiting(question.wait)
-        with ignored_keys() if question.wait else contextlib.nullcontext():
+        with self._waiting(question.wait) if question.wait else contextlib.nullcontext():
             trouble = question.problem(answer)
         return self.ask(replace(question, default=answer, notice=trouble)) if trouble else answer
+
+    @contextlib.contextmanager
+    def _waiting(self, text: str) -> Iterator[None]:
+        """Say what takes a while, and ignore keys meanwhile: they are meant for a page that one has not seen.
+
+        The next page says so where there were any.
+        """
+        print_waiting(text)
+        try:
+            with ignored_keys() as keyboard:
+                yield
+        finally:
+            self._has_ignored = self._has_ignored or keyboard.dropped
+
+    def _at_fault(self, page: Question, form: Form) -> Question:
+        """Return a page with the pointer at the row that the last error was about."""
+        faults, self._faults = self._faults, ()
+        rows = [row.key for row in (*form.essentials, *form.rows)]
+        found = [row for fault in faults for row in rows if fault == row or fault.startswith(f"{row}.")]
+        return replace(page, form=replace(form, at=max(found, key=len))) if found else page
+
+    def _print_error(self, error: LabError) -> None:
+        print_error(error)
+        self._faults = tuple(problem.key for problem in error.problems if isinstance(problem, Problem))
+        wait_for_enter()
 
     def _begin(self, start: Next) -> tuple[Next, Walk]:
         """Begin a flow, or continue the draft that was kept of it."""
@@ -215,8 +249,7 @@ class Wizard:
                     return None
                 self._step(walk)
             except LabError as error:
-                print_error(error)
-                wait_for_enter()
+                self._print_error(error)
                 if not walk.back():
                     raise Back from None
             except (Back, KeyboardInterrupt, EOFError):
@@ -233,6 +266,10 @@ class Wizard:
         return walk.result
 
     def _step(self, walk: Walk) -> None:
+        if isinstance(walk.item, Wait):
+            with self._waiting(walk.item.text):
+                walk.finish_effect(None)
+            return
         if isinstance(walk.item, Effect):
             walk.finish_effect(self._execute(walk.item))
             return
@@ -273,9 +310,6 @@ class Wizard:
 
     def _execute(self, effect: Effect) -> bool:
         """Execute an effect; return whether it could be done."""
-        if isinstance(effect, Wait):
-            print_waiting(effect.text)
-            return True
         self._has_printed = True
         try:
             if isinstance(effect, Pause):
@@ -291,8 +325,7 @@ class Wizard:
                 if isinstance(effect, READ_AT_ONCE):
                     wait_for_enter()
         except LabError as error:
-            print_error(error)
-            wait_for_enter()
+            self._print_error(error)
             return False
         except OSError as error:
             make_console(stderr=True).print(printable(str(error)), style="bad")
@@ -329,6 +362,10 @@ class Wizard:
             begin_screen("Duel", effect.recipe)
             print_waiting("Checking both recipes ...")
             self.commands.duel(effect.recipe, effect.words, seeds=effect.seeds, other=effect.other)
+        elif isinstance(effect, ResumeSweep):
+            begin_screen("Resume", effect.folder)
+            print_waiting("Checking all recipes ...")
+            self.commands.resume_sweep(effect.folder)
         elif isinstance(effect, RunDoctor):
             begin_screen("Doctor")
             print_waiting("Reading ...")

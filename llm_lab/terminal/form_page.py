@@ -30,7 +30,7 @@ def ask_form(
     while True:
         ended = _run(page, keep)
         if not isinstance(ended, Row):
-            return page.form.answer(ended)
+            return page.answer(ended)
         if ended.question is None:
             return page.form.answer(ended.key)
         try:
@@ -39,9 +39,9 @@ def ask_form(
             continue
         except Finish:
             if page.form.actions[0].why_not is None:
-                return page.form.answer(page.form.actions[0].value)
+                return page.answer(page.form.actions[0].value)
             continue
-        keep(page.question)
+        keep(page.kept)
 
 
 def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
@@ -93,7 +93,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         if row is not None and page.change(row, buffer.text.strip() or UNSET):
             return False
         end()
-        keep(page.question)
+        keep(page.kept)
         return True
 
     def on(*names: str, when: Any = ~editing) -> Callable[[Callable[[Any], None]], None]:
@@ -118,7 +118,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
         @on(name)
         def _(event: Any, by: int = by) -> None:
             page.step(by)
-            keep(page.question)
+            keep(page.kept)
 
     @on("enter")
     def _(event: Any) -> None:
@@ -179,7 +179,7 @@ def _run(page: FormPage, keep: Callable[[Question], None]) -> Any:
             page.type_filter(page.filter[:-1] if page.filter else None)
         elif row is not None and row.question is not None:
             page.change(row, UNSET)
-            keep(page.question)
+            keep(page.kept)
 
     @on(Keys.Any, Keys.BracketedPaste)
     def _(event: Any) -> None:

@@ -28,6 +28,7 @@ class Keyboard:
         self._suspend, self._resume = suspend, resume
         self._before: list[Any] | None = None  # the terminal's settings
         self._handlers: dict[int, Any] = {}
+        self.dropped = False  # whether keys were pressed that nobody has read
 
     @property
     def is_open(self) -> bool:
@@ -58,6 +59,7 @@ class Keyboard:
 
     def close(self) -> None:
         """Restore the terminal and drop the keys that nobody read: they would answer the next question."""
+        self.dropped = bool(self.read())
         before, self._before = self._before, None
         for number, handler in self._handlers.items():
             if threading.current_thread() is threading.main_thread():
@@ -68,6 +70,8 @@ class Keyboard:
             _open.remove(self)
         if not _open:
             _restore(before)
+        elif before is not None:
+            _drop_typed()
 
     def _handle_signals(self) -> None:
         """Handle the signals that nobody handles; a training run has handlers of its own and puts these back."""
@@ -104,12 +108,15 @@ class Keyboard:
 
 
 @contextlib.contextmanager
-def ignored_keys() -> Iterator[None]:
-    """Ignore what is typed while something works: it is not shown, and does not answer the next question."""
+def ignored_keys() -> Iterator[Keyboard]:
+    """Ignore what is typed while something works: it is not shown, and does not answer the next question.
+
+    Yields the keyboard; its `dropped` says at the end whether anything was typed.
+    """
     keyboard = Keyboard()
     keyboard.open()
     try:
-        yield
+        yield keyboard
     finally:
         keyboard.close()
 
@@ -134,6 +141,13 @@ def _restore(before: list[Any] | None) -> None:
 
         with contextlib.suppress(*_terminal_errors()):
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSAFLUSH, before)
+
+
+def _drop_typed() -> None:
+    import termios
+
+    with contextlib.suppress(*_terminal_errors()):
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 def _silence() -> list[Any]:

@@ -21,8 +21,8 @@ from llm_lab.recipe.pretrain import PRETRAIN
 from llm_lab.recipe.train_loop import SCHEDULERS
 from llm_lab.recipe.what_fits import FULL, LORA, QLORA, LibraryEntry, library
 from llm_lab.runs.describe import describe_evaluation, describe_proof, headline_results, warnings_of
+from llm_lab.runs.entries import list_entries
 from llm_lab.runs.folder import RunFolder, is_reward_model, run_of
-from llm_lab.runs.housekeeping import list_entries
 from llm_lab.runs.lineage import CHANGED, GONE, PARENT, Digest, Node, line_of, main_line, trace
 from llm_lab.wizard.recipe_question import recipe_summary
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from llm_lab.wizard.questions import UNSET, Form, Question, Row, same
@@ -31,6 +32,7 @@ class FormPage:
         self.filter: str | None = None  # None: all rows of the view are shown
         self.is_filtering = False  # what is typed goes to the filter
         self.action = self.section = 0
+        self.changed: str | None = None  # the row that was changed last
         self.trouble = ""
         self._refused = ""  # why the last typed value was refused
         self.show_help = self.show_recipe = False
@@ -78,6 +80,16 @@ class FormPage:
         """Whether the trouble is a value that was typed."""
         return bool(self.trouble) and self.trouble == self._refused
 
+    def answer(self, action: Any) -> Any:
+        """Return the answer that ends the page; shown again, it points where one was, or at what was changed last."""
+        is_usual = same(action, self.form.actions[0].value)
+        return self.form.answer(action, self.at if self.row else self.changed if is_usual else None)
+
+    @property
+    def kept(self) -> Question:
+        """The page as it is shown again: it points at the row that was changed last."""
+        return replace(self.question, form=replace(self.form, at=self.changed))
+
     @property
     def row(self) -> Row | None:
         """The row that is pointed at."""
@@ -109,7 +121,7 @@ class FormPage:
         if answer != UNSET and row.question is not None and (why_not := row.question().problem(answer)):
             self.trouble = self._refused = why_not
             return why_not
-        self.trouble = ""
+        self.trouble, self.changed = "", row.key
         self.question = self.form.change(row.key, answer)
         if self.at not in self.places():
             self.at = ACTIONS

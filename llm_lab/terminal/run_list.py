@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_lab.estimate.formatting import count, short_age, size
-from llm_lab.runs.describe import is_number
+from llm_lab.runs.entries import PIPELINE, RUN, STUDY
 from llm_lab.runs.folder import RunFolder
-from llm_lab.runs.housekeeping import CHECKPOINT, PIPELINE, RUN, STUDY, Leftover, Removal, short_result
+from llm_lab.runs.housekeeping import CHECKPOINT, Leftover, Removal, short_result
+from llm_lab.runs.record import is_number
 
 from .console import make_console, one_line
 

@@ -23,13 +23,13 @@ PLAIN_COLUMNS = 160  # of a table in a file or a pipe
 STYLES = {"done": "good", "failed": "bad", "stopped": "warn", "interrupted": "warn", "waiting": "dim"}
 
 
-def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], *, jobs: int, then: str = "") -> None:
-    """Print what a sweep will run: configurations, runs that are left, time and disk. then: what follows."""
+def print_sweep_plan(sweep: Sweep, states: Sequence[CellState], **more: Any) -> None:
+    """Print what a sweep will run: configurations, runs that are left, time and disk. more: as for plan_rows."""
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-    rows = plan_rows(sweep, states, jobs=jobs, then=then)
+    rows = plan_rows(sweep, states, **more)
     first = next(iter(sweep.jobs.values())).stages[0]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)

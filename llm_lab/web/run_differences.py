@@ -10,10 +10,10 @@ from llm_lab.errors import UserError
 from llm_lab.recipe.fields import flatten
 from llm_lab.recipe.files import format_value, read_recipe_file
 from llm_lab.recipe.registry import stage_of
-from llm_lab.runs.describe import is_number
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from llm_lab.runs.lineage import describe_line
+from llm_lab.runs.record import is_number
 from llm_lab.safe_text import printable, shorten
 
 from .addresses import address_of, name_in

@@ -20,10 +20,10 @@ from llm_lab.estimate.adapter_base import read_object
 from llm_lab.estimate.formatting import count
 from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import stage_of
-from llm_lab.runs.describe import headline_results, is_number
+from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import EVALUATES_FIRST, ROOT, RunFolder, settle, status_of
 from llm_lab.runs.glossary import name_of, write
-from llm_lab.runs.record import read_facts, row_of
+from llm_lab.runs.record import is_number, read_facts, row_of
 from llm_lab.safe_text import printable, redact_values
 from llm_lab.studies.sweep import FILE as SWEEP_FILE
 

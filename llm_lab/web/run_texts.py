@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from llm_lab.recipe.registry import stage_of
-from llm_lab.runs.describe import headline_results, is_number
+from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import ROOT, RunFolder
 from llm_lab.runs.glossary import name_of, rank, write
 from llm_lab.runs.lineage import GONE, PARENT, Link, Node, trace
+from llm_lab.runs.record import is_number
 from llm_lab.runs.samples import read_prompt
 from llm_lab.safe_text import printable
 

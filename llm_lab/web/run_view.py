@@ -15,12 +15,12 @@ from llm_lab.estimate.cost import BASES
 from llm_lab.estimate.formatting import count, duration, size
 from llm_lab.recipe.registry import stage_of
 from llm_lab.runs.charts import MEASURED_RARELY, PANELS, Panel
-from llm_lab.runs.describe import data_rows, describe_proof, headline_results, is_number, versions, warnings_of
+from llm_lab.runs.describe import data_rows, describe_proof, headline_results, versions, warnings_of
 from llm_lab.runs.evaluations import evaluations_of
 from llm_lab.runs.folder import EVALUATES_FIRST, ROOT, RunFolder, find_model, is_reward_model, status_of
 from llm_lab.runs.glossary import OF_THE_MACHINE, name_of, quantity, rank, write
 from llm_lab.runs.lock import is_holder
-from llm_lab.runs.record import read_facts
+from llm_lab.runs.record import is_number, read_facts
 from llm_lab.runs.report import describe_scores
 from llm_lab.safe_text import printable
 

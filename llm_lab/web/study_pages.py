@@ -23,10 +23,11 @@ from starlette.routing import Route
 
 from llm_lab.errors import LabError, Problem, UserError
 from llm_lab.estimate.adapter_base import read_object
-from llm_lab.runs.describe import headline_results, is_number
+from llm_lab.runs.describe import headline_results
 from llm_lab.runs.folder import ROOT, RunFolder, status_of
 from llm_lab.runs.glossary import name_of
 from llm_lab.runs.lock import is_holder
+from llm_lab.runs.record import is_number
 from llm_lab.safe_text import printable
 from llm_lab.studies import duel_report
 from llm_lab.studies.cells import CellState, commands_at_work, state_of

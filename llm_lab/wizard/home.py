@@ -9,9 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_lab.estimate.formatting import age, count, plural, size
+from llm_lab.estimate.formatting import age, count, size
 from llm_lab.estimate.machine import find_machine
 from llm_lab.runs.disk import bytes_under
+from llm_lab.runs.entries import describe_count, list_sweeps
 from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs
 
 from .questions import Choice, Line, Next, Question, Screen
@@ -21,7 +22,7 @@ LEAVE, DRAFT = "Quit", "draft"
 QUICK, EVALUATE, LOOK, EXPERIMENTS = "Train on my text", "Evaluate", "Look inside", "Experiments"
 RUNS, REPLAY = "Runs", "Run a recipe"
 OFFERED = 2  # runs to resume, and models to chat with
-RECENT_RUNS = 12
+RECENT_RUNS, RUNNING_SHOWN = 12, 2
 LONGEST_NAME, SIDE_NAME = 24, 13
 UNFINISHED = ("stopped", "interrupted", "failed", "broken")
 NO_TEXT = ("reward", "eval", "export")  # stages whose run leaves no model of its own that writes text
@@ -35,6 +36,10 @@ RESUME_WHY = (
     "break. To change a setting, run its recipe again as a new run."
 )
 DRAFT_WHY = "What you had answered and set was kept when you left. Esc goes back through the answers."
+RESUME_SWEEP_WHY = (
+    "Runs that are done stay as they are. Stopped ones continue after their last checkpoint, failed ones begin again, "
+    "and the table is made again at the end."
+)
 CHAT_WHY = "The newest runs are offered here. Use a model, Chat lists all of them, and takes any other model."
 
 
@@ -108,13 +113,13 @@ def menu_question(last: Any = None, drafts: Sequence[str] = ()) -> Question:
 
     One draft is offered here; each is where its flow begins.
     """
-    runs = list_runs()
-    offered = list(_offered(runs))
+    runs, sweeps = list_runs(), list_sweeps()
+    offered = list(_offered(runs, sweeps))
     kept = [([DRAFT, name], "Continue your draft", QUICK if name == QUICK_START.flow else name) for name in drafts[-1:]]
     width = max(len(line[1]) for line in (*GROUPS, *ALONE, QUICK_START, *offered, *kept)) + 2
     choices = [line_of(value, title, about, width, DRAFT_WHY) for value, title, about in kept]
     choices += [line_of(QUICK_START.flow, QUICK_START.title, QUICK_START.about, width, QUICK_START.why)]
-    choices += [line_of([flow, str(run.path)], title, about, width, why) for (flow, run), title, about, why in offered]
+    choices += [line_of(value, title, about, width, why) for value, title, about, why in offered]
     choices += [line_of(["group", name], title, about, width, why) for name, title, about, why in GROUPS]
     choices += [line_of(entry.flow, entry.title, entry.about, width, entry.why) for entry in ALONE]
     return Question(
@@ -123,7 +128,9 @@ def menu_question(last: Any = None, drafts: Sequence[str] = ()) -> Question:
         choices=(*choices, Choice(LEAVE, LEAVE)),
         default=last,
         why=MENU_WHY,
-        screen=Screen("build and train language models", lines=tuple(_status(runs)), side=tuple(_recent(runs))),
+        screen=Screen(
+            "build and train language models", lines=tuple(_status(runs, sweeps)), side=tuple(_recent(runs, sweeps))
+        ),
     )
 
 
@@ -132,22 +139,40 @@ def line_of(value: Any, title: str, about: str, width: int, why: str) -> Choice:
     return Choice(value, f"{title:<{width}}{about}", why=why)
 
 
-def _offered(runs: Sequence[RunFolder]) -> Iterator[tuple[tuple[str, RunFolder], str, str, str]]:
-    """Yield ((flow, run), title, about, why) of what can be resumed and of models to chat with, newest first."""
-    unfinished = (run for run in runs if can_resume(run) and run.status() != "broken" and run.has_progress())
-    for run in islice(unfinished, OFFERED):
+def _offered(
+    runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[list[str], str, str, str]]:
+    """Yield ([flow, path], title, about, why) of what can be resumed and of models to chat with, newest first."""
+    for run in islice(filter(_can_continue, runs), OFFERED):
         share = progress_of(run)
         about = " · ".join(
             [*([] if share is None else [f"{100 * share:.0f} %"]), f"{run.status()} {when_last_active(run)}"]
         )
-        yield ("resume", run), f"Resume {short_name(run)}", about, RESUME_WHY
+        yield ["resume", str(run.path)], f"Resume {short_name(run.path.name)}", about, RESUME_WHY
+    for one in islice((one for one in sweeps if can_resume_sweep(one)), OFFERED):
+        about = f"{one['kind']}, {parts_done(one)}"
+        yield ["resume sweep", one["path"]], f"Resume {short_name(one['name'])}", about, RESUME_SWEEP_WHY
     for run in islice((run for run in runs if run.status() == "done" and _writes_text(run)), OFFERED):
         yield (
-            ("talk", run),
-            f"Chat with {short_name(run)}",
+            ["talk", str(run.path)],
+            f"Chat with {short_name(run.path.name)}",
             f"{kind_of_run(run.facts())}, {when_last_active(run)}",
             CHAT_WHY,
         )
+
+
+def _can_continue(run: RunFolder) -> bool:
+    return can_resume(run) and run.status() != "broken" and run.has_progress()
+
+
+def can_resume_sweep(sweep: Mapping[str, Any]) -> bool:
+    """Whether runs of a sweep or a duel are left, and no command works on them. sweep: as list_sweeps describes it."""
+    return sweep["status"] not in ("done", "running")
+
+
+def parts_done(sweep: Mapping[str, Any]) -> str:
+    """Return how many runs of a sweep or a duel are done."""
+    return f"{sweep['parts_done']} of {sweep['parts_planned']} runs done"
 
 
 def can_resume(run: RunFolder) -> bool:
@@ -179,9 +204,8 @@ def _writes_text(run: RunFolder) -> bool:
     return bool(run.saved_models() or run.stages())
 
 
-def short_name(run: RunFolder, longest: int = LONGEST_NAME) -> str:
+def short_name(name: str, longest: int = LONGEST_NAME) -> str:
     """Return the name of a run, cut where it is long."""
-    name = run.path.name
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
@@ -192,31 +216,45 @@ def when_last_active(run: RunFolder) -> str:
     return f"{age(time.time() - then)} ago" if isinstance(then, int | float) else ""
 
 
-def _status(runs: Sequence[RunFolder]) -> Iterator[Line]:
+def _status(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     """Yield what is known of the machine and of the runs."""
     machine = find_machine()
     mode = "; CPU mode: for tiny models" if machine.cuda_problem else ""
     yield Line(f"{machine.describe()}{mode}", "dim")
-    used = f"{plural(len(runs), 'run')}, {size(bytes_under(ROOT))}" if runs else "no runs yet"
+    used = f"{describe_count()}, {size(bytes_under(ROOT))}" if runs or sweeps else "no runs yet"
     yield Line(f"{ROOT}/: {used}", "dim")
+    working = [run.path.name for run in runs if run.status() == "running"]
+    working += [one["name"] for one in sweeps if one["status"] == "running"]
+    if working:
+        yield Line(f"running now: {', '.join(map(short_name, working[:RUNNING_SHOWN]))}", "good")
     yield Line("")
 
 
-def _recent(runs: Sequence[RunFolder]) -> Iterator[Line]:
+def _recent(runs: Sequence[RunFolder], sweeps: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
     """Yield a line for each of the newest runs: name, stage, size, loss or status, age."""
-    if not runs:
+    if not runs and not sweeps:
         return
     yield Line(f"{'Recent runs':<{SIDE_NAME}} {'stage':<9}{'size':>6}{'loss':>12}{'age':>9}", "title")
-    for run in runs[:RECENT_RUNS]:
-        facts, status = run.facts(), run.status()
-        parameters, loss = facts.get("parameters"), (facts.get("results") or {}).get("eval_loss")
+    cells = [(run.facts().get("created_at") or 0, _cells_of(run)) for run in runs[:RECENT_RUNS]]
+    for one in sweeps:
+        done = f"{one['parts_done']} of {one['parts_planned']}" if one["status"] == "done" else one["status"]
+        when = age(time.time() - one["created_at"])
+        cells.append((one["created_at"], (one["name"], one["kind"], one["parameters"], done, when, one["status"])))
+    for _, (name, kind, parameters, shown, when, status) in sorted(cells, key=lambda cell: -cell[0])[:RECENT_RUNS]:
         big = count(parameters) if isinstance(parameters, int | float) else ""
-        shown = status if status != "done" else f"{loss:.2f}" if isinstance(loss, int | float) else ""
-        name = f"{short_name(run, SIDE_NAME):<{SIDE_NAME}}"
         yield Line(
-            f"{name} {kind_of_run(facts):<9}{big:>6}{shown:>12}{when_last_active(run).removesuffix(' ago'):>9}",
+            f"{short_name(name, SIDE_NAME):<{SIDE_NAME}} {kind:<9}{big:>6}{shown:>12}{when:>9}",
             "" if status == "done" else "good" if status == "running" else "warn",
         )
+
+
+def _cells_of(run: RunFolder) -> tuple[str, str, Any, str, str, str]:
+    """Return name, stage, parameters, loss or status, age, status."""
+    facts, status = run.facts(), run.status()
+    loss = (facts.get("results") or {}).get("eval_loss")
+    shown = status if status != "done" else f"{loss:.2f}" if isinstance(loss, int | float) else ""
+    when = when_last_active(run).removesuffix(" ago")
+    return run.path.name, kind_of_run(facts), facts.get("parameters"), shown, when, status
 
 
 def next_of(answer: Any) -> Next:

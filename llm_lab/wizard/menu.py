@@ -40,7 +40,7 @@ from .quick_start import quick_start
 from .recipe_question import ask_recipe, recipe_name
 from .run_questions import ask_checkpoint
 from .study_questions import experiments
-from .sweep_questions import duel, sweep
+from .sweep_questions import duel, resume_sweep, sweep
 from .training_runs import run_of_stage
 
 MOST_COMPARED = 6
@@ -254,6 +254,7 @@ FLOWS: dict[str, Callable[..., Flow[Next | None]]] = {
     "experiments": experiments,
     "sweep": sweep,
     "duel": duel,
+    "resume sweep": resume_sweep,
     "doctor": doctor,
     run_questions.AFTER: run_questions.after_a_run,
     "next steps": run_questions.next_steps,

@@ -16,11 +16,12 @@ from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES, stage_of
 from llm_lab.recipe.resolve import LOCAL_PREFIXES, similar_path
 from llm_lab.recipe.what_fits import METHODS, LibraryEntry, library
+from llm_lab.runs.entries import list_sweeps
 from llm_lab.runs.folder import ROOT, RunFolder, list_runs
-from llm_lab.runs.housekeeping import list_sweeps, short_result
+from llm_lab.runs.housekeeping import short_result
 
 from .draft import Draft, first_name
-from .home import MODELS, describe_run, kind_of_run
+from .home import MODELS, describe_run, kind_of_run, parts_done
 from .key_questions import ask_key
 from .questions import Answer, Choice, Flow, Question, RunSummary
 from .walk import remember
@@ -97,7 +98,7 @@ def sweep_choices() -> list[Choice]:
     """Return a choice for each sweep and duel, with the columns RUN_HEADS."""
     found = []
     for one in list_sweeps():
-        done = f"{one['parts_done']} of {one['parts_planned']} runs done"
+        done = parts_done(one)
         parameters = count(one["parameters"]) if one["parameters"] else ""
         cells = (one["name"], one["kind"], parameters, short_age(time.time() - one["created_at"]), one["status"], done)
         found.append(Choice(one["path"], f"{one['path']}: {one['kind']}, {done}", cells=cells))

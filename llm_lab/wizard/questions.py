@@ -146,12 +146,13 @@ class Row:
 class Form:
     """A page: rows that are changed in place, and actions that end it.
 
-    Its answer is {"changes": {key: value}, "action": name of an action, or key of a row with a flow of its own}.
+    Its answer is {"changes": {key: value}, "action": name of an action, or key of a row with a flow of its own}, and
+    perhaps "at", the key of a row.
     essentials: the rows shown at first; rows: all of them, by section; sections: {section: what it is about}. actions:
     the first is what finishing means. changes: since the page began. change: (key of a row, answer to its question)
     gives the page after it; UNSET sets a value back. fill: gives the page with these changes instead. command: the
-    equal command line; recipe: makes the text of the recipe. at: the action, or the key of the row, that ended the page
-    before it came again.
+    equal command line; recipe: makes the text of the recipe. at: what is pointed at first, an action or the key of a
+    row.
     """
 
     essentials: tuple[Row, ...]
@@ -165,9 +166,9 @@ class Form:
     recipe: Callable[[], str] | None = None
     at: Any = None
 
-    def answer(self, action: Any) -> dict[str, Any]:
-        """Return the answer that ends the page."""
-        return {"changes": dict(self.changes), "action": action}
+    def answer(self, action: Any, at: Any = None) -> dict[str, Any]:
+        """Return the answer that ends the page. at: the key of the row to point at where the page comes again."""
+        return {"changes": dict(self.changes), "action": action} | ({} if at is None else {"at": at})
 
     def row(self, key: str) -> Row | None:
         """Return the row with a key, or None."""
@@ -227,7 +228,7 @@ class Question:
     def problem(self, answer: Any) -> str | None:
         """Return why an answer can't be taken, or None."""
         if self.form is not None:
-            if not isinstance(answer, Mapping) or set(answer) != {"changes", "action"}:
+            if not isinstance(answer, Mapping) or {*answer} - {"at"} != {"changes", "action"}:
                 return f"{answer!r} is not the answer of a page"
             page = self.form.fill(answer["changes"]).form
             return page.problem(answer["action"]) if page else None
@@ -300,6 +301,13 @@ class StartDuel(Effect):
     words: tuple[str, ...]
     seeds: int
     other: str | None = None
+
+
+@dataclass(frozen=True)
+class ResumeSweep(Effect):
+    """Run what is left of a sweep or a duel."""
+
+    folder: str
 
 
 @dataclass(frozen=True)

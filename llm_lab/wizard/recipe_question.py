@@ -23,7 +23,8 @@ def ask_recipe(title: str, why: str, *, key: str = "recipe", text: str = "Which 
     files = list_recipes()
     with_recipe = (run for run in list_runs() if (run.path / "recipe.yaml").is_file() and not run.facts().get("study"))
     runs = list(islice(with_recipe, OFFERED_RUNS))
-    width = max(len(name) for name in (*(file.stem for file in files), *map(short_name, runs), "")) + 2
+    names = [*(file.stem for file in files), *(short_name(run.path.name) for run in runs)]
+    width = max(map(len, names), default=0) + 2
     choices = [_run_choice(run, width) for run in runs] + [_recipe_choice(file, width) for file in files]
     path = yield Question(key, text, choices=(*choices, Choice(ANOTHER, "another file")),
                           why=why, screen=Screen(title))  # fmt: skip
@@ -46,7 +47,7 @@ def ask_recipe(title: str, why: str, *, key: str = "recipe", text: str = "Which 
 
 def _run_choice(run: RunFolder, width: int) -> Choice:
     about = ", ".join(filter(None, ("the recipe of your run", kind_of_run(run.facts()), when_last_active(run))))
-    return Choice(str(run.path), f"{short_name(run):<{width}}{about}", effect=str(run.path / "recipe.yaml"),
+    return Choice(str(run.path), f"{short_name(run.path.name):<{width}}{about}", effect=str(run.path / "recipe.yaml"),
                   next_to=FileHead(str(run.path / "recipe.yaml")))  # fmt: skip
 
 

@@ -81,12 +81,14 @@ def settings_and_start(draft: Draft, page: Page) -> Flow[Next]:
             yield (yield from ask_card(draft, *CARD))
         elif action == "save":
             yield from _save(draft, resolved)
-        elif (yield from _start(draft, resolved)):
-            return Next("after a run", {"name": draft.raw["name"]})
+        else:
+            is_started, draft = yield from _start(draft, resolved)
+            if is_started:
+                return Next("after a run", {"name": draft.raw["name"]})
 
 
-def _start(draft: Draft, resolved: Resolved) -> Flow[bool]:
-    """Show the plan and start after a yes; return whether it was started."""
+def _start(draft: Draft, resolved: Resolved) -> Flow[tuple[bool, Draft]]:
+    """Show the plan and start after a yes; return whether it was started, and the draft with what the plan changed."""
     from llm_lab.job import problems_of_length, with_sizes
 
     yield Wait("Reading the data ...")
@@ -100,10 +102,10 @@ def _start(draft: Draft, resolved: Resolved) -> Flow[bool]:
         assert longer is not None
         resolved = make_it_fit(with_sizes(longer))
     if not answer:
-        return False
+        return False, draft
     if card is not None:
         yield card
-    return (yield StartRun(draft.raw))
+    return (yield StartRun(draft.raw)), draft
 
 
 def why_not_start(draft: Draft) -> str | None:

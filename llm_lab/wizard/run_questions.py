@@ -13,10 +13,19 @@ from llm_lab.recipe.eval import EVAL
 from llm_lab.recipe.export import EXPORT
 from llm_lab.recipe.merge import MERGE
 from llm_lab.recipe.registry import STAGES, stage_of
+from llm_lab.runs.entries import describe_folder
 from llm_lab.runs.folder import ROOT, RunFolder, is_reward_model, list_runs, runs_named
 from llm_lab.runs.housekeeping import check_rename, plan_removal
 
-from .home import RESUME_WHY, RUNS, can_resume, progress_of
+from .home import (
+    RESUME_SWEEP_WHY,
+    RESUME_WHY,
+    RUNS,
+    can_resume,
+    can_resume_sweep,
+    parts_done,
+    progress_of,
+)
 from .model_questions import is_adapter, model_answers, pick_run, runs_with_a_model, sweep_choices, trained_reward_model
 from .questions import (
     BackTo,
@@ -79,6 +88,8 @@ def checkpoints() -> Flow[Next | None]:
         return Next(picked, answers=model_answers("model.checkpoint", path), can_return=True)
     if picked == "look":
         return Next("look", answers=model_answers("look", path), can_return=True)
+    if picked == "resume sweep":
+        return Next("resume sweep", {"path": path}, can_return=True)
     if picked == "next" and run is not None:
         return Next("next steps", {"path": path}, can_return=True)
     if picked == "chat":
@@ -113,7 +124,9 @@ def _checkpoint_choices(run: RunFolder | None) -> list[Choice]:
     generates = run is None or (not trained_reward_model(run) and run in runs_with_a_model())
     choices = [Choice("list", "Back to the list")]
     if run is not None and (run.path / "sweep.json").is_file():
-        return [*choices, *KEEPING]
+        sweep = describe_folder(run.path)
+        resume = Choice("resume sweep", f"Resume this {sweep['kind']} ({parts_done(sweep)})", why=RESUME_SWEEP_WHY)
+        return [*choices, *([resume] if can_resume_sweep(sweep) else []), *KEEPING]
     if run is not None and run.facts().get("study"):
         again = "Run it again with the same options" if run.status() == "done" else "Resume this study"
         return [*choices, Choice("study", again), *KEEPING]

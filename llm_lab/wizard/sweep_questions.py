@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 from llm_lab.errors import LabError, Problem
 from llm_lab.studies.verdict import MIN_SEEDS
 
-from .questions import BackTo, Choice, Flow, Line, Pause, Question, Screen, StartDuel, StartSweep, yes_no
+from .questions import (
+    BackTo,
+    Choice,
+    Flow,
+    Line,
+    Pause,
+    Question,
+    ResumeSweep,
+    Screen,
+    StartDuel,
+    StartSweep,
+    Wait,
+    yes_no,
+)
 from .recipe_question import ask_recipe, recipe_name
 
 if TYPE_CHECKING:
@@ -19,6 +32,7 @@ if TYPE_CHECKING:
 TITLE = "Sweep"
 OWN = "own"
 NAMES = 10  # columns
+CHECKING = "Checking all recipes ..."
 WHY = (
     "A sweep runs a recipe once for each value and seed, and puts the results into one table with a picture. What is "
     "done is skipped when it is started again. One seed shows large differences; for small ones, use three or more."
@@ -66,7 +80,7 @@ def sweep() -> Flow[None]:
         if picked == OWN
         else "key=value, separated by spaces: train.max_length=64 data.0.path=my.txt; empty: no changes.",
         check=lambda text: _problem_of(partial(_planned_sweep, recipe, preset), f"{known} {text}"),
-        wait="Checking all recipes ...",
+        wait=CHECKING,
         screen=Screen(TITLE, where),
     )
     least = 2 if preset == "seeds" else 1
@@ -177,10 +191,24 @@ def duel() -> Flow[None]:
     planned = _planned_duel(recipe, other, words, seeds=seeds)
     then = f"up to {seeds} shorter runs of the slower one, at equal time"
     start = yield yes_no("duel.start", "Start the duel?", default=True, yes="Yes, start", no="No, change it",
-                         why=DUEL_WHY, screen=Screen(DUEL, where, lines=_plan(planned, then)))  # fmt: skip
+                         why=DUEL_WHY, screen=Screen(DUEL, where, lines=_plan(planned, then=then)))  # fmt: skip
     if not start or not (yield StartDuel(recipe, tuple(shlex.split(words)), seeds, other)):
         yield BackTo("duel.words")
     yield Pause()
+
+
+def resume_sweep(path: str) -> Flow[None]:
+    """Show what is left of a sweep or a duel, and run it after a yes."""
+    from llm_lab.studies.sweep import open_to_resume
+
+    yield Wait(CHECKING)
+    planned = open_to_resume(path)
+    title, why = (DUEL, DUEL_WHY) if planned.kind == "duel" else (TITLE, WHY)
+    start = yield yes_no("sweep.resume", f"Resume the {planned.kind}?", default=True, yes="Yes, resume",
+                         no="No, go back", why=why,
+                         screen=Screen(title, path, lines=_plan(planned, retry_failed=True)))  # fmt: skip
+    if start and (yield ResumeSweep(path)):
+        yield Pause()
 
 
 def _planned_sweep(recipe: str, preset: str | None, words: str, seeds: int | None = None) -> Sweep:
@@ -195,12 +223,12 @@ def _planned_duel(recipe: str, other: str | None, words: str, seeds: int | None 
     return plan_duel(recipe, shlex.split(words), seeds=seeds, other=other)
 
 
-def _plan(planned: Sweep, then: str = "") -> tuple[Line, ...]:
-    """Return what a sweep or a duel will do, in lines."""
+def _plan(planned: Sweep, **more: Any) -> tuple[Line, ...]:
+    """Return what a sweep or a duel will do, in lines. more: as for plan_rows."""
     from llm_lab.studies.cells import state_of
     from llm_lab.studies.sweep_report import plan_rows
 
-    rows = plan_rows(planned, [state_of(cell, planned.measure) for cell in planned.cells_to_run()], then=then)
+    rows = plan_rows(planned, [state_of(cell, planned.measure) for cell in planned.cells_to_run()], **more)
     return tuple(Line(f"{name:<{NAMES}}{text}", "warn" if name == "note" else "", NAMES) for name, text in rows)
 
 

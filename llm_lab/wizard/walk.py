@@ -82,7 +82,7 @@ class Walk:
         undone = self._undone.get(self.item.key)
         if undone is not None and self.item.form is not None:
             page = self.item.form.fill(undone.value["changes"])
-            return replace(page, form=replace(page.form, at=undone.value["action"]))
+            return replace(page, form=replace(page.form, at=undone.value.get("at", undone.value["action"])))
         if undone is None or undone.is_default or self.item.problem(undone.value):
             return self.item
         return replace(self.item, default=undone.value)
@@ -105,7 +105,7 @@ class Walk:
         """Keep the changes of the page that is shown now: for the way back to it, and for a draft."""
         assert page.form is not None
         if page.form.changes or page.key in self._undone:
-            self._undone[page.key] = Answer(page.key, page.form.answer(None))
+            self._undone[page.key] = Answer(page.key, page.form.answer(None, page.form.at))
 
     def finish(self) -> None:
         """Take the defaults of this and all further questions, up to the first action of the next page."""
@@ -172,9 +172,10 @@ class Walk:
         if isinstance(self.item, Question) and self.item.form is not None:
             asked = [number for number, answer in enumerate(self.answers) if answer.key == self.item.key]
             if asked:
-                ended = self.answers[asked[-1]].value["action"]
+                ended = self.answers[asked[-1]].value
                 del self.answers[asked[0] :]
-                self._undone[self.item.key] = Answer(self.item.key, self.item.form.answer(ended))
+                again = self.item.form.answer(ended["action"], ended.get("at"))
+                self._undone[self.item.key] = Answer(self.item.key, again)
         if isinstance(self.item, BackTo):
             at = max(number for number, answer in enumerate(self.answers) if answer.key == self.item.key)
             self._undone[self.item.key] = self.answers[at]

@@ -17,8 +17,9 @@ from llm_lab.errors import UserError
 from llm_lab.estimate.adapter_base import find_base
 from llm_lab.job import read_job
 from llm_lab.run_result import Run
+from llm_lab.runs.entries import list_entries
 from llm_lab.runs.folder import RENAMING, RunFolder, find_checkpoint, find_model, find_run, list_runs, settle
-from llm_lab.runs.housekeeping import find_leftovers, list_entries, plan_removal, remove, rename_run, select
+from llm_lab.runs.housekeeping import find_leftovers, plan_removal, remove, rename_run, select
 from llm_lab.runs.lineage import line_of, trace
 from llm_lab.runs.lock import hold, this_process
 from llm_lab.runs.manifest import find_damage, write_manifest

@@ -128,6 +128,33 @@ def test_what_is_typed_during_a_run_answers_no_question_after_it():
     child.expect("name: 'me'")
 
 
+CHECK = """
+import time
+from llm_lab.terminal.driver import Wizard
+from llm_lab.wizard.questions import Choice, Question
+
+def check(answer):
+    print("checking", flush=True)
+    time.sleep(0.5)
+
+wizard = Wizard(None)
+wizard.ask(Question("a", "Which text?", "text", default="x", check=check, wait="Reading ..."))
+print("answer", wizard.ask(Question("b", "Start now?", choices=(Choice("yes", "Yes"), Choice("no", "No")))))
+"""
+
+
+def test_keys_pressed_while_an_answer_is_checked_answer_nothing_and_the_next_page_says_so():
+    child = spawn(sys.executable, ["-c", CHECK])
+    child.expect("Which text")
+    child.send("\r")
+    child.expect("checking")
+    child.send("\x1b[B\r")
+    child.expect("Keys pressed while you waited were ignored.")
+    child.expect("Start now")
+    child.send("\r")
+    child.expect("answer yes")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_run_that_is_ended_by_a_signal_leaves_the_terminal_as_it_was(number):
     import pexpect

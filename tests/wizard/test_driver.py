@@ -31,6 +31,7 @@ from llm_lab.wizard.questions import (
 )
 from llm_lab.wizard.review import start_question
 from llm_lab.wizard.training_runs import new_draft, run_page
+from llm_lab.wizard.walk import DRAFTS
 
 LEAVE = pick("Quit")
 PRETRAIN = (*pick("Design and train"), *pick("Pretrain "))
@@ -253,7 +254,8 @@ def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
     steps = (To("optimizer "), Key.RIGHT, To("max_steps"), "abc", Key.ENTER, Key.ERASE_LINE, *answer("7"))
     steps = (*steps, Key.ENTER, *answer("40"))  # what is typed into an opened row replaces its value
     value, screens = press(page, *steps, Key.FINISH)
-    assert value == {"changes": {"optimizer": {"name": "adamw"}, "train": {"max_steps": 40}}, "action": "start"}
+    changes = {"optimizer": {"name": "adamw"}, "train": {"max_steps": 40}}
+    assert value == {"changes": changes, "action": "start", "at": "train.max_steps"}
     assert any('"abc" is not a whole number.' in screen for screen in screens)
     assert "yours" in line_of(screens[-1], "optimizer")
     assert "optimizer.name=adamw train.max_steps=40" in screens[-1]
@@ -262,7 +264,7 @@ def test_a_page_is_filled_in_place_with_arrow_keys_and_by_typing(press):
 def test_a_value_is_erased_as_soon_as_its_row_is_open(press):
     steps = (To("max_steps"), *answer("7"), Key.ENTER, Key.ERASE_LINE, Key.ENTER, Key.FINISH)
     value, _ = press(page_of("pretrain"), *steps)
-    assert value == {"changes": {}, "action": "start"}
+    assert value["changes"] == {}
 
 
 def test_a_page_shows_its_groups_filters_all_values_and_sets_them_back(press):
@@ -316,7 +318,20 @@ def test_a_run_that_can_not_start_leads_back_to_the_page(visit):
     keys = (*TO_PAGE, Key.ENTER, *pick("Yes"), Key.ENTER)
     screens = visit(*keys, Key.CTRL_C, *LEAVE, start=start)
     refused = max(number for number, screen in enumerate(screens) if "Enter goes back" in screen)
-    assert "[Continue to the plan]" in screens[refused + 1]
+    assert "» device" in screens[refused + 1], "it points at what is to be fixed"
+
+
+def test_a_page_that_comes_again_points_at_what_was_changed_last(visit):
+    from_row = (*TO_PAGE, *FILLED, Key.FINISH)
+    from_bar = (*TO_PAGE, To("name "), *answer("first"), Key.HOME, Key.ENTER)
+    from_data = (*TO_PAGE, To("name "), *answer("first"), Key.ESCAPE, *pick("no, continue"))
+    for keys, label in ((from_row, "max_steps"), (from_bar, "name")):
+        screens = visit(*keys, Key.ESCAPE, Key.CTRL_C, *pick("Continue your draft"), Key.CTRL_C, *LEAVE)
+        plan = next(number for number, screen in enumerate(screens) if "Start now?" in screen)
+        assert line_of(screens[plan + 1], label).startswith("»")
+        DRAFTS.unlink()
+    page = [screen for screen in visit(*from_data, Key.CTRL_C, *LEAVE) if "[Continue to the plan]" in screen][-1]
+    assert line_of(page, "name").startswith("»")
 
 
 def test_an_error_of_a_command_is_shown_and_leads_back_to_the_question(visit):

@@ -16,6 +16,7 @@ from llm_lab.recipe.files import read_recipe_file
 from llm_lab.recipe.registry import STAGES
 from llm_lab.runs.card_answers import keep_answers
 from llm_lab.runs.folder import RunFolder
+from llm_lab.runs.lock import hold
 from llm_lab.wizard.home import GROUPS, LEAVE, menu_question
 from llm_lab.wizard.look_inside import look_inside
 from llm_lab.wizard.menu import FLOWS, chat, entries_of, evaluate, flow_named, group, replay
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("lab")
 
 MODEL = "checkpoints/base:"
 START = "Yes, start"
-UNLISTED = {"group", "resume", "talk", "after a run", "next steps"}  # reached from a run, not from a line of its own
+UNLISTED = {"group", "resume", "resume sweep", "talk", "after a run", "next steps"}  # reached from a run
 EXPORT, MEASURE = partial(run_of_stage, "export"), partial(run_of_stage, "eval")
 
 
@@ -254,5 +255,22 @@ def test_a_sweep_is_among_the_runs_with_how_far_it_is_and_can_be_deleted():
     visit = answers(checkpoints, ["checkpoints/rates", "Delete it", "yes"])
     cells = next(choice.cells for choice in visit.questions[0].choices if choice.value == "checkpoints/rates")
     assert (cells[:2], cells[4:]) == (("rates", "sweep"), ("stopped", "1 of 6 runs done"))
-    assert [choice.value for choice in visit.questions[1].choices] == ["list", "rename", "delete"]
+    assert [choice.value for choice in visit.questions[1].choices] == ["list", "resume sweep", "rename", "delete"]
     assert visit.effects == [DeleteRun("checkpoints/rates")]
+
+
+def test_home_counts_sweeps_offers_to_resume_them_and_says_what_is_running():
+    folder = Path("checkpoints/rates")
+    shutil.copytree("checkpoints/base", folder / "cell")
+    about = {"kind": "sweep", "created_at": 1e9, "configurations": [{}], "seeds": [1, 2]}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    home = menu_question()
+    assert home.screen.lines[1].text.startswith("checkpoints/: 1 run, 1 sweep, ")
+    assert [choice.text.split("  ")[0] for choice in home.choices][1:3] == ["Resume rates", "Chat with base"]
+    assert home.choices[1].value == ["resume sweep", "checkpoints/rates"]
+    assert "rates         sweep" in home.screen.side[2].text
+    (folder / ".claims/cell").mkdir(parents=True)
+    with hold(folder / ".claims/cell"):  # as the command that works on it does
+        home = menu_question()
+        assert home.screen.lines[2].text == "running now: rates"
+        assert not any(choice.text.startswith("Resume") for choice in home.choices)

@@ -62,9 +62,10 @@ def test_sft_runs_and_leads_to_the_chat():
 
 
 def test_a_plan_with_few_steps_offers_the_epochs_that_give_enough():
-    visit = answers(flow("sft"), [MODEL, "builtin:instruct", "no, continue", *without_scores(ENTER), "Use", START])
+    to_plan = (MODEL, "builtin:instruct", "no, continue", *without_scores(ENTER))
+    visit = answers(flow("sft"), [*to_plan, "Use", "No", ENTER, START])
     plans = [question.screen.panel.resolved for question in visit.questions if question.key == "start"]
-    assert [bool(enough_epochs(plan)) for plan in plans] == [True, False]
+    assert [bool(enough_epochs(plan)) for plan in plans] == [True, False, False], "the page keeps them"
     assert recipe_of(visit)["train"] == {"num_train_epochs": float(enough_epochs(plans[0]))}
 
 

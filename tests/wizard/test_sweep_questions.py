@@ -1,14 +1,17 @@
 """Sweep and duel in the wizard: a recipe, what to compare, how many seeds."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import tiny_recipe, write_text
 from support.wizard_answers import ENTER, Refused, answers
 
-from llm_lab.wizard.questions import Pause, StartDuel, StartSweep
-from llm_lab.wizard.sweep_questions import duel, sweep
+from llm_lab.runs.folder import RunFolder
+from llm_lab.studies.sweep import plan_sweep
+from llm_lab.wizard.questions import Pause, ResumeSweep, StartDuel, StartSweep
+from llm_lab.wizard.sweep_questions import duel, resume_sweep, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +70,15 @@ def test_a_duel_is_between_two_recipes():
     visit = answers(duel, ["mine", "another recipe", "yours", ENTER, "8", "Yes"])
     assert visit.effects[0] == StartDuel("configs/mine.yaml", (), 8, "configs/yours.yaml")
     assert visit.questions[-1].screen.where == "mine against yours"
+
+
+def test_a_stopped_sweep_is_resumed_from_its_folder_with_the_runs_that_failed():
+    planned = plan_sweep("mine", ["optimizer.learning_rate=0.01,0.02"], seeds=2)
+    planned.write()
+    for cell, status in zip(planned.cells(), ("done", "failed"), strict=False):
+        cell.folder.mkdir()
+        RunFolder(cell.folder).update(status=status)
+    Path("configs/mine.yaml").unlink()  # the folder holds all that is needed
+    visit = answers(partial(resume_sweep, str(planned.folder)), ["Yes"])
+    assert any("3 of 4 (1 done, 1 failed before)" in line.text for line in visit.questions[0].screen.lines)
+    assert visit.effects == [ResumeSweep(str(planned.folder)), Pause()]
