@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,20 @@ _PLACES["Run"] = "llm_lab.run_result"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # In notebooks; the progress bars of these libraries are not shown.
 warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+class _BeforeTorch:
+    """Decides how PyTorch's threads wait just before it is imported, by whatever command, screen or script."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "torch":
+            sys.meta_path.remove(self)
+            from llm_lab.runs.processes import sleep_where_busy
+
+            sleep_where_busy()
+
+
+sys.meta_path.insert(0, _BeforeTorch())
 
 
 def __getattr__(name: str) -> Any:

@@ -34,10 +34,7 @@ def run_recipe(arguments: argparse.Namespace) -> int | Document:
 def _run(arguments: argparse.Namespace) -> int | Document:
     from llm_lab.job import check
     from llm_lab.runner import Start
-    from llm_lab.runs.processes import sleep_where_busy
 
-    if not arguments.dry_run:
-        sleep_where_busy()  # before the check of the data, which imports PyTorch
     job = check(arguments.recipe, arguments.overrides)
     start = Start(arguments.resume, arguments.resume_from, arguments.overwrite)
     if arguments.dry_run and arguments.json:

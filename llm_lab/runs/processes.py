@@ -90,6 +90,8 @@ def planning_for(count: int) -> Iterator[None]:
 def environment_of(count: int) -> dict[str, str]:
     """Return the environment of our Python processes, `count` of which run at the same time on this machine."""
     found = dict(os.environ)
+    if _sleeps:  # each looks at the cores when it starts
+        del found[WAITING[0]]
     # Python puts the working folder first on the path of `-m` and `-c`: a file there would be imported by its name.
     found["PYTHONSAFEPATH"] = "1"
     found["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_HOME, found.get("PYTHONPATH"))))
@@ -282,6 +284,9 @@ def peak_memory_bytes(device: str) -> int:
 # --- threads of a run on a CPU
 
 
+_sleeps = False  # whether this process has decided that its threads sleep
+
+
 def sleep_where_busy() -> None:
     """Let PyTorch's threads sleep while they wait for each other, if cores are busy: called before PyTorch is imported.
 
@@ -289,10 +294,11 @@ def sleep_where_busy() -> None:
     faster on an idle machine, but takes the time of the threads that they wait for where there are fewer free cores
     than threads. No result depends on it, unlike on their number.
     """
+    global _sleeps
     decided = any(name in os.environ for name in WAITING) or os.environ.get("OMP_NUM_THREADS") == "1"
     # Each of several processes would count the others.
-    if not decided and "torch" not in sys.modules and process_count() == 1 and busy_cores() > SMALL_LOAD:
-        os.environ[WAITING[0]] = "passive"
+    if not decided and process_count() == 1 and busy_cores() > SMALL_LOAD:
+        os.environ[WAITING[0]], _sleeps = "passive", True
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from llm_lab.errors import STOPPED, LabError
 from llm_lab.events import Listener, ignore
 from llm_lab.runs.folder import RunFolder
 from llm_lab.runs.lock import is_at_work, this_process
-from llm_lab.runs.processes import environment_of, sleep_where_busy
+from llm_lab.runs.processes import environment_of
 
 BUSY = 75  # exit code of a child whose folder another process works in
 
@@ -77,7 +77,6 @@ def stop_child(process: subprocess.Popen[str]) -> None:
 def _main() -> int:
     work = json.loads(sys.stdin.readline())
     stop_with_parent()
-    sleep_where_busy()
     try:
         run = run_child(work["recipe"], Path(work["folder"]))
     except KeyboardInterrupt:

@@ -28,11 +28,9 @@ def test_the_cores_in_use_are_measured():
     assert 0 <= processes.busy_cores() <= len(os.sched_getaffinity(0))
 
 
-RUN = """
+PROGRAM = """
 import ctypes, sys
 from importlib.machinery import PathFinder
-from llm_lab.cli import main
-from llm_lab.runs import processes
 
 class Torch:
     def find_spec(name, path=None, target=None):
@@ -41,29 +39,53 @@ class Torch:
             ctypes.CDLL(home + "/lib/libgomp.so.1")
             raise SystemExit
 
-processes.busy_cores = lambda: {busy}
 sys.meta_path.insert(0, Torch)
-main(["run", "recipe.yaml"])
+import llm_lab
+from llm_lab.runs import processes
+
+processes.busy_cores = lambda: {busy}
+{start}
 """
+COMMAND = "from llm_lab.cli import main; main(['run', 'recipe.yaml'])"
+WIZARD = "from llm_lab.commands.recipe_commands import start_run; start_run('recipe.yaml', show_plan=False)"
+PYTHON = "llm_lab.run('recipe.yaml')"
+IMPORT = "import torch"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has another OpenMP here")
 @pytest.mark.parametrize(
-    ("busy", "sleeps", "environment"),
-    [(1.0, True, {}), (0.0, False, {}), (1.0, False, {"GOMP_SPINCOUNT": "300000"})],
-    ids=["busy", "idle", "set-by-hand"],
+    ("busy", "sleeps", "start", "environment"),
+    [
+        pytest.param(1.0, True, COMMAND, {}, marks=pytest.mark.slow),
+        pytest.param(1.0, True, WIZARD, {}, marks=pytest.mark.slow),
+        (1.0, True, PYTHON, {}),
+        (0.0, False, IMPORT, {}),
+        (1.0, False, IMPORT, {"GOMP_SPINCOUNT": "300000"}),
+    ],
+    ids=["command", "wizard", "python", "idle", "set-by-hand"],
 )
-def test_threads_next_to_other_work_sleep_while_they_wait_for_each_other(busy, sleeps, environment, in_tmp_path):
+def test_threads_next_to_other_work_sleep_while_they_wait_for_each_other(busy, sleeps, start, environment, in_tmp_path):
     write_text("text.txt")
     Path("recipe.yaml").write_text(json.dumps(tiny_recipe()))
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     found = subprocess.run(
-        [sys.executable, "-c", RUN.format(busy=busy)],
+        [sys.executable, "-c", PROGRAM.format(busy=busy, start=start)],
         env=clean | {"OMP_DISPLAY_ENV": "verbose"} | environment,
         capture_output=True,
         text=True,
     )
-    assert f"GOMP_SPINCOUNT = '{0 if sleeps else 300000}'" in found.stderr
+    assert f"GOMP_SPINCOUNT = '{0 if sleeps else 300000}'" in found.stderr, found.stderr
+
+
+def test_a_process_that_starts_later_looks_at_the_cores_itself(monkeypatch):
+    for name in (*processes.WAITING, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # so that it is as before at the end
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(processes, "busy_cores", lambda: 1.0)
+    monkeypatch.setattr(processes, "_sleeps", False)
+    processes.sleep_where_busy()
+    assert os.environ[processes.WAITING[0]] == "passive"
+    assert processes.WAITING[0] not in processes.environment_of(1)
 
 
 def test_a_run_whose_threads_sleep_says_so(monkeypatch):
