@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.batch_warmup import StepRows
 
 from .encoding import Encoder, pieces_of
 from .mixing import BlockSchedule
@@ -90,6 +91,23 @@ class BlockDataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.schedule = state["schedule"]
         self.tokens = [_unpickled(tokens) for tokens in state["tokens"]]
+
+
+class GrowingBatches:
+    """The samples of a dataset, in batches that have fewer rows during the warm-up of the batch size.
+
+    A place that stays empty is None, so that every step has as many places as the last one, on resuming too.
+    """
+
+    def __init__(self, dataset: BlockDataset, rows: StepRows, steps: int):
+        self.dataset, self.rows, self.steps = dataset, rows, steps
+
+    def __len__(self) -> int:
+        return self.rows.rows * self.steps
+
+    def __getitem__(self, place: int) -> Item | None:
+        row = self.rows.row_at(place)
+        return None if row is None else self.dataset[row]
 
 
 class ValidationBlocks:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .batch_warmup import step_rows
 from .formatting import plural
 from .machine import Machine
 from .measurements import Measurement, find_measurement
@@ -175,8 +176,9 @@ def estimate_pretraining(
     """
     train, device = recipe["train"], recipe["device"]
     rows, length = train["per_device_train_batch_size"], train["max_length"]
-    per_step = rows * length * train["gradient_accumulation_steps"] * machine.processes
-    tokens = per_step * max(0, train["max_steps"] - first_step)
+    of_steps = step_rows(train, machine.processes)
+    per_step = of_steps.rows * length
+    tokens = length * max(0, of_steps.before(train["max_steps"]) - of_steps.before(first_step))
     available = available_bytes(device, machine)
     if shape is None:
         return Estimate(None, {}, tokens, per_step, None, {}, 0, available, {}, 0, first_step)
@@ -207,7 +209,7 @@ def estimate_pretraining(
         memory_by_part=memory,
         memory_bytes=(measured and measured.memory_bytes) or sum(memory.values()),
         memory_available_bytes=available,
-        seconds_by_part=_seconds_by_part(recipe, shape, machine, per_step, checkpoint, first_step, measured),
+        seconds_by_part=_seconds_by_part(recipe, shape, machine, per_step, tokens, checkpoint, first_step, measured),
         disk_bytes=sum(disk.values()),
         first_step=first_step,
         measurement=measured,
@@ -256,6 +258,7 @@ def _seconds_by_part(
     shape: ModelShape,
     machine: Machine,
     tokens_per_step: int,
+    tokens: int,
     checkpoint_bytes: int,
     first_step: int,
     measured: Measurement | None,
@@ -275,7 +278,7 @@ def _seconds_by_part(
     )
     evaluations = occasions(train["eval_steps"], train["max_steps"], first_step)
     saves = occasions(train["save_steps"], train["max_steps"], first_step)
-    found = {"training": step * max(0, train["max_steps"] - first_step)}
+    found = {"training": step * tokens / tokens_per_step}
     found["evaluation"] = evaluation * _held_out_tokens(recipe) * evaluations * (2 if train.get("ema_decay") else 1)
     written = len(samples.get("prompts") or ()) * (samples.get("max_new_tokens") or 0)
     found["samples"] = sample * written * evaluations

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Tag
 
 from llm_lab.errors import Problem
+from llm_lab.estimate.batch_warmup import AT_FIRST
 from llm_lab.estimate.cost import (
     COMPILE_SECONDS,
     FULL,
@@ -154,6 +155,17 @@ class Train(TrainLoop, TrainSteps):
         "With the mask, that token starts the next document, which sees nothing before it, and positions restart. It "
         "costs some speed, because the fastest kernels support no mask. It helps where documents are much shorter "
         "than max_length.",
+        advanced=True,
+    )
+    batch_size_warmup_steps: Int = option(
+        0,
+        help="steps with smaller batches: a quarter of the rows in the first half of them, half of the rows in the "
+        "second; 0: none",
+        question="Steps with smaller batches?",
+        why="While the loss falls fast, a token in a small batch teaches as much as in a large one, and there are more "
+        "updates. GPT-3 and modded-nanogpt grow their batches. It helps where batches are large; the learning rate "
+        "stays that of the schedule.",
+        ge=0,
         advanced=True,
     )
     ema_decay: Float | None = option(
@@ -439,6 +451,19 @@ def _kernel_supports_document_masks(values: Values) -> Iterator[Problem]:
         )
 
 
+def _batches_can_grow(values: Values) -> Iterator[Problem]:
+    train, key = values.get("train") or {}, "train.batch_size_warmup_steps"
+    steps, most, rows = train.get(key[6:]), train.get("max_steps"), train.get("per_device_train_batch_size")
+    if steps and most and steps >= most:
+        why = f"the steps with smaller batches must be fewer than train.max_steps = {most}"
+        yield Problem(key, why, value=steps, allowed=f"0 to {most - 1}", fix=f"Try {max(0, most // 10)}.")
+    if steps and rows and rows % AT_FIRST:
+        why = f"the first batches have a quarter of train.per_device_train_batch_size = {rows} rows, which is not whole"
+        more = AT_FIRST * -(-rows // AT_FIRST)
+        fix = f"Set train.per_device_train_batch_size={more}, or another multiple of {AT_FIRST}."
+        yield Problem(key, why, value=steps, fix=fix)
+
+
 PRETRAIN = Stage(
     name=NAME,
     title="Pretrain",
@@ -458,6 +483,7 @@ PRETRAIN = Stage(
         repeated_sets,
         _builtin_text_is_not_streamed,
         _kernel_supports_document_masks,
+        _batches_can_grow,
         prompts_must_be_named(NAME),
     ),
     derive=derive,

@@ -189,7 +189,8 @@ def _training(train: Mapping[str, Any], cost: Estimate, *, scratch: bool, seen: 
     if not scratch:  # shorter examples are padded
         most = "about" if seen else "at most"
         return f"{many} × {most} {cost.tokens_per_step:,} tokens = {most} {count(cost.tokens)} tokens"
-    text = f"{many} × {cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
+    most = "up to " if cost.tokens < steps * cost.tokens_per_step else ""
+    text = f"{many} × {most}{cost.tokens_per_step:,} tokens = {count(cost.tokens)} tokens"
     ratio = cost.tokens_per_parameter
     if ratio is not None and not cost.first_step:
         shown = f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"

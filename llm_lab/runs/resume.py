@@ -8,12 +8,13 @@ can share the rows of a step evenly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_lab.errors import Problem, UserError
 from llm_lab.estimate.adapter_base import places_after_move, settings_digest, weights_digest
+from llm_lab.estimate.batch_warmup import AT_FIRST
 from llm_lab.estimate.cached_models import cached_files, changed_files
 from llm_lab.estimate.gguf_header import is_gguf
 
@@ -30,15 +31,20 @@ ROWS, BATCHES = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 @dataclass(frozen=True)
 class Batch:
-    """How a process reads its rows of a step: `rows` at a time, `batches` times."""
+    """How a process reads its rows of a step: `rows` at a time, `batches` times.
+
+    multiple: what the rows must be a multiple of; a batch that grows has a part of them at first.
+    """
 
     rows: int
     batches: int
+    multiple: int = 1
 
     def smaller(self) -> Batch | None:
         """Return the next smaller batch with as many rows in a step, None if it has one row."""
-        factor = next((n for n in range(2, self.rows + 1) if self.rows % n == 0), None)
-        return Batch(self.rows // factor, self.batches * factor) if factor else None
+        whole = self.rows // self.multiple
+        factor = next((n for n in range(2, whole + 1) if whole % n == 0), None)
+        return Batch(self.rows // factor, self.batches * factor, self.multiple) if factor else None
 
     def shared(self, before: int, now: int) -> Batch | None:
         """Return the batch of `now` processes that read the same rows in a step as `before` of this one; None: can't.
@@ -46,13 +52,18 @@ class Batch:
         At most as many rows at a time, and a divisor of them, so that a rollout can be divided too.
         """
         each, rest = divmod(self.rows * self.batches * before, now)
-        fitting = [rows for rows in range(1, self.rows + 1) if self.rows % rows == 0 and each % rows == 0]
-        return Batch(fitting[-1], each // fitting[-1]) if not rest and fitting else None
+        allowed = range(self.multiple, self.rows + 1, self.multiple)
+        fitting = [rows for rows in allowed if self.rows % rows == 0 and each % rows == 0]
+        return Batch(fitting[-1], each // fitting[-1], self.multiple) if not rest and fitting else None
 
 
 def batch_of(recipe: Any) -> Batch:
     """Return the batch of a trained stage's recipe."""
-    return Batch(recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps)
+    return _batch_of(recipe.train.model_dump())
+
+
+def _batch_of(train: Mapping[str, Any]) -> Batch:
+    return Batch(train[ROWS], train[BATCHES], AT_FIRST if train.get("batch_size_warmup_steps") else 1)
 
 
 def with_batch(recipe: Any, batch: Batch) -> Any:
@@ -69,7 +80,8 @@ def batch_to_resume(run: RunFolder, recipe: Batch) -> tuple[Batch | None, int]:
     facts = run.facts()
     known, before = facts.get(BATCH), facts.get("processes", process_count())
     if isinstance(known, Mapping):
-        recipe, before = Batch(known["rows"], known["batches"]), known.get("processes", before)
+        recipe = replace(recipe, rows=known["rows"], batches=known["batches"])
+        before = known.get("processes", before)
     return recipe.shared(before, process_count()), before
 
 
@@ -124,7 +136,7 @@ def require_same_beginning(run: RunFolder, *, files_of: Callable[[str], Mapping[
     problems = []
     train = (facts.get("recipe") or {}).get("train") or {}
     if train.get(ROWS) and train.get(BATCHES):
-        batch, before = batch_to_resume(run, Batch(train[ROWS], train[BATCHES]))
+        batch, before = batch_to_resume(run, _batch_of(train))
         if batch is None:
             why = f"{process_count()} processes can't share the rows of a step evenly; the run was in {before}"
             how = f"Resume with --nproc {before}." if before > 1 else "Resume without --nproc."

@@ -203,7 +203,7 @@ def fit(
         listener=listener,
         interruption=Interruption(),
         eval_every=train.eval_steps,
-        tokens_per_step=progress.rows_per_step * train.max_length,
+        tokens_before=lambda step: progress.rows.before(step) * train.max_length,
         wall_seconds_before=start.wall_seconds,
         save_total_limit=train.save_total_limit,
         tracking=Tracking(train.trackers, folder, listener, first_step=start.step),
@@ -215,7 +215,7 @@ def fit(
         data_progress=progress,
         model=model,
         args=arguments,
-        train_dataset=progress.dataset,
+        train_dataset=progress.to_train_on,
     )
     idle = torch.cuda.device_count() - process_count() if recipe.device == "cuda" else 0
     if idle > 0:

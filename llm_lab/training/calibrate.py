@@ -190,7 +190,7 @@ def _train(resolved: Resolved, model: Any, folder: RunFolder, seconds: float) ->
         listener=ignore,
         interruption=interruption,
         eval_every=train.max_steps + 1,
-        tokens_per_step=resolved.estimate.tokens_per_step,
+        tokens_before=lambda step: step * resolved.estimate.tokens_per_step,
         wall_seconds_before=0.0,
         save_total_limit=1,
         evaluate_step=lambda step: None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from llm_lab.data.block_dataset import BlockDataset, BlockStream, StreamTokens, prepare_stream
+from llm_lab.data.block_dataset import BlockDataset, BlockStream, GrowingBatches, StreamTokens, prepare_stream
 from llm_lab.data.encoding import (
     TokenSet,
     default_cache_dir,
@@ -26,6 +26,7 @@ from llm_lab.data.mixing import build_schedule
 from llm_lab.data.sources import TextSource, open_source
 from llm_lab.data.streams import StreamSource, hold_out, open_stream
 from llm_lab.errors import Problem, UserError
+from llm_lab.estimate.batch_warmup import StepRows, step_rows
 from llm_lab.events import Listener, Notice, RunWarning, progress_of
 from llm_lab.recipe.pretrain import DataSource, PretrainRecipe
 from llm_lab.runs.disk import write_atomically
@@ -117,7 +118,7 @@ def plan_reading(
     """
     train, scheduler = recipe.train, recipe.scheduler.model_dump()
     paths = [source.path for source in data.sources]
-    rows_per_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * process_count()
+    rows = step_rows(train.model_dump(), process_count())
     plan_order = partial(
         build_schedule,
         [None if isinstance(tokens, StreamTokens) else len(tokens.train) for tokens in data.tokens],
@@ -125,11 +126,11 @@ def plan_reading(
         max_length=train.max_length,
         seed=recipe.seed,
     )
-    order, steps, exhausted = plan_order(num_samples=train.max_steps * rows_per_step), train.max_steps, None
+    order, steps, exhausted = plan_order(num_samples=rows.before(train.max_steps)), train.max_steps, None
     repeat = order.first_repeat() if recipe.when_exhausted == "stop" else None
     if repeat is not None:
-        steps, ends = repeat // rows_per_step, paths[order.source(repeat)]
-        _require_a_step(steps, ends, rows_per_step)
+        steps, ends = rows.whole_steps(repeat, train.max_steps), paths[order.source(repeat)]
+        _require_a_step(steps, ends, rows.before(1))
         listener(
             Notice(f"{ends}: exhausted after {steps:,} steps, so the run stops there instead of at {train.max_steps:,}")
         )
@@ -137,7 +138,7 @@ def plan_reading(
         if scheduler["warmup_steps"] >= steps:
             scheduler["warmup_steps"] = steps // 20
             listener(RunWarning(f"warm-up is shortened to {steps // 20:,} steps, because the run is shorter"))
-        order = plan_order(num_samples=steps * rows_per_step)
+        order = plan_order(num_samples=rows.before(steps))
     states = read_stream_states(checkpoint)
     dataset = BlockDataset(
         order,
@@ -154,7 +155,7 @@ def plan_reading(
             for number, tokens in enumerate(data.tokens)
         ],
     )
-    progress = DataProgress(dataset, paths, steps, rows_per_step, recipe, scheduler, listener)
+    progress = DataProgress(dataset, paths, steps, rows, recipe, scheduler, listener)
     progress.exhausted = exhausted
     for source, epochs, count in zip(data.sources, order.epochs(), order.counts(), strict=True):
         if epochs is not None:
@@ -164,16 +165,16 @@ def plan_reading(
             what += "; if it ends earlier, so does the run" if progress.stops_at_end else ""
         listener(Notice(f"{source.key}: {what}"))
     if checkpoint is None and progress.ends_before(1):
-        _require_a_step(0, progress.ended_by or "", rows_per_step)
+        _require_a_step(0, progress.ended_by or "", rows.before(1))
     return progress
 
 
-def _require_a_step(steps: int, path: str, rows_per_step: int) -> None:
+def _require_a_step(steps: int, path: str, rows: int) -> None:
     if steps < 1:
         raise UserError(
             Problem(
                 "when_exhausted",
-                f"{path} ends within the first step of {rows_per_step:,} sequences",
+                f"{path} ends within the first step of {rows:,} sequences",
                 value="stop",
                 fix="Use more text, a smaller batch size, or when_exhausted: repeat.",
             )
@@ -205,25 +206,30 @@ class DataProgress(TrainerCallback):
         dataset: BlockDataset,
         paths: Sequence[str],
         steps: int,
-        rows_per_step: int,
+        rows: StepRows,
         recipe: PretrainRecipe,
         scheduler: dict[str, Any],
         listener: Listener,
     ):
-        self.dataset, self.paths, self.steps, self.rows_per_step = dataset, list(paths), steps, rows_per_step
+        self.dataset, self.paths, self.steps, self.rows = dataset, list(paths), steps, rows
         self.scheduler, self.listener, self._max_steps = scheduler, listener, recipe.train.max_steps
         self.stops_at_end = recipe.when_exhausted == "stop" and bool(dataset.streams)
         self.ended_by: str | None = None  # the stream that is too short for another step
         self.exhausted: dict[str, Any] | None = None
 
     @property
+    def to_train_on(self) -> BlockDataset | GrowingBatches:
+        """What the trainer reads, batch by batch."""
+        return GrowingBatches(self.dataset, self.rows, self.steps) if self.rows.warmup_steps else self.dataset
+
+    @property
     def has_ended(self) -> bool:
         return self.ended_by is not None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        samples = state.global_step * self.rows_per_step
+        samples = self.rows.before(state.global_step)
         self.dataset.consumed(samples)
-        before = self.dataset.epochs(samples - self.rows_per_step)
+        before = self.dataset.epochs(self.rows.before(state.global_step - 1))
         for path, earlier, times in zip(self.paths, before, self.dataset.epochs(samples), strict=True):
             if (earlier or 0) <= 1 < (times or 0):
                 self.listener(Notice(f"{path}: first epoch done at step {state.global_step:,}; the second one starts"))
@@ -239,7 +245,7 @@ class DataProgress(TrainerCallback):
         """Return whether a stream is exhausted before `step` steps are complete; the same in every process."""
         if not self.stops_at_end:
             return False
-        source = self.dataset.exhausted_by(step * self.rows_per_step)
+        source = self.dataset.exhausted_by(self.rows.before(step))
         if source is not None:
             self.ended_by = self.paths[source]
             self.exhausted = {"path": self.ended_by, "step": step - 1, "max_steps": self._max_steps}
@@ -249,13 +255,13 @@ class DataProgress(TrainerCallback):
         """Return the measured shares of several sources, and the epochs of each (None: a stream, not finished yet)."""
         if len(self.paths) == 1:
             return {}
-        samples = step * self.rows_per_step
+        samples = self.rows.before(step)
         epochs = [None if times is None else round(times, 4) for times in self.dataset.epochs(samples)]
         return {"mix": [round(share, 4) for share in self._shares(samples)], "epochs": epochs}
 
     def facts(self, step: int) -> list[dict[str, Any]]:
         """Return what run.json records about each source."""
-        samples = step * self.rows_per_step
+        samples = self.rows.before(step)
         rows = zip(self.paths, self._shares(samples), self.dataset.epochs(samples), strict=True)
         return [
             {"path": path, "share": share, "epochs": None if times is None else round(times, 4)}
@@ -265,7 +271,7 @@ class DataProgress(TrainerCallback):
     def write_stream_states(self, folder: Path, step: int) -> None:
         """Write the stream positions after a step, counting what the steps have used and not what was prefetched."""
         if self.dataset.streams:
-            states = self.dataset.stream_states(step * self.rows_per_step)
+            states = self.dataset.stream_states(self.rows.before(step))
             write_atomically(folder / STREAMS_FILE, json.dumps(states))
 
     def _shares(self, samples: int) -> list[float]:

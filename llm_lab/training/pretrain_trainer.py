@@ -26,11 +26,12 @@ from .weight_average import WeightAverage
 OFFSETS = ("q_offset", "kv_offset")
 
 
-def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Stack blocks into a batch of input_ids and shift_labels, each (rows, max_length).
+def collate(places: list[dict[str, np.ndarray] | None]) -> dict[str, torch.Tensor]:
+    """Stack blocks into a batch of input_ids and shift_labels, each (rows, max_length); None is an empty place.
 
     Without attention mask and positions: either would switch attention from its is_causal kernel.
     """
+    items = [item for item in places if item is not None]
     return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}
 
 

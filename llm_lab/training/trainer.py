@@ -102,7 +102,8 @@ class LabTrainerMixin(_Base):
     evaluate_step: called with the step at every evaluation; returns a row for metrics.jsonl, or None.
     save: called with a folder; writes model and tokenizer as a plain Hugging Face folder.
     tracking: the recipe's trackers, which get the rows of metrics.jsonl too.
-    tokens_per_step: fixed by the shape of the batch; None if the trainer counts tokens itself, as TRL's do.
+    tokens_before: returns the tokens of the steps before one, counted from 0; None if the trainer counts tokens itself,
+    as TRL's do.
     """
 
     # Metrics that TRL collects and the run logs: {TRL's name: name in metrics.jsonl}.
@@ -121,7 +122,7 @@ class LabTrainerMixin(_Base):
         listener: Listener,
         interruption: Interruption,
         eval_every: int,
-        tokens_per_step: int | None,
+        tokens_before: Callable[[int], int] | None,
         wall_seconds_before: float,
         save_total_limit: int,
         evaluate_step: Callable[[int], dict[str, Any] | None],
@@ -137,7 +138,7 @@ class LabTrainerMixin(_Base):
             hide_router_logits(self.model)  # TRL sets them in the config, and requests them in each step as well
         self.tracking = tracking or Tracking((), run, listener)
         self.run, self.listener, self.interruption = run, listener, interruption
-        self.tokens_per_step = tokens_per_step
+        self._tokens_before = tokens_before
         self._evaluate_step, self._save_to = evaluate_step, save
         self._build_optimizer, self._factor = build_optimizer, learning_rate_factor
         self._decay_factor = weight_decay_factor
@@ -263,9 +264,9 @@ class LabTrainerMixin(_Base):
     @property
     def train_tokens(self) -> int:
         """Tokens trained on so far; reset at each stage."""
-        if self.tokens_per_step is None:
+        if self._tokens_before is None:
             return int(self.state.num_input_tokens_seen)
-        return self.state.global_step * self.tokens_per_step
+        return self._tokens_before(self.state.global_step)
 
     def record(self, row: dict[str, Any]) -> None:
         """Write a row to metrics.jsonl and report it."""

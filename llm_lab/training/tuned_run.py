@@ -357,7 +357,7 @@ def fit(
         listener=listener,
         interruption=Interruption(),
         eval_every=train.eval_steps,
-        tokens_per_step=None,
+        tokens_before=None,
         wall_seconds_before=start.wall_seconds,
         save_total_limit=train.save_total_limit,
         tracking=Tracking(train.trackers, folder, listener, first_step=start.step),

@@ -156,6 +156,7 @@ EFFECTS: dict[str, tuple[Any, str] | tuple[Any, str, dict]] = {
     "Scheduler.power": (1.0, "learning rates", {"scheduler.name": "polynomial"}),
     "Scheduler.decay_ratio": (0.5, "learning rates", {"scheduler.name": "wsd"}),
     "Scheduler.weight_decay": ("linear", "losses", {"optimizer": {"name": "adamw", "weight_decay": 9.0}}),
+    "Train.batch_size_warmup_steps": (2, "losses", {"train.per_device_train_batch_size": 4}),
     "Train.ema_decay": (0.9, "evaluations"),
     "Train.max_steps": (5, "logged at"),
     "Train.max_length": (8, "losses"),

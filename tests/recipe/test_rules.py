@@ -53,6 +53,18 @@ PRETRAINING: dict[str, list[tuple[dict, str, dict]]] = {
         ({**SHARDED, "train.compile": True}, "train.compile", SHARDED),
         ({**SHARDED, "train.ema_decay": 0.9}, "train.ema_decay", {"train.ema_decay": 0.9}),
     ],
+    "_batches_can_grow": [
+        (
+            {"train.batch_size_warmup_steps": 2, "train.per_device_train_batch_size": 6},
+            "train.batch_size_warmup_steps",
+            {"train.batch_size_warmup_steps": 2, "train.per_device_train_batch_size": 8},
+        ),
+        (
+            {"train.batch_size_warmup_steps": 10**6, "train.per_device_train_batch_size": 8},
+            "train.batch_size_warmup_steps",
+            {"train.batch_size_warmup_steps": 0, "train.per_device_train_batch_size": 6},
+        ),
+    ],
     "_heads_divide_width": [
         ({"model.num_attention_heads": 3}, "model.num_attention_heads", {"model.num_attention_heads": 4}),
         ({"model.num_attention_heads": 32}, "model.num_attention_heads", {"model.num_attention_heads": 16}),

@@ -104,6 +104,13 @@ def test_two_processes_that_share_the_model_train_each_stage_as_one_does(stage):
 
 
 @SLOW
+def test_two_processes_with_growing_batches_train_as_one_does():
+    run(recipe_of("pretrain", 8, "one", batch_size_warmup_steps=4))
+    run_in_processes([recipe_of("pretrain", 4, "two", batch_size_warmup_steps=4)])
+    compare("one", "two")
+
+
+@SLOW
 def test_a_shared_model_is_really_divided(monkeypatch):
     """accelerate copies a model to every process where it can't shard, and says nothing."""
     begin = LabTrainerMixin.begin
