@@ -421,7 +421,17 @@ def campaign(trials: int, seed: int, only: set[str] | None = None, *, keep: Path
                     shutil.copytree(home, keep / home.name, dirs_exist_ok=True)
             outcome.trials += 1
             shutil.rmtree(home, ignore_errors=True)
+            if outcome.trials % 20 == 0:  # a campaign may be stopped before its end
+                print(_describe(outcome), file=sys.stderr, flush=True)
     return outcome
+
+
+def _describe(outcome: Outcome) -> str:
+    counts = {"run": outcome.kills, "signal": outcome.signals, "moment": outcome.places, "half done": outcome.inside}
+    lines = [f"{sum(outcome.kills.values())} kills in {outcome.trials} trials, {len(outcome.failures)} failures"]
+    for title, found in counts.items():
+        lines.append(f"{title}: {', '.join(f'{name} {count}' for name, count in found.most_common())}")
+    return "\n".join(lines)
 
 
 STAGES = {
@@ -451,14 +461,6 @@ def bench(full: bool, *, trials: int | None = None, seed: int = 0, only: str | N
     wanted = set(only.split(",")) if only else None
     keep = Path(os.environ["KEEP_FAILED"]) if "KEEP_FAILED" in os.environ else None
     outcome = campaign(trials or (260 if full else 10), seed, wanted, keep=keep)
-    kills, failures = sum(outcome.kills.values()), len(outcome.failures)
-    print(f"{kills} kills in {outcome.trials} trials (seed {seed}), {failures} failures")
-    for title, counts in (
-        ("run", outcome.kills),
-        ("signal", outcome.signals),
-        ("moment", outcome.places),
-        ("half done", outcome.inside),
-    ):
-        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    print(f"seed {seed}: {_describe(outcome)}")
     for failure in outcome.failures:
         print(failure)

@@ -117,11 +117,11 @@ def check(
     job, problems = read_job(recipe, overrides, machine=machine)
     remarks: list[str] = []
     for index, resolved in enumerate(job.stages if job else ()):
-        found, more = _look_at_data(resolved)
+        found, more = _look_at_data(resolved, job.home if job and job.is_pipeline else None)
         found = [within_stage(index, problem) for problem in found] if job and job.is_pipeline else found
         problems += [problem for problem in found if str(problem) not in map(str, problems)]
         remarks += more
-    for index, problem in unsupported_formats([resolved.values for resolved in job.stages] if job else []):
+    for index, problem in unsupported_formats([one.values for one in job.stages], job.home) if job else ():
         problems.append(within_stage(index, problem) if job and job.is_pipeline else problem)
     if problems or job is None:
         raise UserError(*problems)
@@ -186,8 +186,11 @@ def _full_name(text: str) -> str:
     return text if text in ONE_WORD_MODELS or cached_folder(text) else str(run)
 
 
-def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
-    """Look whether data, prompts to score on and reward functions exist; returns problems and remarks."""
+def _look_at_data(resolved: Resolved, home: Path | None) -> tuple[list[Problem | str], list[str]]:
+    """Look whether data, prompts to score on and reward functions exist; returns problems and remarks.
+
+    home: of a pipeline. What an earlier stage will make is not looked at: the folder may hold a killed or an older run.
+    """
     from llm_lab.data.examples import look_at_examples
     from llm_lab.data.paths import default_split
     from llm_lab.data.sources import look_at_source
@@ -199,6 +202,8 @@ def _look_at_data(resolved: Resolved) -> tuple[list[Problem | str], list[str]]:
     stage, recipe, score = resolved.stage, resolved.recipe, getattr(resolved.recipe, "score", None)
     looks: list[Callable[[], Any]] = []
     checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
+    if home is not None and _is_inside(checkpoint, home):
+        checkpoint = None
     if stage.makes is None and measures_itself(resolved.values) and checkpoint and Path(checkpoint).exists():
         looks.append(lambda: require_own_data(str(find_model(checkpoint))))
     if stage.takes_adapter and checkpoint and Path(checkpoint).exists():

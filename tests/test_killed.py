@@ -14,6 +14,7 @@ from support.post_runs import post_recipe, write_base
 from support.pretrain_runs import losses, weights
 
 from llm_lab.events import RunWarning
+from llm_lab.job import check
 from llm_lab.runner import run
 from llm_lab.runs.disk import TEMPORARY
 from llm_lab.runs.evaluations import evaluations_of
@@ -82,6 +83,20 @@ def test_a_pipeline_killed_in_any_stage_resumes_though_the_next_stage_names_the_
     assert resumed["status"] == whole["status"] == "done"
     assert losses({"path": str(first)}) == before
     assert RunFolder(second).facts()["results"]["eval_loss"] == resumed["results"]["eval_loss"]
+
+
+@pytest.mark.parametrize("left", ["steps/.saving/checkpoint-2/adapter_config.json", "model/config.json"])
+def test_a_pipeline_does_not_look_at_what_its_earlier_stages_will_make(left):
+    """The folder of a stage may hold a half-saved adapter of a killed process, or the model of an older run."""
+    pretrain = {key: value for key, value in tiny_recipe(**SHORT).items() if key not in ("name", "device")}
+    Path("pairs.jsonl").write_text('{"question": "a?", "answer": "b"}\n' * 40)
+    sft = {"stage": "sft", "data": [{"path": "pairs.jsonl"}], "lora": {"r": 2}, "train": {"max_length": 16}}
+    file = Path("checkpoints/two/sft", left)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"model_type": "gpt2"}))
+    export = {"stage": "export", "export": {"to": "gguf"}}
+    job = check({"name": "two", "device": "cpu", "stages": [pretrain, sft, {"stage": "merge"}, export]})
+    assert [resolved.values["name"] for resolved in job.stages] == ["pretrain", "sft", "merge", "export"]
 
 
 def test_a_done_stage_without_its_report_gets_it_when_the_pipeline_is_resumed():

@@ -106,29 +106,29 @@ def _a_space_is_uploaded_by_hand(values: Values) -> Iterator[Problem]:
         yield Problem("export.push", "pushing a Space is not supported", value=form["push"], fix=fix)
 
 
-def unsupported_formats(stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Problem]]:
+def unsupported_formats(stages: Sequence[Mapping[str, Any]], home: Path) -> Iterator[tuple[int, Problem]]:
     """Yield (index, problem) of exports to a format that does not support the model, as far as its parts are known.
 
-    stages: the resolved values of a pipeline's stages, or of one.
+    stages: the resolved values of a pipeline's stages, or of one. home: where their folders are created.
     """
     for index, values in enumerate(stages):
         if (values.get(NAME) or {}).get("to") != "gguf":
             continue
-        parts = _parts_of(stages, index)
+        parts = _parts_of(stages, index, home)
         loads = what_loads(parts) if parts else None
         if loads is not None and loads.gguf is None:
             fix = "Use hf, which supports every model."
             yield index, Problem("export.to", loads.gguf_reason, value="gguf", fix=fix)
 
 
-def _parts_of(stages: Sequence[Mapping[str, Any]], index: int) -> Mapping[str, Any] | None:
+def _parts_of(stages: Sequence[Mapping[str, Any]], index: int, home: Path) -> Mapping[str, Any] | None:
     """Return the parts, or the config.json, of a stage's model, from the stage that it started in."""
     model = stages[index].get("model") or {}
     if "checkpoint" not in model:
         return read_config_json(model["config"]) if "config" in model else model
     checkpoint = Path(model["checkpoint"])
-    earlier = [at for at in range(index) if stages[at]["name"] == checkpoint.name and not checkpoint.exists()]
-    return _parts_of(stages, earlier[-1]) if earlier else read_config_json(checkpoint)
+    earlier = [at for at in range(index) if home / stages[at]["name"] == checkpoint]
+    return _parts_of(stages, earlier[-1], home) if earlier else read_config_json(checkpoint)
 
 
 EXPORT = Stage(
